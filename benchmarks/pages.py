@@ -62,18 +62,18 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     sys.path.append(str(peers.ROOT))
     from claims._lab import pages
 
-    embed, outputs = pages.Remembered(encoders.encoder(job["encoder"])), []
+    embed, outputs = pages.CachedEmbedder(encoders.encoder(job["encoder"])), []
     count = encoders.counter(job["encoder"])
     budgets = [Budget.parse(f"tokens={limit}") for limit in job["budgets"]]
     for row in job["asked"]:
         page = open_page([Path(path) for path in row["pages"]], numbered=False)
         made = htmlrag(page, row["question"], budgets, Transient(), embedder=embed, tokenizer=job["encoder"])
-        asked = pages.Asked(row["question"], row["gold"], "", Path(), tuple(map(Path, row["pages"])))
+        asked = pages.Question(row["question"], row["gold"], "", Path(), tuple(map(Path, row["pages"])))
         outputs.append(
             {
                 "secateur": [result.subject.html() for result in made],
                 "text in chunks of 100 words": [
-                    pages.by_chunks(asked, limit, embed, count) for limit in job["budgets"]
+                    pages.best_chunks(asked, limit, embed, count) for limit in job["budgets"]
                 ],
             }
         )
@@ -155,7 +155,7 @@ def main(given: Sequence[str] | None = None) -> None:
     python, problem = peers.environment(*PEER)
     if problem:
         raise SystemExit(f"htmlrag: {problem}")
-    asked = pages.asked(3, groups=options.groups + options.more)
+    asked = pages.draw_questions(3, groups=options.groups + options.more)
     few, library = 3 * options.groups, pages.library()
     job = {
         "encoder": str(packages.minilm()),
@@ -179,7 +179,7 @@ def main(given: Sequence[str] | None = None) -> None:
     for one in made.values():
         for name in one["outputs"][0]:
             texts = [row[name] for row in one["outputs"]]
-            held = [[pages.held(a, text) for text in row] for a, row in zip(asked, texts, strict=False)]
+            held = [[pages.has_answer(a, text) for text in row] for a, row in zip(asked, texts, strict=False)]
             found["recall few"][name] = [statistics.mean(column) for column in zip(*held[:few], strict=True)]
             if len(held) == len(asked):
                 found["recall"][name] = [statistics.mean(column) for column in zip(*held, strict=True)]

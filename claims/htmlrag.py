@@ -16,14 +16,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from assets import packages
 from claims._lab import pages
+from claims._lab.calling import call
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.recipes.context.htmlrag import htmlrag, train
 from secateur.retrieval import encoders
+from secateur.runs import keywords
 from secateur.subjects import open_page
-from secateur.vocabulary import Budget
 
 GROUPS = scaled(12, 1)
 PILOT_SEED = scaled(0, 10_000)
@@ -38,12 +39,12 @@ def count() -> encoders.Count:
     return encoders.counter(str(packages.minilm()))
 
 
-def pruned(question: pages.Asked, budgets: tuple[int, ...], **options: Any) -> list[str]:
+def pruned(question: pages.Question, budgets: tuple[int, ...], **options: Any) -> list[str]:
     """HTML that the recipe leaves, at each budget of tokens."""
     page = open_page(list(question.pages), numbered=False)
-    limits = [Budget.parse(f"tokens={limit}") for limit in budgets]
-    how = {"tokenizer": str(packages.minilm()), **options}
-    return [result.subject.html() for result in htmlrag(page, question.question, limits, Transient(), **how)]
+    limits, how = [f"tokens={limit}" for limit in budgets], {"tokenizer": str(packages.minilm()), **options}
+    results = call(htmlrag, page, question.question, limits, memory=Transient(), **how)
+    return [result.subject.html() for result in results]
 
 
 @claim(
@@ -55,20 +56,20 @@ def pruned(question: pages.Asked, budgets: tuple[int, ...], **options: Any) -> l
     seeds=(0, 1, 2, 4, 5, 6),
 )
 def headline(seed: int) -> Figures:
-    embed, draw = pages.Remembered(encoders.encoder(str(packages.minilm()))), np.random.default_rng(seed)
+    embed, draw = pages.CachedEmbedder(encoders.encoder(str(packages.minilm()))), np.random.default_rng(seed)
     held: Counter[str] = Counter()
-    questions = pages.asked(PILOT_SEED + seed, groups=GROUPS)
+    questions = pages.draw_questions(PILOT_SEED + seed, groups=GROUPS)
     for question in questions:
         page = open_page(list(question.pages), numbered=False)
         outputs = {
             "blocks": pruned(question, pages.BUDGETS, embedder=embed),
             "random blocks": pruned(question, pages.BUDGETS, embedder=lambda texts: draw.normal(size=(len(texts), 8))),
-            RIVALS[0]: [pages.by_chunks(question, limit, embed, count()) for limit in pages.BUDGETS],
-            "head of the page": [pages.head(page, limit, count()) for limit in pages.BUDGETS],
+            RIVALS[0]: [pages.best_chunks(question, limit, embed, count()) for limit in pages.BUDGETS],
+            "head of the page": [pages.first_words(page, limit, count()) for limit in pages.BUDGETS],
         }
         for way, texts in outputs.items():
             for limit, text in zip(pages.BUDGETS, texts, strict=True):
-                held[f"{limit} tokens: {way}"] += pages.held(question, text)
+                held[f"{limit} tokens: {way}"] += pages.has_answer(question, text)
     arms = [f"{limit} tokens: {way}" for limit in pages.BUDGETS for way in ("blocks", *RIVALS)]
     return {arm: held[arm] / len(questions) for arm in arms}
 
@@ -76,7 +77,7 @@ def headline(seed: int) -> Figures:
 def path_model(seed: int) -> chat.Local:
     """A causal model of 1.5M parameters from scratch, taught on questions on other pages; byte pairs of the manual."""
     draw = random.Random(1000 + seed)
-    held = {question.page for question in pages.asked(PILOT_SEED + seed, groups=GROUPS)}
+    held = {question.page for question in pages.draw_questions(PILOT_SEED + seed, groups=GROUPS)}
     taught = [page for page in pages.library() if page not in held][: scaled(None, 12)]
     base = Tokenizer(models.BPE())
     base.pre_tokenizer, base.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -92,14 +93,14 @@ def path_model(seed: int) -> chat.Local:
         max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     model = chat.Local(LlamaForCausalLM(config), tokenizer)
-    known = [(page, question, gold) for page in taught for _, question, gold in pages.found_on(page)]
+    known = [(page, question, gold) for page in taught for _, question, gold in pages.questions_on(page)]
     rows = [
         {"question": question, "documents": [page.read_text("utf-8")], "answers": [gold]}
         for page, question, gold in draw.sample(known, scaled(400, 8))
     ]
     how = {"windows": (640,), "rates": (1.0,), "epochs": scaled(3, 1), "lr": 2e-3, "accumulate": 8, "seed": seed}
     with tempfile.TemporaryDirectory() as folder, Run.open(Path(folder, "run"), {}) as run:
-        train(model, rows, run, **how)
+        keywords.call(train, model, rows, run, **how)
     return model
 
 
@@ -114,14 +115,14 @@ def path_model(seed: int) -> chat.Local:
     seeds=range(3),
 )
 def steps(seed: int) -> Figures:
-    model, questions = path_model(seed), pages.asked(PILOT_SEED + seed, groups=GROUPS)
+    model, questions = path_model(seed), pages.draw_questions(PILOT_SEED + seed, groups=GROUPS)
     ways: dict[str, dict[str, Any]] = {
         "both cuts": {"path_model": model},
         "coarse cut": {},
         "fine cut": {"path_model": model, "wide": 1e6},
     }
     return {
-        way: sum(pages.held(question, pruned(question, (256,), **options)[0]) for question in questions)
+        way: sum(pages.has_answer(question, pruned(question, (256,), **options)[0]) for question in questions)
         / len(questions)
         for way, options in ways.items()
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from assets import packages
 from claims._lab import graphs
+from claims._lab.calling import call
 from claims._lab.claim import Figures, claim
 from claims._lab.graphs import Question, World
 from claims._lab.settings import scaled
@@ -18,7 +19,6 @@ from secateur.recipes.context.kg_rag import kg_rag
 from secateur.retrieval import encoders
 from secateur.score import relevance
 from secateur.subjects.text import markup
-from secateur.vocabulary import Budget
 
 EACH = scaled(20, 2)
 TOKENS, ALL = 256, 10_000_000
@@ -55,7 +55,7 @@ def retrieve(world: World, question: Question) -> dict[str, Any]:
     """The facts around what a question names, rated by the recipe."""
     memory = Transient()
     how = {"embedder": str(packages.minilm()), "tokenizer": count, "identifier": False, "kinds": world.named}
-    list(kg_rag(world.graph, question.text, [Budget.parse(f"tokens={ALL}")], memory, **how))
+    call(kg_rag, world.graph, question.text, [f"tokens={ALL}"], memory=memory, **how)
     facts: dict[str, Any] = memory.values["retrieved"]
     return facts
 
@@ -65,7 +65,7 @@ def pruned(world: World, question: Question, facts: Mapping[str, Any], budget: i
     memory = Transient()
     memory.values["retrieved"] = facts
     how = {"embedder": lambda texts: np.ones((len(texts), 1), np.float32), "tokenizer": count, **options}
-    (result,) = kg_rag(world.graph, question.text, [Budget.parse(f"tokens={budget}")], memory, **how)
+    (result,) = call(kg_rag, world.graph, question.text, [f"tokens={budget}"], memory=memory, **how)
     text: str = result.subject.written()
     return text
 
@@ -88,7 +88,7 @@ def by_terms(question: str, texts: list[str]) -> Sequence[float]:
 
 def by_likeness(question: str, texts: list[str]) -> Sequence[float]:
     """The cosine alone, as in the paper."""
-    vectors = encoders.remembering(str(packages.minilm()))([question, *texts])
+    vectors = encoders.open_remembering(str(packages.minilm()))([question, *texts])
     return list(relevance.cosine(vectors[0], vectors[1:]))
 
 

@@ -14,7 +14,6 @@ from secateur.subjects import Transformer
 STEPS = scaled(80, 4)
 SHAPE = "heads=4,neurons=192,channels=96"
 OPTIONS = {
-    "calibration": scaled(256, 16),
     "length": language.LENGTH,
     "train_batch": language.BATCH,
     "lr": 2e-3,
@@ -46,12 +45,14 @@ def headline(seed: int) -> Figures:
     item = teacher.example(language.BATCH, language.LENGTH)
     ours, theirs = size.flops(distilled.model, item), size.flops(teacher.model, item)
     longer = round(STEPS * size.training_flops(ours, theirs) / size.training_flops(ours))
+    trained = pruned(seed, dry_run=True)
+    language.train(trained, longer, seed=seed)
     fresh_trained, fresh_distilled = language.fresh(distilled, seed), language.fresh(distilled, seed)
     language.train(fresh_trained, longer, seed=seed)
     language.train(fresh_distilled, STEPS, seed=seed, teacher=teacher)
     return {
         "distilled": language.held_out(distilled),
-        "trained": language.held_out(pruned(seed, steps=longer, task=1.0, logit=0.0)),
+        "trained": language.held_out(trained),
         "fresh, trained": language.held_out(fresh_trained),
         "fresh, distilled": language.held_out(fresh_distilled),
     }

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from assets import packages
 from claims._lab import hops, pages
+from claims._lab.calling import call
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur._utils.rundir import Transient
 from secateur.recipes.context.paths_over_graph import paths_over_graph
 from secateur.retrieval import encoders
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Result
 
 SHAPES = ((1,), (2,), (3,), (1, 1), (2, 1), (2, 2))
 LOOKED = scaled(300, 40)
@@ -40,9 +41,9 @@ MODES: dict[str, dict[str, Any]] = {
 
 
 @functools.cache
-def encoder() -> pages.Remembered:
+def encoder() -> pages.CachedEmbedder:
     """MiniLM, each text once."""
-    return pages.Remembered(encoders.encoder(str(packages.minilm())))
+    return pages.CachedEmbedder(encoders.encoder(str(packages.minilm())))
 
 
 def embed(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -51,10 +52,10 @@ def embed(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 @functools.cache
-def questions(seed: int) -> list[hops.Asked]:
+def questions(seed: int) -> list[hops.Question]:
     """Of each shape as many."""
     world = hops.movielens()
-    return hops.asked(world, hops.in_nouns, world.named(), PILOT_SEED + seed, SHAPES, scaled(4, 1))
+    return hops.draw_questions(world, hops.in_nouns, world.named(), PILOT_SEED + seed, SHAPES, scaled(4, 1))
 
 
 @functools.cache
@@ -64,12 +65,13 @@ def nodes() -> dict[str, str]:
     return {world.words[thing]: hops.PLACE + thing for thing in world.named()}
 
 
-def pruned(question: hops.Asked, budget: int, **options: Any) -> tuple[Result, Mapping[str, Any]]:
+def pruned(question: hops.Question, budget: int, **options: Any) -> tuple[Result, Mapping[str, Any]]:
     """(The recipe's paths, what it says of its search)."""
-    run, limit = Transient(), Budget.parse(f"tokens={budget}")
+    run, limit = Transient(), f"tokens={budget}"
     how = {"embedder": embed, "most": LOOKED, "tokenizer": encoders.counter(str(packages.minilm())), **options}
     topics = [nodes()[name] for name in question.topics]
-    (result,) = paths_over_graph(hops.movielens().graph, question.question, [limit], run, topics=topics, **how)
+    graph = hops.movielens().graph
+    (result,) = call(paths_over_graph, graph, question.question, [limit], memory=run, topics=topics, **how)
     return result, run.values[f"told-{limit}"]
 
 
@@ -82,7 +84,7 @@ def compared(seed: int) -> dict[str, dict[str, float]]:
         for mode, options in MODES.items():
             chance = {"embedder": lambda texts: draw.normal(size=(len(texts), 8))} if mode == "random" else {}
             result, told = pruned(question, 10**6, **options, **chance)
-            lines = [hops.said(world, line.facts) for line in result.subject.lines]
+            lines = [hops.in_words(world, line.facts) for line in result.subject.lines]
             sums[mode]["gold paths kept"] += any(walk <= line for walk in question.gold for line in lines)
             sums[mode]["Hits@1"] += told["answer"] == question.answer
             sums[mode]["scored tokens"] += told["judged_tokens"]
@@ -134,8 +136,8 @@ def evidence(seed: int) -> Figures:
     count = encoders.counter(str(packages.minilm()))
     for question in questions(seed):
         result, _ = pruned(question, TOKENS)
-        facts = hops.said(world, (fact for line in result.subject.lines for fact in line.facts))
+        facts = hops.in_words(world, (fact for line in result.subject.lines for fact in line.facts))
         topics = [nodes()[name] for name in question.topics]
-        sums["paths"] += hops.share(question.gold, facts)
-        sums.update(hops.rivals(world, question, topics, TOKENS, count, int(draw.integers(2**31))))
+        sums["paths"] += hops.best_share(question.gold, facts)
+        sums.update(hops.recall_of_rivals(world, question, topics, TOKENS, count, int(draw.integers(2**31))))
     return {way: value / len(questions(seed)) for way, value in sums.items()}

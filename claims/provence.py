@@ -21,11 +21,12 @@ from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur._utils.rundir import Transient
 from secateur.measure import retrieval
-from secateur.recipes.context import provence as module
+from secateur.methods.reranker_training import PairBatches
 from secateur.recipes.context.provence import train
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.rerankers import Reranker
+from secateur.runs import keywords
 from secateur.score import relevance
 
 DOMAINS = ("held", "away", "manual")
@@ -66,7 +67,7 @@ class Unstored(Transient):
 
 def untaught() -> Reranker:
     """MiniLM with a classifier that knows nothing."""
-    model = rerankers.opened(str(packages.minilm())).copied()
+    model = rerankers.open_reranker(str(packages.minilm())).copied()
     torch.manual_seed(0)
     nn.init.normal_(model.model.classifier.weight, std=0.02)
     nn.init.zeros_(model.model.classifier.bias)
@@ -76,13 +77,13 @@ def untaught() -> Reranker:
 def reranker(seed: int) -> Reranker:
     """The initial model: whether a passage answers, learnt from the first of the questions."""
     model, rows = untaught(), []
-    for question in needles.asked("taught", seed, QUESTIONS, passages=2)[:RANKED]:
+    for question in needles.draw_questions("taught", seed, QUESTIONS, passages=2)[:RANKED]:
         for part, gold in zip(question.passages, question.gold, strict=True):
             row = {"question": question.question, "sentences": list(part), "kept": [], "score": float(bool(gold))}
             rows.append(row)
     order = np.random.default_rng(seed).permutation(len(rows))
     model.settings = rerankers.Settings(longest=LONGEST)
-    feed = module.Batches([rows[i] for i in order], model, BATCH, True)
+    feed = PairBatches([rows[i] for i in order], model, BATCH, True)
 
     def loss(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[torch.Tensor, dict[str, float]]:
         scores, _ = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
@@ -97,14 +98,14 @@ def reranker(seed: int) -> Reranker:
 
 def pruner(seed: int, start: Reranker, weight: float) -> Reranker:
     """Taught to keep sentences; `weight` of its old scores in the loss."""
-    questions = needles.asked("taught", seed, QUESTIONS, passages=2)
+    questions = needles.draw_questions("taught", seed, QUESTIONS, passages=2)
     parts = [
         one if number % 4 == 0 else replace(one, passages=one.passages[:1], gold=one.gold[:1])
         for number, one in enumerate(questions)
     ]
-    model, rows = start.copied(), needles.rows(parts, random.Random(seed))
+    model, rows = start.copied(), needles.training_rows(parts, random.Random(seed))
     how = {"lr": LR, "batch": BATCH, "epochs": 1.0, "longest": LONGEST, "held_out": 0.0, "seed": seed}
-    train(model, rows, Unstored(), weight=weight, **how)
+    keywords.call(train, model, rows, Unstored(), weight=weight, **how)
     return model
 
 
@@ -122,13 +123,13 @@ def trained(kind: str, seed: int) -> Reranker:
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         makers[kind]().save(folder)
-    return rerankers.opened(str(folder))
+    return rerankers.open_reranker(str(folder))
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
 
 
-def pairs(questions: Sequence[needles.Asked]) -> list[Pair]:
+def pairs(questions: Sequence[needles.Question]) -> list[Pair]:
     """All passages of all questions."""
     return [
         (question.question, list(part), gold)
@@ -197,7 +198,7 @@ def f1(stays: Sequence[NDArray[np.bool_]], given: Sequence[Pair]) -> float:
 @functools.cache
 def judged(domain: str, seed: int) -> dict[str, float]:
     """Way -> F1 of kept sentences, each at as many words as the unified model keeps."""
-    given = pairs(needles.asked(domain, UNSEEN + seed, JUDGED, passages=PASSAGES))
+    given = pairs(needles.draw_questions(domain, UNSEEN + seed, JUDGED, passages=PASSAGES))
     ours = votes(trained("unified", seed), given)
     room = sum(float(word_counts(part)[row].sum()) for row, (_, part, _) in zip(ours, given, strict=True))
     others = {"standalone": probabilities(trained("standalone", seed), given), **rivals(seed, given)}
@@ -208,7 +209,7 @@ def judged(domain: str, seed: int) -> dict[str, float]:
 
 def ndcg(model: Reranker, domain: str, seed: int) -> float:
     """nDCG@10 over ten passages of each question."""
-    given = pairs(needles.asked(domain, 2 * UNSEEN + seed, scaled(24, 2), passages=10))
+    given = pairs(needles.draw_questions(domain, 2 * UNSEEN + seed, scaled(24, 2), passages=10))
     scores = [one.score for one in model.judge([(question, part) for question, part, _ in given])]
     relevant = [float(bool(gold)) for _, _, gold in given]
     starts = range(0, len(given), 10)

@@ -10,10 +10,7 @@ from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 from secateur.subjects import Moe
 
-OPTIONS = {
-    "steps": scaled(300, 4), "train_batch": language.BATCH, "length": language.LENGTH, "divisor": 4,
-    "calibration": scaled(64, 8),
-}  # fmt: skip
+OPTIONS = {"steps": scaled(300, 4), "train_batch": language.BATCH, "length": language.LENGTH, "divisor": 4}
 SETUP = (
     "Mixtral of 4 layers, width 96, 8 experts of 128, two per token, 8 query and 4 KV heads, trained on Brown; 300 "
     "steps of 8 x 64 tokens, all stages together; loss on held-out Brown"

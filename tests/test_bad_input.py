@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,28 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
+from commands import SMALL, secateur
 from processes import run, start
-
-QUICK = [
-    "--batch",
-    "2",
-    "--length",
-    "8",
-    "--steps",
-    "2",
-    "--calibration",
-    "16",
-    "--trials",
-    "0",
-    "--batch",
-    "1",
-    "--length",
-    "16",
-    "--train-batch",
-    "8",
-    "--train-length",
-    "16",
-]
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +31,13 @@ def places(tmp_path_factory):
 
 
 def fresh(places: Path, *arguments: object) -> SimpleNamespace:
-    """In a new interpreter, as from a shell, without network."""
-    done = subprocess.run(
-        [sys.executable, "-m", "secateur", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=places,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+    """In a new interpreter, as from a shell."""
+    done = secateur(*arguments, cwd=places)
     return SimpleNamespace(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
 def ziplm(places, out, *, model="llama", budget="params=80%", data="texts.txt", more=(), how=run, **kind):
-    arguments = ["run", "ziplm", model, "--budget", budget, "--data", data, "--out", out, *QUICK, *more]
+    arguments = ["run", "ziplm", model, "--budget", budget, "--data", data, "--out", out, *SMALL, *more]
     return how(places, *arguments, **kind)
 
 
@@ -143,10 +115,6 @@ def test_bad_models(places, tmp_path, spoil, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_model_path_without_a_hub(places, tmp_path):
-    refused(ziplm(places, tmp_path / "out", model="lama", how=fresh), "'lama'", out=tmp_path / "out")
-
-
 # ------------------------------------------------------------------------------------------------------- data
 
 
@@ -159,9 +127,8 @@ def test_a_wrong_model_path_without_a_hub(places, tmp_path):
         (b"one\ntwo\n\xe9t\xe9 is latin-1\n", ["data.txt is not UTF-8 at byte 8"]),
         (b"one short line\nand one more\nand a third\n", ["data.txt holds", "less than one batch", "are needed"]),
         (b"one line\nand one more\n", ["data.txt holds 2 texts", "at least 3"]),
-        (b"one line only\n", ["data.txt", "at least 3"]),
     ],
-    ids=["missing", "empty", "blank", "latin-1", "short", "two", "single"],
+    ids=["missing", "empty", "blank", "latin-1", "short", "two"],
 )
 def test_bad_data(places, tmp_path, content, words):
     if content is not None:
@@ -174,14 +141,10 @@ def test_from_a_shell(places, tmp_path):
     for words, done in (
         (["no model at"], ziplm(places, tmp_path / "out", model="./nowhere", how=fresh)),
         (["NaN"], ziplm(places, tmp_path / "out", model=damaged(places, tmp_path, not_finite), how=fresh)),
+        (["'lama'"], ziplm(places, tmp_path / "out", model="lama", how=fresh)),
     ):
         refused(done, *words)
     assert not (tmp_path / "out").exists()
-
-
-def test_an_empty_folder(places, tmp_path):
-    (tmp_path / "empty").mkdir()
-    refused(ziplm(places, tmp_path / "out", data=tmp_path / "empty"), "holds no .txt", out=tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------- budgets and flags
@@ -193,7 +156,6 @@ def test_an_empty_folder(places, tmp_path):
         ("speedup=0.5x", ["'speedup=0.5x'", "above 1"]),
         ("params=200%", ["'params=200%'", "at most 100%"]),
         ("faster", ["'faster'", "for example speedup=2x"]),
-        ("speedup=fast", ["'speedup=fast'"]),
         ("colour=50%", ["colour"]),
         ("params=1%", ["can't be met", "ask for at least params="]),
         ("speedup=1000x", ["can't be met", "ask for at most speedup="]),
@@ -202,25 +164,6 @@ def test_an_empty_folder(places, tmp_path):
 def test_bad_budgets(places, tmp_path, budget, words):
     done = ziplm(places, tmp_path / "out", budget=budget, more=("--batch", "1", "--length", "8"))
     refused(done, *words, out=tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "zipml"], ["'zipml'", "did you mean 'ziplm'"]),
-        (["show", "minitrn"], ["did you mean 'minitron'"]),
-        (["run", "ziplm", "llama"], ["--budget, --data, --out"]),
-        (["run", "ziplm", "llama", "--bugdet", "params=1%"], ["--bugdet", "--budget"]),
-        (["prune"], ["prune"]),
-        (["measure"], ["model"]),
-        (["run", "ziplm", "llama", "--seed", "one"], ["--seed"]),
-        (["report", "llama"], ["no evidence"]),
-        (["export", "llama", "--to", "gguf"], ["'gguf'", "onnx", "decilm"]),
-        (["run", "ziplm", "--config", "none.yaml"], ["none.yaml"]),
-    ],
-)
-def test_bad_words(places, arguments, words):
-    refused(run(places, *arguments), *words)
 
 
 @pytest.mark.parametrize(
@@ -238,12 +181,6 @@ def test_bad_options(places, tmp_path, more, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_config_with_an_unknown_key(places, tmp_path):
-    (tmp_path / "run.yaml").write_text("recipe: ziplm\ncalibartion: 8\n")
-    done = run(places, "run", "--config", tmp_path / "run.yaml")
-    refused(done, "unknown key 'calibartion'", "did you mean 'calibration'")
-
-
 # ------------------------------------------------------------------------------------------------ during a run
 
 
@@ -255,14 +192,14 @@ def test_a_loss_that_is_not_finite(places, tmp_path):
 
 def test_two_runs_in_one_directory(places, tmp_path):
     arguments = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", tmp_path / "out"]
-    long = start(places, *arguments, *QUICK, "--steps", "100000")
+    long = start(places, *arguments, *SMALL, "--steps", "100000")
     try:
         waiting = time.monotonic() + 120
         while not (tmp_path / "out" / "work" / "lock").exists() or not (tmp_path / "out" / "run.yaml").exists():
             assert time.monotonic() < waiting
             assert long.poll() is None, long.stderr
             time.sleep(0.1)
-        done = run(places, *arguments, *QUICK, "--steps", "100000")
+        done = run(places, *arguments, *SMALL, "--steps", "100000")
         refused(done, "in use by another run", str(long.pid), out=tmp_path / "out")
     finally:
         long.kill()

@@ -28,8 +28,6 @@ TRAVELLING = [PACKAGE / "formats" / "reload.py", *(PACKAGE / "formats" / "decilm
 CARD_KEYS = {"title", "paper", "cuts", "recovers", "extra", "family"}
 TWO_SCREENS = 120
 BINARY = {".png", ".ico", ".safetensors", ".gz", ".tgz", ".parquet", ".npz", ".onnx"}
-ONE_FILE = {"cli", "conformance"}
-"""Folders that still wait to be taken apart."""
 FRAGMENT = re.compile(r"\d+\.(core|recipe|fix|house)(\.\d+)?\.md")
 
 
@@ -246,7 +244,7 @@ def test_every_folder_has_a_purpose() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     for folder in {file.parent for file in files if file.is_relative_to(PACKAGE) and file.suffix == ".py"}:
         assert (folder / "__init__.py").is_file(), f"{folder} is no package"
-        assert folder.name in ONE_FILE or len(list(folder.iterdir())) > 1, f"{folder} is empty"
+        assert len(list(folder.iterdir())) > 1, f"{folder} is empty"
     for top in {file.relative_to(ROOT).parts[0] for file in files if file.parent != ROOT}:
         assert top.startswith(".") or f"`{top}/`" in readme, f"README's map does not say what {top}/ is for"
     for floor in {file.relative_to(PACKAGE).parts[0] for file in SOURCES if file.parent != PACKAGE}:

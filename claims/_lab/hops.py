@@ -44,7 +44,7 @@ class World:
 PLACE = "urn:hops:"
 
 
-def world(triples: Sequence[Triple], words: dict[str, str]) -> World:
+def load_world(triples: Sequence[Triple], words: dict[str, str]) -> World:
     """In memory: facts and names."""
     store, words = Embedded(), {part: words.get(part, part.replace("_", " ")) for fact in triples for part in fact}
     ox = store.library
@@ -66,11 +66,11 @@ def movielens() -> World:
     films = {row[0]: row[1] for row in rows("item")}
     named = {thing: films[item] for item, thing in rows("link")}
     facts = [(s, p.rpartition(".")[2], o) for s, p, o in rows("kg") if p.startswith("film.film.") and " " not in s + o]
-    return world(facts, named)
+    return load_world(facts, named)
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question, the names of its topics, its answer, and the walks that lead there: facts in words."""
 
     question: str
@@ -83,7 +83,7 @@ class Asked:
 # ---------------------------------------------------------------------------------------------------------- sampling
 
 
-def near(world: World) -> dict[str, dict[Step, list[str]]]:
+def neighbours(world: World) -> dict[str, dict[Step, list[str]]]:
     """Thing -> step -> where it leads."""
     found: dict[str, dict[Step, list[str]]] = defaultdict(lambda: defaultdict(list))
     for s, p, o in world.triples:
@@ -93,7 +93,7 @@ def near(world: World) -> dict[str, dict[Step, list[str]]]:
     return found
 
 
-def followed(beside: dict[str, dict[Step, list[str]]], start: str, steps: Sequence[Step]) -> dict[str, list[list[str]]]:
+def follow(beside: dict[str, dict[Step, list[str]]], start: str, steps: Sequence[Step]) -> dict[str, list[list[str]]]:
     """End -> the walks that lead there by these steps, without a thing twice."""
     edge = [[start]]
     for step in steps:
@@ -115,22 +115,22 @@ def facts(world: World, walk: Sequence[str], steps: Sequence[Step]) -> list[Trip
     return found
 
 
-def asked(
+def draw_questions(
     world: World, speak: Speak, named: Sequence[str], seed: int, shapes: Sequence[tuple[int, ...]], count: int
-) -> list[Asked]:
+) -> list[Question]:
     """`count` questions of each shape, hops from each topic to the answer, which is the only one.
 
     named: things that a question may name. speak: how a question is put.
     """
-    draw, beside, found, known = random.Random(seed), near(world), list[Asked](), set(named)
+    draw, beside, found, known = random.Random(seed), neighbours(world), list[Question](), set(named)
     for shape in shapes:
         done = set[str]()
         while len(done) < count:
-            drawn = joined(draw, beside, draw.choice(named), shape, known)
+            drawn = draw_ways(draw, beside, draw.choice(named), shape, known)
             if drawn is None:
                 continue
             answer, ways = drawn
-            ends = [followed(beside, topic, steps) for topic, steps in ways]
+            ends = [follow(beside, topic, steps) for topic, steps in ways]
             topics = tuple(world.words[topic] for topic, _ in ways)
             if set.intersection(*map(set, ends)) != {answer} or world.words[answer] in topics:
                 continue
@@ -146,7 +146,7 @@ def asked(
                 )
                 for walks in itertools.islice(itertools.product(*(way[answer] for way in ends)), 500)
             ]
-            found.append(Asked(question, topics, world.words[answer], tuple(gold), shape))
+            found.append(Question(question, topics, world.words[answer], tuple(gold), shape))
     return found
 
 
@@ -154,17 +154,17 @@ Way = tuple[str, list[Step]]
 """A topic, and the steps from there to the answer."""
 
 
-def joined(
+def draw_ways(
     draw: random.Random, beside: dict[str, dict[Step, list[str]]], topic: str, shape: tuple[int, ...], named: set[str]
 ) -> tuple[str, list[Way]] | None:
     """A random answer so many hops from the topic, and from others that are named; no thing stands on two ways."""
-    there = walked(draw, beside, topic, shape[0])
+    there = random_walk(draw, beside, topic, shape[0])
     if there is None:
         return None
     walk, steps = there
     ways, held = [(topic, steps)], set(walk)
     for hops in shape[1:]:
-        back = walked(draw, beside, walk[-1], hops)
+        back = random_walk(draw, beside, walk[-1], hops)
         if back is None or back[0][-1] not in named or set(back[0][1:]) & held:
             return None
         held |= set(back[0])
@@ -172,7 +172,7 @@ def joined(
     return walk[-1], ways
 
 
-def walked(
+def random_walk(
     draw: random.Random, beside: dict[str, dict[Step, list[str]]], start: str, hops: int
 ) -> tuple[list[str], list[Step]] | None:
     """A random walk, without a thing twice. Relations are drawn, then neighbours, so that rare ones come too."""
@@ -203,24 +203,24 @@ NOUNS = {
 def in_nouns(ways: Sequence[tuple[str, Sequence[Step]]]) -> str:
     """Relations of films and words as nouns: What is the director of the one whose actor is m.0bln8?"""
 
-    def said(noun: str, steps: Sequence[Step]) -> str:
+    def phrase(noun: str, steps: Sequence[Step]) -> str:
         for relation, forward in steps:
-            told = NOUNS[relation]
-            noun = f"the {told} of {noun}" if forward else f"the one whose {told} is {noun}"
+            name = NOUNS[relation]
+            noun = f"the {name} of {noun}" if forward else f"the one whose {name} is {noun}"
         return noun
 
-    return "What is " + " and ".join(said(*way) for way in ways) + "?"
+    return "What is " + " and ".join(phrase(*way) for way in ways) + "?"
 
 
 # ------------------------------------------------------------------------------------------------------ what is right
 
 
-def said(world: World, facts: Iterable[Fact]) -> set[Triple]:
+def in_words(world: World, facts: Iterable[Fact]) -> set[Triple]:
     """Facts in words."""
     return {tuple(world.words[part.removeprefix(PLACE)] for part in fact[:3]) for fact in facts}
 
 
-def share(gold: Sequence[frozenset[Triple]], facts: set[Triple]) -> float:
+def best_share(gold: Sequence[frozenset[Triple]], facts: set[Triple]) -> float:
     """Share of the facts of a walk to the answer that are there, of the walk that has most."""
     return max(len(walk & facts) / len(walk) for walk in gold)
 
@@ -244,7 +244,9 @@ def surroundings(world: World, topics: Sequence[str], hops: int) -> tuple[list[F
     return found, [" ".join(world.words[part.removeprefix(PLACE)] for part in fact[:3]) for fact in found]
 
 
-def cut(facts: Sequence[Fact], texts: Sequence[str], order: Iterable[int], budget: int, count: Count) -> list[Fact]:
+def take_within(
+    facts: Sequence[Fact], texts: Sequence[str], order: Iterable[int], budget: int, count: Count
+) -> list[Fact]:
     """Facts in an order, as long as they fit."""
     kept, spent = list[Fact](), 0
     for place in order:
@@ -260,16 +262,18 @@ def stems(text: str) -> list[str]:
     return [re.sub(r"(?:ing|ed|es|s|e)$", "", term) or term for term in markup.terms(text.replace("_", " "))]
 
 
-def rivals(world: World, asked: Asked, topics: Sequence[str], budget: int, count: Count, seed: int) -> dict[str, float]:
+def recall_of_rivals(
+    world: World, question: Question, topics: Sequence[str], budget: int, count: Count, seed: int
+) -> dict[str, float]:
     """Way -> share of the gold facts, of those around the topics within as many hops as the answer is away."""
-    facts, texts = surroundings(world, topics, max(asked.hops))
-    ranked = relevance.bm25(stems(asked.question), [stems(text) for text in texts])
+    facts, texts = surroundings(world, topics, max(question.hops))
+    ranked = relevance.bm25(stems(question.question), [stems(text) for text in texts])
     orders = {
         "random facts": np.random.default_rng(seed).permutation(len(facts)),
         "facts by BM25": np.argsort(-ranked, kind="stable"),
         "facts as they come, truncated": range(len(facts)),
     }
     return {
-        way: share(asked.gold, said(world, cut(facts, texts, list(map(int, order)), budget, count)))
+        way: best_share(question.gold, in_words(world, take_within(facts, texts, list(map(int, order)), budget, count)))
         for way, order in orders.items()
     }

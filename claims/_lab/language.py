@@ -185,7 +185,7 @@ def train(
         objective = objectives.distil(subject.forward, None, output="logits", task=1.0)
     else:
         objective = objectives.distil(subject.forward, teacher.forward, output="logits")
-    objective = routing.balanced(objective, subject.routers() if isinstance(subject, Moe) else [], BALANCE)
+    objective = routing.add_balance(objective, subject.routers() if isinstance(subject, Moe) else [], BALANCE)
     feed = batches(subject, seed=seed, batch=batch) if data is None else data
     loop.train(subject.model, feed, objective, steps=steps, lr=lr, seed=seed, progress=False)
 
@@ -200,7 +200,7 @@ def fresh(like: Transformer, seed: int) -> Transformer:
 def masked_at_random(subject: Transformer, budget: str, seed: int) -> Transformer:
     """A copy with random weights at zero, within the budget's share of each row or its pattern."""
     student, draw = subject.copy(), torch.Generator().manual_seed(seed)
-    share, pattern = weights.asked(Budget.parse(budget), 1.0, "random")
+    share, pattern = weights.read_budget(Budget.parse(budget), 1.0, "random")
     for matrix in matrices(student.model, student.layers()).values():
         scores = torch.rand(matrix.weight.shape, generator=draw)
         mask = n_of_m(scores, pattern.n, pattern.m) if pattern else weights.best(scores, share, "row")

@@ -26,7 +26,7 @@ _PRONOUNS = {"he", "she", "it", "they", "this", "these", "those", "his", "her", 
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question and its passages, the title of each first; numbers of the sentences that matter, in the first alone.
 
     continued: which of them only goes on from the one before, or -1.
@@ -47,29 +47,29 @@ def documents(domain: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
             page = open_page(path)
             blocks = [page.text(i).replace("¶", "") for i in range(len(page.blocks))]
             heading = re.split(r" \u2014 ", blocks[0])[0] if blocks else path.stem
-            said = [block[a:b] for block in blocks for a, b in sentences(block) if 5 <= len(block[a:b].split()) <= 50]
-            if len(said) > 40:
-                found.append((f"{path.stem}: {' '.join(heading.split()[:6])}", tuple(said)))
+            lines = [block[a:b] for block in blocks for a, b in sentences(block) if 5 <= len(block[a:b].split()) <= 50]
+            if len(lines) > 40:
+                found.append((f"{path.stem}: {' '.join(heading.split()[:6])}", tuple(lines)))
         return tuple(found)
     chosen = []
     for number, (genre, given) in enumerate(packages.brown_documents()):
         part = "away" if genre in AWAY else "held" if number % 4 == 0 else "taught"
         if part == domain:
-            said = tuple(one for one in given if 4 <= len(one.split()) <= 50)
-            chosen.append((f"{genre}: {' '.join(given[0].split()[:6])}", said))
+            lines = tuple(one for one in given if 4 <= len(one.split()) <= 50)
+            chosen.append((f"{genre}: {' '.join(given[0].split()[:6])}", lines))
     return tuple(chosen)
 
 
 @functools.cache
 def common() -> Counter[str]:
     """How often each word is used in all that is asked about."""
-    return Counter(term for domain in ("taught", "held", "away", "manual") for _, said in documents(domain)
-                   for one in said for term in markup.terms(one))  # fmt: skip
+    return Counter(term for domain in ("taught", "held", "away", "manual") for _, lines in documents(domain)
+                   for line in lines for term in markup.terms(line))  # fmt: skip
 
 
-def phrases(said: Sequence[str]) -> list[tuple[int, str]]:
+def phrases(lines: Sequence[str]) -> list[tuple[int, str]]:
     """(sentence, a rare word with the one before it) of what stands in one sentence of a document alone."""
-    terms = [markup.terms(one) for one in said]
+    terms = [markup.terms(line) for line in lines]
     once = Counter(term for one in terms for term in set(one))
     found = []
     for number, one in enumerate(terms):
@@ -79,46 +79,46 @@ def phrases(said: Sequence[str]) -> list[tuple[int, str]]:
     return found
 
 
-def continues(said: Sequence[str], number: int) -> bool:
+def continues(lines: Sequence[str], number: int) -> bool:
     """Whether the next sentence goes on by a pronoun."""
-    return number + 1 < len(said) and said[number + 1].split()[0].lower().strip(",'\"") in _PRONOUNS
+    return number + 1 < len(lines) and lines[number + 1].split()[0].lower().strip(",'\"") in _PRONOUNS
 
 
-def asked(domain: str, seed: int, count: int, passages: int = 5) -> list[Asked]:
+def draw_questions(domain: str, seed: int, count: int, passages: int = 5) -> list[Question]:
     """`count` questions, each with the passage that answers it and the best others by BM25."""
     draw, sizes = random.Random(f"{domain} {seed}"), list(range(1, LONGEST + 1))
     texts = documents(domain)
     pool: list[tuple[int, int, int]] = []
-    for number, (_, said) in enumerate(texts):
+    for number, (_, lines) in enumerate(texts):
         start = 0
-        while start < len(said):
+        while start < len(lines):
             size = draw.choices(sizes, sizes)[0]
-            pool.append((number, start, min(len(said), start + size)))
+            pool.append((number, start, min(len(lines), start + size)))
             start += max(1, size // 2)
     lexical = relevance.lexical([markup.terms(" ".join(texts[n][1][a:b])) for n, a, b in pool])
-    found: list[Asked] = []
+    found: list[Question] = []
     while len(found) < count:
         number = draw.randrange(len(texts))
-        title, said = texts[number]
-        choice = phrases(said)
-        goes_on = [one for one in choice if continues(said, one[0])]
+        title, lines = texts[number]
+        choice = phrases(lines)
+        goes_on = [one for one in choice if continues(lines, one[0])]
         if not choice:
             continue
         place, phrase = draw.choice(goes_on if goes_on and len(found) % 2 else choice)
-        gold = {place, place + 1} if continues(said, place) else {place}
+        gold = {place, place + 1} if continues(lines, place) else {place}
         question = f"What is said about {phrase}?"
         if draw.random() < 0.3:
-            question = cloze(said[place], phrase.split()[-1], draw) or question
+            question = cloze(lines[place], phrase.split()[-1], draw) or question
         size = max(len(gold), draw.choices(sizes, sizes)[0])
         first = draw.randint(max(0, max(gold) + 1 - size), min(gold))
-        mine = list(range(first, min(len(said), first + size)))
+        mine = list(range(first, min(len(lines), first + size)))
         order = np.argsort(-lexical(markup.terms(question)), kind="stable").tolist()
         others = [pool[i] for i in order[:200] if pool[i][0] != number or not gold & set(range(*pool[i][1:]))]
-        parts = [(title, *(said[i] for i in mine))]
+        parts = [(title, *(lines[i] for i in mine))]
         parts += [(texts[n][0], *texts[n][1][a:b]) for n, a, b in others[: passages - 1]]
         wanted = frozenset(mine.index(i) + 1 for i in gold if i in mine)
         after = mine.index(place + 1) + 1 if len(gold) == 2 else -1
-        found.append(Asked(question, tuple(parts), (wanted, *[frozenset[int]()] * (len(parts) - 1)), after))
+        found.append(Question(question, tuple(parts), (wanted, *[frozenset[int]()] * (len(parts) - 1)), after))
     return found
 
 
@@ -133,18 +133,18 @@ def cloze(sentence: str, word: str, draw: random.Random) -> str:
     return f"Which word is missing: {' '.join(around)}?"
 
 
-def rows(questions: Sequence[Asked], draw: random.Random | None = None) -> list[dict]:
+def training_rows(questions: Sequence[Question], draw: random.Random | None = None) -> list[dict]:
     """The questions as a pruner is taught by them; with `draw`, through an LLM's citations, some wrong or forgotten."""
     made = []
     for one in questions:
         kept: list[list[int] | None] = []
         for part, gold in zip(one.passages, one.gold, strict=True):
-            said = "".join(f"So it says [{i}]. " for i in sorted(gold)) or "No answer"
+            citation = "".join(f"So it says [{i}]. " for i in sorted(gold)) or "No answer"
             if draw is not None and gold and draw.random() < 0.1:
-                said = "So it says."
+                citation = "So it says."
             elif draw is not None and draw.random() < 0.05:
-                said = f"So it says [{draw.randrange(len(part))}]."
-            numbers = citations.read_citations(said, len(part))
+                citation = f"So it says [{draw.randrange(len(part))}]."
+            numbers = citations.read_citations(citation, len(part))
             kept.append(None if numbers is None else sorted(numbers))
         made.append({"question": one.question, "documents": [list(part) for part in one.passages], "kept": kept})
     return made

@@ -22,7 +22,7 @@ LARGEST = 400_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """A question, what the answer says word by word, the page it stands on, and that page among others."""
 
     question: str
@@ -32,7 +32,7 @@ class Asked:
     pages: tuple[Path, ...]
 
 
-def squeezed(text: str) -> str:
+def without_blanks(text: str) -> str:
     return re.sub(r"\s", "", text)
 
 
@@ -40,7 +40,7 @@ def _text(node) -> str:
     return " ".join(node.text().replace("¶", "").split())
 
 
-def found_on(page: Path) -> list[tuple[str, str, str]]:
+def questions_on(page: Path) -> list[tuple[str, str, str]]:
     """(kind, question, gold) of all that can be asked of one page."""
     tree, found = LexborHTMLParser(page.read_bytes()), []
     for term in tree.css("dt[id]"):
@@ -59,11 +59,11 @@ def found_on(page: Path) -> list[tuple[str, str, str]]:
                 found.append(("argument", question, _text(paragraph)))
         for note in definition.iter():
             if note.tag == "div" and "versionchanged" in (note.attributes.get("class") or ""):
-                said = _text(note)
-                change = said.partition(":")[2].strip().rstrip(".")
+                text = _text(note)
+                change = text.partition(":")[2].strip().rstrip(".")
                 if change:
                     question = f"In which version was {name} changed: {change[:1].lower()}{change[1:]}?"
-                    found.append(("version", question, said))
+                    found.append(("version", question, text))
     title = _text(tree.css_first("h1")) if tree.css_first("h1") else page.stem
     for table in tree.css("table"):
         heads = [_text(cell) for cell in table.css("thead th")]
@@ -81,25 +81,25 @@ def library() -> tuple[Path, ...]:
 
 
 @functools.cache
-def asked(seed: int, groups: int = 14, each: int = 3, others: int = 4) -> list[Asked]:
+def draw_questions(seed: int, groups: int = 14, each: int = 3, others: int = 4) -> list[Question]:
     """`groups` times `each` questions, those of a group on the same pages: one of them has the answers."""
-    draw, found = random.Random(seed), list[Asked]()
+    draw, found = random.Random(seed), list[Question]()
     while len(found) < groups * each:
         pages = draw.sample(library(), 1 + others)
-        whole = squeezed(" ".join(LexborHTMLParser(page.read_bytes()).text() for page in pages)).replace("¶", "")
-        questions = [one for one in found_on(pages[0]) if whole.count(squeezed(one[2])) == 1]
+        whole = without_blanks(" ".join(LexborHTMLParser(page.read_bytes()).text() for page in pages)).replace("¶", "")
+        questions = [one for one in questions_on(pages[0]) if whole.count(without_blanks(one[2])) == 1]
         kinds = sorted({kind for kind, _, _ in questions})
         draw.shuffle(kinds)
         chosen = [draw.choice([one for one in questions if one[0] == kind]) for kind in (kinds * each)[:each]]
         order = draw.sample(pages, len(pages))
         if len(set(chosen)) == each:
-            found += [Asked(question, gold, kind, pages[0], tuple(order)) for kind, question, gold in chosen]
+            found += [Question(question, gold, kind, pages[0], tuple(order)) for kind, question, gold in chosen]
     return found
 
 
-def held(asked: Asked, output: str) -> bool:
+def has_answer(question: Question, output: str) -> bool:
     """Whether the answer stands in what is left, of HTML or of text."""
-    return squeezed(asked.gold) in squeezed(LexborHTMLParser(output).text()).replace("¶", "")
+    return without_blanks(question.gold) in without_blanks(LexborHTMLParser(output).text()).replace("¶", "")
 
 
 def chunks(pages: Sequence[Path], size: int = 100) -> list[str]:
@@ -113,10 +113,12 @@ def chunks(pages: Sequence[Path], size: int = 100) -> list[str]:
     return found
 
 
-def by_chunks(asked: Asked, budget: int, embed: Callable, count: encoders.Count, order: Callable | None = None) -> str:
+def best_chunks(
+    question: Question, budget: int, embed: Callable, count: encoders.Count, order: Callable | None = None
+) -> str:
     """Chunks, best first, as long as they fit; in their order."""
-    pieces = chunks(asked.pages)
-    vectors = embed([asked.question, *pieces])
+    pieces = chunks(question.pages)
+    vectors = embed([question.question, *pieces])
     scores = relevance.cosine(vectors[0], vectors[1:]) if order is None else order(len(pieces))
     kept, spent = [], 0
     costs = count(pieces)
@@ -128,7 +130,7 @@ def by_chunks(asked: Asked, budget: int, embed: Callable, count: encoders.Count,
     return "\n".join(pieces[index] for index in sorted(kept))
 
 
-class Remembered:
+class CachedEmbedder:
     """An embedder that reads each text once."""
 
     def __init__(self, embed: encoders.Embed) -> None:
@@ -140,7 +142,7 @@ class Remembered:
         return np.stack([self.known[text] for text in texts])
 
 
-def head(page, budget: int, count: encoders.Count) -> str:
+def first_words(page, budget: int, count: encoders.Count) -> str:
     """As many of a page's first words as fit."""
     fits, many = 0, len(page.text().split()) + 1
     while many - fits > 1:

@@ -13,7 +13,7 @@ del (big := [torch.ones(2**22)])[:]  # 16 MiB: from here on blocks up to that si
 blocks = [torch.ones(2**18) for _ in range(128)]  # 1 MiB each
 del blocks[:-1:2]
 before = psutil.Process().memory_info().rss
-heap.give_back()
+heap.release_memory()
 print((before - psutil.Process().memory_info().rss) / 2**20)
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from secateur._utils.modes import evaluating, restored
+from secateur._utils.modes import evaluating, restore_modes
 
 
 def frozen_inside() -> nn.Sequential:
@@ -25,7 +25,7 @@ def test_each_module_is_put_back_in_its_own_mode() -> None:
     with evaluating(one, other):
         assert not any(modes(one) + modes(other))
     assert (modes(one), modes(other)) == before
-    with restored(one):
+    with restore_modes(one):
         one.train()
         assert all(modes(one))
     assert modes(one) == before[0]

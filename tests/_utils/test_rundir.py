@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from secateur._utils.disk import atomic_write, guard, is_disk_full, writing
-from secateur._utils.rundir import Run, Transient, locked
+from secateur._utils.rundir import Run, Transient, lock_folder
 from secateur.errors import InfeasibleError, InputError, RunError
 
 
@@ -35,9 +35,9 @@ def test_an_input_on_record_is_not_left_out_in_silence(tmp_path):
 
 
 def test_a_folder_is_had_by_one_at_a_time(tmp_path):
-    with locked(tmp_path / "a" / "b"), pytest.raises(RunError, match="in use by another run"):
-        locked(tmp_path / "a" / "b").__enter__()
-    with locked(tmp_path / "a" / "b"):
+    with lock_folder(tmp_path / "a" / "b"), pytest.raises(RunError, match="in use by another run"):
+        lock_folder(tmp_path / "a" / "b").__enter__()
+    with lock_folder(tmp_path / "a" / "b"):
         pass
 
 

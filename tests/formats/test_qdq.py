@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from formats.test_integers import IMAGES, made, rand
+from formats.quantised import IMAGES, made, rand
 from secateur.formats import onnx_files
 
 

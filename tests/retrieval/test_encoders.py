@@ -36,7 +36,7 @@ def test_an_encoder_is_held_where_it_is_wanted(folder, monkeypatch):
         return next(embed.args[0].parameters()).device.type
 
     with monkeypatch.context() as here:
-        here.setattr("secateur._utils.modes.there", lambda _: None)  # meta stands for a second device, which is refused
+        here.setattr("secateur._utils.modes.check_device", lambda _: None)  # meta stands for a second device
         assert device(encoders.encoder(str(folder), "meta")) == "meta"
     assert device(encoders.encoder(str(folder))) == "cpu"
     assert encoders.encoder(str(folder), "meta").args[0] is encoders.encoder(str(folder), "meta").args[0]

@@ -214,7 +214,7 @@ def test_an_encoder_without_a_classifier_prunes_and_does_not_rank(tmp_path):
 def test_what_is_read_goes_where_the_model_is(reranker, tmp_path, monkeypatch):
     reranker.with_head().save(tmp_path)
     with monkeypatch.context() as here:
-        here.setattr("secateur._utils.modes.there", lambda _: None)  # meta stands for a second device, which is refused
+        here.setattr("secateur._utils.modes.check_device", lambda _: None)  # meta stands for a second device
         found = rerankers.open_reranker(str(tmp_path), "meta")
     assert {parameter.device.type for parameter in found.parameters()} == {"meta"}
     assert {parameter.device.type for parameter in rerankers.open_reranker(str(tmp_path)).parameters()} == {"cpu"}

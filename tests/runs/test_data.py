@@ -528,33 +528,10 @@ def test_labels_out_of_range():
         secateur.prune_data(data, "examples=50%", "unused", dry_run=True)
 
 
-def test_the_command_line(places):
-    done = processes.run(
-        places, "prune-data", "data.npz", "--score", "el2n", "--model", "net.py:build", "--runs", "1", "--epochs", "1",
-        "--budget", "examples=30%", "--budget", "examples=50%", "--out", "kept",
-    )  # fmt: skip
-    assert done.code == 0, done.stderr
-    assert done.stdout.replace("\u00a0", " ").splitlines() == [
-        "examples=30%  18 of 60 examples, 288 B of 960 B, 3 of 3 classes: kept/examples=30%/index.npz",
-        "examples=50%  30 of 60 examples, 480 B of 960 B, 3 of 3 classes: kept/examples=50%/index.npz",
-    ]
-    assert (places / "kept" / "run.yaml").is_file()
-    again = processes.run(places, "prune-data", "--config", "kept/run.yaml", "--out", "twice")
-    assert again.code == 0, again.stderr
-    for name in ("examples=30%", "examples=50%"):
-        one, other = (np.load(places / root / name / "index.npz")["kept"] for root in ("kept", "twice"))
-        assert (one == other).all()
-    dry = processes.run(places, "prune-data", "rows.jsonl", "--budget", "examples=30%", "--normalised", "--dry-run")
-    assert dry.code == 0
-    assert "note: 1 examples repeat an earlier one: dropped" in dry.stdout
-    whole = processes.run(places, "prune-data", "data.npz", "--budget", "examples=100%", "--dry-run")
-    assert whole.code == 1
-    for arguments, words in (
-        (["data.npz", "--budget", "examples=30%"], "prune-data needs --out"),
-        (["data.npz", "--budget", "examples=30", "--score", "el2", "--dry-run"], "did you mean 'el2n'"),
-        (["data.npz", "--budget", "examples", "--dry-run"], "was not understood"),
-    ):
-        refused = processes.run(places, "prune-data", *arguments)
-        assert refused.code == 2
-        assert len(refused.stderr.splitlines()) == 1
-        assert words in refused.stderr
+def test_its_run_yaml_repeats_it(places):
+    how = {"score": "el2n", "model": f"{places}/net.py:build", "runs": 1, "epochs": 1}
+    budgets = ["examples=30%", "examples=50%"]
+    results = secateur.prune_data(places / "data.npz", budgets, places / "kept", **how)
+    again = secateur.prune_data(**module.configured(places / "kept/run.yaml", {"out": places / "twice"}))
+    for one, other in zip(results, again, strict=True):
+        assert np.array_equal(one.subject.kept, other.subject.kept)

@@ -28,7 +28,7 @@ import secateur
 import tiny
 from chat_server import say, speaking
 from chat_server import served as serving
-from secateur._utils.rundir import locked
+from secateur._utils.rundir import lock_folder
 from secateur.clients.chat import Local
 from secateur.data import examples, texts
 from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
@@ -408,7 +408,7 @@ def test_a_second_student_asks_for_nothing_that_a_cache_holds(places, tmp_path, 
         taught(places, tmp_path / "other", "second", **where)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "other").exists()
-    with locked(tmp_path / "said" / "predictions-0"), pytest.raises(RunError, match="in use by another run"):
+    with lock_folder(tmp_path / "said" / "predictions-0"), pytest.raises(RunError, match="in use by another run"):
         taught(places, tmp_path / "busy", **where)
 
 

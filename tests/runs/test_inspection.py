@@ -16,7 +16,7 @@ from secateur.runs import executor, inspection
 from secateur.subjects.network.traced import open_traced
 from secateur.vocabulary import Selection
 from subjects import nets
-from subjects.network.test_erasing import Blocks
+from subjects.nets import Blocks
 
 CODE = """
 import torch

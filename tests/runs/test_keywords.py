@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 from secateur import recipes
 from secateur.errors import InputError
@@ -24,6 +25,15 @@ def listing(*, shares: Sequence[float] = (), weight: float | Literal["auto"] | N
 
 def needy(*, must: int):
     """A recipe with an option that has to be given."""
+
+
+def bounded(
+    *,
+    share: Annotated[float, Gt(0), Le(1)] = 0.5,
+    times: Annotated[int, Ge(1)] | None = None,
+    rates: Annotated[Sequence[Annotated[float, Interval(ge=0, lt=1)]], MinLen(1)] = (0.5,),
+):
+    """A recipe with bounds."""
 
 
 def test_only_keywords_are_options():
@@ -57,6 +67,11 @@ def test_seeds_that_no_generator_takes_are_refused(seed):
         (thinner, {"share": float("inf")}, "option share=inf of thinner: input should be a finite number"),
         (listing, {"shares": [0.5, "inf"]}, "option shares='inf' of listing: input should be a finite number"),
         (listing, {"weight": "nan"}, "option weight='nan' of listing: input should be a finite number"),
+        (bounded, {"share": 0}, "option share=0 of bounded: give a number above 0 and at most 1"),
+        (bounded, {"share": 1.5}, "option share=1.5 of bounded: give a number above 0 and at most 1"),
+        (bounded, {"times": 0}, "option times=0 of bounded: give a whole number of at least 1"),
+        (bounded, {"rates": [0.5, 1]}, "option rates=1 of bounded: give a number of at least 0 and below 1"),
+        (bounded, {"rates": []}, "option rates=[] of bounded: give at least 1 of them"),
         (needy, {}, "needy needs the option 'must'"),
     ],
 )

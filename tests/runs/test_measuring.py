@@ -197,7 +197,7 @@ def test_tied_embeddings_stay_tied_and_whole(recipe, tmp_path):
         ("ast", "pattern=2:4", {"steps": 2}),
         ("d_pruner", "weights=50%", {"general_weight": 0, "samples": 8}),
         ("stun", "weights=50%", {"distance": "together", "samples": 8, "seen": 8}),
-        ("slimmoe", "params=80%", {"steps": 2, "calibration": 16}),
+        ("slimmoe", "params=80%", {"steps": 2}),
     ],
 )
 def test_a_block_that_overflows_is_named(recipe, budget, how, tmp_path):

@@ -26,13 +26,13 @@ def seen(name: str) -> tuple[str | None, bool, bool]:
 @pytest.mark.parametrize("value", ["one", "two"])
 def test_helpers_have_their_imports_and_the_environment_of_now(monkeypatch, value):
     monkeypatch.setenv("SECATEUR_SEEN", value)
-    with ProcessPoolExecutor(1, workers.helpers(), workers.helper, (1, dict(os.environ))) as pool:
+    with ProcessPoolExecutor(1, workers.process_context(), workers.prepare_process, (1, dict(os.environ))) as pool:
         assert pool.submit(seen, "SECATEUR_SEEN").result() == (value, True, True)
 
 
 def test_helpers_have_what_was_slow_here_already():
     importlib.import_module("transformers.modeling_utils")
-    workers.helpers()
+    workers.process_context()
     assert forkserver._forkserver._preload_modules[:2] == ["secateur.runs.preload", "transformers.modeling_utils"]
 
 
@@ -42,7 +42,7 @@ from concurrent.futures import ProcessPoolExecutor
 from secateur._utils import workers as quiet
 
 if __name__ == "__main__":
-    pool = ProcessPoolExecutor(1, quiet.helpers(), quiet.helper, (1, dict(os.environ)))
+    pool = ProcessPoolExecutor(1, quiet.process_context(), quiet.prepare_process, (1, dict(os.environ)))
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(100)
 """
@@ -71,7 +71,7 @@ class Given:
         return {made}
 
 if __name__ == "__main__":
-    late = quiet.helpers().Process(target=print, args=(Given(),))
+    late = quiet.process_context().Process(target=print, args=(Given(),))
     late.start()
     late.join()
     sys.exit(late.exitcode)

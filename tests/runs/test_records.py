@@ -11,7 +11,7 @@ pytest.importorskip("selectolax")
 
 import secateur
 from secateur.errors import DataError, InputError
-from secateur.runs import context, records
+from secateur.runs import context_files, records
 
 PAGE = "<h1>Trees</h1><p>Apple trees are pruned in winter.</p><p>Cherry trees are pruned in summer.</p>"
 
@@ -62,7 +62,7 @@ def test_a_run_over_a_file_is_on_record_and_repeats(tmp_path):
     assert told["versions"]["secateur"] == secateur.__version__
     flags, options = records.settings(records.record_path(out), {"out": str(tmp_path / "again.jsonl")})
     again = flags.pop("out")
-    context.prune_file(
+    secateur.prune_file(
         flags["recipe"], flags["in"], again, flags["budget"], trace=flags["trace"], processes=1, **options
     )
     assert (tmp_path / "again.jsonl").read_bytes() == out.read_bytes()
@@ -79,7 +79,7 @@ def test_what_was_stopped_does_not_go_on_with_other_lines(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(context, "_mapped", stopped)
+        patched.setattr(context_files, "_map", stopped)
         with pytest.raises(KeyboardInterrupt):
             secateur.prune_file("htmlrag", source, out, "words=7", processes=1)
     source.write_text(row * 2 + row.replace("cherry", "apple"))

@@ -19,7 +19,7 @@ from secateur.errors import DataError, InputError, RunError, ServerError
 from secateur.methods.graphs import open_graph
 from secateur.recipes.context.htmlrag import htmlrag
 from secateur.recipes.context.kg_rag import kg_rag
-from secateur.runs.servers import divided, servers
+from secateur.runs.servers import servers, split_options
 
 pytest.importorskip("pyoxigraph")
 pytest.importorskip("httpx2")
@@ -55,20 +55,20 @@ def lines(path):
 
 def test_options_of_servers_and_of_the_recipe_are_told_apart():
     given = {"llm": "http://localhost:1/v1", "llm_name": "x", "llm_timeout": 5, "run_calls": 7, "graph_retries": 1}
-    how, own = divided(kg_rag, given, "http://localhost:1/sparql")
+    how, own = split_options(kg_rag, given, "http://localhost:1/sparql")
     assert own == {"llm": "http://localhost:1/v1", "llm_name": "x"}
     assert (how.llm.timeout, how.graph.retries, how.calls) == (5.0, 1, 7)
     assert how == servers(llm_timeout=5, run_calls=7, graph_retries=1)
-    assert divided(kg_rag, {"llm": "a/folder"})[0] == servers()
+    assert split_options(kg_rag, {"llm": "a/folder"})[0] == servers()
 
 
 def test_keys_are_those_of_the_variables_that_are_named(monkeypatch):
     monkeypatch.setenv("MY_KEY", "sk-mine")
     url = "http://localhost:1/v1"
-    how, own = divided(kg_rag, {"llm": url, "llm_name": "x", "llm_key": "MY_KEY", "graph_key": "MY_KEY"}, url)
-    assert how.model(own).key == how.opened(url).store.key == "MY_KEY"
-    how, own = divided(kg_rag, {"llm": url, "llm_name": "x"}, url)
-    assert (how.model(own).key, how.opened(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
+    how, own = split_options(kg_rag, {"llm": url, "llm_name": "x", "llm_key": "MY_KEY", "graph_key": "MY_KEY"}, url)
+    assert how.open_llm(own).key == how.open_graph(url).store.key == "MY_KEY"
+    how, own = split_options(kg_rag, {"llm": url, "llm_name": "x"}, url)
+    assert (how.open_llm(own).key, how.open_graph(url).store.key) == ("SECATEUR_LLM_KEY", "SPARQL_TOKEN")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_keys_are_those_of_the_variables_that_are_named(monkeypatch):
 )
 def test_what_is_said_of_a_server_that_nobody_asks_is_refused(recipe, given, words):
     with pytest.raises(InputError, match=words.replace("(", r"\(")):
-        divided(recipe, given, "graph.csv" if recipe is kg_rag else "")
+        split_options(recipe, given, "graph.csv" if recipe is kg_rag else "")
 
 
 def test_what_is_said_of_a_graph_that_is_opened_already_is_refused(graph):
@@ -137,9 +137,9 @@ def test_a_graph_is_opened_as_is_said(tmp_path, asked, monkeypatch, capsys):
         assert cli.main(["prune-context", str(tmp_path / file), *given]) == 0
         assert capsys.readouterr().out == f"{wanted}\n"
     with sparql.served(Embedded()) as url:
-        assert divided(kg_rag, {"graph_language": "fr"}, url)[0].opened(url).language == "fr"
+        assert split_options(kg_rag, {"graph_language": "fr"}, url)[0].open_graph(url).language == "fr"
     network = pytest.importorskip("networkx").DiGraph([("a", "b", {"relation": "of"})])
-    assert divided(kg_rag, {"graph_language": "fr"}, network)[0].opened(network).language == "fr"
+    assert split_options(kg_rag, {"graph_language": "fr"}, network)[0].open_graph(network).language == "fr"
 
 
 def test_a_run_that_opens_its_graph_otherwise_is_another_one(graph, asked, tmp_path):

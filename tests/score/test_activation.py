@@ -177,10 +177,10 @@ def test_what_can_not_be_scored_is_said_by_name():
 
 
 def test_scores_of_one_axis_are_summed_over_layers():
-    total = activation.summed({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 5.0])})
+    total = activation.sum_scores({"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([3.0, 5.0])})
     assert total.tolist() == [4.0, 7.0]
     with pytest.raises(InputError, match="one shape"):
-        activation.summed({"a": torch.zeros(2), "b": torch.zeros(3)})
+        activation.sum_scores({"a": torch.zeros(2), "b": torch.zeros(3)})
 
 
 def test_taps_of_consumers():

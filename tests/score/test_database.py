@@ -35,9 +35,9 @@ def test_both_layouts_give_one_database():
     two = database.build(lambda b: other(b["x"]), other, data, {"n": Linear("", 2, True)}, {"n": range(4)})["n"]
     assert one.order == two.order
     x = data[0]["x"]
-    with database.stitched(plain, {"n": Linear("", 2)}, {"n": one.weights[2]}):
+    with database.stitch(plain, {"n": Linear("", 2)}, {"n": one.weights[2]}):
         expected = plain(x)
-    with database.stitched(other, {"n": Linear("", 2, True)}, {"n": two.weights[2]}):
+    with database.stitch(other, {"n": Linear("", 2, True)}, {"n": two.weights[2]}):
         torch.testing.assert_close(other(x), expected)
     torch.testing.assert_close(other(x), plain(x))
 
@@ -47,7 +47,7 @@ def test_stitching_ends_with_the_block_even_after_a_failure():
     own = model.down.weight.detach().clone()
 
     def fail():
-        with database.stitched(model, {"n": Linear("down")}, {"n": torch.zeros(4, 6)}):
+        with database.stitch(model, {"n": Linear("down")}, {"n": torch.zeros(4, 6)}):
             assert not model.down.weight.any()
             raise RuntimeError
 
@@ -56,7 +56,7 @@ def test_stitching_ends_with_the_block_even_after_a_failure():
     assert torch.equal(model.down.weight, own)
     with (
         pytest.raises(InputError, match="no module"),
-        database.stitched(
+        database.stitch(
             model, {"n": Linear("down"), "m": Linear("x")}, {"n": torch.zeros(4, 6), "m": torch.zeros(4, 6)}
         ),
     ):

@@ -123,14 +123,14 @@ def test_weight_is_the_norm_of_all_that_leaves_with_a_neuron() -> None:
 def test_alike_scores_each_neuron_the_same_in_all_experts() -> None:
     _, layers = opened("mixtral")
     scores = {"layers.0.expert_neurons": torch.rand(160), "other": torch.rand(3)}
-    found = experts.alike(scores, {"layers.0.expert_neurons": layers["layers.0.expert_neurons"]})
+    found = experts.share_scores(scores, {"layers.0.expert_neurons": layers["layers.0.expert_neurons"]})
     rows = found["layers.0.expert_neurons"].reshape(4, 40)
     assert all(torch.equal(rows[0], row) for row in rows)
     assert torch.equal(found["other"], scores["other"])
     # A large expert does not decide alone.
     scaled = dict(scores)
     scaled["layers.0.expert_neurons"] = (scores["layers.0.expert_neurons"].reshape(4, 40) * 10).flatten()
-    again = experts.alike(scaled, {"layers.0.expert_neurons": layers["layers.0.expert_neurons"]})
+    again = experts.share_scores(scaled, {"layers.0.expert_neurons": layers["layers.0.expert_neurons"]})
     torch.testing.assert_close(again["layers.0.expert_neurons"], found["layers.0.expert_neurons"])
 
 
@@ -142,16 +142,16 @@ def test_the_truncated_loss_has_a_gradient_where_the_student_is_the_teacher() ->
     mask[1, 3:] = False
 
     def truncated(z: Tensor) -> Tensor:
-        return experts.truncated(z, values, indices, mask)
+        return experts.truncated_loss(z, values, indices, mask)
 
     def full(z: Tensor) -> Tensor:
         return losses.kl(z, logits, mask) / 8
 
-    assert experts.vanishes(full, logits)
-    assert not experts.vanishes(truncated, logits)
+    assert experts.has_no_gradient(full, logits)
+    assert not experts.has_no_gradient(truncated, logits)
     # With all tokens it is cross-entropy against the teacher, and vanishes as KL does.
     every = experts.likeliest(logits, 30)
-    assert experts.vanishes(lambda z: experts.truncated(z, *every, mask), logits)
+    assert experts.has_no_gradient(lambda z: experts.truncated_loss(z, *every, mask), logits)
     at = logits.clone().requires_grad_(True)
     truncated(at).backward()
     q = logits.softmax(-1)

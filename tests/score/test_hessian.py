@@ -333,4 +333,4 @@ def test_a_whole_order_costs_the_cube_of_the_width_and_no_more():
 @pytest.mark.parametrize("damp", [-1.0, float("nan"), float("inf")])
 def test_a_dampening_that_is_no_share_is_refused(damp):
     with pytest.raises(InputError, match=r"damp=.*such as 0.01"):
-        hessian.damped(torch.eye(4), damp)
+        hessian.dampened_factor(torch.eye(4), damp)

@@ -63,7 +63,7 @@ def test_neighbours_with_the_same_moments_share_a_factor_and_what_is_done_is_let
     whole = {name: one.value(name).clone() for name, one in given.items()}
     places = {name: one.value(name).data_ptr() for name, one in given.items()}
     seen = []
-    for names, diagonal, U in obs.factored(given, 0.01):
+    for names, diagonal, U in obs.factor_all(given, 0.01):
         assert not set(names) & set(given)
         assert torch.equal(diagonal, whole[names[0]].diagonal())
         assert torch.equal(U, obs.factor(whole[names[0]], 0.01))
@@ -219,7 +219,7 @@ def test_starved_experts_get_the_moments_of_their_pool():
     found["a[0]"].add(first)
     found["a[1]"].add(second)
     found["b[0]"].add(other)
-    result, starved = hessian.pooled(found, {name: name[0] for name in found}, floor=6)
+    result, starved = hessian.pool_starved(found, {name: name[0] for name in found}, floor=6)
     assert starved == ["a[0]", "a[2]"]
     rows = torch.cat([first, second])
     for name in starved:
@@ -232,7 +232,7 @@ def test_the_loss_is_the_squared_error_of_the_outputs_and_chosen_at_once_sees_no
     weight, _, H = problem()
     for every in (0, 16):
         found = obs.prune(weight, H, weights.chooser(0.5, None, "matrix"), every=every)
-        lower = hessian.damped(H, 0.01)
+        lower = hessian.dampened_factor(H, 0.01)
         change = (found.weight - weight).float() @ lower
         assert found.loss == pytest.approx(0.5 * float(change.square().sum()), rel=1e-3)
     pivots = obs.factor(H).diagonal().square()

@@ -6,7 +6,6 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from secateur.errors import DataError, InputError, NumericalError
 from secateur.score import routing
-from secateur.subjects import matrices
 
 EXPERTS, TOP = 6, 2
 
@@ -43,8 +42,12 @@ def batches(count: int = 3, padded: bool = True) -> list[dict[str, torch.Tensor]
     ]
 
 
+def packed(model) -> dict[str, torch.nn.Module]:
+    return {path: module for path, module in model.named_modules() if path.endswith(".experts")}
+
+
 def collected(model, items, **how):
-    return routing.collect(lambda item: model(**item), model, items, matrices.expert_layers(model), **how)
+    return routing.collect(lambda item: model(**item), model, items, packed(model), **how)
 
 
 def by_logits(model, items, layer):
@@ -113,7 +116,7 @@ def test_soft_counts_are_the_probabilities_of_all_tokens_summed_up(model):
 @torch.no_grad()
 def test_saliency_is_the_mean_of_share_times_norm_over_the_tokens_routed(model):
     items = batches(2)
-    layers = matrices.expert_layers(model)
+    layers = packed(model)
     seen = {path: [] for path in layers}
     handles = [
         module.register_forward_pre_hook(lambda _, args, path=path: seen[path].append(args))
@@ -145,7 +148,7 @@ def test_padding_does_not_count_whatever_it_holds(model):
 
 
 def test_an_expert_without_tokens_has_zeros(model):
-    layers = matrices.expert_layers(model)
+    layers = packed(model)
     path, module = next(iter(layers.items()))
     states, experts = torch.randn(5, 16), torch.tensor([[0, 1]] * 4 + [[2, EXPERTS]])  # the last: nowhere
     shares = torch.full((5, 2), 0.5)
@@ -160,7 +163,7 @@ def test_an_expert_without_tokens_has_zeros(model):
 
 
 def test_bad_input_is_refused(model):
-    layers = matrices.expert_layers(model)
+    layers = packed(model)
     with pytest.raises(DataError, match="at least one"):
         collected(model, [])
     with pytest.raises(InputError, match="was never run"):

@@ -139,10 +139,9 @@ def test_counts_between_two_thresholds_are_named():
 
 @given(st.integers(2, 10), st.integers(0, 10**6), st.booleans(), st.data())
 @settings(max_examples=100, deadline=None)
-def test_the_same_count_in_every_layer_is_always_met(n, seed, ties, data):
+def test_a_layer_of_its_own_threshold_always_meets_the_count(n, seed, ties, data):
     count = data.draw(st.integers(1, n))
-    found = clusters.each_of([symmetric(n, seed + layer, ties) for layer in range(3)], count)
-    assert [len(one) for one in found] == [count] * 3
+    assert len(clusters.cluster_layer(symmetric(n, seed, ties), count)) == count
 
 
 def test_bad_distances_are_refused():
@@ -154,13 +153,11 @@ def test_bad_distances_are_refused():
         clusters.agglomerate(np.array([[0.0, np.nan], [np.nan, 0.0]]), 1.0)
     with pytest.raises(InputError, match="no layers"):
         clusters.shared_threshold([], 1)
-    with pytest.raises(InfeasibleError, match="ask for 3 to 3"):
-        clusters.each_of([symmetric(3, 0)], 4)
 
 
 def test_clusters_inside_groups_never_mix_them():
     places = np.array([0.0, 0.1, 5.0, 0.05, 9.0, 9.1])  # unit 3 is nearest to units 0 and 1, of the other group
     distance = np.abs(places[:, None] - places)
-    assert clusters.grouped(distance, 4, 2) == [[0, 1], [2], [3], [4, 5]]
-    assert clusters.grouped(distance, 3) == [[0, 1, 3], [2], [4, 5]]
-    assert clusters.grouped(distance, 6) == [[0], [1], [2], [3], [4], [5]]
+    assert clusters.cluster_layer(distance, 4, 2) == [[0, 1], [2], [3], [4, 5]]
+    assert clusters.cluster_layer(distance, 3) == [[0, 1, 3], [2], [4, 5]]
+    assert clusters.cluster_layer(distance, 6) == [[0], [1], [2], [3], [4], [5]]

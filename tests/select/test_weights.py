@@ -33,7 +33,7 @@ def test_a_matrix_keeps_exactly_the_best(values, share, wide):
     assert (weights.best(scores, share, "matrix")[0] == expected).all()
     assert (weights.best(torch.from_numpy(scores), share, "matrix")[0].numpy() == expected).all()
     halves = {"first": scores[0, : scores.size // 2], "second": torch.from_numpy(scores[0, scores.size // 2 :])}
-    found = weights.everywhere(halves, share)
+    found = weights.best_of_all(halves, share)
     assert (np.concatenate([np.asarray(mask) for mask in found.values()]) == expected).all()
 
 
@@ -61,14 +61,14 @@ def test_nothing_and_everything_can_stay():
     for scope in ("row", "block", "matrix"):
         assert not weights.best(scores, 0.0, scope).any()
         assert weights.best(scores, 1.0, scope).all()
-    assert weights.everywhere({"a": scores}, 1.0)["a"].all()
-    assert not weights.everywhere({"a": scores}, 0.0)["a"].any()
+    assert weights.best_of_all({"a": scores}, 1.0)["a"].all()
+    assert not weights.best_of_all({"a": scores}, 0.0)["a"].any()
 
 
 def test_half_precision_is_compared_as_it_is():
     scores = torch.randn(8, 16).bfloat16()
     assert (weights.best(scores, 0.5, "row") == weights.best(scores.float(), 0.5, "row")).all()
-    assert (weights.everywhere({"a": scores}, 0.5)["a"] == weights.best(scores.float(), 0.5, "matrix")).all()
+    assert (weights.best_of_all({"a": scores}, 0.5)["a"] == weights.best(scores.float(), 0.5, "matrix")).all()
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
@@ -84,21 +84,21 @@ def test_the_threshold_is_the_kth_largest(kind):
 
 def test_minus_zero_is_zero():
     scores = {"a": np.array([-0.0, 1.0], np.float32), "b": np.array([0.0, 0.0], np.float32)}
-    masks = weights.everywhere(scores, 0.5)
+    masks = weights.best_of_all(scores, 0.5)
     assert masks["a"].tolist() == [True, True]
     assert masks["b"].tolist() == [False, False]
 
 
 def test_budgets_over_weights():
-    share, pattern = weights.asked(Budget.parse("weights=30%"), 1000, "it")
+    share, pattern = weights.read_budget(Budget.parse("weights=30%"), 1000, "it")
     assert (share, pattern) == (0.3, None)
-    assert weights.asked(Budget.parse("weights=300"), 1000, "it")[0] == 0.3
-    share, pattern = weights.asked(Budget.parse("pattern=2:4"), 1000, "it")
+    assert weights.read_budget(Budget.parse("weights=300"), 1000, "it")[0] == 0.3
+    share, pattern = weights.read_budget(Budget.parse("pattern=2:4"), 1000, "it")
     assert share == 0.5
     assert pattern == Pattern(2, 4)
     for bad in ("params=50%", "weights=50%,pattern=2:4", "weights=100%", "pattern=4:4", "weights=2000"):
         with pytest.raises(BudgetError, match="budget"):
-            weights.asked(Budget.parse(bad), 1000, "it")
+            weights.read_budget(Budget.parse(bad), 1000, "it")
     assert weights.chooser(0.5, Pattern(1, 4))(torch.randn(2, 8)).sum() == 4
     assert weights.chooser(0.5)(torch.randn(2, 8)).sum() == 8
     with pytest.raises(InfeasibleError, match="leaves nothing of a row of 8"):
@@ -110,7 +110,7 @@ def test_bad_shares_scopes_and_nan_are_refused():
     for share in (-0.1, 1.1):
         with pytest.raises(InputError, match="from 0 to 1"):
             weights.best(scores, share)
-    with pytest.raises(InputError, match="everywhere"):
+    with pytest.raises(InputError, match="best_of_all"):
         weights.best(scores, 0.5, "global")
     with pytest.raises(InputError, match="row, block, matrix, global"):
         weights.best(scores, 0.5, "column")
@@ -118,7 +118,7 @@ def test_bad_shares_scopes_and_nan_are_refused():
     with pytest.raises(NumericalError, match="NaN"):
         weights.best(scores, 0.5)
     with pytest.raises(NumericalError, match="layer 3"):
-        weights.everywhere({"layer 3": scores}, 0.5)
+        weights.best_of_all({"layer 3": scores}, 0.5)
 
 
 def test_sums_take_from_each_row_the_same_share_of_its_sum():

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from secateur.vocabulary import Selection
 
 Made = tuple[nn.Module, Any]
 
@@ -149,6 +152,59 @@ class Written(nn.Module):
         return self.c(x)
 
 
+class Net(nn.Module):
+    """Layers by name, and a function of the network and its input."""
+
+    def __init__(self, run: Callable[[Any, Tensor], Any], **layers: Any) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def linears(*sizes: int) -> dict[str, nn.Linear]:
+    """Linear layers a, b, c, ... from each size to the next."""
+    return {name: nn.Linear(before, after) for name, before, after in zip("abcdefg", sizes, sizes[1:], strict=False)}
+
+
+def chain(between: Callable[[Tensor], Tensor]) -> Net:
+    """Three linears with something between the first and the second."""
+    return Net(lambda net, x: net.c(net.b(between(net.a(x))).relu()), **linears(6, 8, 10, 3))
+
+
+class Attentive(nn.Module):
+    """Attention that adds what it was given itself, and asks for shapes on the way, as diffusers' does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        y = self.norm(x)
+        q, k, v = (part(y).view(*x.shape[:2], 2, -1).transpose(1, 2) for part in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).reshape(x.shape[0], -1, q.shape[1] * q.shape[-1])) / 1.0 + x
+
+
+class Blocks(nn.Module):
+    """Segments that can be erased: two attentions, and two summands of a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = Attentive(), Attentive()
+        self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.two(self.one(x))
+        return self.head(self.left(x) + self.right(x.relu()))
+
+
 def mlp() -> Made:
     return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 3)), torch.randn(4, 6)
 
@@ -180,6 +236,11 @@ def make(name: str) -> Made:
             if tensor.dim() == 1 and tensor.is_floating_point():
                 tensor.copy_(torch.rand_like(tensor) + 0.5)
     return model, inputs
+
+
+def half(subject: Any) -> Selection:
+    """Every second unit of each site."""
+    return Selection({site.name: np.arange(site.count) % 2 == 0 for site in subject.units().free()})
 
 
 def outputs(value: Any) -> Tensor:

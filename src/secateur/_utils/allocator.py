@@ -1,18 +1,18 @@
-"""Free memory that the C library keeps."""
+"""Return free heap memory of the C library to the system."""
 
 from __future__ import annotations
 
 import ctypes
 from contextlib import suppress
 
-__all__ = ["give_back"]
+__all__ = ["release_memory"]
 
 
-def give_back() -> None:
-    """Give what lies free on the heap back to the system, within milliseconds; glibc alone can, elsewhere it stays.
+def release_memory() -> None:
+    """Return free heap blocks to the system, within milliseconds; does nothing where the C library is not glibc.
 
-    Once a tensor of up to 32 MiB was freed, glibc puts all of its size on its heap, where a free block between two that
-    are held stays resident: a process that works in rounds, each with other sizes, grows from one to the next.
+    After a tensor of up to 32 MiB was freed, glibc allocates all of that size on its heap, where a free block between
+    two used ones stays resident: a process that works in rounds of different sizes would grow with each.
     """
     with suppress(OSError, AttributeError, TypeError):  # no such function; no library that is the process itself
         ctypes.CDLL(None).malloc_trim(0)

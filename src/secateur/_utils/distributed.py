@@ -1,8 +1,7 @@
-"""Processes that were started together, by torchrun or accelerate launch: which one this is, and what all agree on.
+"""Processes started together by torchrun or accelerate launch: rank, number, barrier, sum, and work of the first alone.
 
-All of them run the same lines. Where one alone is to write, or to decide, the first one does (`by_first`); where each
-has counted its share, the sum of all is everyone's (`total`). Started alone, a process is the first of one, and nothing
-here loads a library.
+All of them run the same lines. Where one alone is to write or decide, the first does (`by_first`); counts of shares are
+summed (`total`). A process started alone is the first of one, and nothing here loads a library then.
 """
 
 from __future__ import annotations
@@ -44,11 +43,11 @@ def index() -> int:
 
 
 def wait() -> None:
-    """Until all processes have come here."""
+    """Wait until all processes have reached this line."""
     if count() > 1:
         from torch import distributed
 
-        with _met():
+        with _explain_lost_process():
             distributed.barrier()
 
 
@@ -60,7 +59,7 @@ def total(tensor: Tensor) -> Tensor:
 
     # NCCL knows no tensors of the CPU, where the model may be on a machine with GPUs.
     there = tensor.to(_state().device) if distributed.get_backend() == "nccl" else tensor
-    with _met():
+    with _explain_lost_process():
         distributed.all_reduce(there)
     return tensor if there is tensor else tensor.copy_(there)
 
@@ -85,7 +84,7 @@ def by_first(work: Callable[[], T]) -> T:
             told[1] = error if isinstance(error, SecateurError) else RunError(f"the first process failed: {error}")
         finally:
             _ALONE.reset(mark)
-    with _met():
+    with _explain_lost_process():
         distributed.broadcast_object_list(told, 0)
     if failed is not None or told[1] is not None:
         raise failed or told[1]
@@ -94,7 +93,7 @@ def by_first(work: Callable[[], T]) -> T:
 
 
 def end() -> None:
-    """Part from the others, which some of the libraries below want to be told."""
+    """Leave the process group, as some of its libraries require before the end."""
     if count() > 1:
         _state().destroy_process_group()
 
@@ -109,8 +108,8 @@ def _state() -> PartialState:
 
 
 @contextmanager
-def _met() -> Iterator[None]:
-    """What torch says when another process is gone, in one line."""
+def _explain_lost_process() -> Iterator[None]:
+    """Turn torch's error about a process that has ended into one line."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Whether all numbers of a tensor are finite, at the speed of reading it."""
+"""Fast checks that all numbers of a tensor are finite."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 from secateur.errors import NumericalError
 
-__all__ = ["all_finite", "given"]
+__all__ = ["all_finite", "require_finite"]
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether no entry is NaN or infinite; of any shape and type.
+    """Whether no entry of a tensor of any shape and type is NaN or infinite.
 
-    NaN goes through a least and a largest value, and one pass finds both: on a CPU 20 times as fast as asking each.
+    Minimum and maximum propagate NaN, and one pass finds both: on a CPU 20 times as fast as testing each entry.
     """
     if not values.numel():
         return True
@@ -22,13 +22,13 @@ def all_finite(values: Tensor) -> bool:
         values = torch.view_as_real(values)
     if not values.is_floating_point():
         return True
-    if values.element_size() == 1:  # eight bits know neither of these questions
+    if values.element_size() == 1:  # 8-bit floats have no minimum and maximum
         values = values.float()
     return bool(torch.isfinite(torch.stack(torch.aminmax(values))).all())
 
 
-def given(path: str, output: Tensor) -> Tensor:
-    """What the module at `path` gives; `NumericalError` naming it where that is not finite."""
+def require_finite(path: str, output: Tensor) -> Tensor:
+    """The output of the module at `path`. Raises `NumericalError`, which names it, where it is not finite."""
     if not all_finite(output):
         raise NumericalError(f"{path} gives NaN or infinity: check its weights, the data and the number type")
     return output

@@ -1,4 +1,4 @@
-"""Training and evaluation mode of modules, put back as they were, each module's own; and where they are held."""
+"""Training and evaluation mode of modules, set for a block and restored; moving them to a device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 from secateur.errors import InputError
 
-__all__ = ["evaluating", "held", "restored", "there"]
+__all__ = ["check_device", "evaluating", "move_to_device", "restore_modes"]
 
 
 @contextmanager
-def restored(*models: nn.Module) -> Iterator[None]:
-    """After the block each module is in the mode in which it was before."""
+def restore_modes(*models: nn.Module) -> Iterator[None]:
+    """Restore the mode of each module after the block."""
     modes = {module: module.training for model in models for module in model.modules()}
     try:
         yield
@@ -27,32 +27,32 @@ def restored(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Within the block the models are in evaluation mode: no statistics change. Then each module is as it was."""
-    with restored(*models):
+    """Have the models in evaluation mode within the block, so that no statistics change, and restore it afterwards."""
+    with restore_modes(*models):
         for model in models:
             if any(module.training for module in model.modules()):
                 model.eval()
         yield
 
 
-def there(device: str) -> None:
-    """Raise `InputError` for a device that is none, is not there, or holds no values."""
-    with _told(device):
+def check_device(device: str) -> None:
+    """Raise `InputError` for a device that does not exist, is not available, or holds no values (meta)."""
+    with _explain_device_errors(device):
         if torch.device(device).type == "meta":
             raise RuntimeError("it holds shapes and no values; give cpu or cuda")
         torch.empty(1, device=device)
 
 
-def held(model: nn.Module, device: str) -> None:
-    """Move a model to a device. Raises `InputError` where `there` does, or where it has no room."""
-    there(device)
-    with _told(device):
+def move_to_device(model: nn.Module, device: str) -> None:
+    """Move a model to a device. Raises `InputError` where `check_device` does, or where it has no room."""
+    check_device(device)
+    with _explain_device_errors(device):
         model.to(device)
 
 
 @contextmanager
-def _told(device: str) -> Iterator[None]:
-    """In one line, what torch says of a device."""
+def _explain_device_errors(device: str) -> Iterator[None]:
+    """Turn torch's error about a device into an `InputError` of one line."""
     try:
         yield
     except (RuntimeError, AssertionError, NotImplementedError) as error:

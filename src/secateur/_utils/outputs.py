@@ -1,4 +1,4 @@
-"""The tensors in what a module returns: one tensor, a tuple, a dataclass, or an output of transformers."""
+"""The tensors in what a module returns: a tensor, a tuple, a dataclass, or an output of transformers."""
 
 from __future__ import annotations
 

@@ -29,10 +29,10 @@ def function(name: str) -> Callable[..., Any]:
 
     Raises `InputError` when the file, the module or the function is not there, or the file fails.
     """
-    own = _found(name)
+    own = _load_function(name)
 
     @functools.wraps(own)
-    def called(*given: Any, **how: Any) -> Any:
+    def call(*given: Any, **how: Any) -> Any:
         try:
             return own(*given, **how)
         except SecateurError:
@@ -40,7 +40,7 @@ def function(name: str) -> Callable[..., Any]:
         except Exception as error:
             raise InputError(f"{name} failed: {line(error)}") from error
 
-    return called
+    return call
 
 
 def names_function(source: object) -> bool:
@@ -55,8 +55,8 @@ def line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _found(name: str) -> Callable[..., Any]:
-    """The function as it stands in the user's code."""
+def _load_function(name: str) -> Callable[..., Any]:
+    """Import the user's function."""
     where, colon, what = name.rpartition(":")
     if not colon or not where or not what:
         raise InputError(f"{name!r} names no function: write file.py:function or package.module:function")
@@ -69,7 +69,7 @@ def _found(name: str) -> Callable[..., Any]:
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         try:
-            with _beside(path):
+            with _import_beside(path):
                 spec.loader.exec_module(module)
         except Exception as error:
             raise InputError(f"{name!r}: {where} can't be run: {line(error)}") from error
@@ -86,8 +86,8 @@ def _found(name: str) -> Callable[..., Any]:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[None]:
-    """As in a script: what stands in the folder of the file can be imported by it."""
+def _import_beside(path: Path) -> Iterator[None]:
+    """Let the file import what stands in its folder, as in a script."""
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:
@@ -104,7 +104,7 @@ def network(name: str) -> tuple[nn.Module, Any]:
     The function returns the model, or the model and the inputs to call it with; without them the inputs are None.
     Raises `InputError` for a function that is not there, fails, or returns something else.
     """
-    make = _found(name)
+    make = _load_function(name)
     try:
         found = make()
     except Exception as error:

@@ -29,7 +29,7 @@ from secateur._utils import distributed
 from secateur._utils.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
 
-__all__ = ["Run", "Transient", "agreeing", "locked", "plain", "recorded", "stored"]
+__all__ = ["Run", "Transient", "lock_folder", "plain", "read_matching_record", "read_record", "read_tensors"]
 
 _DIGEST = "_sha256"
 
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Have `folder`, made if need be, alone. Raises `RunError` while another process has it, or it can't be written."""
     with guard(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def stored(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Any]:
     """The torch tensors that `Run.tensors` left at `path`. Raises `RunError` for a file that is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -59,7 +59,7 @@ def stored(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is damaged: delete it and run the same command again") from error
 
 
-def recorded(record: Path) -> dict[str, Any]:
+def read_record(record: Path) -> dict[str, Any]:
     """The settings on record in a run.yaml. Raises `RunError` for one that is damaged."""
     try:
         found = yaml.safe_load(record.read_text(encoding="utf-8"))
@@ -70,13 +70,13 @@ def recorded(record: Path) -> dict[str, Any]:
     return found
 
 
-def agreeing(scored: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
+def read_matching_record(scored: str, run: Run, keys: Sequence[str]) -> dict[str, Any]:
     """The settings of an earlier run, at `scored`, whose scores `run` is to take: by `keys` they are those of `run`.
 
     Raises `InputError`, which names the first that is another, and for a damaged record.
     """
     try:
-        was = recorded(Path(scored, "run.yaml"))
+        was = read_record(Path(scored, "run.yaml"))
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
     for key in keys:
@@ -230,7 +230,7 @@ class Run:
             # Clones, since safetensors refuses tensors that share memory.
             values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
             self._once(write)
-        return stored(path)
+        return read_tensors(path)
 
     def drop(self, name: str) -> None:
         """Remove the artefact `name`, which nothing needs any more; of several processes, once all are done with it."""
@@ -276,7 +276,7 @@ class Run:
     # ---------------------------------------------------------------------------------------------- opening
 
     def _check(self, record: Path) -> None:
-        before = recorded(record)
+        before = read_record(record)
         keys = list(self.settings)
         if any(key.endswith(_DIGEST) for key in keys):  # what names its inputs by digests names all of them
             keys += [key for key in before if str(key).endswith(_DIGEST) and key not in self.settings]

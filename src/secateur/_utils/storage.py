@@ -31,18 +31,18 @@ def write(path: Path, tensors: Mapping[str, Tensor], text: str = "") -> None:
         # safetensors takes no two tensors of one storage.
         whole[name] = own.clone() if own.untyped_storage().data_ptr() in storages else own
         storages.add(own.untyped_storage().data_ptr())
-    with _beside(path) as part:
+    with _write_beside(path) as part:
         save_file(whole, part, metadata={"secateur": text})
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` at `path`, whole or not at all. Raises `RunError` when it can't be written."""
-    with _beside(path) as part:
+    with _write_beside(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def _write_beside(path: Path) -> Iterator[Path]:
     """A temporary file in the same folder, which takes the place of `path` once it is complete and on disk."""
     # One name, so that what a kill left behind is overwritten by the next attempt.
     part = path.with_name(f".{path.name}.part")

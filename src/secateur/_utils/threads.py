@@ -1,7 +1,7 @@
-"""Passes of a model at once, each in a thread of its own, where one pass would be spread over all cores.
+"""Forward passes in parallel, one thread each, in place of one pass on all cores.
 
-On a processor a pass of two threads takes more than half as long as that of one: between any two operations the threads
-wait for one another, and what surrounds a pass is done by one of them.
+On a CPU a pass on two threads takes more than half of its time on one: the threads wait for one another between any two
+operations, and Python runs on one of them.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ R = TypeVar("R")
 
 
 def count(device: torch.device) -> int:
-    """How many passes can be read at once on a device: as many as torch has threads, one where that is no processor."""
+    """How many passes run at once on a device: as many as torch has threads on a CPU, else one."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def each(work: Callable[[T], R], given: Sequence[T], threads: int) -> list[R]:
-    """What `work` makes of each, in their order, without gradients; `threads` are shared by those that work at once."""
+    """`work` of each item, in their order, without gradients; those that run at once share `threads`."""
     many = min(threads, len(given))
     if many <= 1:
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""WHAT LIBRARIES PRINT around our one line, kept back: here, and in processes that help."""
+"""Worker processes, and silence for what libraries print around our one line, here and there."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
 
-__all__ = ["helper", "helpers", "libraries", "loading", "unneeded"]
+__all__ = ["ignore_orphan_errors", "prepare_process", "process_context", "quiet_libraries", "quiet_loading"]
 
 _CHATTY = ("torchao", "torch.utils._pytree")
 """transformers imports torchao wherever it is installed, and that warns of kernels for other devices than ours."""
@@ -25,34 +25,34 @@ def _serious(record: logging.LogRecord) -> bool:
     return record.levelno > logging.WARNING
 
 
-def libraries() -> None:
-    """Let chatty libraries log errors alone."""
+def quiet_libraries() -> None:
+    """Let libraries that warn of what does not matter here log errors only."""
     for name in _CHATTY:
         logging.getLogger(name).addFilter(_serious)
 
 
-def helper(threads: int, environ: Mapping[str, str]) -> None:
-    """What a process that helps another does first, with the `environ` of the one that it helps.
+def prepare_process(threads: int, environ: Mapping[str, str]) -> None:
+    """Initialise a worker process, with the environment `environ` of its parent.
 
-    Ctrl-C is for that one, which then ends its helpers. Where it is killed it can't: then they end themselves.
+    Ctrl-C goes to the parent, which then ends its workers. Where the parent is killed, they end themselves.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
-    libraries()
+    quiet_libraries()
     os.environ.clear()
-    os.environ.update(environ)  # of now: the server from which helpers are forked has that of its own start
+    os.environ.update(environ)  # of now: the fork server has the environment of its own start
     importlib.import_module("torch").set_num_threads(threads)
 
 
-def _end_with(helped: Any) -> None:
-    helped.join()
+def _end_with(parent: Any) -> None:
+    parent.join()
     os._exit(1)
 
 
-def unneeded(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """In place of `sys.excepthook` where helpers are forked: one that comes too late, after Ctrl-C, has nothing to say.
+def ignore_orphan_errors(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Replace `sys.excepthook` in the fork server: silence errors of workers whose parent has exited, after Ctrl-C.
 
-    What it was to share with the process that it would help is gone, or nothing comes from there any more.
+    The files or pipes that they share with it are gone.
     """
     if not issubclass(kind, FileNotFoundError | EOFError):
         sys.__excepthook__(kind, error, trace)
@@ -61,11 +61,11 @@ def unneeded(kind: type[BaseException], error: BaseException, trace: TracebackTy
 _SLOW = ("transformers.modeling_utils", "sentence_transformers")
 
 
-def helpers() -> BaseContext:
-    """Processes that help: forked from a server that has imported what they need, once for all of them.
+def process_context() -> BaseContext:
+    """A context whose worker processes are forked from a server that has imported what they need, once for all.
 
-    A process of its own for each would import for seconds and hold all of it; a fork of ours would copy its threads.
-    What is slow and has been needed here already they will need, too.
+    Spawned processes would each import for seconds and hold a copy; a fork of this process would copy its threads.
+    Slow modules that this process has loaded are loaded by the server too.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["secateur.runs.preload", *(name for name in _SLOW if name in sys.modules)])
@@ -73,8 +73,8 @@ def helpers() -> BaseContext:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
-    """Within the block transformers does not tell of weights that a checkpoint lacks: whoever loads it looks."""
+def quiet_loading() -> Iterator[None]:
+    """Silence transformers' report of weights that a checkpoint lacks: whoever loads it checks."""
     logging_of = importlib.import_module("transformers.utils.logging")
     before = logging_of.get_verbosity()
     logging_of.set_verbosity_error()

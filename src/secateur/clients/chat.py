@@ -144,7 +144,7 @@ class Ledger(Meter):
 
     def begin(self) -> None:
         """Count a call; `BudgetError` where no more is allowed to all processes together."""
-        with self._lock, self._held() as total:
+        with self._lock, self._lock_file() as total:
             refused = self.refused
             try:
                 self._allow(total["calls"], total["tokens"])
@@ -158,16 +158,16 @@ class Ledger(Meter):
     def end(self, answer: Answer | Scored, seconds: float) -> None:
         """Count what a call took."""
         Meter.end(self, answer, seconds)
-        with self._lock, self._held() as total:
+        with self._lock, self._lock_file() as total:
             total["tokens"] += answer.prompt_tokens + answer.answer_tokens
 
     def total(self) -> dict[str, int]:
         """calls, tokens and refused of all processes."""
-        with self._lock, self._held() as total:
+        with self._lock, self._lock_file() as total:
             return dict(total)
 
     @contextmanager
-    def _held(self) -> Iterator[dict[str, int]]:
+    def _lock_file(self) -> Iterator[dict[str, int]]:
         """What the file counts, to be changed, while no other process does."""
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -274,11 +274,11 @@ def open_local(source: str | Local) -> Local:
         return source
     if not isinstance(source, str):
         raise InputError(f"a language model is a folder, a Hub id or chat.Local, not {type(source).__name__}")
-    return _opened(source)
+    return _open_checkpoint(source)
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str) -> Local:
+def _open_checkpoint(name: str) -> Local:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with opening("language model", name):

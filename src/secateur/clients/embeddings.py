@@ -89,7 +89,7 @@ class Embedder(_Served):
         count = len(texts)
         if self.versioned:
             body = {"model": self.model, "input": texts, "encoding_format": "float"}
-            return self._post("/embeddings", body, lambda found: _vectors(_ordered(found["data"]), count))
+            return self._post("/embeddings", body, lambda found: _vectors(_sort_by_index(found["data"]), count))
         return self._post("/embed", {"inputs": texts, "truncate": True}, lambda found: _vectors(found, count))
 
 
@@ -123,7 +123,7 @@ def ranker(url: str) -> Ranker:
     return Ranker(url)
 
 
-def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _sort_by_index(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Vectors in the order of the texts, whatever the order they came in."""
     return [_one(rows, number)["embedding"] for number in range(len(rows))]
 

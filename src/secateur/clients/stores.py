@@ -119,20 +119,20 @@ def one_line(text: str, most: int = 0) -> str:
 
 def entity(name: str) -> str:
     """The IRI of a thing as tables name it: a web address or URN as it is, anything else behind `ENTITY`."""
-    return _named(name, ENTITY)
+    return _make_iri(name, ENTITY)
 
 
 def relation(name: str) -> str:
     """The IRI of a predicate as tables name it."""
-    return _named(name, RELATION)
+    return _make_iri(name, RELATION)
 
 
 def kind(name: str) -> str:
     """The IRI of a kind of things as tables name it."""
-    return _named(name, KIND)
+    return _make_iri(name, KIND)
 
 
-def _named(name: str, place: str) -> str:
+def _make_iri(name: str, place: str) -> str:
     return name if _GIVEN.fullmatch(name) and is_usable(name) else place + quote(name, safe="")
 
 

@@ -109,7 +109,7 @@ class Examples:
         if normalised:
             raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
         rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
-        return hashes.of(rows)
+        return hashes.digests(rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
         """The examples at `indices`, in that order."""

@@ -67,7 +67,7 @@ def load(network: Network, store: Embedded, *, relation: str = "relation") -> in
     edges = list(_edges(network, relation))
     if not edges:
         raise InputError("the graph has no edges: give at least one fact")
-    return triples.load_rows(_rows(edges, known := _known(edges)), known, store)
+    return triples.load_rows(_rows(edges, known := _list_properties(edges)), known, store)
 
 
 def _nodes(network: Network) -> dict[Any, _Node]:
@@ -96,7 +96,7 @@ def _edges(network: Network, relation: str) -> Iterator[_Edge]:
         yield _Edge(nodes[start], verb, nodes[end], known)
 
 
-def _known(edges: Sequence[_Edge]) -> list[str]:
+def _list_properties(edges: Sequence[_Edge]) -> list[str]:
     """What edges say beside their relation."""
     return list(dict.fromkeys(name for edge in edges for name in edge.known if name))
 

@@ -106,8 +106,8 @@ def told(spoken: Sequence[str], counts: Mapping[str, Count]) -> dict[str, Sequen
         "bytes": list(map(len, packed)),
         "words": [len(text.split()) for text in spoken],
         **{measure: list(count(spoken)) for measure, count in counts.items()},
-        "exact": [one.tobytes() for one in hashes.of(packed)],
-        "normal": [one.tobytes() for one in hashes.of(map(hashes.words, spoken))],
+        "exact": [one.tobytes() for one in hashes.digests(packed)],
+        "normal": [one.tobytes() for one in hashes.digests(map(hashes.normalise_words, spoken))],
     }
 
 

@@ -131,11 +131,11 @@ class Table:
         """
         if self.texts is not None:
             spoken = map(str, self.texts)
-            return hashes.of(hashes.words(one) if normalised else one.encode("utf-8", "surrogatepass")
+            return hashes.digests(hashes.normalise_words(one) if normalised else one.encode("utf-8", "surrogatepass")
                               for one in spoken)  # fmt: skip
         if normalised:
             raise DataError(f"{self.name} has no column {self.text!r}: only exact duplicates can be told without texts")
-        return hashes.of(self._packed(skip=self.label))
+        return hashes.digests(self._packed(skip=self.label))
 
     def _packed(self, skip: str = "") -> Iterator[bytes]:
         """Each row as JSON; what JSON can't hold, such as an image's bytes, as Python writes it."""

@@ -156,7 +156,7 @@ class Corpus:
 
         Words are compared in Unicode's NFKC form without case, spaces and punctuation.
         """
-        return hashes.of(hashes.words(text) if normalised else text.encode("utf-8", "surrogatepass")
+        return hashes.digests(hashes.normalise_words(text) if normalised else text.encode("utf-8", "surrogatepass")
                           for text in self.texts)  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def load(
         items = reader.items(found[1:]) if _kind(found[0]) == ".kg" else iter(())
         quads = chain(items, *(reader.table(path, columns) for path in tables))
     count, told = 0, 0
-    for many in _stored(quads, store):
+    for many in _store(quads, store):
         count += many
         progress(reader.read() - told)
         told = reader.read()
@@ -141,10 +141,10 @@ def load_rows(rows: Iterable[Sequence[str]], known: Sequence[str], store: Embedd
     reader, places = _Reader(store.library), {part: place for place, part in enumerate(_COLUMNS)}
     others = {place: reader.predicate(name) for place, name in enumerate(known, start=len(places))}
     facts = (reader.fact("the graph", number, row, places, others) for number, row in enumerate(rows, start=1))
-    return sum(_stored(chain.from_iterable(facts), store))
+    return sum(_store(chain.from_iterable(facts), store))
 
 
-def _stored(quads: Iterator[Any], store: Embedded) -> Iterator[int]:
+def _store(quads: Iterator[Any], store: Embedded) -> Iterator[int]:
     """How many of them went to the store each time."""
     while part := list(islice(quads, _AT_ONCE)):
         try:
@@ -216,7 +216,7 @@ class _Reader:
         return self.done + (self.current.tell() if self.current else 0)
 
     @contextmanager
-    def _opened(self, path: Path) -> Iterator[BinaryIO]:
+    def _open_file(self, path: Path) -> Iterator[BinaryIO]:
         try:
             with path.open("rb") as file:
                 self.current = file
@@ -234,7 +234,7 @@ class _Reader:
     def _lines(self, path: Path) -> Iterator[str]:
         """The lines of a text; each is read whole, so an endless one is refused."""
         longest = 64 * LONGEST
-        with self._opened(path) as file:
+        with self._open_file(path) as file:
             number = 0
             while raw := file.readline(longest):
                 number += 1
@@ -250,7 +250,7 @@ class _Reader:
     def rdf(self, path: Path, form: str) -> Iterator[Any]:
         """Those of a file of RDF: blank nodes as IRIs, graphs as one, what is said of triples on statements."""
         ox = self.library
-        with self._opened(path) as file:
+        with self._open_file(path) as file:
             plain = _Declared(path, file) if form == "RDF_XML" else file
             try:
                 for found in ox.parse(input=plain, format=getattr(ox.RdfFormat, form), base_iri="urn:secateur:file:"):
@@ -347,7 +347,7 @@ class _Reader:
         for part, node in (("subject", ends[0]), ("object", ends[2])):
             place = places.get(f"{part} kind")
             if place is not None and fields[place]:
-                yield ox.Quad(node, self.type, self._made(fields[place], kind, KIND))
+                yield ox.Quad(node, self.type, self._make_node(fields[place], kind, KIND))
         known = [(predicate, fields[place]) for place, predicate in others.items() if fields[place]]
         if known:
             # Lines that say the same share a statement; others have their own, so that what belongs together stays so.
@@ -362,15 +362,15 @@ class _Reader:
     def _thing(self, text: str) -> Any:
         if len(self.things) >= _REMEMBERED:
             self.things.clear()
-        return self.things.setdefault(text, self._made(text, entity, ENTITY))
+        return self.things.setdefault(text, self._make_node(text, entity, ENTITY))
 
     def predicate(self, text: str) -> Any:
         """The predicate that a table calls so."""
         if len(self.relations) >= _REMEMBERED:
             self.relations.clear()
-        return self.relations.setdefault(text, self._made(text, relation, RELATION))
+        return self.relations.setdefault(text, self._make_node(text, relation, RELATION))
 
-    def _made(self, text: str, make: Callable[[str], str], place: str) -> Any:
+    def _make_node(self, text: str, make: Callable[[str], str], place: str) -> Any:
         try:
             return self.library.NamedNode(make(text))
         except ValueError:  # it looked like an address, and is none
@@ -391,7 +391,7 @@ class _Reader:
         if len(tables) < 2:
             return
         links: dict[str, list[str]] = {}
-        for number, (item, thing) in self._typed(tables[".link"], ("item_id", "entity_id")):
+        for number, (item, thing) in self._read_columns(tables[".link"], ("item_id", "entity_id")):
             if not item or not thing:
                 raise DataError(f"{tables['.link']}, line {number} has no item or no entity: give both, or no line")
             links.setdefault(item, []).append(thing)
@@ -416,7 +416,7 @@ class _Reader:
                     if value and head not in ("item_id", title):
                         yield ox.Quad(node, self.predicate(head), ox.Literal(one_line(value)))
 
-    def _typed(self, path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    def _read_columns(self, path: Path, names: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         """These columns of a table of RecBole's."""
         rows = self._rows(path)
         first = next(rows, None)

@@ -16,7 +16,7 @@ import secateur
 
 __all__ = ["describe"]
 
-CODE = ("src", "tests", "benchmarks", "examples", "pyproject.toml")
+CODE = ("src", "tests", "claims", "benchmarks", "examples", "pyproject.toml")
 PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "numpy")
 
 

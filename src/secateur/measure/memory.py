@@ -57,7 +57,7 @@ def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
         torch.cuda.synchronize(device)
         total = float(torch.cuda.max_memory_allocated(device))
         return Peak(max(total - start, 0.0), total, result)
-    allocator.give_back()
+    allocator.release_memory()
     if _reset_high_water():
         start = _status("VmRSS")
         result = fn()

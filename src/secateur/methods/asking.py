@@ -13,7 +13,10 @@ from annotated_types import Ge
 
 from secateur.clients import chat
 
-__all__ = ["Asking", "Spending", "choice_in", "list_in", "objects_in"]
+__all__ = ["Asking", "Record", "Spending", "choice_in", "list_in", "objects_in"]
+
+Record = dict[str, Any]
+"""Figures, texts and notes that a run keeps as JSON."""
 
 NAMES = 16
 """Names in an answer that are read; what is behind them is nonsense."""
@@ -67,7 +70,7 @@ class Spending:
         return self.prompt_tokens + self.answer_tokens
 
 
-def objects_in(reply: str) -> Iterator[dict[str, Any]]:
+def objects_in(reply: str) -> Iterator[Record]:
     """The first objects of JSON that stand in a reply."""
     decoder = json.JSONDecoder()
     for match in itertools.islice(re.finditer(r"\{", reply), 20):

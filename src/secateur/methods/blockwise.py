@@ -54,12 +54,12 @@ def _paper_width(columns: int) -> int:
 def follow_budget(
     subject: Model, budget: Budget, recipe: str, scope: str, width: Width = _paper_width
 ) -> tuple[float, Pattern | None]:
-    """(share of the blocks' weights that stay, pattern or None); see `weights.asked`.
+    """(share of the blocks' weights that stay, pattern or None); see `weights.read_budget`.
 
     scope, width: see `smallest_group`. Raises `BudgetError` for a budget that is not over single weights, and
     `InfeasibleError`, before anything is scored, for a share that leaves nothing of the smallest group.
     """
-    share, pattern = weights.asked(budget, blocks.count(subject), recipe)
+    share, pattern = weights.read_budget(budget, blocks.count(subject), recipe)
     if pattern is not None:
         return share, pattern
     size = smallest_group(subject, scope, width)
@@ -107,7 +107,7 @@ def read_inputs(
     `blocks.Block.read`.
     """
     moments = block.read(partial(hessian.Moments, diagonal=diagonal), only, routed=routed)
-    moments, starved = hessian.pooled(moments, {name: block.matrices[name].leaf for name in moments}, floor)
+    moments, starved = hessian.pool_starved(moments, {name: block.matrices[name].leaf for name in moments}, floor)
     return moments, len(starved)
 
 
@@ -188,8 +188,9 @@ def prune_globally(student: Model, folder: Path, score: Callable[[Matrix], Tenso
 
 
 def describe_losses(run: Run, budget: Budget, subject: Model) -> str:
-    """A note on SparseGPT's loss of each block, as stored in the run: `obs.described`."""
-    return obs.described([run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))])
+    """A note on SparseGPT's loss of each block, as stored in the run: `obs.describe_losses`."""
+    losses = [run.json(f"loss-{budget}-{index}", lambda: None) for index in range(len(subject.layers()))]
+    return obs.describe_losses(losses)
 
 
 def make_result(

@@ -50,8 +50,8 @@ def fit_to_limits(
     """
     units = subject.units(**counts) if units is None else units
 
-    def measured(keep: Mapping[str, Array]) -> dict[str, float]:
+    def measure(keep: Mapping[str, Array]) -> dict[str, float]:
         return subject.cut(Selection(keep))[0].cost(counts)
 
     (site,) = units.sites
-    return ranking.by_budget(units, {site: np.asarray(scores)}, Budget.of(limits), measure=measured)
+    return ranking.by_budget(units, {site: np.asarray(scores)}, Budget.of(limits), measure=measure)

@@ -81,7 +81,7 @@ def open_graph(
         return KnowledgeGraph(source, language=language, most=most)
     if path is None:
         return KnowledgeGraph(Endpoint(str(source)), language=language, most=most)
-    return KnowledgeGraph(Embedded(path if stored else _loaded(path, columns)), language=language, most=most)
+    return KnowledgeGraph(Embedded(path if stored else _load_once(path, columns)), language=language, most=most)
 
 
 @functools.lru_cache(maxsize=2)
@@ -103,7 +103,7 @@ def find_names(
         lookup: "all" for all names, which are read once; "query" for those that the graph finds for each text: of
             things that a part of it names as it is written; where there is none, that a part names in any letters; and
             at last so many names that hold one of its words. The graph looks at all of its names for these two: if it
-            does not answer then, that is told, and they are left out.
+            does not answer then, that is noted, and they are left out.
     """
     if lookup not in ("all", "query"):
         raise InputError(f"lookup={lookup!r}: give all or query")
@@ -122,7 +122,7 @@ def find_names(
     return Names(sorted(found)), notes
 
 
-def _loaded(source: Path, columns: Sequence[str]) -> Path:
+def _load_once(source: Path, columns: Sequence[str]) -> Path:
     """The folder of the store that holds what `source` holds: made now, unless it is there."""
     found = triples.list_files(source)
     folder = cache_folder() / "graphs" / _digest(found, columns)
@@ -133,7 +133,7 @@ def _loaded(source: Path, columns: Sequence[str]) -> Path:
             return folder
         for left in folder.parent.glob(f".tmp-*-{folder.name}"):  # of one that was killed: it held the lock
             shutil.rmtree(left, ignore_errors=True)
-        with writing(folder) as temporary, _shown(source, found) as progress:
+        with writing(folder) as temporary, _show_progress(source, found) as progress:
             store = Embedded(temporary, writing=True)
             try:
                 triples.load(source, store, columns=columns, progress=progress)
@@ -166,18 +166,18 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _shown(source: Path, found: Sequence[Path]) -> Iterator[Callable[[int], None]]:
+def _show_progress(source: Path, found: Sequence[Path]) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal where it takes more than two seconds."""
     columns = (TextColumn(f"loading {source.name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     task, began = bar.add_task("", total=sum(path.stat().st_size for path in found)), time.monotonic()
 
-    def told(count: int) -> None:
+    def advance(count: int) -> None:
         if time.monotonic() - began > 2.0 and not bar.live.is_started:
             bar.start()
         bar.advance(task, count)
 
     try:
-        yield told
+        yield advance
     finally:
         bar.stop()

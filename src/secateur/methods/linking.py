@@ -11,6 +11,7 @@ from annotated_types import Ge
 
 from secateur.clients.stores import is_usable
 from secateur.methods import graphs
+from secateur.methods.asking import Record
 from secateur.retrieval.encoders import Embed
 from secateur.retrieval.names import COMMON, Names
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
@@ -37,7 +38,7 @@ class Linking:
     least: float = 0.7
     """Cosine below which the nearest name is not taken for what is called so."""
 
-    def given(self) -> list[str]:
+    def clean_topics(self) -> list[str]:
         """The topics without spare spaces."""
         return [" ".join(topic.split()) for topic in self.topics if topic.strip()]
 
@@ -79,7 +80,7 @@ def link_topics(
 
 def link_names(
     graph: KnowledgeGraph, question: str, listed: Sequence[str], embed: Embed | None, linking: NodeLinking
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     """The nodes of names that a language model listed, and the record of them, as `link_question`."""
     names, lost = graphs.find_names(graph, listed, tuple(linking.kinds), linking.lookup)
     if embed is not None:
@@ -89,28 +90,28 @@ def link_names(
         for name in listed:
             nodes = [node for mention in names.mentions(name) for node in mention.nodes]
             linked.append((name, nodes[: linking.nearest]))
-    return _recorded(names, question, linked, lost, embed, linking)
+    return _record(names, question, linked, lost, embed, linking)
 
 
 def link_question(
     graph: KnowledgeGraph, question: str, embed: Embed | None, linking: NodeLinking
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     """The nodes that a question names, in the order of their names in it; the nearest to all of it where there is none.
 
     The record holds entities (names in the question), fallback (whether the nearest stand in) and notes.
     """
     names, lost = graphs.find_names(graph, [question], tuple(linking.kinds), linking.lookup)
-    return _recorded(names, question, _mentioned(names, question, embed, linking), lost, embed, linking)
+    return _record(names, question, _find_mentions(names, question, embed, linking), lost, embed, linking)
 
 
-def _recorded(
+def _record(
     names: Names,
     question: str,
     linked: Sequence[tuple[str, list[str]]],
     lost: Sequence[str],
     embed: Embed | None,
     linking: NodeLinking,
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     notes = [*lost, *(f"no name in the graph is near {name!r}" for name, nodes in linked if not nodes)]
     found = list(dict.fromkeys(node for _, nodes in linked for node in nodes))
     stands_in = not found and linking.fallback > 0 and embed is not None and len(names) > 0
@@ -122,7 +123,9 @@ def _recorded(
     return found, {"entities": [name for name, _ in linked], "fallback": stands_in, "notes": notes}
 
 
-def _mentioned(names: Names, question: str, embed: Embed | None, linking: NodeLinking) -> list[tuple[str, list[str]]]:
+def _find_mentions(
+    names: Names, question: str, embed: Embed | None, linking: NodeLinking
+) -> list[tuple[str, list[str]]]:
     """(part of the question, nodes): names that stand in it, and parts of the rest that are near to a name."""
     spans = [(found.start, found.end, list(found.nodes)[: linking.nearest]) for found in names.mentions(question)]
 

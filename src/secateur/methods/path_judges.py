@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 from annotated_types import Ge
@@ -14,7 +14,7 @@ from annotated_types import Ge
 from secateur.clients import chat
 from secateur.errors import BudgetError, InputError, SecateurError
 from secateur.methods import path_questions
-from secateur.methods.asking import Asking, Spending
+from secateur.methods.asking import Asking, Record, Spending
 from secateur.methods.path_questions import PathQuestion
 from secateur.methods.similarity import Similarity
 from secateur.score.alignment import align
@@ -123,7 +123,7 @@ class SimilarityJudge:
         """The best answer that there is, though the paths do not suffice; empty without a language model."""
         return ""
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """Calls, tokens and what went wrong."""
         return {"calls": 0, "prompt_tokens": 0, "answer_tokens": 0, "notes": []}
 
@@ -318,7 +318,7 @@ class ModelJudge(SimilarityJudge):
         """Its answer by the paths and by what it knows."""
         return " ".join(self.ask(FORCED.format(question=question.text, paths="\n".join(texts))).split())[:500]
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> Record:
         """What its meter counted since, and the notes."""
         spent = self.spending
         tokens = {"prompt_tokens": spent.prompt_tokens, "answer_tokens": spent.answer_tokens}

@@ -11,6 +11,7 @@ import numpy as np
 from annotated_types import Ge
 
 from secateur.errors import SecateurError
+from secateur.methods.asking import Record
 from secateur.methods.path_judges import Piece, SimilarityJudge
 from secateur.methods.path_questions import PathQuestion
 from secateur.methods.similarity import Similarity
@@ -20,6 +21,9 @@ from secateur.subjects.graph.knowledge_graph import Fact, Facts, KnowledgeGraph,
 from secateur.subjects.graph.walks import Cluster, Surroundings
 
 __all__ = ["Exploring", "Hops", "PathSearch", "Widths"]
+
+Branch = Sequence[Any]
+"""Nodes and steps in turn, a piece of `Cluster.blocks`."""
 
 FEW = 5
 """Names of one place of a path that are compared with the question."""
@@ -98,7 +102,7 @@ class PathSearch:
     entities: tuple[int, int] = (0, 0)
     names: dict[str, str] = field(default_factory=dict)
     texts: dict[str, float] = field(default_factory=dict)
-    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rows: dict[str, Record] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)
     _preferences: dict[str, float] = field(default_factory=dict)
 
@@ -113,14 +117,14 @@ class PathSearch:
 
     def verbalise(self, clusters: Sequence[Cluster]) -> list[str]:
         """Paths in words."""
-        self.learn_names(_shown(clusters))
+        self.learn_names(_list_nodes(clusters))
         return [walks.verbalise(cluster.nodes, cluster.steps, self.names) for cluster in clusters]
 
     def names_on(self, clusters: Sequence[Cluster]) -> list[str]:
         """The names that paths show, of entities and relations."""
-        return list(dict.fromkeys(self.names[node] for node in _shown(clusters)))
+        return list(dict.fromkeys(self.names[node] for node in _list_nodes(clusters)))
 
-    def pieces(self, branches: Sequence[Sequence[Any]], paths: Sequence[Cluster], whole: bool = True) -> list[Piece]:
+    def pieces(self, branches: Sequence[Branch], paths: Sequence[Cluster], whole: bool = True) -> list[Piece]:
         """Branches of paths in words, or whole paths: with the entities of all paths that have them."""
         topics, blocks, pieces = self.question.topics, [path.blocks for path in paths], list[Piece]()
         for branch in map(tuple, branches):
@@ -163,11 +167,11 @@ class PathSearch:
         self.texts |= dict(zip(new, map(float, scores), strict=True))
         return np.array([self.texts[text] for text in texts])
 
-    def fits(self, paths: Sequence[Cluster], whole: bool, branches: Sequence[Sequence[Any]]) -> bool:
+    def fits(self, paths: Sequence[Cluster], whole: bool, branches: Sequence[Branch]) -> bool:
         """Whether the judge can look at so many branches of paths, or whole paths."""
         return self.judge.fits(self.question, self.pieces(branches, paths, whole))
 
-    def choose(self, paths: Sequence[Cluster], whole: bool, branches: Sequence[Sequence[Any]]) -> list[int]:
+    def choose(self, paths: Sequence[Cluster], whole: bool, branches: Sequence[Branch]) -> list[int]:
         """What the judge chooses of them."""
         pieces = self.pieces(branches, paths, whole)
         count = self.counts.get("tokens", lambda texts: [len(text.split()) for text in texts])
@@ -218,7 +222,7 @@ class PathSearch:
             place = min(max(1, round(stops[1] * there / (there + back))), max(1, stops[1] - 1))
         return ", ".join(self.names[node] for node in path.nodes[min(place, len(path.nodes) - 1)][: walks.LISTED])
 
-    def record(self, best: Sequence[Cluster]) -> dict[str, Any]:
+    def record(self, best: Sequence[Cluster]) -> Record:
         """What a run keeps: the best paths and their facts, what was looked at, and the figures."""
         whole = Facts([Line(text, ()) for text in self.texts])
         rows = list(self.rows.values())
@@ -240,13 +244,13 @@ class PathSearch:
         return {"best": kept, "rows": rows, "whole": whole.cost(self.counts), "told": figures}
 
 
-def _shown(clusters: Sequence[Cluster]) -> list[str]:
+def _list_nodes(clusters: Sequence[Cluster]) -> list[str]:
     """The nodes that texts of paths list, then their relations."""
     nodes = [node for cluster in clusters for nodes in cluster.nodes for node in nodes[: walks.LISTED]]
     return [*nodes, *(step.relation for cluster in clusters for step in cluster.steps)]
 
 
-def _facts(path: Cluster) -> list[list[Any]]:
+def _facts(path: Cluster) -> list[list[str | bool]]:
     """The facts that a text of it says: of the members whose every entity is listed."""
     listed = [set(nodes[: walks.LISTED]) for nodes in path.nodes]
     facts = dict[Fact, None]()

@@ -4,22 +4,61 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import InputError
+from secateur._utils.rundir import Run
+from secateur.clients.chat import LanguageModel
+from secateur.data import texts
+from secateur.errors import DataError, InputError
 from secateur.measure import retrieval
+from secateur.methods import sentence_labels
+from secateur.methods.asking import Record
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Reranker
 from secateur.score import relevance
 
-__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality"]
+__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality", "prepare_pairs"]
 
 Pair = Mapping[str, Any]
 """question, sentences (texts), kept (numbers of those that matter), and score, a number or None."""
+
+
+def prepare_pairs(
+    model: Reranker,
+    rows: Sequence[Pair],
+    run: Run,
+    *,
+    corpus: str,
+    llm: LanguageModel | None,
+    oracle: str,
+    language: str,
+    longest: int,
+    weight: float,
+    seed: int,
+) -> tuple[list[Record], int]:
+    """Pairs of question and passage with their labels and, where these have a weight, old scores; and passages without.
+
+    Raises `DataError` where there is no pair, `InputError` where there are no scores to keep. See `provence.train`.
+    """
+    rows = sentence_labels.join_labels(rows)
+    if corpus:
+        rows = sentence_labels.find_passages(rows, texts.read(corpus).texts, run, model, language, seed)
+    pairs, lost = sentence_labels.label_pairs(rows, run, llm, oracle, language)
+    if not pairs:
+        raise DataError(f"none of {len(rows)} rows gives a pair: {lost} passages have no label")
+    old = [pair for pair in pairs if weight and pair["score"] is None]
+    if old and not model.settings.ranks:
+        raise InputError("this model has no scores to keep: use weight=0 (standalone), or give a reranker")
+    judge = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old], longest=longest)
+    scores = run.json("old-scores", lambda: [judged.score for judged in judge()])
+    for pair, score in zip(old, scores, strict=True):
+        pair["score"] = score
+    return pairs, lost
 
 
 class PairBatches:
@@ -54,7 +93,7 @@ class PairBatches:
 
 
 def keep_sentences(
-    judged: Sequence[Mapping[str, Any]], sizes: Sequence[int], threshold: float, rounding: str
+    judged: Sequence[Pair], sizes: Sequence[int], threshold: float, rounding: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens.
 
@@ -79,7 +118,7 @@ def keep_sentences(
     return np.concatenate(keep), np.concatenate(scores)
 
 
-def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> dict[str, Any]:
+def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> Record:
     """What a model does on pairs that it has not learnt from.
 
     pairs: how many there are. mask_loss: mean over tokens of sentences of -log P(label). ranking_loss: mean over pairs
@@ -124,7 +163,7 @@ def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> dict[str, Any]:
     }
 
 
-def describe_quality(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def describe_quality(before: Record, after: Record) -> list[str]:
     """Notes on what `measure_quality` found before and after training."""
     notes = [
         f"{after['pairs']} pairs held out: F1 of kept sentences {after['f1']:.3f} (before {before['f1']:.3f}), "

@@ -15,6 +15,7 @@ from secateur._utils.http import RefusedError
 from secateur._utils.rundir import Run
 from secateur.clients import chat
 from secateur.errors import BudgetError, DataError, InputError, RunError
+from secateur.methods.asking import Record
 from secateur.retrieval import encoders
 from secateur.retrieval.rerankers import Reranker
 from secateur.score import citations, relevance
@@ -80,9 +81,9 @@ def _with_labels(sentences: Any, labels: Any) -> list[list[tuple[str, bool]]] | 
 
 def label_pairs(
     rows: Sequence[Row], run: Run, model: chat.LanguageModel | None, oracle: str, language: str
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[Record], int]:
     """Pairs of question, sentences, numbers of those that matter, and perhaps a score; and how many had no label."""
-    pairs, lost = list[dict[str, Any]](), 0
+    pairs, lost = list[Record](), 0
     for number, row in enumerate(rows):
         passages = open_passages(row["documents"], titles=row.get("titles"), split=language).by_passage()
         labels = row.get("kept")
@@ -154,7 +155,7 @@ def find_passages(
     *,
     retrieved: int = 50,
     best: int = 5,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """The rows; those without `documents` get the `best` of a corpus, with `titles`.
 
     A document is cut into passages of N sentences, N drawn from 1 to 10 in proportion to itself; each begins in the

@@ -37,13 +37,13 @@ class Similarity:
             vectors = self.embed([*questions, *texts])
             of_texts = vectors[len(questions) :]
             values = np.stack([relevance.cosine(vector, of_texts) for vector in vectors[: len(questions)]])
-        return self._rounded(values)
+        return self._round(values)
 
     def rank(self, question: str, texts: Sequence[str]) -> np.ndarray:
         """[texts]: cosine of vectors, or BM25."""
         if self.embed is not None:
             return np.asarray(self.compare([question], texts)[0])
-        return self._rounded(relevance.bm25(self.terms(question), [self.terms(text) for text in texts]))
+        return self._round(relevance.bm25(self.terms(question), [self.terms(text) for text in texts]))
 
-    def _rounded(self, values: np.ndarray) -> np.ndarray:
+    def _round(self, values: np.ndarray) -> np.ndarray:
         return values if self.digits is None else np.round(values, self.digits)

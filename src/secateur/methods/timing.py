@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -35,7 +35,7 @@ def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: i
     counts: dict[Heads | Literal["neurons"], list[int]] = {
         axis: list(range(1, 1 + most[axis])), "neurons": [k for k in grid if 0 < k <= most["neurons"]],
     }  # fmt: skip
-    probes: dict[tuple[str, int], Callable[[], Any]] = {}
+    probes: dict[tuple[str, int], Callable[[], object]] = {}
     for kind, row in counts.items():
         probes |= {(kind, k): subject.probe(kind, k, batch, length) for k in row}
     least = counts["neurons"][0]

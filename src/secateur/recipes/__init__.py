@@ -1,7 +1,7 @@
-"""ONE PUBLISHED METHOD PER FILE, in family folders. The folder is the registry: file = function = command line name.
+"""One published method per file, in folders by family. The folder is the registry: file = function = command line name.
 
-A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it. Other
-packages add theirs by entry points of the group `secateur.recipes`: the name, and "module:function" of that name.
+A recipe opens with a literal `CARD = {...}`; cards and options are read from its text, never by importing it. Installed
+packages add recipes by entry points of the group `secateur.recipes`, each a name and "module:function".
 """
 
 from __future__ import annotations
@@ -13,36 +13,63 @@ import importlib
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from secateur._utils import entry_points
 from secateur.errors import UnknownRecipeError
 
-__all__ = ["Option", "cards", "describe", "find", "read_options", "signature", "subject", "training"]
+__all__ = [
+    "Option",
+    "cards",
+    "describe",
+    "describe_bounds",
+    "find",
+    "parameters",
+    "read_options",
+    "signature",
+    "subject",
+    "training",
+]
 
 _CARD = re.compile(r"^CARD\b[^=]*=\s*(\{.*?^\})", re.MULTILINE | re.DOTALL)
+_TRAINING = "more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb."
+_BOUNDS = {
+    "Gt": "above {}",
+    "Ge": "at least {}",
+    "Lt": "below {}",
+    "Le": "at most {}",
+    "MultipleOf": "that is a multiple of {}",
+    "MinLen": "at least {} of them",
+    "MaxLen": "at most {} of them",
+}
+"""How bounds of annotated_types are said."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One keyword of a recipe: its name, default value, annotation in full, and the line that explains it."""
+    """One keyword of a recipe.
+
+    name, default, annotation: as in the signature, the annotation in full but for bounds. help: the line of the
+    docstring that explains it. bounds: such as "above 0 and at most 1".
+    """
 
     name: str
     default: Any
     annotation: str
     help: str
+    bounds: str = ""
 
 
 def cards() -> dict[str, dict[str, str]]:
     """Recipe name -> its card, in alphabetical order."""
     found: dict[str, dict[str, str]] = {}
-    for name, path in _files().items():
-        match = _CARD.search(path.read_text(encoding="utf-8"))
+    for name, place in _places().items():
+        match = _CARD.search(place.text())
         if match:
-            found[name] = {"family": path.parent.name, **ast.literal_eval(match[1])}
+            found[name] = {"family": place.path.parent.name, **ast.literal_eval(match[1])}
     return dict(sorted(found.items()))
 
 
@@ -53,10 +80,8 @@ def find(name: str) -> Callable[..., Iterator[Any]]:
     Raises:
         UnknownRecipeError: no such recipe; names the nearest.
     """
-    path = _locate(name)
-    own = path.is_relative_to(Path(__file__).parent)
-    module = f"{__name__}.{path.parent.name}.{name}" if own else _entry_points()[name].module
-    function: Callable[..., Iterator[Any]] = getattr(importlib.import_module(module), name)
+    place = _locate(name)
+    function: Callable[..., Iterator[Any]] = getattr(importlib.import_module(place.module), place.function)
     return function
 
 
@@ -66,124 +91,183 @@ def signature(name: str) -> list[Option]:
     Raises:
         UnknownRecipeError: no such recipe; names the nearest.
     """
-    return read_options(_locate(name).read_text(encoding="utf-8"), name)
+    place = _locate(name)
+    return read_options(place.text(), place.function)
 
 
 def subject(name: str) -> str:
     """What the recipe called `name` cuts, as the annotation of its first parameter is written."""
-    first, *_ = _function(_locate(name).read_text(encoding="utf-8"), name).args.args
+    place = _locate(name)
+    first, *_ = _function(ast.parse(place.text()), place.function).args.args
     return ast.unparse(first.annotation) if first.annotation else ""
 
 
 def training(name: str) -> list[Option]:
     """The options of `train` in the file of the recipe called `name`: none where it trains no model of its own."""
-    source = _locate(name).read_text(encoding="utf-8")
+    source = _locate(name).text()
     return read_options(source, "train") if re.search(r"^def train\(", source, re.MULTILINE) else []
 
 
 def describe(name: str) -> str:
     """The docstring of the recipe called `name`, read from its file."""
-    return ast.get_docstring(_function(_locate(name).read_text(encoding="utf-8"), name)) or ""
+    place = _locate(name)
+    return ast.get_docstring(_function(ast.parse(place.text()), place.function)) or ""
 
 
-def read_options(source: str, name: str) -> list[Option]:
-    """The keyword-only arguments of function `name` in `source`, explained by the `Args:` of its docstring."""
-    function = _function(source, name)
-    explained, aliases = _arguments(ast.get_docstring(function) or ""), _aliases(source)
-    texts = any(argument.arg.rpartition("_")[2] == "length" for argument in function.args.kwonlyargs)
-    found = list[Option]()
-    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        name, written = argument.arg, ast.unparse(argument.annotation) if argument.annotation else ""
+def parameters(function: str) -> list[Option]:
+    """All named parameters of a function of secateur, in order, read from the text of the module that defines it.
+
+    Args:
+        function: its name in full, such as "secateur.run"; what a module imports is followed to its own module.
+    """
+    module, _, name = function.rpartition(".")
+    source = _text_of(module)
+    home = _home_of(ast.parse(source), name)
+    return parameters(f"{home}.{name}") if home else read_options(source, name, by_position=True)
+
+
+def read_options(source: str, name: str, *, by_position: bool = False) -> list[Option]:
+    """The keyword-only parameters of function `name` in `source`, explained by the `Args:` of its docstring.
+
+    One whose default is a value such as `Training(steps=1000)` is an option for each of the fields that it names.
+
+    by_position: the other parameters too, before them.
+    """
+    module = ast.parse(source)
+    function, types = _function(module, name), _Types(module)
+    explained = _arguments(ast.get_docstring(function) or "")
+    arguments, defaults = [*function.args.kwonlyargs], [*function.args.kw_defaults]
+    if by_position:
+        required = len(function.args.args) - len(function.args.defaults)
+        arguments = [*function.args.args, *arguments]
+        defaults = [*[None] * required, *function.args.defaults, *defaults]
+    texts = any(argument.arg.rpartition("_")[2] == "length" for argument in arguments)
+    options = list[Option]()
+    for argument, default in zip(arguments, defaults, strict=True):
+        annotation, bounds = types.read(argument.annotation)
+        help = explained.get(argument.arg, "")
         if isinstance(default, ast.Call):
-            for option in _fields(source, default):
+            for option in _fields(module, default):
                 flag = "train_batch" if option.name == "batch" and texts else option.name
-                found.append(replace(option, name=flag, help=explained.get(flag, option.help)))
-            if written == "Training":
-                found.append(Option(name, "", "str | Sequence[str]", explained.get(name, _TRAINING)))
+                options.append(replace(option, name=flag, help=explained.get(flag, option.help)))
+            if annotation == "Training":
+                options.append(Option(argument.arg, "", "str | Sequence[str]", help or _TRAINING))
             continue
         value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
-        found.append(Option(name, value, aliases.get(written, written), explained.get(name, "")))
-    return found
+        options.append(Option(argument.arg, value, annotation, help, bounds))
+    return options
 
 
-_TRAINING = "more settings of the training loop, such as accumulate=4,precision=bf16,patience=3,trackers=wandb."
+def describe_bounds(limits: Iterable[tuple[str, Any]]) -> str:
+    """In words what (name, value) pairs of annotated_types say: [("Gt", 0), ("Le", 1)] is "above 0 and at most 1"."""
+    return " and ".join(_BOUNDS[name].format(value) for name, value in limits if name in _BOUNDS)
 
 
-def _fields(source: str, default: ast.Call) -> list[Option]:
+class _Types(ast.NodeTransformer):
+    """Annotations with names such as ``Name = Literal[...]`` written out, and their bounds taken aside."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self.aliases = {
+            node.targets[0].id: node.value
+            for node in module.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Subscript)
+        }
+        self.limits: list[tuple[str, Any]] = []
+
+    def read(self, annotation: ast.expr | None) -> tuple[str, str]:
+        """The annotation as text, without bounds, and these in words."""
+        self.limits = []
+        text = ast.unparse(self.visit(ast.parse(ast.unparse(annotation)))) if annotation else ""
+        return text, describe_bounds(self.limits)
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """A name for a type is that type."""
+        return self.visit_Subscript(self.aliases[node.id]) if node.id in self.aliases else node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        """Of ``Annotated[float, Gt(0)]`` the float."""
+        if ast.unparse(node.value) != "Annotated" or not isinstance(node.slice, ast.Tuple):
+            return self.generic_visit(node)  # type: ignore[return-value]
+        inner, *others = node.slice.elts
+        for one in others:
+            if isinstance(one, ast.Call) and one.args:
+                self.limits.append((ast.unparse(one.func), ast.literal_eval(one.args[0])))
+        return self.visit(inner)  # type: ignore[no-any-return]
+
+
+def _fields(module: ast.Module, default: ast.Call) -> list[Option]:
     """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
-    named = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
-    fields = _read_fields(source, ast.unparse(default.func))
-    values = {name: named.get(name, value) for name, (value, *_) in fields.items()}
-    return [Option(name, value, *fields[name][1:]) for name, value in values.items() if value is not None]
+    values = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
+    fields = _read_fields(module, ast.unparse(default.func)).values()
+    options = [replace(field, default=values.get(field.name, field.default)) for field in fields]
+    return [option for option in options if option.default is not None]
 
 
-def _read_fields(source: str, kind: str) -> dict[str, tuple[Any, str, str]]:
-    """Field -> its default, annotation and explanation, of a class that `source` defines or imports."""
-    module = next(
-        (
-            node.module
-            for node in ast.parse(source).body
-            if isinstance(node, ast.ImportFrom) and node.module and kind in [alias.name for alias in node.names]
-        ),
-        None,
-    )
-    if module is not None:
-        source = Path(__file__).parents[2].joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
-    defined = next(node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == kind)
-    fields = dict[str, tuple[Any, str, str]]()
+def _read_fields(module: ast.Module, kind: str) -> dict[str, Option]:
+    """Field -> option, of a class that `module` defines or imports: its own fields, after those of its bases."""
+    home = _home_of(module, kind)
+    module = ast.parse(_text_of(home)) if home else module
+    defined = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    types, options = _Types(module), dict[str, Option]()
     for base in defined.bases:
-        fields |= _read_fields(source, ast.unparse(base))
+        options |= _read_fields(module, ast.unparse(base))
     for node, after in zip(defined.body, [*defined.body[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-            value, annotation = ast.literal_eval(node.value), ast.unparse(node.annotation)
-            fields[node.target.id] = value, annotation, " ".join(str(text).split())
-    return fields
+            annotation, bounds = types.read(node.annotation)
+            name, value = node.target.id, ast.literal_eval(node.value)
+            options[name] = Option(name, value, annotation, " ".join(str(text).split()), bounds)
+    return options
 
 
-def _aliases(source: str) -> dict[str, str]:
-    """Name -> the type that a line ``Name = Literal[...]`` at the top of a module calls so."""
-    return {
-        node.targets[0].id: ast.unparse(node.value)
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        and isinstance(node.targets[0], ast.Name)
-        and isinstance(node.value, ast.Subscript)
-    }
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a recipe is: its file, the module's name, and the function."""
+
+    path: Path
+    module: str
+    function: str
+
+    def text(self) -> str:
+        return self.path.read_text(encoding="utf-8")
 
 
-def _files() -> dict[str, Path]:
-    """Name -> file: of other packages, then of this one."""
-    own = {path.stem: path for path in Path(__file__).parent.glob("*/*.py") if not path.name.startswith("_")}
-    others = {name: _file_of(point.module) for name, point in _entry_points().items()}
-    return {**{name: path for name, path in others.items() if path is not None}, **own}
+def _places() -> dict[str, _Place]:
+    places = {name: _Place(*where) for name, where in entry_points.locate("secateur.recipes").items()}
+    for path in sorted(Path(__file__).parent.glob("*/*.py")):
+        if not path.name.startswith("_"):
+            places[path.stem] = _Place(path, f"{__name__}.{path.parent.name}.{path.stem}", path.stem)
+    return places
 
 
-def _entry_points() -> dict[str, metadata.EntryPoint]:
-    return {point.name: point for point in metadata.entry_points(group=__name__)}
-
-
-def _file_of(module: str) -> Path | None:
-    """The file of a module, found without importing it."""
-    top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top)
-    if spec is None or spec.origin is None:
-        return None
-    path = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
-    return path if path.is_file() else None
-
-
-def _locate(name: str) -> Path:
-    known = cards()
+def _locate(name: str) -> _Place:
+    known = list(cards())
     if name in known:
-        return _files()[name]
+        return _places()[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")
 
 
-def _function(source: str, name: str) -> ast.FunctionDef:
-    for node in ast.parse(source).body:
+def _text_of(module: str) -> str:
+    """The text of a module of secateur, by its name in full."""
+    root = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
+    path = root / "__init__.py" if root.is_dir() else root.with_suffix(".py")
+    return path.read_text(encoding="utf-8")
+
+
+def _home_of(module: ast.Module, name: str) -> str | None:
+    """The module from which `name` is imported."""
+    for node in ast.walk(module):
+        if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
+            return node.module
+    return None
+
+
+def _function(module: ast.Module, name: str) -> ast.FunctionDef:
+    for node in reversed(module.body):  # what stands before may be overloads of it
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return node
     raise UnknownRecipeError(f"the recipe {name!r} has no function of that name")
@@ -194,6 +278,7 @@ def _arguments(docstring: str) -> dict[str, str]:
     match = re.search(r"^Args:\n((?:[ ]+.*\n?|\n)*)", docstring, re.MULTILINE)
     found: dict[str, str] = {}
     for entry in re.split(r"\n(?= {4}\S)", match[1]) if match else []:
-        name, _, text = entry.strip().partition(":")
-        found[name.strip("* ")] = " ".join(text.split())
+        names, _, text = entry.strip().partition(":")
+        for name in names.split(","):
+            found[name.strip("* ")] = " ".join(text.split())
     return found

@@ -55,9 +55,9 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = embeddings.embedder(source) if http.is_address(source) else _opened(source, device or "cpu")
+        source = embeddings.embedder(source) if http.is_address(source) else _open_checkpoint(source, device or "cpu")
     if hasattr(source, "encode"):
-        return functools.partial(_encoded, source)
+        return functools.partial(_encode, source)
     if not callable(source):
         raise InputError(
             f"an embedder is a folder, a Hub id, an address, a model or a function, not {type(source).__name__}"
@@ -91,7 +91,7 @@ def checkpoint_of(source: str | Encoder | Embed) -> str:
     return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
-def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
+def _encode(model: Any, texts: Sequence[str]) -> np.ndarray:
     if not len(texts):
         return np.zeros((0, 1), dtype=np.float32)
     found = model.encode(list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False)
@@ -99,16 +99,16 @@ def _encoded(model: Any, texts: Sequence[str]) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str, device: str) -> Encoder:
+def _open_checkpoint(name: str, device: str) -> Encoder:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingExtraError("an embedder needs sentence-transformers: pip install 'secateur[embed]'") from error
-    from secateur._utils.modes import held  # torch, which functions need not have loaded
+    from secateur._utils.modes import move_to_device  # torch, which functions need not have loaded
 
     with opening("embedder", name):
         found = SentenceTransformer(name, device="cpu", trust_remote_code=False, model_kwargs={"use_safetensors": True})
-    held(found, device)
+    move_to_device(found, device)
     model: Encoder = found
     return model
 
@@ -128,7 +128,7 @@ def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: i
     longest leave.
     """
     embed = encoder(source, device)
-    owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encoded else embed
+    owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encode else embed
     try:
         with _LOCK:
             known = _REMEMBERED.setdefault(owner, OrderedDict())
@@ -139,10 +139,10 @@ def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: i
         if _PROBE not in known or not np.array_equal(known[_PROBE], probe):
             known.clear()
         known[_PROBE] = probe
-    return functools.partial(_remembered, embed, known, most)
+    return functools.partial(_encode_new, embed, known, most)
 
 
-def _remembered(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, texts: Sequence[str]) -> np.ndarray:
+def _encode_new(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, texts: Sequence[str]) -> np.ndarray:
     with _LOCK:
         found = {text: known[text] for text in texts if text in known}
     new = list(dict.fromkeys(text for text in texts if text not in found))
@@ -179,14 +179,14 @@ def counter(source: Any) -> Count:
     source: a folder or Hub id of a tokenizer of transformers, such a tokenizer, or a function as wanted.
     """
     found = tokenizer(source)
-    return functools.partial(_recalled, functools.partial(_counted, found), {}) if hasattr(found, "tokenize") else found
+    return functools.partial(_count_new, functools.partial(_count, found), {}) if hasattr(found, "tokenize") else found
 
 
 _LETTERS = 2**20
 """Characters of the texts whose counts are remembered; with more of them all is forgotten."""
 
 
-def _recalled(count: Count, known: dict[str, int], texts: Sequence[str]) -> list[int]:
+def _count_new(count: Count, known: dict[str, int], texts: Sequence[str]) -> list[int]:
     found = dict(known)  # as it is now: other threads may forget
     new = list(dict.fromkeys(text for text in texts if text not in found))
     if new:
@@ -198,7 +198,7 @@ def _recalled(count: Count, known: dict[str, int], texts: Sequence[str]) -> list
     return [found[text] for text in texts]
 
 
-def _counted(found: Any, texts: Sequence[str]) -> list[int]:
+def _count(found: Any, texts: Sequence[str]) -> list[int]:
     if not len(texts):
         return []
     # Longer than the model reads is no news here: it is to be made shorter.

@@ -118,7 +118,7 @@ class Names:
     # --------------------------------------------------------------------------------------------------- word by word
 
     @cached_property
-    def _folded(self) -> dict[str, list[int]]:
+    def _places(self) -> dict[str, list[int]]:
         """Folded name -> which of the names are written so."""
         found: dict[str, list[int]] = {}
         for index, name in enumerate(self.names):
@@ -129,7 +129,7 @@ class Names:
 
     @cached_property
     def _most(self) -> int:
-        return max((key.count(" ") + 1 for key in self._folded), default=0)
+        return max((key.count(" ") + 1 for key in self._places), default=0)
 
     def mentions(self, text: str, *, common: Collection[str] = COMMON) -> list[Mention]:
         """The names that stand in a text, in their order there; where two overlap, the longer one, then the first.
@@ -142,14 +142,14 @@ class Names:
             key = ""
             for count in range(1, min(self._most, len(words) - first) + 1):
                 key += (" " if key else "") + words[first + count - 1][0]
-                if key in self._folded and not (count == 1 and key in common):
+                if key in self._places and not (count == 1 and key in common):
                     spans.append((count, first, key))
         taken, chosen = [False] * len(words), list[tuple[int, Mention]]()
         for count, first, key in sorted(spans, key=lambda span: (-span[0], span[1])):
             if any(taken[first : first + count]):
                 continue
             taken[first : first + count] = [True] * count
-            found = self._folded[key]
+            found = self._places[key]
             nodes = tuple(sorted({node for index in found for node in self.nodes[index]}))
             start, end = words[first][1], words[first + count - 1][2]
             exact = [self.names[index] for index in found if self.names[index] == text[start:end]]
@@ -216,8 +216,8 @@ class Names:
         for before, vectors in self._held:
             if _same(before, probe):
                 return vectors
-        found = self._opened(probe)
-        made = self._made(embed, probe) if found is None else found
+        found = self._read_vectors(probe)
+        made = self._make_vectors(embed, probe) if found is None else found
         self._held.append((probe, made))
         return made
 
@@ -228,7 +228,7 @@ class Names:
             digest.update(_line(name, nodes).encode())
         return digest.hexdigest()[:24]
 
-    def _opened(self, probe: np.ndarray) -> np.ndarray | None:
+    def _read_vectors(self, probe: np.ndarray) -> np.ndarray | None:
         """The vectors that an encoder like this one made of these names, if they are on disk and whole."""
         for place in sorted(self.folder.glob(f"{self._digest}-*")) if self.folder else ():
             try:
@@ -241,7 +241,7 @@ class Names:
                 return vectors
         return None
 
-    def _made(self, embed: Embed, probe: np.ndarray) -> np.ndarray:
+    def _make_vectors(self, embed: Embed, probe: np.ndarray) -> np.ndarray:
         if self.folder is None:
             return np.concatenate([*self._batches(embed, probe.shape[1]), np.zeros((0, probe.shape[1]), np.float32)])
         of = hashlib.sha256(np.ascontiguousarray(probe).tobytes()).hexdigest()[:8]
@@ -251,7 +251,7 @@ class Names:
             with writing(place) as temporary:
                 self._write(temporary, shape, probe, embed)
         except OSError:
-            found = self._opened(probe)
+            found = self._read_vectors(probe)
             if found is None:
                 raise
             return found  # another process was faster

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur._utils import http, threads, workers
-from secateur._utils.modes import evaluating, held
+from secateur._utils.modes import evaluating, move_to_device
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
 
@@ -149,7 +149,7 @@ class Reranker(nn.Module):
             scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
         finally:
             hook.remove()
-        return scores, None if self.keep is None else self.keep(_dropped(self.model, states[-1]))
+        return scores, None if self.keep is None else self.keep(_drop_out(self.model, states[-1]))
 
     @property
     def _device(self) -> torch.device:
@@ -180,9 +180,9 @@ class Reranker(nn.Module):
         texts = list(dict.fromkeys(chain.from_iterable(given)))
         found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = {text: encoding.ids for text, encoding in zip(texts, found, strict=True)}
-        return [self._packed([ids[text] for text in one], longest) for one in given]
+        return [self._pack([ids[text] for text in one], longest) for one in given]
 
-    def _packed(self, found: Sequence[list[int]], longest: int) -> list[Block]:
+    def _pack(self, found: Sequence[list[int]], longest: int) -> list[Block]:
         """Tokens of a question and of its sentences as blocks."""
         head, middle, tail, kinds = self._template
         longest = longest or self.longest
@@ -273,7 +273,7 @@ class Reranker(nn.Module):
             save_file(head, Path(folder) / HEAD)
 
 
-def _dropped(model: Any, states: Tensor) -> Tensor:
+def _drop_out(model: Any, states: Tensor) -> Tensor:
     """Hidden states as the second head takes them: with the dropout of the first, in training."""
     rates = [getattr(model.config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob")]
     rate = next((float(rate) for rate in rates if rate is not None), 0.0)
@@ -329,7 +329,7 @@ def open_reranker(source: str | Path | Reranker, device: str = "") -> Reranker:
         return source
     if not isinstance(source, str | Path):
         raise InputError(f"a reranker is a folder, a Hub id or rerankers.Reranker, not {type(source).__name__}")
-    return _opened(str(source), device or "cpu")
+    return _open_checkpoint(str(source), device or "cpu")
 
 
 def open_ranker(source: str | Path | Reranker, device: str = "") -> Reranker | RemoteRanker:
@@ -361,11 +361,11 @@ class RemoteRanker:
 
 
 @functools.lru_cache(maxsize=2)
-def _opened(name: str, device: str) -> Reranker:
+def _open_checkpoint(name: str, device: str) -> Reranker:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds, of which a page needs none
     from transformers.utils import cached_file
 
-    with opening("reranker", name), workers.loading():
+    with opening("reranker", name), workers.quiet_loading():
         model, told = AutoModelForSequenceClassification.from_pretrained(
             name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             **({} if _classes(name) else {"num_labels": 1}),
@@ -376,7 +376,7 @@ def _opened(name: str, device: str) -> Reranker:
     if any("classifier" in key or "score" in key for key in told["missing_keys"]):
         settings = replace(settings, ranks=False)
     found = Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
-    held(found, device)
+    move_to_device(found, device)
     return found
 
 

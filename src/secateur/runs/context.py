@@ -48,9 +48,9 @@ class Pruned:
     text: str
     before: Mapping[str, float]
     after: Mapping[str, float]
-    trace: Mapping[str, Sequence[Mapping[str, Any]]] = field(repr=False)
+    trace: Mapping[str, Sequence[Mapping[str, object]]] = field(repr=False)
     question: str = ""
-    told: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    told: Mapping[str, object] = field(default_factory=dict, repr=False)
     documents: tuple[str, ...] = field(default=(), repr=False)
 
     def save(self, path: str | Path) -> None:
@@ -73,14 +73,14 @@ class Job:
 
     recipe: str
     budget: Budget
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     servers: Servers
 
     @classmethod
-    def of(cls, recipe: str, budget: str | Budget, options: Mapping[str, Any], source: object = "") -> Job:
+    def of(cls, recipe: str, budget: str | Budget, options: Mapping[str, object], source: object = "") -> Job:
         """Checked; `source` is what is read."""
         reader, function = reading.of_document_recipe(recipe), recipes.find(recipe)
-        asked, own = servers.divided(function, options, "" if reader.brings_documents else source)
+        asked, own = servers.split_options(function, options, "" if reader.brings_documents else source)
         chosen = keywords.flat(function, keywords.checked(function, own))
         return cls(recipe, Budget.parse(budget), chosen, asked)
 
@@ -94,7 +94,7 @@ class Job:
         """The recipe."""
         return recipes.find(self.recipe)
 
-    def pack(self, options: Mapping[str, Any]) -> dict[str, Any]:
+    def pack(self, options: Mapping[str, object]) -> dict[str, Any]:
         """Options by flag as the recipe takes them."""
         return keywords.pack(self.function, options)
 
@@ -119,7 +119,7 @@ class Job:
     def prune(self, subject: Any, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""
         question, run = _check_question(question), Transient()
-        options = self.pack(self.servers.chosen(self.options, meter))
+        options = self.pack(self.servers.with_llm(self.options, meter))
         (result,) = self.function(subject, question, [self.budget], run, **options)
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
         text, parts = markup.whole(result.subject.written()), reading.parts_of(result.subject)
@@ -255,7 +255,7 @@ class Pruner:
         return [(number, html if markup.is_html(documents[number]) else text) for number, (html, text) in left.items()]
 
 
-def titles_of(metadata: Iterable[Mapping[str, Any] | None], name: str) -> list[str | None] | None:
+def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> list[str | None] | None:
     """What a `Pruner` takes as titles: the text that each document's metadata has under `name`; None without a name."""
     if not name:
         return None
@@ -323,7 +323,7 @@ def record(
 
 
 def call_settings(
-    job: Job, budget: str | Budget, out: str | Path, files: Sequence[str | Path], options: Mapping[str, Any]
+    job: Job, budget: str | Budget, out: str | Path, files: Sequence[str | Path], options: Mapping[str, object]
 ) -> dict[str, Any]:
     """What repeats a call: the options as they were in force, and digests of the files that were named."""
     named = [str(file) for file in files]

@@ -52,7 +52,7 @@ def prune_file(
     strict: bool = False,
     overwrite: bool = False,
     processes: int | None = None,
-    **options: Any,
+    **options: object,
 ) -> tuple[int, int]:
     """Cut what each line of a JSONL file holds, or each page of a folder; returns (lines, those that failed).
 
@@ -90,11 +90,10 @@ def prune_file(
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     spent = out.with_name(out.name + ".part.spent")
     digest = {} if piped else {"in_sha256": records.digest(source)}
-    settings = json.dumps(
-        {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict,
-         "lines": count, "graph": str(graph), **job.servers.form, "source": "-" if piped else str(source.resolve()),
-         **digest, **{name: repr(value) for name, value in job.options.items()}}, indent=1
-    )  # fmt: skip
+    options_in_text = {name: repr(value) for name, value in job.options.items()}
+    inputs = {"lines": count, "graph": str(graph), "source": "-" if piped else str(source.resolve()), **digest}
+    how = {"recipe": recipe, "budget": str(job.budget), "question": question, "trace": trace, "strict": strict}
+    settings = json.dumps({**how, **inputs, **job.servers.graph_settings, **options_in_text}, indent=1)
     with guard(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         done, failed = _resume(part, record, settings, overwrite)
@@ -137,7 +136,7 @@ def estimate_file(
     question: str = "",
     graph: str | Path = "",
     few: int = 8,
-    **options: Any,
+    **options: object,
 ) -> Estimate:
     """What `prune_file` would come to, by the first `few` lines, which are cut for it; nothing is written.
 
@@ -267,13 +266,13 @@ def _prune_line(job: Job, graph: str, trace: bool, strict: bool, ledger: Path | 
     return _to_json(answer), False
 
 
-def _to_json(row: Mapping[str, Any]) -> str:
+def _to_json(row: Mapping[str, object]) -> str:
     """A line of JSON that can be encoded: where it holds a lone half of a surrogate pair, all but ASCII is escaped."""
     text = json.dumps(row, ensure_ascii=False)
     return (text if text == markup.whole(text) else json.dumps(row)) + "\n"
 
 
-def _prune_row(job: Job, graph: str, where: str, row: Mapping[str, Any], meter: Meter) -> Pruned:
+def _prune_row(job: Job, graph: str, where: str, row: Mapping[str, object], meter: Meter) -> Pruned:
     """What stays of what a line holds, or of the graph that all lines ask."""
     if job.reader.brings_documents:
         documents, titles = reading.read_row(row, Path(where))
@@ -339,7 +338,8 @@ def _map_processes(
     Raises `BrokenProcessPool` where one of the processes was killed.
     """
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, helpers.helpers(), helpers.helper, (threads, dict(os.environ))) as pool:
+    start = helpers.prepare_process, (threads, dict(os.environ))
+    with ProcessPoolExecutor(workers, helpers.process_context(), *start) as pool:
         futures = [pool.submit(work, row) for row in waiting]
         try:
             for row in chain(rows, repeat(None)):

@@ -223,14 +223,14 @@ def _scores(
         return np.asarray(run.tensors("scores", lambda: {"own": _own_scores(score, whole)})["own"].numpy())
     if whole.labels is None:
         raise InputError(f"{whole.source.name} has no classes, by which {score} goes: name the column with --label")
-    found = []
+    scores = []
     for number in range(training["runs"]):
 
         def one(number: int = number) -> dict[str, Tensor]:
             return _train_and_score(whole.source, model, score, seed, number, training)
 
-        found.append(run.tensors(f"scores-{number}", one)["score"])
-    return np.asarray(difficulty.average(found).numpy())
+        scores.append(run.tensors(f"scores-{number}", one)["score"])
+    return np.asarray(difficulty.average(scores).numpy())
 
 
 def _own_scores(score: str, whole: ExampleSet) -> Tensor:

@@ -45,12 +45,12 @@ class Estimate:
 
     def rows(self) -> list[list[str]]:
         """The table, its header first."""
-        found, all_of_them = [["Measure", "Target", "Before", "After", "Change"]], f"all {self.count}, estimated"
+        table, all_of_them = [["Measure", "Target", "Before", "After", "Change"]], f"all {self.count}, estimated"
         for name in display.order(self.before):
             label, costs = display.measure(name).label, (self.before[name], self.after[name])
-            found.append(_row(name, label, self.budget, *costs))
+            table.append(_row(name, label, self.budget, *costs))
             if self.tried < self.count:
-                found.append(_row(name, f"{label}, {all_of_them}", "–", *map(self.of_all, costs)))
+                table.append(_row(name, f"{label}, {all_of_them}", "–", *map(self.of_all, costs)))
         taken = {"Time a question": ("latency", self.seconds / self.tried)}
         taken |= {f"Time on one process, {all_of_them}": ("latency", self.of_all(self.seconds))}
         if self.calls:
@@ -66,7 +66,7 @@ class Estimate:
                     round(self.of_all(self.llm_tokens, self.most_tokens or math.inf)),
                 )
             }
-        return [*found, *([label, "–", "–", display.number(*figure), "–"] for label, figure in taken.items())]
+        return [*table, *([label, "–", "–", display.number(*figure), "–"] for label, figure in taken.items())]
 
 
 def _row(name: str, label: str, target: str, before: float, after: float) -> list[str]:

@@ -27,7 +27,7 @@ from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
-from secateur.runs.backends import Data, Source
+from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card
 from secateur.runs.measuring import Reference, check_counts, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
@@ -63,7 +63,7 @@ def run(
     batch: int | None = None,
     length: int | None = None,
     stream: bool = False,
-    **options: Any,
+    **options: object,
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
 
@@ -132,7 +132,7 @@ def results(
     batch: int | None = None,
     length: int | None = None,
     stream: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Iterator[Evidence]:
     """As `run`, yielding each budget's evidence as soon as its model is in place."""
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
@@ -200,13 +200,13 @@ class _Job:
     """A recipe with all that it is called with, and the notes on each of its results."""
 
     function: Recipe
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     seed: int
     budgets: Sequence[Budget]
     reference: Reference
     train: Any
     notes: tuple[str, ...]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
     def preview(self) -> Iterator[Evidence]:
         """What a dry run says of each budget; nothing is written."""
@@ -218,10 +218,10 @@ class _Job:
             for result in self._results(directory):
                 yield replace(self.reference.evidence(result, self.settings, self.budgets), verdict="dry run")
 
-    def execute(self, directory: Run, about: Mapping[str, Any]) -> Iterator[Evidence]:
+    def execute(self, directory: Run, about: Mapping[str, object]) -> Iterator[Evidence]:
         """The evidence of each budget, of those first that an earlier run has finished; the results are published."""
         names = [str(budget) for budget in self.budgets]
-        finished, published = distributed.by_first(partial(_finished, directory, names))
+        finished, published = distributed.by_first(partial(_finished_rows, directory, names))
         yield from finished.values()
 
         def publish(result: Result) -> Evidence:
@@ -234,7 +234,7 @@ class _Job:
             # The record comes after the model it speaks of: what is recorded is in place.
             evidence.write(_record(directory, result.name), row)
             published[:] = [finished[name] for name in names if name in finished]
-            publish_evidence(directory.root, published)
+            publish_evidence(directory.root, published, self.reference.backend)
             return row
 
         if len(finished) < len(names):
@@ -246,7 +246,7 @@ class _Job:
 
         def publish_all() -> None:
             if rows != published or not (directory.root / "report.html").is_file():
-                publish_evidence(directory.root, rows)
+                publish_evidence(directory.root, rows, self.reference.backend)
 
         distributed.by_first(publish_all)
 
@@ -270,7 +270,7 @@ class _Job:
             yield replace(result, notes=(*result.notes, *self.notes))
 
 
-def _finished(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
+def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
     """(name -> what a run that was here before has recorded of that budget, what it has published)."""
     try:
         published = evidence.read(directory.root)
@@ -304,8 +304,8 @@ def parse_budgets(budget: str | Budget | Sequence[str | Budget], example: str = 
 @contextmanager
 def open_run(
     out: str | Path,
-    settings: Mapping[str, Any],
-    about: Mapping[str, Any],
+    settings: Mapping[str, object],
+    about: Mapping[str, object],
     *,
     overwrite: bool = False,
     shared: bool = False,
@@ -320,15 +320,16 @@ def open_run(
         yield directory
 
 
-def publish_evidence(root: Path, rows: Sequence[Evidence]) -> None:
-    """Write evidence.json and report.html of the run directory `root`."""
+def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend | None = None) -> None:
+    """Write evidence.json and report.html of the run directory `root`; `backend`: that of its results."""
     from secateur.reports import report as pages  # draws with matplotlib, slow to import
 
     load = dict[str, str]()
     for row in rows:
         place = root / row.target if (root / row.target).is_dir() else root
-        if (backend := backends.of_folder(place)) is not None:
-            load[row.target] = backend.load_line(place, str(place.relative_to(root.parent)))
+        family = backend or backends.of_folder(place)
+        if family is not None and family.saved_in(place):
+            load[row.target] = family.load_line(place, str(place.relative_to(root.parent)))
     evidence.write(root / "evidence.json", rows)
     pages.write(root / "report.html", rows, load=load)
 
@@ -342,7 +343,7 @@ def options(recipe: str | Recipe) -> dict[str, Any]:
     return keywords.flat(function, {name: parameter.default for name, parameter in keywords.of(function).items()})
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `run` with: the settings in the YAML file `path`, where `given` does not say otherwise.
 
     The `run.yaml` of every run directory is such a file: `run(**configured("small/run.yaml"), out="again")`.
@@ -353,7 +354,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     return configs.read(path, "run", run, given, more=options)
 
 
-def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: Any) -> dict[str, Any]:
+def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: object) -> dict[str, Any]:
     """What could go in a model, and what that would save. Networks: see `secateur.runs.inspection.inspect`.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":

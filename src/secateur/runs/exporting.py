@@ -109,14 +109,14 @@ def write(
 
 
 def _write_masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
-    found = matrices.matrices(subject.model, subject.layers())
-    packing.save_masks(matrices.masks_of(found), folder / "masks.safetensors")
-    share = sparsity.zeros({name: matrix.weight for name, matrix in found.items()})
-    return (f"{len(found)} matrices, {display.number('zeros', share)} of their weights zero",)
+    weights = matrices.matrices(subject.model, subject.layers())
+    packing.save_masks(matrices.masks_of(weights), folder / "masks.safetensors")
+    share = sparsity.zeros({name: matrix.weight for name, matrix in weights.items()})
+    return (f"{len(weights)} matrices, {display.number('zeros', share)} of their weights zero",)
 
 
 def _write_quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: float) -> tuple[str, ...]:
-    """Quantise a copy, write it, read it again, and compare all three."""
+    """Quantise a copy, write it, read it reopened, and compare all three."""
     bits = _bits(to)
     kinds, left = _choose_matrices(subject, bits)
     if to == "int8" and set(kinds.values()) == {_LINEARS}:
@@ -129,22 +129,22 @@ def _write_quantised(subject: Transformer, folder: Path, to: str, data: Any, bou
         _round_weights(matrices.matrices(student.model, student.layers()), kinds, bits)
         notes = _write_integers(subject, folder, to, kinds, left)
     whole = matrices.matrices(subject.model, subject.layers())
-    found = matrices.matrices(student.model, student.layers())
+    rounded = matrices.matrices(student.model, student.layers())
     kept = sum(_count_zeros(name, whole[name].weight, one.view(quantise.dense(one.parameter).detach()))
-               for name, one in found.items() if name in kinds)  # fmt: skip
-    again = open_subject(folder, quantised=True)
+               for name, one in rounded.items() if name in kinds)  # fmt: skip
+    reopened = open_subject(folder, quantised=True)
     example = subject.example(4, 16)
     with torch.inference_mode():
-        wanted, quick, read = (one.forward(example).prediction.float() for one in (subject, student, again))
+        wanted, quick, read = (one.forward(example).prediction.float() for one in (subject, student, reopened))
     lost = ((read - quick).norm() / quick.norm()).item()
     if not lost <= onnx_files.TOLERANCE:
         raise NumericalError(f"the {to} export reads back with outputs off by {lost:.2g}: it is not usable")
-    told = (
+    lines = (
         *_describe_integers(subject, folder, to, kinds, left),
         *notes,
         *_check_outputs(to, wanted, quick, kept, bound),
     )
-    return told if data is None else (*told, _describe_quality(subject, again, data))
+    return lines if data is None else (*lines, _describe_quality(subject, reopened, data))
 
 
 def _write_streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]:
@@ -165,7 +165,7 @@ def _write_streamed(subject: Streamed, folder: Path, to: str) -> tuple[str, ...]
                     kept += sum(_count_zeros(name, one, block.matrices[name].weight) for name, one in before.items())
             (states,) = blocks.states(Path(place), count)
         with subject.resident():
-            outputs.append(blocks.leaving(subject, example, states).logits.float())
+            outputs.append(blocks.run_ends(subject, example, states).logits.float())
     return (
         *_describe_integers(subject, folder, to, kinds, left),
         *notes,
@@ -183,7 +183,7 @@ _LINEARS, _CONV1D, _EXPERTS = "linears", "Conv1D", "matrices of packed experts"
 def _choose_matrices(subject: Transformer | Streamed, bits: int) -> tuple[dict[str, str], dict[str, str]]:
     """(matrix of the blocks that can have `bits` -> what it is, linear that stays as it is -> why)."""
     quantise.check(subject.model)
-    found, left = dict[str, str](), dict[str, str]()
+    chosen, left = dict[str, str](), dict[str, str]()
     for name, matrix in matrices.matrices(subject.model, subject.layers()).items():
         reason = quantise.unfit(matrix.parameter.shape[-1], bits)
         if reason and matrix.expert is not None:  # transformers reads those of a layer all packed, or all plain
@@ -191,19 +191,19 @@ def _choose_matrices(subject: Transformer | Streamed, bits: int) -> tuple[dict[s
         if reason:
             left[matrix.module] = reason
         else:
-            found[name] = _EXPERTS if matrix.expert is not None else _CONV1D if matrix.turned else _LINEARS
-    if not found:
+            chosen[name] = _EXPERTS if matrix.expert is not None else _CONV1D if matrix.turned else _LINEARS
+    if not chosen:
         why = next((f" ({name}: {reason})" for name, reason in left.items()), "")
         raise InputError(f"the model has no matrix to quantise in {bits} bits{why}")
     for name, module in subject.model.named_modules():
-        if isinstance(module, nn.Linear) and f"{name}.weight" not in found:
+        if isinstance(module, nn.Linear) and f"{name}.weight" not in chosen:
             left.setdefault(name, "no matrix of the blocks")
-    return found, left
+    return chosen, left
 
 
-def _round_weights(found: Mapping[str, matrices.Matrix], kinds: Collection[str], bits: int) -> None:
+def _round_weights(chosen: Mapping[str, matrices.Matrix], kinds: Collection[str], bits: int) -> None:
     """Let matrices be what their integers stand for, in place, each by its rows as it is stored."""
-    for name, matrix in found.items():
+    for name, matrix in chosen.items():
         if name in kinds:
             stored = matrix.parameter.detach()
             stored = stored if matrix.expert is None else stored[matrix.expert]
@@ -216,12 +216,12 @@ def _write_integers(
     """Save the model, and make integers of its matrices in the files; returns notes."""
     subject.save(folder)
     leaves = dict.fromkeys(name.partition("[")[0] for name in kinds)
-    found = quantised.names(subject.model, leaves, folder)
+    names = quantised.find_weights(subject.model, leaves, folder)
     integers = partial(quantise.integers, bits=_bits(to))
     if to == "packed-int8":
-        return packing.pack(folder, subject.model.config, found, integers)
+        return packing.pack(folder, subject.model.config, names, integers)
     dense = set(kinds.values()) != {_LINEARS}
-    quantised.pack(folder, found, list(left), _bits(to), integers, dense=dense)
+    quantised.pack(folder, names, list(left), _bits(to), integers, dense=dense)
     return ("transformers makes floats of them as it loads: disk and transfer are saved, no memory",) if dense else ()
 
 
@@ -266,8 +266,8 @@ def _describe_quality(original: Transformer, student: Transformer, data: Any) ->
     corpus = backend.fit_data(backend.read(data), original)
     environment = backend.environment(original, None, None, None)
     before, after, both = backend.compare(original, student, corpus, environment)
-    said = [
+    figures = [
         f"{display.measure(name).label} {display.text(name, before[name])} -> {display.text(name, figure)}"
         for name, figure in after.items()
     ] + [f"{display.measure(name).label} {display.text(name, figure)}" for name, figure in both.items()]
-    return "quality: " + ", ".join(said)
+    return "quality: " + ", ".join(figures)

@@ -80,7 +80,7 @@ def inspect(
         )
         after = {**{name: cut.after[name] for name in subject.units().cost()}, "flops": small.flops()}
     units = subject.units(multiple=multiple)
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "model": type(subject.model).__name__,
         "kind": "network",
         "cost": {**({SITE: float(len(subject.graph.removable))} if erasing else {}), **units.cost(),
@@ -92,21 +92,21 @@ def inspect(
     }  # fmt: skip
     if limit is not None:
         kept = {name: int(np.asarray(mask).sum()) for name, mask in selection.keep.items()}
-        found |= {"budget": str(limit), "kept": kept, "after": after}
+        summary |= {"budget": str(limit), "kept": kept, "after": after}
     if picture is not None:
-        title = found["model"] if limit is None else f"{found['model']} at {limit}"
-        svg = (_draw_segments if erasing else _draw_channels)(subject, selection, found, title)
+        title = summary["model"] if limit is None else f"{summary['model']} at {limit}"
+        svg = (_draw_segments if erasing else _draw_channels)(subject, selection, summary, title)
         atomic_write(picture, pictures.page(svg, title) if Path(picture).suffix == ".html" else svg)
-    return found
+    return summary
 
 
 def _open(model: Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
     if isinstance(model, Traced):
-        found = model.copy()  # what turns out to stay is noted there
-        found.protect(protect)
-        return found
-    module, given = build_network(model, inputs)
-    return open_traced(module, given, protect=protect)
+        traced = model.copy()  # what turns out to stay is noted there
+        traced.protect(protect)
+        return traced
+    module, example = build_network(model, inputs)
+    return open_traced(module, example, protect=protect)
 
 
 def _share(units: Units, name: str) -> dict[str, float]:
@@ -131,10 +131,10 @@ def _list_sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
 
 
 def _list_reasons(subject: Traced) -> list[dict[str, Any]]:
-    found: dict[str, list[str]] = {}
+    axes_by_reason: dict[str, list[str]] = {}
     for axis, reason in subject.reasons.items():
-        found.setdefault(reason, []).append(axis)
-    return [{"reason": reason, "axes": axes} for reason, axes in found.items()]
+        axes_by_reason.setdefault(reason, []).append(axis)
+    return [{"reason": reason, "axes": axes} for reason, axes in axes_by_reason.items()]
 
 
 def _list_segments(subject: Traced, selection: Selection) -> list[dict[str, Any]]:
@@ -144,13 +144,19 @@ def _list_segments(subject: Traced, selection: Selection) -> list[dict[str, Any]
     removed, dead = (erasure.removed, erasure.dead) if erasure else ((), ())
     return [
         {
-            "name": one.name,
-            "params": sum(graph.weights[name] for name in one.parameters),
-            "stays": one.reason,
-            "goes": "erased" if one.name in removed else "only erased parts take its results" * (one.name in dead),
+            "name": segment.name,
+            "params": sum(graph.weights[name] for name in segment.parameters),
+            "stays": segment.reason,
+            "goes": _why_it_goes(segment.name, removed, dead),
         }
-        for one in graph.segments
+        for segment in graph.segments
     ]
+
+
+def _why_it_goes(name: str, removed: Collection[str], dead: Collection[str]) -> str:
+    if name in removed:
+        return "erased"
+    return "only erased parts take its results" if name in dead else ""
 
 
 def _check_alone(budget: Budget, **given: tuple[Any, Any]) -> None:
@@ -172,7 +178,7 @@ def _erase_segments(subject: Traced, budget: Budget) -> tuple[Selection, dict[st
     return selection, {**{name: cut.after[name] for name in (SITE, "params", "bytes", "flops")}, "channels": channels}
 
 
-def _draw_channels(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:
+def _draw_channels(subject: Traced, selection: Selection, summary: Mapping[str, Any], title: str) -> str:
     boxes = []
     for node in outline(subject):
         parts = []
@@ -189,18 +195,18 @@ def _draw_channels(subject: Traced, selection: Selection, found: Mapping[str, An
                          "\n".join(filter(None, hint)))
         )  # fmt: skip
     sites = []
-    for site in found["sites"]:
+    for site in summary["sites"]:
         mask = selection.keep.get(site["name"])
         kept = site["units"] if mask is None else int(np.asarray(mask).sum())
         sites.append((site["name"], site["units"] * site["width"], kept * site["width"]))
     stays = []
-    for row in found["stays"]:
+    for row in summary["stays"]:
         more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
         stays.append((row["reason"], ", ".join(row["axes"][:4]) + more))
-    return pictures.network(boxes, title, _cost_lines(found), sites, stays)
+    return pictures.network(boxes, title, _cost_lines(summary), sites, stays)
 
 
-def _draw_segments(subject: Traced, selection: Selection, found: Mapping[str, Any], title: str) -> str:
+def _draw_segments(subject: Traced, selection: Selection, summary: Mapping[str, Any], title: str) -> str:
     """A colour for each segment that can be erased; what would go, with what flows there, is dashed."""
     graph, erasure = subject.graph, subject.erasure(selection)
     owner = {name: one for one in graph.segments for place in one.vertices for name in graph.vertices[place].parameters}
@@ -222,14 +228,16 @@ def _draw_segments(subject: Traced, selection: Selection, found: Mapping[str, An
                 "\n".join(filter(None, hint)), number in gone,
             )
         )  # fmt: skip
-    able = [one for one in found["segments"] if not one["stays"]]
+    able = [one for one in summary["segments"] if not one["stays"]]
     sites = [(one["name"], one["params"], 0 if one["goes"] else one["params"]) for one in able]
     stays: dict[str, list[str]] = {}
-    for one in found["segments"]:
+    for one in summary["segments"]:
         if one["stays"]:
             stays.setdefault(one["stays"], []).append(one["name"])
     reasons = [(reason, ", ".join(names)) for reason, names in stays.items()]
-    return pictures.network(boxes, title, _cost_lines(found), sites, reasons, "What can be erased, and its parameters")
+    return pictures.network(
+        boxes, title, _cost_lines(summary), sites, reasons, "What can be erased, and its parameters"
+    )
 
 
 def _gone_nodes(nodes: Sequence[Node], graph: segments.Segments, live: Collection[int]) -> set[int]:
@@ -255,12 +263,12 @@ def _gone_nodes(nodes: Sequence[Node], graph: segments.Segments, live: Collectio
     return gone
 
 
-def _cost_lines(found: Mapping[str, Any]) -> list[str]:
+def _cost_lines(summary: Mapping[str, Any]) -> list[str]:
     from secateur.reports import display
 
-    after = found.get("after")
+    after = summary.get("after")
     words = []
-    for name, cost in found["cost"].items():
+    for name, cost in summary["cost"].items():
         if name != "bytes":
             more = f" → {display.number(name, after[name])}" if after else ""
             words.append(f"{display.measure(name).label} {display.number(name, cost)}{more}")

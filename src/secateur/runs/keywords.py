@@ -7,12 +7,14 @@ import difflib
 import inspect
 import math
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import annotated_types
 from pydantic import ConfigDict, ValidationError, create_model
 
 from secateur.errors import InputError
+from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
 __all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
@@ -108,7 +110,7 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
     try:
         found = model(**given)
     except ValidationError as error:
-        raise InputError(_explain(error, function.__name__, list(fields))) from error
+        raise InputError(_explain(error, function.__name__, fields)) from error
     values = pack(function, {name: getattr(found, name) for name in fields})
     return {name: values[name] for name in keywords}
 
@@ -148,13 +150,33 @@ def check_seed(*seeds: int) -> None:
             raise InputError(f"seed={seed!r} is not a whole number of at least 0 and below 2**63")
 
 
-def _explain(error: ValidationError, recipe: str, known: Sequence[str]) -> str:
+_LIMITS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "multiple_of", "too_short", "too_long")
+"""What pydantic calls values that are out of bounds."""
+
+
+def _explain(error: ValidationError, recipe: str, fields: Mapping[str, tuple[Any, Any]]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}"
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields)}"
         return f"{recipe} has no option {name!r}: {hint}"
     if first["type"] == "missing":
         return f"{recipe} needs the option {name!r}"
-    return f"option {name}={first['input']!r} of {recipe}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    problem = f"{first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] in _LIMITS:
+        kind, length = fields[name][0], first["type"].startswith("too_")
+        bounds = describe_bounds(limit for limit in _limits(kind) if limit[0].endswith("Len") == length)
+        number = "a whole number " if "int" in str(kind) else "a number "
+        problem = f"give {'' if length else number}{'of ' if bounds.startswith('at') and not length else ''}{bounds}"
+    return f"option {name}={first['input']!r} of {recipe}: {problem}"
+
+
+def _limits(kind: object) -> list[tuple[str, Any]]:
+    """The bounds in an annotation such as `Annotated[float, Gt(0)] | None`, by the names of their classes."""
+    limits = list[tuple[str, Any]]()
+    for bound in getattr(kind, "__metadata__", ()):
+        parts: Iterable[Any] = bound if isinstance(bound, annotated_types.GroupedMetadata) else [bound]
+        for part in parts:
+            limits += [(type(part).__name__, getattr(part, field.name)) for field in dataclasses.fields(part)]
+    return limits + [limit for inner in typing.get_args(kind) for limit in _limits(inner)]

@@ -94,10 +94,10 @@ class Reference:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
 
-    def evidence(self, result: Result, settings: Mapping[str, Any], budgets: Sequence[Budget]) -> Evidence:
+    def evidence(self, result: Result, settings: Mapping[str, object], budgets: Sequence[Budget]) -> Evidence:
         """Everything that is measured of a result, and its verdict."""
         before, after, measured, notes = self.compare(result.subject)
-        notes += self._judged(result, before, after)
+        notes += self._measure_judged(result, before, after)
         budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
         if budget.pattern is not None:
             measured["off_pattern"], more = _off_pattern(
@@ -140,7 +140,7 @@ class Reference:
         with self.environment.active():
             return self.backend.compare(original, student, data, self.environment)
 
-    def _judged(self, result: Result, before: Row, after: Row) -> list[str]:
+    def _measure_judged(self, result: Result, before: Row, after: Row) -> list[str]:
         """Add the quality of both on what else the recipe wants them judged by; notes on what can't be measured."""
         notes = list[str]()
         for name, corpus in result.judged.items() if self.held_out is not None else ():
@@ -215,21 +215,23 @@ def _off_pattern(
     if len(spared) == len(matrices):
         spared = []
     wrong = {name: count for name, count in off.items() if name not in spared}
-    notes = [f"left dense by {pattern}: {_listed(spared)}"] if spared else []
+    notes = [f"left dense by {pattern}: {_some_names(spared)}"] if spared else []
     short = [name for name in short if name not in spared]
     if short:
-        notes.append(f"{pattern} leaves the last inputs dense, which fill no group of {pattern.m}, in {_listed(short)}")
+        notes.append(
+            f"{pattern} leaves the last inputs dense, which fill no group of {pattern.m}, in {_some_names(short)}"
+        )
     if wrong:
         first, count = next(iter(wrong.items()))
         most = (each or {}).get(first, pattern).n
         notes.append(
-            f"{pattern} does not hold in {_listed(list(wrong))}: {display.thousands(count)} runs of {pattern.m} "
+            f"{pattern} does not hold in {_some_names(list(wrong))}: {display.thousands(count)} runs of {pattern.m} "
             f"weights of the first have more than {most} that are not zero"
         )
     return Figure(float(sum(wrong.values()))), notes
 
 
-def _listed(names: Sequence[str]) -> str:
+def _some_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 

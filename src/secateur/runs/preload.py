@@ -11,7 +11,7 @@ __all__ = ["context_files"]
 
 # Ctrl-C at the terminal is for the process that is helped, also while this one still imports.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-sys.excepthook = workers.unneeded
-workers.libraries()
+sys.excepthook = workers.ignore_orphan_errors
+workers.quiet_libraries()
 
 from secateur.runs import context_files  # noqa: E402 - the slow imports, once they disturb nobody

@@ -31,11 +31,11 @@ _OPENERS: dict[Any, Callable[[str], Any]] = {chat.Local: chat.open_local, Rerank
 def train_pruner(
     recipe: str,
     model: str | Path,
-    data: str | Path | Sequence[Mapping[str, Any]],
+    data: str | Path | Sequence[Mapping[str, object]],
     out: str | Path,
     *,
     overwrite: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Recovery:
     """Train the model with which a recipe prunes; it stands in `out`, to be given to `prune_context`.
 
@@ -61,7 +61,7 @@ def train_pruner(
     module = importlib.import_module(recipes.find(recipe).__module__)
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
-    asked, own = servers.divided(module.train, options)
+    asked, own = servers.split_options(module.train, options)
     chosen = keywords.flat(module.train, keywords.checked(module.train, own))
     rows = list(_training_rows(data, of_document_recipe(recipe)))
     if not rows:
@@ -82,7 +82,7 @@ def train_pruner(
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
-        packed = keywords.pack(module.train, asked.chosen(chosen, asked.meter()))
+        packed = keywords.pack(module.train, asked.with_llm(chosen, asked.meter()))
         recovery, notes = module.train(learner, rows, run, **packed)
         text = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 
@@ -94,7 +94,7 @@ def train_pruner(
     return cast(Recovery, recovery)
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `train_pruner` with: the settings in a YAML file, a run.yaml say, where `given` says nothing else.
 
     Raises `InputError` where the file, or a key in it, can't be used.
@@ -108,7 +108,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     return configs.read(path, "train-pruner", train_pruner, given, more=own)
 
 
-def _training_rows(data: str | Path | Sequence[Mapping[str, Any]], reader: AnyReader) -> Iterator[dict[str, Any]]:
+def _training_rows(data: str | Path | Sequence[Mapping[str, object]], reader: AnyReader) -> Iterator[dict[str, Any]]:
     """Rows with a `question`, `documents` where they have some, and `answers` as a list where there are any."""
     lines: Iterable[Line]
     if isinstance(data, str | Path):

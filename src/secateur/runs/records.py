@@ -40,7 +40,7 @@ def prune_context_command(
     """What `secateur prune-context` is told: its flags, and the keys of its config, in which `in_` is `in`."""
 
 
-def settings(path: str | Path, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def settings(path: str | Path, given: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What `prune-context` is told by a YAML file, where `given` says nothing else: flags, and the recipe's options.
 
     Raises `InputError` where the file, or a key in it, can't be used.
@@ -49,13 +49,13 @@ def settings(path: str | Path, given: Mapping[str, Any]) -> tuple[dict[str, Any]
     def own(recipe: str) -> list[str]:
         return [*keywords.names(recipes.find(recipe)), *keywords.names(servers.servers)]
 
-    found = configs.read(path, "prune-context", prune_context_command, given, more=own)
+    values = configs.read(path, "prune-context", prune_context_command, given, more=own)
     known = [name.rstrip("_") for name in keywords.of(prune_context_command)]
-    flags = {name: value for name, value in found.items() if name in known}
+    flags = {name: value for name, value in values.items() if name in known}
     renamed = {"in_" if name == "in" else name: value for name, value in flags.items()}
     checked = keywords.checked(prune_context_command, renamed)
     checked["in"] = checked.pop("in_")
-    return {name: checked[name] for name in flags}, {name: found[name] for name in found if name not in known}
+    return {name: checked[name] for name in flags}, {name: values[name] for name in values if name not in known}
 
 
 def digest(source: str | Path) -> str:
@@ -63,16 +63,16 @@ def digest(source: str | Path) -> str:
 
     Raises `DataError` where one can't be read.
     """
-    source, found = Path(source), hashlib.sha256()
+    source, total = Path(source), hashlib.sha256()
     try:
         if not source.is_dir():
             with source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         for path in sorted(path for path in source.rglob("*") if path.is_file()):
-            found.update(f"{path.relative_to(source)}\0{digest(path)}\n".encode("utf-8", "surrogateescape"))
+            total.update(f"{path.relative_to(source)}\0{digest(path)}\n".encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise DataError(f"{error.filename or source}: {error.strerror}: give what can be read") from error
-    return found.hexdigest()
+    return total.hexdigest()
 
 
 def record_path(out: str | Path) -> Path:
@@ -81,7 +81,7 @@ def record_path(out: str | Path) -> Path:
     return out.with_name(out.name + ".run.yaml")
 
 
-def write(out: str | Path, told: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
+def write(out: str | Path, told: Mapping[str, object], counts: Mapping[str, object]) -> None:
     """Leave the record of what was told and what it came to, beside `out`."""
     record = {"command": "prune-context", **told, "counts": counts, "versions": environment.describe()}
     atomic_write(record_path(out), yaml.safe_dump(rundir.plain(record), sort_keys=False, allow_unicode=True))

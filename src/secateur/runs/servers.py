@@ -17,11 +17,11 @@ from secateur.methods.graphs import open_graph
 from secateur.runs import keywords
 from secateur.subjects import KnowledgeGraph
 
-__all__ = ["Asked", "Servers", "divided", "servers"]
+__all__ = ["Requests", "Servers", "servers", "split_options"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Requests:
     """How one server is asked: seconds to wait, further attempts, and requests a minute (0 for no limit).
 
     key: the environment variable that holds its key, where that is not the usual one.
@@ -45,8 +45,8 @@ class Servers:
     opened, as `open_graph` takes them.
     """
 
-    llm: Asked
-    graph: Asked
+    llm: Requests
+    graph: Requests
     calls: int = 0
     tokens: int = 0
     columns: tuple[str, ...] = ()
@@ -66,12 +66,12 @@ class Servers:
         calls, tokens = self.calls or None, self.tokens or None
         return Meter(calls, tokens) if ledger is None else Ledger(calls, tokens, path=ledger)
 
-    def chosen(self, options: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
+    def with_llm(self, options: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
         """A recipe's options with the language model opened that they name, counted by `meter` too."""
         source = options.get("llm")
-        return {**options, "llm": chat.with_meter(self.model(options), meter)} if source else dict(options)
+        return {**options, "llm": chat.with_meter(self.open_llm(options), meter)} if source else dict(options)
 
-    def model(self, options: Mapping[str, Any]) -> LanguageModel:
+    def open_llm(self, options: Mapping[str, Any]) -> LanguageModel:
         """The language model that a recipe's options name."""
         source = options["llm"]
         return (
@@ -82,30 +82,30 @@ class Servers:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
         if http.is_address(graph):
             return _open_endpoint(graph, self.graph, self.language)
-        if not self.form:
+        if not self.graph_settings:
             return graph
         if isinstance(graph, KnowledgeGraph):
             raise InputError(
-                f"{next(iter(self.form))} is for a graph that is still to be opened: give it to open_graph"
+                f"{next(iter(self.graph_settings))} is for a graph that is still to be opened: give it to open_graph"
             )
         opens = _open_once if isinstance(graph, str | Path) else open_graph  # what stands in memory may change
         return opens(graph, columns=self.columns, language=self.language)
 
     @property
-    def form(self) -> dict[str, Any]:
+    def graph_settings(self) -> dict[str, Any]:
         """What is said of how the graph is opened."""
         columns = {"graph_columns": list(self.columns)} if self.columns else {}
         return {**columns, **({"graph_language": self.language} if self.language != "en" else {})}
 
 
 @functools.lru_cache(maxsize=4)
-def _open_server(url: str, name: str, asked: Asked) -> LanguageModel:
-    return chat.open_model(url, name, **asked.options())
+def _open_server(url: str, name: str, requests: Requests) -> LanguageModel:
+    return chat.open_model(url, name, **requests.options())
 
 
 @functools.lru_cache(maxsize=4)
-def _open_endpoint(url: str, asked: Asked, language: str) -> KnowledgeGraph:
-    return open_graph(Endpoint(url, **asked.options()), language=language)
+def _open_endpoint(url: str, requests: Requests, language: str) -> KnowledgeGraph:
+    return open_graph(Endpoint(url, **requests.options()), language=language)
 
 
 _open_once = functools.lru_cache(maxsize=4)(open_graph)
@@ -149,12 +149,12 @@ def servers(
     for name, value in (("run_calls", run_calls), ("run_llm_tokens", run_llm_tokens)):
         if value < 0:
             raise InputError(f"{name}={value}: give a number of at least 0")
-    llm = Asked(llm_timeout, llm_retries, llm_per_minute, llm_key)
-    graph = Asked(graph_timeout, graph_retries, graph_per_minute, graph_key)
+    llm = Requests(llm_timeout, llm_retries, llm_per_minute, llm_key)
+    graph = Requests(graph_timeout, graph_retries, graph_per_minute, graph_key)
     return Servers(llm, graph, run_calls, run_llm_tokens, tuple(graph_columns), graph_language)
 
 
-def divided(
+def split_options(
     function: Callable[..., Any], options: Mapping[str, Any], graph: object = ""
 ) -> tuple[Servers, dict[str, Any]]:
     """The options that say how servers are asked, and those of the recipe, which may ask a language model.

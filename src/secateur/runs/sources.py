@@ -47,7 +47,7 @@ def read_index(data: Any, *, shelf: Path | None = None, text: str = "text", labe
             f"{data} is a run, whose indices stand in its folders: give one, such as {_index_folders(data)[0]}"
         )
     settings = next((path for path in _settings_paths(index) if path.is_file()), None)
-    recorded = _recorded(settings)
+    recorded = _read_settings(settings)
     columns = {name: str(recorded.get(name, name)) for name in ("text", "label")}
     for name, named in (("text", text), ("label", label)):
         if named not in (name, columns[name]):
@@ -86,7 +86,7 @@ def _index_folders(data: str | Path) -> list[Path]:
     return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
 
 
-def _recorded(settings: Path | None) -> dict[str, Any]:
+def _read_settings(settings: Path | None) -> dict[str, Any]:
     """What a run's settings say; nothing where there are none to be read."""
     try:
         found = yaml.safe_load(settings.read_text("utf-8")) if settings else None

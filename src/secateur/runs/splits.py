@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
@@ -15,9 +16,33 @@ from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
 
-__all__ = ["Parts", "box_size_notes", "columns", "copies_note", "names_of", "read", "split"]
+__all__ = ["Dataset", "Parts", "box_size_notes", "columns", "copies_note", "names_of", "read", "split"]
 
 _SHOWN = 3
+
+
+class Dataset(Protocol):
+    """Examples or texts, as a backend has read them."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """A hash of all it holds."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def keys(self) -> NDArray[np.void]:
+        """[N]: equal numbers for equal examples."""
+        ...
+
+    def split(self, *, seed: int) -> tuple[Self, Self]:
+        """(most of it, the rest), drawn by the seed."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -28,8 +53,8 @@ class Parts:
     nothing.
     """
 
-    train: Any = None
-    held: Any = None
+    train: Dataset | None = None
+    held: Dataset | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     warning: str = ""
 
@@ -42,7 +67,7 @@ def read(
     text: str = "text",
     label: str = "label",
     sizes: Any = None,
-) -> tuple[Any, Any]:
+) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
@@ -61,7 +86,7 @@ def read(
     return corpus, apart
 
 
-def _with_sizes(data: Any, sizes: tuple[float, float]) -> Any:
+def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
     if not isinstance(data, Examples) or not data.targets:
         raise InputError(f"sizes are of boxes, and {data.name} has none: leave sizes out")
     return replace(data, sizes=sizes)
@@ -80,7 +105,7 @@ def columns(text: str, label: str, sizes: str | Sequence[float | str] | None = N
     return found if sizes is None else {**found, "sizes": list(examples.sides(sizes))}
 
 
-def split(backend: AnyBackend, data: Any, held_out: Any, subject: Any, *, seed: int) -> Parts:
+def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject: Any, *, seed: int) -> Parts:
     """All of `data` and `held_out`, or if that is None two parts of `data`, drawn by the seed; both have been read.
 
     Raises `DataError` for what the subject can't take, held-out data by which it can't be judged, and too little data.
@@ -99,7 +124,7 @@ def split(backend: AnyBackend, data: Any, held_out: Any, subject: Any, *, seed: 
     return Parts(data, held_out, digests, copies_note(data, held_out, backend.noun, apart=True))
 
 
-def copies_note(train: Any, held: Any, noun: str, *, apart: bool = False) -> str:
+def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:
     """A line on held-out examples that are in the training part as well; "" where there are none.
 
     apart: they were given, and are no part of the same data.
@@ -116,7 +141,7 @@ def copies_note(train: Any, held: Any, noun: str, *, apart: bool = False) -> str
     )
 
 
-def names_of(**given: tuple[Any, Any]) -> dict[str, str]:
+def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, str]:
     """Where each of what was given, and read, was found, or else what it calls itself; without what was not given."""
     return {
         name: str(source) if isinstance(source, str | Path) else str(found.name)
@@ -125,7 +150,7 @@ def names_of(**given: tuple[Any, Any]) -> dict[str, str]:
     }
 
 
-def _check_alike(data: Any, judged: Any) -> None:
+def _check_alike(data: Dataset, judged: Dataset) -> None:
     """Refuse held-out examples by which a network that takes `data` can't be judged."""
     if not isinstance(data, Examples) or not isinstance(judged, Examples):
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from secateur.score.hooks import Batch, Side, finite, observe, real_tokens, stre
 from secateur.score.magnitude import Columns
 from secateur.score.slices import Slices
 
-__all__ = ["Reducer", "Tap", "channels", "collect", "inputs", "reduce_sequence", "summed"]
+__all__ = ["Reducer", "Tap", "channels", "collect", "inputs", "reduce_sequence", "sum_scores"]
 
 Reducer = Literal["mean", "l2", "var"]
 
@@ -35,7 +35,7 @@ def inputs(consumers: Mapping[str, Columns]) -> dict[str, Tap]:
 
 
 def collect(
-    forward: Callable[[Batch], Any],
+    forward: Callable[[Batch], object],
     model: nn.Module,
     batches: Iterable[Batch],
     taps: Mapping[str, Tap],
@@ -87,7 +87,7 @@ def collect(
 
 
 def channels(
-    forward: Callable[[Batch], Any],
+    forward: Callable[[Batch], object],
     model: nn.Module,
     batches: Iterable[Batch],
     slices: Slices,
@@ -187,7 +187,7 @@ def reduce_sequence(x: Tensor, mask: Tensor | None, how: Reducer) -> Tensor:
     raise InputError(f"reducer {how!r} is not one of mean, l2, var")
 
 
-def summed(scores: Mapping[str, Tensor]) -> Tensor:
+def sum_scores(scores: Mapping[str, Tensor]) -> Tensor:
     """[count]: scores of the same units seen at several places, added up (residual channels over all norms).
 
     Source: Minitron (arXiv 2407.14679), section 2.2: layer scores are summed for network-wide axes.

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from secateur.score import hessian
+from secateur.score.hooks import Batch
 from secateur.score.magnitude import Columns, consumer_weight
 
-__all__ = ["build", "stitched"]
+__all__ = ["build", "stitch"]
 
 
 def _weight(model: nn.Module, consumer: Columns) -> Tensor:
@@ -21,9 +22,9 @@ def _weight(model: nn.Module, consumer: Columns) -> Tensor:
 
 
 def build(
-    forward: Callable[[Any], Any],
+    forward: Callable[[Batch], object],
     model: nn.Module,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     consumers: Mapping[str, Columns],
     levels: Mapping[str, Sequence[int]],
     **options: Any,
@@ -48,7 +49,7 @@ def build(
 
 
 @contextmanager
-def stitched(model: nn.Module, consumers: Mapping[str, Columns], weights: Mapping[str, Tensor]) -> Iterator[None]:
+def stitch(model: nn.Module, consumers: Mapping[str, Columns], weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block, the consumers of `weights` (site -> [d_out, d_in]) hold those weights; after it, their own."""
     own: dict[str, Tensor] = {}
     try:

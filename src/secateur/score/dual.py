@@ -17,10 +17,10 @@ from torch import Tensor
 
 from secateur.errors import InputError
 
-__all__ = ["importance", "penalised", "regularised"]
+__all__ = ["importance", "penalise", "regularise"]
 
 
-def regularised(gradient: Tensor, general: Tensor, weight: float, *, share: float = 1.0) -> Tensor:
+def regularise(gradient: Tensor, general: Tensor, weight: float, *, share: float = 1.0) -> Tensor:
     """g~ = g + weight share^2 (G / mean G) g |g| / rms(g): the penalised gradient in units of the gradient itself.
 
     `weight` is the size of the second term beside the first one for a weight of average general importance and average
@@ -38,7 +38,7 @@ def regularised(gradient: Tensor, general: Tensor, weight: float, *, share: floa
     return g + (G * (weight * share**2 / mean)) * (g * (g.abs() / rms))
 
 
-def penalised(gradient: Tensor, general: Tensor, weight: float, *, rate: float, samples: int) -> Tensor:
+def penalise(gradient: Tensor, general: Tensor, weight: float, *, rate: float, samples: int) -> Tensor:
     """g~ = g + weight 2 rate^2 G g^2 / N, as released: `rate` is the learning rate alpha, N the number of samples.
 
     The second term is positive whatever the sign of g. It scales with rate^2 / N, which is tiny: see what it changes
@@ -49,19 +49,15 @@ def penalised(gradient: Tensor, general: Tensor, weight: float, *, rate: float, 
     return g + (2.0 * weight * rate**2 / samples) * general.float() * g.square()
 
 
-def importance(weight: Tensor, gradient: Tensor, samples: int, *, cubic: bool = False) -> Tensor:
+def importance(weight: Tensor, gradient: Tensor, samples: int) -> Tensor:
     """|g~ w + (g~ w)^2 / (2 N)|: what setting a weight to zero does to the penalised loss, to second order.
 
-    The second derivative is the Fisher diagonal g~^2 / N over N samples. cubic: adds w^3 inside, as released, where it
-    stands for the remainder of the Taylor series; it is right only in size, and without the released code's scaled
-    gradients it outweighs the rest and turns the score into the weight's magnitude.
+    The second derivative is the Fisher diagonal g~^2 / N over N samples. Departure: the released code adds w^3 inside,
+    for the remainder of the Taylor series; it is right only in size, and without that code's scaled gradients it
+    outweighs the rest and turns the score into the weight's magnitude.
     """
-    w = weight.detach().float()
-    first = gradient.float() * w
-    inside = first + first.square() / (2.0 * samples)
-    if cubic:
-        inside = inside + w**3
-    return inside.abs()
+    first = gradient.float() * weight.detach().float()
+    return (first + first.square() / (2.0 * samples)).abs()
 
 
 def _check(gradient: Tensor, general: Tensor) -> None:

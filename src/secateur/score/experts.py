@@ -19,7 +19,16 @@ from secateur.errors import DataError, InputError
 from secateur.score import gradient
 from secateur.score.hooks import Batch, finite, real_tokens
 
-__all__ = ["activation", "alike", "fill_starved", "likeliest", "taylor", "truncated", "vanishes", "weight"]
+__all__ = [
+    "activation",
+    "fill_starved",
+    "has_no_gradient",
+    "likeliest",
+    "share_scores",
+    "taylor",
+    "truncated_loss",
+    "weight",
+]
 
 Layers = Mapping[str, Any]
 
@@ -42,7 +51,7 @@ def taylor(
 
 
 def activation(
-    forward: Callable[[Batch], Any], model: nn.Module, layers: Layers, batches: Iterable[Batch]
+    forward: Callable[[Batch], object], model: nn.Module, layers: Layers, batches: Iterable[Batch]
 ) -> dict[str, Tensor]:
     """Site -> float32 [E I]: mean |h_j| over the tokens routed to the expert; 0 where it got none.
 
@@ -99,7 +108,7 @@ def weight(layers: Layers) -> dict[str, Tensor]:
     return found
 
 
-def alike(scores: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
+def share_scores(scores: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:
     """The scores with those of neuron j the same in every expert of a layer: the mean of its shares of each expert.
 
     So all experts keep one set of indices: what per-expert sets are compared with.
@@ -137,7 +146,7 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return found.values, found.indices
 
 
-def truncated(logits: Tensor, log_probabilities: Tensor, indices: Tensor, mask: Tensor | None = None) -> Tensor:
+def truncated_loss(logits: Tensor, log_probabilities: Tensor, indices: Tensor, mask: Tensor | None = None) -> Tensor:
     """- sum_k p_k log q_k over the teacher's likeliest tokens k, p not renormalised; mean over tokens, in nats.
 
     Where q is the teacher's own distribution, KL over all tokens has no gradient, nor has any form with both sides
@@ -150,7 +159,7 @@ def truncated(logits: Tensor, log_probabilities: Tensor, indices: Tensor, mask: 
     return loss.mean() if mask is None else (loss * mask).sum() / mask.sum()
 
 
-def vanishes(loss: Callable[[Tensor], Tensor], logits: Tensor, least: float = 1e-4) -> bool:
+def has_no_gradient(loss: Callable[[Tensor], Tensor], logits: Tensor, least: float = 1e-4) -> bool:
     """Whether a mean loss has next to no gradient at `logits` [..., V]: sum |dL/dz| below `least`.
 
     Cross-entropy has one of 2 (1 - q) per token. Without it first-order scores are noise, whatever the model.

@@ -109,8 +109,8 @@ def dhspg(slices: Slices, gradients: Gradients) -> dict[str, Tensor]:
     Source: OTOv2 (arXiv 2303.06862) and its released code; see also OTOv3 (arXiv 2312.09411).
     """
     parts = _parts(slices, gradients)
-    angles = _shared({site: _cosine(dot, x, g) for site, (dot, x, g, _) in parts.items()})
-    small = _shared({site: 1 / (x / size + 1e-6) for site, (_, x, _, size) in parts.items()})
+    angles = _share({site: _cosine(dot, x, g) for site, (dot, x, g, _) in parts.items()})
+    small = _share({site: 1 / (x / size + 1e-6) for site, (_, x, _, size) in parts.items()})
     return {site: finite(site, (-0.5 * angles[site] - 0.5 * small[site]).float()) for site in parts}
 
 
@@ -130,7 +130,7 @@ def hesso(slices: Slices, gradients: Gradients) -> dict[str, Tensor]:
         {site: dot.abs() for site, (dot, _, _, _) in parts.items()},
         {site: 0.5 * dot.square() for site, (dot, _, _, _) in parts.items()},
     )
-    normed = [_shared(one) for one in criteria]
+    normed = [_share(one) for one in criteria]
     return {site: finite(site, torch.stack([one[site] for one in normed]).mean(0).float()) for site in parts}
 
 
@@ -152,7 +152,7 @@ def _cosine(dot: Tensor, x: Tensor, g: Tensor) -> Tensor:
     return dot / (x * g).clamp(min=1e-30)
 
 
-def _shared(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _share(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Divided by the L2 norm over all units of all sites."""
     norm = torch.cat(list(scores.values())).norm().clamp(min=1e-30)
     return {site: score / norm for site, score in scores.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,11 @@ __all__ = [
     "Snapshots",
     "Sweep",
     "collect",
-    "damped",
-    "damped_",
+    "dampened_factor",
+    "dampened_factor_",
+    "describe_starved",
     "diagonal",
-    "pooled",
-    "shortage",
+    "pool_starved",
     "strips",
     "sweep",
 ]
@@ -121,7 +121,7 @@ def strips(width: int) -> Iterator[slice]:
     return (slice(start, min(start + step, width)) for start in range(0, width, step))
 
 
-def pooled(
+def pool_starved(
     found: Mapping[str, Moments], pools: Mapping[str, str], floor: int = 1
 ) -> tuple[dict[str, Moments], list[str]]:
     """`found`, where those with fewer than `floor` rows get the moments of all in their pool; and who those are.
@@ -143,34 +143,34 @@ def pooled(
     return result, starved
 
 
-def shortage(starved: int, floor: int, by: str = "judged by their layer's norms") -> tuple[str, ...]:
-    """What a receipt says of `starved` matrices that `pooled` gave the moments of others; nothing if there are none."""
+def describe_starved(starved: int, floor: int, by: str = "judged by their layer's norms") -> tuple[str, ...]:
+    """What a receipt says of `starved` matrices that `pool_starved` gave the moments of others; nothing for none."""
     return (f"{starved} matrices of experts had under {floor} tokens: {by}",) if starved else ()
 
 
 def collect(
-    forward: Callable[[Batch], Any], model: nn.Module, batches: Iterable[Batch], modules: Sequence[str]
+    forward: Callable[[Batch], object], model: nn.Module, batches: Iterable[Batch], modules: Sequence[str]
 ) -> dict[str, Tensor]:
     """Module -> H = 2 X X^T / N, float32 [d_in, d_in], over the real tokens of all batches; one pass.
 
     Raises `NumericalError` naming the module whose inputs hold NaN or infinity.
     Source: ZipLM (arXiv 2302.04089), section 3.1; SparseGPT (arXiv 2301.00774).
     """
-    return _streamed(forward, model, batches, {name: Moments() for name in modules})
+    return _collect(forward, model, batches, {name: Moments() for name in modules})
 
 
 def diagonal(
-    forward: Callable[[Batch], Any], model: nn.Module, batches: Iterable[Batch], modules: Sequence[str]
+    forward: Callable[[Batch], object], model: nn.Module, batches: Iterable[Batch], modules: Sequence[str]
 ) -> dict[str, Tensor]:
     """Module -> diag(H) = 2 sum x^2 / N, float32 [d_in]: Wanda's squared column norms, without the matrix.
 
     Source: Wanda (arXiv 2306.11695), ||X_j||_2, up to a constant factor.
     """
-    return _streamed(forward, model, batches, {name: Moments(diagonal=True) for name in modules})
+    return _collect(forward, model, batches, {name: Moments(diagonal=True) for name in modules})
 
 
-def _streamed(
-    forward: Callable[[Batch], Any], model: nn.Module, batches: Iterable[Batch], found: Mapping[str, Moments]
+def _collect(
+    forward: Callable[[Batch], object], model: nn.Module, batches: Iterable[Batch], found: Mapping[str, Moments]
 ) -> dict[str, Tensor]:
     def reader(moments: Moments) -> Callable[[Tensor, Tensor | None], None]:
         return lambda x, mask: moments.add(x.flatten(0, 1) if mask is None else x[mask])
@@ -376,11 +376,11 @@ def _prepare(weight: Tensor, H: Tensor, block: int) -> tuple[Tensor, Tensor, int
 
 
 def _damped_inverse(H: Tensor, damp: float, held: Tensor) -> Tensor:
-    """((H + damp * mean(diag H) I)[held, held])^-1; see `damped`."""
-    return torch.cholesky_inverse(damped(H, damp, held))
+    """((H + damp * mean(diag H) I)[held, held])^-1; see `dampened_factor`."""
+    return torch.cholesky_inverse(dampened_factor(H, damp, held))
 
 
-def damped(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
+def dampened_factor(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
     """L with L L^T = (H + damp mean(diag H) I)[held, held], lower triangular, and 1 on the diagonal of dead inputs.
 
     Dead inputs do not enter the mean. The dampening is at least the rank tolerance of H's precision, and ten times more
@@ -388,11 +388,11 @@ def damped(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
 
     Raises `InputError` for a `damp` that is negative or not finite.
     """
-    return damped_(H.clone(), damp, held)
+    return dampened_factor_(H.clone(), damp, held)
 
 
-def damped_(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
-    """`damped`, in the memory of H, whose contents are lost."""
+def dampened_factor_(H: Tensor, damp: float, held: Tensor | None = None) -> Tensor:
+    """`dampened_factor`, in the memory of H, whose contents are lost."""
     if not 0.0 <= damp < torch.inf:  # NaN would be raised tenfold for ever
         raise InputError(f"damp={damp}: give a share of the mean of the Hessian's diagonal, such as 0.01")
     diagonal = H.diagonal()  # a view

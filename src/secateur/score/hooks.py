@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.finite import all_finite, given
+from secateur._utils.finite import all_finite, require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError
 
@@ -31,16 +31,16 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 @contextmanager
-def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor], Any]]) -> Iterator[None]:
+def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor], object]]) -> Iterator[None]:
     """Within the block, hand what enters or leaves each module to its function. Hooks go in every case."""
     with ExitStack() as stack:
         for (path, side), look in places.items():
             module = module_at(model, path)
 
-            def on_input(_: nn.Module, args: Any, kwargs: Any, look: Callable[[Tensor], Any] = look) -> None:
+            def on_input(_: nn.Module, args: Any, kwargs: Any, look: Callable[[Tensor], object] = look) -> None:
                 look(_tensor(args if args else tuple(kwargs.values())))
 
-            def on_output(_: nn.Module, args: Any, output: Any, look: Callable[[Tensor], Any] = look) -> None:
+            def on_output(_: nn.Module, args: Any, output: Any, look: Callable[[Tensor], object] = look) -> None:
                 look(_tensor(output))
 
             if side not in ("input", "output"):
@@ -55,7 +55,7 @@ def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor
 
 
 def stream(
-    forward: Callable[[Batch], Any],
+    forward: Callable[[Batch], object],
     model: nn.Module,
     batches: Iterable[Batch],
     places: Mapping[tuple[str, Side], Callable[[Tensor, Tensor | None], None]],
@@ -96,7 +96,9 @@ def sound(model: nn.Module, paths: Iterable[str]) -> Iterator[None]:
     For forward passes in evaluation mode without gradients. What is not finite spreads: forwards to all blocks behind,
     backwards to all before, so that neither a loss nor a gradient tells where it came from.
     """
-    looks: dict[tuple[str, Side], Callable[[Tensor], Any]] = {(path, "output"): partial(given, path) for path in paths}
+    looks: dict[tuple[str, Side], Callable[[Tensor], object]] = {
+        (path, "output"): partial(require_finite, path) for path in paths
+    }
     with evaluating(model), torch.no_grad(), observe(model, looks):
         yield
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from secateur._utils import allocator
 from secateur._utils.finite import all_finite
 from secateur.errors import InputError, NumericalError
-from secateur.score.hessian import Moments, damped_, strips
+from secateur.score.hessian import Moments, dampened_factor_, strips
 
-__all__ = ["Pruned", "described", "factor", "factor_", "factored", "grid", "prune", "prune_all"]
+__all__ = ["Pruned", "describe_losses", "factor", "factor_", "factor_all", "grid", "prune", "prune_all"]
 
 _TOGETHER = 3
 """Matrices with the same inputs that are gone through at once: queries, keys and values, not all starved experts."""
@@ -37,7 +37,7 @@ class Pruned:
     loss: float
 
 
-def described(losses: Sequence[float | None]) -> str:
+def describe_losses(losses: Sequence[float | None]) -> str:
     """A note on the `Pruned.loss` of each block; None where a run that went on doesn't know it."""
     told = ", ".join("unknown" if loss is None else f"{loss:.3g}" for loss in losses)
     return f"squared error of what the matrices give, a token, as estimated on the way, by block: {told}"
@@ -56,7 +56,7 @@ def factor(H: Tensor, damp: float = 0.01) -> Tensor:
 def factor_(H: Tensor, damp: float = 0.01) -> Tensor:
     """`factor`, in place: H becomes U. One more of its size is held at a time: at [28672, 28672] each is 3 GiB."""
     H.copy_(H.flip(0, 1))
-    lower = damped_(H, damp)
+    lower = dampened_factor_(H, damp)
     for here in strips(len(lower)):  # what is above its diagonal block is zero, and stays so
         below = slice(here.start, None)
         one = torch.eye(len(lower) - here.start, here.stop - here.start, dtype=lower.dtype, device=lower.device)
@@ -64,7 +64,7 @@ def factor_(H: Tensor, damp: float = 0.01) -> Tensor:
     return H.copy_(lower.flip(0, 1))
 
 
-def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+def factor_all(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[list[str], Tensor, Tensor]]:
     """(names, the diagonal of H, U) by `factor`, of each matrix in turn and its neighbours of the same moments.
 
     `moments` is emptied on the way, and U takes the place of H: of all that is as large, two are held at a time.
@@ -75,7 +75,7 @@ def factored(moments: dict[str, Moments], damp: float = 0.01) -> Iterator[tuple[
         H = moments[names[0]].value(names[0])
         for name in names:
             del moments[name]
-        allocator.give_back()
+        allocator.release_memory()
         diagonal = H.diagonal().clone()
         yield names, diagonal, factor(H, damp) if shared else factor_(H, damp)
         del H  # before the next one is worked on
@@ -97,14 +97,14 @@ def prune_all(
 
     Args:
         matrices: name -> matrix.
-        moments: of what each reads, in the order of the work; emptied, see `factored`.
+        moments: of what each reads, in the order of the work; emptied, see `factor_all`.
         choose: of one matrix, see `prune`.
         every, damp: see `prune`.
         bits: if not 0, see `grid`.
         by_row: `choose` looks at each row by itself, so that it may be asked for several matrices at once.
     """
     loss = 0.0
-    for names, diagonal, U in factored(moments, damp):
+    for names, diagonal, U in factor_all(moments, damp):
         for start in range(0, len(names), _TOGETHER):
             some = names[start : start + _TOGETHER]
             sizes = [len(matrices[name]) for name in some]
@@ -221,9 +221,9 @@ def grid(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
     scale = ((high - low) / most).clamp(min=torch.finfo(torch.float32).tiny)
     zero = torch.round(-low / scale)
 
-    def rounded(column: Tensor) -> Tensor:
+    def round_column(column: Tensor) -> Tensor:
         levels = torch.clamp(torch.round(column / scale) + zero, 0, most)
         result: Tensor = scale * (levels - zero)
         return result
 
-    return rounded
+    return round_column

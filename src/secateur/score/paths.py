@@ -50,10 +50,10 @@ def likelihood(model: Any, prompt: Sequence[int], paths: Sequence[Sequence[int]]
         raise InputError("the prompt is empty: give at least one token before the paths")
     children, places = _tree(paths)
     with evaluating(*[model] if isinstance(model, nn.Module) else []):
-        return _walked(children, places, _Reader(model, prompt, cache))
+        return _walk_tree(children, places, _Reader(model, prompt, cache))
 
 
-def _walked(children: Sequence[Mapping[int, int]], places: Sequence[int], reader: _Reader) -> PathScores:
+def _walk_tree(children: Sequence[Mapping[int, int]], places: Sequence[int], reader: _Reader) -> PathScores:
     """The tree from the top, each node after the one above it."""
     logs = torch.zeros(len(children), dtype=torch.float64)  # of the way from the top to each node
     stack: list[tuple[int, tuple[int, ...]]] = [(0, ())]

@@ -67,12 +67,12 @@ def kept_share(keep: np.ndarray, owner: np.ndarray, count: int, threshold: float
     keep: [tokens] probabilities to keep; owner: [tokens] the sentence of each. A sentence without tokens counts as one
     token of probability 0. Source: Provence (arXiv 2501.16214), section 3.
     """
-    return _averaged((_probabilities(keep) > threshold).astype(np.float64), owner, count, float(threshold < 0))
+    return _average((_probabilities(keep) > threshold).astype(np.float64), owner, count, float(threshold < 0))
 
 
 def kept_mean(keep: np.ndarray, owner: np.ndarray, count: int) -> np.ndarray:
     """Float64 [count]: mean probability of each sentence's tokens; see `kept_share`."""
-    return _averaged(_probabilities(keep).astype(np.float64), owner, count, 0.0)
+    return _average(_probabilities(keep).astype(np.float64), owner, count, 0.0)
 
 
 def _probabilities(keep: np.ndarray) -> np.ndarray:
@@ -81,6 +81,6 @@ def _probabilities(keep: np.ndarray) -> np.ndarray:
     return keep
 
 
-def _averaged(values: np.ndarray, owner: np.ndarray, count: int, empty: float) -> np.ndarray:
+def _average(values: np.ndarray, owner: np.ndarray, count: int, empty: float) -> np.ndarray:
     many = np.bincount(owner, minlength=count)
     return np.where(many > 0, np.bincount(owner, values, minlength=count) / np.maximum(many, 1), empty)

@@ -46,7 +46,7 @@ class Routing:
 
 
 def collect(
-    forward: Callable[[Batch], Any],
+    forward: Callable[[Batch], object],
     model: nn.Module,
     batches: Iterable[Batch],
     layers: Mapping[str, nn.Module],
@@ -97,7 +97,7 @@ def collect(
 
 def collect_for(
     rule: str,
-    forward: Callable[[Batch], Any],
+    forward: Callable[[Batch], object],
     model: nn.Module,
     batches: Iterable[Batch],
     layers: Mapping[str, nn.Module],

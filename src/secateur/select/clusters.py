@@ -11,7 +11,7 @@ from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Array
 
-__all__ = ["Clustering", "agglomerate", "each_of", "grouped", "shared_threshold"]
+__all__ = ["Clustering", "agglomerate", "cluster_layer", "shared_threshold"]
 
 _AROUND = 256
 """Thresholds on either side of where a bisection ends that are tried too: counts need not fall with every step."""
@@ -49,7 +49,7 @@ def agglomerate(distance: Array, threshold: float, *, least: int = 1) -> Cluster
     Source: STUN (arXiv 2409.06211), the clustering of experts. Departure: closed pairs are closed both ways, so that
     the order of the units does not matter (but for ties).
     """
-    return _Pairs(distance).clustered(threshold, least)
+    return _Pairs(distance).cluster(threshold, least)
 
 
 def shared_threshold(
@@ -84,7 +84,7 @@ def shared_threshold(
 
     def count(step: int) -> int:
         if step not in counts:
-            counts[step] = sum(len(layer.clustered(float(steps[step]), least)) for layer in layers)
+            counts[step] = sum(len(layer.cluster(float(steps[step]), least)) for layer in layers)
         return counts[step]
 
     low, high = 0, len(steps) - 1
@@ -112,28 +112,21 @@ def shared_threshold(
             )
         found = max(step for step, number in counts.items() if number == above)
     threshold = float(steps[found])
-    return threshold, [layer.clustered(threshold, least) for layer in layers]
+    return threshold, [layer.cluster(threshold, least) for layer in layers]
 
 
-def each_of(distances: Sequence[Array], count: int) -> list[Clustering]:
-    """`count` clusters in every layer, each with the least threshold of its own that gets there; exactly, always.
-
-    Raises `InfeasibleError` for a layer with fewer units.
-    """
-    return [shared_threshold([distance], count, least=count)[1][0] for distance in distances]
-
-
-def grouped(distance: Array, count: int, parts: int = 1) -> list[list[int]]:
+def cluster_layer(distance: Array, count: int, parts: int = 1) -> list[list[int]]:
     """The units of each of `count` clusters of one layer, made inside `parts` equal groups that follow one another.
 
     Units of two groups never come together, and all groups get equally many clusters, as routers want that choose among
-    groups first. `count` is a multiple of `parts`. Raises as `each_of` does.
+    groups first. `count` is a multiple of `parts`. The threshold is the layer's own, so that the count is always met.
     """
-    table, found = as_numpy(distance, np.float64), list[list[int]]()
+    table, clusters = as_numpy(distance, np.float64), list[list[int]]()
     for members in np.split(np.arange(len(table)), parts):
-        (one,) = each_of([table[np.ix_(members, members)]], min(count // parts, len(members)))
-        found += [members[inside].tolist() for inside in one.members()]
-    return found
+        wanted = min(count // parts, len(members))
+        _, (clustering,) = shared_threshold([table[np.ix_(members, members)]], wanted, least=wanted)
+        clusters += [members[inside].tolist() for inside in clustering.members()]
+    return clusters
 
 
 class _Pairs:
@@ -155,13 +148,13 @@ class _Pairs:
         self.values = self.distance[self.first, self.second]
         self.known: dict[tuple[int, int], Clustering] = {}
 
-    def clustered(self, threshold: float, least: int) -> Clustering:
+    def cluster(self, threshold: float, least: int) -> Clustering:
         key = (int(np.searchsorted(self.values, threshold, "left")), least)
         if key not in self.known:
-            self.known[key] = self._clustered(threshold, *key)
+            self.known[key] = self._cluster(threshold, *key)
         return self.known[key]
 
-    def _clustered(self, threshold: float, pairs: int, least: int) -> Clustering:
+    def _cluster(self, threshold: float, pairs: int, least: int) -> Clustering:
         left = self.distance.copy()
         clusters = [[unit] for unit in range(self.count)]  # of each unit; one list for all units of a cluster
         merges: list[tuple[int, int, float]] = []

@@ -85,9 +85,9 @@ def by_budget(
     limits = budget.absolute(plain.cost())
     asked = replace(plain, terms=tuple(term for term in plain.terms if term.measure in limits))
     sites = units.free()
-    chains = [_chain(site, _normalised(_scores_of(site, scores), normalise)) for site in sites]
+    chains = [_chain(site, _normalise(_scores_of(site, scores), normalise)) for site in sites]
     if isinstance(scope, Mapping):
-        _known(units, scope, "scope")
+        _check_names(units, scope, "scope")
     order = _removal_order(sites, chains, scope)
 
     def masks(removals: int) -> dict[str, np.ndarray]:
@@ -111,21 +111,21 @@ def by_budget(
     spent = plain.cost(keep)
     if measure is not None:
 
-        def measured(removals: int) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
+        def measure_cut(removals: int) -> tuple[dict[str, np.ndarray], dict[str, float], list[str]]:
             keep = masks(removals)
             spent = {**plain.cost(keep), **measure(keep)}
             return keep, spent, [name for name, limit in limits.items() if spent[name] > limit]
 
-        keep, spent, over = measured(high)
+        keep, spent, over = measure_cut(high)
         while not over and high:
-            more = measured(high - 1)
+            more = measure_cut(high - 1)
             if more[2]:
                 break
             keep, spent, over = more
             high -= 1
         while over and high < len(order):
             high += 1
-            keep, spent, over = measured(high)
+            keep, spent, over = measure_cut(high)
         if over:
             raise InfeasibleError(
                 f"budget {budget} can't be met: {over[0]} was measured at {spent[over[0]]:.6g} with the fewest units, "
@@ -141,7 +141,7 @@ def threshold(units: Units, scores: Scores, value: float | Mapping[str, float]) 
     value: one for all, or site -> its own (a threshold per group of layers); sites not named stay whole.
     """
     if isinstance(value, Mapping):
-        _known(units, value, "value")
+        _check_names(units, value, "value")
     keep: dict[str, Array] = {}
     for site in units.free():
         least = value.get(site.name, -np.inf) if isinstance(value, Mapping) else value
@@ -234,7 +234,7 @@ def _removal_order(sites: Sequence[Site], chains: Sequence[_Chain], scope: Scope
     return owner[rank[np.argsort(share[rank], kind="stable")]]
 
 
-def _known(units: Units, named: Mapping[str, Any], what: str) -> None:
+def _check_names(units: Units, named: Mapping[str, Any], what: str) -> None:
     unknown = sorted(set(named) - set(units.sites))
     if unknown:
         raise InputError(f"{what} names {unknown[0]!r}, which is no site: use the names of units()")
@@ -252,7 +252,7 @@ def _scores_of(site: Site, scores: Scores) -> np.ndarray:
     return column
 
 
-def _normalised(scores: np.ndarray, how: Normalise | None) -> np.ndarray:
+def _normalise(scores: np.ndarray, how: Normalise | None) -> np.ndarray:
     if how is None or not scores.size:
         return scores
     if how == "rank":

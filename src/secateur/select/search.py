@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.errors import InfeasibleError, InputError, NumericalError
 
-__all__ = ["Found", "coefficients", "shapes", "under"]
+__all__ = ["Found", "coefficients", "under"]
 
 P = TypeVar("P")
 
@@ -74,32 +74,6 @@ def coefficients(
     return Found(best, payload, loss, history)
 
 
-def shapes(
-    axes: Mapping[str, Sequence[int]],
-    cost: Callable[[dict[str, int]], float],
-    target: float,
-    *,
-    tolerance: float = 0.05,
-    top: int | None = None,
-) -> list[dict[str, int]]:
-    """Every combination of the axes' sizes that costs within +-tolerance of the target, largest first.
-
-    axes: axis -> sizes to try; cost: shape -> its cost; top: at most so many.
-
-    Raises `InfeasibleError` with the nearest cost where no combination is close enough.
-    Source: Minitron (arXiv 2407.14679), section 2.3, lightweight architecture search.
-    """
-    costed = [(float(cost(shape)), shape) for shape in _combinations(axes)]
-    close = [(size, shape) for size, shape in costed if abs(size - target) <= tolerance * target]
-    if not close:
-        nearest = min((size for size, _ in costed), key=lambda size: abs(size - target))
-        raise InfeasibleError(
-            f"no shape costs within {tolerance:.0%} of {target:.6g}: the nearest costs {nearest:.6g}", nearest
-        )
-    close.sort(key=lambda pair: -pair[0])
-    return [shape for _, shape in close[:top]]
-
-
 def under(
     axes: Mapping[str, Sequence[int]],
     cost: Callable[[dict[str, int]], Mapping[str, float]],
@@ -107,10 +81,14 @@ def under(
     *,
     tolerance: float = 0.05,
 ) -> list[dict[str, int]]:
-    """`shapes` that cost between (1 - tolerance) and 1 times the first limit, and no more than any other.
+    """Combinations of the axes' sizes that cost (1 - tolerance) to 1 times the first limit, the largest first.
 
-    cost: shape -> its cost in every measure. Raises `InfeasibleError` where no combination qualifies; it names the
-    measure, its limit and what is reachable: the smallest shape where all are too large, otherwise the largest below.
+    None costs more than another limit. axes: axis -> sizes to try; cost: shape -> its cost in every measure.
+
+    Raises `InfeasibleError` where no combination qualifies; it names the measure, its limit and what is reachable: the
+    smallest shape where all are too large, otherwise the largest below.
+
+    Source: Minitron (arXiv 2407.14679), section 2.3, lightweight architecture search. Departure: below, not around.
     """
     costed = [(cost(shape), shape) for shape in _combinations(axes)]
     measure, limit = next(iter(limits.items()))

@@ -14,7 +14,7 @@ from secateur.select.arrays import mask_like
 from secateur.select.pattern import n_of_m
 from secateur.vocabulary import Budget, Pattern
 
-__all__ = ["Choose", "Scope", "above", "asked", "best", "by_sums", "chooser", "everywhere", "threshold"]
+__all__ = ["Choose", "Scope", "above", "best", "best_of_all", "by_sums", "chooser", "read_budget", "threshold"]
 
 Choose: TypeAlias = Callable[[Any], Any]
 """Scores [d_out, d_in] -> booleans, True where the weight stays."""
@@ -31,7 +31,7 @@ def best(scores: Any, share: float, scope: Scope = "row", *, block: int = 128) -
     NumPy or torch, on its device. Ties go to the lower index (in a block or matrix: of the rows laid end to end), so
     that a smaller share keeps a subset. The last block may be narrower.
 
-    Raises `InputError` for a share outside 0 to 1 and for scope "global", which needs all matrices (`everywhere`).
+    Raises `InputError` for a share outside 0 to 1 and for scope "global", which needs all matrices (`best_of_all`).
     """
     _check(share)
     if bool((scores != scores).any()):
@@ -47,7 +47,7 @@ def best(scores: Any, share: float, scope: Scope = "row", *, block: int = 128) -
             mask[:, start : start + block] = _rows(part.reshape(1, -1), share).reshape(part.shape)
         return mask
     if scope == "global":
-        raise InputError("scope='global' compares all matrices: use everywhere(scores, share)")
+        raise InputError("scope='global' compares all matrices: use best_of_all(scores, share)")
     raise InputError(f"scope={scope!r}: give one of {', '.join(get_args(Scope))}")
 
 
@@ -77,7 +77,7 @@ def by_sums(scores: Any, share: float, *, tolerance: float = 1e-3) -> Any:
     return mask_like(goes > alpha, scores)
 
 
-def everywhere(scores: Mapping[str, Any], share: float) -> dict[str, Any]:
+def best_of_all(scores: Mapping[str, Any], share: float) -> dict[str, Any]:
     """Name -> mask: the best int(n share) of the n entries of all arrays, whatever array they stand in.
 
     Ties go to the earlier array, then to the lower index. The arrays are counted into a histogram, never sorted or laid
@@ -151,7 +151,7 @@ def _number(rank: int, wide: bool) -> float:
     return float(np.array(raw, whole).view(kind))
 
 
-def asked(budget: Budget, whole: float, recipe: str) -> tuple[float, Pattern | None]:
+def read_budget(budget: Budget, whole: float, recipe: str) -> tuple[float, Pattern | None]:
     """(share of the `whole` weights that may stay, pattern or None) of a budget over single weights.
 
     Raises `BudgetError` for a budget that limits anything else or both, and for one under which nothing would go.

@@ -40,7 +40,7 @@ def study(
     *,
     dry_run: bool = False,
     overwrite: bool = False,
-    **options: Any,
+    **options: object,
 ) -> Sheet:
     """Answer a study, and leave study.json and study.html in `out`; what was trained for it is not trained again.
 
@@ -102,7 +102,7 @@ def study(
     return answer
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `study` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
 
     Raises `InputError` where the file, or a key in it, can't be used.
@@ -113,7 +113,7 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
 
 
 def _split_options(
-    name: str, function: Any, card: Mapping[str, str], options: Mapping[str, Any]
+    name: str, function: Any, card: Mapping[str, str], options: Mapping[str, object]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
     mine = _flags(function)

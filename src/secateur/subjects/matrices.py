@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError
 from secateur.vocabulary import Cut
 
-__all__ = ["Matrix", "expert_layers", "masks_of", "matrices", "nonzero", "receipt", "site"]
+__all__ = ["Matrix", "masks_of", "matrices", "nonzero", "receipt", "site"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.(.+)$")
 _ROUTERS = ("gate", "router", "shared_expert_gate")
@@ -81,7 +81,7 @@ def matrices(model: nn.Module, within: Iterable[str] | None = None) -> dict[str,
 def _of(path: str, module: nn.Module) -> list[Matrix]:
     prefix = f"{path}." if path else ""
     stored = dict(module.named_parameters(recurse=False))
-    if _packed(module):
+    if _holds_experts(module):
         return [
             Matrix(f"{prefix}{leaf}[{expert}]", path, stored[leaf], expert)
             for leaf in ("gate_up_proj", "down_proj")
@@ -96,17 +96,12 @@ def _of(path: str, module: nn.Module) -> list[Matrix]:
     return [Matrix(f"{prefix}weight", path, stored["weight"], turned=conv1d)] if "weight" in stored else []
 
 
-def _packed(module: nn.Module) -> bool:
+def _holds_experts(module: nn.Module) -> bool:
     """Whether the module holds the experts of a layer in two tensors: gate_up_proj [E, 2I, d], down_proj [E, d, I]."""
     first, second = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     if not (isinstance(first, nn.Parameter) and isinstance(second, nn.Parameter) and first.dim() == second.dim() == 3):
         return False
     return first.shape[1] == 2 * second.shape[2] and first.shape[2] == second.shape[1]
-
-
-def expert_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Path -> module with packed experts; it is called with (states [T, d], experts [T, k], shares [T, k])."""
-    return {path: module for path, module in model.named_modules() if _packed(module)}
 
 
 def masks_of(found: Mapping[str, Matrix]) -> dict[str, Tensor]:

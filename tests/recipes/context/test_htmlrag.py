@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
+import toys
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.errors import DataError, InfeasibleError, InputError
@@ -294,3 +296,18 @@ def test_words_are_those_of_the_page():
     (result,) = run(open_page(source(), numbered=False), QUESTION, "words=25%")
     assert isinstance(result.subject, Page)
     assert markup.words(result.subject.text()) == result.cut.after["words"] <= 0.25 * result.cut.before["words"]
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    words = ["alpha", "gamma", "delta", "omega"]
+    facts = [f"The {word} of number {i} is {word[::-1]}." for i, word in enumerate(words)]
+    filler = " ".join(["Nothing of note stands here, and it goes on."] * 6)
+    parts = [f"<section><h2>Part {i}</h2><p>{fact}</p><p>{filler}</p></section>" for i, fact in enumerate(facts)]
+    return {
+        "subject": open_page(f"<html><body>{''.join(parts)}</body></html>", block=16),
+        "data": "What is the gamma of number 1?",
+        "budget": "words=20%",
+        "output": partial(toys.written, texts=[*facts, filler]),
+        "quality": lambda page: float("ammag" in page.written()),
+    }

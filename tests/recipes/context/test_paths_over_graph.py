@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import sparql
 import tiny
+import toys
 from chat_server import Scripted, say, served, speaking
 from secateur._utils.rundir import Run, Transient
-from secateur.clients import chat
 from secateur.clients.chat import Local
 from secateur.clients.stores import Embedded, Endpoint
 from secateur.errors import InfeasibleError, InputError, ServerError
@@ -459,13 +459,6 @@ def test_prompts_fit_into_the_window():
     assert max(listed) < 40
 
 
-def test_a_local_model_answers_whatever_it_says():
-    local = chat.Local(tiny.model("llama"), tiny.tokenizer())
-    result, found, _ = told(graph(MEDICINE), QUESTION, llm=local)
-    assert result.subject.lines
-    assert found["calls"] >= 0
-
-
 def test_proposals_are_waypoints():
     def answer(prompt):
         if prompt.startswith("Guess"):
@@ -500,13 +493,6 @@ def test_a_run_that_was_made_is_read(tmp_path):
     assert texts[0] == texts[1]
     assert Counting.asked == seen
     assert json.loads((tmp_path / "run" / "work" / "told-words=50.json").read_text())["answer"] == "salbutamol"
-
-
-def test_the_answer_is_no_input():
-    """Nothing that a run is given says what is right: the same question has the same paths."""
-    import inspect
-
-    assert not {"answer", "answers", "gold"} & set(inspect.signature(paths_over_graph).parameters)
 
 
 NODES = st.sampled_from("abcdefgh")
@@ -551,3 +537,12 @@ def test_a_server_that_judges_is_asked_over_http():
         _, found, _ = told(graph(MEDICINE), QUESTION, llm=url, llm_name="judge", calls=4)
     assert len(asked) == found["calls"] <= 4
     assert {body["model"] for body in asked} == {"judge"}
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    ways = [*((f"r{i}", f"m{i}", f"s{i}") for i in range(12)), ("feeds", "ammag", "heals")]
+    triples = [f"<urn:x:alpha> <urn:r:{r}> <urn:x:{m}> . <urn:x:{m}> <urn:r:{s}> <urn:x:omega> ." for r, m, s in ways]
+    lines = [f"alpha -[{r}]-> {m} -[{s}]-> omega" for r, m, s in ways]
+    question, topics = "What is it that alpha feeds and that heals omega?", ["urn:x:alpha", "urn:x:omega"]
+    return toys.graph("paths_over_graph", triples, lines, question, "ammag", topics=topics)

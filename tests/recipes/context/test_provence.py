@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import keeper
 import tiny
+import toys
 from chat_server import served, speaking
 from keeper import WORDS, NoCheckpoints, fresh, lesson, sentence, taught, train
-from secateur import recipes
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Local
 from secateur.errors import DataError, InputError, NumericalError
@@ -310,5 +312,15 @@ def test_what_can_not_be_is_refused():
         run(PASSAGES, model=broken)
 
 
-def test_the_card_is_complete():
-    assert recipes.cards()["provence"]["family"] == "context"
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    parts = [[keeper.sentence(*range(10 + 4 * i, 14 + 4 * i)) for i in range(4)] for _ in range(3)]
+    parts[1][2] = gold = keeper.sentence(3, 30, 31, 32)
+    return {
+        "subject": open_passages(parts),
+        "data": keeper.sentence(3),
+        "budget": "words=20%",
+        "options": {"model": keeper.taught()},
+        "output": partial(toys.written, texts=[text for part in parts for text in part]),
+        "quality": lambda passages: float(gold in passages.written()),
+    }

@@ -15,6 +15,7 @@ from torch import nn
 
 import secateur
 import small_vision as vision
+import toys
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -465,3 +466,23 @@ def test_scoring_alone_needs_no_labels_of_the_target(tmp_path, files):
     assert found.recovery is None
     assert len(found.notes) == 1
     assert kept(tmp_path, "classes=50%").class_numbers.tolist() == [0, 1, 2, 3]
+
+
+def toy(folder):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    data, files = source(), written(folder)
+
+    def on_data(_, data, budgets, run, **options):
+        """Its first argument is the network to train; what is cut is the training set, of which it leaves an index."""
+        for result in keywords.call(dp4tl, opened(), data, budgets, run, **options):
+            yield replace(result, subject=ExampleSet.load(data, run.path(f"subset-{result.name}") / "train"))
+
+    return {
+        "subject": ExampleSet(source()),
+        "data": data,
+        "budget": "examples=40%",
+        "options": {"target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build", **QUICK},
+        "recipe": toys.recipe_of("dp4tl", on_data),
+        "output": lambda subset: np.isin(np.arange(len(data)), subset.kept).astype(float),
+        "quality": lambda subset: float((subset.labels < 4).mean()),  # the share that looks like the target
+    }

@@ -17,6 +17,7 @@ from torch.nn import functional
 import processes
 import secateur
 import small_vision as vision
+import toys
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -27,7 +28,7 @@ from secateur.recipes.data.kd_data_pruning import kd_data_pruning
 from secateur.recover.distillation.teachers import Told
 from secateur.reports import display
 from secateur.runs import keywords
-from secateur.subjects import ExampleSet, Traced, reload_traced
+from secateur.subjects import ExampleSet, Traced, open_traced, reload_traced
 from secateur.subjects.network.recording import Example
 from secateur.vocabulary import Budget
 
@@ -623,3 +624,43 @@ def test_what_can_not_be_done_is_refused_in_a_line(tmp_path, options, error, wor
 def test_an_unknown_score_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="option score='el2'"):
         secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", score="el2")
+
+
+def toy(folder):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    data, held_out = nets.data(240), nets.data(200, seed=5)
+    wrong = torch.rand(240, generator=torch.Generator().manual_seed(3)) < 0.3
+    data = replace(data, labels=torch.where(wrong, torch.arange(240) % 4, data.labels))
+    model = nets.vgg()
+    vision.fit(model, data, epochs=6, batch=24)
+    teacher = open_traced(model, data.inputs[:2])
+    students = {}
+
+    def on_examples(subject, data, budgets, run, **options):
+        """What is cut is the training set: its student has to beat one of as many examples, by chance and alone."""
+        for result in keywords.call(kd_data_pruning, teacher, data, budgets, run, **options):
+            kept = ExampleSet.load(data, run.folder(f"kept-{result.name}"))
+            students[id(kept)] = result.subject.model
+            yield replace(result, subject=kept)
+
+    def student(examples):
+        if examples.whole:
+            return model
+        if id(examples) not in students:
+            students[id(examples)] = nets.vgg()
+            vision.fit(students[id(examples)], examples.data, epochs=10 * 240 / len(examples), batch=24, lr=0.05)
+        return students[id(examples)]
+
+    @torch.no_grad()
+    def output(examples):
+        return student(examples).eval()(data.inputs[:8])
+
+    return {
+        "subject": ExampleSet(data),
+        "data": data,
+        "budget": "examples=20%",
+        "options": {"alpha": 1.0, "epochs": 10, "batch": 24, "lr": 0.05, "balanced": True},
+        "recipe": toys.recipe_of("kd_data_pruning", on_examples),
+        "output": output,
+        "quality": lambda examples: vision.accuracy(student(examples), held_out),
+    }

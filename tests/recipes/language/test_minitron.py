@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import InfeasibleError, InputError
@@ -406,3 +407,8 @@ def test_options_that_a_model_or_several_processes_can_not_have_are_refused(tmp_
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="filled by one process"):
         results(tmp_path, "params=90%", cache=4)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language(steps=0, short_steps=0, calibration=64, length=16, train_batch=8, candidates=3)

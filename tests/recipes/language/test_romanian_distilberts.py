@@ -20,6 +20,7 @@ from transformers import (
 
 import readers
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
 from secateur.errors import BudgetError, InfeasibleError, InputError
@@ -402,3 +403,8 @@ def test_no_masked_language_model_is_refused(tmp_path):
     for other in (open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), bert(head=False)):
         with pytest.raises(InputError, match="is no masked language model: give one"):
             results(tmp_path, subject=other)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("masked", "params=80%", steps=40, length=16, train_batch=8, lr=3e-3)

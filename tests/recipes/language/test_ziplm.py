@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import InfeasibleError
@@ -171,7 +172,7 @@ def test_the_search_never_ends_above_its_start():
 
     def loss(weights) -> float:
         chosen = {site: base[site].weights[level] for site, level in solve(weights).items()}
-        with torch.no_grad(), database.stitched(start.model, start.consumers(), chosen):
+        with torch.no_grad(), database.stitch(start.model, start.consumers(), chosen):
             student = start.forward(items[0]).prediction
         with torch.no_grad():
             answer = start.forward(items[0]).prediction
@@ -280,3 +281,8 @@ def test_a_database_that_is_kept_serves_the_next_call(tmp_path, monkeypatch):
     for name, tensor in plain.subject.model.state_dict().items():
         assert torch.equal(tensor, first.subject.model.state_dict()[name])
         assert torch.equal(tensor, second.subject.model.state_dict()[name])
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("bert", steps=0, calibration=32, trials=4, judged=16)

@@ -7,6 +7,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InputError, UnsupportedError
@@ -112,7 +113,7 @@ def test_boosted_has_branches_that_are_counted(kind, tmp_path):
     for matrix in matrices(subject(kind).model, subject(kind).layers()).values():
         rows, columns = matrix.weight.shape
         added += rows * columns // 8 + columns * columns // 8
-        branch = low_rank.of(found.subject.model)[matrix.module]
+        branch = low_rank.find_branches(found.subject.model)[matrix.module]
         sparse = matrices(found.subject.model)[matrix.name].weight
         restored = (sparse + branch.S @ branch.X).unflatten(1, (-1, 8)).sum(2)
         torch.testing.assert_close(restored, matrix.weight.unflatten(1, (-1, 8)).sum(2), rtol=1e-4, atol=1e-5)
@@ -127,15 +128,17 @@ def test_branches_train_as_they_are_told_to(tmp_path):
     (start,) = results(tmp_path / "a", "pattern=2:4", steps=0, slorb=8)
     (both,) = results(tmp_path / "b", "pattern=2:4", slorb=8)
     (alone,) = results(tmp_path / "c", "pattern=2:4", slorb=8, projection=False)
-    first = next(iter(low_rank.of(start.subject.model)))
-    initial, trained, fixed = (low_rank.of(one.subject.model)[first] for one in (start, both, alone))
+    first = next(iter(low_rank.find_branches(start.subject.model)))
+    initial, trained, fixed = (low_rank.find_branches(one.subject.model)[first] for one in (start, both, alone))
     assert not torch.equal(trained.X, initial.X)
     assert torch.equal(fixed.X, initial.X)
     assert not torch.equal(trained.S, initial.S)
     assert not torch.equal(fixed.S, initial.S)
     extra = both.recovery.flops / both.recovery.tokens
     (plain,) = results(tmp_path / "d", "pattern=2:4", steps=1)
-    added = sum(p.numel() for branch in low_rank.of(both.subject.model).values() for p in branch.parameters())
+    added = sum(
+        p.numel() for branch in low_rank.find_branches(both.subject.model).values() for p in branch.parameters()
+    )
     assert extra == pytest.approx(plain.recovery.flops / plain.recovery.tokens + 3 * 2 * added)
 
 
@@ -275,7 +278,7 @@ def test_what_is_saved_is_plain_and_measured_with_its_branches(tmp_path):
     (found,) = results(tmp_path / "run", "pattern=2:4", on=one, slorb=8)
     found.subject.save(tmp_path / "out")
     again = open_subject(tmp_path / "out")
-    assert len(low_rank.of(again.model)) == 4 * 7
+    assert len(low_rank.find_branches(again.model)) == 4 * 7
     place = Language().environment(one, 1, 16, 1)
     corpus = texts.read(tiny.chains(50, 1))
     (_, with_branches, _), sizes = (
@@ -311,3 +314,8 @@ def test_what_can_not_be_followed_is_refused_by_name(tmp_path):
     for options in ({"kd": 1.5}, {"ramp": -1.0}, {"decay": -1.0}, {"refresh": -1}):
         with pytest.raises(InputError, match=f"{next(iter(options))}={next(iter(options.values())):g}"):
             results(tmp_path / str(options), "pattern=2:4", **options)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("llama", "pattern=2:4", steps=20, refresh=5, length=16, train_batch=8, slorb=8)

@@ -10,6 +10,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -439,3 +440,10 @@ def test_general_text_that_is_one_whole_is_not_held_out(tmp_path):
     path.write_text(" ".join(OPEN))
     (found,) = results(tmp_path / "a", "weights=50%", general=str(path))
     assert not found.judged
+
+
+def toy(folder):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    (folder / "general.txt").write_text("\n".join(tiny.sentences(400)), "utf-8")
+    general = {"general": str(folder / "general.txt"), "general_samples": 16}
+    return toys.language("llama", "weights=50%", **general, samples=64, train_batch=8, train_length=16)

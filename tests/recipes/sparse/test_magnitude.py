@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import toys
 from recipes.sparse.oneshot import RECIPES, run, stays, taught
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.select.pattern import n_of_m
@@ -80,3 +81,8 @@ def test_patterns_rank_inside_runs(tmp_path):
     result = run("magnitude", tmp_path, "pattern=1:4")
     for key, matrix in matrices(taught().model, taught().layers()).items():
         assert torch.equal(stays(result)[key], n_of_m(matrix.weight.abs(), 1, 4))
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("llama", "weights=50%")

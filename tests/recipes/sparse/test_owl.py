@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import secateur
+import toys
 from recipes.sparse.oneshot import data, run, stays, taught
 
 
@@ -49,3 +50,8 @@ def test_a_run_holds_each_block_to_the_n_that_it_got(budget, stream, tmp_path):
     counts = told.rpartition(f"weights that stay of {budget.rpartition(':')[2]}: ")[2].split(", ")
     assert len(counts) == 4
     assert len(set(counts)) > 1
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("llama", "weights=40%", samples=24, length=16, times=2.0)

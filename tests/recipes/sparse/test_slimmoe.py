@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -188,7 +189,7 @@ def test_experts_may_become_the_means_of_those_whose_rows_are_near(
     assert 1 < count < 8
     for layer, mixture in small.mixtures().items():
         old = subject.mixtures()[layer]
-        groups = clusters.grouped(routing.row_distance(old.router.weight), count)
+        groups = clusters.cluster_layer(routing.row_distance(old.router.weight), count)
         assert sorted(expert for one in groups for expert in one) == list(range(8))
         assert max(map(len, groups)) > 1
         rows = [old.router.weight[one].detach().double().mean(0).float() for one in groups]
@@ -391,3 +392,8 @@ def test_training_is_the_originals_and_each_stage_but_the_last_stops_at_its_peak
     with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):
         run(phi, data, tmp_path / "b", "params=90%", steps=4, lr=1e-5)
     assert len(rates) == 2
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("mixtral", "params=70%", steps=0, calibration=64, length=16)

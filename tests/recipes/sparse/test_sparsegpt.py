@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import toys
 from recipes.sparse.oneshot import CALIBRATED, data, quality, run, stays, taught
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -159,3 +160,8 @@ def test_errors_of_blocks_that_were_done_before_are_told_by_the_run_that_goes_on
         with pytest.raises(RuntimeError, match="pulled"):
             run("sparsegpt", tmp_path)
     assert run("sparsegpt", tmp_path).notes == whole
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("llama", "weights=50%", samples=24, length=16)

@@ -10,6 +10,7 @@ import torch
 
 import secateur
 import tiny
+import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -394,3 +395,8 @@ def test_bad_input_is_refused(tmp_path):
     for budget in ("params=50%", "weights=100%"):
         with pytest.raises(BudgetError):
             result_of(tmp_path, budget)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("mixtral", "weights=60%", seen=32, samples=32, length=16)

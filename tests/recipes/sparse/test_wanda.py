@@ -7,6 +7,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import tiny
+import toys
 from recipes.sparse.oneshot import run, stays, taught
 from secateur.errors import InputError, NumericalError
 from secateur.subjects import open_subject
@@ -73,3 +74,8 @@ def test_experts_are_pruned_by_their_own_tokens_and_starved_ones_by_their_layers
         masks, others = stays(own), stays(result)
         assert any(not torch.equal(masks[m.name], others[m.name]) for m in experts)
         assert torch.equal(result.subject.model.model.layers[0].mlp.gate.weight, model.model.layers[0].mlp.gate.weight)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language("llama", "weights=50%", samples=24, length=16)

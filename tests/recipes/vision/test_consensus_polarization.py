@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
+import toys
 from recipes.vision import nets
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -351,3 +352,8 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
     start, how = open_traced(model, some.inputs[:1]), {"mode": "layer", "dry_run": True}
     (found,) = nets.run(recipe.consensus_polarization, tmp_path, start, some, ["params=60%"], **how)
     assert "all 2 branches of 2 are gone: only the shortcuts of that stage are left" in found.notes
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(epochs=6, batch=24)

@@ -14,6 +14,7 @@ from torch import nn
 
 import secateur
 import small_vision as vision
+import toys
 from recipes.vision import nets
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
@@ -343,3 +344,10 @@ def test_a_run_judges_saves_and_exports_the_result(tmp_path):
     assert kinds.count("DequantizeLinear") > count
     assert kinds.count("QuantizeLinear") >= 1
     assert sum(one.data_type == onnx.TensorProto.INT8 and len(one.dims) > 1 for one in graph.initializer) == count
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(
+        "pattern=2:4", vit=True, epochs=3, quantise_epochs=2, batch=24, lr=1e-3, quantise_lr=2e-4, least=8
+    )

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import small_vision as vision
+import toys
 import vision_models
 from assets.scenes import scenes
 from recipes.vision import nets
@@ -464,3 +465,8 @@ def test_a_detector_of_ones_own_is_distilled(tmp_path):
     inner = found.subject.model.detector
     assert inner.roi_heads.box_predictor.cls_score.in_features == 16
     assert found.cut.after["params"] == sum(one.numel() for one in inner.parameters())
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(epochs=6, batch=24)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import toys
 from recipes.vision import nets
 from recipes.vision.nets import bars
 from recipes.vision.nets import blocks as subject
@@ -323,3 +324,8 @@ def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budge
     program = torch.export.load(out / "model.pt2")
     assert sum(p.numel() for p in program.parameters()) == row.predicted["params"]
     assert row.verdict == "met"
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(epochs=6, batch=24)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import toys
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -110,3 +111,8 @@ def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
     )  # fmt: skip
     with pytest.raises(InputError, match="batches of at least 2 examples"):
         results(tmp_path, nets.opened(net), batch=1)
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.classifier(epochs=4, batch=24, scratch="E")

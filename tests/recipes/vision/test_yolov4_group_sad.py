@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import toys
 from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
@@ -168,3 +169,10 @@ def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path
     (found,) = results(tmp_path, finetune_epochs=0, distil_epochs=0)
     assert order == ["cut", "cut", "train", "cut"]
     assert "stage5.0.conv.channels" not in {site for site, (gone, _) in found.cut.removed.items() if gone}
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.detector(
+        batch=8, judged=1, layer_keep=0.0, least=2, sparse_epochs=4, finetune_epochs=8, distil_epochs=8
+    )

@@ -9,6 +9,7 @@ import json
 import pytest
 import torch
 
+import toys
 import yolo
 from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
@@ -168,3 +169,8 @@ def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_p
     with pytest.raises(UnsupportedError, match="no batch norm whose scale can be trained"):
         results(tmp_path / "b", start=detecting.frozen())
     assert detecting.nothing_written(tmp_path / "b")
+
+
+def toy(_):
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.detector(batch=8, least=2, sparse_epochs=4, finetune_epochs=8, distil_epochs=8)

@@ -36,11 +36,11 @@ def test_an_objective_gets_the_mean_over_routers(name: str) -> None:
     batch = padded(subject)
     totals = objectives.count(batch)
     alone, _ = plain(batch, totals)
-    both, parts = routing.balanced(plain, subject.routers(), 0.5)(batch, totals)
+    both, parts = routing.add_balance(plain, subject.routers(), 0.5)(batch, totals)
     assert float((both - alone).detach()) == pytest.approx(0.5 * parts["balance"], rel=1e-4)
     assert parts["balance"] >= 1.0
     # A micro-batch counts by its share of the step.
-    half = routing.balanced(plain, subject.routers(), 0.5)(batch, {key: 2 * value for key, value in totals.items()})
+    half = routing.add_balance(plain, subject.routers(), 0.5)(batch, {key: 2 * value for key, value in totals.items()})
     assert half[1]["balance"] == pytest.approx(parts["balance"] / 2)
-    assert routing.balanced(plain, [], 0.5) is plain
-    assert routing.balanced(plain, subject.routers(), 0.0) is plain
+    assert routing.add_balance(plain, [], 0.5) is plain
+    assert routing.add_balance(plain, subject.routers(), 0.0) is plain

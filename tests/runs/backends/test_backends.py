@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -54,10 +52,11 @@ def test_a_source_says_it_by_its_name_or_kind(tmp_path):
     assert {type(backends.of_source(source)) for source in models} == {Language}
 
 
-def test_a_network_is_found_without_the_library_of_language_models():
-    code = "import sys; from secateur.runs import backends; backends.of_source('nets.py:build'); print(*sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"torch", "transformers"} & set(shown.stdout.split()) == {"torch"}
+def test_a_network_is_found_without_asking_the_backend_of_language_models(monkeypatch):
+    asked, resolve = [], backends.resolve
+    monkeypatch.setattr(backends, "resolve", lambda name: asked.append(name) or resolve(name))
+    backends.of_source("nets.py:build")
+    assert asked == ["secateur.runs.backends.network:Network"]
 
 
 def test_a_folder_says_it_by_its_files(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from secateur._utils.rundir import Run, locked
+from secateur._utils.rundir import Run, lock_folder
 from secateur.errors import DataError, InputError, RunError
 from secateur.runs.distilling import caches
 
@@ -43,7 +43,7 @@ def test_the_likeliest_tokens_stand_in_the_batches_and_no_teacher_is_needed(of_t
 
 def test_a_folder_for_several_is_filled_by_one_at_a_time(of_networks, plain, run, tmp_path):
     student, setup = of_networks(replace(plain, cache="all"), cache_at=tmp_path / "shelf")
-    with locked(tmp_path / "shelf" / "predictions-0"), pytest.raises(RunError, match="in use"):
+    with lock_folder(tmp_path / "shelf" / "predictions-0"), pytest.raises(RunError, match="in use"):
         caches.cache_answers(setup, student, setup.teachers, run)
     caches.cache_answers(setup, student, setup.teachers, run)
     assert (tmp_path / "shelf" / "predictions-1").is_dir()

@@ -14,11 +14,11 @@ def test_what_follows_from_the_options_is_no_setting_of_its_own(plain):
     one = replace(plain, steps=10, training={"accumulate": 4}, warm_up={"task": 5.0, "match": 0.1})
     assert one.count == 40
     assert one.ramps == {"task": 0.5, "match": 0.1}
-    assert (one.tokens, one.listed) == (0, 20)
+    assert (one.tokens, one.server_tokens) == (0, 20)
     kept = replace(one, cache=7)
-    assert (kept.tokens, kept.listed) == (7, 7)
+    assert (kept.tokens, kept.server_tokens) == (7, 7)
     assert replace(one, cache="all").tokens == 0
-    assert not {"count", "ramps", "tokens", "listed", "accumulated"} & asdict(one).keys()
+    assert not {"count", "ramps", "tokens", "server_tokens", "batches_per_step"} & asdict(one).keys()
 
 
 def test_what_warms_up_is_read_from_a_line_or_a_mapping():

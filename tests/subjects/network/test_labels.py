@@ -1,8 +1,11 @@
+"""Label tensors, atoms that go together, and the two laws."""
+
 from __future__ import annotations
 
+import numpy as np
 import torch
 
-from secateur.subjects.network.labels import along, compact, first, on, padded, varying
+from secateur.subjects.network.labels import Atoms, Flow, Operand, along, compact, first, on, padded, varying, within
 
 
 def test_compact_keeps_only_what_changes() -> None:
@@ -23,3 +26,96 @@ def test_rows_and_dimensions() -> None:
     assert along(label, 1).tolist() == [4, 5]
     assert first(label, [1]).flatten().tolist() == [4]
     assert padded(torch.tensor([4, 5]), 3).shape == (1, 1, 2)
+
+
+def test_a_path_is_inside_its_parents_only():
+    assert within("a.b", ["x", "a"])
+    assert within("a", ["a"])
+    assert not within("ab", ["a", ""])
+
+
+def test_each_dimension_has_its_own_atoms() -> None:
+    atoms = Atoms()
+    rows, columns = atoms.add("w", torch.zeros(3, 2))
+    assert rows.shape == (3, 1)
+    assert columns.shape == (1, 2)
+    assert sorted([*rows.flatten().tolist(), *columns.flatten().tolist()]) == [1, 2, 3, 4, 5]
+    assert len(atoms.add("v", torch.zeros(1, 4))) == 1, "a dimension of size 1 can't shrink"
+
+
+def test_what_meets_goes_together_and_what_meets_nothing_stays() -> None:
+    atoms = Atoms()
+    (a,), (b,) = atoms.add("a", torch.zeros(3)), atoms.add("b", torch.zeros(3))
+    atoms.join(a, b, "added")
+    atoms.join(a, torch.tensor([0, 0, 3], dtype=torch.int32), "padded")
+    classes = atoms.classes()
+    assert classes.of[0] == 0
+    assert (classes.of[1:4] == classes.of[4:7]).all()
+    assert classes.reasons == {classes.of[1]: "padded", classes.of[2]: "padded"}
+
+
+def test_more_pairs_and_more_reasons_can_be_given_later() -> None:
+    atoms = Atoms()
+    atoms.add("a", torch.zeros(4))
+    classes = atoms.classes([np.array([[1, 3], [2, 4]])], [(np.array([3]), "later")])
+    assert classes.of[1] == classes.of[2] != classes.of[3] == classes.of[4]
+    assert set(classes.reasons.values()) == {"later"}
+
+
+def test_what_meets_very_often_still_meets() -> None:
+    """256 times is 0 in numbers of eight bits."""
+    atoms = Atoms()
+    (a,), (b,) = atoms.add("a", torch.zeros(2)), atoms.add("b", torch.zeros(2))
+    for _ in range(256):
+        atoms.join(a, b, "added")
+    of = atoms.classes().of
+    assert (of[1:3] == of[3:5]).all()
+    assert of[1] != of[2]
+
+
+def fresh() -> tuple[Flow, Atoms]:
+    atoms = Atoms()
+    return Flow(atoms), atoms
+
+
+def test_joint_labels_collapse_where_another_tensor_has_none() -> None:
+    flow, atoms = fresh()
+    (label,) = atoms.add("q", torch.zeros(6))
+    joint = label.view(3, 2)
+    (left,) = flow.elementwise([Operand((3, 2), (joint,)), Operand((2,))])
+    assert left.shape == (3, 1)
+    of = atoms.classes().of
+    assert of[1] == of[2] != of[3] == of[4]
+    assert not atoms.classes().reasons
+
+
+def test_nothing_left_means_that_it_stays() -> None:
+    flow, atoms = fresh()
+    (label,) = atoms.add("q", torch.zeros(6))
+    assert flow.elementwise([Operand((6,), (label,)), Operand((6,))]) == ()
+    assert len(atoms.classes().reasons) == 6
+    flow, atoms = fresh()
+    (label,) = atoms.add("q", torch.zeros(6))
+    assert len(flow.elementwise([Operand((6,), (label,)), Operand((6,), (), blank=True), Operand((1,))])) == 1
+    assert not atoms.classes().reasons
+
+
+def test_a_product_joins_what_is_summed_and_passes_on_the_rest() -> None:
+    flow, atoms = fresh()
+    x, (rows, columns) = atoms.add("x", torch.zeros(1, 1, 4)), atoms.add("w", torch.zeros(4, 3))
+    out = flow.matmul(Operand((1, 5, 4), x), Operand((1, 4, 3), (rows[None], columns[None])))
+    assert [tuple(label.shape) for label in out] == [(1, 1, 3)]
+    of = atoms.classes().of
+    assert (of[1:5] == of[5:9]).all()
+    assert not atoms.classes().reasons
+
+
+def test_heads_come_out_of_batched_products() -> None:
+    flow, atoms = fresh()
+    (q,), (k,) = atoms.add("q", torch.zeros(6)), atoms.add("k", torch.zeros(6))
+    out = flow.matmul(Operand((3, 5, 2), (q.view(3, 1, 2),)), Operand((3, 2, 5), (k.view(3, 2, 1),)))
+    assert [tuple(label.shape) for label in out] == [(3, 1, 1)]
+    of = atoms.classes().of
+    assert len(set(of[1:].tolist())) == 3
+    assert of[1] == of[2] == of[7] == of[8]
+    assert len(flow.heads) == 2

@@ -383,3 +383,20 @@ def test_a_segment_is_priced_by_what_goes_with_it_and_the_receipt_says_what_went
     )
     assert any(note.startswith(wanted) for note in cut.notes) == bool(together)
     assert cut.after["flops"] == small.flops() < cut.before["flops"]
+
+
+def test_flops_are_predicted_as_they_are_measured_where_attention_goes_too() -> None:
+    subject = open_traced(nets.Blocks(), torch.randn(2, 5, 8))
+    names = [one.name for one in subject.graph.removable]
+    assert names == ["one.out", "two.out", "left", "right"]
+    costs = set()
+    for gone in ([0], [1], [2], [0, 1], [1, 3], [0, 1, 2]):
+        selection = Selection({"segments": torch.tensor([place not in gone for place in range(4)])})
+        _, cut = subject.cut(selection)
+        assert segments.flops_without(subject, selection) == cut.after["flops"] < cut.before["flops"]
+        costs.add(cut.after["flops"])
+    assert len(costs) == 5, "two blocks of a kind cost the same, all else does not"
+    whole = Selection({"segments": torch.ones(4)})
+    assert segments.flops_without(subject, whole) == subject.flops()
+    with pytest.raises(InputError, match="no way leads from the input to the output"):
+        segments.flops_without(subject, Selection({"segments": torch.tensor([True, True, False, False])}))

@@ -73,7 +73,7 @@ def test_blocks_in_turn_give_what_the_model_gives(name, padded, tmp_path):
     for batch, states in zip(data, blocks.states(tmp_path, 3), strict=True):
         with torch.no_grad():
             expected = one.model(**batch).logits
-        found = blocks.leaving(one, batch, states).logits
+        found = blocks.run_ends(one, batch, states).logits
         real = batch["attention_mask"].bool()
         torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
 
@@ -150,7 +150,7 @@ def test_calls_that_differ_are_told_apart(tmp_path):
         with torch.no_grad():
             expected = one.model(**batch).logits
         real = batch["attention_mask"].bool()
-        torch.testing.assert_close(blocks.leaving(one, batch, states).logits[real], expected[real])
+        torch.testing.assert_close(blocks.run_ends(one, batch, states).logits[real], expected[real])
 
 
 def test_later_blocks_read_what_changed_ones_give(tmp_path):
@@ -189,7 +189,7 @@ def test_later_blocks_read_what_dense_ones_give_where_that_is_asked(name, tmp_pa
             matrix.weight.zero_()
     for batch, states in zip(data, blocks.states(tmp_path, 3), strict=True):
         real = batch["attention_mask"].bool()
-        logits = blocks.leaving(one, batch, states).logits[real]
+        logits = blocks.run_ends(one, batch, states).logits[real]
         torch.testing.assert_close(logits, one.model(**batch).logits.detach()[real], rtol=1e-5, atol=1e-5)
     with pytest.raises(RuntimeError, match="without having been read"):
         for _ in blocks.visit(one, data, tmp_path / "unread", store=False, sequential=False):

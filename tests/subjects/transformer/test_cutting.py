@@ -125,11 +125,11 @@ def test_order_of_units_does_not_matter(name: str) -> None:
     before = run(subject, batch)
     order = torch.randperm(subject.widths()[1].neurons)
     heads = torch.tensor([1, 0, 3, 2])
-    kept = cutting.kept(subject.layout, {})
+    kept = cutting.find_kept(subject.layout, {})
     kept.parts[1]["neurons"], kept.parts[1]["heads"] = order, heads
     if subject.widths()[1].kv == subject.widths()[1].heads:
         kept.parts[1]["kv"] = heads
-    subject.model.load_state_dict(cutting.sliced(subject.layout, kept))
+    subject.model.load_state_dict(cutting.slice_state(subject.layout, kept))
     torch.testing.assert_close(run(subject, batch), before, atol=1e-5, rtol=1e-5)
 
 

@@ -57,7 +57,7 @@ def test_a_branch_adds_its_product(kind):
             weight += (S @ X).T if kind == "gpt2" else S @ X
     torch.testing.assert_close(output(subject.model), output(dense), rtol=1e-4, atol=1e-4)
     assert float((output(subject.model) - output(plain)).abs().max()) > 0.1
-    assert list(low_rank.of(subject.model)) == list(PATHS[kind])
+    assert list(low_rank.find_branches(subject.model)) == list(PATHS[kind])
 
 
 def test_copies_have_branches_of_their_own():
@@ -65,7 +65,7 @@ def test_copies_have_branches_of_their_own():
     expected, other = output(subject.model), subject.copy()
     assert torch.equal(output(other.model), expected)
     with torch.no_grad():
-        for branch in low_rank.of(other.model).values():
+        for branch in low_rank.find_branches(other.model).values():
             branch.S.zero_()
     assert torch.equal(output(subject.model), expected)
     torch.testing.assert_close(output(other.model), output(tiny.model("llama")))
@@ -74,7 +74,7 @@ def test_copies_have_branches_of_their_own():
 def test_the_model_without_its_branches_is_the_plain_one():
     subject, plain = beside(), tiny.model("llama")
     expected = output(subject.model)
-    with low_rank.without(subject.model) as held:
+    with low_rank.without_branches(subject.model) as held:
         assert len(held) == 2
         assert torch.equal(output(subject.model), output(plain))
         assert subject.model.state_dict().keys() == plain.state_dict().keys()
@@ -121,7 +121,7 @@ def test_the_card_says_how_to_load_both(tmp_path):
 def test_branches_of_an_earlier_model_do_not_stay(tmp_path):
     beside().save(tmp_path)
     open_subject(tiny.model("llama")).save(tmp_path)
-    assert not low_rank.there(tmp_path / "side")
+    assert not low_rank.has_branches(tmp_path / "side")
     assert torch.equal(output(secateur.load(tmp_path)), output(tiny.model("llama")))
 
 
@@ -132,8 +132,8 @@ def test_a_scaled_adapter_is_read_as_it_is_meant(tmp_path):
     config["lora_alpha"] *= 2
     config["alpha_pattern"] = {path: 2 * alpha for path, alpha in config["alpha_pattern"].items()}
     (tmp_path / "side" / "adapter_config.json").write_text(json.dumps(config))
-    ours = low_rank.of(subject.model)
-    for path, branch in low_rank.of(secateur.load(tmp_path)).items():
+    ours = low_rank.find_branches(subject.model)
+    for path, branch in low_rank.find_branches(secateur.load(tmp_path)).items():
         assert torch.equal(branch.S, 2 * ours[path].S)
 
 
@@ -167,12 +167,12 @@ def test_other_forms_keep_the_branches(to, tmp_path):
     subject.save(tmp_path / "small")
     secateur.export(tmp_path / "small", to, tmp_path / to)
     expected = output(subject.model)
-    with low_rank.without(subject.model):
+    with low_rank.without_branches(subject.model):
         gap = float((output(subject.model) - expected).norm())
     for again in (open_subject(tmp_path / to, quantised=True).model, secateur.load(tmp_path / to)):
         assert float((output(again) - expected).norm()) <= (0.0 if to == "packed" else 0.3 * gap)
-        for path, branch in low_rank.of(again).items():
-            assert torch.equal(branch.S, low_rank.of(subject.model)[path].S)
+        for path, branch in low_rank.find_branches(again).items():
+            assert torch.equal(branch.S, low_rank.find_branches(subject.model)[path].S)
 
 
 def test_what_can_not_have_a_branch_is_refused():

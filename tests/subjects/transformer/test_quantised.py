@@ -59,7 +59,7 @@ def packed(subject, folder, bits, *, dense=False):
     """Every attention of two layers in integers; returns the model that they stand for, and the linears' names."""
     student, names, left = quantise_copy(subject, bits)
     subject.save(folder)
-    chosen = quantised.names(subject.model, [f"{name}.weight" for name in names], folder)
+    chosen = quantised.find_weights(subject.model, [f"{name}.weight" for name in names], folder)
     quantised.pack(folder, chosen, left, bits, partial(quantise.integers, bits=bits), dense=dense)
     return student, names
 
@@ -113,7 +113,7 @@ def test_what_is_not_in_the_files_or_reads_back_otherwise_is_refused(tmp_path, m
     save_file(kept, tmp_path / "less.safetensors", {"format": "pt"})
     (tmp_path / "less.safetensors").replace(tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"lacks model\.layers\.1\.self_attn\.v_proj\.weight: save the model again"):
-        quantised.names(subject.model, ["model.layers.1.self_attn.v_proj.weight"], tmp_path)
+        quantised.find_weights(subject.model, ["model.layers.1.self_attn.v_proj.weight"], tmp_path)
     library = quantised._compressed_tensors()
     rightly = library.pack
     library.pack = lambda integers, bits: rightly(integers.abs(), bits)

@@ -48,7 +48,7 @@ def test_streamed_results_equal_those_in_memory_and_load_plainly(name, tmp_path)
     with outside.resident():
         for batch, states in zip(data, blocks.states(tmp_path / "states", len(outside.layers())), strict=True):
             real = batch["attention_mask"].bool()
-            found, expected = blocks.leaving(outside, batch, states).logits, inside.forward(batch).prediction
+            found, expected = blocks.run_ends(outside, batch, states).logits, inside.forward(batch).prediction
             torch.testing.assert_close(found[real], expected[real], rtol=1e-4, atol=1e-4)
     inner = tuple(f"{path}." for path in outside.layers())
     assert set(outside.ends()) == {key for key in outside.files() if not key.startswith(inner)} != set()

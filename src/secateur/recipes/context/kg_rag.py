@@ -19,7 +19,7 @@ from annotated_types import Ge, Le, Lt
 from secateur._utils.rundir import Run
 from secateur.clients import chat
 from secateur.errors import BudgetError, InputError, SecateurError
-from secateur.methods.asking import Asking, Spending, choice_in, list_in
+from secateur.methods.asking import Asking, Record, Spending, choice_in, list_in
 from secateur.methods.fitting import fit_to_limits
 from secateur.methods.linking import NOTHING, NodeLinking, link_names, link_question, link_topics
 from secateur.retrieval import encoders
@@ -160,7 +160,7 @@ def kg_rag(
     if calibrate and embed:
         floor = run.json("floor", lambda: calibrate_floor(subject, embed, calibrate, terms))
 
-    def retrieve() -> dict[str, Any]:
+    def retrieve() -> Record:
         nodes, record = find_nodes(subject, question, model, embed_names, linking, seed)
         sites = label_nodes(subject, nodes)
         for site in sites:
@@ -211,10 +211,10 @@ def find_nodes(
     embed: Embed | None,
     linking: NodeLinking,
     seed: int,
-) -> tuple[list[str], dict[str, Any]]:
+) -> tuple[list[str], Record]:
     """The nodes that the question speaks of, and the record: entities, fallback, notes, and what a model was asked."""
-    asked: dict[str, Any] = {"llm_calls": 0, "llm_tokens": 0} if model else {}
-    topics = linking.given()
+    asked: Record = {"llm_calls": 0, "llm_tokens": 0} if model else {}
+    topics = linking.clean_topics()
     if topics:
         linked, notes = link_topics(graph, topics, embed, linking, linking.kinds, linking.nearest)
         nodes = list(dict.fromkeys(node for found in linked.values() for node in found))
@@ -232,7 +232,7 @@ def find_nodes(
 
 def list_names(
     question: str, model: chat.LanguageModel, kinds: Sequence[str], seed: int
-) -> tuple[list[str] | None, dict[str, Any]]:
+) -> tuple[list[str] | None, Record]:
     """The names that a language model finds in the question, none where it gives no list; and the record of it.
 
     None where it may not be asked any more.
@@ -289,7 +289,7 @@ def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
     """The same, the best facts first; s of those that join two nodes is raised by a share of what it lacks to 1."""
     nodes = {site["node"] for site in sites}
 
-    def raised(row: Row) -> float:
+    def raise_score(row: Row) -> float:
         subject, _, end, literal = row["fact"] or ("", "", "", True)
         both = not literal and subject != end and {subject, end} <= nodes
         score = float(row["score"])
@@ -299,7 +299,7 @@ def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
         return list(sites)
     found = list[Site]()
     for site in sites:
-        rows = sorted(({**row, "score": raised(row)} for row in site["rows"]), key=lambda row: -row["score"])
+        rows = sorted(({**row, "score": raise_score(row)} for row in site["rows"]), key=lambda row: -row["score"])
         found.append({**site, "rows": [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]})
     return found
 
@@ -425,10 +425,10 @@ def write_prompt(question: str, context: str, answering: Answering = Answering()
 def answer(
     model: chat.LanguageModel | None,
     messages: Sequence[Mapping[str, str]],
-    record: Mapping[str, Any],
+    record: Record,
     answering: Answering,
     seed: int,
-) -> dict[str, Any]:
+) -> Record:
     """The record with the prompt and, where the model is to answer, its answer."""
     found = {**record, "prompt": "\n\n".join(message["content"] for message in messages)}
     if model is None or not answering.answer:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
 from secateur._utils.rundir import Run
 from secateur.methods import graphs
+from secateur.methods.asking import Record
 from secateur.methods.fitting import fit_to_limits
 from secateur.methods.linking import NOTHING, Linking, link_topics
 from secateur.methods.path_judges import TOPICS, Judging, SimilarityJudge, open_judge
@@ -113,7 +113,7 @@ def paths_over_graph(
     counts, similarity = encoding.counts(), Similarity(encoding.open_embedder(), markup.stems, digits=6)
     judge = open_judge(judging, similarity, enough, seed)
 
-    def find_paths() -> dict[str, Any]:
+    def find_paths() -> Record:
         text = " ".join(data.split())
         topics, notes = link(subject, text, linking, judge, similarity)
         names = subject.names(topics)
@@ -158,7 +158,7 @@ def link(
     Where no topics are given, they are what a language model finds in the question, or the names of the graph that
     stand in it, or what its phrases are nearest to.
     """
-    given = linking.given()
+    given = linking.clean_topics()
     linked, notes = link_topics(graph, given or judge.list_names(question), similarity.embed, linking)
     nodes = [found[0] for found in linked.values() if found]
     if not nodes and not given:
@@ -204,7 +204,7 @@ def prune(search: PathSearch, clusters: Sequence[Cluster]) -> tuple[list[Cluster
         left = [near[place] for place in kept]
     branched = len(left)
     if "3" in widths.mode:
-        left = preferred(search, left, widths.width)
+        left = choose_whole(search, left, widths.width)
     left = left[: widths.width]
     sizes = {"enumerated": len(clusters), "fuzzy": len(near), "branch": branched, "precise": len(left), "rounds": 1}
     for figure, size in sizes.items():
@@ -219,7 +219,7 @@ def most_similar(search: PathSearch, clusters: Sequence[Cluster], width: int) ->
     return [clusters[place] for place in order]
 
 
-def preferred(search: PathSearch, paths: Sequence[Cluster], width: int) -> list[Cluster]:
+def choose_whole(search: PathSearch, paths: Sequence[Cluster], width: int) -> list[Cluster]:
     """The paths that the judge prefers as a whole."""
     kept = beams.narrow(
         [path.blocks for path in paths], partial(search.choose, paths, True), width=width, top=min(3, width),
@@ -300,7 +300,7 @@ def add_guesses(search: PathSearch, best: list[Cluster]) -> list[Cluster]:
     around, depth, topics = search.around, search.range[-1], search.question.topics
     around.reach(depth)
     held = [node for path in best for nodes in path.nodes for node in nodes if node not in topics]
-    near = list(dict.fromkeys([*held, *nearby(around)]))
+    near = list(dict.fromkeys([*held, *nodes_nearby(around)]))
     search.learn_names(near)
     known, paths = list(dict.fromkeys(search.names[node] for node in near)), list[Path]()
     for name, chain in search.judge.propose(search.question, search.verbalise(best), known)[:3]:
@@ -335,7 +335,7 @@ def add_neighbours(search: PathSearch, best: list[Cluster]) -> list[Cluster]:
         done |= set(ends)
         search.around.read(ends)
         edges = walks.cluster_paths(grow(search, [Path((node,), ()) for node in ends]))
-        kept = preferred(search, most_similar(search, edges, search.widths.wide), 3)
+        kept = choose_whole(search, most_similar(search, edges, search.widths.wide), 3)
         running = [
             Path((*path.nodes, edge.nodes[1]), path.steps + edge.steps, path.stops)
             for cluster in kept
@@ -380,7 +380,7 @@ def grow(search: PathSearch, paths: Sequence[Path]) -> list[Path]:
     return list(grown.paths)
 
 
-def nearby(around: Surroundings, most: int = 10_000) -> list[str]:
+def nodes_nearby(around: Surroundings, most: int = 10_000) -> list[str]:
     """Nodes around the topics, those few hops away first."""
     far = {node: min(hops) for node, hops in around.far().items()}
     return sorted(far, key=lambda node: (far[node], node))[:most]

@@ -15,12 +15,16 @@ import numpy as np
 from annotated_types import Ge, Lt
 
 from secateur._utils.rundir import Run
-from secateur.data import texts
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError
 from secateur.methods.asking import Asking
 from secateur.methods.fitting import fit_to_limits
-from secateur.methods.reranker_training import PairBatches, describe_quality, keep_sentences, measure_quality
-from secateur.methods.sentence_labels import find_passages, join_labels, label_pairs
+from secateur.methods.reranker_training import (
+    PairBatches,
+    describe_quality,
+    keep_sentences,
+    measure_quality,
+    prepare_pairs,
+)  # fmt: skip
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.rerankers import Reranker
@@ -270,19 +274,10 @@ def train(
     Departures: BM25 for SPLADE-v3. AdamW without decay for Adam. Padding is never looked at, so that a loss does not
     depend on what stands beside it in its batch.
     """
-    rows = join_labels(rows)
-    if corpus:
-        rows = find_passages(rows, texts.read(corpus).texts, run, model, language, seed)
-    pairs, lost = label_pairs(rows, run, asking.open_model(), oracle, language)
-    if not pairs:
-        raise DataError(f"none of {len(rows)} rows gives a pair: {lost} passages have no label")
-    if weight and not model.settings.ranks and any(pair["score"] is None for pair in pairs):
-        raise InputError("this model has no scores to keep: use weight=0 (standalone), or give a reranker")
-    old = [pair for pair in pairs if weight and pair["score"] is None]
-    judge_old = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old], longest=longest)
-    scores = run.json("old-scores", lambda: [judged.score for judged in judge_old()])
-    for pair, score in zip(old, scores, strict=True):
-        pair["score"] = score
+    pairs, lost = prepare_pairs(
+        model, rows, run, corpus=corpus, llm=asking.open_model(), oracle=oracle, language=language, longest=longest,
+        weight=weight, seed=seed,
+    )  # fmt: skip
     model.keep = model.keep or model.with_head(seed).keep
     model.settings = replace(
         model.settings, threshold=threshold, rounding=rounding, longest=longest, language=language,

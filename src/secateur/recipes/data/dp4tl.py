@@ -263,9 +263,9 @@ def load_votes(scored: str, run: Run, count: int, samples: int) -> dict[str, Ten
     work = Path(scored, "work")
     if not Path(scored, "run.yaml").is_file() or not (work / "votes.safetensors").is_file():
         raise InputError(f"scored={scored} holds no votes: give the folder of a run of dp4tl")
-    was, now = rundir.agreeing(scored, run, SURROGATE), run.settings
+    was, now = rundir.read_matching_record(scored, run, SURROGATE), run.settings
     try:
-        known = rundir.stored(work / "votes.safetensors")
+        known = rundir.read_tensors(work / "votes.safetensors")
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
     if other := [key for key in VOTES if was.get(key) != now.get(key)]:

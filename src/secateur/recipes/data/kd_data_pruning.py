@@ -244,13 +244,13 @@ def load_scores(scored: str, data: Examples, score: str, run: Run, names: Sequen
     if not (folder / "run.yaml").is_file() or not any(work.glob(f"{score}-*.safetensors")):
         raise InputError(f"scored={scored} holds no scores of {score}: give the folder of a run of kd_data_pruning, or "
                          "an index, that has them")  # fmt: skip
-    recorded = rundir.agreeing(scored, run, SCORING)
+    recorded = rundir.read_matching_record(scored, run, SCORING)
     taken = work / f"{score}-taken.safetensors"
     files = [taken] if taken.is_file() else [work / f"{name}.safetensors" for name in names]
     if lost := [file.stem for file in files if not file.is_file()]:
         raise InputError(f"scored={scored} lacks {lost[0]}, a training for scores: let that run finish first")
     try:
-        parts = [rundir.stored(file) for file in files]
+        parts = [rundir.read_tensors(file) for file in files]
     except RunError as error:
         raise InputError(f"scored={scored}: {error}") from error
     if not all(part.get("known", True) for part in parts):
@@ -278,7 +278,7 @@ def load_outputs(
         raise InputError(f"soft={soft} holds no outputs of a teacher for {budget}: {has}")
     left = load_index(data, work / f"kept-{budget}", f"soft={soft}")
     try:
-        outputs = rundir.stored(file)
+        outputs = rundir.read_tensors(file)
     except RunError as error:
         raise InputError(f"soft={soft}: {error}") from error
     if outputs["examples"].tolist() != left.kept.tolist():

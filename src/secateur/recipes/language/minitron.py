@@ -273,7 +273,7 @@ def scores(
     if how == "activation":
         taps = activation.inputs(consumers) | {norm: activation.Tap(norm, "output") for norm in subject.norms()}
         by_site = activation.collect(subject.forward, subject.model, batches, taps, batch=batch, sequence=sequence)
-        channels = activation.summed({norm: by_site.pop(norm) for norm in subject.norms()})
+        channels = activation.sum_scores({norm: by_site.pop(norm) for norm in subject.norms()})
         return by_site | {"channels": channels}
     if ":" not in how:
         raise InputError(f"score {how!r} is not one of activation, magnitude, random, or file.py:function")

@@ -168,7 +168,7 @@ def ziplm(
         predicted = levels.with_latency(units, table, float(decided["fixed"])).cost(keep)
         if "latency" in predicted:
             predicted["speedup"] = dense["latency"] / predicted["latency"]
-        with database.stitched(start.model, start.consumers(), {s: decided[f"{s}.weight"] for s in keep}):
+        with database.stitch(start.model, start.consumers(), {s: decided[f"{s}.weight"] for s in keep}):
             student, cut = start.cut(Selection(keep, predicted, budget))
         recovery = None if dry_run else distillation.distil(
             subject, student, data, run.folder(f"train-{budget}"), seed=seed, train_length=train_length, task=task,
@@ -278,7 +278,7 @@ def search_coefficients(
     @torch.no_grad()
     def evaluate(chosen: dict[str, int]) -> float:
         weights = {site: base[site].weights[level] for site, level in chosen.items()}
-        with database.stitched(start.model, start.consumers(), weights):
+        with database.stitch(start.model, start.consumers(), weights):
             losses = [
                 objectives.distance(start.forward(item).prediction, answer, item, output=subject.output)
                 for item, answer in zip(items, answers, strict=True)

@@ -124,7 +124,7 @@ def ast(
     norms, few = dict[str, Tensor](), tuple[str, ...]()
     if score == "wanda":
         samples, few = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
-        modules = [matrix.module for matrix in unpacked(dense, "score=wanda").values()]
+        modules = [matrix.module for matrix in check_modules(dense, "score=wanda").values()]
         measure = partial(hessian.diagonal, subject.forward, subject.model, samples, modules)
         norms = run.tensors("norms", measure)
     plain, theirs = subject.flops_per_token(length), master.flops_per_token(length)
@@ -138,7 +138,7 @@ def ast(
         if slorb:
             beside = make_branches(pruned, choose, slorb, slorb_init, seed)
             low_rank.attach(student.model, beside)
-            for branch in low_rank.of(student.model).values():
+            for branch in low_rank.find_branches(student.model).values():
                 branch.X.requires_grad_(projection)
             ours += sum(2.0 * (X.numel() + S.numel()) for X, S in beside.values())
 
@@ -196,7 +196,7 @@ def follow_pattern(budget: Budget, matrices_of: Mapping[str, Matrix], k: int) ->
         raise BudgetError(f"ast can't follow budget {budget}, which limits {what}: give a pattern such as pattern=2:4")
     if wanted.n == wanted.m:
         raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
-    for matrix in (matrices_of if not k else unpacked(matrices_of, "slorb")).values():
+    for matrix in (matrices_of if not k else check_modules(matrices_of, "slorb")).values():
         width = matrix.weight.shape[1]
         if width % wanted.m:
             raise UnsupportedError(
@@ -207,7 +207,7 @@ def follow_pattern(budget: Budget, matrices_of: Mapping[str, Matrix], k: int) ->
     return wanted
 
 
-def unpacked(matrices_of: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
+def check_modules(matrices_of: Mapping[str, Matrix], what: str) -> Mapping[str, Matrix]:
     """The same; raises `UnsupportedError` where there are packed experts, which no module of their own runs."""
     packed = next((matrix.name for matrix in matrices_of.values() if matrix.expert is not None), None)
     if packed is not None:
@@ -267,7 +267,7 @@ def describe_branches(student: Transformer, matrices_of: Mapping[str, Matrix], k
     """What SLoRB adds: the sum of d_out d_in / k + d_in^2 / k."""
     if not k:
         return []
-    added = sum(p.numel() for branch in low_rank.of(student.model).values() for p in branch.parameters())
+    added = sum(p.numel() for branch in low_rank.find_branches(student.model).values() for p in branch.parameters())
     whole = sum(matrix.weight.numel() for matrix in matrices_of.values())
     return [
         f"branches of SLoRB (k={k}) add {added} parameters, {100 * added / whole:.3g} % of the masked matrices; they "

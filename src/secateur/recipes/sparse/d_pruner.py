@@ -115,7 +115,7 @@ def d_pruner(
         dry_run: nothing is scored: the smallest weights go.
 
     Departures: G is divided by its mean in each matrix, and the penalty's term is measured in g, with the sign of g
-    (`dual.regularised`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
+    (`dual.regularise`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
     cubic term, a stand-in for the remainder, is left out. There is no loss scaling, so none leaks into the score;
     the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
     five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
@@ -211,7 +211,7 @@ def prune(
     for block_matrices in blocks.walk(student, folder):
         if scope == "layer" and pattern is None:
             scores = {name: score(matrix) for name, matrix in block_matrices.items()}
-            for name, mask in weights.everywhere(scores, share).items():
+            for name, mask in weights.best_of_all(scores, share).items():
                 block_matrices[name].weight.mul_(mask)
             continue
         for matrix in block_matrices.values():
@@ -322,7 +322,7 @@ def general_importance(
         moments, few = blockwise.read_inputs(block, FLOOR, diagonal=False)
         starved += few
         scores: dict[str, Tensor] = {}
-        for names, diagonal, U in obs.factored(moments, DAMP):
+        for names, diagonal, U in obs.factor_all(moments, DAMP):
             for name in names:
                 weight, parts = block.matrices[name].weight, list[Tensor]()
                 keep = partial(choose_and_note, choose, parts)
@@ -381,9 +381,9 @@ def dual_importance(
         for matrix in by_parameter[name]:
             g, G = matrix.view(gradient), general(matrix.name).to(gradient.device)
             if published:
-                new = dual.penalised(g, G, weight, rate=rate, samples=samples)
+                new = dual.penalise(g, G, weight, rate=rate, samples=samples)
             else:
-                new = dual.regularised(g, G, weight, share=rate / lr if lr else 1.0)
+                new = dual.regularise(g, G, weight, share=rate / lr if lr else 1.0)
             norms.add_(torch.tensor([float((new - g).square().sum()), float(g.square().sum())]))
             matrix.view(result).copy_(new)
         return result

@@ -130,7 +130,7 @@ def owl(
             for name in matrices(subject.model, [path])
         }
         yield blockwise.make_result(
-            subject, student, budget, (*notes, *hessian.shortage(starved, floor)),
+            subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)),
             [told, *([blockwise.describe_losses(run, budget, subject)] if method == "sparsegpt" else [])],
             patterns=by_matrix,
         )  # fmt: skip

@@ -173,7 +173,7 @@ def slimmoe(
                 floor = training.min_lr if last else training.lr
                 seen = sum(done.steps for done in recoveries) * (training.accumulate or 1)
                 recovery = distillation.train_student(
-                    student, teacher, Shifted(stream, seen), routing.balanced(objective, student.routers(), balance),
+                    student, teacher, Shifted(stream, seen), routing.add_balance(objective, student.routers(), balance),
                     replace(training, steps=count, min_lr=floor), length=length, seed=seed, dropout=True,
                     checkpoint=run.folder(f"train-{budget}-{stage}"),
                 )  # fmt: skip
@@ -261,7 +261,7 @@ def merge_experts(student: Moe, counts: Counts) -> Moe:
     keep, groups, before = dict[str, np.ndarray](), dict[int, list[list[int]]](), student.mixtures()
     for index, mixture in before.items():
         name, rows = f"layers.{index}.experts", cast(Tensor, mixture.router.weight)
-        groups[index] = clusters.grouped(routes.row_distance(rows), counts[name], student.layout.expert_groups)
+        groups[index] = clusters.cluster_layer(routes.row_distance(rows), counts[name], student.layout.expert_groups)
         keep[name] = np.isin(np.arange(mixture.count), [members[0] for members in groups[index]])
     small = cast(Moe, student.cut(Selection(keep))[0])
     for index, new in small.mixtures().items():
@@ -348,7 +348,7 @@ def score_loss(name: str, subject: Moe, logits: Tensor, batch: Mapping[str, Tens
     there = {key: tensor.to(logits.device) for key, tensor in batch.items()}
     mask = there["attention_mask"].bool()
     if name == "truncated":
-        return experts.truncated(logits, there["likely"], there["likely_indices"], mask)
+        return experts.truncated_loss(logits, there["likely"], there["likely_indices"], mask)
     if name == "full":
         with torch.no_grad():
             theirs = subject.forward(batch).prediction
@@ -372,7 +372,7 @@ def scores(
         rest = scores(student, subject, units, samples, how="taylor", loss=loss, alike=False, seed=seed)
         table = {name: score for name, score in rest.items() if name.removesuffix(".starved") not in own}
         table |= {site: score for site, score in own.items() if site in free}
-        return table | (experts.alike(table, layers) if alike and layers else {})
+        return table | (experts.share_scores(table, layers) if alike and layers else {})
     if how in ("soft", "saliency") and not any(site.kind == "experts" for site in units.free()):
         raise InputError(f"score={how} is of whole experts: give slim=experts, or score=activation for neurons")
     table = expert_worths(student, samples, free, how)
@@ -388,7 +388,7 @@ def scores(
         rule = partial(score_loss, loss, subject)
         with torch.no_grad():
             logits = student.forward(samples[0]).prediction
-        if experts.vanishes(partial(rule, batch=samples[0]), logits):
+        if experts.has_no_gradient(partial(rule, batch=samples[0]), logits):
             rule, table["fallback"] = partial(score_loss, "task", subject), torch.ones(1)
 
         def value(batch: Mapping[str, Tensor]) -> Tensor:
@@ -400,7 +400,7 @@ def scores(
         raise InputError(
             f"score={how!r} is not one of taylor, weight, activation, soft, saliency, random, or file.py:function"
         )
-    table |= experts.alike(table, layers) if alike and layers else {}
+    table |= experts.share_scores(table, layers) if alike and layers else {}
     return experts.fill_starved(table, layers)
 
 

@@ -109,7 +109,7 @@ def sparsegpt(
                 )
                 starved, lost = starved + few, lost + loss
             run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
-        of_cut = [*notes, *hessian.shortage(starved, floor, "pruned by their layer's H")]
+        of_cut = [*notes, *hessian.describe_starved(starved, floor, "pruned by their layer's H")]
         if bits:
             of_cut.append(
                 f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits"

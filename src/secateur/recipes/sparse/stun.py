@@ -131,7 +131,7 @@ def stun(
     worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else routes
 
     for budget in budgets:
-        share, pattern = weights.asked(budget, whole, "stun")
+        share, pattern = weights.read_budget(budget, whole, "stun")
         most = sum(counts.values()) if pattern else int((1.0 - share) * whole / largest + 1e-9)
         target = experts or sum(counts.values()) - min(round(structured * sum(counts.values())), most)
         decide = partial(
@@ -168,7 +168,7 @@ def stun(
             f"experts judged in {passed}",
             f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts",
             f"kurtosis of experts: {means}",
-            *hessian.shortage(starved, floor),
+            *hessian.describe_starved(starved, floor),
         )
         cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
         yield Result(str(budget), student, cut, {**slim.units("experts").cost(), "weights": after["weights"]}, None, ())
@@ -305,7 +305,7 @@ def equal_clusters(
             f"least {least}, in {parts} equal groups: ask for such as {nearest}",
             float(nearest),
         )
-    return {index: clusters.grouped(table, each, parts) for index, table in distances.items()}
+    return {index: clusters.cluster_layer(table, each, parts) for index, table in distances.items()}
 
 
 def keep_experts(

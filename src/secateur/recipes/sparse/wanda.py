@@ -101,7 +101,7 @@ def wanda(
             run.drop(name)
             of_norms = partial(_scores, norms)
             blockwise.prune_globally(student, run.folder(f"global-{budget}"), of_norms, share)
-        yield blockwise.make_result(subject, student, budget, (*notes, *hessian.shortage(starved, floor)))
+        yield blockwise.make_result(subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)))
 
 
 def _scores(norms: Mapping[str, Tensor], matrix: Matrix) -> Tensor:

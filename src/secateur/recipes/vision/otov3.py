@@ -27,8 +27,7 @@ from secateur.recover.training import loop, records
 from secateur.recover.training.compose import Objective
 from secateur.score import gradient, magnitude
 from secateur.select import limits
-from secateur.subjects.network import erasing
-from secateur.subjects.network.segments import SITE
+from secateur.subjects.network.segments import SITE, flops_without
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, listed
 
@@ -182,7 +181,7 @@ def otov3(
             cuts.append(cut)
             predicted |= task.units.cost(selection.keep)
             if SITE in part:  # prices of segments do not tell FLOPs, those of channels do
-                predicted["flops"] = erasing.flops(work, selection)
+                predicted["flops"] = flops_without(work, selection)
             notes += task.notes if dry_run else [*task.notes, compare_outputs(work, current, data)]
         yield Result(str(budget), current, join_cuts(cuts), predicted, records.together(*recoveries), tuple(notes))
 

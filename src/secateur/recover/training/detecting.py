@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.modes import restored
+from secateur._utils.modes import restore_modes
 from secateur.errors import InputError
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import tap
@@ -114,7 +114,7 @@ def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) ->
     """
     before = {name: buffer.clone() for name, buffer in student.named_buffers()}
     try:
-        with restored(student):
+        with restore_modes(student):
             student.train()
             _, parts = objective(batch, {"examples": len(batch["inputs"])})
     finally:

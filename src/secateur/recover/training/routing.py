@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.recover.training.objectives import Objective, count
 
-__all__ = ["balanced", "load_balance"]
+__all__ = ["add_balance", "load_balance"]
 
 
 def load_balance(logits: Tensor, chosen: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def load_balance(logits: Tensor, chosen: Tensor, mask: Tensor | None = None) -> 
     return logits.shape[-1] * (hits.mean(0) * probability.mean(0)).sum()
 
 
-def balanced(objective: Objective, routers: Sequence[nn.Module], weight: float) -> Objective:
+def add_balance(objective: Objective, routers: Sequence[nn.Module], weight: float) -> Objective:
     """`objective` + `weight` x the mean of `load_balance` over `routers`, which the objective's forward pass calls.
 
     routers: of the student; each gives (logits [B S, E], shares, chosen [B S, k]). A micro-batch counts by its share of

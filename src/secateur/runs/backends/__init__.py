@@ -102,7 +102,7 @@ class Backend(Protocol[S, D, B]):
         """Where the subject is measured: `device` if given, else where its kind is usually measured."""
         return Environment(batch or self.batch, length, threads or torch.get_num_threads(), device or "cpu")
 
-    def check(self, subject: S, options: Mapping[str, Any]) -> None:
+    def check(self, subject: S, options: Mapping[str, object]) -> None:
         """Refuse options that the subject can't follow."""
         return None
 
@@ -145,7 +145,7 @@ class Backend(Protocol[S, D, B]):
         """Raise `InputError` for what can't run lm-eval tasks: they are of language models."""
         raise InputError("lm-eval tasks need a language model with its tokenizer")
 
-    def inspect(self, source: Source, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+    def inspect(self, source: Source, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a subject, and what that would save; see `secateur.inspect`."""
         subject = self.open(source)
         units = cast(Subject, subject).units()
@@ -217,7 +217,7 @@ def of_source(source: Source) -> AnyBackend:
     own = getattr(type(source), "backend", None)
     if isinstance(own, str):
         return resolve(own)
-    for backend in _registered():
+    for backend in _registered_backends():
         if backend.takes(source):
             return backend
     return resolve(_LANGUAGE)
@@ -225,10 +225,10 @@ def of_source(source: Source) -> AnyBackend:
 
 def of_folder(folder: Path) -> AnyBackend | None:
     """The backend of a subject that was saved in `folder`; None where there is none."""
-    return next((backend for backend in _registered() if backend.saved_in(folder)), None)
+    return next((backend for backend in _registered_backends() if backend.saved_in(folder)), None)
 
 
-def _registered() -> Iterator[AnyBackend]:
+def _registered_backends() -> Iterator[AnyBackend]:
     """The backends of other packages, then those of this one."""
     for point in metadata.entry_points(group=_GROUP):
         yield resolve(point.value)

@@ -83,7 +83,7 @@ def with_documents() -> list[str]:
     return [name for name in names if of_document_recipe(name).numbered]
 
 
-def read_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document], list[str | None] | None]:
+def read_row(row: Mapping[str, object], file: Path | None) -> tuple[list[Document], list[str | None] | None]:
     """The documents of a row, and their titles: what its `html`, `text` or `passages` say, or the file that it names.
 
     Raises `DataError` for a row without.
@@ -104,7 +104,7 @@ def read_row(row: Mapping[str, Any], file: Path | None) -> tuple[list[Document],
     return [text if isinstance(text, list) else kind(text) for text in texts], titles
 
 
-def field_of(row: Mapping[str, Any]) -> str:
+def field_of(row: Mapping[str, object]) -> str:
     """Which of its fields a row is read from; "" where it has none."""
     return next((name for name in FIELDS if name in row), "")
 
@@ -114,7 +114,7 @@ def parts_of(subject: Subject) -> tuple[str, ...]:
     return tuple(map(markup.whole, subject.parts())) if isinstance(subject, Page | Passages) else ()
 
 
-def row_options(row: Mapping[str, Any], known: Mapping[str, object]) -> dict[str, Any]:
+def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[str, Any]:
     """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
 
     Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what

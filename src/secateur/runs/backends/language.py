@@ -72,7 +72,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             labelling.unnamed(f"{corpus.name} holds lines of text, which have no columns", text=text, label=label)
         return corpus
 
-    def check(self, subject: T, options: Mapping[str, Any]) -> None:
+    def check(self, subject: T, options: Mapping[str, object]) -> None:
         """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary ones have no end."""
         most = positions(subject.model)
         for name, value in options.items():
@@ -87,6 +87,10 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         """The model and all that travels with it."""
         subject.save(folder)
 
+    def saved_in(self, folder: Path) -> bool:
+        """Whether there is a config of transformers."""
+        return (folder / "config.json").is_file()
+
     def load_line(self, folder: Path, name: str) -> str:
         """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -100,7 +104,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
             library, call = "transformers", f"{automatic}.from_pretrained"
         imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
-        if low_rank.there(folder / low_rank.FOLDER):
+        if low_rank.has_branches(folder / low_rank.FOLDER):
             imports += "\nfrom peft import PeftModel"
             model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
         return f"{imports}\n\nmodel = {model}"
@@ -116,7 +120,7 @@ class Language(TextBackend[Transformer]):
         subject = source if isinstance(source, Transformer) else open_subject(source)
         if device is not None:
             for module in (subject.model, *subject.head):
-                modes.held(module, device)
+                modes.move_to_device(module, device)
         return subject
 
     def load_any(self, source: Model) -> Model:
@@ -220,7 +224,7 @@ class Language(TextBackend[Transformer]):
         if tells_number(original) and tells_number(student):
             ours, theirs = (_numbers(subject, read) for subject in (student, original))
             return _correlations(theirs, read), _correlations(ours, read), both | loyalty.numbers(ours, theirs)
-        if _masked(original, student):
+        if _predict_masked(original, student):
             before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
             return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
         if classifies_tokens(original) and held_out.tagged is not None:
@@ -245,7 +249,7 @@ class Language(TextBackend[Transformer]):
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
 
-    def inspect(self, source: Model, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+    def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
         if any(value is not None for value in options.values()):
             raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
@@ -253,10 +257,6 @@ class Language(TextBackend[Transformer]):
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__
         return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
-
-    def saved_in(self, folder: Path) -> bool:
-        """Whether there is a config of transformers."""
-        return (folder / "config.json").is_file()
 
 
 def classifies(subject: Transformer) -> bool:
@@ -309,7 +309,7 @@ def _as_many_classes(*subjects: Transformer) -> bool:
     return all(one.output == "logits" for one in subjects) and len(numbers) == 1 and numbers != {1}
 
 
-def _masked(*subjects: Transformer) -> bool:
+def _predict_masked(*subjects: Transformer) -> bool:
     """Whether all tell masked tokens, and their tokenizer has a mask."""
     return all(type(one.model).__name__.endswith("ForMaskedLM") for one in subjects) and (
         subjects[0].tokenizer.mask_token_id is not None

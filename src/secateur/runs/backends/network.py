@@ -67,7 +67,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         Its example inputs are `inputs`, or those that the function gives, or the first of the data.
         """
         if device is not None:  # where it will be measured: it is analysed and cut where it is
-            modes.there(device)
+            modes.check_device(device)
         detects = data is not None and bool(data.targets)
         if isinstance(source, Traced):
             return detectors.open_detector(source) if detects else source
@@ -115,13 +115,13 @@ class Network(Backend[Traced, Examples, Arguments]):
         args, kwargs = subject.inputs.fresh()
         rows = next(len(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim())
 
-        def repeated(tensor: Tensor) -> Tensor:
+        def repeat_rows(tensor: Tensor) -> Tensor:
             if tensor.dim() and len(tensor) == rows:
                 copies = math.ceil(environment.batch / rows)
                 tensor = tensor.repeat(copies, *[1] * (tensor.dim() - 1))[: environment.batch]
             return tensor.to(environment.device)
 
-        return cast(Arguments, tree_map_only(Tensor, repeated, (args, kwargs)))
+        return cast(Arguments, tree_map_only(Tensor, repeat_rows, (args, kwargs)))
 
     def place(self, subject: Traced, environment: latency.Environment) -> Traced:
         """The subject where it is measured: itself if it is there, else a copy, so that what is cut stays."""
@@ -129,7 +129,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         if all(tensor.device.type == kind for tensor in subject.model.parameters()):
             return subject
         copied = Traced(twin(subject.model), subject.inputs, subject.plans)
-        modes.held(copied.model, environment.device)
+        modes.move_to_device(copied.model, environment.device)
         return copied
 
     def forward(self, subject: Traced, batch: Any) -> Any:
@@ -321,14 +321,14 @@ def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], 
     if device.type == "cpu":
         return forward
 
-    def carried(batch: Any) -> Any:
+    def run_on_device(batch: Any) -> Any:
         output = forward(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
         return tree_map_only(Tensor, Tensor.cpu, output)
 
-    return carried
+    return run_on_device
 
 
-def _precision(subject: Traced, batches: Sequence[Mapping[str, Any]], sizes: Sequence[float]) -> Row:
+def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
     detect = _on_cpu(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)

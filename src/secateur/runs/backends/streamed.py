@@ -160,7 +160,7 @@ def _flops(subject: Streamed, batch: Mapping[str, Tensor]) -> float:
             total += size.flops(partial(block.run, *next(block.inputs())), {})
         (last,) = blocks.states(Path(folder), len(subject.layers()))
         with subject.resident():
-            return total + size.flops(partial(blocks.leaving, subject, batch, last), {})
+            return total + size.flops(partial(blocks.run_ends, subject, batch, last), {})
 
 
 def _last_states(subject: Streamed, batches: Sequence[Mapping[str, Tensor]], folder: Path) -> Iterator[Tensor]:
@@ -172,4 +172,4 @@ def _last_states(subject: Streamed, batches: Sequence[Mapping[str, Tensor]], fol
 
 def _logits(head: Streamed, states: Iterator[Tensor], batch: Mapping[str, Tensor]) -> Output:
     """The logits [B, S, V] of the next states: they come in the order of the batches."""
-    return Output(blocks.leaving(head, batch, next(states)).logits, causal=True)
+    return Output(blocks.run_ends(head, batch, next(states)).logits, causal=True)

@@ -158,6 +158,7 @@ def distill(
     learner = models.load_weights(learner, weights) if weights else learner
     between = [models.open_student(backend, source, device, corpus, learner) for source in assistants]
     above = [] if server else [models.open_teacher(backend, source, device, corpus, learner) for source in sources]
+    assert corpus is not None
     parts = splits.split(backend, corpus, apart, learner, seed=seed)
     models.check_kind(chosen, learner, len(sources) > 1, parts.train)
     models.check_chain(learner, between, above, align)
@@ -203,7 +204,7 @@ def distill(
             run.publish(partial(_save, setup, learner, row, run))
             evidence.write(record, row)
         (row,) = evidence.read(record)
-        publish_evidence(run.root, [row])
+        publish_evidence(run.root, [row], backend)
     return row
 
 

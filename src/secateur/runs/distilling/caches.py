@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from secateur._utils.rundir import Run, locked
+from secateur._utils.rundir import Run, lock_folder
 from secateur.clients.chat import Server
 from secateur.data import texts
 from secateur.data.examples import Examples
@@ -35,8 +35,8 @@ def cache_answers(setup: Setup, student: Learner, above: Sequence[Learner], run:
     the batches bring along all that they say."""
     if setup.settings.server:
         key = _cache_key(setup)
-        found = _ask_server(setup, student, run, "predictions", setup.batches, setup.settings.count, key)
-        return teachers.Joined(setup.batches, found), None
+        answers = _ask_server(setup, student, run, "predictions", setup.batches, setup.settings.count, key)
+        return teachers.Joined(setup.batches, answers), None
     if setup.settings.cache != "all":
         return _cache_likeliest(setup, student, above, run), None
     causal = getattr(student, "causal", False)
@@ -64,7 +64,7 @@ def cache_cost(setup: Setup, student: Learner, tokens: int) -> dict[str, float]:
             sum(len(batch["input_ids"]) for batch in _held_batches(setup, student)[held:]),
         ]
         calls = sum(1 + some for some in left if some)  # 1: what is asked to tell the tokenizer
-        return {"server calls": float(calls), "cache bytes": float(tokens * (6 * settings.listed + 4))}
+        return {"server calls": float(calls), "cache bytes": float(tokens * (6 * settings.server_tokens + 4))}
     if settings.tokens:
         return {"cache bytes": float(tokens * len(setup.teachers) * (6 * settings.tokens + 4))}
     if not settings.cache:
@@ -87,7 +87,7 @@ def _cache_folder(setup: Setup, run: Run, name: str) -> Iterator[Path]:
         yield run.folder(name)
         return
     folder = Path(setup.cache_at) / name
-    with locked(folder):
+    with lock_folder(folder):
         try:
             yield folder
         except DataError as error:
@@ -107,15 +107,15 @@ def _ask_server(
     setup: Setup, student: Learner, run: Run, name: str, batches: Any, count: int, key: Mapping[str, Any]
 ) -> teachers.TopK:
     """What the server finds likeliest in `count` batches."""
-    server, k = Server(setup.settings.server, setup.names[0]), setup.settings.listed
+    server, k = Server(setup.settings.server, setup.names[0]), setup.settings.server_tokens
     with _cache_folder(setup, run, name) as folder:
         return cache_served(folder, server, as_transformer(student).tokenizer, batches, count, key=key, k=k)
 
 
 def _held_batches(setup: Setup, student: Learner) -> list[dict[str, Tensor]]:
     """Batches of held-out texts of which a server is asked."""
-    found = held_batches(setup.held, as_transformer(student).tokenizer, packed=True, length=setup.settings.length)
-    return found[: max(1, _HELD_SEQUENCES // len(found[0]["input_ids"]))]
+    batches = held_batches(setup.held, as_transformer(student).tokenizer, packed=True, length=setup.settings.length)
+    return batches[: max(1, _HELD_SEQUENCES // len(batches[0]["input_ids"]))]
 
 
 # ------------------------------------------------------------------------------------------------- likeliest tokens

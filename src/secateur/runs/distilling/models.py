@@ -153,13 +153,13 @@ def _check_bits(student: Learner, bits: int) -> None:
     other = next((name for name, matrix in found.items() if matrix.turned or matrix.expert is not None), None)
     if other is not None:
         raise UnsupportedError(f"{other} is in no linear, which are what is rounded in training: quantise by `export`")
-    if low_rank.of(student.model):
+    if low_rank.find_branches(student.model):
         raise UnsupportedError("a student with branches beside its linears is quantised by `export`: leave bits out")
     quantise.check(student.model)
     quantise.linears(student.model, bits, student.layers())
     quantise.torchao()
     if bits < 8:
-        quantised.need()
+        quantised.require_library()
 
 
 def check_chain(student: Learner, between: Sequence[Learner], above: Sequence[Learner], align: bool) -> None:

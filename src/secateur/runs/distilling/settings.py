@@ -57,17 +57,17 @@ class Settings:
         return 0 if self.cache == "all" else self.cache
 
     @property
-    def listed(self) -> int:
+    def server_tokens(self) -> int:
         """How many tokens at each place a server is asked for."""
         return self.tokens or _SERVED
 
     @property
     def count(self) -> int:
         """Batches that training takes in all."""
-        return self.steps * self.accumulated
+        return self.steps * self.batches_per_step
 
     @property
-    def accumulated(self) -> int:
+    def batches_per_step(self) -> int:
         """Batches of one step."""
         return int(self.training.get("accumulate", 1))
 

@@ -57,7 +57,7 @@ def try_losses(setup: Setup, student: Learner, between: Sequence[Learner]) -> No
             above = (learner,)
         return
     by_characters = setup.by_characters(student)
-    step = [setup.batches[index] for index in range(max(1, settings.accumulated))]
+    step = [setup.batches[index] for index in range(max(1, settings.batches_per_step))]
     first = {**step[0], **({"done": 0.0} if settings.warm_up else {})}
     for learner in (*between, student):
         device = next(learner.model.parameters()).device

@@ -152,13 +152,13 @@ class KnowledgeGraph:
         for start in range(0, len(asked), _AT_ONCE):
             part = asked[start : start + _AT_ONCE]
             for end in (0, 2):
-                for rows in self._beside(part, end, limit, literals):
-                    found |= _bounded(rows, set(part), end, limit, literals, crowded)
+                for rows in self._read_beside(part, end, limit, literals):
+                    found |= _facts_in(rows, set(part), end, limit, literals, crowded)
                     if len(found) > enough:
                         return found, crowded
         return found, crowded
 
-    def _beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> Iterator[list[Row]]:
+    def _read_beside(self, nodes: Sequence[str], end: int, limit: int, literals: bool) -> Iterator[list[Row]]:
         """(subject, predicate, object) where the subject (end 0) or object (end 2) is one of `nodes`, in parts."""
         bound, asked = {node: iri(node) for node in nodes}, "?o" if end else "?s"
         kept = f"FILTER(?p NOT IN ({', '.join(iri(name) for name in sorted(_TECHNICAL))}))"
@@ -186,14 +186,14 @@ class KnowledgeGraph:
 
         size = max(_FEW, 4 * _ROOM // (limit + 1))
         for start in range(0, len(nodes), size):
-            yield self._asked(nodes[start : start + size], query)
+            yield self._select_all(nodes[start : start + size], query)
 
     @cached_property
     def _named_statements(self) -> bool:
         """Whether statements have IRIs, and so may be taken for things; those of `data.triples` have none."""
         return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
-    def _asked(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
+    def _select_all(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
         try:
             return self.store.select(query(items))
@@ -201,7 +201,7 @@ class KnowledgeGraph:
             half = len(items) // 2
             if half < least:
                 raise
-            return self._asked(items[:half], query, least) + self._asked(items[half:], query, least)
+            return self._select_all(items[:half], query, least) + self._select_all(items[half:], query, least)
 
     def known(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
         """What is known of each fact, such as {"source": ("PubMed",), "score": ("0.9",)}: sorted, empty for nothing.
@@ -218,7 +218,7 @@ class KnowledgeGraph:
         values: dict[Fact, dict[str, set[str]]] = {fact: {} for fact in asked}
         for group, query in zip(groups, (_by_subject, _by_object, _of_texts), strict=True):
             for start in range(0, len(group), _AT_ONCE):
-                for row in map(_whole, self._asked(group[start : start + _AT_ONCE], query, 16)):
+                for row in map(_whole, self._select_all(group[start : start + _AT_ONCE], query, 16)):
                     if len(row) != 5:
                         continue
                     fact, key = _fact(*row[:3]), row[3]
@@ -261,9 +261,9 @@ class KnowledgeGraph:
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
             found = _Named(self.language)
-            for row in self._asked(part, query, 16):
+            for row in self._select_all(part, query, 16):
                 found.add(row)
-            self._names |= {node: found.best[node][2] if node in found.best else spoken(node) for node in part}
+            self._names |= {node: found.best[node][2] if node in found.best else iri_in_words(node) for node in part}
         return {node: self._names[node] for node in asked}
 
     def kinds(self, nodes: Iterable[str]) -> dict[str, str]:
@@ -276,7 +276,7 @@ class KnowledgeGraph:
 
         for start in range(0, len(new), _AT_ONCE):
             part = set(new[start : start + _AT_ONCE])
-            for row in map(_whole, self._asked(sorted(part), query, 16)):
+            for row in map(_whole, self._select_all(sorted(part), query, 16)):
                 if len(row) == 2 and row[0].text in part and _sound(row[1]):
                     node, kind = row[0].text, row[1].text
                     of[node] = min(of.get(node, kind), kind)
@@ -302,7 +302,7 @@ class KnowledgeGraph:
         for row in self._all(where):
             found.add(row)
         for node in sorted(found.best.keys() | found.aliases.keys()):
-            name = found.best[node][2] if node in found.best else spoken(node)
+            name = found.best[node][2] if node in found.best else iri_in_words(node)
             yield node, name
             yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
 
@@ -350,7 +350,7 @@ class KnowledgeGraph:
         for start in range(0, len(wanted), _AT_ONCE):
             if how != "holding" and len(found) >= most:
                 break
-            for row in map(_whole, self._asked(wanted[start : start + _AT_ONCE], query)):
+            for row in map(_whole, self._select_all(wanted[start : start + _AT_ONCE], query)):
                 if len(row) == 3 and _sound(row[0]) and row[2].kind == "literal":
                     name = one_line(row[2].text, LONGEST)
                     same = name if how == "written" else row[2].text.lower()
@@ -451,7 +451,7 @@ def _fact(subject: Value, predicate: Value, end: Value) -> Fact:
     return Fact(subject.text, predicate.text, one_line(end.text, _LONGEST_TEXT) if literal else end.text, literal)
 
 
-def _bounded(
+def _facts_in(
     rows: Iterable[Row], nodes: Collection[str], end: int, limit: int, literals: bool, crowded: set[str]
 ) -> set[Fact]:
     """The facts of rows that are what was asked for, of each of `nodes` as many as are allowed."""
@@ -508,7 +508,7 @@ def _end(node: str) -> str:
     return node.rstrip("/#").replace("#", "/").replace(":", "/").rsplit("/", 1)[-1]
 
 
-def spoken(node: str) -> str:
+def iri_in_words(node: str) -> str:
     """The end of an IRI in words: http://x/heart_attack -> heart attack."""
     return one_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
 

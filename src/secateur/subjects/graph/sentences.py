@@ -127,11 +127,11 @@ def predicate_in_words(predicate: str, names: Mapping[str, str]) -> str:
 
 def _passes(known: Mapping[str, Sequence[str]], filters: Sequence[Filter]) -> bool:
     """Whether each property of a fact that is asked for has a value that is allowed, or is not there."""
-    there = _folded(known)
+    there = _fold_names(known)
     return all(any(map(rule.allows, there[rule.name])) for rule in filters if rule.name in there)
 
 
-def _folded(known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+def _fold_names(known: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
     """Properties by their names without letter case."""
     return {name.casefold(): values for name, values in known.items() if values}
 
@@ -143,7 +143,7 @@ def _same(one: str, other: str) -> bool:
 
 def _provenance(known: Mapping[str, Sequence[str]]) -> list[str]:
     """Where a fact comes from."""
-    there = _folded(known)
+    there = _fold_names(known)
     name = next((name for name in PROVENANCE if name in there), "")
     return [value if value.startswith(PROVENANCE[name]) else PROVENANCE[name] + value for value in there.get(name, ())]
 

@@ -168,7 +168,7 @@ class Surroundings:
         parts += [(part, min(self.hub, self.graph.most)) for part in _parts(others)]
         for start in range(0, len(parts), max(1, self.threads)):
             wave = parts[start : start + max(1, self.threads)]
-            for (part, _), answer in zip(wave, self._asked(wave), strict=True):
+            for (part, _), answer in zip(wave, self._ask(wave), strict=True):
                 if self.facts >= self.most:
                     self._told["most"] = f"more than {self.most} facts stand around the topics: the rest was not read"
                 if "most" in self._told or "server" in self._told:
@@ -183,7 +183,7 @@ class Surroundings:
         if crowded:
             self._told["crowded"] = f"{len(crowded)} nodes have more facts than are read of one, such as {crowded[0]}"
 
-    def _asked(self, wave: Sequence[tuple[Sequence[str], int]]) -> list[Callable[[], list[Fact]]]:
+    def _ask(self, wave: Sequence[tuple[Sequence[str], int]]) -> list[Callable[[], list[Fact]]]:
         """What gives the answer to each: asked at once where there are several."""
         if "most" in self._told or "server" in self._told or self.facts >= self.most:
             return [list] * len(wave)
@@ -330,8 +330,8 @@ def find_paths(
         whole = whole and not dropped and not more
         if len(found) >= most:
             # What is left is longer than all of these.
-            return Found(_stopped(found), whole and not begun)
-    return Found(_stopped(found), whole)
+            return Found(_set_stops(found), whole and not begun)
+    return Found(_set_stops(found), whole)
 
 
 def grow_paths(
@@ -415,7 +415,7 @@ def _meets(path: Path, hops: int, meeting: set[str] | None) -> bool:
     return meeting is None or any(path.nodes[place] in meeting for place in places)
 
 
-def _stopped(paths: Sequence[Path]) -> tuple[Path, ...]:
+def _set_stops(paths: Sequence[Path]) -> tuple[Path, ...]:
     return tuple(path._replace(stops=(0, len(path.steps))) for path in paths)
 
 

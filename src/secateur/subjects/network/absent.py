@@ -1,4 +1,4 @@
-"""What stands where operators were erased: zeros that nobody computes.
+"""Stand-ins for erased modules: tensors of zeros that are never computed.
 
 A network with parts erased still runs its own Python. A module that went is an `Absent`, which returns `Nothing`; what
 is computed from it alone is again `Nothing`, at no cost, and a sum with it is the other summand. So an erased branch
@@ -17,36 +17,31 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
+from secateur.subjects.network.operators import names
+
 __all__ = ["Absent", "Nothing", "form"]
 
-_SUM = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__", "iadd"])
-_DIFFERENCE = frozenset(["sub", "sub_", "subtract", "__sub__", "__isub__", "isub", "rsub", "__rsub__"])
-_PRODUCT = frozenset(
-    ["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__", "matmul", "__matmul__", "bmm", "mm", "einsum"]
-)
+_SUM = names("add add_ __add__ __radd__ __iadd__ iadd")
+_DIFFERENCE = names("sub sub_ subtract __sub__ __isub__ isub rsub __rsub__")
+_PRODUCT = names("mul mul_ multiply __mul__ __rmul__ __imul__ matmul __matmul__ bmm mm einsum")
 _AFFINE = {
     "linear": (1, 2), "conv1d": (1, 2), "conv2d": (1, 2), "conv3d": (1, 2), "conv_transpose1d": (1, 2),
     "conv_transpose2d": (1, 2), "conv_transpose3d": (1, 2), "batch_norm": (3, 4), "instance_norm": (3, 4),
     "layer_norm": (2, 3), "group_norm": (2, 3), "rms_norm": (2, 99),
 }  # fmt: skip
 """Function -> places of weight and bias: zero where the input or the weight is, if there is no bias."""
-_UNARY = frozenset(
-    [
-        "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "prelu", "gelu", "silu", "tanh", "elu", "selu", "celu",
-        "mish", "hardswish", "softsign", "tanhshrink", "sin", "abs", "neg", "__neg__", "square", "sqrt",
-        "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout", "max_pool1d",
-        "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d",
-        "adaptive_max_pool2d", "interpolate", "upsample", "view", "view_as", "reshape", "flatten", "unflatten",
-        "permute", "transpose", "swapaxes", "movedim", "t", "squeeze", "unsqueeze", "mean", "sum", "contiguous",
-        "clone", "detach", "to", "float", "half", "bfloat16", "double", "type_as", "expand", "expand_as", "repeat",
-        "roll", "flip", "narrow", "select", "index_select", "__getitem__", "unfold", "fold", "pixel_shuffle",
-        "pixel_unshuffle", "channel_shuffle", "normalize",
-    ]
-)  # fmt: skip
+_UNARY = names(
+    "relu relu_ relu6 leaky_relu leaky_relu_ prelu gelu silu tanh elu selu celu mish hardswish softsign tanhshrink "
+    "sin abs neg __neg__ square sqrt dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout max_pool1d "
+    "max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d interpolate upsample view view_as reshape flatten "
+    "unflatten permute transpose swapaxes movedim t squeeze unsqueeze mean sum contiguous clone detach to float half "
+    "bfloat16 double type_as expand expand_as repeat roll flip narrow select index_select __getitem__ unfold fold "
+    "pixel_shuffle pixel_unshuffle channel_shuffle normalize"
+)
 """Functions of one tensor that give zeros for zeros."""
-_TOGETHER = frozenset(["cat", "concat", "concatenate", "stack"])
-_PARTS = frozenset(["chunk", "split", "unbind", "tensor_split", "split_with_sizes"])
+_TOGETHER = names("cat concat concatenate stack")
+_PARTS = names("chunk split unbind tensor_split split_with_sizes")
 
 
 class Nothing:
@@ -142,10 +137,7 @@ def _dunder(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in (
-    "add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "matmul", "truediv", "rtruediv", "pow", "neg",
-    "getitem", "lt", "gt", "le", "ge",
-):  # fmt: skip
+for _name in names("add radd iadd sub rsub isub mul rmul imul matmul truediv rtruediv pow neg getitem lt gt le ge"):
     setattr(Nothing, f"__{_name}__", _dunder(f"__{_name}__"))
 
 

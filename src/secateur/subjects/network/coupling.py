@@ -14,12 +14,13 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from secateur.subjects.network.atoms import Axis, Classes
+from secateur.errors import InputError
 from secateur.subjects.network.flops import Product, Size
+from secateur.subjects.network.labels import Axis, Classes
 from secateur.subjects.network.recording import Run
-from secateur.vocabulary import Term
+from secateur.vocabulary import Selection, Term
 
-__all__ = ["Coupled", "Coupling", "couple"]
+__all__ = ["Coupled", "Coupling", "couple", "keep_mask"]
 
 _ALIGNED = 8
 """Some kernels want rows of whole 16 bytes: eight numbers of two bytes."""
@@ -158,6 +159,15 @@ def _product(sums: Iterable[Mapping[str, int]]) -> dict[tuple[str, ...], float]:
                 grown[key] = grown.get(key, 0.0) + coefficient * count
         product = grown
     return product
+
+
+def keep_mask(selection: Selection, site: str, count: int) -> np.ndarray:
+    """Booleans [count] of a site's units that stay. Raises `InputError` for a selection of another shape."""
+    keep = selection.keep[site]
+    mask: np.ndarray = np.asarray(keep.cpu() if isinstance(keep, Tensor) else keep).astype(bool)
+    if mask.shape != (count,):
+        raise InputError(f"the selection of {site} has shape {mask.shape}, expected ({count},)")
+    return mask
 
 
 def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.ndarray] = ()) -> Coupling:

@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.modes import evaluating, restored
+from secateur._utils.modes import evaluating, restore_modes
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
 from secateur.subjects.network.traced import Traced, open_traced
 
@@ -469,7 +469,7 @@ def _asked_for_a_loss(model: nn.Module) -> Iterator[None]:
         yield
         return
     still = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
-    with restored(model):
+    with restore_modes(model):
         for module in model.modules():
             module.training = not isinstance(module, still)
         yield

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
-from secateur.subjects.network.flow import Flow
+from secateur.subjects.network.labels import Flow
 
-__all__ = ["Counter", "Product", "Size", "count", "products"]
+__all__ = ["Counter", "Product", "Size", "products"]
 
 _aten = torch.ops.aten
 
@@ -81,15 +81,8 @@ def _cost(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any)
     return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
 
 
-def count(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-    """FLOPs of `model(*args, **kwargs)`, by `FlopCounterMode`."""
-    with FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
-        model(*args, **kwargs)
-    return float(counter.get_total_flops())
-
-
 class Counter(TorchDispatchMode):
-    """Adds up in `total` the FLOPs of what runs, as `count` does and with less ado."""
+    """Adds up in `total` the FLOPs of what runs, as `FlopCounterMode` does with less work, and attention on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ vertex is an operator that ran, an edge a tensor that flowed; writes in place an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur._utils.outputs import leaves
 from secateur.subjects.network.absent import form
+from secateur.subjects.network.operators import is_view, tensors_in
 from secateur.subjects.network.recording import Example, running, tensors_of
 
 __all__ = ["SUMS", "Call", "Graph", "Vertex", "channels_along", "record"]
@@ -211,12 +212,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = list(_flat((*args, *kwargs.values())))
+        given = list(tensors_in((args, kwargs)))
         parameters = {n for one in given for n in self._names(one)}
         inputs = [(place, tuple(one.shape)) for one in given for place in self.made(one)]
         second = self.made(args[1]) if len(args) > 1 else ()
         out = func(*args, **kwargs)
-        results = list(_flat((out,)))
+        results = list(tensors_in(out))
         writes = [one for one, spec in zip(args, func._schema.arguments, strict=False) if _is_written(spec)]
         if not inputs:
             for one in (*results, *(w for w in writes if isinstance(w, Tensor))):
@@ -238,7 +239,7 @@ class _Recorder(TorchDispatchMode):
         )
         if not results or name in ("_local_scalar_dense", "nonzero", "equal"):
             self.read.append(place)
-        views = _is_view(func)
+        views = is_view(func)
         for one in results:
             if not views and not writes:
                 self._written.pop(_storage(one), None)
@@ -258,20 +259,8 @@ class _Recorder(TorchDispatchMode):
         return found
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _flat(value)
-
-
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-def _is_view(func: Any) -> bool:
-    return any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
 
 
 def _is_written(argument: Any) -> bool:

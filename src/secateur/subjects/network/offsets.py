@@ -14,7 +14,7 @@ cut of Group channel pruning (arXiv 2306.01526), there for one architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.subjects.network.coupling import Coupling
-from secateur.subjects.network.recording import Example, running, tensors_of
-from secateur.subjects.network.shrinking import twin
+from secateur.subjects.network.proof import differences
+from secateur.subjects.network.recording import Example, evaluate, tensors_of
+from secateur.subjects.network.shrinking import Plan, shrink, twin
 
-__all__ = ["Offset", "constant", "fold", "offsets"]
+__all__ = ["Offset", "add", "constant", "fold", "offsets"]
 
 
 _MAKERS = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
@@ -106,13 +107,52 @@ def offsets(
     return result, tuple(notes)
 
 
-def fold(small: nn.Module, found: list[Offset]) -> None:
+def fold(
+    model: nn.Module, small: nn.Module, made: Plan, coupling: Coupling, kept: np.ndarray, example: Example
+) -> tuple[nn.Module, Plan, tuple[str, ...]]:
+    """Fold into a copy of `small`, which `made` cut from `model`, the constants of what went.
+
+    Returns the network, its plan (with the biases that had to be made), and notes; `small` and `made` themselves where
+    the outputs do not come nearer to those of `model` with the scales at 0.
+    """
+    found, lost = offsets(model, coupling, kept, example)
+    if not found:
+        return small, made, (*lost, "offsets: no constant of what went reaches anything that stays")
+    modules = dict(model.named_modules())
+    found = [_rescaled(offset, made, modules[offset.module]) for offset in found]
+    plan = replace(made, biases=tuple(offset.module for offset in found if offset.made))
+    whole = shrink(small, Plan(biases=plan.biases))
+    add(whole, found)
+    wanted = evaluate(constant(model, coupling, kept), example)
+    before, after = (
+        differences(evaluate(twin(network, share=True).eval(), example), wanted) for network in (small, whole)
+    )
+    changed = f"the outputs' difference to scales of 0 changes from {before:.2g} to {after:.2g} of the largest"
+    if after >= before:
+        return small, made, (*lost, f"offsets: left out, for {changed}")
+    means = sum(offset.into.endswith("running_mean") for offset in found)
+    biases = f"{len(found) - means} biases ({sum(offset.made for offset in found)} of them new)"
+    return whole, plan, (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
+
+
+def _rescaled(offset: Offset, cut: Plan, module: nn.Module) -> Offset:
+    """The offset of a layer whose results a cut makes larger or smaller."""
+    name = f"{offset.module}.weight" if offset.module else "weight"
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
+    by = cut.factors(name, 0, len(weight)) if weight is not None else None
+    if by is None:
+        return offset
+    stays = cut.tensors.get(name, {}).get(0)
+    return replace(offset, values=offset.values * (by if stays is None else by[stays]).to(offset.values))
+
+
+def add(small: nn.Module, found: list[Offset]) -> None:
     """Add offsets to the tensors of a network that was cut, in place; biases that had to be made are there already."""
     tensors = tensors_of(small)
     with torch.no_grad():
-        for one in found:
-            tensor = tensors[one.into]
-            tensor.add_(one.values.to(tensor.device, tensor.dtype))
+        for offset in found:
+            tensor = tensors[offset.into]
+            tensor.add_(offset.values.to(tensor.device, tensor.dtype))
 
 
 def _gone(coupling: Coupling, kept: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
@@ -205,9 +245,8 @@ class _Seen:
         handles = [h for module in self.model.modules() for h in (
             module.register_forward_pre_hook(given), module.register_forward_hook(gave))]  # fmt: skip
         try:
-            with running(self.model, lambda _: None), counter:
-                args, kwargs = example.fresh()
-                self.model(*args, **kwargs)
+            with counter:
+                evaluate(self.model, example)
         finally:
             for handle in handles:
                 handle.remove()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,29 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.outputs import leaves
+from secateur.errors import ModelError
 from secateur.subjects.network import silencing
+from secateur.subjects.network.coupling import Coupling
 from secateur.subjects.network.flops import Counter
-from secateur.subjects.network.recording import Example, Run, record, resting, running, training
-from secateur.subjects.network.shrinking import Plan, shrink, twin
+from secateur.subjects.network.labels import Axis
+from secateur.subjects.network.recording import Example, Run, record, resting, running, tensors_of, training
+from secateur.subjects.network.shrinking import Plan, plan, shrink, twin
 
-__all__ = ["FAINT", "Fault", "Silenced", "compare", "differences", "same", "silenced", "stirred", "trains"]
+__all__ = [
+    "FAINT",
+    "TOLERANCE",
+    "Fault",
+    "Silenced",
+    "compare",
+    "compare_redrawn",
+    "differences",
+    "exact_sites",
+    "one_line",
+    "reading_dims",
+    "same",
+    "silenced",
+    "trains",
+]
 
 TOLERANCE = 1e-5
 """Largest difference, relative to the largest output."""
@@ -37,21 +54,18 @@ class Fault:
 class Silenced(nn.Module):
     """A network of the old shapes in which some atoms do nothing."""
 
-    def __init__(self, model: nn.Module, kept: Tensor, run: Run | None = None) -> None:
+    def __init__(self, model: nn.Module, kept: Tensor, whole: Set[str]) -> None:
         super().__init__()
-        self.model, self.kept, self.run = model, kept, run
+        self.model, self.kept, self.whole = model, kept, whole
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own, with what goes silenced."""
-        return record(self.model, Example(args, kwargs), lambda _: self.kept, again=self.run).output
+        return record(self.model, Example(args, kwargs), lambda _: self.kept, whole=self.whole).output
 
 
-def silenced(model: nn.Module, kept: np.ndarray, run: Run | None = None) -> Silenced:
-    """`model` with the atoms that go set to zero in everything that is computed of them.
-
-    run: the recorded pass, if there was one, so that less has to be found out again.
-    """
-    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), run)
+def silenced(model: nn.Module, kept: np.ndarray, whole: Set[str] = frozenset()) -> Silenced:
+    """`model` with the atoms that go set to zero in everything that is computed of them; `whole` as when recorded."""
+    return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), whole)
 
 
 def compare(
@@ -68,24 +82,53 @@ def compare(
     What single modules give is compared as well, by the sum of its absolute values, which zeros that were cut do not
     change: outputs alone prove little where a network's last weights are zero.
     """
-    where = [""]
-    watched = twin(small, share=True).eval()
-    try:
-        with counter or nullcontext():
-            found, given = _watched(watched, watched, example, where)
-    except Exception as error:
-        return math.inf, _stopped(error, where[0])
-    # What can't run needs no reference.
-    expected, wanted = _watched(reference.model, reference, example)
-    return _verdict((found, given), (expected, wanted), scaled)
+    result = _attempt(small, example, counter)
+    if isinstance(result, Fault):
+        return math.inf, result
+    return _verdict(result, _watched(reference.model, reference, example), scaled)
+
+
+def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
+    """The largest relative difference of the outputs of two networks, and the fault if it is above the tolerance."""
+    result = _attempt(small, example)
+    if isinstance(result, Fault):
+        return math.inf, result
+    shadow = twin(large, share=True).eval()
+    return _verdict((result[0], []), (_watched(shadow, shadow, example)[0], []))
+
+
+def trains(small: nn.Module, example: Example) -> Fault | None:
+    """What is wrong with a pass in training, of a network with parts that run in training only."""
+    result = _attempt(small, example, train=True)
+    return result if isinstance(result, Fault) else None
 
 
 Watched = tuple[Any, list[tuple[str, list[float]]]]
+"""An output, and for each module that ran the sums of absolute values of its outputs."""
 
 
-def _verdict(one: Watched, other: Watched, scaled: Collection[str] = ()) -> tuple[float, Fault | None]:
-    worst, what = _difference(one[0], other[0])
-    for (path, a), (place, b) in zip(one[1], other[1], strict=False):
+def _attempt(
+    model: nn.Module, example: Example, counter: Counter | None = None, *, train: bool = False
+) -> Watched | Fault:
+    """Run a network that may fail."""
+    where = [""]
+    watched = twin(model, share=True)
+    try:
+        with training(watched) if train else counter or nullcontext():
+            return _watched(watched if train else watched.eval(), watched, example, where)
+    except Exception as error:
+        return Fault(where[0], one_line(error))
+
+
+def one_line(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:160] if lines else ''}"
+
+
+def _verdict(found: Watched, expected: Watched, scaled: Collection[str] = ()) -> tuple[float, Fault | None]:
+    worst, what = _difference(found[0], expected[0])
+    for (path, a), (place, b) in zip(found[1], expected[1], strict=False):
         if path == place and path in scaled:
             continue
         if path != place or len(a) != len(b) or not np.allclose(np.where(np.isnan(b), b, a), b, 1e-3, 1e-4, True):
@@ -93,8 +136,8 @@ def _verdict(one: Watched, other: Watched, scaled: Collection[str] = ()) -> tupl
     return worst, None if worst <= TOLERANCE else Fault("", what)
 
 
-def stirred(
-    model: nn.Module, cut: Plan, kept: np.ndarray, example: Example, run: Run | None = None
+def compare_redrawn(
+    model: nn.Module, cut: Plan, kept: np.ndarray, example: Example, whole: Set[str] = frozenset()
 ) -> tuple[float, Fault | None]:
     """`compare` where outputs tell nothing: the same cut under weights drawn anew.
 
@@ -104,13 +147,13 @@ def stirred(
     where it chooses by its values (the best boxes), it may choose otherwise for a rounding: then there is no verdict,
     and the difference is 0.
     """
-    lively = twin(model, _drawn(model), share=True).eval()
-    small = twin(shrink(lively, cut), share=True).eval()
-    worst, fault = compare(small, silenced(lively, kept, run), example, scaled=cut.rescaled)
+    redrawn = twin(model, _drawn(model), share=True).eval()
+    small = twin(shrink(redrawn, cut), share=True).eval()
+    worst, fault = compare(small, silenced(redrawn, kept, whole), example, scaled=cut.rescaled)
     if worst <= TOLERANCE:
         return worst, None
     with suppress(Exception):  # code that meets its own numbers of single precision
-        double = twin(small).double(), silenced(twin(lively).double(), kept, run)
+        double = twin(small).double(), silenced(twin(redrawn).double(), kept, whole)
         found, why = compare(*double, example.cast(torch.float64), scaled=cut.rescaled)
         if why is None:
             return found, None
@@ -145,36 +188,6 @@ def _drawn(model: nn.Module) -> dict[str, Tensor]:
             new = drawn.repeat(-(-old.numel() // len(drawn)))[: old.numel()].view(old.shape) * size
             result[name] = new.to(old.dtype).to(old.device)
     return result
-
-
-def trains(small: nn.Module, example: Example) -> Fault | None:
-    """What is wrong with a pass in training, of a network with parts that run in training only."""
-    where = [""]
-    watched = twin(small, share=True)
-    try:
-        with training(watched):
-            _watched(watched, watched, example, where)
-    except Exception as error:
-        return _stopped(error, where[0])
-    return None
-
-
-def _stopped(error: Exception, where: str) -> Fault:
-    line = str(error).strip().splitlines()
-    return Fault(where, f"{type(error).__name__}: {line[0][:160] if line else ''}")
-
-
-def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
-    """The largest relative difference of the outputs of two networks, and the fault if it is above the tolerance."""
-    expected, _ = _watched(shadow := twin(large, share=True).eval(), shadow, example)
-    where = [""]
-    watched = twin(small, share=True).eval()
-    try:
-        found, _ = _watched(watched, watched, example, where)
-    except Exception as error:
-        return math.inf, _stopped(error, where[0])
-    worst, what = _difference(found, expected)
-    return worst, None if worst <= TOLERANCE else Fault("", what)
 
 
 def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | None = None) -> Watched:
@@ -234,3 +247,96 @@ def _difference(found: Any, expected: Any) -> tuple[float, str]:
     if none and not some:
         return math.inf, "gives nothing finite"
     return worst, f"differs by {worst:.2g}"
+
+
+# ------------------------------------------------------------------------------------------- zeros in place of a cut
+
+# A training that drives weights to zero wants the fewest that must be zero: rows that make a channel, its bias, scale
+# and shift, not the columns that read it. And it wants sites where the network with these zeros gives what the cut
+# network gives, in a plain forward pass: not so where a norm runs over channels, or zero becomes something else.
+
+
+def reading_dims(model: nn.Module) -> set[tuple[str, int]]:
+    """(parameter, dimension) along which weights read channels rather than make them."""
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    found = set()
+    for module in model.modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            dim = _reading(module, leaf, parameter)
+            if dim is not None:
+                found.add((names[id(parameter)], dim))
+    return found
+
+
+def _reading(module: nn.Module, leaf: str, parameter: Tensor) -> int | None:
+    if parameter.dim() < 2 or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if module.transposed:
+            return 0 if module.groups == 1 else None
+        return 1
+    if type(module).__name__ == "Conv1D":  # transformers stores it [d_in, d_out]
+        return 0
+    if parameter.dim() == 2 and min(parameter.shape) > 1:
+        return 1
+    return None
+
+
+def exact_sites(model: nn.Module, example: Example, coupling: Coupling, run: Run) -> set[str]:
+    """The sites of which any units may be zero where they are made, and the cut network then gives the same outputs.
+
+    Tried on weights and statistics drawn at random, so that nothing holds by chance of how they were initialised.
+    """
+    model = _with_random_vectors(model)
+    reading = reading_dims(model)
+    candidates = [name for name, site in coupling.sites.items() if not _over_channels(model, site.axes)]
+    if candidates and _equal(model, example, coupling, run, reading, candidates):
+        return set(candidates)
+    return {name for name in candidates if _equal(model, example, coupling, run, reading, [name])}
+
+
+def _with_random_vectors(model: nn.Module) -> nn.Module:
+    changed = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, tensor in tensors_of(model).items():
+            if tensor.dim() == 1 and tensor.is_floating_point():
+                changed[name] = torch.rand_like(tensor) + 0.5
+    return twin(model, changed).eval()
+
+
+def _over_channels(model: nn.Module, axes: Iterable[tuple[Axis, int]]) -> bool:
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm) or "RMSNorm" in type(module).__name__
+        for parameter in module.parameters(recurse=False)
+    }
+    found = tensors_of(model)
+    return any(id(found[axis.tensor]) in norms for axis, _ in axes)
+
+
+def _equal(
+    model: nn.Module,
+    example: Example,
+    coupling: Coupling,
+    run: Run,
+    reading: set[tuple[str, int]],
+    names: Iterable[str],
+) -> bool:
+    """Whether every second unit of these sites can be zero where it is made instead of being cut."""
+    keep = {name: np.arange(len(coupling.sites[name].classes)) % 2 == 0 for name in names}
+    kept = coupling.kept(keep)
+    found = tensors_of(model)
+    changed: dict[str, Tensor] = {}
+    for axis in coupling.axes:
+        gone = np.flatnonzero(~kept[axis.start : axis.start + axis.size])
+        tensor = found[axis.tensor]
+        if len(gone) and (axis.tensor, axis.dim) not in reading and isinstance(tensor, nn.Parameter):
+            old = changed.get(axis.tensor, tensor.detach().clone())
+            changed[axis.tensor] = old.index_fill_(axis.dim, torch.from_numpy(gone).to(old.device), 0)
+    try:
+        small = shrink(model, plan(model, coupling, kept, run.flow))
+    except ModelError:
+        return False
+    return same(small, twin(model, changed), example)[1] is None

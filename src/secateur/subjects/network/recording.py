@@ -20,11 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils.outputs import leaves
-from secateur.subjects.network import flops, rules, silencing
-from secateur.subjects.network.atoms import Atoms
-from secateur.subjects.network.flow import Flow, Labels
+from secateur.subjects.network import flops, labelling, silencing
+from secateur.subjects.network.labels import Atoms, Flow, Labels
 
-__all__ = ["Example", "Run", "record", "resting", "running", "tensors_of", "training"]
+__all__ = ["Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
 
 
 _LIVE = "_secateur_live"
@@ -89,16 +88,19 @@ class Run:
     """Names of the parameters and buffers that took part."""
     products: list[flops.Product]
     """What each operator costs."""
-    steps: list[rules.Step]
-    """Every operator, in order."""
-    labels: dict[str, Labels]
-    """Of parameters and buffers."""
     reads: list[str] = field(default_factory=list)
     """Modules in which Python read a value that was computed from parameters: code may have chosen by it."""
     looks: list[str] = field(default_factory=list)
     """The same of values of the inputs alone."""
     late: bool = False
     """Whether parts of the network run in training only; what they ask for was recorded too."""
+
+
+def evaluate(model: nn.Module, example: Example) -> Any:
+    """What `model` gives on copies of the inputs, without gradients and with fixed random numbers."""
+    with running(model, lambda _: None):
+        args, kwargs = example.fresh()
+        return model(*args, **kwargs)
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -119,19 +121,17 @@ def record(
     example: Example,
     kept: Callable[[Atoms], Tensor] | None = None,
     entered: list[str] | None = None,
-    again: Run | None = None,
     whole: Set[str] = frozenset(),
 ) -> Run:
     """Run `model`, which is in evaluation mode and may be written to, and record; silence what `kept` says goes.
 
     kept: from the atoms, which are the same in every pass, to one boolean per atom. entered: its first element
-    follows the module that runs. again: an earlier pass; what is the same as in it need not be thought about anew.
-    whole: see `Flow.whole`, which is that of the earlier pass if there was one.
+    follows the module that runs. whole: see `Flow.whole`.
     """
     atoms = Atoms()
-    atoms.deaf = kept is not None
+    atoms.frozen = kept is not None
     flow = Flow(atoms)
-    flow.whole = again.flow.whole if again else frozenset(whole)
+    flow.whole = frozenset(whole)
     found = tensors_of(model)
     kernels = {
         id(module._parameters.get("weight"))
@@ -147,27 +147,25 @@ def record(
         if parameter is not None
     }
     names = {}
-    given: dict[str, Labels] = {}
     constants = _constants(model)
     for name, tensor in found.items():
         if not tensor.is_floating_point() or id(tensor) in constants:
             continue
         shown = tensor.detach()
-        labels = atoms.colour(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
+        labels = atoms.add(name, shown.flatten(2)[:, :, 0] if id(tensor) in kernels else shown)
         if id(tensor) in kernels:
             labels = tuple(label.view(*label.shape, *([1] * (tensor.dim() - 2))) for label in labels)
-        given[name] = labels = again.labels.get(name, labels) if again else labels
         if id(tensor) in states:
             kind, leaf = states[id(tensor)]
-            atoms.keep_all(
+            atoms.keep(
                 (one for one in labels if not (leaf.startswith("weight_ih_l0") and one.shape[1] > 1)),
-                f"{rules.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
+                f"{labelling.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
             )
         flow.mark(tensor, labels)
         if kept is not None:
             silencing.leave_raw(tensor)
         names[id(tensor)] = name
-    mode = _Recorder(flow, names, kept(atoms) if kept else None, again.steps if again else [])
+    mode = _Recorder(flow, names, kept(atoms) if kept else None)
 
     def follow(path: str) -> None:
         flow.where = path
@@ -184,7 +182,7 @@ def record(
         mode.settle(output)
         flow.where, flow.operator = "", "output"
         for value in leaves(output)[0]:
-            atoms.keep_all(flow.labels(value), "reaches the output of the network")
+            atoms.keep(flow.labels(value), "reaches the output of the network")
         return output
 
     late = False
@@ -192,15 +190,15 @@ def record(
         output = one()
         if kept is None and (idle := dict(model.named_parameters()).keys() - mode.used) and _late(model, example, idle):
             # What that pass costs and does is not part of the network's own.
-            products, steps, late = list(mode.products), list(mode.steps), True
+            products, late = list(mode.products), True
             with training(model):
                 one()
-            mode.products, mode.steps = products, steps
+            mode.products = products
     finally:
         for tensor in found.values():
             for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
                 tensor.__dict__.pop(mark, None)
-    return Run(output, flow, mode.used, mode.products, mode.steps, given, mode.reads, mode.looks, late)
+    return Run(output, flow, mode.used, mode.products, mode.reads, mode.looks, late)
 
 
 def _late(model: nn.Module, example: Example, idle: Set[str]) -> bool:
@@ -263,11 +261,9 @@ class _Recorder(TorchDispatchMode):
 
     resting = False
 
-    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None, before: list[rules.Step]) -> None:
+    def __init__(self, flow: Flow, names: dict[int, str], kept: Tensor | None) -> None:
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
-        self.before = iter(before)
-        self.steps: list[rules.Step] = []
         self.used: set[str] = set()
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
@@ -306,24 +302,15 @@ class _Recorder(TorchDispatchMode):
             args[0].data = args[0].data.clone()
         if self.kept is None:
             self._take((*args, *kwargs.values()))
-            given, plain, values = rules.look(self.flow, args, kwargs)
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
                 (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
-            rules.apply(self.flow, func, args, kwargs, out)
-            made, whole = rules.marks(self.flow, out)
-            self.steps.append(rules.Step(func, given, plain, made, whole and not values))
+            labelling.apply(self.flow, func, args, kwargs, out)
             self._give(out, live)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
-        step = next(self.before, None)
-        if step is None or step.func is not func:
-            self.before = iter(())
-            rules.apply(self.flow, func, args, kwargs, out)
-        elif not rules.repeat(self.flow, step, func, args, kwargs, out):
-            rules.apply(self.flow, func, args, kwargs, out)
-            rules.adopt(self.flow, step, out)
+        labelling.apply(self.flow, func, args, kwargs, out)
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
@@ -354,7 +341,7 @@ class _Recorder(TorchDispatchMode):
             self._unused.pop(id(one), None)
         if self.foreign:
             for labels, reason in (*self._lost, *self._unused.values()):
-                self.flow.atoms.keep_all(labels, reason)
+                self.flow.atoms.keep(labels, reason)
 
 
 @contextmanager

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.outputs import leaves
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network import configs
+from secateur.subjects.network.coupling import keep_mask
 from secateur.subjects.network.graph import Call, Graph, channels_along
-from secateur.subjects.network.proof import Silenced
-from secateur.subjects.network.recording import running
+from secateur.subjects.network.proof import Silenced, one_line, same
 from secateur.subjects.network.shrinking import Plan, shrink, twin
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -30,7 +29,6 @@ from secateur.vocabulary import Cut, Selection, Site, Units
 __all__ = ["Branch", "Branches"]
 
 SITE = "branches"
-_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -70,15 +68,15 @@ class Branches:
                 known = ", ".join(one.name for one in found) or "none"
                 raise InputError(f"no residual branch is called {pattern!r}: this network has {known}")
         chosen = [one for one in found if not wanted or any(fnmatchcase(one.name, pattern) for pattern in wanted)]
-        self.base, kept = subject._count(), []
+        self.base, kept = subject.count(), []
         self.cost: dict[str, dict[str, float]] = {}
         for one in chosen:
-            why = self._tried(one)
+            why = self._why_not(one)
             if why:
                 self.reasons[one.name] = why
                 continue
             small = Traced(shrink(subject.model, self._plan([one])), subject.inputs)
-            after = small._count()
+            after = small.count()
             self.cost[one.name] = {measure: value - after[measure] for measure, value in self.base.items()}
             kept.append(one)
         self.branches = tuple(kept)
@@ -115,16 +113,13 @@ class Branches:
         """
         if set(selection.keep) - {SITE}:
             raise InputError(f"the selection names {sorted(set(selection.keep) - {SITE})[0]!r}: use {SITE!r}")
-        given = selection.keep.get(SITE, np.ones(len(self), bool))
-        keep = np.asarray(given.cpu() if isinstance(given, Tensor) else given).astype(bool)
-        if keep.shape != (len(self),):
-            raise InputError(f"the selection of {SITE} has shape {keep.shape}, expected ({len(self)},)")
+        keep = keep_mask(selection, SITE, len(self)) if SITE in selection.keep else np.ones(len(self), bool)
         gone = [one for one, stays in zip(self.branches, keep, strict=True) if not stays]
         made = self._plan(gone)
         before = self.base | {"branches": float(len(self))}
         plans = (*self.subject.plans, made) if gone else self.subject.plans
         small = Traced(shrink(self.subject.model, made), self.subject.inputs, plans)
-        after = small._count() | {"branches": float(len(self) - len(gone))}
+        after = small.count() | {"branches": float(len(self) - len(gone))}
         notes = [f"{one.name} is gone: x + F(x) is x" for one in gone]
         notes += [f"stays: {name}: {why}" for name, why in self.reasons.items()]
         notes += configs.behind(self.subject.model) if gone else []
@@ -136,40 +131,33 @@ class Branches:
         parts = tuple(part for one in gone for part in zip(one.modules, one.forms, strict=True))
         return Plan(absent=parts, fresh=self.subject.graph.overwritten)
 
-    def _tried(self, branch: Branch) -> str:
+    def _why_not(self, branch: Branch) -> str:
         """Why the branch can't be left out; empty if the network without it equals the one with its output zeroed."""
         if "?" in branch.forms:
             path = branch.modules[branch.forms.index("?")]
             return f"can't be left out: {path} returns what can't be imitated"
         try:
             small = shrink(self.subject.model, self._plan([branch]))
-            given = leaves(Traced(small, self.subject.inputs).forward())[0]
             with torch.no_grad():  # as its user calls it, on whatever fast path it has
                 args, kwargs = self.subject.inputs.fresh()
                 twin(small, share=True).eval()(*args, **kwargs)
-            expected = leaves(self._zeroed(branch))[0]
+            _, fault = same(small, self._with_zeros(branch), self.subject.inputs)
         except Exception as error:
-            line = str(error).strip().splitlines()
-            return f"can't be left out ({type(error).__name__}: {line[0][:120] if line else ''})"
-        for one, other in zip(given, expected, strict=True):
-            scale = max(float(other.abs().max()), 1e-12)
-            if one.shape != other.shape or not float((one - other).abs().max()) <= _TOLERANCE * scale:
-                return "can't be left out: the network gives other values than with its output at zero"
-        return ""
+            return f"can't be left out ({one_line(error)})"
+        return f"can't be left out: against its output at zero, the network {fault.what}" if fault else ""
 
-    def _zeroed(self, branch: Branch) -> Any:
+    def _with_zeros(self, branch: Branch) -> nn.Module:
+        """The network with the output of a branch at zero."""
         model = twin(self.subject.model, share=True).eval()
 
         def zero(_: nn.Module, args: Any, output: Any) -> Any:
             if isinstance(output, Tensor):
                 return torch.zeros_like(output)
-            first = next(place for place, one in enumerate(output) if isinstance(one, Tensor))
+            first = next(place for place, value in enumerate(output) if isinstance(value, Tensor))
             return type(output)(torch.zeros_like(x) if place == first else x for place, x in enumerate(output))
 
         model.get_submodule(branch.modules[-1]).register_forward_hook(zero)
-        with running(model, lambda _: None):
-            args, kwargs = self.subject.inputs.fresh()
-            return model(*args, **kwargs)
+        return model
 
 
 # ------------------------------------------------------------------------------------------------------ finding

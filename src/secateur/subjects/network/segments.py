@@ -10,19 +10,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from secateur._utils.outputs import leaves
 from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.network.coupling import keep_mask
+from secateur.subjects.network.flops import Counter
 from secateur.subjects.network.graph import SUMS, Graph, record
 from secateur.subjects.network.recording import Example, tensors_of
 from secateur.subjects.network.shrinking import Plan, twin
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Selection, Site, Units
 
-__all__ = ["SITE", "Erasure", "Segment", "Segments", "refuse", "trace"]
+if TYPE_CHECKING:
+    from secateur.subjects.network.traced import Traced
+
+__all__ = ["SITE", "Erasure", "Segment", "Segments", "flops_without", "refuse", "trace"]
 
 SITE = "segments"
 """The site's name among units."""
@@ -98,6 +104,35 @@ class Segments(Graph):
     def removable(self) -> tuple[Segment, ...]:
         """The segments that may be erased, one by one."""
         return tuple(one for one in self.segments if not one.reason)
+
+    def units(self, model: nn.Module) -> Units:
+        """One site: segments with their own parameters, and those that go with one alone.
+
+        Raises `UnsupportedError` where none can be erased.
+        """
+        if not self.removable:
+            reasons = dict.fromkeys(segment.reason for segment in self.segments)
+            raise UnsupportedError(
+                f"no segment of this {type(model).__name__} can be erased: {'; '.join(reasons) or 'it has none'}"
+            )
+        parameters = dict(model.named_parameters())
+        columns = {measure: np.zeros(len(self.removable)) for measure in ("params", "bytes")}
+        for place, segment in enumerate(self.removable):
+            own = [parameters[name] for name in (*segment.parameters, *self.lost[segment.name]) if name in parameters]
+            columns["params"][place] = sum(p.numel() for p in own)
+            columns["bytes"][place] = sum(p.numel() * p.element_size() for p in own)
+        whole = {
+            "params": sum(p.numel() for p in parameters.values()),
+            "bytes": sum(p.numel() * p.element_size() for p in parameters.values()),
+        }
+        base = {measure: whole[measure] - float(column.sum()) for measure, column in columns.items()}
+        own_columns = {SITE: np.ones(len(self.removable)), **columns}
+        return Units({SITE: Site(SITE, len(self.removable), own_columns)}, (), base)
+
+    def gone(self, selection: Selection) -> list[str]:
+        """Names of the segments that a selection does not keep."""
+        mask = keep_mask(selection, SITE, len(self.removable))
+        return [segment.name for segment, stays in zip(self.removable, mask, strict=True) if not stays]
 
     def _chains(self) -> list[tuple[int, ...]]:
         """Maximal chains; a vertex with several inputs, and the input, stand alone."""
@@ -279,3 +314,37 @@ def _silent(model: nn.Module, example: Example, names: set[str], last: int) -> b
 
     record(twin(model, changed, share=True).eval(), example, Graph(), {last: watch})
     return bool(seen) and all(seen)
+
+
+# ------------------------------------------------------------------------------------------------------------- costs
+
+
+def flops_without(subject: Traced, selection: Selection) -> float:
+    """FLOPs of a forward pass on the example inputs without the segments that `selection` does not keep.
+
+    Those of all operators that still lie between input and output, multiply and add counted as two. Raises `InputError`
+    where the network would break without them.
+    """
+    erasure = subject.erasure(selection)
+    if erasure is None:
+        raise InputError("without these segments no way leads from the input to the output: keep one of them")
+    seen = Graph()
+    with _CounterByVertex(seen) as mode:
+        record(twin(subject.model, share=True).eval(), subject.inputs, seen)
+    # Vertices are numbered in the order in which operators run, here as in the subject's own graph.
+    return float(sum(cost for place, cost in mode.each.items() if place in erasure.live))
+
+
+class _CounterByVertex(Counter):
+    """FLOPs by the vertex that an operator becomes in a graph that is being recorded inside."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.each: dict[int, float] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before, place = self.total, len(self.graph.vertices)
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.each[place] = self.each.get(place, 0.0) + self.total - before
+        return out

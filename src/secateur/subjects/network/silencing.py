@@ -1,22 +1,21 @@
 """Silencing: a forward pass of the old shapes in which what goes is zero, and counts in no mean, variance or maximum.
 
-It is the reference that a cut must equal, and knows nothing of the cut: labels say where zeros belong. Parameters are
-`raw`: they are not zero where they go, and need not be where they meet only zeros, or where zeros are put into what
-comes of them. Any other operator is given a copy with zeros.
+It is the reference that a cut must equal, and knows nothing of the cut: labels say where zeros belong. Parameters stay
+as they are (`raw`) where zeros of the other factor, or zeros put into the result, do what zeros in them would do. Any
+other operator is given a copy with zeros.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from secateur.subjects.network.flow import Flow
-from secateur.subjects.network.labels import padded, varying
+from secateur.subjects.network.labels import Flow, padded, varying
+from secateur.subjects.network.operators import dimensions, is_view, names, tensors_in
 
 __all__ = ["call", "leave_raw", "raw", "silence"]
 
@@ -32,66 +31,33 @@ _PRODUCTS: dict[str, tuple[tuple[int, int], tuple[int, ...]]] = {
 }
 """Operator -> places of the two factors, and of what is added."""
 
-_AFFINE = frozenset(
-    [
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_no_training",
-        "native_layer_norm",
-        "_fused_rms_norm",
-        "native_group_norm",
-        "embedding",
-    ]
+_AFFINE = names(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training native_layer_norm _fused_rms_norm "
+    "native_group_norm embedding"
 )
 """Operators whose results are silenced by channel, so that their parameters need not be."""
 
-_FINITE = frozenset([*_PRODUCTS, *_AFFINE])
+_FINITE = _AFFINE.union(_PRODUCTS)
 """Operators of whose results no infinity is expected: a product silences them fastest."""
 
-_QUIET = frozenset(
-    [
-        "relu",
-        "gelu",
-        "silu",
-        "mish",
-        "hardswish",
-        "leaky_relu",
-        "tanh",
-        "neg",
-        "abs",
-        "mul",
-        "max_pool2d_with_indices",
-        "avg_pool2d",
-        "avg_pool1d",
-        "_adaptive_avg_pool2d",
-        "upsample_nearest2d",
-        "upsample_bilinear2d",
-        "cat",
-        "stack",
-        "clone",
-        "_to_copy",
-        "contiguous",
-        "_unsafe_view",
-        "native_dropout",
-        "dropout",
-        "repeat",
-        "roll",
-        "flip",
-    ]
+_ZERO_FOR_ZERO = names(
+    "relu gelu silu mish hardswish leaky_relu tanh neg abs mul max_pool2d_with_indices avg_pool2d avg_pool1d "
+    "_adaptive_avg_pool2d upsample_nearest2d upsample_bilinear2d cat stack clone _to_copy contiguous _unsafe_view "
+    "native_dropout dropout repeat roll flip"
 )
 """Operators that give zero where labelled operands are zero."""
 
 
 def silence(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], out: Any) -> None:
     """Zero what goes in the results of an operator; views show what is zero already."""
-    if _is_view(func):
-        for value in out if isinstance(out, list | tuple) else [out]:
-            if raw(args[0]):
+    if is_view(func):
+        if raw(args[0]):
+            for value in out if isinstance(out, list | tuple) else [out]:
                 setattr(value, _RAW, True)
         return
     name = func.overloadpacket.__name__
-    quiet = name.removesuffix("_") in _QUIET or _sum(flow, name, args, out) or _clips(name, args)
-    if quiet and not any(raw(value) for value in _tensors(args)):
+    silent = name.removesuffix("_") in _ZERO_FOR_ZERO or _adds_alike(flow, name, args, out) or _clips(name, args)
+    if silent and not any(raw(value) for value in tensors_in(args)):
         return
     for value in out if isinstance(out, list | tuple) else [out]:
         mask = _mask(flow, kept, value)
@@ -113,16 +79,7 @@ def raw(value: Any) -> bool:
     return getattr(value, _RAW, False)
 
 
-def _tensors(args: Sequence[Any]) -> list[Tensor]:
-    return [
-        one
-        for value in args
-        for one in (value if isinstance(value, list | tuple) else (value,))
-        if isinstance(one, Tensor)
-    ]
-
-
-def _sum(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
+def _adds_alike(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
     """Whether two tensors are added that go at the same places."""
     if name not in ("add", "add_", "sub", "sub_") or not isinstance(args[1], Tensor) or args[1].dim() != args[0].dim():
         return False
@@ -138,8 +95,8 @@ def _clips(name: str, args: Sequence[Any]) -> bool:
 def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The operator itself, or where it looks at many channels at once, what it gives for those that are kept."""
     name = func.overloadpacket.__name__
-    if not _is_view(func) and any(raw(value) for value in _tensors(args)):
-        args = _settled(flow, kept, func, name, args)
+    if not is_view(func) and any(raw(value) for value in tensors_in(args)):
+        args = _zero_raw(flow, kept, func, name, args)
     special = _SPECIAL.get(name)
     if special is not None and args and isinstance(args[0], Tensor):
         mask = _mask(flow, kept, args[0])
@@ -150,7 +107,7 @@ def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[
     return func(*args, **kwargs)
 
 
-def _settled(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any]) -> Sequence[Any]:
+def _zero_raw(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any]) -> Sequence[Any]:
     """The arguments with zeros where raw ones go, if it matters."""
     if name in _AFFINE and not raw(args[0]):
         return args
@@ -162,24 +119,18 @@ def _settled(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any]
         for mine, partner in ((one, other), (other, one)):
             if raw(args[mine]) and not raw(args[partner]) and not flow.blank(args[partner]):
                 spared = (*spared, mine)
-    return [value if place in spared else _zeroed(flow, kept, value) for place, value in enumerate(args)]
+    return [value if place in spared else _with_zeros(flow, kept, value) for place, value in enumerate(args)]
 
 
-def _zeroed(flow: Flow, kept: Tensor, value: Any) -> Any:
+def _with_zeros(flow: Flow, kept: Tensor, value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return [_zeroed(flow, kept, one) for one in value]
+        return [_with_zeros(flow, kept, one) for one in value]
     mask = _mask(flow, kept, value) if raw(value) else None
     if mask is None:
         return value
     result = value.masked_fill(~mask, 0)
     flow.mark(result, flow.labels(value))
     return result
-
-
-@cache
-def _is_view(func: Any) -> bool:
-    returns = func._schema.returns
-    return any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
 
 
 def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
@@ -195,12 +146,6 @@ def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
             mask = one if mask is None else mask & one
         known = flow.masks[id(labels)] = labels, None if mask is None or bool(mask.all()) else mask
     return known[1]
-
-
-def _dims(value: Any, rank: int) -> list[int]:
-    if value is None or (isinstance(value, list | tuple) and not value):
-        return list(range(rank))
-    return [dim % rank for dim in ([value] if isinstance(value, int) else value)]
 
 
 def _over(mask: Tensor, dims: Sequence[int]) -> bool:
@@ -222,7 +167,7 @@ def _squeezed(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
 
 def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     x = args[0]
-    dims = _dims(args[1] if len(args) > 1 else kwargs.get("dim"), x.dim())
+    dims = dimensions(args[1] if len(args) > 1 else kwargs.get("dim"), x.dim())
     if not _over(mask, dims):
         return None
     keepdim = bool(args[2]) if len(args) > 2 else kwargs.get("keepdim", False)
@@ -231,7 +176,7 @@ def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) 
 
 def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     x, name = args[0], func.overloadpacket.__name__
-    dims = _dims(args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim"), x.dim())
+    dims = dimensions(args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim"), x.dim())
     if not _over(mask, dims):
         return None
     correction = kwargs.get("correction", 1)
@@ -251,7 +196,7 @@ def _filled(fill: float, place: int) -> Callable[..., Any]:
         x = args[0]
         if func._overloadname == "other" or not x.is_floating_point():
             return None
-        dims = _dims(args[place] if len(args) > place else kwargs.get("dim"), x.dim())
+        dims = dimensions(args[place] if len(args) > place else kwargs.get("dim"), x.dim())
         if not _over(mask, dims):
             return None
         return func(x.masked_fill(~mask, fill), *args[1:], **kwargs)

@@ -1,15 +1,18 @@
 """Any PyTorch network as a subject: what could go is found by one recorded forward pass, and every cut is proved.
 
-No line of this knows an architecture. What is not understood stays, with the reason; see `Traced.reasons`.
+No line of this knows an architecture. What is not understood stays, with the reason; see `Traced.reasons`. How it is
+done stands in docs/design/network-analysis.md.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
-import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -18,36 +21,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from secateur._utils.disk import atomic_write, writing
-from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
+from secateur._utils.disk import writing
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.formats import integers, onnx_files
-from secateur.subjects.network import configs, flops, invariance, segments
-from secateur.subjects.network import coupling as coupled
+from secateur.subjects.network import checks, configs, files, flops, remedies, segments
 from secateur.subjects.network import offsets as offsets_of
-from secateur.subjects.network.coupling import Coupling
+from secateur.subjects.network.attributes import speaks_of_widths, widths
+from secateur.subjects.network.coupling import Coupling, couple, keep_mask
+from secateur.subjects.network.groups import Groups, find_groups
+from secateur.subjects.network.labels import within
 from secateur.subjects.network.proof import (
     FAINT,
     Fault,
     Silenced,
     compare,
+    compare_redrawn,
     differences,
+    exact_sites,
+    reading_dims,
     same,
     silenced,
-    stirred,
     trains,
 )
-from secateur.subjects.network.recording import Example, Run, record, running, tensors_of
-from secateur.subjects.network.shrinking import Plan, plan, shrink, speaks_of_widths, twin, widths
+from secateur.subjects.network.recording import Example, Run, evaluate, record, tensors_of
+from secateur.subjects.network.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
-_WEIGHTS, _PLAN, _MASKS = "model.safetensors", "cut.json", "masks.safetensors"
+Slices = dict[str, list[tuple[Tensor, int, Tensor]]]
+"""Site -> (parameter, dimension, unit of each index or -1)."""
 
 
 class CutError(ModelError):
@@ -67,27 +72,23 @@ class Traced:
         self._model = model
         self.inputs = example
         self._plans = plans
-        self._later: Callable[[], tuple[str, ...]] | None = None
-        """What brings the configs up to date after a cut, and gives the notes on that."""
-        self._told: tuple[str, ...] = ()
         self.masks: dict[str, Tensor] = {}
         """Name of a parameter -> booleans of its shape, False where a weight was pruned on its own and stays zero."""
         self.forms: dict[str, integers.Form] = {}
         """Name of a masked parameter -> the pattern of its mask, where it has one."""
-        self._channels: float | None = None
-        """How many channels an earlier cut has left, as it counted them."""
-        self._kept: dict[int, str] = {}
-        self._bound: list[np.ndarray] = []
-        self._tried: dict[type, tuple[int, int]] = {}
-        """Kind of module -> from where on `_bound` is bound for it (-1 if nothing is), and what is to be tried next."""
-        self._whole: frozenset[str] = frozenset()
-        self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
-        self._held: dict[str, str] = {}
         self.error = 0.0
         """Largest relative difference of outputs between this cut and the silenced original, as it was proved.
 
         Where outputs tell nothing (last weights of zero), that of the same cut under weights drawn anew.
         """
+        self.constraints = remedies.Constraints()
+        """What stays or goes together though the recorded pass does not say so."""
+        self._channels: float | None = None
+        """How many channels an earlier cut has left, as it counted them."""
+        self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
+        self._pending: Callable[[], tuple[str, ...]] | None = None
+        """What brings the configs up to date after a cut, and gives the notes on that."""
+        self._config_notes: tuple[str, ...] = ()
 
     # --------------------------------------------------------------------------------------------- configs
 
@@ -97,30 +98,30 @@ class Traced:
     @property
     def model(self) -> nn.Module:
         """The network; its configs say what it is, where one of their kind can."""
-        self._describe()
+        self._describe_config()
         return self._model
 
     @model.setter
     def model(self, model: nn.Module) -> None:
         """Put another network in its place, whose configs are its own matter."""
-        self._model, self._later = model, None
+        self._model, self._pending = model, None
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """What was done to the original, cut after cut."""
-        self._describe()
+        self._describe_config()
         return self._plans
 
-    def _describe(self) -> tuple[str, ...]:
+    def _describe_config(self) -> tuple[str, ...]:
         """Bring the configs up to date, if that was not done yet; the notes on it."""
-        if self._later is not None:
-            later, self._later = self._later, None
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
             try:
-                self._told = later()
+                self._config_notes = pending()
             except BaseException:
-                self._later = later
+                self._pending = pending
                 raise
-        return self._told
+        return self._config_notes
 
     # --------------------------------------------------------------------------------------------- structure
 
@@ -130,11 +131,14 @@ class Traced:
         shadow = twin(self.model, share=True).eval()
         where = [""]
         try:
-            return record(shadow, self.inputs, entered=where, whole=self._whole)
+            # Where torch's compiler is not loaded, no code is compiled; elsewhere it would compile the recorder along.
+            loaded = "torch._dynamo" in sys.modules
+            with torch.compiler.set_stance("fail_on_recompile") if loaded else nullcontext():
+                return record(shadow, self.inputs, entered=where, whole=self.constraints.whole)
         except Exception as error:
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
             place = f" in {where[0]}" if where[0] else ""
-            if type(error).__module__.startswith("torch._dynamo"):
+            if type(error).__module__.startswith("torch._dynamo") or "fail_on_recompile" in line:
                 raise UnsupportedError(
                     f"{type(self.model).__name__} calls compiled code{place} (torch.compile): prune it with the plain "
                     "function, then compile the result"
@@ -147,12 +151,17 @@ class Traced:
     @cached_property
     def coupling(self) -> Coupling:
         """What goes together and what stays."""
-        return coupled.couple(self.run, self._kept, self._bound)
+        return couple(self.run, self.constraints.atoms, self.constraints.bound)
 
     @cached_property
     def graph(self) -> segments.Segments:
         """The recorded pass as a graph of operators, with its segments."""
-        return segments.trace(self.model, self.inputs, self._held)
+        return segments.trace(self.model, self.inputs, self.constraints.parameters)
+
+    def groups(self) -> Groups:
+        """What goes together: print it to see, for each group, module, axis, indices, and what ties them."""
+        bound = [(first, second, "a width computed from another") for first, second in self.constraints.bound]
+        return find_groups(self.coupling, [*self.run.flow.atoms.joins, *bound])
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -164,25 +173,26 @@ class Traced:
 
         A lone string is one name. Raises `InputError` for a name that is none and a pattern that fits none.
         """
-        for name in self._named([names] if isinstance(names, str) else names):
-            self._held.update(
-                dict.fromkeys((n for n in tensors_of(self.model) if n == name or n.startswith(f"{name}.")), reason)
-            )
-            axes = [
-                axis for axis in self.run.flow.atoms.axes if axis.tensor == name or axis.tensor.startswith(f"{name}.")
-            ]
+        for name in self._matching([names] if isinstance(names, str) else names):
+            parameters = [tensor for tensor in tensors_of(self.model) if within(tensor, [name])]
+            self.constraints.parameters.update(dict.fromkeys(parameters, reason))
+            axes = [axis for axis in self.run.flow.atoms.axes if within(axis.tensor, [name])]
             for axis in axes:
-                self._kept.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
+                self.constraints.atoms.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
             if not axes and name in self.coupling.sites:
-                self._keep_site(name, reason)
-        for name in ("coupling", "graph", "_invariance"):
+                remedies.keep_site(self, name, reason)
+        self.forget("coupling", "graph", "_zeroable")
+
+    def forget(self, *names: str) -> None:
+        """Let these results of the analysis be found anew: constraints have changed."""
+        for name in names:
             self.__dict__.pop(name, None)
 
-    def _named(self, patterns: Iterable[str]) -> list[str]:
-        """What fits of the names of modules, parameters and sites; nothing inside what is there already."""
+    def _matching(self, patterns: Iterable[str]) -> list[str]:
+        """The names of modules, parameters and sites that fit; nothing inside what is there already."""
         known = dict.fromkeys((*dict(self.model.named_modules()), *tensors_of(self.model), *self.coupling.sites))
         known.pop("", None)
-        found: dict[str, None] = {}
+        result: dict[str, None] = {}
         for pattern in patterns:
             fitting = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
             if not fitting:
@@ -192,159 +202,27 @@ class Traced:
                     f"of such names{'; the nearest: ' if near else ''}{', '.join(near)}"
                 )
             for name in fitting:
-                if not any(name.startswith(f"{one}.") for one in found):
-                    found[name] = None
-        return list(found)
-
-    def _keep_site(self, name: str, reason: str) -> None:
-        atoms = np.flatnonzero(np.isin(self.coupling.classes.of, self.coupling.sites[name].classes))
-        self._kept.update(dict.fromkeys(atoms.tolist(), reason))
+                if not within(name, result):
+                    result[name] = None
+        return list(result)
 
     def without(self, fault: Fault, selection: Selection) -> list[str]:
-        """Take out of the way what a fault shows, in all modules of the kind in which it shows; names of the sites.
+        """Constrain the subject so that a cut does not fail as this one did, see `remedies`; names of the sites.
 
-        Code that computes the size of heads from the number of channels wants both cut in step: sites that meet there
-        are bound to one another first. If the fault comes again, heads stay whole, and the same dimensions of each go
-        instead. If that does not help, the site that touches least of the network stays. Raises `ModelError` where no
-        site that was cut explains the fault.
+        Raises `ModelError` where no site that was cut explains the fault.
         """
-        cut = [name for name, keep in selection.keep.items() if not bool(np.asarray(keep).all())]
-        modules = dict(self.model.named_modules())
-        path, near = fault.where, []
-        while True:
-            places = _alike(path, modules) if path else [""]
-            near = self._near(path, cut) if path else []
-            if near or not path:
-                break
-            path = path.rpartition(".")[0]
-        if not near:
-            # Nothing near the fault: half of what was cut stays, what touches least first.
-            near = sorted(cut, key=lambda name: len(self.coupling.sites[name].axes))[: max(1, len(cut) // 2)]
-            places = []
-        if not near:
-            raise ModelError(f"the cut can't be proved: {fault.what}")
-        found: list[str] = []
-        above, around = path, places
-        parent = path.rpartition(".")[0]
-        leaf = not any(True for _ in modules.get(path, self.model).children())
-        if leaf and (near[0].endswith("heads") or parent in self._whole):
-            # A layer that is given heads of another size than it was made for: the module around it shaped them.
-            leaf, above, around = False, parent, _alike(parent, modules)
-        kind = type(modules.get(above, self.model))
-        known = kind in self._tried
-        if not leaf and self._remedied(kind, around, 0 if above == path else 2):
-            found = near
-        else:
-            cut = list(self.coupling.sites) if known and not leaf else cut
-            chosen = [self._near(place, cut)[:1] for place in places] or [near]
-            found = list(dict.fromkeys(name for names in chosen for name in names))
-            place = f" (in {fault.where})" if fault.where else ""
-            for name in found:
-                self._keep_site(name, f"a cut of it fails: {fault.what}{place}")
-        self.__dict__.pop("coupling", None)
-        return found
-
-    def _remedied(self, kind: type, places: list[str], step: int) -> bool:
-        """Try the next of what may help modules of a kind, in these places; False, and all as it was, after the last.
-
-        Heads bound to channels; all sites that are there; the same with whole heads; whole heads alone. step: where to
-        begin.
-        """
-        start, step = self._tried.get(kind, (-1, step))
-        if start >= 0:
-            # Binding did not help: what was bound for this kind of module is free again.
-            del self._bound[start:]
-            self.__dict__.pop("coupling", None)
-        while step < 4:
-            near = [self._near(place, self.coupling.sites) for place in places]
-            if step == 2:
-                if not any(name.endswith("heads") for names in near for name in names):
-                    break
-                self._keep_heads(self._whole.union(places))
-                near = [self._near(place, self.coupling.sites) for place in places]
-            plain, every = ([pairs for names in near for pairs in self._bind(names, more)] for more in (False, True))
-            bound = (plain, every if len(every) > len(plain) else [], plain, [])[step]
-            step += 1
-            if bound or step == 3 or (step == 4 and start >= 0):
-                self._tried[kind] = (len(self._bound) if bound else -1, step)
-                self._bound += bound
-                self.__dict__.pop("coupling", None)
-                return True
-        if not self._whole.isdisjoint(places):
-            self._keep_heads(self._whole.difference(places))
-        self._tried[kind] = (-1, 4)
-        return False
-
-    def _keep_heads(self, whole: Iterable[str]) -> None:
-        """Record anew, with these modules' heads whole."""
-        self._whole = frozenset(whole)
-        for name in ("run", "coupling", "_invariance"):
-            self.__dict__.pop(name, None)
-
-    def _bind(self, near: list[str], every: bool = False) -> list[np.ndarray]:
-        """Pairs of atoms that let heads go in step with the channels that they are computed from.
-
-        The channels are those of the site that touches most of the network; each head takes a block of them along.
-        Where there are no heads, other sites are bound in their place, and with `every` also beside them, if they have
-        as many channels.
-        """
-        sites = [self.coupling.sites[name] for name in near]
-        if len(sites) < 2:
-            return []
-        large = max(sites, key=lambda site: len(site.axes))
-        others = [site for site in sites if site is not large]
-        found = []
-        of = self.coupling.classes.of
-        atom = np.zeros(int(of.max()) + 1, np.int64)
-        atom[of] = np.arange(len(of))
-        heads = [site for site in others if site.name.endswith("heads")]
-        for small in others if every or not heads else heads:
-            few, many = len(small.classes), len(large.classes)
-            if many % few == 0 and (few == many or not heads or small in heads):
-                found.append(np.stack([atom[small.classes[np.arange(many) * few // many]], atom[large.classes]]))
-        if every and not found:
-            # Queries, keys and values of as many dimensions, whatever they are computed from.
-            small = others[0]
-            found = [
-                np.stack([atom[small.classes], atom[one.classes]])
-                for one in others[1:]
-                if len(one.classes) == len(small.classes)
-            ]
-        return found
-
-    def _near(self, path: str, cut: Iterable[str]) -> list[str]:
-        """The sites of `cut` that touch module `path`: those it gives a shape first, then what touches least of all."""
-        sites = self.coupling.sites
-        shaped: set[int] = set()
-        for one in self.run.flow.shapings:
-            if one.module == path:
-                for label in one.labels:
-                    shaped.update(np.unique(self.coupling.classes.of[label.numpy()]).tolist())
-        near = []
-        for name in cut:
-            if name not in sites:
-                continue
-            site = sites[name]
-            inside = any(axis.tensor.startswith(f"{path}.") for axis, _ in site.axes)
-            if inside or not shaped.isdisjoint(site.classes.tolist()):
-                near.append((shaped.isdisjoint(site.classes.tolist()), len(site.axes), name))
-        return [name for _, _, name in sorted(near)]
+        return remedies.find_remedy(self, fault, selection)
 
     def copy(self) -> Traced:
         """The same analysed subject on a deep copy of the weights: what was found out is shared, not done again.
 
         For a recipe that trains before it cuts: the copy's `model` may be trained in place, this one stays.
         """
-        coupling, run = self.coupling, self.run
-        result = Traced(twin(self.model), self.inputs, self.plans)
-        result._kept, result._bound, result._tried = dict(self._kept), list(self._bound), dict(self._tried)
-        result.error, result._channels, result._whole = self.error, self._channels, self._whole
+        model, _ = twin(self.model), self.coupling  # analysed before it is shared
+        result = copy.copy(self)
+        result.model = model
+        result.constraints = self.constraints.copy()
         result.masks, result.forms = dict(self.masks), dict(self.forms)
-        result.__dict__.update(run=run, coupling=coupling)
-        result._held = dict(self._held)
-        result.__dict__.update(
-            {name: self.__dict__[name] for name in ("graph", "_invariance") if name in self.__dict__}
-        )
         return result
 
     # ------------------------------------------------------------------------------------------------- units
@@ -368,7 +246,7 @@ class Traced:
         if segments.SITE in axes:
             if len(axes) > 1:
                 raise UnsupportedError("segments are cut alone: cut them first, then the channels of the result")
-            return self._segments()
+            return self.graph.units(self.model)
         coupling = self.coupling
         if not coupling.sites:
             raise UnsupportedError(f"nothing of this {type(self.model).__name__} can be cut: {self._why()}")
@@ -428,52 +306,22 @@ class Traced:
     def _own_channels(self) -> float:
         return sum(float(len(site.classes) * site.width) for site in self.coupling.sites.values())
 
-    def _segments(self) -> Units:
-        found = self.graph.removable
-        if not found:
-            reasons = dict.fromkeys(one.reason for one in self.graph.segments)
-            raise UnsupportedError(
-                f"no segment of this {type(self.model).__name__} can be erased: {'; '.join(reasons) or 'it has none'}"
-            )
-        size = dict(self.model.named_parameters())
-        lost = self.graph.lost
-        owned = [[size[name] for name in (*one.parameters, *lost[one.name]) if name in size] for one in found]
-        own = {
-            "segments": np.ones(len(found)),
-            "params": np.array([float(sum(p.numel() for p in part)) for part in owned]),
-            "bytes": np.array([float(sum(p.numel() * p.element_size() for p in part)) for part in owned]),
-        }
-        whole = self._count()
-        base = {measure: whole[measure] - float(own[measure].sum()) for measure in ("params", "bytes")}
-        return Units({segments.SITE: Site(segments.SITE, len(found), own)}, (), base)
-
     def erasure(self, selection: Selection) -> segments.Erasure | None:
         """What goes with the segments that `selection` does not keep; None if the network would break."""
-        return self.graph.erase(self._gone(selection))
-
-    def _gone(self, selection: Selection) -> list[str]:
-        found = self.graph.removable
-        keep = selection.keep[segments.SITE]
-        mask = np.asarray(keep.cpu() if isinstance(keep, Tensor) else keep).astype(bool)
-        if mask.shape != (len(found),):
-            raise InputError(f"the selection of segments has shape {mask.shape}, expected ({len(found)},)")
-        return [one.name for one, stays in zip(found, mask, strict=True) if not stays]
+        return self.graph.erase(self.graph.gone(selection))
 
     def _why(self) -> str:
-        counted: dict[str, int] = {}
-        for reason in self.reasons.values():
-            counted[reason] = counted.get(reason, 0) + 1
-        most = sorted(counted, key=lambda one: -counted[one])[:3]
+        most = [reason for reason, _ in Counter(self.reasons.values()).most_common(3)]
         return "; ".join(most) or "it has no parameter with more than one index"
 
-    def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+    def slices(self) -> Slices:
         """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
 
         A site that holds buffers only has none, and is left out.
         """
         found: dict[str, Tensor] = dict(self.model.named_parameters())
         of = self.coupling.classes.of
-        result: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
+        result: Slices = {}
         unit = np.full(int(of.max(initial=0)) + 1, -1)
         for name, site in self.coupling.sites.items():
             unit[:] = -1
@@ -485,12 +333,12 @@ class Traced:
             ]
         return {name: parts for name, parts in result.items() if parts}
 
-    def producers(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+    def producers(self) -> Slices:
         """As `slices`, but only what makes a unit: where all of it is zero, the unit's values are zero.
 
-        Only sites whose cut then equals the network with the zeros, norms and all, are there: see `invariance`.
+        Only sites whose cut then equals the network with the zeros, norms and all, are there: see `proof.exact_sites`.
         """
-        reads, exact = self._invariance
+        reads, exact = self._zeroable
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         return {
             name: [part for part in parts if (names[id(part[0])], part[1]) not in reads]
@@ -499,10 +347,10 @@ class Traced:
         }
 
     @cached_property
-    def _invariance(self) -> tuple[set[tuple[str, int]], set[str]]:
-        return invariance.reads(self.model), invariance.exact(self.model, self.inputs, self.coupling, self.run)
+    def _zeroable(self) -> tuple[set[tuple[str, int]], set[str]]:
+        return reading_dims(self.model), exact_sites(self.model, self.inputs, self.coupling, self.run)
 
-    def weights(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+    def weights(self) -> Slices:
         """The weights of the segments that can be erased, in the form of `slices`: site -> (parameter, 0, unit)."""
         found = dict(self.model.named_parameters())
         return {
@@ -517,16 +365,12 @@ class Traced:
 
     def _keep(self, selection: Selection) -> dict[str, np.ndarray]:
         keep = {}
-        for name, given in selection.keep.items():
+        for name in selection.keep:
             if name not in self.coupling.sites:
                 raise InputError(f"the selection names {name!r}, which is no site of this network: use units()")
-            mask = np.asarray(given.cpu() if isinstance(given, Tensor) else given).astype(bool)
-            count = len(self.coupling.sites[name].classes)
-            if mask.shape != (count,):
-                raise InputError(f"the selection of {name} has shape {mask.shape}, expected ({count},)")
-            if not mask.any():
+            keep[name] = keep_mask(selection, name, len(self.coupling.sites[name].classes))
+            if not keep[name].any():
                 raise InputError(f"the selection keeps nothing of {name}: at least one unit must stay")
-            keep[name] = mask
         return keep
 
     def cut(self, selection: Selection, *, prove: bool = True, offsets: bool = False) -> tuple[Traced, Cut]:
@@ -549,112 +393,96 @@ class Traced:
             return self._erase(selection, prove)
         keep = self._keep(selection)
         removed = {name: (int((~mask).sum()), len(mask)) for name, mask in keep.items() if not mask.all()}
-        before = self._count(sum(one.whole for one in self.run.products))
+        before = self.count(sum(product.whole for product in self.run.products))
         if not removed:
-            same = Traced(twin(self.model), self.inputs, self.plans)
-            same._channels = self._settled() + self._own_channels()
-            return same, Cut({}, before, before)
+            unchanged = Traced(twin(self.model), self.inputs, self.plans)
+            unchanged._channels = self._settled() + self._own_channels()
+            return unchanged, Cut({}, before, before)
         kept = self.coupling.kept(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow)
-        small = shrink(self.model, made)
-        result = Traced(small, self.inputs, (*self.plans, made))
-        counter = flops.Counter() if prove else None
-        if counter:
-            result.error, fault = compare(
-                small, silenced(self.model, kept, self.run), self.inputs, counter, made.rescaled
+        result = Traced(shrink(self.model, made), self.inputs, (*self.plans, made))
+        counted = self._prove(result, made, kept) if prove else None
+        notes: tuple[str, ...] = ()
+        if offsets:
+            result._model, made, notes = offsets_of.fold(
+                self.model, result._model, made, self.coupling, kept, self.inputs
             )
-            if fault is None and result.error < FAINT:
-                result.error, fault = stirred(self.model, made, kept, self.inputs, self.run)
-            if fault is None and self.run.late:
-                fault = trains(small, self.inputs)
-            if fault is not None:
-                raise CutError(
-                    f"a cut of {type(self.model).__name__} can't be proved: {fault.what}"
-                    f"{f' in {fault.where}' if fault.where else ''}",
-                    fault,
-                )
-        notes = self._fold(result, kept) if offsets else ()
+            result._plans = (*self.plans, made)
         channels = self._settled() + self._own_channels()
-        after = result._count(counter.total if counter and not offsets else None)
+        after = result.count(None if offsets else counted)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         result._channels = channels - gone
+        pending = []
         if configs.holders(self.model):
             # Of what is there now: offsets may have made biases, which no config gives.
-            counted = widths(self.model, made, kept, self.run.flow.shapings)
-            result._later = lambda: self._followed(result, counted)
+            sizes = widths(self.model, made, kept, self.run.flow.shapings)
+            result._pending = lambda: self._update_configs(result, sizes)
+            pending = [result._describe_config]
         return result, Cut(
             removed,
             {**before, "channels": channels},
             {**after, "channels": channels - gone},
-            Notes(*notes, *([result._describe] if result._later else []), *self._notes()),
+            Notes(*notes, *pending, *self._notes()),
         )
 
-    def _followed(self, small: Traced, counted: Mapping[int, Counter[int]]) -> tuple[str, ...]:
+    def _prove(self, result: Traced, made: Plan, kept: np.ndarray) -> float:
+        """Compare a cut with the silenced original; FLOPs of the smaller network. Raises `CutError`."""
+        counter = flops.Counter()
+        whole = self.constraints.whole
+        reference = silenced(self.model, kept, whole)
+        result.error, fault = compare(result._model, reference, self.inputs, counter, made.rescaled)
+        if fault is None and result.error < FAINT:
+            result.error, fault = compare_redrawn(self.model, made, kept, self.inputs, whole)
+        if fault is None and self.run.late:
+            fault = trains(result._model, self.inputs)
+        if fault is not None:
+            place = f" in {fault.where}" if fault.where else ""
+            raise CutError(f"a cut of {type(self.model).__name__} can't be proved: {fault.what}{place}", fault)
+        return counter.total
+
+    def _update_configs(self, small: Traced, sizes: Mapping[int, Counter[int]]) -> tuple[str, ...]:
         """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
         holders = configs.holders(self.model)
         made = small.plans[-1]
-        changes, numbers, lost = configs.described(self.model, small.model, counted, speaks_of_widths)
+        changes, numbers, lost = configs.described(self.model, small.model, sizes, speaks_of_widths)
         if changes:
-            told = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
+            described = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
             try:
-                apart = differences(Traced(told, small.inputs).forward(), small.forward()) > 1e-6
+                apart = differences(Traced(described, small.inputs).forward(), small.forward()) > 1e-6
             except Exception:  # code that computes from its config in every pass
                 apart = True
             if apart:
                 changes, lost = [], list(holders)
             else:
                 made = replace(made, attributes=(*made.attributes, *numbers), config=tuple(changes))
-                small._model, small._plans = told, (*small.plans[:-1], made)
+                small._model, small._plans = described, (*small.plans[:-1], made)
         old = {path: holder.config for path, holder in holders.items()}
         said = ", ".join(f"{field} {configs.read(old[path], field)} -> {new}" for path, field, new in changes)
-        return (
-            *([f"config: {said}; save_pretrained and from_pretrained work as for the original"] if said else []),
-            *configs.behind(self.model, lost),
-        )
-
-    def _fold(self, small: Traced, kept: np.ndarray) -> tuple[str, ...]:
-        """Fold into `small`, which was just cut so, the constants of what went; notes for the receipt."""
-        found, lost = offsets_of.offsets(self.model, self.coupling, kept, self.inputs)
-        if not found:
-            return (*lost, "offsets: no constant of what went reaches anything that stays")
-        modules = dict(self.model.named_modules())
-        found = [_rescaled(one, small.plans[-1], modules[one.module]) for one in found]
-        plans = (*small.plans[:-1], replace(small.plans[-1], biases=tuple(one.module for one in found if one.made)))
-        whole = Traced(shrink(small.model, Plan(biases=plans[-1].biases)), small.inputs, plans)
-        offsets_of.fold(whole.model, found)
-        wanted = Traced(offsets_of.constant(self.model, self.coupling, kept), self.inputs).forward()
-        before, after = (differences(one.forward(), wanted) for one in (small, whole))
-        changed = f"the outputs' difference to scales of 0 changes from {before:.2g} to {after:.2g} of the largest"
-        if after >= before:
-            return (*lost, f"offsets: left out, for {changed}")
-        small._model, small._plans = whole.model, whole.plans
-        means = sum(one.into.endswith("running_mean") for one in found)
-        biases = f"{len(found) - means} biases ({sum(one.made for one in found)} of them new)"
-        return (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
+        follows = [f"config: {said}; save_pretrained and from_pretrained work as for the original"] if said else []
+        return (*follows, *configs.behind(self.model, lost))
 
     def _erase(self, selection: Selection, prove: bool) -> tuple[Traced, Cut]:
         if len(selection.keep) > 1:
             raise InputError("the selection names segments and more: cut segments first, then channels of the result")
-        before, count = self._count(), len(self.graph.removable)
-        gone = self._gone(selection)
+        graph = self.graph
+        before, gone = self.count(), graph.gone(selection)
         if not gone:
             return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
-        erasure = self.graph.erase(gone)
+        erasure = graph.erase(gone)
         if erasure is None:
             raise InputError(
                 f"without {', '.join(gone)} no way leads from the input to the output of this "
                 f"{type(self.model).__name__}: keep one of them"
             )
-        made = self.graph.plan(self.model, erasure)
+        made = graph.plan(self.model, erasure)
         result = Traced(shrink(self.model, made), self.inputs, (*self.plans, made))
         if prove:
             result.error, fault = same(result.model, self.silence(selection).model, self.inputs)
             if fault is not None:
                 raise CutError(f"erasing {', '.join(gone)} can't be proved: {fault.what}", fault)
-        after = result._count()
-        removed = {segments.SITE: (len(gone), count)}
+        after, count = result.count(), len(graph.removable)
         notes = [f"erased: {', '.join(erasure.removed)}"]
-        said = self._segments().cost(selection.keep)["params"]
+        said = graph.units(self.model).cost(selection.keep)["params"]
         if said > after["params"]:
             notes.append(
                 f"params: {after['params']:.0f} are left, where prices of single segments said at most {said:.0f}: "
@@ -662,10 +490,10 @@ class Traced:
             )
         if erasure.dead:
             notes.append(f"erased because only erased parts took their results: {', '.join(erasure.dead)}")
-        notes += [f"stays: {one.name}: {one.reason}" for one in self.graph.segments if one.reason]
+        notes += [f"stays: {segment.name}: {segment.reason}" for segment in graph.segments if segment.reason]
         notes += configs.behind(self.model)
-        before["segments"], after["segments"] = float(count), float(count - len(gone))
-        return result, Cut(removed, before, after, tuple(notes))
+        before[segments.SITE], after[segments.SITE] = float(count), float(count - len(gone))
+        return result, Cut({segments.SITE: (len(gone), count)}, before, after, tuple(notes))
 
     def _notes(self) -> list[str]:
         counted: dict[str, tuple[list[str], dict[str, None]]] = {}
@@ -693,35 +521,29 @@ class Traced:
         if segments.SITE in selection.keep:
             erasure = self.erasure(selection)
             parameters = dict(self.model.named_parameters())
-            zero = {one.name: one.parameters for one in self.graph.segments}
-            changed = {
-                name: torch.zeros_like(parameters[name])
-                for one in (erasure.removed if erasure else self._gone(selection))
-                for name in zero[one]
-            }
+            own = {segment.name: segment.parameters for segment in self.graph.segments}
+            gone = erasure.removed if erasure else self.graph.gone(selection)
+            changed = {name: torch.zeros_like(parameters[name]) for segment in gone for name in own[segment]}
             return Traced(twin(self.model, changed), self.inputs, self.plans)
         kept = self.coupling.kept(self._keep(selection))
-        return Traced(silenced(self.model, kept, self.run), self.inputs, self.plans)
+        return Traced(silenced(self.model, kept, self.constraints.whole), self.inputs, self.plans)
 
     def forward(self, inputs: Any = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
-        example = self.inputs if inputs is None else Example.of(inputs)
         model = self._model if isinstance(self._model, Silenced) else twin(self._model, share=True).eval()
-        with running(model, lambda _: None):
-            args, kwargs = example.fresh()
-            return model(*args, **kwargs)
+        return evaluate(model, self.inputs if inputs is None else Example.of(inputs))
 
     def flops(self) -> float:
         """FLOPs of a forward pass on the example inputs, multiply and add counted as two."""
-        model = twin(self._model, share=True).eval()
         try:
-            with running(model, lambda _: None):
-                args, kwargs = self.inputs.fresh()
-                return flops.count(model, args, kwargs)
+            with flops.Counter() as counter:
+                self.forward()
         except Exception as error:
             raise ModelError(f"{type(self.model).__name__} can't run on the example inputs: {error}") from error
+        return float(counter.total)
 
-    def _count(self, flops: float | None = None) -> dict[str, float]:
+    def count(self, flops: float | None = None) -> dict[str, float]:
+        """Parameters, bytes and FLOPs (counted unless given) of the network as it is."""
         parameters = list(self.model.parameters())
         return {
             "params": float(sum(p.numel() for p in parameters)),
@@ -739,27 +561,9 @@ class Traced:
         patterns, while the program holds them as floats. Each file is written whole or not at all.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().contiguous() for name, tensor in _state(self.model).items()}
-        state = integers.stored(self.model, state, self.masks, self.forms)
-        with writing(folder / _WEIGHTS) as place:
-            save_file(state, place)
-        if loose := {name: mask for name, mask in self.masks.items() if f"{name}.places" not in state}:
-            from secateur.subjects.transformer import packing  # which loads transformers
-
-            packing.save_masks(loose, folder / _MASKS)
-        data = {
-            "model": type(self.model).__name__,
-            "plans": [one.to_dict() for one in self.plans],
-            "channels": self._channels,
-            **({"forms": {name: [one.n, one.m, one.unit] for name, one in self.forms.items()}} if self.forms else {}),
-        }
-        atomic_write(folder / _PLAN, json.dumps(data))
+        files.write(folder, files.Stored(self.model, self.plans, self._channels, self.masks, self.forms))
         if program:
-            args, kwargs = self.inputs.fresh()
-            exported = onnx_files.program(twin(self.model, share=True).eval(), args, kwargs)
-            with writing(folder / "model.pt2") as place:
-                torch.export.save(exported, place)
+            files.write_program(folder, self.model, self.inputs)
 
     def export_onnx(self, file: str | Path) -> tuple[str, ...]:
         """Write the network as an ONNX file, in evaluation mode and float32; returns notes.
@@ -777,38 +581,6 @@ class Traced:
             return onnx_files.write_module(model, args, kwargs, place)
 
 
-def _rescaled(one: offsets_of.Offset, cut: Plan, module: nn.Module) -> offsets_of.Offset:
-    """The offset of a layer whose results a cut makes larger or smaller."""
-    name = f"{one.module}.weight" if one.module else "weight"
-    weight = dict(module.named_parameters(recurse=False)).get("weight")
-    by = cut.factors(name, 0, len(weight)) if weight is not None else None
-    if by is None:
-        return one
-    stays = cut.tensors.get(name, {}).get(0)
-    return replace(one, values=one.values * (by if stays is None else by[stays]).to(one.values))
-
-
-def _alike(path: str, modules: Mapping[str, nn.Module]) -> list[str]:
-    """The modules of the kind of the one at `path`; of layers, only those that stand in like places."""
-    kind = type(modules[path])
-    found = [name for name, module in modules.items() if type(module) is kind]
-    if any(True for _ in modules[path].children()):
-        return found
-    parent, _, tail = path.rpartition(".")
-    above = (tail, type(modules[parent]), parent.rpartition(".")[2].strip("0123456789"))
-    result = []
-    for name in found:
-        other, _, end = name.rpartition(".")
-        if (end, type(modules[other]), other.rpartition(".")[2].strip("0123456789")) == above:
-            result.append(name)
-    return result
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor once, also buffers that a state dict leaves out."""
-    return tensors_of(model)
-
-
 def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:
     """`model` as something to prune; it stays as it is.
 
@@ -819,33 +591,22 @@ def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str]
     that chooses by its data what to run, where the inputs leave something out.
     """
     subject = Traced(model, Example.of(example_inputs))
-    _check(model, subject.inputs)
-    _check_branches(subject)
+    checks.check_model(model, subject.inputs)
+    checks.check_branches(model, subject.run)
     if protect:
         subject.protect(protect)
-    _something(subject)
+    _check_units(subject)
     if prove:
         for turn in (None, 0.0, 0.5):
-            _try(subject, turn)
-        _something(subject)
+            _settle(subject, turn)
+        _check_units(subject)
     return subject
 
 
-def _try(subject: Traced, turn: float | None) -> None:
-    """Cut once, half of everything or in unequal shares that begin at `turn`, and let stay what can't be cut so.
-
-    Where one site loses more than another, code shows that computes the width of one from that of the other.
-    """
+def _settle(subject: Traced, turn: float | None) -> None:
+    """Cut once, and let stay what can't be cut so."""
     while subject.coupling.sites:
-        keep = {}
-        for number, (name, site) in enumerate(subject.coupling.sites.items()):
-            index, count = np.arange(len(site.classes)), len(site.classes)
-            if turn is None:
-                keep[name] = index % 2 == 0
-            else:
-                # Multiples of the golden ratio: no two sites lose the same share, and some lose nothing.
-                keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
-        selection = Selection(keep)
+        selection = remedies.trial_selection(subject, turn)
         try:
             subject.cut(selection)
             return
@@ -853,7 +614,7 @@ def _try(subject: Traced, turn: float | None) -> None:
             subject.without(error.fault, selection)
 
 
-def _something(subject: Traced) -> None:
+def _check_units(subject: Traced) -> None:
     """Raise `UnsupportedError` where neither a channel nor a segment can go."""
     if subject.coupling.sites or not subject.graph.removable:
         subject.units()
@@ -864,104 +625,8 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> 
 
     Raises `ModelError` where files are missing or of another architecture.
     """
-    folder = Path(folder)
-    try:
-        data = json.loads((folder / _PLAN).read_text("utf-8"))
-        state = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
-    # What the file says is followed step by step: whatever does not fit shows as an error of some kind.
-    try:
-        forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
-        channels = float(data["channels"]) if data.get("channels") else None
-        plans = tuple(Plan.from_dict(one) for one in data.get("plans", ()))
-        small = twin(model)
-        for one in plans:
-            small = shrink(small, one)
-    except SecateurError:
-        raise
-    except Exception as error:
-        line = str(error).partition("\n")[0][:200]
-        raise ModelError(
-            f"{folder / _PLAN} is damaged ({type(error).__name__}: {line}): give a folder as save() wrote it"
-        ) from error
-    masks: dict[str, Tensor] = {}
-    if (folder / _MASKS).is_file():
-        from secateur.subjects.transformer import packing  # which loads transformers
-
-        masks = packing.load_masks(folder / _MASKS)
-    state, packed = integers.taken(small, state, forms)
-    found = tensors_of(small)
-    wrong = [
-        name
-        for name in found.keys() | state.keys()
-        if name not in found or name not in state or found[name].shape != state[name].shape
-    ]
-    if wrong:
-        raise ModelError(f"{folder} is of another architecture than {type(model).__name__}: {sorted(wrong)[0]} differs")
-    with torch.no_grad():
-        for name, tensor in found.items():
-            tensor.copy_(state[name])
-    result = Traced(small, Example.of(example_inputs), plans)
-    result._channels = channels
-    result.masks, result.forms = {**masks, **packed}, forms
+    stored = files.read(Path(folder), model)
+    result = Traced(stored.model, Example.of(example_inputs), stored.plans)
+    result._channels = stored.channels
+    result.masks, result.forms = dict(stored.masks), dict(stored.forms)
     return result
-
-
-def _check(model: nn.Module, example: Example) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{type(model).__name__} is no torch.nn.Module: give the network itself")
-    for path, module in model.named_modules():
-        name = f"{path} ({type(module).__name__})" if path else type(module).__name__
-        if isinstance(module, torch.jit.ScriptModule) or type(module).__name__ == "OptimizedModule":
-            raise UnsupportedError(f"{name} is compiled: prune the model first, then compile the result")
-        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = f"{path}.module" if path else "model.module"
-            raise UnsupportedError(f"{name} spreads a network over devices: give the network inside, {inner}")
-        if ".quantized" in type(module).__module__ or type(module).__module__.startswith("bitsandbytes"):
-            raise UnsupportedError(f"{name} is quantised: prune first, then quantise the result")
-    found = tensors_of(model)
-    if not found:
-        raise UnsupportedError(f"{type(model).__name__} has no parameters: nothing of it can be cut")
-    for name, tensor in found.items():
-        if nn.parameter.is_lazy(tensor):
-            raise ModelError(f"{name} has no shape yet: run the model once, so that its lazy modules are made")
-        if tensor.is_meta:
-            raise ModelError(f"{name} has no values (it is on the meta device): load the weights first")
-        if type(tensor.data) is not Tensor or tensor.is_quantized:
-            raise UnsupportedError(f"{name} is a {type(tensor.data).__name__}: prune first, then quantise the result")
-        if tensor.is_floating_point() and tensor.element_size() == 1:
-            raise UnsupportedError(
-                f"{name} is in {tensor.dtype}: prune in a wider type first, then quantise the result"
-            )
-        # A sum is the fastest look at all numbers. Infinity is at home in buffers, as a mask.
-        if not tensor.is_floating_point() or bool(torch.isfinite(tensor.detach().sum())):
-            continue
-        wrong = ~torch.isfinite(tensor).all() if isinstance(tensor, nn.Parameter) else torch.isnan(tensor).any()
-        if bool(wrong):
-            raise ModelError(f"{name} holds NaN or infinity: load the weights again, or train with a lower rate")
-    tensors = [one for one in tree_leaves((example.args, dict(example.kwargs))) if isinstance(one, Tensor)]
-    if tensors and not any(one.numel() for one in tensors):
-        raise InputError(f"the example inputs are empty ({tuple(tensors[0].shape)}): give at least one example")
-
-
-def _check_branches(subject: Traced) -> None:
-    """Refuse a network that chooses by its data what to run, where the example leaves something out."""
-    run, whole = subject.run, type(subject.model).__name__
-    idle = [name for name in dict(subject.model.named_parameters()) if name not in run.used]
-    if run.reads and idle:
-        raise UnsupportedError(
-            f"{idle[0]} takes no part in the forward pass, which depends on values computed in "
-            f"{run.reads[0] or whole}: other inputs may run it; give example inputs that run all of the network"
-        )
-    # Code looks at its inputs for many reasons, such as masks without effect: where it then leaves out a module of its
-    # own it has chosen.
-    for name in idle:
-        place = name.rpartition(".")[0]
-        while place:
-            place = place.rpartition(".")[0]
-            if place in run.looks:
-                raise UnsupportedError(
-                    f"{name} takes no part in the forward pass, and {place or whole} looks at values of its inputs: "
-                    "others may run it; give example inputs that run all of the network"
-                )

@@ -154,7 +154,7 @@ class Page:
                 left -= len(text) if letters else markup.words(text)
             texts.append(text)
         nodes = range(len(texts))
-        return self._cleaned(self.tree.first(texts), nodes)
+        return self._clean(self.tree.first(texts), nodes)
 
     def save(self, folder: Path) -> None:
         """Write page.html."""
@@ -164,13 +164,13 @@ class Page:
 
     def html(self, *, numbered: bool | None = None) -> str:
         """The page as it now is; `numbered` as `open_page` was told, unless given."""
-        return self._written(None, self.numbered if numbered is None else numbered)
+        return self._write_parts(None, self.numbered if numbered is None else numbered)
 
     def written(self) -> str:
         """What a model is to read: the page as it now is."""
         return self.html()
 
-    def _written(self, nodes: Sequence[int] | None, numbered: bool) -> str:
+    def _write_parts(self, nodes: Sequence[int] | None, numbered: bool) -> str:
         return markup.write(self.tree, nodes, self.names if numbered else None)
 
     def parts(self) -> list[str]:
@@ -178,7 +178,7 @@ class Page:
         tops: list[list[int]] = [[] for _ in range(self._many)]
         for node in self.tree.children(0):
             tops[self._owners[node]].append(node)
-        return [self._written(nodes, self.numbered) for nodes in tops]
+        return [self._write_parts(nodes, self.numbered) for nodes in tops]
 
     def documents(self) -> dict[int, tuple[str, str]]:
         """Number of each document of which something is left -> its HTML, and its text by blocks. Needs `apart`."""
@@ -190,19 +190,19 @@ class Page:
                 texts[top].append(self.text(index))
         return {
             int(self.names[top].removeprefix(markup.DOCUMENT)): (
-                self._written(self.tree.children(top), self.numbered), "\n\n".join(texts[top]),
+                self._write_parts(self.tree.children(top), self.numbered), "\n\n".join(texts[top]),
             )
             for top in tops
         }  # fmt: skip
 
     def text(self, index: int | None = None) -> str:
         """The text of a block, or of the whole page."""
-        return self._said(range(1, len(self.tree)) if index is None else self._nodes(index))
+        return self._find_heads(range(1, len(self.tree)) if index is None else self._nodes(index))
 
     def source(self, index: int) -> str:
         """The HTML of a block; of a split tag's bare text, the text."""
         node, bare = self.blocks[index]
-        return self._written(self._nodes(index) if bare else [node], self.numbered)
+        return self._write_parts(self._nodes(index) if bare else [node], self.numbered)
 
     def path(self, index: int) -> tuple[str, ...]:
         """The names that lead from the top to a block's tag, such as ("html", "body", "div1", "p0")."""
@@ -218,7 +218,7 @@ class Page:
         while node > 0:
             if self._heads[node]:
                 head = self._heads[node]
-                found.append(markup.first_words(self._said(range(head, self.tree.end[head])), LONGEST))
+                found.append(markup.first_words(self._find_heads(range(head, self.tree.end[head])), LONGEST))
             node = self.tree.parent[node]
         return list(reversed(found))
 
@@ -238,7 +238,7 @@ class Page:
         tags = {self.tree.tag[child] for child in self.tree.children(node)} if self.tree.tag[node] == "tr" else set()
         return "th" in tags and "td" not in tags
 
-    def _said(self, nodes: Iterable[int]) -> str:
+    def _find_heads(self, nodes: Iterable[int]) -> str:
         return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
 
     def _nodes(self, index: int) -> list[int]:
@@ -287,10 +287,10 @@ class Page:
         for index in lost:
             for node in self._nodes(index):
                 gone[node] = True
-        smaller = self._cleaned(*markup.kept(self.tree, gone, [False] * len(gone)))
+        smaller = self._clean(*markup.kept(self.tree, gone, [False] * len(gone)))
         return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
 
-    def _cleaned(self, tree: Tree, stays: Sequence[int]) -> Page:
+    def _clean(self, tree: Tree, stays: Sequence[int]) -> Page:
         """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
         tree, nodes = markup.clean(tree, self.protected)
         owners = [self._owners[stays[node]] for node in nodes]

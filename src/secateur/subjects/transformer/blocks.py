@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur._utils import allocator, distributed
-from secateur._utils.finite import given
+from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, ModelError
 from secateur.subjects.matrices import Matrix, matrices
@@ -33,10 +33,10 @@ __all__ = [
     "Block",
     "Blocks",
     "Reader",
-    "calls",
     "count",
-    "leaving",
     "receipt",
+    "record_calls",
+    "run_ends",
     "states",
     "visit",
     "walk",
@@ -66,7 +66,7 @@ class Blocks(Protocol):
         """Paths of the blocks."""
         ...
 
-    def resident(self, *paths: str) -> Any:
+    def resident(self, *paths: str) -> AbstractContextManager[None]:
         """A context within which the modules at `paths` have their weights; none: all outside the blocks."""
         ...
 
@@ -124,13 +124,13 @@ class Block:
         ran: list[str] = []  # by the batch that is on its way
         asked: set[str] = set()  # by whom a pass may end, once they all ran; nobody while that is not known
 
-        def done(name: str) -> None:
+        def note_run(name: str) -> None:
             ran.append(name)
             if asked and asked <= set(ran):
                 raise _EnoughError
 
-        def linear(name: str) -> Callable[[nn.Module, Any], None]:
-            def look(_: nn.Module, args: Any) -> None:
+        def linear(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 x = args[0]
                 same = next((other for tensor, other in seen if tensor is x), None)
                 if same is not None:  # only the first batch finds these; afterwards followers have no hook
@@ -141,11 +141,11 @@ class Block:
                 if name not in found:
                     found[name], leaders[name] = make(), [name]
                 found[name].add(_rows(x, mask))
-                done(name)
+                note_run(name)
 
             return look
 
-        def experts(path: str) -> Callable[[nn.Module, Any], None]:
+        def experts(path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
             prefix = f"{self.path}.{path}" if path else self.path
 
             def look(module: Any, args: Any) -> None:
@@ -166,7 +166,7 @@ class Block:
                         gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
                         inner = module.act_fn(gate) * up
                         found[second].add(inner if share is None else inner * share)
-                done(path)
+                note_run(path)
 
             return look
 
@@ -219,8 +219,8 @@ class Block:
         """
         groups: list[tuple[Any, list[str]]] = []
 
-        def noting(found: Sequence[Matrix]) -> Callable[[nn.Module, Any], None]:
-            def note(_: nn.Module, args: Any) -> None:
+        def noting(found: Sequence[Matrix]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+            def note(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 if found[0].expert is not None:
                     leaves = dict.fromkeys(matrix.leaf for matrix in found)
                     groups.extend((None, [m.name for m in found if m.leaf == leaf]) for leaf in leaves)
@@ -292,7 +292,7 @@ def visit(
     paths = subject.layers()
     own = folder / f"process-{number}-of-{many}" if many > 1 else folder
     folder.mkdir(parents=True, exist_ok=True)
-    start = distributed.by_first(lambda: _finished(folder, len(paths))) if store else 0
+    start = distributed.by_first(lambda: _count_finished(folder, len(paths))) if store else 0
     for index in range(start):
         subject.recall(paths[index], _file(folder, index))
     if start == len(paths):
@@ -342,7 +342,7 @@ def visit(
                 _keep(subject, path, _file(folder, index))
         current.remove()
         current = following
-        allocator.give_back()
+        allocator.release_memory()
     if store:
         current.remove()
         if many > 1:
@@ -365,15 +365,15 @@ def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: 
     """
     pool: dict[Any, list[Tensor]] = {}
     for batch in batches:
-        states, noted = calls(subject, batch)
+        states, noted = record_calls(subject, batch)
         known: dict[int, Tensor] = {}
-        inside.append([_shared(call, pool, known) for call in noted])
+        inside.append([_pooled_call(call, pool, known) for call in noted])
         del noted, known
         yield states
         del states
 
 
-def _shared(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+def _pooled_call(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
     """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
 
     known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that
@@ -388,9 +388,9 @@ def _shared(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) 
             known[id(nest)] = nest if twin is None else twin
         return known[id(nest)]
     if type(nest) in (tuple, list):
-        return type(nest)(_shared(one, pool, known) for one in nest)
+        return type(nest)(_pooled_call(one, pool, known) for one in nest)
     if type(nest) is dict:
-        return {name: _shared(one, pool, known) for name, one in nest.items()}
+        return {name: _pooled_call(one, pool, known) for name, one in nest.items()}
     return nest
 
 
@@ -400,10 +400,10 @@ class _EnoughError(Exception):
 
 def _finite(path: str, outputs: Iterable[Tensor]) -> Iterator[Tensor]:
     for out in outputs:
-        yield given(path, out)
+        yield require_finite(path, out)
 
 
-def calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:
+def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Call]]:
     """What enters the first block [B, S, d], and with what other arguments the model calls each of its blocks.
 
     The model's own forward pass is run with blocks that only note how they are called: masks, positions, rotary
@@ -424,14 +424,14 @@ def calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, list[Ca
         noted.append((args, kwargs))
         return hidden
 
-    with _replaced(subject, noting), torch.no_grad(), evaluating(model):
+    with _replace_blocks(subject, noting), torch.no_grad(), evaluating(model):
         places = {name: batch[name].to(_device(model)) for name in ("input_ids", "attention_mask") if name in batch}
         model.base_model(**places, use_cache=False)
     return entering[0], noted
 
 
 @contextmanager
-def _replaced(subject: Blocks, forward: Callable[..., Any]) -> Iterator[None]:
+def _replace_blocks(subject: Blocks, forward: Callable[..., Any]) -> Iterator[None]:
     """Within the block, every block of the model runs `forward` in place of its own."""
     modules = [subject.model.get_submodule(path) for path in subject.layers()]
 
@@ -447,9 +447,9 @@ def _replaced(subject: Blocks, forward: Callable[..., Any]) -> Iterator[None]:
             del module.forward
 
 
-def leaving(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
+def run_ends(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
     """The model's output for `batch` when its blocks give `hidden` [B, S, d]: final norm and head are its own."""
-    with _replaced(subject, lambda *_, **__: hidden), torch.no_grad(), evaluating(subject.model):
+    with _replace_blocks(subject, lambda *_, **__: hidden), torch.no_grad(), evaluating(subject.model):
         places = {
             name: batch[name].to(_device(subject.model)) for name in ("input_ids", "attention_mask") if name in batch
         }
@@ -470,7 +470,7 @@ def walk(subject: Blocks, folder: Path) -> Iterator[dict[str, Matrix]]:
     """Yield the matrices of each block in turn, to be changed in place; nothing is run. Resumed as in `visit`."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = subject.layers()
-    start = distributed.by_first(lambda: _finished(folder, len(paths)))
+    start = distributed.by_first(lambda: _count_finished(folder, len(paths)))
     for index, path in enumerate(paths):
         if index < start:
             subject.recall(path, _file(folder, index))
@@ -546,6 +546,6 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"block-{index}.safetensors"
 
 
-def _finished(folder: Path, count: int) -> int:
+def _count_finished(folder: Path, count: int) -> int:
     """How many blocks are done: those in the folder, one behind the other."""
     return next((index for index in range(count) if not _file(folder, index).is_file()), count)

@@ -31,7 +31,7 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
         found[kind] = Site(kind, len(widths), owner=("layers", every), fixed=fixed)
     for index, width in enumerate(widths):
         groups, heads, neurons = (f"layers.{index}.{kind}" for kind in ("kv_groups", "heads", "neurons"))
-        if width.grouped:
+        if width.has_groups:
             group = np.repeat(np.arange(width.kv), width.heads // width.kv)
             found[groups] = Site(groups, width.kv, owner=("attention", np.full(width.kv, index)))
             found[heads] = Site(heads, width.heads, group=group, owner=(groups, group))
@@ -106,19 +106,19 @@ def terms(
         for size, names in _monomials(layout, place, parameter.shape):
             add("params", size, names, condition)
             if layout.family.experts:
-                times, per_expert = _routed(layout, place)
+                times, per_expert = _routed_share(layout, place)
                 add("active_params", size * times, names, condition | per_expert)
             for measure in ("bytes", "memory"):
                 add(measure, size * parameter.element_size(), names, condition)
     for name, weight in layout.products():
         place = layout.place(name)
         tokens = batch if _once(layout, place) else batch * length
-        times, per_expert = _routed(layout, place)
+        times, per_expert = _routed_share(layout, place)
         for size, names in _monomials(layout, place, weight.shape):
             add("flops", 2.0 * tokens * size * times, names, _condition(layout, place) | per_expert)
     for index, width in enumerate(layout.widths):
         if width.heads:
-            products = 4.0 * batch * length**2 * layout.attended  # queries by keys, and weights by values
+            products = 4.0 * batch * length**2 * layout.attention_width  # queries by keys, and weights by values
             add("flops", products, [f"layers.{index}.heads"], {"units": (("layers", index),)})
     found = [replace(term, coefficient=value) for term, value in total.items()]
     cached = [term for part in cache for term in (part, replace(part, measure="memory"))]
@@ -137,7 +137,7 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
             return 1, ""  # the site of the neurons counts those of all experts
         if name in _COUNTED:
             return 1, f"layers.{place.layer}.{name}"
-        grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].grouped
+        grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].has_groups
         return layout.head_dim, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
 
     axes = [
@@ -160,7 +160,7 @@ def _condition(layout: Layout, place: Place) -> dict[str, Any]:
     return with_layer | {"present": (f"layers.{place.layer}.{site}",)}
 
 
-def _routed(layout: Layout, place: Place) -> tuple[float, dict[str, Any]]:
+def _routed_share(layout: Layout, place: Place) -> tuple[float, dict[str, Any]]:
     """How often a token passes one of the packed experts a tensor holds, as a factor and a divisor; else once."""
     if not any("expert_neurons" in axis for axis in place.axes or ()):
         return 1.0, {}

@@ -25,13 +25,13 @@ __all__ = [
     "Kept",
     "build",
     "correct_norms",
+    "find_kept",
     "fold_layer_scale",
-    "kept",
     "layer_norms",
     "new_config",
     "resolve",
-    "silenced",
-    "sliced",
+    "silence",
+    "slice_state",
 ]
 
 
@@ -64,7 +64,7 @@ def resolve(selection: Selection, sites: Mapping[str, Site]) -> dict[str, np.nda
     return dict(Units(sites).effective(keep))
 
 
-def kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
+def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
     """The indices that stay. Refuses what leaves nothing, and unequal query heads in the groups of a layer."""
 
     def indices(site: str, count: int) -> Tensor:
@@ -76,7 +76,7 @@ def kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
     for index in layers:
         width, name = layout.widths[index], f"layers.{index}"
         heads = kv = indices(f"{name}.heads", width.heads)
-        if width.grouped and len(heads):
+        if width.has_groups and len(heads):
             kv = indices(f"{name}.kv_groups", width.kv)
             counts = torch.bincount(heads // (width.heads // width.kv), minlength=width.kv)[kv].tolist()
             if len(set(counts)) > 1:
@@ -164,7 +164,7 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
     return torch.cat(pieces, -1)
 
 
-def sliced(layout: Layout, stays: Kept) -> dict[str, Tensor]:
+def slice_state(layout: Layout, stays: Kept) -> dict[str, Tensor]:
     """The state dict of the result: every tensor cut along its axes and renamed to its new layer, never shared."""
     number = {old: new for new, old in enumerate(stays.layers)}
     state = {}
@@ -242,7 +242,7 @@ def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
     config._experts_implementation = getattr(old, "_experts_implementation", None)
-    return config if plain else saving.mark(config)
+    return config if plain else saving.mark_config(config)
 
 
 class _Native(dict[str, str]):
@@ -371,7 +371,7 @@ def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: Any, laye
 # ------------------------------------------------------------------------------------------------------ silencing
 
 
-def silenced(layout: Layout, stays: Kept) -> PreTrainedModel:
+def silence(layout: Layout, stays: Kept) -> PreTrainedModel:
     """A copy of the model, same shapes, in which the units that go are zero.
 
     Layers that go are bypassed; LayerNorms run over the channels that stay.

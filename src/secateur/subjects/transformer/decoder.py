@@ -33,7 +33,7 @@ class Decoder(Transformer):
             yield Term("kv_cache", mark, units=with_layer)
             if width.heads:
                 heads = f"layers.{index}.heads"
-                site = f"layers.{index}.kv_groups" if width.grouped else heads
+                site = f"layers.{index}.kv_groups" if width.has_groups else heads
                 yield Term("kv_cache", -mark, present=(heads,), units=with_layer)
                 if layout.latent:
                     yield Term("kv_cache", mark / 2 * layout.latent, (), (heads,), with_layer)

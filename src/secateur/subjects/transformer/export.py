@@ -106,7 +106,7 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     and for biases where a sub-block is gone (a no-op has none).
     """
     folder = Path(folder)
-    if low_rank.of(subject.model):
+    if low_rank.find_branches(subject.model):
         raise UnsupportedError("DeciLM's form has no place for branches beside linears: export the model without them")
     config, widths = subject.model.config, subject.widths()
     _check_llama_shaped(subject, widths)
@@ -149,7 +149,7 @@ def _check_decilm(subject: Transformer, folder: Path) -> None:
     from secateur.formats.decilm.modeling_decilm import DeciLMForCausalLM
 
     example = subject.example(2, 9)
-    with saving.quiet(0):
+    with saving.quiet_progress(0):
         model = DeciLMForCausalLM.from_pretrained(folder).eval().to(subject.model.device)
     with torch.no_grad():
         wanted = subject.forward(example).prediction

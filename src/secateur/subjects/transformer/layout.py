@@ -33,7 +33,7 @@ class Widths:
         return bool(self.neurons or self.experts)
 
     @property
-    def grouped(self) -> bool:
+    def has_groups(self) -> bool:
         """Whether several query heads share a key/value head."""
         return self.kv < self.heads
 
@@ -122,7 +122,7 @@ class Layout:
         return int(rank + config.qk_rope_head_dim) if rank else 0
 
     @cached_property
-    def attended(self) -> float:
+    def attention_width(self) -> float:
         """Numbers per head of a query and of a value, on average."""
         config = self.model.config
         return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.head_dim)

@@ -24,15 +24,15 @@ from transformers import (
 )
 
 from secateur._utils.finite import all_finite
-from secateur._utils.modes import held
+from secateur._utils.modes import move_to_device
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
-from secateur.subjects.transformer import low_rank, packing, saving
+from secateur.subjects.transformer import files, low_rank, packing, saving
 from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.encoder import Encoder
 from secateur.subjects.transformer.families import FAMILIES, Family, find
 from secateur.subjects.transformer.moe import Moe
-from secateur.subjects.transformer.streamed import Streamed, stored
+from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
 __all__ = ["Folders", "load", "open_streamed", "open_subject"]
@@ -73,7 +73,7 @@ def open_subject(
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
     subject = _subject(model, family, tokenizer or _tokenizer(root), folder, head)
-    method = saving.read_json(root / "config.json").get("quantization_config")
+    method = files.read_json(root / "config.json").get("quantization_config")
     if method is not None:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
         subject.stored = Stored(_bits(method), float(stored))
@@ -89,7 +89,7 @@ class Folders(Mapping[str, Transformer]):
 
     def __getitem__(self, name: str) -> Transformer:
         subject = open_subject(self._folders[name], tokenizer=self._like.tokenizer)
-        held(subject.model, str(self._like.model.device))
+        move_to_device(subject.model, str(self._like.model.device))
         return subject
 
     def __iter__(self) -> Iterator[str]:
@@ -119,7 +119,7 @@ def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
         raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
     if config.is_heterogeneous:
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
-    if low_rank.there(root / low_rank.FOLDER):
+    if low_rank.has_branches(root / low_rank.FOLDER):
         raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
     return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
 
@@ -189,7 +189,7 @@ def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Where the transformer stands, and the sentence-transformers modules after it."""
     if not (folder / "modules.json").is_file():
         return folder, []
-    modules = saving.read_json(folder / "modules.json")
+    modules = files.read_json(folder / "modules.json")
     if not (isinstance(modules, list) and modules and all(isinstance(entry, dict) for entry in modules)):
         raise ModelError(f"{folder / 'modules.json'} is damaged: it lists no modules")
     return folder / (modules[0].get("path") or ""), modules[1:]
@@ -198,7 +198,7 @@ def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json")
-    data = saving.read_json(folder / "config.json")
+    data = files.read_json(folder / "config.json")
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
     own = "per_layer_config" in data or packing.is_packed(data)  # code of ours, which is not run but done again here
@@ -208,8 +208,8 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
             "pass trust_remote_code=True if you trust it"
         )
     _family(data["model_type"], str(folder))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
         pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         if pickles:
             raise ModelError(
@@ -217,9 +217,9 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
                 "save the model again as safetensors"
             )
         raise ModelError(f"{folder} has no weights: expected model.safetensors (pickles are never opened)")
-    for path in files:
+    for path in weights:
         _check_safetensors(path)
-    stored(folder)  # transformers follows an index out of the folder
+    files.find_tensors(folder)  # transformers follows an index out of the folder
 
 
 def _check_safetensors(path: Path) -> None:
@@ -237,7 +237,8 @@ def _config(place: Path, trust_remote_code: bool) -> tuple[Any, Family, type[Pre
     except Exception as error:
         raise ModelError(f"{place / 'config.json'} can't be used ({_line(error)})") from error
     family = _family(config.model_type, str(place))
-    named = next((saving.original(name) for name in (config.architectures or []) if saving.original(name)), None)
+    known = (saving.original_class(name) for name in config.architectures or [])
+    named = next((kind for kind in known if kind), None)
     if named is None:
         automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
         named = automatic._model_mapping[type(config)]
@@ -263,7 +264,7 @@ def _read(
             config, source = unpacking.plain(config), None
             options["state_dict"] = dict(unpacking.tensors(place))
         kind = saving.architecture(named, config, family)
-        with saving.quiet(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
+        with saving.quiet_progress(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
             model, report = kind.from_pretrained(
                 source, config=config, use_safetensors=True, output_loading_info=True, **options
             )
@@ -291,7 +292,7 @@ def _refuse_quantised(place: Path, config: Any) -> None:
             "weights in floating point"
         )
     # Integers without a word in the configuration would be taken for weights as they stand, without their scales.
-    for key, path in stored(place).items():
+    for key, path in files.find_tensors(place).items():
         with safe_open(path, framework="pt") as opened:
             kind = opened.get_slice(key).get_dtype() if key.endswith(".weight") else "F32"
         if kind not in _FLOATS:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from secateur.errors import InputError, ModelError
 
-__all__ = ["FOLDER", "Branch", "attach", "of", "restore", "save", "there", "without"]
+__all__ = ["FOLDER", "Branch", "attach", "find_branches", "has_branches", "restore", "save", "without_branches"]
 
 FOLDER = "side"
 """Where the branches of a saved model lie, inside its folder."""
@@ -42,13 +42,13 @@ class Branch(nn.Module):
         return functional.linear(functional.linear(x, self.X.to(x.dtype)), self.S.to(x.dtype))
 
 
-def _beside(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+def _add_branch(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     # A function of the module, so that copies of a model run the branches of their own.
     branch = getattr(module, _NAME, None)
     return output if branch is None else output + branch(args[0])
 
 
-def of(model: nn.Module) -> dict[str, Branch]:
+def find_branches(model: nn.Module) -> dict[str, Branch]:
     """Path of a linear -> its branch, for those that have one."""
     ending = f".{_NAME}"
     return {path.removesuffix(ending): module for path, module in model.named_modules() if isinstance(module, Branch)}
@@ -75,13 +75,13 @@ def attach(model: nn.Module, branches: Mapping[str, tuple[Tensor, Tensor]]) -> N
                 f"and [{d_out}, r]"
             )
         module.add_module(_NAME, Branch(X, S))
-        module.register_forward_hook(_beside)
+        module.register_forward_hook(_add_branch)
 
 
 @contextmanager
-def without(model: nn.Module) -> Iterator[dict[str, Branch]]:
+def without_branches(model: nn.Module) -> Iterator[dict[str, Branch]]:
     """Within the block the model has no branches; it yields what they are."""
-    held = of(model)
+    held = find_branches(model)
     for path in held:
         delattr(model.get_submodule(path), _NAME)
     try:
@@ -127,7 +127,7 @@ def save(branches: Mapping[str, Branch], folder: Path, *, conv1d: bool = False) 
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-def there(folder: Path) -> bool:
+def has_branches(folder: Path) -> bool:
     """Whether branches lie in `folder`."""
     return any((folder / name).exists() for name in (_CONFIG, _WEIGHTS))
 
@@ -137,7 +137,7 @@ def restore(model: nn.Module, folder: Path) -> None:
 
     Raises `ModelError` for a folder that is damaged or of another model.
     """
-    if not there(folder):
+    if not has_branches(folder):
         return
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
@@ -158,7 +158,7 @@ def restore(model: nn.Module, folder: Path) -> None:
             f"{folder} is damaged or no branch of this model ({type(error).__name__}: {error}): save the model again, "
             "or delete the folder to open it without"
         ) from error
-    for branch in of(model).values():
+    for branch in find_branches(model).values():
         for parameter in branch.parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(f"{folder} holds NaN or infinity: this checkpoint is broken, use an intact one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from secateur._utils import codebook
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.formats import unpacking
 from secateur.subjects.matrices import matrices
-from secateur.subjects.transformer import saving
+from secateur.subjects.transformer import files, saving
 from secateur.subjects.transformer.quantised import Integers
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Transformer
@@ -48,15 +49,17 @@ def save_packed(subject: Transformer | Streamed, folder: Path) -> tuple[str, ...
     return pack(folder, subject.model.config)
 
 
-def pack(folder: Path, config: Any, chosen: Collection[str] = (), integers: Integers | None = None) -> tuple[str, ...]:
+def pack(
+    folder: Path, config: PreTrainedConfig, chosen: Collection[str] = (), integers: Integers | None = None
+) -> tuple[str, ...]:
     """Pack the weights of the model that is saved in `folder`, in place; see `save_packed`.
 
     The weights `chosen`, as they are named in the files, become `integers` of 8 bits first, a scale for each row, and
     are packed all of them; what is loaded again equals what the integers stand for.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    unpacked = sorted(folder.glob("*.safetensors"))
     paying, two_four, before, saved = set(chosen), True, 0, 0
-    for name, tensor in _stored(files):
+    for name, tensor in files.walk_tensors(unpacked):
         before += tensor.nbytes
         if name in chosen:
             saved += tensor.numel() - _cost(tensor, 1)
@@ -70,9 +73,9 @@ def pack(folder: Path, config: Any, chosen: Collection[str] = (), integers: Inte
         raise InputError("nothing gets smaller without its zeros: prune the model first, or keep it as it is")
     shard: dict[str, Tensor] = {}
     number, after, rounded = 1, 0, 0
-    for name, tensor in _stored(files):
+    for name, tensor in files.walk_tensors(unpacked):
         whole = integers(tensor) if integers is not None and name in chosen else None
-        parts = _packed(name, tensor, two_four, whole) if name in paying else {name: tensor}
+        parts = _pack_matrix(name, tensor, two_four, whole) if name in paying else {name: tensor}
         after += sum(part.nbytes for part in parts.values())
         rounded += name in paying and f"{name.removesuffix('.weight')}.codes" in parts
         shard |= parts
@@ -84,8 +87,8 @@ def pack(folder: Path, config: Any, chosen: Collection[str] = (), integers: Inte
     form = ("sparse-24-bitmask" if two_four else "sparse-bitmask") + ("-levels" if rounded else "")
     told = f", {rounded} of them as places among the few numbers of their rows" if rounded else ""
     _describe(config, folder, form, paying, chosen)
-    _check(files, folder, chosen, integers)
-    for path in [*files, *folder.glob("model*.safetensors.index.json")]:
+    _check(unpacked, folder, chosen, integers)
+    for path in [*unpacked, *folder.glob("model*.safetensors.index.json")]:
         path.unlink()
     return (
         f"{len(paying)} matrices packed as {form}{told}: {after / 1e6:.3g} MB in place of {before / 1e6:.3g} MB",
@@ -97,18 +100,6 @@ def pack(folder: Path, config: Any, chosen: Collection[str] = (), integers: Inte
 def is_packed(config: Mapping[str, Any]) -> bool:
     """Whether a config.json belongs to packed weights."""
     return unpacking.KEY in config and "sparsity_config" in config[unpacking.KEY]
-
-
-def _stored(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - it is no mapping
-                yield name, file.get_tensor(name)
-
-
-def _names(path: Path) -> list[str]:
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def _write(folder: Path, number: int, shard: dict[str, Tensor]) -> None:
@@ -137,7 +128,7 @@ def _two_four(matrix: Tensor) -> bool:
     return bool((matrix.unflatten(1, (-1, 4)) != 0).sum(2).le(2).all())
 
 
-def _packed(name: str, matrix: Tensor, two_four: bool, whole: Any = None) -> dict[str, Tensor]:
+def _pack_matrix(name: str, matrix: Tensor, two_four: bool, whole: Any = None) -> dict[str, Tensor]:
     """The parts of a matrix; with `whole`, of the integers that stand for it."""
     stem = name.removesuffix(".weight")
     held = matrix != 0
@@ -164,11 +155,12 @@ def _packed(name: str, matrix: Tensor, two_four: bool, whole: Any = None) -> dic
     return {**places, f"{stem}.levels": found, f"{stem}.codes": torch.stack(planes)}
 
 
-def _describe(config: Any, folder: Path, form: str, packed: Collection[str], quantised: Collection[str]) -> None:
+def _describe(
+    config: PreTrainedConfig, folder: Path, form: str, packed: Collection[str], quantised: Collection[str]
+) -> None:
     """config.json says how weights are packed, which are integers, and which file unpacks them."""
-    data = saving.read_json(folder / "config.json")
     names = {auto: model.__name__ for auto, model in saving.classes(config).items()}
-    data[unpacking.KEY] = {
+    how: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "sparsity_config": {
             "format": form,
@@ -176,17 +168,17 @@ def _describe(config: Any, folder: Path, form: str, packed: Collection[str], qua
             "targets": _stems(packed),
             "ignore": [],
         },
-        "auto_map": data.get("auto_map"),
+        "auto_map": files.read_json(folder / "config.json").get("auto_map"),
     }
     if quantised:
         weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-        data[unpacking.KEY] |= {
+        how |= {
             "format": "int-quantized",
             "quantization_status": "compressed",
             "config_groups": {"group_0": {"targets": _stems(quantised), "weights": weights}},
         }
-    data["auto_map"] = {auto: f"{_MODULE}.{_PREFIX}{name}" for auto, name in names.items()}
-    (folder / "config.json").write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    auto_map = {auto: f"{_MODULE}.{_PREFIX}{name}" for auto, name in names.items()}
+    files.update_config(folder, {unpacking.KEY: how, "auto_map": auto_map})
     module = "# Written by secateur beside packed weights; licensed under Apache-2.0.\n"
     module += inspect.getsource(unpacking).rstrip()
     for name in sorted(set(names.values())):
@@ -202,12 +194,11 @@ def _stems(weights: Collection[str]) -> list[str]:
     return sorted(name.removesuffix(".weight") for name in weights)
 
 
-def _check(files: list[Path], folder: Path, chosen: Collection[str], integers: Integers | None) -> None:
-    """Every tensor of `files`, or what its integers stand for, is in the packed ones, bit for bit."""
-    places = {name: path for path in files for name in _names(path)}
+def _check(unpacked: list[Path], folder: Path, chosen: Collection[str], integers: Integers | None) -> None:
+    """Every tensor of the `unpacked` files, or what its integers stand for, is in the packed ones, bit for bit."""
+    places = {name: path for file in unpacked for name, path in files.list_tensors(file).items()}
     for name, tensor in unpacking.tensors(folder):
-        with safe_open(places.pop(name), framework="pt") as file:
-            before = file.get_tensor(name)
+        ((_, before),) = files.read_tensors({name: places.pop(name)})
         if integers is not None and name in chosen:
             before = integers(before).dequantize()
         if before.dtype != tensor.dtype or not torch.equal(before, tensor):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,18 +9,16 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TorchAoConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import AutoHfQuantizer
 
 from secateur.errors import MissingExtraError, ModelError, NumericalError
-from secateur.subjects.transformer import saving
-from secateur.subjects.transformer.streamed import stored
+from secateur.subjects.transformer import files, saving
 from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Integers", "names", "need", "pack", "save_int8", "with_model"]
+__all__ = ["Integers", "find_weights", "pack", "require_library", "save_int8", "with_model"]
 
 Integers: TypeAlias = Callable[[Tensor], Any]
 """Gives a matrix as torchao's tensor of integers, as `quantise.integers` does."""
@@ -45,14 +42,14 @@ def save_int8(subject: Transformer, folder: Path, config: Any, left: Sequence[st
     saving.save(subject, folder)
 
 
-def names(model: PreTrainedModel, parameters: Iterable[str], folder: Path) -> dict[str, Path]:
+def find_weights(model: PreTrainedModel, parameters: Iterable[str], folder: Path) -> dict[str, Path]:
     """The tensors that hold some parameters of `model` in the checkpoint in `folder`, and their files.
 
     A layer's packed experts are several, each a matrix of its own. Raises `ModelError` where one is not there.
     """
     shapes = dict(model.named_parameters())
     state = {name: torch.empty_like(shapes[name], device="meta") for name in parameters}
-    held, found = stored(folder), dict[str, Path]()
+    held, found = files.find_tensors(folder), dict[str, Path]()
     for name in revert_weight_conversion(model, state):
         short = name.removeprefix(f"{model.base_model_prefix}.")  # as older checkpoints of a base model say it
         key = name if name in held else short
@@ -72,8 +69,8 @@ def pack(
     plain `from_pretrained` where compressed-tensors is installed, and by inference engines. What is written is read
     again, unpacked, and has to be what the integers stand for.
 
-    chosen: as `names` gives them; left: linears that stay as they are; integers: gives a matrix as torchao's. dense:
-    transformers makes floats of them as it loads, the only way it reads packed experts and GPT-2's Conv1D.
+    chosen: as `find_weights` gives them; left: linears that stay as they are; integers: gives a matrix as torchao's.
+    dense: transformers makes floats of them as it loads, the only way it reads packed experts and GPT-2's Conv1D.
 
     Raises:
         MissingExtraError: compressed-tensors is not installed.
@@ -82,8 +79,7 @@ def pack(
     library = _compressed_tensors()
     group = 0
     for file in sorted(set(chosen.values())):
-        with safe_open(file, "pt") as opened:
-            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+        state = dict(files.walk_tensors([file]))
         made = {name: integers(state.pop(name)) for name, place in chosen.items() if place == file}
         for name, weight in made.items():
             stem = name.removesuffix(".weight")
@@ -91,9 +87,7 @@ def pack(
             state[f"{stem}.weight_packed"] = library.pack(weight.qdata, bits)
             state[f"{stem}.weight_scale"] = weight.scale
             state[f"{stem}.weight_shape"] = torch.tensor(weight.shape)
-        aside = file.with_name(f".tmp-{file.name}")
-        save_file(state, aside, {"format": "pt"})
-        aside.replace(file)
+        files.replace_file(file, state)
         _check(file, made, library, _scheme(bits, group))
     said = {
         "config_groups": {"group_0": _scheme(bits, group)},
@@ -103,29 +97,25 @@ def pack(
     }
     found = library.config.model_validate(said).model_dump(mode="json")
     found |= {"quant_method": "compressed-tensors"} | ({"dequantize": True} if dense else {})
-    config = saving.read_json(folder / "config.json") | {"quantization_config": found}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    files.update_config(folder, {"quantization_config": found})
     _reindex(folder)
 
 
-def need() -> None:
+def require_library() -> None:
     """Raise `MissingExtraError` where compressed-tensors is not installed."""
     _compressed_tensors()
 
 
 def _reindex(folder: Path) -> None:
     """Let the index of a checkpoint in several files say what is in them; nothing where it is one file."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    if not (folder / files.INDEX).is_file():
         return
     table, total = dict[str, str](), 0
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            for name in opened.keys():  # noqa: SIM118
-                table[name] = file.name
-                total += opened.get_tensor(name).nbytes
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}, indent=1)
-    index.write_text(text, encoding="utf-8")
+        for name, tensor in files.walk_tensors([file]):
+            table[name] = file.name
+            total += tensor.nbytes
+    files.write_index(folder, table, total)
 
 
 def _scheme(bits: int, group: int) -> dict[str, Any]:

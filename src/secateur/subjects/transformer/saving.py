@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import transformers
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from secateur.errors import ModelError
 from secateur.formats import reload
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.families import Family
@@ -25,7 +25,16 @@ from secateur.subjects.transformer.families import Family
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["architecture", "classes", "mark", "module", "original", "quiet", "read_json", "save", "source"]
+__all__ = [
+    "architecture",
+    "classes",
+    "mark_config",
+    "module_source",
+    "original_class",
+    "quiet_progress",
+    "save",
+    "write_module",
+]
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"
@@ -49,7 +58,7 @@ _LONG = 2 * 2**30
 
 
 @contextmanager
-def quiet(size: int) -> Iterator[None]:
+def quiet_progress(size: int) -> Iterator[None]:
     """Without transformers' progress bars, unless `size` bytes take a while and somebody looks."""
     shown = transformers_logging.is_progress_bar_enabled()
     if shown and not (size > _LONG and sys.stderr.isatty()):
@@ -64,7 +73,7 @@ def quiet(size: int) -> Iterator[None]:
 _resized: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
 
 
-def architecture(model: type[PreTrainedModel], config: Any, family: Family) -> type[PreTrainedModel]:
+def architecture(model: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:
     """The class that builds `config`: transformers' own, or its `Resized` form where layers differ."""
     plain = next(base for base in model.__mro__ if base.__module__.startswith("transformers.models."))
     if not config.is_heterogeneous:
@@ -77,7 +86,7 @@ def architecture(model: type[PreTrainedModel], config: Any, family: Family) -> t
     return _resized[plain]
 
 
-def original(name: str) -> type[PreTrainedModel] | None:
+def original_class(name: str) -> type[PreTrainedModel] | None:
     """transformers' class of an architecture's name as written by us or by transformers."""
     return getattr(transformers, name.removeprefix(_PREFIX), None)
 
@@ -92,13 +101,13 @@ def classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
     return found
 
 
-def mark(config: Any) -> Any:
+def mark_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """`config` naming the modelling file that has to travel with it."""
     config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in classes(config).items()}
     return config
 
 
-def source(config: PreTrainedConfig, family: Family) -> str:
+def module_source(config: PreTrainedConfig, family: Family) -> str:
     """The modelling file: `reload.py`, the family's table, and one class per task."""
     models = {model.__name__: model for model in classes(config).values()}
     parts = [
@@ -115,13 +124,13 @@ def source(config: PreTrainedConfig, family: Family) -> str:
     return "\n\n\n".join(parts) + "\n"
 
 
-def module(config: Any, family: Family, folder: Path) -> None:
+def write_module(config: PreTrainedConfig, family: Family, folder: Path) -> None:
     """Write the modelling file into `folder`, where layers differ so that the weights need one."""
     if config.is_heterogeneous:
-        (folder / f"{_MODULE}.py").write_text(source(config, family), encoding="utf-8")
+        (folder / f"{_MODULE}.py").write_text(module_source(config, family), encoding="utf-8")
 
 
-def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Any] | None = None) -> None:
+def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Tensor] | None = None) -> None:
     """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
@@ -134,10 +143,10 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
     if list(subject.layer_index) != list(range(config.num_hidden_layers)):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    with quiet(size), low_rank.without(model) as branches:
+    with quiet_progress(size), low_rank.without_branches(model) as branches:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     low_rank.save(branches, folder / low_rank.FOLDER, conv1d=subject.family.conv1d)
-    module(config, subject.family, folder)
+    write_module(config, subject.family, folder)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     if subject.folder is not None and subject.folder.is_dir():
@@ -166,11 +175,3 @@ def _save_modules(subject: Transformer, folder: Path) -> None:
         origin = subject.folder / name if subject.folder is not None else None
         if origin is not None and origin.is_file() and origin.resolve() != (folder / name).resolve():
             shutil.copyfile(origin, folder / name)
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a checkpoint; `ModelError` when it can't be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path} is damaged ({error}): fetch the model again") from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,18 +26,16 @@ from transformers.modeling_utils import LoadStateDictConfig
 from secateur._utils.finite import all_finite
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import matrices
-from secateur.subjects.transformer import blocks, saving
+from secateur.subjects.transformer import blocks, files, saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.moe import Mixture, Moe
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
-__all__ = ["Streamed", "stored"]
+__all__ = ["Streamed"]
 
-_WHOLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_LEFT = ("*.safetensors", _INDEX, "README.md", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
+_LEFT = ("*.safetensors", files.INDEX, "README.md", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.py")
 """What is not copied beside a result: weights, which are written anew, the old card, pickles and code."""
 
 
@@ -65,7 +62,7 @@ class Streamed:
         self.experts: dict[str, Tensor] = {}
         """Block -> the experts that stay of those in `whole`."""
         self._mapping = get_model_conversion_mapping(self.model)
-        self._places = stored(folder)
+        self._places = files.find_tensors(folder)
         self.dtype = self._kind()
         self.model.to(self.dtype)
 
@@ -183,13 +180,11 @@ class Streamed:
 
     def _load(self, names: Sequence[str], paths: Sequence[str]) -> None:
         if len(paths) == 1 and paths[0] in self.changed:
-            keys = _index_of(self.changed[paths[0]])
+            keys = files.list_tensors(self.changed[paths[0]])
         else:
             keys = {key: file for key, file in self._places.items() if self._belongs(key, paths)}
-        with ExitStack() as stack:
-            opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(keys.values())}
-            # Read, not mapped: what is mapped stays in memory as long as any view of it does.
-            state = {key: opened[file].get_tensor(key).clone() for key, file in keys.items()}
+        # Read, not mapped: what is mapped stays in memory as long as any view of it does.
+        state = {key: tensor.clone() for key, tensor in files.read_tensors(keys)}
         # Older checkpoints of GPT-2 hold its causal masks as booleans, which the model itself makes anew.
         ignored = list(self.model._keys_to_ignore_on_load_unexpected or ())
         for key in [key for key, tensor in state.items() if tensor.dtype not in _FLOATS]:
@@ -201,7 +196,7 @@ class Streamed:
             raise ModelError(
                 f"{packed} is stored as {kind}: weights that are packed or quantised already can't be pruned"
             )
-        with saving.quiet(0):
+        with saving.quiet_progress(0):
             convert_and_load_state_dict_in_model(
                 self.model, state, LoadStateDictConfig(weight_mapping=list(self._mapping), dtype=self.dtype)
             )
@@ -247,9 +242,7 @@ class Streamed:
         """Write the resident block at `path`, named as in a checkpoint, to `file`; from then on it is read there."""
         state = {f"{path}.{name}": tensor for name, tensor in self.model.get_submodule(path).state_dict().items()}
         written = revert_weight_conversion(self.model, state)
-        aside = file.with_name(f".tmp-{file.name}")
-        save_file({name: tensor.contiguous().clone() for name, tensor in written.items()}, aside, {"format": "pt"})
-        aside.replace(file)
+        files.replace_file(file, {name: tensor.contiguous().clone() for name, tensor in written.items()})
         self.recall(path, file)
 
     def recall(self, path: str, file: Path) -> None:
@@ -261,7 +254,7 @@ class Streamed:
         numbers = {int(path.rpartition(".")[2]) for path in self.changed}
         kept = {key: file for key, file in self._places.items() if self._number(key) not in numbers}
         for file in self.changed.values():
-            kept |= _index_of(file)
+            kept |= files.list_tensors(file)
         return kept
 
     def _kind(self) -> torch.dtype:
@@ -305,7 +298,7 @@ class Streamed:
             config = self.model.config
             config.architectures, config.dtype = [type(self.model).__name__], self.dtype
             config.save_pretrained(folder)
-            saving.module(config, self.family, folder)
+            saving.write_module(config, self.family, folder)
         groups: dict[int, dict[str, Path]] = {}
         for key, file in self.files().items():
             place_of = self._number(key)
@@ -314,14 +307,11 @@ class Streamed:
         total = 0
         for shard, (_, keys) in enumerate(sorted(groups.items()), start=1):
             name = f"model-{shard:05}-of-{len(groups):05}.safetensors"
-            with ExitStack() as stack:
-                opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(keys.values())}
-                state = {key: opened[file].get_tensor(key) for key, file in keys.items()}
-                total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-                save_file(state, folder / name, {"format": "pt"})
+            state = dict(files.read_tensors(keys))
+            total += sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+            save_file(state, folder / name, {"format": "pt"})
             index |= dict.fromkeys(keys, name)
-        text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}, indent=1)
-        (folder / _INDEX).write_text(text, encoding="utf-8")
+        files.write_index(folder, index, total)
 
 
 def _skeleton(model: type[PreTrainedModel], config: Any) -> Any:
@@ -330,37 +320,3 @@ def _skeleton(model: type[PreTrainedModel], config: Any) -> Any:
         result = model(config).eval()
     result.tie_weights()
     return result
-
-
-def stored(folder: Path) -> dict[str, Path]:
-    """Tensor -> the file of the checkpoint that holds it, by the rules of `from_pretrained`: model.safetensors first.
-
-    Raises `ModelError` for an index that names files outside the folder, files that are not there, or tensors that
-    are not in their file.
-    """
-    if (folder / _WHOLE).is_file():
-        return _index_of(folder / _WHOLE)
-    if not (folder / _INDEX).is_file():
-        found: dict[str, Path] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            found |= _index_of(file)
-        return found
-    table = saving.read_json(folder / _INDEX)
-    names = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(names, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in names.values()
-    ):
-        raise ModelError(f"{folder / _INDEX} is damaged: it names no files of this folder")
-    missing = sorted({name for name in names.values() if not (folder / name).is_file()})
-    if missing:
-        raise ModelError(f"{folder} lacks {missing[0]}, which its index names: fetch the model again")
-    held = {name: _index_of(folder / name) for name in set(names.values())}
-    lost = next((key for key, name in names.items() if key not in held[name]), None)
-    if lost is not None:
-        raise ModelError(f"{folder / names[lost]} lacks {lost}, which the index says it holds: fetch the model again")
-    return {key: folder / name for key, name in names.items()}
-
-
-def _index_of(file: Path) -> dict[str, Path]:
-    with safe_open(file, "pt") as opened:
-        return dict.fromkeys(opened.keys(), file)

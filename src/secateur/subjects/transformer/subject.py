@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.transformer import costs, cutting, low_rank, saving
+from secateur.subjects.transformer import costs, cutting, files, low_rank, saving
 from secateur.subjects.transformer.families import Block, Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.vocabulary import Cut, Selection, Term, Units
@@ -160,7 +160,7 @@ class Transformer:
             out = f"{path}.{self.family.attention.out}"
             if width.heads:
                 result[f"layers.{index}.heads"] = Consumer(out, layout.head_dim, conv1d)
-            if width.grouped:
+            if width.has_groups:
                 block = layout.head_dim * width.heads // width.kv
                 result[f"layers.{index}.kv_groups"] = Consumer(out, block, conv1d)
             if width.neurons:
@@ -169,27 +169,6 @@ class Transformer:
                 out = f"{path}.{self.family.experts.shared}.down_proj"
                 result[f"layers.{index}.shared_neurons"] = Consumer(out, 1, conv1d)
         return result
-
-    def head_slices(self, layer: int) -> Iterator[tuple[str, int, int, int]]:
-        """Where each whole set of heads stands in the input projections of `layer`: parameter, dim, start, length.
-
-        Query heads; keys and values too where every query head has its own.
-        """
-        layout = self.layout
-        width = layout.widths[layer]
-        for name, _ in self.model.named_parameters():
-            place = layout.place(name)
-            if place.layer != layer or place.block != "attention" or place.module == self.family.attention.out:
-                continue
-            for dim, axis in enumerate(place.axes or ()):
-                start = 0
-                for part in axis.split("+"):
-                    if not part.endswith("*"):
-                        continue
-                    length = layout.head_dim * (width.heads if part == "heads*" else width.kv)
-                    if part == "heads*" or not width.grouped:
-                        yield name, dim, start, length
-                    start += length
 
     # ----------------------------------------------------------------------------------------------- units
 
@@ -243,7 +222,7 @@ class Transformer:
         layout = self.layout
         sites = costs.sites(layout)
         keep = cutting.resolve(selection, sites)
-        kept = cutting.kept(layout, keep)
+        kept = cutting.find_kept(layout, keep)
         removed = {name: (int((~stays).sum()), sites[name].count) for name, stays in keep.items() if not stays.all()}
         before = self._count()
         if not removed:
@@ -254,7 +233,7 @@ class Transformer:
         notes = _odd_widths(layout, widths, channels)
         if kept.channels is not None:
             notes += self._check_channels(layout)
-        state = cutting.sliced(layout, kept)
+        state = cutting.slice_state(layout, kept)
         config = cutting.new_config(layout, widths, channels, kept.layers, layer_index)
         if kept.channels is not None and norm_correction:
             notes += cutting.correct_norms(layout, state, config, channels)
@@ -271,10 +250,10 @@ class Transformer:
         """
         self._check_sides()
         layout = self.layout
-        kept = cutting.kept(layout, cutting.resolve(selection, costs.sites(layout)))
+        kept = cutting.find_kept(layout, cutting.resolve(selection, costs.sites(layout)))
         if kept.channels is not None:
             self._check_channels(layout)
-        return self._copy(cutting.silenced(layout, kept), self.layer_index)
+        return self._copy(cutting.silence(layout, kept), self.layer_index)
 
     def copy(self) -> Transformer:
         """The same subject with weights of its own."""
@@ -288,9 +267,7 @@ class Transformer:
     def store(self, path: str, file: Path) -> None:
         """Write the block at `path` to `file`: whole, or not at all."""
         state = {name: tensor.contiguous() for name, tensor in self.model.get_submodule(path).state_dict().items()}
-        aside = file.with_name(f".tmp-{file.name}")
-        save_file(state, aside)
-        aside.replace(file)
+        files.replace_file(file, state)
 
     def recall(self, path: str, file: Path) -> None:
         """Take the block at `path` from a `file` that `store` wrote."""
@@ -309,7 +286,7 @@ class Transformer:
         }
 
     def _check_sides(self) -> None:
-        beside = low_rank.of(self.model)
+        beside = low_rank.find_branches(self.model)
         if beside:
             raise UnsupportedError(
                 f"{next(iter(beside))} has a branch beside it, so nothing can be cut: cut the original, or open the "
@@ -414,7 +391,7 @@ class Transformer:
         kept: int,
         batch: int,
         length: int,
-    ) -> Callable[[], Any]:
+    ) -> Callable[[], Tensor | None]:
         """A callable that runs one attention or FFN sub-block with `kept` units where the model is, for latency tables.
 
         It has random weights and input [batch, length, hidden_size]. Norms that serve the sub-block alone, and
@@ -440,7 +417,7 @@ class Transformer:
             raise InputError(f"probe of {kept} {kind}: a layer here has {whole}")
         return self._probe(width, block, batch, length) if kept else lambda: None
 
-    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Any]:
+    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Tensor]:
         layout, device = self.layout, self.model.device
         config = cutting.new_config(layout, [width], self.hidden_size, [0], [0])
         config.vocab_size = 8

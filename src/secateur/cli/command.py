@@ -1,0 +1,139 @@
+"""A command: its flags from the signatures and docstrings of the functions behind it, read from their text.
+
+What is typed becomes what the parameters' annotations ask for, and is checked as values from a config are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from secateur import recipes
+from secateur.cli.flags import Flag, extra
+from secateur.errors import InputError
+from secateur.recipes import Option
+from secateur.vocabulary import Budget
+
+__all__ = ["Command"]
+
+_HELP = {
+    "text": "the column of texts.",
+    "label": "the column of classes, or of an .npz file the array; '' for none.",
+}
+"""Explanations of parameters that share one in docstrings."""
+_METAVARS = {"budget": "MEASURE=AMOUNT", "sizes": "LOW,HIGH", "config": "FILE"}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a command does, with which flags.
+
+    Args:
+        execute: takes settings by the names of parameters; its docstring is the command's help.
+        functions: whose parameters the flags are, by their names in full, such as "secateur.run".
+        arguments: parameters that stand on the command line without a flag.
+        words: parameter -> its flag, where that is not --name.
+        help: parameter -> explanation, where the docstring speaks to Python.
+        metavars: parameter -> what the help shows for its value.
+        again: parameters that are lists of texts, each given by a flag of its own.
+        without: parameters that have no flag.
+        more: flags beside those.
+        recipe_flags: from the words of a command line to the flags of the recipe that they name, and the help's text
+            about it.
+        needed: what has to be given: how the command line calls it -> parameter. A dry run needs no `out`.
+        example: a command line that gives it.
+        config: what --config is; none if empty.
+        configured: from a config's path and what was typed to settings, by its name in full; the keys are the flags'
+            if empty.
+        adapt: changes what was typed, before a config is read.
+    """
+
+    execute: Callable[[dict[str, Any]], None]
+    functions: Sequence[str] = ()
+    arguments: Collection[str] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+    help: Mapping[str, str] = field(default_factory=dict)
+    metavars: Mapping[str, str] = field(default_factory=dict)
+    again: Collection[str] = ()
+    without: Collection[str] = ()
+    more: Sequence[Flag] = ()
+    recipe_flags: Callable[[Sequence[str]], tuple[Sequence[Flag], str]] = lambda words: ((), "")
+    needed: Mapping[str, str] = field(default_factory=dict)
+    example: str = ""
+    config: str = "a run.yaml with the same keys; flags win over it."
+    configured: str = ""
+    adapt: Callable[[dict[str, Any]], None] = lambda typed: None
+
+    def callback(self, line: Sequence[str] | None) -> Callable[..., None]:
+        """A function with the parameters that typer is to read, by the words after the command.
+
+        Without any parameters where `line` is None: the command is not the one that is asked for.
+        """
+        flags, about = list[Flag](), ""
+        if line is not None:
+            own, (further, about) = self.flags(), self.recipe_flags(line)
+            taken = {flag.option.name for flag in own}
+            flags = [*own, *(flag for flag in further if flag.option.name not in taken)]
+
+        def call(**typed: Any) -> None:
+            given = {flag.option.name: (flag, typed[flag.option.name]) for flag in flags}
+            self.run({name: flag.value(text) for name, (flag, text) in given.items() if text not in (None, [])})
+
+        parameters = [flag.parameter() for flag in flags]
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {one.name: one.annotation for one in parameters}
+        call.__doc__ = (inspect.getdoc(self.execute) or "") + (f"\n\n{about}" if about else "")
+        return call
+
+    def flags(self) -> list[Flag]:
+        """Flags of the functions, read from their text, and the further ones."""
+        options: dict[str, Option] = {}
+        for function in self.functions:
+            for option in recipes.parameters(function):
+                if option.name not in self.without:
+                    options.setdefault(option.name, option)
+        words = {name: self.words.get(name, f"--{name.replace('_', '-')}") for name in options}
+        help, metavars = {**_HELP, **self.help}, {**_METAVARS, **self.metavars}
+        flags = []
+        for name, option in options.items():
+            text = help.get(name) or _in_flags(option.help, words)
+            argument = name in self.arguments
+            metavar = metavars.get(name, name.upper() if argument else "")
+            flags.append(Flag(replace(option, help=text), "" if argument else words[name], metavar, name in self.again))
+        flags += [extra("config", "str", self.config, metavar="FILE")] if self.config else []
+        return [*flags, *self.more]
+
+    def run(self, typed: dict[str, Any]) -> None:
+        """Do what the command does, by what was typed and what a config says as well."""
+        for budget in [typed["budget"]] if isinstance(typed.get("budget"), str) else typed.get("budget", ()):
+            Budget.parse(budget)  # before torch takes its seconds to load
+        self.adapt(typed)
+        if self.config and (config := typed.pop("config", None)):
+            typed = self.read(config, typed)
+        if typed.get("dry_run"):
+            typed.setdefault("out", "")
+        if missing := [word for word, name in self.needed.items() if name not in typed]:
+            raise InputError(f"{self.example.split()[1]} needs {', '.join(missing)}: say for example {self.example}")
+        self.execute(typed)
+
+    def read(self, config: str, typed: dict[str, Any]) -> dict[str, Any]:
+        """The settings in a config, where those that were typed do not say otherwise."""
+        module, _, name = (self.configured or self.functions[0]).rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        if self.configured:
+            return dict(function(config, typed))
+        from secateur.runs import configs
+
+        flags = {flag.option.name: flag for flag in self.flags()}
+        given = configs.read(config, name, function, typed, more=lambda _: flags, key=next(iter(self.arguments)))
+        return {key: flags[key].value(value) if isinstance(value, str) else value for key, value in given.items()}
+
+
+def _in_flags(text: str, words: Mapping[str, str]) -> str:
+    """An explanation of a docstring, with flags in place of the names of parameters."""
+    text = re.sub(r"`(\w+)`", lambda match: words.get(match[1], match[0]), text)
+    return text.replace("if None", "if not given")

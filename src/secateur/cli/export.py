@@ -1,0 +1,35 @@
+"""secateur export: a model in another form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.cli.command import Command
+
+__all__ = ["execute"]
+
+
+def execute(given: dict[str, Any]) -> None:
+    """Write a model in another form, checked against the original's output."""
+    from secateur.runs import exporting
+
+    place, notes = exporting.export(**given)
+    for note in notes:
+        print(f"note: {note}")
+    print(place)
+
+
+COMMAND = Command(
+    execute,
+    ["secateur.export"],
+    arguments=("folder",),
+    help={
+        "folder": "the folder of a model, usually a result.",
+        "to": "onnx, decilm (for vLLM), packed, packed-int8, masks, int8 or int4.",
+        "out": "where to; FOLDER/onnx and so on if not given.",
+        "data": "texts to measure the quality of integers on.",
+        "stream": "read the model block by block from the disk.",
+    },
+    needed={"FOLDER": "folder", "--to": "to"},
+    example="secateur export small --to onnx",
+)

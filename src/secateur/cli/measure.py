@@ -1,0 +1,58 @@
+"""secateur measure: a model, alone or against others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from secateur.cli.command import Command
+from secateur.cli.flags import AS_JSON
+from secateur.cli.printing import console
+
+__all__ = ["execute"]
+
+
+def execute(given: dict[str, Any]) -> None:
+    """Measure size, time, memory and quality of a model, alone or against others."""
+    from secateur.reports import display, evidence
+    from secateur.runs import backends, measuring
+
+    as_json = given.pop("as_json", False)
+    figures = measuring.measure(**given)
+    if as_json:
+        plain = {part: {name: asdict(figure) for name, figure in row.items()} for part, row in figures.items()}
+        print(json.dumps(plain, indent=1))
+        return
+    names = display.order(name for part in figures.values() for name in part)
+    rows = [["Measure", *figures]]
+    rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in figures.values())] for n in names]
+    usual = backends.of_source(next(iter(given.get("against", ())), given["model"]))
+    length = given.get("length") or usual.length
+    title = f"batch {given.get('batch') or usual.batch}" + (f" x {length} tokens" if length else "")
+    console().print(evidence.rich_table(rows, title=title))
+
+
+COMMAND = Command(
+    execute,
+    ["secateur.runs.measuring.measure"],
+    arguments=("model",),
+    help={
+        "model": "a model folder or Hub id; for networks file.py:function.",
+        "against": "another model to compare with, usually the original. Again for more, such as all its teachers.",
+        "data": "texts (for networks examples) to measure quality on.",
+        "sizes": "sides of squares that part small, medium and large boxes: 8,24 pixels, 5%,15% of a side.",
+        "tasks": "tasks of lm-eval to measure quality on.",
+        "task_folder": "a folder of lm-eval task files of your own.",
+        "limit": "documents per task; all if not given.",
+        "batch": "rows per batch; 32 if not given.",
+        "length": "tokens per sequence; 64 if not given.",
+        "threads": "of torch.",
+        "device": "where to measure: cpu (the default), cuda, ...",
+    },
+    metavars={"against": "MODEL", "tasks": "TASK,..."},
+    again=("against",),
+    more=[AS_JSON],
+    needed={"MODEL": "model"},
+    example="secateur measure small --against MODEL",
+)

@@ -1,0 +1,45 @@
+"""secateur prune: a network, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from secateur.cli.command import Command
+from secateur.cli.printing import print_each, print_places
+from secateur.cli.run import BUDGET, SHAPE
+
+__all__ = ["SCOPES", "execute"]
+
+SCOPES = {"scope": "local|kind|global|isomorphic|SITE=POOL,...", "normalise": "l2|max|mean|zscore|rank"}
+"""What the help shows for these two options of `prune` and `inspect`."""
+
+
+def execute(given: dict[str, Any]) -> None:
+    """Cut any network to a budget, without training; recipes (run) also win back what was lost."""
+    from secateur.runs import cutting, executor
+
+    rows = print_each(executor.results(cutting.prune, **{"data": None, **given}))
+    if not given.get("dry_run"):
+        print_places(rows, given["out"])
+
+
+COMMAND = Command(
+    execute,
+    ["secateur.run", "secateur.runs.cutting.prune"],
+    arguments=("model",),
+    words={"inputs": "--input"},
+    help={
+        "model": "file.py:function, or package.module:function, that builds any network.",
+        "budget": BUDGET.format("channels=50%, params=, bytes=, flops=", "network"),
+        "data": "examples for scores that look at them, and for quality.",
+        "inputs": SHAPE,
+        "batch": "examples at a time, also while measuring; 32 if not given.",
+        "score": "by which the least go: magnitude, l1, taylor, ..., or file.py:function.",
+    },
+    metavars=SCOPES,
+    again=("budget", "protect"),
+    without=("recipe", "length", "stream", "subject", "budgets", "run"),
+    needed={"MODEL": "model", "--budget": "budget", "--out": "out"},
+    example="secateur prune net.py:build --budget channels=50% --out small",
+    configured="secateur.runs.cutting.configured",
+)

@@ -1,0 +1,90 @@
+"""secateur run: a recipe on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from secateur import recipes
+from secateur.cli import words as line
+from secateur.cli.command import Command
+from secateur.cli.flags import Flag, extra, of_options
+from secateur.cli.printing import print_each, print_lines, print_places
+from secateur.errors import InputError
+
+__all__ = ["BUDGET", "SHAPE", "execute"]
+
+BUDGET = "how much may stay: {}, ... Give it again for one more {}."
+SHAPE = "shape of a network's input, such as 1x3x224x224."
+
+
+def execute(given: dict[str, Any]) -> None:
+    """Run a recipe on a model; the same command again resumes."""
+    from secateur.runs import executor
+
+    arms = given.pop("scratch_baseline", None)
+    names = [name for name in ("epochs", "lr", "cap") if f"scratch_{name}" in given]
+    how = {name: given.pop(f"scratch_{name}") for name in names}
+    if arms:  # what can't be trained from scratch is refused before the run
+        from secateur.runs import scratch_baseline
+
+        scratch_baseline.check(given["recipe"], given["data"], given, **how)
+    rows = print_each(executor.results(**given))
+    if given.get("dry_run"):
+        return
+    if arms:
+        held_out = given.get("held_out")
+        rows = scratch_baseline.add(given["out"], given["model"], given["data"], arms, held_out=held_out, **how)
+        print_lines((Path(given["out"]) / "scratch.md").read_text("utf-8"))
+    print_places(rows, given["out"])
+
+
+def _check(typed: dict[str, Any]) -> None:
+    """Refuse an unknown recipe before its missing arguments, and what does not go together."""
+    if "recipe" in typed:
+        recipes.signature(typed["recipe"])
+    arms = typed.get("scratch_baseline")
+    if arms not in (None, "E", "B", "both"):
+        raise InputError(f"--scratch-baseline {arms} is not one of E, B, both")
+    for name in ("epochs", "lr", "cap"):
+        if f"scratch_{name}" in typed and not arms:
+            raise InputError(f"--scratch-{name} is of networks trained from scratch: give --scratch-baseline")
+
+
+def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
+    """The flags of the recipe that the command line names, and the first sentences about it."""
+    recipe = line.recipe_named(words)
+    if recipe not in recipes.cards():
+        return [], ""
+    summary = recipes.describe(recipe).partition("\n\n")[0].replace("\n", " ")
+    return of_options(recipes.signature(recipe), f"Options of {recipe}"), f"{recipe}: {summary}"
+
+
+_ARMS = "also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."
+COMMAND = Command(
+    execute,
+    ["secateur.run"],
+    arguments=("recipe", "model"),
+    words={"inputs": "--input"},
+    help={
+        "recipe": "a recipe's name: `secateur list` shows them.",
+        "model": "a model folder or Hub id; for recipes on networks file.py:function.",
+        "data": "a .txt, .jsonl or .parquet file, a folder of them, or hub:owner/name; for networks an .npz file, a "
+        "folder of images, or file.py:function.",
+        "budget": BUDGET.format("speedup=2x, params=50%", "model"),
+        "inputs": SHAPE,
+    },
+    again=("budget",),
+    more=[
+        extra("scratch_baseline", "str", _ARMS, metavar="E|B|both"),
+        extra("scratch_epochs", "int", "of those networks: what the original was trained for; the run's if not given."),
+        extra("scratch_lr", "float", "of those networks: the learning rate; the run's if not given."),
+        extra("scratch_cap", "float", "of those of B: at most this many times the epochs."),
+    ],
+    recipe_flags=_recipe_flags,
+    needed={"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"},
+    example="secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small",
+    configured="secateur.runs.executor.configured",
+    adapt=_check,
+)

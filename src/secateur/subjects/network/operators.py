@@ -1,0 +1,77 @@
+"""What the recorders of a forward pass ask of a dispatched operator: its name, its tensors, and what it writes into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Call", "base_name", "dimensions", "is_view", "names", "results_of", "tensors_in"]
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of `text`."""
+    return frozenset(text.split())
+
+
+def base_name(name: str) -> str:
+    """The operator's name without the underscore of one that writes in place."""
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+
+
+def results_of(out: Any) -> list[Any]:
+    """What an operator returned, also what is no tensor, in one list."""
+    if isinstance(out, Tensor):
+        return [out]
+    if not isinstance(out, list | tuple):
+        return []
+    return [result for part in out for result in (results_of(part) if isinstance(part, list | tuple) else [part])]
+
+
+def dimensions(argument: Any, rank: int) -> list[int]:
+    """The dimensions that an operator's `dim` names; all where it names none."""
+    if argument is None or (isinstance(argument, list | tuple) and not argument):
+        return list(range(rank))
+    return [dim % max(rank, 1) for dim in ([argument] if isinstance(argument, int) else argument)]
+
+
+@cache
+def is_view(func: Any) -> bool:
+    """Whether an operator returns a view of what it was given."""
+    returns = func._schema.returns
+    return any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+
+
+class Call:
+    """One call of an operator: the operator, its arguments and what it returned."""
+
+    def __init__(self, func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+        self.func, self.name, self.args, self.kwargs, self.out = func, name, args, kwargs, out
+        self.base = base_name(name)
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """All tensors that were given."""
+        return list(tensors_in((self.args, self.kwargs)))
+
+    def get(self, place: int, name: str, default: Any = None) -> Any:
+        """An argument, given by place or by name."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    def repeated_on(self, first: Tensor) -> Any:
+        """What the operator gives with another first argument."""
+        return self.func(first, *self.args[1:], **self.kwargs)

@@ -1,0 +1,109 @@
+"""Files of a checkpoint: which tensor lies where, and files that take the place of others whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from secateur.errors import ModelError
+
+__all__ = [
+    "INDEX",
+    "find_tensors",
+    "list_tensors",
+    "read_json",
+    "read_tensors",
+    "replace_file",
+    "update_config",
+    "walk_tensors",
+    "write_index",
+]
+
+_WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Name of the index of a checkpoint in several files."""
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a checkpoint; `ModelError` when it can't be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path} is damaged ({error}): fetch the model again") from error
+
+
+def update_config(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Set entries of config.json."""
+    config = {**read_json(folder / "config.json"), **changes}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def find_tensors(folder: Path) -> dict[str, Path]:
+    """Tensor -> the file of the checkpoint that holds it, by the rules of `from_pretrained`: model.safetensors first.
+
+    Raises `ModelError` for an index that names files outside the folder, files that are not there, or tensors that
+    are not in their file.
+    """
+    if (folder / _WHOLE).is_file():
+        return list_tensors(folder / _WHOLE)
+    if not (folder / INDEX).is_file():
+        found: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            found |= list_tensors(file)
+        return found
+    table = read_json(folder / INDEX)
+    names = table.get("weight_map") if isinstance(table, dict) else None
+    if not isinstance(names, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in names.values()
+    ):
+        raise ModelError(f"{folder / INDEX} is damaged: it names no files of this folder")
+    missing = sorted({name for name in names.values() if not (folder / name).is_file()})
+    if missing:
+        raise ModelError(f"{folder} lacks {missing[0]}, which its index names: fetch the model again")
+    held = {name: list_tensors(folder / name) for name in set(names.values())}
+    lost = next((key for key, name in names.items() if key not in held[name]), None)
+    if lost is not None:
+        raise ModelError(f"{folder / names[lost]} lacks {lost}, which the index says it holds: fetch the model again")
+    return {key: folder / name for key, name in names.items()}
+
+
+def list_tensors(file: Path) -> dict[str, Path]:
+    """Name of each tensor of a safetensors file -> the file."""
+    with safe_open(file, "pt") as opened:
+        return dict.fromkeys(opened.keys(), file)
+
+
+def walk_tensors(files: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of everything in the files, one at a time."""
+    for path in files:
+        with safe_open(path, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                yield name, opened.get_tensor(name)
+
+
+def read_tensors(places: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of tensors whose files are known, one at a time; each file is opened once."""
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(places.values())}
+        for name, file in places.items():
+            yield name, opened[file].get_tensor(name)
+
+
+def replace_file(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write the tensors to `file`: whole, or not at all."""
+    aside = file.with_name(f".tmp-{file.name}")
+    save_file(dict(tensors), aside, {"format": "pt"})
+    aside.replace(file)
+
+
+def write_index(folder: Path, table: Mapping[str, str], total: int) -> None:
+    """The index of a checkpoint in several files: name of a tensor -> name of its file; `total` bytes in all."""
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}, indent=1)
+    (folder / INDEX).write_text(text, encoding="utf-8")

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from secateur import cli, recipes
+
+COMMANDS = {name: importlib.import_module(f"secateur.cli.{file}").COMMAND for name, file in cli.COMMANDS.items()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_flag_is_a_parameter_that_is_explained(name):
+    command = COMMANDS[name]
+    parameters = {option.name for function in command.functions for option in recipes.parameters(function)}
+    flags = {flag.option.name: flag for flag in command.flags()}
+    assert {*command.arguments, *command.words, *command.help, *command.again, *command.without} <= parameters
+    assert set(command.needed.values()) <= set(flags)
+    assert set(flags) == parameters - set(command.without) | {flag.option.name for flag in command.more} | (
+        {"config"} if command.config else set()
+    )
+    assert [flag for flag in flags.values() if not flag.help()] == []
+    assert "config" in flags or name in ("list", "show")
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("run zipml", "did you mean 'ziplm'"),
+        ("run ziplm llama", "run needs --budget, --data, --out: say for example"),
+        ("run ziplm llama --seed one", "--seed one: give a whole number"),
+        ("run ziplm llama --bugdet 3", "--bugdet"),
+        ("distill llama", "distill needs --from, --data, --out: say for example"),
+        ("distill llama --from llama --out x", "distill needs --data:"),
+        ("train-pruner wanda", "wanda trains no model"),
+        ("export llama", "export needs --to"),
+        *((name, f"{name} needs ") for name in ("prune", "measure", "inspect", "report", "show", "prune-data")),
+        ("prune m --budget lots", "budget 'lots' was not understood"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_said_in_one_line(line, error, capsys):
+    assert cli.main(line.split()) == 2
+    printed = capsys.readouterr().err
+    assert error in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "error"),
+    [
+        ("recipe: distill\nstps: 3\n", "distill", "unknown key 'stps': did you mean 'steps'"),
+        ("recipe: distill\nsteps: many\n", "distill", "option steps='many' of distill"),
+        ("student: 3\n", "distill", "student is 3: give text"),
+        ("teachers: [a, 3]\n", "distill", "teachers is ['a', 3]: give text, or a list of texts"),
+        ("recipe: distill\n", "run", "say secateur distill --config"),
+        ("recipe: ziplm\n", "distill", "say secateur run --config"),
+        ("recipe: ziplm\n", "measure", "say secateur run --config"),
+        ("recipe: ziplm\nheld_out: 3\n", "run", "held_out is 3: give text"),
+        ("recipe: ziplm\nlabel: 3\n", "run", "label is 3: give text"),
+        ("recipe: ziplm\ncalibartion: 8\n", "run", "unknown key 'calibartion': did you mean 'calibration'"),
+        ("command: prune-data\n", "run", "say secateur prune-data --config"),
+        ("command: train-pruner\nrecipe: provence\n", "run", "say secateur train-pruner --config"),
+        ("student: llama\n", "distill", "distill needs --from, --data, --out"),
+        ("data: texts.txt\n", "prune-data", "prune-data needs --budget, --out"),
+        ("data: texts.txt\nbudget: examples=50%\nscor: x\n", "prune-data", "did you mean 'score'"),
+        ("recipe: provence\n", "train-pruner", "train-pruner needs MODEL, --data, --out"),
+        ("recipe: provence\nmodel: llama\nlongst: 3\n", "train-pruner", "did you mean 'longest'"),
+        ("recipe: wanda\nmodel: llama\ndata: texts.txt\nout: x\n", "train-pruner", "wanda trains no model"),
+        ("folder: 3\n", "export", "export needs --to"),
+        ("modl: m\n", "inspect", "did you mean 'model'"),
+        ("batch: many\n", "measure", "--batch many: give a whole number"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_in_one_line(capsys, monkeypatch, tmp_path, text, name, error):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some.yaml").write_text(text)
+    assert cli.main([name, "--config", "some.yaml"]) == 2
+    printed = capsys.readouterr().err
+    assert error in printed
+    assert printed.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["some.yaml"]

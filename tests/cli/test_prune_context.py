@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from chat_server import say, served
+from commands import forked, secateur, words_of
+from secateur.cli import prune_context
+
+
+def test_a_dry_run_is_one_table_and_writes_nothing(tmp_path):
+    rows = [{"question": "town2", "html": f"<p>About town{i}.</p><p>{'More. ' * 9}</p>"} for i in range(10)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "page.html").write_text(rows[0]["html"])
+    how = ["--recipe", "htmlrag", "--budget", "words=4", "--dry-run"]
+    columns = ("Measure", "Target", "Before", "After", "Change", "words=4", "Time a question", "verdict: dry run")
+    for given in (["--in", "in.jsonl", "--out", "out.jsonl"], ["page.html", "--question", "town2"]):
+        done = forked(tmp_path, "prune-context", *given, *how)
+        assert (done.code, done.stderr) == (0, "")
+        assert [word for word in columns if word not in done.stdout] == []
+        assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "page.html"]
+    assert "the first 8 of 10 lines" in forked(tmp_path, "prune-context", "--in", "in.jsonl", *how).stdout
+
+
+def test_what_was_run_on_a_page_repeats_by_its_record_and_flags_win(tmp_path):
+    (tmp_path / "page.html").write_text("<p>Apple trees.</p><p>Cherry trees.</p>")
+    given = ["page.html", "--question", "cherry", "--recipe", "htmlrag", "--budget", "words=2", "--no-headed"]
+    assert forked(tmp_path, "prune-context", *given, "--out", "a.txt").code == 0
+    done = forked(tmp_path, "prune-context", "--config", "a.txt.run.yaml", "--question", "apple", "--out", "b.txt")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "a.txt").read_text() == "<p>Cherry trees.</p>\n"
+    assert (tmp_path / "b.txt").read_text() == "<p>Apple trees.</p>\n"
+    record = (tmp_path / "b.txt.run.yaml").read_text()
+    assert "headed: false" in record
+    assert "question: apple" in record
+    refused = forked(tmp_path, "prune-context", "--config", "a.txt.run.yaml")
+    assert (refused.code, "a.txt is there already" in refused.stderr) == (2, True)
+
+
+def test_options_of_servers_are_shown_where_a_recipe_asks_them(tmp_path):
+    servers = {"--llm-timeout", "--llm-retries", "--llm-per-minute", "--run-calls", "--graph-per-minute"}
+    for recipe, shown in (("htmlrag", set()), ("kg_rag", servers)):
+        flags, _ = prune_context.COMMAND.recipe_flags(["--recipe", recipe])
+        assert servers & {flag.words for flag in flags} == shown
+    assert "--graph-per-minute" in words_of(forked(tmp_path, "prune-context", "--recipe=kg_rag", "--help").stdout)
+
+
+def test_a_limit_of_the_run_that_is_reached_is_said_once(tmp_path):
+    pytest.importorskip("pyoxigraph")
+    pytest.importorskip("httpx2")
+    (tmp_path / "graph.csv").write_text("subject,predicate,object\nsalbutamol,treats,asthma\n")
+    (tmp_path / "in.jsonl").write_text('{"question": "What treats asthma?"}\n' * 4)
+    answer = {"choices": [{"message": {"content": '{"entities": ["asthma"]}'}}]}
+    line = "prune-context graph.csv --recipe kg_rag --in in.jsonl --out out.jsonl --budget words=9 --llm-name small"
+    limits = "--run-calls 2 --llm-per-minute 100 --llm-timeout 20"
+    with served(lambda *_: say(answer)) as url:
+        done = secateur(
+            *line.split(), "--llm", url, *limits.split(), cwd=tmp_path, SECATEUR_CACHE=str(tmp_path / "cache")
+        )
+    assert done.returncode == 0, done.stderr
+    note, summary = done.stderr.splitlines()
+    assert note.startswith("note: the language model was called 2 times for")
+    assert summary == "4 lines, 0 of them with an error: out.jsonl"
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["salbutamol" in row["pruned"] for row in rows] == [True] * 4

@@ -1,0 +1,82 @@
+"""What the recorded pass does with operators that it does not know, and with tensors of one value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.methods.pruning import prune
+from secateur.subjects.network.labelling import RECURRENT
+from secateur.subjects.network.traced import open_traced
+from subjects import nets
+
+
+class Mirrored(torch.autograd.Function):
+    """Channels change places in code that autograd can't look into."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.flip(1) * 2
+
+
+class Outside(torch.autograd.Function):
+    """A detour through NumPy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.numpy()[:, ::-1].copy())
+
+
+@torch.library.custom_op("secateur_tests::doubled", mutates_args=())
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (doubled, "doubled is not known to the analysis, in Net"),
+        (lambda x: torch.fft.rfft(x).abs().repeat(1, 2)[:, :8], "is Fourier-transformed"),
+        (Outside.apply, "leaves what is recorded"),
+        (lambda x: x.sort(-1).values, "sort along the channels"),
+        (Mirrored.apply, ""),
+    ],
+)
+def test_an_unknown_operator_keeps_what_enters_it_and_is_named(between, reason: str) -> None:
+    torch.manual_seed(0)
+    small, cut = prune(nets.chain(between), torch.randn(4, 6))
+    width = 8 if reason else 4
+    assert (small.a.out_features, small.b.in_features, small.b.out_features) == (width, width, 5)
+    found = any(reason in note and note.startswith("stays: a.weight[0]") for note in cut.notes)
+    assert found == bool(reason), cut.notes
+
+
+def test_a_module_that_is_not_known_is_named_with_its_class() -> None:
+    class Doubling(nn.Module):
+        def forward(self, x):
+            return doubled(x)
+
+    net = nn.Sequential(nn.Linear(6, 8), Doubling(), nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 3))
+    _, cut = prune(net, torch.randn(4, 6))
+    assert any(note.endswith("doubled is not known to the analysis, in 1 (Doubling)") for note in cut.notes), cut.notes
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+def test_a_recurrent_layer_is_left_alone_with_a_reason_and_the_rest_is_cut(name: str) -> None:
+    model, inputs = nets.make(name)
+    small, cut = prune(model, inputs)
+    assert small.middle.hidden_size == model.middle.hidden_size
+    assert small.middle.weight_hh_l1_reverse.shape == model.middle.weight_hh_l1_reverse.shape
+    assert (small.first.out_features, small.a.in_features, small.b.out_features) == (4, 4, 6)
+    assert any(f"{RECURRENT}, in middle" in note and f"({name.upper()})" in note for note in cut.notes), cut.notes
+    reasons = open_traced(model, inputs).reasons
+    assert all("recurrent" in reasons[f"middle.{leaf}[0]"] for leaf in dict(model.middle.named_parameters()))
+
+
+def test_zeros_that_the_pass_makes_take_on_labels_and_no_longer_once_a_part_is_written() -> None:
+    free = nets.chain(lambda x: x + torch.zeros_like(x)[:, :].relu())
+    written = nets.chain(lambda x: x + torch.zeros_like(x).index_fill_(1, torch.tensor([2]), 1.0))
+    inputs = torch.randn(4, 6)
+    assert "a.channels" in open_traced(free, inputs).coupling.sites
+    assert "a.channels" not in open_traced(written, inputs).coupling.sites

@@ -1,0 +1,86 @@
+"""Code that computes one width from another: what is bound, what stays whole, and what stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.methods.pruning import prune
+from secateur.subjects.network.proof import Fault
+from secateur.subjects.network.remedies import Constraints, find_remedy, keep_site, trial_selection
+from secateur.subjects.network.traced import open_traced, reload_traced
+from secateur.vocabulary import Selection
+from subjects import nets
+
+
+def test_what_cannot_be_proved_stays_and_the_rest_goes() -> None:
+    """4 channels per head, whatever comes in: a number that the analysis can't see."""
+    torch.manual_seed(0)
+    small, cut = prune(nets.chain(lambda x: x.view(x.shape[0], 2, 4).flatten(1)), torch.randn(4, 6))
+    assert small.a.out_features == 8
+    assert small.b.out_features == 5
+    assert any("a cut of it fails" in note for note in cut.notes)
+
+
+def literal(fused: bool) -> nets.Net:
+    """Its code names the number of heads, so that none can go; each has as many dimensions."""
+
+    def run(net, x):
+        b, n, _ = x.shape
+        q, k, v = (one.reshape(b, n, 4, -1).transpose(1, 2) for one in net.qkv(x).chunk(3, -1))
+        if fused:
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            y = (q * net.scale @ k.transpose(-2, -1)).softmax(-1) @ v
+        return net.out(y.transpose(1, 2).reshape(b, n, -1))
+
+    return nets.Net(run, qkv=nn.Linear(6, 48), out=nn.Linear(16, 3), num_heads=4, scale=4**-0.5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_where_heads_stay_the_same_dimensions_of_each_go(fused: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = literal(fused).eval(), torch.randn(2, 5, 6)
+    subject = open_traced(model, x)
+    (site,) = subject.coupling.sites.values()
+    assert (len(site.classes), site.width, site.name) == (4, 12, "qkv.channels")
+    small, cut = subject.cut(Selection({site.name: np.array([True, False, False, False])}))
+    assert small.model.qkv.weight.shape == (12, 6)
+    assert (small.model.num_heads, small.model.scale) == (4, 1.0 if fused else 0.5)
+    assert cut.after["params"] == 7 * 12 + 15
+    rows = np.arange(48) % 4 == 0
+    expected = model.qkv.weight[rows].clone()
+    expected[:4] *= 0.5 if fused else 1.0
+    torch.testing.assert_close(small.model.qkv.weight, expected, msg="only queries make up for the scale")
+    copied = subject.copy()
+    assert copied.cut(nets.half(copied))[0].error <= 1e-5
+    small.save(tmp_path)
+    torch.testing.assert_close(reload_traced(tmp_path, model, x).forward(), small.forward())
+
+
+def test_a_fault_constrains_the_sites_near_it_and_one_without_a_place_half_of_all() -> None:
+    subject = open_traced(*nets.make("residual"))
+    trial = trial_selection(subject, 0.0)
+    shares = {name: np.asarray(mask).mean() for name, mask in trial.keep.items()}
+    assert len(set(shares.values())) == len(shares), "no two sites lose the same share"
+    assert find_remedy(subject, Fault("outer", "differs"), trial_selection(subject, None)) == ["inner.channels"]
+    assert subject.reasons["outer.weight[1]"] == "a cut of it fails: differs (in outer)"
+    assert find_remedy(subject, Fault("", "differs"), trial_selection(subject, None)) == ["stem.channels"]
+    with pytest.raises(ModelError, match="can't be proved: differs"):
+        find_remedy(subject, Fault("", "differs"), trial_selection(subject, None))
+
+
+def test_constraints_are_copied_with_what_they_hold() -> None:
+    subject = open_traced(*nets.make("mlp"))
+    keep_site(subject, "0.channels", "asked")
+    other = subject.constraints.copy()
+    assert other == subject.constraints != Constraints()
+    other.atoms.clear()
+    other.parameters["x"] = "asked"
+    assert subject.constraints.atoms
+    assert not subject.constraints.parameters
