@@ -44,11 +44,3 @@ def test_the_penalty_is_the_subgradient():
     assert torch.allclose(scales[0].grad, torch.tensor([0.1, -0.2, 0.0]))
     assert torch.allclose(scales[1].grad, torch.tensor([0.4]))
     assert slimming.penalty(scales, 2.0).item() == pytest.approx(7.0)
-
-
-def test_batches_know_how_far_training_is():
-    numbered = slimming.Numbered([{"inputs": 1}, {"inputs": 2}], 4)
-    assert numbered[1] == {"inputs": 2, "done": 0.25}
-    assert len(numbered) == 2
-    assert [batch["done"] for batch in numbered] == [0.0, 0.25]
-    assert slimming.Numbered([{"inputs": 1}] * 9, 4)[8]["done"] == 1.0

@@ -103,7 +103,7 @@ def test_terms_that_make_no_sense_are_refused(terms, said):
 
 
 def test_a_warmup_needs_numbered_batches():
-    with pytest.raises(InputError, match=r"slimming\.Numbered"):
+    with pytest.raises(InputError, match=r"batches\.Numbered"):
         objective({"name": "a"}, {"name": "b", "warmup": 0.5})(batch(), TOTALS)
 
 

@@ -9,6 +9,7 @@ import torch
 
 import yolo
 from secateur.data import examples
+from secateur.data.batches import Numbered
 from secateur.errors import InputError
 from secateur.recover.distillation import maps, taps
 from secateur.recover.sparsity import slimming
@@ -41,9 +42,7 @@ def test_pressure_shrinks_scales_and_no_others():
     pushed, spared = net.stage3[0].bn.weight, net.stage4[0].bn.weight
     objective = detecting.press(net.loss, [pushed], lambda done: slimming.rate(done, initial=0.5))
     before = pushed.detach().clone(), spared.detach().clone()
-    loop.train(
-        net, slimming.Numbered(FEED, 12), objective, steps=12, lr=0.02, count=examples.count, clip=None, warmup=0
-    )
+    loop.train(net, Numbered(FEED, 12), objective, steps=12, lr=0.02, count=examples.count, clip=None, warmup=0)
     assert (pushed.abs() < before[0].abs()).float().mean() > 0.9
     assert pushed.detach().abs().mean() < 0.8 * before[0].abs().mean()
     assert spared.detach().abs().mean() > 0.85 * before[1].abs().mean()
@@ -122,10 +121,3 @@ def test_answers_are_learned_as_the_teacher_means_them(told, softmax, sure):
     ours.boxes.data = torch.zeros(1, 2, 4)
     with pytest.raises(InputError, match="they have to be alike"):
         objective({"inputs": torch.zeros(1, 3, 8, 8)}, {"examples": 4})
-
-
-def test_steps_of_epochs():
-    assert [detecting.steps(4, epochs) for epochs in (0, 0.1, 2.5)] == [0, 1, 10]
-    for wrong in (-1, float("nan"), float("inf")):
-        with pytest.raises(InputError, match=f"epochs={wrong}: give 0 or more"):
-            detecting.steps(4, wrong)

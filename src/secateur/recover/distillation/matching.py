@@ -57,7 +57,7 @@ def add_matching(
         look: makes such passes once, for the widths; without gradients and in evaluation mode.
         kind: L, one of `KINDS`: a mean over real tokens, or over the places of an example, and a mean over examples.
         weights: w_i; all 1 unless given, one for all, or one for each pair.
-        warmup: share of training over which all w_i grow from 0; batches then need "done" (`slimming.Numbered`).
+        warmup: share of training over which all w_i grow from 0; batches then need "done" (`data.batches.Numbered`).
         balanced: each L_i is first multiplied by what makes it as large as the objective's part "logit"
             (`balance.dynamic`).
 

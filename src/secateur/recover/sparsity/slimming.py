@@ -6,15 +6,15 @@ before the optimiser's step, whatever the optimiser. Gradients are not clipped m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from secateur.errors import InputError
 
-__all__ = ["Numbered", "Schedule", "penalty", "rate", "variable"]
+__all__ = ["Schedule", "penalty", "rate", "variable"]
 
 Schedule = Literal["constant", "decay", "rise"]
 
@@ -65,23 +65,3 @@ def penalty(scales: Sequence[Tensor], rates: Sequence[Tensor] | float) -> Tensor
     for scale, s in zip(scales, each, strict=True):
         total = total + (s * scale.abs()).sum()
     return total
-
-
-class Numbered:
-    """Batches with the share of training that is over: `Numbered(batches, count)[i]` adds "done" = i / count.
-
-    An objective sees a batch and not its number; this way a schedule is right after a resume and under accumulation.
-    `count` is how many micro-batches training takes in all.
-    """
-
-    def __init__(self, batches: Any, count: int) -> None:
-        self._batches, self._count = batches, max(1, count)
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        return (self[index] for index in range(len(self)))
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._batches[index], "done": min(1.0, index / self._count)}

@@ -57,7 +57,7 @@ def compose(
         stairs: warm-ups rise in so many stairs over the training, such as its epochs: the first stands at 0. Without,
             they rise with every step.
 
-    Batches need "done", the share of training that is over (`slimming.Numbered`), where a term warms up. Raises
+    Batches need "done", the share of training that is over (`data.batches.Numbered`), where a term warms up. Raises
     `InputError` for terms of one name, for one in balance with none before it, for weights and warm-ups that are no
     numbers of at least 0, and where no term is active at the first step.
     """
@@ -120,7 +120,7 @@ def sum_layers(
 
 def _progress(batch: Mapping[str, Any], name: str) -> float:
     if "done" not in batch:
-        raise InputError(f"term {name!r} warms up: number the batches with slimming.Numbered, so that each knows when")
+        raise InputError(f"term {name!r} warms up: number the batches with batches.Numbered, so that each knows when")
     return float(batch["done"])
 
 

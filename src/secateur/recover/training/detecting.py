@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -10,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.modes import restore_modes
-from secateur.errors import InputError
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import tap
 from secateur.recover.sparsity import slimming
 from secateur.recover.training.compose import Objective
 
-__all__ = ["Compare", "Loss", "answering", "follow", "press", "ratio", "steps"]
+__all__ = ["Compare", "Loss", "answering", "follow", "press", "ratio"]
 
 Loss = Callable[[Mapping[str, Any]], Tensor]
 """Batch -> mean loss per image."""
@@ -34,7 +32,7 @@ def press(
 ) -> Objective:
     """The loss alone, or with ``sum_c s_c |gamma_c|``: `rates` gives s from the share of training that is over.
 
-    That share is the batch's "done" (`slimming.Numbered`); `rates` is asked at every iteration.
+    That share is the batch's "done" (`data.batches.Numbered`); `rates` is asked at every iteration.
     """
 
     def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
@@ -121,10 +119,3 @@ def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) ->
         for name, buffer in student.named_buffers():
             buffer.copy_(before[name])
     return parts["task"] / parts["maps"] if parts["maps"] > 0 else 0.0
-
-
-def steps(per_epoch: float, epochs: float) -> int:
-    """Optimiser steps of so many epochs: at least one, unless there are none."""
-    if not 0 <= epochs < math.inf:
-        raise InputError(f"epochs={epochs}: give 0 or more")
-    return max(1, round(per_epoch * epochs)) if epochs else 0

@@ -337,7 +337,7 @@ def distil(
         skew: of the KL, see `losses.kl`; a cache of likeliest tokens takes none.
         buckets: of forward KL, see `prediction_loss`; the whole logits are held then, fused or not.
         warmup: shares of training over which "task", "hidden" and others grow from 0 to their weight; batches then need
-            "done" (`slimming.Numbered`).
+            "done" (`data.batches.Numbered`).
         blocks: (student, teacher) indices into `hidden` for L_token; same width, no projection.
         hidden: (student, teacher) indices for the loss between hidden states (Minitron's L_is), summed over pairs.
         measure: of that loss: "cosine", through the projection, or "relative" (`losses.relative`), of equal widths.

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
+from secateur.data.batches import Numbered
 from secateur.measure import size
 from secateur.recover.distillation import alignment, matching, policy, taps
 from secateur.recover.quantization import quantise
-from secateur.recover.sparsity import masks, slimming
+from secateur.recover.sparsity import masks
 from secateur.recover.training import loop, objectives
 from secateur.runs.distilling import caches
 from secateur.runs.distilling.models import Learner, as_transformer
@@ -77,7 +78,7 @@ def _train(
         batches = rollouts(setup, student)
     objective = make_objective(setup, student, above, asked, live=not kept)
     if settings.warm_up:
-        batches = slimming.Numbered(batches, settings.count)
+        batches = Numbered(batches, settings.steps, settings.batches_per_step)
     return loop.train(
         student.model, batches, objective.loss, steps=steps or settings.steps, lr=settings.lr, seed=settings.seed,
         dropout=False, count=objective.count, extra=objective.extra,
