@@ -56,7 +56,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "wanda": dict(samples=16, length=16, batch=1),
     "d_pruner": dict(general_samples=8, samples=8, train_batch=4, train_length=16),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
-    "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2, judged=1),
+    "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
 }
 
 

@@ -74,7 +74,7 @@ def test_a_model_is_measured(results: Path, capsys: pytest.CaptureFixture[str], 
     assert "Perplexity" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "form"), [("sparse", "packed"), ("heterogeneous", "decilm"), ("network", "onnx")])
+@pytest.mark.parametrize(("name", "form"), [("sparse", "packed"), ("heterogeneous", "decilm")])
 def test_a_result_is_exported(results: Path, tmp_path: Path, name: str, form: str) -> None:
     folder, _ = secateur.export(results / name, form, tmp_path / "other")
     assert any(folder.iterdir())

@@ -88,7 +88,7 @@ def detector(**options: Any) -> Toy:
         return -float(small.model.eval().loss(held_out.batch()))
 
     return {
-        "subject": detectors.opened(yolo.tiny(), data.inputs[:1]),
+        "subject": detectors.open_detector(yolo.tiny(), data.inputs[:1]),
         "data": data,
         "budget": "channels=60%",
         "options": options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_a_program_runs_without_secateur(tmp_path: Path, name: str) -> None:
     (inputs,) = small.inputs.args
     save_file({"inputs": inputs, "outputs": small.forward().contiguous()}, tmp_path / "given.safetensors")
     run_without_secateur(PROGRAM, tmp_path)
+
+
+def test_files_name_no_folder_of_this_machine(tmp_path: Path) -> None:
+    """Both formats note down where each operator was called from, unless that is taken out."""
+    small = halved(*nets.make("residual"))
+    small.save(tmp_path / "saved", program=True)
+    small.export_onnx(tmp_path / "small.onnx")
+    here = str(Path(torch.__file__).parents[1]).encode()
+    with zipfile.ZipFile(tmp_path / "saved" / "model.pt2") as archive:
+        parts = [archive.read(name) for name in archive.namelist()]
+    assert not any(here in part for part in [*parts, (tmp_path / "small.onnx").read_bytes()])
 
 
 def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(

@@ -8,6 +8,7 @@ from secateur.data import examples
 from secateur.methods.detector_stages import DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.training import detecting
+from secateur.vocabulary import Training
 
 
 def compare(ours, theirs, batch):
@@ -18,7 +19,7 @@ def test_a_stage_of_no_epochs_is_none_and_the_weight_of_distilling_is_found_once
     student, teacher = subject(), subject()
     student.model.stem.bn.weight.data *= 0.5
     with Run.open(tmp_path, {}) as run:
-        stages = DetectorStages(run, examples.batches(DATA, batch=8), {"lr": 1e-3, "clip": None, "accumulate": 2})
+        stages = DetectorStages(run, examples.batches(DATA, batch=8), Training(lr=1e-3, accumulate=2))
         assert stages.sparsify(student, detecting.press(student.model.loss), 0) is None
         assert stages.finetune(student, 0, "a") is None
         how = dict(taps=student.model.taps, compare=compare, budget="a")

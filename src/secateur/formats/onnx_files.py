@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from secateur._utils.outputs import leaves
@@ -57,6 +58,9 @@ def write(
         assert program is not None
         if not whole and qdq.mark(program.model):
             program.optimize()
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph.all_nodes():
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
     program.save(str(path))
 
 
@@ -168,7 +172,10 @@ def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
-    """A torch.export program of a module in evaluation mode, for a batch of any size where the module lets it."""
+    """A torch.export program of a module in evaluation mode, for a batch of any size where the module lets it.
+
+    Where each operator was called from is left out: it would name folders of this machine to whoever gets the file.
+    """
     flat = _Flat(model, args, kwargs).eval()
     with torch.no_grad():
         many = _several(flat, flat.tensors, flat(*flat.tensors))
@@ -183,8 +190,15 @@ def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
             with torch.no_grad():
                 found.module()(*args, **kwargs)
-            return found
-    return torch.export.export(model, args, dict(kwargs), strict=False)
+            return _without_paths(found)
+    return _without_paths(torch.export.export(model, args, dict(kwargs), strict=False))
+
+
+def _without_paths(program: ExportedProgram) -> ExportedProgram:
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
 
 
 def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
-from secateur.subjects.network.traced import CutError, Traced
-from secateur.vocabulary import Cut, Selection
+from secateur._utils import plugins
+from secateur.errors import InfeasibleError
+from secateur.subjects.network import detectors
+from secateur.subjects.network.traced import CutError, Traced, open_traced
+from secateur.vocabulary import Budget, Cut, Selection
 
-__all__ = ["cut_with_retries"]
+__all__ = ["cut_with_retries", "open_student"]
 
 
 def cut_with_retries(
@@ -49,3 +52,23 @@ def cut_with_retries(
                 subject.without(error.fault, selection)
                 continue
         return selection, small, cut
+
+
+def open_student(subject: Traced, student: str, budget: Budget) -> tuple[Traced, Cut, Mapping[str, float]]:
+    """A student of the user's own in place of a cut: the network, a receipt, and what it costs.
+
+    student: "file.py:function". Raises `InfeasibleError` where it is larger than the budget.
+    """
+    own = plugins.network(student)[0]
+    if isinstance(subject.model, detectors.Detector):
+        own = detectors.adapt(own)
+    small = open_traced(own, subject.inputs, prove=False)
+    before, after = subject.units().cost(), small.units().cost()
+    for measure, limit in budget.absolute(before).items():
+        if after[measure] > limit:
+            raise InfeasibleError(
+                f"{student} has {measure}={after[measure]:g}, more than {budget} allows ({limit:g}): ask for "
+                f"{measure}={after[measure] / before[measure]:.0%} or more", after[measure],
+            )  # fmt: skip
+    gone = {"channels": (int(before["channels"] - after["channels"]), int(before["channels"]))}
+    return small, Cut(gone, before, after, (f"{student} is a network of its own, trained beside its teacher",)), after

@@ -411,4 +411,4 @@ def test_options_that_a_model_or_several_processes_can_not_have_are_refused(tmp_
 
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
-    return toys.language(steps=0, short_steps=0, calibration=64, length=16, train_batch=8, candidates=3)
+    return toys.language(steps=0, short_steps=0, length=16, train_batch=8, candidates=3)

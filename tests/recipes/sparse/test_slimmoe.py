@@ -396,4 +396,4 @@ def test_training_is_the_originals_and_each_stage_but_the_last_stops_at_its_peak
 
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
-    return toys.language("mixtral", "params=70%", steps=0, calibration=64, length=16)
+    return toys.language("mixtral", "params=70%", steps=0, length=16)

@@ -21,12 +21,13 @@ from recipes.vision import nets
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
-from secateur.methods.penultimate import Pass, View
 from secateur.recipes.vision import nd_loss as module
-from secateur.recipes.vision.nd_loss import nd_loss
+from secateur.recipes.vision.nd_loss import Classifier, Pass, View, nd_loss
 from secateur.recover.training import detecting, loop
+from secateur.recover.training.mixing import Mix
 from secateur.subjects import open_traced
 from secateur.subjects.network import detectors
+from secateur.subjects.network.detectors import Judged
 from secateur.subjects.network.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
 
@@ -167,15 +168,67 @@ def test_every_host_and_variant_trains_to_a_network_of_its_own(tmp_path, first, 
     assert not torch.equal(found.subject.model[0].weight, first[1].subject.model[0].weight)
 
 
+# ---------------------------------------------------------------------------------------------------------- features
+
+
+def opened(model: nn.Module) -> Traced:
+    return open_traced(model.eval(), DATA.inputs[:2])
+
+
+def test_a_network_without_a_linear_head_or_with_two_features_has_one_named():
+    with pytest.raises(InputError, match="no linear layer of this Headless gives its logits: name the module"):
+        Classifier.of(opened(nets.Headless()))
+    named = Classifier.of(opened(nets.Headless()), "body")
+    assert (named.name, named.width, named.classes) == ("body", 8, 4)
+    with pytest.raises(InputError, match=r"head and head_dist read features of widths 8 and 6: name one, feature="):
+        Classifier.of(opened(nets.Apart(6)))
+    assert Classifier.of(opened(nets.Apart(6)), "head@input").width == 8
+
+
+@pytest.mark.parametrize("mix", [None, Mix(mixup=1.0), Mix(cutmix=1.0)], ids=["plain", "mixup", "cutmix"])
+def test_both_see_one_mixed_batch(mix):
+    net, batch = nets.vgg().eval(), DATA.take(range(16)).batch()
+    classifier = Classifier.of(opened(net), staged=True)
+    torch.manual_seed(3)
+    seen = module.see(classifier, classifier, batch, mix)
+    torch.manual_seed(3)
+    inputs, order, share = mix(batch["inputs"]) if mix else (batch["inputs"], torch.arange(16), 1.0)
+    assert seen.share == share
+    assert torch.equal(seen.others, batch["labels"][order])
+    assert torch.equal(seen.student.logits, net(inputs))
+    assert torch.equal(seen.student.features, net[:-1](inputs))
+    assert torch.equal(seen.teacher.features, seen.student.features)
+    assert not seen.teacher.features.requires_grad
+    assert [tuple(one.shape[1:]) for one in seen.student.maps] == list(classifier.shapes)
+
+
+@pytest.mark.parametrize("net", [nets.vit(depth=1, two=True), nets.Apart()], ids=["deit", "apart"])
+def test_of_two_heads_the_feature_is_the_mean_of_what_they_read(net):
+    student = Classifier.of(opened(net))
+    with module.taps.tap(net, student.places) as read:
+        whole = net(DATA.inputs[:16])
+    net.train()
+    found = student(DATA.inputs[:16])
+    torch.testing.assert_close(found.features, (read[0] + read[1]) / 2)
+    torch.testing.assert_close(found.logits, whole)
+    for answer, name, feature in zip(found.heads, student.readers, read, strict=True):
+        torch.testing.assert_close(answer, net.get_submodule(name)(feature))
+
+
 # ------------------------------------------------------------------------------------------------------------ losses
 
 
-def view(images: int = 16, rows: int = 16, share: float = 1.0, **more) -> tuple[View, dict[str, torch.Tensor]]:
+def view(
+    images: int = 16, rows: int = 16, share: float = 1.0, loss=None, **more
+) -> tuple[View, dict[str, torch.Tensor]]:
     """What student and teacher say of `rows`, features of width 24, four classes; and the batch of images."""
     torch.manual_seed(3)
     passes = [Pass(torch.randn(rows, 24), torch.randn(rows, 4), []) for _ in "st"]
     labels, others = torch.randint(0, 4, (2, rows))
-    seen = View(replace(passes[0], **more), passes[1], labels, labels if share == 1 else others, share)
+    student = replace(passes[0], **more)
+    if loss is not None:
+        student = Judged([], student.features, student.logits, [], labels, loss)
+    seen = View(student, passes[1], labels, labels if share == 1 else others, share)
     return seen, {"inputs": torch.zeros(images, 1)}
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
-from secateur.recover.training.compose import Term, compose, sum_layers
+from secateur.recover.training.compose import Term, balance, compose, sum_layers
 from secateur.recover.training.loop import train
 
 TOTALS = {"examples": 4, "tokens": 8}
@@ -121,3 +121,14 @@ def test_a_term_of_weight_zero_changes_no_bit_of_a_training():
 
     for name, tensor in trained().items():
         assert torch.equal(tensor, trained("noise")[name])
+
+
+def test_a_balance_makes_both_losses_equal_and_carries_no_gradient():
+    logit, hidden = torch.tensor(6.0, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    alpha = balance(logit, hidden)
+    assert alpha == 3
+    (logit + alpha * hidden).backward()
+    assert (logit.grad, hidden.grad) == (1, 3)
+    assert balance(torch.tensor(1.0), torch.tensor(0.0)) == 0
+    assert balance(torch.tensor(torch.nan), torch.tensor(1.0)).isnan()
+    assert balance(torch.tensor(1.0), torch.tensor(torch.nan)).isnan()

@@ -197,6 +197,25 @@ def test_the_same_regions_are_judged_alike_and_in_pixels_of_the_images_as_given(
         assert float(torch.cat(boxes).max()) <= 96
 
 
+def test_the_student_samples_regions_and_the_teacher_judges_the_same():
+    student, teacher = (
+        detectors.Regions.of(
+            detectors.open_detector(staged(seed=seed).eval(), BATCH["inputs"][:1]), BATCH["inputs"][:1]
+        )
+        for seed in (1, 0)
+    )
+    torch.manual_seed(2)
+    ours, theirs = student.beside_teacher(teacher, BATCH)
+    torch.manual_seed(2)
+    assert torch.equal(student.model.sampled(BATCH).logits, ours.logits)
+    assert torch.equal(teacher.model.judged(BATCH["inputs"], ours.boxes).features, theirs.features)
+    assert not theirs.features.requires_grad
+    assert ours.features.requires_grad
+    assert student.labels_in(BATCH["targets"]).tolist() == [1, 0], "the background is a class"
+    with pytest.raises(UnsupportedError, match="no detector of two stages"):
+        detectors.Regions.of(detectors.open_detector(yolo.tiny(), torch.rand(1, 3, 64, 64)), BATCH["inputs"])
+
+
 def test_detectors_of_one_stage_have_no_regions():
     assert detectors.two_stage(staged()).first == 1
     for name in ("RetinaNet", "FCOS"):

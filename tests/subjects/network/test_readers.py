@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from recipes.vision import nets as small
 from secateur.errors import InputError
-from secateur.subjects.network.readers import inner
+from secateur.subjects.network.readers import inner, logit_layers
 from secateur.subjects.network.traced import open_traced
 from subjects import nets
 
@@ -49,3 +50,20 @@ def test_heads_are_read_in_blocks():
 def test_what_no_rule_reads_is_said():
     _, reasons = inner(opened("fused attention"))
     assert any("no rule" in why or "run once" in why or "added" in why for why in reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("net", "names"),
+    [
+        (small.vit(depth=1, two=True), ("net.cls_classifier", "net.distillation_classifier")),
+        (small.Apart(), ("head", "head_dist")),
+        (small.vgg(), ("15",)),
+        (small.Headless(), ()),
+    ],
+    ids=["deit", "apart", "vgg", "headless"],
+)
+def test_heads_of_classes_and_of_distillation_are_told_apart(net, names):
+    inputs = small.data(2).inputs
+    with torch.no_grad():
+        output = net.eval()(inputs)
+    assert logit_layers(open_traced(net, inputs), output) == names

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,25 +17,24 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from secateur._utils import plugins
 from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InfeasibleError, InputError
+from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, prototypes, quality
-from secateur.methods import penultimate
-from secateur.methods.cutting import cut_with_retries
-from secateur.methods.penultimate import View
-from secateur.recover.distillation import features, losses, relations, review, taps, teachers
+from secateur.methods.cutting import cut_with_retries, open_student
+from secateur.recover.distillation import features, losses, maps, relations, review, taps, teachers
 from secateur.recover.distillation.centres import ClassMeans, collect
-from secateur.recover.training import compose, loop
+from secateur.recover.training import compose, loop, objectives
 from secateur.recover.training.mixing import Mix
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects.network import detectors
-from secateur.subjects.network.traced import Traced, open_traced
+from secateur.subjects.network.detectors import Judged, Regions
+from secateur.subjects.network.readers import logit_layers
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Result, Selection, Training
 
 CARD = {
@@ -47,11 +46,6 @@ CARD = {
     "family": "vision",
 }
 
-Host = Literal["kd", "dkd", "dist", "review", "none"]
-Variant = Literal["nd", "direction", "norm", "features"]
-Network = penultimate.Classifier | penultimate.Detector
-Term = Callable[[View, Mapping[str, Any]], Tensor]
-
 
 def nd_loss(
     subject: Traced,
@@ -60,8 +54,8 @@ def nd_loss(
     run: Run,
     *,
     student: str = "",
-    host: Host = "kd",
-    variant: Variant = "nd",
+    host: Literal["kd", "dkd", "dist", "review", "none"] = "kd",
+    variant: Literal["nd", "direction", "norm", "features"] = "nd",
     weight: float = 1.0,
     nd: float = 2.0,
     temperature: Annotated[float, Gt(0)] | None = None,
@@ -133,9 +127,9 @@ def nd_loss(
     """
     mix = Mix(mixup, cutmix)
     check(data, host, mix, feature)
-    look: Callable[[Traced], Any] = partial(penultimate.Classifier.of, feature=feature, staged=host == "review")
+    look: Callable[[Traced], Any] = partial(Classifier.of, feature=feature, staged=host == "review")
     if data.targets:
-        subject, look = detectors.open_detector(subject), partial(penultimate.Detector.of, data=data)
+        subject, look = detectors.open_detector(subject), partial(Regions.of, image=data.inputs[:1])
     if temperature is None:
         temperature = 1.0 if data.targets else 4.0
     rise = 0.05 if training.optimizer == "adamw" else 0.0
@@ -164,12 +158,8 @@ def nd_loss(
                              warmup / epochs if warmup < epochs else warmup / epochs * steps),
                 compose.Term(variant, feature_loss(variant, centres, projector), nd),
             ]  # fmt: skip
-            objective = compose.compose(
-                [term for term in terms if term.weight],
-                partial(pupil.view, teacher, mix=mix),
-                steps=steps,
-                stairs=epochs,
-            )
+            active, look_at = [term for term in terms if term.weight], partial(see, pupil, teacher, mix=mix)
+            objective = compose.compose(active, look_at, steps=steps, stairs=epochs)
             along = [projector] * bool(nd) + ([fusion] if fusion is not None else [])
             recovery = loop.train(
                 small.model, Numbered(feed, steps, accumulate), objective, training, steps=steps, seed=seed,
@@ -219,8 +209,123 @@ def class_means(teacher: Network, data: Examples, batch: int, run: Run, file: st
             made = collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes)
         made.save(path, key)
     centres = ClassMeans.load(path, key)
-    centres.covers(teacher.labels_in(data))
+    labels = teacher.labels_in(data.targets) if isinstance(teacher, Regions) else data.labels
+    assert labels is not None
+    centres.covers(labels)
     return centres
+
+
+# ---------------------------------------------------------------------------------------------------------- features
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What one pass of a classifier gives: features [N, D], logits [N, K], maps [N, C, H, W] of each stage."""
+
+    features: Tensor
+    logits: Tensor
+    maps: list[Tensor]
+    heads: tuple[Tensor, ...] = ()
+    """Of two heads whose mean the logits are: those of its class head, and of its distillation head."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Student and teacher on one batch. Labels of a mixed input count `share`, those it was mixed with the rest."""
+
+    student: Pass | Judged
+    teacher: Pass | Judged
+    labels: Tensor
+    others: Tensor
+    share: float = 1.0
+
+    @property
+    def heads(self) -> tuple[Tensor, Tensor]:
+        """The student's logits that learn the labels, and those that learn from the teacher."""
+        apart = self.student.heads if isinstance(self.student, Pass) else ()
+        return (apart[0], apart[1]) if apart else (self.student.logits, self.student.logits)
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """A classifier with the places of its feature and of its maps.
+
+    Of two heads, of classes and of distillation, the feature is the mean of what they read, or what was asked for.
+    """
+
+    subject: Traced
+    name: str
+    places: Sequence[str]
+    readers: Sequence[str]
+    """The linear layers that give the logits; none where no such layers do."""
+    width: int
+    classes: int
+    stages: Sequence[str] = ()
+    shapes: Sequence[tuple[int, int, int]] = ()
+
+    @classmethod
+    def of(cls, subject: Traced, feature: str = "", staged: bool = False) -> Classifier:
+        """At the module that fits `feature`, or at what the classifier reads. Raises `InputError` where neither is.
+
+        staged: look at the last maps of each size too.
+        """
+        logits = objectives.logits(subject.forward())
+        heads = logit_layers(subject, logits)
+        if not feature and not heads:
+            raise InputError(
+                f"no linear layer of this {type(subject.model).__name__} gives its logits: name the module that gives "
+                "the feature, feature=NAME, or feature=NAME@input for what it reads"
+            )
+        places = [taps.one(subject.model, feature)] if feature else [f"{head}@input" for head in heads]
+        args, kwargs = subject.inputs.fresh()
+        example = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        found = taps.look_at(subject.model, places, example, taps.pool, ask=subject.inputs.ask)
+        if found[0].shape != found[-1].shape:
+            wide = " and ".join(str(rows.shape[1]) for rows in found)
+            raise InputError(f"{' and '.join(heads)} read features of widths {wide}: name one, feature={places[0]}")
+        names, shapes = list[str](), list[tuple[int, int, int]]()
+        if staged:
+            names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example))
+        return cls(subject, " and ".join(places), places, heads, found[0].shape[1], logits.shape[1], names, shapes)
+
+    def __call__(self, inputs: Tensor) -> Pass:
+        """One pass, in the network's own mode."""
+        model, heads = self.subject.model, self.readers if len(self.readers) > 1 else ()
+        with (
+            taps.tap(model, self.places, taps.pool) as read,
+            taps.tap(model, heads) as answers,
+            taps.tap(model, self.stages, maps.flat) as staged,
+        ):
+            logits = objectives.logits(self.subject.inputs.ask(model, inputs))
+        # In training some networks answer with both heads apart, for their mean.
+        logits = torch.stack(list(answers)).mean(0) if heads else logits
+        return Pass(torch.stack(list(read)).mean(0), logits, list(staged), tuple(answers))
+
+    def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(features [B, D], classes [B])."""
+        return self(batch["inputs"]).features, batch["labels"]
+
+
+Network = Classifier | Regions
+Term = Callable[[View, Mapping[str, Any]], Tensor]
+
+
+def see(student: Network, teacher: Network, batch: Mapping[str, Any], mix: Mix | None = None) -> View:
+    """Both networks on a batch of inputs, mixed with itself by `mix` where one is given, or on regions of images."""
+    if isinstance(student, Regions) and isinstance(teacher, Regions):
+        ours, theirs = student.beside_teacher(teacher, batch)
+        assert ours.labels is not None
+        return View(ours, theirs, ours.labels, ours.labels)
+    assert not isinstance(student, Regions)
+    assert not isinstance(teacher, Regions)
+    inputs, labels = batch["inputs"], batch["labels"]
+    others, share = labels, 1.0
+    if mix:
+        inputs, order, share = mix(inputs)
+        others = labels[order]
+    with torch.no_grad():
+        told = teacher(inputs)
+    return View(student(inputs), told, labels, others, share)
 
 
 # ---------------------------------------------------------------------------------------------------------- students
@@ -245,45 +350,27 @@ def narrow(subject: Traced, budget: Budget, readers: Sequence[str]) -> tuple[Tra
     return small, cut, selection.spent
 
 
-def open_student(subject: Traced, student: str, budget: Budget) -> tuple[Traced, Cut, Mapping[str, float]]:
-    """The user's student. Raises `InfeasibleError` where it is larger than the budget."""
-    own = plugins.network(student)[0]
-    if isinstance(subject.model, detectors.Detector):
-        own = detectors.adapt(own)
-    small = open_traced(own, subject.inputs, prove=False)
-    before, after = subject.units().cost(), small.units().cost()
-    for measure, limit in budget.absolute(before).items():
-        if after[measure] > limit:
-            raise InfeasibleError(
-                f"{student} has {measure}={after[measure]:g}, more than {budget} allows ({limit:g}): ask for "
-                f"{measure}={after[measure] / before[measure]:.0%} or more", after[measure],
-            )  # fmt: skip
-    gone = {"channels": (int(before["channels"] - after["channels"]), int(before["channels"]))}
-    return small, Cut(gone, before, after, (f"{student} is a network of its own, trained beside its teacher",)), after
-
-
 # ------------------------------------------------------------------------------------------------------------ losses
 
 
 def label_loss(view: View, batch: Mapping[str, Any]) -> Tensor:
     """Cross-entropy with the labels; of a mixed batch, with both in the shares of the mix. Or a detector's own loss."""
-    if view.student.loss is not None:
+    if isinstance(view.student, Judged) and view.student.loss is not None:
         return view.student.loss * len(batch["inputs"])
-    logits = view.student.heads[0] if view.student.heads else view.student.logits
+    logits = view.heads[0]
     first = losses.cross_entropy(logits, view.labels)
     if view.share == 1.0:
         return first
     return view.share * first + (1 - view.share) * losses.cross_entropy(logits, view.others)
 
 
-def host_loss(host: Host, temperature: float, other: float, fusion: review.Review | None = None) -> Term:
+def host_loss(host: str, temperature: float, other: float, fusion: review.Review | None = None) -> Term:
     """The loss that ND is added to; of logits, with T^2 before it."""
 
     def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
-        student, teacher = view.student, view.teacher
         if fusion is not None:
-            return review.hierarchical(fusion(student.maps), teacher.maps)
-        pair = (student.heads[1] if student.heads else student.logits, teacher.logits)
+            return review.hierarchical(fusion(view.student.maps), view.teacher.maps)
+        pair = (view.heads[1], view.teacher.logits)
         if host == "dkd":
             value = losses.decoupled(*pair, view.labels, target=1.0, other=other, temperature=temperature)
         elif host == "dist":
@@ -300,7 +387,7 @@ def per_row(view: View, batch: Mapping[str, Any]) -> float:
     return len(batch["inputs"]) / len(view.student.features)
 
 
-def feature_loss(variant: Variant, centres: ClassMeans, projector: nn.Module) -> Term:
+def feature_loss(variant: str, centres: ClassMeans, projector: nn.Module) -> Term:
     """Step 4, or what stands in its place."""
 
     def value(student: Tensor, teacher: Tensor, means: Tensor) -> Tensor:
@@ -333,18 +420,16 @@ def diagnose(
     is the root of the mean of ||g(f_s) - f_t||^2. Of a detector these are figures of the regions that the student
     samples, of 128 images at most.
     """
-    look: Callable[..., View] = student.view
     data = data.take(range(min(len(data), 128))) if data.targets else data
     with torch.random.fork_rng(devices=[]), evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
-        views = [look(teacher, part) for part in data.in_order(batch)]
+        views = [see(student, teacher, part) for part in data.in_order(batch)]
         labels = torch.cat([view.labels for view in views])
         ours, logits = _join([view.student for view in views])
         theirs, answers = _join([view.teacher for view in views])
-        ours = ours if student.width == teacher.width else projector(ours)
-    result = dict[str, dict[str, float]]()
-    for name, rows, told in (("teacher", theirs, answers), ("student", ours, logits)):
-        result[name] = {
+        ours = projector(ours)  # as it is where widths are equal
+    return {
+        name: {
             "norm": prototypes.length(rows).value,
             "cosine": prototypes.cosine(rows, centres.means, labels).value,
             "nearest": prototypes.nearest(rows, centres.means, labels).value,
@@ -352,10 +437,11 @@ def diagnose(
             "loyalty": loyalty.label(told, answers).value,
             "distance": float((rows - theirs).square().sum(1).mean().sqrt()),
         }
-    return result
+        for name, rows, told in (("teacher", theirs, answers), ("student", ours, logits))
+    }
 
 
-def _join(passes: Sequence[penultimate.Pass]) -> tuple[Tensor, Tensor]:
+def _join(passes: Sequence[Pass | Judged]) -> tuple[Tensor, Tensor]:
     return torch.cat([one.features for one in passes]), torch.cat([one.logits for one in passes])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.distillation import features, losses, maps, relations, taps
-from secateur.recover.training import balance, compose, objectives
+from secateur.recover.training import compose, objectives
 from secateur.recover.training.compose import Objective
 
 __all__ = ["KINDS", "add_matching"]
@@ -59,7 +59,7 @@ def add_matching(
         weights: w_i; all 1 unless given, one for all, or one for each pair.
         warmup: share of training over which all w_i grow from 0; batches then need "done" (`data.batches.Numbered`).
         balanced: each L_i is first multiplied by what makes it as large as the objective's part "logit"
-            (`balance.dynamic`).
+            (`compose.balance`).
 
     Where widths differ, the student's features pass a linear map (of maps a 1 x 1 convolution) first; attention and
     relational losses need none. Raises `InputError` for another kind, for features that it is not of, for modules that
@@ -99,7 +99,7 @@ def add_matching(
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
         if balanced:
-            values = [balance.dynamic(one.new_tensor(parts["logit"]), one) * one for one in values]
+            values = [compose.balance(one.new_tensor(parts["logit"]), one) * one for one in values]
         near = torch.stack(values) @ values[0].new_tensor(each)
         return total + compose.ramp(batch, "match", warmup) * near, {**parts, "match": float(near.detach())}
 

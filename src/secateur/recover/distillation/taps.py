@@ -20,7 +20,20 @@ from torch import Tensor, nn
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 
-__all__ = ["Adapters", "Kind", "adapter", "each", "first", "list_names", "look_at", "match", "one", "pairs", "tap"]
+__all__ = [
+    "Adapters",
+    "Kind",
+    "adapter",
+    "each",
+    "first",
+    "list_names",
+    "look_at",
+    "match",
+    "one",
+    "pairs",
+    "pool",
+    "tap",
+]
 
 Find = Callable[[Any], list[Tensor]]
 """What a module gave -> what of it is kept. The hook holds nothing else: where this pools, the map itself goes."""
@@ -147,6 +160,11 @@ def first(output: Any) -> list[Tensor]:
         return [output] if output.is_floating_point() else []
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
     return next((found for part in parts if (found := first(part))), [])
+
+
+def pool(output: Any) -> list[Tensor]:
+    """[B, D] in what a module gave: rows as they are, maps [B, D, H, W] as their mean over places."""
+    return [one.mean((2, 3)) if one.dim() == 4 else one for one in first(output) if one.dim() in (2, 4)]
 
 
 @contextlib.contextmanager

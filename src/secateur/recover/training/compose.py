@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from secateur.errors import InputError
-from secateur.recover.training import balance
 
-__all__ = ["Objective", "Term", "compose", "ramp", "sum_layers"]
+__all__ = ["Objective", "Term", "balance", "compose", "ramp", "sum_layers"]
 
 View = TypeVar("View")
 
@@ -35,7 +35,7 @@ class Term(Generic[View]):
     warmup: float = 0.0
     """Steps, or a share of all steps if below 1, over which the weight grows from 0 in a straight line."""
     like: str = ""
-    """An earlier term: this one is multiplied by what makes it as large (`balance.dynamic`), then by its weight."""
+    """An earlier term: this one is multiplied by what makes it as large (`balance`), then by its weight."""
     per: str = "examples"
     """Which of the step's totals the sum is divided by."""
 
@@ -72,13 +72,25 @@ def compose(
                 continue
             value = term.loss(view, batch) / totals[term.per]
             if term.like in found:
-                weight = weight * balance.dynamic(found[term.like], value)
+                weight = weight * balance(found[term.like], value)
             found[term.name] = value
             total = weight * value if total is None else total + weight * value
         assert total is not None
         return total, {name: float(value.detach()) for name, value in found.items()}
 
     return objective
+
+
+def balance(logit_loss: Tensor, hidden_loss: Tensor) -> Tensor:
+    """``alpha = L_logits / L_is``, detached: the weight that makes the hidden-state loss as large as the logit loss.
+
+    Source: Minitron (arXiv 2407.14679), section 3, ``L = L_CLM + L_logits + alpha L_is``. Both must be divided by their
+    own totals first. Scalars in, scalar out; 0 where L_is is 0, since then nothing is left to balance.
+    """
+    above, below = logit_loss.detach(), hidden_loss.detach()
+    # Only an exact 0 gives 0: NaN has to pass through, so that training stops at it.
+    zero = below == 0
+    return torch.where(zero, 0, above / torch.where(zero, 1, below))
 
 
 def ramp(batch: Mapping[str, Any], name: str, share: float, stairs: float = 0.0) -> float:
@@ -120,7 +132,9 @@ def sum_layers(
 
 def _progress(batch: Mapping[str, Any], name: str) -> float:
     if "done" not in batch:
-        raise InputError(f"term {name!r} warms up: number the batches with batches.Numbered, so that each knows when")
+        raise InputError(
+            f"term {name!r} warms up: number the batches with data.batches.Numbered, so that each knows when"
+        )
     return float(batch["done"])
 
 

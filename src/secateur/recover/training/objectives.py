@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
-from secateur.recover.training import balance, compose
+from secateur.recover.training import compose
 
 __all__ = [
     "Batch",
@@ -441,7 +441,7 @@ def distil(
             if alpha != "dynamic":
                 add("hidden", alpha, apart)
             else:
-                add("hidden", 1.0 if near is None else balance.dynamic(near, apart), apart)
+                add("hidden", 1.0 if near is None else compose.balance(near, apart), apart)
         return total, parts
 
     return objective

@@ -31,6 +31,7 @@ __all__ = [
     "Detector",
     "Judged",
     "Predicting",
+    "Regions",
     "Torchvision",
     "TwoStage",
     "Ultralytics",
@@ -134,6 +135,50 @@ def two_stage(model: nn.Module) -> TwoStage:
         f"{type(inner).__name__} is no detector of two stages: give torchvision's Faster R-CNN or its kin, or a module "
         "that has reader, sampled(batch) and judged(images, boxes), too"
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """A detector of two stages as a classifier of regions: those that a student samples stand for its inputs."""
+
+    subject: Traced
+    model: TwoStage
+    width: int
+    classes: int
+    shapes: Sequence[tuple[int, int, int]]
+    """Channels, height and width of the maps."""
+    name: str = "regions"
+
+    @classmethod
+    def of(cls, subject: Traced, image: Tensor) -> Regions:
+        """Raises `UnsupportedError` for a detector that has no second stage."""
+        model = two_stage(subject.model)
+        with torch.no_grad(), evaluating(subject.model):
+            judged = model.judged(image, [regions(image.shape[2], image.shape[3]).to(image)])
+        shapes = [(one.shape[1], one.shape[2], one.shape[3]) for one in judged.maps]
+        return cls(subject, model, judged.features.shape[1], judged.logits.shape[1], shapes)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The linear layer that gives the classes of regions."""
+        return (self.model.reader,)
+
+    def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """(features [N, D], classes [N]) of the regions that the detector samples."""
+        judged = self.model.sampled(batch)
+        assert judged.labels is not None
+        return judged.features, judged.labels
+
+    def labels_in(self, targets: Sequence[Target]) -> Tensor:
+        """The classes of the boxes, in the order of the logits, and the background's."""
+        labels = torch.cat([target["labels"] for target in targets]) + self.model.first
+        return torch.cat([labels, labels.new_zeros(1)])
+
+    def beside_teacher(self, teacher: Regions, batch: Mapping[str, Any]) -> tuple[Judged, Judged]:
+        """The student proposes, samples and learns; the teacher judges the same regions of its own maps."""
+        ours = self.model.sampled(batch)
+        with torch.no_grad():
+            return ours, teacher.model.judged(batch["inputs"], ours.boxes)
 
 
 def check_predictions(model: nn.Module, images: Tensor) -> None:

@@ -10,13 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.subjects.network.graph import Graph, channels_along
 from secateur.subjects.network.traced import Traced
 
-__all__ = ["Inner", "inner"]
+__all__ = ["Inner", "inner", "logit_layers"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -119,3 +121,38 @@ def _reads(module: nn.Module, parameter: str) -> int | None:
             return 0 if back else 1
         return -1 if module.groups == module.in_channels else None
     return 0 if type(module).__name__ == "Conv1D" and hasattr(module, "nf") else None
+
+
+@torch.no_grad()
+def logit_layers(subject: Traced, logits: Tensor) -> tuple[str, ...]:
+    """The linear layer whose outputs on the example inputs are `logits`, or the two whose mean is; or none.
+
+    Of two, the one of classes comes first: the one that has no "dist" in its name, or that the network has first.
+    """
+    linears: dict[nn.Module, str] = {
+        module: name for name, module in subject.model.named_modules() if isinstance(module, nn.Linear)
+    }
+    outputs: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: object, output: Tensor) -> None:
+        outputs.setdefault(linears[module], output)
+
+    hooks = [module.register_forward_hook(note) for module in linears]
+    try:
+        with evaluating(subject.model):
+            args, kwargs = subject.inputs.fresh()
+            subject.model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    alike: dict[str, Tensor] = {}
+    for name in reversed(linears.values()):
+        if name not in outputs or outputs[name].shape != logits.shape:
+            continue
+        if torch.equal(outputs[name], logits):
+            return (name,)
+        for other, output in alike.items():
+            if torch.allclose(torch.stack([outputs[name], output]).mean(0), logits):
+                return (other, name) if "dist" in name and "dist" not in other else (name, other)
+        alike[name] = outputs[name]
+    return ()
