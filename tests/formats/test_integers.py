@@ -72,7 +72,7 @@ class Odd(nn.Module):
 
 def test_layers_that_can_not_be_quantised_say_why():
     model = Odd()
-    found, reasons = integers.layers(model, lambda: model(rand(2, 4)))
+    found, reasons = integers.find_layers(model, lambda: model(rand(2, 4)))
     assert found == ["called"]
     assert reasons == {
         "read": "is read by other code and not called as a layer",
@@ -89,13 +89,13 @@ def test_weights_are_on_their_grid_and_a_row_of_zeros_stays_zero(bits):
     integers.install(model, {"0": Scales(bits, torch.tensor(0.0), model[0].weight.detach().abs().amax(1) / 7)})
     assert torch.isfinite(model(rand(2, 4))).all()
     assert model[0].weight[1].eq(0).all()
-    assert torch.equal(model[0].weight, integers.rounded(model[0].weight, model[0].weight_scale[:, None], bits))
+    assert torch.equal(model[0].weight, integers.quantise(model[0].weight, model[0].weight_scale[:, None], bits))
 
 
 def test_a_plan_with_quantised_layers_goes_through_json_and_is_refused_elsewhere():
     plan = made().plans[0]
     assert Plan.from_dict(plan.to_dict()) == plan
-    assert set(integers.quantised(shrink(net(1), plan))) == {"0", "2", "4"}
+    assert set(integers.quantised_layers(shrink(net(1), plan))) == {"0", "2", "4"}
     with pytest.raises(ModelError, match="names the layer 2"):
         shrink(nn.Sequential(nn.Conv2d(1, 8, 2, 2)), plan)
 
@@ -167,4 +167,4 @@ def test_a_file_without_its_integers_is_damaged(tmp_path):
     one = made()
     model, state = one.model, {"2.weight_scale": one.model[2].weight_scale}
     with pytest.raises(ModelError, match=r"lacks the integers of 0\.weight"):
-        integers.taken(model, state, {})
+        integers.unpack_state(model, state, {})

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from secateur import cli
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.subjects.network.traced import Traced, open_traced
-from secateur.vocabulary import Selection
 from subjects import nets
 from subjects.tiny import run_without_secateur
 
@@ -30,16 +30,17 @@ print(session.get_inputs()[0].name, session.get_inputs()[0].shape[0])
 PROGRAM = """
 import sys, torch
 from safetensors.torch import load_file
-given = load_file("given.safetensors")
-model = torch.export.load("saved/model.pt2").module()
-torch.testing.assert_close(model(given["inputs"]), given["outputs"], rtol=1e-4, atol=1e-5)
+for name in ("residual", "grouped queries"):
+    given = load_file(f"{name}/given.safetensors")
+    model = torch.export.load(f"{name}/model.pt2").module()
+    torch.testing.assert_close(model(given["inputs"]), given["outputs"], rtol=1e-4, atol=1e-5)
 assert not any(name.startswith("secateur") for name in sys.modules)
 """
 
 
 def halved(model: nn.Module, inputs: object) -> Traced:
     subject = open_traced(model, inputs)
-    return subject.cut(Selection({s.name: np.arange(s.count) % 2 == 0 for s in subject.units().free()}))[0]
+    return subject.cut(nets.half(subject))[0]
 
 
 @pytest.mark.parametrize("name", ["residual", "grouped", "fused attention"])
@@ -59,42 +60,29 @@ def test_the_file_runs_alone_and_equals_pytorch(tmp_path: Path, name: str) -> No
         assert not notes, "the batch is free"
 
 
-class Several(nn.Module):
-    """Keywords in, a dictionary out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, first: Tensor, *, second: Tensor) -> dict[str, Tensor]:
-        y = self.a(first + second).relu()
-        return {"logits": self.b(y), "mean": y.mean(1)}
-
-
 def test_inputs_and_outputs_of_any_form(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
-    subject = open_traced(Several(), {"first": torch.randn(2, 6), "second": torch.randn(2, 6)})
+
+    class Several(nets.Net):
+        """Keywords in, a dictionary out."""
+
+        def forward(self, first: Tensor, *, second: Tensor) -> dict[str, Tensor]:
+            y = self.a(first + second).relu()
+            return {"logits": self.b(y), "mean": y.mean(1)}
+
+    model = Several(None, **nets.linears(6, 8, 3))
+    subject = open_traced(model, {"first": torch.randn(2, 6), "second": torch.randn(2, 6)})
     assert subject.export_onnx(tmp_path / "deep" / "few.onnx") == ()
     session = runtime.InferenceSession(str(tmp_path / "deep" / "few.onnx"))
     assert [one.name for one in session.get_inputs()] == ["first", "second"]
     assert [one.name for one in session.get_outputs()] == ["output", "output_1"]
 
 
-class Odd(nn.Module):
-    """What ONNX has no operator for."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(torch.special.bessel_j0(self.a(x)))
-
-
 def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    subject = open_traced(Odd(), torch.randn(2, 6))
-    with pytest.raises(UnsupportedError, match="Odd can't be exported to ONNX"):
+    odd = nets.Net(lambda net, x: net.b(torch.special.bessel_j0(net.a(x))), **nets.linears(6, 8, 3))
+    subject = open_traced(odd, torch.randn(2, 6))
+    with pytest.raises(UnsupportedError, match="Net can't be exported to ONNX"):
         subject.export_onnx(tmp_path / "odd.onnx")
     model, inputs = nets.make("mlp")
     subject = open_traced(model, inputs)
@@ -107,14 +95,12 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["residual", "grouped queries"])
-def test_a_program_runs_without_secateur(tmp_path: Path, name: str) -> None:
-    from safetensors.torch import save_file
-
-    small = halved(*nets.make(name))
-    small.save(tmp_path / "saved", program=True)
-    (inputs,) = small.inputs.args
-    save_file({"inputs": inputs, "outputs": small.forward().contiguous()}, tmp_path / "given.safetensors")
+def test_a_program_runs_without_secateur(tmp_path: Path) -> None:
+    for name in ("residual", "grouped queries"):
+        small = halved(*nets.make(name))
+        small.save(tmp_path / name, program=True)
+        given = {"inputs": small.inputs.args[0], "outputs": small.forward().contiguous()}
+        save_file(given, tmp_path / name / "given.safetensors")
     run_without_secateur(PROGRAM, tmp_path)
 
 

@@ -16,7 +16,7 @@ def test_onnx_says_where_it_rounds_and_holds_integers(tmp_path, bits):
     runtime = pytest.importorskip("onnxruntime")
     one = made(bits)
     one.save(tmp_path, program=True)
-    onnx_files.write_program(onnx_files.saved(tmp_path), tmp_path / "program.onnx")
+    onnx_files.write_program(onnx_files.load_program(tmp_path), tmp_path / "program.onnx")
     notes = one.export_onnx(tmp_path / "module.onnx")
     assert all("clip sums on this processor" in note for note in notes)
     options = runtime.SessionOptions()

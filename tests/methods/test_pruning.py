@@ -10,6 +10,7 @@ from score.networks import images, residual, same, slices, state
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.methods.pruning import prune
 from secateur.subjects.network.traced import open_traced
+from subjects import nets
 
 IMAGE = torch.randn(2, 2, 6, 6)
 NAMES = ["magnitude", "l1", "l2", "batch_norm", "geometric_median", "random", "activation", "nonzero"]
@@ -133,25 +134,22 @@ def test_who_asks_for_segments_is_told_what_erases_them() -> None:
         prune(residual(), IMAGE, "segments=50%")
 
 
-class Stages(nn.Module):
+def stages() -> nets.Net:
     """Two blocks of one make and a head: the blocks' inner channels are of one structure."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 6, 3, padding=1)
-        self.a, self.b = (nn.Sequential(nn.Conv2d(6, width, 1), nn.ReLU(), nn.Conv2d(width, 6, 1)) for width in (8, 12))
-        self.wide, self.head = nn.Linear(6, 10), nn.Linear(10, 3)
+    def run(net, x):
+        x = net.stem(x)
+        x = x + net.a(x)
+        x = x + net.b(x)
+        return net.head(net.wide(x.mean((2, 3))).relu())
 
-    def forward(self, x):
-        x = self.stem(x)
-        x = x + self.a(x)
-        x = x + self.b(x)
-        return self.head(self.wide(x.mean((2, 3))).relu())
+    a, b = (nn.Sequential(nn.Conv2d(6, width, 1), nn.ReLU(), nn.Conv2d(width, 6, 1)) for width in (8, 12))
+    return nets.Net(run, stem=nn.Conv2d(2, 6, 3, padding=1), a=a, b=b, wide=nn.Linear(6, 10), head=nn.Linear(10, 3))
 
 
 def test_scopes_share_rankings_among_sites_of_one_structure_or_of_a_named_pool() -> None:
     torch.manual_seed(0)
-    model = Stages()
+    model = stages()
     topology = open_traced(model, IMAGE).topology()
     assert topology["a.0.channels"] == topology["b.0.channels"] == "Conv2d.bias[0], Conv2d.weight[0], Conv2d.weight[1]"
     assert len(set(topology.values())) == 3

@@ -351,7 +351,7 @@ def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
 
 def test_a_run_yaml_repeats_the_run(places, tmp_path):
     (first,) = executor.run("minitron", places / "llama", places / "texts.txt", "params=80%", tmp_path / "a", steps=2,
-                           short_steps=1, candidates=1, calibration=16, train_batch=4, length=16)  # fmt: skip
+                           short_steps=1, candidates=1, train_batch=4, length=16)  # fmt: skip
     settings = executor.configured(tmp_path / "a" / "run.yaml", {"out": tmp_path / "b"})
     (again,) = executor.run(**settings)
     assert first.cut.removed == again.cut.removed

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from recipes.vision.nets import blocks
-from secateur import cli
+from secateur.cli import inspect as command
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.runs import executor, inspection
 from secateur.subjects.network.traced import open_traced
@@ -148,7 +148,7 @@ def test_what_otov3_would_erase_is_told_and_drawn(tmp_path: Path, capsys: pytest
     assert "What can be erased, and its parameters" in (tmp_path / "net.svg").read_text("utf-8")
     with pytest.raises(InfeasibleError, match="would change nothing"):
         inspection.inspect(subject, budget="segments=100%")
-    cli._print_network(found, None)
+    command._print_network(found, None)
     shown = capsys.readouterr().out
     assert "goes (erased): left.0..left.1" in shown
     assert "may be erased whole: right.0..right.1" in shown

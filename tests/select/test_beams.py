@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import InputError
@@ -71,7 +71,8 @@ def test_it_ends_whatever_the_judge_says(items, width, top, batch, answer):
 # ---------------------------------------------------------------------------------------------------------- branches
 
 
-SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=3, max_size=9).filter(lambda one: len(one) % 2), max_size=120)
+PATH = st.lists(st.integers(0, 3), min_size=3, max_size=9).filter(lambda blocks: len(blocks) % 2)
+SEQUENCES = st.lists(PATH, max_size=120)
 
 
 @given(SEQUENCES, st.integers(1, 30), st.integers(0, 4), st.integers(4, 50))
@@ -153,7 +154,8 @@ def test_the_judge_is_asked_less_for_branches_than_for_wholes():
     assert max(looked) <= 40
 
 
-@given(SEQUENCES.filter(lambda some: len(some) > 20))
+@settings(max_examples=30)
+@given(st.lists(PATH, min_size=21, max_size=120))
 def test_a_round_keeps_three_branches_of_each_batch(sequences):
     batches = []
 

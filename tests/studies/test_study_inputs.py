@@ -82,7 +82,7 @@ def test_the_same_again_trains_nothing_and_a_larger_grid_is_what_run_yaml_then_s
     first = ask(place, out=place / "again")
     bytes_of = {name: (place / "again" / name).read_bytes() for name in ("study.html", "run.yaml")}
     with monkeypatch.context() as broken:
-        broken.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+        broken.setattr(recipe, "train_student", lambda *given, **how: 1 / 0)
         assert ask(place, out=place / "again").tables == first.tables
     assert {name: (place / "again" / name).read_bytes() for name in bytes_of} == bytes_of
     larger = ask(place, out=place / "again", seeds=(0, 1, 2))
@@ -106,7 +106,7 @@ def test_teachers_that_are_added_are_what_run_yaml_then_says(place):
 
 
 def test_a_dry_run_counts_and_writes_nothing(place, monkeypatch):
-    monkeypatch.setattr(recipe, "taught", lambda *given, **how: 1 / 0)
+    monkeypatch.setattr(recipe, "train_student", lambda *given, **how: 1 / 0)
     monkeypatch.chdir(place)
     before = sorted(place.iterdir())
     sheet = ask(place, dry_run=True)
@@ -115,15 +115,15 @@ def test_a_dry_run_counts_and_writes_nothing(place, monkeypatch):
 
 
 def test_a_study_that_was_killed_goes_on_with_what_it_has(place, monkeypatch):
-    real, left = recipe.taught, [3]
+    real, left = recipe.train_student, [3]
 
-    def taught(*given, **how):
+    def train_student(*given, **how):
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         return real(*given, **how)
 
-    monkeypatch.setattr(recipe, "taught", taught)
+    monkeypatch.setattr(recipe, "train_student", train_student)
     with pytest.raises(KeyboardInterrupt):
         ask(place, out=place / "killed")
     assert not (place / "killed" / "study.json").exists()

@@ -110,18 +110,6 @@ class Attention(nn.Module):
         return self.head(x + self.out(y))
 
 
-class Sorted(nn.Module):
-    """An operator that nobody knows in the middle."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 10), nn.Linear(10, 3)
-
-    def forward(self, x):
-        x = self.a(x).sort(-1).values
-        return self.c(self.b(x).relu())
-
-
 class Recurrent(nn.Module):
     """A recurrent layer in the middle; the rest is free."""
 
@@ -219,7 +207,7 @@ NETS: dict[str, Callable[[], Made]] = {
     "normalised": lambda: (Normalised(), torch.randn(IMAGE)),
     "fused attention": lambda: (Attention(), torch.randint(0, 20, (2, 7))),
     "grouped queries": lambda: (Attention(kv=2), torch.randint(0, 20, (2, 7))),
-    "sorted": lambda: (Sorted(), torch.randn(4, 6)),
+    "sorted": lambda: (chain(lambda x: x.sort(-1).values), torch.randn(4, 6)),
     "lstm": lambda: (Recurrent(), torch.randn(2, 4, 6)),
     "gru": lambda: (Recurrent(nn.GRU), torch.randn(2, 4, 6)),
     "rnn": lambda: (Recurrent(nn.RNN), torch.randn(2, 4, 6)),

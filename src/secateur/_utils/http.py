@@ -69,7 +69,7 @@ class Client:
     Args:
         url: where it is; refused without being told where it holds a secret.
         example: an address as it should be, for the refusal.
-        key: the environment variable in which a secret belongs.
+        key: the environment variable that holds the secret, if it is set.
         timeout: seconds to wait for an answer to begin, and then for all of it.
         retries: further attempts after a failure that may pass: no connection, no answer in time, an answer that can't
             be read, too many requests (`Retry-After` is kept to), or a fault of the server's own.
@@ -130,21 +130,24 @@ class Client:
         path: str,
         read: Callable[[bytes], T],
         *,
-        secret: str = "",
         again: Callable[[], None] = lambda: None,
+        headers: Mapping[str, str] | None = None,
         **request: Any,
     ) -> T:
-        """What `read` makes of the answer to a POST.
+        """What `read` makes of the answer to a POST, which carries the secret as a bearer token where there is one.
 
         Args:
             path: what follows the address.
             read: raises `PassingError` for what is no answer.
-            secret: the key that the headers hold; left out of what is told of a refusal.
             again: called between two attempts.
-            request: httpx's own: headers, json, data.
+            headers: beside that of the token.
+            request: httpx's own: json, data.
 
         Raises `ServerError`: no answer after all attempts, or a refusal, which is not asked again.
         """
+        secret = os.environ.get(self.key, "")
+        token = {"Authorization": f"Bearer {secret}"} if secret else {}
+        request["headers"] = {**(headers or {}), **token}
         retrying = self._tenacity.Retrying(
             retry=self._tenacity.retry_if_exception_type(PassingError),
             stop=self._tenacity.stop_after_attempt(self.retries + 1),

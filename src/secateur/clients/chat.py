@@ -415,9 +415,8 @@ class Server:
 
     def _post(self, path: str, body: Mapping[str, Any], read: Callable[[bytes], Reply]) -> Reply:
         self.meter.begin()
-        began, secret = time.perf_counter(), os.environ.get(self.key, "")
-        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        answer = self.client.post(path, read, secret=secret, again=self.meter.retry, json=body, headers=headers)
+        began = time.perf_counter()
+        answer = self.client.post(path, read, again=self.meter.retry, json=body)
         self.meter.end(answer, time.perf_counter() - began)
         return answer
 

@@ -1,4 +1,4 @@
-"""WHO READS ELSEWHERE: encoders and cross-encoders behind a server of OpenAI's protocol or text-embeddings-inference.
+"""Clients of encoders and cross-encoders behind a server of OpenAI's protocol or of text-embeddings-inference.
 
 An address that ends in a version, http://localhost:8000/v1#NAME, is OpenAI's: NAME is the model. Any other is the root
 of a text-embeddings-inference server, which serves one model. Keys come from the environment alone; what fails is asked
@@ -54,16 +54,13 @@ class _Served:
         self.client.close()
 
     def _post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
-        secret = os.environ.get(self.key, "")
-        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-
-        def understood(raw: bytes) -> T:
+        def read_json(raw: bytes) -> T:
             try:
                 return read(json.loads(raw))
             except (ValueError, RecursionError, KeyError, IndexError, TypeError, OverflowError) as error:
                 raise PassingError("what came is not what was asked for") from error
 
-        return self.client.post(path, understood, secret=secret, json=dict(body), headers=headers)
+        return self.client.post(path, read_json, json=dict(body))
 
 
 class Embedder(_Served):

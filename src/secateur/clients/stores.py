@@ -1,4 +1,4 @@
-"""WHERE FACTS STAND: an embedded, persistent store of RDF, or any SPARQL 1.1 endpoint by URL; both take one query.
+"""Stores of RDF: an embedded, persistent one, or any SPARQL 1.1 endpoint by URL; both take the same queries.
 
 A store answers SELECT queries. What it holds, and how it is read, is the business of `subjects.graph.knowledge_graph`.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -222,12 +221,10 @@ class Endpoint:
 
     def select(self, query: str) -> list[Row]:
         """The rows of a SELECT query. Raises `ServerError`: no answer after all attempts, or a refusal."""
-        secret = os.environ.get(self.key, "")
         headers = {"Accept": "application/sparql-results+json"}
-        headers |= {"Authorization": f"Bearer {secret}"} if secret else {}
         found = _VARIABLES.match(query)
         read = functools.partial(_rows, wanted=found[1].replace("?", "").split() if found else ())
-        return self.client.post("", read, secret=secret, data={"query": query}, headers=headers)
+        return self.client.post("", read, data={"query": query}, headers=headers)
 
 
 _KINDS = {"uri": "iri", "literal": "literal", "typed-literal": "literal", "bnode": "blank"}

@@ -25,21 +25,21 @@ __all__ = [
     "Form",
     "Linear",
     "Scales",
-    "blank",
+    "blank_scales",
+    "find_layers",
     "install",
-    "layers",
     "pack",
-    "quantised",
-    "rounded",
-    "stored",
+    "pack_state",
+    "quantise",
+    "quantised_layers",
     "stored_bytes",
-    "taken",
     "unfold",
     "unpack",
+    "unpack_state",
 ]
 
 
-def rounded(values: Tensor, scale: Tensor, bits: int) -> Tensor:
+def quantise(values: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Q(v) of the top of this module; `scale` is broadcast."""
     limit = 2 ** (bits - 1)
     return torch.clamp(torch.round(values / scale), -limit, limit - 1) * scale
@@ -63,8 +63,8 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] -> [..., d_out]."""
-        weight = rounded(self.weight, self.weight_scale[:, None], self.bits)
-        return functional.linear(rounded(x, self.input_scale, self.bits), weight, self.bias)
+        weight = quantise(self.weight, self.weight_scale[:, None], self.bits)
+        return functional.linear(quantise(x, self.input_scale, self.bits), weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
@@ -76,8 +76,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, d_out, H', W']."""
-        weight = rounded(self.weight, self.weight_scale[:, None, None, None], self.bits)
-        found: Tensor = self._conv_forward(rounded(x, self.input_scale, self.bits), weight, self.bias)
+        weight = quantise(self.weight, self.weight_scale[:, None, None, None], self.bits)
+        found: Tensor = self._conv_forward(quantise(x, self.input_scale, self.bits), weight, self.bias)
         return found
 
 
@@ -167,7 +167,7 @@ def _plain(attention: nn.MultiheadAttention) -> bool:
     return attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
 
 
-def layers(model: nn.Module, call: Any) -> tuple[list[str], dict[str, str]]:
+def find_layers(model: nn.Module, call: Any) -> tuple[list[str], dict[str, str]]:
     """(paths of the layers that can be quantised, path -> why another layer with a matrix can't).
 
     call: runs the model on examples. A layer must be a plain `nn.Linear` or `nn.Conv2d` and be called as a module:
@@ -213,17 +213,17 @@ def install(model: nn.Module, scales: Mapping[str, Scales]) -> None:
         module.register_buffer("weight_scale", given.weights.detach().clone().to(module.weight).clamp(min=least))
         with torch.no_grad():
             shape = (-1, *[1] * (module.weight.dim() - 1))
-            module.weight.copy_(rounded(module.weight, module.weight_scale.view(shape), given.bits))
+            module.weight.copy_(quantise(module.weight, module.weight_scale.view(shape), given.bits))
 
 
-def blank(layer: nn.Module | None, path: str, bits: int) -> Scales:
+def blank_scales(layer: nn.Module | None, path: str, bits: int) -> Scales:
     """Scales of 1 for the layer at `path`, to be filled from a file."""
     if not isinstance(layer, nn.Linear | nn.Conv2d):
         raise ModelError(f"the cut names the layer {path}, which is not there: build the original")
     return Scales(bits, torch.ones(()), torch.ones(len(layer.weight)))
 
 
-def quantised(model: nn.Module) -> dict[str, Linear | Conv2d]:
+def quantised_layers(model: nn.Module) -> dict[str, Linear | Conv2d]:
     """Path -> quantised layer."""
     return {path: module for path, module in model.named_modules() if isinstance(module, Linear | Conv2d)}
 
@@ -296,12 +296,12 @@ def stored_bytes(layer: Linear | Conv2d, form: Form | None = None) -> float:
     return math.ceil(units * form.unit * layer.bits / 8) + math.ceil(units * form.places / 8)
 
 
-def stored(
+def pack_state(
     model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor], forms: Mapping[str, Form]
 ) -> dict[str, Tensor]:
     """A state with the weights of quantised layers as integers, packed where a mask of a known form closes some."""
     found = dict(state)
-    for path, layer in quantised(model).items():
+    for path, layer in quantised_layers(model).items():
         name = f"{path}.weight"
         flat = layer.weight.detach().flatten(1).cpu()
         integers = torch.round(flat / layer.weight_scale.cpu()[:, None]).to(torch.int8)
@@ -314,12 +314,12 @@ def stored(
     return found
 
 
-def taken(
+def unpack_state(
     model: nn.Module, state: Mapping[str, Tensor], forms: Mapping[str, Form]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of `stored`: (state as the model holds it, masks). `model` has its quantised layers already."""
+    """The inverse of `pack_state`: (state as the model holds it, masks). `model` has its quantised layers already."""
     found, masks = dict(state), dict[str, Tensor]()
-    for path, layer in quantised(model).items():
+    for path, layer in quantised_layers(model).items():
         name = f"{path}.weight"
         parts = {part: found.pop(f"{name}.{part}") for part in ("values", "places") if f"{name}.{part}" in found}
         scale = found.get(f"{path}.weight_scale")

@@ -20,7 +20,7 @@ from secateur._utils.outputs import leaves
 from secateur.errors import MissingExtraError, ModelError, NumericalError, UnsupportedError
 from secateur.formats import qdq
 
-__all__ = ["TOLERANCE", "check", "need", "program", "saved", "write", "write_module", "write_program"]
+__all__ = ["TOLERANCE", "check", "check_installed", "load_program", "program", "write", "write_module", "write_program"]
 
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, relative to the largest output or 1."""
@@ -34,7 +34,7 @@ _FLOATS = "session.disable_quant_qdq"
 _ONE_SHAPE = "the ONNX file takes inputs of the shapes of the example only"
 
 
-def need() -> None:
+def check_installed() -> None:
     """Raise `MissingExtraError` where a library of the `onnx` extra is not installed."""
     for library in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(library) is None:
@@ -147,7 +147,7 @@ def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     Inputs are named as the arguments of `forward`, outputs output, output_1, ... The first dimension of all inputs is
     a batch of any size where the module runs and exports so; where not, a note says so.
     """
-    need()
+    check_installed()
     flat = _Flat(model, args, kwargs).eval()
     one, names = flat.tensors, _names(model, args, kwargs)
     with torch.no_grad():
@@ -203,7 +203,7 @@ def _without_paths(program: ExportedProgram) -> ExportedProgram:
 
 def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     """Export a torch.export program, with the inputs it was made with, and check it; returns notes."""
-    need()
+    check_installed()
     args, kwargs = program.example_inputs
     flat = _Flat(program.module(), args, kwargs)
     names = _names(flat.model, args, kwargs)
@@ -216,7 +216,7 @@ def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     return told if free else (_ONE_SHAPE, *told)
 
 
-def saved(folder: str | Path) -> ExportedProgram:
+def load_program(folder: str | Path) -> ExportedProgram:
     """The program that `Traced.save(folder, program=True)` wrote. Raises `ModelError` where there is none."""
     file = Path(folder) / "model.pt2"
     if not file.is_file():

@@ -1,6 +1,6 @@
 """QuantizeLinear and DequantizeLinear in an ONNX graph, where a network rounds to integers and multiplies back.
 
-`integers.rounded` is exported as Div, Round, two bounds and Mul. Runtimes compute with integers only where they find
+`integers.quantise` is exported as Div, Round, two bounds and Mul. Runtimes compute with integers only where they find
 the two operators of ONNX that say so; weights become integers in the file.
 """
 
@@ -21,15 +21,11 @@ _THROUGH = ("Unsqueeze", "Reshape", "Cast", "CastLike", "Identity")
 
 def rounds(module: nn.Module | ExportedProgram) -> bool:
     """Whether a module has quantised layers, or a program rounds."""
-    if isinstance(module, ExportedProgram):
-        return any(str(node.target).startswith("aten.round") for node in module.graph.nodes)
-    inner = getattr(module, "model", module)
-    return bool(integers.quantised(inner)) or any(str(node.target).startswith("aten.round") for node in _nodes(inner))
-
-
-def _nodes(module: nn.Module) -> list[Any]:
-    graph = getattr(module, "graph", None)  # of a program's module
-    return list(getattr(graph, "nodes", ()))
+    inner = module if isinstance(module, ExportedProgram) else getattr(module, "model", module)
+    nodes = getattr(getattr(inner, "graph", None), "nodes", ())  # of a program, or of a program's module
+    if any(str(node.target).startswith("aten.round") for node in nodes):
+        return True
+    return isinstance(inner, nn.Module) and bool(integers.quantised_layers(inner))
 
 
 def mark(model: Any) -> int:
@@ -53,8 +49,8 @@ def mark(model: Any) -> int:
                 graph.register_initializer(zero)
             made = [ir.node("QuantizeLinear", [values, scale, zero], axis)]
             if (low, high) != (-128, 127):
-                bounds = [_constant(ir, graph, f"quantised_{side}", np.int8(one))
-                          for side, one in ((f"low_{-low}", low), (f"high_{high}", high))]  # fmt: skip
+                ends = ((f"low_{-low}", low), (f"high_{high}", high))
+                bounds = [_constant(ir, graph, f"quantised_{side}", np.int8(end)) for side, end in ends]
                 made.append(ir.node("Clip", [made[-1].outputs[0], *bounds]))
             made.append(ir.node("DequantizeLinear", [made[-1].outputs[0], scale, zero], axis))
         graph.insert_before(node, made)

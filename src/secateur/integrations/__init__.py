@@ -1,1 +1,1 @@
-"""WHERE USERS MEET IT: post-processors for the retrieval pipelines that there are, one library per file."""
+"""Post-processors for retrieval pipelines, one library per file."""

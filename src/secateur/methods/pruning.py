@@ -21,7 +21,7 @@ from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, Units, listed
 
-__all__ = ["Rate", "Scope", "needs", "prune", "scope_of", "scorer", "thinned"]
+__all__ = ["Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of"]
 
 Score = Callable[..., Mapping[str, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -94,17 +94,19 @@ def prune(
     """
     budget = Budget.parse(budget)
     segments.refuse(budget)
-    rate = scorer(score, batches, loss, seed)
+    rate = make_scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
     subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
-    _, small, cut = thinned(subject, budget, rate, multiple=multiple, scope=scope, normalise=normalise, offsets=offsets)
+    _, small, cut = prune_subject(
+        subject, budget, rate, multiple=multiple, scope=scope, normalise=normalise, offsets=offsets
+    )
     return small.model, cut
 
 
-def thinned(
+def prune_subject(
     subject: Traced,
     budget: Budget,
-    rate: Rate,
+    rate: Scorer,
     *,
     multiple: int = 1,
     scope: Scope = "local",
@@ -113,7 +115,7 @@ def thinned(
 ) -> tuple[Selection, Traced, Cut]:
     """What is kept of a subject within the budget, the smaller one, and the receipt: `prune` of what is open already.
 
-    rate: of `scorer`. What can't be cut after all, is noted in `subject`. Raises as `prune` does.
+    rate: of `make_scorer`. What can't be cut after all, is noted in `subject`. Raises as `prune` does.
     """
     if isinstance(scope, Mapping):
         unknown = sorted(set(scope) - set(subject.coupling.sites))
@@ -136,7 +138,7 @@ def thinned(
     return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
 
 
-def needs(score: str) -> Literal["", "batches", "loss"]:
+def data_needed(score: str) -> Literal["", "batches", "loss"]:
     """What a score looks at beside weights: nothing, batches, or batches and a loss; of a function that is not known.
 
     Raises `InputError` for a name that is no score's.
@@ -152,7 +154,7 @@ def needs(score: str) -> Literal["", "batches", "loss"]:
 
 
 @dataclass(frozen=True)
-class Rate:
+class Scorer:
     """From a subject to one score per unit of each site, with all that the score needs at hand."""
 
     name: str
@@ -164,7 +166,9 @@ class Rate:
         return self.of(subject)
 
 
-def scorer(score: str | Score, batches: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0) -> Rate:
+def make_scorer(
+    score: str | Score, batches: Iterable[Any] | None = None, loss: Loss | None = None, seed: int = 0
+) -> Scorer:
     """A score of `prune` by its name, or a function, and what it looks at. Raises `InputError` where that is missing.
 
     The arguments are those of `prune`.
@@ -173,8 +177,8 @@ def scorer(score: str | Score, batches: Iterable[Any] | None = None, loss: Loss 
     if isinstance(score, str) and ":" in score:
         score = plugins.function(score)
     if callable(score):
-        return Rate("", partial(_mapped, score, given))
-    return Rate(score, _named(score, given, loss, seed))
+        return Scorer("", partial(_mapped, score, given))
+    return Scorer(score, _named(score, given, loss, seed))
 
 
 def _named(
@@ -184,7 +188,7 @@ def _named(
         return lambda subject: random.scores(subject.units(), seed)
     if score in _OF_WEIGHTS:
         return _OF_WEIGHTS[score]
-    wants = needs(score)
+    wants = data_needed(score)
     if given is None:
         raise InputError(f"score {score!r} is measured on data: give batches=[...]")
     if wants == "batches":

@@ -1,4 +1,4 @@
-"""A TEACHER BEHIND A SERVER: what an OpenAI-compatible server finds likeliest, asked once and kept as of any teacher.
+"""Teachers behind an OpenAI-compatible server: its likeliest tokens, asked once and cached as of any teacher.
 
 Asked by `/completions` with `echo` and `logprobs`, as vLLM and llama.cpp answer it. The server has to read the
 student's tokens: the ids go as they are, and what comes back is held against the student's tokenizer.

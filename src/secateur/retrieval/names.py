@@ -1,4 +1,4 @@
-"""Names of things, and which of them a text speaks of: word by word, or by a sentence encoder with its vectors on disk.
+"""An index of names: those that stand in a text, word by word, or are near it by a sentence encoder.
 
 Two encoders or two lists of names never share vectors: a folder is called by a digest of the names, and holds what its
 encoder made of a few texts, which is compared before it is used.

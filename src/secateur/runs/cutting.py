@@ -74,7 +74,7 @@ def prune(
     whole = subject.copy()  # what turns out to stay is noted there
     whole.protect(protect)
     for budget in budgets:
-        selection, small, cut = pruning.thinned(
+        selection, small, cut = pruning.prune_subject(
             whole, budget, rate, multiple=multiple, scope=pools, normalise=normalise or None, offsets=offsets
         )
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
@@ -95,22 +95,22 @@ _UNMEASURED = "quality was not measured: no data was given"
 
 def _make_score(
     subject: Traced, data: Examples | None, score: str, *, looks: int, batch: int, seed: int
-) -> pruning.Rate:
+) -> pruning.Scorer:
     """The score, with batches of the data where there are any and it looks at them."""
-    wants = pruning.needs(score)
+    wants = pruning.data_needed(score)
     if wants and data is None:
         raise InputError(f"score {score!r} is measured on data: give some with --data, or another score")
     if data is None or not (wants or ":" in score):
-        return pruning.scorer(score, seed=seed)
+        return pruning.make_scorer(score, seed=seed)
     if ":" in score and len(inspect.signature(own := plugins.function(score)).parameters) < 2:
-        return pruning.scorer(own)
+        return pruning.make_scorer(own)
     judged = data.labels is not None or data.targets
     if wants == "loss" and not judged:
         raise InputError(f"score {score!r} needs a loss, and {data.name} has neither classes nor boxes: give another")
     batches = examples.batches(data, batch=batch, seed=seed).take(max(1, looks // batch))
     if not judged:
-        return pruning.scorer(score, [subject.inputs.given(one["inputs"]) for one in batches], seed=seed)
-    return pruning.scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
+        return pruning.make_scorer(score, [subject.inputs.given(one["inputs"]) for one in batches], seed=seed)
+    return pruning.make_scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
 
 
 def _class_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -81,7 +81,7 @@ def _open(folder: str | Path, to: str, *, stream: bool = False) -> Any:
         return open_subject(folder)
     if to != "onnx":
         raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
-    return onnx_files.saved(folder)
+    return onnx_files.load_program(folder)
 
 
 def write(

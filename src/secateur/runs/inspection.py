@@ -67,7 +67,7 @@ def inspect(
         raise InputError(f"the picture {picture} is neither .svg nor .html: give it one of these endings")
     limit = None if budget is None else Budget.parse(budget)
     keywords.check_seed(seed)
-    rate, pools = pruning.scorer(score, seed=seed), pruning.scope_of(scope)
+    rate, pools = pruning.make_scorer(score, seed=seed), pruning.scope_of(scope)
     if erasing := limit is not None and SITE in limit:
         _check_alone(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
                multiple=(multiple, 1))  # fmt: skip
@@ -75,7 +75,7 @@ def inspect(
     if limit is not None and erasing:
         selection, after = _erase_segments(subject, limit)
     elif limit is not None:
-        selection, small, cut = pruning.thinned(
+        selection, small, cut = pruning.prune_subject(
             subject, limit, rate, multiple=multiple, scope=pools, normalise=normalise
         )
         after = {**{name: cut.after[name] for name in subject.units().cost()}, "flops": small.flops()}

@@ -1,4 +1,4 @@
-"""How alike names are by their words, the rare ones counting more."""
+"""Similarity of names by their words, rare words counting more."""
 
 from __future__ import annotations
 

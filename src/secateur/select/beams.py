@@ -1,4 +1,4 @@
-"""A beam narrowed by a judge that can look at few things at once: batch by batch, whole or by their ends.
+"""Beam search by a judge that sees few items at once: batch by batch, whole or by their ends.
 
 What is judged are sequences of blocks; what they stand for, the judge alone knows.
 """

@@ -1,4 +1,4 @@
-"""What budgets can not say: of models, that all may stay; of what is read, other than words and tokens."""
+"""Absolute limits of budgets, and refusals of what cuts or texts can not be limited to."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_every_group_keeps_its_pattern_in_both_stages_and_the_mask_is_that_of_ma
 
 
 def test_weights_are_integers_in_range_times_a_scale_for_each_output(eight):
-    layers = integers.quantised(eight[1].subject.model)
+    layers = integers.quantised_layers(eight[1].subject.model)
     assert len(layers) == len(matrices(taught())), "every matrix is quantised, also those that stay dense"
     for layer in layers.values():
         weight = layer.weight.detach().flatten(1)
@@ -85,7 +85,7 @@ def test_weights_are_integers_in_range_times_a_scale_for_each_output(eight):
         assert layer.weight_scale.shape == (len(weight),)
         assert layer.input_scale.shape == ()
         assert layer.input_scale > 0
-        assert integers.rounded(torch.zeros(3), layer.input_scale, 8).eq(0).all(), "zero is zero"
+        assert integers.quantise(torch.zeros(3), layer.input_scale, 8).eq(0).all(), "zero is zero"
 
 
 def test_skipped_layers_are_listed_with_their_reason(eight):
@@ -168,7 +168,7 @@ def test_four_bits_keep_pairs_and_both_patterns(tmp_path):
         assert (mask.unflatten(1, (-1, 4)).sum(2) == 2).all()
         pairs = mask.unflatten(1, (-1, 4, 2))
         assert (pairs.all(3) == pairs.any(3)).all(), "pairs stay or go together"
-        layer = integers.quantised(found.subject.model)[name.removesuffix(".weight")]
+        layer = integers.quantised_layers(found.subject.model)[name.removesuffix(".weight")]
         whole = (layer.weight.detach() / layer.weight_scale[:, None]).round()
         assert whole.min() >= -8
         assert whole.max() <= 7
@@ -181,7 +181,7 @@ def test_four_bits_keep_pairs_and_both_patterns(tmp_path):
 
 def test_eight_bits_are_6_4_times_smaller(eight):
     found = eight[1].subject
-    for path, layer in integers.quantised(found.model).items():
+    for path, layer in integers.quantised_layers(found.model).items():
         if f"{path}.weight" in found.forms:
             weight = layer.weight.detach()
             assert 4 * weight.numel() / integers.stored_bytes(layer, found.forms[f"{path}.weight"]) == 6.4
@@ -190,7 +190,7 @@ def test_eight_bits_are_6_4_times_smaller(eight):
 
 def test_thirty_two_bits_stop_at_the_sparse_network(tmp_path):
     (found,) = results(tmp_path, bits=32)
-    assert not integers.quantised(found.subject.model)
+    assert not integers.quantised_layers(found.subject.model)
     assert type(found.subject.model) is nets.ViT
     nets.vit(depth=2).load_state_dict(found.subject.model.state_dict())
     found.subject.save(tmp_path / "saved")
@@ -227,7 +227,7 @@ def test_a_dry_run_masks_and_trains_nothing(tmp_path):
     (found,) = results(tmp_path, dry_run=True)
     assert found.recovery is None
     assert sparsity.broken(pruned(found.subject), 2, 4) == {}
-    assert not integers.quantised(found.subject.model)
+    assert not integers.quantised_layers(found.subject.model)
 
 
 def test_without_torchao_nothing_is_trained_in_vain(tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ def test_attention_in_one_matrix_is_pruned_and_quantised_too(tmp_path):
     model = Folded().eval()
     (found,) = results(tmp_path, model=model, labels="none")
     assert "layers.0.self_attn.in_proj.weight" in found.subject.masks
-    layers = integers.quantised(found.subject.model)
+    layers = integers.quantised_layers(found.subject.model)
     assert {"layers.0.self_attn.in_proj", "layers.0.self_attn.out_proj"} <= set(layers)
     assert sparsity.broken(pruned(found.subject), 2, 4) == {}
     found.subject.save(tmp_path / "saved")

@@ -375,8 +375,8 @@ def test_a_node_never_changes_a_query():
 def test_identifiers_and_spoken_ends():
     assert KnowledgeGraph.identifier("urn:secateur:entity:GO%3A0008150") == "GO:0008150"
     assert KnowledgeGraph.identifier("http://x.org/a#b_c") == "b_c"
-    assert module.spoken("http://x.org/heart%20attack_of/") == "heart attack of"
-    assert module.spoken("urn:x:%0A%1b") == "urn:x:%0A%1b"
+    assert module.iri_in_words("http://x.org/heart%20attack_of/") == "heart attack of"
+    assert module.iri_in_words("urn:x:%0A%1b") == "urn:x:%0A%1b"
 
 
 def test_a_language_is_a_tag():

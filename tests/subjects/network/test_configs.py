@@ -51,42 +51,43 @@ def cut(subject: Traced, only: str = "", *, heads: bool = True, even: bool = Tru
     return small, [note for note in receipt.notes if note.startswith("config")]
 
 
-@pytest.mark.parametrize(
-    ("name", "heads", "changed"),
-    [
-        (
-            "llama",
-            True,
-            {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1},
-        ),
-        ("bert", False, {"intermediate_size": 32}),
-        ("vit", True, {"intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}),
-    ],
-)
-def test_an_even_cut_is_saved_and_loaded_by_its_own_library(
-    name: str, heads: bool, changed: dict[str, int], tmp_path: Path
-) -> None:
-    model, inputs = build(name)
-    before = copy.deepcopy(model.config.to_dict())
-    small, notes = cut(open_traced(model, inputs), heads=heads)
-    assert model.config.to_dict() == before, "the user's own config changed"
-    said = {key: new for key, new in small.model.config.to_dict().items() if new != before.get(key)}
-    assert said == changed
-    assert len(notes) == 1
-    assert "from_pretrained work" in notes[0]
-    assert all(f"{key} {before.get(key)} -> {new}" in notes[0] for key, new in changed.items())
-    small.model.save_pretrained(tmp_path / "plain")
-    torch.save(inputs, tmp_path / "inputs")
-    code = (
-        f"import torch, transformers as t; m = t.{type(model).__name__}.from_pretrained({str(tmp_path / 'plain')!r}); "
-        f"x = torch.load({str(tmp_path / 'inputs')!r}); y = m.eval()(**x)[0]; torch.save(y, {str(tmp_path / 'y')!r})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    torch.testing.assert_close(torch.load(tmp_path / "y"), small.forward()[0].detach())
-    small.save(tmp_path / "own")
-    again = reload_traced(tmp_path / "own", model, inputs)
-    assert changed.items() <= again.model.config.to_dict().items()
-    torch.testing.assert_close(again.forward(), small.forward())
+LLAMA = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+LOAD = """
+import sys, torch, transformers
+for name in sys.argv[1:]:
+    kind, inputs = torch.load(f"{name}.given")
+    model = getattr(transformers, kind).from_pretrained(name).eval()
+    torch.save(model(**inputs)[0], f"{name}.output")
+"""
+
+
+def test_an_even_cut_is_saved_and_loaded_by_its_own_library(tmp_path: Path) -> None:
+    cases: dict[str, tuple[bool, dict[str, int]]] = {
+        "llama": (True, LLAMA),
+        "bert": (False, {"intermediate_size": 32}),
+        "vit": (True, {"intermediate_size": 32, "num_attention_heads": 2, "head_dim": 8}),
+    }
+    outputs = {}
+    for name, (heads, changed) in cases.items():
+        model, inputs = build(name)
+        before = copy.deepcopy(model.config.to_dict())
+        small, notes = cut(open_traced(model, inputs), heads=heads)
+        assert model.config.to_dict() == before, "the user's own config changed"
+        said = {key: new for key, new in small.model.config.to_dict().items() if new != before.get(key)}
+        assert said == changed
+        assert len(notes) == 1
+        assert "from_pretrained work" in notes[0]
+        assert all(f"{key} {before.get(key)} -> {new}" in notes[0] for key, new in changed.items())
+        small.model.save_pretrained(tmp_path / name)
+        torch.save((type(model).__name__, inputs), tmp_path / f"{name}.given")
+        outputs[name] = small.forward()[0].detach()
+        small.save(tmp_path / "own")
+        again = reload_traced(tmp_path / "own", model, inputs)
+        assert changed.items() <= again.model.config.to_dict().items()
+        torch.testing.assert_close(again.forward(), small.forward())
+    subprocess.run([sys.executable, "-c", LOAD, *cases], check=True, capture_output=True, cwd=tmp_path)
+    for name, output in outputs.items():
+        torch.testing.assert_close(torch.load(tmp_path / f"{name}.output"), output)
 
 
 @pytest.mark.parametrize(

@@ -36,15 +36,8 @@ def test_what_modules_are_given_by_name_and_what_they_return():
         def forward(self, *, x):
             return x * 2, None, x
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.both = Both()
-
-        def forward(self, x):
-            return self.both(x=x.exp())[0]
-
-    (call,) = recorded(Net(), torch.ones(3, 2)).of["both"]
+    net = nets.Net(lambda net, x: net.both(x=x.exp())[0], both=Both())
+    (call,) = recorded(net, torch.ones(3, 2)).of["both"]
     assert (call.source, call.shape) == (1, (3, 2))
     assert call.form == {"items": ["*", None, "*"], "list": False}
     assert call.made == (2, 1)

@@ -15,6 +15,7 @@ from secateur.methods.pruning import prune
 from secateur.subjects.network import offsets
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Selection
+from subjects import nets
 
 
 class Block(nn.Module):
@@ -156,23 +157,21 @@ def test_a_bias_that_was_made_is_saved_cut_again_and_reloaded(tmp_path: Path) ->
         assert worst(twice.forward(), zeroed(once, selection)(subject.inputs.args[0])) < 1e-5
 
 
-class Twice(nn.Module):
+def twice() -> nets.Net:
     """A convolution whose output is used beside its batch norm, and one that two places share."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.conv = Block(3, 8), nn.Conv2d(8, 8, 1, bias=False)
-        self.bn, self.shared = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+    def run(net, x):
+        y = net.conv(net.stem(x))
+        y = net.bn(y) + y
+        return net.shared(y) + net.shared(y.relu())
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(self.stem(x))
-        y = self.bn(y) + y
-        return self.shared(y) + self.shared(y.relu())
+    layers = {"stem": Block(3, 8), "conv": nn.Conv2d(8, 8, 1, bias=False), "bn": nn.BatchNorm2d(8)}
+    return nets.Net(run, **layers, shared=nn.Conv2d(8, 4, 1))
 
 
 def test_what_cannot_be_folded_exactly_is_not_guessed() -> None:
     torch.manual_seed(0)
-    subject = open_traced(lively(Twice()), torch.randn(2, 3, 8, 8))
+    subject = open_traced(lively(twice()), torch.randn(2, 3, 8, 8))
     selection = Selection({"stem.conv.channels": np.arange(8) % 2 == 0})
     small, _ = subject.cut(selection, offsets=True)
     with torch.no_grad():

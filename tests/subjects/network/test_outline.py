@@ -65,21 +65,14 @@ def test_every_network_has_one_input_and_one_output(name: str) -> None:
 
 
 def test_modules_that_pass_their_input_on_or_take_none() -> None:
-    class Pass(nn.Module):
-        def forward(self, x):
-            return x
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.inner, self.skip = nn.Linear(4, 6), nn.Linear(6, 6), Pass()
-            self.place, self.head = nn.Embedding(3, 6), nn.Linear(6, 2)
-
+    class Net(nets.Net):
         def forward(self, x, y):
             x = self.stem(x) + self.place(torch.arange(3))
             return self.head(x + self.skip(self.inner(x)) + y)
 
-    nodes = outline(Traced(Net(), Example.of((torch.randn(2, 3, 4), torch.randn(2, 3, 6)))))
+    layers = {"stem": nn.Linear(4, 6), "inner": nn.Linear(6, 6), "skip": nets.Net(lambda net, x: x)}
+    net = Net(None, **layers, place=nn.Embedding(3, 6), head=nn.Linear(6, 2))
+    nodes = outline(Traced(net, Example.of((torch.randn(2, 3, 4), torch.randn(2, 3, 6)))))
     found = [(node.name, [nodes[one].name for one in node.before]) for node in nodes]
     assert sorted(found) == sorted(
         [

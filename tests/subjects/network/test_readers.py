@@ -6,7 +6,7 @@ from torch import nn
 
 from recipes.vision import nets as small
 from secateur.errors import InputError
-from secateur.subjects.network.readers import inner, logit_layers
+from secateur.subjects.network.readers import find_inner, logit_layers
 from secateur.subjects.network.traced import open_traced
 from subjects import nets
 
@@ -16,7 +16,7 @@ def opened(name):
 
 
 def test_inner_channels_have_a_maker_and_readers_and_the_residual_stream_has_none():
-    found, reasons = inner(opened("residual"))
+    found, reasons = find_inner(opened("residual"))
     assert [one.name for one in found] == ["inner.channels"]
     (one,) = found
     assert (one.source, one.channels, one.dim, one.units) == ("inner", 12, 1, 16)
@@ -26,29 +26,29 @@ def test_inner_channels_have_a_maker_and_readers_and_the_residual_stream_has_non
 
 
 def test_a_named_site_is_taken_though_it_is_summed_up():
-    found, _ = inner(opened("residual"), ["stem.*"])
+    found, _ = find_inner(opened("residual"), ["stem.*"])
     assert {path for one in found for path in one.readers} == {"inner", "head"}
     with pytest.raises(InputError, match="no site is called 'stam"):
-        inner(opened("residual"), ["stam"])
+        find_inner(opened("residual"), ["stam"])
 
 
 def test_flattened_channels_are_read_in_runs():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4))
-    (one,), _ = inner(open_traced(net, torch.randn(2, 3, 8, 8)))
+    (one,), _ = find_inner(open_traced(net, torch.randn(2, 3, 8, 8)))
     assert one.readers["4"].tolist() == [unit for unit in range(5) for _ in range(4)]
     assert one.dims["4"] == -1
 
 
 def test_heads_are_read_in_blocks():
-    found, _ = inner(opened("grouped queries"))
+    found, _ = find_inner(opened("grouped queries"))
     heads = next(one for one in found if one.name.endswith("heads"))
     width = len(heads.readers["out"]) // heads.units
     assert heads.readers["out"].tolist() == [unit for unit in range(heads.units) for _ in range(width)]
 
 
 def test_what_no_rule_reads_is_said():
-    _, reasons = inner(opened("fused attention"))
+    _, reasons = find_inner(opened("fused attention"))
     assert any("no rule" in why or "run once" in why or "added" in why for why in reasons.values())
 
 

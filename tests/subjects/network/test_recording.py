@@ -45,18 +45,8 @@ def test_hooks_are_gone_even_after_an_error() -> None:
     assert seen[-1] == "1"
 
 
-class Writer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.full((4,), 2.0))
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x):
-        self.scale.mul_(0.5)
-        return self.head(x * self.scale)
-
-
 def test_a_pass_that_writes_into_a_parameter_leaves_the_model_as_it_is() -> None:
-    model = Writer().eval()
+    layers = {"scale": nn.Parameter(torch.full((4,), 2.0)), "head": nn.Linear(4, 2)}
+    model = nets.Net(lambda net, x: net.head(x * net.scale.mul_(0.5)), **layers).eval()
     record(twin(model, share=True).eval(), Example.of(torch.randn(3, 4)))
     assert model.scale.tolist() == [2.0] * 4

@@ -1,5 +1,7 @@
 """Residual branches: found without being named, left out exactly, counted exactly, and reloaded."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -165,18 +167,13 @@ def test_some_branches_and_bad_input(subject, branches):
 
 
 def test_a_branch_whose_inside_is_used_elsewhere_stays():
-    class Used(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.a, self.b, self.head = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2)
-
-        def forward(self, x):
-            x = self.stem(x)
-            y = self.a(x)
-            return self.head(x + self.b(y.relu())) + y.mean()
+    def run(net, x):
+        x = net.a(x)
+        y = net.b(x)
+        return net.d(x + net.c(y.relu())) + y.mean()
 
     with pytest.raises(UnsupportedError):
-        Branches(open_traced(Used(), torch.randn(2, 4)))
+        Branches(open_traced(nets.Net(run, **nets.linears(4, 6, 6, 6, 2)), torch.randn(2, 4)))
 
 
 def test_an_encoder_layer_whose_fast_path_asks_for_weights_that_went():
@@ -208,26 +205,12 @@ def test_a_plan_of_another_network_is_refused():
 
 
 def test_what_returns_an_object_of_its_own_stays():
-    class Output:
-        def __init__(self, value):
-            self.value = value
+    layers = {"inner": nets.Net(lambda net, x: SimpleNamespace(value=net.a(x)), a=nn.Linear(6, 6))}
+    layers |= {"stem": nn.Linear(4, 6), "head": nn.Linear(6, 2)}
 
-    class Inner(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(6, 6)
-
-        def forward(self, x):
-            return Output(self.a(x))
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem, self.inner, self.head = nn.Linear(4, 6), Inner(), nn.Linear(6, 2)
-
-        def forward(self, x):
-            x = self.stem(x)
-            return self.head(x + self.inner(x).value)
+    def run(net, x):
+        x = net.stem(x)
+        return net.head(x + net.inner(x).value)
 
     with pytest.raises(UnsupportedError, match="inner returns what can't be imitated"):
-        Branches(open_traced(Net(), torch.randn(2, 4)))
+        Branches(open_traced(nets.Net(run, **layers), torch.randn(2, 4)))

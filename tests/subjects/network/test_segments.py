@@ -76,24 +76,19 @@ def test_chains_between_branches_and_joints_and_which_of_them_may_go() -> None:
 
 
 def test_reasons_of_what_stays() -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c, self.d, self.e = (nn.Linear(4, 4) for _ in range(5))
-            self.row, self.gate, self.out = nn.Linear(4, 1), nn.Linear(4, 4), nn.Linear(4, 2)
+    def run(net, x):
+        x = x + net.a(x).sigmoid()
+        x = net.b(x) - x
+        x = x - net.c(x)
+        x = x + net.row(x)
+        x = x * net.gate(x)
+        x = x + net.d(x)
+        x = x + net.d(x)
+        x = x + net.e(x).tanh()
+        return net.out(x)
 
-        def forward(self, x):
-            x = x + self.a(x).sigmoid()
-            x = self.b(x) - x
-            x = x - self.c(x)
-            x = x + self.row(x)
-            x = x * self.gate(x)
-            x = x + self.d(x)
-            x = x + self.d(x)
-            x = x + self.e(x).tanh()
-            return self.out(x)
-
-    subject = made(Odd(), torch.randn(3, 4))
+    layers = {**nets.linears(4, 4, 4, 4, 4, 4), "row": nn.Linear(4, 1), "gate": nn.Linear(4, 4), "out": nn.Linear(4, 2)}
+    subject = made(nets.Net(run, **layers), torch.randn(3, 4))
     assert {one.name: one.reason for one in subject.graph.segments} == {
         "a": "gives more than zeros when its weights are zero",
         "b": "something is subtracted from it",
@@ -172,20 +167,15 @@ def test_a_broken_network_is_known_and_refused() -> None:
         subject.cut(Selection({SITE: np.ones(4, bool), "stem.0.channels": np.ones(8, bool)}))
 
 
-class Nested(nn.Module):
-    """Two branches meet, and what they give is itself a branch: without both, the chain after them starves."""
-
-    def __init__(self, bias: bool = True) -> None:
-        super().__init__()
-        self.a, self.b, self.skip = (nn.Linear(6, 6) for _ in range(3))
-        self.after, self.head = nn.Linear(6, 6, bias=bias), nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.head(self.skip(x) + self.after((self.a(x) + self.b(x)).relu()))
+def joined(inner) -> nets.Net:
+    """Two branches meet, and what they give is itself a branch beside a shortcut."""
+    layers = {"skip": nn.Linear(6, 6), "a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "after": nn.Linear(6, 6)}
+    return nets.Net(lambda net, x: net.head(net.skip(x) + inner(net, x)), **layers, head=nn.Linear(6, 3))
 
 
 def test_what_gets_no_input_any_more_goes_too() -> None:
-    subject = made(Nested(), torch.randn(4, 6))
+    """Without both branches, the chain after them starves."""
+    subject = made(joined(lambda net, x: net.after((net.a(x) + net.b(x)).relu())), torch.randn(4, 6))
     assert [one.name for one in subject.graph.removable] == ["skip", "a", "b", "after"]
     erasure = subject.erasure(without(subject, "a", "b"))
     assert erasure is not None
@@ -237,22 +227,15 @@ def test_a_branch_that_holds_branches_goes_whole(tmp_path: Path) -> None:
 
 
 def test_parameters_beside_modules_writes_in_place_and_constants() -> None:
-    class Raw(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Linear(6, 2)
-            self.kernel, self.scale = nn.Parameter(torch.randn(6, 6, 3, 3)), nn.Parameter(torch.rand(6, 1, 1))
-            self.act = nn.ReLU(inplace=True)
+    def run(net, x):
+        x = net.first(x).relu_()
+        y = F.conv2d(x, net.kernel, padding=1) * net.scale
+        y += x
+        kept = x
+        return net.last((y.relu_() + kept).mean((2, 3)))
 
-        def forward(self, x):
-            x = self.act(self.first(x))
-            y = F.conv2d(x, self.kernel, padding=1) * self.scale
-            y += x
-            kept = x
-            y = self.act(y)
-            return self.last((y + kept).mean((2, 3)))
-
-    subject = made(Raw())
+    raw = {"kernel": nn.Parameter(torch.randn(6, 6, 3, 3)), "scale": nn.Parameter(torch.rand(6, 1, 1))}
+    subject = made(nets.Net(run, first=nn.Conv2d(3, 6, 1), last=nn.Linear(6, 2), **raw))
     assert [one.parameters for one in subject.graph.removable] == [("kernel", "scale")]
     (name,) = (one.name for one in subject.graph.removable)
     small, _ = subject.cut(without(subject, name))
@@ -323,15 +306,8 @@ def test_the_receipt_says_what_was_predicted_and_what_is_left_can_be_cut_again()
 def test_a_starved_part_that_may_not_go_forbids_the_erasure() -> None:
     """Without both branches what follows them would still give its biases: here it may not be erased itself."""
 
-    class Fixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.skip, self.a, self.b, self.after, self.head = (nn.Linear(6, 6) for _ in range(5))
-
-        def forward(self, x):
-            return self.head(self.skip(x) + self.after((self.a(x) + self.b(x)).relu()).sigmoid())
-
-    subject = made(Fixed(), torch.randn(4, 6))
+    net = joined(lambda net, x: net.after((net.a(x) + net.b(x)).relu()).sigmoid())
+    subject = made(net, torch.randn(4, 6))
     assert [one.name for one in subject.graph.removable] == ["skip", "a", "b"]
     assert subject.erasure(without(subject, "a")) is not None
     assert subject.erasure(without(subject, "a", "b")) is None
@@ -340,42 +316,34 @@ def test_a_starved_part_that_may_not_go_forbids_the_erasure() -> None:
 def test_silence_is_not_believed_from_first_statistics() -> None:
     """A norm without a scale leaves zero at zero only as long as its running mean is still zero."""
 
-    class Fresh(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.norm, self.head = nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2)
-
-        def forward(self, x):
-            return self.head(x + self.norm(self.a(x)))
-
-    graph = Traced(Fresh(), segments.Example.of(torch.randn(4, 6))).graph
+    layers = {"a": nn.Linear(6, 6), "norm": nn.BatchNorm1d(6, affine=False), "head": nn.Linear(6, 2)}
+    net = nets.Net(lambda net, x: net.head(x + net.norm(net.a(x))), **layers)
+    graph = Traced(net, segments.Example.of(torch.randn(4, 6))).graph
     assert {one.name: one.reason for one in graph.segments}["a"] == "gives more than zeros when its weights are zero"
 
 
-class Fed(nn.Module):
+def fed() -> nets.Net:
     """A branch that alone takes what another chain, and a gate, give it; two branches that share what feeds them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
-        self.one, self.feeds, self.gate = nn.Linear(5, 8), nn.Linear(8, 5), nn.Linear(8, 5)
-        self.shared, self.left, self.right = nn.Linear(8, 7), nn.Linear(7, 8), nn.Linear(7, 8)
+    def run(net, x):
+        x = net.stem(x).relu()
+        x = x + net.one(net.feeds(x) * net.gate(x).sigmoid())
+        both = net.shared(x)
+        return net.head(x + net.left(both) + net.right(both))
 
-    def forward(self, x):
-        x = self.stem(x).relu()
-        x = x + self.one(self.feeds(x) * self.gate(x).sigmoid())
-        both = self.shared(x)
-        return self.head(x + self.left(both) + self.right(both))
+    sizes = {"stem": (6, 8), "head": (8, 3), "one": (5, 8), "feeds": (8, 5), "gate": (8, 5), "shared": (8, 7)}
+    sizes |= {"left": (7, 8), "right": (7, 8)}
+    return nets.Net(run, **{name: nn.Linear(*size) for name, size in sizes.items()})
 
 
 @pytest.mark.parametrize("names", [("one",), ("left",), ("left", "right"), ("one", "left", "right")])
 def test_a_segment_is_priced_by_what_goes_with_it_and_the_receipt_says_what_went_beside(names: tuple[str, ...]) -> None:
     torch.manual_seed(0)
-    subject = open_traced(Fed(), torch.randn(4, 6))
+    subject = open_traced(fed(), torch.randn(4, 6))
     selection = without(subject, *names)
     small, cut = subject.cut(selection)
     said = subject.units(SITE).cost(selection.keep)
-    together = sum(p.numel() for p in Fed().shared.parameters()) if {"left", "right"} <= set(names) else 0
+    together = sum(p.numel() for p in fed().shared.parameters()) if {"left", "right"} <= set(names) else 0
     assert cut.after["params"] == sum(p.numel() for p in small.model.parameters()) == said["params"] - together
     assert cut.after["bytes"] == said["bytes"] - 4 * together
     wanted = (

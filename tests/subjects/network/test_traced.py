@@ -72,14 +72,6 @@ def test_heads_are_units_and_grouped_queries_go_with_their_keys() -> None:
     assert small.head.weight is small.table.weight, "tied weights stay tied"
 
 
-def test_what_stays_says_why() -> None:
-    model, inputs = nets.make("sorted")
-    reasons = open_traced(model, inputs).reasons
-    assert "sort" in reasons["a.weight[0]"]
-    assert "output" in reasons["c.weight[0]"]
-    assert "b.weight[0]" not in reasons
-
-
 def test_what_a_mask_writes_keeps_no_channel() -> None:
     subject = open_traced(*nets.make("written"))
     assert {name: site.count for name, site in subject.units().sites.items()} == {"a.channels": 8, "b.channels": 10}

@@ -200,7 +200,7 @@ def test_what_a_block_took_is_given_back_before_the_next(tmp_path, monkeypatch):
     """A run of four blocks grew by 60 MiB, which lay free on the heap between what was held."""
     done: list[int] = []
     given: list[int] = []
-    monkeypatch.setattr(blocks.allocator, "give_back", lambda: given.append(len(done)))
+    monkeypatch.setattr(blocks.allocator, "release_memory", lambda: given.append(len(done)))
     for block in blocks.visit(subject(), batches(), tmp_path):
         assert len(given) == block.index
         done.append(block.index)

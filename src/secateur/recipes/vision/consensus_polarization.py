@@ -29,7 +29,7 @@ from secateur.recover.training import loop, norms, objectives
 from secateur.score import gates as statistics
 from secateur.select import ranking
 from secateur.select.limits import limits_of_cut
-from secateur.subjects.network.readers import inner
+from secateur.subjects.network.readers import find_inner
 from secateur.subjects.network.residual import Branches
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Result, Selection, Training, Units, listed
@@ -235,7 +235,7 @@ def gate(
             )  # fmt: skip
         if mode != "channel":
             raise InputError(f"mode {mode!r} is neither 'channel' nor 'layer'")
-        sites, reasons = inner(subject, names)
+        sites, reasons = find_inner(subject, names)
         places = {
             one.name: gates.Place(one.source, one.channels, one.units, one.readers, one.dim, one.dims) for one in sites
         }

@@ -297,7 +297,7 @@ def quantise(
     student.eval()
     ask = partial(sparse.inputs.ask, student)
     with torch.no_grad():
-        layers, reasons = integers.layers(student, lambda: ask(feed[0]["inputs"]))
+        layers, reasons = integers.find_layers(student, lambda: ask(feed[0]["inputs"]))
     qat.prepare(student, layers, bits=bits, share=0.9999 if calibration == "percentile" else 1.0)
     qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(CALIBRATED), by=calibration)
     objective = lesson(student, sparse.model)

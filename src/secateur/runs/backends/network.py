@@ -148,7 +148,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         """
         weights = list(subject.model.parameters())
         args, kwargs = subject.inputs.fresh()
-        layers = integers.quantised(subject.model)
+        layers = integers.quantised_layers(subject.model)
         whole = float(sum(p.numel() * p.element_size() for p in weights))
         whole -= sum(layer.weight.numel() * (layer.weight.element_size() - layer.bits / 8) for layer in layers.values())
         saved = sum(

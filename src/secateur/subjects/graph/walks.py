@@ -7,7 +7,6 @@ much of it comes as numbers, relation -> how much it is liked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -66,11 +65,6 @@ class Cluster(NamedTuple):
     nodes: tuple[tuple[str, ...], ...]
     steps: tuple[Step, ...]
     members: tuple[Path, ...]
-
-    @property
-    def exact(self) -> bool:
-        """Whether each choice of one node per place is a path of it; if not, it seems to say more than it holds."""
-        return math.prod(len(place) for place in self.nodes) == len({path.nodes for path in self.members})
 
     @property
     def blocks(self) -> tuple[object, ...]:

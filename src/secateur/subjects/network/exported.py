@@ -31,7 +31,7 @@ class Exported:
     """
 
     def __init__(self, model: nn.Module, file: str | Path) -> None:
-        onnx_files.need()
+        onnx_files.check_installed()
         import onnxruntime
 
         if getattr(model, "staged", False):

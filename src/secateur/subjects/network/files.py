@@ -38,7 +38,7 @@ def write(folder: Path, stored: Stored) -> None:
     """Write weights and the plan; masks that are not packed with their weights go into a file of their own."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in tensors_of(stored.model).items()}
-    state = integers.stored(stored.model, state, stored.masks, stored.forms)
+    state = integers.pack_state(stored.model, state, stored.masks, stored.forms)
     with writing(folder / _WEIGHTS) as place:
         save_file(state, place)
     if loose := {name: mask for name, mask in stored.masks.items() if f"{name}.places" not in state}:
@@ -90,7 +90,7 @@ def read(folder: Path, model: nn.Module) -> Stored:
         from secateur.subjects.transformer import packing  # which loads transformers
 
         masks = packing.load_masks(folder / _MASKS)
-    state, packed = integers.taken(small, state, forms)
+    state, packed = integers.unpack_state(small, state, forms)
     tensors = tensors_of(small)
     shapes, saved = ({name: one.shape for name, one in group.items()} for group in (tensors, state))
     wrong = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))

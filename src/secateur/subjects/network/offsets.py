@@ -242,8 +242,8 @@ class _Seen:
                 takers.pop(id(output), None)
 
         counter = _Counter()
-        handles = [h for module in self.model.modules() for h in (
-            module.register_forward_pre_hook(given), module.register_forward_hook(gave))]  # fmt: skip
+        handles = [module.register_forward_pre_hook(given) for module in self.model.modules()]
+        handles += [module.register_forward_hook(gave) for module in self.model.modules()]
         try:
             with counter:
                 evaluate(self.model, example)

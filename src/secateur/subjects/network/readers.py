@@ -18,7 +18,7 @@ from secateur.errors import InputError
 from secateur.subjects.network.graph import Graph, channels_along
 from secateur.subjects.network.traced import Traced
 
-__all__ = ["Inner", "inner", "logit_layers"]
+__all__ = ["Inner", "find_inner", "logit_layers"]
 
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _BACK = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -42,7 +42,7 @@ class Inner:
     """Where the channels of each reader's input lie."""
 
 
-def inner(subject: Traced, names: Iterable[str] = ()) -> tuple[tuple[Inner, ...], dict[str, str]]:
+def find_inner(subject: Traced, names: Iterable[str] = ()) -> tuple[tuple[Inner, ...], dict[str, str]]:
     """The sites with makers and readers, and the others with the reason.
 
     names: patterns of sites such as "layer1.*"; unless given, all sites whose channels are not summed up along the

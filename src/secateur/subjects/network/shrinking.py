@@ -234,7 +234,7 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
     _erase(result, cut)
     integers.unfold(result, cut.unfolded)
     layers = dict(result.named_modules())
-    blank = {path: integers.blank(layers.get(path), path, bits) for path, bits in cut.bits}
+    blank = {path: integers.blank_scales(layers.get(path), path, bits) for path, bits in cut.bits}
     integers.install(result, blank)
     configs.write(result, cut.config)
     return result

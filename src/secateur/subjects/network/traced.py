@@ -26,25 +26,13 @@ from torch import Tensor, nn
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.formats import integers, onnx_files
-from secateur.subjects.network import checks, configs, files, flops, remedies, segments
+from secateur.subjects.network import checks, configs, files, flops, proof, remedies, segments
 from secateur.subjects.network import offsets as offsets_of
 from secateur.subjects.network.attributes import speaks_of_widths, widths
 from secateur.subjects.network.coupling import Coupling, couple, keep_mask
 from secateur.subjects.network.groups import Groups, find_groups
 from secateur.subjects.network.labels import within
-from secateur.subjects.network.proof import (
-    FAINT,
-    Fault,
-    Silenced,
-    compare,
-    compare_redrawn,
-    differences,
-    exact_sites,
-    reading_dims,
-    same,
-    silenced,
-    trains,
-)
+from secateur.subjects.network.proof import FAINT, Fault, Silenced, differences, silenced
 from secateur.subjects.network.recording import Example, Run, evaluate, record, tensors_of
 from secateur.subjects.network.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
@@ -348,7 +336,7 @@ class Traced:
 
     @cached_property
     def _zeroable(self) -> tuple[set[tuple[str, int]], set[str]]:
-        return reading_dims(self.model), exact_sites(self.model, self.inputs, self.coupling, self.run)
+        return proof.reading_dims(self.model), proof.exact_sites(self.model, self.inputs, self.coupling, self.run)
 
     def weights(self) -> Slices:
         """The weights of the segments that can be erased, in the form of `slices`: site -> (parameter, 0, unit)."""
@@ -430,11 +418,11 @@ class Traced:
         counter = flops.Counter()
         whole = self.constraints.whole
         reference = silenced(self.model, kept, whole)
-        result.error, fault = compare(result._model, reference, self.inputs, counter, made.rescaled)
+        result.error, fault = proof.compare(result._model, reference, self.inputs, counter, made.rescaled)
         if fault is None and result.error < FAINT:
-            result.error, fault = compare_redrawn(self.model, made, kept, self.inputs, whole)
+            result.error, fault = proof.compare_redrawn(self.model, made, kept, self.inputs, whole)
         if fault is None and self.run.late:
-            fault = trains(result._model, self.inputs)
+            fault = proof.trains(result._model, self.inputs)
         if fault is not None:
             place = f" in {fault.where}" if fault.where else ""
             raise CutError(f"a cut of {type(self.model).__name__} can't be proved: {fault.what}{place}", fault)
@@ -477,7 +465,7 @@ class Traced:
         made = graph.plan(self.model, erasure)
         result = Traced(shrink(self.model, made), self.inputs, (*self.plans, made))
         if prove:
-            result.error, fault = same(result.model, self.silence(selection).model, self.inputs)
+            result.error, fault = proof.same(result.model, self.silence(selection).model, self.inputs)
             if fault is not None:
                 raise CutError(f"erasing {', '.join(gone)} can't be proved: {fault.what}", fault)
         after, count = result.count(), len(graph.removable)

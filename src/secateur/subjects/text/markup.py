@@ -1,4 +1,4 @@
-"""HTML as arrays: read by a browser's rules, cleaned without loss, written again. Nothing here calls itself.
+"""HTML as arrays: parsed by a browser's rules, cleaned without loss, serialised. No recursion, whatever the depth.
 
 A page is hostile: nested ten thousand deep, in no known encoding, all markup and no text. Lexbor reads it as a browser
 would; what is kept of it are flat lists, in which a subtree is a range, so that no step depends on the depth.

@@ -1,4 +1,4 @@
-"""Pages nested to exhaust whoever reads them: found by one look at their tags, and made shallower.
+"""Depth limit for hostile pages: one pass over the tags finds excessive nesting and makes it shallower.
 
 A browser's rules take long where many tags are open: each new one looks through all of them, so that half a megabyte of
 <div> keeps a parser busy for a minute; and each paragraph opens anew what lines before it left open, so that 40 kB of

@@ -52,7 +52,7 @@ def to_onnx(subject: Transformer, folder: str | Path) -> Path:
     exported without cache. The file is run under onnxruntime on inputs of other sizes than the traced ones, with
     padding; `NumericalError` if any output is off by more than 1e-4 of its largest value.
     """
-    onnx_files.need()
+    onnx_files.check_installed()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = {
