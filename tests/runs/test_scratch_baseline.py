@@ -136,11 +136,11 @@ def test_arms_are_added_to_a_run_of_a_detector(tmp_path):
     (tmp_path / "detector.py").write_text(
         "import yolo\nfrom assets.scenes import scenes\n\n\n"
         "def build():\n    return yolo.Yolo(10, (4, 8, 8, 12, 16))\n\n\n"
-        "def data():\n    return scenes(16, size=64, stop=4000)\n"
+        "def data():\n    return scenes(8, size=64, stop=4000)\n"
     )
     model, data = (f"{tmp_path}/detector.py:{name}" for name in ("build", "data"))
     out = tmp_path / "out"
-    short = dict(sparse_epochs=1, finetune_epochs=1, distil_epochs=2, batch=8, seed=0, least=2)
+    short = dict(sparse_epochs=1, finetune_epochs=1, distil_epochs=2, batch=4, seed=0, least=2)
     executor.run("yolov8_cwd", model, data, "channels=60%", out, **short)
     (row,) = scratch_baseline.add(out, model, data, "both")
     assert set(row.baselines) == {"scratch-E", "scratch-B", "random units"}

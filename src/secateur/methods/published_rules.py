@@ -357,7 +357,7 @@ def train_scales(dense: Traced, strength: float, fit: Fit) -> Scaled:
         with torch.no_grad():
             scale.copy_(scale.sign() * (scale.abs() - strength * optimizer.param_groups[0]["lr"]).clamp(min=0.0))
 
-    def multiply_by(place: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def multiply_by(place: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
         return lambda module, args, output: output * scale[place].to(output.device)
 
     handles = [layer.register_forward_hook(multiply_by(place)) for place, layer in enumerate(last_layers)]
