@@ -50,7 +50,7 @@ def counts(subject: Moe) -> list[int]:
 
 def of(subject: Moe, target: int, **how):
     """(the settled clusters, chosen) with integer layers, by router rows."""
-    first = stun.choose_experts(subject, stun.expert_distances(subject, {}, "router"), target, **how)
+    first = stun.choose_experts(subject, stun.expert_distances(subject, {}), target, **how)
     return first["clusters"], first["chosen"]
 
 
@@ -172,7 +172,7 @@ def test_counts_that_no_threshold_gives_are_named():
         rows = mixture.router.weight.data
         rows[4:] = rows[:4]  # each expert has a twin: at any threshold above 0 four pairs merge in each layer
     with pytest.raises(InfeasibleError, match=r"23 clusters can't be had.*gives 12 or 24; ask for one of these"):
-        stun.choose_experts(copy, stun.expert_distances(copy, {}, "router"), 23)
+        stun.choose_experts(copy, stun.expert_distances(copy, {}), 23)
     assert counts(stun.keep_experts(copy, *of(copy, 23, exact=False), 0)[0]) == [8, 8, 8]
     groups, _ = of(copy, 12)
     assert all(sorted(one) == [[i, i + 4] for i in range(4)] for one in map(sorted, groups.values()))
@@ -291,14 +291,25 @@ def test_co_activation_decides_where_it_is_asked_to(tmp_path):
         ("mixed", routing.mixed_distance(taught().mixtures()[1].router.weight, found.together, 0.5)),
         ("router", routing.row_distance(taught().mixtures()[1].router.weight)),
     ):
-        assert torch.equal(stun.expert_distances(taught(), together, how, 0.5)[1], expected)
+        assert torch.equal(stun.expert_distances(taught(), together, stun.Distances(how, mix=0.5))[1], expected)
     for how in ("together", "mixed"):
         result = result_of(tmp_path, distance=how, structured=0.3)
         assert sum(counts(result.subject)) >= 17
         assert "experts judged in one pass over 256 tokens" in result.cut.notes
     assert "experts judged in no pass" in result_of(tmp_path, structured=0.3).cut.notes
     with pytest.raises(InputError, match="give router, together or mixed"):
-        stun.expert_distances(taught(), {}, "cosine")
+        stun.expert_distances(taught(), {}, stun.Distances("cosine"))
+
+
+def test_the_weight_of_counts_and_the_settings_of_owl_are_used(tmp_path):
+    def same(first, second):
+        pairs = zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True)
+        return all(torch.equal(one, other) for one, other in pairs)
+
+    owl = result_of(tmp_path, distance="mixed", mix=0.0).subject
+    assert same(owl, result_of(tmp_path).subject)  # without counts the rows alone
+    assert not same(owl, result_of(tmp_path, times=2.0).subject)
+    assert same(result_of(tmp_path, spread=0.0).subject, result_of(tmp_path, method="wanda").subject)
 
 
 @pytest.mark.parametrize("rule", ["usage", "soft", "saliency", "random"])
@@ -311,7 +322,7 @@ def test_other_rules_keep_as_many_of_each_layer(tmp_path, rule):
 def test_the_most_used_stay_under_the_rule_of_usage():
     usage = {f"layers.{i}.experts": torch.tensor([5, 1, 7, 2, 9, 3, 8, 4]) for i in range(3)}
     first = stun.choose_experts(
-        taught(), stun.expert_distances(taught(), {}, "router"), 12, uniform=True, worths=usage, rule="usage"
+        taught(), stun.expert_distances(taught(), {}), 12, uniform=True, worths=usage, rule="usage"
     )
     assert all(one == [0, 2, 4, 6] for one in first["chosen"].values())
     assert all(one == [[0], [2], [4], [6]] for one in first["clusters"].values())

@@ -6,6 +6,7 @@ Lee et al., ACL 2025 (arXiv 2409.06211).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -46,10 +47,28 @@ Clusters = dict[int, list[list[int]]]
 Chosen = dict[int, list[int]]
 """Layer -> the expert that stays of each cluster, ascending."""
 
-MIX = 1.0
-"""Weight of the counts in the mixed distance, as in the official code."""
-SPREAD, TIMES = 0.08, 5.0
-"""OWL's lambda and M; the official code's default of M is 3."""
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """What tells the experts of a layer apart."""
+
+    distance: Distance = "router"
+    """router (rows alone), together (counts alone), or mixed."""
+    mix: float = 1.0
+    """Weight of the counts in the mixed distance; 1 in the official code."""
+    normalise: bool = True
+    """Divide the router's rows by its norm, so that one threshold fits all layers; the published mixed distance does
+    not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outliers:
+    """How OWL shares the weights that go out among the blocks."""
+
+    spread: float = 0.08
+    """OWL's lambda: densities of blocks differ by at most twice as much."""
+    times: float = 5.0
+    """OWL's M, what makes an outlier; the official code's default is 3."""
 
 
 def stun(
@@ -61,12 +80,12 @@ def stun(
     structured: Annotated[float, Ge(0), Lt(1)] = 0.2,
     experts: int = 0,
     uniform: bool = False,
-    distance: Distance = "router",
-    normalise: bool = True,
+    distances: Distances = Distances(distance="router", mix=1.0, normalise=True),
     kappa: int = 3,
     choose: Rule = "clusters",
     seen: int = 1000,
     method: Literal["owl", "wanda"] = "owl",
+    outliers: Outliers = Outliers(spread=0.08, times=5.0),
     samples: int = 128,
     length: int = 128,
     routed: bool = False,
@@ -97,9 +116,7 @@ def stun(
         structured: share of all experts that go in the first stage; fewer where the budget does not ask for as much.
         experts: exactly as many stay over all layers, in place of `structured`; refused where no threshold gives them.
         uniform: as many experts in every layer, with a threshold for each, as engines that serve them expect.
-        distance: router (rows alone), together (counts alone), or mixed.
-        normalise: divide the router's rows by its norm, so that one threshold fits all layers; the published mixed
-            distance does not.
+        distances, outliers: see these classes.
         kappa: clusters of a layer up to which they are averaged; the published command has 2.
         choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage, soft
             counts (the router's probabilities of all tokens summed up, SEER-MoE) or saliency (REAP), or random ones.
@@ -119,7 +136,7 @@ def stun(
     with larger weights stays. Experts without tokens are pruned by their layer's norms, where the official code skips
     them, so that the budget is met. Weights are counted over the matrices of blocks, without embeddings and routers.
     """
-    passes = int(distance != "router" or choose in ("usage", "soft", "saliency"))
+    passes = int(distances.distance != "router" or choose in ("usage", "soft", "saliency"))
     check(subject, uniform, passes)
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
     whole, counts = blocks.count(subject), {index: mixture.count for index, mixture in subject.mixtures().items()}
@@ -127,7 +144,7 @@ def stun(
     look = partial(count_routes, subject, data, choose, seen=seen, length=length, seed=seed)
     routes = run.tensors("routing", look) if passes else {}
     together = {index: routes.get(f"together.{index}") for index in counts}
-    distances = expert_distances(subject, together, distance, normalise=normalise)
+    tables = expert_distances(subject, together, distances)
     worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else routes
 
     for budget in budgets:
@@ -135,7 +152,7 @@ def stun(
         most = sum(counts.values()) if pattern else int((1.0 - share) * whole / largest + 1e-9)
         target = experts or sum(counts.values()) - min(round(structured * sum(counts.values())), most)
         decide = partial(
-            choose_experts, subject, distances, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
+            choose_experts, subject, tables, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
         )
         first = run.json(f"experts-{target}", decide)
         groups, chosen = ({int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen"))
@@ -143,12 +160,13 @@ def stun(
 
         left = blocks.count(slim)
         rest = 1.0 - (0.0 if pattern else second_share(1.0 - share, 1.0 - left / whole, budget))
-        look_again = partial(
-            blockwise.measure_outliers, slim, windows, run.folder("outliers"), times=TIMES, floor=floor, routed=routed
-        )
-        outliers, sizes = run.json(f"outliers-{target}", look_again)
+        folder, times = run.folder("outliers"), outliers.times
+        look_again = partial(blockwise.measure_outliers, slim, windows, folder, times=times, floor=floor, routed=routed)
+        percents, sizes = run.json(f"outliers-{target}", look_again)
         flat = method == "wanda" or pattern is not None or rest >= 1.0
-        shares = [rest] * len(outliers) if flat else allocate.spread(outliers, rest, SPREAD, sizes=sizes)
+        shares = [rest] * len(sizes)
+        if not flat:
+            shares = allocate.spread(percents, rest, outliers.spread, sizes=sizes)
         choosers = [weights.chooser(own, pattern) for own in shares]
         student, starved = cast(Mixed, slim.copy()), 0
         for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
@@ -224,10 +242,7 @@ def count_routes(subject: Mixed, data: Corpus, choose: Rule, *, seen: int, lengt
 def expert_distances(
     subject: Mixed,
     together: Mapping[int, Tensor | None],
-    how: Distance,
-    mix: float = MIX,
-    *,
-    normalise: bool = True,
+    how: Distances = Distances(),
 ) -> dict[int, Tensor]:
     """Layer -> [E, E], the distances between its experts; step 1."""
     distances = {}
@@ -235,14 +250,14 @@ def expert_distances(
         with subject.resident(subject.layers()[index]):
             rows, counts = mixture.router.weight, together.get(index)
         assert isinstance(rows, Tensor)
-        if how == "router":
-            distances[index] = routing.row_distance(rows, normalised=normalise)
-        elif how not in ("together", "mixed") or counts is None:
-            raise InputError(f"distance={how!r}: give router, together or mixed")
-        elif how == "together":
+        if how.distance == "router":
+            distances[index] = routing.row_distance(rows, normalised=how.normalise)
+        elif how.distance not in ("together", "mixed") or counts is None:
+            raise InputError(f"distance={how.distance!r}: give router, together or mixed")
+        elif how.distance == "together":
             distances[index] = routing.meeting_distance(counts)
         else:
-            distances[index] = routing.mixed_distance(rows, counts, mix, normalised=normalise)
+            distances[index] = routing.mixed_distance(rows, counts, how.mix, normalised=how.normalise)
     return distances
 
 
