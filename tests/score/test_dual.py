@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from secateur.errors import InputError
 from secateur.score import dual
@@ -58,6 +59,19 @@ def test_for_a_large_weight_the_ranking_is_that_of_general_importance_times_squa
 def test_importance_by_hand():
     w, g = torch.tensor([[3.0, -2.0]]), torch.tensor([[0.5, 1.5]])
     assert torch.allclose(dual.importance(w, g, 4), torch.tensor([[abs(1.5 + 2.25 / 8), abs(-3.0 + 9.0 / 8)]]))
+    cubic = dual.importance(w, g, 4, cubic=True)
+    assert torch.allclose(cubic, torch.tensor([[abs(1.5 + 2.25 / 8 + 27.0), abs(-3.0 + 9.0 / 8 - 8.0)]]))
+
+
+def test_the_cubic_term_makes_it_a_score_of_magnitude():
+    w, g = draw(16, 16), 1e-4 * draw(16, 16, seed=1)
+
+    def alike(a, b):
+        return spearmanr(a.flatten(), b.flatten()).statistic
+
+    assert alike(dual.importance(w, g, 100, cubic=True), w.abs()) > 0.99
+    assert alike(dual.importance(w, g, 100, cubic=True), (w * g).abs()) < 0.9
+    assert alike(dual.importance(w, g, 100), (w * g).abs()) > 0.9999
 
 
 def test_what_does_not_fit_is_refused():

@@ -49,15 +49,17 @@ def penalise(gradient: Tensor, general: Tensor, weight: float, *, rate: float, s
     return g + (2.0 * weight * rate**2 / samples) * general.float() * g.square()
 
 
-def importance(weight: Tensor, gradient: Tensor, samples: int) -> Tensor:
+def importance(weight: Tensor, gradient: Tensor, samples: int, *, cubic: bool = False) -> Tensor:
     """|g~ w + (g~ w)^2 / (2 N)|: what setting a weight to zero does to the penalised loss, to second order.
 
-    The second derivative is the Fisher diagonal g~^2 / N over N samples. Departure: the released code adds w^3 inside,
-    for the remainder of the Taylor series; it is right only in size, and without that code's scaled gradients it
-    outweighs the rest and turns the score into the weight's magnitude.
+    The second derivative is the Fisher diagonal g~^2 / N over N samples. cubic: adds w^3 inside, as released, where it
+    stands for the remainder of the Taylor series; it is right only in size, and without the released code's scaled
+    gradients it outweighs the rest and turns the score into the weight's magnitude.
     """
-    first = gradient.float() * weight.detach().float()
-    return (first + first.square() / (2.0 * samples)).abs()
+    w = weight.detach().float()
+    first = gradient.float() * w
+    inside = first + first.square() / (2.0 * samples)
+    return (inside + w**3 if cubic else inside).abs()
 
 
 def _check(gradient: Tensor, general: Tensor) -> None:

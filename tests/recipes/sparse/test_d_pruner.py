@@ -153,7 +153,9 @@ def scored(tmp_path, items, *, model=None, general=None, name="i", **options):
     model = model or subject()
     folder = tmp_path / name
     samples = sum(len(item["input_ids"]) for item in items)
-    how = {"steps": len(items), "every": len(items), "samples": samples, "weight": 0.0} | options
+    how = {"steps": len(items), "every": len(items), "samples": samples} | options
+    score = {name: how.pop(name) for name in ("general_weight", "published", "cubic") if name in how}
+    how["how"] = d_pruner.DualScore(**{"general_weight": 0.0, **score})
     told = d_pruner.dual_importance(model, items, general, folder, tmp_path / f"{name}-beside", **how)
     read = d_pruner.open_scores(folder, model.layers())
     return {key: read(key) for key in views(model)}, told
@@ -182,7 +184,9 @@ def test_without_the_general_term_it_is_the_taylor_score_of_the_domain_to_the_bi
         assert torch.allclose(score, wanted[name], rtol=1e-4, atol=1e-9), name
     assert told == {"change": 0.0, "steps": 4.0, "sequences": 32.0, "unseen": 0.0}
     # With the general term's code run at weight 0, nothing changes in a bit.
-    zero, _ = scored(tmp_path, items, general=lambda name: torch.ones(views(ours)[name].shape), name="z", weight=1e-30)
+    zero, _ = scored(
+        tmp_path, items, general=lambda name: torch.ones(views(ours)[name].shape), name="z", general_weight=1e-30
+    )
     assert same(zero, found)
 
 
@@ -208,7 +212,8 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
     scales = [0.0, 0.3, 3.0, 1e6] if not published else [0.0, 1e5 * many, 1e6 * many, 1e12 * many]
     for number, scale in enumerate(scales):
         found, told = scored(
-            tmp_path, [item], general=G.__getitem__, name=str(number), weight=scale, published=published, lr=0.01,
+            tmp_path, [item], general=G.__getitem__, name=str(number), general_weight=scale, published=published,
+            lr=0.01,
             samples=many,
         )  # fmt: skip
         tops.append(set(found[name].flatten().topk(found[name].numel() // 2).indices.tolist()))
@@ -233,12 +238,27 @@ def test_the_published_form_has_the_published_weight(tmp_path, general, monkeypa
     asked, real = [], d_pruner.dual_importance
 
     def note(*args, **given):
-        asked.append(given["weight"])
+        asked.append(given["how"].weight)
         return real(*args, **given)
 
     monkeypatch.setattr(d_pruner, "dual_importance", note)
     results(tmp_path / "a", "weights=50%", general=general, **options)
     assert asked == [weight]
+
+
+def test_the_cubic_term_and_the_settings_of_the_general_pass_are_used(tmp_path, general):
+    items = batches(1)
+    plain, _ = scored(tmp_path, items, name="plain", lr=0.0)
+    cubic, _ = scored(tmp_path, items, name="cubic", lr=0.0, cubic=True)
+    for name, weight in views(subject()).items():
+        assert torch.allclose(cubic[name], weight.abs() ** 3, atol=2 * float(plain[name].max()))
+    assert not same(plain, cubic)
+    found = []
+    for number, options in enumerate(({}, {"damp": 1.0}, {"general_share": 0.9})):
+        results(tmp_path / str(number), "weights=50%", general=general, by="general", **options)
+        found.append(kept_scores(tmp_path / str(number), "general"))
+    assert not same(found[0], found[1])
+    assert not same(found[0], found[2])
 
 
 def test_recomputed_layers_and_padded_prompts_score_alike(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,12 +45,39 @@ Scope = Literal["row", "block", "matrix", "layer", "global"]
 Read = Callable[[str], Tensor]
 """Name of a matrix -> its scores [d_out, d_in], from the disk."""
 
-GENERAL_SHARE = 0.48
-"""What stays of the weights in the pass that scores G: the paper prunes 52 % of the linears for a model of half."""
-DAMP = 0.01
-"""Dampening of the Hessian, as a share of its mean diagonal."""
-FLOOR = 1
-"""Experts with fewer tokens get the Hessian of all experts of their layer."""
+
+@dataclass(frozen=True, slots=True)
+class GeneralPass:
+    """How general importance G is measured, step 1."""
+
+    general_share: float = 0.48
+    """What stays of the weights in the pass that scores G: the paper prunes 52 % of the linears for a model of half."""
+    general_samples: int = 128
+    """Windows of general text."""
+    damp: float = 0.01
+    """Dampening of the Hessian, as a share of its mean diagonal."""
+    floor: int = 1
+    """Experts with fewer tokens get the Hessian of all experts of their layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class DualScore:
+    """What the penalty adds to the domain's gradient, and what the score adds to both, steps 2 and 3."""
+
+    general_weight: Annotated[float, Ge(0)] | None = None
+    """What the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the domain's Taylor
+    score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given."""
+    published: bool = False
+    """Add lambda 2 lr^2 G g^2 / N as released, in place of the relative form."""
+    cubic: bool = False
+    """Add w^3 to the score, as released."""
+
+    @property
+    def weight(self) -> float:
+        """The weight of the general term, given or by default."""
+        if self.general_weight is not None:
+            return self.general_weight
+        return 0.1 if self.published else 1.0
 
 
 def d_pruner(
@@ -62,9 +90,8 @@ def d_pruner(
     by: Literal["dual", "general"] = "dual",
     scope: Scope = "matrix",
     block: Annotated[int, Ge(0)] = 128,
-    general_weight: Annotated[float, Ge(0)] | None = None,
-    published: bool = False,
-    general_samples: int = 128,
+    general_pass: GeneralPass = GeneralPass(general_share=0.48, general_samples=128, damp=0.01, floor=1),
+    dual_score: DualScore = DualScore(general_weight=None, published=False, cubic=False),
     samples: Annotated[int, Ge(1)] = 1000,
     train_length: int = 128,
     packed: bool = True,
@@ -97,10 +124,7 @@ def d_pruner(
         by: what the masks are taken from: dual, or general for G alone.
         scope: what is compared: row, block (of columns), matrix, layer or global.
         block: columns of a block; 0 cuts every matrix into 32 blocks.
-        general_weight: what the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the
-            domain's Taylor score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given.
-        published: add lambda 2 lr^2 G g^2 / N as released, in place of the relative form.
-        general_samples: windows of general text.
+        general_pass, dual_score: see these classes.
         samples: sequences of domain text; N is how many there are.
         train_length: tokens per sequence, of either text.
         packed: texts run on, cut into sequences of equal length; otherwise one text is one sequence, cut at
@@ -116,11 +140,11 @@ def d_pruner(
 
     Departures: G is divided by its mean in each matrix, and the penalty's term is measured in g, with the sign of g
     (`dual.regularise`); as released it is next to nothing, and positive whatever the sign of g (`published`). The
-    cubic term, a stand-in for the remainder, is left out. There is no loss scaling, so none leaks into the score;
+    cubic term, a stand-in for the remainder, is off. There is no loss scaling, so none leaks into the score;
     the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
     five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
-    weight = (0.1 if published else 1.0) if general_weight is None else general_weight
+    weight = dual_score.weight
     check(
         subject, training, by=by, general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0)
     )
@@ -135,12 +159,16 @@ def d_pruner(
     elif not dry_run:
         key = {"model": digest(subject)}
         if corpus is not None and (by == "general" or weight):
-            windows, notes = texts.windows(corpus, subject.tokenizer, general_samples, train_length, seed=seed)
-            measure = partial(general_importance, subject, windows)
+            windows, notes = texts.windows(
+                corpus, subject.tokenizer, general_pass.general_samples, train_length, seed=seed
+            )
+            measure = partial(general_importance, subject, windows, how=general_pass)
             starved = score_once(run, "general", {**key, "text": corpus.digest}, measure)["starved"]
             if starved:
-                notes += (f"{starved:g} matrices of experts saw fewer than {FLOOR} general tokens: scored by their "
-                          "layer's Hessian",)  # fmt: skip
+                notes += (
+                    f"{starved:g} matrices of experts saw fewer than {general_pass.floor} general tokens: scored by "
+                    "their layer's Hessian",
+                )
         read = open_scores(run.folder("general"), subject.layers())
         if by == "dual" and isinstance(subject, Transformer):
             batch = min(training.whole("batch"), samples)
@@ -148,9 +176,8 @@ def d_pruner(
             each = min(samples // batch, len(stream))  # steps of an epoch
             measure = partial(
                 dual_importance, subject, stream if each == len(stream) else stream.take(each), read, every=each,
-                steps=round(training.number("epochs") * each), samples=each * batch, weight=weight,
-                published=published, lr=training.number("lr"), warmup=training.number("warmup"), clip=clip or None,
-                recompute=recompute,
+                steps=round(training.number("epochs") * each), samples=each * batch, how=dual_score,
+                lr=training.number("lr"), warmup=training.number("warmup"), clip=clip or None, recompute=recompute,
             )  # fmt: skip
             notes += describe_descent(
                 score_once(run, "dual", {**key, "text": data.digest}, measure), data.name, samples
@@ -312,17 +339,19 @@ def general_importance(
     windows: Sequence[Mapping[str, Tensor]],
     folder: Path,
     beside: Path,
+    *,
+    how: GeneralPass = GeneralPass(),
 ) -> dict[str, float]:
     """Write G of every matrix to `folder`, one file per block, see step 1: SparseGPT's scores as it goes.
 
     beside: where finished blocks of the copy go that is pruned on the way.
     """
-    choose, starved = weights.chooser(GENERAL_SHARE, None, "matrix"), 0
+    choose, starved = weights.chooser(how.general_share, None, "matrix"), 0
     for block in blocks.visit(subject.copy(), windows, beside, title="general importance"):
-        moments, few = blockwise.read_inputs(block, FLOOR, diagonal=False)
+        moments, few = blockwise.read_inputs(block, how.floor, diagonal=False)
         starved += few
         scores: dict[str, Tensor] = {}
-        for names, diagonal, U in obs.factor_all(moments, DAMP):
+        for names, diagonal, U in obs.factor_all(moments, how.damp):
             for name in names:
                 weight, parts = block.matrices[name].weight, list[Tensor]()
                 keep = partial(choose_and_note, choose, parts)
@@ -349,8 +378,7 @@ def dual_importance(
     steps: int,
     every: int,
     samples: int,
-    weight: float,
-    published: bool = False,
+    how: DualScore,
     lr: float = 0.03,
     warmup: float = 0.1,
     clip: float | None = 1.0,
@@ -358,8 +386,8 @@ def dual_importance(
 ) -> dict[str, float]:
     """Write I of every matrix to `folder`, one file per block, see steps 2 and 3; tell what the general term changed.
 
-    batches: see `fused.descend`; `every` of them are an epoch of `samples` sequences. weight: of the general term; if
-    0, `general` is not read. beside: where checkpoints go.
+    batches: see `fused.descend`; `every` of them are an epoch of `samples` sequences. how: with a weight of 0,
+    `general` is not read. beside: where checkpoints go.
     """
     copy = subject.copy()
     model = copy.model.float().eval().requires_grad_(True)
@@ -375,22 +403,22 @@ def dual_importance(
     norms = torch.zeros(2, dtype=torch.float64)  # squared, summed: of what was added to the gradients, and of these
 
     def shape(name: str, gradient: Tensor, rate: float) -> Tensor:
-        if not weight or name not in by_parameter:
+        if not how.weight or name not in by_parameter:
             return gradient
         result = gradient.float().clone(memory_format=torch.contiguous_format)
         for matrix in by_parameter[name]:
             g, G = matrix.view(gradient), general(matrix.name).to(gradient.device)
-            if published:
-                new = dual.penalise(g, G, weight, rate=rate, samples=samples)
+            if how.published:
+                new = dual.penalise(g, G, how.weight, rate=rate, samples=samples)
             else:
-                new = dual.regularise(g, G, weight, share=rate / lr if lr else 1.0)
+                new = dual.regularise(g, G, how.weight, share=rate / lr if lr else 1.0)
             norms.add_(torch.tensor([float((new - g).square().sum()), float(g.square().sum())]))
             matrix.view(result).copy_(new)
         return result
 
     def look(name: str, parameter: Tensor, gradient: Tensor) -> None:
         for matrix in by_parameter.get(name, ()):
-            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples)
+            new = dual.importance(matrix.view(parameter), matrix.view(gradient), samples, cubic=how.cubic)
             sums[matrix.name].add_(new.cpu())
 
     fused.descend(
