@@ -29,7 +29,7 @@ def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
     """Parameter -> {flag: field} of the options that are one frozen value, such as `training`.
 
-    Its fields are options of their own: of `Training` those alone that its default sets. `batch` of `Training` is
+    Its fields are options of their own, but of `Training` only those that its default sets. `batch` of `Training` is
     `train_batch` in a recipe on texts, which has a length too: there `batch` is what is timed.
     """
     keywords = of(function)

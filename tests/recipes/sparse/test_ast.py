@@ -124,6 +124,15 @@ def test_boosted_has_branches_that_are_counted(kind, tmp_path):
         assert torch.equal(tensor, weights(found)[name]), name
 
 
+def test_the_second_moment_of_closed_weights_is_as_asked(tmp_path):
+    runs = {
+        moment: weights(results(tmp_path / moment, "pattern=2:4", moment=moment)[0])
+        for moment in ("both", "gradient", "update")
+    }
+    for one, other in (("both", "gradient"), ("both", "update"), ("gradient", "update")):
+        assert any(not torch.equal(tensor, runs[other][name]) for name, tensor in runs[one].items())
+
+
 def test_branches_train_as_they_are_told_to(tmp_path):
     (start,) = results(tmp_path / "a", "pattern=2:4", steps=0, slorb=8)
     (both,) = results(tmp_path / "b", "pattern=2:4", slorb=8)

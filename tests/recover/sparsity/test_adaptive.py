@@ -170,18 +170,20 @@ def test_it_is_adamw_where_the_mask_is_open_and_without_a_mask(weight_decay):
         assert bool((found[closed] != plain[closed]).all()) == (strength > 0)
 
 
-def test_a_step_is_that_of_the_paper_but_for_the_scale_of_closed_weights():
+@pytest.mark.parametrize("moment", ["both", "gradient", "update"])
+def test_a_step_is_that_of_the_paper_but_for_the_scale_of_closed_weights(moment):
+    """The decay is in the second moment of "both", not in that of "gradient"; that of "update" is the paper's."""
     weight, closed, gradients = problem()
     lr, (b1, b2), eps, wd = 1e-2, (0.9, 0.95), 1e-8, 0.1
-    found, state = stepped(
-        weight, gradients, decoupled(closed, lambda step: ramped(step, top=0.3, steps=4)), lr=lr, weight_decay=wd
-    )
+    make = decoupled(closed, lambda step: ramped(step, top=0.3, steps=4), moment=moment)
+    found, state = stepped(weight, gradients, make, lr=lr, weight_decay=wd)
     w, m, v = weight[closed].clone(), torch.zeros(1), torch.zeros(1)
     for t, gradient in enumerate(gradients, 1):
         m = b1 * m + (1 - b1) * gradient[closed]
         pull = 0.3 * min(1.0, (t - 1) / 4) * w
         u = m + pull
-        v = b2 * v + (1 - b2) * (gradient[closed] + pull) ** 2
+        scale = {"both": gradient[closed] + pull, "gradient": gradient[closed], "update": u}[moment]
+        v = b2 * v + (1 - b2) * scale**2
         w = w * (1 - lr * wd) - lr / (1 - b1**t) * u / ((v / (1 - b2**t)).sqrt() + eps)
     torch.testing.assert_close(found[closed], w, rtol=1e-12, atol=0)
     torch.testing.assert_close(state["exp_avg"][closed], m, rtol=1e-12, atol=0)

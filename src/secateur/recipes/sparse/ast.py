@@ -6,7 +6,7 @@ Huang, Hu, Jian, Zhu and Chen, AAAI 2025 (arXiv 2407.20584).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -40,6 +40,20 @@ CARD = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """What draws closed weights to zero."""
+
+    decay: Annotated[float, Ge(0)] = 1e-4
+    """lambda at its highest; watch the flip rates: flat from the start is too strong, never settling too weak. It is
+    added to gradients, which are larger in small models: 1e-2 suits a million weights."""
+    ramp: Annotated[float, Ge(0), Le(1)] = 0.25
+    """Share of the steps in which lambda grows; 0 for a static decay (for comparison)."""
+    moment: adaptive.Moment = "both"
+    """What the steps of closed weights are scaled by: the second moment of gradient and decay together, both; of the
+    gradient alone; or of the update, the first moment and the decay, as published."""
+
+
 def ast(
     subject: Transformer,
     data: Corpus,
@@ -51,8 +65,7 @@ def ast(
     score: Literal["magnitude", "wanda"] = "magnitude",
     calibration: int = 128,
     refresh: Annotated[int, Ge(0)] = 10,
-    decay: Annotated[float, Ge(0)] = 1e-4,
-    ramp: Annotated[float, Ge(0), Le(1)] = 0.25,
+    pull: Pull = Pull(decay=1e-4, ramp=0.25, moment="both"),
     slorb: Annotated[int, Ge(0)] = 0,
     slorb_init: Literal["mean", "sum", "xavier"] = "mean",
     projection: bool = True,
@@ -86,9 +99,7 @@ def ast(
         score: what a mask is chosen by: magnitude, or wanda, |W| times input norms that are measured once.
         calibration: sequences on which wanda's norms are measured.
         refresh: steps between choices of the mask; 0 keeps the first one (for comparison).
-        decay: lambda at its highest; watch the flip rates: flat from the start is too strong, never settling too weak.
-            It is added to gradients, which are larger in small models: 1e-2 suits a million weights.
-        ramp: share of the steps in which lambda grows; 0 for a static decay (for comparison).
+        pull: see `Pull`.
         slorb: k of SLoRB: side branches of rank d/k, 16 in AST-Boosted; 0 for none, AST-Naive.
         slorb_init: how a branch starts: mean, sum (S without 1/k) or xavier (X at random, S zero).
         projection: train X too, not S alone.
@@ -105,11 +116,11 @@ def ast(
         dry_run: stop after the first mask; nothing is trained.
 
     Departures: steps are scaled as AdamW scales them, closed weights' by the moment of (g + lambda W)^2, where the
-    released code scales those of all masked matrices by the moment of u^2, u = m + lambda W: steps about four times as
-    long at the same rate, to be compared at a quarter of it. The mask is not chosen after the very last step, whose
-    weights no step would have seen; the official LLaMA code lets the decay into the gradient, the decoupled form of the
-    paper is used for all; quantisation after training is `secateur export`. The default number of steps suits small
-    models; the paper's runs take 40,000 and 15,000.
+    paper has that of u^2, u = m + lambda W (`moment`), and the released code scales open weights of masked matrices by
+    it, too: steps about four times as long at the same rate, to be compared at a quarter of it. The mask is not chosen
+    after the very last step, whose weights no step would have seen; the official LLaMA code lets the decay into the
+    gradient, the decoupled form of the paper is used for all; quantisation after training is `secateur export`. The
+    default number of steps suits small models; the paper's runs take 40,000 and 15,000.
     """
     if not subject.causal:
         raise UnsupportedError(f"ast trains language models, and this one gives {subject.output}: use a causal decoder")
@@ -158,8 +169,8 @@ def ast(
                         hidden=[(layer, layer) for layer in range(len(paths) + 1)] if hidden else [],
                     ),
                     training.default(schedule="cosine-zero"),
-                    optimizer=masks.adamw(decay=decay, ramp=round(ramp * steps)), extra=[masks],
-                    frozen=[master.model] if teaching else [], seed=seed, dropout=False,
+                    optimizer=masks.adamw(decay=pull.decay, ramp=round(pull.ramp * steps), moment=pull.moment),
+                    extra=[masks], frozen=[master.model] if teaching else [], seed=seed, dropout=False,
                     checkpoint=run.folder(f"train-{budget}"),
                     evaluate=partial(
                         objectives.held_out, forward, teacher=forward, output="logits",

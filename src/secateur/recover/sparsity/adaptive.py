@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ from torch.nn.utils import parametrize
 from secateur.errors import InputError
 from secateur.recover.training.schedule import ramped
 
-__all__ = ["Adaptive", "Choose", "DecoupledAdamW", "branch", "moving"]
+__all__ = ["Adaptive", "Choose", "DecoupledAdamW", "Moment", "branch", "moving"]
 
 Choose = Callable[[Tensor], Tensor]
 """A weight as stored -> booleans of its shape, True where it stays."""
+
+Moment = Literal["both", "gradient", "update"]
+"""Of what the scale of a closed weight's step is the second moment: g + lambda W, g alone, or m + lambda W (AST)."""
 
 _POINTS = 100
 """Flip rates kept in a record."""
@@ -130,7 +133,13 @@ class Adaptive(nn.Module):
         self._closed = {}
 
     def adamw(
-        self, *, decay: float, ramp: int, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8
+        self,
+        *,
+        decay: float,
+        ramp: int,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        moment: Moment = "both",
     ) -> Callable[[list[dict[str, Any]]], DecoupledAdamW]:
         """For `loop.train(optimizer=...)`: `DecoupledAdamW` on these masks, with lambda(t) = `schedule.ramped`."""
 
@@ -142,10 +151,12 @@ class Adaptive(nn.Module):
                 betas=betas,
                 eps=eps,
                 after=self.after,
+                moment=moment,
             )
 
         # The loop records an optimiser's name: a checkpoint of other settings is then refused.
-        make.__name__ = f"decoupled_adamw(decay={decay:g}, ramp={ramp}, betas={betas}, refresh={self.refresh})"
+        settings = f"decay={decay:g}, ramp={ramp}, betas={betas}, refresh={self.refresh}"
+        make.__name__ = f"decoupled_adamw({settings}{'' if moment == 'both' else f', moment={moment}'})"
         return make
 
     def record(self) -> list[tuple[int, float, float]]:
@@ -201,6 +212,8 @@ class DecoupledAdamW(torch.optim.Optimizer):
         W <- W (1 - lr wd) - lr / (1 - b1^t) u / (sqrt(v / (1 - b2^t)) + eps)
 
     so that open weights, and parameters without a mask, get ordinary AdamW; and so do closed ones with lambda = 0.
+    With moment="gradient" v is the moment of g^2 everywhere, and the decay is in u alone; with "update" v is that of
+    u^2 where closed, the paper's.
 
     Args:
         params: parameters or groups, as for torch's own optimisers; a group's "weight_decay" is wd.
@@ -208,6 +221,7 @@ class DecoupledAdamW(torch.optim.Optimizer):
         decay: step, from 0 -> lambda.
         lr, betas, eps, weight_decay: as of AdamW.
         after: called after every step with the number of steps done.
+        moment: "both" for v as above, "gradient" or "update".
 
     Its state is tensors per parameter ("step", "exp_avg", "exp_avg_sq"), so that `state_dict` and checkpoints hold it.
 
@@ -228,11 +242,12 @@ class DecoupledAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         after: Callable[[int], None] | None = None,
+        moment: Moment = "both",
     ) -> None:
         if not all(0.0 <= beta < 1.0 for beta in betas) or eps <= 0.0:
             raise InputError(f"betas={betas}, eps={eps}: give betas from 0 to below 1 and a positive eps")
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self.closed, self.decay, self.after = closed, decay, after
+        self.closed, self.decay, self.after, self.moment = closed, decay, after, moment
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -265,7 +280,8 @@ class DecoupledAdamW(torch.optim.Optimizer):
             update, scale = mean, gradient
         else:
             update = torch.where(closed, mean + pull * weight, mean)
-            scale = torch.where(closed, gradient + pull * weight, gradient)
+            scales = {"both": gradient + pull * weight, "gradient": gradient, "update": update}
+            scale = torch.where(closed, scales[self.moment], gradient)
         square = state["exp_avg_sq"].mul_(second).addcmul_(scale, scale, value=1 - second)
         size = (square / (1 - second**number)).sqrt_().add_(group["eps"])
         weight.mul_(1 - group["lr"] * group["weight_decay"])
