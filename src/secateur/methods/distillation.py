@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from torch import nn
 
 from secateur._utils.rundir import Run
@@ -14,11 +16,11 @@ from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.measure import size
 from secateur.recover.distillation import teachers
-from secateur.recover.training import loop, objectives
-from secateur.subjects import Transformer
+from secateur.recover.training import loop, objectives, routing, schedule
+from secateur.subjects import Moe, Transformer
 from secateur.vocabulary import Recovery, Training
 
-__all__ = ["RECORDED", "distil", "remember_teacher", "train_student"]
+__all__ = ["RECORDED", "Distilling", "Rates", "distil", "remember_teacher", "train_student"]
 
 RECORDED = (
     "train_batch", "train_length", "lr", "weight_decay", "task", "logit", "token", "temperature", "training",
@@ -60,6 +62,57 @@ def train_student(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Learning rates, one for all stages or one for each, such as 1e-3,5e-4."""
+
+    lr: float | Sequence[float] = 1e-3
+    """Peak learning rate, one for all stages or one for each, such as 1e-3,5e-4."""
+    min_lr: float | Sequence[float] = 1e-4
+    """Learning rate at the end of the last stage, those before being stopped early, at their peak; or one for each."""
+
+    def by_stage(self, training: Training, stages: int) -> list[tuple[float, float]]:
+        """(highest, last) learning rate of each stage; those that `training` sets go before."""
+        peak = self.lr if training.lr is None else training.lr
+        floor = self.min_lr if training.min_lr is None else training.min_lr
+        return schedule.stage_rates(peak, floor, stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Distilling:
+    """What a mixture of experts learns from the model that it was cut from, and how (SlimMoE)."""
+
+    temperature: float = 1.0
+    """Of the KL."""
+    task: float = 0.0
+    """Weight of cross-entropy; the paper has none."""
+    logit: float = 1.0
+    """Weight of the logit loss."""
+    cache: Annotated[int, Ge(0)] = 0
+    """Tokens per position kept of the original's predictions, on disk, in place of asking it at every step."""
+    balance: float | None = None
+    """Weight of the load-balancing loss; the original's own by default."""
+    freeze_router: bool = False
+    """Leave the router as it was, all through."""
+    noise: bool = True
+    """Train with what the original's config has of dropout and jitter, and with routers that sample (PhiMoE)."""
+
+    def objective(self, student: Moe, teacher: Moe | None) -> objectives.Objective:
+        """The loss of `student`, load balancing included; without a teacher its predictions come with the batches."""
+        objective = objectives.distil(
+            student.forward,
+            None if teacher is None else teacher.forward,
+            output="logits",
+            task=self.task,
+            logit=self.logit,
+            temperature=self.temperature,
+            fused=True,
+        )
+        own = getattr(student.model.config, "router_aux_loss_coef", 0.0)
+        weight = own if self.balance is None else self.balance
+        return routing.add_balance(objective, student.routers(), weight)
+
+
 def remember_teacher(
     run: Run,
     teacher: Transformer,
@@ -71,16 +124,17 @@ def remember_teacher(
     k: int,
     length: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> teachers.Joined:
     """The batches of `steps` steps, each with the teacher's `k` likeliest tokens, kept in the run's folder.
 
-    seed: of the batches' order.
+    seed: of the batches' order. temperature: of the teacher's probabilities.
     """
     key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
     count = steps * (training.accumulate or 1)
     return teachers.remembered(
         run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
-        k=k, temperature=1.0, key=key,
+        k=k, temperature=temperature, key=key,
     )  # fmt: skip
 
 

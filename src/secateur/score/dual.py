@@ -12,12 +12,16 @@ Source: D-Pruner (arXiv 2405.06275). All functions are of one weight matrix and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from secateur.errors import InputError
 
-__all__ = ["importance", "penalise", "regularise"]
+__all__ = ["DualScore", "importance", "penalise", "regularise"]
 
 
 def regularise(gradient: Tensor, general: Tensor, weight: float, *, share: float = 1.0) -> Tensor:
@@ -36,6 +40,26 @@ def regularise(gradient: Tensor, general: Tensor, weight: float, *, share: float
     if not bool(mean > 0) or not bool(rms > 0):
         return g
     return g + (G * (weight * share**2 / mean)) * (g * (g.abs() / rms))
+
+
+@dataclass(frozen=True, slots=True)
+class DualScore:
+    """What the penalty adds to the domain's gradient, and what the score adds to both."""
+
+    general_weight: Annotated[float, Ge(0)] | None = None
+    """What the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the domain's Taylor
+    score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given."""
+    published: bool = False
+    """Add lambda 2 lr^2 G g^2 / N as released, in place of the relative form."""
+    cubic: bool = False
+    """Add w^3 to the score, as released."""
+
+    @property
+    def weight(self) -> float:
+        """The weight of the general term, given or by default."""
+        if self.general_weight is not None:
+            return self.general_weight
+        return 0.1 if self.published else 1.0
 
 
 def penalise(gradient: Tensor, general: Tensor, weight: float, *, rate: float, samples: int) -> Tensor:

@@ -7,7 +7,7 @@ intermediate activation h_j = act(W1 x)_j (W3 x)_j; it is unit e I + j of its si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ from torch.nn import functional
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 from secateur.score import gradient
-from secateur.score.hooks import Batch, finite, real_tokens
+from secateur.score.hooks import Batch, finite, real_tokens, sound
 
 __all__ = [
     "activation",
+    "add_likeliest",
     "fill_starved",
     "has_no_gradient",
     "likeliest",
+    "remember_likeliest",
     "share_scores",
     "taylor",
     "truncated_loss",
@@ -144,6 +146,29 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Log-probabilities and indices [..., count] of the likeliest tokens under logits [..., V]."""
     found = torch.log_softmax(logits.detach().float(), -1).topk(min(count, logits.shape[-1]), -1)
     return found.values, found.indices
+
+
+def remember_likeliest(
+    forward: Callable[[Batch], Any], model: nn.Module, layers: Sequence[str], samples: Iterable[Batch], count: int
+) -> dict[str, Tensor]:
+    """`likeliest` of `forward(sample).prediction` at every position: "NUMBER.values" and "NUMBER.indices" by sample.
+
+    Raises `NumericalError` where one of the `layers` of `model` gives what is not finite.
+    """
+    tensors: dict[str, Tensor] = {}
+    with sound(model, layers):
+        for number, item in enumerate(samples):
+            values, indices = likeliest(forward(item).prediction, count)
+            tensors |= {f"{number}.values": values.cpu(), f"{number}.indices": indices.cpu()}
+    return tensors
+
+
+def add_likeliest(samples: Iterable[Batch], known: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The samples with the likeliest tokens of `remember_likeliest`, for `truncated_loss`."""
+    return [
+        {**item, "likely": known[f"{number}.values"], "likely_indices": known[f"{number}.indices"]}
+        for number, item in enumerate(samples)
+    ]
 
 
 def truncated_loss(logits: Tensor, log_probabilities: Tensor, indices: Tensor, mask: Tensor | None = None) -> Tensor:

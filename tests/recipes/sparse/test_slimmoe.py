@@ -28,7 +28,7 @@ from secateur.subjects import Moe, open_subject
 from secateur.vocabulary import Budget, Figure, Result, Training
 from subjects.tiny import make
 
-QUICK: dict[str, Any] = {"length": 16, "train_batch": 4, "steps": 0}
+QUICK: dict[str, Any] = {"calibration": 16, "length": 16, "train_batch": 4, "steps": 0}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +45,14 @@ def subject() -> Moe:
 
 def run(subject: Moe, data: texts.Corpus, folder: Path, budget: str = "params=70%", **options: Any) -> Result:
     options = QUICK | options
-    with Run.open(folder, {"budget": budget, **options}) as opened, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipe, "CALIBRATION", 16)
+    with Run.open(folder, {"budget": budget, **options}) as opened:
         (result,) = slimmoe(subject, data, [Budget.parse(budget)], opened, **keywords.checked(slimmoe, options))
     return result
+
+
+def remember(subject: Moe, samples: Any) -> Any:
+    likeliest = experts.remember_likeliest(subject.forward, subject.model, subject.layers(), samples, 8)
+    return experts.add_likeliest(samples, likeliest)
 
 
 def widths(result: Result) -> set[int]:
@@ -125,6 +129,45 @@ def test_each_stage_is_scored_anew_and_learns_from_the_original(
     cached = run(subject, data, tmp_path / "cached", "params=80%", **options, cache=8)
     assert all(frozen == [] for _, _, frozen in trained)
     assert " and 0 of the original" in cached.notes[0]
+
+
+def test_the_router_can_be_left_alone(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    frozen = run(subject, data, tmp_path / "a", steps=4, freeze_router=True).subject
+    moved = run(subject, data, tmp_path / "b", steps=4, balance=0.1).subject
+    assert isinstance(frozen, Moe)
+    assert isinstance(moved, Moe)
+    router = subject.mixtures()[0].router.weight
+    assert torch.equal(frozen.mixtures()[0].router.weight, router)
+    assert not torch.equal(moved.mixtures()[0].router.weight, router)
+    assert all(parameter.requires_grad for parameter in frozen.model.parameters())
+
+
+@pytest.mark.parametrize("change", [{"task": 1.0}, {"logit": 0.5}, {"temperature": 2.0}, {"balance": 0.5}, {"top": 2}])
+def test_what_a_stage_learns_is_as_asked(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    plain = run(subject, data, tmp_path / "a", stages="1", steps=2).subject.model.state_dict()
+    other = run(subject, data, tmp_path / "b", stages="1", steps=2, **change).subject.model.state_dict()
+    assert any(not torch.equal(tensor, other[name]) for name, tensor in plain.items())
+
+
+def test_each_stage_may_have_its_own_learning_rate(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates, real = list[tuple[Any, Any]](), loop.train
+
+    def train(*args: Any, **options: Any) -> Any:
+        rates.append((args[3].lr, args[3].min_lr))
+        return real(*args, **options)
+
+    monkeypatch.setattr(loop, "train", train)
+    run(subject, data, tmp_path / "a", steps=4, lr=[1e-3, 5e-4], min_lr=1e-5)
+    assert rates == [(1e-3, 1e-3), (5e-4, 1e-5)]  # the first stage is stopped early, before its rate falls
+    with pytest.raises(InputError, match=r"^lr=0\.1,0\.2,0\.3 has 3 numbers for 2 stages: give one for all of them"):
+        run(subject, data, tmp_path / "b", steps=4, lr=[0.1, 0.2, 0.3])
+    with pytest.raises(InputError, match=r"^min_lr=0\.0001: give a floor between 0 and lr=1e-05"):
+        run(subject, data, tmp_path / "c", steps=4, lr=[1e-3, 1e-5])
+    assert len(rates) == 2
 
 
 def test_full_kl_has_no_gradient_at_first_and_says_so(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
@@ -212,11 +255,11 @@ def test_whole_experts_go_by_saliency_or_by_chance_too(subject: Moe, data: texts
         subject, subject, share=0.5, last=True, slim="experts", kv_groups=0, shared=1, dense=1, divisor=8, batch=1,
         length=16,
     )  # fmt: skip
-    samples = recipe.add_likeliest(seen, recipe.remember_likeliest(subject, seen))
-    found = recipe.scores(subject, subject, units, samples, how="saliency", loss="truncated", alike=False, seed=0)
+    samples = remember(subject, seen)
+    found = recipe.scores(subject, subject, units, samples, scoring=recipe.Scoring("saliency"))
     wanted = routing.collect(subject.forward, subject.model, seen, {"0": before.experts}, saliency=True)["0"].saliency
     assert torch.equal(found["layers.0.experts"], wanted)
-    found = recipe.scores(subject, subject, units, samples, how="soft", loss="truncated", alike=False, seed=0)
+    found = recipe.scores(subject, subject, units, samples, scoring=recipe.Scoring("soft"))
     (soft,) = routing.collect(
         subject.forward, subject.model, seen, {"0": before.experts}, routers={"0": before.router}
     ).values()
@@ -349,7 +392,7 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
 def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
     monkeypatch.setattr(measuring.latency, "compare", lambda *_, **__: same)
-    how = {"stages": "66%,34%", "steps": 3, "length": 16, "train_batch": 4}
+    how = {"stages": "66%,34%", "steps": 3, "calibration": 16, "length": 16, "train_batch": 4}
     (row,) = executor.run("slimmoe", subject, tiny.chains(300), "params=80%", tmp_path / "out", **how)
     assert row.after["params"].value < row.stages["stage 1"]["params"].value < row.before["params"].value
     assert row.stages["stage 1"]["perplexity"].value > 1
@@ -385,6 +428,10 @@ def test_training_is_the_originals_and_each_stage_but_the_last_stops_at_its_peak
     monkeypatch.setattr(loop, "train", note)
     result = run(phi, data, tmp_path / "a", "params=90%", divisor=4, steps=4, lr=5e-3, min_lr=1e-5)
     assert any(modes)
+    modes.clear()
+    run(phi, data, tmp_path / "calm", "params=90%", divisor=4, stages="1", steps=1, noise=False)
+    assert not any(modes)
+    assert rates.pop() == (1e-3, 1e-4)
     assert rates == [(5e-3, 5e-3), (5e-3, 1e-5)]
     assert not result.subject.model.training
     moved = [mixture.router.weight for mixture in result.subject.mixtures().values()]  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from secateur.errors import InputError
-from secateur.recover.training.schedule import learning_rate, ramped, warmup_steps
+from secateur.recover.training.schedule import learning_rate, ramped, repeat_rate, stage_rates, warmup_steps
 
 
 def rates(**options):
@@ -64,3 +64,10 @@ def test_a_ramp_starts_at_zero_and_holds():
     found = [ramped(step, top=0.5, steps=4) for step in range(9)]
     assert found == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
     assert [ramped(step, top=0.5, steps=0) for step in range(3)] == [0.5] * 3
+
+
+def test_stages_have_one_rate_or_one_each():
+    assert stage_rates(1e-3, [1e-4, 0.0], 2) == [(1e-3, 1e-4), (1e-3, 0.0)]
+    assert stage_rates([1e-3], [1e-4], 3) == [(1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-4)]
+    with pytest.raises(InputError, match=r"^lr=0\.1,0\.2 has 2 numbers for 3 stages"):
+        repeat_rate("lr", [0.1, 0.2], 3)

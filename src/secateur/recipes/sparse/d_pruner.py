@@ -26,6 +26,7 @@ from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.methods import blockwise
 from secateur.recover.training import fused, objectives
 from secateur.score import dual, hooks, obs
+from secateur.score.dual import DualScore
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import Matrix, matrices
@@ -58,26 +59,6 @@ class GeneralPass:
     """Dampening of the Hessian, as a share of its mean diagonal."""
     floor: int = 1
     """Experts with fewer tokens get the Hessian of all experts of their layer."""
-
-
-@dataclass(frozen=True, slots=True)
-class DualScore:
-    """What the penalty adds to the domain's gradient, and what the score adds to both, steps 2 and 3."""
-
-    general_weight: Annotated[float, Ge(0)] | None = None
-    """What the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the domain's Taylor
-    score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given."""
-    published: bool = False
-    """Add lambda 2 lr^2 G g^2 / N as released, in place of the relative form."""
-    cubic: bool = False
-    """Add w^3 to the score, as released."""
-
-    @property
-    def weight(self) -> float:
-        """The weight of the general term, given or by default."""
-        if self.general_weight is not None:
-            return self.general_weight
-        return 0.1 if self.published else 1.0
 
 
 def d_pruner(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -27,10 +27,11 @@ from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.measure import size
 from secateur.methods import distillation
+from secateur.methods.distillation import Distilling, Rates
 from secateur.recover.distillation import losses
 from secateur.recover.sparsity import merging
-from secateur.recover.training import objectives, records, routing, schedule
-from secateur.score import activation, experts, gradient, hooks, magnitude, random
+from secateur.recover.training import objectives, records
+from secateur.score import activation, experts, gradient, magnitude, random
 from secateur.score import routing as routes
 from secateur.select import allocate, clusters, ranking
 from secateur.subjects import Moe
@@ -51,10 +52,24 @@ Items = Sequence[Mapping[str, Tensor]]
 Counts = dict[str, int]
 Share = Annotated[float, Gt(0), Le(1)]
 
-TOP = 8
-"""Likeliest tokens of the original in the truncated loss, as in the paper."""
-CALIBRATION = 64
-"""Sequences scored; the paper does not say how many."""
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What neurons and experts are ranked by."""
+
+    score: str = "taylor"
+    """taylor, weight (norm of all weights), activation (mean |h_j|), soft (of whole experts: the router's probabilities
+    summed up, SEER-MoE), saliency (of whole experts: their mean weighted output, REAP), random, or file.py:function
+    with (subject, batches) -> site -> [count] scores; sites it leaves out are ranked by taylor."""
+    alike: bool = False
+    """One set of indices for all experts of a layer, the ablation."""
+    loss: Literal["truncated", "full", "task"] = "truncated"
+    """Of the score: truncated to the original's likeliest tokens; full KL, which has no gradient where student and
+    original are one, so that the first stage then takes the task's; or task, the next token."""
+    top: Annotated[int, Ge(1)] = 8
+    """Likeliest tokens of the original in the truncated loss."""
+    calibration: Annotated[int, Ge(1)] = 64
+    """Sequences scored."""
 
 
 def slimmoe(
@@ -69,15 +84,14 @@ def slimmoe(
     stages: str | Sequence[str] = "",
     tokens: str | Sequence[str] = "",
     slim: Literal["neurons", "experts", "merge"] = "neurons",
-    score: str = "taylor",
-    alike: bool = False,
-    loss: Literal["truncated", "full", "task"] = "truncated",
+    scoring: Scoring = Scoring(score="taylor", alike=False, loss="truncated", top=8, calibration=64),
     kv_groups: Annotated[int, Ge(0)] = 0,
     shared: Share = 1.0,
     dense: Share = 1.0,
     divisor: Annotated[int, Ge(1)] = 8,
-    cache: Annotated[int, Ge(0)] = 0,
-    training: Training = Training(steps=1000, batch=16, lr=1e-3, min_lr=1e-4, warmup=0.05),
+    rates: Rates = Rates(lr=1e-3, min_lr=1e-4),
+    distilling: Distilling = Distilling(balance=None),
+    training: Training = Training(steps=1000, batch=16, warmup=0.05),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Make every expert thinner in a few prune-distil stages; keep all experts and the router as they are.
@@ -85,7 +99,7 @@ def slimmoe(
     Per budget, stage by stage, on the model as it then is:
 
     1. sensitivity: s_j = |sum over tokens of h_j dL/dh_j| of the neurons h = act(W1 x) W3 x of each expert, where L is
-       the KD loss over the original's eight likeliest tokens, stored once;
+       the KD loss over the original's `top` likeliest tokens, stored once;
     2. each expert keeps its best neurons: one width for all experts, indices of each expert's own; with the last stage
        KV groups go too, if asked for. Router, norms and embeddings stay bit for bit;
     3. the whole model, router included, is distilled from the original, with a fresh optimiser and warm-up, and saved.
@@ -104,32 +118,22 @@ def slimmoe(
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
             `score` is soft, saliency or random; or merge, the other one: the means of experts whose rows of the router
             are near, and of these rows.
-        score: taylor, weight (norm of all weights), activation (mean |h_j|), soft (of whole experts: the router's
-            probabilities summed up, SEER-MoE), saliency (of whole experts: their mean weighted output, REAP), random,
-            or file.py:function with (subject, batches) -> site -> [count] scores; sites it leaves out are ranked by
-            taylor.
-        alike: one set of indices for all experts of a layer, the ablation.
-        loss: of the score: truncated to the original's likeliest tokens; full KL, which has no gradient where student
-            and original are one, so that the first stage then takes the task's; or task, the next token.
+        scoring, rates, distilling: see these classes.
         kv_groups: KV groups that each layer keeps, cut with the last stage; 0 for all.
         shared: share that stays of the neurons of experts which every token passes.
         dense: share that stays of the neurons of layers without experts.
         divisor: widths are multiples of it, such as 64 at real scale.
         steps: distillation steps, all stages together.
-        min_lr: learning rate at the end of the last stage; those before are stopped early, at their peak.
         warmup: share of a stage's steps in warm-up.
-        cache: tokens per position kept of the original's predictions, on disk, in place of asking it at every step.
         dry_run: stop after the cuts; nothing is trained.
 
     Departures: gates stand for the paper's sums over rows and columns, which it does not spell out: for W2 they are
     equal to the signed sum. Stage sizes and token shares are not published; these are our defaults. That first stages
     are stopped early is known at second hand. Scores are taken in evaluation mode, where routers that sample take the
-    best experts; training has what the original's config names of dropout, jitter, routers that sample (PhiMoE) and
-    load balancing. Shared and dense FFNs, which the paper's model does not have, keep shares of their own.
+    best experts. Shared and dense FFNs, which the paper's model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
         raise UnsupportedError(f"slimmoe slims experts, and {subject.family.model_type} has none: use minitron")
-    schedule.learning_rate(0, steps=1, lr=training.number("lr"), min_lr=training.number("min_lr"))
     plan = partial(
         plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
         batch=batch, length=length,
@@ -137,46 +141,50 @@ def slimmoe(
     wanted = parse_shares(stages, "stages") if stages else None
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
-    calibration = make(train, batch=16, seed=seed).take(CALIBRATION // 16)
-    samples = add_likeliest(calibration, run.tensors("likeliest", partial(remember_likeliest, subject, calibration)))
+    calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))
+    look = partial(
+        experts.remember_likeliest, subject.forward, subject.model, subject.layers(), calibration, scoring.top
+    )
+    likeliest = run.tensors("likeliest", look)
+    samples = experts.add_likeliest(calibration, likeliest)
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
     steps = 0 if dry_run else training.whole("steps")
-    if cache and steps:
+    if distilling.cache and steps:
         stream = distillation.remember_teacher(
-            run, subject, data, stream, steps, training, k=cache, length=length, seed=seed + 1
-        )
-    teacher = None if cache else subject
-    balance = getattr(subject.model.config, "router_aux_loss_coef", 0.0)
-
+            run, subject, data, stream, steps, training, k=distilling.cache, length=length, seed=seed + 1,
+            temperature=distilling.temperature,
+        )  # fmt: skip
+    teacher = None if distilling.cache else subject
     for budget in budgets:
         if budget.pattern or not budget.limits:
             raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
         shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
         student, recoveries, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
-        for stage, (share, count) in enumerate(zip(shares, split_steps(tokens, steps, len(shares)), strict=True), 1):
+        order = zip(shares, split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares)), strict=True)
+        for stage, (share, count, (peak, floor)) in enumerate(order, 1):
             last = stage == len(shares)
             if slim == "merge":
                 student = merge_experts(student, plan(student, share=share, last=last)[1])
             units, counts = plan(student, share=share, last=last)
-            rank = partial(scores, student, subject, units, samples, how=score, loss=loss, alike=alike, seed=seed)
+            rank = partial(scores, student, subject, units, samples, scoring=scoring, seed=seed)
             worths = run.tensors(f"scores-{budget}-{stage}", rank)
             starved = sum(int(worths[name]) for name in worths if name.endswith(".starved"))
             if starved:
                 notes.append(f"stage {stage}: {starved} experts got nothing to score by: ranked by their weights")
             if "fallback" in worths:
-                notes.append(f"stage {stage}: {loss} loss has no gradient here, scored by the next token's")
+                notes.append(f"stage {stage}: {scoring.loss} loss has no gradient here, scored by the next token's")
             student = cast(Moe, student.cut(ranking.by_counts(units, worths, counts))[0])
             if count:
-                objective = objectives.distil(
-                    student.forward, None if cache else subject.forward, output="logits", fused=True
-                )
-                floor = training.min_lr if last else training.lr
+                objective = distilling.objective(student, teacher)
+                for router in student.routers():
+                    router.requires_grad_(not distilling.freeze_router)
                 seen = sum(done.steps for done in recoveries) * (training.accumulate or 1)
                 recovery = distillation.train_student(
-                    student, teacher, Shifted(stream, seen), routing.add_balance(objective, student.routers(), balance),
-                    replace(training, steps=count, min_lr=floor), length=length, seed=seed, dropout=True,
-                    checkpoint=run.folder(f"train-{budget}-{stage}"),
+                    student, teacher, Shifted(stream, seen), objective,
+                    replace(training, steps=count, lr=peak, min_lr=floor), length=length, seed=seed,
+                    dropout=distilling.noise, checkpoint=run.folder(f"train-{budget}-{stage}"),
                 )  # fmt: skip
+                student.model.requires_grad_(True)
                 recoveries.append(recovery)
                 notes.append(describe_stage(stage, student, recovery, length, teacher))
             if not last and not dry_run:
@@ -325,24 +333,6 @@ def split_steps(tokens: str | Sequence[str], steps: int, stages: int) -> list[in
 # ---------------------------------------------------------------------------------------------------- sensitivity
 
 
-def remember_likeliest(subject: Moe, samples: Items, top: int = TOP) -> dict[str, Tensor]:
-    """The original's `top` likeliest tokens at every position of the samples."""
-    tensors: dict[str, Tensor] = {}
-    with hooks.sound(subject.model, subject.layers()):
-        for number, item in enumerate(samples):
-            values, indices = experts.likeliest(subject.forward(item).prediction, top)
-            tensors |= {f"{number}.values": values.cpu(), f"{number}.indices": indices.cpu()}
-    return tensors
-
-
-def add_likeliest(samples: Items, known: Mapping[str, Tensor]) -> Items:
-    """The samples with the original's likeliest tokens, of `remember_likeliest`."""
-    return [
-        {**item, "likely": known[f"{number}.values"], "likely_indices": known[f"{number}.indices"]}
-        for number, item in enumerate(samples)
-    ]
-
-
 def score_loss(name: str, subject: Moe, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean loss of the student's logits on a batch: "truncated" or "full" KL to the original's, or the "task"."""
     there = {key: tensor.to(logits.device) for key, tensor in batch.items()}
@@ -357,19 +347,20 @@ def score_loss(name: str, subject: Moe, logits: Tensor, batch: Mapping[str, Tens
 
 
 def scores(
-    student: Moe, subject: Moe, units: Units, samples: Items, *, how: str, loss: str, alike: bool, seed: int
+    student: Moe, subject: Moe, units: Units, samples: Items, *, scoring: Scoring = Scoring(), seed: int = 0
 ) -> dict[str, Tensor]:
     """Site -> [count] for all free sites; with "fallback" where the loss had no gradient and the task's was taken.
 
     With "SITE.starved", a number of experts, where some of a site had no score at all (`experts.fill_starved`).
     """
+    how, alike = scoring.score, scoring.alike
     free = {site.name for site in units.free()}
     layers = {f"layers.{n}.expert_neurons": mixture.experts for n, mixture in student.mixtures().items()}
     layers = {site: module for site, module in layers.items() if site in free}
     others = {site: at for site, at in student.consumers().items() if site in free}
     if ":" in how:
         own = {site: torch.as_tensor(score) for site, score in plugins.function(how)(student, samples).items()}
-        rest = scores(student, subject, units, samples, how="taylor", loss=loss, alike=False, seed=seed)
+        rest = scores(student, subject, units, samples, scoring=Scoring(loss=scoring.loss), seed=seed)
         table = {name: score for name, score in rest.items() if name.removesuffix(".starved") not in own}
         table |= {site: score for site, score in own.items() if site in free}
         return table | (experts.share_scores(table, layers) if alike and layers else {})
@@ -385,7 +376,7 @@ def scores(
         taps = activation.inputs(others)
         table |= activation.collect(student.forward, student.model, samples, taps) if others else {}
     elif how in ("taylor", "soft", "saliency"):
-        rule = partial(score_loss, loss, subject)
+        rule = partial(score_loss, scoring.loss, subject)
         with torch.no_grad():
             logits = student.forward(samples[0]).prediction
         if experts.has_no_gradient(partial(rule, batch=samples[0]), logits):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from secateur.errors import InputError
 
-__all__ = ["learning_rate", "ramped", "warmup_steps"]
+__all__ = ["learning_rate", "ramped", "repeat_rate", "stage_rates", "warmup_steps"]
 
 _TAIL = 0.05
 """Last share of the steps in which "cosine-zero" leaves its floor: 2,000 of the 40,000 steps of AST's GPT-2 run."""
@@ -69,3 +70,30 @@ def warmup_steps(steps: int, warmup: float) -> int:
     if warmup < 0 or warmup > steps:
         raise InputError(f"warmup={warmup}: give a share from 0 to 1 or at most steps={steps}")
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+
+
+def stage_rates(
+    peaks: float | Sequence[float], floors: float | Sequence[float], stages: int
+) -> list[tuple[float, float]]:
+    """(highest, last) learning rate of each stage; raises where numbers lack, before the first stage is trained.
+
+    One `floors` is the last stage's: those before are stopped early, while their rate is at its peak.
+    """
+    highest, lowest = repeat_rate("lr", peaks, stages), repeat_rate("min_lr", floors, stages)
+    if not isinstance(floors, Sequence) or len(floors) == 1:
+        lowest = [*highest[:-1], lowest[-1]]
+    pairs = list(zip(highest, lowest, strict=True))
+    for peak, floor in pairs:
+        learning_rate(0, steps=1, lr=peak, min_lr=floor)
+    return pairs
+
+
+def repeat_rate(name: str, rate: float | Sequence[float], stages: int) -> list[float]:
+    """One number for each stage; raises where one is given neither for all nor for each."""
+    numbers = list(rate) if isinstance(rate, Sequence) else [rate]
+    if len(numbers) not in (1, stages):
+        raise InputError(
+            f"{name}={','.join(f'{number:g}' for number in numbers)} has {len(numbers)} numbers for {stages} stages: "
+            "give one for all of them, or one for each"
+        )
+    return numbers * (stages // len(numbers))
