@@ -1,4 +1,4 @@
-"""What stands on a command line before it is read as a whole: the recipe that it names, whose flags it may hold."""
+"""Words of a command line before it is parsed: the name of the recipe, whose options become flags."""
 
 from __future__ import annotations
 
