@@ -1,4 +1,4 @@
-"""What can be won back without training: the weights that stay take over from those that go.
+"""Compensation without training: the weights that stay are updated to make up for those removed.
 
 All functions take and return weights as [outputs, inputs], and leave their arguments as they are. GPT-2's Conv1D
 stores the transpose.
