@@ -129,7 +129,7 @@ def parameters(function: str) -> list[Option]:
 def read_options(source: str, name: str, *, by_position: bool = False) -> list[Option]:
     """The keyword-only parameters of function `name` in `source`, explained by the `Args:` of its docstring.
 
-    One whose default is a value such as `Asking(calls=3)` is an option for each of its fields, and one such as
+    One whose default is a value such as `Asking(calls=3)` is an option for each of its fields, and
     `Training(steps=1000)` for each of the fields that it names.
 
     by_position: the other parameters too, before them.

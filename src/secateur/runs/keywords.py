@@ -1,4 +1,4 @@
-"""A recipe's options: what its signature says of them, and whether what was given fits."""
+"""Options of a recipe: read from its signature, and checked."""
 
 from __future__ import annotations
 

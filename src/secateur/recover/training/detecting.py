@@ -1,4 +1,4 @@
-"""What a detector is trained towards: its own loss, with pressure on scales, or with its teacher's maps to follow."""
+"""Objectives of detectors: their own loss, with a penalty on scales, or with distillation of the teacher's maps."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def answering(
     teacher: nn.Module,
     *,
     temperature: float = _TEMPERATURE,
-    weights: tuple[float, float] = _WEIGHTS,
+    weights: Sequence[float] = _WEIGHTS,
 ) -> Objective:
     """`objective` + ``w_1 L_kd + w_2 L_boxes``: the teacher's soft classes everywhere, its boxes where it is sure.
 
