@@ -50,7 +50,8 @@ def on_files(files: Files, config: Any) -> Files:
 def generated() -> dict[str, str]:
     """Page -> its Markdown."""
     pages = {"recipes/index.md": catalogue()}
-    pages["guide/extending.md"] = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+    contributing = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text("utf-8")
+    pages["guide/extending.md"] = contributing.replace("](docs/", "](../")
     pages["reference/index.md"] = reference("secateur", "The package", ["secateur", *(f"secateur.{n}" for n in TOP)])
     for floor in FLOORS:
         modules = [f"secateur.{floor}", *(f"secateur.{floor}.{name}" for name in modules_of(floor))]

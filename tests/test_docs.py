@@ -21,16 +21,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer
 import yaml
 from transformers import BertForMaskedLM
 
 import secateur
 import tiny
-from secateur import cli, recipes
+from secateur import cli, recipes, studies
 from secateur.runs import executor
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ENTRY_POINTS = {"secateur.recipes", "secateur.backends"}
 LANGUAGES = {"python", "bash", "yaml", "json", "toml", "text"}
 
 # A tiny model's time is noise, so budgets in time become budgets in size; detectors have backbones of a few layers; and
@@ -193,6 +195,60 @@ def test_the_walk_through_of_contributing_is_whole() -> None:
     assert {block.title for block in found} >= {"my_score.py", "thinner.py"}
     assert any("--score my_score.py:weight_times_activation" in block.text for block in found)
     assert any("check_recipe" in block.text for block in found)
+
+
+def flags(words: list[str]) -> set[str]:
+    """Every flag of the command, recipe or study that a command line begins with, such as ["run", "wanda"]."""
+    app: Any = typer.main.get_command(cli._app(words))
+    parameters = app.commands[words[0]].params
+    return {"--help", "--debug"}.union(*([*one.opts, *one.secondary_opts] for one in parameters))
+
+
+def test_flags_in_text_exist() -> None:
+    """Blocks of `bash` are run; this looks at the other flags: of the command in a `text` block, of any in prose."""
+    starts = [[command] for command in cli.COMMANDS]
+    for name, card in recipes.cards().items():
+        starts += [["prune-context", "--recipe", name] if card["family"] == "context" else ["run", name]]
+        starts += [["train-pruner", name]] if name in ("htmlrag", "provence") else []
+    starts += [["study", name] for name in studies.cards()]
+    known = set[str]().union(*map(flags, starts), {"--version", "--nproc-per-node"})
+    wrong = []
+    for page in PAGES:
+        if page.parent.name in ("log", "evidence", "benchmarks"):
+            continue
+        text = page.read_text("utf-8")
+        wrong += [f"{page.name}: {flag}" for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text) if flag not in known]
+        for block in blocks(page):
+            for line in block.text.replace("\\\n", " ").splitlines() if block.language == "text" else ():
+                words = shlex.split(line, comments=True) if line.startswith("secateur ") else []
+                if len(words) > 1 and words[1] in cli.COMMANDS:
+                    mine = {word for word in words[1:] if word.startswith("--")}
+                    wrong += [f"{page.name}:{block.line}: {flag}" for flag in mine - flags(words[1:])]
+    assert not wrong
+
+
+def test_dotted_names_in_text_exist() -> None:
+    wrong = []
+    for page in PAGES:
+        if page.parent.name in ("log", "evidence", "benchmarks") or page.name == "glossary.md":
+            continue
+        names = set(re.findall(r"(?<![\w./-])secateur(?:\.[A-Za-z_]\w*)+", page.read_text("utf-8")))
+        wrong += [f"{page.name}: {name}" for name in sorted(names - ENTRY_POINTS) if not exists(name)]
+    assert not wrong
+
+
+def exists(name: str) -> bool:
+    module, rest = name, list[str]()
+    while importlib.util.find_spec(module.partition(".")[0]):
+        try:
+            found: Any = importlib.import_module(module)
+            break
+        except ModuleNotFoundError:
+            module, _, last = module.rpartition(".")
+            rest.insert(0, last)
+    for attribute in rest:
+        found = getattr(found, attribute, None)
+    return found is not None
 
 
 def test_examples_in_docstrings_are_true() -> None:

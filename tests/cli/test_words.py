@@ -36,3 +36,4 @@ def test_a_flag_is_read_with_and_without_an_equals_sign():
     assert words.flag_value(["x", "--recipe", "a"], "--recipe") == "a"
     assert words.flag_value(["--recipe=b"], "--recipe") == "b"
     assert words.flag_value(["--recipe"], "--recipe") is None
+    assert words.flag_value([], "--recipe") is None

@@ -1,1 +1,1 @@
-"""What any project could use: files that appear whole, threads, processes, HTTP. No word of the domain."""
+"""Helpers without any term of pruning: atomic files, threads, processes, HTTP."""

@@ -1,4 +1,4 @@
-"""Matrices whose rows hold few different numbers, as rounding leaves them: which these are, and how many bits tell."""
+"""Matrices whose rows hold few distinct numbers, as quantisation leaves them: find these and the bits per index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and one line where the disk is full or may not be written."""
+"""Atomic writes of files and folders, and one-line errors where the disk is full or read-only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Digests of examples, 16 bytes each, by which equal ones are found."""
+"""16-byte digests of examples, to find duplicates."""
 
 from __future__ import annotations
 

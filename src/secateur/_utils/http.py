@@ -1,4 +1,4 @@
-"""An HTTP client of one server, with bounds of time, size and rate; failures that may pass are tried again.
+"""HTTP client of one server, with limits of time, size and rate; temporary failures are retried.
 
 A server that is slow, down or gives no valid answer ends in one `ServerError`. Secrets come from the environment alone
 and stand in no message, log or file.

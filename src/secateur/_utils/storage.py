@@ -1,4 +1,4 @@
-"""Tensors on disk: whole or not at all, checked when read, and never unpickled."""
+"""Tensors on disk: written atomically, checked when read, never unpickled."""
 
 from __future__ import annotations
 

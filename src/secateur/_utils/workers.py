@@ -1,4 +1,4 @@
-"""Worker processes, and silence for what libraries print around our one line, here and there."""
+"""Worker processes, and suppression of what libraries print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command: its flags from the signatures and docstrings of the functions behind it, read from their text.
+"""Build a command: flags come from signatures and docstrings of the functions behind it, without importing them.
 
 What is typed becomes what the parameters' annotations ask for, and is checked as values from a config are.
 """

@@ -1,4 +1,4 @@
-"""secateur distill: a student taught by its teachers, without a recipe."""
+"""secateur distill: train a student on the answers of its teachers, without a recipe."""
 
 from __future__ import annotations
 

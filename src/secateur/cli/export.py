@@ -1,4 +1,4 @@
-"""secateur export: a model in another form."""
+"""secateur export: write a model in another form."""
 
 from __future__ import annotations
 

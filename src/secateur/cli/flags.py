@@ -1,4 +1,4 @@
-"""One flag of the command line, by the parameter behind it."""
+"""Build one flag of the command line from the parameter behind it."""
 
 from __future__ import annotations
 

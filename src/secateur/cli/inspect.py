@@ -1,4 +1,4 @@
-"""secateur inspect: what could go in a model."""
+"""secateur inspect: list what could be cut from a model."""
 
 from __future__ import annotations
 

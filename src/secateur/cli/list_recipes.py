@@ -1,4 +1,4 @@
-"""secateur list."""
+"""secateur list: list recipes."""
 
 from __future__ import annotations
 

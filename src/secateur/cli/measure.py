@@ -1,4 +1,4 @@
-"""secateur measure: a model, alone or against others."""
+"""secateur measure: measure a model, alone or against others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""secateur prune: a network, without training."""
+"""secateur prune: cut a network without training."""
 
 from __future__ import annotations
 

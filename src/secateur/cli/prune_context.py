@@ -1,4 +1,4 @@
-"""secateur prune-context: what a model reads."""
+"""secateur prune-context: cut pages, passages or a graph to what answers a question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""secateur prune-data: a training set."""
+"""secateur prune-data: cut a training set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""secateur report."""
+"""secateur report: print the evidence of a run directory."""
 
 from __future__ import annotations
 

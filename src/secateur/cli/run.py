@@ -1,4 +1,4 @@
-"""secateur run: a recipe on a model."""
+"""secateur run: run a recipe on a model."""
 
 from __future__ import annotations
 

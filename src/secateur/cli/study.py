@@ -1,4 +1,4 @@
-"""secateur study: a question over many runs."""
+"""secateur study: answer a question by many runs of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""secateur train-pruner: the model with which a recipe prunes what a model reads."""
+"""secateur train-pruner: train the model with which a context recipe scores text."""
 
 from __future__ import annotations
 

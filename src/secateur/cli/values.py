@@ -1,4 +1,4 @@
-"""From the text of a flag to the value that the annotation of its parameter asks for."""
+"""Convert the text of a flag to the type that its parameter's annotation names."""
 
 from __future__ import annotations
 

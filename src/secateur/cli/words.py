@@ -1,4 +1,4 @@
-"""What stands on a command line before it is read as a whole: the recipe that it names, whose flags it may hold."""
+"""Words of a command line before it is parsed: the name of the recipe, whose options become flags."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _is_switch(flag: str) -> bool:
 
 def flag_value(words: Sequence[str], flag: str) -> str | None:
     """The value of a flag."""
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words, None][1:], strict=True):
         if word == flag:
             return following
         if word.startswith(f"{flag}="):

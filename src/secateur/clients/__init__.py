@@ -1,1 +1,1 @@
-"""What is asked elsewhere: chat models, embeddings, stores of facts; over HTTP, or locally in its place."""
+"""Clients of chat models, embedding servers and RDF stores: over HTTP, or local in their place."""

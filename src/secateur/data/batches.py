@@ -1,4 +1,4 @@
-"""From epochs to optimiser steps, and batches that know how far training is."""
+"""From epochs to optimiser steps, and batches that know their step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels as they come with texts, rows and arrays: classes, numbers, or a line that says why they are neither."""
+"""Labels of texts, rows and arrays: classes, numbers, or an error that names the first bad one."""
 
 from __future__ import annotations
 

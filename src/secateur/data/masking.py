@@ -1,4 +1,4 @@
-"""Masked-LM batches: some tokens hidden, the rest there to tell them. Which ones is a function of seed and number."""
+"""Masked-LM batches: some tokens are hidden and predicted. Which ones is a function of seed and batch number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shelves: arrays and texts that are written to the disk as they come and read back a part at a time.
+"""Arrays and texts that are appended to files on disk and read back in parts.
 
 For what is larger than memory. A shelf is a file without a name: no kill leaves it behind, nobody else can change it.
 """

@@ -1,4 +1,4 @@
-"""Surveys: what can be told of a corpus in one pass, without holding it: columns for scores and budgets.
+"""One pass over a corpus without holding it in memory: columns that scores and budgets need.
 
 Texts that something is to read afterwards are written to the disk in the same pass.
 """

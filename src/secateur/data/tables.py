@@ -1,4 +1,4 @@
-"""Tables of examples: whatever `datasets` reads, with all their columns, so that what is kept is rows as they were."""
+"""Tables of examples: whatever `datasets` reads, with all columns, so that a subset keeps its rows unchanged."""
 
 from __future__ import annotations
 

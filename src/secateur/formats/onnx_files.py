@@ -1,4 +1,4 @@
-"""ONNX files of any module: written, and run beside it before they are handed over."""
+"""Export a module to ONNX, and compare its output with that of PyTorch before the file is handed over."""
 
 from __future__ import annotations
 

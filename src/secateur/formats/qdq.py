@@ -1,4 +1,4 @@
-"""QuantizeLinear and DequantizeLinear in an ONNX graph, where a network rounds to integers and multiplies back.
+"""QuantizeLinear and DequantizeLinear in ONNX graphs of networks with integer layers.
 
 `integers.quantise` is exported as Div, Round, two bounds and Mul. Runtimes compute with integers only where they find
 the two operators of ONNX that say so; weights become integers in the file.

@@ -1,1 +1,1 @@
-"""NUMBERS: size, latency, memory, quality, statistics, and the evidence they make."""
+"""Measurements: size, latency, memory, quality, retrieval and statistics."""

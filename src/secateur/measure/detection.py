@@ -1,4 +1,4 @@
-"""How well boxes are found: average precision, by COCO's rules with sizes, or all-point and without a library."""
+"""Average precision of detected boxes: by COCO's rules with sizes, or all-point and without a library."""
 
 from __future__ import annotations
 

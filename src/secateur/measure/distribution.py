@@ -1,4 +1,4 @@
-"""What the distribution of a network's weights tells of how well it bears pruning."""
+"""Statistics of a network's weights that predict how well it tolerates pruning."""
 
 from __future__ import annotations
 

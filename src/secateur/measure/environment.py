@@ -1,4 +1,4 @@
-"""The machine and the versions a figure was measured with. Never host names, user names or paths."""
+"""Machine and versions of a measurement. Never host names, user names or paths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long it takes: medians, before against after in alternating pairs, and ZipLM's table of sub-block times.
+"""Latency: medians, alternating pairs of before and after, and ZipLM's table of sub-block times.
 
 Why medians. On a shared or virtual machine the disturbance of a run is one-sided and comes in bursts (a neighbour takes
 the core, the clock drops). The mean follows the bursts. The least time is free of them, but falls with the number of

@@ -1,4 +1,4 @@
-"""How loyal a student is: how often, how closely and how evenly it answers as its teacher does, right or wrong.
+"""Agreement of a student with its teacher: labels, probabilities and calibration, whether answers are right or wrong.
 
 Two students of equal accuracy may err in other places than their teacher; loyalty tells them apart. Label and
 probability loyalty are shares from 0 to 1, as accuracies are here; publications print them times 100.

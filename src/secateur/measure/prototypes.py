@@ -1,4 +1,4 @@
-"""How features lie about the means of their classes: length, direction, and how often the nearest mean is right."""
+"""Features and the means of their classes: norm, direction, and accuracy of the nearest mean."""
 
 from __future__ import annotations
 

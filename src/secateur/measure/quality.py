@@ -1,4 +1,4 @@
-"""How good it still is: perplexity, accuracy, and the fidelity of a student's embeddings to its teacher's.
+"""Quality: perplexity, accuracy, and how close a student's embeddings are to its teacher's.
 
 `forward` is any callable from a batch to logits, or to an object with `.logits` or `.prediction`. Sums run in float64
 over all batches, so that the result does not depend on how the data was cut into batches.

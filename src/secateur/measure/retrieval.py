@@ -1,4 +1,4 @@
-"""How well texts are ranked and sentences kept: nDCG, reciprocal rank, precision, recall and F."""
+"""Quality of rankings and of kept sentences: nDCG, reciprocal rank, precision, recall and F."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How large a model is: parameters, FLOPs of a real batch, bytes of a real KV cache."""
+"""Size of a model: parameters, FLOPs of a real batch, bytes of a real KV cache."""
 
 from __future__ import annotations
 

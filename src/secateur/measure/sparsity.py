@@ -1,4 +1,4 @@
-"""What zeros in weight matrices are worth: how many there are, what they cost packed, whether they form a pattern."""
+"""Zeros in weight matrices: their number, bytes when packed, and whether they form an n:m pattern."""
 
 from __future__ import annotations
 

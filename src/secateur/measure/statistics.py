@@ -1,4 +1,4 @@
-"""Intervals that do not flatter: medians by order statistics, means by Student's t, rank correlations.
+"""Intervals: of medians by order statistics, of means by Student's t; rank correlations.
 
 Every function takes plain sequences of numbers and returns a `Figure`. Where the sample is too small to carry an
 interval at the asked confidence, `low` and `high` are None rather than a guess.

@@ -1,4 +1,4 @@
-"""Asking a language model within bounds, and reading JSON out of what it answers."""
+"""Ask a language model within limits of calls and tokens, and parse JSON in its answer."""
 
 from __future__ import annotations
 

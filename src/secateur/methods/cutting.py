@@ -1,4 +1,4 @@
-"""Cutting a network to a budget where a cut may fail its proof: keep whole what can't be cut, and choose anew."""
+"""Cut a network to a budget, where a cut may fail its proof: keep such units whole and choose again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trainings that recipes for detectors share: under pressure on scales, alone, and beside the teacher."""
+"""Training stages that recipes for detectors share: with a penalty on scales, fine-tuning, and distillation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a training set from short trainings, what stays by them, and what a teacher says of it."""
+"""Scores of training examples from short trainings, the subset that they choose, and the outputs of a teacher."""
 
 from __future__ import annotations
 

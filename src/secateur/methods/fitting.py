@@ -1,4 +1,4 @@
-"""Cuts of what a model is to read, measured anew after each step."""
+"""Cut a text to its budget, measured anew after each step."""
 
 from __future__ import annotations
 

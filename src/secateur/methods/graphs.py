@@ -1,4 +1,4 @@
-"""Graphs of facts by what they are kept in: a file is loaded into a store once, and opened there from then on.
+"""Open a graph of facts: a file is loaded into a store once, and opened from there afterwards.
 
 A graph of networkx is read into memory.
 """

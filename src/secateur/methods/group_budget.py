@@ -1,4 +1,4 @@
-"""The groups of weights that a budget lets go: of channels, or of whole segments without breaking the network."""
+"""Which groups of weights a budget removes: channels, or whole segments without breaking the network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entity linking: the nodes of a knowledge graph that a question speaks of."""
+"""Entity linking: find the nodes of a knowledge graph that a question names."""
 
 from __future__ import annotations
 

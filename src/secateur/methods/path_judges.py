@@ -1,4 +1,4 @@
-"""Judges of paths: a language model, or without one how alike words are."""
+"""Judges of paths: a language model, or similarity of texts without one."""
 
 from __future__ import annotations
 

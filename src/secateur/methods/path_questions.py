@@ -1,4 +1,4 @@
-"""A question that a path of a knowledge graph is to answer: its topics, their phrases, and an indicator of the path."""
+"""A question to be answered by paths of a knowledge graph: its topics, phrases and path indicator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search for paths knows: the question, what was read of the graph, and the record of what was looked at."""
+"""State of a search for paths: the question, what was read of the graph, and the trace of paths examined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published rules by which filters, branches or weights of a network go, and the sparse trainings that precede some.
+"""Published rules that choose filters, branches or weights to remove, and the sparse training before some of them.
 
 The rules are those that Liu et al., "Rethinking the Value of Network Pruning", ICLR 2019 (arXiv 1810.05270), put beside
 training from scratch.

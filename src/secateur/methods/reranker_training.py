@@ -1,4 +1,4 @@
-"""Training a reranker with a second head: its batches, the sentences it keeps, and its quality on held-out pairs."""
+"""Train a reranker with a second head: batches, kept sentences, and quality on held-out pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels of sentences: from rows, from a language model that cites what it uses, or from the answers they say.
+"""Labels of sentences: from rows, from a language model that cites its sources, or from the answers they contain.
 
 Chirkova, Formal, Nikoulina and Clinchant, "Provence", ICLR 2025 (arXiv 2501.16214), section 3.1.
 """

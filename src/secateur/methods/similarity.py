@@ -1,4 +1,4 @@
-"""Similarity of texts: by the vectors of an encoder, or by their words where there is none."""
+"""Similarity of texts: of vectors of an encoder, or of their words without one."""
 
 from __future__ import annotations
 

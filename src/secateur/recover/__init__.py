@@ -1,1 +1,1 @@
-"""TRAINING against the original: losses, teachers, the loop, compensation."""
+"""Training a cut subject against the original: losses, teachers, the training loop, compensation without training."""

@@ -1,4 +1,4 @@
-"""A page that shows what of a text was cut and why: block by block, with its score; what went is greyed out."""
+"""A page that shows what of a text was cut and why: block by block with its score; what was cut is greyed out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How measures are named and numbers written: one place for tables, reports and the command line."""
+"""Names of measures and formats of numbers, for tables, reports and the command line."""
 
 from __future__ import annotations
 

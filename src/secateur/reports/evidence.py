@@ -1,4 +1,4 @@
-"""Evidence on disk, in tables, and judged."""
+"""Evidence on disk, in tables, and its verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of a network: its modules in order of data flow, and what of each would go. One SVG that needs nothing.
+"""Picture of a network as one SVG: its modules in order of data flow, with the share of each that would be cut.
 
 Boxes stand in layers, from the input down; long connections run beside them. A bar's length is the module's channels,
 its colour the site with which they can go, the pale rest what would go; grey stays whatever happens. Boxes that would

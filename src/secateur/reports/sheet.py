@@ -1,4 +1,4 @@
-"""study.json and study.html: what a study found, as tables and a chart in the look of the reports."""
+"""study.json and study.html: the results of a study as tables and a chart."""
 
 from __future__ import annotations
 

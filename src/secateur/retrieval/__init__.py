@@ -1,1 +1,1 @@
-"""Sentence encoders, rerankers, and which named things a text speaks of."""
+"""Sentence encoders, rerankers, and an index of names in texts."""

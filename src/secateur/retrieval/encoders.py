@@ -1,4 +1,4 @@
-"""Sentence encoders and tokenizers of transformers, by name or as they are; each is loaded once."""
+"""Sentence encoders and tokenizers of transformers, by name or given; each is loaded once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-encoders, which read question and passage together: how relevant it is, and which of its tokens to keep.
+"""Cross-encoders, which read question and passage together: relevance, and which tokens to keep.
 
 Chirkova, Formal, Nikoulina and Clinchant, "Provence: efficient and robust context pruning for retrieval-augmented
 generation", ICLR 2025 (arXiv 2501.16214), section 3: a second head on a reranker.

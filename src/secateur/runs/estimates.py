@@ -1,4 +1,4 @@
-"""What cutting many texts would come to, by the first few of them."""
+"""Estimate the cost of cutting many texts from the first few of them."""
 
 from __future__ import annotations
 

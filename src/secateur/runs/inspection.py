@@ -1,4 +1,4 @@
-"""What could go in a network, what stays and why, and a picture of it."""
+"""What could be cut from a network, what stays and why, and a picture of it."""
 
 from __future__ import annotations
 

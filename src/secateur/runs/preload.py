@@ -1,4 +1,4 @@
-"""Imported by the server from which helpers are forked, before it serves: what all of them need."""
+"""Modules that the server of forked workers imports before it serves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was run, beside what came of it: `OUT.run.yaml` holds settings, inputs' digests, versions and counts.
+"""Records of context runs: `OUT.run.yaml` holds settings, digests of inputs, versions and counts.
 
 It is a config of `prune-context`, too, and so repeats what it tells of.
 """

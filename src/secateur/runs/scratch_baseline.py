@@ -1,4 +1,4 @@
-"""Results of a finished run beside the same shape trained from scratch: control arms as baselines in its evidence.
+"""Add the same shape trained from scratch as a baseline to the evidence of a finished run.
 
 Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270); of networks, detectors and language models.
 """

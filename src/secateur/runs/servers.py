@@ -1,4 +1,4 @@
-"""The servers that a recipe asks: each opened once, and shared by all questions of a run."""
+"""Clients of servers that a recipe calls: each opened once and shared by all questions of a run."""
 
 from __future__ import annotations
 

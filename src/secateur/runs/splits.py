@@ -1,4 +1,4 @@
-"""The data that a run learns from, and the held-out data that it is measured on: a part of the same, or given."""
+"""Split data into what a run learns from and what it is measured on."""
 
 from __future__ import annotations
 

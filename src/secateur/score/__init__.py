@@ -1,1 +1,1 @@
-"""HOW MUCH each unit is worth keeping: one named formula per function. Higher means keep."""
+"""Scores: how much each unit is worth keeping, one named formula per function. Higher means keep."""

@@ -1,4 +1,4 @@
-"""Ablation: how much worse the model is without a unit."""
+"""Ablation: increase of the loss when a unit is removed."""
 
 from __future__ import annotations
 

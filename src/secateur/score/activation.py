@@ -1,4 +1,4 @@
-"""Activation importance: how strongly a unit answers to real data (forward passes only)."""
+"""Activation importance: magnitude of activations on calibration data (forward passes only)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alignment: how well two sequences agree when what is paired keeps its order."""
+"""Alignment: similarity of two sequences where matched items keep their order."""
 
 from __future__ import annotations
 

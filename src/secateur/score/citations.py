@@ -1,4 +1,4 @@
-"""Citations: which sentences a language model says that it used, read from what it answered."""
+"""Citations: which sentences a language model cites in its answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Difficulty: how much an example of a training set is worth keeping, by what networks in training made of it.
+"""Difficulty: how much a training example is worth keeping, from what networks in training predict for it.
 
 Each formula takes what was recorded of N examples and gives float32 [N], higher meaning keep: the published scores keep
 what is hard (EL2N, GraNd, forgetting), what is neither hard nor easy (`moderate`) or what stands for its class

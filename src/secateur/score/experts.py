@@ -1,4 +1,4 @@
-"""Neurons inside the experts of a mixture: what a gate on each would do to the loss, how active they are, how large.
+"""Neurons inside experts of a mixture: gradient of a gate on each, activity and magnitude.
 
 Layers are given as site -> packed experts: a module with gate_up_proj [E, 2 I, d] (rows of the gate first) and
 down_proj [E, d, I], called with (states [T, d], chosen experts [T, k], shares [T, k]). Neuron j of expert e has the

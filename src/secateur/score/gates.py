@@ -1,4 +1,4 @@
-"""How often gates are open, and how far they agree: what a network that decides for each input says of its parts."""
+"""How often gates of a dynamic network are open, and how far they agree over inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at what flows through a model's modules, and leaving nothing behind."""
+"""Hooks that record what flows through modules and are removed afterwards."""
 
 from __future__ import annotations
 

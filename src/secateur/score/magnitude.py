@@ -1,4 +1,4 @@
-"""Magnitude: how large a unit's weights are. Needs no data."""
+"""Magnitude: norm of a unit's weights. Needs no data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimal brain surgeon over single weights: which go at the least loss, and how the others make up for them."""
+"""Optimal brain surgeon over single weights: which to remove at the least loss, and the update of the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Path likelihood: how probable a causal language model finds each of many paths, told apart token by token."""
+"""Path likelihood: probability of each of many paths under a causal language model, token by token."""
 
 from __future__ import annotations
 

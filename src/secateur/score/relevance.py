@@ -1,4 +1,4 @@
-"""Relevance: how much a text has to do with a question. Higher means keep."""
+"""Relevance: how relevant a text is to a question. Higher means keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Similarity: how much a block changes what flows through it, how much a unit differs from its neighbours."""
+"""Similarity: how much a block changes its input, and how much a unit differs from its neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slices: all the weights that go with a unit, in whatever tensors they lie, and sums over them."""
+"""Slices: all weights that belong to a unit, in whatever tensors they are, and sums over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wanda: a weight times the norm of what it is multiplied by, and the outliers among such products (OWL)."""
+"""Wanda: |weight| times the norm of its input, and the share of outliers among these products (OWL)."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""WHICH units stay: arrays in, arrays out; never what a unit stands for."""
+"""Which units stay within a budget. Arrays in, arrays out; this package never knows what a unit stands for."""

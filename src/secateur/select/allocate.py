@@ -1,4 +1,4 @@
-"""How many units each site may keep."""
+"""Allocate a budget: how many units each site keeps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Balance: rankings in which every group keeps its share, whatever the scores of groups are beside one another."""
+"""Balanced rankings: every group keeps its share, however scores differ between groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Levels: from units tied in polynomials to the columns a knapsack takes, one choice of kept count per site."""
+"""Levels of a knapsack: one choice of kept count per site, from polynomial costs of units."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Absolute limits of budgets, and refusals of what cuts or texts can not be limited to."""
+"""Absolute limits of budgets, and refusals of measures that do not apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine patterns inside a matrix of scores."""
+"""n:m and block patterns inside a matrix of scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Searches over whole candidates, where the score of a unit alone does not tell."""
+"""Search over whole selections, where scores of single units do not suffice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One share for all, one threshold per group with floors, or what stands above several; masks that agree, merged."""
+"""Thresholds: one share for all, one per group with floors, and merging of masks."""
 
 from __future__ import annotations
 

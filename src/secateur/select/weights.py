@@ -1,4 +1,4 @@
-"""Which single weights of matrices stay: exactly as many as asked for, by row, block, matrix, or globally."""
+"""Select single weights of matrices: an exact number by row, block, matrix, or globally."""
 
 from __future__ import annotations
 

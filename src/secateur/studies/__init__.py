@@ -1,4 +1,4 @@
-"""QUESTIONS over recipes: is it better than what is simple, at equal cost?
+"""Studies: questions answered by many runs of a recipe, such as whether it beats a simple method at equal cost.
 
 A study that the command line knows opens with a literal `STUDY = {...}`; the folder is the registry. Its module has a
 function of the file's name, which answers, and `plan`, which refuses what can't be answered and counts trainings.

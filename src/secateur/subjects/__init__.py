@@ -1,4 +1,4 @@
-"""WHAT is pruned: one kind of thing per file, with `units(...)` and `cut(selection)`.
+"""Subjects: what can be pruned, one package per kind, each with `units(...)` and `cut(selection)`.
 
 Names are loaded on first use, so that importing this package loads neither torch nor transformers.
 """

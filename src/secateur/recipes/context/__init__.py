@@ -1,1 +1,1 @@
-"""What a model reads: pages, passages, graphs."""
+"""Recipes that prune what a language model reads: pages, passages, graphs."""

@@ -1,1 +1,1 @@
-"""Recipes that prune what a network learns from."""
+"""Recipes that prune training sets."""

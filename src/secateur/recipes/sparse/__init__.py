@@ -1,1 +1,1 @@
-"""Zeros in place of smaller tensors: unstructured, n:m, and mixtures of experts."""
+"""Recipes that set single weights to zero: unstructured, n:m, and mixtures of experts."""

@@ -1,4 +1,4 @@
-"""Consensus sub-networks: gates that look at the input are trained to say the same for all inputs, then are gone.
+"""Consensus sub-networks: input-dependent gates are trained to agree for all inputs, and are then removed.
 
 Zhi et al., Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training (arXiv 2302.10798).
 """

@@ -1,4 +1,4 @@
-"""GPUSQ-ViT: vision transformers in the 2:4 pattern that GPUs multiply fast, then in integers, taught at both stages.
+"""GPUSQ-ViT: vision transformers in 2:4 sparsity, then quantised, with mixed distillation at both stages.
 
 Yu et al., CVPR 2023 (arXiv 2305.10727).
 """

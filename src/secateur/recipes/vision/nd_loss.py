@@ -1,4 +1,4 @@
-"""ND: a student's features drawn to the mean of their class in the teacher, and made as long as the teacher's are.
+"""ND loss: features of a student get the direction of their class mean in the teacher, and at least the teacher's norm.
 
 Wang et al., Improving Knowledge Distillation via Regularizing Feature Norm and Direction, ECCV 2024 (arXiv 2305.17007;
 there "Feature Direction and Norm").

@@ -1,4 +1,4 @@
-"""Group channel pruning and spatial attention distilling: one threshold per group of a detector's layers.
+"""Group channel pruning and spatial attention distillation of detectors: one threshold per group of layers.
 
 Applied Intelligence 2022 (arXiv 2306.01526), with its official code for YOLOv4; the attention is that of Zagoruyko and
 Komodakis, ICLR 2017 (arXiv 1612.03928).

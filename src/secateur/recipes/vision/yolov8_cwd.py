@@ -1,4 +1,4 @@
-"""YOLOv8, pruned on the scales of its batch norms and taught channel by channel, for small objects on small devices.
+"""YOLOv8 pruned by the scales of its batch norms and recovered by channel-wise distillation.
 
 "A Novel Compression Framework for YOLOv8" (arXiv 2509.12918); the distillation is that of Shu et al., ICCV 2021
 (arXiv 2011.13256).

@@ -1,4 +1,4 @@
-"""Teachers with another tokenizer: the same text read by both, and which tokens of one belong to which of the other.
+"""Teachers with another tokenizer: the same text read by both, and which tokens of one match which of the other.
 
 Token ids of two tokenizers can't be compared, characters can. Each token stands for a span of the text; from spans
 follow the whitespace word that a token belongs to, and the tokens of both that stand for the same characters.

@@ -1,4 +1,4 @@
-"""Teacher assistants: where a student is far smaller than its teacher, others of sizes between learn first and pass on.
+"""Teacher assistants: models of sizes between teacher and student that learn first and then teach.
 
 Mirzadeh et al. 2019 (arXiv 1902.03393).
 """

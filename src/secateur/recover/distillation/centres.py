@@ -1,4 +1,4 @@
-"""The mean feature of each class, as the teacher sees its training set: what a student's features are drawn to."""
+"""Mean feature of each class over the training set, as the teacher computes it: targets of a student's features."""
 
 from __future__ import annotations
 

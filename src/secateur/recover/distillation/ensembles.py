@@ -1,4 +1,4 @@
-"""Several teachers as one: their predictions averaged, the best of them chosen per sample, or their caches joined.
+"""Several teachers as one: averaged predictions, the best teacher per sample, or joined caches.
 
 Each of these is what `objectives.distil` takes where it takes one teacher: a `Forward`, or answers of a cache beside
 the batches (`teachers.Joined`). A teacher of weight 0 is never asked.

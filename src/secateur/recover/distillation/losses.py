@@ -1,4 +1,4 @@
-"""Losses that win back what a cut lost. Every loss here is a SUM over what it counts; the caller divides by totals.
+"""Distillation losses. Every loss here is a sum over what it counts; the caller divides by totals.
 
 A sum is what stays right under padding, gradient accumulation and several processes: the training loop hands the
 objective the totals of the whole step, and the pieces add up to the mean of one big batch.

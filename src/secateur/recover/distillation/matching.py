@@ -1,4 +1,4 @@
-"""Features of a student brought near its teacher's beside another objective, from the passes that this one makes."""
+"""Losses between a student's features and its teacher's, beside another objective and from the same forward passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On-policy distillation of language models: a student writes, and its teacher says what it would have written.
+"""On-policy distillation of language models: a student generates texts, and its teacher scores them.
 
 Generalised knowledge distillation, Agarwal et al. 2023 (arXiv 2306.13649): what a student does at its own mistakes is
 never seen in texts of others, so a share of the batches is written by the student as it is at that step.

@@ -1,4 +1,4 @@
-"""Losses on how answers relate: of classes and inputs in a batch, of pairs, of lists, of embeddings to one another.
+"""Relational losses: correlations of classes or examples of a batch, scores of pairs and lists, contrastive embeddings.
 
 As in `losses`, each is a SUM over what it counts, in float32, and teachers get no gradient; where a mask leaves
 nothing, it is 0. What compares a batch with itself sees one micro-batch, and of that what the mask counts. Scores by

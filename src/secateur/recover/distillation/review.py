@@ -1,4 +1,4 @@
-"""ReviewKD: a student's shallow maps, joined with what its deep ones say, are compared with a teacher's.
+"""ReviewKD: a student's shallow feature maps, fused with its deep ones, are compared with a teacher's.
 
 Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021 (arXiv 2104.09044).
 """

@@ -1,4 +1,4 @@
-"""The original as teacher: live, or asked once and remembered, after a look whether it speaks the same language.
+"""Teachers: live or cached on disk, with a check that teacher and student share their vocabulary.
 
 What a cache holds is tied to the teacher, the tokenizer and the data by the caller's key (see `fingerprint`): another
 key is refused, and a damaged file or one cut short is never used: who fills the cache asks for it again.

@@ -1,1 +1,1 @@
-"""Rounded weights and activations, after training and during it."""
+"""Quantised weights and activations, after training and during it."""

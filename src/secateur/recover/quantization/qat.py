@@ -1,4 +1,4 @@
-"""Quantisation-aware training: layers that round their inputs and weights as they train, and what is left of them.
+"""Quantisation-aware training: layers that round inputs and weights while they train, and their conversion to integers.
 
 `prepare` puts torchao's fake quantisers into a network, `calibrate` gives the ranges of inputs, training follows, and
 `convert` takes them out again and returns the scales. Weights are rounded by torchao's own fake quantiser, one scale

@@ -1,1 +1,1 @@
-"""Training that leads to zeros, and what makes up for what is cut."""
+"""Training that makes weights zero, and compensation for what is cut."""

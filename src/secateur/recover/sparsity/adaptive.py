@@ -1,4 +1,4 @@
-"""Masks that move while the weights under them train: closed weights are zero for the model, yet live and may return.
+"""Masks that change while the weights under them train: masked weights count as zero, are still trained and may return.
 
 The forward pass uses W~ = m(W) W, the gradient of W~ passes unchanged to all of W, a decay that grows pulls closed
 weights towards zero, and the masks are chosen anew every few steps: SR-STE (arXiv 2102.04010) as annealed and decoupled

@@ -1,4 +1,4 @@
-"""Gates that switch parts of a network on and off by what they see, and the losses that bring them to agree.
+"""Gates that switch parts of a network on and off by the input, and losses that make them agree for all inputs.
 
 A gate is trained with the network it sits on and is gone afterwards: it multiplies what a part gives by 0 or 1, so a
 part that is off is exactly zero, which is what a cut of it gives. Nothing here knows what is gated: a `Place` names

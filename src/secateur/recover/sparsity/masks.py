@@ -1,4 +1,4 @@
-"""Weights that are held at zero while the others train, and the patterns that zeros form in kernels."""
+"""Weights held at zero while the others train, and the patterns that zeros form in kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experts that stand for those of their cluster: which one stays, and whether it becomes their mean."""
+"""Experts of a cluster replaced by one of them, or by their mean."""
 
 from __future__ import annotations
 

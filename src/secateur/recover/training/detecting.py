@@ -1,4 +1,4 @@
-"""What a detector is trained towards: its own loss, with pressure on scales, or with its teacher's maps to follow."""
+"""Objectives of detectors: their own loss, with a penalty on scales, or with distillation of the teacher's maps."""
 
 from __future__ import annotations
 

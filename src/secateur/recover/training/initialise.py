@@ -1,4 +1,4 @@
-"""Starting over: the same shapes with new weights, drawn as the published control experiment draws them.
+"""Reinitialise a network: the same shapes with new weights, drawn as the published control experiment draws them.
 
 The rules are those of Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270), and of the code whose
 networks it retrains.

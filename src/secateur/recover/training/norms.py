@@ -1,4 +1,4 @@
-"""Statistics of batch norms after a cut: what was averaged over the larger network need not fit the smaller one."""
+"""Recompute statistics of batch norms after a cut."""
 
 from __future__ import annotations
 

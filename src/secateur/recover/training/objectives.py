@@ -1,4 +1,4 @@
-"""What a student is trained towards: a task, its teacher's predictions, its teacher's hidden states.
+"""Training objectives: a task, a teacher's predictions, a teacher's hidden states.
 
 `distil` composes the losses of `losses` into the objective that `loop.train` minimises. A model enters as a
 `Forward`: a callable from a batch to something with `prediction` and `hidden` (every `Transformer` subject's

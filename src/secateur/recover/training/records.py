@@ -1,4 +1,4 @@
-"""Records of training: several as one."""
+"""Join the records of several trainings into one."""
 
 from __future__ import annotations
 

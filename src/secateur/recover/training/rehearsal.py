@@ -1,4 +1,4 @@
-"""Rehearsals: short trainings of which it is written down what the network made of every example, again and again.
+"""Short trainings that record what the network answered for every example after every epoch.
 
 Scores of examples are read from these records; several rehearsals from other beginnings tell chance from difficulty.
 """

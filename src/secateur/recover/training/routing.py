@@ -1,4 +1,4 @@
-"""Training what sends tokens to experts: the loss that keeps all experts in use."""
+"""Load-balancing loss of the routers of mixtures of experts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From one task to the next: what a classifier is trained on, a head for other classes, and inputs that attack it."""
+"""Transfer between tasks: pre-training of a classifier, new heads, and adversarial inputs."""
 
 from __future__ import annotations
 

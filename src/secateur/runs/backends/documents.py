@@ -1,4 +1,4 @@
-"""Backends of what a language model reads, pages and passages: opened from what a user has, and written again."""
+"""Backends of pages and passages: how documents are opened and written."""
 
 from __future__ import annotations
 

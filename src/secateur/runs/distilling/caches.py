@@ -1,4 +1,4 @@
-"""Caches on disk of what teachers answer: the likeliest tokens, all of it, or what a server tells."""
+"""Caches on disk of what teachers answer: the likeliest tokens, full outputs, or log-probabilities of a server."""
 
 from __future__ import annotations
 

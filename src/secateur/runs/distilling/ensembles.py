@@ -1,4 +1,4 @@
-"""Several models that answer as one, to be measured, and whether they can."""
+"""Measure several models as one ensemble, or refuse those that do not fit together."""
 
 from __future__ import annotations
 

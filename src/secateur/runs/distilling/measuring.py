@@ -1,4 +1,4 @@
-"""What is measured of a student: its sizes and quality, and how loyal it is to its teachers, together and alone."""
+"""Measurements of a student: size, quality, and agreement with its teachers, together and alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who teaches and who learns: how each is opened, what it gives, and which of them can't be compared."""
+"""Open students and teachers, find what each outputs, and refuse pairs that cannot be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `distill` as one value, and what is refused of them before a model is opened."""
+"""The options of `distill` as one value, and checks made before a model is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What distilling is set up with: who teaches, what is learned from, and how each model is asked."""
+"""Set up a distillation: teachers, data, and how each model is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before anything is measured or written: whether there is a loss, and how long a step of it takes."""
+"""One trial step before anything is measured or written: whether the loss is finite, and the time of a step."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training sets."""
+"""Training sets as subjects."""

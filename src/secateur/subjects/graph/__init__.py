@@ -1,1 +1,1 @@
-"""Graphs of facts, and the paths in them."""
+"""Knowledge graphs as subjects: their facts and paths."""

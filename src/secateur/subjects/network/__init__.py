@@ -1,1 +1,1 @@
-"""Any PyTorch network: what can go is found by one recorded forward pass, and every cut is proved."""
+"""Any PyTorch network as a subject: units are found by one recorded forward pass, and every cut is proved."""

@@ -1,4 +1,4 @@
-"""Which numbers of modules change when channels go: `out_channels`, `num_heads`, sizes in the code of a forward pass.
+"""Integer attributes of modules that change with a cut: `out_channels`, `num_heads`, sizes in forward code.
 
 Numbers of PyTorch's own layers follow from the shapes of their weights. Of other modules, a number changes if it equals
 a size that code gave to `view`, `reshape` or `split` in that module, or a size of one of its own tensors, and that size

@@ -1,4 +1,4 @@
-"""What is refused before anything is cut: models that can't be analysed, and inputs that leave a part of one out."""
+"""Checks before a cut: models that cannot be analysed, and inputs that leave a part of the network unused."""
 
 from __future__ import annotations
 

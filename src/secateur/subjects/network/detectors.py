@@ -1,4 +1,4 @@
-"""Detectors as one thing, whoever wrote them: a loss, detections, feature maps, and a forward pass that can be traced.
+"""One interface to detectors of several libraries: loss, detections, feature maps, and a traceable forward pass.
 
 A detector is a module with four names: `taps`, `loss`, `detect` and `features` (see `Detector`). A module of your own
 that has them is one. torchvision's and Ultralytics' models are wrapped (`adapt`). Of these, `forward` gives the raw

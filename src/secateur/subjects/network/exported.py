@@ -1,4 +1,4 @@
-"""Detectors whose answers come from an ONNX file, so that what the file finds can be measured.
+"""Detectors that run from an ONNX file, so that their detections can be measured.
 
 An exported graph ends at the raw answers of the heads; boxes are made of them by the model's own code. That is what is
 used here, with onnxruntime's answers in the place of the network's.

@@ -1,4 +1,4 @@
-"""Put labels on what an operator returned, by its rule."""
+"""Put labels on an operator's result, by its rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recorders of a forward pass ask of a dispatched operator: its name, its tensors, and what it writes into."""
+"""Properties of a dispatched operator: its name, its tensors, and what it writes into."""
 
 from __future__ import annotations
 

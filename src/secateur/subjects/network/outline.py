@@ -1,4 +1,4 @@
-"""What runs in a network and in which order: modules and the places where their outputs meet, for a picture.
+"""Order of modules in a forward pass and where their outputs meet, for a picture.
 
 Read from one forward pass. Activations and dropout belong to what they follow, and so does a norm that alone follows
 it.

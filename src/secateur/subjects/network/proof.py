@@ -1,4 +1,4 @@
-"""The proof of a cut: the smaller network's outputs equal those of the silenced original, or it is said where not."""
+"""Proof of a cut: outputs of the smaller network equal those of the silenced original, or failing units are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who makes the channels of a site and who reads them: where something must stand that switches a channel off.
+"""Modules that produce and that read the channels of a site: where to insert what switches a channel off.
 
 What flows along a channel leaves it only where it is summed with others, in the modules that read it. A channel that is
 zero at the input of each of them does what a channel that was cut does: nothing.

@@ -1,4 +1,4 @@
-"""The search for what makes a cut provable: which units go in step, and which stay.
+"""Search for a cut that passes its proof: which units must be cut in step, and which must stay.
 
 Code that computes one width from another breaks when only one of them is cut. A fault of a proof names a module; what
 helps one module helps all of its kind, so each remedy is applied to them all, and its success is seen in the next cut.

@@ -1,4 +1,4 @@
-"""Residual branches as units: where a network computes x + F(x), F may go, and x stays.
+"""Residual branches as units: where a network computes x + F(x), F can be removed.
 
 Found in one recorded pass, in any network: a sum of two tensors of one shape, the second of which is computed from the
 first by modules whose results go nowhere else. A branch that goes is replaced by stand-ins without weights; each is

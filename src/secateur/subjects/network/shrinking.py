@@ -1,4 +1,4 @@
-"""Making a network smaller: a plan says which indices of which tensors stay and which numbers of modules change.
+"""Apply a cut to a network: a plan names the kept indices of tensors and the changed integers of modules.
 
 A plan is plain data, so a saved result is the original, the plan, and the weights.
 """

@@ -1,4 +1,4 @@
-"""Where in a network of images each batch norm stands: at which scale, on the way down, up again, or down once more."""
+"""Resolution stage of each batch norm in a detector: backbone, upsampling or downsampling path."""
 
 from __future__ import annotations
 

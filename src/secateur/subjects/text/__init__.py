@@ -1,1 +1,1 @@
-"""What a model reads: HTML pages and retrieved passages."""
+"""Documents as subjects: HTML pages and retrieved passages."""

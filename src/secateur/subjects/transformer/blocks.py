@@ -1,4 +1,4 @@
-"""A language model block by block: what each block's matrices read, and what the next one gets once they have changed.
+"""Visit a language model block by block: inputs of its matrices, and the output passed on once they have changed.
 
 Only one block need be in memory. The states between blocks lie on the disk, one file per batch, so that a killed run
 goes on at the block where it stopped and ends with the same bytes.

@@ -1,4 +1,4 @@
-"""What a transformer's units are, and what they cost: exact polynomials of the kept counts."""
+"""Units of a transformer and their costs: exact polynomials of the kept counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Making a selection real: which rows and columns stay, the new config, the corrections; and silencing instead."""
+"""Apply a selection to a transformer: kept rows and columns, new config, corrections; or silence the units instead."""
 
 from __future__ import annotations
 

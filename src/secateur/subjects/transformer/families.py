@@ -1,4 +1,4 @@
-"""What each family of transformers is made of, as data.
+"""Tables of module names and axes for each family of transformers.
 
 A family is a table: module -> the axes of its weight. From this one table follow the cut (which rows and
 columns stay), the silenced reference, exact parameter, byte, FLOP and cache costs, and the modelling file that

@@ -1,4 +1,4 @@
-"""Files of a checkpoint: which tensor lies where, and files that take the place of others whole or not at all."""
+"""Tensors and files of a checkpoint: where each tensor is, and atomic replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where everything stands in one transformer: names, axes and widths, read from the family's table."""
+"""Names, axes and widths of one transformer, read from its family's table."""
 
 from __future__ import annotations
 

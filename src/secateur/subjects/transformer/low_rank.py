@@ -1,4 +1,4 @@
-"""Branches of low rank beside a model's linears: part of the model while it runs, an adapter of peft's on the disk.
+"""Low-rank branches beside linears: part of the model while it runs, a LoRA adapter of peft on disk.
 
 A linear with a side gives ``W x + b + S (X x)``. Saved, the model is a plain checkpoint without its sides, and they lie
 in the folder `side/` beside it as a LoRA with A = X and B = S, which `peft` loads.

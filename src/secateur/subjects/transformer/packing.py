@@ -1,4 +1,4 @@
-"""Zeros put to use: weights saved without them, masks in one bit each, and 2:4 kernels where a device has them."""
+"""Packed sparse weights: without zeros, masks in one bit each, and 2:4 kernels where a device has them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a result is written and rebuilt: plain where a plain config can say it, else with a modelling file."""
+"""Save a result: with a plain config where possible, else with a generated modelling file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes: transformers whose layers are all alike, told by four numbers (layers, heads, neurons, channels)."""
+"""Shapes of homogeneous transformers: number of layers, heads, neurons and channels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A language model that stays on the disk: its blocks are read from safetensors one at a time."""
+"""A language model on disk: blocks are read from safetensors one at a time."""
 
 from __future__ import annotations
 
