@@ -78,7 +78,7 @@ COMMAND = Command(
     again=("budget",),
     more=[
         extra("scratch_baseline", "str", _ARMS, metavar="E|B|both"),
-        extra("scratch_epochs", "int", "epochs of these networks, as the original was trained; the run's if not given."),
+        extra("scratch_epochs", "int", "epochs of these networks, as of the original; those of the run if not given."),
         extra("scratch_lr", "float", "learning rate of these networks; the run's if not given."),
         extra("scratch_cap", "float", "limit of the epochs of B, as a multiple of those of E."),
     ],
