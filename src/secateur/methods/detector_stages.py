@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+from annotated_types import Len
 from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
@@ -18,7 +19,19 @@ from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Recovery, Training
 
-__all__ = ["DetectorStages"]
+__all__ = ["Answers", "DetectorStages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a student learns from its teacher's answers, beside its maps; see `detecting.answering`."""
+
+    outputs: bool = False
+    """Learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages at the
+    regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes [B, N, 4], logits of
+    classes [B, N, K])."""
+    lambdas: Annotated[Sequence[float], Len(2, 2)] = (0.001, 0.001)
+    """Weights of those classes and boxes; by default as published for YOLOv4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +67,8 @@ class DetectorStages:
         ask: Callable[[Tensor], object] | None = None,
         weight: float | None = None,
         share: float = 1.0,
-        outputs: bool = False,
+        answers: Answers = Answers(),
+        temperature: float = 3.0,
         extra: Sequence[nn.Module] = (),
     ) -> Recovery | None:
         """The detector's own loss and a loss between its maps and its teacher's; see `detecting.follow`.
@@ -69,7 +83,7 @@ class DetectorStages:
             weight: of that loss; unless given, what makes it `share` of the detector's own at the first step, which is
                 found once and kept in the run.
             share: see `weight`.
-            outputs: learn from the teacher's classes and boxes too; see `detecting.answering`.
+            answers: what is learned from the teacher's classes and boxes; temperature: of these classes.
             extra: modules that are trained along, such as adapters.
         """
         if not epochs:
@@ -84,8 +98,10 @@ class DetectorStages:
             ratio = partial(detecting.ratio, objective(1.0), self.feed[0], student.model)
             weight = share * self.run.json(f"alpha-{budget}", ratio)
         chosen = objective(weight)
-        if outputs:
-            chosen = detecting.answering(chosen, student.model, teacher.model)
+        if answers.outputs:
+            chosen = detecting.answering(
+                chosen, student.model, teacher.model, temperature=temperature, weights=answers.lambdas
+            )
         modules = {"extra": extra, "frozen": [teacher.model]}
         return self._train(student, chosen, epochs, f"distil-{budget}", "distillation", **modules)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,32 @@ from secateur.recover.training import loop, objectives
 from secateur.subjects import Transformer
 from secateur.vocabulary import Recovery, Training
 
-__all__ = ["RECORDED", "distil", "remember_teacher", "train_student"]
+__all__ = ["RECORDED", "BlockLosses", "Losses", "distil", "remember_teacher", "train_student"]
 
 RECORDED = (
     "train_batch", "train_length", "lr", "weight_decay", "task", "logit", "token", "temperature", "training",
 )  # fmt: skip
 """Options of `distil`, as flags name them, that a run of ZipLM records beside its steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Weight and temperature of the loss on a teacher's logits."""
+
+    logit: float = 1.0
+    """Weight of the logit loss."""
+    temperature: float = 1.0
+    """Of the logit loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLosses(Losses):
+    """ZipLM's three losses (arXiv 2302.04089, section 3.3), weighted by its lambdas."""
+
+    task: float | None = None
+    """lambda_1; 0 for encoders and 0.5 for decoders unless given."""
+    token: float | None = None
+    """lambda_3, of the outputs of blocks; 1 for encoders and 0.5 for decoders unless given."""
 
 
 def train_student(
@@ -71,16 +92,17 @@ def remember_teacher(
     k: int,
     length: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> teachers.Joined:
     """The batches of `steps` steps, each with the teacher's `k` likeliest tokens, kept in the run's folder.
 
-    seed: of the batches' order.
+    seed: of the batches' order. temperature: of the teacher's probabilities.
     """
     key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
     count = steps * (training.accumulate or 1)
     return teachers.remembered(
         run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
-        k=k, temperature=1.0, key=key,
+        k=k, temperature=temperature, key=key,
     )  # fmt: skip
 
 
@@ -93,10 +115,7 @@ def distil(
     blocks: Sequence[tuple[int, int]] | None = None,
     seed: int = 0,
     train_length: int = 128,
-    task: float | None = None,
-    logit: float = 1.0,
-    token: float | None = None,
-    temperature: float = 1.0,
+    losses: BlockLosses = BlockLosses(),
     training: Training = Training(steps=1000, batch=32, lr=5e-4, weight_decay=0.03),
 ) -> Recovery | None:
     """Train `student` in place against `subject` by ZipLM's loss (arXiv 2302.04089, section 3.3); None for no steps.
@@ -109,10 +128,7 @@ def distil(
             still have an attention or an FFN.
         seed: of the split, the batches and the training.
         train_length: most tokens per sequence.
-        task: lambda_1; 0.5 for language models and else 0, unless given.
-        logit: lambda_2.
-        token: lambda_3; 0.5 for decoders and else 1, unless given.
-        temperature: of the logit loss.
+        losses: `task` is 0.5 for language models and else 0, `token` 0.5 for decoders and else 1, unless given.
         training: a linear schedule and a tenth of warm-up, unless given.
     """
     if not training.steps:
@@ -122,9 +138,9 @@ def distil(
     if blocks is None:
         blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]
     objective = objectives.distil(
-        student.forward, subject.forward, output=subject.output, logit=logit, temperature=temperature, fused=True,
-        task=(0.5 if subject.causal else 0.0) if task is None else task,
-        token=(0.5 if decoder else 1.0) if token is None else token, blocks=blocks,
+        student.forward, subject.forward, output=subject.output, logit=losses.logit, temperature=losses.temperature,
+        task=(0.5 if subject.causal else 0.0) if losses.task is None else losses.task,
+        token=(0.5 if decoder else 1.0) if losses.token is None else losses.token, blocks=blocks, fused=True,
     )  # fmt: skip
 
     def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:

@@ -129,7 +129,8 @@ def parameters(function: str) -> list[Option]:
 def read_options(source: str, name: str, *, by_position: bool = False) -> list[Option]:
     """The keyword-only parameters of function `name` in `source`, explained by the `Args:` of its docstring.
 
-    One whose default is a value such as `Training(steps=1000)` is an option for each of the fields that it names.
+    One whose default is a value such as `Asking(calls=3)` is an option for each of its fields, and
+    `Training(steps=1000)` for each of the fields that it names.
 
     by_position: the other parameters too, before them.
     """
@@ -198,11 +199,12 @@ class _Types(ast.NodeTransformer):
 
 
 def _fields(module: ast.Module, default: ast.Call) -> list[Option]:
-    """The options that a default such as `Training(steps=1000)` names, explained where its class is written."""
+    """The options of a default such as `Training(steps=1000)`, explained where its class is written."""
     values = {str(one.arg): ast.literal_eval(one.value) for one in default.keywords}
     fields = _read_fields(module, ast.unparse(default.func)).values()
     options = [replace(field, default=values.get(field.name, field.default)) for field in fields]
-    return [option for option in options if option.default is not None]
+    named = ast.unparse(default.func) == "Training"
+    return [option for option in options if option.default is not None or not named]
 
 
 def _read_fields(module: ast.Module, kind: str) -> dict[str, Option]:

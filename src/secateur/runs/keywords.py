@@ -29,8 +29,8 @@ def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
     """Parameter -> {flag: field} of the options that are one frozen value, such as `training`.
 
-    The fields that its default sets are options of their own. `batch` of `Training` is `train_batch` in a recipe on
-    texts, which has a length too: there `batch` is what is timed.
+    Its fields are options of their own, but of `Training` only those that its default sets. `batch` of `Training` is
+    `train_batch` in a recipe on texts, which has a length too: there `batch` is what is timed.
     """
     keywords = of(function)
     texts = any(name.rpartition("_")[2] == "length" for name in keywords)
@@ -39,7 +39,7 @@ def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
         name: {
             ("train_batch" if one.name == "batch" and texts else one.name): one.name
             for one in dataclasses.fields(default)
-            if getattr(default, one.name) is not None
+            if getattr(default, one.name) is not None or not isinstance(default, Training)
         }
         for name, default in grouped.items()
     }

@@ -20,7 +20,7 @@ from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Result
 
-QUICK = {"candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}
+QUICK = {"calibration": 32, "candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}
 DATA = texts.read(tiny.chains(200))
 
 
@@ -28,11 +28,9 @@ def subject(kind: str = "llama") -> Transformer:
     return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
 
 
-def results(root, *budgets, model=None, kind="llama", tolerance=0.05, **options) -> list[Result]:
+def results(root, *budgets, model=None, kind="llama", **options) -> list[Result]:
     how = keywords.checked(minitron.minitron, {**QUICK, **options})
-    with Run.open(root, {}) as run, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(minitron, "TOLERANCE", tolerance)
-        patch.setattr(minitron, "CALIBRATION", 32)
+    with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets]
         return list(minitron.minitron(model or subject(kind), DATA, wanted, run, **how))
 
@@ -106,15 +104,19 @@ def test_every_option_of_the_cut_runs_and_keeps_the_shape(tmp_path):
     plain = {}
     for name, options in {
         "plain": {},
+        "rounds": {"rounds": 2},
+        "merge": {"merge": True},
         "influence": {"depth": "influence"},
         "scattered": {"contiguous": False},
         "random": {"score": "random"},
+        "var": {"over_batch": "mean", "over_sequence": "var"},
     }.items():
         (found,) = results(tmp_path / name, "params=90%", shape=shape, **options)
         assert {axis: str(size) for axis, size in shapes.sizes(found.subject).items()} == wanted, name
         assert all(torch.isfinite(tensor).all() for tensor in weights(found).values()), name
         plain[name] = weights(found)
-    assert any(not torch.equal(plain["plain"][k], plain["random"][k]) for k in plain["plain"])
+    for name in ("merge", "random"):
+        assert any(not torch.equal(plain["plain"][k], plain[name][k]) for k in plain["plain"]), name
 
 
 def test_the_teacher_is_corrected_on_the_texts_and_the_original_untouched(tmp_path):
@@ -348,6 +350,35 @@ def test_a_shape_below_half_is_reached_in_stages_without_passing_it(tmp_path):
     assert rows["best"] == {"layers": 4, "heads": 8, "neurons": 72, "channels": 48}
 
 
+def test_rounds_score_the_half_way_student_anew(tmp_path, monkeypatch):
+    seen, real = [], minitron.scores
+    monkeypatch.setattr(
+        minitron, "scores", lambda s, *rest, **how: seen.append(shapes.sizes(s)) or real(s, *rest, **how)
+    )
+    results(tmp_path / "one", "params=90%", shape="neurons=64")
+    assert seen == [shapes.sizes(subject())]
+    seen.clear()
+    results(tmp_path / "two", "params=90%", shape="neurons=64", rounds=2)
+    assert [sizes["neurons"] for sizes in seen] == [128, 96, 96]  # the original; half-way, for the trial and the result
+
+
+@pytest.mark.parametrize("cache", [0, 4])
+def test_losses_and_calibration_are_what_the_options_say(tmp_path, monkeypatch, cache):
+    asked, counts, real, remember = [], [], minitron.objectives.distil, minitron.distillation.teachers.remembered
+    monkeypatch.setattr(minitron.objectives, "distil", lambda *models, **how: asked.append(how) or real(*models, **how))
+    monkeypatch.setattr(
+        minitron.distillation.teachers, "remembered",
+        lambda *rest, **how: asked.append(how) or remember(*rest, **how),
+    )  # fmt: skip
+    rank = minitron.scores
+    monkeypatch.setattr(minitron, "scores", lambda s, items, **how: counts.append(len(items)) or rank(s, items, **how))
+    losses = {"task": 0.5, "logit": 2.0, "temperature": 3.0, **({} if cache else {"direction": "reverse"})}
+    results(tmp_path, "params=90%", shape="neurons=64", steps=1, calibration=64, cache=cache, **losses)
+    assert counts == [4]  # batches of 16
+    assert {name: asked[0][name] for name in losses} == losses
+    assert [how["temperature"] for how in asked] == [3.0, 3.0] if cache else [3.0]
+
+
 def test_hidden_states_count_where_many_layers_go_and_only_there(tmp_path, monkeypatch):
     asked, real = [], minitron.objectives.distil
     monkeypatch.setattr(
@@ -355,7 +386,10 @@ def test_hidden_states_count_where_many_layers_go_and_only_there(tmp_path, monke
     )
     results(tmp_path / "deep", "params=90%", shape="layers=2", steps=1)
     results(tmp_path / "wide", "params=90%", shape="neurons=64", steps=1)
-    assert asked == [[(0, 0), (1, 2)], []]
+    results(tmp_path / "never", "params=90%", shape="layers=2", steps=1, hidden=False)
+    results(tmp_path / "always", "params=90%", shape="neurons=64", steps=1, hidden=True)
+    assert asked[:3] == [[(0, 0), (1, 2)], [], []]
+    assert asked[3]
 
 
 def test_the_papers_reducers_and_the_sum_over_norms_are_the_default(tmp_path, monkeypatch):
@@ -400,8 +434,9 @@ def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeyp
 
 
 def test_options_that_a_model_or_several_processes_can_not_have_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="cache keeps a language model's likeliest tokens"):
-        results(tmp_path, "params=90%", cache=4, kind="bert")
+    for wrong in ({"hidden": True}, {"direction": "reverse"}, {"kind": "bert"}):
+        with pytest.raises(InputError, match="cache keeps a language model's likeliest tokens"):
+            results(tmp_path, "params=90%", cache=4, **wrong)
     with pytest.raises(InputError, match="correction_steps trains on the next token"):
         results(tmp_path, "params=90%", kind="bert", correction_steps=1)
     monkeypatch.setenv("WORLD_SIZE", "2")

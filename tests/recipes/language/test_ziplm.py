@@ -16,7 +16,7 @@ from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import InfeasibleError
 from secateur.recipes.language import ziplm
-from secateur.recover.training import loop
+from secateur.recover.training import loop, objectives
 from secateur.runs import keywords
 from secateur.score import database
 from secateur.select import levels
@@ -77,6 +77,18 @@ def test_what_hardly_speaks_goes_first(tmp_path):
     with torch.no_grad():
         before, after = dense.forward(batch).prediction, found.subject.forward(batch).prediction
     assert torch.nn.functional.cosine_similarity(before, after, dim=-1).mean() > 0.99
+
+
+def test_the_grid_dampening_and_losses_are_what_the_options_say(tmp_path, monkeypatch):
+    built, asked, build, distil = [], [], database.build, objectives.distil
+    monkeypatch.setattr(database, "build", lambda *given, **how: built.append((given[4], how)) or build(*given, **how))
+    monkeypatch.setattr(objectives, "distil", lambda *models, **how: asked.append(how) or distil(*models, **how))
+    losses = {"task": 0.0, "logit": 2.0, "token": 0.25, "temperature": 3.0}
+    results(tmp_path, ["params=80%"], ratio=0.5, damp=0.1, steps=1, trials=0, **losses)
+    ((levels_of, how),) = built
+    assert how == {"damp": 0.1}
+    assert levels_of["layers.0.neurons"] == [64, 56, 48, 32, 0]
+    assert {name: asked[0][name] for name in losses} == losses
 
 
 def test_two_budgets_are_a_family_that_resumes(tmp_path):

@@ -23,6 +23,7 @@ QUICK = {
     "sparse_epochs": 1,
     "finetune_epochs": 1,
     "distil_epochs": 1,
+    "judged": 1,
 }
 FRACTIONS = [0.2, 0.2, 0.3, 0.5, 0.8, 0.7, 0.6]
 
@@ -53,7 +54,8 @@ def test_the_two_rates_reach_the_prunable_scales_only():
     def gradients(done: float, rate: float) -> dict[str, torch.Tensor]:
         dense.model.load_state_dict(state)
         dense.model.train().zero_grad()
-        recipe.pressure(dense, spared, rate)({**batch, "done": done}, {"examples": 4})[0].backward()
+        objective = recipe.pressure(dense, spared, recipe.TwoRates(rate=rate))
+        objective({**batch, "done": done}, {"examples": 4})[0].backward()
         return {name: module.weight.grad.clone() for name, module in norms.items()}
 
     def pushed(done: float) -> dict[str, torch.Tensor]:
@@ -91,6 +93,17 @@ def test_budgets_are_met_and_the_prediction_is_the_count(tmp_path):
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items()), "the scan leaves no trace"
 
 
+def test_a_cut_without_offsets_leaves_what_goes_silent(tmp_path):
+    how = {"fractions": FRACTIONS, "dry_run": True}
+    (folded,) = results(tmp_path / "a", ("channels=70%",), **how)
+    (silent,) = results(tmp_path / "b", ("channels=70%",), offsets=False, **how)
+    assert folded.cut.removed == silent.cut.removed
+    told = [any(note.startswith("offsets: folded") for note in one.cut.notes) for one in (folded, silent)]
+    assert told == [True, False]
+    pairs = zip(folded.subject.forward(), silent.subject.forward(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in pairs)
+
+
 def test_what_hurts_less_loses_more():
     rises = {"a": [1.0, 1.0, 1.1, 1.5, 2.0, 3.0, 9.0], "b": [1.0, 1.0, 1.0, 1.0, 1.1, 1.2, 1.3]}
     shares = recipe.tolerance(rises)
@@ -120,6 +133,26 @@ def test_a_shortcut_has_one_mask_and_the_policy_counts(tmp_path):
     assert kept["union"] != kept["smallest"]
 
 
+def test_other_layers_are_followed_by_their_betas():
+    dense, image = subject(), DATA.inputs[:1]
+    taps, weights = recipe.attention_layers(dense, image, recipe.Attention(betas=(4.0, 2.0, 1.0)))
+    assert len(taps) == len(weights)
+    area = 64**2 / 416**2
+    assert {round(weight / area, 6) for weight in weights} == {4.0, 2.0, 1.0}
+    chosen = recipe.Attention(betas=(4.0, 2.0, 1.0), layers=("up4", "down5"))
+    names, betas = recipe.attention_layers(dense, image, chosen)
+    assert names == ["up4", "down5"]
+    assert betas == [weights[taps.index(name)] if name in taps else area for name in names]
+
+
+def test_the_weight_of_distilling_may_be_given(tmp_path):
+    alone = {"sparse_epochs": 0, "finetune_epochs": 0, "fractions": FRACTIONS, "layers": ["up4"]}
+    small = {alpha: results(tmp_path / str(alpha), alpha=alpha, **alone)[0] for alpha in (0.0, 1.0)}
+    assert not list(tmp_path.rglob("alpha-*")), "nothing had to be found"
+    states = [one.subject.model.state_dict() for one in small.values()]
+    assert not all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
 def test_all_stages_run_and_resume(tmp_path):
     first, again, fresh = (results(tmp_path / name, outputs=True, foreground=True)[0] for name in "aab")
     assert first.recovery.steps == 6
@@ -141,6 +174,11 @@ def test_all_stages_run_and_resume(tmp_path):
         (("params=60%",), {"fractions": [1.5] * 7}, "0 to below 1"),
         (("params=60%",), {"groups": ["nose"]}, "groups name 'nose'"),
         (("params=60%",), {"merge": "most"}, "option merge='most'"),
+        (("params=60%",), {"layers": ["nose"]}, "'nose'"),
+        (("params=60%",), {"betas": [1.0]}, r"betas=\[1.0\] .*: give at least 3 of them"),
+        (("params=60%",), {"quantile": 1.0}, r"quantile=1.0 .*: give a number above 0 and below 1"),
+        (("params=60%",), {"outputs": True, "lambdas": [1.0]}, r"lambdas=\[1.0\] .*: give at least 2 of them"),
+        (("params=60%",), {"outputs": True, "temperature": 0}, "temperature=0 .*: give a number above 0"),
         (("params=60%",), {"multiple": -8}, "multiple=-8: give a whole number of at least 1"),
     ],
 )

@@ -14,7 +14,7 @@ import yolo
 from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.recipes.vision.yolov8_cwd import histogram, yolov8_cwd
+from secateur.recipes.vision.yolov8_cwd import Penalty, histogram, pressure, yolov8_cwd
 from secateur.recover.distillation import maps
 from secateur.recover.training import loop
 from secateur.subjects.network import detectors
@@ -85,6 +85,26 @@ def test_all_stages_run_and_resume(tmp_path):
     assert {"scales.json", "sparse", "keep-channels=50%.json", "alpha-channels=50%.json"} <= written
 
 
+def test_biases_are_pulled_at_a_constant_rate_of_their_own():
+    dense = subject()
+    state = copy.deepcopy(dense.model.state_dict())
+    norms = {name: module for name, module in dense.model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    batch = {"inputs": DATA.inputs[:4], "targets": list(DATA.targets[:4]), "done": 0.5}
+    for module in norms.values():
+        module.bias.data.fill_(0.25)
+    state |= {f"{name}.bias": module.bias.detach().clone() for name, module in norms.items()}
+
+    def gradients(bias_rate: float) -> list[torch.Tensor]:
+        dense.model.load_state_dict(state)
+        dense.model.train().zero_grad()
+        pressure(dense, Penalty(rate=0.1, bias_rate=bias_rate))(batch, {"examples": 4})[0].backward()
+        return [torch.stack([module.weight.grad, module.bias.grad]) for module in norms.values()]
+
+    for pushed, alone in zip(gradients(0.01), gradients(0.0), strict=True):
+        assert torch.allclose(pushed[0], alone[0], atol=1e-6), "scales feel the same"
+        assert torch.allclose(pushed[1] - alone[1], torch.tensor(0.01), atol=1e-5)
+
+
 def test_pressure_empties_scales(tmp_path):
     dense, alone = subject(), {"finetune_epochs": 0, "distil_epochs": 0}
     results(tmp_path, start=dense, sparse_epochs=15, rate=1.0, lr=0.02, schedule="constant", **alone)
@@ -116,6 +136,9 @@ def test_widths_of_eight_and_a_global_baseline_with_floors(tmp_path):
         (("channels=50%",), {"sparse_epochs": -1}, "epochs=-1"),
         (("channels=50%",), {"weights": []}, "weights are empty"),
         (("channels=50%",), {"temperature": 0.0}, "option temperature=0.0"),
+        (("channels=50%",), {"layers": ["nose"]}, "'nose'"),
+        (("channels=50%",), {"outputs": True, "softness": 0.0}, "softness=0.0 .*: give a number above 0"),
+        (("channels=50%",), {"outputs": True, "lambdas": [1.0]}, r"lambdas=\[1.0\] .*: give at least 2 of them"),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, words):
@@ -125,14 +148,16 @@ def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeyp
     assert detecting.nothing_written(tmp_path)
 
 
-def test_cells_of_small_boxes_count_by_the_sizes_of_the_data(tmp_path, monkeypatch):
+def test_cells_of_small_boxes_count_by_the_sizes_of_the_data_and_other_layers_may_be_followed(tmp_path, monkeypatch):
     seen, weigh = [], maps.box_weights
     monkeypatch.setattr(
         maps, "box_weights", lambda *a, sizes, **how: seen.append(sizes) or weigh(*a, sizes=sizes, **how)
     )
     data = dataclasses.replace(DATA, sizes=(0.125, 0.5))
-    (found,) = results(tmp_path, data=data, focus=True, weights=[2.0], alpha=0.1, sparse_epochs=0, finetune_epochs=0)
+    how = {"layers": ["up4", "down5"], "weights": [2.0], "alpha": 0.1, "sparse_epochs": 0, "finetune_epochs": 0}
+    (found,) = results(tmp_path, data=data, focus=True, **how)
     assert found.recovery.steps == 2
+    assert len(seen) == 4, "two maps, at each of two steps"
     assert set(seen) == {(8, 32)}, "the data's sizes, of 64 pixels"
 
 
@@ -148,9 +173,15 @@ def test_the_teachers_answers_are_learned_too(tmp_path, monkeypatch):
         return train(model, feed, watched, *args, **how)
 
     monkeypatch.setattr(loop, "train", spied)
-    results(tmp_path, sparse_epochs=0, finetune_epochs=0, alpha=1.0, outputs=True)
+    how = {"sparse_epochs": 0, "finetune_epochs": 0, "alpha": 1.0, "outputs": True}
+    results(tmp_path / "a", lambdas=[0.5, 0.25], **how)
     assert seen
     assert all(set(parts) == {"task", "maps", "kd", "boxes"} and parts["kd"] > 0 for parts in seen)
+    count, strong = len(seen), seen[0]["kd"]
+    results(tmp_path / "b", **how)
+    assert seen[count]["kd"] == pytest.approx(0.001 / 0.5 * strong, rel=1e-4), "lambdas are the weights"
+    results(tmp_path / "c", softness=6.0, **how)
+    assert seen[2 * count]["kd"] != seen[count]["kd"], "of an untrained detector's answers, nearly the same"
 
 
 def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path, monkeypatch):
@@ -164,7 +195,9 @@ def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_p
     net = yolo.tiny()
     net.stage3[0].bn = torch.nn.BatchNorm2d(8, affine=False)
     plain = detectors.open_detector(net.eval(), DATA.inputs[:1])
-    (found,) = results(tmp_path / "a", ("channels=60%",), start=plain, finetune_epochs=0, distil_epochs=0)
+    (found,) = results(
+        tmp_path / "a", ("channels=60%",), start=plain, bias_rate=1e-3, finetune_epochs=0, distil_epochs=0
+    )
     assert found.notes == ("stays: stage3.0.conv.channels: has no batch norm",)
     with pytest.raises(UnsupportedError, match="no batch norm whose scale can be trained"):
         results(tmp_path / "b", start=detecting.frozen())

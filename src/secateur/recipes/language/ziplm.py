@@ -20,6 +20,7 @@ from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError
 from secateur.methods import distillation, timing
+from secateur.methods.distillation import BlockLosses
 from secateur.recover.training import objectives
 from secateur.score import database, hessian
 from secateur.select import allocate, knapsack, levels, search
@@ -52,13 +53,13 @@ def ziplm(
     length: int = 64,
     seed: int = 0,
     calibration: int = 256,
+    ratio: float = 0.9,
+    damp: float = 0.01,
     trials: int = 200,
     judged: int = 32,
     gradual: bool = True,
     train_length: int = 128,
-    task: float | None = None,
-    logit: float = 1.0,
-    token: float | None = None,
+    losses: BlockLosses = BlockLosses(task=None, logit=1.0, token=None, temperature=1.0),
     tolerance: float = 0.02,
     corrections: int = 4,
     training: Training = Training(steps=1000, batch=32, lr=5e-4, weight_decay=0.03),
@@ -87,6 +88,8 @@ def ziplm(
         length: tokens per sequence in the timed environment.
         seed: of sampling, search and training.
         calibration: sequences for the Hessians.
+        ratio: step of the geometric grid of FFN sizes.
+        damp: dampening, as a share of the mean of the Hessian's diagonal.
         trials: coefficient vectors tried; 0 leaves every c at 1.
         judged: sequences on which each trial's model is judged.
         gradual: continue from the last student; otherwise each budget is cut from `subject` (one-shot).
@@ -95,9 +98,8 @@ def ziplm(
         train_length: most tokens per distillation sequence.
         lr: peak learning rate, re-warmed and decayed linearly for each budget.
         weight_decay: of AdamW.
-        task: lambda_1; 0 for encoders and 0.5 for decoders unless given.
+        losses: the lambdas, see `BlockLosses`.
         logit: lambda_2.
-        token: lambda_3; 1 for encoders and 0.5 for decoders unless given.
         tolerance: relative gap between target and clock that is left alone.
         corrections: most re-timings per budget.
         keep_database: store every level of every linear in the run directory (some ten times the pruned weights), so
@@ -119,7 +121,7 @@ def ziplm(
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
-    grid = allocate.grid(kinds["neurons"])
+    grid = allocate.grid(kinds["neurons"], ratio=ratio)
     table = None
     if any("latency" in budget for budget in budgets):
         table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
@@ -134,7 +136,7 @@ def ziplm(
         sites = start.units(axis, "neurons").free()
         gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}
         gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
-        build = partial(database.build, start.forward, start.model, samples, start.consumers(), gone)
+        build = partial(database.build, start.forward, start.model, samples, start.consumers(), gone, damp=damp)
         return load_database(run, name, build, list(gone)) if keep_database else build()
 
     share, current = partial(timing.time_share, subject, batch=batch, length=length), subject
@@ -171,8 +173,8 @@ def ziplm(
         with database.stitch(start.model, start.consumers(), {s: decided[f"{s}.weight"] for s in keep}):
             student, cut = start.cut(Selection(keep, predicted, budget))
         recovery = None if dry_run else distillation.distil(
-            subject, student, data, run.folder(f"train-{budget}"), seed=seed, train_length=train_length, task=task,
-            logit=logit, token=token, training=training,
+            subject, student, data, run.folder(f"train-{budget}"), seed=seed, train_length=train_length,
+            losses=losses, training=training,
         )  # fmt: skip
         notes = ("the clock disagrees with the latency table or with itself: repeat on a quiet machine",)
         cut = replace(shapes.receipt(subject, student), notes=cut.notes)  # of the original, not of the last student

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
+from annotated_types import Gt, Len, Lt
 from torch import Tensor
 
 from secateur._utils.rundir import Run
@@ -21,7 +23,7 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods.cutting import cut_with_retries
-from secateur.methods.detector_stages import DetectorStages
+from secateur.methods.detector_stages import Answers, DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import look_at
 from secateur.recover.sparsity import slimming
@@ -47,21 +49,6 @@ CARD = {
 GRID = (0.0, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
 """Shares of a group's channels that the sensitivity scan takes away."""
 
-SWITCH = 0.4
-"""Share of sparse training after which there are two rates."""
-
-QUANTILE = 0.65
-"""p of step 2: scales from this quantile on are likely to stay."""
-
-KEPT_RATE = 0.01
-"""Share of s that these still feel. All three as in the official code."""
-
-JUDGED = 4
-"""Batches that the sensitivity scan looks at."""
-
-BETAS = (1e6, 1e3, 1e4)
-"""beta of the backbone's groups, of the deepest scale and of the neck, for images of 416 x 416: the official code's."""
-
 ALPHA = 0.1
 """How large distilling is at its first step, as a share of L_det: as large as L_det, it did harm here."""
 
@@ -75,6 +62,59 @@ Judge = Callable[[Traced, Mask, Sequence[str]], Shares]
 """(detector, masks, groups) -> how the shares of groups grow together."""
 
 
+@dataclass(frozen=True, slots=True)
+class TwoRates:
+    """How strongly sparse training pulls scales towards zero; as in the official code."""
+
+    rate: float = 1e-3
+    """s."""
+    switch: float = 0.4
+    """Share of sparse training after which there are two rates."""
+    quantile: Annotated[float, Gt(0), Lt(1)] = 0.65
+    """p, where kept scales are told from others."""
+    kept_rate: float = 0.01
+    """Share of s that kept scales still feel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Which layers stand in a group, and how much of each group goes."""
+
+    groups: Sequence[str] = ()
+    """Modules with which a new group of layers begins, in place of step 3."""
+    fractions: Sequence[float] = ()
+    """Shares to take from each group, in the order the groups run; their proportions count, for they are scaled to the
+    budget. By default a scan finds them: the loss on some batches when a share of one group goes."""
+    judged: int = 4
+    """Batches that the scan looks at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """What of a layer stays whatever its scales."""
+
+    layer_keep: float = 0.12
+    """Share of a layer's channels that stays at least."""
+    least: int = 16
+    """Channels that stay at least where that share is none."""
+    merge: Literal["majority", "union", "smallest"] = "majority"
+    """How masks are merged."""
+    multiple: int = 1
+    """Kept channels are multiples of this; 8 runs well on most hardware."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Where the student's attention is compared with its teacher's."""
+
+    betas: Annotated[Sequence[float], Len(3, 3)] = (1e6, 1e3, 1e4)
+    """Of the backbone's groups, of the deepest scale, and of the neck; for images of 416 x 416, as published."""
+    layers: Sequence[str] = ()
+    """Modules whose maps are distilled; by default the ends of the backbone's groups and the neck's maps."""
+    foreground: bool = False
+    """Look only at cells near boxes."""
+
+
 def yolov4_group_sad(
     subject: Traced,
     data: Examples,
@@ -83,18 +123,17 @@ def yolov4_group_sad(
     *,
     seed: int = 0,
     sparse_epochs: float = 200.0,
-    rate: float = 1e-3,
-    groups: Sequence[str] = (),
-    fractions: Sequence[float] = (),
+    rates: TwoRates = TwoRates(),
+    grouping: Grouping = Grouping(),
     feeders: bool = False,
-    layer_keep: float = 0.12,
-    least: int = 16,
-    merge: Literal["majority", "union", "smallest"] = "majority",
-    multiple: int = 1,
+    masking: Masking = Masking(),
+    offsets: bool = True,
     finetune_epochs: float = 30.0,
     distil_epochs: float = 30.0,
-    foreground: bool = False,
-    outputs: bool = False,
+    attention: Attention = Attention(),
+    alpha: float | None = None,
+    answers: Answers = Answers(),
+    temperature: Annotated[float, Gt(0)] = 3.0,
     training: Training = Training(batch=16, lr=1e-3, weight_decay=5e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -119,23 +158,15 @@ def yolov4_group_sad(
         batch: images per step, and of the timed environment.
         seed: of batches and training.
         sparse_epochs: of sparse training; 0 ranks the detector's own scales.
-        rate: s.
-        groups: modules with which a new group of layers begins, in place of step 3.
-        fractions: shares to take from each group, in the order the groups run; their proportions count, for they are
-            scaled to the budget. By default a scan finds them: the loss on some batches when a share of one group goes.
+        rates, grouping, masking, attention, answers: see these classes.
         feeders: cut also the layers just before an SPP pool or an upsampling, which the paper leaves whole.
-        layer_keep: share of a layer's channels that stays at least.
-        least: channels that stay at least where that share is none.
-        merge: how masks are merged.
-        multiple: kept channels are multiples of this; 8 runs well on most hardware.
+        offsets: fold constants in step 6; otherwise what goes is silent.
         finetune_epochs: without distilling, after the cut.
         distil_epochs: with it, after those.
         lr: peak learning rate of all trainings, each with a cosine.
         weight_decay: of AdamW.
-        foreground: look only at cells near boxes.
-        outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
-            at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
-            [B, N, 4], logits of classes [B, N, K]).
+        alpha: weight of distilling; by default what makes it a tenth of L_det at its first step, 1 is as published.
+        temperature: of the teacher's classes.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: the paper's body could not be read, so formulas are those of the official code, without its defects (a
@@ -148,11 +179,15 @@ def yolov4_group_sad(
     subject = detectors.open_detector(subject)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
-    order = stages.grouped(stages.places(subject.model, image), groups)
-    mask = partial(thresholds.by_group, share=layer_keep, least=least, policy=merge, multiple=multiple)
-    floor = partial(thresholds.floor, share=layer_keep, least=least, multiple=multiple)
-    check(subject, budgets, spared, order, fractions, multiple, floor)
-    if outputs:
+    order = stages.grouped(stages.places(subject.model, image), grouping.groups)
+    floors: dict[str, Any] = {"share": masking.layer_keep, "least": masking.least, "multiple": masking.multiple}
+    mask = partial(thresholds.by_group, policy=masking.merge, **floors)
+    floor = partial(thresholds.floor, **floors)
+    proportions = partial(proportional, grouping.fractions)
+    check(subject, budgets, spared, order, grouping.fractions, masking.multiple, floor)
+    if attention.layers:
+        look_at(subject.model, attention.layers, image, maps.flat)
+    if answers.outputs:
         detectors.check_predictions(subject.model, image)
     if dry_run:
         sparse_epochs = finetune_epochs = distil_epochs = 0.0
@@ -162,20 +197,21 @@ def yolov4_group_sad(
     if not dry_run:  # what can't be cut after all shows before anything is trained
         for budget in budgets:
             with suppress(InfeasibleError):  # scales that no training has told apart yet part nothing
-                cut_groups(sparse, spared, order, mask, partial(proportional, fractions), budget, seed)
-    pressed = training_stages.sparsify(sparse, pressure(sparse, spared, rate), sparse_epochs)
-    judge = partial(proportional, fractions) if fractions else partial(tolerant, run, feed.take(JUDGED))
+                cut_groups(sparse, spared, order, mask, proportions, budget, offsets, seed)
+    pressed = training_stages.sparsify(sparse, pressure(sparse, spared, rates), sparse_epochs)
+    judge = proportions if grouping.fractions else partial(tolerant, run, feed.take(grouping.judged))
     for budget in budgets:
-        student, cut, selection, shares = cut_groups(sparse, spared, order, mask, judge, budget, seed)
+        student, cut, selection, shares = cut_groups(sparse, spared, order, mask, judge, budget, offsets, seed)
         run.json(f"keep-{budget}", partial(audit, selection, shares))
         spent = {measure: cut.after.get(measure, value) for measure, value in selection.spent.items()}
         tuned, taught = training_stages.finetune(student, finetune_epochs, budget), None
         if distil_epochs:
-            taps, betas = attention_layers(subject, image)
-            compare = spatial_attention(betas, foreground)
+            taps, weights = attention_layers(subject, image, attention)
+            compare = spatial_attention(weights, attention.foreground)
             taught = training_stages.distil(
-                student, subject, taps, compare, distil_epochs, budget, share=ALPHA, outputs=outputs
-            )
+                student, subject, taps, compare, distil_epochs, budget, weight=alpha, share=ALPHA, answers=answers,
+                temperature=temperature,
+            )  # fmt: skip
         notes = tuple(f"{group}: {share:.0%} to go" for group, share in shares.items())
         yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), notes)
 
@@ -223,7 +259,7 @@ def sites(members: Mapping[str, Mapping[str, Tensor]], groups: Mapping[str, str]
     return {site: groups.get(first[site], "elsewhere") for site in ordered}
 
 
-def pressure(subject: Traced, spared: set[str], rate: float, switch: float = SWITCH) -> Objective:
+def pressure(subject: Traced, spared: set[str], two: TwoRates) -> Objective:
     """Step 2: the detector's loss, and the penalty at two rates on the scales that may go."""
     allowed = set(free(subject, spared))
     slices = {site: parts for site, parts in subject.slices().items() if site in allowed}
@@ -231,7 +267,9 @@ def pressure(subject: Traced, spared: set[str], rate: float, switch: float = SWI
 
     def rates(done: float) -> list[Tensor]:
         picked = [gamma.detach()[inside.to(gamma.device)] for gamma, inside in pushed]
-        levels = slimming.variable(picked, done, initial=rate, quantile=QUANTILE, switch=switch, kept=KEPT_RATE)
+        levels = slimming.variable(
+            picked, done, initial=two.rate, quantile=two.quantile, switch=two.switch, kept=two.kept_rate
+        )
         return [
             torch.zeros_like(gamma).masked_scatter(inside.to(gamma.device), level)
             for (gamma, inside), level in zip(pushed, levels, strict=True)
@@ -313,6 +351,7 @@ def cut_groups(
     masks: Callable[..., dict[str, np.ndarray]],
     judge: Judge,
     budget: Budget,
+    offsets: bool,
     seed: int,
 ) -> tuple[Traced, Cut, Selection, dict[str, float]]:
     """Steps 3 to 6: the smaller detector, its receipt, what stays, and the share that goes of each group.
@@ -334,7 +373,7 @@ def cut_groups(
         return Selection(keep, units.cost(keep), budget)
 
     while True:
-        selection, student, cut = cut_with_retries(subject, select, offsets=True, seed=seed)
+        selection, student, cut = cut_with_retries(subject, select, offsets=offsets, seed=seed)
         limits = budget.absolute(subject.units().cost())
         over = {n: cut.after[n] - selection.spent[n] for n, most in limits.items() if cut.after.get(n, 0.0) > most}
         if not over:
@@ -374,20 +413,24 @@ def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def attention_layers(teacher: Traced, image: Tensor) -> tuple[list[str], list[float]]:
-    """Step 8: the modules at the ends of the backbone's groups and those that the heads read; beta of each map."""
+def attention_layers(teacher: Traced, image: Tensor, attention: Attention) -> tuple[list[str], list[float]]:
+    """Step 8: modules, unless given those at the ends of the backbone's groups and those that the heads read; betas.
+
+    There is one beta for each map that these modules give.
+    """
     order = stages.places(teacher.model, image)
     grouping = stages.grouped(order)
     ends = {grouping[norm.name]: norm for norm in order if grouping[norm.name].startswith("stride")}
     blocks = list(dict.fromkeys(norm.block for norm in ends.values() if norm.block))
     deepest = max((norm.stride for norm in ends.values()), default=0.0)
     area = image.shape[-1] * image.shape[-2] / 416**2
-    taps = list(dict.fromkeys([*blocks, *cast(Detector, teacher.model).taps]))
+    taps = list(attention.layers) or list(dict.fromkeys([*blocks, *cast(Detector, teacher.model).taps]))
+    backbone, deepest_scale, neck = attention.betas
     weights = []
     for tap in taps:
         for found in look_at(teacher.model, [tap], image, maps.flat):
             deep = image.shape[-1] / found.shape[-1] >= deepest
-            weights.append(area * (BETAS[1] if deep else BETAS[0] if tap in blocks else BETAS[2]))
+            weights.append(area * (deepest_scale if deep else backbone if tap in blocks else neck))
     return taps, weights
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, cast
 
@@ -22,7 +22,7 @@ from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.measure import detection
 from secateur.methods.cutting import cut_with_retries
-from secateur.methods.detector_stages import DetectorStages
+from secateur.methods.detector_stages import Answers, DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import Adapters, look_at
 from secateur.recover.sparsity import slimming
@@ -45,6 +45,18 @@ CARD = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Penalty:
+    """How strongly sparsity training pulls the constants of batch norms towards zero."""
+
+    rate: float = 1e-3
+    """lambda_0."""
+    schedule: Literal["decay", "rise", "constant"] = "decay"
+    """Of lambda: decay as in the formula, rise as in the paper's text, or constant."""
+    bias_rate: float = 0.0
+    """The same for the biases of batch norms, constant; public code takes 1e-2."""
+
+
 def yolov8_cwd(
     subject: Traced,
     data: Examples,
@@ -53,8 +65,7 @@ def yolov8_cwd(
     *,
     seed: int = 0,
     sparse_epochs: float = 100.0,
-    rate: float = 1e-3,
-    schedule: Literal["decay", "rise", "constant"] = "decay",
+    penalty: Penalty = Penalty(),
     scope: Literal["local", "global"] = "local",
     multiple: int = 1,
     least: int = 8,
@@ -63,8 +74,10 @@ def yolov8_cwd(
     temperature: Annotated[float, Gt(0)] = 2.0,
     weights: Sequence[float] = (1.0, 0.75, 0.5),
     alpha: float | None = None,
+    layers: Sequence[str] = (),
     focus: bool = False,
-    outputs: bool = False,
+    softness: Annotated[float, Gt(0)] = 3.0,
+    answers: Answers = Answers(),
     training: Training = Training(batch=16, lr=1e-3, weight_decay=5e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -89,8 +102,7 @@ def yolov8_cwd(
         batch: images per step, and of the timed environment.
         seed: of batches and training.
         sparse_epochs: of sparsity training; 0 ranks the detector's own scales.
-        rate: lambda_0.
-        schedule: of lambda: decay as in the formula, rise as in the paper's text, or constant.
+        penalty, answers: see these classes.
         scope: local takes the same share of every layer; global ranks all layers together, as a baseline.
         multiple: kept channels are multiples of this; 8 runs well on most hardware.
         least: channels of a layer that stay at least, or all of fewer.
@@ -101,10 +113,9 @@ def yolov8_cwd(
         temperature: tau of the softmaxes over space; the paper tunes it.
         weights: w_s, finest map first; the last holds for all further maps.
         alpha: weight of the distillation; by default what makes it as large as L_det at its first step.
+        layers: modules whose maps are distilled; by default those that the heads read.
         focus: let the cells of small and medium boxes count more; which those are is told by the data's sizes.
-        outputs: learn from the teacher's classes (soft, at all anchors) and boxes (where it is sure) too; of two stages
-            at the regions that the teacher proposes. A module of your own needs predictions(images) -> (boxes
-            [B, N, 4], logits of classes [B, N, K]).
+        softness: temperature of the teacher's classes.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: lambda_0, the epochs of sparsity training, tau, w_s, alpha and the tapped layers are not in the text
@@ -115,7 +126,9 @@ def yolov8_cwd(
     """
     subject = detectors.open_detector(subject)
     check(subject, budgets, multiple, least, weights)
-    if outputs:
+    if layers:
+        look_at(subject.model, layers, data.inputs[:1], maps.flat)
+    if answers.outputs:
         detectors.check_predictions(subject.model, data.inputs[:1])
     if dry_run:
         sparse_epochs = finetune_epochs = distil_epochs = 0.0
@@ -127,7 +140,7 @@ def yolov8_cwd(
         with torch.random.fork_rng(devices=[]):  # what can't be cut after all shows before anything is trained
             for budget in budgets:
                 cut_to(sparse, budget, scope, least, multiple)
-    pressed = stages.sparsify(sparse, pressure(sparse, rate, schedule), sparse_epochs)
+    pressed = stages.sparsify(sparse, pressure(sparse, penalty), sparse_epochs)
     run.json("scales", lambda: {"before": histogram(subject), "after": histogram(sparse)})
 
     for budget in budgets:
@@ -136,11 +149,12 @@ def yolov8_cwd(
         tuned, taught = stages.finetune(student, finetune_epochs, budget), None
         if distil_epochs:
             original = cast(Detector, subject.model)
-            adapters = adapt_widths(student, subject, data.inputs[:1], seed)
+            taps, ask = (layers, subject.model) if layers else (original.taps, original.features)
+            adapters = adapt_widths(student, subject, taps, data.inputs[:1], seed)
             sizes = (data.sizes or detection.SIZES) if focus else ()
             taught = stages.distil(
-                student, subject, original.taps, channel_wise(adapters, temperature, weights, sizes), distil_epochs,
-                budget, ask=original.features, weight=alpha, outputs=outputs, extra=[adapters],
+                student, subject, taps, channel_wise(adapters, temperature, weights, sizes), distil_epochs, budget,
+                ask=ask, weight=alpha, answers=answers, temperature=softness, extra=[adapters],
             )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
 
@@ -157,15 +171,18 @@ def check(subject: Traced, budgets: Sequence[Budget], multiple: int, least: int,
         raise InputError("weights are empty: give one for each map, the finest first; the last holds for all further")
 
 
-def pressure(subject: Traced, rate: float, schedule: slimming.Schedule) -> Objective:
-    """Step 2: the detector's loss, and the penalty on the scales that may go."""
+def pressure(subject: Traced, penalty: Penalty) -> Objective:
+    """Step 2: the detector's loss, and the penalty on the scales that may go (and, at `bias_rate`, on their biases)."""
     free = scales.prunable(subject.model, subject.slices())
+    norms = {id(m.weight): m for m in subject.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    biases: list[Tensor] = [norms[id(gamma)].bias for gamma, _ in free] if penalty.bias_rate else []
 
     def rates(done: float) -> list[Tensor]:
-        now = slimming.rate(done, initial=rate, schedule=schedule)
-        return [inside.to(gamma) * now for gamma, inside in free]
+        now = slimming.rate(done, initial=penalty.rate, schedule=penalty.schedule)
+        levels = [inside.to(gamma) * now for gamma, inside in free]
+        return levels + [inside.to(gamma) * penalty.bias_rate for gamma, inside in free if biases]
 
-    return detecting.press(cast(Detector, subject.model).loss, [gamma for gamma, _ in free], rates)
+    return detecting.press(cast(Detector, subject.model).loss, [gamma for gamma, _ in free] + biases, rates)
 
 
 def histogram(subject: Traced) -> dict[str, Any]:
@@ -212,10 +229,9 @@ def select(units: Units, scores: Mapping[str, Tensor], budget: Budget, scope: st
     return ranking.by_budget(replace(units, sites=floors), scores, budget, scope="global")
 
 
-def adapt_widths(student: Traced, teacher: Traced, image: Tensor, seed: int) -> Adapters:
-    """Step 6: a 1 x 1 convolution for each map that the heads read, where its widths differ."""
-    names = cast(Detector, teacher.model).taps
-    widths = [[one.shape[1] for one in look_at(net.model, names, image, maps.flat)] for net in (student, teacher)]
+def adapt_widths(student: Traced, teacher: Traced, taps: Sequence[str], image: Tensor, seed: int) -> Adapters:
+    """Step 6: a 1 x 1 convolution for each map that the modules `taps` give, where its widths differ."""
+    widths = [[one.shape[1] for one in look_at(net.model, taps, image, maps.flat)] for net in (student, teacher)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Adapters(*widths)

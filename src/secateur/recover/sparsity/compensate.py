@@ -11,7 +11,45 @@ from torch import Tensor
 
 from secateur.errors import InputError, NumericalError
 
-__all__ = ["constant", "least_squares"]
+__all__ = ["constant", "least_squares", "merge_heads"]
+
+
+def merge_heads(weight: Tensor, scores: Tensor, keep: Tensor, *, dim: int = 0, group: Tensor | None = None) -> Tensor:
+    """Head residual merging: each of the least important heads that stay takes over one that goes.
+
+    With heads sorted by importance, the first K of L staying: ``head_i <- head_i + (head_i - head_{2K - i + 1})`` for
+    ``i`` from ``max(1, 2K - L + 1)`` to ``K``, so head K is paired with K + 1, head 2K - L + 1 with L. Beyond L = 2K
+    there are more heads that go than heads that stay; those last ones have no partner and are dropped as they are.
+    Source: Minitron (arXiv 2407.14679), section 2.2; the index arithmetic as printed there, clamped at the lower end.
+
+    Args:
+        weight: a matrix or bias whose `dim` holds the heads' slices one after another: dim 0 for W_Q, W_K, W_V and
+            their biases, dim 1 for W_O.
+        scores: [L], higher = keep.
+        keep: [L] booleans, the heads that stay.
+        dim: see `weight`.
+        group: [L] integers; under grouped-query attention heads merge inside their group, and only W_Q is to be given.
+
+    Returns a weight of the same shape; cutting it is the caller's. Raises `InputError` when the shapes do not fit.
+    """
+    heads = len(scores)
+    if weight.shape[dim] % heads or len(keep) != heads or (group is not None and len(group) != heads):
+        raise InputError(
+            f"weight {list(weight.shape)} with {heads} scores and {len(keep)} marks in dimension {dim}: give one "
+            "score, one mark (and one group) per head, and a weight of whole heads"
+        )
+    groups = torch.zeros(heads, dtype=torch.long) if group is None else torch.as_tensor(group)
+    scores, keep = torch.as_tensor(scores), torch.as_tensor(keep, dtype=torch.bool)
+    merged = weight.clone()
+    source = weight.movedim(dim, 0).unflatten(0, (heads, -1))
+    target = merged.movedim(dim, 0).unflatten(0, (heads, -1))
+    for number in groups.unique():
+        order = torch.argsort(scores, descending=True, stable=True)
+        order = order[groups[order] == number]
+        staying, going = order[keep[order]], order[~keep[order]]
+        for partner, index in zip(going.tolist(), reversed(staying.tolist()), strict=False):
+            target[index] = 2 * source[index] - source[partner]
+    return merged
 
 
 def constant(weight: Tensor, mean: Tensor, keep: Tensor) -> Tensor:

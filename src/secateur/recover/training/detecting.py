@@ -74,7 +74,7 @@ def answering(
     teacher: nn.Module,
     *,
     temperature: float = _TEMPERATURE,
-    weights: tuple[float, float] = _WEIGHTS,
+    weights: Sequence[float] = _WEIGHTS,
 ) -> Objective:
     """`objective` + ``w_1 L_kd + w_2 L_boxes``: the teacher's soft classes everywhere, its boxes where it is sure.
 

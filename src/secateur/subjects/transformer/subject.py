@@ -170,6 +170,27 @@ class Transformer:
                 result[f"layers.{index}.shared_neurons"] = Consumer(out, 1, conv1d)
         return result
 
+    def head_slices(self, layer: int) -> Iterator[tuple[str, int, int, int]]:
+        """Where each whole set of heads stands in the input projections of `layer`: parameter, dim, start, length.
+
+        Query heads; keys and values too where every query head has its own.
+        """
+        layout = self.layout
+        width = layout.widths[layer]
+        for name, _ in self.model.named_parameters():
+            place = layout.place(name)
+            if place.layer != layer or place.block != "attention" or place.module == self.family.attention.out:
+                continue
+            for dim, axis in enumerate(place.axes or ()):
+                start = 0
+                for part in axis.split("+"):
+                    if not part.endswith("*"):
+                        continue
+                    length = layout.head_dim * (width.heads if part == "heads*" else width.kv)
+                    if part == "heads*" or not width.has_groups:
+                        yield name, dim, start, length
+                    start += length
+
     # ----------------------------------------------------------------------------------------------- units
 
     def units(self, *axes: str, multiple: int = 8, batch: int = 1, length: int = 128) -> Units:
