@@ -25,6 +25,13 @@ def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):
     assert stored == {"recipe": "x", "lr": 1e-5, "sizes": [1, 2], "versions": {"a": "1"}}
 
 
+def test_a_record_of_an_older_version_may_lack_what_stands_at_its_default(tmp_path):
+    Run.open(tmp_path / "run", {"steps": 1}).close()
+    Run.open(tmp_path / "run", {"steps": 1, "moment": "both"}, defaults={"moment": "both"}).close()
+    with pytest.raises(RunError, match="moment=not set, not moment=gradient"):
+        Run.open(tmp_path / "run", {"steps": 1, "moment": "gradient"}, defaults={"moment": "both"})
+
+
 def test_an_input_on_record_is_not_left_out_in_silence(tmp_path):
     with Run.open(tmp_path / "r", {"seed": 0, "data_sha256": "a", "held_out_sha256": "b"}):
         pass

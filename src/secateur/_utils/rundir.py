@@ -105,12 +105,14 @@ class Run:
         about: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         shared: bool = False,
+        defaults: Mapping[str, Any] | None = None,
     ) -> Run:
         """Make or resume the run directory `path`.
 
         `settings` must equal those of the run that is already there, key by key (after a trip through YAML), and where
         some of them are digests of inputs (`*_sha256`), no other input may be on record; `about`, such as versions, is
-        stored beside them and not compared. `overwrite` starts anew in the directory of another run.
+        stored beside them and not compared. `overwrite` starts anew in the directory of another run. A setting at its
+        value in `defaults` may be missing on record: an older version did not have it.
 
         `shared` opens it for all processes that were started together, which see the same disk, and ask for the same
         artefacts in the same order: the first has the lock and writes.
@@ -128,7 +130,7 @@ class Run:
                     for one in work.iterdir():  # left by processes that had not yet heard that their run was refused
                         if one != work / "lock":
                             remove(one)
-                held.append(cls.open(path, settings, about=about, overwrite=overwrite))
+                held.append(cls.open(path, settings, about=about, overwrite=overwrite, defaults=defaults))
 
             distributed.by_first(first)
             run = held[0] if held else cls(Path(path), plain(settings))
@@ -148,7 +150,7 @@ class Run:
             if overwrite:
                 run._clear()
             if record.exists():
-                run._check(record)
+                run._check(record, plain(defaults or {}))
                 run._roll_forward()
             else:
                 if any(one != work / "lock" for one in work.iterdir()):
@@ -275,8 +277,9 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------- opening
 
-    def _check(self, record: Path) -> None:
-        before = read_record(record)
+    def _check(self, record: Path, defaults: Mapping[str, Any]) -> None:
+        added = {key: value for key, value in defaults.items() if self.settings.get(key) == value}
+        before = {**added, **read_record(record)}
         keys = list(self.settings)
         if any(key.endswith(_DIGEST) for key in keys):  # what names its inputs by digests names all of them
             keys += [key for key in before if str(key).endswith(_DIGEST) and key not in self.settings]

@@ -191,7 +191,8 @@ def results(
     if dry_run:
         yield from job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
         return
-    with open_run(out, settings, about, overwrite=overwrite, shared=True) as directory, with_threads(place):
+    record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=_defaults(function))
+    with record as directory, with_threads(place):
         yield from job.execute(directory, about)
 
 
@@ -309,14 +310,18 @@ def open_run(
     *,
     overwrite: bool = False,
     shared: bool = False,
+    defaults: Mapping[str, object] | None = None,
 ) -> Iterator[Run]:
     """The run directory `out`, held by one run at a time, with run.yaml and the versions of what it runs on.
 
     settings: what a run that goes on must have been begun with. about: what run.yaml says beside them. shared: whether
-    several processes open it together.
+    several processes open it together. defaults: settings that a record of an older version may lack.
     """
     about = {**about, "versions": describe_machine()}
-    with guard(Path(out)), Run.open(out, settings, about=about, overwrite=overwrite, shared=shared) as directory:
+    with (
+        guard(Path(out)),
+        Run.open(out, settings, about=about, overwrite=overwrite, shared=shared, defaults=defaults) as directory,
+    ):
         yield directory
 
 
@@ -339,7 +344,10 @@ def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend |
 
 def options(recipe: str | Recipe) -> dict[str, Any]:
     """A recipe's options and their default values."""
-    function = recipes.find(recipe) if isinstance(recipe, str) else recipe
+    return _defaults(recipes.find(recipe) if isinstance(recipe, str) else recipe)
+
+
+def _defaults(function: Recipe) -> dict[str, Any]:
     return keywords.flat(function, {name: parameter.default for name, parameter in keywords.of(function).items()})
 
 
