@@ -49,6 +49,13 @@ def test_what_stands_above_is_strictly_above_and_the_best_of_it(values, percenti
         assert values[keep].min() >= values[high & ~keep].max()
 
 
+@given(COLUMNS, PERCENT, PERCENT, FLOOR, FLOOR, MOST, MOST)
+def test_lower_thresholds_and_more_room_take_nothing_away(values, one, other, low, high, few, many):
+    small = thresholds.above(values, percentile=max(one, other), floor=max(low, high), most=min(few, many))
+    large = thresholds.above(values, percentile=min(one, other), floor=min(low, high), most=max(few, many))
+    assert not (small & ~large).any()
+
+
 def test_even_percentile_0_leaves_out_the_least():
     values = np.array([0.3, 0.1, 0.2, 0.1])
     assert thresholds.above(values, percentile=0, floor=-1, most=9).tolist() == [True, False, True, False]

@@ -160,22 +160,22 @@ COMMAND = Command(
     words={"source": "--in"},
     help={
         "recipe": "which recipe: `secateur list` shows those of the family context.",
-        "question": "what the documents are to answer.",
+        "question": "the question that the documents should answer.",
         "budget": "how much may stay: tokens=2048, words=1000, tokens=20%.",
         "source": "a .jsonl file with question and html, text or passages in each line, or the question alone where a "
         "FILE is the graph; or a folder of pages; - is the standard input.",
         "out": "where the result goes: text for files, .jsonl for --in; the standard output without it. Beside it "
-        "OUT.run.yaml says what was run.",
-        "trace": "say for each block what became of it: in --in's lines, or as JSON on the standard error.",
+        "OUT.run.yaml records the run.",
+        "trace": "print each block's score and whether it stays: in --in's lines, or as JSON on the standard error.",
         "strict": "stop at the first line of --in that can't be pruned.",
         "overwrite": "write --out anew.",
-        "processes": "how many work at once on --in; one for each core if not given.",
+        "processes": "number of processes for --in; one for each core if not given.",
     },
     without=("graph",),
     more=[
         extra("files", "list[str]", _FILES, "", "[FILE]..."),
         extra("page", "str", "a page to write that shows what was cut, and each block's score.", metavar="FILE"),
-        extra("dry_run", "bool", "say what would be cut at what cost, by the first 8 lines; write nothing."),
+        extra("dry_run", "bool", "print what would be cut at what cost, by the first 8 lines; write nothing."),
         extra("config", "str", "a file with the same keys, such as OUT.run.yaml; flags win over it.", metavar="FILE"),
     ],
     recipe_flags=_recipe_flags,

@@ -78,9 +78,9 @@ COMMAND = Command(
     again=("budget",),
     more=[
         extra("scratch_baseline", "str", _ARMS, metavar="E|B|both"),
-        extra("scratch_epochs", "int", "of those networks: what the original was trained for; the run's if not given."),
-        extra("scratch_lr", "float", "of those networks: the learning rate; the run's if not given."),
-        extra("scratch_cap", "float", "of those of B: at most this many times the epochs."),
+        extra("scratch_epochs", "int", "epochs of these networks, as of the original; those of the run if not given."),
+        extra("scratch_lr", "float", "learning rate of these networks; the run's if not given."),
+        extra("scratch_cap", "float", "limit of the epochs of B, as a multiple of those of E."),
     ],
     recipe_flags=_recipe_flags,
     needed={"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"},

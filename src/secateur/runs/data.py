@@ -106,7 +106,7 @@ def prune_data(
         lr: their peak learning rate; 1e-3 for networks and 5e-5 for models of texts unless given.
         batch: examples per step.
         length: tokens of a text that a model reads.
-        seed: of everything random.
+        seed: seed of the random generators.
         ray: pass over texts at a path with Ray Data: on all cores, or on the cluster that RAY_ADDRESS names. A model
             reads them here.
         dry_run: say what would stay; nothing is written.

@@ -80,18 +80,18 @@ def run(
         out: the run directory. The model stands there for one budget, in a folder per budget for several.
         inputs: what a network runs on, or a shape such as "1x3x224x224"; what its function gives, or the first of the
             data, if None.
-        held_out: what quality is measured on, read as `data` is, all of which then goes to the recipe; a part of `data`
-            that no recipe sees if None.
+        held_out: data to measure quality on, in the forms of `data`, all of which then goes to the recipe; if None, a
+            part of `data` is held out.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
-        sizes: of a detector's data, sides of the squares that part small from medium from large boxes, such as "8,24"
-            in pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
-        dry_run: say what would be cut and what that saves; nothing is trained or written.
+        sizes: limits between small, medium and large boxes of a detector's data: sides of squares, such as "8,24" in
+            pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
+        dry_run: print what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
-        seed: of everything random.
-        threads: of torch, also while measuring; its own number if None.
-        device: where the model is pruned and timed, such as cuda; where it is if None. Networks are pruned where they
-            are, and copies of them timed and judged on the device. Training takes a GPU that is there.
+        seed: seed of the random generators.
+        threads: number of torch threads, also while measuring; torch's default if None.
+        device: device to prune and time the model on, such as cuda; where it is if None. Networks are pruned where they
+            are, and copies of them are timed and evaluated on the device. Training uses a GPU if there is one.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is

@@ -214,12 +214,38 @@ def test_the_band_is_as_wide_as_a_unit_so_that_whole_units_can_meet_it(form, sla
     assert seen == {(form, width)}  # four branches of one size
 
 
+def test_two_micro_batches_weigh_as_their_mean():
+    work = subject()
+    gated = recipe.gate(work, "layer", bias=0.5)
+    feed, target = examples.batches(data(), batch=16), {"params": 1000.0}
+    with gated.gates.on(work.model.eval()), torch.no_grad():
+        alone = [
+            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 16})[0] for i in (0, 1)
+        ]
+        joint = [
+            recipe.loss(work.model, gated.gates, gated.units, target, feed[i], {"examples": 32})[0] for i in (0, 1)
+        ]
+    assert float(sum(joint)) == pytest.approx(float(sum(alone)) / 2, rel=1e-6)
+
+
 def test_a_budget_the_vote_overruns_is_kept_all_the_same(tmp_path):
     (one,) = results(tmp_path, ["channels=50%"], mode="channel", dry_run=True)
     assert one.cut.after["channels"] <= 0.5 * one.cut.before["channels"]
     assert any("against the gates' vote" in note for note in one.notes)
     assert any("dry run" in note for note in one.notes)
     assert one.recovery is None
+
+
+def test_a_tie_stays_and_one_channel_stays_where_all_gates_are_off():
+    from secateur.select import ranking
+
+    gated = recipe.gate(subject(), "channel")
+    scores = {name: np.zeros(10) for name in gated.gates.places}
+    first = next(iter(scores))
+    scores[first][3:5] = 0.5
+    keep = ranking.threshold(gated.units, scores, 0.5).keep
+    assert np.flatnonzero(keep[first]).tolist() == [3, 4]
+    assert all(int(mask.sum()) == 1 for name, mask in keep.items() if name != first)
 
 
 def test_the_original_stays_and_a_run_repeats_and_resumes(tmp_path):
@@ -293,6 +319,45 @@ def test_a_transformer_is_trained_with_gates_on_its_sub_layers(make, mode, budge
     with torch.no_grad():
         scores = one.subject.model.eval()(learnt.inputs[:5]).logits
     assert scores.shape == (5, 4)
+
+
+def test_gates_have_the_width_and_the_leak_asked_for():
+    gated = recipe.gate(subject(), "layer", hidden=5, bias=0.5, leak=0.2)
+    for one in gated.gates.each:
+        assert (one.look.out_features, one.leak) == (5, 0.2)
+        assert (one.decide.bias == 0.5).all()
+
+
+def test_the_margin_moves_the_target_and_norms_stay_where_that_is_asked_for(tmp_path, monkeypatch):
+    limits, calls = [], []
+    monkeypatch.setattr(recipe, "loss", lambda *args, **_: limits.append(args[3]["params"]) or pytest.skip())
+    monkeypatch.setattr(recipe.norms, "reestimate", lambda *_: calls.append(None))
+    for margin in (0.0, 0.25):
+        with pytest.raises(pytest.skip.Exception):
+            results(tmp_path / str(margin), ["params=60%"], mode="layer", margin=margin)
+    assert limits[1] == pytest.approx(0.75 * limits[0])
+    monkeypatch.setattr(recipe.statistics, "unanimous", lambda _: 0.5)
+    for reestimate in (False, True):
+        results(tmp_path / str(reestimate), ["params=60%"], mode="layer", reestimate=reestimate, dry_run=True)
+        assert len(calls) == reestimate
+
+
+def test_gates_in_a_loop_of_ones_own():
+    """The losses are plain functions: any loop can add them."""
+    work = subject()
+    gated = recipe.gate(work, "channel", units=["2.conv1.*"])
+    assert set(gated.gates.places) == {"2.conv1.channels"}
+    feed = examples.batches(data(), batch=32)
+
+    def objective(part, totals):
+        return recipe.loss(work.model, gated.gates, gated.units, {"params": 1.0}, part, totals, activation=5.0)
+
+    with gated.gates.on(work.model):
+        loop.train(
+            work.model, feed, objective, steps=40, lr=0.05, optimizer="sgd", extra=[gated.gates], count=examples.count
+        )
+    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
+    assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
 
 
 def test_what_is_refused(tmp_path, monkeypatch):

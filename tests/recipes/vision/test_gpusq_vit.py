@@ -19,6 +19,7 @@ from recipes.vision import nets
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
 from secateur.formats import integers
+from secateur.formats.integers import Form
 from secateur.measure import sparsity
 from secateur.recipes.vision import gpusq_vit as module
 from secateur.recipes.vision.gpusq_vit import gpusq_vit
@@ -188,6 +189,14 @@ def test_eight_bits_are_6_4_times_smaller(eight):
             assert 4 * weight.numel() / sparsity.packed_bytes(weight, 8) >= 6.4
 
 
+def test_without_sparsity_at_32_bits_nothing_changes():
+    subject = open_traced(taught(), DATA.inputs[:2])
+    every = module.magnitude_masks(module.eligible(matrices(subject.model), Form(4, 4), 8)[0], Form(4, 4))
+    copy = subject.copy()
+    masks.apply(copy.model, every)
+    assert torch.equal(copy.forward(DATA.inputs[:8]), subject.forward(DATA.inputs[:8]))
+
+
 def test_thirty_two_bits_stop_at_the_sparse_network(tmp_path):
     (found,) = results(tmp_path, bits=32)
     assert not integers.quantised_layers(found.subject.model)
@@ -214,6 +223,15 @@ def test_factors_of_labels_alone_are_plain_retraining_with_the_mask(tmp_path):
 def test_images_alone_are_enough(tmp_path, labels):
     (found,) = results(tmp_path, data=Examples(DATA.inputs, name="images"), labels=labels)
     assert vision.accuracy(taught(), HELD_OUT) - vision.accuracy(found.subject.model, HELD_OUT) <= 0.02
+
+
+def test_ranges_are_of_as_many_batches_as_asked_for(tmp_path):
+    scales = []
+    for count in (1, 8):
+        (found,) = results(tmp_path / str(count), calibrated=count, epochs=0, quantise_epochs=0)
+        scales.append([layer.input_scale for layer in integers.quantised_layers(found.subject.model).values()])
+    assert all(few <= many for few, many in zip(*scales, strict=True)), "the largest of more inputs is no smaller"
+    assert any(few < many for few, many in zip(*scales, strict=True))
 
 
 def test_a_critical_layer_that_is_named_twice_counts_once(tmp_path):
@@ -253,6 +271,7 @@ def test_without_torchao_nothing_is_trained_in_vain(tmp_path, monkeypatch):
         ("pattern=2:4", {"settled": 1.5}, InputError, "option settled=1.5"),
         ("pattern=2:4", {"labels": "none", "factors": (1.0, 0.0, 0.0)}, InputError, "leaves no loss"),
         ("pattern=2:4", {"disagreeing": -1.0}, InputError, "option disagreeing=-1"),
+        ("pattern=2:4", {"calibrated": 0}, InputError, "option calibrated=0"),
         ("pattern=2:4", {"critical": ["nowhere"]}, InputError, "no module"),
         ("pattern=2:4", {"data": Examples(DATA.inputs, name="images")}, InputError, "no classes"),
     ],

@@ -22,7 +22,7 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
 from secateur.recipes.vision import nd_loss as module
-from secateur.recipes.vision.nd_loss import Classifier, Pass, View, nd_loss
+from secateur.recipes.vision.nd_loss import Classifier, FeatureLoss, Host, Pass, View, nd_loss
 from secateur.recover.training import detecting, loop
 from secateur.recover.training.mixing import Mix
 from secateur.subjects import open_traced
@@ -241,7 +241,7 @@ def test_labels_and_centres_of_mixed_inputs_are_mixed():
     ours, theirs = seen.student.features, seen.teacher.features
     along = (ours * functional.normalize(soft @ table.means, dim=1)).sum(1)
     wanted = (1 - along / torch.maximum(ours.norm(dim=1), theirs.norm(dim=1))).sum()
-    loss = module.feature_loss("nd", table, nn.Identity())(seen, batch)
+    loss = module.ask_feature(FeatureLoss(), table, nn.Identity())(seen, batch)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
@@ -251,7 +251,7 @@ def test_the_class_head_learns_labels_and_the_distillation_head_the_teacher():
     wanted = functional.cross_entropy(heads[0], seen.labels, reduction="sum")
     torch.testing.assert_close(module.label_loss(seen, batch), wanted)
     near = functional.kl_div(heads[1].log_softmax(1), seen.teacher.logits.softmax(1), reduction="sum")
-    torch.testing.assert_close(module.host_loss("kd", 1.0, 8.0)(seen, batch), near)
+    torch.testing.assert_close(module.host_loss(Host())(seen, batch), near)
 
 
 def test_losses_of_regions_are_means_over_regions_per_image():
@@ -261,10 +261,28 @@ def test_losses_of_regions_are_means_over_regions_per_image():
     ours, theirs = seen.student.features, seen.teacher.features
     along = (ours * functional.normalize(table.means[seen.labels], dim=1)).sum(1)
     wanted = 4 * (1 - along / torch.maximum(ours.norm(dim=1), theirs.norm(dim=1))).mean()
-    loss = module.feature_loss("nd", table, nn.Identity())(seen, batch)
+    loss = module.ask_feature(FeatureLoss(), table, nn.Identity())(seen, batch)
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
     near = functional.kl_div(seen.student.logits.log_softmax(1), seen.teacher.logits.softmax(1), reduction="batchmean")
-    assert module.host_loss("kd", 1.0, 8.0)(seen, batch).item() == pytest.approx(4 * near.item(), rel=1e-4)
+    assert module.host_loss(Host())(seen, batch).item() == pytest.approx(4 * near.item(), rel=1e-4)
+
+
+def test_weights_of_shares_steps_and_widths_are_those_asked_for():
+    seen, batch = view()
+    parts = [module.host_loss(Host(host="dkd", target=a, other=b))(seen, batch) for a, b in ((1, 0), (0, 1), (2, 3))]
+    torch.testing.assert_close(parts[2], 2 * parts[0] + 3 * parts[1])
+    table = module.ClassMeans(torch.randn(4, 24), torch.ones(4, dtype=torch.long))
+    longer = [module.ask_feature(FeatureLoss("norm", step=step), table, nn.Identity())(seen, batch) for step in (1, 3)]
+    assert longer[1].item() == pytest.approx(9 * longer[0].item(), rel=1e-4)
+    small = module.narrow(opened(taught()), Budget.parse("channels=80%"), ("9",), 4)[0].model
+    assert all(layer.out_channels % 4 == 0 for layer in small if isinstance(layer, nn.Conv2d))
+
+
+def test_maps_of_named_stages_are_compared():
+    named = Classifier.of(opened(nets.vgg()), stages=("2", "5"), staged=True)
+    assert list(named.stages) == ["2", "5"]
+    maps = named(DATA.inputs[:4]).maps
+    assert [tuple(one.shape[1:]) for one in maps] == list(named.shapes)
 
 
 # ------------------------------------------------------------------------------------------- students that are given
@@ -360,6 +378,8 @@ def rows() -> nn.Module:
     [
         ({"data": Examples(DATA.inputs, name="bare")}, DataError, "bare has no classes"),
         ({"host": "hint"}, InputError, "option host='hint'"),
+        ({"stages": ("2",)}, InputError, "stages=2: they are for host=review"),
+        ({"host": "review", "stages": ("layer",)}, InputError, "'layer' is no module of Sequential"),
         ({"variant": "angle"}, InputError, "option variant='angle'"),
         ({"host": "dkd", "mixup": 0.2}, InputError, "mixup=0.2: dkd parts off one class of each example, and takes 0"),
         ({"host": "dkd", "cutmix": 1.0}, InputError, "cutmix=1: dkd parts off one class of each example, and takes 0"),
@@ -373,8 +393,10 @@ def rows() -> nn.Module:
         ({"optimizer": "adam"}, InputError, "optimizer=adam: give adamw or sgd"),
         ({"warmup": -1.0}, InputError, "option warmup=-1"),
         ({"temperature": 0.0}, InputError, "option temperature=0"),
+        ({"dropout": 1.0}, InputError, "option dropout=1"),
         ({"feature": "pool"}, InputError, "'pool' is no module of Sequential: near are"),
         ({"feature": "*"}, InputError, r"names 10 modules"),
+        ({"task": 0.0, "nd": 0.0}, InputError, "no term is active"),
         ({"budgets": ("params=1%",)}, InfeasibleError, "params"),
         ({"budgets": ("pattern=2:4",)}, BudgetError, "pattern"),
     ],
@@ -504,6 +526,7 @@ def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
         ({"mixup": 0.2}, "mixup=0.2: that is for classifiers, and scenes has boxes"),
         ({"cutmix": 0.5}, "cutmix=0.5: that is for classifiers, and scenes has boxes"),
         ({"feature": "head"}, "feature=head: that is for classifiers, and scenes has boxes"),
+        ({"stages": ["a"], "host": "review"}, "stages=a: that is for classifiers, and scenes has boxes"),
     ],
 )
 def test_options_of_classifiers_are_refused_for_boxes(tmp_path, options, says):

@@ -73,6 +73,24 @@ def test_pruning_mode_meets_the_budget_and_cuts_what_is_zero(budget: str, option
     assert result.recovery.steps == 36
 
 
+def test_it_learns(tmp_path) -> None:
+    result = quick(tmp_path, "channels=60%", epochs=20)
+    assert accuracy(result.subject, bars(200, seed=1)) > 0.8
+
+
+def test_the_tolerance_reaches_the_optimiser(tmp_path, monkeypatch) -> None:
+    given = []
+    real = recipe.GroupSparse
+
+    def watch(*args: Any, **settings: Any) -> Any:
+        given.append({name: settings[name] for name in ("epsilon", "tolerance", "finish")})
+        return real(*args, **settings)
+
+    monkeypatch.setattr(recipe, "GroupSparse", watch)
+    quick(tmp_path, "channels=60%", epochs=2, tolerance=0.2)
+    assert given == [{"epsilon": 0.95, "tolerance": 0.2, "finish": 0.3}]
+
+
 @pytest.mark.parametrize("method", ["dhspg", "hesso"])
 def test_erasing_mode_never_breaks_the_network(method: str, tmp_path) -> None:
     result = quick(tmp_path, "segments=25%", method=method)

@@ -93,6 +93,22 @@ def test_a_feature_of_zeros_has_a_finite_gradient():
             assert torch.isfinite(torch.autograd.grad(loss, zeros)[0]).all()
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda s, t: nd(s, 2 * t, t),
+        lambda s, t: nd(s, t, t, torch.tensor([1, 0, 1])),
+        lambda s, t: features.unit(s, t),
+        lambda s, t: features.unit(s, t, power=1),
+        lambda s, t: features.normalised_errors([s, 2 * s], [t, 50 * t], scale="mean"),
+    ],
+)
+def test_gradcheck(loss):
+    torch.manual_seed(1)
+    student, teacher = (torch.randn(3, 4, dtype=torch.float64) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda s: loss(s, teacher), (student.requires_grad_(),))
+
+
 def test_growth_asks_for_a_step_of_length_and_no_other_direction(rows):
     student = rows[0]
     loss = features.growth(student, step=0.5)

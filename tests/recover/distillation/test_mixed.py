@@ -68,6 +68,13 @@ def test_images_on_which_both_disagree_count_less():
     assert torch.isclose(loss(student, teacher, disagreeing=1.0, **plain)[0], each.sum() / 5, atol=1e-6)
 
 
+def test_two_halves_of_a_step_add_up_to_the_whole():
+    student, teacher = net(0), net(1)
+    compute = mixed.objective(student, teacher, ask, ["1"])
+    parts = [compute({"inputs": X[a:b], "labels": Y[a:b]}, TOTALS)[0] for a, b in ((0, 2), (2, 5))]
+    assert torch.isclose(sum(parts), compute(BATCH, TOTALS)[0], atol=1e-5)
+
+
 def test_features_of_other_shapes_are_refused_by_name():
     other = nn.Sequential(nn.Linear(6, 9), nn.GELU(), nn.Linear(9, 8), nn.GELU(), nn.Linear(8, 3))
     with pytest.raises(InputError, match="1 gives"):

@@ -71,6 +71,15 @@ def test_inputs_that_do_not_fit_in_groups_are_left_and_named():
 
 
 @pytest.mark.parametrize("bits", quantise.BITS)
+def test_outputs_stay_near_and_nearer_in_more_bits(bits):
+    x = torch.randn(16, 64)
+    model, exact = net(), net()(x)
+    quantise.weight_only(model, bits)
+    error = ((model(x) - exact).norm() / exact.norm()).item()
+    assert 0 < error < (0.02 if bits == 8 else 0.3)
+
+
+@pytest.mark.parametrize("bits", quantise.BITS)
 def test_what_was_trained_fake_quantised_is_what_comes_out(bits):
     torch.manual_seed(0)
     model, x, wanted = net(), torch.randn(32, 64), torch.randn(32, 8)
@@ -96,6 +105,17 @@ def test_what_was_trained_fake_quantised_is_what_comes_out(bits):
     for name, mask in held.items():
         weight = quantise.dense(model.get_submodule(name.removesuffix(".weight")).weight)
         assert torch.count_nonzero(weight[~mask]) == 0
+
+
+def test_a_step_passes_straight_through_the_rounding_where_nothing_is_clamped():
+    model = nn.Sequential(nn.Linear(32, 4, bias=False))
+    x = torch.randn(3, 32)
+    quantise.prepare(model, 8)
+    model(x).sum().backward()
+    passed = model[0].weight.grad / x.sum(0)
+    clamped = passed.abs() < 1e-6
+    torch.testing.assert_close(passed[~clamped], torch.ones_like(passed[~clamped]), atol=1e-5, rtol=1e-5)
+    assert clamped.sum() <= 4  # the largest of a row
 
 
 def test_activations_are_quantised_where_asked():

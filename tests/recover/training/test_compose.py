@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
+from secateur.data.batches import Numbered
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training.compose import Term, balance, compose, sum_layers
@@ -121,6 +124,27 @@ def test_a_term_of_weight_zero_changes_no_bit_of_a_training():
 
     for name, tensor in trained().items():
         assert torch.equal(tensor, trained("noise")[name])
+
+
+def test_a_training_in_two_micro_batches_is_one_of_both():
+    def trained(accumulate):
+        torch.manual_seed(0)
+        net, x = nn.Linear(4, 1), torch.rand(16, 4, generator=torch.Generator().manual_seed(1))
+        size = 8 // accumulate
+        parts = Numbered([{"inputs": one} for one in x.split(size)] * 2, 4 * accumulate)
+        terms = [
+            Term("size", lambda y, _: y.square().sum()),
+            Term("mean", lambda y, _: y.sum(), weight=2.0, warmup=0.9),
+        ]
+        look = partial(lambda net, part: net(part["inputs"]), net)
+        count = {"count": lambda part: {"examples": len(part["inputs"])}}
+        stairs = {"stairs": 4}
+        train(
+            net, parts, compose(terms, look, **stairs), steps=4, lr=0.1, accumulate=accumulate, progress=False, **count
+        )
+        return net.weight.detach()
+
+    torch.testing.assert_close(trained(1), trained(2))
 
 
 def test_a_balance_makes_both_losses_equal_and_carries_no_gradient():

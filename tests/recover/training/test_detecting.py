@@ -86,6 +86,19 @@ def test_following_brings_maps_nearer_and_trains_what_is_handed_along():
     assert all(torch.equal(still[name], tensor) for name, tensor in teacher.state_dict().items())
 
 
+def test_the_weight_makes_both_losses_equal():
+    net, teacher = yolo.tiny(3), yolo.tiny()
+
+    def objective(weight):
+        return detecting.follow(net, net.loss, teacher, teacher, net.taps, compare, weight=weight)
+
+    weight = detecting.ratio(objective(1.0), FEED[0], net)
+    net.train()
+    total, parts = objective(weight)(FEED[0], {"examples": 4})
+    assert weight * parts["maps"] == pytest.approx(parts["task"], rel=1e-3)
+    assert total.item() == pytest.approx(2 * parts["task"], rel=1e-3)
+
+
 class Said(torch.nn.Module):
     """One place with a sure object, one with a sure background, one that knows nothing."""
 

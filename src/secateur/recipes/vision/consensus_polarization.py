@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -44,8 +44,29 @@ CARD = {
 }
 
 
-MARGIN = 0.02
-"""The training aims this share below the budget, so that a last wrong gate does not overrun it."""
+@dataclass(frozen=True, slots=True)
+class GateShape:
+    """What every gate is made of."""
+
+    hidden: int = 16
+    """width of a gate's MLP."""
+    bias: float = 1.0
+    """of a gate's last layer at the start; 1 is open."""
+    leak: float = 0.01
+    """slope of the straight-through gradient outside of (0, 1), so that no gate is dead for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How what the gates leave is held against the budget."""
+
+    form: Literal["band", "hinge", "absolute"] = "band"
+    """"band" charges what is above the target, and what is below it by more than `slack`; "hinge" only what is above;
+    "absolute" a distance of more than `slack` to either side."""
+    slack: Annotated[float, Ge(0)] = 0.02
+    """as a share of the gated cost; at least one unit of a "band", half of one with "absolute"."""
+    margin: float = 0.02
+    """the training aims this share below the budget, so that a last wrong gate does not overrun it."""
 
 
 def consensus_polarization(
@@ -62,10 +83,10 @@ def consensus_polarization(
     ramp: float = 0.5,
     activation: float = 4.0,
     polarization: float = 3.0,
-    form: Literal["band", "hinge", "absolute"] = "band",
-    slack: Annotated[float, Ge(0)] = 0.02,
-    bias: float = 1.0,
+    aim: Target = Target(form="band", slack=0.02, margin=0.02),
+    shape: GateShape = GateShape(hidden=16, bias=1.0, leak=0.01),
     threshold: Annotated[float, Ge(0), Le(1)] = 0.5,
+    reestimate: bool = True,
     training: Training = Training(epochs=30.0, batch=64, lr=0.05, weight_decay=5e-4, optimizer="sgd"),
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -97,11 +118,9 @@ def consensus_polarization(
         ramp: share of the steps after that over which lambda_polar grows to its full value.
         activation: lambda_act; above lambda_polar, which pulls a gate that is nearly always on back with that slope.
         polarization: lambda_polar; 0 leaves the gates free to differ from input to input.
-        form: "band" charges what is above the target, and what is below it by more than `slack`; "hinge" only what is
-            above; "absolute" a distance of more than `slack` to either side.
-        slack: as a share of the gated cost; at least one unit of a "band", half of one with "absolute".
-        bias: of a gate's last layer at the start; 1 is open.
+        aim, shape: see these classes.
         threshold: least f that stays.
+        reestimate: batch norms are averaged anew, without training, if some gates did not agree.
         dry_run: no training: the gates are as they start.
 
     Departures: only the paper's abstract could be read, so the equations are a reconstruction that agrees with it. The
@@ -117,7 +136,7 @@ def consensus_polarization(
     batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     if not epochs > 0:
         raise InputError(f"epochs={epochs:g}: give a number above 0, for gates that were not trained say nothing")
-    gated = gate(subject, mode, units, multiple=multiple, seed=seed, bias=bias)
+    gated = gate(subject, mode, units, multiple=multiple, seed=seed, **asdict(shape))
     whole = gated.units.cost()
     for budget in budgets:  # what can't be met is said before anything is trained
         limits_of_cut(budget, whole, ranking.fewest(gated.units).spent)
@@ -130,11 +149,11 @@ def consensus_polarization(
     for budget in budgets:
         limits = budget.absolute(whole)
         work, doors = subject.copy(), copy.deepcopy(gated.gates)
-        target = {measure: limit * (1.0 - MARGIN) for measure, limit in limits.items()}
+        target = {measure: limit * (1.0 - aim.margin) for measure, limit in limits.items()}
         unit = max(gates.largest(gated.units, measure) for measure in target)
         objective = partial(
             loss, work.model, doors, gated.units, target, activation=activation, polarization=polarization,
-            form=form, slack=max(slack, unit if form == "band" else unit / 2), open_for=open_for, ramp=ramp,
+            form=aim.form, slack=max(aim.slack, unit if aim.form == "band" else unit / 2), open_for=open_for, ramp=ramp,
         )  # fmt: skip
         recovery = None
         if steps:
@@ -145,7 +164,6 @@ def consensus_polarization(
                     title=f"consensus {budget}", flops_per_token=3.0 * (per_example + doors.flops()),
                 )  # fmt: skip
 
-        work.model.eval()
         decisions, sure = ask(work.model, doors, train, batch)
         count = len(next(iter(decisions.values())))
         often, sure = gated.by_site(statistics.frequency(decisions)), gated.by_site(sure)
@@ -158,7 +176,7 @@ def consensus_polarization(
         small, cut = gated.cut(work, replace(selection, budget=budget))
 
         accuracy = {"before norms": _accuracy(small.model, held, batch)}
-        if statistics.unanimous(often) < 1.0:
+        if reestimate and statistics.unanimous(often) < 1.0:
             norms.reestimate(small.model, partial(_run, small.model), feed)
         with doors.on(work.model):
             accuracy["dynamic"] = _accuracy(work.model, held, batch)
@@ -213,15 +231,17 @@ def gate(
     *,
     multiple: int = 1,
     seed: int = 0,
+    hidden: int = 16,
     bias: float = 1.0,
+    leak: float = 0.01,
 ) -> Gated:
     """Gates for `subject`, to be trained by any loop: within `gates.on(model)`, add the losses of `sparsity.gates`.
 
-    mode, units, multiple, bias: as in `consensus_polarization`.
+    mode, units, multiple, hidden, bias, leak: as in `consensus_polarization`.
 
     Raises `InputError` for another mode or a pattern that fits nothing, `UnsupportedError` where nothing can be gated.
     """
-    names = tuple(listed(units))
+    names, make = tuple(listed(units)), partial(gates.Gates, hidden=hidden, bias=bias, leak=leak)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if mode == "layer":
@@ -230,8 +250,8 @@ def gate(
                 one.name: gates.Place(one.source, one.channels, 1, {one.modules[-1]: None}, one.dim) for one in branches
             }
             return Gated(
-                gates.Gates(places, bias=bias), branches.units(),
-                lambda work, selection: branches.of(work).cut(selection), branches.reasons, layers=True,
+                make(places), branches.units(), lambda work, selection: branches.of(work).cut(selection),
+                branches.reasons, layers=True,
             )  # fmt: skip
         if mode != "channel":
             raise InputError(f"mode {mode!r} is neither 'channel' nor 'layer'")
@@ -246,7 +266,7 @@ def gate(
             raise UnsupportedError(f"no channels of this {type(subject.model).__name__} can be gated: {why or 'none'}")
         known = subject.units(multiple=multiple)
         free = {name: replace(site, frozen=name not in places) for name, site in known.sites.items()}
-        return Gated(gates.Gates(places, bias=bias), replace(known, sites=free), Traced.cut, reasons)
+        return Gated(make(places), replace(known, sites=free), Traced.cut, reasons)
 
 
 def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:

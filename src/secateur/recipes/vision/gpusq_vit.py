@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -45,8 +45,14 @@ CARD = {
 }
 
 
-CALIBRATED = 8
-"""Batches for the ranges of inputs; this project's."""
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """How the ranges of the inputs of quantised layers are found."""
+
+    calibration: Literal["max", "percentile", "entropy"] = "max"
+    """of the inputs' ranges: their largest, a quantile, or the range whose integers tell most."""
+    calibrated: Annotated[int, Ge(1)] = 8
+    """batches for it."""
 
 
 def gpusq_vit(
@@ -66,7 +72,7 @@ def gpusq_vit(
     quantise_lr: float = 2e-5,
     least: int = 16,
     pairs: bool = True,
-    calibration: Literal["max", "percentile", "entropy"] = "max",
+    ranges: Ranges = Ranges(calibration="max", calibrated=8),
     settled: Annotated[float, Ge(0), Le(1)] = 0.3,
     uniform: bool = False,
     training: Training = Training(epochs=30.0, batch=64, lr=1e-4, weight_decay=0.01),
@@ -106,7 +112,7 @@ def gpusq_vit(
         weight_decay: of AdamW.
         least: matrices with fewer inputs or outputs stay dense, such as small heads.
         pairs: in 4 bits, weights stay or go two by two, which kernels for them want.
-        calibration: of the inputs' ranges: their largest, a quantile, or the range whose integers tell most.
+        ranges: see this class.
         settled: share of step 5 at its end in which scales are held.
         uniform: all w_i are 1, for comparison.
         dry_run: stop after the mask; nothing is trained or quantised.
@@ -156,7 +162,7 @@ def gpusq_vit(
             shorter = replace(training, epochs=quantise_epochs, lr=quantise_lr)
             result, tuned, more = quantise(
                 sparse, partial(lesson, weights=weights), feed, shorter, seed, bits=bits, settled=settled,
-                calibration=calibration, checkpoint=run.folder(f"quantise-{budget}"),
+                ranges=ranges, checkpoint=run.folder(f"quantise-{budget}"),
             )  # fmt: skip
             notes += [*more, "integers are simulated: an engine for them is needed to be faster"]
         cut = receipt(originals(subject, result), matrices(result.model), tuple(notes))
@@ -285,7 +291,7 @@ def quantise(
     *,
     bits: int,
     settled: float,
-    calibration: qat.Calibration,
+    ranges: Ranges,
     checkpoint: Path,
 ) -> tuple[Traced, Recovery | None, list[str]]:
     """Steps 4 and 5: (the network of integers, its training, notes); `sparse` stays as it is, and teaches.
@@ -298,13 +304,13 @@ def quantise(
     ask = partial(sparse.inputs.ask, student)
     with torch.no_grad():
         layers, reasons = integers.find_layers(student, lambda: ask(feed[0]["inputs"]))
-    qat.prepare(student, layers, bits=bits, share=0.9999 if calibration == "percentile" else 1.0)
-    qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(CALIBRATED), by=calibration)
+    qat.prepare(student, layers, bits=bits, share=0.9999 if ranges.calibration == "percentile" else 1.0)
+    qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(ranges.calibrated), by=ranges.calibration)
     objective = lesson(student, sparse.model)
 
     def rounding(part: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         still = part["done"] >= 1.0 - settled
-        qat.frozen(student, inputs=still or calibration == "entropy", weights=still)
+        qat.frozen(student, inputs=still or ranges.calibration == "entropy", weights=still)
         return objective(part, totals)
 
     def rename(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,14 +25,14 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, prototypes, quality
 from secateur.methods.cutting import cut_with_retries, open_student
-from secateur.recover.distillation import features, losses, maps, relations, review, taps, teachers
+from secateur.recover.distillation import losses, maps, relations, review, taps, teachers
 from secateur.recover.distillation.centres import ClassMeans, collect
+from secateur.recover.distillation.features import FeatureLoss
 from secateur.recover.training import compose, loop, objectives
 from secateur.recover.training.mixing import Mix
 from secateur.score import magnitude
 from secateur.select import ranking
-from secateur.subjects.network import detectors
-from secateur.subjects.network.detectors import Judged, Regions
+from secateur.subjects.network.detectors import Judged, Regions, open_detector
 from secateur.subjects.network.readers import logit_layers
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Result, Selection, Training
@@ -47,6 +47,24 @@ CARD = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The distillation that ND is added to."""
+
+    host: Literal["kd", "dkd", "dist", "review", "none"] = "kd"
+    """what ND is added to; none leaves labels and ND."""
+    weight: float = 1.0
+    """of the host."""
+    temperature: Annotated[float, Gt(0)] | None = None
+    """T of the host: 4 unless given, as on CIFAR, and of detectors 1, as on COCO."""
+    target: float = 1.0
+    """weight of the label's share in dkd."""
+    other: float = 8.0
+    """weight of the other classes' shares in dkd."""
+    warmup: Annotated[float, Ge(0)] = 20.0
+    """epochs, counted from 0, over which the host's weight grows."""
+
+
 def nd_loss(
     subject: Traced,
     data: Examples,
@@ -54,18 +72,15 @@ def nd_loss(
     run: Run,
     *,
     student: str = "",
-    host: Literal["kd", "dkd", "dist", "review", "none"] = "kd",
-    variant: Literal["nd", "direction", "norm", "features"] = "nd",
-    weight: float = 1.0,
-    nd: float = 2.0,
-    temperature: Annotated[float, Gt(0)] | None = None,
-    other: float = 8.0,
-    warmup: Annotated[float, Ge(0)] = 20.0,
-    mixup: float = 0.0,
-    cutmix: float = 0.0,
+    distillation: Host = Host(host="kd", weight=1.0, temperature=None, target=1.0, other=8.0, warmup=20.0),
+    feature_loss: FeatureLoss = FeatureLoss(variant="nd", nd=2.0, step=1.0, dropout=0.5),
+    task: float = 1.0,
+    mix: Mix = Mix(mixup=0.0, cutmix=0.0),
     feature: str = "",
+    stages: Sequence[str] = (),
     means: str = "",
     keep_width: bool = True,
+    multiple: int = 1,
     seed: int = 0,
     training: Training = Training(epochs=240.0, batch=128, lr=0.05, optimizer="sgd", weight_decay=5e-4),
     dry_run: bool = False,
@@ -79,7 +94,7 @@ def nd_loss(
        left out of the result; logits come from f_s itself.
     4. ``L_nd = mean_i 1 - <g(f_s,i), e_{y_i}> / max(||g(f_s,i)||, ||f_t,i||)``: 0 for a feature that points where its
        class mean does and is as long as the teacher's.
-    5. ``L = CE + weight min(1, epoch / warmup) L_host + nd L_nd``: the host warms up, ND is there from step 0.
+    5. ``L = task CE + weight min(1, epoch / warmup) L_host + nd L_nd``: the host warms up, ND is there from step 0.
        Hosts: kd ``T^2 KL``; dkd, target and other classes apart; dist, correlations of classes and of examples;
        review, ReviewKD's fused maps of all stages, by modules that are trained along and left out of the result.
 
@@ -98,19 +113,14 @@ def nd_loss(
         budgets: one student for each; what a given student has to keep, too.
         run: where class means, figures and checkpoints go.
         student: "file.py:function" of a student of the same classes, in place of a cut.
-        host: what ND is added to; none leaves labels and ND.
-        variant: nd; or in its place direction, 1 - cos(g, e), norm, which asks g to be longer by 1, or features,
-            ||g - f_t||^2.
-        weight: of the host; of dkd that of the label's share.
-        nd: weight of ND or its variant; 0 is the host alone, bit for bit.
-        temperature: T of the host: 4 unless given, as on CIFAR, and of detectors 1, as on COCO.
-        other: how much more than the label's share those of the other classes weigh in dkd.
-        warmup: epochs, counted from 0, over which the host's weight grows.
-        mixup: alpha of Beta(alpha, alpha), by which inputs, labels and centres of pairs are mixed; 0 mixes none.
-        cutmix: the same for CutMix, a box of another image in each; with `mixup` too, either by a coin for each batch.
+        distillation, feature_loss, mix: see these classes.
+        task: weight of the labels, or of the detector's own loss.
         feature: the module that gives the feature, "NAME@input" for what it reads; the classifier's input unless given.
+        stages: for host=review, the modules whose maps are compared, those with large maps first; the last of each
+            size unless given.
         means: a file of class means of this teacher, from another run's `work/`.
         keep_width: leave the width of the feature uncut, so that no projector is needed.
+        multiple: kept channels are multiples of this.
         batch: examples per step.
         epochs: of training.
         lr: peak learning rate, decayed by a cosine.
@@ -125,13 +135,14 @@ def nd_loss(
     feature as well, and of a detector the maps that its regions are cut out of. A detector's means are of one pass over
     the data, not of 30,000 iterations. In evidence are the training examples.
     """
-    mix = Mix(mixup, cutmix)
-    check(data, host, mix, feature)
-    look: Callable[[Traced], Any] = partial(Classifier.of, feature=feature, staged=host == "review")
+    host, variant, nd = distillation.host, feature_loss.variant, feature_loss.nd
+    check(data, host, mix, feature, stages)
+    look: Callable[[Traced], Any] = partial(Classifier.of, feature=feature, stages=stages, staged=host == "review")
     if data.targets:
-        subject, look = detectors.open_detector(subject), partial(Regions.of, image=data.inputs[:1])
-    if temperature is None:
-        temperature = 1.0 if data.targets else 4.0
+        subject, look = open_detector(subject), partial(Regions.of, image=data.inputs[:1])
+    if distillation.temperature is None:
+        distillation = replace(distillation, temperature=1.0 if data.targets else 4.0)
+    weight, warmup = distillation.weight if host != "none" else 0.0, distillation.warmup
     rise = 0.05 if training.optimizer == "adamw" else 0.0
     training = training.default(warmup=rise, precision="fp32", clip=math.inf, accumulate=1)
     batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
@@ -143,20 +154,20 @@ def nd_loss(
         if student:
             small, cut, predicted = open_student(subject, student, budget)
         else:
-            small, cut, predicted = narrow(subject, budget, teacher.readers if keep_width else ())
+            small, cut, predicted = narrow(subject, budget, teacher.readers if keep_width else (), multiple)
         pupil = look(small)
-        check_student(pupil, teacher, host if weight else "none", weight)
+        check_student(pupil, teacher, distillation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            projector = taps.adapter(pupil.width, teacher.width, "norm")
+            projector = taps.adapter(pupil.width, teacher.width, "norm", dropout=feature_loss.dropout)
             fusion = review.Review(pupil.shapes, teacher.shapes) if host == "review" else None
         recovery = None
         if steps:
             terms = [
-                compose.Term("labels", label_loss),
-                compose.Term("host", host_loss(host, temperature, other, fusion), weight if host != "none" else 0.0,
+                compose.Term("labels", label_loss, task),
+                compose.Term("host", host_loss(distillation, fusion), weight,
                              warmup / epochs if warmup < epochs else warmup / epochs * steps),
-                compose.Term(variant, feature_loss(variant, centres, projector), nd),
+                compose.Term(variant, ask_feature(feature_loss, centres, projector), nd),
             ]  # fmt: skip
             active, look_at = [term for term in terms if term.weight], partial(see, pupil, teacher, mix=mix)
             objective = compose.compose(active, look_at, steps=steps, stairs=epochs)
@@ -171,14 +182,16 @@ def nd_loss(
         yield Result(str(budget), small, cut, predicted, recovery, notes)
 
 
-def check(data: Examples, host: str, mix: Mix, feature: str) -> None:
+def check(data: Examples, host: str, mix: Mix, feature: str, stages: Sequence[str]) -> None:
     """Refuse data without classes, and options that contradict one another."""
     if data.labels is None and not data.targets:
         raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
     mixed = {name: f"{alpha:g}" for name, alpha in asdict(mix).items() if alpha}
-    for name, value in ({"feature": feature} | mixed).items() if data.targets else ():
+    for name, value in ({"feature": feature, "stages": ",".join(stages)} | mixed).items() if data.targets else ():
         if value:
             raise InputError(f"{name}={value}: that is for classifiers, and {data.name} has boxes; leave it out")
+    if stages and host != "review":
+        raise InputError(f"stages={','.join(stages)}: they are for host=review")
     if mixed and host == "dkd":
         name, alpha = next(iter(mixed.items()))
         raise InputError(f"{name}={alpha}: dkd parts off one class of each example, and takes 0 only")
@@ -188,13 +201,14 @@ def check(data: Examples, host: str, mix: Mix, feature: str) -> None:
         )
 
 
-def check_student(student: Network, teacher: Network, host: str, weight: float) -> None:
+def check_student(student: Network, teacher: Network, host: Host) -> None:
     """Refuse a student of other classes, and a second head that nothing would train."""
     if student.classes != teacher.classes:
         raise InputError(f"the student tells {student.classes} classes, its teacher {teacher.classes}: as many, please")
-    if len(student.readers) > 1 and host == "none":
+    heads = " and ".join(student.readers)
+    if len(student.readers) > 1 and (host.host == "none" or not host.weight):
         raise InputError(
-            f"host={host}, weight={weight:g}: the student answers with the mean of {' and '.join(student.readers)}, "
+            f"host={host.host}, weight={host.weight:g}: the student answers with the mean of {heads}, "
             "and without a host nothing trains the second: give kd, dist or another host"
         )
 
@@ -264,10 +278,10 @@ class Classifier:
     shapes: Sequence[tuple[int, int, int]] = ()
 
     @classmethod
-    def of(cls, subject: Traced, feature: str = "", staged: bool = False) -> Classifier:
+    def of(cls, subject: Traced, feature: str = "", stages: Sequence[str] = (), staged: bool = False) -> Classifier:
         """At the module that fits `feature`, or at what the classifier reads. Raises `InputError` where neither is.
 
-        staged: look at the last maps of each size too.
+        staged: look at maps too, at `stages`, or at the last of each size.
         """
         logits = objectives.logits(subject.forward())
         heads = logit_layers(subject, logits)
@@ -285,7 +299,7 @@ class Classifier:
             raise InputError(f"{' and '.join(heads)} read features of widths {wide}: name one, feature={places[0]}")
         names, shapes = list[str](), list[tuple[int, int, int]]()
         if staged:
-            names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example))
+            names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example), stages)
         return cls(subject, " and ".join(places), places, heads, found[0].shape[1], logits.shape[1], names, shapes)
 
     def __call__(self, inputs: Tensor) -> Pass:
@@ -318,8 +332,7 @@ def see(student: Network, teacher: Network, batch: Mapping[str, Any], mix: Mix |
         return View(ours, theirs, ours.labels, ours.labels)
     assert not isinstance(student, Regions)
     assert not isinstance(teacher, Regions)
-    inputs, labels = batch["inputs"], batch["labels"]
-    others, share = labels, 1.0
+    inputs, labels, others, share = batch["inputs"], batch["labels"], batch["labels"], 1.0
     if mix:
         inputs, order, share = mix(inputs)
         others = labels[order]
@@ -331,7 +344,9 @@ def see(student: Network, teacher: Network, batch: Mapping[str, Any], mix: Mix |
 # ---------------------------------------------------------------------------------------------------------- students
 
 
-def narrow(subject: Traced, budget: Budget, readers: Sequence[str]) -> tuple[Traced, Cut, Mapping[str, float]]:
+def narrow(
+    subject: Traced, budget: Budget, readers: Sequence[str], multiple: int = 1
+) -> tuple[Traced, Cut, Mapping[str, float]]:
     """Step 2: (student, receipt, what it was to cost); what the layers `readers` read keeps its width."""
     start = subject.copy()
 
@@ -339,7 +354,7 @@ def narrow(subject: Traced, budget: Budget, readers: Sequence[str]) -> tuple[Tra
         slices = start.slices()
         read = {id(start.model.get_submodule(reader).weight) for reader in readers}
         held = {site for site, parts in slices.items() if any(id(one) in read and dim == 1 for one, dim, _ in parts)}
-        units = start.units()
+        units = start.units(multiple=multiple)
         sites = {
             name: replace(site, frozen=site.frozen or name in held or name not in slices)
             for name, site in units.sites.items()
@@ -364,16 +379,17 @@ def label_loss(view: View, batch: Mapping[str, Any]) -> Tensor:
     return view.share * first + (1 - view.share) * losses.cross_entropy(logits, view.others)
 
 
-def host_loss(host: str, temperature: float, other: float, fusion: review.Review | None = None) -> Term:
-    """The loss that ND is added to; of logits, with T^2 before it."""
+def host_loss(host: Host, fusion: review.Review | None = None) -> Term:
+    """The loss that ND is added to; of logits, with T^2 before it, T = 1 where none is given."""
+    temperature = host.temperature or 1.0
 
     def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
         if fusion is not None:
             return review.hierarchical(fusion(view.student.maps), view.teacher.maps)
         pair = (view.heads[1], view.teacher.logits)
-        if host == "dkd":
-            value = losses.decoupled(*pair, view.labels, target=1.0, other=other, temperature=temperature)
-        elif host == "dist":
+        if host.host == "dkd":
+            value = losses.decoupled(*pair, view.labels, target=host.target, other=host.other, temperature=temperature)
+        elif host.host == "dist":
             value = relations.correlation(*pair, temperature=temperature)
         else:
             value = losses.kl(*pair, temperature=temperature)
@@ -387,21 +403,12 @@ def per_row(view: View, batch: Mapping[str, Any]) -> float:
     return len(batch["inputs"]) / len(view.student.features)
 
 
-def feature_loss(variant: str, centres: ClassMeans, projector: nn.Module) -> Term:
+def ask_feature(wanted: FeatureLoss, centres: ClassMeans, projector: nn.Module) -> Term:
     """Step 4, or what stands in its place."""
-
-    def value(student: Tensor, teacher: Tensor, means: Tensor) -> Tensor:
-        if variant == "norm":
-            return features.growth(projector(student))
-        if variant == "features":
-            return teacher.shape[1] * losses.mse(student, teacher, project=projector)
-        if variant == "direction":
-            return losses.cosine(student, means, project=projector)
-        return features.norms_and_directions(student, teacher, means, project=projector)
 
     def loss(view: View, batch: Mapping[str, Any]) -> Tensor:
         means = centres.mix(view.labels, view.others, view.share)
-        return per_row(view, batch) * value(view.student.features, view.teacher.features, means)
+        return per_row(view, batch) * wanted(view.student.features, view.teacher.features, means, projector)
 
     return loss
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -47,6 +47,18 @@ SALIENCIES: Mapping[str, Saliency] = {"dhspg": gradient.dhspg, "hesso": gradient
 """Of each method, as it was released."""
 
 
+@dataclass(frozen=True, slots=True)
+class HalfSpace:
+    """How dhspg drives groups to zero."""
+
+    epsilon: float = 0.95
+    """of the half-space projection, in [0, 1); larger is more aggressive."""
+    tolerance: float = 0.05
+    """of dhspg, for channels=: how much more than the target may be chosen."""
+    finish: Annotated[float, Ge(0), Le(1)] = 0.3
+    """of dhspg: the last share of `span`, in which missing groups are shrunk linearly; 0 may miss the budget."""
+
+
 def otov3(
     subject: Traced,
     data: Examples,
@@ -62,8 +74,7 @@ def otov3(
     span: Annotated[float, Gt(0)] = 0.4,
     periods: int = 10,
     penalty: float | None = None,
-    epsilon: float = 0.95,
-    finish: Annotated[float, Ge(0), Le(1)] = 0.3,
+    half_space: HalfSpace = HalfSpace(epsilon=0.95, tolerance=0.05, finish=0.3),
     multiple: int = 1,
     protect: str | Sequence[str] = "",
     hierarchical: bool = True,
@@ -111,8 +122,7 @@ def otov3(
         periods: of hesso: how many times groups are chosen.
         penalty: lambda; a scale that suits norms, learning rate and span unless given. The paper's 1e-3 (sgd) and 1e-2
             (adam) need hundreds of epochs.
-        epsilon: of the half-space projection, in [0, 1); larger is more aggressive.
-        finish: of dhspg: the last share of `span`, in which missing groups are shrunk linearly; 0 may miss the budget.
+        half_space: see this class.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
         hierarchical: False erases without step 3's search, for comparison: the network may break, which is refused.
@@ -148,8 +158,8 @@ def otov3(
         steps = int(epochs * len(feed)) // len(stages)
         how: dict[str, Any] = {
             "lr": lr, "variant": variant, "start": round(warm * steps), "momentum": training.number("momentum"),
-            "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty, "epsilon": epsilon,
-            "finish": finish,
+            "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty,
+            **asdict(half_space),
         }  # fmt: skip
         current, predicted = start, dict[str, float]()
         cuts, recoveries, notes = list[Cut](), list[Recovery](), list[str]()

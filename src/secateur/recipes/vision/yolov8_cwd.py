@@ -57,6 +57,20 @@ class Penalty:
     """The same for the biases of batch norms, constant; public code takes 1e-2."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelWise:
+    """Which maps are distilled, and how they count."""
+
+    temperature: Annotated[float, Gt(0)] = 2.0
+    """tau of the softmaxes over space; the paper tunes it."""
+    weights: Sequence[float] = (1.0, 0.75, 0.5)
+    """w_s, finest map first; the last holds for all further maps."""
+    layers: Sequence[str] = ()
+    """Modules whose maps are distilled; by default those that the heads read."""
+    focus: bool = False
+    """Let the cells of small and medium boxes count more; which those are is told by the data's sizes."""
+
+
 def yolov8_cwd(
     subject: Traced,
     data: Examples,
@@ -71,11 +85,8 @@ def yolov8_cwd(
     least: int = 8,
     finetune_epochs: float = 100.0,
     distil_epochs: float = 100.0,
-    temperature: Annotated[float, Gt(0)] = 2.0,
-    weights: Sequence[float] = (1.0, 0.75, 0.5),
+    distilling: ChannelWise = ChannelWise(),
     alpha: float | None = None,
-    layers: Sequence[str] = (),
-    focus: bool = False,
     softness: Annotated[float, Gt(0)] = 3.0,
     answers: Answers = Answers(),
     training: Training = Training(batch=16, lr=1e-3, weight_decay=5e-4),
@@ -102,7 +113,7 @@ def yolov8_cwd(
         batch: images per step, and of the timed environment.
         seed: of batches and training.
         sparse_epochs: of sparsity training; 0 ranks the detector's own scales.
-        penalty, answers: see these classes.
+        penalty, distilling, answers: see these classes.
         scope: local takes the same share of every layer; global ranks all layers together, as a baseline.
         multiple: kept channels are multiples of this; 8 runs well on most hardware.
         least: channels of a layer that stay at least, or all of fewer.
@@ -110,11 +121,7 @@ def yolov8_cwd(
         distil_epochs: with it, after those.
         lr: peak learning rate of all three trainings, each with a cosine.
         weight_decay: of AdamW.
-        temperature: tau of the softmaxes over space; the paper tunes it.
-        weights: w_s, finest map first; the last holds for all further maps.
         alpha: weight of the distillation; by default what makes it as large as L_det at its first step.
-        layers: modules whose maps are distilled; by default those that the heads read.
-        focus: let the cells of small and medium boxes count more; which those are is told by the data's sizes.
         softness: temperature of the teacher's classes.
         dry_run: stop after the cut; nothing is trained.
 
@@ -125,9 +132,9 @@ def yolov8_cwd(
     outputs.
     """
     subject = detectors.open_detector(subject)
-    check(subject, budgets, multiple, least, weights)
-    if layers:
-        look_at(subject.model, layers, data.inputs[:1], maps.flat)
+    check(subject, budgets, multiple, least, distilling.weights)
+    if distilling.layers:
+        look_at(subject.model, distilling.layers, data.inputs[:1], maps.flat)
     if answers.outputs:
         detectors.check_predictions(subject.model, data.inputs[:1])
     if dry_run:
@@ -149,12 +156,12 @@ def yolov8_cwd(
         tuned, taught = stages.finetune(student, finetune_epochs, budget), None
         if distil_epochs:
             original = cast(Detector, subject.model)
-            taps, ask = (layers, subject.model) if layers else (original.taps, original.features)
+            taps, ask = distilling.layers or original.taps, subject.model if distilling.layers else original.features
             adapters = adapt_widths(student, subject, taps, data.inputs[:1], seed)
-            sizes = (data.sizes or detection.SIZES) if focus else ()
+            sizes = (data.sizes or detection.SIZES) if distilling.focus else ()
             taught = stages.distil(
-                student, subject, taps, channel_wise(adapters, temperature, weights, sizes), distil_epochs, budget,
-                ask=ask, weight=alpha, answers=answers, temperature=softness, extra=[adapters],
+                student, subject, taps, channel_wise(adapters, distilling, sizes), distil_epochs, budget, ask=ask,
+                weight=alpha, answers=answers, temperature=softness, extra=[adapters],
             )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
 
@@ -237,9 +244,7 @@ def adapt_widths(student: Traced, teacher: Traced, taps: Sequence[str], image: T
         return Adapters(*widths)
 
 
-def channel_wise(
-    adapters: Adapters, temperature: float, weights: Sequence[float], sizes: Sequence[float]
-) -> detecting.Compare:
+def channel_wise(adapters: Adapters, distilling: ChannelWise, sizes: Sequence[float]) -> detecting.Compare:
     """Step 6: ``sum_s w_s L_cwd_s``. sizes: of boxes, where the cells of small and medium ones are to count more."""
 
     def compare(ours: list[Tensor], theirs: list[Tensor], batch: Mapping[str, Any]) -> Tensor:
@@ -249,8 +254,8 @@ def channel_wise(
             if sizes:
                 squares = detection.squares(sizes, batch["inputs"].shape)
                 near = maps.box_weights(batch["targets"], told, batch["inputs"], sizes=squares)
-            weight = weights[min(place, len(weights) - 1)]
-            total = total + weight * maps.channel_wise(mine, told, temperature=temperature, weights=near)
+            weight = distilling.weights[min(place, len(distilling.weights) - 1)]
+            total = total + weight * maps.channel_wise(mine, told, temperature=distilling.temperature, weights=near)
         return total
 
     return compare

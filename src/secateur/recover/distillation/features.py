@@ -9,16 +9,18 @@ channel-wise and spatial losses between maps stand in `maps`. ReviewKD's residua
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
+from annotated_types import Ge, Lt
+from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
 
-__all__ = ["growth", "normalised_errors", "norms_and_directions", "unit"]
+__all__ = ["FeatureLoss", "growth", "normalised_errors", "norms_and_directions", "unit"]
 
 _TINY = 1e-12
 
@@ -121,3 +123,28 @@ def _length(rows: Tensor) -> Tensor:
     squared = rows.square().sum(-1)
     there = squared > 0
     return torch.where(there, torch.where(there, squared, 1).sqrt(), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLoss:
+    """What a student's feature is asked for, behind its projector: norm and direction, or one of them."""
+
+    variant: Literal["nd", "direction", "norm", "features"] = "nd"
+    """nd; or in its place direction, 1 - cos(g, e), norm, which asks g to be `step` longer, or features,
+    ||g - f_t||^2."""
+    nd: float = 2.0
+    """weight of ND or its variant; 0 is the host alone, bit for bit."""
+    step: float = 1.0
+    """of the norm variant."""
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
+    """of the projector."""
+
+    def __call__(self, student: Tensor, teacher: Tensor, means: Tensor, project: nn.Module) -> Tensor:
+        """The sum over rows: features [N, ours] of the student, [N, d] of the teacher, and class means [N, d]."""
+        if self.variant == "norm":
+            return growth(project(student), step=self.step)
+        if self.variant == "features":
+            return teacher.shape[1] * losses.mse(student, teacher, project=project)
+        if self.variant == "direction":
+            return losses.cosine(student, means, project=project)
+        return norms_and_directions(student, teacher, means, project=project)

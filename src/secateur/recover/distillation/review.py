@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
+from secateur.recover.distillation import maps, taps
 
 __all__ = ["Review", "hierarchical", "stages"]
 
@@ -84,11 +85,19 @@ def hierarchical(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     return total
 
 
-def stages(model: nn.Module, ask: Callable[[nn.Module], Any]) -> tuple[list[str], list[tuple[int, int, int]]]:
+def stages(
+    model: nn.Module, ask: Callable[[nn.Module], Any], names: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Names and (channels, height, width) of the last maps [N, C, H, W] of each size, as a pass by `ask` gives them.
 
     Maps of one place are no maps. Raises `InputError` where there are none.
+
+    names: of the modules, where they are not to be looked for.
     """
+    if names:
+        places = [taps.one(model, name) for name in names]
+        seen = taps.look_at(model, places, torch.empty(0), maps.flat, ask=lambda model, _: ask(model))
+        return places, [(one.shape[1], one.shape[2], one.shape[3]) for one in seen]
     last: dict[tuple[int, int], tuple[str, tuple[int, int, int]]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:

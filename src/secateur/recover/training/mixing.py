@@ -16,13 +16,14 @@ __all__ = ["Mix"]
 class Mix:
     """How a batch is mixed with itself in another order; with both alphas above 0, one of the two ways by a coin.
 
-    mixup: alpha of Beta(alpha, alpha), the share in which whole inputs are blended (Zhang et al., arXiv 1710.09412).
-    cutmix: alpha of the share of each image that stays where a box of another is put in (Yun et al., arXiv
-    1905.04899). 0 is never.
+    Mixup blends whole inputs (Zhang et al., arXiv 1710.09412); CutMix puts a box of one image into another (Yun et al.,
+    arXiv 1905.04899), and alpha is that of the share of the image that stays.
     """
 
     mixup: float = 0.0
+    """alpha of Beta(alpha, alpha), by which inputs, labels and centres of pairs are mixed; 0 mixes none."""
     cutmix: float = 0.0
+    """the same for CutMix, a box of another image in each; with `mixup` too, either by a coin for each batch."""
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):

@@ -89,52 +89,52 @@ def distill(
         data: texts, or for networks examples; a part of them is held out to measure on.
         out: the run directory.
         shares: of several teachers in the mean of their predictions; equal ones unless given.
-        choice: in place of the mean, the teacher that knows a sample's label best ("label"), or that is surest of its
-            own ("confidence"), answers for it.
-        assistants: models of sizes between, from the largest down: each is taught by the one before, and the last
-            teaches the student. They stay as they are.
-        weights: of a network that its function builds: a .safetensors file, or the folder of one that was cut from it.
-        server: address of an OpenAI-compatible server that has the teacher, which is then its model's name there.
-        align: the teachers read texts with tokenizers of their own. Of language models, what they say after the same
-            characters is compared, over the tokens that both have; of classifiers and encoders, their rows for a text.
-        steps: of training, for each assistant, too.
+        choice: in place of the mean, use for each sample the teacher that finds the label most probable ("label"), or
+            that is most confident ("confidence").
+        assistants: models of sizes in between, from the largest down: each learns from the one before, and the student
+            from the last. They stay as they are.
+        weights: weights for a network that its function builds: a .safetensors file, or the folder of a cut network.
+        server: address of an OpenAI-compatible server; the teacher is then the name of a model there.
+        align: teachers have tokenizers of their own. Language models are compared by their predictions after the same
+            characters, over shared tokens; classifiers and encoders by their outputs for a text.
+        steps: training steps, of each assistant, too.
         lr: peak learning rate.
         batch: sequences or examples per step.
         length: tokens per sequence.
-        temperature: of both predictions.
+        temperature: softmax temperature of both predictions.
         direction: forward or reverse KL, js, mse or cosine on the logits.
-        task: weight of cross-entropy beside it: of the next token, of labels, or of masked tokens.
-        skew: of KL: share of one prediction in the mix that the other is compared with (DistiLLM); 0 is plain KL.
-        buckets: (K, N): forward KL of the teacher's K likeliest classes or tokens one by one, and of all others in N
-            buckets, by the powers of ten of their probability.
-        match: modules whose features are brought near as well, from the same passes: a pattern of the student's, such
-            as "layer3" or "encoder.layer.{i}.output", with "=PATTERN" of the teacher's where that differs.
-        match_index: for {i}, the number in the teacher of each of the student's: 1,3 for two layers that are its
+        task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.
+        skew: skewed KL (DistiLLM): share of one prediction in the mixture that the other is compared with; 0: plain KL.
+        buckets: (K, N): forward KL over the teacher's K likeliest classes or tokens one by one, and over the others in
+            N buckets by powers of ten of their probability.
+        match: modules whose features are matched as well: a pattern of the student's names, such as "layer3" or
+            "encoder.layer.{i}.output", with "=PATTERN" of the teacher's where that differs.
+        match_index: for {i}, the teacher's layer number for each of the student's layers: 1,3 matches two layers to its
             second and fourth.
         match_loss: mse, cosine, unit or unit-l1 (vectors), normalised (by the teacher's norms), for maps attention or
             channel-wise, for rows of examples relational or contrastive.
-        match_weight: of that loss: one, or one for each module.
-        match_balance: each module's loss is first made as large as that of the predictions, in every batch.
-        warm_up: what of task, hidden and match grows from 0 to its weight, over a share of the steps or, from 1 on, so
-            many: "match=0.1,task=200".
-        hidden: also bring the hidden states near, as Minitron does; where widths differ, through a projection.
-        cache: ask the teachers once, and keep what they say on disk. A number: so many tokens at each place, the
-            likeliest, and some that are drawn from the others and stand for them. "all": all that they say, in half
-            precision: classes, embeddings, numbers once for each example; states and predictions of tokens once for
-            each batch. It can't keep hidden states and modules' features, nor what is said of the student's own texts.
-        cache_at: folder of that cache, or of what a server said, for several students: who comes later, with the same
-            teachers, data, batch, length and seed, asks for nothing that is there. By default in the run directory.
-        on_policy: share of the batches that the student writes itself (a language model), scored by its teacher.
-        prompt: tokens of each text that it then writes on from.
-        bits: 8 or 4 rounds the weights of the student's blocks while it trains, and holds those that are zero; what is
-            measured and saved is the model of integers. 0 leaves them in floating point.
+        match_weight: weight of that loss: one, or one for each module.
+        match_balance: scale each module's loss to that of the predictions first, in every batch.
+        warm_up: let the weights of task, hidden or match grow from 0, over a share of the steps or, from 1 on, a number
+            of steps: "match=0.1,task=200".
+        hidden: also match the hidden states, as Minitron does; through a projection where widths differ.
+        cache: run the teachers once and keep their outputs on disk. A number: that many tokens at each position, the
+            likeliest and a sample of the others. "all": full outputs in half precision: classes, embeddings and numbers
+            once for each example; states and predictions of tokens once for each batch. Not for hidden states, features
+            of modules, and texts that the student generates.
+        cache_at: folder of that cache, or of a server's answers, to share among students with the same teachers, data,
+            batch, length and seed. By default in the run directory.
+        on_policy: share of the batches that the student (a language model) generates itself, scored by its teacher.
+        prompt: tokens of each text that it then continues.
+        bits: 8 or 4: quantisation-aware training of the weights of the student's blocks, zeros held; the model of
+            integers is measured and saved. 0 leaves them in floating point.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
-        seed: of everything random.
-        device: where the models are held and measured; training takes a GPU that is there.
-        held_out: what is measured on, read as `data` is, all of which is then learned from; a part of `data` if None.
+        seed: seed of the random generators.
+        device: device of the models; training uses a GPU if there is one.
+        held_out: data to measure on, in the forms of `data`, which is then all for training; a part of `data` if None.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
-        dry_run: say what would be trained, and how long that takes by one step; nothing is written.
+        dry_run: print what would be trained, and an estimate of its time from one step; nothing is written.
         overwrite: start anew where `out` holds another run.
 
     Raises:
