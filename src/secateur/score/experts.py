@@ -149,16 +149,16 @@ def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def remember_likeliest(
-    forward: Callable[[Batch], Any], model: nn.Module, layers: Sequence[str], samples: Iterable[Batch], count: int
+    logits: Callable[[Batch], Tensor], model: nn.Module, layers: Sequence[str], samples: Iterable[Batch], count: int
 ) -> dict[str, Tensor]:
-    """`likeliest` of `forward(sample).prediction` at every position: "NUMBER.values" and "NUMBER.indices" by sample.
+    """`likeliest` of `logits(sample)` at every position: "NUMBER.values" and "NUMBER.indices" by sample.
 
     Raises `NumericalError` where one of the `layers` of `model` gives what is not finite.
     """
     tensors: dict[str, Tensor] = {}
     with sound(model, layers):
         for number, item in enumerate(samples):
-            values, indices = likeliest(forward(item).prediction, count)
+            values, indices = likeliest(logits(item), count)
             tensors |= {f"{number}.values": values.cpu(), f"{number}.indices": indices.cpu()}
     return tensors
 

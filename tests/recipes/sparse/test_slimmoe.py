@@ -51,7 +51,8 @@ def run(subject: Moe, data: texts.Corpus, folder: Path, budget: str = "params=70
 
 
 def remember(subject: Moe, samples: Any) -> Any:
-    likeliest = experts.remember_likeliest(subject.forward, subject.model, subject.layers(), samples, 8)
+    logits = lambda batch: subject.forward(batch).prediction  # noqa: E731
+    likeliest = experts.remember_likeliest(logits, subject.model, subject.layers(), samples, 8)
     return experts.add_likeliest(samples, likeliest)
 
 

@@ -142,9 +142,11 @@ def slimmoe(
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))
-    look = partial(
-        experts.remember_likeliest, subject.forward, subject.model, subject.layers(), calibration, scoring.top
-    )
+
+    def predict(batch: Mapping[str, Tensor]) -> Tensor:
+        return subject.forward(batch).prediction
+
+    look = partial(experts.remember_likeliest, predict, subject.model, subject.layers(), calibration, scoring.top)
     likeliest = run.tensors("likeliest", look)
     samples = experts.add_likeliest(calibration, likeliest)
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
