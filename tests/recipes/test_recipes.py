@@ -59,7 +59,7 @@ def test_parameters_of_a_function_are_read_where_it_is_defined():
     found = {option.name: option for option in recipes.parameters("secateur.distill")}
     assert list(found)[:4] == ["student", "teachers", "data", "out"]
     assert found["steps"].default == 1000
-    assert found["temperature"].help == "of both predictions."
+    assert found["temperature"].help == "softmax temperature of both predictions."
 
 
 MODULE = '''raise RuntimeError("nobody imports it")

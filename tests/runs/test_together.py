@@ -15,7 +15,7 @@ from secateur import cli, recipes
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.reports import evidence
-from secateur.runs import executor
+from secateur.runs import executor, keywords
 from secateur.score import hessian
 from secateur.subjects import open_streamed, open_subject
 from secateur.subjects.matrices import matrices
@@ -59,7 +59,7 @@ def masks(out):
         subject = open_subject("llama") if name == "magnitude" else open_streamed("llama")
         with Run.open(f"{out}-{name}", {}, shared=True) as directory:
             data, wanted = texts.read("texts.txt"), [Budget.parse(budget)]
-            for result in recipes.find(name)(subject, data, wanted, directory, **options):
+            for result in keywords.call(recipes.find(name), subject, data, wanted, directory, **options):
                 for path in subject.layers():
                     with result.subject.resident(path):
                         rows = matrices(result.subject.model, [path]).items()

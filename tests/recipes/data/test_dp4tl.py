@@ -422,13 +422,13 @@ def test_what_is_refused(tmp_path, files):
     refused(InputError, "clusters=40: give 2 to 8", mapping="feature", clusters=40)
     refused(InputError, r"logits of shape \[96, 5\], the source has 8 classes",
             surrogate=f"{files / 'small.py'}:narrow", surrogate_epochs=0)  # fmt: skip
-    refused(InputError, "option attack=2.0 .*less than 1", attack=2.0)
+    refused(InputError, "option attack=2.0 .*below 1", attack=2.0)
     for name in ("probe_epochs", "tune_epochs", "surrogate_epochs", "probe_lr", "tune_lr"):
-        refused(InputError, f"option {name}=-1 .*greater than or equal to 0", dry_run=True, **{name: -1})
+        refused(InputError, f"option {name}=-1 .*at least 0", dry_run=True, **{name: -1})
     for name in ("epochs", "weight_decay"):
         refused(InputError, f"^{name}=-1.*: give a number of at least 0", dry_run=True, **{name: -1})
     refused(InputError, "batch=0: give a whole number", batch=0)
-    refused(InputError, "option validation=0.0 .*greater than 0", validation=0.0)
+    refused(InputError, "option validation=0.0 .*above 0", validation=0.0)
     refused(InputError, "head='7' is no linear layer of the network: did you mean '8'", head="7")
     refused(DataError, "bare.npz has no classes to learn or to judge by", target=str(files / "bare.npz"))
     refused(DataError, "there is no data at", target=str(files / "none.npz"))

@@ -319,7 +319,7 @@ def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_i
     assert row.before["latency"].value > 0
     # Of the devices that torch has, only "meta" is everywhere: it holds no values, but shows where things go.
     elsewhere = latency.Environment(batch=6, length=None, device="meta")
-    monkeypatch.setattr(modes, "there", lambda device: None)
+    monkeypatch.setattr(modes, "check_device", lambda device: None)
     copied = Network().place(subject, elsewhere)
     assert {one.device.type for one in copied.model.parameters()} == {"meta"}
     assert {one.device.type for one in subject.model.parameters()} == {"cpu"}
@@ -328,7 +328,7 @@ def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_i
     made = Network().forward(copied, given)
     assert (made.device.type, made.shape) == ("meta", (6, 3))
     asked = []
-    monkeypatch.setattr(modes, "there", asked.append)
+    monkeypatch.setattr(modes, "check_device", asked.append)
     monkeypatch.setattr(Network, "place", lambda self, subject, place: asked.append(place.device) or subject)
     monkeypatch.setattr(Network, "make_example", lambda self, subject, place: ((torch.rand(place.batch, 4),), {}))
     monkeypatch.setattr(latency, "compare", lambda *given, device, **how: asked.append(device) or 1 / 0)
