@@ -17,6 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -430,7 +431,7 @@ def diagnose(
     data = data.take(range(min(len(data), 128))) if data.targets else data
     with torch.random.fork_rng(devices=[]), evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
-        views = [see(student, teacher, part) for part in data.in_order(batch)]
+        views = [see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch)]
         labels = torch.cat([view.labels for view in views])
         ours, logits = _join([view.student for view in views])
         theirs, answers = _join([view.teacher for view in views])

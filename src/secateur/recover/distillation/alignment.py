@@ -24,6 +24,7 @@ from torch import Tensor
 from secateur.errors import DataError, InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives
+from secateur.recover.training.compose import Parts
 
 __all__ = [
     "Foreign",
@@ -415,7 +416,7 @@ def objective(
     padding only.
     """
 
-    def found(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def found(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         if not totals["tokens"]:
             raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         ours = student(batch)
@@ -427,7 +428,7 @@ def objective(
         if task:
             parts["task"] = task * objectives.task_loss(ours.prediction, batch, totals, causal=ours.causal)
         total = sum(parts.values(), ours.prediction.new_zeros(()))
-        return total, {name: float(part.detach()) for name, part in parts.items()}
+        return total, {name: part.detach() for name, part in parts.items()}
 
     return found
 

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
+from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import Batch, Forward, Objective
 
 __all__ = ["Rollouts", "count", "divergence", "following", "objective"]
@@ -73,7 +74,7 @@ def objective(
     if not 0 <= beta <= 1:
         raise InputError(f"beta={beta:g}: give a number from 0, forward KL, to 1, reverse KL")
 
-    def step(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def step(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         how: dict[str, bool] = {"head": False} if fused else {}
         ours: Any = student(batch, **how)
         through = getattr(ours, "head", None)
@@ -87,7 +88,7 @@ def objective(
         else:
             apart = divergence(ours.prediction, theirs.prediction, mask, beta=beta, temperature=temperature)
         loss = apart / totals["tokens"]
-        return loss, {"divergence": float(loss.detach())}
+        return loss, {"divergence": loss.detach()}
 
     return step
 

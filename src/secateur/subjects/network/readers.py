@@ -140,7 +140,7 @@ def logit_layers(subject: Traced, logits: Tensor) -> tuple[str, ...]:
     hooks = [module.register_forward_hook(note) for module in linears]
     try:
         with evaluating(subject.model):
-            args, kwargs = subject.inputs.fresh()
+            args, kwargs = subject.inputs.fresh(subject.model)
             subject.model(*args, **kwargs)
     finally:
         for hook in hooks:

@@ -19,6 +19,7 @@ from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from secateur._utils import devices
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
@@ -49,9 +50,13 @@ class Example:
             return cls((), dict(inputs))
         return cls((inputs,))
 
-    def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
-        return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
+    def fresh(self, model: nn.Module | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies, for a forward pass may write into them: on the CPU, in float32 where they were in half precision.
+
+        With `model`, copies for that one: where it is, as they are.
+        """
+        copies = copy.deepcopy((self.args, dict(self.kwargs)))
+        return tree_map_only(Tensor, _plain, copies) if model is None else devices.move(copies, model)
 
     def cast(self, dtype: torch.dtype) -> Example:
         """The same with numbers of another precision."""
@@ -63,9 +68,9 @@ class Example:
     def ask(self, network: Callable[..., Any], inputs: Any) -> Any:
         """What `network` gives for other `inputs`, which take the place of the first of these, by the same name.
 
-        In the mode in which it is and with gradients, on the device of the inputs: for training loops.
+        In the mode in which it is and with gradients, where a network that is a module is: for training loops.
         """
-        one = self.given(inputs)
+        one = self.given(devices.move(inputs, network) if isinstance(network, nn.Module) else inputs)
         return network(*one.args, **one.kwargs)
 
     def given(self, inputs: Any) -> Example:

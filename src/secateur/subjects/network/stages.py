@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.subjects.network.graph import Graph, record
@@ -105,7 +106,7 @@ def _watched(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any)
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kind)]
     try:
         with evaluating(model):
-            model(images)
+            model(devices.move(images, model))
     finally:
         for hook in hooks:
             hook.remove()
