@@ -1,16 +1,17 @@
 """A second device, `card`, where there is none: tensors of their own that refuse to meet those of the CPU.
 
-`card` takes torch's place for devices of others (PrivateUse1), so that torch's own dispatcher, autograd and `.to` treat it
-as they treat a GPU. Its storages lie in the memory of the host: each operator runs on the CPU, on views of them. What a GPU
-refuses is refused with the same message: a tensor of the host with dimensions, or a generator of the host, among those of the
-card; `numpy()` of what lies there. What a GPU waits for is counted: copies from the host, and values that the host reads.
+`card` takes torch's place for devices of others (PrivateUse1), so that torch's own dispatcher, autograd and `.to`
+treat it as they treat a GPU. Its storages lie in the memory of the host: each operator runs on the CPU, on views of
+them. What a GPU refuses is refused with the same message: a tensor of the host with dimensions, or a generator of the
+host, among those of the card; `numpy()` of what lies there. Copies from the host, and values that the host waits for,
+are counted.
 
     with second_device.present(), second_device.watch() as traffic:
         model.to(second_device.NAME)(batch.to(second_device.NAME))
     assert traffic.copies == 1
 
-Only inside `present` do torch and Accelerate say that there is a card. Importing this module makes the device known to torch,
-which has to be before the first backward pass of the process.
+Only inside `present` do torch and Accelerate say that there is a card. Importing this module makes the device known
+to torch, which has to be before the first backward pass of the process: tests/conftest.py does.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.state import AcceleratorState, PartialState
@@ -34,10 +35,12 @@ NAME = "card"
 DEVICE = "card:0"
 
 _WAITS = frozenset({
-    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero", "aten::bincount",
-    "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::repeat_interleave.Tensor",
+    "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::is_nonzero",
+    "aten::bincount", "aten::_unique2", "aten::unique_dim",
+    "aten::unique_consecutive", "aten::repeat_interleave.Tensor",
 })  # fmt: skip
 """Operators whose output the host has to wait for, for its value or for its shape."""
+_NUMBERS = {int: torch.int64, float: torch.float64, bool: torch.bool}
 _TAKE_HOST_INDICES = frozenset({"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"})
 _BELOW = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
@@ -61,8 +64,11 @@ class Traffic:
 
     def places(self) -> str:
         """How often each line asked, for a message."""
-        counts = Counter(f"{what} {operator} at {where}" for what, moves in (("copy", self.uploads), ("wait", self.waits))
-                         for operator, _, where in moves)  # fmt: skip
+        counts = Counter(
+            f"{what} {operator} at {where}"
+            for what, moves in (("copy", self.uploads), ("wait", self.waits))
+            for operator, _, where in moves
+        )
         return "\n".join(f"{count:5d} {name}" for name, count in counts.most_common())
 
 
@@ -132,7 +138,7 @@ def _note(kind: str, operator: str, size: int) -> None:
 class _Generator(torch._C.Generator):
     """torch.Generator, of the card too: there it is one of the host that the card takes."""
 
-    of_card = weakref.WeakValueDictionary[int, "_Generator"]()
+    of_card: ClassVar = weakref.WeakValueDictionary[int, "_Generator"]()
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
         on_card = torch.device(device).type == NAME
@@ -204,9 +210,7 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
     if base in _TAKE_HOST_INDICES and _on_card(args[0]):  # as on a GPU, these may come from the host; it waits for them
         indices = [index for index in args[1] if index is not None]
         for index in indices:
-            if index.device.type == "cpu":
-                _note("uploads", name, index.nbytes)
-            elif index.dtype in (torch.bool, torch.uint8):
+            if base != "aten::index" and index.dtype in (torch.bool, torch.uint8):  # that one calls nonzero
                 _note("waits", name, index.nbytes)
         strangers = [tensor for tensor in strangers if not any(tensor is index for index in indices)]
     if cards and strangers:
@@ -230,14 +234,21 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
             return torch.device("cpu")
         return value
 
+    expected = [argument.type.kind() for argument in operator._schema.arguments]
+    args = tuple(
+        torch.scalar_tensor(value, dtype=_NUMBERS[type(value)]) if kind == "TensorType" and type(value) in _NUMBERS
+        else value for kind, value in zip(expected, args, strict=False)
+    )  # fmt: skip
     lent = _map(args, lend), {key: _map(value, lend) for key, value in kwargs.items()}
-    before = {key: (view.untyped_storage()._cdata, view.untyped_storage().data_ptr(), view.shape, view.stride())
-              for key, (_, view) in hosts.items()}  # fmt: skip
+    before = {key: _shape_of(view) for key, (_, view) in hosts.items()}
     with torch._C._AutoDispatchBelowAutograd():
-        result = operator(*lent[0], **lent[1])
+        if base == "aten::histc" and not lent[0][0].is_floating_point():  # as a GPU counts whole numbers
+            result = operator(lent[0][0].float(), *lent[0][1:], **lent[1]).to(lent[0][0].dtype)
+        else:
+            result = operator(*lent[0], **lent[1])
     for key, (tensor, view) in hosts.items():
         storage = view.untyped_storage()
-        if before[key] != (storage._cdata, storage.data_ptr(), view.shape, view.stride()):  # resized
+        if before[key] != _shape_of(view):  # resized
             _set(tensor, _storage(storage), view.storage_offset(), view.shape, view.stride())
 
     def give_back(value: Any) -> Any:
@@ -254,6 +265,11 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
         return _card(value)
 
     return _map(result, give_back)
+
+
+def _shape_of(view: Tensor) -> tuple[Any, ...]:
+    storage = view.untyped_storage()
+    return storage._cdata, storage.data_ptr(), view.shape, view.stride()
 
 
 def _copy(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
@@ -331,6 +347,9 @@ def _register() -> list[torch.library.Library]:
     everything.fallback(_run, "PrivateUse1")
     own = torch.library.Library("aten", "IMPL")
     own.impl("copy_", _copy, "PrivateUse1")
+    for name in ("empty.memory_format", "empty_strided"):  # torch.tensor calls them past all dispatch modes
+        packet, overload = name.split(".") if "." in name else (name, "default")
+        own.impl(name, partial(_run, getattr(getattr(torch.ops.aten, packet), overload)), "PrivateUse1")
     own.impl("convolution_overrideable", partial(_run, torch.ops.aten.convolution.default), "PrivateUse1")
     backward = torch.ops.aten.convolution_backward.default
 

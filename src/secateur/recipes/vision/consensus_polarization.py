@@ -277,12 +277,12 @@ def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:
     def differs(names: Sequence[str]) -> bool:
         some = gates.Gates({name: places[name] for name in names})
         some.fixed = {name: (torch.arange(places[name].units) + 1) % 2 for name in names}
-        model = copy.deepcopy(subject.model).eval()
+        model = copy.deepcopy(subject.model).cpu().float().eval()  # where the cut one runs
         try:
             small = subject.cut(Selection({name: some.fixed[name].bool().numpy() for name in names}), prove=False)[0]
             expected = objectives.logits(small.forward())
             with torch.no_grad(), some.on(model):
-                args, kwargs = subject.inputs.fresh(model)
+                args, kwargs = subject.inputs.fresh()
                 given = objectives.logits(model(*args, **kwargs))
         except (RuntimeError, InputError, IndexError):
             return True

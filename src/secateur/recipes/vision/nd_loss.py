@@ -432,10 +432,10 @@ def diagnose(
     with torch.random.fork_rng(devices=[]), evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
         views = [see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch)]
-        labels = torch.cat([view.labels for view in views])
+        labels = torch.cat([view.labels.cpu() for view in views])
         ours, logits = _join([view.student for view in views])
         theirs, answers = _join([view.teacher for view in views])
-        ours = projector(ours)  # as it is where widths are equal
+        ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
     return {
         name: {
             "norm": prototypes.length(rows).value,
@@ -450,7 +450,8 @@ def diagnose(
 
 
 def _join(passes: Sequence[Pass | Judged]) -> tuple[Tensor, Tensor]:
-    return torch.cat([one.features for one in passes]), torch.cat([one.logits for one in passes])
+    features, logits = ([getattr(one, name).cpu() for one in passes] for name in ("features", "logits"))
+    return torch.cat(features), torch.cat(logits)
 
 
 def describe(figures: Mapping[str, Mapping[str, float]], what: str) -> tuple[str, ...]:

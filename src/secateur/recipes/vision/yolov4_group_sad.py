@@ -18,6 +18,7 @@ import torch
 from annotated_types import Gt, Len, Lt
 from torch import Tensor
 
+from secateur._utils import devices
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -287,7 +288,8 @@ def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dic
     probe.model.eval()
 
     def loss() -> float:
-        return float(torch.stack([cast(Detector, probe.model).loss(batch) for batch in batches]).mean())
+        model = cast(Detector, probe.model)
+        return float(torch.stack([model.loss(devices.move(batch, probe.model)) for batch in batches]).mean())
 
     whole, result = loss(), {}
     for name in names:

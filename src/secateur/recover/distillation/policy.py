@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
@@ -164,7 +165,7 @@ class Rollouts:
 
     def _written(self, ids: Tensor, starts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Prompts and what the student writes after them, padded on the right, [B, S]; and their lengths [B]."""
-        device = next(self.student.parameters()).device
+        device = devices.find_device(self.student)
         room = int(starts.max())
         # Generation goes on from the last column: prompts stand at the right, and move back to the left afterwards.
         places = torch.arange(room)[None] - (room - starts[:, None])
@@ -172,8 +173,8 @@ class Rollouts:
         how: dict[str, Any] = {"do_sample": False}
         if self.temperature:
             how = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-        devices = [device] if device.type == "cuda" else []
-        with evaluating(self.student), torch.no_grad(), torch.random.fork_rng(devices):
+        generators = [device] if device.type == "cuda" else []
+        with evaluating(self.student), torch.no_grad(), torch.random.fork_rng(generators):
             torch.manual_seed(seed)
             out = self.student.generate(  # type: ignore[operator]
                 given.to(device), attention_mask=(places >= 0).long().to(device), max_new_tokens=self.new,
