@@ -9,7 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-import second_device  # noqa: F401 - before the first backward pass of the process
 from secateur.reports import charts
 from secateur.runs import measuring
 

@@ -10,8 +10,8 @@ are counted.
         model.to(second_device.NAME)(batch.to(second_device.NAME))
     assert traffic.copies == 1
 
-Only inside `present` do torch and Accelerate say that there is a card. Importing this module makes the device known
-to torch, which has to be before the first backward pass of the process: tests/conftest.py does.
+Only inside `present` do torch and Accelerate say that there is a card. Backward passes over it run in the thread that
+asks: autograd has no thread of the card, since a process that has such threads can't fork and train.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def present() -> Iterator[str]:
     torch.Generator = _Generator  # type: ignore[misc]
     torch.utils.swap_tensors = partial(_swap, swap)
     try:
-        yield DEVICE
+        with torch.autograd.set_multithreading_enabled(False):
+            yield DEVICE
     finally:
         _STATE.present = before
         PartialState.default_device = default
@@ -342,6 +343,7 @@ _PLAIN_COPY = torch.storage._StorageBase.__deepcopy__
 
 
 def _register() -> list[torch.library.Library]:
+    torch.ones(1, requires_grad=True).sum().backward()  # autograd starts the threads of the devices that it knows now
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module(), _Hooks())
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(_run, "PrivateUse1")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,10 +25,11 @@ import yolo
 from recipes.vision import nets
 from secateur import recipes
 from secateur._utils import rundir
-from secateur.data import texts
+from secateur.data import examples, texts
 from secateur.data.examples import Examples
 from secateur.methods import pruning
-from secateur.recover.distillation import teachers
+from secateur.recover.distillation import mixed, teachers
+from secateur.recover.sparsity import gates, masks, sparsify
 from secateur.recover.training import loop, objectives
 from secateur.retrieval.rerankers import Reranker
 from secateur.runs import keywords
@@ -282,7 +285,7 @@ def test_networks_are_measured_on_the_card_as_on_the_cpu(kind: str, digits: tupl
 @pytest.mark.usefixtures("card")
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert", "masked", "classifier"])
 def test_transformers_are_measured_on_the_card_as_on_the_cpu(kind: str) -> None:
-    model = tiny.classifier() if kind == "classifier" else tiny.model(kind)
+    model = tiny.classifier().eval() if kind == "classifier" else tiny.model(kind)
     subject = open_subject(model, tokenizer=tiny.tokenizer())
     data = texts.read(tiny.sentences(48))
     if kind == "classifier":
@@ -369,3 +372,109 @@ def test_examples_are_scored_by_a_network_on_the_card(
 ) -> None:
     options = {"score": score, "runs": 2, "score_epochs": 1.0}
     assert run_toy("kd_data_pruning", tmp_path, on_card=True, monkeypatch=monkeypatch, **options)
+
+
+# ---------------------------------------------------------------------------------- copies and waits of a hot loop
+
+
+def count_steps_of(train: Callable[[int], object], traffic: second_device.Traffic, first: int, last: int) -> None:
+    """Leave in `traffic` what the steps from `first` to `last` of a training ask for: what comes once is no matter."""
+    watched = []
+    for steps in (first, last):
+        with second_device.watch() as seen:
+            train(steps)
+        watched.append(seen)
+    for kind in ("uploads", "waits"):
+        once, all_in_all = (Counter(getattr(seen, kind)) for seen in watched)
+        getattr(traffic, kind).extend((all_in_all - once).elements())
+
+
+def classify(model: nn.Module) -> Any:
+    def objective(batch: Any, totals: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = functional.cross_entropy(model(batch["inputs"]), batch["labels"], reduction="sum") / totals["examples"]
+        return loss, {"task": loss.detach()}
+
+    return objective
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("what", ["plain", "masks", "gates", "mixed", "accumulated"])
+def test_a_step_of_training_copies_its_batch_and_waits_once(what: str, digits: tuple[Examples, nn.Module]) -> None:
+    data, net = digits
+    feed = [dict(batch) for batch in data.in_order(16)]
+    teacher = copy.deepcopy(net).to(CARD)
+
+    def train(steps: int) -> None:
+        model, how = copy.deepcopy(net).to(CARD), dict[str, Any](steps=steps, lr=1e-3, progress=False)
+        how |= {"count": examples.count, "accumulate": 2 if what == "accumulated" else 1}
+        with contextlib.ExitStack() as stack:
+            objective = classify(model)
+            if what == "masks":
+                closed = {name: weight > 0 for name, weight in masks.convolutions(net).items()}
+                stack.enter_context(masks.hold(model, {name: mask.cpu() for name, mask in closed.items()}))
+            elif what == "gates":
+                place = gates.Place("3", 8, 8, {"3": None}, 1)
+                stack.enter_context(gates.Gates({"3": place}, hidden=4).on(model))
+            elif what == "mixed":
+                taps = ("0", "3")
+                objective = mixed.objective(model, teacher, ask=lambda net, inputs: net(inputs), taps=taps)
+            loop.train(model, feed, objective, **how)
+
+    traffic = second_device.Traffic()
+    count_steps_of(train, traffic, 2, 4)
+    batches = 4 if what == "accumulated" else 2
+    assert traffic.copies == 2 * batches, f"inputs and labels:\n{traffic.places()}"
+    # Where labels may be -100, or tokens padding, the host has to know how many rows a loss is of.
+    assert traffic.synchronisations == 2 * (2 if what == "mixed" else 1), traffic.places()
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("direction", ["forward", "js", "cached"])
+def test_a_step_of_distillation_copies_its_batch_and_waits_once_for_each_loss(direction: str) -> None:
+    student, teacher = (open_subject(tiny.model("llama", seed), tokenizer=tiny.tokenizer()) for seed in (0, 1))
+    for subject in (student, teacher):
+        subject.model.to(CARD)
+    data = texts.batches(texts.read(tiny.sentences(48)), student.tokenizer, packed=True, batch=2, length=8)
+    feed: list[Any] = data.take(4)
+    if direction == "cached":
+        likely = torch.randn(2, 8, 4).log_softmax(-1)
+        more = {"teacher_log_probabilities": likely, "teacher_indices": torch.arange(4).expand(2, 8, 4).contiguous(),
+                "teacher_remaining": torch.zeros(2, 8)}  # fmt: skip
+        feed = [{**batch, **more} for batch in feed]
+
+    def train(steps: int) -> None:
+        how = {"direction": "forward"} if direction == "cached" else {"direction": direction}
+        source = None if direction == "cached" else teacher.forward
+        objective = objectives.distil(student.forward, source, output="logits", fused=True, **how)
+        loop.train(student.model, feed, objective, steps=steps, lr=1e-4, progress=False)
+
+    traffic = second_device.Traffic()
+    count_steps_of(train, traffic, 2, 4)
+    assert traffic.copies <= 2 * len(feed[0]), traffic.places()
+    ours = [wait for wait in traffic.waits if not wait[2].startswith("subjects/transformer/subject.py")]
+    assert len(ours) <= 4, f"which tokens count, and the numbers of the step:\n{traffic.places()}"
+    assert traffic.synchronisations - len(ours) <= 4, f"one look of transformers at a mask:\n{traffic.places()}"
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("method", ["dhspg", "hesso"])
+def test_a_step_of_a_sparse_optimiser_copies_nothing(method: str, digits: tuple[Examples, nn.Module]) -> None:
+    data, net = digits
+    subject = open_traced(copy.deepcopy(net).to(CARD), data.inputs[:2])
+    model, slices = subject.model, subject.slices()
+    optimizer = sparsify.GroupSparse(
+        model.parameters(), slices, lr=0.01, method=method, target=0.5, start=0, span=40, periods=2
+    )
+    inputs, labels = data.inputs.to(CARD), data.labels.to(CARD)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+
+    step()
+    step()
+    with second_device.watch() as traffic:
+        for _ in range(4):
+            step()
+    assert (traffic.copies, traffic.synchronisations) == (0, 0), traffic.places()

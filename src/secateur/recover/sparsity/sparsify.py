@@ -428,7 +428,7 @@ class GroupSparse(torch.optim.Optimizer):
             scores = self._scores(old)
             row = self.groups.row(scores).double()
             row[zero] = float(row.min()) - 1.0 - torch.arange(int(zero.sum()), device=row.device).double()
-            goal = self.groups.row(self.choose(self.groups.sites(row), 0.0)).bool() | zero
+            goal = self.groups.row(self.choose(self.groups.sites(row.cpu()), 0.0)).bool() | zero
             count = int(goal.sum()) * (period + 1) // self.periods
             chosen = zero.clone()
             chosen[torch.where(goal, row, math.inf).argsort(stable=True)[:count]] = True
