@@ -335,11 +335,8 @@ def loss(
     grown = min(1.0, (done - open_for) / ramp) if ramp > 0 else 1.0
     weight = len(batch["inputs"]) * gates.processes() / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
-    return task + further, {
-        "task": task.detach(),
-        "act": weight * act.detach(),
-        "polar": weight * polar.detach(),
-    }
+    parts = {"task": task, "act": weight * act, "polar": weight * polar}
+    return task + further, {name: part.detach() for name, part in parts.items()}
 
 
 def ask(
@@ -351,7 +348,7 @@ def ask(
     total: dict[str, Tensor] = {}
 
     def decide(part: Mapping[str, Any]) -> dict[str, Tensor]:
-        model(devices.move(part["inputs"], model))
+        _run(model, part)
         for name, value in doors.sure().items():
             total[name] = total.get(name, torch.zeros(())) + value.double().sum(0).cpu()
         return doors.values

@@ -17,8 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from secateur._utils import devices
-from secateur._utils.modes import evaluating
+from secateur._utils import devices, modes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -429,7 +428,7 @@ def diagnose(
     samples, of 128 images at most.
     """
     data = data.take(range(min(len(data), 128))) if data.targets else data
-    with torch.random.fork_rng(devices=[]), evaluating(student.subject.model, teacher.subject.model, projector):
+    with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
         views = [see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch)]
         labels = torch.cat([view.labels.cpu() for view in views])
@@ -450,8 +449,7 @@ def diagnose(
 
 
 def _join(passes: Sequence[Pass | Judged]) -> tuple[Tensor, Tensor]:
-    features, logits = ([getattr(one, name).cpu() for one in passes] for name in ("features", "logits"))
-    return torch.cat(features), torch.cat(logits)
+    return torch.cat([one.features.cpu() for one in passes]), torch.cat([one.logits.cpu() for one in passes])
 
 
 def describe(figures: Mapping[str, Mapping[str, float]], what: str) -> tuple[str, ...]:
