@@ -53,7 +53,7 @@ def _uncounted() -> dict[Any, Any]:
     return found
 
 
-def flops(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> float:
+def flops(model: Callable[..., object], batch: Mapping[str, object]) -> float:
     """FLOPs of one forward pass `model(**batch)`, multiply and add counted as two, by `torch.utils.flop_counter`.
 
     Matrix products, convolutions and attention count; norms, activations and look-ups don't (well below 1 %).
