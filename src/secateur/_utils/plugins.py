@@ -32,7 +32,7 @@ def function(name: str) -> Callable[..., Any]:
     own = _load_function(name)
 
     @functools.wraps(own)
-    def call(*given: Any, **how: Any) -> Any:
+    def call(*given: object, **how: object) -> Any:
         try:
             return own(*given, **how)
         except SecateurError:

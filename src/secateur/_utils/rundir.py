@@ -100,12 +100,12 @@ class Run:
     def open(
         cls,
         path: str | Path,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         *,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, object] | None = None,
         overwrite: bool = False,
         shared: bool = False,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, object] | None = None,
     ) -> Run:
         """Make or resume the run directory `path`.
 
@@ -204,7 +204,7 @@ class Run:
             path.mkdir(exist_ok=True)
         return path
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+    def json(self, name: str, compute: Callable[[], object]) -> Any:
         """The plain value `name`: computed and stored the first time, read afterwards.
 
         What is returned has always been through JSON, so that a resumed run sees exactly what a first run saw.
@@ -277,7 +277,7 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------- opening
 
-    def _check(self, record: Path, defaults: Mapping[str, Any]) -> None:
+    def _check(self, record: Path, defaults: Mapping[str, object]) -> None:
         added = {key: value for key, value in defaults.items() if self.settings.get(key) == value}
         before = {**added, **read_record(record)}
         keys = list(self.settings)
@@ -318,7 +318,7 @@ class Transient(Run):
         """Refused: this run has no folder."""
         raise RunError(f"{name} has no place: this run has no folder, give one")
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+    def json(self, name: str, compute: Callable[[], object]) -> Any:
         """The plain value `name`, computed the first time."""
         if name not in self.values:
             self.values[name] = compute()
@@ -354,10 +354,10 @@ def _replace(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, object]) -> dict[str, Any]:
     """`values` as YAML gives them back: tuples as lists, paths as text."""
 
-    def simple(value: Any) -> Any:
+    def simple(value: object) -> Any:
         if isinstance(value, Mapping):
             return {str(key): simple(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):
@@ -367,6 +367,6 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): simple(value) for key, value in values.items()}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

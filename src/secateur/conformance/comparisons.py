@@ -51,7 +51,7 @@ def random_scores(units: Units, seed: int) -> dict[str, NDArray[np.float64]]:
     return {site.name: draw.random(site.count) for site in units.free()}
 
 
-def kept_columns(expected: Any, found: Any, units: Units, selection: Selection) -> Any:
+def kept_columns(expected: object, found: object, units: Units, selection: Selection) -> Any:
     """`expected`, without silenced columns where the last axis of `found` was cut itself (a network's channels)."""
     a, b = as_numpy(expected), as_numpy(found)
     if a.shape == b.shape:
@@ -80,7 +80,7 @@ def assert_equal_costs(
         assert abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1.0), f"{what}: {measure} is {a:.12g}, expected {b:.12g}"
 
 
-def assert_equal_outputs(found: Any, expected: Any, tolerance: float, what: str) -> None:
+def assert_equal_outputs(found: object, expected: object, tolerance: float, what: str) -> None:
     """Arrays differ by at most `tolerance` of the largest value."""
     a, b = as_numpy(found), as_numpy(expected)
     assert a.shape == b.shape, f"{what}: shape {a.shape}, expected {b.shape}"
@@ -96,7 +96,7 @@ def assert_equal_selections(found: Selection, expected: Selection, what: str) ->
         assert same, f"{what}: other units of {name}"
 
 
-def assert_superset(select: Callable[..., Selection], units: Units, scores: Mapping[str, Any], measure: str) -> None:
+def assert_superset(select: Callable[..., Selection], units: Units, scores: Mapping[str, object], measure: str) -> None:
     """What a budget keeps, a larger one keeps too."""
     try:
         select(units, scores, Budget.parse(f"{measure}=0.0001%"))

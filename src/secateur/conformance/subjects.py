@@ -28,7 +28,7 @@ __all__ = ["check_subject"]
 
 
 def check_subject(
-    make: Callable[[], Any],
+    make: Callable[[], object],
     *,
     output: Output | None = None,
     counted: Callable[[Any], Mapping[str, float]] | None = None,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, MissingExtraError
 from secateur.vocabulary import Figure
 
@@ -16,7 +17,7 @@ __all__ = ["evaluate", "lm_eval"]
 
 def evaluate(
     model: Any,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     tasks: str | Sequence[str],
     *,
     include_path: str | Path | None = None,

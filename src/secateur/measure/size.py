@@ -33,13 +33,13 @@ def parameters(model: nn.Module) -> dict[str, int]:
     return {"params": sum(p.numel() for p in model.parameters()), "embedding_params": sum(embedding.values())}
 
 
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
     """FLOPs of scaled dot-product attention: 2 B H S_q S_k (d_qk + d_v); a causal mask saves none of them."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * key[-2] * (width + value[-1])
 
 
-def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+def _grouped(rows: Sequence[int], weights: Sequence[int], *_: object, **__: object) -> int:
     """FLOPs of a grouped matrix product, [S, in] with [E, in, out]: each of the S rows meets one of the E."""
     return 2 * rows[0] * rows[1] * weights[-1]
 
@@ -78,13 +78,13 @@ def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
     """
     aten = torch.ops.aten
 
-    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, out_val: Tensor, **_: Any) -> int:
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: object, out_val: Tensor, **_: object) -> int:
         # Each weight is used once for each position: of the output, or of the input of a transposed convolution.
         places = (x if rest[3] else out_val).shape
         used = int(torch.count_nonzero(weight)) if sparse else weight.numel()
         return 2 * used * places[0] * math.prod(places[2:]) + (0 if bias is None else out_val.numel())
 
-    def addmm(bias: Tensor, first: Tensor, second: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    def addmm(bias: Tensor, first: Tensor, second: Tensor, *_: object, out_val: Tensor, **__: object) -> int:
         return 2 * first.shape[0] * first.shape[1] * second.shape[1] + out_val.numel()
 
     def windows(x: Tensor, kernel: Any, *_: Any, out_val: Any, **__: Any) -> int:
@@ -94,7 +94,7 @@ def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
         return int(out.numel()) * math.prod(size)
 
     def per_element(times: int) -> Callable[..., int]:
-        def count(x: Tensor, *_: Any, **__: Any) -> int:
+        def count(x: Tensor, *_: object, **__: object) -> int:
             return times * x.numel()
 
         return count
@@ -148,7 +148,7 @@ def kv_cache_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     return float(sum(held.values()))
 
 
-def _tensors(cache: Any) -> Iterator[Tensor]:
+def _tensors(cache: object) -> Iterator[Tensor]:
     """Every stored key, value or state in a cache object (book-keeping counters have fewer than two dimensions)."""
     if isinstance(cache, Tensor):
         if cache.dim() >= 2 and cache.numel():

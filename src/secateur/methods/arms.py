@@ -52,7 +52,7 @@ class _Periodic(torch.optim.SGD):
         super().__init__(groups, lr=0.1, momentum=0.9, nesterov=True)
         self.then, self.every = then, every
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: object = None) -> Any:
         """One step."""
         value = super().step(closure)
         state = self.state[self.param_groups[0]["params"][0]]

@@ -343,7 +343,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _flat(mapping: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+def _flat(mapping: Mapping[str, object], above: str = "") -> list[tuple[str, str]]:
     """Nested settings as one list of words and values."""
     rows: list[tuple[str, str]] = []
     for key, value in mapping.items():

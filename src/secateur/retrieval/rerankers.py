@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from secateur._utils import http, threads, workers
 from secateur._utils.modes import evaluating, move_to_device
+from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
 
@@ -102,7 +103,9 @@ class Reranker(nn.Module):
     The score is the classifier's own, so that a reranker which gets the second head goes on ranking as it did.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, keep: nn.Linear | None = None, settings: Settings | None = None):
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer, keep: nn.Linear | None = None, settings: Settings | None = None
+    ):
         super().__init__()
         if getattr(model.config, "num_labels", 1) != 1:
             raise ModelError(f"this classifier has {model.config.num_labels} classes: a reranker has one, its score")
@@ -140,7 +143,7 @@ class Reranker(nn.Module):
         states: list[Tensor] = []  # classifiers do not agree on which of their hidden states is the last
         mine = get_ident()
 
-        def hear(module: nn.Module, given: Any, out: Any) -> None:
+        def hear(module: nn.Module, given: object, out: Any) -> None:
             if get_ident() == mine:  # hooks of other threads hear this one, too
                 states.append(out[0])
 

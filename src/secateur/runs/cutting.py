@@ -80,7 +80,7 @@ def prune(
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `secateur.run` with after `prune`: the settings in a YAML file, where `given` says nothing else.
 
     Raises `InputError` where the file, a key in it or a value can't be used.

@@ -44,14 +44,14 @@ Subject = TypeVar("Subject", Traced, Transformer)
 def add(
     out: str | Path,
     model: Source,
-    data: Any,
+    data: object,
     mode: str = "both",
     *,
     chance: bool = True,
     epochs: int | None = None,
     lr: float | None = None,
     cap: float | None = None,
-    held_out: Any = None,
+    held_out: object = None,
 ) -> list[Evidence]:
     """Train the control arms of each result in the run directory `out`, and add them to its evidence.
 

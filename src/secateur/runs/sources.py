@@ -19,7 +19,7 @@ from secateur.subjects.dataset.examples import INDEX, PACKED, ExampleSet
 __all__ = ["is_index", "read_index"]
 
 
-def is_index(data: Any) -> bool:
+def is_index(data: object) -> bool:
     """Whether `data` is an `ExampleSet`, an index file or its folder, or the folder of a run with several."""
     if isinstance(data, ExampleSet):
         return True

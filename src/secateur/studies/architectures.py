@@ -35,7 +35,7 @@ def stages(subject: Traced, inner: bool = True) -> dict[str, int]:
     sizes: dict[str, int] = {}
 
     def looker(path: str) -> Any:
-        def look(module: nn.Module, args: Any, output: Any) -> None:
+        def look(module: nn.Module, args: object, output: Any) -> None:
             spatial = isinstance(module, nn.modules.conv._ConvNd)
             sizes[path] = output[0, 0].numel() if spatial else 0
 

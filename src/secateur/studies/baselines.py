@@ -100,8 +100,8 @@ def magnitude(
 def add(
     out: str | Path,
     model: Source,
-    data: Any,
-    held_out: Any = None,
+    data: object,
+    held_out: object = None,
 ) -> list[Evidence]:
     """Make both baselines for each result in the run directory `out`, with its training, and add them to its evidence.
 
@@ -160,7 +160,7 @@ def _on_the_clock(
 
 def _recover(
     subject: Transformer, student: Transformer, data: Corpus, folder: Path, seed: int, dry_run: bool,
-    recovery: dict[str, Any] | None, **more: Any,
+    recovery: dict[str, Any] | None, **more: object,
 ) -> Recovery | None:  # fmt: skip
     given = {**(recovery or {}), **({"steps": 0} if dry_run else {}), **more, "seed": seed}
     return distillation.distil(subject, student, data, folder, **keywords.checked(distillation.distil, given))

@@ -210,7 +210,9 @@ def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:
     return sorted({0.0, *shares})
 
 
-def _shares(grid: Sequence[float], controls: Sequence[str], options: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+def _shares(
+    grid: Sequence[float], controls: Sequence[str], options: Mapping[str, object]
+) -> dict[str, Sequence[float]]:
     """Control -> the shares at which it is tried, the votes first, under no name; scratch is the end of all shares."""
     if options.get("scored"):
         raise InputError(f"scored={options['scored']}: a study scores once for each seed, whatever the shares, and "
@@ -255,7 +257,7 @@ def lossless(
     tolerance: float = 1.0,
     weights: Literal["new", "given"] = "new",
     controls: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Lossless:
     """The sweep of `dp4tl` over shares, each seed in a run directory of its own, and the largest that loses nothing.
 
@@ -309,7 +311,7 @@ def plan(
     tolerance: float,
     weights: str,
     controls: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> dict[str, int]:
     """What `lossless` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     grid, seeds = _grid(shares, seeds), tuple(dict.fromkeys(seeds))

@@ -137,7 +137,7 @@ def _flags(function: Any) -> dict[str, Any]:
     return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
 
 
-def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
+def _source_names(subject: Traced | None, model: Any, data: object, examples: Examples | None) -> dict[str, str]:
     """The network and the data as they were given, to be found again."""
     if subject is None or examples is None:
         return {}
@@ -145,7 +145,7 @@ def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examp
     return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
 
 
-def _announce(trials: Sequence[Any]) -> Iterator[Any]:
+def _announce(trials: Sequence[object]) -> Iterator[Any]:
     """The trials, each announced in a line on the standard error."""
     for number, one in enumerate(trials, 1):
         print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)

@@ -43,12 +43,12 @@ class ClassMeans:
         if absent:
             raise InputError(f"class {absent[0]} has no mean: the data that the means are of has no example of it")
 
-    def save(self, path: Path, key: Mapping[str, Any]) -> None:
+    def save(self, path: Path, key: Mapping[str, object]) -> None:
         """Write them as safetensors, with the key (a teacher's fingerprint) that `load` asks for."""
         storage.write(path, {"means": self.means, "counts": self.counts}, json.dumps(dict(key)))
 
     @classmethod
-    def load(cls, path: Path, key: Mapping[str, Any]) -> ClassMeans:
+    def load(cls, path: Path, key: Mapping[str, object]) -> ClassMeans:
         """Read what `save` wrote. Raises `DataError` for a file that is missing, damaged, or of another key."""
         tensors, text = storage.read(path)
         stored = json.loads(text) if text else {}

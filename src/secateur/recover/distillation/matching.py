@@ -42,7 +42,7 @@ alike they are to one another, and whether each is nearest to its own of the tea
 def add_matching(
     objective: Objective,
     pairs: Sequence[tuple[nn.Module, nn.Module, str, str]],
-    look: Callable[[], Any],
+    look: Callable[[], object],
     *,
     kind: str = "mse",
     weights: Sequence[float] = (),

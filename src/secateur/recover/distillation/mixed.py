@@ -32,7 +32,7 @@ _BESIDE = ("hidden", "attention", "past", "cache")
 """In names of what transformers gives beside its answers."""
 
 
-def answers(output: Any) -> tuple[list[Tensor], list[Tensor]]:
+def answers(output: object) -> tuple[list[Tensor], list[Tensor]]:
     """(logits [N, ..., C] with their classes last, other answers): what the soft term compares by KL, and by MSE.
 
     A tensor is logits, with classes in dimension 1 where it has four (segmentation); so is what a mapping calls logits.

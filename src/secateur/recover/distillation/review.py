@@ -101,7 +101,7 @@ def stages(
     last: dict[tuple[int, int], tuple[str, tuple[int, int, int]]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(_: nn.Module, args: Any, output: Any) -> None:
+        def look(_: nn.Module, args: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
                 size = (output.shape[2], output.shape[3])
                 last.pop(size, None)

@@ -35,11 +35,11 @@ class _Through(torch.autograd.Function):
     """W -> W where `keep`, else 0; the gradient of the result is that of all of W (the straight-through estimator)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
+    def forward(ctx: object, weight: Tensor, keep: Tensor) -> Tensor:
         return torch.where(keep, weight, 0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 

@@ -182,7 +182,7 @@ class Gates(nn.Module):
         return look
 
     def _closer(self, name: str) -> Any:
-        def close(_: nn.Module, args: Any, output: Any) -> Any:
+        def close(_: nn.Module, args: object, output: object) -> Any:
             gate = self.values[name][:, 0]
 
             def times(y: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class Gates(nn.Module):
         return sum(gate.flops() for gate in self.each if isinstance(gate, Gate))
 
 
-def _first(values: Iterable[Any]) -> Tensor:
+def _first(values: Iterable[object]) -> Tensor:
     for value in values:
         if isinstance(value, Tensor):
             return value

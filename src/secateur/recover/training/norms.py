@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 __all__ = ["reestimate"]
 
 
-def reestimate(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any]) -> int:
+def reestimate(model: nn.Module, forward: Callable[[Any], object], batches: Iterable[Any]) -> int:
     """Set the running means and variances of all batch norms to their plain averages over `batches`.
 
     forward: runs one batch through `model`. No weight changes, and all else runs in evaluation mode; the model comes

@@ -208,7 +208,7 @@ def distill(
     return row
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `distill` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
 
     Raises `InputError` where the file, a key in it or a value can't be used.
@@ -269,7 +269,7 @@ def _integers(student: Transformer, folder: Path, bits: int) -> tuple[Transforme
     return reopened, notes
 
 
-def _save(setup: Setup, student: Any, row: Evidence, run: Run, folder: Path) -> None:
+def _save(setup: Setup, student: object, row: Evidence, run: Run, folder: Path) -> None:
     """Write the student, or the integers that were made of it, and its card into `folder`."""
     if setup.settings.bits:
         shutil.copytree(run.folder("integers"), folder, dirs_exist_ok=True)

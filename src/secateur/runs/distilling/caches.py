@@ -104,7 +104,7 @@ def _cache_key(setup: Setup) -> dict[str, Any]:
 
 
 def _ask_server(
-    setup: Setup, student: Learner, run: Run, name: str, batches: Any, count: int, key: Mapping[str, Any]
+    setup: Setup, student: Learner, run: Run, name: str, batches: Any, count: int, key: Mapping[str, object]
 ) -> teachers.TopK:
     """What the server finds likeliest in `count` batches."""
     server, k = Server(setup.settings.server, setup.names[0]), setup.settings.server_tokens

@@ -110,7 +110,7 @@ def average_models(backend: AnyBackend, subjects: Sequence[Learner], environment
 
 
 def measure_ensemble(
-    backend: AnyBackend, student: Any, others: Sequence[Any], held_out: Any, environment: Environment
+    backend: AnyBackend, student: object, others: Sequence[Any], held_out: object, environment: Environment
 ) -> dict[str, Row]:
     """How good the average of `others` is on held-out data, and the student's loyalty to it, as parts of a measurement.
 
@@ -137,7 +137,7 @@ def _mean(asked: Sequence[Ask], batch: Mapping[str, Any], *, hidden: bool = Fals
 
 
 @torch.no_grad()
-def _width(backend: AnyBackend, subject: Any, environment: Environment) -> int | None:
+def _width(backend: AnyBackend, subject: object, environment: Environment) -> int | None:
     """How many numbers a network gives for each example; None where that is no row of them."""
     if isinstance(subject, Transformer):
         return None

@@ -193,7 +193,7 @@ class KnowledgeGraph:
         """Whether statements have IRIs, and so may be taken for things; those of `data.triples` have none."""
         return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
-    def _select_all(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
+    def _select_all(self, items: Sequence[object], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
         try:
             return self.store.select(query(items))

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import PreTrainedModel, TorchAoConfig
+from transformers import PretrainedConfig, PreTrainedModel, TorchAoConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import AutoHfQuantizer
 
@@ -29,7 +29,7 @@ def with_model(subject: Transformer, model: PreTrainedModel) -> Transformer:
     return subject._copy(model, subject.layer_index)
 
 
-def save_int8(subject: Transformer, folder: Path, config: Any, left: Sequence[str]) -> None:
+def save_int8(subject: Transformer, folder: Path, config: PretrainedConfig, left: Sequence[str]) -> None:
     """Write a model with weights of torchao's Int8Tensor, with transformers' own `TorchAoConfig`.
 
     config: the torchao configuration that made them; left: linears that stayed as they were. Safetensors; loaded by
