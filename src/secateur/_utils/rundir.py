@@ -357,7 +357,7 @@ def _replace(source: Path, target: Path) -> None:
 def plain(values: Mapping[str, object]) -> dict[str, Any]:
     """`values` as YAML gives them back: tuples as lists, paths as text."""
 
-    def simple(value: object) -> Any:
+    def simple(value: object) -> object:
         if isinstance(value, Mapping):
             return {str(key): simple(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
@@ -27,6 +27,9 @@ from secateur._utils.http import PassingError
 from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import BudgetError, InputError, ServerError, opening
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "SPENDING",
@@ -290,7 +293,7 @@ def _open_checkpoint(name: str) -> Local:
 class Local:
     """A causal language model of transformers with its tokenizer; its chat template is used where it has one."""
 
-    def __init__(self, model: Any, tokenizer: Tokenizer, meter: Meter | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, meter: Meter | None = None) -> None:
         self.model, self.tokenizer, self.meter = model, tokenizer, meter or Meter()
 
     @property

@@ -120,7 +120,7 @@ def ranker(url: str) -> Ranker:
     return Ranker(url)
 
 
-def _sort_by_index(rows: Sequence[Mapping[str, object]]) -> list[Any]:
+def _sort_by_index(rows: Sequence[Mapping[str, object]]) -> list[object]:
     """Vectors in the order of the texts, whatever the order they came in."""
     return [_one(rows, number)["embedding"] for number in range(len(rows))]
 

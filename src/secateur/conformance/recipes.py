@@ -143,7 +143,7 @@ def _nonzero(result: Result, budget: Budget) -> dict[str, float]:
     return {"weights": float(count)}
 
 
-def _zero_at_random(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
+def _zero_at_random(subject: Any, result: Result, budget: Budget, seed: int) -> object:
     """A copy with as many zeros as the result in each of its matrices, and as few units (experts), at random places."""
     draw = np.random.default_rng(seed)
     units, keep = subject.units(), {}

@@ -44,8 +44,8 @@ def check_installed() -> None:
 def write(
     module: nn.Module | ExportedProgram,
     path: Path,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
+    args: tuple[object, ...] = (),
+    kwargs: Mapping[str, object] | None = None,
     **options: Any,
 ) -> None:
     """Export to `path`; `options` are those of torch.onnx.export."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +43,9 @@ def _grouped(rows: Sequence[int], weights: Sequence[int], *_: object, **__: obje
     return 2 * rows[0] * rows[1] * weights[-1]
 
 
-def _uncounted() -> dict[Any, Any]:
+def _uncounted() -> dict[object, Callable[..., int]]:
     """Operator -> FLOPs of those that torch leaves out silently: attention on a CPU, the products of experts."""
-    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    found: dict[object, Callable[..., int]] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     for library, name in ((torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
         if hasattr(library, name):
             found[getattr(library, name)] = _grouped
@@ -67,7 +66,7 @@ def flops(model: Callable[..., object], batch: Mapping[str, object]) -> float:
     return total
 
 
-def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
+def every_flop(call: Callable[[], object], *, sparse: bool = False) -> float:
     """FLOPs of `call()` with what `flops` leaves out: what networks of different widths are compared by.
 
     Multiply and add count as two in convolutions and matrix products, their biases as one per output; batch norm two
@@ -87,7 +86,9 @@ def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
     def addmm(bias: Tensor, first: Tensor, second: Tensor, *_: object, out_val: Tensor, **__: object) -> int:
         return 2 * first.shape[0] * first.shape[1] * second.shape[1] + out_val.numel()
 
-    def windows(x: Tensor, kernel: Any, *_: Any, out_val: Any, **__: Any) -> int:
+    def windows(
+        x: Tensor, kernel: int | Sequence[int], *_: object, out_val: Tensor | tuple[Tensor, ...], **__: object
+    ) -> int:
         out = out_val[0] if isinstance(out_val, tuple) else out_val
         sides = [kernel] if isinstance(kernel, int) else list(kernel)
         size = sides * (x.dim() - 2) if len(sides) == 1 else sides
@@ -164,7 +165,7 @@ def _tensors(cache: object) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _evaluation(model: Any) -> Iterator[None]:
+def _evaluation(model: object) -> Iterator[None]:
     """A module in eval mode, each submodule back in its own mode at the end; plain callables pass through."""
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         yield

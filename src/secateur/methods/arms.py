@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from secateur._utils.modes import evaluating
 from secateur.data import examples
@@ -48,11 +49,11 @@ DEFAULTS: dict[str, Any] = {
 class _Periodic(torch.optim.SGD):
     """SGD with momentum 0.9 that calls `then` with itself after every `every` steps; the count is part of its state."""
 
-    def __init__(self, groups: Any, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
+    def __init__(self, groups: ParamsT, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
         super().__init__(groups, lr=0.1, momentum=0.9, nesterov=True)
         self.then, self.every = then, every
 
-    def step(self, closure: object = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step."""
         value = super().step(closure)
         state = self.state[self.param_groups[0]["params"][0]]

@@ -223,7 +223,7 @@ def _mapped(score: Score, given: Sequence[object] | None, subject: Traced) -> Ma
     return found
 
 
-def _asked(batches: Sequence[Any], ask: Callable[[Any], object], batch: Any) -> Any:
+def _asked(batches: Sequence[Any], ask: Callable[[Any], object], batch: Any) -> object:
     """`ask(batch)`, and which batch it is that fails."""
     try:
         return ask(batch)
@@ -239,7 +239,7 @@ def _asked(batches: Sequence[Any], ask: Callable[[Any], object], batch: Any) -> 
         ) from error
 
 
-def _called(model: nn.Module, batch: Any) -> Any:
+def _called(model: nn.Module, batch: Any) -> object:
     example = Example.of(batch)
     return model(*example.args, **example.kwargs)
 

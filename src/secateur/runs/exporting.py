@@ -73,7 +73,7 @@ def export(
     return target, notes
 
 
-def _open(folder: str | Path, to: str, *, stream: bool = False) -> Any:
+def _open(folder: str | Path, to: str, *, stream: bool = False) -> object:
     """What is in `folder`: a subject, or the program of a network, which can be written as ONNX only."""
     if stream:
         return open_streamed(folder)

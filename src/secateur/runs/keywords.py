@@ -129,7 +129,7 @@ def pack(function: Callable[..., object], options: Mapping[str, object]) -> dict
     return values
 
 
-def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any:
+def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> object:
     """The value of an option that is one frozen value: its fields by flag, and what was given for it as a whole."""
     value = dataclasses.replace(default, **own)
     if isinstance(value, Training):

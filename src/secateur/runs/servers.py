@@ -78,7 +78,7 @@ class Servers:
             _open_server(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
         )
 
-    def open_graph(self, graph: Any) -> Any:
+    def open_graph(self, graph: Any) -> object:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
         if http.is_address(graph):
             return _open_endpoint(graph, self.graph, self.language)

@@ -145,7 +145,7 @@ def _source_names(subject: Traced | None, model: Any, data: object, examples: Ex
     return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
 
 
-def _announce(trials: Sequence[object]) -> Iterator[Any]:
+def _announce(trials: Sequence[object]) -> Iterator[object]:
     """The trials, each announced in a line on the standard error."""
     for number, one in enumerate(trials, 1):
         print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)

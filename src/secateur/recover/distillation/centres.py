@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 
 __all__ = ["ClassMeans", "collect"]
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +66,8 @@ class ClassMeans:
 
 def collect(
     model: nn.Module,
-    ask: Callable[[Any], tuple[Tensor, Tensor]],
-    batches: Iterable[Any],
+    ask: Callable[[B], tuple[Tensor, Tensor]],
+    batches: Iterable[B],
     classes: int,
 ) -> ClassMeans:
     """``c_k = mean over the inputs of class k of f(x)``, in one pass, in evaluation mode and float64.

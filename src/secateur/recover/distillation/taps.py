@@ -188,7 +188,7 @@ def tap(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterator[
             if len(found) == len(set(names)):
                 taken[:] = [one for tap in names for one in found[tap]]
 
-    def before(module: nn.Module, args: Any, kwargs: Any, name: str) -> None:
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], name: str) -> None:
         note(name, [*args, *kwargs.values()])
 
     def after(module: nn.Module, args: object, output: object, name: str) -> None:
@@ -226,7 +226,7 @@ def look_at(
     inputs: Tensor,
     find: Find = first,
     *,
-    ask: Callable[[nn.Module, Tensor], Any] | None = None,
+    ask: Callable[[nn.Module, Tensor], object] | None = None,
 ) -> list[Tensor]:
     """What the taps `names` give on `inputs`, in evaluation mode; `InputError` that names those which give nothing.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import ParamsT
 
 from secateur.errors import InputError
 from secateur.recover.training.schedule import ramped
@@ -233,7 +234,7 @@ class DecoupledAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         closed: Callable[[], Mapping[Tensor, Tensor]],
         *,
         decay: Callable[[int], float],
@@ -250,7 +251,7 @@ class DecoupledAdamW(torch.optim.Optimizer):
         self.closed, self.decay, self.after, self.moment = closed, decay, after, moment
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step; returns what `closure` gives."""
         loss = None
         if closure is not None:

@@ -154,7 +154,7 @@ class _Ordered:
         return self.read(self.data.take(range(index * self.size, min((index + 1) * self.size, len(self.data)))))
 
 
-def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> Any:
+def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> object:
     """The batches with all that each of their teachers says, which is asked once: see `_recall`.
 
     What is one row for each example, whatever stands beside it in its batch, is kept once for each.

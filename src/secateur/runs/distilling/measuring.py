@@ -121,7 +121,7 @@ def verdict(row: Evidence) -> str:
 # -------------------------------------------------------------------------------------- teachers that read the same
 
 
-def _join_teachers(setup: Setup, student: Learner) -> Any:
+def _join_teachers(setup: Setup, student: Learner) -> object:
     """The teachers as one subject to be measured."""
     one = setup.teachers[0] if setup.teachers else student
     if len(setup.teachers) < 2:

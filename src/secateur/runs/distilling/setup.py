@@ -133,7 +133,7 @@ def predict(ask: Ask, batch: Mapping[str, Any]) -> Tensor:
     return prediction
 
 
-def _as_it_reads(forward: Ask, name: str, batch: Mapping[str, Tensor], **options: object) -> Any:
+def _as_it_reads(forward: Ask, name: str, batch: Mapping[str, Tensor], **options: object) -> object:
     """What a teacher says of the texts of a batch of `alignment.Parallel`, in its own reading."""
     return forward(alignment.own(batch, name), **options)
 
