@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.data import examples
 from secateur.data.batches import count_steps
@@ -129,7 +130,7 @@ def fit(
 
 
 def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
-    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def both(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         loss, parts = objective(batch, totals)
         return loss + penalty() * (len(batch["inputs"]) / totals["examples"]), parts
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils import plugins
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -113,7 +114,7 @@ def _make_score(
     return pruning.make_scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
 
 
-def _class_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _class_loss(subject: Traced, model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the classes."""
     return functional.cross_entropy(objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"])
 

@@ -66,7 +66,7 @@ def read(
     *,
     text: str = "text",
     label: str = "label",
-    sizes: Any = None,
+    sizes: str | Sequence[float | str] | None = None,
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
