@@ -8,7 +8,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import annotated_types
 from pydantic import ConfigDict, ValidationError, create_model
@@ -18,6 +18,8 @@ from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
 __all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
+
+T = TypeVar("T")
 
 
 def of(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
@@ -115,7 +117,7 @@ def checked(function: Callable[..., object], given: Mapping[str, object]) -> dic
     return {name: values[name] for name in keywords}
 
 
-def call(function: Callable[..., object], *arguments: object, **options: object) -> Any:
+def call(function: Callable[..., T], *arguments: object, **options: object) -> T:
     """`function` called with options by flag, checked."""
     return function(*arguments, **checked(function, options))
 

@@ -134,7 +134,7 @@ class Reference:
         verdict = evidence.judge(row, tolerance=TOLERANCE)
         return replace(row, verdict=verdict or "missed: could not be measured, see the notes")
 
-    def _quality(self, student: Subject, data: object) -> tuple[Row, Row, Row]:
+    def _quality(self, student: Subject, data: Data) -> tuple[Row, Row, Row]:
         """As `Backend.compare`, on the device of the environment."""
         original, student = (self.backend.place(each, self.environment) for each in (self.original, student))
         with self.environment.active():

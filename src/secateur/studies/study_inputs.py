@@ -13,7 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -25,11 +25,14 @@ from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
+from secateur.runs.backends import Data, Source
 from secateur.runs.backends.network import Model, Network
 from secateur.runs.executor import open_run
 from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
+
+T = TypeVar("T")
 
 
 def study(
@@ -137,7 +140,7 @@ def _flags(function: Any) -> dict[str, Any]:
     return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
 
 
-def _source_names(subject: Traced | None, model: Any, data: object, examples: Examples | None) -> dict[str, str]:
+def _source_names(subject: Traced | None, model: Source, data: Data, examples: Examples | None) -> dict[str, str]:
     """The network and the data as they were given, to be found again."""
     if subject is None or examples is None:
         return {}
@@ -145,7 +148,7 @@ def _source_names(subject: Traced | None, model: Any, data: object, examples: Ex
     return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
 
 
-def _announce(trials: Sequence[object]) -> Iterator[object]:
+def _announce(trials: Sequence[T]) -> Iterator[T]:
     """The trials, each announced in a line on the standard error."""
     for number, one in enumerate(trials, 1):
         print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)
