@@ -21,13 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from secateur._utils import distributed
 from secateur._utils.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Run", "Transient", "lock_folder", "plain", "read_matching_record", "read_record", "read_tensors"]
 
@@ -48,7 +51,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The torch tensors that `Run.tensors` left at `path`. Raises `RunError` for a file that is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -218,7 +221,7 @@ class Run:
         except ValueError as error:
             raise RunError(f"{path} is damaged: delete it and run the same command again") from error
 
-    def tensors(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The torch tensors `name`: computed and stored as safetensors the first time, read afterwards."""
         from safetensors.torch import save_file
 

@@ -39,7 +39,7 @@ Count: TypeAlias = Callable[[Sequence[str]], Sequence[int]]
 class Encoder(Protocol):
     """What sentence-transformers' models have and we use: texts -> vectors [texts, d]."""
 
-    def encode(self, sentences: list[str], **options: object) -> Any:
+    def encode(self, sentences: list[str], **options: object) -> np.ndarray:
         """The vectors of `sentences`."""
         ...
 
@@ -92,7 +92,7 @@ def checkpoint_of(source: str | Encoder | Embed) -> str:
     return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
-def _encode(model: Any, texts: Sequence[str]) -> np.ndarray:
+def _encode(model: Encoder, texts: Sequence[str]) -> np.ndarray:
     if not len(texts):
         return np.zeros((0, 1), dtype=np.float32)
     found = model.encode(list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "Block",
@@ -104,7 +107,11 @@ class Reranker(nn.Module):
     """
 
     def __init__(
-        self, model: Any, tokenizer: Tokenizer, keep: nn.Linear | None = None, settings: Settings | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        keep: nn.Linear | None = None,
+        settings: Settings | None = None,
     ):
         super().__init__()
         if getattr(model.config, "num_labels", 1) != 1:
@@ -276,7 +283,7 @@ class Reranker(nn.Module):
             save_file(head, Path(folder) / HEAD)
 
 
-def _drop_out(model: Any, states: Tensor) -> Tensor:
+def _drop_out(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Hidden states as the second head takes them: with the dropout of the first, in training."""
     rates = [getattr(model.config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob")]
     rate = next((float(rate) for rate in rates if rate is not None), 0.0)

@@ -373,7 +373,7 @@ def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: 
         del states
 
 
-def _pooled_call(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+def _pooled_call(nest: Any, pool: dict[object, list[Tensor]], known: dict[int, Tensor]) -> Any:
     """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
 
     known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -430,8 +430,12 @@ class _Barring(TorchFunctionMode):
         self.gone = gone
 
     def __torch_function__(
-        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         return out.masked_fill(self.gone.to(out.device), -torch.inf) if func is nn.functional.linear else out
 
@@ -460,7 +464,7 @@ class _Bypass(nn.Module):
 class _KeptLayerNorm(nn.Module):
     """LayerNorm over some channels; the others come out as zero."""
 
-    def __init__(self, norm: Any, channels: Tensor) -> None:
+    def __init__(self, norm: nn.LayerNorm, channels: Tensor) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.channels = channels.to(norm.weight.device)
