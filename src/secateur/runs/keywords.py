@@ -17,7 +17,7 @@ from secateur.errors import InputError
 from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
-__all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = ["call", "check_seed", "checked", "defaults", "fitting", "flat", "names", "of", "pack", "spares"]
 
 T = TypeVar("T")
 
@@ -64,9 +64,14 @@ def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict
     return values
 
 
+def defaults(function: Callable[..., object]) -> dict[str, Any]:
+    """All options by name, as flags and run.yaml have them, and their defaults."""
+    return flat(function, {name: parameter.default for name, parameter in of(function).items()})
+
+
 def names(function: Callable[..., object]) -> list[str]:
     """The names of all options, as flags and run.yaml have them."""
-    return list(flat(function, {name: parameter.default for name, parameter in of(function).items()}))
+    return list(defaults(function))
 
 
 def _written(value: object) -> str:

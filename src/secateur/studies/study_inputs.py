@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,10 +116,10 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
 
 
 def _split_options(
-    name: str, function: Any, card: Mapping[str, str], options: Mapping[str, object]
+    name: str, function: Callable[..., object], card: Mapping[str, str], options: Mapping[str, object]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
-    mine = _flags(function)
+    mine = keywords.defaults(function)
     theirs = {key: value for key, value in options.items() if key not in mine}
     own = keywords.checked(function, {key: value for key, value in options.items() if key in mine})
     for key in theirs:
@@ -130,14 +130,9 @@ def _split_options(
             raise InputError(f"study {name} has no option {next(iter(theirs))!r}: it has {', '.join(mine)}")
         return own, {}
     recipe = recipes.find(card["recipe"])
-    shared = {key: value for key, value in keywords.flat(function, own).items() if key in _flags(recipe)}
+    shared = {key: value for key, value in keywords.flat(function, own).items() if key in keywords.defaults(recipe)}
     checked = keywords.flat(recipe, keywords.checked(recipe, {**theirs, **shared}))
     return own, {key: checked[key] for key in theirs}
-
-
-def _flags(function: Any) -> dict[str, Any]:
-    """Every option as it is given, and its default."""
-    return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
 
 
 def _source_names(subject: Traced | None, model: Source, data: Data, examples: Examples | None) -> dict[str, str]:
