@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from secateur import recipes
 from secateur._utils.rundir import Run
@@ -58,7 +58,7 @@ class Point:
         """What the whole source has more than this, paired over seeds."""
         return paired_difference(whole.figures[measure], self.figures[measure])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What study.json says of it."""
         means = {name: asdict(mean_interval(row)) for name, row in self.figures.items()}
         return {"pruned": self.pruned, "by_seed": self.figures, "means": means}
@@ -167,7 +167,7 @@ class Lossless:
             "votes, first weights and transfers.",
         )  # fmt: skip
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, object]:
         whole = self.points[0]
         return {
             "winner": {"pruned": self.best.pruned, "measure": self.measure, "tolerance": self.tolerance},
@@ -175,7 +175,7 @@ class Lossless:
             **({"controls": {name: self._control(name) for name in self.controls}} if self.controls else {}),
         }  # fmt: skip
 
-    def _control(self, name: str) -> list[dict[str, Any]]:
+    def _control(self, name: str) -> list[dict[str, object]]:
         """Of each point its figures, and the leads of the votes: of scratch at every share."""
         return [
             {**one.describe(),

@@ -101,7 +101,7 @@ class Controls:
             "seed see the same batches in the same order.",
         )  # fmt: skip
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, object]:
         budgets = []
         for budget, control in self.budgets.items():
             arms = []
@@ -247,7 +247,7 @@ def _try(
     norm: float,
     training: Training,
     **arms_settings: Any,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One cut and its arms: what of `rethinking_pruning_value` is to be kept of them."""
     learn = partial(fit, data=train, training=training, seed=seed)
     start, batch = subject, training.whole("batch")

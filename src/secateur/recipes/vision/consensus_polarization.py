@@ -18,6 +18,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -299,7 +300,7 @@ def loss(
     doors: gates.Gates,
     units: Units,
     target: Mapping[str, float],
-    batch: Mapping[str, Any],
+    batch: Batch,
     totals: Mapping[str, int],
     *,
     activation: float = 4.0,
@@ -348,7 +349,7 @@ def ask(
     doors.fixed = None
     total: dict[str, Tensor] = {}
 
-    def decide(part: Mapping[str, Any]) -> dict[str, Tensor]:
+    def decide(part: Batch) -> dict[str, Tensor]:
         model(part["inputs"])
         for name, value in doors.sure().items():
             total[name] = total.get(name, torch.zeros(())) + value.double().sum(0).cpu()
@@ -370,7 +371,7 @@ def _rows(subject: Traced) -> int:
     return len(tensors[0]) if tensors and tensors[0].dim() else 1
 
 
-def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
+def _run(model: nn.Module, part: Batch) -> Tensor:
     return objectives.logits(model(part["inputs"]))
 
 

@@ -95,7 +95,7 @@ def _cache_folder(setup: Setup, run: Run, name: str) -> Iterator[Path]:
             raise InputError(str(error)) from error
 
 
-def _cache_key(setup: Setup) -> dict[str, Any]:
+def _cache_key(setup: Setup) -> dict[str, object]:
     """What a cache depends on beside its teacher: data and batches."""
     settings = setup.settings
     return {"data": setup.train.digest, "batches": f"{settings.batch} x {settings.length}, seed {settings.seed + 1}"}

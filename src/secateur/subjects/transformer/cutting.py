@@ -287,7 +287,7 @@ def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: di
     return plain
 
 
-def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, Any]:
+def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, object]:
     """One layer's entry of `per_layer_config`."""
     own: dict[str, Any] = {}
     if width.heads:

@@ -118,7 +118,7 @@ def _reindex(folder: Path) -> None:
     files.write_index(folder, table, total)
 
 
-def _scheme(bits: int, group: int) -> dict[str, Any]:
+def _scheme(bits: int, group: int) -> dict[str, object]:
     weights: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel"}
     if group:
         weights |= {"strategy": "group", "group_size": group}
