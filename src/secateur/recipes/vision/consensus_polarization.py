@@ -18,7 +18,6 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -300,7 +299,7 @@ def loss(
     doors: gates.Gates,
     units: Units,
     target: Mapping[str, float],
-    batch: Batch,
+    batch: Mapping[str, Any],
     totals: Mapping[str, int],
     *,
     activation: float = 4.0,
@@ -349,7 +348,7 @@ def ask(
     doors.fixed = None
     total: dict[str, Tensor] = {}
 
-    def decide(part: Batch) -> dict[str, Tensor]:
+    def decide(part: Mapping[str, Any]) -> dict[str, Tensor]:
         model(part["inputs"])
         for name, value in doors.sure().items():
             total[name] = total.get(name, torch.zeros(())) + value.double().sum(0).cpu()
@@ -371,7 +370,7 @@ def _rows(subject: Traced) -> int:
     return len(tensors[0]) if tensors and tensors[0].dim() else 1
 
 
-def _run(model: nn.Module, part: Batch) -> Tensor:
+def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
     return objectives.logits(model(part["inputs"]))
 
 
