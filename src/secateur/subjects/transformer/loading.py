@@ -314,14 +314,15 @@ def _ready(place: Path, config: PretrainedConfig, *, dense: bool) -> None:
         config.quantization_config = {**method, "dequantize": True}
 
 
-def _method(config: PretrainedConfig) -> str:
-    found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", "")
+def _method(said: object) -> str:
+    """How weights are quantised, by what a config says of it: plain data, or transformers' own class for it."""
+    found = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", "")
     return str(getattr(found, "value", found))
 
 
-def _bits(config: PretrainedConfig) -> int:
+def _bits(said: object) -> int:
     """Bits of each weight by what a config.json says of its quantisation; 8 where it does not say."""
-    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(config).lower())
+    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(said).lower())
     return int(next(filter(None, found.groups()))) if found else 8
 
 
