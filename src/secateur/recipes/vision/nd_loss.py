@@ -388,9 +388,7 @@ def host_loss(host: Host, fusion: review.Review | None = None) -> Term:
             return review.hierarchical(fusion(view.student.maps), view.teacher.maps)
         pair = (view.heads[1], view.teacher.logits)
         if host.host == "dkd":
-            value = losses.decoupled_kl(
-                *pair, view.labels, target=host.target, other=host.other, temperature=temperature
-            )
+            value = losses.dkd(*pair, view.labels, target=host.target, other=host.other, temperature=temperature)
         elif host.host == "dist":
             value = relations.correlation(*pair, temperature=temperature)
         else:

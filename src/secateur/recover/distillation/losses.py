@@ -33,7 +33,7 @@ __all__ = [
     "cosine",
     "cross_entropy",
     "cross_entropy_from_hidden",
-    "decoupled_kl",
+    "dkd",
     "jensen_shannon",
     "jensen_shannon_from_hidden",
     "kl",
@@ -444,7 +444,7 @@ def _together(logs: Tensor, events: Tensor, count: int) -> Tensor:
     return sums.log_().add_(most)
 
 
-def _decoupled_kl(temperature: float, width: int, target: float, other: float) -> Formula:
+def _dkd(temperature: float, width: int, target: float, other: float) -> Formula:
     """``target KL(b_t || b_s) + other KL(p^_t || p^_s)``; p^ is p without the label, renormalised, b = (p_y, 1 - p_y).
 
     With l = log(b / (1 - b)) the first term has d/dl = b_s - b_t, dl/dz_y = 1 and dl/dz_j = -p^_s(j); the second has
@@ -656,7 +656,7 @@ def bucketed_kl(
     return _on_logits(formula, student_logits, width, mask, chunk, teacher_logits)
 
 
-def decoupled_kl(
+def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
@@ -681,7 +681,7 @@ def decoupled_kl(
     counted = labels != IGNORED
     if bool(((labels < 0) | (labels >= width))[counted].any()) or width < 2:
         raise InputError(f"labels of {width} shared classes: give 0 to {width - 1}, or -100 for what does not count")
-    formula = _decoupled_kl(temperature, width, target, other)
+    formula = _dkd(temperature, width, target, other)
     return _on_logits(formula, student_logits, width, counted, chunk, teacher_logits, labels.reshape(-1))
 
 
