@@ -17,7 +17,7 @@ from secateur.errors import InputError
 from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
-__all__ = ["call", "check_seed", "checked", "defaults", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = ["call", "check_options", "check_seed", "defaults", "fitting", "flat", "names", "of", "pack", "spares"]
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict
         values |= {flag: getattr(value, field) for flag, field in groups[name].items()}
         if isinstance(value, Training):
             others = {key: one for key, one in value.named.items() if key not in groups[name].values()}
-            values[name] = ",".join(f"{key}={_written(one)}" for key, one in others.items())
+            values[name] = ",".join(f"{key}={_format_value(one)}" for key, one in others.items())
     return values
 
 
@@ -74,7 +74,7 @@ def names(function: Callable[..., object]) -> list[str]:
     return list(defaults(function))
 
 
-def _written(value: object) -> str:
+def _format_value(value: object) -> str:
     if value == math.inf:
         return "none"
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -94,7 +94,7 @@ def spares(function: Callable[..., object], name: str) -> bool:
     return type(None) in typing.get_args(typing.get_type_hints(function).get(name))
 
 
-def checked(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, Any]:
+def check_options(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, Any]:
     """All options: `given` ones checked against the annotations, the others at their defaults.
 
     Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
@@ -124,7 +124,7 @@ def checked(function: Callable[..., object], given: Mapping[str, object]) -> dic
 
 def call(function: Callable[..., T], *arguments: object, **options: object) -> T:
     """`function` called with options by flag, checked."""
-    return function(*arguments, **checked(function, options))
+    return function(*arguments, **check_options(function, options))
 
 
 def pack(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
