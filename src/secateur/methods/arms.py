@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from secateur._utils import devices
+from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.data import examples
 from secateur.data.batches import count_steps
@@ -49,11 +51,11 @@ DEFAULTS: dict[str, Any] = {
 class _Periodic(torch.optim.SGD):
     """SGD with momentum 0.9 that calls `then` with itself after every `every` steps; the count is part of its state."""
 
-    def __init__(self, groups: Any, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
+    def __init__(self, groups: ParamsT, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
         super().__init__(groups, lr=0.1, momentum=0.9, nesterov=True)
         self.then, self.every = then, every
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step."""
         value = super().step(closure)
         state = self.state[self.param_groups[0]["params"][0]]
@@ -129,7 +131,7 @@ def fit(
 
 
 def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
-    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
+    def both(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         loss, parts = objective(batch, totals)
         return loss + penalty() * (len(batch["inputs"]) / totals["examples"]), parts
 

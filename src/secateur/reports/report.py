@@ -64,7 +64,7 @@ def render(
     views = [_view(result, index, load) for index, result in enumerate(found)]
     first = found[0]
     name = title or " ".join(part for part in (first.recipe, _model(first)) if part)
-    return display.filled(
+    return display.fill_template(
         "report.html.j2",
         title=name,
         recipe=first.recipe,
@@ -86,7 +86,7 @@ def _model(result: Evidence) -> str:
     return PurePath(str(model)).name if model else ""
 
 
-def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[str, Any]:
+def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[str, object]:
     verdict = _verdict(result)
     code = load if isinstance(load, str) else load.get(result.target, "")
     return {
@@ -107,13 +107,13 @@ def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[s
 # ------------------------------------------------------------------------------------------------------ in words
 
 
-def _verdict(result: Evidence) -> dict[str, Any]:
+def _verdict(result: Evidence) -> dict[str, object]:
     """State, its word, the headline, and warnings; a failure is worded as one whatever else went well."""
     judged = evidence.judge(result)
     state, _, why = (part.strip() for part in judged.partition(":"))
     state = state if state in ("met", "missed", "failed") else "open"
     headline = {
-        "met": why if why and result.cut is None else _achieved(result),
+        "met": why if why and result.cut is None else _describe_result(result),
         "missed": f"Target missed: {why}" if why else "Target missed",
         "failed": f"Failed: {why}" if why else "Failed",
         "open": judged or "Not judged: nothing was measured against a target",
@@ -127,7 +127,7 @@ def _verdict(result: Evidence) -> dict[str, Any]:
     return {"state": state, "word": word, "headline": headline, "warnings": warnings, "lead": _lead(result)}
 
 
-def _achieved(result: Evidence) -> str:
+def _describe_result(result: Evidence) -> str:
     """What was reached, in a few words: "2.03× as fast, with 51.6 % of the parameters"."""
     figures = {**result.after, **result.measured}
     parts = []
@@ -161,7 +161,7 @@ def _lead(result: Evidence) -> str:
     return f"{words} and recovered it by {trained} steps of training." if trained else f"{words}."
 
 
-def _together(views: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _together(views: Sequence[dict[str, Any]]) -> dict[str, object]:
     states = [view["verdict"]["state"] for view in views]
     state = next(state for state in ("failed", "missed", "open", "met") if state in states)
     met, all_ = states.count("met"), len(states)
@@ -206,7 +206,7 @@ def _tiles(result: Evidence) -> list[dict[str, str]]:
         note = f"from {display.number(name, before.value)}" if before else ""
         if name == "speedup":
             asked = evidence.targets(result).get("speedup")
-            note = f"asked: {display.asked(name, asked)}" if asked else ""
+            note = f"asked: {display.format_target(name, asked)}" if asked else ""
         elif change := display.change(name, before, figures[name]):
             note += f", {change}"
         elif baseline := _best_baseline(result, name):
@@ -230,12 +230,12 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
     limits = evidence.targets(result)
     rows = []
     for name in display.order([*limits, *result.predicted]):
-        measured = evidence.speedup_of(result) if name == "speedup" else evidence.measured(result, name)
+        measured = evidence.speedup_of(result) if name == "speedup" else evidence.figure_of(result, name)
         predicted = result.predicted.get(name)
         rows.append(
             {
                 "label": display.measure(name).label,
-                "target": {"value": display.asked(name, limits[name]) if name in limits else "–", "spread": ""},
+                "target": {"value": display.format_target(name, limits[name]) if name in limits else "–", "spread": ""},
                 "predicted": _cell(name, predicted),
                 "measured": _cell(name, measured),
                 "off": display.change("", predicted, measured) or "–",
@@ -244,7 +244,7 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
-def _measures(result: Evidence) -> list[dict[str, Any]]:
+def _measures(result: Evidence) -> list[dict[str, object]]:
     """Before, after, change, each stage and each baseline: every measure that was taken."""
     after = {**result.after, **result.measured}
     others = [*result.stages.values(), *result.baselines.values()]
@@ -261,7 +261,7 @@ def _measures(result: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> dict[str, object]:
     names = display.order(name for result in results for name in [*result.after, *result.measured])
     size = "weights" if all(map(_sparse, results)) else "params"
     chosen = [n for n in names if display.measure(n).role == "quality" or n in ("speedup", size, "tokens")][:5]
@@ -278,7 +278,7 @@ def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> d
     return {"labels": [display.measure(name).label for name in chosen], "rows": rows}
 
 
-def _cut(cut: Cut | None) -> dict[str, Any] | None:
+def _cut(cut: Cut | None) -> dict[str, object] | None:
     if cut is None:
         return None
     rows = [(site, *map(display.thousands, (count - gone, gone, count))) for site, (gone, count) in cut.removed.items()]
@@ -319,7 +319,7 @@ def _cut_words(cut: Cut) -> str:
     return "; ".join(parts[:6]) + "."
 
 
-def _recovery(recovery: Recovery | None, name: str) -> dict[str, Any] | None:
+def _recovery(recovery: Recovery | None, name: str) -> dict[str, object] | None:
     if recovery is None or (recovery.steps == 0 and not recovery.losses):
         return None
     facts = [("Steps", display.thousands(recovery.steps))]
@@ -343,7 +343,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _flat(mapping: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+def _flat(mapping: Mapping[str, object], above: str = "") -> list[tuple[str, str]]:
     """Nested settings as one list of words and values."""
     rows: list[tuple[str, str]] = []
     for key, value in mapping.items():

@@ -84,11 +84,16 @@ def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> st
     drawn = "" if one is None else charts.curves(
         one.panels, "curves", x=one.x, y=one.y, log=one.log, mark=one.mark, bounds=one.bounds
     )  # fmt: skip
-    return display.filled("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
+    return display.fill_template("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
 
 
 def write(
-    folder: str | Path, sheet: Sheet, settings: Mapping[str, Any], *, environment: Mapping[str, Any], run_yaml: str = ""
+    folder: str | Path,
+    sheet: Sheet,
+    settings: Mapping[str, object],
+    *,
+    environment: Mapping[str, object],
+    run_yaml: str = "",
 ) -> None:
     """Write study.json and study.html into `folder`, each whole or not at all."""
     document = {

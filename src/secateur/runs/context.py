@@ -81,7 +81,7 @@ class Job:
         """Checked; `source` is what is read."""
         reader, function = reading.of_document_recipe(recipe), recipes.find(recipe)
         asked, own = servers.split_options(function, options, "" if reader.brings_documents else source)
-        chosen = keywords.flat(function, keywords.checked(function, own))
+        chosen = keywords.flat(function, keywords.check_options(function, own))
         return cls(recipe, Budget.parse(budget), chosen, asked)
 
     @property
@@ -116,13 +116,13 @@ class Job:
         with suppress(InfeasibleError):  # a share of a page of one word
             self.prune(self.reader.open_trial(), "word", Meter(most_calls=0))
 
-    def prune(self, subject: Any, question: object, meter: Meter) -> Pruned:
+    def prune(self, subject: object, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""
         question, run = _check_question(question), Transient()
         options = self.pack(self.servers.with_llm(self.options, meter))
         (result,) = self.function(subject, question, [self.budget], run, **options)
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
-        text, parts = markup.whole(result.subject.written()), reading.parts_of(result.subject)
+        text, parts = markup.whole(result.subject.to_text()), reading.parts_of(result.subject)
         return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)
 
 
@@ -189,7 +189,7 @@ def _uncut(job: Job, documents: Document, subject: Any, question: object, error:
     if job.reader.brings_documents:
         several = documents if isinstance(documents, list | tuple) else [documents]
         texts = [document if isinstance(document, str) else "" for document in several]
-        text = markup.whole("\n\n".join(filter(None, texts)) if subject is None else subject.written())
+        text = markup.whole("\n\n".join(filter(None, texts)) if subject is None else subject.to_text())
         parts = tuple(map(markup.whole, texts)) if subject is None else reading.parts_of(subject)
     costs = {"words": float(markup.words(text))} if subject is None or not text else subject.units().cost()
     question = question if isinstance(question, str) else ""
@@ -212,7 +212,7 @@ class Pruner:
     """
 
     def __init__(
-        self, recipe: str, budget: str | Budget, *, strict: bool = False, titled: bool = False, **options: Any
+        self, recipe: str, budget: str | Budget, *, strict: bool = False, titled: bool = False, **options: object
     ) -> None:
         self.recipe, self.strict = recipe, strict
         self._job = Job.of(recipe, budget, options)
@@ -263,7 +263,9 @@ def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> lis
     return [title if isinstance(title, str) and title.strip() else None for title in titles]
 
 
-def estimate_context(recipe: str, documents: Document, question: str, budget: str | Budget, **options: Any) -> Estimate:
+def estimate_context(
+    recipe: str, documents: Document, question: str, budget: str | Budget, **options: object
+) -> Estimate:
     """What `prune_context` would come to for what it would cut, which is cut for it; nothing is written."""
     job = Job.of(recipe, budget, options, documents)
     subject = job.open(documents)
@@ -310,7 +312,7 @@ def record(
     found: Pruned,
     *,
     files: Sequence[str],
-    **options: Any,
+    **options: object,
 ) -> None:
     """Leave beside `out`, where `found` was written, what `prune_context` was called with; `files` hold the documents.
 

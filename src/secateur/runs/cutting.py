@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils import devices, plugins
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -80,7 +81,7 @@ def prune(
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `secateur.run` with after `prune`: the settings in a YAML file, where `given` says nothing else.
 
     Raises `InputError` where the file, a key in it or a value can't be used.
@@ -109,11 +110,11 @@ def _make_score(
         raise InputError(f"score {score!r} needs a loss, and {data.name} has neither classes nor boxes: give another")
     batches = examples.batches(data, batch=batch, seed=seed).take(max(1, looks // batch))
     if not judged:
-        return pruning.make_scorer(score, [subject.inputs.given(one["inputs"]) for one in batches], seed=seed)
+        return pruning.make_scorer(score, [subject.inputs.with_inputs(one["inputs"]) for one in batches], seed=seed)
     return pruning.make_scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
 
 
-def _class_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _class_loss(subject: Traced, model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the classes."""
     logits = objectives.logits(subject.inputs.ask(model, batch["inputs"]))
     return functional.cross_entropy(logits, devices.move(batch["labels"], logits))

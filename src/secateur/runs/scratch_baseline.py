@@ -24,7 +24,7 @@ from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
 from secateur.runs import backends, executor, keywords, measuring
-from secateur.runs.backends import Source
+from secateur.runs.backends import Data, Source
 from secateur.runs.backends.network import Network
 from secateur.score import random
 from secateur.select import ranking
@@ -44,14 +44,14 @@ Subject = TypeVar("Subject", Traced, Transformer)
 def add(
     out: str | Path,
     model: Source,
-    data: Any,
+    data: Data,
     mode: str = "both",
     *,
     chance: bool = True,
     epochs: int | None = None,
     lr: float | None = None,
     cap: float | None = None,
-    held_out: Any = None,
+    held_out: Data = None,
 ) -> list[Evidence]:
     """Train the control arms of each result in the run directory `out`, and add them to its evidence.
 
@@ -99,7 +99,7 @@ def add(
 
 def check(
     recipe: str,
-    data: Any,
+    data: Data,
     options: Mapping[str, Any],
     *,
     epochs: int | None = None,
@@ -273,7 +273,7 @@ def fresh_language(
     if small.model.config.hidden_size != subject.model.config.hidden_size:
         settings["token"] = 0.0  # hidden states of two widths have no distance
     settings |= {"blocks": pairs, "seed": seed, "steps": 0 if dry_run else steps}
-    how = keywords.checked(distillation.distil, settings)
+    how = keywords.check_options(distillation.distil, settings)
     trained = distillation.distil(subject, small, data, run.folder(f"train-{budgets[0]}"), **how)
     yield Result(str(budgets[0]), small, _receipt(removed), {}, trained)
 
@@ -305,7 +305,7 @@ def _verdict(row: Evidence) -> str:
     lines = [f"## {row.target}", ""]
     quality = next((name for name in ("accuracy", "mAP", "AP50", "perplexity", "spearman") if name in row.after), None)
     quality = quality or next((name for name in ("spearman", "cosine", "pearson") if name in row.measured), None)
-    ours = evidence.measured(row, quality) if quality else None
+    ours = evidence.figure_of(row, quality) if quality else None
     for name in ("scratch-E", "scratch-B", "random units"):
         theirs = row.baselines.get(name, {}).get(quality or "")
         if ours is None or theirs is None:

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from secateur import recipes
 from secateur._utils.rundir import Run
@@ -58,7 +58,7 @@ class Point:
         """What the whole source has more than this, paired over seeds."""
         return paired_difference(whole.figures[measure], self.figures[measure])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What study.json says of it."""
         means = {name: asdict(mean_interval(row)) for name, row in self.figures.items()}
         return {"pruned": self.pruned, "by_seed": self.figures, "means": means}
@@ -167,7 +167,7 @@ class Lossless:
             "votes, first weights and transfers.",
         )  # fmt: skip
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, object]:
         whole = self.points[0]
         return {
             "winner": {"pruned": self.best.pruned, "measure": self.measure, "tolerance": self.tolerance},
@@ -175,7 +175,7 @@ class Lossless:
             **({"controls": {name: self._control(name) for name in self.controls}} if self.controls else {}),
         }  # fmt: skip
 
-    def _control(self, name: str) -> list[dict[str, Any]]:
+    def _control(self, name: str) -> list[dict[str, object]]:
         """Of each point its figures, and the leads of the votes: of scratch at every share."""
         return [
             {**one.describe(),
@@ -210,7 +210,9 @@ def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:
     return sorted({0.0, *shares})
 
 
-def _shares(grid: Sequence[float], controls: Sequence[str], options: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+def _shares(
+    grid: Sequence[float], controls: Sequence[str], options: Mapping[str, object]
+) -> dict[str, Sequence[float]]:
     """Control -> the shares at which it is tried, the votes first, under no name; scratch is the end of all shares."""
     if options.get("scored"):
         raise InputError(f"scored={options['scored']}: a study scores once for each seed, whatever the shares, and "
@@ -255,7 +257,7 @@ def lossless(
     tolerance: float = 1.0,
     weights: Literal["new", "given"] = "new",
     controls: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Lossless:
     """The sweep of `dp4tl` over shares, each seed in a run directory of its own, and the largest that loses nothing.
 
@@ -284,7 +286,7 @@ def lossless(
         first, budget = Path(folder, f"seed-{seed}"), _budget(0.0 if bare else trial.pruned)
         place, votes = (Path(folder, f"seed-{seed}-{control}"), str(first)) if control else (first, "")
         with Run.open(place, {"target": target, "seed": seed, **how}) as run:
-            chosen = keywords.checked(recipe, {**how, "target": target, "seed": seed, "scored": votes})
+            chosen = keywords.check_options(recipe, {**how, "target": target, "seed": seed, "scored": votes})
             (result,) = recipe(build(seed), data, [budget], run, **chosen)
             found: dict[str, float] = run.json(f"transfer-{budget}", dict)
         spent = {} if result.recovery is None else {"seconds": result.recovery.seconds}
@@ -309,7 +311,7 @@ def plan(
     tolerance: float,
     weights: str,
     controls: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> dict[str, int]:
     """What `lossless` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     grid, seeds = _grid(shares, seeds), tuple(dict.fromkeys(seeds))
@@ -317,7 +319,7 @@ def plan(
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance={tolerance}: give standard errors, 0 or more")
     recipe = recipes.find(STUDY["recipe"])
-    chosen = keywords.checked(recipe, {**options, "target": target, "seed": seeds[0]})
+    chosen = keywords.check_options(recipe, {**options, "target": target, "seed": seeds[0]})
     needed = "probe_epochs" if measure == "linear probe" else "tune_epochs"
     if not getattr(chosen["transfers"], needed):
         raise InputError(f"{needed}=0 leaves out the {measure} by which losses are judged: give epochs, or --measure")

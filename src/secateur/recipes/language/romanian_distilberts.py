@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
 from secateur.data.texts import Corpus
@@ -29,7 +30,7 @@ from secateur.recover.training import loop, objectives
 from secateur.recover.training.compose import Parts
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Result, Selection, Training, listed
+from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -40,7 +41,6 @@ CARD = {
     "family": "language",
 }
 
-Batch = Mapping[str, Tensor]
 Foreign = Literal["words", "tokens", "sentences"]
 
 
@@ -239,7 +239,7 @@ def add_teacher(
 
 def choose_layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[np.bool_]:
     """[total] booleans: which `count` layers stay."""
-    numbers = listed(keep)
+    numbers = parse_list(keep)
     if numbers == ["spread"]:
         places = np.floor(np.linspace(0, total - 1, count) + 0.5).astype(int)
     elif numbers == ["alternate"]:

@@ -180,7 +180,7 @@ def yolov4_group_sad(
     subject = detectors.open_detector(subject)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
-    order = stages.grouped(stages.places(subject.model, image), grouping.groups)
+    order = stages.group_norms(stages.places(subject.model, image), grouping.groups)
     floors: dict[str, Any] = {"share": masking.layer_keep, "least": masking.least, "multiple": masking.multiple}
     mask = partial(thresholds.by_group, policy=masking.merge, **floors)
     floor = partial(thresholds.floor, **floors)
@@ -280,7 +280,9 @@ def pressure(subject: Traced, spared: set[str], two: TwoRates) -> Objective:
 
 
 @torch.no_grad()
-def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dict[str, list[float]]:
+def scan(
+    subject: Traced, mask: Mask, names: Sequence[str], batches: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
     """Group -> the loss at each share of `GRID`, when the scales of that share of the group alone are 0."""
     probe = subject.copy()
     slices = probe.slices()
@@ -309,7 +311,9 @@ def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dic
     return result
 
 
-def tolerant(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
+def tolerant(
+    run: Run, batches: Sequence[Mapping[str, Any]], subject: Traced, mask: Mask, names: Sequence[str]
+) -> Shares:
     """Step 3's shares by a scan: see `scan` and `tolerance`."""
     rises: dict[str, list[float]] = run.json("scan", lambda: scan(subject, mask, names, batches))
     return tolerance(rises)
@@ -407,7 +411,7 @@ def lowest(
     return high
 
 
-def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, Any]:
+def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, object]:
     """The share that goes of each group, and site -> indices of the units that stay."""
     return {
         "fractions": dict(shares),
@@ -421,7 +425,7 @@ def attention_layers(teacher: Traced, image: Tensor, attention: Attention) -> tu
     There is one beta for each map that these modules give.
     """
     order = stages.places(teacher.model, image)
-    grouping = stages.grouped(order)
+    grouping = stages.group_norms(order)
     ends = {grouping[norm.name]: norm for norm in order if grouping[norm.name].startswith("stride")}
     blocks = list(dict.fromkeys(norm.block for norm in ends.values() if norm.block))
     deepest = max((norm.stride for norm in ends.values()), default=0.0)

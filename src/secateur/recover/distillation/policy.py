@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from secateur._utils import devices
+from secateur._utils.batches import Batch, Batches
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.training.compose import Parts
-from secateur.recover.training.objectives import Batch, Forward, Objective
+from secateur.recover.training.objectives import Forward, Objective
 
 __all__ = ["Rollouts", "count", "divergence", "following", "objective"]
 
@@ -122,7 +123,7 @@ class Rollouts:
     def __init__(
         self,
         student: nn.Module,
-        batches: Any,
+        batches: Batches,
         *,
         share: float = 0.5,
         prompt: int = 16,
@@ -155,7 +156,7 @@ class Rollouts:
         ids, lengths, starts = (part[starts > 0] for part in (ids, lengths, starts))
         chance = np.random.default_rng([self.seed, index])
         if chance.random() < self.share:
-            ids, lengths = self._written(ids, starts, int(chance.integers(2**63)))
+            ids, lengths = self._generate(ids, starts, int(chance.integers(2**63)))
         places = torch.arange(ids.shape[1])[None]
         return {
             "input_ids": ids,
@@ -163,7 +164,7 @@ class Rollouts:
             "counted": following(lengths, starts, ids.shape[1]),
         }
 
-    def _written(self, ids: Tensor, starts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def _generate(self, ids: Tensor, starts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Prompts and what the student writes after them, padded on the right, [B, S]; and their lengths [B]."""
         device = devices.find_device(self.student)
         room = int(starts.max())

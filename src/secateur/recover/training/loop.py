@@ -29,9 +29,10 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from secateur._utils import devices, storage
+from secateur._utils.distributed import shard_like
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
 from secateur.recover.training.compose import Parts
@@ -157,7 +158,7 @@ def train(
 
     device = _choose_device(student, accelerator)
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepared(student, extra, frozen, device, dropout))
+        modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, dropout))
         stack.enter_context(_own_randomness(device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -232,7 +233,7 @@ def train(
             # The one time in a step that the host waits for the device.
             norm, *numbers = _read([_norm(gradients), *values, *(part for _, part in parts)])
             named = [(name, number) for (name, _), number in zip(parts, numbers[len(values) :], strict=True)]
-            loss, shown = _summed(numbers[: len(values)], named, accelerator)
+            loss, shown = _add_up(numbers[: len(values)], named, accelerator)
             _must_be_finite("loss", loss, state.step, path)
             _must_be_finite("norm of the gradient", norm, state.step, path)
             if clip is not None and norm > clip:
@@ -258,7 +259,7 @@ def train(
                 accelerator.log(record, step=state.step)
             bar(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
-                state.judge(_evaluated(evaluate, modules, accelerator), patience)
+                state.judge(_evaluate(evaluate, modules, accelerator), patience)
             if state.step % every == 0 or state.step == steps or state.stopped:
                 save()
         if signals.received:
@@ -351,14 +352,14 @@ def _resume(
         raise RunError(f"checkpoint {path} is of another model, {wrong[0]} differs: use another folder")
     with torch.no_grad():
         for name, tensor in ours.items():
-            tensor.copy_(_like(theirs[name], tensor))
+            tensor.copy_(shard_like(theirs[name], tensor))
     for index, parameter in enumerate(_parameters(optimizer)):
         prefix = f"optimizer.{index}."
         for name, tensor in tensors.items():
             if name.startswith(prefix):
                 key = name.removeprefix(prefix)
                 # AdamW keeps its step counts on the CPU.
-                optimizer.state[parameter][key] = tensor if tensor.dim() == 0 else _like(tensor, parameter)
+                optimizer.state[parameter][key] = tensor if tensor.dim() == 0 else shard_like(tensor, parameter)
     state.losses = [(int(step), float(value)) for step, value in state.losses]
     state.evaluations = [(int(step), float(value)) for step, value in state.evaluations]
     state.saved = state.step
@@ -386,12 +387,6 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 def _whole(tensor: Tensor) -> Tensor:
     """The full tensor; a shard is gathered from all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _like(tensor: Tensor, model: Tensor) -> Tensor:
-    """`tensor` on the device of `model`, and sharded as it is."""
-    tensor = tensor.to(model.device)
-    return distribute_tensor(tensor, model.device_mesh, model.placements) if isinstance(model, DTensor) else tensor
 
 
 # ----------------------------------------------------------------------------------------------- one step's parts
@@ -451,7 +446,7 @@ def _read(numbers: Sequence[float | Tensor]) -> list[float]:
     return [found[place] for place in range(len(numbers))]
 
 
-def _summed(
+def _add_up(
     losses: Sequence[float], named: Sequence[tuple[str, float]], accelerator: Accelerator
 ) -> tuple[float, dict[str, float]]:
     """The loss and its named parts, added up over micro-batches and processes."""
@@ -497,7 +492,7 @@ def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> No
         raise NumericalError(f"{what} is {value} at step {step + 1}: lower the learning rate or check the data{rest}")
 
 
-def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
+def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
     """The evaluation in eval mode, the mean over processes."""
     with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
@@ -510,7 +505,7 @@ def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], acce
 
 
 @contextlib.contextmanager
-def _prepared(
+def _prepare_modules(
     student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
 ) -> Iterator[list[nn.Module]]:
     """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""

@@ -13,13 +13,13 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.training import compose
 from secateur.recover.training.compose import Parts
 
 __all__ = [
-    "Batch",
     "Forward",
     "Objective",
     "Prediction",
@@ -33,13 +33,12 @@ __all__ = [
     "keeping_loss",
     "logits",
     "mask_of",
-    "matched",
+    "match_states",
     "prediction_loss",
     "rows_of",
     "task_loss",
 ]
 
-Batch = Mapping[str, Tensor]
 Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]]
 
 
@@ -195,7 +194,7 @@ def _sequences(found: Tensor, batch: Batch) -> Tensor:
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def logits(output: Any) -> Tensor:
+def logits(output: object) -> Tensor:
     """The logits of a network's output: itself, its `logits`, or the first of a tuple."""
     if isinstance(output, Tensor):
         return output
@@ -293,7 +292,7 @@ def held_out(
     return total / len(batches)
 
 
-def matched(student: int, teacher: int) -> list[tuple[int, int]]:
+def match_states(student: int, teacher: int) -> list[tuple[int, int]]:
     """Pairs of hidden states for L_is: the embedding output, and the output of the block two before the last.
 
     student, teacher: how many blocks each has. State k is the output of block k, counted from 1: of 32 and 16 blocks,

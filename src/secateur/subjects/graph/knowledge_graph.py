@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,6 +23,8 @@ from secateur.errors import InputError, ServerError
 from secateur.vocabulary import Cut, Selection, Site, Units
 
 __all__ = ["Fact", "Facts", "KnowledgeGraph", "Line", "Neighbourhood"]
+
+Item = TypeVar("Item")
 
 TYPE = f"{RDF}type"
 NAMES = (
@@ -53,7 +55,7 @@ _LONGEST_TEXT = 10_000
 
 
 How: TypeAlias = Literal["written", "folded", "holding"]
-"""How a name is looked for, see `KnowledgeGraph.called`."""
+"""How a name is looked for, see `KnowledgeGraph.find_named`."""
 
 
 class Fact(NamedTuple):
@@ -193,7 +195,7 @@ class KnowledgeGraph:
         """Whether statements have IRIs, and so may be taken for things; those of `data.triples` have none."""
         return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
-    def _select_all(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
+    def _select_all(self, items: Sequence[Item], query: Callable[[Sequence[Item]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
         try:
             return self.store.select(query(items))
@@ -203,7 +205,7 @@ class KnowledgeGraph:
                 raise
             return self._select_all(items[:half], query, least) + self._select_all(items[half:], query, least)
 
-    def known(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
+    def annotations(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
         """What is known of each fact, such as {"source": ("PubMed",), "score": ("0.9",)}: sorted, empty for nothing.
 
         It stands on an `rdf:Statement` about the fact, of which there may be several; a property is called by the end
@@ -306,7 +308,7 @@ class KnowledgeGraph:
             yield node, name
             yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
 
-    def called(
+    def find_named(
         self, texts: Iterable[str], kinds: Iterable[str] = (), *, how: How = "written", most: int = 1_000
     ) -> list[tuple[str, str]]:
         """(node, name) of the things that are called so, sorted, without reading all names.
@@ -534,7 +536,7 @@ class Facts:
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = tuple(lines)
 
-    def written(self, keep: Sequence[bool] | np.ndarray | None = None) -> str:
+    def to_text(self, keep: Sequence[bool] | np.ndarray | None = None) -> str:
         """What a model is to read."""
         stays = [True] * len(self.lines) if keep is None else keep
         return "\n".join(line.text for line, stay in zip(self.lines, stays, strict=True) if stay)
@@ -562,5 +564,5 @@ class Facts:
 
     def cost(self, counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]) -> dict[str, float]:
         """Measure -> what all that is written takes."""
-        text = self.written()
+        text = self.to_text()
         return {"words": float(len(text.split()))} | {name: float(count([text])[0]) for name, count in counts.items()}

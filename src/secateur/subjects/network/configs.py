@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Change", "behind", "described", "holders", "read", "write"]
+from secateur.subjects.network.operators import Arguments, Keywords
+
+__all__ = ["Change", "behind", "config_changes", "holders", "read", "write"]
 
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
@@ -47,7 +49,7 @@ def write(model: nn.Module, changes: Sequence[Change]) -> None:
         values = {field: new for place, field, new in changes if place == path}
         holder: Any = modules[path]
         if callable(getattr(holder, "register_to_config", None)):
-            holder.register_to_config(**_replaced(dict(holder.config), values))
+            holder.register_to_config(**_replace_values(dict(holder.config), values))
             continue
         old = {field: read(holder.config, field) for field in values}
         seen: dict[int, Any] = {}
@@ -61,7 +63,7 @@ def write(model: nn.Module, changes: Sequence[Change]) -> None:
                     _set(config, field, new)
 
 
-def described(
+def config_changes(
     model: nn.Module, small: nn.Module, widths: Mapping[int, Counter[int]], fits: Callable[[str, bool], bool]
 ) -> tuple[list[Change], list[Change], list[str]]:
     """What the configs of `model` must say to describe `small`, which was cut from it.
@@ -204,7 +206,7 @@ class _Search:
         )
 
 
-def _data(holder: Any) -> dict[str, Any]:
+def _data(holder: Any) -> dict[str, object]:
     plain: Any = holder.config if hasattr(holder, "register_to_config") else holder.config.to_dict()
     return dict(plain)
 
@@ -214,7 +216,7 @@ def _built(holder: Any, values: Mapping[str, int]) -> nn.Module | None:
     kind: Any = type(holder)
     state = torch.random.get_rng_state()
     try:
-        data = _replaced(_data(holder), values)
+        data = _replace_values(_data(holder), values)
         if hasattr(holder, "register_to_config"):
             built = kind.from_config(data)
         else:
@@ -230,9 +232,9 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(one.shape) for name, one in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
+def _numbers(model: nn.Module) -> dict[tuple[str, str], object]:
     """(module, attribute) -> value of all plain numbers, and the classes."""
-    found: dict[tuple[str, str], Any] = {}
+    found: dict[tuple[str, str], object] = {}
     for path, module in model.named_modules():
         found[path, ""] = type(module)
         for name, one in vars(module).items():
@@ -248,7 +250,9 @@ def _numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
 class _Hollow(TorchFunctionMode):
     """Weights without memory, for which no values are drawn; buffers with their values."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
@@ -277,7 +281,7 @@ def _fields(data: Any, path: str = "") -> Iterator[tuple[str, int]]:
             yield from _fields(value, name)
 
 
-def _replaced(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, Any]:
+def _replace_values(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, object]:
     """A copy of plain `data` with new values."""
     data = copy.deepcopy(data)
     for field, value in values.items():
@@ -285,7 +289,7 @@ def _replaced(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, Any]
     return data
 
 
-def read(holder: Any, field: str) -> Any:
+def read(holder: object, field: str) -> object:
     """What a config, or plain data, says in a field; None where it does not have it."""
     for part in field.split("."):
         if isinstance(holder, list | tuple):
@@ -295,7 +299,7 @@ def read(holder: Any, field: str) -> Any:
     return holder
 
 
-def _set(holder: Any, field: str, new: Any) -> None:
+def _set(holder: object, field: str, new: object) -> None:
     first, _, rest = field.partition(".")
     if rest:
         inner = read(holder, first)

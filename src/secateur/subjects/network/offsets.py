@@ -13,16 +13,17 @@ cut of Group channel pruning (arXiv 2306.01526), there for one architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.subjects.network.coupling import Coupling
+from secateur.subjects.network.operators import Arguments, Keywords
 from secateur.subjects.network.proof import differences
 from secateur.subjects.network.recording import Example, evaluate, tensors_of
 from secateur.subjects.network.shrinking import Plan, shrink, twin
@@ -48,7 +49,7 @@ class Offset:
 
 def constant(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> nn.Module:
     """`model`, of the old shapes, with the scales of batch norms at 0 wherever channels go: what offsets must equal."""
-    found, gone = tensors_of(model), _gone(coupling, kept)
+    found, gone = tensors_of(model), _removed_indices(coupling, kept)
     changed = {}
     for module in model.modules():
         name = _name(found, module._parameters.get("weight", module._buffers.get("weight")))
@@ -63,7 +64,7 @@ def offsets(
 ) -> tuple[list[Offset], tuple[str, ...]]:
     """Every offset that is not 0, and notes on constants that could not be kept."""
     shadow = constant(model, coupling, kept)
-    found, gone = tensors_of(shadow), _gone(coupling, kept)
+    found, gone = tensors_of(shadow), _removed_indices(coupling, kept)
     readers: dict[str, tuple[nn.Module, np.ndarray]] = {}
     for path, module in shadow.named_modules():
         weight = _name(found, module._parameters.get("weight"))
@@ -119,7 +120,7 @@ def fold(
     if not found:
         return small, made, (*lost, "offsets: no constant of what went reaches anything that stays")
     modules = dict(model.named_modules())
-    found = [_rescaled(offset, made, modules[offset.module]) for offset in found]
+    found = [_rescale(offset, made, modules[offset.module]) for offset in found]
     plan = replace(made, biases=tuple(offset.module for offset in found if offset.made))
     whole = shrink(small, Plan(biases=plan.biases))
     add(whole, found)
@@ -135,7 +136,7 @@ def fold(
     return whole, plan, (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
 
 
-def _rescaled(offset: Offset, cut: Plan, module: nn.Module) -> Offset:
+def _rescale(offset: Offset, cut: Plan, module: nn.Module) -> Offset:
     """The offset of a layer whose results a cut makes larger or smaller."""
     name = f"{offset.module}.weight" if offset.module else "weight"
     weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -155,7 +156,7 @@ def add(small: nn.Module, found: list[Offset]) -> None:
             tensor.add_(offset.values.to(tensor.device, tensor.dtype))
 
 
-def _gone(coupling: Coupling, kept: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
+def _removed_indices(coupling: Coupling, kept: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
     """Tensor -> dimension -> which of its indices go, for those of which some go."""
     gone: dict[str, dict[int, np.ndarray]] = {}
     for axis in coupling.axes:
@@ -188,7 +189,9 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.uses: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(one, Tensor):
@@ -215,7 +218,7 @@ class _Seen:
         takers: dict[int, list[int]] = {}
         paths = {id(module): path for path, module in self.model.named_modules()}
 
-        def given(module: nn.Module, args: Any) -> None:
+        def note_input(module: nn.Module, args: tuple[object, ...]) -> None:
             if not args or not isinstance(args[0], Tensor):
                 return
             path = paths.get(id(module), "")
@@ -228,7 +231,7 @@ class _Seen:
                 self.before.setdefault(id(module), set()).add(source[1] if source and fresh else "")
                 takers.setdefault(id(args[0]), []).append(id(module))
 
-        def gave(module: nn.Module, _: Any, output: Any) -> None:
+        def gave(module: nn.Module, _: object, output: object) -> None:
             if noise and isinstance(module, _MAKERS) and isinstance(output, Tensor) and output.is_floating_point():
                 # Never near 0, so that nothing that changes is taken for a constant.
                 size = 0.05 + 0.1 * torch.rand_like(output)
@@ -242,7 +245,7 @@ class _Seen:
                 takers.pop(id(output), None)
 
         counter = _Counter()
-        handles = [module.register_forward_pre_hook(given) for module in self.model.modules()]
+        handles = [module.register_forward_pre_hook(note_input) for module in self.model.modules()]
         handles += [module.register_forward_hook(gave) for module in self.model.modules()]
         try:
             with counter:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from secateur.subjects.network.graph import Graph, record
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.shrinking import twin
 
-__all__ = ["Place", "feeders", "grouped", "places"]
+__all__ = ["Place", "feeders", "group_norms", "places"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +34,17 @@ def places(model: nn.Module, images: Tensor) -> list[Place]:
     names = {id(module): name for name, module in model.named_modules()}
     seen = set()
 
-    def note(module: nn.Module, args: Any, output: Tensor) -> None:
+    def note(module: nn.Module, args: object, output: Tensor) -> None:
         name = names[id(module)]
         if name not in seen and output.dim() == 4:
             seen.add(name)
             found.append(Place(name, name.rpartition(".")[0], images.shape[-1] / output.shape[-1]))
 
-    _watched(model, images, nn.modules.batchnorm._BatchNorm, note)
+    _run_with_hooks(model, images, nn.modules.batchnorm._BatchNorm, note)
     return found
 
 
-def grouped(order: Sequence[Place], starts: Iterable[str] = ()) -> dict[str, str]:
+def group_norms(order: Sequence[Place], starts: Iterable[str] = ()) -> dict[str, str]:
     """Norm -> group. Without `starts`, one group per scale of the backbone, then "neck up" and "neck down".
 
     The backbone ends where maps grow again; from there to the finest map is the way up, and all after it, heads as
@@ -102,7 +101,9 @@ def feeders(model: nn.Module, images: Tensor) -> set[str]:
     return found - {""}
 
 
-def _watched(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any) -> None:
+def _run_with_hooks(
+    model: nn.Module, images: Tensor, kind: type[nn.Module], note: Callable[[nn.Module, object, Tensor], None]
+) -> None:
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kind)]
     try:
         with evaluating(model):
