@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
@@ -21,7 +21,16 @@ from secateur.errors import InputError, MissingExtraError, ServerError
 if TYPE_CHECKING:
     import tenacity
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "check_key", "is_address"]
+__all__ = [
+    "LARGEST",
+    "Client",
+    "LargeError",
+    "PassingError",
+    "RefusedError",
+    "RequestOptions",
+    "check_key",
+    "is_address",
+]
 
 T = TypeVar("T")
 
@@ -61,6 +70,15 @@ class LargeError(ServerError):
 
 class RefusedError(ServerError):
     """A refusal of what was asked, not of who asks: something else may be answered."""
+
+
+class RequestOptions(TypedDict, total=False):
+    """How a server is asked, by the words of `Client`."""
+
+    timeout: float
+    retries: int
+    backoff: float
+    per_minute: int
 
 
 class Client:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, Unpack, runtime_checkable
 
 import torch
 
@@ -367,17 +367,11 @@ class Server:
         model: str,
         *,
         key: str = "",
-        timeout: float = 60.0,
-        retries: int = 5,
-        backoff: float = 0.5,
-        per_minute: int = 0,
         meter: Meter | None = None,
+        **requests: Unpack[http.RequestOptions],
     ) -> None:
         key = http.check_key(key) if key else _variable(url)
-        self.client = http.Client(
-            url, example="http://localhost:8000/v1", key=key, timeout=timeout, retries=retries, backoff=backoff,
-            per_minute=per_minute,
-        )  # fmt: skip
+        self.client = http.Client(url, example="http://localhost:8000/v1", key=key, **requests)
         self.model, self.key, self.meter = model, key, meter or Meter()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What the post-processors of LangChain and LlamaIndex are told: a recipe, its budget and options, checked when made."""
+"""Settings of the post-processors for LangChain and LlamaIndex: a recipe, its budget and options, checked when made."""
 
 from __future__ import annotations
 
