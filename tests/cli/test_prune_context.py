@@ -6,7 +6,7 @@ import os
 import pytest
 
 from chat_server import say, served
-from commands import forked, words_of
+from commands import forked, secateur, words_of
 from secateur.cli import prune_context
 
 
@@ -47,7 +47,7 @@ def test_options_of_servers_are_shown_where_a_recipe_asks_them(tmp_path):
     assert "--graph-per-minute" in words_of(forked(tmp_path, "prune-context", "--recipe=kg_rag", "--help").stdout)
 
 
-def test_a_limit_of_the_run_that_is_reached_is_said_once(tmp_path, monkeypatch):
+def test_a_limit_of_the_run_that_is_reached_is_said_once(tmp_path):
     pytest.importorskip("pyoxigraph")
     pytest.importorskip("httpx2")
     (tmp_path / "graph.csv").write_text("subject,predicate,object\nsalbutamol,treats,asthma\n")
@@ -56,9 +56,10 @@ def test_a_limit_of_the_run_that_is_reached_is_said_once(tmp_path, monkeypatch):
     line = "prune-context graph.csv --recipe kg_rag --in in.jsonl --out out.jsonl --budget words=9 --llm-name small"
     limits = "--run-calls 2 --llm-per-minute 100 --llm-timeout 20"
     with served(lambda *_: say(answer)) as url:
-        monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
-        done = forked(tmp_path, *line.split(), "--llm", url, *limits.split())
-    assert done.code == 0, done.stderr
+        done = secateur(
+            *line.split(), "--llm", url, *limits.split(), cwd=tmp_path, SECATEUR_CACHE=str(tmp_path / "cache")
+        )
+    assert done.returncode == 0, done.stderr
     note, summary = done.stderr.splitlines()
     assert note.startswith("note: the language model was called 2 times for")
     assert summary == "4 lines, 0 of them with an error: out.jsonl"
