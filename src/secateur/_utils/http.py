@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
@@ -73,12 +73,18 @@ class RefusedError(ServerError):
 
 
 class RequestOptions(TypedDict, total=False):
-    """How a server is asked, by the words of `Client`."""
+    """How a server is asked."""
 
     timeout: float
+    """Seconds to wait for an answer to begin, and then for all of it; 60 if not given."""
     retries: int
+    """Further attempts after a failure that may pass: no connection, no answer in time, an answer that can't be read,
+    too many requests (`Retry-After` is kept to), or a fault of the server's own; 5 if not given."""
     backoff: float
+    """Seconds before the first of them, about; each waits twice as long as the one before, at most a minute; 0.5 if not
+    given."""
     per_minute: int
+    """Requests started in any minute at most; no limit if 0, or not given."""
 
 
 class Client:
@@ -88,12 +94,8 @@ class Client:
         url: where it is; refused without being told where it holds a secret.
         example: an address as it should be, for the refusal.
         key: the environment variable that holds the secret, if it is set.
-        timeout: seconds to wait for an answer to begin, and then for all of it.
-        retries: further attempts after a failure that may pass: no connection, no answer in time, an answer that can't
-            be read, too many requests (`Retry-After` is kept to), or a fault of the server's own.
-        backoff: seconds before the first of them, about; each waits twice as long as the one before, at most a minute.
-        per_minute: requests started in any minute at most; no limit if 0.
         query: whether the address may have a part behind a question mark.
+        requests: see `RequestOptions`.
     """
 
     def __init__(
@@ -102,11 +104,8 @@ class Client:
         *,
         example: str,
         key: str,
-        timeout: float = 60.0,
-        retries: int = 5,
-        backoff: float = 0.5,
-        per_minute: int = 0,
         query: bool = False,
+        **requests: Unpack[RequestOptions],
     ) -> None:
         try:
             import httpx2
@@ -115,6 +114,8 @@ class Client:
             raise MissingExtraError(
                 "asking a server needs httpx2 and tenacity: pip install 'secateur[context]'"
             ) from error
+        timeout, retries = requests.get("timeout", 60.0), requests.get("retries", 5)
+        backoff, per_minute = requests.get("backoff", 0.5), requests.get("per_minute", 0)
         for name, value in (("retries", retries), ("backoff", backoff), ("per_minute", per_minute)):
             if not value >= 0:
                 raise InputError(f"{name}={value}: give a number of at least 0")

@@ -357,7 +357,7 @@ class Server:
         model: the name that the server knows it by.
         key: the environment variable that holds the key. If empty, that is SECATEUR_LLM_KEY for any server, or
             OPENAI_API_KEY for OpenAI's own, which no other server gets; none is sent where none is set.
-        timeout, retries, backoff, per_minute: see `http.Client`.
+        requests: see `http.RequestOptions`.
         meter: counts calls and tokens, and how many are allowed.
     """
 

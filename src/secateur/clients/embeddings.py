@@ -35,7 +35,7 @@ _VERSION = re.compile(r"/v\d+$")
 class _Served:
     """One server. `key` names the variable that holds its key: SECATEUR_EMBED_KEY, or for OpenAI's own OPENAI_API_KEY.
 
-    timeout, retries, backoff, per_minute: see `http.Client`.
+    requests: see `http.RequestOptions`.
     """
 
     def __init__(self, url: str, *, key: str = "", **requests: Unpack[http.RequestOptions]) -> None:

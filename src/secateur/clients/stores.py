@@ -193,7 +193,7 @@ class Endpoint:
         url: such as http://localhost:3030/data/sparql.
         key: the environment variable that holds a bearer token. If empty, that is SPARQL_TOKEN; none is sent where
             that is not set.
-        timeout, retries, backoff, per_minute: see `http.Client`.
+        requests: see `http.RequestOptions`.
 
     Its answers are read as JSON, checked, and bounded in size: one that lies about their form is asked again, and then
     refused with `ServerError`.
