@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
-from secateur._utils.numbered import Numbered
+from secateur._utils.computed import Computed
 from secateur.data import labels
 from secateur.errors import DataError, InputError
 
@@ -409,7 +409,7 @@ Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
 
 
-class Batches(Numbered["dict[str, Any]"]):
+class Batches(Computed["dict[str, Any]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the examples, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch. What is

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur._utils.numbered import Numbered
+from secateur._utils.computed import Computed
 from secateur.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ IGNORED = -100
 """Label of a token that was not chosen."""
 
 
-class Masked(Numbered["dict[str, Tensor]"]):
+class Masked(Computed["dict[str, Tensor]"]):
     """Batches in which tokens are to be told from the others: `masked[i]` is a pure function of batch i, seed and i.
 
     Of every batch a `share` of the tokens is chosen; of those `hidden` become the mask token, `random` another token,

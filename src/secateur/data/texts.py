@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur._utils import hashes
-from secateur._utils.numbered import Numbered
+from secateur._utils.computed import Computed
 from secateur.data import labels as labelling
 from secateur.data.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
 from secateur.data.shelf import Shelf, Texts
@@ -448,7 +448,7 @@ def _first_line(error: BaseException) -> str:
 # ----------------------------------------------------------------------------------------------------- batches
 
 
-class Batches(Numbered["dict[str, Tensor]"]):
+class Batches(Computed["dict[str, Tensor]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the texts, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.

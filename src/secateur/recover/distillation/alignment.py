@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur._utils.numbered import Numbered
+from secateur._utils.computed import Computed
 from secateur.errors import DataError, InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives
@@ -179,7 +179,7 @@ def _pieces(tokenizer: Any) -> dict[tuple[bool, str], int]:
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-class Parallel(Numbered["dict[str, Tensor]"]):
+class Parallel(Computed["dict[str, Tensor]"]):
     """Batches with other tokenizers' readings of the same texts beside them: `parallel[i]` is batch i and more.
 
     For each name in `others` a batch of B texts also has

@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TypeVar, overload
 
-__all__ = ["Numbered"]
+__all__ = ["Computed"]
 
 T = TypeVar("T")
 
 
-class Numbered(Sequence[T]):
+class Computed(Sequence[T]):
     """A sequence by `make(number)` and `len`; one pass over it ends at `len`, whatever numbers `make` takes beyond."""
 
     @abstractmethod

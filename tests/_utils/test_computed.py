@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-from secateur._utils.numbered import Numbered
+from secateur._utils.computed import Computed
 
 
-class Squares(Numbered[int]):
+class Squares(Computed[int]):
     def __len__(self) -> int:
         return 4
 
