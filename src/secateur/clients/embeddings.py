@@ -53,7 +53,7 @@ class _Served:
         """Close its connections, for good."""
         self.client.close()
 
-    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+    def _post(self, path: str, body: Mapping[str, object], read: Callable[[Any], T]) -> T:
         def read_json(raw: bytes) -> T:
             try:
                 return read(json.loads(raw))
@@ -120,17 +120,17 @@ def ranker(url: str) -> Ranker:
     return Ranker(url)
 
 
-def _sort_by_index(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _sort_by_index(rows: Sequence[Mapping[str, object]]) -> list[object]:
     """Vectors in the order of the texts, whatever the order they came in."""
     return [_one(rows, number)["embedding"] for number in range(len(rows))]
 
 
-def _one(rows: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any]:
+def _one(rows: Sequence[Mapping[str, object]], number: int) -> Mapping[str, Any]:
     (found,) = (row for row in rows if row["index"] == number)
     return found
 
 
-def _vectors(rows: Any, count: int) -> np.ndarray:
+def _vectors(rows: object, count: int) -> np.ndarray:
     found = np.array(rows, dtype=np.float32)
     if found.ndim != 2 or len(found) != count or not found.size or not np.isfinite(found).all():
         raise PassingError(f"what came are no {count} vectors")

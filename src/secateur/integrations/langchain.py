@@ -9,7 +9,6 @@ compressor.compress_documents(documents, "the question")
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.integrations.pruner_settings import PrunerSettings
@@ -30,7 +29,7 @@ class SecateurCompressor(PrunerSettings, BaseDocumentCompressor):
     """
 
     def compress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Any = None
+        self, documents: Sequence[Document], query: str, callbacks: object = None
     ) -> Sequence[Document]:
         """The documents of which something stays, cut."""
         titles = titles_of((document.metadata for document in documents), self.titles)

@@ -44,7 +44,7 @@ class SecateurPostprocessor(PrunerSettings, BaseNodePostprocessor):
                 for number, text in left]  # fmt: skip
 
 
-def _with_text(node: Any, text: str) -> Any:
+def _with_text(node: Any, text: str) -> object:
     """A copy of a node that says something else; what can't be told to becomes a text node with the same metadata."""
     if hasattr(node, "text"):
         return node.model_copy(update={"text": text})

@@ -25,7 +25,7 @@ class PrunerSettings(BaseModel):
     """Field of the metadata that holds a document's title, such as title; for recipes on passages."""
     _pruner: Pruner = PrivateAttr()
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, context: object) -> None:
         """Check recipe, budget and options."""
         super().model_post_init(context)
         self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, titled=bool(self.titles), **self.options)
