@@ -190,10 +190,10 @@ def run_toy(name: str, folder: Path, *, on_card: bool, monkeypatch: pytest.Monke
     given = {**toy.get("options", {}), **options}
     given |= {key: min(value, SHORT[key]) for key, value in given.items() if key in SHORT and value}
     if on_card and isinstance(given.get("model"), Reranker):
-        given["model"] = given["model"].copied().to(CARD)
+        given["model"] = copy.deepcopy(given["model"]).to(CARD)
     subject, data = toy["subject"], toy["data"]
     if getattr(data, "targets", ()):
-        data = data.take(range(8))
+        data = data.take(range(4))
         given |= {"judged": 1} if name == "yolov4_group_sad" else {}
     if on_card:
         with second_device.present():
@@ -202,7 +202,7 @@ def run_toy(name: str, folder: Path, *, on_card: bool, monkeypatch: pytest.Monke
         subject = subject.copy()
     function = toy.get("recipe") or recipes.find(name)
     with second_device.present(), rundir.Run.open(folder / "run", {}) as run:
-        checked = keywords.checked(recipes.find(name), given)
+        checked = keywords.check_options(recipes.find(name), given)
         (result,) = function(subject, data, [Budget.parse(toy["budget"])], run, **checked)
     return result
 
@@ -215,7 +215,7 @@ def test_every_recipe_runs_where_its_subject_lies(name: str, tmp_path: Path, mon
         assert {str(tensor.device) for tensor in model.parameters()} == {CARD}
 
 
-TRAINING = ("ast", "consensus_polarization", "dp4tl", "gpusq_vit", "nd_loss", "otov3", "yolov8_cwd")
+TRAINING = ("dp4tl", "gpusq_vit", "nd_loss", "otov3")
 
 
 @pytest.mark.parametrize("name", TRAINING)
