@@ -76,7 +76,8 @@ def results(root, *budgets, subject=None, data=DATA, **options) -> list[Result]:
 
 def lesson(student, found, batch, *, factors=(5.0, 2.0, 1.0), temperature=2.0, **how):
     objective = recipe.triple_loss(student, found, factors=factors, temperature=temperature, **how)
-    return objective(batch, recipe.count_units(batch, teachers=found))
+    loss, parts = objective(batch, recipe.count_units(batch, teachers=found))
+    return loss, {name: float(part) for name, part in parts.items()}
 
 
 def stream(subject, found):
@@ -326,6 +327,26 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
         InfeasibleError, match=r"latency of 0\.1 can't be met: with one layer the model has 0\.2 of 0\.8"
     ):
         recipe.most_layers(bert(), Budget.parse("speedup=8x"), 1, 24)
+
+
+@pytest.mark.parametrize(
+    ("second", "keep", "error"),
+    [("layers=2", "0,1,3", InputError), ("pattern=2:4", "spread", BudgetError), ("params=1%", "spread", InfeasibleError)],
+)
+def test_what_a_later_budget_can_not_have_is_refused_before_the_first_is_trained(
+    tmp_path, monkeypatch, second, keep, error
+):
+    monkeypatch.setattr(recipe.loop, "train", lambda *_, **__: pytest.fail("the first budget was trained"))
+    with pytest.raises(error):
+        results(tmp_path, "layers=3", second, keep=keep)
+
+
+def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path, monkeypatch):
+    for whole in (0.8, 0.4):  # the second time the machine is in another mood
+        seconds = {1: 0.2, 4: whole}
+        monkeypatch.setattr(recipe, "time_layers", lambda subject, count, batch, length, s=seconds: s[count])
+        (found,) = results(tmp_path, "latency=400ms")
+        assert len(found.subject.layers()) == 2
 
 
 def test_time_is_taken_of_real_forward_passes():

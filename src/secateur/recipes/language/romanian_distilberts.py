@@ -115,16 +115,18 @@ def romanian_distilberts(
     """
     check(subject, factors)
     everyone = gather_teachers(subject, teachers, weights, foreign, length)
+    plans = {}
+    for budget in budgets:  # before the first of them is trained; times differ, and a resumed run keeps its layers
+        count, predicted = run.json(f"layers-{budget}", partial(most_layers, subject, budget, batch, length))
+        plans[budget] = choose_layers(len(subject.layers()), count, keep), predicted
     train, held = data.split(seed=seed)
     batches = masked_batches(
         subject, everyone, train, training.whole("batch"), length, seed=seed, share=share, smoothing=smoothing
     )
     others = [teacher.subject for teacher in everyone]
-    for budget in budgets:
-        count, predicted = most_layers(subject, budget, batch, length)
-        stays = choose_layers(len(subject.layers()), count, keep)
+    for budget, (stays, predicted) in plans.items():
         student, cut = subject.cut(Selection({"layers": stays}))
-        before, after = {**cut.before, "layers": float(len(stays))}, {**cut.after, "layers": float(count)}
+        before, after = {**cut.before, "layers": float(len(stays))}, {**cut.after, "layers": float(stays.sum())}
         cut = replace(cut, before=before, after=after)
         if dry_run or not training.steps:
             yield Result(str(budget), student, cut, predicted)
