@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
-from secateur.data import feeding, labels
-from secateur.data.images import Files, Images, is_image
+from secateur.data import feeding, image_sources, labels, transforms
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 
-__all__ = ["Augment", "Batches", "Examples", "batches", "count", "read", "sides"]
+__all__ = ["Augment", "Batches", "Examples", "Ordered", "batches", "count", "read", "sides", "with_transform"]
 
 _FEW = 2
 """Batches that are read without workers."""
@@ -37,6 +38,7 @@ class Examples:
     labels:  [N] int64 classes, or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
+    stratified: whether parts of them are drawn class by class, see `parts`
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
     """
 
@@ -46,6 +48,7 @@ class Examples:
     classes: tuple[str, ...] = ()
     name: str = "examples"
     sizes: tuple[float, ...] = ()
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         if self.sizes:
@@ -165,15 +168,25 @@ class Examples:
         return self.take(train), self.take(held)
 
     def parts(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of (train, held out): a random share, at least one example, is held out; both in the original order.
+        """Places of (train, held out), both in the original order: a random share is held out, at least one example.
+
+        Where the examples are `stratified` the share is of each class, and at least one of each that has two.
 
         Raises:
             DataError: fewer than two examples.
         """
         if len(self) < 2:
             raise DataError(f"{self.name} holds {len(self)} example, too few to hold any out: give at least 2")
-        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
+        if self.stratified and self.labels is not None:
+            kinds = self.labels.numpy()[order]
+            held = np.zeros(len(self), bool)
+            for kind in np.unique(kinds):
+                places = order[kinds == kind]
+                held[places[: max(1, round(len(places) * held_out)) if len(places) > 1 else 0]] = True
+            if held.any():
+                return np.flatnonzero(~held), np.flatnonzero(held)
+        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         return np.sort(order[amount:]), np.sort(order[:amount])
 
     def storable(self) -> None:
@@ -246,28 +259,44 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examples:
+def read(source: Any, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
-    - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
-    - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
+    - a folder with one folder of images per class, of `train/` and `val/` the first; or a folder in COCO's form:
+      images and a .json of annotations;
+    - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
+      the Hub as `owner/name`;
+    - `file.py:function` or `package.module:function`, which gives one of the following:
+    - `Examples`, (inputs, labels), a table of `datasets`, a data set or a `DataLoader` of torch, or any iterable, of
+      (image, label).
 
-    label: another array of an .npz file that holds the classes; "" for none. Bytes become float32 between 0 and 1.
+    label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
+    float32 between 0 and 1. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
     if isinstance(source, Examples):
         return source
-    path = Path(source)
+    if not isinstance(source, str | Path):
+        return _from_object(source, label)
+    path, name = Path(source), str(source)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path, label)
-    made = ":" in str(source) and path.suffix != ".npz"
-    if path.is_dir() or made:
-        found = _folder(path) if path.is_dir() else _from_function(str(source))
+    if image_sources.is_table(source):
+        return _of_images(image_sources.read_table(source, label))
+    if image_sources.is_shards(source):
+        return _of_images(image_sources.read_shards(source, label))
+    if path.is_dir():
+        found = _folder(path)
         labels.unnamed(f"{found.name} has no array of classes to be named", label=label)
+        return found if label else replace(found, labels=None)
+    if _HUB.fullmatch(name) and not path.exists() and not path.parent.is_dir():
+        return _of_images(image_sources.read_hub(name, label))
+    if ":" in name and path.suffix != ".npz":
+        found = _from_object(plugins.function(name)(), label, name)
         return found if label else replace(found, labels=None)
     raise DataError(
         f"data {source} is no .npz file, no folder of images and no function: give one of them"
@@ -276,14 +305,47 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
     )
 
 
-def _from_function(source: str) -> Examples:
-    found = plugins.function(source)()
+_HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
+
+
+def _of_images(found: image_sources.Classified) -> Examples:
+    kinds = None if found.labels is None else torch.from_numpy(found.labels)
+    return Examples(found.images, kinds, (), found.classes, found.name)
+
+
+def _from_object(found: Any, label: str, source: str = "") -> Examples:
+    """What a user's function gave, or what was given in Python."""
     if isinstance(found, Examples):
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise DataError(f"{source} gave {type(found).__name__}: expected Examples, or a tuple (inputs, labels)")
-    inputs, kinds = found
-    return Examples(_number(inputs, source), _whole(kinds, source), name=source)
+    name = source or "the data"
+    if image_sources.is_table(found):
+        return _of_images(image_sources.read_table(found, label))
+    labels.unnamed(f"{name} has no array of classes to be named", label=label)
+    if isinstance(found, tuple) and len(found) == 2:
+        inputs, kinds = found
+        return Examples(_number(inputs, name), _whole(kinds, name), name=name)
+    if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
+        raise DataError(
+            f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
+            "iterable of (image, label)"
+        )
+    return _of_images(image_sources.read_pairs(found, name))
+
+
+def with_transform(data: Examples, transform: Any = None, size: Any = None, workers: int | None = None) -> Examples:
+    """The examples with their images transformed as declared, see `transforms.read`, and read by so many workers.
+
+    Raises `InputError` for a transform of examples that are no images, or are arrays of one size already.
+    """
+    declared = transforms.read(transform, size)
+    feeding.check_workers(workers)
+    if isinstance(data.inputs, Images):
+        return replace(data, inputs=data.inputs.with_transform(declared or data.inputs.transform, workers))
+    if declared is not None:
+        raise InputError(
+            f"{data.name} holds arrays, which are taken as they are: leave transform and size out, or give images"
+        )
+    return data
 
 
 def _whole(values: Any, name: str, **how: str) -> Tensor:
@@ -356,13 +418,7 @@ def _folder(path: Path) -> Examples:
             raise DataError(f"{file} is no JSON that can be read ({error}): mend or remove it") from error
         if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
             return _coco(path, file, found)
-    kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if is_image(file)]
-    if not files:
-        raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
-    inputs = Images(Files([file for file, _ in files]))
-    inputs.keys()  # what is damaged is told now, and not after hours
-    return Examples(inputs, torch.tensor([n for _, n in files]), (), tuple(kind.name for kind in kinds), path.name)
+    return _of_images(image_sources.read_folder(path))
 
 
 def _images(files: Sequence[Path]) -> Tensor:
@@ -426,6 +482,19 @@ def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
 
 
 # ----------------------------------------------------------------------------------------------------- batches
+
+
+class Ordered:
+    """All examples once, in their order, in batches of `batch`; each time that it is iterated over they are read."""
+
+    def __init__(self, data: Examples, batch: int) -> None:
+        self.data, self.batch = data, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.data.in_order(self.batch)
 
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
