@@ -521,6 +521,8 @@ def _spool(pairs: Iterable[Any], name: str, names: tuple[str, ...] = ()) -> Clas
 
 def _classified(images: Images, kinds: Labels, name: str, column: str, names: tuple[str, ...] = ()) -> Classified:
     found = kinds.end(name, column, "image")
+    if found.classes is not None and not len(found.classes):  # none was added
+        return Classified(images, None, names, name)
     if found.classes is None and found.flaw:
         raise DataError(found.flaw)
     return Classified(images, found.classes, names or found.names, name)
