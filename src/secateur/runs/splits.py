@@ -254,9 +254,10 @@ def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     """Held-out examples with the classes numbered as in `data`, where it names all of theirs."""
     if not isinstance(data, Examples) or not isinstance(judged, Examples) or judged.labels is None:
         return judged
-    if data.classes == judged.classes or not judged.classes or not set(judged.classes) <= set(data.classes):
+    names = judged.classes
+    if data.classes == names or not set(names) <= set(data.classes) or int(judged.labels.max()) >= len(names):
         return judged
-    number = torch.tensor([data.classes.index(name) for name in judged.classes])
+    number = torch.tensor([data.classes.index(name) for name in names])
     return replace(judged, labels=number[judged.labels], classes=data.classes)
 
 
