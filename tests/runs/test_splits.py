@@ -131,3 +131,9 @@ def test_val_beside_train_is_what_is_measured_on(tmp_path):
 def test_a_transform_of_arrays_is_refused():
     with pytest.raises(InputError, match="data holds arrays, which are taken as they are: leave transform and size"):
         splits.read(Network(), DATA, size=16)
+
+
+def test_names_of_classes_are_recorded():
+    found = splits.names_of(data=("photos", DATA), held_out=(None, None))
+    assert found == {"data": "photos", "class_names": ["a", "b", "c"]}
+    assert splits.names_of(data=(JUDGED, JUDGED)) == {"data": "judged"}

@@ -241,13 +241,18 @@ def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False
     )
 
 
-def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, str]:
-    """Where each of what was given, and read, was found, or else what it calls itself; without what was not given."""
-    return {
+def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, Any]:
+    """Where each of what was given, and read, was found, or else what it calls itself; without what was not given.
+
+    Beside them "class_names", where examples have any.
+    """
+    names: dict[str, Any] = {
         name: str(source) if isinstance(source, str | Path) else str(found.name)
         for name, (source, found) in given.items()
         if found is not None
     }
+    classes = next((found.classes for _, found in given.values() if isinstance(found, Examples)), ())
+    return {**names, "class_names": list(classes)} if classes else names
 
 
 def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
