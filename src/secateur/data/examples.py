@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -21,10 +21,13 @@ from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur.data import feeding, image_sources, labels, transforms
+from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 
 __all__ = ["Augment", "Batches", "Examples", "Ordered", "batches", "count", "read", "sides", "with_transform"]
+
+Batch: TypeAlias = dict[str, Any]
 
 _FEW = 2
 """Batches that are read without workers."""
@@ -137,7 +140,7 @@ class Examples:
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
-    def batch(self, draw: Sequence[int] | None = None) -> dict[str, Any]:
+    def batch(self, draw: Sequence[int] | None = None) -> Batch:
         """All of them as one batch: "inputs", and "labels" or "targets" where there are any.
 
         draw: for images in training, see `Images.read`.
@@ -150,10 +153,10 @@ class Examples:
             found["targets"] = [dict(target) for target in self.targets]
         return found
 
-    def in_order(self, batch: int) -> Iterator[dict[str, Any]]:
+    def in_order(self, batch: int) -> Iterator[Batch]:
         """All of them once, in batches of `batch` in their order; the last may be smaller."""
 
-        def read(start: int) -> dict[str, Any]:
+        def read(start: int) -> Batch:
             return self.take(range(start, min(start + batch, len(self)))).batch()
 
         starts = range(0, len(self), batch)
@@ -258,7 +261,7 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(source: Any, *, label: str = labels.DEFAULT) -> Examples:
+def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
@@ -312,7 +315,7 @@ def _of_images(found: image_sources.Classified) -> Examples:
     return Examples(found.images, kinds, (), found.classes, found.name)
 
 
-def _from_object(found: Any, label: str, source: str = "") -> Examples:
+def _from_object(found: Data, label: str, source: str = "") -> Examples:
     """What a user's function gave, or what was given in Python."""
     if isinstance(found, Examples):
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
@@ -331,7 +334,9 @@ def _from_object(found: Any, label: str, source: str = "") -> Examples:
     return _of_images(image_sources.read_pairs(found, name))
 
 
-def with_transform(data: Examples, transform: Any = None, size: Any = None, workers: int | None = None) -> Examples:
+def with_transform(
+    data: Examples, transform: object = None, size: object = None, workers: int | None = None
+) -> Examples:
     """The examples with their images transformed as declared, see `transforms.read`, and read by so many workers.
 
     Raises `InputError` for a transform of examples that are no images, or are arrays of one size already.
@@ -492,7 +497,7 @@ class Ordered:
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self.data.in_order(self.batch)
 
 
@@ -517,20 +522,20 @@ class Batches(Sequence["dict[str, Any]"]):
     def __len__(self) -> int:
         return len(self._drawn)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         return (self[i] for i in range(len(self)))
 
     @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> Batch: ...
     @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
         """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._move(index, self._ahead[index])
 
-    def _move(self, index: int, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def _move(self, index: int, batch: Mapping[str, Tensor]) -> Batch:
         """The batch after `augment`."""
         if self.augment is None:
             return dict(batch)
@@ -541,7 +546,7 @@ class Batches(Sequence["dict[str, Any]"]):
         """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
         return self._drawn.places(index)
 
-    def take(self, count: int) -> list[dict[str, Any]]:
+    def take(self, count: int) -> list[Batch]:
         """The first `count` batches, or one epoch if that is fewer: no example twice, and no image augmented."""
         found = (self._drawn.read(index, training=False) for index in range(min(count, len(self))))
         return [self._move(index, batch) for index, batch in enumerate(found)]
@@ -567,7 +572,7 @@ class _Drawn:
             self._epoch = epoch
         return self._order[place * self.batch : (place + 1) * self.batch]
 
-    def read(self, index: int, *, training: bool = True) -> dict[str, Any]:
+    def read(self, index: int, *, training: bool = True) -> Batch:
         """A batch; in training images by the part of their transform that is for it."""
         return self.data.take(self.places(index)).batch([self.seed, index // len(self)] if training else None)
 
@@ -582,6 +587,6 @@ def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | Non
     return Batches(data, batch=batch, seed=seed, augment=augment)
 
 
-def count(batch: Mapping[str, Any]) -> dict[str, int]:
+def count(batch: Mapping[str, Tensor]) -> dict[str, int]:
     """What a batch holds, for the divisors of losses."""
     return {"examples": len(batch["inputs"])}

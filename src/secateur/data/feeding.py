@@ -36,7 +36,7 @@ _EACH = 2
 """Batches that each worker may be ahead."""
 
 
-def check_workers(workers: Any) -> int | None:
+def check_workers(workers: object) -> int | None:
     """A number of workers, or None for `count_workers`. Raises `InputError`."""
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
         raise InputError(f"workers={workers!r}: give how many processes read images, 0 for none beside this one")

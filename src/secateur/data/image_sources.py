@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -34,9 +34,12 @@ from secateur.data.transforms import Picture
 from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
-    "Classified", "Items", "Shards", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub", "read_pairs",
-    "read_shards", "read_table",
+    "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub",
+    "read_pairs", "read_shards", "read_table",
 ]  # fmt: skip
+
+Data: TypeAlias = Any
+"""What a user gives, of whatever library it is."""
 
 _TRAIN, _HELD = "train", ("val", "valid", "validation", "dev", "test")
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
@@ -79,7 +82,7 @@ def _class_folders(path: Path) -> list[Path]:
     return [one for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith((".", "__"))]
 
 
-def find_held_out(source: Any) -> Any:
+def find_held_out(source: Data) -> Data:
     """The part of `source` that is there to measure on: `val/` beside `train/`, or that split of a `datasets` dict.
 
     A folder counts where both hold folders of images; None where there is no such part.
@@ -129,7 +132,7 @@ class Shards(Encoded):
             return file.read(max(0, min(stop, length) - start))
 
 
-def is_shards(source: Any) -> bool:
+def is_shards(source: object) -> bool:
     """Whether it is a .tar file, a pattern such as data-{000..009}.tar or data-*.tar, or a folder of such files."""
     if not isinstance(source, str | Path):
         return False
@@ -202,7 +205,7 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
         raise DataError(f"{path} can't be read as .tar ({line(error)}): give it uncompressed and whole") from error
 
 
-def _class_of(path: Path, parts: Mapping[str, tarfile.TarInfo], label: str, key: str) -> Any:
+def _class_of(path: Path, parts: Mapping[str, tarfile.TarInfo], label: str, key: str) -> object:
     ending = next((one for one in ("cls", "json", "txt") if one in parts), None)
     if ending is None:
         return None
@@ -225,7 +228,7 @@ def _class_of(path: Path, parts: Mapping[str, tarfile.TarInfo], label: str, key:
 class _Column(Encoded):
     """A column of images in a table of `datasets`, as the bytes or paths that it holds."""
 
-    def __init__(self, rows: Any, column: str, name: str) -> None:
+    def __init__(self, rows: Data, column: str, name: str) -> None:
         self.rows, self.column, self.title = rows, column, name
 
     def __len__(self) -> int:
@@ -250,7 +253,7 @@ class _Column(Encoded):
         return self._bytes(place)[start:stop]
 
 
-def is_table(source: Any) -> bool:
+def is_table(source: object) -> bool:
     """Whether it is a table of `datasets`, one saved on the disk, or parquet."""
     if isinstance(source, str | Path):
         path = Path(source)
@@ -268,7 +271,7 @@ def _datasets() -> Any:
     return datasets
 
 
-def read_table(source: Any, label: str = labels_of.DEFAULT) -> Classified:
+def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     """The images and classes of a table: of `datasets`, of a folder of `save_to_disk`, of parquet; of several splits
     `train`. One that is streamed is passed over once, and kept in the temporary folder as it is encoded.
 
@@ -336,7 +339,7 @@ class Items(Source):
     Each is read under a seed of its own, so that a data set that augments gives the same image again.
     """
 
-    def __init__(self, items: Any, name: str) -> None:
+    def __init__(self, items: Data, name: str) -> None:
         self.items, self.title = items, name
 
     def __len__(self) -> int:
@@ -346,7 +349,7 @@ class Items(Source):
         """The image."""
         return _picture(_first(self.item(place)), self.name(place))
 
-    def item(self, place: int) -> Any:
+    def item(self, place: int) -> Data:
         """What the sequence holds."""
         with transforms.seeded([place]):
             try:
@@ -370,7 +373,7 @@ class Items(Source):
         return str(values.shape).encode() + values.tobytes()
 
 
-def read_pairs(source: Any, name: str) -> Classified:
+def read_pairs(source: Data, name: str) -> Classified:
     """A data set or a loader of torch, or any iterable, of (image, label): arrays, tensors or PIL images.
 
     A data set with a length is read where it is; of a `DataLoader` over one, its data set, in an order and batches of
@@ -408,21 +411,21 @@ def read_pairs(source: Any, name: str) -> Classified:
     return _spool(source, name)
 
 
-def _unbatch(batch: Any, name: str) -> Iterator[tuple[Any, Any]]:
+def _unbatch(batch: Data, name: str) -> Iterator[tuple[object, object]]:
     if not isinstance(batch, tuple | list) or len(batch) != 2 or len(batch[0]) != len(batch[1]):
         raise DataError(f"{name} gives batches of {type(batch).__name__}: expected (images [B, ...], labels [B])")
     yield from zip(batch[0], batch[1], strict=True)
 
 
-def _first(item: Any) -> Any:
+def _first(item: object) -> object:
     return item[0] if isinstance(item, tuple | list) else item
 
 
-def _label(value: Any) -> Any:
+def _label(value: object) -> object:
     return value.item() if isinstance(value, Tensor | np.generic | np.ndarray) and value.ndim == 0 else value
 
 
-def _picture(value: Any, name: str) -> Picture:
+def _picture(value: object, name: str) -> Picture:
     """An image as `transforms.Picture`; float tensors and arrays are inputs as they are."""
     if isinstance(value, Image.Image):
         if value.mode in ("RGB", "L"):
@@ -455,7 +458,7 @@ class _Spooled(Encoded):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def add(self, value: Any) -> None:
+    def add(self, value: object) -> None:
         """One more: {"bytes", "path"} as `datasets` has it, or an image."""
         if isinstance(value, Mapping):
             data = value.get("bytes") or Path(value["path"]).read_bytes()
@@ -503,7 +506,7 @@ class _Spooled(Encoded):
         return self.fetch(place, 0, self.length(place))
 
 
-def _spool(pairs: Iterable[Any], name: str, names: tuple[str, ...] = ()) -> Classified:
+def _spool(pairs: Iterable[object], name: str, names: tuple[str, ...] = ()) -> Classified:
     """Pass over (image, label) once, and keep them."""
     source, kinds = _Spooled(name), Labels()
     for number, pair in enumerate(pairs):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ class Images:
         """Processes that read ahead."""
         return feeding.count_workers() if self.workers is None else self.workers
 
-    def __getitem__(self, index: int | slice | Places | tuple[Any, ...]) -> Tensor:
+    def __getitem__(self, index: int | slice | Places | tuple[int | slice, ...]) -> Tensor:
         """Those in a slice or at a list of places, [n, C, H, W], or the one at a place, read now, not augmented."""
         if isinstance(index, tuple):
             first, *rest = index
@@ -239,7 +239,7 @@ class Images:
         return found.digest()
 
 
-def declare(images: Images, model: Any, sides: Sequence[int] | None = None, name: str = "the data") -> Images:
+def declare(images: Images, model: object, sides: Sequence[int] | None = None, name: str = "the data") -> Images:
     """The images with a transform: their own, or the model's where nothing was said, or none where all have one size.
 
     model: what `transforms.of_model` looks at. sides: (C, H, W) of the inputs that the model was given to run on.

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur._utils import plugins
 from secateur.errors import DataError, InputError, MissingExtraError
@@ -30,6 +30,7 @@ __all__ = ["PRESETS", "Picture", "Transform", "of_model", "parse_size", "read", 
 Picture: TypeAlias = Image.Image | Tensor
 """A decoded image: in mode RGB, or a float32 tensor [C, H, W] between 0 and 1 where 8 bits are not enough."""
 Step: TypeAlias = Callable[[Any], Any]
+Config: TypeAlias = Mapping[str, Any]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _UPSCALE = 256 / 224
@@ -90,7 +91,7 @@ class Transform:
         return to_tensor(chain(picture))
 
 
-def to_tensor(picture: Any) -> Tensor:
+def to_tensor(picture: object) -> Tensor:
     """float32 [C, H, W] of an image, of bytes between 0 and 1; a tensor of floats as it is."""
     if isinstance(picture, Tensor):
         values = picture.as_subclass(Tensor)
@@ -126,7 +127,7 @@ def _compose(transform: Transform, training: bool) -> Step:
 class _Cover:
     """Resize in proportion, so that the image covers `size` times `upscale`; for squares by the shorter side."""
 
-    def __init__(self, size: Sequence[int], upscale: float, how: Mapping[str, Any], v2: Any) -> None:
+    def __init__(self, size: Sequence[int], upscale: float, how: Config, v2: Any) -> None:
         self.size, self.upscale, self.how, self.v2 = size, upscale, how, v2
 
     def __call__(self, picture: Picture) -> Picture:
@@ -175,7 +176,7 @@ PRESETS: Mapping[str, Transform] = {
 """What `--transform` takes by name."""
 
 
-def read(transform: Any = None, size: Any = None) -> Transform | None:
+def read(transform: object = None, size: object = None) -> Transform | None:
     """The transform that was declared, or None where nothing was.
 
     transform: a name of `PRESETS`; "file.py:function"; the name of a torchvision weight, "ResNet18_Weights.DEFAULT";
@@ -197,7 +198,7 @@ def read(transform: Any = None, size: Any = None) -> Transform | None:
     return found.resized(sides, channels)
 
 
-def parse_size(size: Any) -> tuple[int, tuple[int, int]]:
+def parse_size(size: object) -> tuple[int, tuple[int, int]]:
     """(channels, (H, W)) of 224, "224x160" or "1x28x28". Raises `InputError`."""
     parts = [str(part) for part in size] if isinstance(size, list | tuple) else str(size).lower().split("x")
     numbers = [int(part) for part in parts if part.isdigit() and int(part)]
@@ -208,7 +209,7 @@ def parse_size(size: Any) -> tuple[int, tuple[int, int]]:
     return (numbers[0] if len(numbers) == 3 else 3), (numbers[-2], numbers[-1])
 
 
-def _declared(transform: Any) -> Transform:
+def _declared(transform: object) -> Transform:
     if isinstance(transform, Transform):
         return transform
     if isinstance(transform, tuple | list) and len(transform) == 2 and all(map(callable, transform)):
@@ -275,7 +276,7 @@ def _of_timm_name(name: str) -> Transform:
     return replace(_of_timm(config.to_dict()), name=name)
 
 
-def _of_timm(config: Mapping[str, Any]) -> Transform:
+def _of_timm(config: Config) -> Transform:
     channels, *sides = config.get("input_size") or (3, 224, 224)
     return Transform(
         "timm", (int(sides[0]), int(sides[1])), int(channels), upscale=1 / float(config.get("crop_pct") or 0.875),
@@ -308,19 +309,19 @@ def _of_processor(path: Path, name: str) -> Transform:
         raise InputError(f"{path} says nothing that can be used ({plugins.line(error)}): give --size") from error
 
 
-def _sides(value: Any) -> tuple[int, int] | None:
+def _sides(value: object) -> tuple[int, int] | None:
     """(H, W) of transformers' forms of a size."""
     if value is None:
         return None
     if isinstance(value, Mapping):
         side = value.get("shortest_edge")
         return (int(side), int(side)) if side else (int(value["height"]), int(value["width"]))
-    return (int(value), int(value))
+    return (int(str(value)), int(str(value)))
 
 
-def of_model(module: Any) -> Transform | None:
+def of_model(module: object) -> Transform | None:
     """What a model records of its own preprocessing: timm's `pretrained_cfg`, or the folder of a transformers model."""
-    for part in module.modules() if hasattr(module, "modules") else ():
+    for part in module.modules() if isinstance(module, nn.Module) else ():
         config = getattr(part, "pretrained_cfg", None)
         if isinstance(config, Mapping) and config.get("mean") and config.get("std"):
             return _of_timm(config)
@@ -331,7 +332,7 @@ def of_model(module: Any) -> Transform | None:
     return None
 
 
-def _shown(step: Any) -> str:
+def _shown(step: object) -> str:
     """A function for records, without the addresses that change with each process."""
     name = getattr(step, "__qualname__", None) or repr(step)
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", str(name)).split())

@@ -66,7 +66,7 @@ def prune_data(
     deduplicate: Literal["", "exact", "normalised"] = "",
     text: str = "text",
     label: str = "label",
-    transform: Any = None,
+    transform: object = None,
     size: int | str | None = None,
     workers: int | None = None,
     tokenizer: str | Path | None = None,

@@ -262,7 +262,7 @@ def measure(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
-    transform: Any = None,
+    transform: object = None,
     size: int | str | None = None,
     workers: int | None = None,
     tasks: Sequence[str] = (),

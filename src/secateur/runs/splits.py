@@ -79,8 +79,8 @@ def read(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
-    transform: Any = None,
-    size: Any = None,
+    transform: object = None,
+    size: object = None,
     workers: int | None = None,
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
@@ -109,7 +109,7 @@ def read(
     return corpus, apart
 
 
-def _as_declared(data: Dataset, transform: Any, size: Any, workers: int | None) -> Dataset:
+def _as_declared(data: Dataset, transform: object, size: object, workers: int | None) -> Dataset:
     if not isinstance(data, Examples):
         raise InputError(f"{data.name} holds no images: leave transform, size and workers out")
     return examples.with_transform(data, transform, size, workers)
@@ -142,7 +142,7 @@ def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def quality_notes(held_out: Any, before: Mapping[str, Figure]) -> list[str]:
+def quality_notes(held_out: object, before: Mapping[str, Figure]) -> list[str]:
     """What is to be said of accuracies: of an original that tells no classes, and of classes that nobody measured."""
     if not isinstance(held_out, Examples) or held_out.labels is None or "accuracy" not in before:
         return []
@@ -180,8 +180,8 @@ def columns(
     sizes: str | Sequence[float | str] | None = None,
     *,
     data: Dataset | None = None,
-    transform: Any = None,
-    size: Any = None,
+    transform: object = None,
+    size: object = None,
 ) -> dict[str, Any]:
     """What settings say of how the data is read: columns, sizes of boxes, transforms; nothing of the usual ones."""
     found: dict[str, Any] = {name: column for name, column in (("text", text), ("label", label)) if column != name}

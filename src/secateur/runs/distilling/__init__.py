@@ -73,7 +73,7 @@ def distill(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
-    transform: Any = None,
+    transform: object = None,
     size: int | str | None = None,
     workers: int | None = None,
     dry_run: bool = False,
