@@ -36,7 +36,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3),
 def test_forms_of_a_declaration(declared, shape):
     found = transforms.read(**declared)
     assert found(PICTURE).shape == shape
-    with transforms.seeded([1]):
+    with transforms.seed_generators([1]):
         assert found(PICTURE, training=True).shape == shape
 
 
@@ -104,9 +104,9 @@ def test_a_users_own_functions(tmp_path):
     both = transforms.read(f"{tmp_path}/mine.py:both")
     assert both.random
     assert torch.equal(both(PICTURE), both(PICTURE))
-    with transforms.seeded([1]):
+    with transforms.seed_generators([1]):
         first = both(PICTURE, training=True)
-    with transforms.seeded([1]):
+    with transforms.seed_generators([1]):
         assert torch.equal(both(PICTURE, training=True), first)
     one = transforms.read(f"{tmp_path}/mine.py:one")
     assert one(PICTURE).shape == (3, 8, 8)
@@ -139,10 +139,10 @@ def test_what_is_no_transform_is_refused(declared, words):
 
 def test_seeding_leaves_the_generators_as_they_were():
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
-    with transforms.seeded([1, 2]):
+    with transforms.seed_generators([1, 2]):
         first = torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
-    with transforms.seeded([1, 2]):
+    with transforms.seed_generators([1, 2]):
         assert (torch.rand(1), random.random(), np.random.rand()) == first  # noqa: NPY002

@@ -162,7 +162,7 @@ def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classifie
         raise DataError(f"{source} holds no images: give .tar files of NAME.jpg with NAME.cls beside each")
     images = Images(Shards(paths, np.array(members, np.int64).reshape(-1, 3), names))
     images.keys()
-    return _classified(images, kinds, Path(source).name, "cls")
+    return _name_classes(images, kinds, Path(source).name, "cls")
 
 
 def _expand(source: str | Path) -> list[Path]:
@@ -304,7 +304,7 @@ def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
         return _spool(pairs, name, names)
     images = Images(_Column(rows.with_format(None).select_columns(column), column, name))
     images.keys()
-    return _classified(images, values, name, kinds or "", names)
+    return _name_classes(images, values, name, kinds or "", names)
 
 
 def _open_table(source: str | Path, datasets: Any) -> Any:
@@ -351,7 +351,7 @@ class Items(Source):
 
     def item(self, place: int) -> Data:
         """What the sequence holds."""
-        with transforms.seeded([place]):
+        with transforms.seed_generators([place]):
             try:
                 return self.items[place]
             except Exception as error:
@@ -402,7 +402,7 @@ def read_pairs(source: Data, name: str) -> Classified:
         images = Images(items)
         items.open(0)
         classes = tuple(map(str, getattr(source, "classes", None) or ()))
-        return _classified(images, kinds, name, "the second of each pair", classes)
+        return _name_classes(images, kinds, name, "the second of each pair", classes)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
         raise DataError(
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
@@ -519,10 +519,10 @@ def _spool(pairs: Iterable[object], name: str, names: tuple[str, ...] = ()) -> C
     source.end()
     images = Images(source)
     images.keys()
-    return _classified(images, kinds, name, "the second of each pair", names)
+    return _name_classes(images, kinds, name, "the second of each pair", names)
 
 
-def _classified(images: Images, kinds: Labels, name: str, column: str, names: tuple[str, ...] = ()) -> Classified:
+def _name_classes(images: Images, kinds: Labels, name: str, column: str, names: tuple[str, ...] = ()) -> Classified:
     found = kinds.end(name, column, "image")
     if found.classes is not None and not len(found.classes):  # none was added
         return Classified(images, None, names, name)

@@ -185,7 +185,7 @@ class Images:
                 if draw is None:
                     value = transform(picture)
                 else:
-                    with transforms.seeded([*draw, place]):
+                    with transforms.seed_generators([*draw, place]):
                         value = transform(picture, training=True)
             except SecateurError:
                 raise
@@ -251,10 +251,10 @@ def declare(images: Images, model: object, sides: Sequence[int] | None = None, n
         return images
     if said is not None:  # a size alone
         plain = replace(said, name="size")
-        return images.with_transform((own or plain).resized(said.size, said.channels))
+        return images.with_transform((own or plain).with_size(said.size, said.channels))
     if own is not None:
         if sides is not None and len(sides) == 3 and tuple(sides[1:]) != own.size:
-            own = own.resized((sides[1], sides[2]), own.channels)
+            own = own.with_size((sides[1], sides[2]), own.channels)
         return images.with_transform(own)
     first = images.source.size(int(images.places[0]))
     for place in images.places[1:].tolist():

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from secateur._utils import plugins
 from secateur.errors import DataError, InputError, MissingExtraError
 
-__all__ = ["PRESETS", "Picture", "Transform", "of_model", "parse_size", "read", "seeded", "to_tensor"]
+__all__ = ["PRESETS", "Picture", "Transform", "of_model", "parse_size", "read", "seed_generators", "to_tensor"]
 
 Picture: TypeAlias = Image.Image | Tensor
 """A decoded image: in mode RGB, or a float32 tensor [C, H, W] between 0 and 1 where 8 bits are not enough."""
@@ -74,17 +74,17 @@ class Transform:
     @property
     def key(self) -> str:
         """What tells the inputs that are measured from those of another transform."""
-        shown = [] if self.steps is None else [_shown(self.steps[1])]
+        shown = [] if self.steps is None else [_show_function(self.steps[1])]
         fixed = (self.size, self.channels, self.upscale, self.squash, self.mean, self.std, self.interpolation)
         return json.dumps([self.source, *shown] if self.steps else list(fixed))
 
-    def resized(self, size: tuple[int, int] | None, channels: int = 3) -> Transform:
+    def with_size(self, size: tuple[int, int] | None, channels: int = 3) -> Transform:
         """The same with inputs of another size; of one channel the normalisation is that of the first colour."""
         mean, std = (self.mean, self.std) if channels == 3 else (self.mean[:1], self.std[:1])
         return replace(self, size=size, channels=channels, mean=mean, std=std)
 
     def __call__(self, picture: Picture, *, training: bool = False) -> Tensor:
-        """One input; in training it is drawn from the global generators, see `seeded`."""
+        """One input; in training it is drawn from the global generators, see `seed_generators`."""
         if self.identity and not (training and self.augment):
             return to_tensor(picture)
         chain = _compose(self, training) if self.steps is None else self.steps[0 if training else 1]
@@ -189,13 +189,13 @@ def read(transform: object = None, size: object = None) -> Transform | None:
     """
     if transform is None and size is None:
         return None
-    found = Transform("") if transform is None else _declared(transform)
+    found = Transform("") if transform is None else _make_transform(transform)
     if size is None:
         return found
     channels, sides = parse_size(size)
     if found.steps is not None:
         raise InputError(f"transform={found.name} is a function, which sets the size itself: leave size={size} out")
-    return found.resized(sides, channels)
+    return found.with_size(sides, channels)
 
 
 def parse_size(size: object) -> tuple[int, tuple[int, int]]:
@@ -209,13 +209,13 @@ def parse_size(size: object) -> tuple[int, tuple[int, int]]:
     return (numbers[0] if len(numbers) == 3 else 3), (numbers[-2], numbers[-1])
 
 
-def _declared(transform: object) -> Transform:
+def _make_transform(transform: object) -> Transform:
     if isinstance(transform, Transform):
         return transform
     if isinstance(transform, tuple | list) and len(transform) == 2 and all(map(callable, transform)):
-        return Transform(_shown(transform[0]), steps=(transform[0], transform[1]))
+        return Transform(_show_function(transform[0]), steps=(transform[0], transform[1]))
     if callable(transform):
-        return Transform(_shown(transform), steps=(transform, transform))
+        return Transform(_show_function(transform), steps=(transform, transform))
     name = str(transform)
     if name in PRESETS:
         return PRESETS[name]
@@ -242,7 +242,7 @@ def _of_function(name: str) -> Transform:
     except (TypeError, ValueError):
         needed = []
     made = own if needed else own()
-    found = _declared(made)
+    found = _make_transform(made)
     where = Path(name.rpartition(":")[0])
     source = hashlib.sha256(where.read_bytes()).hexdigest() if where.is_file() else name
     return replace(found, name=name, source=f"{source}:{name.rpartition(':')[2]}")
@@ -332,7 +332,7 @@ def of_model(module: object) -> Transform | None:
     return None
 
 
-def _shown(step: object) -> str:
+def _show_function(step: object) -> str:
     """A function for records, without the addresses that change with each process."""
     name = getattr(step, "__qualname__", None) or repr(step)
     return " ".join(re.sub(r" at 0x[0-9a-f]+", "", str(name)).split())
@@ -342,7 +342,7 @@ def _shown(step: object) -> str:
 
 
 @contextmanager
-def seeded(words: Sequence[int]) -> Iterator[None]:
+def seed_generators(words: Sequence[int]) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python for a block, and put them back as they were.
 
     words: whole numbers, the same for the same draw. Transforms draw from the global generators.

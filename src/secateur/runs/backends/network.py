@@ -87,7 +87,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
         taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
         first = next((leaf for leaf in taken if isinstance(leaf, Tensor)), None)
-        data = _declared(data, subject.model, first)
+        data = _declare_images(data, subject.model, first)
         if first is not None and first.shape[1:] != data.inputs.shape[1:]:
             raise DataError(
                 f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
@@ -228,7 +228,7 @@ def build_network(
     if inputs is not None:
         example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
     if example is None and data is not None:
-        example = _declared(data, module).inputs[:1]
+        example = _declare_images(data, module).inputs[:1]
     if example is None:
         what = model if isinstance(model, str | Path) else type(model).__name__
         raise InputError(
@@ -238,7 +238,7 @@ def build_network(
     return module, example
 
 
-def _declared(data: Examples, model: nn.Module, example: Tensor | None = None) -> Examples:
+def _declare_images(data: Examples, model: nn.Module, example: Tensor | None = None) -> Examples:
     """The examples; images with the transform that the model records where none was declared."""
     if not isinstance(data.inputs, Images):
         return data
