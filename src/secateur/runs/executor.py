@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -54,6 +54,8 @@ def run(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -84,6 +86,9 @@ def run(
             part of `data` is held out.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
+        completion_only: of chats, learn and measure the assistant's answers alone, and not what they answer.
+        packing: how texts fill the sequences that a language model learns from: "blocks", one after another, or
+            "documents", whole ones of which none sees another.
         sizes: limits between small, medium and large boxes of a detector's data: sides of squares, such as "8,24" in
             pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
         dry_run: print what would be cut and what that saves; nothing is trained or written.
@@ -106,8 +111,8 @@ def run(
     return list(
         results(
             recipe, model, data, budget, out, inputs=inputs, held_out=held_out, text=text, label=label,
-            sizes=sizes, dry_run=dry_run, overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch,
-            length=length, stream=stream, **options,
+            completion_only=completion_only, packing=packing, sizes=sizes, dry_run=dry_run, overwrite=overwrite,
+            seed=seed, threads=threads, device=device, batch=batch, length=length, stream=stream, **options,
         )
     )  # fmt: skip
 
@@ -123,6 +128,8 @@ def results(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
@@ -159,7 +166,9 @@ def results(
         raise InputError(f"{function.__name__} needs data: give some")
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and this recipe works on {backend.family}: leave them out")
-    corpus, apart = splits.read(backend, data, held_out, text=text, label=label, sizes=sizes)
+    corpus, apart = splits.read(
+        backend, data, held_out, text=text, label=label, sizes=sizes, completion_only=completion_only, packing=packing
+    )
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
@@ -176,7 +185,7 @@ def results(
         "batch": place.batch,
         **({} if place.length is None else {"length": place.length}),
         **({"stream": True} if stream else {}),
-        **splits.columns(text, label, sizes),
+        **splits.columns(text, label, sizes, completion_only=completion_only, packing=packing),
         **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,

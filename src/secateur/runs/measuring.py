@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -261,6 +261,8 @@ def measure(
     *,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
@@ -283,6 +285,8 @@ def measure(
         data: what quality is measured on, all of it.
         text: the column of texts.
         label: the column of classes, or of an .npz file the array; '' for none.
+        completion_only: of chats, measure the assistant's answers alone, and not what they answer.
+        packing: "blocks" of running text, or of whole "documents", of which none sees another; see `run`.
         sizes: sides of squares that part small, medium and large boxes; see `run`.
         tasks: of lm-eval, to measure a language model by.
         task_folder: YAML files of further tasks.
@@ -308,7 +312,9 @@ def measure(
         names = ensembles.name_models(others)
     backend = backends.of_source(next(iter(others), model))
     model, others = backend.load_any(model), [backend.load_any(source) for source in others]
-    corpus, _ = splits.read(backend, data, text=text, label=label, sizes=sizes)
+    corpus, _ = splits.read(
+        backend, data, text=text, label=label, sizes=sizes, completion_only=completion_only, packing=packing
+    )
     others = [backend.open(source, device, corpus) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
     subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
+from secateur.data.texts import Corpus, Packing
 from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
@@ -67,10 +68,13 @@ def read(
     text: str = "text",
     label: str = "label",
     sizes: Any = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
+    completion_only, packing: how a model learns from texts; see `texts.Corpus`.
 
     Raises `InputError` or `DataError` for what makes no sense without data, and `DataError` for what can't be read.
     """
@@ -80,10 +84,28 @@ def read(
         labels.unnamed("no data is given", text=text, label=label)
         if sizes is not None:
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
+        if completion_only or packing != "blocks":
+            raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if sizes is not None:
         corpus, apart = (None if part is None else _with_sizes(part, examples.sides(sizes)) for part in (corpus, apart))
+    if completion_only or packing != "blocks":
+        how: dict[str, Any] = {"completion_only": completion_only, "packing": packing}
+        corpus, apart = (None if part is None else _with_packing(part, **how) for part in (corpus, apart))
     return corpus, apart
+
+
+def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
+    if packing not in get_args(Packing):
+        raise InputError(f"packing={packing!r}: give {' or '.join(get_args(Packing))}")
+    if not isinstance(data, Corpus):
+        raise InputError(f"completion_only and packing are of texts, and {data.name} holds none: leave them out")
+    if completion_only and data.form != "chat":
+        raise InputError(
+            f"completion_only is of chats, and {data.name} holds texts: give rows with messages, or with a prompt and "
+            "its completion"
+        )
+    return replace(data, completion_only=completion_only, packing=packing)
 
 
 def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
@@ -99,9 +121,18 @@ def box_size_notes(held_out: Any, figures: Collection[str]) -> list[str]:
     return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def columns(text: str, label: str, sizes: str | Sequence[float | str] | None = None) -> dict[str, Any]:
-    """What settings say of the columns that are read, and of sizes of boxes; nothing of the usual ones."""
-    found = {name: column for name, column in (("text", text), ("label", label)) if column != name}
+def columns(
+    text: str,
+    label: str,
+    sizes: str | Sequence[float | str] | None = None,
+    *,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
+) -> dict[str, Any]:
+    """What settings say of the columns that are read, of how, and of sizes of boxes; nothing of the usual ones."""
+    found: dict[str, Any] = {name: column for name, column in (("text", text), ("label", label)) if column != name}
+    found |= {"completion_only": True} if completion_only else {}
+    found |= {"packing": packing} if packing != "blocks" else {}
     return found if sizes is None else {**found, "sizes": list(examples.sides(sizes))}
 
 
