@@ -154,12 +154,13 @@ def _generated(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Spans:
         )  # fmt: skip
     except NotImplementedError as error:
         raise UnsupportedError("answers are found by a fast tokenizer, which tells where its tokens stand") from error
-    spans = list[tuple[int, int]]()
+    spans, before = list[tuple[int, int]](), 0
     for (start, end), generated in zip(read["offset_mapping"], read["assistant_masks"], strict=True):
-        if generated and spans and spans[-1][1] == start:
+        if generated and before:
             spans[-1] = (spans[-1][0], end)
         elif generated:
             spans.append((start, end))
+        before = generated
     return tuple(spans)
 
 
