@@ -24,7 +24,7 @@ THINKING = tiny.TEMPLATE.replace(
 
 def shown(rows, tokenizer, spans=True):
     """The texts, and what their spans hold."""
-    found = [chats.find(row, "text", "row") for row in rows]
+    found = [chats.find_chat(row, "text", "row") for row in rows]
     texts, places, _ = chats.render(found, tokenizer, "rows", spans=spans)
     return texts, [[text[a:b] for a, b in some] for text, some in zip(texts, places, strict=False)]
 
@@ -46,15 +46,15 @@ def test_the_forms_of_a_chat_are_written_alike(row):
 
 def test_a_column_that_was_named_is_the_only_one_that_is_looked_at():
     named = {"dialog": ASKED, "messages": [{"role": "user", "content": "other"}]}
-    assert json.loads(chats.find(named, "dialog", "row"))["messages"] == ASKED
-    assert chats.find({"messages": ASKED}, "dialog", "row") is None
-    assert chats.find({"text": "the tree", "prompt": "a", "completion": "b"}, "text", "row") is None
-    assert chats.find({"tokens": ["a"]}, "text", "row") is None
+    assert json.loads(chats.find_chat(named, "dialog", "row"))["messages"] == ASKED
+    assert chats.find_chat({"messages": ASKED}, "dialog", "row") is None
+    assert chats.find_chat({"text": "the tree", "prompt": "a", "completion": "b"}, "text", "row") is None
+    assert chats.find_chat({"tokens": ["a"]}, "text", "row") is None
 
 
 def test_keys_that_arrow_fills_up_are_no_content():
     row = {"messages": [{**message, "tool_calls": None, "name": None} for message in ASKED]}
-    assert json.loads(chats.find(row, "text", "row"))["messages"] == ASKED
+    assert json.loads(chats.find_chat(row, "text", "row"))["messages"] == ASKED
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_keys_that_arrow_fills_up_are_no_content():
 )
 def test_messages_that_say_nothing_are_refused(row, message):
     with pytest.raises(DataError, match=message):
-        chats.find(row, "text", "row")
+        chats.find_chat(row, "text", "row")
 
 
 @pytest.mark.parametrize("template", [tiny.TEMPLATE, GENERATING, THINKING])
@@ -92,7 +92,7 @@ def test_of_a_prompt_with_answers_the_completion_alone_counts():
 def test_a_word_of_the_question_is_not_taken_for_the_answer():
     row = {"messages": [{"role": "user", "content": "old old"}, {"role": "assistant", "content": "old"}]}
     texts, _ = shown([row], tiny.chat_tokenizer())
-    found = chats.render([chats.find(row, "text", "row")], tiny.chat_tokenizer(), "rows", spans=True)[1]
+    found = chats.render([chats.find_chat(row, "text", "row")], tiny.chat_tokenizer(), "rows", spans=True)[1]
     assert found == [((texts[0].index("<|assistant|> ") + len("<|assistant|> "), len(texts[0])),)]
 
 
@@ -114,4 +114,4 @@ def test_what_the_template_refuses_and_chats_without_answers_are_told_by_number(
 
 
 def test_messages_are_one_text_for_those_that_know_no_roles():
-    assert chats.joined(chats.find({"messages": ASKED}, "text", "row")) == "the tree\ngrows slowly"
+    assert chats.join(chats.find_chat({"messages": ASKED}, "text", "row")) == "the tree\ngrows slowly"

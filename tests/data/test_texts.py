@@ -454,10 +454,11 @@ def test_chats_are_read_from_files_and_rows_and_are_of_one_kind(tmp_path):
     assert read.digest == texts.read(rows).digest
     named = texts.read([{"dialog": row["messages"]} for row in rows], column="dialog")
     assert named.texts == read.texts
-    pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+    from pyarrow import Table
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "chats.parquet")
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "chats.parquet")
     assert texts.read(tmp_path / "chats.parquet").texts == read.texts
     with pytest.raises(DataError, match="texts holds 4 chats and 1 texts: give one kind"):
         texts.read([*rows, {"text": "the tree"}])
@@ -517,7 +518,7 @@ def test_documents_stand_whole_in_their_blocks_and_count_from_0():
             assert all(places[a:b] == list(range(b - a)) for a, b in zip(starts, ends, strict=True))
             assert places[length:] == list(range(len(ids) - length)), "padding is a document of its own"
             assert counted == [place + 1 < length and place + 1 not in starts for place in range(len(ids))]
-    whole = [tuple(row + [tokenizer.eos_token_id]) for row in tokenizer(list(read.texts), add_special_tokens=False)
+    whole = [(*row, tokenizer.eos_token_id) for row in tokenizer(list(read.texts), add_special_tokens=False)
              ["input_ids"]]  # fmt: skip
     assert set(seen) <= set(whole)
     assert len(seen) > 40
@@ -570,21 +571,21 @@ def test_calibration_windows_run_on_whatever_is_learned():
 
 
 def test_a_part_keeps_how_it_is_learned():
-    read = dialogs(completion_only=True, packing="documents").rendered(tiny.chat_tokenizer())
+    read = dialogs(completion_only=True, packing="documents").render(tiny.chat_tokenizer())
     first, rest = read.split(seed=1)
     assert (first.form, first.packing, first.completion_only) == ("rendered", "documents", True)
-    assert len(first.answers) == len(first) and len(rest.answers) == len(rest)
+    assert (len(first.answers), len(rest.answers)) == (len(first), len(rest))
     start, end = first.answers[0][0]
     assert first.texts[0][start:end].endswith("</s>")
-    assert read.rendered(None) is read
+    assert read.render(None) is read
 
 
 def test_chats_for_a_model_that_knows_no_roles_are_their_messages():
     read = dialogs()
     message = tiny.chats(60)[0]["messages"]
-    assert read.joined().texts[0] == f"{message[0]['content']}\n{message[1]['content']}"
+    assert read.join().texts[0] == f"{message[0]['content']}\n{message[1]['content']}"
     with pytest.raises(InputError, match="completion_only is of language models, which write answers: leave it out"):
-        replace(read, completion_only=True).joined()
+        replace(read, completion_only=True).join()
 
 
 @pytest.mark.parametrize(

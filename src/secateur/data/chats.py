@@ -11,7 +11,7 @@ import jinja2
 
 from secateur.errors import DataError, InputError, UnsupportedError
 
-__all__ = ["COLUMNS", "PAIR", "UNNAMED", "Chat", "Spans", "find", "joined", "render"]
+__all__ = ["COLUMNS", "PAIR", "UNNAMED", "Chat", "Spans", "find_chat", "join", "render"]
 
 COLUMNS = ("messages", "conversations")
 """Columns of messages, where none is named."""
@@ -37,32 +37,32 @@ class Chat(str):
     __slots__ = ()
 
 
-def find(row: Mapping[str, Any], column: str, where: str) -> Chat | None:
+def find_chat(row: Mapping[str, Any], column: str, where: str) -> Chat | None:
     """The conversation of a row: in `column`, `messages` or `conversations`, or a `prompt` and its `completion`.
 
     None for a row without one. Raises `DataError` for messages without a role or content; `where` names the row.
     """
     for name in (column, *COLUMNS) if column == UNNAMED else (column,):
         if isinstance(row.get(name), list | tuple) and row[name] and isinstance(row[name][0], Mapping):
-            return _chat(_messages(row[name], name, where), 0)
+            return _pack_chat(_read_messages(row[name], name, where), 0)
     if column != UNNAMED or column in row or any(row.get(name) is None for name in PAIR):
         return None
     prompt, completion = (row[name] for name in PAIR)
     plain = isinstance(prompt, str) and isinstance(completion, str)
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _messages(prompt, PAIR[0], where)
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _read_messages(prompt, PAIR[0], where)
     answer = (
         [{"role": "assistant", "content": completion}]
         if isinstance(completion, str)
-        else _messages(completion, PAIR[1], where)
+        else _read_messages(completion, PAIR[1], where)
     )
-    return _chat([*asked, *answer], len(asked), plain=plain)
+    return _pack_chat([*asked, *answer], len(asked), plain=plain)
 
 
-def _chat(messages: Sequence[Mapping[str, Any]], first: int, *, plain: bool = False) -> Chat:
+def _pack_chat(messages: Sequence[Mapping[str, Any]], first: int, *, plain: bool = False) -> Chat:
     return Chat(json.dumps({"messages": messages, "first": first, "plain": plain}, ensure_ascii=False))
 
 
-def _messages(given: Any, column: str, where: str) -> list[dict[str, Any]]:
+def _read_messages(given: Any, column: str, where: str) -> list[dict[str, Any]]:
     """Messages with `role` and `content`; those of ShareGPT, with `from` and `value`, are renamed."""
     if not isinstance(given, list | tuple):
         raise DataError(f"{where} has no messages in {column!r}: give a list of objects with role and content")
@@ -86,7 +86,7 @@ def _messages(given: Any, column: str, where: str) -> list[dict[str, Any]]:
     return messages
 
 
-def joined(chat: str) -> str:
+def join(chat: str) -> str:
     """The contents of a conversation, one after another, for a model that knows no roles."""
     return "\n".join(message.get("content", "") for message in json.loads(chat)["messages"]).strip()
 
@@ -115,9 +115,9 @@ def render(chats: Sequence[str], tokenizer: Any, name: str, *, spans: bool) -> t
         try:
             text = tokenizer.apply_chat_template(messages, tokenize=False)
             if spans and generates and not first:
-                found.append(_generated(tokenizer, messages))
+                found.append(_find_generated(tokenizer, messages))
             elif spans:
-                found.append(_answers(tokenizer, messages, first, text, ends))
+                found.append(_find_answers(tokenizer, messages, first, text, ends))
         except jinja2.TemplateError as error:
             raise DataError(f"the chat template refuses chat {number} of {name}: {error}") from error
         if spans and not found[-1]:
@@ -145,7 +145,7 @@ def _run_on(chats: Sequence[str], name: str) -> tuple[list[str], list[Spans], bo
     return texts, spans, False
 
 
-def _generated(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Spans:
+def _find_generated(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Spans:
     """Where the template says that it generates."""
     try:
         read = tokenizer.apply_chat_template(
@@ -164,7 +164,7 @@ def _generated(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Spans:
     return tuple(spans)
 
 
-def _answers(
+def _find_answers(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], first: int, text: str, ends: re.Pattern[str]
 ) -> Spans:
     """Where the assistant's messages stand in `text`, by what the template writes before them.
@@ -175,7 +175,7 @@ def _answers(
     for place, message in enumerate(messages):
         if place < first or message["role"] != "assistant":
             continue
-        start = _start(tokenizer, messages[:place], text)
+        start = _find_start(tokenizer, messages[:place], text)
         content = message.get("content", "").strip()
         at = text.find(content, max(start, 0))
         if start < 0 or at < 0:
@@ -186,7 +186,7 @@ def _answers(
     return tuple(spans)
 
 
-def _start(tokenizer: Any, before: Sequence[Mapping[str, Any]], text: str) -> int:
+def _find_start(tokenizer: Any, before: Sequence[Mapping[str, Any]], text: str) -> int:
     """Where an answer to the messages `before` begins in `text`; -1 where the template writes those otherwise there."""
     if not before:
         return 0

@@ -162,7 +162,7 @@ class Corpus:
             tagged, self.form, answers, self.completion_only, self.packing,
         )  # fmt: skip
 
-    def rendered(self, tokenizer: Any) -> Corpus:
+    def render(self, tokenizer: Any) -> Corpus:
         """Conversations as a language model with this tokenizer reads them; see `chats.render`. Other texts stay."""
         if self.form != "chat":
             return self
@@ -172,7 +172,7 @@ class Corpus:
             form="rendered" if template else "text", labels=None, numbers=None, classes=(), flaw="",
         )  # fmt: skip
 
-    def joined(self) -> Corpus:
+    def join(self) -> Corpus:
         """Conversations as texts for a model that knows no roles: the messages, one after another. Other texts stay.
 
         Raises `InputError` where only answers are to be learned.
@@ -181,7 +181,7 @@ class Corpus:
             return self
         if self.completion_only:
             raise InputError("completion_only is of language models, which write answers: leave it out")
-        written = [chats.joined(text) for text in self.texts]
+        written = [chats.join(text) for text in self.texts]
         return replace(self, texts=written, form="text", digest=_digest(written, self.labels, self.numbers))
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
@@ -217,7 +217,7 @@ def read(
     without `column` but with a `prompt` and an `answer` is the one and, on a line of its own, the other; one with a
     list of words, in `tokens` or `words`, is those words, which may have a class each, in `label`, `ner_tags` or
     `labels`; one with messages, in `column`, `messages` or `conversations`, or with a `prompt` and a `completion`, is a
-    chat (`chats.find`).
+    chat (`chats.find_chat`).
 
     Raises:
         DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
@@ -276,10 +276,10 @@ def opened(
         name, rows = _open(source, column, label, limit)
     else:
         name, rows = "texts", _handed(source, column, label)
-    return name, itertools.islice(_without_blanks(rows, name), limit)
+    return name, itertools.islice(_skip_blanks(rows, name), limit)
 
 
-def _without_blanks(rows: Iterable[Row], name: str) -> Iterator[Row]:
+def _skip_blanks(rows: Iterable[Row], name: str) -> Iterator[Row]:
     blank = 0
     for text, value in rows:
         if text.strip():
@@ -456,7 +456,7 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
 def _row(row: Any, column: str, label: str, where: str) -> Row:
     prompted = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in _PROMPTED)
     if isinstance(row, dict) and not prompted and not isinstance(row.get(column), str):
-        conversation = chats.find(row, column, where)
+        conversation = chats.find_chat(row, column, where)
         if conversation is not None:
             _whole(conversation, where)
             return conversation, row.get(label)
@@ -670,7 +670,7 @@ def windows(
     """
     if count < 1:
         raise DataError(f"{count} calibration windows: give at least 1")
-    corpus = replace(corpus.rendered(tokenizer), answers=None, packing="blocks")
+    corpus = replace(corpus.render(tokenizer), answers=None, packing="blocks")
     found = batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
     many = min(_TOGETHER // length, len(found) // 16) if together else 1
     if many > 1:
@@ -704,7 +704,7 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
         InputError: chats, and a tokenizer without a chat template.
         UnsupportedError: classes of words or answers, and a tokenizer that does not tell where its tokens stand.
     """
-    corpus = corpus.rendered(tokenizer)
+    corpus = corpus.render(tokenizer)
     read = _tokenise(corpus, tokenizer, packed=packed, length=length)
     apart, cut = packed and corpus.packing == "documents", read.cut
     if apart:
@@ -754,7 +754,7 @@ def _tokenise(corpus: Corpus, tokenizer: Any, *, packed: bool, length: int) -> _
     keep = held.append if shelf is None else shelf.add
     words = None if packed else corpus.tagged
     sizes, tags, learned, cut = array("q", [0]), array("q"), bytearray(), 0
-    first, last = _around(tokenizer) if packed and corpus.form == "text" else ([], [])
+    first, last = _find_ends(tokenizer) if packed and corpus.form == "text" else ([], [])
     for start in range(0, len(corpus.texts), _TOKENISED):
         part = slice(start, start + _TOKENISED)
         chunk = list(corpus.texts[part])
@@ -762,7 +762,7 @@ def _tokenise(corpus: Corpus, tokenizer: Any, *, packed: bool, length: int) -> _
             rows, marks = _by_words(words[part], tokenizer, length)
             tags.extend(itertools.chain.from_iterable(marks))
         elif packed and corpus.answers is not None:
-            rows, flags = _by_answers(chunk, corpus.answers[part], tokenizer)
+            rows, flags = _mark_answers(chunk, corpus.answers[part], tokenizer)
             for flag, spans, text in zip(flags, corpus.answers[part], chunk, strict=True):
                 closed = bool(spans) and spans[-1][1] == len(text)  # then the end of the text is learned, too
                 learned += bytes(len(first)) + flag + bytes([closed] * len(last))
@@ -785,7 +785,7 @@ def _tokenise(corpus: Corpus, tokenizer: Any, *, packed: bool, length: int) -> _
     )
 
 
-def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def _find_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens before and after a text that runs on: what the tokenizer itself begins with, and the end of a text."""
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     begins = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
@@ -806,7 +806,9 @@ def _whole_documents(borders: NDArray[np.int64], length: int) -> NDArray[np.int6
     return np.array([*starts, borders[-1]], np.int64)
 
 
-def _by_answers(chunk: Sequence[str], answers: Sequence[Spans], tokenizer: Any) -> tuple[list[list[int]], list[bytes]]:
+def _mark_answers(
+    chunk: Sequence[str], answers: Sequence[Spans], tokenizer: Any
+) -> tuple[list[list[int]], list[bytes]]:
     """(token ids, for each token 1 if it has a character of an answer, else 0) of texts that run on."""
     try:
         found = tokenizer(chunk, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
@@ -829,7 +831,7 @@ def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int |
     """
     if max(tokenizer.get_vocab().values(), default=0) < size:
         return None
-    corpus = corpus.rendered(tokenizer)
+    corpus = corpus.render(tokenizer)
     ends = tokenizer.eos_token_id if packed else tokenizer.pad_token_id
     if ends is not None and ends >= size:
         return int(ends)

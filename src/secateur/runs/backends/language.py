@@ -140,7 +140,7 @@ class Language(TextBackend[Transformer]):
         """
         if subject.tokenizer is None:
             raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
-        data = data.rendered(subject.tokenizer) if subject.causal else data.joined()
+        data = data.render(subject.tokenizer) if subject.causal else data.join()
         check_tokens(data, subject)
         if data.packing == "documents":
             check_documents(subject)

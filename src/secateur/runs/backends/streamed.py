@@ -63,7 +63,7 @@ class OnDisk(TextBackend[Streamed]):
             raise InputError(
                 "packing=documents is of training, and a model that is streamed is not trained: leave it out"
             )
-        data = data.rendered(subject.tokenizer)
+        data = data.render(subject.tokenizer)
         check_tokens(data, subject)
         return data
 
