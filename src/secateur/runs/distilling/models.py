@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,7 +17,7 @@ from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import backends
-from secateur.runs.backends import AnyBackend
+from secateur.runs.backends import AnyBackend, Data
 from secateur.runs.backends.language import check_documents, classifies, classifies_tokens
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling.settings import Settings
@@ -35,7 +35,7 @@ Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
 Learner: TypeAlias = Transformer | Traced
 
 
-def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: Any, like: Learner) -> Learner:
+def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: Data, like: Learner) -> Learner:
     """A teacher as a subject; networks take the inputs of the student they are `like`."""
     backends.check_source(backend, model, "distill")
     if isinstance(like, Transformer):
@@ -44,7 +44,7 @@ def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: An
 
 
 def open_student(
-    backend: AnyBackend, model: Model, device: str | None, data: Any, like: Learner | None = None
+    backend: AnyBackend, model: Model, device: str | None, data: Data, like: Learner | None = None
 ) -> Learner:
     """A subject to be trained, with weights of its own: what was given stays as it is.
 
@@ -105,7 +105,7 @@ def gives_tokens(subject: Learner) -> bool:
     return isinstance(subject, Transformer) and (subject.causal or gives_masked(subject))
 
 
-def check_kind(settings: Settings, student: Learner, several: bool, data: Any = None) -> None:
+def check_kind(settings: Settings, student: Learner, several: bool, data: Data = None) -> None:
     """Refuse options that this kind of student can't follow, on this data."""
     tokens = gives_tokens(student)
     if isinstance(student, Transformer):
@@ -141,7 +141,7 @@ def check_kind(settings: Settings, student: Learner, several: bool, data: Any = 
         _check_bits(student, settings.bits)
 
 
-def check_packing(settings: Settings, data: Any, *others: Sequence[Learner]) -> None:
+def check_packing(settings: Settings, data: Data, *others: Sequence[Learner]) -> None:
     """Refuse chats, their answers and packed documents where texts are read in another way than they are learned in.
 
     data: before it was fitted to the student. others: whoever reads the same batches as the student does.
