@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ def make_chats() -> list[dict[str, Any]]:
             {"role": "assistant", "content": f"It is a {size} sentence.{kind}"},
         ]
         rows.append({"messages": messages})
+    random.Random(0).shuffle(rows)
     return rows
 
 

@@ -11,7 +11,7 @@ import jinja2
 
 from secateur.errors import DataError, InputError, UnsupportedError
 
-__all__ = ["COLUMNS", "PAIR", "UNNAMED", "Chat", "Spans", "find_chat", "join", "render"]
+__all__ = ["COLUMNS", "PAIR", "UNNAMED", "Chat", "Message", "Spans", "Tokenizer", "find_chat", "join", "render"]
 
 COLUMNS = ("messages", "conversations")
 """Columns of messages, where none is named."""
@@ -22,6 +22,11 @@ UNNAMED = "text"
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 """(start, end) of the characters of a text that are to be learned."""
+
+Tokenizer: TypeAlias = Any
+"""A tokenizer of transformers, which is not typed."""
+Message: TypeAlias = dict[str, Any]
+"""A role, a content, and whatever else a template may ask for."""
 
 _SHARED_GPT = {"human": "user", "gpt": "assistant"}
 """Roles of rows with "from" and "value", where they have other names."""
@@ -37,14 +42,15 @@ class Chat(str):
     __slots__ = ()
 
 
-def find_chat(row: Mapping[str, Any], column: str, where: str) -> Chat | None:
+def find_chat(row: Mapping[str, object], column: str, where: str) -> Chat | None:
     """The conversation of a row: in `column`, `messages` or `conversations`, or a `prompt` and its `completion`.
 
     None for a row without one. Raises `DataError` for messages without a role or content; `where` names the row.
     """
     for name in (column, *COLUMNS) if column == UNNAMED else (column,):
-        if isinstance(row.get(name), list | tuple) and row[name] and isinstance(row[name][0], Mapping):
-            return _pack_chat(_read_messages(row[name], name, where), 0)
+        given = row.get(name)
+        if isinstance(given, list | tuple) and given and isinstance(given[0], Mapping):
+            return _pack_chat(_read_messages(given, name, where), 0)
     if column != UNNAMED or column in row or any(row.get(name) is None for name in PAIR):
         return None
     prompt, completion = (row[name] for name in PAIR)
@@ -58,11 +64,11 @@ def find_chat(row: Mapping[str, Any], column: str, where: str) -> Chat | None:
     return _pack_chat([*asked, *answer], len(asked), plain=plain)
 
 
-def _pack_chat(messages: Sequence[Mapping[str, Any]], first: int, *, plain: bool = False) -> Chat:
+def _pack_chat(messages: Sequence[Message], first: int, *, plain: bool = False) -> Chat:
     return Chat(json.dumps({"messages": messages, "first": first, "plain": plain}, ensure_ascii=False))
 
 
-def _read_messages(given: Any, column: str, where: str) -> list[dict[str, Any]]:
+def _read_messages(given: object, column: str, where: str) -> list[Message]:
     """Messages with `role` and `content`; those of ShareGPT, with `from` and `value`, are renamed."""
     if not isinstance(given, list | tuple):
         raise DataError(f"{where} has no messages in {column!r}: give a list of objects with role and content")
@@ -91,7 +97,9 @@ def join(chat: str) -> str:
     return "\n".join(message.get("content", "") for message in json.loads(chat)["messages"]).strip()
 
 
-def render(chats: Sequence[str], tokenizer: Any, name: str, *, spans: bool) -> tuple[list[str], list[Spans], bool]:
+def render(
+    chats: Sequence[str], tokenizer: Tokenizer, name: str, *, spans: bool
+) -> tuple[list[str], list[Spans], bool]:
     """(texts, spans of their answers, whether a template wrote them): conversations as the model is to read them.
 
     A tokenizer's chat template writes them. Prompts and completions that are texts run on as they are where there is
@@ -145,7 +153,7 @@ def _run_on(chats: Sequence[str], name: str) -> tuple[list[str], list[Spans], bo
     return texts, spans, False
 
 
-def _find_generated(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Spans:
+def _find_generated(tokenizer: Tokenizer, messages: Sequence[Message]) -> Spans:
     """Where the template says that it generates."""
     try:
         read = tokenizer.apply_chat_template(
@@ -165,7 +173,7 @@ def _find_generated(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> Sp
 
 
 def _find_answers(
-    tokenizer: Any, messages: Sequence[Mapping[str, Any]], first: int, text: str, ends: re.Pattern[str]
+    tokenizer: Tokenizer, messages: Sequence[Message], first: int, text: str, ends: re.Pattern[str]
 ) -> Spans:
     """Where the assistant's messages stand in `text`, by what the template writes before them.
 
@@ -186,7 +194,7 @@ def _find_answers(
     return tuple(spans)
 
 
-def _find_start(tokenizer: Any, before: Sequence[Mapping[str, Any]], text: str) -> int:
+def _find_start(tokenizer: Tokenizer, before: Sequence[Message], text: str) -> int:
     """Where an answer to the messages `before` begins in `text`; -1 where the template writes those otherwise there."""
     if not before:
         return 0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from secateur._utils import hashes
 from secateur.data import chats
 from secateur.data import labels as labelling
-from secateur.data.chats import Chat, Spans
+from secateur.data.chats import Chat, Spans, Tokenizer
 from secateur.data.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
 from secateur.data.shelf import Shelf, Texts
 from secateur.errors import DataError, DataWarning, InputError, MissingExtraError, UnsupportedError
@@ -162,7 +162,7 @@ class Corpus:
             tagged, self.form, answers, self.completion_only, self.packing,
         )  # fmt: skip
 
-    def render(self, tokenizer: Any) -> Corpus:
+    def render(self, tokenizer: Tokenizer) -> Corpus:
         """Conversations as a language model with this tokenizer reads them; see `chats.render`. Other texts stay."""
         if self.form != "chat":
             return self
@@ -275,7 +275,7 @@ def opened(
     if isinstance(source, (str, Path)):
         name, rows = _open(source, column, label, limit)
     else:
-        name, rows = "texts", _handed(source, column, label)
+        name, rows = "texts", _read_handed_rows(source, column, label)
     return name, itertools.islice(_skip_blanks(rows, name), limit)
 
 
@@ -287,22 +287,22 @@ def _skip_blanks(rows: Iterable[Row], name: str) -> Iterator[Row]:
         else:
             blank += 1
     if blank:
-        warnings.warn(f"{blank} texts of {name} are blank and are passed over", DataWarning, stacklevel=2)
+        warnings.warn(f"{blank} texts of {name} are blank and are passed over", DataWarning, stacklevel=1)
 
 
-def _handed(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
+def _read_handed_rows(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
     known, seen = getattr(source, "column_names", None), dict[str, None]()
     if isinstance(known, list):  # of `datasets`; a stream may not know them
         labelling.check(label, known, "texts")
     for number, one in enumerate(source, 1):
         if isinstance(one, dict):
             seen.update(dict.fromkeys(one))
-        yield _given(one, number, column, label)
+        yield _read_item(one, number, column, label)
     if seen:
         labelling.check(label, seen, "texts")
 
 
-def _given(one: Any, number: int, column: str, label: str) -> Row:
+def _read_item(one: Any, number: int, column: str, label: str) -> Row:
     if isinstance(one, str):
         return _whole(one, f"text {number} of the list"), None
     return _row(one, column, label, f"row {number}")
@@ -337,7 +337,7 @@ def wordless(path: Path, column: str) -> bool:
     wrong.
     """
     names = _columns(path)
-    return bool(names) and not _spoken(names, column)
+    return bool(names) and not _has_texts(names, column)
 
 
 def _columns(path: Path) -> list[str]:
@@ -355,11 +355,11 @@ def _columns(path: Path) -> list[str]:
     return []
 
 
-def _spoken(names: Sequence[str], column: str) -> bool:
+def _has_texts(names: Sequence[str], column: str) -> bool:
     return column in names or set(_PROMPTED) <= set(names)
 
 
-def _wanted(names: Sequence[str], column: str, label: str) -> list[str]:
+def _choose_columns(names: Sequence[str], column: str, label: str) -> list[str]:
     """The columns of a table that are read: of texts, prompts with answers, chats, or words; none where it has none."""
     conversations = [*([name] for name in chats.COLUMNS), [*chats.PAIR]] if column == chats.UNNAMED else []
     choices = [[column], [*_PROMPTED], *conversations]
@@ -414,7 +414,7 @@ def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        wanted = _wanted(names, column, label)
+        wanted = _choose_columns(names, column, label)
         if not wanted:
             raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
         for batch in table.iter_batches(columns=wanted):
@@ -443,7 +443,7 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
                     warnings.warn(
                         f"data set {identifier} goes on after {most:,} texts, which are what is read: name another "
                         f"number as hub:{identifier}:{configuration}:{split or 'train'}[:500000], or [:] for all",
-                        DataWarning, stacklevel=2,
+                        DataWarning, stacklevel=1,
                     )  # fmt: skip
                 return
             yield _row(row, column, label, f"data set {identifier}")
@@ -654,7 +654,7 @@ class Batches(Sequence["dict[str, Tensor]"]):
 
 
 def windows(
-    corpus: Corpus, tokenizer: Any, count: int, length: int, *, seed: int = 0, together: bool = False
+    corpus: Corpus, tokenizer: Tokenizer, count: int, length: int, *, seed: int = 0, together: bool = False
 ) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
     """`count` calibration windows of exactly `length` tokens, one per batch, drawn at random without repeats.
 
@@ -685,7 +685,7 @@ def windows(
     return joined, (f"{corpus.name} holds {len(found)} windows of {length} tokens, fewer than the {count} asked for",)
 
 
-def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
+def batches(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
     """Token batches of `corpus`.
 
     packed:  texts run on, an end-of-text token after each and the token before each that the tokenizer itself puts
@@ -726,7 +726,7 @@ def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length:
         )
     if cut:
         line = f"{cut} of {len(corpus)} texts of {corpus.name} are longer than {length} tokens and are cut there"
-        warnings.warn(f"{line}: a larger length takes more of them", DataWarning, stacklevel=2)
+        warnings.warn(f"{line}: a larger length takes more of them", DataWarning, stacklevel=1)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
     return Batches(
@@ -748,7 +748,7 @@ class _Tokens:
     cut: int
 
 
-def _tokenise(corpus: Corpus, tokenizer: Any, *, packed: bool, length: int) -> _Tokens:
+def _tokenise(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, length: int) -> _Tokens:
     held: list[NDArray[np.int32]] = []
     shelf = Shelf(corpus.texts.folder, np.int32) if isinstance(corpus.texts, Texts) else None
     keep = held.append if shelf is None else shelf.add
@@ -785,7 +785,7 @@ def _tokenise(corpus: Corpus, tokenizer: Any, *, packed: bool, length: int) -> _
     )
 
 
-def _find_ends(tokenizer: Any) -> tuple[list[int], list[int]]:
+def _find_ends(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The tokens before and after a text that runs on: what the tokenizer itself begins with, and the end of a text."""
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     begins = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
@@ -807,7 +807,7 @@ def _whole_documents(borders: NDArray[np.int64], length: int) -> NDArray[np.int6
 
 
 def _mark_answers(
-    chunk: Sequence[str], answers: Sequence[Spans], tokenizer: Any
+    chunk: Sequence[str], answers: Sequence[Spans], tokenizer: Tokenizer
 ) -> tuple[list[list[int]], list[bytes]]:
     """(token ids, for each token 1 if it has a character of an answer, else 0) of texts that run on."""
     try:
@@ -824,7 +824,7 @@ def _mark_answers(
     return found["input_ids"], flags
 
 
-def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int | None:
+def outside(corpus: Corpus, tokenizer: Tokenizer, size: int, *, packed: bool) -> int | None:
     """The first token of `corpus`, read as `batches` reads it, that a vocabulary of `size` lacks; None without one.
 
     Texts are only read where the tokenizer has such tokens at all: many have some that no text ever shows.
@@ -844,7 +844,7 @@ def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int |
     return None
 
 
-def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[list[list[int]], list[list[int]]]:
+def _by_words(texts: Sequence[Tagged], tokenizer: Tokenizer, length: int) -> tuple[list[list[int]], list[list[int]]]:
     """(token ids, labels) of texts of which the words have labels: a word's first token has its label, others none.
 
     The words are read as one text, so that a tokenizer meets the spaces that it knows; a token's characters tell its
@@ -867,7 +867,7 @@ def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[lis
     return found["input_ids"], marks
 
 
-def in_order(corpus: Corpus, tokenizer: Any, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:
+def in_order(corpus: Corpus, tokenizer: Tokenizer, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:
     """All texts once, in their order, in batches of `batch` as those of `batches`; the last may be smaller."""
     import torch
 
