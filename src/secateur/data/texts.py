@@ -12,12 +12,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur._utils import hashes
+from secateur._utils.computed import Computed
 from secateur.data import chats
 from secateur.data import labels as labelling
 from secateur.data.chats import Chat, Spans, Tokenizer
@@ -532,7 +533,7 @@ def _first_line(error: BaseException) -> str:
 # ----------------------------------------------------------------------------------------------------- batches
 
 
-class Batches(Sequence["dict[str, Tensor]"]):
+class Batches(Computed["dict[str, Tensor]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the texts, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.
@@ -568,14 +569,7 @@ class Batches(Sequence["dict[str, Tensor]"]):
     def __len__(self) -> int:
         return len(self.starts) // self.batch
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def make(self, index: int) -> dict[str, Tensor]:
         """One batch: input_ids and attention_mask [batch, longest], int64, and labels where texts have them: [batch],
         or of tokens [batch, longest], -100 where one has none.
 
@@ -585,8 +579,6 @@ class Batches(Sequence["dict[str, Tensor]"]):
         """
         import torch
 
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         chosen = self.rows(index)
@@ -624,10 +616,6 @@ class Batches(Sequence["dict[str, Tensor]"]):
         first = self.documents[np.searchsorted(self.documents, places, side="right") - 1]
         positions: NDArray[np.int64] = places - np.maximum(first, span.start)
         return positions
-
-    def take(self, count: int) -> list[dict[str, Tensor]]:
-        """The first `count` batches, or one epoch if that is fewer: no text twice."""
-        return self[:count]
 
     def rows(self, index: int) -> NDArray[np.int64]:
         """[batch]: which texts stand in batch `index`, where there is one text per row; else which blocks."""

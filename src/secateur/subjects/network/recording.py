@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules import module as module_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
-from secateur.subjects.network.operators import Arguments, Keywords
+from secateur.subjects.network.operators import Arguments, EagerMode, Keywords
 
 __all__ = ["Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
 
@@ -258,7 +257,7 @@ def _constants(model: nn.Module) -> set[int]:
     }
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(EagerMode):
     """Labels every tensor that an operator returns."""
 
     resting = False
@@ -279,11 +278,6 @@ class _Recorder(TorchDispatchMode):
         """Whether numbers came in that no operator made."""
         self._unused: dict[int, tuple[Labels, str]] = {}
         self._lost: list[tuple[Labels, str]] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing here is compiled, and to say so takes longer than most operators."""
-        return False
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
