@@ -69,7 +69,7 @@ def test_what_can_not_be_judged_is_refused(data, held_out, words):
 
 def test_names_are_paths_or_what_data_calls_itself():
     assert splits.names_of(data=("a.npz", DATA), held_out=(JUDGED, JUDGED), other=(None, None)) == {
-        "data": "a.npz", "held_out": "judged",
+        "data": "a.npz", "held_out": "judged", "class_names": ["a", "b", "c"],
     }  # fmt: skip
 
 

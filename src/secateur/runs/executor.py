@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ def run(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
     transform: object = None,
     size: int | str | None = None,
@@ -87,6 +89,9 @@ def run(
             part of `data` is held out.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
+        completion_only: of chats, learn and measure the assistant's answers alone, and not what they answer.
+        packing: how texts fill the sequences that a language model learns from: "blocks", one after another, or
+            "documents", whole ones of which none sees another.
         sizes: limits between small, medium and large boxes of a detector's data: sides of squares, such as "8,24" in
             pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
         transform: how images become inputs, evaluated with its deterministic part and trained with its random one:
@@ -137,8 +142,9 @@ def run(
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and this recipe works on {backend.family}: leave them out")
     corpus, apart = splits.read(
-        backend, data, held_out, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers
-    )
+        backend, data, held_out, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+        completion_only=completion_only, packing=packing,
+    )  # fmt: skip
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.
@@ -156,7 +162,16 @@ def run(
         "batch": place.batch,
         **({} if place.length is None else {"length": place.length}),
         **({"stream": True} if stream else {}),
-        **splits.columns(text, label, sizes, data=corpus, transform=transform, size=size),
+        **splits.columns(
+            text,
+            label,
+            sizes,
+            data=corpus,
+            transform=transform,
+            size=size,
+            completion_only=completion_only,
+            packing=packing,
+        ),
         **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,

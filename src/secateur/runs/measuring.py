@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -261,6 +261,8 @@ def measure(
     *,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
     transform: object = None,
     size: int | str | None = None,
@@ -286,6 +288,8 @@ def measure(
         data: what quality is measured on, all of it.
         text: the column of texts.
         label: the column of classes, or of an .npz file the array; '' for none.
+        completion_only: of chats, measure the assistant's answers alone, and not what they answer.
+        packing: "blocks" of running text, or of whole "documents", of which none sees another; see `run`.
         sizes: sides of squares that part small, medium and large boxes; see `run`.
         transform, size, workers: how images become inputs; see `run`.
         tasks: of lm-eval, to measure a language model by.
@@ -313,8 +317,9 @@ def measure(
     backend = backends.of_source(next(iter(others), model))
     model, others = backend.load_any(model), [backend.load_any(source) for source in others]
     corpus, _ = splits.read(
-        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers
-    )
+        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+        completion_only=completion_only, packing=packing,
+    )  # fmt: skip
     others = [backend.open(source, device, corpus) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
     subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus)

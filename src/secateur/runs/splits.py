@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from secateur._utils.rundir import read_record
 from secateur.data import examples, image_sources, labels, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
+from secateur.data.texts import Corpus, Packing
 from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
@@ -82,6 +83,8 @@ def read(
     transform: object = None,
     size: object = None,
     workers: int | None = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
@@ -89,6 +92,7 @@ def read(
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
     transform, size, workers: how images become inputs; see `examples.with_transform`.
+    completion_only, packing: how a model learns from texts; see `texts.Corpus`.
 
     Raises `InputError` or `DataError` for what makes no sense without data, and `DataError` for what can't be read.
     """
@@ -98,6 +102,8 @@ def read(
         labels.unnamed("no data is given", text=text, label=label)
         if sizes is not None:
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
+        if completion_only or packing != "blocks":
+            raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
     if held_out is None and isinstance(backend, Network):  # val/ beside train/
         held_out = image_sources.find_held_out(data)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
@@ -106,6 +112,9 @@ def read(
                          for part in (corpus, apart))  # fmt: skip
     if sizes is not None:
         corpus, apart = (None if part is None else _with_sizes(part, examples.sides(sizes)) for part in (corpus, apart))
+    if completion_only or packing != "blocks":
+        how: dict[str, Any] = {"completion_only": completion_only, "packing": packing}
+        corpus, apart = (None if part is None else _with_packing(part, **how) for part in (corpus, apart))
     return corpus, apart
 
 
@@ -127,6 +136,19 @@ def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dat
     if overwrite or not record.is_file() or _SPLIT in read_record(record):
         return replace(data, stratified=True)
     return replace(data, inputs=data.inputs[:])
+
+
+def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
+    if packing not in get_args(Packing):
+        raise InputError(f"packing={packing!r}: give {' or '.join(get_args(Packing))}")
+    if not isinstance(data, Corpus):
+        raise InputError(f"completion_only and packing are of texts, and {data.name} holds none: leave them out")
+    if completion_only and data.form != "chat":
+        raise InputError(
+            f"completion_only is of chats, and {data.name} holds texts: give rows with messages, or with a prompt and "
+            "its completion"
+        )
+    return replace(data, completion_only=completion_only, packing=packing)
 
 
 def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
@@ -182,11 +204,15 @@ def columns(
     data: Dataset | None = None,
     transform: object = None,
     size: object = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
 ) -> dict[str, Any]:
-    """What settings say of how the data is read: columns, sizes of boxes, transforms; nothing of the usual ones."""
+    """What settings say of how the data is read: columns, packing, sizes, transforms; nothing of the usual ones."""
     found: dict[str, Any] = {name: column for name, column in (("text", text), ("label", label)) if column != name}
     if sizes is not None:
         found["sizes"] = list(examples.sides(sizes))
+    found |= {"completion_only": True} if completion_only else {}
+    found |= {"packing": packing} if packing != "blocks" else {}
     if transform is not None:
         declared = transforms.read(transform)
         found["transform"] = declared.name if declared else ""
