@@ -9,6 +9,7 @@ from torch import nn
 from score.networks import images, residual, same, slices, state
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.methods.pruning import prune
+from secateur.subjects.network.opening import load_saved
 from secateur.subjects.network.traced import open_traced
 from subjects import nets
 
@@ -194,3 +195,17 @@ def test_flops_are_a_budget_and_stand_in_the_receipt() -> None:
     assert cut.after["flops"] == open_traced(small, IMAGE).flops() <= 0.4 * cut.before["flops"]
     with pytest.raises(SecateurError, match="flops can go down to"):
         prune(model, IMAGE, "flops=1%")
+
+
+def test_a_result_is_pruned_again_saved_and_exported(tmp_path: Path) -> None:
+    model = residual()
+    result = prune(model, IMAGE, "channels=75%")
+    small, cut = result
+    assert small is result.model is result.subject.model
+    assert cut is result.cut
+    again = prune(result.subject, budget="channels=50%")
+    assert again.cut.before["channels"] == cut.after["channels"]
+    assert again.cut.after["channels"] <= cut.after["channels"] / 2
+    again.subject.save(tmp_path)
+    torch.testing.assert_close(load_saved(tmp_path, original=model).eval()(IMAGE), again.model.eval()(IMAGE))
+    assert prune(small, IMAGE, "channels=50%").cut.after == again.cut.after

@@ -450,6 +450,17 @@ class Batches(Sequence["dict[str, Any]"]):
             self._epoch = epoch
         return self._order[place * self.batch : (place + 1) * self.batch]
 
+    def hold_out(self, share: float) -> tuple[Batches, Batches]:
+        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        count = len(self.data)
+        if count < 2:
+            raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
+        held = min(count - 1, max(1, round(share * count)))
+        rest = Batches(self.data.take(order[held:]), batch=self.batch, seed=self.seed, augment=self.augment)
+        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
+        return rest, Batches(self.data.take(order[:held]), batch=even, seed=self.seed)
+
     def take(self, count: int) -> list[dict[str, Any]]:
         """The first `count` batches, or one epoch if that is fewer: no example twice."""
         return self[:count]

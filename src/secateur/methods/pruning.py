@@ -17,11 +17,12 @@ from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
 from secateur.subjects.network import segments
+from secateur.subjects.network.opening import NetworkSource, open_network
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, Units, listed
 
-__all__ = ["Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of"]
+__all__ = ["Pruned", "Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of"]
 
 Score = Callable[..., Mapping[str, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -48,9 +49,37 @@ _OF_GRADIENTS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
 }
 
 
+class Pruned(tuple[nn.Module, Cut]):
+    """What `prune` gives: the pair (model, cut), and as `subject` the smaller network to save, export or prune again.
+
+    small, cut = secateur.prune(network, image)
+    result = secateur.prune(network, image)
+    result.subject.save("small")
+    again = secateur.prune(result.subject, budget="channels=50%")
+    """
+
+    subject: Traced
+
+    def __new__(cls, subject: Traced, cut: Cut) -> Pruned:
+        """The pair of the subject's network and the receipt."""
+        result = super().__new__(cls, (subject.model, cut))
+        result.subject = subject
+        return result
+
+    @property
+    def model(self) -> nn.Module:
+        """The smaller network, which may be trained in place; `subject` speaks of the same one."""
+        return self[0]
+
+    @property
+    def cut(self) -> Cut:
+        """The receipt."""
+        return self[1]
+
+
 def prune(
-    model: nn.Module,
-    example_inputs: Any,
+    model: NetworkSource,
+    example_inputs: Any = None,
     budget: Budget | str = "channels=50%",
     score: str | Score = "magnitude",
     *,
@@ -62,12 +91,14 @@ def prune(
     normalise: ranking.Normalise | None = None,
     seed: int = 0,
     offsets: bool = False,
-) -> tuple[nn.Module, Cut]:
+) -> Pruned:
     """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
 
     Args:
-        model: any network that runs on the inputs.
-        example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords).
+        model: any network that runs on the inputs, the `subject` of an earlier result, "file.py:function" that builds
+            one, or the folder of a saved cut.
+        example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords); of all but a
+            network those that come along, if None.
         budget: how much may stay, in channels, params, bytes or flops.
         score: how much a unit is worth keeping. From weights alone: "magnitude" (the norm of all weights that go with
             a unit, as a share of its site's mean), "l1", "l2" (norms as they are), "batch_norm", "geometric_median",
@@ -96,11 +127,11 @@ def prune(
     segments.refuse(budget)
     rate = make_scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
-    subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
+    subject = open_traced(open_network(model, example_inputs), protect=protect, prove=batches is not None)
     _, small, cut = prune_subject(
         subject, budget, rate, multiple=multiple, scope=scope, normalise=normalise, offsets=offsets
     )
-    return small.model, cut
+    return Pruned(small, cut)
 
 
 def prune_subject(

@@ -146,6 +146,7 @@ def results(
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
+    _check_trackers(chosen)
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -194,6 +195,15 @@ def results(
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=_defaults(function))
     with record as directory, with_threads(place):
         yield from job.execute(directory, about)
+
+
+def _check_trackers(options: Mapping[str, object]) -> None:
+    """Refuse trackers that are not installed before anything is done."""
+    for value in options.values():
+        if isinstance(value, Training) and value.trackers:
+            from secateur.recover.training import loop  # loads accelerate
+
+            loop.check_trackers(value.trackers)
 
 
 @dataclass(frozen=True)
@@ -359,7 +369,7 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises:
         InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
     """
-    return configs.read(path, "run", run, given, more=options)
+    return configs.read(path, "run", run, given, more=lambda recipe: keywords.names(recipes.find(recipe)))
 
 
 def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: object) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from secateur.methods.group_budget import GroupBudget
 from secateur.reports import pictures
 from secateur.runs import keywords
 from secateur.runs.backends import axes_of
-from secateur.runs.backends.network import Model, build_network
 from secateur.score import magnitude
 from secateur.select import limits
 from secateur.select.ranking import Normalise
 from secateur.subjects.network import segments
+from secateur.subjects.network.opening import NetworkSource, open_network
 from secateur.subjects.network.outline import Node, outline
 from secateur.subjects.network.segments import SITE
 from secateur.subjects.network.traced import Traced, open_traced
@@ -29,7 +29,7 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    model: Model,
+    model: NetworkSource,
     *,
     inputs: str | Any = None,
     budget: str | Budget | None = None,
@@ -44,7 +44,8 @@ def inspect(
     """What could go in a network, and with a budget what would.
 
     Args:
-        model: a module, a `Traced`, or "file.py:function" that gives a module or (module, inputs).
+        model: a module, a `Traced`, "file.py:function" that gives a module or (module, inputs), or the folder of
+            a saved cut.
         inputs: example inputs, or their shape such as "1x3x224x224"; those of the function if None.
         budget: what may stay, such as "channels=50%"; or "segments=50%", for what `otov3` would erase by the weights
             as they are.
@@ -100,13 +101,12 @@ def inspect(
     return summary
 
 
-def _open(model: Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
+def _open(model: NetworkSource, inputs: str | Any, protect: Sequence[str]) -> Traced:
     if isinstance(model, Traced):
         traced = model.copy()  # what turns out to stay is noted there
         traced.protect(protect)
         return traced
-    module, example = build_network(model, inputs)
-    return open_traced(module, example, protect=protect)
+    return open_traced(open_network(model, inputs), protect=protect)
 
 
 def _share(units: Units, name: str) -> dict[str, float]:

@@ -45,6 +45,18 @@ def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
     }
 
 
+_VALIDATING = ("patience", "validation")
+"""Fields of `Training` that every recipe which trains has as flags, beside those that its default sets."""
+
+
+def _shorthands(function: Callable[..., Any]) -> dict[str, str]:
+    """Flag -> the parameter of whose `training` text it is a part, for flags that are no option of their own."""
+    keywords = of(function)
+    grouped = [name for name, parameter in keywords.items() if isinstance(parameter.default, Training)]
+    own = {*keywords, *(flag for flags in _groups(function).values() for flag in flags)}
+    return {flag: name for name in grouped for flag in _VALIDATING if flag not in own}
+
+
 def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` as flags and run.yaml name them: what is one value in the signature is its fields here.
 
@@ -64,7 +76,10 @@ def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
 
 def names(function: Callable[..., Any]) -> list[str]:
     """The names of all options, as flags and run.yaml have them."""
-    return list(flat(function, {name: parameter.default for name, parameter in of(function).items()}))
+    return [
+        *flat(function, {name: parameter.default for name, parameter in of(function).items()}),
+        *_shorthands(function),
+    ]
 
 
 def _written(value: Any) -> str:
@@ -77,7 +92,7 @@ def fitting(
     function: Callable[..., Any], given: Mapping[str, Any], optional: Collection[str], **shared: Any
 ) -> dict[str, Any]:
     """`given` and `shared`, without those of `optional` and `shared` that the recipe does not have."""
-    known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags)}
+    known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags), *_shorthands(function)}
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
@@ -105,6 +120,8 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
         kinds = typing.get_type_hints(type(default), include_extras=True)
         fields |= {flag: (kinds[field], getattr(default, field)) for flag, field in flags.items()}
         fields[name] = (Any, "")
+    hints = typing.get_type_hints(Training)
+    fields |= {flag: (hints[flag], None) for flag in _shorthands(function)}
     how = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     model = create_model("Options", __config__=how, **fields)
     try:
@@ -123,6 +140,9 @@ def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by flag as the keywords of a call: the inverse of `flat`."""
     values, keywords = dict(options), of(function)
+    for flag, name in _shorthands(function).items():
+        if (value := values.pop(flag, None)) is not None:
+            values[name] = Training().merge(values.get(name) or "").merge({flag: value})
     for name, flags in _groups(function).items():
         own = {field: values.pop(flag) for flag, field in flags.items() if flag in values}
         values[name] = _group(function.__name__, keywords[name].default, own, values.get(name, ""))

@@ -262,6 +262,7 @@ def measure(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
+    inputs: Any = None,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,
@@ -284,6 +285,8 @@ def measure(
         text: the column of texts.
         label: the column of classes, or of an .npz file the array; '' for none.
         sizes: sides of squares that part small, medium and large boxes; see `run`.
+        inputs: what a network runs on, or a shape such as "1x3x224x224"; what its function gives, its folder says, or
+            the first of the data, if None.
         tasks: of lm-eval, to measure a language model by.
         task_folder: YAML files of further tasks.
         limit: documents of each task; all if None.
@@ -308,10 +311,12 @@ def measure(
         names = ensembles.name_models(others)
     backend = backends.of_source(next(iter(others), model))
     model, others = backend.load_any(model), [backend.load_any(source) for source in others]
+    if inputs is not None and not backend.has_inputs:
+        raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
     corpus, _ = splits.read(backend, data, text=text, label=label, sizes=sizes)
-    others = [backend.open(source, device, corpus) for source in others[:1]] + others[1:]
+    others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
-    subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus)
+    subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus, inputs)
     corpus = None if corpus is None else backend.fit_data(corpus, subject)
     here = backend.environment(subject, batch, length, threads)
     environment = backend.environment(subject, batch, length, threads, device)

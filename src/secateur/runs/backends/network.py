@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -18,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from secateur._utils import modes, plugins
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InputError, MissingExtraError
+from secateur.errors import DataError, InputError, MissingExtraError, ModelError, SecateurError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
 from secateur.runs import sources
@@ -26,13 +27,13 @@ from secateur.runs.backends import Backend, Row, hash_model
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Detector
-from secateur.subjects.network.shrinking import twin
+from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
+from secateur.subjects.network.shrinking import history, remember, twin
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Figure
 
-__all__ = ["Joint", "Model", "Network", "build_network", "run_network"]
+__all__ = ["Joint", "Network", "run_network"]
 
-Model: TypeAlias = str | Path | nn.Module | Traced
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """What a network is called with."""
 
@@ -41,15 +42,15 @@ class Network(Backend[Traced, Examples, Arguments]):
     """Modules, or functions that build one, of PyTorch; transformers models have a backend of their own."""
 
     family = "networks"
-    example = "a function that builds one, such as net.py:build"
+    example = "a function that builds one, such as net.py:build, or the folder of a cut one"
     dense_allowed = True
     has_inputs = True
 
-    def takes(self, source: Model) -> bool:
-        """Modules that are no transformers model, and names of functions that build one."""
+    def takes(self, source: NetworkSource) -> bool:
+        """Modules that are no transformers model, names of functions that build one, and folders of saved cuts."""
         if isinstance(source, nn.Module):
             return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
-        return plugins.names_function(source)
+        return plugins.names_function(source) or is_saved(source)
 
     def read(self, data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
         """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file of their classes.
@@ -60,9 +61,9 @@ class Network(Backend[Traced, Examples, Arguments]):
         return sources.read_index(data, label=label) if sources.is_index(data) else examples.read(data, label=label)
 
     def open(
-        self, source: Model, device: str | None = None, data: Examples | None = None, inputs: Any = None
+        self, source: NetworkSource, device: str | None = None, data: Examples | None = None, inputs: Any = None
     ) -> Traced:
-        """A module, a `Traced`, or the name of a function that builds a module, as a subject.
+        """A module, a `Traced`, the name of a function that builds a module, or a saved cut's folder, as a subject.
 
         Its example inputs are `inputs`, or those that the function gives, or the first of the data.
         """
@@ -71,13 +72,22 @@ class Network(Backend[Traced, Examples, Arguments]):
         detects = data is not None and bool(data.targets)
         if isinstance(source, Traced):
             return detectors.open_detector(source) if detects else source
-        module, example = build_network(source, inputs, None if data is None else data.inputs[:1])
-        return detectors.open_detector(module, example) if detects else open_traced(module, example)
+        found = open_network(source, inputs, None if data is None else data.inputs[:1])
+        if not detects or isinstance(found.model, Detector):
+            return open_traced(found)
+        subject = detectors.open_detector(found)
+        remember(subject.model, replace(history(subject.model), built_by=history(found.model).built_by))
+        return subject
 
-    def reopen(self, source: Model, original: Traced, device: str | None = None) -> Traced:
+    def reopen(self, source: NetworkSource, original: Traced, device: str | None = None) -> Traced:
         """Another network on the inputs of `original`, or the folder of one that was cut from it."""
         if isinstance(source, str | Path) and Path(source).is_dir():
-            return reload_traced(source, original.model, original.inputs)
+            try:
+                return reload_traced(source, original.model, original.inputs)
+            except ModelError:
+                with suppress(SecateurError):  # cut from another network, which is on record
+                    return open_saved(source, inputs=original.inputs)
+                raise
         module = source if isinstance(source, nn.Module | Traced) else plugins.network(str(source))[0]
         return module if isinstance(module, Traced) else Traced(module, original.inputs)
 
@@ -191,7 +201,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         tally.add(outputs, {})
         return {}, {}, both | tally.figures()
 
-    def inspect(self, source: Model, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+    def inspect(self, source: NetworkSource, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
         """What could go in a network, what stays and why; see `secateur.runs.inspection.inspect`."""
         from secateur.runs import inspection  # draws
 
@@ -203,42 +213,14 @@ class Network(Backend[Traced, Examples, Arguments]):
 
     def saved_in(self, folder: Path) -> bool:
         """Whether the folder says what was cut, and has no config of a transformers model."""
-        return (folder / "cut.json").is_file() and not (folder / "config.json").is_file()
+        return is_saved(folder)
 
     def load_line(self, folder: Path, name: str) -> str:
         """The lines of Python that load the program in `folder`, which the reader knows as `name`."""
         return f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()'
 
 
-# ---------------------------------------------------------------------------------------------------------- opening
-
-
-def build_network(
-    model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None
-) -> tuple[nn.Module, Any]:
-    """(module, example inputs) of a module, or of the name of a function that builds one.
-
-    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
-    """
-    module, example = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
-    if inputs is not None:
-        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
-    example = first if example is None else example
-    if example is None:
-        what = model if isinstance(model, str | Path) else type(model).__name__
-        raise InputError(
-            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
-            "or let its function return (model, inputs)"
-        )
-    return module, example
-
-
-def _random_inputs(shape: str) -> Tensor:
-    """Random numbers of a shape such as 1x3x224x224."""
-    sizes = shape.lower().split("x")
-    if not all(number.isdigit() and int(number) for number in sizes):
-        raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
-    return torch.rand([int(number) for number in sizes], generator=torch.Generator().manual_seed(0))
+# ----------------------------------------------------------------------------------------------------------- checks
 
 
 def _check_arguments(data: Examples, subject: Traced) -> None:
