@@ -124,6 +124,12 @@ def _verdict(result: Evidence) -> dict[str, Any]:
     if state != "failed" and evidence.not_faster(result):
         warnings.append(f"Not measurably faster: {display.text('speedup', evidence.speedup_of(result))} was measured.")
     word = {"met": "Target met", "missed": "Target missed", "failed": "Failed", "open": "Not judged"}[state]
+    lost = evidence.describe_lost_quality(result)
+    if lost and state == "met":
+        state, word, headline = "missed", "Target met, quality lost", f"Of no use: {lost}"
+        warnings.append(f"The target {result.target} is met, and what is left does not do its task.")
+    elif lost:
+        warnings.append(f"{lost}.")
     return {"state": state, "word": word, "headline": headline, "warnings": warnings, "lead": _lead(result)}
 
 

@@ -8,9 +8,10 @@ model card, and the evidence of a directory with its report.
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,10 @@ import numpy as np
 import torch
 
 from secateur import recipes
-from secateur._utils import distributed
+from secateur._utils import distributed, plugins
 from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
-from secateur.errors import InputError, RunError, UnsupportedError
+from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
@@ -192,9 +193,32 @@ def results(
     if dry_run:
         yield from job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
         return
+    with suppress(DataError, MeasurementError):  # which are told where it is measured
+        if warning := reference.describe_guessing():
+            notes.append(warning)
+            print(f"warning: {warning}", file=sys.stderr)
+    job = replace(job, notes=tuple(notes))
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=_defaults(function))
-    with record as directory, with_threads(place):
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(record)
+        except RunError as error:
+            if "model_sha256" in str(error) and _differs_by_call(backend, model, device, corpus, inputs):
+                raise RunError(
+                    f"{model} builds another network at each call, so that no call can resume what one before it began "
+                    f"in {out}: seed what it draws, or let it load weights from a file; then use --overwrite"
+                ) from error
+            raise
+        stack.enter_context(with_threads(place))
         yield from job.execute(directory, about)
+
+
+def _differs_by_call(backend: AnyBackend, model: Source, *opened: Any) -> bool:
+    """Whether the function that builds a network builds another one each time."""
+    if not plugins.names_function(model):
+        return False
+    first, second = (backend.digest(backend.open(model, *opened)) for _ in range(2))
+    return first != second
 
 
 def _check_trackers(options: Mapping[str, object]) -> None:

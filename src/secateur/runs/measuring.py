@@ -31,6 +31,9 @@ CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
 _SHOWN = 3
 """Names of matrices in a note."""
 
+_FEW = 256
+"""Held-out examples by which a run is warned of an original that only guesses."""
+
 
 @contextmanager
 def with_threads(environment: latency.Environment) -> Iterator[None]:
@@ -129,10 +132,31 @@ class Reference:
             cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
             recovery=result.recovery,
             environment={**describe_machine(), "measured_at": str(self.environment)},
-            settings=settings,
+            settings={**settings, **({"chance": chance} if (chance := self._chance(after)) else {})},
         )
         verdict = evidence.judge(row, tolerance=TOLERANCE)
         return replace(row, verdict=verdict or "missed: could not be measured, see the notes")
+
+    def _chance(self, figures: Collection[str]) -> dict[str, float]:
+        """What guessing reaches in the figures that were measured."""
+        known = {} if self.held_out is None else self.backend.chance(self.held_out)
+        return {name: value for name, value in known.items() if name in figures}
+
+    def describe_guessing(self) -> str:
+        """That the original does no better than guessing, on a few of the held-out examples; "" where it does."""
+        chance = {} if self.held_out is None else self.backend.chance(self.held_out)
+        if not chance:
+            return ""
+        few = self.held_out.take(range(min(len(self.held_out), _FEW)))
+        figures = self._quality(self.original, few)[0]
+        for name, guess in chance.items():
+            if name in figures and figures[name].value <= guess + 0.02:
+                return (
+                    f"the original has {display.measure(name).label.lower()} {figures[name].value:.3g} on "
+                    f"{len(few)} held-out examples, no better than guessing ({guess:.3g}): check its weights, its "
+                    "preprocessing and the order of its classes before what it teaches is trusted"
+                )
+        return ""
 
     def _quality(self, student: Subject, data: Any) -> tuple[Row, Row, Row]:
         """As `Backend.compare`, on the device of the environment."""

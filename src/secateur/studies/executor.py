@@ -25,8 +25,9 @@ from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
-from secateur.runs.backends.network import Model, Network
+from secateur.runs.backends.network import Network
 from secateur.runs.executor import open_run
+from secateur.subjects.network.opening import NetworkSource
 from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
@@ -34,7 +35,7 @@ __all__ = ["configured", "study"]
 
 def study(
     study: str,
-    model: Model | None = None,
+    model: NetworkSource | None = None,
     data: str | Path | Examples | None = None,
     out: str | Path = "",
     *,

@@ -19,7 +19,7 @@ __all__ = ["load", "open_subject"]
 
 
 def load(path: str | Path, *, original: nn.Module | str | None = None) -> nn.Module:
-    """A saved model, of unequal layers too, without running code from its folder.
+    """A saved model in evaluation mode, of unequal layers too, without running code from its folder.
 
     original: of a cut network that is no transformer, a module of the architecture that was cut, with any weights, or
     "file.py:function" that builds it; by default the function on record. The network may be trained, and saved by
@@ -28,7 +28,7 @@ def load(path: str | Path, *, original: nn.Module | str | None = None) -> nn.Mod
     Raises `ModelError` for a folder that is damaged or no model's, `InputError` where the original can't be built anew.
     """
     if is_saved(path):
-        return load_saved(path, original)
+        return load_saved(path, original).eval()
     _refuse(path, original=original)
     model: nn.Module = loading.load(path)
     return model

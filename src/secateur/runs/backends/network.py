@@ -23,7 +23,7 @@ from secateur.errors import DataError, InputError, MissingExtraError, ModelError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
 from secateur.runs import sources
-from secateur.runs.backends import Backend, Row, hash_model
+from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Detector
@@ -200,6 +200,10 @@ class Network(Backend[Traced, Examples, Arguments]):
             return {}, {}, both
         tally.add(outputs, {})
         return {}, {}, both | tally.figures()
+
+    def chance(self, held_out: Examples) -> dict[str, float]:
+        """The share of the commonest class."""
+        return {} if held_out.labels is None else commonest_share(held_out.labels.flatten().tolist())
 
     def inspect(self, source: NetworkSource, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
         """What could go in a network, what stays and why; see `secateur.runs.inspection.inspect`."""
