@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from secateur.runs.executor import run as run
     from secateur.runs.exporting import export as export
     from secateur.runs.pruner_training import train_pruner as train_pruner
+    from secateur.subjects.network.rules import rule as rule
     from secateur.subjects.opening import load as load
     from secateur.subjects.opening import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
@@ -67,6 +68,7 @@ _PLACES = {
     "prune_data": "runs.data",
     "prune_file": "runs.context_files",
     "report": "runs.executor",
+    "rule": "subjects.network.rules",
     "run": "runs.executor",
     "train_pruner": "runs.pruner_training",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "prune_data",
     "prune_file",
     "report",
+    "rule",
     "run",
     "train_pruner",
 ]

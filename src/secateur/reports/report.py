@@ -330,12 +330,13 @@ def _recovery(recovery: Recovery | None, name: str) -> dict[str, Any] | None:
         return None
     facts = [("Steps", display.thousands(recovery.steps))]
     if recovery.tokens:
-        facts.append(("Tokens", display.number("tokens", recovery.tokens)))
+        counted = str(recovery.settings.get("counted", "tokens"))
+        facts.append((display.measure(counted).label, display.number(counted, recovery.tokens)))
     if recovery.seconds:
         facts.append(("Time", _duration(recovery.seconds)))
     if recovery.flops:
         facts.append(("Training FLOPs", display.number("flops", recovery.flops)))
-    facts += [(key, value) for key, value in _flat(recovery.settings)]
+    facts += [(key, value) for key, value in _flat(recovery.settings) if key != "counted"]
     words = ""
     values = [loss for _, loss in recovery.losses if math.isfinite(loss)]
     if len(values) > 1:

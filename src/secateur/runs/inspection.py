@@ -38,6 +38,7 @@ def inspect(
     normalise: Normalise | None = None,
     multiple: int = 1,
     protect: Sequence[str] = (),
+    shares: str | Mapping[str, float] = "",
     seed: int = 0,
     picture: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def inspect(
         normalise: what makes scores of different sites comparable first: l2, max, mean, zscore or rank.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
+        shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         seed: of random scores.
         picture: an .svg or .html file to draw the network into, with what would go.
 
@@ -71,13 +73,13 @@ def inspect(
     rate, pools = pruning.make_scorer(score, seed=seed), pruning.scope_of(scope)
     if erasing := limit is not None and SITE in limit:
         _check_alone(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
-               multiple=(multiple, 1))  # fmt: skip
+               multiple=(multiple, 1), shares=(shares, ""))  # fmt: skip
     subject, selection, after = _open(model, inputs, protect), Selection({}), dict[str, float]()
     if limit is not None and erasing:
         selection, after = _erase_segments(subject, limit)
     elif limit is not None:
         selection, small, cut = pruning.prune_subject(
-            subject, limit, rate, multiple=multiple, scope=pools, normalise=normalise
+            subject, limit, rate, multiple=multiple, shares=pruning.shares_of(shares), scope=pools, normalise=normalise
         )
         after = {**{name: cut.after[name] for name in subject.units().cost()}, "flops": small.flops()}
     units = subject.units(multiple=multiple)

@@ -237,7 +237,7 @@ def train(
                 accelerator.wait_for_everyone()
                 _leave(signalled)
 
-            unit = "tokens" if "tokens" in totals else "examples"
+            unit = state.unit = "tokens" if "tokens" in totals else "examples"
 
             values, parts = [], dict[str, float]()
             for index, batch in zip(indices, micro, strict=True):
@@ -298,6 +298,7 @@ def train(
             losses=tuple((step, value) for step, value in state.losses),
             settings={
                 **settings,
+                **({"counted": state.unit} if state.unit != "tokens" else {}),
                 **({"evaluations": state.evaluations} if evaluate else {}),
                 **({"kept_step": state.best_step} if keep_best and state.best_step >= 0 else {}),
             },
@@ -318,6 +319,7 @@ class _State:
     window: list[float] = field(default_factory=list)
     best: float = math.inf
     best_step: int = -1
+    unit: str = "tokens"
     waited: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     stopped: bool = False
@@ -765,7 +767,7 @@ class _Bar(_Lines):
 def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[_Lines]:
     """What tells of training: a bar on a terminal, else lines."""
     if not wanted or not sys.stderr.isatty():
-        yield _Lines(wanted, title, steps, done)
+        yield _Lines(wanted and bool(title), title, steps, done)  # one step on trial has none
         return
     columns = (
         TextColumn("{task.description}"),

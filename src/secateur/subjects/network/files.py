@@ -91,7 +91,12 @@ def _check_tensors(stored: Stored) -> None:
 def write_program(folder: Path, model: nn.Module, example: Example) -> None:
     """Write the network as a torch.export program."""
     args, kwargs = example.fresh()
-    exported = onnx_files.program(twin(model, share=True).eval(), args, kwargs)
+    try:
+        exported = onnx_files.program(twin(model, share=True).eval(), args, kwargs)
+    except Exception:
+        if not any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+            raise
+        exported = onnx_files.program(twin(model).eval(), args, kwargs)  # its own code casts to half precision
     with writing(folder / "model.pt2") as place:
         torch.export.save(exported, place)
 

@@ -26,7 +26,7 @@ from secateur.subjects.network.absent import Absent, Nothing
 from secateur.subjects.network.attributes import changed_numbers, has_role
 from secateur.subjects.network.coupling import Coupling
 from secateur.subjects.network.labels import Flow, Scaling
-from secateur.subjects.network.recording import tensors_of
+from secateur.subjects.network.recording import WIDENED, tensors_of
 
 __all__ = ["History", "Plan", "history", "plan", "remember", "shrink", "twin"]
 
@@ -184,6 +184,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
             result.cpu()
         if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in found.values()):
             result.float()
+            result.__dict__[WIDENED] = True
     return result
 
 
