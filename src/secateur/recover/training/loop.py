@@ -165,7 +165,7 @@ def train(
     rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
     rate_at(0)
     if evaluate is None and training.validates:
-        batches, evaluate, epoch = _validation(batches, objective, count, training.validation or _VALIDATION)
+        batches, evaluate, epoch = _validation(student, batches, objective, count, training.validation or _VALIDATION)
         if "evaluate_every" not in asked:
             evaluate_every = _evaluate_after(math.ceil(epoch / accumulate), steps)
     keep_best = (training.keep or ("best" if training.validates else "last")) == "best"
@@ -180,7 +180,7 @@ def train(
         raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
 
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepared(student, extra, frozen, accelerator.device, dropout))
+        modules = stack.enter_context(_prepare_modules(student, extra, frozen, accelerator.device, dropout))
         stack.enter_context(_own_randomness(accelerator.device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -252,7 +252,7 @@ def train(
                 values.append(value.detach())
                 for name, part in shown.items():
                     parts[name] = parts.get(name, 0.0) + float(part)
-            loss, parts = _summed(sum(map(float, values)), parts, accelerator)
+            loss, parts = _sum_over_processes(sum(map(float, values)), parts, accelerator)
             _must_be_finite("loss", loss, state.step, path)
             if share > 1:
                 _share_gradients(trained)
@@ -278,7 +278,7 @@ def train(
                 accelerator.log(shown, step=state.step)
             bar.show(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
-                state.judge(_evaluated(evaluate, modules, accelerator), patience)
+                state.judge(_evaluate(evaluate, modules, accelerator), patience)
                 if keep_best and state.best_step == state.step:
                     best.save(main=accelerator.is_main_process)
                 bar.note(f"evaluation {state.evaluations[-1][1]:.4g}, the best {state.best:.4g} at {state.best_step}")
@@ -465,7 +465,9 @@ def _totals(
     return dict(zip(names, values, strict=True)), received
 
 
-def _summed(loss: float, parts: dict[str, float], accelerator: Accelerator) -> tuple[float, dict[str, float]]:
+def _sum_over_processes(
+    loss: float, parts: dict[str, float], accelerator: Accelerator
+) -> tuple[float, dict[str, float]]:
     if accelerator.num_processes == 1:
         return loss, parts
     # float32: not every device has float64, and these numbers are only looked at.
@@ -515,6 +517,7 @@ _VALIDATION = 0.1
 
 
 def _validation(
+    student: nn.Module,
     batches: Any,
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Mapping[str, float]]],
     count: Callable[[Batch], Mapping[str, int]],
@@ -534,8 +537,9 @@ def _validation(
 
     def evaluate() -> float:
         total, weight = 0.0, 0
+        device = next(student.parameters()).device
         for batch in held_out:
-            counts = count(batch)
+            batch, counts = send_to_device(batch, device), count(batch)
             size = counts.get("tokens", counts.get("examples", 1))
             total += float(objective(batch, counts)[0].detach()) * size
             weight += size
@@ -570,7 +574,7 @@ class _Best:
                 tensor.copy_(_like(tensors[name], tensor))
 
 
-def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
+def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
     """The evaluation in eval mode, the mean over processes."""
     with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
@@ -583,7 +587,7 @@ def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], acce
 
 
 @contextlib.contextmanager
-def _prepared(
+def _prepare_modules(
     student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
 ) -> Iterator[list[nn.Module]]:
     """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""
@@ -732,14 +736,13 @@ class _Lines:
 
     def __init__(self, wanted: bool, title: str, steps: int, done: int) -> None:
         self._wanted, self._title, self._steps, self._step = wanted, title, steps, done
-        self._last, self._said = time.monotonic(), ""
+        self._last = time.monotonic()
 
     def show(self, loss: float, speed: str) -> None:
         """One step is done."""
         self._step += 1
-        self._said = f"loss {loss:.4g}, {speed}"
         if self._step == self._steps or time.monotonic() - self._last >= _LINE_EVERY:
-            self.note(self._said)
+            self.note(f"loss {loss:.4g}, {speed}")
 
     def note(self, text: str) -> None:
         """Say something at this step."""
