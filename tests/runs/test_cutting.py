@@ -44,6 +44,17 @@ def other():
     torch.seed()
     return unseeded()
 
+class Segmenter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, image):
+        return {"out": self.head(self.stem(image).relu())}
+
+def segmenter():
+    return Segmenter(), torch.ones(2, 1, 8, 8)
+
 def counted(subject, batches):
     assert sum(len(batch["inputs"]) for batch in batches) == 8
     return biases(subject)
@@ -117,6 +128,22 @@ def test_a_result_is_a_model_for_every_command(place: Path, capsys) -> None:
     assert cli.main(["measure", "net.py:build", "--input", "2x1x8x8"]) == 0
     image = torch.ones(1, 1, 8, 8)
     assert torch.equal(model(image), secateur.open_subject("smaller").forward(image))
+
+
+def test_masks_are_labels_of_pixels(place: Path) -> None:
+    draw = np.random.default_rng(0)
+    masks = draw.integers(0, 3, (12, 8, 8))
+    masks[:, 0] = 255
+    np.savez("masks.npz", inputs=draw.random((12, 1, 8, 8), np.float32), labels=masks)
+    asked = ["prune", "net.py:segmenter", "--data", "masks.npz", "--score", "taylor", "--budget", "channels=50%"]
+    assert cli.main([*asked, "--out", "small"]) == 0
+    (row,) = evidence.read(Path("small"))
+    assert {"mIoU", "pixel_accuracy", "class 0/IoU"} <= row.after.keys() & row.before.keys()
+    assert list(row.cut.removed.values()) == [(4, 8)]
+    masks[0, 1, 1] = 9
+    np.savez("wrong.npz", inputs=draw.random((12, 1, 8, 8), np.float32), labels=masks)
+    asked[3] = "wrong.npz"
+    assert cli.main([*asked, "--out", "other"]) == 2
 
 
 def test_a_model_that_guesses_is_said_before_and_first(place: Path, capsys) -> None:

@@ -32,7 +32,7 @@ class Examples:
     """Inputs in order, and what each of them should give.
 
     inputs:  [N, ...]; images are float32 [N, C, H, W] between 0 and 1
-    labels:  [N] int64 classes, or None
+    labels:  [N] int64 classes, or [N, H, W], a class for each pixel (-100 and 255 where none counts), or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
@@ -51,7 +51,8 @@ class Examples:
         count = len(self.inputs)
         if not count:
             raise DataError(f"{self.name} holds no example: give at least one")
-        if self.labels is not None and self.labels.shape != (count,):
+        masks = self.labels is not None and self.labels.dim() == 3 and len(self.labels) == count
+        if self.labels is not None and self.labels.shape != (count,) and not masks:
             raise DataError(f"{self.name} has {count} inputs and labels of shape {tuple(self.labels.shape)}: one each")
         if self.targets and len(self.targets) != count:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")

@@ -117,8 +117,13 @@ def _make_score(
 
 
 def _class_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Mean cross-entropy of the classes."""
-    return functional.cross_entropy(objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"])
+    """Mean cross-entropy of the classes, of images or of their pixels."""
+    logits, labels = objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"]
+    if labels.dim() == 3 and logits.shape[2:] != labels.shape[1:]:
+        logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    if labels.dim() == 3:
+        labels = labels.masked_fill(labels == 255, -100) if logits.shape[1] <= 255 else labels
+    return functional.cross_entropy(logits, labels)
 
 
 def _box_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -21,7 +21,8 @@ from secateur.data import examples, labels
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MissingExtraError, ModelError, SecateurError
 from secateur.formats import integers
-from secateur.measure import detection, latency, loyalty, quality, size, sparsity
+from secateur.measure import detection, latency, loyalty, quality, segmentation, size, sparsity
+from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
@@ -176,7 +177,7 @@ class Network(Backend[Traced, Examples, Arguments]):
     def compare(
         self, original: Traced, student: Traced, held_out: Examples, environment: latency.Environment
     ) -> tuple[Row, Row, Row]:
-        """(before, after, both): average precision of boxes, or accuracy of classes and the student's loyalty.
+        """(before, after, both): average precision of boxes, IoU of masks, or accuracy of classes and loyalty.
 
         Without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
         number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
@@ -187,6 +188,12 @@ class Network(Backend[Traced, Examples, Arguments]):
             return before, after, {}
         answers = [_on_cpu(subject.model, partial(self.forward, subject)) for subject in pair]
         tally = loyalty.Tally()
+        if held_out.labels is not None and held_out.labels.dim() == 3:
+            masks = [
+                segmentation.mean_iou(lambda batch, answer=answer: logits_of(answer(batch)), batches, held_out.classes)
+                for answer in answers
+            ]
+            return masks[0], masks[1], {}
         if held_out.labels is not None:
             first, second = quality.accuracies(answers, batches, watch=tally.add)
             return {"accuracy": first}, {"accuracy": second}, tally.figures()
@@ -246,8 +253,10 @@ def _check_labels(data: Examples, subject: Traced) -> None:
     labels_ = cast(Tensor, data.labels)
     with torch.inference_mode():
         output = Network().forward(subject, data.inputs[:2])
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, Tensor) and logits.dim() == 2:
+    logits = output.get("out", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, Tensor) and logits.dim() == labels_.dim() + 1:
+        if labels_.dim() == 3:  # of pixels, some of which count nowhere
+            labels_ = labels_[(labels_ != segmentation.IGNORED[0]) & (labels_ != segmentation.IGNORED[1])]
         count, low, high = logits.shape[1], int(labels_.min()), int(labels_.max())
         if low < 0 or high >= count:
             wrong = low if low < 0 else high
