@@ -110,6 +110,7 @@ def _compare(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised
     if floats:
         options.add_session_config_entry(_FLOATS, "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -156,8 +157,11 @@ def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     where not, a note says so.
     """
     check_installed()
-    flat = _Flat(model, args, kwargs).eval()
-    one, names = flat.tensors, _names(model, args, kwargs)
+    return _write_flat(_Flat(model, args, kwargs).eval(), _names(model, args, kwargs), path)
+
+
+def _write_flat(flat: _Flat, names: list[str], path: Path) -> tuple[str, ...]:
+    model, one = flat.model, flat.tensors
     with torch.no_grad():
         outputs = flat(*one)
     options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs))}
@@ -201,6 +205,7 @@ def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
             with torch.no_grad():
                 for inputs in ((args, kwargs), (wide, named)):
                     _require_equal(found.module()(*inputs[0], **inputs[1]), model(*inputs[0], **inputs[1]))
+            found.example_inputs = (args, dict(kwargs))  # in place of the wider ones
             return _without_paths(found)
     return _without_paths(torch.export.export(model, args, dict(kwargs), strict=False))
 
@@ -220,12 +225,20 @@ def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     names = _names(flat.model, args, kwargs)
     with torch.no_grad():
         outputs = flat(*flat.tensors)
-    write(program, path, input_names=names, output_names=_outputs(len(outputs)), name_axes=True)
+    options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs)), "name_axes": True}
     if not program.range_constraints:
+        write(program, path, **options)
         return (_ONE_SHAPE, *_check_module(path, flat, names, [flat.tensors]))
     wider = [tensors for tensors in _wider_inputs(flat, outputs) if _takes(flat, tensors)]
-    told = _check_module(path, flat, names, [flat.tensors, *wider])
     sized = any(one.shape[2:] != two.shape[2:] for row in wider for one, two in zip(row, flat.tensors, strict=True))
+    try:
+        write(program, path, **options)
+        told = _check_module(path, flat, names, [flat.tensors, *wider])
+    except Exception:
+        if not sized:
+            raise
+        path.unlink(missing_ok=True)  # ONNX holds it for fewer sizes than the program does
+        return _write_flat(flat, names, path)
     return told if sized or not _are_images(flat.tensors) else (_one_size(flat.tensors), *told)
 
 

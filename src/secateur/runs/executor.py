@@ -196,7 +196,8 @@ def results(
     with suppress(DataError, MeasurementError):  # which are told where it is measured
         if warning := reference.describe_guessing():
             notes.append(warning)
-            print(f"warning: {warning}", file=sys.stderr)
+            if distributed.index() == 0:
+                print(f"warning: {warning}", file=sys.stderr)
     job = replace(job, notes=tuple(notes))
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=_defaults(function))
     with ExitStack() as stack:
