@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "describe_lost_quality",
+    "describe_verdict",
     "figure_of",
     "judge",
     "markdown",

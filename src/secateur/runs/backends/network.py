@@ -190,8 +190,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         tally = loyalty.Tally()
         if held_out.labels is not None and held_out.labels.dim() == 3:
             masks = [
-                segmentation.mean_iou(lambda batch, answer=answer: logits_of(answer(batch)), batches, held_out.classes)
-                for answer in answers
+                segmentation.mean_iou(partial(_answer_logits, answer), batches, held_out.classes) for answer in answers
             ]
             return masks[0], masks[1], {}
         if held_out.labels is not None:
@@ -321,6 +320,10 @@ def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], 
         return tree_map_only(Tensor, Tensor.cpu, output)
 
     return run_on_device
+
+
+def _answer_logits(answer: Callable[[Any], Any], batch: Any) -> Tensor:
+    return logits_of(answer(batch))
 
 
 def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
