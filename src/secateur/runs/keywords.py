@@ -8,7 +8,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import annotated_types
 from pydantic import ConfigDict, ValidationError, create_model
@@ -17,16 +17,18 @@ from secateur.errors import InputError
 from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
-__all__ = ["call", "check_options", "check_seed", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = ["call", "check_options", "check_seed", "defaults", "fitting", "flat", "names", "of", "pack", "spares"]
+
+T = TypeVar("T")
 
 
-def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def of(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Name -> parameter, of what can be given by keyword alone."""
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
+def _groups(function: Callable[..., object]) -> dict[str, dict[str, str]]:
     """Parameter -> {flag: field} of the options that are one frozen value, such as `training`.
 
     Its fields are options of their own, but of `Training` only those that its default sets. `batch` of `Training` is
@@ -49,7 +51,7 @@ _VALIDATING = ("patience", "validation")
 """Fields of `Training` that every recipe which trains has as flags, beside those that its default sets."""
 
 
-def _shorthands(function: Callable[..., Any]) -> dict[str, str]:
+def _shorthands(function: Callable[..., object]) -> dict[str, str]:
     """Flag -> the parameter of whose `training` text it is a part, for flags that are no option of their own."""
     keywords = of(function)
     grouped = [name for name, parameter in keywords.items() if isinstance(parameter.default, Training)]
@@ -57,7 +59,7 @@ def _shorthands(function: Callable[..., Any]) -> dict[str, str]:
     return {flag: name for name in grouped for flag in _VALIDATING if flag not in own}
 
 
-def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """`options` as flags and run.yaml name them: what is one value in the signature is its fields here.
 
     Fields of `training` that are no flag stand in one text, as `--training` takes them.
@@ -74,22 +76,24 @@ def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def names(function: Callable[..., Any]) -> list[str]:
+def defaults(function: Callable[..., object]) -> dict[str, Any]:
+    """All options by name, as flags and run.yaml have them, and their defaults."""
+    return flat(function, {name: parameter.default for name, parameter in of(function).items()})
+
+
+def names(function: Callable[..., object]) -> list[str]:
     """The names of all options, as flags and run.yaml have them."""
-    return [
-        *flat(function, {name: parameter.default for name, parameter in of(function).items()}),
-        *_shorthands(function),
-    ]
+    return [*defaults(function), *_shorthands(function)]
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     if value == math.inf:
         return "none"
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def fitting(
-    function: Callable[..., Any], given: Mapping[str, Any], optional: Collection[str], **shared: Any
+    function: Callable[..., object], given: Mapping[str, object], optional: Collection[str], **shared: object
 ) -> dict[str, Any]:
     """`given` and `shared`, without those of `optional` and `shared` that the recipe does not have."""
     known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags), *_shorthands(function)}
@@ -97,12 +101,12 @@ def fitting(
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
 
-def spares(function: Callable[..., Any], name: str) -> bool:
+def spares(function: Callable[..., object], name: str) -> bool:
     """Whether the parameter `name` may be None."""
     return type(None) in typing.get_args(typing.get_type_hints(function).get(name))
 
 
-def check_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, Any]:
     """All options: `given` ones checked against the annotations, the others at their defaults.
 
     Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
@@ -132,14 +136,15 @@ def check_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dic
     return {name: values[name] for name in keywords}
 
 
-def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def call(function: Callable[..., T], *arguments: object, **options: object) -> T:
     """`function` called with options by flag, checked."""
     return function(*arguments, **check_options(function, options))
 
 
-def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def pack(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """Options by flag as the keywords of a call: the inverse of `flat`."""
-    values, keywords = dict(options), of(function)
+    values: dict[str, Any] = dict(options)
+    keywords = of(function)
     for flag, name in _shorthands(function).items():
         if (value := values.pop(flag, None)) is not None:
             values[name] = Training().merge(values.get(name) or "").merge({flag: value})
@@ -149,7 +154,7 @@ def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any:
+def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> object:
     """The value of an option that is one frozen value: its fields by flag, and what was given for it as a whole."""
     value = dataclasses.replace(default, **own)
     if isinstance(value, Training):
