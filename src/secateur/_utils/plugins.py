@@ -102,7 +102,7 @@ def _import_beside(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def _seed_generators() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
     try:
         with torch.random.fork_rng(devices=[]):
@@ -126,7 +126,7 @@ def network(name: str) -> tuple[nn.Module, Any]:
     """
     make = _load_function(name)
     try:
-        with _seeded():
+        with _seed_generators():
             found = make()
     except Exception as error:
         raise InputError(f"{name} failed to build a model: {line(error)}") from error

@@ -49,7 +49,7 @@ class Numbered:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._feed[index], "done": min(1.0, index / self._count)}
 
-    def hold_out(self, share: float) -> tuple[Numbered, Iterable[dict[str, Any]]]:
+    def hold_out(self, share: float) -> tuple[Numbered, Iterable[Mapping[str, object]]]:
         """As the batches' own; what is held out is seen as at the end of training."""
         hold_out = getattr(self._feed, "hold_out", None)
         if hold_out is None:
@@ -65,10 +65,10 @@ class Numbered:
 class _Done:
     """One epoch of batches, as at the end of training."""
 
-    def __init__(self, feed: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, feed: Iterable[Mapping[str, object]]) -> None:
         self._feed = feed
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Mapping[str, object]]:
         return ({**batch, "done": 1.0} for batch in self._feed)
 
 

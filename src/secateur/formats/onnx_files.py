@@ -331,7 +331,7 @@ def _one_size(tensors: Sequence[Tensor]) -> str:
     return f"the ONNX file takes images of {height} x {width} only: the network is not free of their size"
 
 
-def _require_equal(found: Any, wanted: Any) -> None:
+def _require_equal(found: object, wanted: object) -> None:
     for a, b in zip(leaves(found)[0], leaves(wanted)[0], strict=True):
         torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,9 +41,13 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def mean_iou(
-    forward: Callable[[Any], Tensor], batches: Iterable[Mapping[str, Any]], names: Sequence[str] = ()
+    forward: Callable[[Mapping[str, Tensor]], Tensor],
+    batches: Iterable[Mapping[str, Tensor]],
+    names: Sequence[str] = (),
 ) -> dict[str, Figure]:
-    """ "mIoU", "pixel_accuracy" and "NAME/IoU" of each class that occurs: ``IoU = both / (labelled + said - both)``.
+    """Figures "mIoU", "pixel_accuracy" and "NAME/IoU" of each class that occurs.
+
+    ``IoU = both / (labelled + said - both)``, in pixels.
 
     forward: batch -> logits [B, C, h, w]; batches hold "labels" [B, H, W]. Classes that occur neither in labels nor in
     what is said are left out of the mean, as is usual.

@@ -214,11 +214,13 @@ def results(
         yield from job.execute(directory, about)
 
 
-def _differs_by_call(backend: AnyBackend, model: Source, *opened: Any) -> bool:
+def _differs_by_call(
+    backend: AnyBackend, model: Source, device: str | None, corpus: Data | None, inputs: object
+) -> bool:
     """Whether the function that builds a network builds another one each time."""
     if not plugins.names_function(model):
         return False
-    first, second = (backend.digest(backend.open(model, *opened)) for _ in range(2))
+    first, second = (backend.digest(backend.open(model, device, corpus, inputs)) for _ in range(2))
     return first != second
 
 

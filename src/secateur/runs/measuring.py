@@ -286,7 +286,7 @@ def measure(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
-    inputs: Any = None,
+    inputs: object = None,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,

@@ -37,7 +37,7 @@ def load(path: str | Path, *, original: nn.Module | str | None = None) -> nn.Mod
 def open_subject(
     source: str | Path | nn.Module | Traced,
     *,
-    inputs: Any = None,
+    inputs: object = None,
     original: nn.Module | str | None = None,
     **options: Any,
 ) -> Transformer | Traced:

@@ -72,7 +72,7 @@ def options(given: str | Sequence[str] | Mapping[str, Any] | Training) -> dict[s
     return Training().merge(given).named
 
 
-def check_trackers(trackers: Sequence[Any]) -> None:
+def check_trackers(trackers: Sequence[object]) -> None:
     """Refuse trackers that Accelerate does not know (`InputError`) or that are not installed (`MissingExtraError`).
 
     Accelerate itself leaves out, without a word, what is not installed.

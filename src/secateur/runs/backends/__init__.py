@@ -263,7 +263,7 @@ def name_source(source: Source) -> str:
     return str(source) if isinstance(source, str | Path) else type(getattr(source, "model", source)).__name__
 
 
-def commonest_share(labels: Sequence[Any]) -> dict[str, float]:
+def commonest_share(labels: Sequence[object]) -> dict[str, float]:
     """The accuracy of an answer that is always the commonest of `labels`."""
     return {"accuracy": max(Counter(labels).values()) / len(labels)} if len(labels) else {}
 

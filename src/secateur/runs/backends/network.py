@@ -322,7 +322,7 @@ def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], 
     return run_on_device
 
 
-def _answer_logits(answer: Callable[[Any], Any], batch: Any) -> Tensor:
+def _answer_logits(answer: Callable[[object], object], batch: object) -> Tensor:
     return logits_of(answer(batch))
 
 

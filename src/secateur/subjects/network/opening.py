@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ def is_saved(source: object) -> bool:
     return (Path(source) / files.PLAN).is_file() and not (Path(source) / "config.json").is_file()
 
 
-def open_network(source: NetworkSource, inputs: Any = None, first: Tensor | None = None) -> Traced:
+def open_network(source: NetworkSource, inputs: object = None, first: Tensor | None = None) -> Traced:
     """The network of `source` with its example inputs, not analysed yet: see `open_traced` for what can be pruned.
 
     inputs, first: see `build_network`. Raises `InputError` where inputs are lacking, `ModelError` for a damaged folder.
@@ -45,8 +45,8 @@ def open_network(source: NetworkSource, inputs: Any = None, first: Tensor | None
 
 
 def build_network(
-    model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None
-) -> tuple[nn.Module, Any]:
+    model: str | Path | nn.Module, inputs: object = None, first: Tensor | None = None
+) -> tuple[nn.Module, object]:
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
     inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
@@ -73,7 +73,7 @@ def load_saved(folder: str | Path, original: nn.Module | str | None = None) -> n
     return files.read(Path(folder), _build_original(Path(folder), original)[0]).model
 
 
-def open_saved(folder: str | Path, original: nn.Module | str | None = None, inputs: Any = None) -> Traced:
+def open_saved(folder: str | Path, original: nn.Module | str | None = None, inputs: object = None) -> Traced:
     """As `load_saved`, as a subject; inputs: example inputs, or their shape, those on record if None."""
     folder = Path(folder)
     module, example = _build_original(folder, original)
@@ -83,9 +83,9 @@ def open_saved(folder: str | Path, original: nn.Module | str | None = None, inpu
     return reload_traced(folder, module, _inputs_of_program(folder) if example is None else example)
 
 
-def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.Module, Any]:
+def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.Module, object]:
     """The architecture that was cut, and the inputs that its function gives, or None."""
-    example: Any = None
+    example: object = None
     if isinstance(original, nn.Module):
         module = original
     else:
@@ -103,13 +103,13 @@ def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.
     return module, example
 
 
-def _build(name: str) -> tuple[nn.Module, Any]:
+def _build(name: str) -> tuple[nn.Module, object]:
     module, example = plugins.network(name)
     remember(module, replace(history(module), built_by=name))
     return module, example
 
 
-def _build_beside(name: str, folder: Path) -> tuple[nn.Module, Any]:
+def _build_beside(name: str, folder: Path) -> tuple[nn.Module, object]:
     """The network by a name on record: a relative path is taken from here, or else from the folder or one above it."""
     file, _, function = name.rpartition(":")
     if not file.endswith(".py") or Path(file).exists():
@@ -124,7 +124,7 @@ def _build_beside(name: str, folder: Path) -> tuple[nn.Module, Any]:
     return _build(f"{beside}:{function}")
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def _read_record(folder: Path) -> dict[str, object]:
     """The settings of the run that wrote `folder`, or one of its budgets; nothing where there are none."""
     for place in (folder, folder.resolve().parent):
         if (place / "run.yaml").is_file():
@@ -132,7 +132,7 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _first_original(record: dict[str, Any]) -> str:
+def _first_original(record: dict[str, object]) -> str:
     """What the run cut, and where that was itself a saved cut, what that was cut from."""
     seen = set[str]()
     name = str(record.get("model", ""))

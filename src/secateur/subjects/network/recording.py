@@ -106,7 +106,9 @@ WIDENED = "_secateur_widened"
 class _Widen(TorchDispatchMode):
     """What code casts to half precision becomes float32, as the weights of the network that is looked at are."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if kwargs.get("dtype") in (torch.float16, torch.bfloat16):
             kwargs = {**kwargs, "dtype": torch.float32}

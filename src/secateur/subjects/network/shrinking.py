@@ -118,10 +118,10 @@ class History:
     built_by: str = ""
     """The function that builds the original, "file.py:function"; "" where it was given as a module."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> History:
+    def __deepcopy__(self, memo: object) -> History:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (json.dumps(self.to_dict()),)
 
     def to_dict(self) -> dict[str, Any]:
