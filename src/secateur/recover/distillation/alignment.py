@@ -12,9 +12,8 @@ from several teachers in Avram et al., LREC 2022 (arXiv 2112.12650); spans are t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur._utils.batches import Batch
+from secateur._utils.computed import Computed
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataError, InputError
 from secateur.recover.distillation import losses
@@ -179,7 +179,7 @@ def _pieces(tokenizer: Tokenizer) -> dict[tuple[bool, str], int]:
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-class Parallel(Sequence["dict[str, Tensor]"]):
+class Parallel(Computed["dict[str, Tensor]"]):
     """Batches with other tokenizers' readings of the same texts beside them: `parallel[i]` is batch i and more.
 
     For each name in `others` a batch of B texts also has
@@ -221,13 +221,8 @@ class Parallel(Sequence["dict[str, Tensor]"]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index: Any) -> Any:
-        """One batch, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> dict[str, Tensor]:
+        """Batch `index`."""
         batch = dict(self._batches[index])
         texts = [self._texts[row] for row in self._rows(index)]
         ours = self._read(self._tokenizer, texts)

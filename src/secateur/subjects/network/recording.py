@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules import module as module_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
-from secateur.subjects.network.operators import Arguments, Keywords
+from secateur.subjects.network.operators import Arguments, EagerMode, Keywords
 from secateur.subjects.network.rules import RECURRENT
 
 __all__ = ["WIDENED", "Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
@@ -103,7 +102,7 @@ WIDENED = "_secateur_widened"
 """The attribute of a copy to look at, in float32, of a network in half precision."""
 
 
-class _Widen(TorchDispatchMode):
+class _Widen(EagerMode):
     """What code casts to half precision becomes float32, as the weights of the network that is looked at are."""
 
     def __torch_dispatch__(
@@ -275,7 +274,7 @@ def _constants(model: nn.Module) -> set[int]:
     }
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(EagerMode):
     """Labels every tensor that an operator returns."""
 
     resting = False
@@ -296,11 +295,6 @@ class _Recorder(TorchDispatchMode):
         """Whether numbers came in that no operator made."""
         self._unused: dict[int, tuple[Labels, str]] = {}
         self._lost: list[tuple[Labels, str]] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing here is compiled, and to say so takes longer than most operators."""
-        return False
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
