@@ -67,7 +67,7 @@ def write(
         for node in graph.all_nodes():
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
     if name_axes:
-        _name_axes(program.model.graph)
+        _name_axes(program.model)
     program.save(str(path))
 
 
@@ -336,9 +336,11 @@ def _require_equal(found: object, wanted: object) -> None:
         torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def _name_axes(graph: Any) -> None:
+def _name_axes(model: object) -> None:
     """Call the free dimensions of inputs batch, height and width, wherever they stand, in place of s77 and the like."""
     import onnx_ir
+
+    graph: Any = model.graph  # type: ignore[attr-defined]
 
     names: dict[str, str] = {}
     for value in graph.inputs:

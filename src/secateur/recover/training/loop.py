@@ -513,12 +513,14 @@ _VALIDATION = 0.1
 
 def _validation(
     student: nn.Module,
-    batches: Any,
+    batches: object,
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Mapping[str, float]]],
     count: Callable[[Batch], Mapping[str, int]],
     share: float,
-) -> tuple[Any, Callable[[], float], int]:
+) -> tuple[object, Callable[[], float], int]:
     """(what is left to learn from, the mean objective on the part held out, micro-batches of an epoch)."""
+    rest: Any
+    held_out: Any
     if isinstance(batches, list | tuple) and len(batches) > 1:
         held = max(1, round(share * len(batches)))
         rest, held_out = batches[held:], batches[:held]

@@ -124,9 +124,9 @@ class History:
     def __reduce__(self) -> tuple[type[str], tuple[str]]:
         return str, (json.dumps(self.to_dict()),)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
-        data: dict[str, Any] = {"plans": [plan.to_dict() for plan in self.plans], "channels": self.channels}
+        data: dict[str, object] = {"plans": [plan.to_dict() for plan in self.plans], "channels": self.channels}
         return {**data, "built_by": self.built_by} if self.built_by else data
 
     @classmethod
