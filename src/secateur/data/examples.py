@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -39,7 +39,7 @@ class Examples:
     """Inputs in order, and what each of them should give.
 
     inputs:  [N, ...], a tensor; or images that lie on the disk, [N, C, H, W], see `images.Images`
-    labels:  [N] int64 classes, or None
+    labels:  [N] int64 classes, or [N, H, W], a class for each pixel (-100 and 255 where none counts), or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
     stratified: whether parts of them are drawn class by class, see `parts`
@@ -60,7 +60,8 @@ class Examples:
         count = len(self.inputs)
         if not count:
             raise DataError(f"{self.name} holds no example: give at least one")
-        if self.labels is not None and self.labels.shape != (count,):
+        masks = self.labels is not None and self.labels.dim() == 3 and len(self.labels) == count
+        if self.labels is not None and self.labels.shape != (count,) and not masks:
             raise DataError(f"{self.name} has {count} inputs and labels of shape {tuple(self.labels.shape)}: one each")
         if self.targets and len(self.targets) != count:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
@@ -510,15 +511,18 @@ class Batches(Computed["dict[str, Any]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the examples, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch. What is
-    left of an epoch after its last whole batch is passed over, unless it is all there is.
+    left of an epoch after its last whole batch is passed over, unless it is all there is. Without `training` images
+    become what they are measured as.
     """
 
-    def __init__(self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None, training: bool = True
+    ) -> None:
         self.data, self.batch, self.seed, self.augment = data, min(batch, len(data)), seed, augment
         self._drawn = _Drawn(data, self.batch, seed)
         images = data.inputs if isinstance(data.inputs, Images) else None
         workers, size = (0, 0) if images is None else (images.count_workers(), images.count_bytes(self.batch))
-        self._ahead = feeding.Ahead(self._drawn.read, workers, size)
+        self._ahead = feeding.Ahead(partial(self._drawn.read, training=training), workers, size)
 
     def __len__(self) -> int:
         return len(self._drawn)
@@ -542,6 +546,17 @@ class Batches(Computed["dict[str, Any]"]):
         """The first `count` batches, or one epoch if that is fewer: no example twice, and no image augmented."""
         found = (self._drawn.read(index, training=False) for index in range(min(count, len(self))))
         return [self._move(index, batch) for index, batch in enumerate(found)]
+
+    def hold_out(self, share: float) -> tuple[Batches, Batches]:
+        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        count = len(self.data)
+        if count < 2:
+            raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
+        held = min(count - 1, max(1, round(share * count)))
+        rest = Batches(self.data.take(order[held:]), batch=self.batch, seed=self.seed, augment=self.augment)
+        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
+        return rest, Batches(self.data.take(order[:held]), batch=even, seed=self.seed, training=False)
 
 
 class _Drawn:

@@ -8,9 +8,10 @@ model card, and the evidence of a directory with its report.
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,10 @@ import numpy as np
 import torch
 
 from secateur import recipes
-from secateur._utils import distributed
+from secateur._utils import distributed, plugins
 from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
-from secateur.errors import InputError, RunError, UnsupportedError
+from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
@@ -128,6 +129,7 @@ def run(
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
+    _check_trackers(chosen)
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -187,8 +189,24 @@ def run(
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
         return _collect(previews, on_result)
+    with suppress(DataError, MeasurementError):  # which are told where it is measured
+        if warning := reference.describe_guessing():
+            notes.append(warning)
+            if distributed.index() == 0:
+                print(f"warning: {warning}", file=sys.stderr)
+    job = replace(job, notes=tuple(notes))
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=keywords.defaults(function))
-    with record as directory, with_threads(place):
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(record)
+        except RunError as error:
+            if "model_sha256" in str(error) and _differs_by_call(backend, model, device, corpus, inputs):
+                raise RunError(
+                    f"{model} builds another network at each call, so that no call can resume what one before it began "
+                    f"in {out}: seed what it draws, or let it load weights from a file; then use --overwrite"
+                ) from error
+            raise
+        stack.enter_context(with_threads(place))
         return _collect(job.execute(directory, about), on_result)
 
 
@@ -200,6 +218,25 @@ def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] |
         if on_result is not None:
             on_result(row)
     return collected
+
+
+def _differs_by_call(
+    backend: AnyBackend, model: Source, device: str | None, corpus: Data | None, inputs: object
+) -> bool:
+    """Whether the function that builds a network builds another one each time."""
+    if not plugins.names_function(model):
+        return False
+    first, second = (backend.digest(backend.open(model, device, corpus, inputs)) for _ in range(2))
+    return first != second
+
+
+def _check_trackers(options: Mapping[str, object]) -> None:
+    """Refuse trackers that are not installed before anything is done."""
+    for value in options.values():
+        if isinstance(value, Training) and value.trackers:
+            from secateur.recover.training import loop  # loads accelerate
+
+            loop.check_trackers(value.trackers)
 
 
 @dataclass(frozen=True)
@@ -361,7 +398,7 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises:
         InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
     """
-    return configs.read(path, "run", run, given, more=options)
+    return configs.read(path, "run", run, given, more=lambda recipe: keywords.names(recipes.find(recipe)))
 
 
 def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: object) -> dict[str, Any]:

@@ -130,7 +130,7 @@ def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dat
     0.1.0 drew held-out examples without regard to classes, and had images of one size in memory, by whose numbers it
     knows them again.
     """
-    if not isinstance(data, Examples) or data.labels is None:
+    if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
         return data
     record = Path(out) / "run.yaml"
     if overwrite or not record.is_file() or _SPLIT in read_record(record):

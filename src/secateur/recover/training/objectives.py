@@ -206,10 +206,12 @@ def _sequences(found: Tensor, batch: Batch) -> Tensor:
 
 
 def logits(output: object) -> Tensor:
-    """The logits of a network's output: itself, its `logits`, or the first of a tuple."""
+    """The logits of a network's output: itself, its `logits` (or a segmenter's "out"), or the first of a tuple."""
     if isinstance(output, Tensor):
         return output
     found = getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
     if found is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         found = output[0]
     if not isinstance(found, Tensor):

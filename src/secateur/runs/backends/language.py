@@ -25,7 +25,7 @@ from secateur.measure.statistics import Values
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import sources
-from secateur.runs.backends import Backend, Row, axes_of, hash_model
+from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.transformer import low_rank
@@ -258,6 +258,11 @@ class Language(TextBackend[Transformer]):
         """Raise `InputError` for a model that writes no text, or has no tokenizer."""
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
+
+    def chance(self, held_out: texts.Corpus) -> dict[str, float]:
+        """The share of the commonest class of the texts."""
+        labelled = held_out.labels is not None and held_out.classes and held_out.tagged is None
+        return commonest_share(held_out.labels or ()) if labelled else {}
 
     def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
