@@ -32,10 +32,11 @@ def subject(kind: str = "bert") -> Transformer:
     return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
 
 
-def results(root, budgets, kind: str = "bert", **options) -> list[Result]:
+def results(root, budgets, kind: str | Transformer = "bert", **options) -> list[Result]:
+    start = subject(kind) if isinstance(kind, str) else kind
     how = keywords.check_options(ziplm.ziplm, {**QUICK, **options})
     with Run.open(root, {}) as run:
-        return list(ziplm.ziplm(subject(kind), DATA, [Budget.parse(b) for b in budgets], run, **how))
+        return list(ziplm.ziplm(start, DATA, [Budget.parse(b) for b in budgets], run, **how))
 
 
 def kept(found: Result) -> dict[str, int]:
@@ -67,6 +68,25 @@ def test_a_budget_is_kept_and_the_prediction_is_the_count(tmp_path, kind, budget
     assert 0.5 * whole < count <= Budget.parse(budget).absolute({"params": whole})["params"]
     assert not found.cut.is_noop
     assert all(count % 8 == 0 for site, count in kept(found).items() if site.endswith("neurons"))
+
+
+@pytest.mark.parametrize(("dense", "budget"), [([], "params=97%"), ([1], "params=92%")])
+def test_a_mixture_of_experts_gives_kv_groups_and_dense_neurons_and_keeps_its_experts(tmp_path, dense, budget):
+    start = open_subject(tiny.mixture(dense), tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path, [budget], start)
+    assert not found.cut.is_noop
+    assert {site.rpartition(".")[2] for site, (gone, _) in found.cut.removed.items() if gone} <= {
+        "kv_groups", "heads", "neurons", "attention", "ffn",
+    }  # fmt: skip
+    whole, left = start.units().cost(), found.subject.units().cost()
+    assert left["params"] <= Budget.parse(budget).absolute(whole)["params"]
+    assert [mixture.count for mixture in found.subject.mixtures().values()] == [8] * (3 - len(dense))
+
+
+def test_a_budget_that_only_experts_could_meet_names_the_recipes_that_cut_them(tmp_path):
+    start = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())
+    with pytest.raises(InfeasibleError, match=r"experts stay whole here: slimmoe .* stun .* sparsegpt and wanda"):
+        results(tmp_path, ["params=50%"], start)
 
 
 def test_what_hardly_speaks_goes_first(tmp_path):

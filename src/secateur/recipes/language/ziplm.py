@@ -107,6 +107,8 @@ def ziplm(
         dry_run: stop after the cut; nothing is trained (so with `gradual`, a later budget starts from a student that is
             not trained either).
 
+    In a mixture of experts, KV groups shrink, and the neurons of layers without experts; experts stay whole.
+
     Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
     8 since odd widths run slower; the coefficient search starts from each site's measured weight in the whole
     model's loss instead of 1; for sentence encoders, which have no logits, the logit loss is one minus cosine of the
@@ -121,7 +123,8 @@ def ziplm(
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
-    grid = allocate.grid(kinds["neurons"], ratio=ratio)
+    axes = tuple(name for name in (axis, "neurons") if name in kinds)
+    grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
     table = None
     if any("latency" in budget for budget in budgets):
         table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
@@ -129,11 +132,11 @@ def ziplm(
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
     for limit in limits.values():  # before the first of them is trained
-        check_reachable(subject.units(axis, "neurons", batch=batch, length=length), table, limit, rest, dense)
+        check_reachable(subject.units(*axes, batch=batch, length=length), table, limit, rest, dense)
 
     @cache
     def sweeps(start: Transformer, name: str) -> Database:
-        sites = start.units(axis, "neurons").free()
+        sites = start.units(*axes).free()
         gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}
         gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
         build = partial(database.build, start.forward, start.model, samples, start.consumers(), gone, damp=damp)
@@ -142,7 +145,7 @@ def ziplm(
     share, current = partial(timing.time_share, subject, batch=batch, length=length), subject
     for budget in sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b])):
         start = current if gradual else subject
-        units = start.units(axis, "neurons", batch=batch, length=length)
+        units = start.units(*axes, batch=batch, length=length)
 
         def decide(
             start: Transformer = start, units: Units = units, limit: Limits = limits[budget], budget: Budget = budget
@@ -195,6 +198,9 @@ def check_reachable(
             best = f"at least {measure}={np.ceil(least[measure]):.0f}"
             if measure == "latency":  # rounded down: rounded up, it could not be met
                 best = f"at most speedup={np.floor(100 * dense[measure] / least[measure]) / 100:g}x"
+            if "active_params" in dense:
+                best += "; experts stay whole here: slimmoe makes them thinner, stun drops some, and sparsegpt and "
+                best += "wanda zero weights in them"
             raise InfeasibleError(
                 f"{measure} of {most:.4g} can't be met: with no head and no neuron left it is {least[measure]:.4g}; "
                 f"ask for {best}", least[measure],
