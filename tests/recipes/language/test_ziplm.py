@@ -107,6 +107,7 @@ def test_the_grid_dampening_and_losses_are_what_the_options_say(tmp_path, monkey
     results(tmp_path, ["params=80%"], ratio=0.5, damp=0.1, steps=1, trials=0, **losses)
     ((levels_of, how),) = built
     assert how == {"damp": 0.1}
+    assert not list((tmp_path / "work").glob("database*"))  # it has served
     assert levels_of["layers.0.neurons"] == [64, 56, 48, 32, 0]
     assert {name: asked[0][name] for name in losses} == losses
 
@@ -255,7 +256,7 @@ def test_settings_of_the_training_loop_pass_through(tmp_path):
 def test_the_student_holds_the_compensated_weights(tmp_path, monkeypatch):
     made, real = [], database.build
     monkeypatch.setattr(ziplm.database, "build", lambda *given, **how: made.append(real(*given, **how)) or made[-1])
-    (found,) = results(tmp_path, ["params=80%"])
+    (found,) = results(tmp_path, ["params=80%"], keep_database=True)
     (base,) = made
     changed, dense = 0, subject()
     for site, at in found.subject.consumers().items():
@@ -308,7 +309,7 @@ def test_a_database_that_is_kept_serves_the_next_call(tmp_path, monkeypatch):
     (plain,) = results(tmp_path / "a", ["params=80%"])
     (first,) = results(tmp_path / "b", ["params=80%"], keep_database=True)
     (tmp_path / "b" / "work" / "cut-params=80%.safetensors").unlink()
-    monkeypatch.setattr(ziplm.database, "build", lambda *_, **__: pytest.fail("built anew"))
+    monkeypatch.setattr(ziplm.database.hessian, "sweep", lambda *_, **__: pytest.fail("built anew"))
     (second,) = results(tmp_path / "b", ["params=80%"], keep_database=True)
     for name, tensor in plain.subject.model.state_dict().items():
         assert torch.equal(tensor, first.subject.model.state_dict()[name])

@@ -305,3 +305,24 @@ def test_a_branch_that_does_not_fit_is_refused():
             adaptive.branch(weight, weight > 0, k)
     with pytest.raises(InputError, match="give 'mean', 'sum' or 'xavier'"):
         adaptive.branch(weight, weight > 0, 4, "median")
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (8,), (2, 4, 6), (1,)])
+def test_bits_are_the_booleans_they_were_made_of(shape: tuple[int, ...]) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    bits = adaptive.pack_bits(mask)
+    assert bits.numel() == -(-mask.numel() // 8)
+    assert torch.equal(adaptive.unpack_bits(bits, mask.shape), mask)
+
+
+def test_a_mask_takes_a_bit_and_a_checkpoint_of_0_1_0_with_bytes_loads() -> None:
+    linear = nn.Linear(64, 32, bias=False)
+    keep = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    with adaptive.moving(linear, {"weight": lambda weight: weight > 0}, steps=4) as masks:
+        stored = {name: tensor for name, tensor in linear.named_buffers()}
+        assert sum(tensor.nbytes for tensor in stored.values()) == 2 * 32 * 64 // 8
+        old = {name: tensor for name, tensor in linear.state_dict().items() if not name.endswith("bits")}
+        linear.load_state_dict(old | {"parametrizations.weight.0.keep": keep})
+        (closed,) = masks.closed_weights().values()
+        assert torch.equal(closed, ~keep)
+    assert torch.equal(linear.weight != 0, keep)
