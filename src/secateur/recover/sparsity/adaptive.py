@@ -90,11 +90,14 @@ class _Mask(nn.Module):
         return torch.where(self.keep, weight, 0)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Take in a checkpoint of 0.1.0 too, which has a byte for each boolean."""
-        whole = state_dict.pop(f"{prefix}keep", None)
-        if whole is not None:
-            state_dict[f"{prefix}bits"] = pack_bits(whole)
+        self.upgrade_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def upgrade_state(self, tensors: dict[str, Tensor], prefix: str) -> None:
+        """Pack the mask in a checkpoint of 0.1.0, which has a byte for each boolean; `loop.train` calls this too."""
+        whole = tensors.pop(f"{prefix}keep", None)
+        if whole is not None:
+            tensors[f"{prefix}bits"] = pack_bits(whole)
 
 
 class _Closed(Mapping[Tensor, Tensor]):
