@@ -186,6 +186,8 @@ def results(
         **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
     }
+    if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
+        notes.append(need)
     reference = Reference(backend, subject, place, None if dry_run else parts.held)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure.latency import Environment
-from secateur.vocabulary import Figure, Subject, Units
+from secateur.vocabulary import Budget, Figure, Subject, Units
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_processes", "check_source", "hash_model",
@@ -105,6 +105,12 @@ class Backend(Protocol[S, D, B]):
     def check(self, subject: S, options: Mapping[str, object]) -> None:
         """Refuse options that the subject can't follow."""
         return None
+
+    def describe_memory(
+        self, subject: S, budgets: Sequence[Budget], options: Mapping[str, object], environment: Environment
+    ) -> str:
+        """A line for dry runs on what a recipe with these options takes at its highest point; "" where none is known."""
+        return ""
 
     def digest(self, subject: S) -> str:
         """A hash that tells this subject from any other."""
