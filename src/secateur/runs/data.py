@@ -160,7 +160,7 @@ def prune_data(
     return results
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `prune_data` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
 
     Raises `InputError` where the file, a key in it or a value can't be used.
@@ -196,7 +196,7 @@ def _earlier_rows(where: Path) -> list[Evidence]:
     return [row for row in evidence.read(where) if (where / row.target / INDEX).is_file()]
 
 
-def _evidence(result: Result, settings: Mapping[str, Any]) -> Evidence:
+def _evidence(result: Result, settings: Mapping[str, object]) -> Evidence:
     row = Evidence("prune-data", result.name, predicted=result.predicted, cut=result.cut, settings=settings,
                    environment=describe_machine())  # fmt: skip
     return replace(row, verdict=evidence.judge(row))

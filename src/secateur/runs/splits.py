@@ -66,7 +66,7 @@ def read(
     *,
     text: str = "text",
     label: str = "label",
-    sizes: Any = None,
+    sizes: str | Sequence[float | str] | None = None,
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
@@ -92,7 +92,7 @@ def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
     return replace(data, sizes=sizes)
 
 
-def box_size_notes(held_out: Any, figures: Collection[str]) -> list[str]:
+def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     """What is to be said of how these `figures` were measured: which boxes were small, and which large."""
     if not isinstance(held_out, Examples) or not any(name.startswith("mAP_") for name in figures):
         return []
@@ -105,7 +105,7 @@ def columns(text: str, label: str, sizes: str | Sequence[float | str] | None = N
     return found if sizes is None else {**found, "sizes": list(examples.sides(sizes))}
 
 
-def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject: Any, *, seed: int) -> Parts:
+def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject: object, *, seed: int) -> Parts:
     """All of `data` and `held_out`, or if that is None two parts of `data`, drawn by the seed; both have been read.
 
     Raises `DataError` for what the subject can't take, held-out data by which it can't be judged, and too little data.
