@@ -159,7 +159,8 @@ def simulate() -> Iterator[Ledger]:
     """Within the block, tensors have shapes and no memory, and the ledger says what they would take.
 
     Modules made inside have no memory either, so that a model far larger than this machine can be run. Every value read
-    from a tensor is 1 or true, but for `any`, which is false. What kernels take for themselves, and what the allocator can't hand back, is not in it.
+    from a tensor is 1 or true, but for `any`, which is false. What kernels take for themselves, and what the allocator
+    can't hand back, is not in it.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
         yield ledger

@@ -213,7 +213,7 @@ def _with_even_experts(subject: Transformer) -> Transformer:
     """`subject`, where experts run as one of them on the rows of all: without values, no token can choose."""
     if isinstance(subject, Moe):
         for mixture in subject.mixtures().values():
-            mixture.experts.forward = _OneForAll(mixture.experts)  # type: ignore[assignment]
+            mixture.experts.forward = _OneForAll(mixture.experts)
     return subject
 
 
@@ -228,4 +228,5 @@ class _OneForAll:
         gate, up = nn.functional.linear(rows, self.experts.gate_up_proj[0]).chunk(2, -1)
         out = nn.functional.linear(self.experts.act_fn(gate) * up, self.experts.down_proj[0])
         weighted = out * shares.reshape(-1, 1).to(out.dtype)
-        return weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
+        summed: Tensor = weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
+        return summed

@@ -93,7 +93,9 @@ def _store(sweep: hessian.Sweep, path: Path) -> hessian.Sweep:
 
 
 @contextmanager
-def running(model: nn.Module, consumers: Mapping[str, Columns], base: Sweeps, levels: Mapping[str, int]) -> Iterator[None]:
+def running(
+    model: nn.Module, consumers: Mapping[str, Columns], base: Sweeps, levels: Mapping[str, int]
+) -> Iterator[None]:
     """Within the block, each consumer of `levels` (site -> level) runs with its weight at that level.
 
     Its weight takes the level's place only while it runs: one of them is in memory at a time. See also `stitch`.

@@ -41,7 +41,8 @@ def taylor(
     """Site -> float32 [E I]: |sum over tokens of h_j dL/dh_j|, the gradient of a gate of 1 on each neuron.
 
     It is |sum_i W2_ij dL/dW2_ij|, for dL/dW2 sums g h^T over the tokens that the expert got, so that only down_proj
-    needs a gradient; that of a layer is reduced to its E I numbers, and freed, before the next is there. The share that a token gives its expert is inside: experts that are hardly used score low.
+    needs a gradient; that of a layer is reduced to its E I numbers, and freed, before the next is there. The share that
+    a token gives its expert is inside: experts that are hardly used score low.
 
     Source: Molchanov et al., CVPR 2019, equation 8, with gates; SlimMoE (arXiv 2506.18349) takes it of its KD loss.
     """

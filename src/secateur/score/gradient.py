@@ -252,7 +252,7 @@ def reduce_gradients(
     weights: Sequence[Tensor],
     reduce: Callable[[Tensor, Tensor], T],
 ) -> Iterator[dict[Tensor, T]]:
-    """Per batch, parameter -> what `reduce(parameter, its gradient)` gives, for parameters in which the loss has a part.
+    """Per batch, parameter -> what `reduce(parameter, its gradient)` gives, where the loss has a part in it.
 
     `reduce` is called in the midst of the backward pass, as soon as a gradient is there, which is freed after it: of
     all gradients of a model there is only one at a time. Leaves everything as it was.

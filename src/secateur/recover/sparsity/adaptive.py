@@ -54,7 +54,8 @@ def pack_bits(mask: Tensor) -> Tensor:
 def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
     """The booleans of `shape` that `pack_bits` made `bits` of."""
     flat = (bits[:, None] >> _shifts(bits)).bitwise_and_(1).flatten()
-    return flat[: shape.numel()].view(torch.bool).view(shape)
+    mask: Tensor = flat[: shape.numel()].view(torch.bool).view(shape)
+    return mask
 
 
 def _shifts(like: Tensor) -> Tensor:
@@ -108,8 +109,10 @@ class _Closed(Mapping[Tensor, Tensor]):
     def __init__(self, masks: Mapping[Tensor, _Mask]) -> None:
         self._masks = dict(masks)
         # To shard a mask takes all processes, so that these are made once; each has its part of the whole.
-        self._sharded = {
-            weight: shard_like(~mask.keep, weight) for weight, mask in self._masks.items() if isinstance(weight, DTensor)
+        self._sharded: dict[Tensor, Tensor] = {
+            weight: shard_like(~mask.keep, weight)
+            for weight, mask in self._masks.items()
+            if isinstance(weight, DTensor)
         }
 
     def __getitem__(self, weight: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Backend(Protocol[S, D, B]):
     def describe_memory(
         self, subject: S, budgets: Sequence[Budget], options: Mapping[str, object], environment: Environment
     ) -> str:
-        """A line for dry runs on what a recipe with these options takes at its highest point; "" where none is known."""
+        """A line for dry runs on what such a recipe takes at its highest point; "" where that is not known."""
         return ""
 
     def digest(self, subject: S) -> str:

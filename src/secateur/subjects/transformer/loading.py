@@ -131,7 +131,7 @@ def open_outline(source: str | Path) -> Transformer:
     """The subject that the configuration at `source` describes, with weights that were never filled.
 
     A folder that holds a config.json, with or without weights, the file itself, or a Hub id. Within
-    `torch.device("meta")`, or `measure.memory.simulate`, it takes no memory. Raises `ModelError` as `open_subject` does.
+    `measure.memory.simulate` it takes no memory. Raises `ModelError` as `open_subject` does.
     """
     folder = Path(source).parent if Path(source).name == "config.json" else _local(source, fetched=["*.json"])
     if not (folder / "config.json").is_file():
