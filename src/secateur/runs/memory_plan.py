@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -220,13 +219,14 @@ def _with_even_experts(subject: Transformer) -> Transformer:
 class _OneForAll:
     """Forward pass of packed experts where every row passes the first: the same tensors as of evenly spread tokens."""
 
-    def __init__(self, experts: Any) -> None:
+    def __init__(self, experts: nn.Module) -> None:
         self.experts = experts
+        self.act: Callable[[Tensor], Tensor] = experts.act_fn  # type: ignore[assignment]
 
     def __call__(self, states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         rows = states.repeat_interleave(chosen.shape[-1], 0)
-        gate, up = nn.functional.linear(rows, self.experts.gate_up_proj[0]).chunk(2, -1)
-        out = nn.functional.linear(self.experts.act_fn(gate) * up, self.experts.down_proj[0])
+        gate, up = nn.functional.linear(rows, self.experts.get_parameter("gate_up_proj")[0]).chunk(2, -1)
+        out = nn.functional.linear(self.act(gate) * up, self.experts.get_parameter("down_proj")[0])
         weighted = out * shares.reshape(-1, 1).to(out.dtype)
         summed: Tensor = weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
         return summed

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,19 +41,25 @@ def build(
     folder: Path | None = None,
     *,
     at_once: float = AT_ONCE,
-    **options: Any,
+    damp: float = 0.01,
+    compensate: bool = True,
+    one_at_a_time: bool = True,
 ) -> dict[str, hessian.Sweep]:
     """Site -> its sweep: the order in which units go, and weight and error when `levels[site]` of them are removed.
 
     Passes of `batches` through the dense model collect the Hessians, those of as many neighbouring sites in one pass
-    as take `at_once` bytes; one `hessian.sweep` per site makes all its levels. `options` go to `hessian.sweep` (damp,
-    compensate, one_at_a_time).
+    as take `at_once` bytes; one `hessian.sweep` per site makes all its levels. damp, compensate and one_at_a_time are
+    its own.
 
     With `folder`, each sweep is written there when it is made, to SITE.safetensors, and its weights are mapped from
     that file when they are asked for, so that memory does not grow with the number of layers; sites that have their
     file already are not swept again.
     """
-    found = {site: hessian.Sweep.open(path) for site in levels if folder and (path := site_file(folder, site)).exists()}
+    found = dict[str, hessian.Sweep]()
+    if folder is not None:
+        stored = distributed.by_first(lambda: [site for site in levels if site_file(folder, site).exists()])
+        found = {site: hessian.Sweep.open(site_file(folder, site)) for site in stored}
+    run_sweep = partial(hessian.sweep, damp=damp, compensate=compensate, one_at_a_time=one_at_a_time)
     groups: list[list[str]] = [[]]
     held = 0.0
     for site in levels:
@@ -72,7 +79,7 @@ def build(
         for site in group:
             consumer = consumers[site]
             moment = moments.pop(consumer.module)
-            sweep = hessian.sweep(_weight(model, consumer), moment, consumer.block, levels[site], **options)
+            sweep = run_sweep(_weight(model, consumer), moment, consumer.block, levels[site])
             found[site] = sweep if folder is None else _store(sweep, site_file(folder, site))
     return {site: found[site] for site in levels}
 

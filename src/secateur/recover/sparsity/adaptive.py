@@ -48,7 +48,8 @@ class _Through(torch.autograd.Function):
 def pack_bits(mask: Tensor) -> Tensor:
     """Booleans of any shape -> uint8 [ceil(numel / 8)], the first of each eight in the lowest bit."""
     flat = nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).unflatten(0, (-1, 8))
-    return (flat << _shifts(mask)).sum(1, dtype=torch.uint8)
+    bits: Tensor = (flat << _shifts(mask)).sum(1, dtype=torch.uint8)
+    return bits
 
 
 def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
@@ -92,7 +93,7 @@ class _Mask(nn.Module):
             return masked
         return torch.where(self.keep, weight, 0)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
         self.upgrade_state(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
