@@ -21,6 +21,10 @@ help:  ## what can be asked for
 demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, measured beside two baselines
 	@$(BIN)/python examples/demo.py
 
+journeys: $(VENV)/.full  ## what a new user does, from data to a result, one after the other: examples/journey_*.py
+	@for file in examples/journey_*.py; do echo "== $$file"; \
+		$(BIN)/python "$$file" "journeys/$$(basename "$$file" .py)"; done
+
 test: style  ## formatting, types, import contracts, all fast tests
 	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
@@ -38,6 +42,9 @@ style: $(VENV)/.full
 claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one system, STALE=1 for rows of older code, PILOT=1 to try them out
 	@PILOT=$(PILOT) $(BIN)/python -m claims $(RECIPE) $(if $(STALE),--stale)
 	@$(BIN)/python scripts/tables.py
+
+gpu: $(VENV)/.full  ## what only a real card shows, into docs/evidence/gpu.md; without a card one line says so
+	@SECATEUR_GPU=1 $(BIN)/python -m pytest -q tests/gpu
 
 docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
 	@$(BIN)/python scripts/tables.py
@@ -80,4 +87,4 @@ $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
-.PHONY: help demo test lint style claims docs bench changelog clean
+.PHONY: help demo journeys test lint style claims gpu docs bench changelog clean

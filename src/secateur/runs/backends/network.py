@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateur._utils import modes, plugins
-from secateur.data import examples, labels
+from secateur._utils import devices, modes, plugins
+from secateur.data import examples, images, labels
 from secateur.data.examples import Examples
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
@@ -51,7 +53,7 @@ class Network(Backend[Traced, Examples, Arguments]):
             return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
         return plugins.names_function(source)
 
-    def read(self, data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
+    def read(self, data: Any, text: str = "text", label: str = labels.DEFAULT) -> Examples:
         """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file of their classes.
 
         Raises `DataError` for an array that was named and is not there, and for a column of texts, which is nowhere.
@@ -71,7 +73,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         detects = data is not None and bool(data.targets)
         if isinstance(source, Traced):
             return detectors.open_detector(source) if detects else source
-        module, example = build_network(source, inputs, None if data is None else data.inputs[:1])
+        module, example = build_network(source, inputs, data)
         return detectors.open_detector(module, example) if detects else open_traced(module, example)
 
     def reopen(self, source: Model, original: Traced, device: str | None = None) -> Traced:
@@ -85,6 +87,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
         taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
         first = next((leaf for leaf in taken if isinstance(leaf, Tensor)), None)
+        data = _declare_images(data, subject.model, first)
         if first is not None and first.shape[1:] != data.inputs.shape[1:]:
             raise DataError(
                 f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
@@ -119,9 +122,10 @@ class Network(Backend[Traced, Examples, Arguments]):
             if tensor.dim() and len(tensor) == rows:
                 copies = math.ceil(environment.batch / rows)
                 tensor = tensor.repeat(copies, *[1] * (tensor.dim() - 1))[: environment.batch]
-            return tensor.to(environment.device)
+            return tensor
 
-        return cast(Arguments, tree_map_only(Tensor, repeat_rows, (args, kwargs)))
+        repeated = tree_map_only(Tensor, repeat_rows, (args, kwargs))
+        return cast(Arguments, devices.move(repeated, torch.device(environment.device)))
 
     def place(self, subject: Traced, environment: latency.Environment) -> Traced:
         """The subject where it is measured: itself if it is there, else a copy, so that what is cut stays."""
@@ -147,7 +151,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         Quantised layers are saved as integers of their bits, packed where their masks have a pattern.
         """
         weights = list(subject.model.parameters())
-        args, kwargs = subject.inputs.fresh()
+        args, kwargs = subject.inputs.fresh(subject.model)
         layers = integers.quantised_layers(subject.model)
         whole = float(sum(p.numel() * p.element_size() for p in weights))
         whole -= sum(layer.weight.numel() * (layer.weight.element_size() - layer.bits / 8) for layer in layers.values())
@@ -171,17 +175,17 @@ class Network(Backend[Traced, Examples, Arguments]):
         Without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
         number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
         """
-        batches, pair = list(held_out.in_order(environment.batch)), (original, student)
+        batches, pair = examples.Ordered(held_out, environment.batch), (original, student)
         if held_out.targets:
             before, after = (_precision(subject, batches, held_out.sizes) for subject in pair)
             return before, after, {}
-        answers = [_on_cpu(subject.model, partial(self.forward, subject)) for subject in pair]
+        answers = [partial(self.forward, subject) for subject in pair]
         tally = loyalty.Tally()
         if held_out.labels is not None:
             first, second = quality.accuracies(answers, batches, watch=tally.add)
             return {"accuracy": first}, {"accuracy": second}, tally.figures()
         with torch.inference_mode():
-            parts = [[_first_tensor(answer(batch)) for batch in batches] for answer in answers]
+            parts = [[_first_tensor(answer(batch)).cpu() for batch in batches] for answer in answers]
         outputs = [torch.cat([part.flatten(1) for part in some]) for some in parts]
         if all(output.shape[1] == 1 for output in outputs):
             return {}, {}, loyalty.numbers(*(output.flatten().tolist() for output in reversed(outputs)))
@@ -214,16 +218,18 @@ class Network(Backend[Traced, Examples, Arguments]):
 
 
 def build_network(
-    model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None
+    model: str | Path | nn.Module, inputs: Any = None, data: Examples | None = None
 ) -> tuple[nn.Module, Any]:
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
-    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
+    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or the first of the
+    data, if None.
     """
     module, example = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
     if inputs is not None:
         example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
-    example = first if example is None else example
+    if example is None and data is not None:
+        example = _declare_images(data, module).inputs[:1]
     if example is None:
         what = model if isinstance(model, str | Path) else type(model).__name__
         raise InputError(
@@ -231,6 +237,14 @@ def build_network(
             "or let its function return (model, inputs)"
         )
     return module, example
+
+
+def _declare_images(data: Examples, model: nn.Module, example: Tensor | None = None) -> Examples:
+    """The examples; images with the transform that the model records where none was declared."""
+    if not isinstance(data.inputs, Images):
+        return data
+    sides = None if example is None else tuple(example.shape[1:])
+    return replace(data, inputs=images.declare(data.inputs, model, sides, data.name))
 
 
 def _random_inputs(shape: str) -> Tensor:
@@ -310,26 +324,17 @@ def run_network(subject: Traced, batch: Any) -> Any:
     if isinstance(model, Joint):
         return model(batch)
     if isinstance(batch, tuple):
-        args, kwargs = batch
+        args, kwargs = devices.move(batch, model)
         return model(*args, **kwargs)
     return subject.inputs.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
 
 
-def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`forward` of a batch from anywhere, with its output on the CPU, where it is judged."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if device.type == "cpu":
-        return forward
+def _precision(subject: Traced, batches: Iterable[Mapping[str, object]], sizes: Sequence[float]) -> Row:
+    model = cast(Detector, subject.model.eval())
 
-    def run_on_device(batch: Any) -> Any:
-        output = forward(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
-        return tree_map_only(Tensor, Tensor.cpu, output)
+    def detect(images: Tensor) -> list[dict[str, Tensor]]:
+        return model.detect(devices.move(images, subject.model))
 
-    return run_on_device
-
-
-def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
-    detect = _on_cpu(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
     except MissingExtraError:
