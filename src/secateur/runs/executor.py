@@ -184,6 +184,8 @@ def run(
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
         **({} if workers is None else {"workers": workers}),
     }
+    if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
+        notes.append(need)
     reference = Reference(backend, subject, place, None if dry_run else parts.held)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
