@@ -100,15 +100,8 @@ def test_a_class_of_one_example_is_learned_from_and_told_of():
     train, held = data.split()
     assert sorted(held.labels.tolist()) == [0, 1]
     assert 2 in train.labels
-    notes = splits.quality_notes(held, {"accuracy": Figure(0.9)})
+    notes = splits.missing_classes_note(held, {"accuracy": Figure(0.9)})
     assert notes == ["1 of 3 classes have no held-out example: c"]
-
-
-def test_an_original_at_chance_level_is_told_of():
-    held = Examples(torch.rand(10, 2), torch.arange(10) % 2)
-    (note,) = splits.quality_notes(held, {"accuracy": Figure(0.5)})
-    assert "accuracy of 0.500 is that of chance (the most frequent class alone: 0.500)" in note
-    assert splits.quality_notes(held, {"accuracy": Figure(0.6)}) == []
 
 
 @pytest.mark.parametrize(("scale", "told"), [(1.0, False), (255.0, True)])

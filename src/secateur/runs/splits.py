@@ -23,7 +23,8 @@ from secateur.runs.backends.network import Network
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "names_of", "quality_notes",
+    "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "missing_classes_note",
+    "names_of",
     "range_note", "read", "split",
 ]  # fmt: skip
 
@@ -164,23 +165,16 @@ def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def quality_notes(held_out: object, before: Mapping[str, Figure]) -> list[str]:
-    """What is to be said of accuracies: of an original that tells no classes, and of classes that nobody measured."""
+def missing_classes_note(held_out: object, before: Mapping[str, Figure]) -> list[str]:
+    """What is to be said of accuracies: which classes nobody measured."""
     if not isinstance(held_out, Examples) or held_out.labels is None or "accuracy" not in before:
         return []
-    notes, counts = [], torch.bincount(held_out.labels)
-    chance, accuracy = float(counts.max() / counts.sum()), before["accuracy"].value
-    if accuracy <= chance and int((counts > 0).sum()) > 1:
-        notes.append(
-            f"the original's accuracy of {accuracy:.3f} is that of chance (the most frequent class alone: "
-            f"{chance:.3f}): look whether its classes are numbered as the data's, and whether it was trained on "
-            "inputs like these (--transform)"
-        )
+    counts = torch.bincount(held_out.labels)
     missing = [name for number, name in enumerate(held_out.classes) if number >= len(counts) or not counts[number]]
-    if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-        notes.append(f"{len(missing)} of {len(held_out.classes)} classes have no held-out example: {shown}")
-    return notes
+    if not missing:
+        return []
+    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    return [f"{len(missing)} of {len(held_out.classes)} classes have no held-out example: {shown}"]
 
 
 def range_note(data: Dataset, sample: int = 64) -> str:
