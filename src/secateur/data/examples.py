@@ -36,6 +36,8 @@ class Examples:
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
+    ids:     numbers of the classes where the data comes from, such as COCO's, or nothing
+    notes:   what of the data was left out or renumbered, for the run's evidence
     """
 
     inputs: Tensor
@@ -44,6 +46,8 @@ class Examples:
     classes: tuple[str, ...] = ()
     name: str = "examples"
     sizes: tuple[float, ...] = ()
+    ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.sizes:

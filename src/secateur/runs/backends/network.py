@@ -21,6 +21,7 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
+from secateur.methods.detector_classes import match_classes
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Row, hash_model
 from secateur.subjects import matrices as matrices_of
@@ -94,6 +95,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         if data.labels is not None:
             _check_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
+            data = match_classes(data, subject.model)
             _check_loss(data, subject.model)
         return data
 
