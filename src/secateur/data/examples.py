@@ -20,18 +20,17 @@ from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur.data import labels
+from secateur.data.images import Files, Images, is_image
 from secateur.errors import DataError, InputError
 
 __all__ = ["Augment", "Batches", "Examples", "batches", "count", "read", "sides"]
-
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Inputs in order, and what each of them should give.
 
-    inputs:  [N, ...]; images are float32 [N, C, H, W] between 0 and 1
+    inputs:  [N, ...], a tensor; or images that lie on the disk, [N, C, H, W], see `images.Images`
     labels:  [N] int64 classes, or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
@@ -40,7 +39,7 @@ class Examples:
     notes:   what of the data was left out or renumbered, for the run's evidence
     """
 
-    inputs: Tensor
+    inputs: Tensor | Images
     labels: Tensor | None = None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     classes: tuple[str, ...] = ()
@@ -60,6 +59,8 @@ class Examples:
         if self.targets and len(self.targets) != count:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
         self._check_boxes()
+        if isinstance(self.inputs, Images):
+            return
         if self.inputs.is_floating_point() and not bool(torch.isfinite(self.inputs).all()):
             raise DataError(f"{self.name} holds NaN or infinity: clean the inputs")
 
@@ -93,8 +94,12 @@ class Examples:
     @cached_property
     def digest(self) -> str:
         """sha256 of inputs, classes and boxes, and of the sizes by which these are told apart."""
-        digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
-        parts = [self.inputs, *([] if self.labels is None else [self.labels])]
+        parts = [] if self.labels is None else [self.labels]
+        if isinstance(self.inputs, Images):
+            digest = hashlib.sha256(self.inputs.digest)
+        else:
+            digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
+            parts.insert(0, self.inputs)
         parts += [target[key] for target in self.targets for key in ("boxes", "labels")]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
@@ -105,29 +110,34 @@ class Examples:
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
         """Measure -> [N], what each example takes: the bytes of its input."""
-        one = self.inputs[0].numel() * self.inputs.element_size()
+        one = math.prod(self.inputs.shape[1:]) * self.inputs.element_size()
         return {"bytes": np.full(len(self), float(one))}
 
     def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
-        """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality."""
+        """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality.
+
+        Of images that lie on the disk, equal for equal files.
+        """
         if normalised:
             raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
+        if isinstance(self.inputs, Images):
+            return self.inputs.keys()
         rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
         return hashes.digests(rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
-        """The examples at `indices`, in that order."""
+        """The examples at `indices`, in that order; images are not read."""
         chosen = torch.as_tensor(indices, dtype=torch.long)
         return replace(
             self,
-            inputs=self.inputs[chosen],
+            inputs=self.inputs.take(chosen) if isinstance(self.inputs, Images) else self.inputs[chosen],
             labels=None if self.labels is None else self.labels[chosen],
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
     def batch(self) -> dict[str, Any]:
         """All of them as one batch: "inputs", and "labels" or "targets" where there are any."""
-        found: dict[str, Any] = {"inputs": self.inputs}
+        found: dict[str, Any] = {"inputs": self.inputs[:]}
         if self.labels is not None:
             found["labels"] = self.labels
         if self.targets:
@@ -160,6 +170,8 @@ class Examples:
         """Raise `DataError` for what `save` could not write so that it is read as it is."""
         boxes = [target["boxes"].dtype for target in self.targets]
         kinds = [target["labels"].dtype for target in self.targets]
+        if isinstance(self.inputs, Images):
+            raise DataError(f"{self.name} is images in files, which are not written as one array: keep their folder")
         for what, found, known in (
             ("inputs", [self.inputs.dtype], (torch.float32, torch.int64)),
             ("labels", [] if self.labels is None else [self.labels.dtype], (torch.int64,)),
@@ -182,6 +194,7 @@ class Examples:
             RunError: the disk is full, or `path` can't be written.
         """
         self.storable()
+        assert isinstance(self.inputs, Tensor)
         arrays: dict[str, Any] = {"inputs": self.inputs.numpy()}
         if self.labels is not None:
             arrays["labels"] = self.labels.numpy()
@@ -334,15 +347,12 @@ def _folder(path: Path) -> Examples:
         if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
             return _coco(path, file, found)
     kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if _is_image(file)]
+    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if is_image(file)]
     if not files:
         raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
-    inputs = _images([file for file, _ in files])
+    inputs = Images(Files([file for file, _ in files]))
+    inputs.keys()  # what is damaged is told now, and not after hours
     return Examples(inputs, torch.tensor([n for _, n in files]), (), tuple(kind.name for kind in kinds), path.name)
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _IMAGES and not file.name.startswith(".")
 
 
 def _images(files: Sequence[Path]) -> Tensor:
@@ -439,7 +449,7 @@ class Batches(Sequence["dict[str, Any]"]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         part = self.data.take(self.places(index))
-        inputs = part.inputs
+        inputs = part.inputs[:]
         if self.augment is not None:
             inputs = self.augment(inputs, np.random.default_rng([self.seed, *divmod(index, len(self))]))
         return part.batch() | {"inputs": inputs}
