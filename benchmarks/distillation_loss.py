@@ -31,6 +31,7 @@ PEERS = peers.DISTILLERS
 CONTESTANTS = {
     "secateur kl": None,
     "plain PyTorch": None,
+    "autograd in chunks": None,
     "torchtune ForwardKLLoss": "torchtune",
     "torchtune ForwardKLWithChunkedOutputLoss": "torchtune",
     "TRL generalized_jsd_loss (beta=0)": "trl",
@@ -59,6 +60,8 @@ def loss_of(name: str) -> Callable[..., Any]:
         from secateur.recover.distillation import losses
 
         return lambda student, teacher: losses.kl(student, teacher) / len(student)
+    if name == "autograd in chunks":
+        return autograd_in_chunks()
     if name == FROM_HIDDEN[0]:
         from secateur.recover.distillation import losses
 
@@ -91,6 +94,34 @@ def loss_of(name: str) -> Callable[..., Any]:
     except ImportError:
         from trl import GKDTrainer
     return lambda s, t: GKDTrainer.generalized_jsd_loss(s[None], t[None], beta=0.0, reduction="sum") / len(s)
+
+
+def autograd_in_chunks() -> Callable[..., Any]:
+    """The same walk over chunks as secateur's, but the gradient of each is autograd's and not derived by hand."""
+    import torch
+    from torch.nn import functional
+
+    class Walk(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, student: Any, teacher: Any) -> Any:
+            rows = max(1, 2**20 // student.shape[1])
+            gradient, total = torch.empty_like(student), 0.0
+            for start in range(0, len(student), rows):
+                piece = student[start : start + rows].detach().requires_grad_()
+                target = functional.log_softmax(teacher[start : start + rows], -1)
+                with torch.enable_grad():
+                    logs = functional.log_softmax(piece, -1)
+                    value = functional.kl_div(logs, target, log_target=True, reduction="sum") / len(student)
+                gradient[start : start + rows] = torch.autograd.grad(value, piece)[0]
+                total += value.item()
+            ctx.save_for_backward(gradient)
+            return student.new_tensor(total)
+
+        @staticmethod
+        def backward(ctx: Any, scale: Any) -> Any:
+            return ctx.saved_tensors[0].mul_(scale), None
+
+    return lambda student, teacher: Walk.apply(student, teacher)
 
 
 def child(name: str, tokens: int, vocabulary: int, width: int, repeats: int) -> None:

@@ -12,7 +12,7 @@ from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, RunError
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop
-from secateur.studies import lottery, study_inputs
+from secateur.studies import executor, lottery
 
 QUICK = {"epochs": 1, "batch": 24, "seeds": (0, 1)}
 
@@ -108,7 +108,7 @@ def test_the_networks_own_weights_do_not_matter():
 
 def answered(root, **more):
     how = {"epochs": 1, "batch": 24, "seeds": (0, 1), "kept": 0.3, "lrs": (0.1,), **more}
-    return study_inputs.study("lottery", nets.opened(nets.vgg()), nets.data(), root, **how)
+    return executor.study("lottery", nets.opened(nets.vgg()), nets.data(), root, **how)
 
 
 def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):

@@ -12,14 +12,14 @@ from secateur.errors import InfeasibleError, InputError, RunError
 from secateur.methods import arms
 from secateur.methods.control import LACKS
 from secateur.recover.training import loop
-from secateur.studies import scratch, study_inputs
+from secateur.studies import executor, scratch
 
 QUICK = {"epochs": 2, "batch": 24, "lr": 0.05}
 
 
 def answered(root, *budgets, **more):
     how = {**QUICK, "seeds": (0, 1), "scratch": "both", **more}
-    return study_inputs.study(
+    return executor.study(
         "scratch", nets.opened(nets.vgg()), nets.data(), root, budgets=budgets or ("channels=50%",), **how
     )
 

@@ -19,9 +19,9 @@ __all__ = ["execute"]
 def execute(given: dict[str, Any]) -> None:
     """Answer a question over many runs of a recipe; the same command again resumes."""
     from secateur.reports import evidence
-    from secateur.studies import study_inputs
+    from secateur.studies import executor
 
-    answer, screen = study_inputs.study(**given), console()
+    answer, screen = executor.study(**given), console()
     for table in answer.tables:
         screen.print(evidence.rich_table(table.rows, title=table.title))
     print_lines(*answer.notes, answer.headline)
@@ -55,7 +55,7 @@ def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
 
 COMMAND = Command(
     execute,
-    ["secateur.studies.study_inputs.study"],
+    ["secateur.studies.executor.study"],
     arguments=("study", "model"),
     help={
         "study": "a study's name; without one, all are listed.",
@@ -65,6 +65,6 @@ COMMAND = Command(
     recipe_flags=_recipe_flags,
     needed={"STUDY": "study", "--out": "out"},
     example="secateur study curve net.py:build --data digits.npz --out curves",
-    configured="secateur.studies.study_inputs.configured",
+    configured="secateur.studies.executor.configured",
     adapt=_check,
 )

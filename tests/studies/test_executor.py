@@ -14,7 +14,7 @@ from recipes.data import test_kd_data_pruning as toy
 from secateur import recipes, studies
 from secateur.errors import InputError, RunError, SecateurError
 from secateur.recipes.data import kd_data_pruning as recipe
-from secateur.studies import study_inputs
+from secateur.studies import executor
 
 QUICK = {"batch": 24, "epochs": 1.0}
 GRID = {"shares": (0.2, 0.5), "alphas": (1.0,), "seeds": (0, 1)}
@@ -61,7 +61,7 @@ def wide(place):
 
 def ask(place, **more):
     given = {"model": f"{place / 'net.py'}:build", "data": str(place / "data.npz"), **GRID, **QUICK}
-    return study_inputs.study("curve", **{**given, **more})
+    return executor.study("curve", **{**given, **more})
 
 
 def test_a_study_leaves_its_figures_settings_seeds_and_a_page(place, capsys):
@@ -87,9 +87,9 @@ def test_the_same_again_trains_nothing_and_a_larger_grid_is_what_run_yaml_then_s
     assert {name: (place / "again" / name).read_bytes() for name in bytes_of} == bytes_of
     larger = ask(place, out=place / "again", seeds=(0, 1, 2))
     assert larger.tables != first.tables
-    repeated = study_inputs.configured(place / "again" / "run.yaml", {"out": str(place / "repeated")})
+    repeated = executor.configured(place / "again" / "run.yaml", {"out": str(place / "repeated")})
     assert repeated["seeds"] == [0, 1, 2]
-    assert study_inputs.study(**repeated).tables == larger.tables
+    assert executor.study(**repeated).tables == larger.tables
     with pytest.raises(RunError, match=r"with epochs=1.0, not epochs=2.0"):
         ask(place, out=place / "again", epochs=2.0)
 
@@ -101,8 +101,8 @@ def test_teachers_that_are_added_are_what_run_yaml_then_says(place):
     assert list(more.tables[1:]) == list(first.tables), "beside what one alone tells"
     assert "teacher alone: accuracy by teacher" in (place / "teachers" / "study.html").read_text()
     assert json.loads((place / "teachers" / "study.json").read_text())["figures"]["best_teacher"][0]["share"] == 0.2
-    repeated = study_inputs.configured(place / "teachers" / "run.yaml", {"out": str(place / "repeated-teachers")})
-    assert study_inputs.study(**repeated).tables == more.tables
+    repeated = executor.configured(place / "teachers" / "run.yaml", {"out": str(place / "repeated-teachers")})
+    assert executor.study(**repeated).tables == more.tables
 
 
 def test_a_dry_run_counts_and_writes_nothing(place, monkeypatch):
@@ -159,7 +159,7 @@ def test_a_study_that_was_refused_leaves_nothing(place):
 )
 def test_what_does_not_fit_is_refused_by_name(name, given, words, tmp_path):
     with pytest.raises(InputError, match=words):
-        study_inputs.study(name, out=tmp_path / "out", **given)
+        executor.study(name, out=tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 
@@ -167,10 +167,10 @@ def test_lossless_by_its_name(tmp_path):
     files = test_dp4tl.written(tmp_path)
     given = {**test_dp4tl.QUICK, "target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build",
              "shares": (0.5,), "seeds": (0, 1), "measure": "linear probe"}  # fmt: skip
-    sheet = study_inputs.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given)
+    sheet = executor.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given)
     assert "of the classes can go" in sheet.headline
     assert len(sheet.tables[0].rows) == 3
-    more = study_inputs.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given,
+    more = executor.study("lossless", test_dp4tl.opened(), test_dp4tl.source(), tmp_path / "out", **given,
                        controls=["random", "scratch"])  # fmt: skip
     assert list(more.tables[:1]) == list(sheet.tables)
     assert more.tables[1].rows[0][2:4] == ["random classes", "no pre-training"]
