@@ -106,7 +106,7 @@ class _Files(images.Files):
 
     def open(self, place: int) -> Picture:
         """The image as its boxes were drawn on it."""
-        return images.decode(self.fetch(place, 0, self.length(place)), self.name(place), upright=self.upright[place])
+        return images.decode(self.fetch(place, 0, self.length(place)), self.name(place), turn=self.upright[place])
 
 
 # --------------------------------------------------------------------------------------------------------- checking

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,11 +14,12 @@ from typing import Any, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
-from secateur.data import labels
+from secateur.data import box_files, labels, transforms
+from secateur.data import boxes as boxes_of
+from secateur.data.boxes import Annotated, Augmentation
 from secateur.data.images import Files, Images, is_image
 from secateur.errors import DataError, InputError
 
@@ -37,6 +37,7 @@ class Examples:
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
     ids:     numbers of the classes where the data comes from, such as COCO's, or nothing
     notes:   what of the data was left out or renumbered, for the run's evidence
+    augment: of images with boxes, what training sees in their place, or nothing
     """
 
     inputs: Tensor | Images
@@ -47,6 +48,7 @@ class Examples:
     sizes: tuple[float, ...] = ()
     ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if self.sizes:
@@ -100,7 +102,8 @@ class Examples:
         else:
             digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
             parts.insert(0, self.inputs)
-        parts += [target[key] for target in self.targets for key in ("boxes", "labels")]
+        keys = ("boxes", "labels", "crowds", "crowd_labels")
+        parts += [target[key] for target in self.targets for key in keys if key in target]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -170,6 +173,8 @@ class Examples:
         """Raise `DataError` for what `save` could not write so that it is read as it is."""
         boxes = [target["boxes"].dtype for target in self.targets]
         kinds = [target["labels"].dtype for target in self.targets]
+        if any("crowds" in target for target in self.targets):
+            raise DataError(f"{self.name} has crowds, which an .npz file does not hold: keep its annotations")
         if isinstance(self.inputs, Images):
             raise DataError(f"{self.name} is images in files, which are not written as one array: keep their folder")
         for what, found, known in (
@@ -236,16 +241,21 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examples:
+def read(
+    source: str | Path | Examples, *, label: str = labels.DEFAULT, transform: Any = None, size: Any = None
+) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
-    - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
+    - a folder with one folder of images per class;
+    - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
     - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
 
     label: another array of an .npz file that holds the classes; "" for none. Bytes become float32 between 0 and 1.
+    size: what images with boxes are letterboxed to, such as 640 or "480x640"; transform: how training sees them, a name
+    of `boxes.AUGMENTATIONS`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
@@ -254,6 +264,10 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
     path = Path(source)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path, label)
+    annotated = box_files.read(path)
+    if annotated is not None:
+        labels.unnamed(f"{annotated.name} has boxes, whose classes are not named", label=label)
+        return _boxes(annotated, transform, size)
     made = ":" in str(source) and path.suffix != ".npz"
     if path.is_dir() or made:
         found = _folder(path) if path.is_dir() else _from_function(str(source))
@@ -339,13 +353,6 @@ def _arrays(path: Path, label: str) -> Examples:
 
 
 def _folder(path: Path) -> Examples:
-    for file in sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json")):
-        try:
-            found = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} is no JSON that can be read ({error}): mend or remove it") from error
-        if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
-            return _coco(path, file, found)
     kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
     files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if is_image(file)]
     if not files:
@@ -355,64 +362,14 @@ def _folder(path: Path) -> Examples:
     return Examples(inputs, torch.tensor([n for _, n in files]), (), tuple(kind.name for kind in kinds), path.name)
 
 
-def _images(files: Sequence[Path]) -> Tensor:
-    """[N, 3, H, W]; all of one size."""
-    found, size = [], None
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} is no image that can be read ({error}): remove it") from error
-        size = size or pixels.shape
-        if pixels.shape != size:
-            raise DataError(
-                f"{file} is {pixels.shape[1]}x{pixels.shape[0]}, {files[0].name} is {size[1]}x{size[0]}: "
-                "bring all images to one size"
-            )
-        found.append(pixels)
-    return _number(np.stack(found), files[0].parent.name).permute(0, 3, 1, 2).contiguous()
-
-
-def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
-    """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories.
-
-    Crowds, and boxes without an area, of which COCO itself has some, are left out.
-    """
-    try:
-        kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
-        pictures = {int(one["id"]): str(one["file_name"]) for one in data["images"]}
-        rows: dict[int, list[tuple[list[float], int]]] = {one: [] for one in pictures}
-        for one in data["annotations"]:
-            if not one.get("iscrowd"):
-                x, y, w, h = map(float, one["bbox"])
-                if min(w, h) <= 0:
-                    continue
-                rows[int(one["image_id"])].append(([x, y, x + w, y + h], int(one["category_id"])))
-        number = {kind: index for index, kind in enumerate(sorted(kinds))}
-        targets = tuple(
-            {
-                "boxes": torch.tensor([box for box, _ in found], dtype=torch.float32).reshape(-1, 4),
-                "labels": torch.tensor([number[kind] for _, kind in found], dtype=torch.long),
-            }
-            for found in rows.values()
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{annotations} is not in COCO's form ({type(error).__name__}: {error}): "
-            "it needs images, annotations and categories"
-        ) from error
-    if not pictures:
-        raise DataError(f"{annotations} names no image: give at least one")
-    root = path.resolve()
-    files = []
-    for name in pictures.values():
-        places = [path / name, path / "images" / name]
-        file = next((place for place in places if place.is_file()), places[0])
-        if root not in file.resolve().parents:
-            raise DataError(f"{annotations} names the image {name!r}, which is outside of {path}: not read")
-        files.append(file)
-    return Examples(_images(files), None, targets, tuple(kinds[one] for one in sorted(kinds)), path.name)
+def _boxes(found: Annotated, transform: str | None, size: Any) -> Examples:
+    """Images with boxes, letterboxed to `size` if one is given."""
+    augment = boxes_of.augmentation(transform)
+    channels, sides = (3, None) if size is None else transforms.parse_size(size)
+    if channels != 3:
+        raise InputError(f"size={size}: images with boxes have three channels: give 640 or 480x640 (height x width)")
+    inputs, targets = found.column(sides)
+    return Examples(inputs, None, targets, found.classes, found.name, ids=found.ids, notes=found.notes, augment=augment)
 
 
 # ----------------------------------------------------------------------------------------------------- batches
@@ -448,11 +405,11 @@ class Batches(Sequence["dict[str, Any]"]):
         """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        part = self.data.take(self.places(index))
-        inputs = part.inputs[:]
-        if self.augment is not None:
-            inputs = self.augment(inputs, np.random.default_rng([self.seed, *divmod(index, len(self))]))
-        return part.batch() | {"inputs": inputs}
+        batch = self.data.take(self.places(index)).batch()
+        draw = np.random.default_rng([self.seed, *divmod(index, len(self))])
+        if self.data.augment is not None:
+            batch = self.data.augment(batch, draw)
+        return batch if self.augment is None else batch | {"inputs": self.augment(batch["inputs"], draw)}
 
     def places(self, index: int) -> NDArray[np.int64]:
         """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
