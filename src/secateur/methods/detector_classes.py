@@ -13,8 +13,9 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Classes
+from secateur.subjects.network.traced import Traced
 
-__all__ = ["match_classes", "need_boxes"]
+__all__ = ["match_classes", "need_boxes", "open_with_boxes"]
 
 _VOC_NAMES = {
     "aeroplane": "airplane", "motorbike": "motorcycle", "sofa": "couch", "diningtable": "dining table",
@@ -32,6 +33,13 @@ def need_boxes(data: Examples) -> None:
             f"{data.name} has no boxes, and a detector learns from boxes: give images with annotations of COCO, YOLO "
             "or Pascal VOC, or an .npz file with boxes, box_labels and box_image"
         )
+
+
+def open_with_boxes(subject: Traced, data: Examples) -> tuple[Traced, Examples]:
+    """The detector as `detectors.open_detector` gives it, and the data with its labels, see `match_classes`."""
+    need_boxes(data)
+    subject = detectors.open_detector(subject)
+    return subject, match_classes(data, subject.model)
 
 
 def match_classes(data: Examples, model: nn.Module) -> Examples:

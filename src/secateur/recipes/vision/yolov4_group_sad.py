@@ -23,7 +23,7 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods.cutting import cut_with_retries
-from secateur.methods.detector_classes import match_classes, need_boxes
+from secateur.methods.detector_classes import open_with_boxes
 from secateur.methods.detector_stages import Answers, DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import look_at
@@ -177,9 +177,7 @@ def yolov4_group_sad(
     it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
-    need_boxes(data)
-    subject = detectors.open_detector(subject)
-    data = match_classes(data, subject.model)
+    subject, data = open_with_boxes(subject, data)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
     order = stages.grouped(stages.places(subject.model, image), grouping.groups)

@@ -21,7 +21,7 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
-from secateur.methods.detector_classes import match_classes
+from secateur.methods.detector_classes import match_classes, need_boxes
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Row, hash_model
 from secateur.subjects import matrices as matrices_of
@@ -92,6 +92,8 @@ class Network(Backend[Traced, Examples, Arguments]):
                 f"{tuple(first.shape[1:])}: give inputs of that shape"
             )
         _check_arguments(data, subject)
+        if data.labels is not None and detectors.is_detector(subject.model):
+            need_boxes(data)
         if data.labels is not None:
             _check_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
