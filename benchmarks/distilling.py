@@ -200,7 +200,7 @@ def cached(seed: int, steps: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="cache-") as folder:
         began = time.perf_counter()
-        known = teachers.remembered(
+        known = teachers.join_topk(
             folder, teacher.model, teacher.forward, teacher.tokenizer, feed, steps,
             k=K, drawn=K - 1, temperature=1.0, key={"data": language.training().digest, "seed": seed},
         )  # fmt: skip

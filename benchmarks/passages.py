@@ -61,7 +61,7 @@ def all_of_it(model: Reranker, given: Sequence[tuple[str, list[str]]]) -> float:
     began = time.perf_counter()
     for question, texts in given:
         for result in provence(open_passages(texts), question, [Budget.parse("tokens=100%")], Transient(), model=model):
-            result.subject.written()
+            result.subject.to_text()
     return time.perf_counter() - began
 
 

@@ -39,7 +39,7 @@ def explored(store: str, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     def work(pair: tuple[str, str]) -> tuple[int, int, int, int]:
         around = walks.Surroundings(graph, pair)
         around.reach(3)
-        reduced = around.reduced(3)
+        reduced = around.reduce(3)
         found = walks.find_paths(reduced, *pair, 3)
         whole = around.within(0, 3) | around.within(1, 3)
         return around.facts, len(whole), len(reduced), len(walks.cluster_paths(found.paths))

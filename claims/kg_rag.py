@@ -66,7 +66,7 @@ def pruned(world: World, question: Question, facts: Mapping[str, Any], budget: i
     memory.values["retrieved"] = facts
     how = {"embedder": lambda texts: np.ones((len(texts), 1), np.float32), "tokenizer": count, **options}
     (result,) = call(kg_rag, world.graph, question.text, [f"tokens={budget}"], memory=memory, **how)
-    text: str = result.subject.written()
+    text: str = result.subject.to_text()
     return text
 
 

@@ -94,14 +94,14 @@ def lasso(subject: Traced, seed: int) -> Traced:
         saliency=gradient.dhspg, choose=all_but_one,
     )  # fmt: skip
     work = trained(subject, seed, build)
-    scores = magnitude.coupled(work.producers())
+    scores = magnitude.coupled_norm(work.producers())
     return work.cut(ranking.by_budget(work.units(), scores, "channels=50%"))[0]
 
 
 def dense_then_cut(subject: Traced, seed: int) -> Traced:
     """A plain training, then half of the channels of every site by their norms."""
     work = trained(subject, seed)
-    scores = magnitude.coupled(work.producers(), normalise=False)
+    scores = magnitude.coupled_norm(work.producers(), normalise=False)
     return work.cut(ranking.by_budget(work.units(), scores, "channels=50%", scope="local"))[0]
 
 

@@ -67,7 +67,7 @@ class Unstored(Transient):
 
 def untaught() -> Reranker:
     """MiniLM with a classifier that knows nothing."""
-    model = rerankers.open_reranker(str(packages.minilm())).copied()
+    model = rerankers.open_reranker(str(packages.minilm())).copy()
     torch.manual_seed(0)
     nn.init.normal_(model.model.classifier.weight, std=0.02)
     nn.init.zeros_(model.model.classifier.bias)
@@ -103,7 +103,7 @@ def pruner(seed: int, start: Reranker, weight: float) -> Reranker:
         one if number % 4 == 0 else replace(one, passages=one.passages[:1], gold=one.gold[:1])
         for number, one in enumerate(questions)
     ]
-    model, rows = start.copied(), needles.training_rows(parts, random.Random(seed))
+    model, rows = start.copy(), needles.training_rows(parts, random.Random(seed))
     how = {"lr": LR, "batch": BATCH, "epochs": 1.0, "longest": LONGEST, "held_out": 0.0, "seed": seed}
     keywords.call(train, model, rows, Unstored(), weight=weight, **how)
     return model
@@ -192,7 +192,7 @@ def f1(stays: Sequence[NDArray[np.bool_]], given: Sequence[Pair]) -> float:
     """Of all sentences of all passages together."""
     chosen = {(n, i) for n, row in enumerate(stays) for i in np.flatnonzero(row).tolist()}
     wanted = {(n, i - 1) for n, (_, _, gold) in enumerate(given) for i in gold}
-    return retrieval.kept(chosen, wanted).f()
+    return retrieval.precision_recall(chosen, wanted).f()
 
 
 @functools.cache

@@ -238,8 +238,8 @@ def test_only_freezes_the_other_kinds():
 
 def test_kept_counts_of_a_selection():
     selection = Selection({"channels": np.array([True, False, True])})
-    assert selection.kept("channels", 3) == 2
-    assert selection.kept("layers", 2) == 2
+    assert selection.count_kept("channels", 3) == 2
+    assert selection.count_kept("layers", 2) == 2
 
 
 def test_a_cut_that_removed_nothing_is_a_noop():

@@ -103,7 +103,7 @@ def _outputs(subject: Traced, inputs: torch.Tensor) -> torch.Tensor:
 
 def written(subject: Any, texts: Sequence[str]) -> np.ndarray:
     """Which texts stand in what is left to read."""
-    return np.array([float(text in subject.written()) for text in texts])
+    return np.array([float(text in subject.to_text()) for text in texts])
 
 
 def recipe_of(name: str, results: Callable[..., Iterator[Result]]) -> Callable[..., Iterator[Result]]:
@@ -128,5 +128,5 @@ def graph(name: str, triples: Sequence[str], lines: Sequence[str], question: str
         "options": options,
         "recipe": recipe_of(name, on_graph),
         "output": functools.partial(written, texts=lines),
-        "quality": lambda facts: float(answer in facts.written()),
+        "quality": lambda facts: float(answer in facts.to_text()),
     }

@@ -41,7 +41,7 @@ def call(
 
     folder: of the run, where its files are to be read. memory: a run without files, in place of one.
     """
-    limits, how = [Budget.parse(budget) for budget in budgets], keywords.checked(recipe, options)
+    limits, how = [Budget.parse(budget) for budget in budgets], keywords.check_options(recipe, options)
     if memory is not None:
         return list(recipe(subject, data, limits, memory, **how))
     with tempfile.TemporaryDirectory() as place, Run.open(folder or Path(place, "run"), {}) as run:

@@ -33,7 +33,7 @@ __all__ = [
     "Term",
     "Training",
     "Units",
-    "listed",
+    "parse_list",
 ]
 
 Array = Any
@@ -43,7 +43,7 @@ Scores = Mapping[str, Array]
 """Site name -> array [count]: how much each unit is worth keeping. Higher means keep, everywhere."""
 
 
-def listed(given: str | Sequence[object]) -> list[str]:
+def parse_list(given: str | Sequence[object]) -> list[str]:
     """What commas separate in a text, or what a list has, each as text without spaces around it; no empty ones."""
     parts = given.split(",") if isinstance(given, str) else map(str, given)
     return [part.strip() for part in parts if part.strip()]
@@ -359,7 +359,7 @@ class Selection:
     spent: Mapping[str, float] = field(default_factory=dict)
     budget: Budget | None = None
 
-    def kept(self, site: str, count: int) -> int:
+    def count_kept(self, site: str, count: int) -> int:
         """How many of the site's `count` units stay."""
         return int(self.keep[site].sum()) if site in self.keep else count
 
@@ -513,7 +513,7 @@ class Training:
 
 
 def _pairs(given: str | Sequence[str]) -> dict[str, str]:
-    parts = listed(given)
+    parts = parse_list(given)
     if any("=" not in part for part in parts):
         raise InputError(f"training {given!r}: write name=value, separated by commas, such as accumulate=4,patience=3")
     return {name.strip(): value.strip() for name, _, value in (part.partition("=") for part in parts)}
@@ -558,7 +558,7 @@ _SETTINGS = {
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
     "optimizer": _choice("adamw", "sgd"),
     "precision": _choice("auto", "bf16", "fp32"),
-    "betas": _Setting(lambda value: tuple(map(float, listed(value))), lambda value: len(value) == 2, "two numbers"),
+    "betas": _Setting(lambda value: tuple(map(float, parse_list(value))), lambda value: len(value) == 2, "two numbers"),
     "clip": _Setting(_limit, lambda value: value > 0, "a number above 0, or none for no limit"),
     "trackers": _Setting(_names, lambda value: isinstance(value, list | tuple), "names, joined by +"),
 }

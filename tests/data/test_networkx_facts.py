@@ -49,7 +49,7 @@ def test_nodes_have_names_and_kinds_and_edges_what_is_known():
     assert graph.names([one, two, three]) == {one: "salbutamol", two: "asthma", three: "heart attack"}
     assert graph.kinds([one, two, three]) == {one: "Compound", two: "Disease", three: ""}
     treats, resembles = fact("1", "treats", "2"), fact("2", "resembles", "heart_attack")
-    assert graph.known([treats, resembles]) == {
+    assert graph.annotations([treats, resembles]) == {
         treats: {"phase": ("4",), "source": ("DrugBank", "PubMed")}, resembles: {"score": ("0.25",)}
     }  # fmt: skip
 
@@ -60,7 +60,7 @@ def test_web_addresses_stay_and_attributes_may_be_called_as_columns_are():
     expected = Fact("http://x/a", "http://x/r", "urn:x:b")
     graph = loaded(network)
     assert graph.around(["urn:x:b"]) == [expected]
-    assert graph.known([expected])[expected] == {"a:b": ("c",), "head": ("h",), "subject": ("s",)}
+    assert graph.annotations([expected])[expected] == {"a:b": ("c",), "head": ("h",), "subject": ("s",)}
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_other_columns_are_what_is_known_of_a_fact(tmp_path):
         "MI,treats,D2,,,Disease,\n",
     )
     mi, aspirin, other = entity("MI"), entity("D1"), entity("D2")
-    known = graph.known(graph.around([mi]))
+    known = graph.annotations(graph.around([mi]))
     assert known[Fact(mi, relation("treats"), aspirin)] == {"source": ("DrugBank", "PubMed"), "p value": ("0.1",)}
     assert known[Fact(mi, relation("treats"), other)] == {}
     assert graph.names([mi, aspirin, other]) == {mi: "MI", aspirin: "Aspirin", other: "D2"}
@@ -85,7 +85,7 @@ def test_columns_can_be_told(tmp_path):
     content = "x_name,display,y_name,id\nMI,treats,aspirin,7\n"
     graph = loaded(tmp_path / "a.csv", content, columns=("x_name", "display", "y_name"))
     assert facts(graph) == {("MI", "treats", "aspirin")}
-    assert list(graph.known(graph.around([entity("MI")])).values()) == [{"id": ("7",)}]
+    assert list(graph.annotations(graph.around([entity("MI")])).values()) == [{"id": ("7",)}]
     with pytest.raises(DataError, match="names no column 'y'"):
         loaded(tmp_path / "a.csv", columns=("x_name", "display", "y"))
     with pytest.raises(InputError, match="give three"):
@@ -126,7 +126,7 @@ def test_a_name_never_becomes_part_of_a_query(tmp_path):
         assert node.startswith(ENTITY)
         around = graph.around([node])
         assert [fact.subject for fact in around] == [node]
-        assert graph.known(around) == {around[0]: {}}
+        assert graph.annotations(around) == {around[0]: {}}
         assert graph.names([around[0].object]) == {around[0].object: one_line(f"{name}!")}
 
 
@@ -266,7 +266,7 @@ def test_paths_lead_through_blank_nodes(tmp_path):
 def test_what_is_said_of_a_triple_in_rdf_1_2_is_known_of_it(tmp_path):
     graph = loaded(tmp_path / "a.ttl", 'VERSION "1.2"\n<urn:a:a> <urn:a:p> <urn:a:b> {| <urn:a:source> "X" |} .')
     fact = Fact("urn:a:a", "urn:a:p", "urn:a:b")
-    assert graph.known([fact]) == {fact: {"source": ("X",)}}
+    assert graph.annotations([fact]) == {fact: {"source": ("X",)}}
 
 
 # -------------------------------------------------------------------------------------------------- RecBole, PyKEEN

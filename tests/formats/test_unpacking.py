@@ -14,7 +14,7 @@ def test_bits_are_those_of_numpy_and_come_back(count):
     mask = torch.rand(5, count, generator=torch.Generator().manual_seed(count)) > 0.5
     packed = unpacking.bits(mask)
     assert packed.numpy().tolist() == np.packbits(mask.numpy(), axis=-1, bitorder="little").tolist()
-    assert torch.equal(unpacking.held(packed, count), mask)
+    assert torch.equal(unpacking.unpack_bits(packed, count), mask)
 
 
 def test_a_matrix_is_filled_row_by_row():

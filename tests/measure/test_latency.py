@@ -172,7 +172,7 @@ def test_interleaved_rounds_there_and_back(busy):
     order = []
     run = busy(1e-3)
     probes = {name: (lambda name=name: (order.append(name), run())) for name in "abc"}
-    latency.interleaved(probes, rounds=4, warmup=1)
+    latency.time_interleaved(probes, rounds=4, warmup=1)
     assert "".join(order[3:]) == "abccbaabccba"
 
 
@@ -182,7 +182,7 @@ def test_interleaved_cancels_slow_rounds(busy):
     paces = [1.0] * 6 + list(np.repeat(rng.uniform(1.0, 3.0, size=20), 3))  # the warm-up, then one pace a round
     pace = iter(paces)
     busy.pace = lambda: next(pace)
-    figures = latency.interleaved({k: busy(k * 1e-3) for k in (1, 2, 4)}, rounds=20, warmup=2)
+    figures = latency.time_interleaved({k: busy(k * 1e-3) for k in (1, 2, 4)}, rounds=20, warmup=2)
     assert figures[4].value / figures[1].value == pytest.approx(4.0)
     assert figures[2].value / figures[1].value == pytest.approx(2.0)
     assert figures[1].high - figures[1].low < 1e-9

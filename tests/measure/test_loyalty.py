@@ -75,7 +75,7 @@ def test_an_ensembles_loyalty_is_to_each_teacher_and_to_their_weighted_average()
     mixed = loyalty.probability(student, 0.75 * first.double() + 0.25 * second.double())
     assert found["ensemble"].value == pytest.approx(mixed.value)
     assert list(loyalty.to_each(loyalty.label, student, {"A": first})) == ["A"]
-    assert torch.allclose(loyalty.averaged([first, second], [1.0, 0.0]), first.double())
+    assert torch.allclose(loyalty.average([first, second], [1.0, 0.0]), first.double())
 
 
 def test_intervals_hold_the_truth_as_often_as_they_say():
@@ -148,8 +148,8 @@ def test_padding_rows_of_a_vocabulary_are_left_aside():
         (lambda: loyalty.probability(drawn(3, 2), drawn(3, 2)), MeasurementError, "give softmax of the logits"),
         (lambda: loyalty.probability(torch.full((1, 2), math.nan), torch.eye(2)[:1]), NumericalError, "NaN"),
         (lambda: loyalty.divergence(torch.eye(2), torch.eye(2), base=1.0), MeasurementError, "above 1"),
-        (lambda: loyalty.averaged([torch.eye(2)], [0.0]), MeasurementError, "one of at least 0"),
-        (lambda: loyalty.averaged([torch.eye(2), torch.eye(3)]), MeasurementError, "same classes"),
+        (lambda: loyalty.average([torch.eye(2)], [0.0]), MeasurementError, "one of at least 0"),
+        (lambda: loyalty.average([torch.eye(2), torch.eye(3)]), MeasurementError, "same classes"),
         (lambda: loyalty.regression([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]), MeasurementError, "pairs that differ"),
         (lambda: loyalty.Tally().figures(), MeasurementError, "at least one batch"),
     ],

@@ -36,14 +36,14 @@ def held_for_a_moment():
 
 
 def test_the_book_of_allocations_is_exact_and_repeats():
-    found = {memory.allocated(held_for_a_moment).value for _ in range(3)}
+    found = {memory.measure_allocation(held_for_a_moment).value for _ in range(3)}
     assert len(found) == 1
     assert 2 * MIB <= found.pop() < 2 * MIB + 4096  # two of the three tensors at a time
-    assert memory.allocated(lambda: None).value == 0.0
+    assert memory.measure_allocation(lambda: None).value == 0.0
 
 
 def test_the_book_of_allocations_is_read_in_silence():
-    code = "import torch; from secateur.measure import memory; memory.allocated(lambda: torch.ones(9))"
+    code = "import torch; from secateur.measure import memory; memory.measure_allocation(lambda: torch.ones(9))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -54,7 +54,7 @@ def test_a_narrower_network_needs_less():
     def need(width):
         net = torch.nn.Sequential(torch.nn.Linear(32, width), torch.nn.ReLU(), torch.nn.Linear(width, 32))
         with torch.no_grad():
-            return memory.allocated(lambda: net(rows)).value
+            return memory.measure_allocation(lambda: net(rows)).value
 
     assert need(256) == 2 * 64 * 256 * 4
     assert need(128) == 2 * 64 * 128 * 4

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from secateur.errors import InputError
-from secateur.measure.retrieval import kept, ndcg, reciprocal_rank
+from secateur.measure.retrieval import ndcg, precision_recall, reciprocal_rank
 
 
 def test_ndcg_of_known_orders():
@@ -31,10 +31,10 @@ def test_reciprocal_rank():
 
 
 def test_what_was_kept():
-    found = kept([1, 2, 3], [2, 3, 4, 5])
+    found = precision_recall([1, 2, 3], [2, 3, 4, 5])
     assert (found.precision, found.recall) == (2 / 3, 0.5)
     assert found.f() == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
     assert found.f(2.0) == pytest.approx(5 * (2 / 3) * 0.5 / (4 * 2 / 3 + 0.5))
-    assert kept([], []).f() == 1.0
-    assert kept([1], []).f() == 0.0
-    assert kept([], [1]).f() == 0.0
+    assert precision_recall([], []).f() == 1.0
+    assert precision_recall([1], []).f() == 0.0
+    assert precision_recall([], [1]).f() == 0.0

@@ -34,7 +34,7 @@ def test_what_cannot_be_proved_stays_whole_and_the_choice_is_made_anew(subject: 
     chosen: list[Selection] = []
 
     def select() -> Selection:
-        chosen.append(ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%"))
+        chosen.append(ranking.by_budget(subject.units(), magnitude.coupled_norm(subject.slices()), "channels=50%"))
         return chosen[-1]
 
     noise = torch.get_rng_state()
@@ -48,7 +48,7 @@ def test_what_cannot_be_proved_stays_whole_and_the_choice_is_made_anew(subject: 
 
 def test_a_budget_that_cannot_be_met_once_a_site_has_to_stay_is_refused(subject: Traced) -> None:
     def select() -> Selection:
-        return ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "params=10%")
+        return ranking.by_budget(subject.units(), magnitude.coupled_norm(subject.slices()), "params=10%")
 
     with pytest.raises(InfeasibleError, match="params"):
         cut_with_retries(subject, select)

@@ -28,7 +28,7 @@ def test_a_dry_choice_that_breaks_the_network_is_refused_by_the_cut():
         for name in ("left", "right"):
             for parameter in start.model.get_submodule(name).parameters():
                 parameter.mul_(1e-3)
-    scores = magnitude.coupled(start.weights())
+    scores = magnitude.coupled_norm(start.weights())
     for hierarchical in (True, False):
         groups = GroupBudget.of(start, budget, hierarchical=hierarchical)
         selection = Selection({site: ~row for site, row in groups.lowest(scores).items()})
@@ -42,11 +42,11 @@ def test_a_dry_choice_that_breaks_the_network_is_refused_by_the_cut():
 def test_a_little_more_may_go_where_all_groups_cost_the_same():
     start = nets.blocks()
     groups = GroupBudget.of(start, Budget.parse("params=50%"))
-    scores = magnitude.coupled(groups.slices)
+    scores = magnitude.coupled_norm(groups.slices)
     assert not groups.even
     assert all(torch.equal(groups.lowest(scores, 0.1)[site], row) for site, row in groups.lowest(scores).items())
     even = GroupBudget.of(start, Budget.parse("channels=50%"))
     more, less = (sum(int(row.sum()) for row in even.lowest(scores, extra).values()) for extra in (0.2, 0.0))
     assert more > less
     with pytest.raises(InfeasibleError, match=r"3 of 4 segments can go .* at least segments=1"):
-        GroupBudget.of(start, Budget.parse("segments=10%")).lowest(magnitude.coupled(start.weights()))
+        GroupBudget.of(start, Budget.parse("segments=10%")).lowest(magnitude.coupled_norm(start.weights()))

@@ -46,7 +46,7 @@ def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
             key: SimpleNamespace(value=value) for key, value in (times | {("rest", 0): 200, ("dense", 0): 50}).items()
         }
 
-    monkeypatch.setattr(timing.latency, "interleaved", interleaved)
+    monkeypatch.setattr(timing.latency, "time_interleaved", interleaved)
     most = {site.kind: site.count for site in start.units("heads", "neurons").free()}
     table = timing.time_blocks(start, "heads", [0, 8, most["neurons"]], 2, 8)
     whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]

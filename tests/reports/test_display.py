@@ -39,7 +39,7 @@ def test_numbers(name, value, text):
      ("bytes", 2.5e7, "25 MB"), ("tokens", 4096, "4,096")],
 )  # fmt: skip
 def test_a_target_claims_no_precision(name, value, text):
-    assert display.asked(name, value).replace("\u00a0", " ").replace("\u202f", ",") == text
+    assert display.format_target(name, value).replace("\u00a0", " ").replace("\u202f", ",") == text
 
 
 def test_intervals_have_the_decimals_of_their_value():

@@ -59,10 +59,16 @@ def test_mentions_are_whole_words_the_longest_first():
 
 def test_what_a_thing_is_called_is_all_of_a_name():
     index = Names(THINGS)
-    assert index.called(" Heart  ATTACK? ") == ["urn:2"]
-    assert index.called("attack") == ["urn:4", "urn:5"]
-    assert index.called("the") == ["urn:6"]
-    assert index.called("heart of attack") == index.called("the heart") == index.called("?") == index.called("") == []
+    assert index.find_named(" Heart  ATTACK? ") == ["urn:2"]
+    assert index.find_named("attack") == ["urn:4", "urn:5"]
+    assert index.find_named("the") == ["urn:6"]
+    assert (
+        index.find_named("heart of attack")
+        == index.find_named("the heart")
+        == index.find_named("?")
+        == index.find_named("")
+        == []
+    )
 
 
 def test_a_mention_tells_where_it_stands_and_all_that_is_called_so():

@@ -41,7 +41,7 @@ def test_only_keywords_are_options():
 
 
 def test_given_ones_are_checked_and_others_take_their_defaults():
-    assert keywords.checked(thinner, {"share": "0.25"}) == {"share": 0.25, "how": "row", "seed": 0}
+    assert keywords.check_options(thinner, {"share": "0.25"}) == {"share": 0.25, "how": "row", "seed": 0}
 
 
 def test_what_a_recipe_does_not_have_is_left_out_only_where_it_may_be():
@@ -77,7 +77,7 @@ def test_seeds_that_no_generator_takes_are_refused(seed):
 )
 def test_each_mistake_has_its_line(function, given, said):
     with pytest.raises(InputError) as caught:
-        keywords.checked(function, given)
+        keywords.check_options(function, given)
     assert str(caught.value) == said
 
 
@@ -86,16 +86,16 @@ def trained(subject, data, budgets, run, *, length: int = 1, training: Training 
 
 
 def test_fields_that_a_default_names_are_options_of_their_own():
-    chosen = keywords.checked(trained, {"steps": 3, "train_batch": 2, "training": "accumulate=4,clip=none"})
+    chosen = keywords.check_options(trained, {"steps": 3, "train_batch": 2, "training": "accumulate=4,clip=none"})
     assert chosen == {"length": 1, "training": Training(steps=3, batch=2, lr=1e-3, accumulate=4, clip=float("inf"))}
     assert keywords.flat(trained, chosen) == {
         "length": 1, "steps": 3, "train_batch": 2, "lr": 1e-3, "training": "accumulate=4,clip=none",
     }  # fmt: skip
-    assert keywords.checked(trained, keywords.flat(trained, chosen)) == chosen
-    assert keywords.checked(trained, {"training": Training(steps=7)})["training"].steps == 7
+    assert keywords.check_options(trained, keywords.flat(trained, chosen)) == chosen
+    assert keywords.check_options(trained, {"training": Training(steps=7)})["training"].steps == 7
     assert keywords.fitting(trained, {"steps": 1, "epochs": 2}, ("steps", "epochs")) == {"steps": 1}
     with pytest.raises(InputError, match="no option 'epochs'"):
-        keywords.checked(trained, {"epochs": 2})
+        keywords.check_options(trained, {"epochs": 2})
 
 
 def test_what_is_read_from_the_source_is_what_the_signature_says():

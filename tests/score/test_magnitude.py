@@ -43,9 +43,9 @@ def test_what_is_no_linear_or_not_finite_is_named():
 def test_coupled_slices_are_summed_over_everything_that_goes_with_a_unit():
     first, second = torch.tensor([[3.0], [0.0], [1.0]]), torch.tensor([[4.0, 2.0, 0.0]])
     unit = torch.tensor([0, 1, -1])
-    found = magnitude.coupled({"a": [(first, 0, unit), (second, 1, unit)]}, normalise=False)
+    found = magnitude.coupled_norm({"a": [(first, 0, unit), (second, 1, unit)]}, normalise=False)
     assert found["a"].tolist() == pytest.approx([5.0, 2.0])
-    shared = magnitude.coupled({"a": [(first, 0, unit), (second, 1, unit)]})
+    shared = magnitude.coupled_norm({"a": [(first, 0, unit), (second, 1, unit)]})
     assert shared["a"].tolist() == pytest.approx([10 / 7, 4 / 7])
 
 
@@ -53,15 +53,15 @@ def test_norms_of_coupled_weights_are_the_plain_formula_and_scale():
     model = residual()
     given = slices(model)
     for p in (1.0, 2.0):
-        found = magnitude.coupled(given, p=p, normalise=False)
+        found = magnitude.coupled_norm(given, p=p, normalise=False)
         for site, parts in given.items():
             expected = torch.stack([unit_of(parts, unit).norm(p) for unit in range(len(found[site]))])
             torch.testing.assert_close(found[site], expected)
-    before, shares = magnitude.coupled(given, normalise=False), magnitude.coupled(given)
+    before, shares = magnitude.coupled_norm(given, normalise=False), magnitude.coupled_norm(given)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3)
-    after, same_shares = magnitude.coupled(given, normalise=False), magnitude.coupled(given)
+    after, same_shares = magnitude.coupled_norm(given, normalise=False), magnitude.coupled_norm(given)
     for site in given:
         torch.testing.assert_close(after[site], 3 * before[site])
         torch.testing.assert_close(same_shares[site], shares[site])
@@ -93,6 +93,6 @@ def test_norms_of_weights_that_are_looked_at_in_parts_are_those_of_the_whole():
             unit = torch.arange(shape[dim])
             others = [other for other in range(len(shape)) if other != dim]
             for p in (1.0, 2.0):
-                found = magnitude.coupled({"a": [(weight, dim, unit)]}, p=p, normalise=False)["a"]
+                found = magnitude.coupled_norm({"a": [(weight, dim, unit)]}, p=p, normalise=False)["a"]
                 expected = torch.linalg.vector_norm(weight.double(), ord=p, dim=others).float()
                 torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)

@@ -51,7 +51,9 @@ def test_neurons_of_a_network(axes, share):
             dearer.append(units.cost({**selection.keep, name: back})["params"] > share * whole)
         assert any(dearer)
     exact = ranking.by_counts(units, scores, allocate.uniform(units, 0.5))
-    assert all(exact.kept(site.name, site.count) == allocate.uniform(units, 0.5)[site.name] for site in units.free())
+    assert all(
+        exact.count_kept(site.name, site.count) == allocate.uniform(units, 0.5)[site.name] for site in units.free()
+    )
 
 
 def test_single_weights_under_a_global_budget():

@@ -55,17 +55,17 @@ def test_the_pattern_of_a_cut_is_the_mean_share_of_its_stages(shallow):
 
 
 def test_guided_widths_are_in_proportion_at_another_depth(deep):
-    small, _ = architectures.guided(deep, {0: 0.25, 1: 0.75}, "params=40%")
+    small, _ = architectures.cut_by_pattern(deep, {0: 0.25, 1: 0.75}, "params=40%")
     assert params(small) <= 0.4 * params(deep)
     found = widths(small)
     assert len(set(found[:4])) <= 2
     first, last = sum(found[:4]) / 32, sum(found[4:]) / 48
     assert first / last == pytest.approx(1 / 3, abs=0.12)
     with pytest.raises(InputError, match="stage 1"):
-        architectures.guided(deep, {0: 0.5}, "params=40%")
+        architectures.cut_by_pattern(deep, {0: 0.5}, "params=40%")
 
 
 def test_a_flat_pattern_is_the_uniform_design(deep):
-    ours, _ = architectures.guided(deep, {0: 0.5, 1: 0.5}, "params=40%")
+    ours, _ = architectures.cut_by_pattern(deep, {0: 0.5, 1: 0.5}, "params=40%")
     theirs, _ = architectures.uniform(deep, "params=40%")
     assert all(abs(a - b) <= 1 for a, b in zip(widths(ours), widths(theirs), strict=True))

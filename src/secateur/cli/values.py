@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from secateur.recipes import Option
-from secateur.vocabulary import listed
+from secateur.vocabulary import parse_list
 
 __all__ = ["describe_default", "describe_kind", "is_list", "parse"]
 
@@ -34,7 +34,7 @@ def parse(text: str | Sequence[str], annotation: str) -> Any:
     if annotation in ("str", "Any") or annotation.startswith("Literal"):
         return text
     if is_list(annotation) and not text.startswith("["):
-        return listed(text)
+        return parse_list(text)
     if text.lower() == "none" and "None" in annotation:
         return None
     try:

@@ -308,7 +308,7 @@ class Local:
             ids = ids[:-1]  # some tokenizers close every text, and nothing follows an end
         return ids
 
-    def copied(self) -> Local:
+    def copy(self) -> Local:
         """The same, with a model and a meter of its own."""
         return Local(copy.deepcopy(self.model), self.tokenizer)
 

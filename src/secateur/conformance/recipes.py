@@ -63,7 +63,7 @@ def check_recipe(
 
     budget, options = Budget.parse(budget), dict(options or {})
     open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-    chosen = options if open_ended else keywords.checked(function, options)
+    chosen = options if open_ended else keywords.check_options(function, options)
     output = output or output_of(subject)
     assert output, "give output=: this subject has no forward and example"
     before = output(subject)

@@ -93,9 +93,11 @@ class Attention(nn.Module):
         self.dropout, self.batch_first = attention.dropout, attention.batch_first
         width = attention.embed_dim
         bias = attention.in_proj_bias
-        self.in_proj = _held(nn.Linear(width, 3 * width, bias=False, device="meta"), attention.in_proj_weight, bias)
+        self.in_proj = _set_weights(
+            nn.Linear(width, 3 * width, bias=False, device="meta"), attention.in_proj_weight, bias
+        )
         outer = attention.out_proj
-        self.out_proj = _held(nn.Linear(width, width, bias=False, device="meta"), outer.weight, outer.bias)
+        self.out_proj = _set_weights(nn.Linear(width, width, bias=False, device="meta"), outer.weight, outer.bias)
         # What nn.TransformerEncoderLayer asks before it takes a fused path.
         self.in_proj_bias, self._qkv_same_embed_dim = None, False
         self.train(attention.training)
@@ -135,7 +137,7 @@ class Attention(nn.Module):
         return (found if self.batch_first else found.transpose(0, 1)), seen
 
 
-def _held(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _set_weights(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
     layer.weight = cast(nn.Parameter, weight)
     if bias is not None:
         layer.bias = cast(nn.Parameter, bias)
@@ -284,7 +286,7 @@ def _numbers(packed: Tensor, width: int, count: int) -> Tensor:
 
     if 8 * packed.numel() < count * width:
         raise ModelError("the file of a packed network is damaged: save the result again")
-    return (unpacking.held(packed, count * width).view(count, width).long() << torch.arange(width)).sum(1)
+    return (unpacking.unpack_bits(packed, count * width).view(count, width).long() << torch.arange(width)).sum(1)
 
 
 def stored_bytes(layer: Linear | Conv2d, form: Form | None = None) -> float:

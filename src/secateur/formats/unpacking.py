@@ -30,7 +30,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
-__all__ = ["KEY", "PACKED", "Unpacking", "bits", "coded", "dense", "held", "plain", "tensors"]
+__all__ = ["KEY", "PACKED", "Unpacking", "bits", "decode_weights", "dense", "plain", "tensors", "unpack_bits"]
 
 PACKED = "packed*.safetensors"
 """The files of packed weights: named so that no other loader takes them for plain ones and fills in random weights."""
@@ -50,7 +50,7 @@ def bits(held: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def held(packed: torch.Tensor, count: int) -> torch.Tensor:
+def unpack_bits(packed: torch.Tensor, count: int) -> torch.Tensor:
     """The inverse of `bits`: uint8 [..., ceil(n / 8)] -> booleans [..., n]."""
     places = 2 ** torch.arange(8, dtype=torch.uint8, device=packed.device)
     return (packed[..., None] & places).ne(0).flatten(-2)[..., :count]
@@ -62,16 +62,16 @@ def dense(
     """The matrix [d_out, d_in] again, with zeros where nothing was stored; integers times their scale."""
     rows, columns = shape.flatten().tolist()
     matrix = compressed.new_zeros(rows, columns)
-    matrix[held(bitmask, columns)] = compressed.flatten()
+    matrix[unpack_bits(bitmask, columns)] = compressed.flatten()
     return matrix if scale is None else matrix.to(scale.dtype) * scale
 
 
-def coded(bitmask: torch.Tensor, columns: int, levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+def decode_weights(bitmask: torch.Tensor, columns: int, levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """The stored weights, row by row, by their places among the numbers of their rows."""
-    rows = held(bitmask, columns).nonzero()[:, 0]
+    rows = unpack_bits(bitmask, columns).nonzero()[:, 0]
     places = torch.zeros_like(rows)
     for number, plane in enumerate(codes):
-        places += held(plane, len(rows)).long() << number
+        places += unpack_bits(plane, len(rows)).long() << number
     return levels[rows, places]
 
 
@@ -92,7 +92,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                     shape, bitmask, levels = (
                         file.get_tensor(f"{stem}.{one}") for one in ("shape", "bitmask", "levels")
                     )
-                    stored = coded(bitmask, int(shape.flatten()[1]), levels, file.get_tensor(name))
+                    stored = decode_weights(bitmask, int(shape.flatten()[1]), levels, file.get_tensor(name))
                     yield f"{stem}.weight", dense(shape, bitmask, stored)
                 elif part not in _PARTS:  # a bias, say
                     yield name, file.get_tensor(name)

@@ -30,7 +30,7 @@ from secateur.errors import MeasurementError
 from secateur.measure.statistics import median_interval
 from secateur.vocabulary import Figure
 
-__all__ = ["Comparison", "Environment", "compare", "interleaved", "median_time", "monotone", "table"]
+__all__ = ["Comparison", "Environment", "compare", "median_time", "monotone", "table", "time_interleaved"]
 
 Key = TypeVar("Key", bound=Hashable)
 Run = Callable[[], Any]
@@ -221,7 +221,7 @@ def _half_width(figure: Figure) -> float:
     return (figure.high - figure.low) / 2.0 / abs(figure.value)
 
 
-def interleaved(
+def time_interleaved(
     probes: Mapping[Key, Run], *, rounds: int = 30, warmup: int = 3, device: str = "cpu", progress: bool = False
 ) -> dict[Key, Figure]:
     """Median seconds of each probe, timed in rounds over all of them, there and back again.
@@ -239,7 +239,7 @@ def interleaved(
     with _quiet():
         for name in names:
             _warm(probes[name], device, warmup)
-        for r in _counted(rounds, "timing", progress):
+        for r in _count_rounds(rounds, "timing", progress):
             for k in range(len(names)) if r % 2 == 0 else reversed(range(len(names))):
                 times[r, k] = _seconds(probes[names[k]], device)
     medians = np.maximum(np.median(times, axis=0), 1e-12)
@@ -247,7 +247,7 @@ def interleaved(
     return {name: median_interval(column, unit="s") for name, column in zip(names, (times / pace).T, strict=True)}
 
 
-def _counted(rounds: int, what: str, progress: bool) -> Iterator[int]:
+def _count_rounds(rounds: int, what: str, progress: bool) -> Iterator[int]:
     if not progress:
         yield from range(rounds)
         return
@@ -272,9 +272,9 @@ def monotone(seconds: Mapping[int, float], *, weights: Sequence[float] | None = 
 def table(
     probes: Mapping[int, Run], *, rounds: int = 30, warmup: int = 3, device: str = "cpu", progress: bool = False
 ) -> dict[int, float]:
-    """Level (kept count) -> seconds, ascending, and never less for more: `interleaved` medians made `monotone`.
+    """Level (kept count) -> seconds, ascending, and never less for more: `time_interleaved` medians made `monotone`.
 
     Source: Kurtic et al., ZipLM (arXiv 2302.04089), the latency table of its inference environment.
     """
-    medians = interleaved(probes, rounds=rounds, warmup=warmup, device=device, progress=progress)
+    medians = time_interleaved(probes, rounds=rounds, warmup=warmup, device=device, progress=progress)
     return monotone({level: figure.value for level, figure in medians.items()})

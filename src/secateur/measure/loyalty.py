@@ -23,7 +23,7 @@ from secateur.errors import MeasurementError, NumericalError
 from secateur.measure.statistics import Values, mean_interval, pearson, per_item, proportion, spearman
 from secateur.vocabulary import Figure
 
-__all__ = ["Tally", "averaged", "divergence", "label", "numbers", "probability", "regression", "to_each"]
+__all__ = ["Tally", "average", "divergence", "label", "numbers", "probability", "regression", "to_each"]
 
 IGNORE = -100
 """Label of a token that does not count, as in transformers."""
@@ -94,7 +94,7 @@ def numbers(student: Values, teacher: Values) -> dict[str, Figure]:
 # ------------------------------------------------------------------------------------------------ several teachers
 
 
-def averaged(predictions: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+def average(predictions: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
     """What teachers tell together: ``sum_k w_k p_k / sum_k w_k``, of [n, C] or [n] each; equal weights unless given."""
     chosen = [1.0] * len(predictions) if weights is None else list(weights)
     if not predictions or len(chosen) != len(predictions) or min(chosen) < 0 or not sum(chosen) > 0:
@@ -114,7 +114,7 @@ def to_each(
     """One of the loyalties above to each teacher by name and, of several, to their average, under "ensemble"."""
     found = {name: loyalty(student, predictions) for name, predictions in teachers.items()}
     if len(teachers) > 1:
-        found["ensemble"] = loyalty(student, averaged(list(teachers.values()), weights))
+        found["ensemble"] = loyalty(student, average(list(teachers.values()), weights))
     return found
 
 
@@ -146,7 +146,7 @@ class Tally:
             width = min(teacher.shape[-1], student.shape[-1])
             teacher, student = teacher[..., :width], student[..., :width]
         _alike(student, teacher)
-        counted = _counted(teacher, batch)
+        counted = _token_masks(teacher, batch)
         for mine, yours, some in zip(student, teacher, counted, strict=True):
             rows = (mine, yours) if some is None else (mine[some], yours[some])
             mine, yours = (one.reshape(-1, one.shape[-1]) for one in rows)
@@ -189,7 +189,7 @@ class Tally:
         }
 
 
-def _counted(logits: Tensor, batch: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
+def _token_masks(logits: Tensor, batch: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
     """Per sequence which of its tokens count: booleans [S]; None for one prediction per sequence."""
     labels, mask = batch.get("labels"), batch.get("attention_mask")
     if logits.dim() < 3:

@@ -16,7 +16,7 @@ import torch
 from secateur._utils import allocator
 from secateur.vocabulary import Figure
 
-__all__ = ["Peak", "allocated", "peak"]
+__all__ = ["Peak", "measure_allocation", "peak"]
 
 _PROC = Path("/proc/self")
 
@@ -63,10 +63,10 @@ def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
         result = fn()
         total = _status("VmHWM")
         return Peak(max(total - start, 0.0), total, result)
-    return _sampled(fn)
+    return _sample_peak(fn)
 
 
-def allocated(fn: Callable[[], Any], *, device: str = "cpu") -> Figure:
+def measure_allocation(fn: Callable[[], Any], *, device: str = "cpu") -> Figure:
     """Bytes that `fn()` holds at its highest point beyond what is there already, by torch's own book of allocations.
 
     Exact and the same every time, where `peak` sees the whole process and what its allocator happens to reuse: two
@@ -103,7 +103,7 @@ def _status(field: str) -> float:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _sampled(fn: Callable[[], Any], interval: float = 1e-3) -> Peak:
+def _sample_peak(fn: Callable[[], Any], interval: float = 1e-3) -> Peak:
     process = psutil.Process()
     start = highest = float(process.memory_info().rss)
     done = threading.Event()

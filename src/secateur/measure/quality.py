@@ -175,10 +175,12 @@ def classifications(
                 seen.append(rows.argmax(-1).cpu())
             if watch is not None:
                 watch(found, batch)
-    return [_classified(seen, true, costs, confidence) for seen, costs in zip(predicted, losses, strict=True)]
+    return [
+        _classification_figures(seen, true, costs, confidence) for seen, costs in zip(predicted, losses, strict=True)
+    ]
 
 
-def _classified(
+def _classification_figures(
     predicted: Sequence[Tensor], true: Sequence[Tensor], losses: Sequence[float], confidence: float
 ) -> dict[str, Figure]:
     if not losses:

@@ -9,7 +9,7 @@ import numpy as np
 
 from secateur.errors import InputError
 
-__all__ = ["Kept", "kept", "ndcg", "reciprocal_rank"]
+__all__ = ["Kept", "ndcg", "precision_recall", "reciprocal_rank"]
 
 
 def ndcg(relevance: Sequence[float], scores: Sequence[float], k: int = 10) -> float:
@@ -18,7 +18,7 @@ def ndcg(relevance: Sequence[float], scores: Sequence[float], k: int = 10) -> fl
     relevance, scores: [texts]. Equal scores are ranked in the worst order, so that a model which says nothing gains
     nothing. 1 where no text is relevant. Source: Burges et al., Learning to rank using gradient descent (2005).
     """
-    worth, order = _ordered(relevance, scores)
+    worth, order = _rank(relevance, scores)
     gains, discount = 2.0**worth - 1.0, 1.0 / np.log2(np.arange(2, len(worth) + 2))
     best = float((np.sort(gains)[::-1][:k] * discount[:k]).sum())
     return float((gains[order][:k] * discount[:k]).sum()) / best if best else 1.0
@@ -26,12 +26,12 @@ def ndcg(relevance: Sequence[float], scores: Sequence[float], k: int = 10) -> fl
 
 def reciprocal_rank(relevance: Sequence[float], scores: Sequence[float], k: int = 10) -> float:
     """1 / the rank of the first relevant text; 0 where it is none of the first k. Equal scores: the worst order."""
-    worth, order = _ordered(relevance, scores)
+    worth, order = _rank(relevance, scores)
     first = np.flatnonzero(worth[order][:k] > 0)
     return 1.0 / (int(first[0]) + 1) if len(first) else 0.0
 
 
-def _ordered(relevance: Sequence[float], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _rank(relevance: Sequence[float], scores: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     worth, given = np.asarray(relevance, float), np.asarray(scores, float)
     if worth.shape != given.shape or worth.ndim != 1:
         raise InputError(f"relevance of shape {worth.shape}, scores of {given.shape}: give one of each per text")
@@ -50,7 +50,7 @@ class Kept(NamedTuple):
         return (1 + beta**2) * self.precision * self.recall / below if below else 0.0
 
 
-def kept(chosen: Collection[int], wanted: Collection[int]) -> Kept:
+def precision_recall(chosen: Collection[int], wanted: Collection[int]) -> Kept:
     """Precision and recall of what was kept. Nothing kept where nothing was wanted is perfect."""
     both = len(set(chosen) & set(wanted))
     return Kept(both / len(set(chosen)) if chosen else float(not wanted), both / len(set(wanted)) if wanted else 1.0)

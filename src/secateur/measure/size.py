@@ -39,17 +39,17 @@ def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *
     return 2 * batch * heads * length * key[-2] * (width + value[-1])
 
 
-def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+def _grouped_matmul_flops(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
     """FLOPs of a grouped matrix product, [S, in] with [E, in, out]: each of the S rows meets one of the E."""
     return 2 * rows[0] * rows[1] * weights[-1]
 
 
-def _uncounted() -> dict[Any, Any]:
+def _missing_flops() -> dict[Any, Any]:
     """Operator -> FLOPs of those that torch leaves out silently: attention on a CPU, the products of experts."""
     found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     for library, name in ((torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
         if hasattr(library, name):
-            found[getattr(library, name)] = _grouped
+            found[getattr(library, name)] = _grouped_matmul_flops
     return found
 
 
@@ -59,7 +59,11 @@ def flops(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> float:
     Matrix products, convolutions and attention count; norms, activations and look-ups don't (well below 1 %).
     The mode (train or eval) of a module is restored.
     """
-    with _evaluation(model), torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_uncounted()) as counter:
+    with (
+        _evaluation(model),
+        torch.no_grad(),
+        FlopCounterMode(display=False, custom_mapping=_missing_flops()) as counter,
+    ):
         model(**batch)
     total = float(counter.get_total_flops())
     if total == 0:
@@ -109,7 +113,7 @@ def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
                          "hardswish", "hardswish_", "leaky_relu", "leaky_relu_", "mean", "_adaptive_avg_pool2d",
                          "native_layer_norm", "native_group_norm"),
     }  # fmt: skip
-    mapping = _uncounted()
+    mapping = _missing_flops()
     for formula, names in formulas.items():
         formula._get_raw = True  # type: ignore[attr-defined]  # asks for tensors in place of shapes
         mapping |= {getattr(aten, name): formula for name in names if hasattr(aten, name)}

@@ -27,7 +27,7 @@ def cut_with_retries(
 
         def select() -> Selection:
             units = subject.units(multiple=8)
-            return ranking.by_budget(units, magnitude.coupled(subject.slices()), budget)
+            return ranking.by_budget(units, magnitude.coupled_norm(subject.slices()), budget)
 
         selection, small, cut = cut_with_retries(subject, select)
 

@@ -148,7 +148,7 @@ def remember_teacher(
     """
     key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
     count = steps * (training.accumulate or 1)
-    return teachers.remembered(
+    return teachers.join_topk(
         run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
         k=k, temperature=temperature, key=key,
     )  # fmt: skip

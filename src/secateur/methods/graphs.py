@@ -112,10 +112,10 @@ def find_names(
     found, notes = set[tuple[str, str]](), list[str]()
     for text in texts:
         parts, words = phrases(text), [part for part in phrases(text, longest=1) if len(part) > 1][:_WORDS]
-        new = graph.called(parts, kinds)
+        new = graph.find_named(parts, kinds)
         try:
-            new = new or graph.called(parts, kinds, how="folded")
-            new = new or graph.called(words, kinds, how="holding", most=_HOLDING)
+            new = new or graph.find_named(parts, kinds, how="folded")
+            new = new or graph.find_named(words, kinds, how="holding", most=_HOLDING)
         except ServerError as error:
             notes.append(f"no names like those in {one_line(text, 60)!r} were found: {error}")
         found.update(new)

@@ -70,7 +70,7 @@ def link_topics(
     if not called:
         return {topic: [topic] for topic in topics}, []
     names, notes = graphs.find_names(graph, called, tuple(kinds), linking.lookup)
-    nodes = {topic: [topic] if is_usable(topic) else names.called(topic)[:nearest] for topic in topics}
+    nodes = {topic: [topic] if is_usable(topic) else names.find_named(topic)[:nearest] for topic in topics}
     lost = [topic for topic in topics if not nodes[topic]]
     if lost and embed is not None:
         nodes |= dict(zip(lost, _nearest(names, lost, embed, nearest, linking.least), strict=True))

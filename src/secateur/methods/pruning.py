@@ -19,7 +19,7 @@ from secateur.select.arrays import as_numpy
 from secateur.subjects.network import segments
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
-from secateur.vocabulary import Budget, Cut, Selection, Units, listed
+from secateur.vocabulary import Budget, Cut, Selection, Units, parse_list
 
 __all__ = ["Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of"]
 
@@ -28,9 +28,9 @@ Loss = Callable[[nn.Module, Any], Tensor]
 Scope = Literal["local", "kind", "global", "isomorphic"] | Mapping[str, str]
 
 _OF_WEIGHTS: dict[str, Callable[[Traced], Mapping[str, Tensor]]] = {
-    "magnitude": lambda subject: magnitude.coupled(subject.slices()),
-    "l1": lambda subject: magnitude.coupled(subject.slices(), p=1, normalise=False),
-    "l2": lambda subject: magnitude.coupled(subject.slices(), normalise=False),
+    "magnitude": lambda subject: magnitude.coupled_norm(subject.slices()),
+    "l1": lambda subject: magnitude.coupled_norm(subject.slices(), p=1, normalise=False),
+    "l2": lambda subject: magnitude.coupled_norm(subject.slices(), normalise=False),
     "batch_norm": lambda subject: magnitude.batch_norm(subject.model, subject.slices()),
     "geometric_median": lambda subject: similarity.geometric_median(subject.slices()),
 }
@@ -128,7 +128,7 @@ def prune_subject(
         scores = rate(subject)
         units = subject.units(multiple=multiple)
         if rate.name:
-            units, notes = _scored(units, scores, rate.name)
+            units, notes = _freeze_unscored(units, scores, rate.name)
         selection = ranking.by_budget(units, scores, budget, scope=_pools(subject, scope), normalise=normalise)
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
@@ -177,11 +177,11 @@ def make_scorer(
     if isinstance(score, str) and ":" in score:
         score = plugins.function(score)
     if callable(score):
-        return Scorer("", partial(_mapped, score, given))
-    return Scorer(score, _named(score, given, loss, seed))
+        return Scorer("", partial(_call_score, score, given))
+    return Scorer(score, _resolve_score(score, given, loss, seed))
 
 
-def _named(
+def _resolve_score(
     score: str, given: Sequence[Any] | None, loss: Loss | None, seed: int
 ) -> Callable[[Traced], Mapping[str, Tensor]]:
     if score == "random":
@@ -193,7 +193,7 @@ def _named(
         raise InputError(f"score {score!r} is measured on data: give batches=[...]")
     if wants == "batches":
         return lambda subject: _OF_ACTIVATIONS[score](
-            partial(_asked, given, partial(loss or _called, subject.model)),
+            partial(_ask_batch, given, partial(loss or _call_model, subject.model)),
             subject.model,
             given,
             subject.slices(),
@@ -201,11 +201,11 @@ def _named(
     if loss is None:
         raise InputError(f"score {score!r} needs gradients: give loss=, a function (model, batch) -> mean loss")
     return lambda subject: _OF_GRADIENTS[score](
-        partial(_asked, given, partial(loss, subject.model)), subject.model, given, subject.slices()
+        partial(_ask_batch, given, partial(loss, subject.model)), subject.model, given, subject.slices()
     )
 
 
-def _mapped(score: Score, given: Sequence[Any] | None, subject: Traced) -> Mapping[str, Tensor]:
+def _call_score(score: Score, given: Sequence[Any] | None, subject: Traced) -> Mapping[str, Tensor]:
     """What a function of the user's gives, if it is a mapping to numbers; how many, the selection looks at."""
     found = score(subject, *(() if given is None else (given,)))
     name = getattr(score, "__name__", type(score).__name__)
@@ -223,7 +223,7 @@ def _mapped(score: Score, given: Sequence[Any] | None, subject: Traced) -> Mappi
     return found
 
 
-def _asked(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) -> Any:
+def _ask_batch(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) -> Any:
     """`ask(batch)`, and which batch it is that fails."""
     try:
         return ask(batch)
@@ -239,12 +239,12 @@ def _asked(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) -> Any
         ) from error
 
 
-def _called(model: nn.Module, batch: Any) -> Any:
+def _call_model(model: nn.Module, batch: Any) -> Any:
     example = Example.of(batch)
     return model(*example.args, **example.kwargs)
 
 
-def _scored(units: Units, scores: Mapping[str, Tensor], score: str) -> tuple[Units, tuple[str, ...]]:
+def _freeze_unscored(units: Units, scores: Mapping[str, Tensor], score: str) -> tuple[Units, tuple[str, ...]]:
     """Sites of which a score has nothing to say stay whole, and the notes tell."""
     absent = [site.name for site in units.free() if site.name not in scores]
     if len(absent) == len(units.free()):
@@ -259,7 +259,7 @@ def scope_of(text: str | Mapping[str, str]) -> Scope:
         return text
     if text in ("local", "kind", "global", "isomorphic"):
         return cast(Scope, text)
-    pairs = [part.split("=") for part in listed(text)]
+    pairs = [part.split("=") for part in parse_list(text)]
     if not pairs or any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise InputError(f"scope={text!r}: give local, kind, global or isomorphic, or SITE=POOL,SITE=POOL")
     return {site.strip(): pool.strip() for site, pool in pairs}

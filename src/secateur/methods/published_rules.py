@@ -24,7 +24,7 @@ from secateur.score import magnitude, random, reconstruction
 from secateur.select import ranking
 from secateur.subjects.network.residual import Branches
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Selection, Site, Units, listed
+from secateur.vocabulary import Budget, Cut, Selection, Site, Units, parse_list
 
 __all__ = [
     "FINDS_WIDTHS", "Pruned", "Rule", "Scaled", "cuttable", "duplicate", "parse_widths", "penalise_scales", "prune",
@@ -62,7 +62,7 @@ class Pruned:
         if self.masks:
             chosen = masks.shuffle(self.masks, seed=seed)
             return _close_weights(self.dense, chosen), chosen
-        counts = {name: self.selection.kept(name, self.units[name].count) for name in self.selection.keep}
+        counts = {name: self.selection.count_kept(name, self.units[name].count) for name in self.selection.keep}
         source = self.dense if self.branches is None else self.branches
         return source.cut(ranking.by_counts(self.units, random.scores(self.units, seed), counts))[0], {}
 
@@ -161,7 +161,7 @@ def parse_widths(units: Units, widths: str | Sequence[str]) -> dict[str, int]:
     """Site -> units to keep, from "32,64,128" or a list: one for each site that may shrink, in the network's order."""
     free = units.free()
     try:
-        counts = [int(part) for part in listed(widths)]
+        counts = [int(part) for part in parse_list(widths)]
     except ValueError as error:
         raise InputError(f"widths={widths!r}: give whole numbers, separated by commas") from error
     if len(counts) != len(free):
@@ -189,7 +189,7 @@ def _filter_norms(dense: Traced, p: float) -> dict[str, Tensor]:
     for name, parts in dense.slices().items():
         makers = [part for part in parts if part[1] == 0 and part[0].dim() > 1]
         filters[name] = makers or parts
-    return magnitude.coupled(filters, p=p, normalise=False)
+    return magnitude.coupled_norm(filters, p=p, normalise=False)
 
 
 def _readers(dense: Traced, units: Units) -> dict[str, dict[str, Tensor]]:

@@ -134,7 +134,8 @@ def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> Record:
     stays, _ = keep_sentences(told, sizes, model.settings.threshold, model.settings.rounding)
     each = np.split(stays, np.cumsum(sizes)[:-1])
     right = [
-        retrieval.kept(np.flatnonzero(mine).tolist(), pair["kept"]) for mine, pair in zip(each, pairs, strict=True)
+        retrieval.precision_recall(np.flatnonzero(mine).tolist(), pair["kept"])
+        for mine, pair in zip(each, pairs, strict=True)
     ]
     likely = np.concatenate([
         np.where(np.isin(one.owner, pair["kept"]), one.keep, 1.0 - one.keep)

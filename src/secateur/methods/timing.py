@@ -44,7 +44,7 @@ def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: i
     )
     example = subject.example(batch, length)
     probes |= {("rest", 0): partial(bare.forward, example), ("dense", 0): partial(subject.forward, example)}
-    times = latency.interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
+    times = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
     table: levels.Table = {}
     for kind, row in counts.items():
         smooth = latency.monotone({k: times[kind, k].value for k in row})

@@ -33,7 +33,7 @@ def page(
         ]
         steps.append({"site": site, "blocks": shown, "kept": sum(block["kept"] for block in blocks)})
     costs = [(measure, before[measure], after[measure]) for measure in after if measure in before]
-    return display.filled("decisions.html.j2", question=question, steps=steps, costs=costs)
+    return display.fill_template("decisions.html.j2", question=question, steps=steps, costs=costs)
 
 
 def _ranks(scores: Sequence[float]) -> list[int]:

@@ -16,9 +16,9 @@ from secateur.vocabulary import Figure
 __all__ = [
     "NO_BREAK",
     "Measure",
-    "asked",
     "change",
-    "filled",
+    "fill_template",
+    "format_target",
     "interval",
     "measure",
     "number",
@@ -127,7 +127,7 @@ _SCALES: dict[Kind, tuple[tuple[float, str], ...]] = {
 }
 
 
-def _scaled(value: float, kind: Kind) -> tuple[float, str]:
+def _pick_scale(value: float, kind: Kind) -> tuple[float, str]:
     scales = _SCALES[kind]
     return next(((scale, unit) for scale, unit in scales if abs(value) >= scale), scales[-1])
 
@@ -155,13 +155,13 @@ def thousands(value: int) -> str:
 def number(name: str, value: float) -> str:
     """A value of a measure as people write it: 22.7 M, 91.2 MB, 12.3 ms, 2.03×."""
     kind = measure(name).kind
-    scale, unit = _scaled(value, kind)
+    scale, unit = _pick_scale(value, kind)
     if kind == "count" and unit == "" and value == int(value):
         return f"{int(value)}"
     return f"{_digits(value / scale)}{'' if unit in ('', '×') else NO_BREAK}{unit}"
 
 
-def asked(name: str, value: float) -> str:
+def format_target(name: str, value: float) -> str:
     """A target as it was asked for: 2×, not 2.00×, which would claim a precision nobody gave it."""
     if measure(name).kind == "count" and value == int(value) and value < 1e6:
         return thousands(int(value))
@@ -172,7 +172,7 @@ def interval(name: str, figure: Figure) -> str:
     """The interval in the unit of the value: "1.98 to 2.07"; empty where there is none."""
     if figure.low is None or figure.high is None:
         return ""
-    scale, _ = _scaled(figure.value, measure(name).kind)
+    scale, _ = _pick_scale(figure.value, measure(name).kind)
     value, low, high = figure.value / scale, figure.low / scale, figure.high / scale
     if not all(map(math.isfinite, (value, low, high))):
         return f"{_digits(low)} to {_digits(high)}"
@@ -206,7 +206,7 @@ def change(name: str, before: Figure | float | None, after: Figure | float | Non
     return f"{share:+.1f}{NO_BREAK}%".replace("-", "−") if abs(share) >= 0.05 else f"0{NO_BREAK}%"
 
 
-def filled(template: str, **values: Any) -> str:
+def fill_template(template: str, **values: Any) -> str:
     """The HTML that a template beside this file makes of `values`; all of them are escaped but what is marked safe."""
     loader = FileSystemLoader(Path(__file__).parent)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

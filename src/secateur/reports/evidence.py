@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "figure_of",
     "judge",
     "markdown",
-    "measured",
     "not_faster",
     "plain",
     "read",
@@ -112,7 +112,7 @@ def _before(evidence: Evidence, measure: str) -> float | None:
     return evidence.cut.before.get(measure) if evidence.cut else None
 
 
-def measured(evidence: Evidence, measure: str) -> Figure | None:
+def figure_of(evidence: Evidence, measure: str) -> Figure | None:
     """What was measured on the result, by name: as `measured`, as `after`, or as counted by the cut's receipt."""
     figure = evidence.measured.get(measure) or evidence.after.get(measure)
     if figure is None and evidence.cut and measure in evidence.cut.after:
@@ -122,7 +122,7 @@ def measured(evidence: Evidence, measure: str) -> Figure | None:
 
 def speedup_of(evidence: Evidence) -> Figure | None:
     """The measured speedup; where only two latencies are known, their ratio, without an interval."""
-    figure = measured(evidence, "speedup")
+    figure = figure_of(evidence, "speedup")
     before, after = evidence.before.get("latency"), evidence.after.get("latency") or evidence.measured.get("latency")
     if figure is None and before and after and after.value > 0:
         return Figure(before.value / after.value, unit="x")
@@ -152,7 +152,7 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
         return f"failed: not measurably faster ({display.number('speedup', speedup.value)}{spread})"
     if evidence.verdict and not evidence.verdict.startswith("met"):
         return evidence.verdict
-    figures = {name: speedup if name == "speedup" else measured(evidence, name) for name in limits}
+    figures = {name: speedup if name == "speedup" else figure_of(evidence, name) for name in limits}
     known = {name: figure for name, figure in figures.items() if figure is not None}
     for name, figure in known.items():
         if name == "latency" and "speedup" in known:
@@ -163,15 +163,15 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
         else:
             short = figure.value > limit * (1.0 + (tolerance if name == "latency" else 0.005))
         if short:
-            asked, got = display.asked(name, limit), display.number(name, figure.value)
+            asked, got = display.format_target(name, limit), display.number(name, figure.value)
             return f"missed: {got} {_label(name)} instead of {asked}"
-    unknown = [name for name in _asked(evidence.target) if name not in known]
+    unknown = [name for name in _limited_measures(evidence.target) if name not in known]
     if known and unknown:
         return f"missed: {' and '.join(map(_label, unknown))} could not be measured"
     return evidence.verdict or ("met" if known else "")
 
 
-def _asked(target: str) -> list[str]:
+def _limited_measures(target: str) -> list[str]:
     """The measures which the budget `target` limits, a relative latency as a speedup."""
     try:
         budget = Budget.parse(target)
@@ -203,11 +203,11 @@ def table(evidence: Evidence | Sequence[Evidence]) -> list[list[str]]:
         before, after = evidence.before.get(name), evidence.measured.get(name) or evidence.after.get(name)
         if name in limits and before is None and after is None and evidence.cut and name in evidence.cut.before:
             # What is no part of the model, such as the examples that it learned from: as the receipt counted it.
-            before, after = Figure(evidence.cut.before[name]), measured(evidence, name)
+            before, after = Figure(evidence.cut.before[name]), figure_of(evidence, name)
         rows.append(
             [
                 display.measure(name).label,
-                display.asked(name, limits[name]) if name in limits else "–",
+                display.format_target(name, limits[name]) if name in limits else "–",
                 display.text(name, evidence.predicted.get(name)),
                 display.text(name, before),
                 display.text(name, after),

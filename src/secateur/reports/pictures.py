@@ -84,7 +84,7 @@ def network(
     boxes: each after those it reads from. lines: under the title. sites: (name, how many, of which stay), in the order
     of their colours, under `heading`. stays: (why, of what).
     """
-    layout = _arranged(boxes)
+    layout = _arrange(boxes)
     colour = {name: _COLOURS[index % len(_COLOURS)] for index, (name, _, _) in enumerate(sites)}
     tag = {name: str(index + 1) for index, (name, _, _) in enumerate(sites)}
     top = 62.0 + 17 * len(lines)
@@ -105,7 +105,7 @@ def network(
             f'<path class="flow{_off(boxes[path[0]].gone or boxes[path[-1]].gone)}" d="{_curve(layout, path)}"/>'
             for path in layout.paths
         ),
-        *(_drawn(box, layout, index, most, colour, tag) for index, box in enumerate(boxes)),
+        *(_draw_box(box, layout, index, most, colour, tag) for index, box in enumerate(boxes)),
         f'</g><g transform="translate({beside:g} {top:g})">',
     ]
     y = 0.0
@@ -127,7 +127,7 @@ def page(svg: str, title: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- layout
 
 
-def _arranged(boxes: Sequence[Box]) -> _Layout:
+def _arrange(boxes: Sequence[Box]) -> _Layout:
     """Layers by the longest way from the input; within a layer, near to what each box is connected with."""
     rank: dict[int, int] = {}
     for index, box in enumerate(boxes):
@@ -155,8 +155,8 @@ def _arranged(boxes: Sequence[Box]) -> _Layout:
             for a, b in itertools.pairwise(path):
                 links.setdefault(a, []).append(b)
                 links.setdefault(b, []).append(a)
-    _ordered(rows, links)
-    _placed(rows, links, layout)
+    _order_rows(rows, links)
+    _place_boxes(rows, links, layout)
     y = 0.0
     for row in rows:
         tall = max((layout.size[one][1] for one in row), default=0.0)
@@ -177,7 +177,7 @@ def _size(box: Box) -> tuple[float, float]:
     return _WIDE * 0.7, _PLAIN
 
 
-def _ordered(rows: list[list[int]], links: dict[int, list[int]]) -> None:
+def _order_rows(rows: list[list[int]], links: dict[int, list[int]]) -> None:
     """Each row sorted by the mean place of its neighbours in the row above, and then below, a few times."""
     place = {one: index for row in rows for index, one in enumerate(row)}
     level = {one: index for index, row in enumerate(rows) for one in row}
@@ -193,7 +193,7 @@ def _ordered(rows: list[list[int]], links: dict[int, list[int]]) -> None:
             place.update({one: number for number, one in enumerate(rows[index])})
 
 
-def _placed(rows: list[list[int]], links: dict[int, list[int]], layout: _Layout) -> None:
+def _place_boxes(rows: list[list[int]], links: dict[int, list[int]], layout: _Layout) -> None:
     """Coordinates: each near the mean of what it is connected with, none over another."""
     x = dict.fromkeys((one for row in rows for one in row), 0.0)
 
@@ -236,7 +236,7 @@ def _curve(layout: _Layout, path: Sequence[int]) -> str:
 # --------------------------------------------------------------------------------------------------------- drawing
 
 
-def _drawn(box: Box, layout: _Layout, index: int, most: int, colour: dict[str, str], tag: dict[str, str]) -> str:
+def _draw_box(box: Box, layout: _Layout, index: int, most: int, colour: dict[str, str], tag: dict[str, str]) -> str:
     wide, tall = layout.size[index]
     x, y = layout.x[index] - wide / 2, layout.y[index] - tall / 2
     hint = f"<title>{_text(box.hint)}</title>" if box.hint else ""
@@ -297,13 +297,13 @@ def _legend(
 def _reasons(stays: Sequence[tuple[str, str]]) -> list[tuple[float, str]]:
     out = [(20.0, '<text class="name" y="10">What stays, and why</text>')] if stays else []
     for why, what in stays:
-        out += [(14.0, f'<text y="10">{_text(line)}</text>') for line in _wrapped(why, 46)]
-        out += [(14.0, f'<text class="small" x="10" y="10">{_text(line)}</text>') for line in _wrapped(what, 46)]
+        out += [(14.0, f'<text y="10">{_text(line)}</text>') for line in _wrap_text(why, 46)]
+        out += [(14.0, f'<text class="small" x="10" y="10">{_text(line)}</text>') for line in _wrap_text(what, 46)]
         out.append((6.0, ""))
     return out
 
 
-def _wrapped(text: str, most: int) -> list[str]:
+def _wrap_text(text: str, most: int) -> list[str]:
     lines, line = [], ""
     for word in text.split():
         if line and len(line) + 1 + len(word) > most:

@@ -64,7 +64,7 @@ def render(
     views = [_view(result, index, load) for index, result in enumerate(found)]
     first = found[0]
     name = title or " ".join(part for part in (first.recipe, _model(first)) if part)
-    return display.filled(
+    return display.fill_template(
         "report.html.j2",
         title=name,
         recipe=first.recipe,
@@ -113,7 +113,7 @@ def _verdict(result: Evidence) -> dict[str, Any]:
     state, _, why = (part.strip() for part in judged.partition(":"))
     state = state if state in ("met", "missed", "failed") else "open"
     headline = {
-        "met": why if why and result.cut is None else _achieved(result),
+        "met": why if why and result.cut is None else _describe_result(result),
         "missed": f"Target missed: {why}" if why else "Target missed",
         "failed": f"Failed: {why}" if why else "Failed",
         "open": judged or "Not judged: nothing was measured against a target",
@@ -127,7 +127,7 @@ def _verdict(result: Evidence) -> dict[str, Any]:
     return {"state": state, "word": word, "headline": headline, "warnings": warnings, "lead": _lead(result)}
 
 
-def _achieved(result: Evidence) -> str:
+def _describe_result(result: Evidence) -> str:
     """What was reached, in a few words: "2.03× as fast, with 51.6 % of the parameters"."""
     figures = {**result.after, **result.measured}
     parts = []
@@ -206,7 +206,7 @@ def _tiles(result: Evidence) -> list[dict[str, str]]:
         note = f"from {display.number(name, before.value)}" if before else ""
         if name == "speedup":
             asked = evidence.targets(result).get("speedup")
-            note = f"asked: {display.asked(name, asked)}" if asked else ""
+            note = f"asked: {display.format_target(name, asked)}" if asked else ""
         elif change := display.change(name, before, figures[name]):
             note += f", {change}"
         elif baseline := _best_baseline(result, name):
@@ -230,12 +230,12 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
     limits = evidence.targets(result)
     rows = []
     for name in display.order([*limits, *result.predicted]):
-        measured = evidence.speedup_of(result) if name == "speedup" else evidence.measured(result, name)
+        measured = evidence.speedup_of(result) if name == "speedup" else evidence.figure_of(result, name)
         predicted = result.predicted.get(name)
         rows.append(
             {
                 "label": display.measure(name).label,
-                "target": {"value": display.asked(name, limits[name]) if name in limits else "–", "spread": ""},
+                "target": {"value": display.format_target(name, limits[name]) if name in limits else "–", "spread": ""},
                 "predicted": _cell(name, predicted),
                 "measured": _cell(name, measured),
                 "off": display.change("", predicted, measured) or "–",

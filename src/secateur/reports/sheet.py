@@ -84,7 +84,7 @@ def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> st
     drawn = "" if one is None else charts.curves(
         one.panels, "curves", x=one.x, y=one.y, log=one.log, mark=one.mark, bounds=one.bounds
     )  # fmt: skip
-    return display.filled("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
+    return display.fill_template("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
 
 
 def write(

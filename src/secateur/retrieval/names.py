@@ -156,7 +156,7 @@ class Names:
             chosen.append((first, Mention((exact or [self.names[found[0]]])[0], nodes, start, end)))
         return [mention for _, mention in sorted(chosen)]
 
-    def called(self, name: str) -> list[str]:
+    def find_named(self, name: str) -> list[str]:
         """The things that are called so, letter case and what stands around the name aside; none where none is."""
         found = self.mentions(name, common=())
         return list(found[0].nodes) if [(one.start, one.end) for one in found] == [_span(name)] else []

@@ -128,7 +128,7 @@ class Reranker(nn.Module):
             keep.bias.zero_()
         return Reranker(self.model, self.tokenizer, keep.to(self._device), self.settings)
 
-    def copied(self) -> Reranker:
+    def copy(self) -> Reranker:
         """The same, with weights of its own."""
         return Reranker(copy.deepcopy(self.model), self.tokenizer, copy.deepcopy(self.keep), self.settings)
 

@@ -70,7 +70,7 @@ def read(
 def options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given`, with what goes by keyword as `function` annotates it: a file may hold anything."""
     own = {name: value for name, value in given.items() if name in keywords.of(function)}
-    checked = keywords.checked(function, own)
+    checked = keywords.check_options(function, own)
     return {name: checked[name] if name in own else value for name, value in given.items()}
 
 

@@ -81,7 +81,7 @@ class Job:
         """Checked; `source` is what is read."""
         reader, function = reading.of_document_recipe(recipe), recipes.find(recipe)
         asked, own = servers.split_options(function, options, "" if reader.brings_documents else source)
-        chosen = keywords.flat(function, keywords.checked(function, own))
+        chosen = keywords.flat(function, keywords.check_options(function, own))
         return cls(recipe, Budget.parse(budget), chosen, asked)
 
     @property
@@ -122,7 +122,7 @@ class Job:
         options = self.pack(self.servers.with_llm(self.options, meter))
         (result,) = self.function(subject, question, [self.budget], run, **options)
         trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
-        text, parts = markup.whole(result.subject.written()), reading.parts_of(result.subject)
+        text, parts = markup.whole(result.subject.to_text()), reading.parts_of(result.subject)
         return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)
 
 
@@ -189,7 +189,7 @@ def _uncut(job: Job, documents: Document, subject: Any, question: object, error:
     if job.reader.brings_documents:
         several = documents if isinstance(documents, list | tuple) else [documents]
         texts = [document if isinstance(document, str) else "" for document in several]
-        text = markup.whole("\n\n".join(filter(None, texts)) if subject is None else subject.written())
+        text = markup.whole("\n\n".join(filter(None, texts)) if subject is None else subject.to_text())
         parts = tuple(map(markup.whole, texts)) if subject is None else reading.parts_of(subject)
     costs = {"words": float(markup.words(text))} if subject is None or not text else subject.units().cost()
     question = question if isinstance(question, str) else ""

@@ -109,7 +109,7 @@ def _make_score(
         raise InputError(f"score {score!r} needs a loss, and {data.name} has neither classes nor boxes: give another")
     batches = examples.batches(data, batch=batch, seed=seed).take(max(1, looks // batch))
     if not judged:
-        return pruning.make_scorer(score, [subject.inputs.given(one["inputs"]) for one in batches], seed=seed)
+        return pruning.make_scorer(score, [subject.inputs.with_inputs(one["inputs"]) for one in batches], seed=seed)
     return pruning.make_scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
 
 

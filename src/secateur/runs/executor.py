@@ -138,7 +138,7 @@ def results(
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
     budgets = parse_budgets(budget)
     given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
-    chosen = keywords.checked(
+    chosen = keywords.check_options(
         function, keywords.fitting(function, {**options, **given}, ("batch", "length"), seed=seed, dry_run=dry_run)
     )
     keywords.check_seed(seed)

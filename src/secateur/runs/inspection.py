@@ -171,7 +171,7 @@ def _erase_segments(subject: Traced, budget: Budget) -> tuple[Selection, dict[st
     """What stays of the segments, as a dry run of `otov3` says, and what is left then."""
     limits.limits_of_cut(budget, subject.units(SITE).cost())
     task = GroupBudget.of(subject, budget)
-    gone = task.lowest(magnitude.coupled(task.slices))
+    gone = task.lowest(magnitude.coupled_norm(task.slices))
     selection = Selection({site: ~row for site, row in gone.items()})
     small, cut = subject.cut(selection)
     channels = small.units().cost()["channels"] if small.coupling.sites else 0.0

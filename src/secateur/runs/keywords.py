@@ -17,7 +17,7 @@ from secateur.errors import InputError
 from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
-__all__ = ["call", "check_seed", "checked", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = ["call", "check_options", "check_seed", "fitting", "flat", "names", "of", "pack", "spares"]
 
 
 def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -58,7 +58,7 @@ def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
         values |= {flag: getattr(value, field) for flag, field in groups[name].items()}
         if isinstance(value, Training):
             others = {key: one for key, one in value.named.items() if key not in groups[name].values()}
-            values[name] = ",".join(f"{key}={_written(one)}" for key, one in others.items())
+            values[name] = ",".join(f"{key}={_format_value(one)}" for key, one in others.items())
     return values
 
 
@@ -67,7 +67,7 @@ def names(function: Callable[..., Any]) -> list[str]:
     return list(flat(function, {name: parameter.default for name, parameter in of(function).items()}))
 
 
-def _written(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value == math.inf:
         return "none"
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -87,7 +87,7 @@ def spares(function: Callable[..., Any], name: str) -> bool:
     return type(None) in typing.get_args(typing.get_type_hints(function).get(name))
 
 
-def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """All options: `given` ones checked against the annotations, the others at their defaults.
 
     Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
@@ -117,7 +117,7 @@ def checked(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str,
 
 def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """`function` called with options by flag, checked."""
-    return function(*arguments, **checked(function, options))
+    return function(*arguments, **check_options(function, options))
 
 
 def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class Reference:
 
 
 def _peak_memory(forward: Any, environment: latency.Environment) -> Figure:
-    return memory.allocated(torch.no_grad()(forward), device=environment.device)
+    return memory.measure_allocation(torch.no_grad()(forward), device=environment.device)
 
 
 def _quality_note(name: str, ours: Row, theirs: Row) -> str:

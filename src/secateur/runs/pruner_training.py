@@ -62,13 +62,13 @@ def train_pruner(
     if not hasattr(module, "train"):
         raise InputError(f"{recipe} trains no model")
     asked, own = servers.split_options(module.train, options)
-    chosen = keywords.flat(module.train, keywords.checked(module.train, own))
+    chosen = keywords.flat(module.train, keywords.check_options(module.train, own))
     rows = list(_training_rows(data, of_document_recipe(recipe)))
     if not rows:
         raise DataError("there is no row to learn from: give question, documents and answers in each")
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     kind = typing.get_type_hints(module.train)["model"]
-    learner = _OPENERS[kind](str(model)).copied()
+    learner = _OPENERS[kind](str(model)).copy()
     bound = {name: value for name, value in chosen.items() if name not in chat.SPENDING}
     if not bound.get("training"):
         bound.pop("training", None)
@@ -100,12 +100,12 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises `InputError` where the file, or a key in it, can't be used.
     """
 
-    def own(recipe: str) -> list[str]:
+    def own_options(recipe: str) -> list[str]:
         module = importlib.import_module(recipes.find(recipe).__module__)
         options = keywords.names(module.train) if hasattr(module, "train") else ()
         return [*options, *keywords.names(servers.servers)]
 
-    return configs.read(path, "train-pruner", train_pruner, given, more=own)
+    return configs.read(path, "train-pruner", train_pruner, given, more=own_options)
 
 
 def _training_rows(data: str | Path | Sequence[Mapping[str, object]], reader: AnyReader) -> Iterator[dict[str, Any]]:

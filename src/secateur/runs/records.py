@@ -46,14 +46,14 @@ def settings(path: str | Path, given: Mapping[str, object]) -> tuple[dict[str, A
     Raises `InputError` where the file, or a key in it, can't be used.
     """
 
-    def own(recipe: str) -> list[str]:
+    def own_options(recipe: str) -> list[str]:
         return [*keywords.names(recipes.find(recipe)), *keywords.names(servers.servers)]
 
-    values = configs.read(path, "prune-context", prune_context_command, given, more=own)
+    values = configs.read(path, "prune-context", prune_context_command, given, more=own_options)
     known = [name.rstrip("_") for name in keywords.of(prune_context_command)]
     flags = {name: value for name, value in values.items() if name in known}
     renamed = {"in_" if name == "in" else name: value for name, value in flags.items()}
-    checked = keywords.checked(prune_context_command, renamed)
+    checked = keywords.check_options(prune_context_command, renamed)
     checked["in"] = checked.pop("in_")
     return {name: checked[name] for name in flags}, {name: values[name] for name in values if name not in known}
 

@@ -273,7 +273,7 @@ def fresh_language(
     if small.model.config.hidden_size != subject.model.config.hidden_size:
         settings["token"] = 0.0  # hidden states of two widths have no distance
     settings |= {"blocks": pairs, "seed": seed, "steps": 0 if dry_run else steps}
-    how = keywords.checked(distillation.distil, settings)
+    how = keywords.check_options(distillation.distil, settings)
     trained = distillation.distil(subject, small, data, run.folder(f"train-{budgets[0]}"), **how)
     yield Result(str(budgets[0]), small, _receipt(removed), {}, trained)
 
@@ -305,7 +305,7 @@ def _verdict(row: Evidence) -> str:
     lines = [f"## {row.target}", ""]
     quality = next((name for name in ("accuracy", "mAP", "AP50", "perplexity", "spearman") if name in row.after), None)
     quality = quality or next((name for name in ("spearman", "cosine", "pearson") if name in row.measured), None)
-    ours = evidence.measured(row, quality) if quality else None
+    ours = evidence.figure_of(row, quality) if quality else None
     for name in ("scratch-E", "scratch-B", "random units"):
         theirs = row.baselines.get(name, {}).get(quality or "")
         if ours is None or theirs is None:

@@ -180,4 +180,4 @@ def split_options(
         if name.startswith("run_") and not llm:
             raise InputError(f"{name} bounds a language model: give one (llm)")
     left = {name: value for name, value in options.items() if name not in about_servers}
-    return servers(**keywords.checked(servers, about_servers)), left
+    return servers(**keywords.check_options(servers, about_servers)), left

@@ -13,7 +13,7 @@ from secateur.errors import InputError
 from secateur.score.hooks import finite, module_at
 from secateur.score.slices import Slices, gather, total
 
-__all__ = ["Columns", "batch_norm", "consumer_weight", "coupled", "groups", "norm"]
+__all__ = ["Columns", "batch_norm", "consumer_weight", "coupled_norm", "groups", "norm"]
 
 
 class Columns(Protocol):
@@ -58,7 +58,7 @@ def groups(model: nn.Module, consumers: Mapping[str, Columns], *, p: float = 2.0
     }
 
 
-def coupled(slices: Slices, *, p: float = 2.0, normalise: bool = True) -> dict[str, Tensor]:
+def coupled_norm(slices: Slices, *, p: float = 2.0, normalise: bool = True) -> dict[str, Tensor]:
     """Site -> float32 [count]: (sum |w|^p)^(1/p) over all weights that go with a unit, as a share of the site's mean.
 
     normalise: False gives the norm as it is. Source: Fang et al., "DepGraph", CVPR 2023: norms of all that is coupled.

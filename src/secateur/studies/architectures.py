@@ -2,10 +2,10 @@
 
 Liu et al., "Rethinking the Value of Network Pruning" (arXiv 1810.05270), section 5. Three designs within one budget, to
 be trained from scratch: what a pruner left, the same share everywhere (`uniform`), and the average pattern of pruned
-networks on another network (`guided`).
+networks on another network (`cut_by_pattern`).
 
 Departure: the paper also guides designs by the positions within 3 x 3 kernels at which an unstructured pruner leaves
-weights. `guided` follows widths of channels only.
+weights. `cut_by_pattern` follows widths of channels only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from secateur.select import ranking
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Selection
 
-__all__ = ["Pattern", "average", "guided", "shares", "stages", "uniform"]
+__all__ = ["Pattern", "average", "cut_by_pattern", "shares", "stages", "uniform"]
 
 Pattern = Mapping[int, float]
 """Stage -> share of the channels that stays, 0 to 1."""
@@ -87,7 +87,7 @@ def uniform(subject: Traced, budget: Budget | str, inner: bool = True) -> tuple[
     return subject.cut(ranking.by_budget(units, scores, budget, scope="local"))
 
 
-def guided(subject: Traced, pattern: Pattern, budget: Budget | str, inner: bool = True) -> tuple[Traced, Cut]:
+def cut_by_pattern(subject: Traced, pattern: Pattern, budget: Budget | str, inner: bool = True) -> tuple[Traced, Cut]:
     """`subject`, of any depth, with widths in the proportions of `pattern`, the largest that keep to the budget.
 
     Site s of stage t keeps f pattern[t] of its units, with one f for all, as far as it has them. Raises `InputError`

@@ -133,7 +133,7 @@ def _note_gaps(row: Evidence) -> Evidence:
     begin, theirs = "the baseline of every second layer ignores the budget", row.baselines["every second layer"]
     gaps = [
         f"{display.measure(name).label} {display.text(name, theirs.get(name))} "
-        f"beside {display.text(name, evidence.measured(row, name))}"
+        f"beside {display.text(name, evidence.figure_of(row, name))}"
         for name in evidence.targets(row)
     ]
     assert row.cut is not None
@@ -163,4 +163,4 @@ def _recover(
     recovery: dict[str, Any] | None, **more: Any,
 ) -> Recovery | None:  # fmt: skip
     given = {**(recovery or {}), **({"steps": 0} if dry_run else {}), **more, "seed": seed}
-    return distillation.distil(subject, student, data, folder, **keywords.checked(distillation.distil, given))
+    return distillation.distil(subject, student, data, folder, **keywords.check_options(distillation.distil, given))

@@ -213,7 +213,7 @@ def _recipe() -> Callable[..., Iterator[Result]]:
 def _check_options(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """All of the recipe's options, checked for each rule."""
     for rule in rules:
-        checked = keywords.checked(_recipe(), {**options, "score": rule})
+        checked = keywords.check_options(_recipe(), {**options, "score": rule})
         check_scoring(rule, checked["runs"], checked["score_epochs"])
     return checked
 

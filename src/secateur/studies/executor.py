@@ -118,7 +118,7 @@ def _split_options(
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
     mine = _flags(function)
     theirs = {key: value for key, value in options.items() if key not in mine}
-    own = keywords.checked(function, {key: value for key, value in options.items() if key in mine})
+    own = keywords.check_options(function, {key: value for key, value in options.items() if key in mine})
     for key in theirs:
         if key in card["sets"].split():
             raise InputError(f"study {name} sets {key} itself: leave it out")
@@ -128,7 +128,7 @@ def _split_options(
         return own, {}
     recipe = recipes.find(card["recipe"])
     shared = {key: value for key, value in keywords.flat(function, own).items() if key in _flags(recipe)}
-    checked = keywords.flat(recipe, keywords.checked(recipe, {**theirs, **shared}))
+    checked = keywords.flat(recipe, keywords.check_options(recipe, {**theirs, **shared}))
     return own, {key: checked[key] for key in theirs}
 
 

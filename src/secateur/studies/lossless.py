@@ -284,7 +284,7 @@ def lossless(
         first, budget = Path(folder, f"seed-{seed}"), _budget(0.0 if bare else trial.pruned)
         place, votes = (Path(folder, f"seed-{seed}-{control}"), str(first)) if control else (first, "")
         with Run.open(place, {"target": target, "seed": seed, **how}) as run:
-            chosen = keywords.checked(recipe, {**how, "target": target, "seed": seed, "scored": votes})
+            chosen = keywords.check_options(recipe, {**how, "target": target, "seed": seed, "scored": votes})
             (result,) = recipe(build(seed), data, [budget], run, **chosen)
             found: dict[str, float] = run.json(f"transfer-{budget}", dict)
         spent = {} if result.recovery is None else {"seconds": result.recovery.seconds}
@@ -317,7 +317,7 @@ def plan(
     if not 0 <= tolerance < math.inf:
         raise InputError(f"tolerance={tolerance}: give standard errors, 0 or more")
     recipe = recipes.find(STUDY["recipe"])
-    chosen = keywords.checked(recipe, {**options, "target": target, "seed": seeds[0]})
+    chosen = keywords.check_options(recipe, {**options, "target": target, "seed": seeds[0]})
     needed = "probe_epochs" if measure == "linear probe" else "tune_epochs"
     if not getattr(chosen["transfers"], needed):
         raise InputError(f"{needed}=0 leaves out the {measure} by which losses are judged: give epochs, or --measure")

@@ -218,7 +218,7 @@ def _study_inputs(
     if not budgets or not seeds:
         raise InputError(f"budgets={list(budgets)}, seeds={list(seeds)}: give at least one of each")
     keywords.check_seed(*seeds)
-    settings = keywords.checked(_recipe(), options)
+    settings = keywords.check_options(_recipe(), options)
     if settings["scratch"] == "none":
         raise InputError("scratch=none leaves out what inherited weights are compared with: give E, B or both")
     epochs = settings["training"].epochs

@@ -309,5 +309,5 @@ def toy(_):
         "data": "What is the gamma of number 1?",
         "budget": "words=20%",
         "output": partial(toys.written, texts=[*facts, filler]),
-        "quality": lambda page: float("ammag" in page.written()),
+        "quality": lambda page: float("ammag" in page.to_text()),
     }

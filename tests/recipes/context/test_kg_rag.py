@@ -68,7 +68,7 @@ def test_what_stays_is_above_both_thresholds_and_the_best_comes_first():
     assert (values[stays] > max(np.percentile(values, 75), 0.2)).all()
     assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
     assert (np.diff(values) <= 0).all()
-    written = result.subject.written().split("\n")
+    written = result.subject.to_text().split("\n")
     assert written == [row["text"] for row in rows if row["kept"]]
     assert all("treats" in line for line in written)
     assert told["facts_after"] == len(written)
@@ -189,21 +189,21 @@ def test_a_share_of_bm25_tells_names_of_one_sort_apart():
 
 def test_a_fact_of_two_nodes_is_told_once():
     result, trace, _ = one(medicine(), "druga treats asthma", embedder=bag, floor=0)
-    assert result.subject.written().split("\n").count("druga treats asthma") == 1
+    assert result.subject.to_text().split("\n").count("druga treats asthma") == 1
     assert "druga treats asthma" in kept(trace)["facts.druga"]
     assert "druga treats asthma" not in kept(trace)["facts.asthma"]
 
 
 def test_without_an_embedder_facts_are_ranked_by_bm25():
     result, _, told = one(medicine(), QUESTION)
-    assert set(result.subject.written().split("\n")) <= {f"drug{letter} treats asthma" for letter in "ahl"}
+    assert set(result.subject.to_text().split("\n")) <= {f"drug{letter} treats asthma" for letter in "ahl"}
     assert result.subject.lines
     assert told["entities"] == ["asthma"]
 
 
 def test_no_fact_above_the_floor_is_told():
     result, trace, told = one(medicine(), QUESTION, embedder=bag, floor=0.99)
-    assert (result.subject.written(), result.cut.after) == ("", {"words": 0.0})
+    assert (result.subject.to_text(), result.cut.after) == ("", {"words": 0.0})
     assert not kept(trace)["facts.asthma"]
     assert told["notes"] == ["no fact of asthma is above the floor 0.99: the best has 0.767"]
     assert result.cut.notes == tuple(told["notes"])
@@ -261,7 +261,7 @@ def test_no_budget_is_exceeded_and_a_larger_one_keeps_a_superset():
     for limit in (4, 7, 20, 40, 90, 200):
         how = {"embedder": bag, "tokenizer": lambda texts: list(map(len, texts)), "percentile": 0, "floor": -1}
         (result,) = run(medicine(), QUESTION, f"tokens={limit}", **how)
-        assert len(result.subject.written()) == result.cut.after["tokens"] <= limit
+        assert len(result.subject.to_text()) == result.cut.after["tokens"] <= limit
         assert set(before) <= set(result.subject.lines)
         before = result.subject.lines
     assert len(before) > 5
@@ -281,7 +281,7 @@ def test_a_share_is_one_of_all_facts_of_the_nodes():
 
 def test_a_budget_smaller_than_one_fact_gives_nothing_and_says_so():
     result, _, told = one(medicine(), QUESTION, "words=2", embedder=bag)
-    assert result.subject.written() == ""
+    assert result.subject.to_text() == ""
     assert told["notes"] == ["3 of 3 facts are longer than the whole budget: nothing is left"]
 
 
@@ -290,7 +290,7 @@ def test_a_fact_longer_than_the_budget_leaves_room_for_others():
         ("asthma", "needs", "x " * 30 + "treats"), ("inhaler", "treats", "asthma"), ("steroid", "treats", "asthma")
     )
     result, _, told = one(here, QUESTION, "words=6", embedder=bag, floor=0)
-    assert result.subject.written() == "inhaler treats asthma\nsteroid treats asthma"
+    assert result.subject.to_text() == "inhaler treats asthma\nsteroid treats asthma"
     assert told["notes"] == ["1 of 3 facts are longer than the whole budget"]
 
 
@@ -303,7 +303,7 @@ def test_sentences_name_kinds_and_sources():
         kinds=[("ibuprofen", "Compound"), ("headache", "Disease")],
     )
     result, trace, _ = one(here, "ibuprofen TREATS headache", embedder=bag, floor=0)
-    assert result.subject.written() == "Compound ibuprofen treats Disease headache, according to DrugBank"
+    assert result.subject.to_text() == "Compound ibuprofen treats Disease headache, according to DrugBank"
     (line,) = result.subject.lines
     assert line.sources == ("DrugBank",)
     assert [fact.predicate for fact in line.facts] == ["urn:r:TREATS_CtD"]
@@ -315,7 +315,7 @@ def test_sentences_name_kinds_and_sources():
 def test_names_with_full_stops_stay_whole():
     here = graph(("Mt. Sinai. Annex", "treats", "St. John. B"), ("St. John. B", "is_in", "No. 5. Lane"))
     result, _, _ = one(here, "What is St. John. B in?", embedder=bag, floor=0)
-    assert set(result.subject.written().split("\n")) == {
+    assert set(result.subject.to_text().split("\n")) == {
         "Mt. Sinai. Annex treats St. John. B", "St. John. B is in No. 5. Lane"
     }  # fmt: skip
 
@@ -324,8 +324,8 @@ def test_words_and_numbers_that_are_said_of_a_thing_are_facts():
     here = graph(("Heat", "is_by", "Mann"))
     here.store.graph.update('INSERT DATA { <urn:x:Heat> <urn:r:release_year> "1995" }')
     result, _, _ = one(here, "Heat release year", embedder=bag, floor=0)
-    assert result.subject.written().split("\n")[0] == "Heat release year 1995"
-    assert "1995" not in one(here, "Heat release year", embedder=bag, floor=0, literals=False)[0].subject.written()
+    assert result.subject.to_text().split("\n")[0] == "Heat release year 1995"
+    assert "1995" not in one(here, "Heat release year", embedder=bag, floor=0, literals=False)[0].subject.to_text()
 
 
 def test_what_identifies_a_node_is_one_more_fact():
@@ -352,8 +352,8 @@ def test_evidence_is_told_but_not_selected_by():
     )
     plainly, trace, _ = one(here, "x1 has y1", embedder=bag, floor=0)
     told, traced, _ = one(here, "x1 has y1", embedder=bag, floor=0, evidence=True)
-    text, _, evidence = told.subject.written().split("\n")[0].partition(" {")
-    assert text == plainly.subject.written().split("\n")[0] == "x1 has y1"
+    text, _, evidence = told.subject.to_text().split("\n")[0].partition(" {")
+    assert text == plainly.subject.to_text().split("\n")[0] == "x1 has y1"
     assert json.loads("{" + evidence) == {"code": "007", "note": ["a", "b"], "p_value": 0.05, "phase": 4}
     assert [row["score"] for row in trace["facts.x1"]] == [row["score"] for row in traced["facts.x1"]]
 
@@ -406,7 +406,7 @@ def test_topics_are_what_the_question_is_about():
     assert (told["nodes"], told["entities"]) == (["urn:x:asthma"], ["asthmaa", "zzzz qqqq"])
     assert told["notes"][0] == "nothing in the graph is called 'zzzz qqqq'"
     result, trace, told = one(here, QUESTION, embedder=bag, topics=["zzzz"])
-    assert (result.subject.written(), trace, told["fallback"]) == ("", {}, False)
+    assert (result.subject.to_text(), trace, told["fallback"]) == ("", {}, False)
     assert "nothing in the graph was found for the question" in told["notes"]
 
 
@@ -414,7 +414,7 @@ def test_of_topics_by_iri_no_names_of_the_graph_are_read():
     here = Nameless(medicine().store)
     result, trace, _ = one(here, QUESTION, embedder=bag, topics=["urn:x:asthma", "urn:x:flu"], floor=0)
     assert list(trace) == ["facts.asthma", "facts.flu"]
-    assert "druga treats asthma" in result.subject.written()
+    assert "druga treats asthma" in result.subject.to_text()
     _, _, told = one(here, QUESTION, embedder=bag, topics=["urn:x:nowhere"])
     assert any("has no facts" in note for note in told["notes"])
     with pytest.raises(AssertionError, match="all names"):
@@ -450,11 +450,11 @@ def test_a_question_in_any_script_has_an_answer(question, embedder):
 def test_an_empty_graph_and_things_without_facts_give_nothing_and_say_so():
     for embedder in (bag, ""):
         result, trace, told = one(graph(), QUESTION, "words=20%", embedder=embedder)
-        assert (result.subject.written(), trace, told["facts_before"]) == ("", {}, 0)
+        assert (result.subject.to_text(), trace, told["facts_before"]) == ("", {}, 0)
         assert told["notes"][-1] == "nothing in the graph was found for the question"
     alone = graph(names=[("asthma", "asthma")])
     result, trace, told = one(alone, QUESTION, embedder=bag)
-    assert (result.subject.written(), trace) == ("", {"facts.asthma": []})
+    assert (result.subject.to_text(), trace) == ("", {"facts.asthma": []})
     assert told["notes"] == ["asthma has no facts"]
 
 
@@ -545,10 +545,10 @@ def test_an_answer_is_asked_for_with_what_is_kept():
     assert told["answer"] == "druga, says nobody."
     assert (told["llm_calls"], told["llm_tokens"]) == (2, model.meter.tokens)
     messages, most, temperature, seed = model.asked[1]
-    assert messages == module.write_prompt(QUESTION, result.subject.written())
+    assert messages == module.write_prompt(QUESTION, result.subject.to_text())
     assert (most, temperature, seed) == (512, 0.0, 3)
     assert [message["role"] for message in messages] == ["system", "user"]
-    assert messages[1]["content"] == f"Context:\n{result.subject.written()}\n\nQuestion: {QUESTION}"
+    assert messages[1]["content"] == f"Context:\n{result.subject.to_text()}\n\nQuestion: {QUESTION}"
     assert told["prompt"].endswith(messages[1]["content"])
 
 

@@ -72,13 +72,13 @@ def letters(texts):
 
 def test_a_path_through_both_topics_answers():
     result, found, rows = told(graph(MEDICINE), QUESTION)
-    assert result.subject.written().split("\n")[0] == "asthma <-[treats]- salbutamol -[causes]-> tremor"
+    assert result.subject.to_text().split("\n")[0] == "asthma <-[treats]- salbutamol -[causes]-> tremor"
     assert (found["answer"], found["sufficient"], found["phase"], found["hops"]) == ("salbutamol", True, "topics", 1)
     assert [name.removeprefix(X) for name in found["topics"]] == ["asthma", "tremor"]
     assert found["entities_reduced"] < found["entities"]
     names = {"path", "text", "score", "words", "kept", "nodes", "steps", "facts"}
     assert all(set(row) == names for row in rows)
-    (best,) = [row for row in rows if row["text"] == result.subject.written().split("\n")[0]]
+    (best,) = [row for row in rows if row["text"] == result.subject.to_text().split("\n")[0]]
     assert best["nodes"] == [[f"{X}asthma"], [f"{X}salbutamol"], [f"{X}tremor"]]
     assert best["steps"] == [[f"{X}treats", False], [f"{X}causes", True]]
     assert best["facts"] == [list(fact) for fact in result.subject.lines[0].facts]
@@ -90,14 +90,14 @@ def test_a_path_through_both_topics_answers():
 def test_a_topic_alone_is_followed_for_as_many_hops_as_the_question_has_phrases():
     result, found, _ = told(graph(MEDICINE), "Where is it located that makes propranolol?")
     assert found["steps"] == found["hops"] == 2
-    lines = result.subject.written().split("\n")
+    lines = result.subject.to_text().split("\n")
     assert "propranolol <-[makes]- Acme -[located in]-> Bern" in lines
     assert found["facts_read"] < len(MEDICINE)
 
 
 def test_entities_with_the_same_relations_stand_in_one_path():
     result, found, _ = told(graph(MEDICINE), "Which drugs treat asthma?")
-    assert result.subject.written().split("\n")[0] == "asthma <-[treats]- {prednisone, salbutamol}"
+    assert result.subject.to_text().split("\n")[0] == "asthma <-[treats]- {prednisone, salbutamol}"
     assert found["answer"] == "prednisone, salbutamol"
     assert len(result.subject.lines[0].facts) == 2
 
@@ -138,7 +138,7 @@ def test_what_else_the_indicator_names_is_gone_through():
     result, _, _ = told(
         graph(facts), "What is a1 r and b1?", indicator='"a1" - r - "m2" - r - "b1"', supplement=False, expand=False
     )
-    assert result.subject.written() == "a1 -[r]-> m2 -[r]-> b1"
+    assert result.subject.to_text() == "a1 -[r]-> m2 -[r]-> b1"
 
 
 def test_a_question_that_needs_more_hops_gets_them():
@@ -147,7 +147,7 @@ def test_a_question_that_needs_more_hops_gets_them():
         graph(MEDICINE), question, topics=["salbutamol", "prednisone"], supplement=False, expand=False
     )
     assert found["hops"] == 3
-    assert "Switzerland" in result.subject.written()
+    assert "Switzerland" in result.subject.to_text()
     _, short, _ = told(
         graph(MEDICINE), question, topics=["salbutamol", "prednisone"], depth=2, supplement=False, expand=False
     )
@@ -158,7 +158,7 @@ def test_what_the_best_paths_lack_stands_beside_them():
     how = dict(topics=["asthma"], depth=1, supplement=False)
     result, found, _ = told(graph(MEDICINE), "Who makes what treats asthma?", **how)
     assert (found["phase"], found["sufficient"]) == ("expand", True)
-    assert "<-[makes]-" in result.subject.written().split("\n")[0]
+    assert "<-[makes]-" in result.subject.to_text().split("\n")[0]
     _, without, _ = told(graph(MEDICINE), "Who makes what treats asthma?", expand=False, **how)
     assert (without["phase"], without["sufficient"]) == ("topics", False)
 
@@ -231,7 +231,7 @@ def test_no_step_leaves_more_than_its_width(mode, wide, branch, width):
     if "2" in mode:
         assert found["paths_branch"] <= rounds * max(branch, width)
     assert found["paths_precise"] <= rounds * width
-    assert "left -[cures]-> answer -[feeds]-> right" in result.subject.written()
+    assert "left -[cures]-> answer -[feeds]-> right" in result.subject.to_text()
 
 
 def test_what_stays_was_there():
@@ -263,9 +263,9 @@ def test_branches_take_fewer_words_than_whole_paths():
 def test_threads_and_the_reduction_change_nothing_of_the_result(threads):
     plain, found, rows = told(graph(MEDICINE), QUESTION)
     other, again, same = told(graph(MEDICINE), QUESTION, threads=threads)
-    assert (plain.subject.written(), found, rows) == (other.subject.written(), again, same)
+    assert (plain.subject.to_text(), found, rows) == (other.subject.to_text(), again, same)
     loose, _, _ = told(graph(MEDICINE), QUESTION, threads=threads, reduce=False)
-    assert loose.subject.written() == plain.subject.written()
+    assert loose.subject.to_text() == plain.subject.to_text()
 
 
 def test_one_relation_per_hop():
@@ -284,7 +284,7 @@ def test_no_budget_is_exceeded_and_a_larger_one_keeps_a_superset():
     kept = []
     for limit in (2, 40, 60, 120, 500):
         (result,) = run(graph(MEDICINE), QUESTION, f"tokens={limit}", tokenizer=letters, width=5)
-        text = result.subject.written()
+        text = result.subject.to_text()
         assert len(text) == result.cut.after["tokens"] <= limit
         kept.append(set(text.split("\n")) - {""})
     assert all(small <= large for small, large in itertools.pairwise(kept))
@@ -293,7 +293,7 @@ def test_no_budget_is_exceeded_and_a_larger_one_keeps_a_superset():
 
 def test_where_not_even_the_best_path_fits_the_result_is_empty_and_says_so():
     result, found, rows = told(graph(MEDICINE), QUESTION, "words=2")
-    assert result.subject.written() == ""
+    assert result.subject.to_text() == ""
     assert "not even the best path fits into words=2: raise it" in found["notes"]
     assert "not even the best path fits into words=2: raise it" in result.cut.notes
     assert rows
@@ -318,7 +318,7 @@ def test_what_makes_no_sense_is_refused_in_one_line():
 
 def test_nothing_found_is_an_empty_result():
     result, found, rows = told(graph(MEDICINE), "What is the meaning of it all?")
-    assert (result.subject.written(), rows, found["phase"], found["answer"]) == ("", [], "none", "")
+    assert (result.subject.to_text(), rows, found["phase"], found["answer"]) == ("", [], "none", "")
     assert "nothing in the graph was found for the question" in found["notes"]
     _, found, _ = told(graph(MEDICINE), QUESTION, topics=["unicorn", "asthma"])
     assert "nothing in the graph is called 'unicorn'" in found["notes"]
@@ -328,14 +328,14 @@ def test_nothing_found_is_an_empty_result():
 def test_topics_that_do_not_meet_are_explored_one_by_one():
     facts = [("a1", "likes", "b1"), ("c1", "hates", "d1")]
     result, found, _ = told(graph(facts), "What does a1 like and c1 hate?", topics=["a1", "c1"])
-    assert set(result.subject.written().split("\n")) == {"a1 -[likes]-> b1", "c1 -[hates]-> d1"}
+    assert set(result.subject.to_text().split("\n")) == {"a1 -[likes]-> b1", "c1 -[hates]-> d1"}
     assert "the topics do not meet within 3 hops: 2 groups of them stand alone" in found["notes"]
     assert not found["sufficient"]
 
 
 def test_a_lonely_topic_has_no_paths():
     result, found, _ = told(graph(MEDICINE), "What?", topics=["http://x/nowhere"])
-    assert (result.subject.written(), found["phase"], found["paths"]) == ("", "none", 0)
+    assert (result.subject.to_text(), found["phase"], found["paths"]) == ("", "none", 0)
 
 
 @pytest.mark.slow
@@ -345,7 +345,7 @@ def test_a_hub_of_a_hundred_thousand_edges_is_read_in_part():
     store.graph.bulk_extend(ox.Quad(node("hub"), node("r"), node(f"n{i}")) for i in range(100_000))
     store.graph.update(f"INSERT DATA {{ <{X}a1> <{X}likes> <{X}hub> . <{X}b1> <{X}hates> <{X}hub> }}")
     result, found, _ = told(KnowledgeGraph(store), "What do a1 like and b1 hate?", topics=[X + "a1", X + "b1"], start=3)
-    assert "a1 -[likes]-> hub <-[hates]- b1" in result.subject.written()
+    assert "a1 -[likes]-> hub <-[hates]- b1" in result.subject.to_text()
     assert any("have more facts than are read of one" in note for note in found["notes"])
     assert found["facts_read"] < 5_000
 
@@ -366,7 +366,7 @@ def test_a_graph_that_goes_down_midway_gives_what_was_read():
     subject = graph(MEDICINE, Failing)
     subject.left = 2
     result, found, _ = told(subject, "Who makes drugs of asthma in the land of Bern?", topics=["asthma"], start=3)
-    assert result.subject.written()
+    assert result.subject.to_text()
     assert "the graph was read in part: the endpoint is down" in found["notes"]
     subject.left = 0
     with pytest.raises(ServerError):
@@ -399,7 +399,7 @@ def test_a_language_model_reads_judges_shortens_and_answers():
     assert (found["answer"], found["sufficient"], found["phase"]) == ("salbutamol", True, "topics")
     assert found["indicator"].startswith('"asthma" - is treated by')
     assert found["steps"] == 2
-    assert "salbutamol" in result.subject.written()
+    assert "salbutamol" in result.subject.to_text()
     assert found["calls"] == model.meter.calls == len(model.asked)
     assert (found["prompt_tokens"], found["answer_tokens"]) == (model.meter.prompt_tokens, model.meter.answer_tokens)
     assert [temperature for prompt, _, temperature, _ in model.asked if prompt.startswith("Do these")] == [0.0]
@@ -417,9 +417,9 @@ def test_nonsense_of_a_language_model_is_asked_for_a_few_times_and_then_done_wit
     assert result.subject.lines
     if nonsense in ("purple", "{}", "[[["):
         assert "a choice of the language model could not be read, and was made without it" in found["notes"]
-        assert "left -[cures]-> answer -[feeds]-> right" in result.subject.written()
+        assert "left -[cures]-> answer -[feeds]-> right" in result.subject.to_text()
         assert max(Counter(prompt for prompt, *_ in model.asked).values()) <= 3 * found["rounds"]
-        assert without.subject.written()
+        assert without.subject.to_text()
 
 
 def test_calls_and_tokens_are_bounded():
@@ -428,7 +428,7 @@ def test_calls_and_tokens_are_bounded():
         result, found, _ = told(graph(MEDICINE), QUESTION, llm=model)
         assert found["calls"] <= 2
         assert any("the language model gave no answer" in note for note in found["notes"])
-        assert "salbutamol" in result.subject.written()
+        assert "salbutamol" in result.subject.to_text()
 
 
 def test_a_language_model_that_is_down_is_asked_once():
@@ -438,7 +438,7 @@ def test_a_language_model_that_is_down_is_asked_once():
     model = Scripted(down)
     result, found, _ = told(graph(MEDICINE), QUESTION, llm=model)
     assert len(model.asked) == 1
-    assert "salbutamol" in result.subject.written()
+    assert "salbutamol" in result.subject.to_text()
     assert "the language model gave no answer: down" in found["notes"]
 
 
@@ -470,7 +470,7 @@ def test_proposals_are_waypoints():
         depth=3, width=40, expand=False,
     )  # fmt: skip
     assert found["phase"] == "supplement"
-    assert "asthma <-[treats]- salbutamol <-[makes]- Acme -[located in]-> Bern" in result.subject.written()
+    assert "asthma <-[treats]- salbutamol <-[makes]- Acme -[located in]-> Bern" in result.subject.to_text()
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -488,7 +488,7 @@ def test_a_run_that_was_made_is_read(tmp_path):
     for _ in range(2):
         with Run.open(tmp_path / "run", {}) as into:
             (result,) = run(subject, QUESTION, "words=50", into=into)
-        texts.append(result.subject.written())
+        texts.append(result.subject.to_text())
         seen = Counting.asked
     assert texts[0] == texts[1]
     assert Counting.asked == seen
@@ -507,7 +507,7 @@ NODES = st.sampled_from("abcdefgh")
 @settings(max_examples=40, deadline=None)
 def test_whatever_the_graph_and_the_question_facts_are_true_and_budgets_hold(facts, topics, limit, question):
     result, _, _ = told(graph(facts), question or "?", f"words={limit}", topics=[X + topic for topic in topics])
-    assert len(result.subject.written().split()) <= limit
+    assert len(result.subject.to_text().split()) <= limit
     for line in result.subject.lines:
         assert {tuple(part.removeprefix(X) for part in fact[:3]) for fact in line.facts} <= set(facts)
 
@@ -522,7 +522,7 @@ def test_a_real_model_behind_a_real_server_that_knows_nothing_is_no_harm():
         result, found, _ = told(graph(MEDICINE), QUESTION, llm=url, llm_name="tiny", calls=30)
     assert found["calls"] == 2
     assert any("gave no answer" in note and "HTTP 400" in note for note in found["notes"])
-    assert result.subject.written() == alone.subject.written()
+    assert result.subject.to_text() == alone.subject.to_text()
 
 
 def test_a_server_that_judges_is_asked_over_http():

@@ -56,9 +56,9 @@ def test_below_zero_all_stays_and_from_one_nothing():
     texts = ["  One here.  Two there. ", "Three."]
     for rounding in ("vote", "mean"):
         (whole,) = run(texts, threshold=-0.1, rounding=rounding)
-        assert whole.subject.written() == "\n\n".join(texts)
+        assert whole.subject.to_text() == "\n\n".join(texts)
         (nothing,) = run(PASSAGES, threshold=1.0, rounding=rounding, always_select_title=True)
-        assert nothing.subject.written() == ""
+        assert nothing.subject.to_text() == ""
 
 
 @pytest.mark.parametrize("rounding", ["vote", "mean"])
@@ -87,7 +87,7 @@ def test_the_title_stays_exactly_where_another_sentence_does():
 
 
 def test_sentences_are_split_as_of_the_models_language_or_the_one_that_is_given():
-    model = taught().copied()
+    model = taught().copy()
     model.settings = replace(model.settings, language="de")
     text = "Am 3. Mai kam er. Sie ging."
 
@@ -101,7 +101,7 @@ def test_sentences_are_split_as_of_the_models_language_or_the_one_that_is_given(
     assert parts(open_passages([text]), model=model) == [german]
     assert parts(open_passages([text]), model=taught(), language="de") == [german]
     assert parts(open_passages([text]), model=model, language="en") == [english]
-    titled = open_passages([text, ["Am 3.", "Mai."]], titles=["Der 3. Mai", None]).ordered([1, 0])
+    titled = open_passages([text, ["Am 3.", "Mai."]], titles=["Der 3. Mai", None]).reorder([1, 0])
     assert parts(titled, model=model) == [["Der 3. Mai", *german], ["Am 3.", "Mai."]]
     assert parts(open_passages([text], split="en"), model=model) == [english]
     assert parts(open_passages([text]).cut(Selection({"sentences": [False, True, True]}))[0], model=model) == [
@@ -110,7 +110,7 @@ def test_sentences_are_split_as_of_the_models_language_or_the_one_that_is_given(
 
 
 def test_order_by_score_and_the_first_few():
-    model = taught().copied()
+    model = taught().copy()
     model.settings = type(model.settings)(threshold=0.5, ranks=True)
     (result,) = run(PASSAGES, model=model, reorder=True, threshold=-1.0, into=(into := Transient()))
     scores = into.values[f"told-{result.name}"]["reranking_scores"]
@@ -139,7 +139,7 @@ def test_a_model_that_only_prunes_needs_a_reranker_to_rank():
 def test_no_budget_is_exceeded_and_the_best_stay():
     results = run(PASSAGES, *(f"tokens={limit}" for limit in range(2, 40)), threshold=-1.0, into=(into := Transient()))
     for result, limit in zip(results, range(2, 40), strict=True):
-        text = result.subject.written()
+        text = result.subject.to_text()
         assert len(tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]) == result.cut.after["tokens"] <= limit
         rows = [row for site in into.values[f"trace-{result.name}"].values() for row in site]
         stays = [row["score"] for row in rows if row["kept"]]
@@ -181,8 +181,8 @@ def test_a_reranker_of_nan_is_refused_before_it_is_taught():
 
 
 def test_empty_passages_and_none():
-    assert run(["", "  "])[0].subject.written() == ""
-    assert run([])[0].subject.written() == ""
+    assert run(["", "  "])[0].subject.to_text() == ""
+    assert run([])[0].subject.to_text() == ""
 
 
 # --------------------------------------------------------------------------------------------------------------- labels
@@ -301,7 +301,7 @@ def test_what_can_not_be_is_refused():
     standalone.settings = type(standalone.settings)(ranks=False)
     with pytest.raises(InputError, match="no scores to keep"):
         train(standalone, lesson(4, 0), Transient())
-    broken = taught().copied()
+    broken = taught().copy()
     with torch.no_grad():
         broken.keep.bias.fill_(torch.nan)
     with pytest.raises(NumericalError, match="NaN"):
@@ -322,5 +322,5 @@ def toy(_):
         "budget": "words=20%",
         "options": {"model": keeper.taught()},
         "output": partial(toys.written, texts=[text for part in parts for text in part]),
-        "quality": lambda passages: float(gold in passages.written()),
+        "quality": lambda passages: float(gold in passages.to_text()),
     }

@@ -100,7 +100,7 @@ def results(root, files, budgets=("classes=50%",), data=None, network=None, **op
     with Run.open(root, {}) as run:
         data = source() if data is None else data
         wanted = [Budget.parse(one) for one in budgets]
-        return list(dp4tl(network or opened(), data, wanted, run, **keywords.checked(dp4tl, given)))
+        return list(dp4tl(network or opened(), data, wanted, run, **keywords.check_options(dp4tl, given)))
 
 
 @pytest.fixture(scope="module")

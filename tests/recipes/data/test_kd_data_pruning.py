@@ -56,7 +56,7 @@ def teacher(noise: float = 0.0) -> Traced:
 
 
 def chosen(**options):
-    return keywords.checked(kd_data_pruning, {**QUICK, **options})
+    return keywords.check_options(kd_data_pruning, {**QUICK, **options})
 
 
 def results(root, budgets=("examples=20%",), data=DATA, noise=0.0, **options):

@@ -29,7 +29,7 @@ def subject(kind: str = "llama") -> Transformer:
 
 
 def results(root, *budgets, model=None, kind="llama", **options) -> list[Result]:
-    how = keywords.checked(minitron.minitron, {**QUICK, **options})
+    how = keywords.check_options(minitron.minitron, {**QUICK, **options})
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets]
         return list(minitron.minitron(model or subject(kind), DATA, wanted, run, **how))
@@ -364,10 +364,10 @@ def test_rounds_score_the_half_way_student_anew(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cache", [0, 4])
 def test_losses_and_calibration_are_what_the_options_say(tmp_path, monkeypatch, cache):
-    asked, counts, real, remember = [], [], minitron.objectives.distil, minitron.distillation.teachers.remembered
+    asked, counts, real, remember = [], [], minitron.objectives.distil, minitron.distillation.teachers.join_topk
     monkeypatch.setattr(minitron.objectives, "distil", lambda *models, **how: asked.append(how) or real(*models, **how))
     monkeypatch.setattr(
-        minitron.distillation.teachers, "remembered",
+        minitron.distillation.teachers, "join_topk",
         lambda *rest, **how: asked.append(how) or remember(*rest, **how),
     )  # fmt: skip
     rank = minitron.scores

@@ -70,7 +70,7 @@ def folders(tmp_path_factory):
 def results(root, *budgets, subject=None, data=DATA, **options) -> list[Result]:
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets or ("layers=50%",)]
-        how = keywords.checked(recipe.romanian_distilberts, {**QUICK, **options})
+        how = keywords.check_options(recipe.romanian_distilberts, {**QUICK, **options})
         return list(recipe.romanian_distilberts(subject or bert(), data, wanted, run, **how))
 
 

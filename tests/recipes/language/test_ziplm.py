@@ -33,7 +33,7 @@ def subject(kind: str = "bert") -> Transformer:
 
 
 def results(root, budgets, kind: str = "bert", **options) -> list[Result]:
-    how = keywords.checked(ziplm.ziplm, {**QUICK, **options})
+    how = keywords.check_options(ziplm.ziplm, {**QUICK, **options})
     with Run.open(root, {}) as run:
         return list(ziplm.ziplm(subject(kind), DATA, [Budget.parse(b) for b in budgets], run, **how))
 

@@ -39,7 +39,7 @@ def data():
 def run(name, tmp_path, budget="weights=50%", subject=None, **options):
     recipe, defaults = RECIPES[name]
     with Run.open(tmp_path / f"{name}-{budget}-{sorted(options.items())}".replace("/", "-"), {}) as opened:
-        how = keywords.checked(recipe, {**defaults, **options})
+        how = keywords.check_options(recipe, {**defaults, **options})
         made = recipe(subject or taught(), data(), [Budget.parse(budget)], opened, **how)
         (result,) = list(made)
     return result

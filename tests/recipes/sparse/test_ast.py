@@ -35,7 +35,11 @@ def results(root, *budgets, on: Transformer | str = "llama", **options) -> list[
     with Run.open(root, {}) as run:
         return list(
             ast.ast(
-                one, DATA, [Budget.parse(b) for b in budgets], run, **keywords.checked(ast.ast, {**QUICK, **options})
+                one,
+                DATA,
+                [Budget.parse(b) for b in budgets],
+                run,
+                **keywords.check_options(ast.ast, {**QUICK, **options}),
             )
         )
 

@@ -43,7 +43,7 @@ def results(root, *budgets, model=None, **options) -> list[Result]:
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets]
         data = texts.read(DOMAIN)
-        how = keywords.checked(d_pruner.d_pruner, {**QUICK, **options})
+        how = keywords.check_options(d_pruner.d_pruner, {**QUICK, **options})
         return list(d_pruner.d_pruner(model or subject(), data, wanted, run, **how))
 
 

@@ -46,7 +46,7 @@ def subject() -> Moe:
 def run(subject: Moe, data: texts.Corpus, folder: Path, budget: str = "params=70%", **options: Any) -> Result:
     options = QUICK | options
     with Run.open(folder, {"budget": budget, **options}) as opened:
-        (result,) = slimmoe(subject, data, [Budget.parse(budget)], opened, **keywords.checked(slimmoe, options))
+        (result,) = slimmoe(subject, data, [Budget.parse(budget)], opened, **keywords.check_options(slimmoe, options))
     return result
 
 

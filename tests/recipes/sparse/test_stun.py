@@ -39,7 +39,7 @@ def data():
 
 def result_of(tmp_path, budget="weights=60%", subject=None, **options):
     with Run.open(tmp_path / f"{budget}-{sorted(options.items())}".replace("/", "-"), {}) as opened:
-        how = keywords.checked(stun.stun, {**QUICK, **options})
+        how = keywords.check_options(stun.stun, {**QUICK, **options})
         (result,) = stun.stun(subject or taught(), data(), [Budget.parse(budget)], opened, **how)
     return result
 

@@ -30,7 +30,7 @@ def run(
     """What a recipe gives, its options as flags and run.yaml name them."""
     with Run.open(root, {}) as folder:
         wanted = [Budget.parse(budget) for budget in budgets]
-        return list(recipe(subject, data, wanted, folder, **keywords.checked(recipe, options)))
+        return list(recipe(subject, data, wanted, folder, **keywords.check_options(recipe, options)))
 
 
 def data(count: int = 240, seed: int = 0) -> Examples:

@@ -473,7 +473,7 @@ def test_means_of_regions_are_those_of_the_classes_and_of_the_background(detecte
     torch.manual_seed(0)
     for part in SCENES.in_order(8):
         with torch.no_grad():
-            seen = detector().model.sampled(part)
+            seen = detector().model.sample_regions(part)
         for feature, label in zip(seen.features, seen.labels.tolist(), strict=True):
             sums[label] += feature.double()
             counts[label] += 1

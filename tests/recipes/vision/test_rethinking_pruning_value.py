@@ -28,7 +28,7 @@ def dense():
 
 
 def results(root, subject, budget=HALF, data=DATA, **options):
-    quick = keywords.checked(rethinking_pruning_value, {"epochs": 2, "batch": 24, "lr": 0.05, **options})
+    quick = keywords.check_options(rethinking_pruning_value, {"epochs": 2, "batch": 24, "lr": 0.05, **options})
     with Run.open(root, {}) as run:
         return list(rethinking_pruning_value(subject, data, [Budget.parse(budget)], run, **quick))
 
@@ -73,7 +73,7 @@ def test_a_dry_run_trains_nothing(dense, tmp_path):
 )
 def test_names_that_are_none_are_refused(option, words):
     with pytest.raises(InputError, match=f"option {option}='C'.*{words}"):
-        keywords.checked(rethinking_pruning_value, {option: "C"})
+        keywords.check_options(rethinking_pruning_value, {option: "C"})
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_groups_hold_every_layer_that_may_go_once():
     dense = subject()
     spared = stages.feeders(dense.model, DATA.inputs[:1])
     members = recipe.free(dense, spared)
-    place = recipe.sites(members, stages.grouped(stages.places(dense.model, DATA.inputs[:1])))
+    place = recipe.sites(members, stages.group_norms(stages.places(dense.model, DATA.inputs[:1])))
     assert set(place) == set(members)
     assert not [norm for row in members.values() for norm in row if norm in spared]
     assert next(iter(place.values())) == "stride 2"

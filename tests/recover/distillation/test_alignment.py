@@ -101,8 +101,8 @@ def test_a_token_of_two_words_leaves_both_out():
 
 
 def test_lower_case_keeps_every_character_where_it_was():
-    assert alignment.lowered("İSTANBUL Straße ÉTÉ") == "İstanbul straße été"
-    assert [alignment.uncased(make()) for make in ALL.values()] == [False, False, True, True, False, False]
+    assert alignment.lower_text("İSTANBUL Straße ÉTÉ") == "İstanbul straße été"
+    assert [alignment.is_uncased(make()) for make in ALL.values()] == [False, False, True, True, False, False]
     (reading,) = alignment.read(readers.wordpiece(1000, capitals=False), ["THE END"], 16)
     assert "[UNK]" not in readers.wordpiece(1000, capitals=False).convert_ids_to_tokens(reading.ids)
 
@@ -201,7 +201,7 @@ def test_kl_over_shared_tokens_by_hand_and_nothing_for_equal_readers():
 def test_a_teacher_s_own_reading_is_a_batch():
     home, other = readers.wordpiece(), readers.bpe()
     batch, _, _ = parallel(home, other)
-    own = alignment.own(batch[0], "B")
+    own = alignment.teacher_inputs(batch[0], "B")
     assert list(own) == ["input_ids", "attention_mask"]
     assert all(torch.equal(part, batch[0][f"B.{name}"]) for name, part in own.items())
     assert not torch.equal(own["input_ids"][:, :2], batch[0]["input_ids"][:, :2])
@@ -216,9 +216,9 @@ def test_training_beside_an_aligned_teacher_copies_no_matrix_of_logits():
     shared = torch.arange(k), torch.arange(k).flip(0)
     one = alignment.Foreign(lambda batch: SimpleNamespace(prediction=theirs), shared)
     with Largest() as largest:
-        loss = one.apart(ours, batch, "B", temperature=2.0)
+        loss = one.kl_loss(ours, batch, "B", temperature=2.0)
     assert 0 < largest.elements <= 2**20 < pairs * k
-    wanted = losses.kl(*one.beside(ours, batch, "B"), temperature=2.0)
+    wanted = losses.kl(*one.paired_logits(ours, batch, "B"), temperature=2.0)
     torch.testing.assert_close(loss, wanted)
     torch.testing.assert_close(*(torch.autograd.grad(value, ours)[0] for value in (loss, wanted)))
 
@@ -254,7 +254,7 @@ def test_a_step_of_padding_only_is_refused():
     batch |= {"B.ours": torch.full((2, 3), -1), "B.pairs": torch.zeros(0, 2, dtype=torch.long)}
     says = Says(torch.randn(2, 3, 4))
     one = alignment.Foreign(lambda batch: says, (torch.arange(4), torch.arange(4)))
-    loss, count = alignment.objective(lambda batch: says, {"B": one}), alignment.counted(["B"])
+    loss, count = alignment.objective(lambda batch: says, {"B": one}), alignment.make_counter(["B"])
     with pytest.raises(DataError, match="a whole step of padding: give texts with tokens"):
         loss(batch, count(batch))
     assert float(loss(batch, {**count(batch), "tokens": 5})[0]) == 0.0

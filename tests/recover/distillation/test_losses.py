@@ -178,7 +178,7 @@ def test_decoupled_equals_the_plain_formula(logits):
     student, teacher = logits
     labels = torch.randint(0, VOCABULARY, (TOKENS,))
     for target, other in ((1.0, 8.0), (2.0, 0.0), (0.0, 1.0)):
-        ours = losses.decoupled(student, teacher, labels, target=target, other=other, temperature=4.0, chunk=4)
+        ours = losses.dkd(student, teacher, labels, target=target, other=other, temperature=4.0, chunk=4)
         same(ours, plain_decoupled(student, teacher, labels, target, other, 4.0), student)
 
 
@@ -186,7 +186,7 @@ def test_kl_is_the_decoupled_loss_whose_second_weight_is_the_teachers_doubt(logi
     student, teacher = (x[:1] for x in logits)
     label = torch.tensor([3])
     doubt = 1 - F.softmax(teacher, -1)[0, 3].item()
-    assert losses.decoupled(student, teacher, label, other=doubt).item() == pytest.approx(
+    assert losses.dkd(student, teacher, label, other=doubt).item() == pytest.approx(
         losses.kl(student, teacher).item(), rel=1e-5
     )
 
@@ -200,7 +200,7 @@ def test_what_skewed_bucketed_and_decoupled_losses_refuse(logits):
     with pytest.raises(InputError, match="ratio=1"):
         losses.bucketed_kl(student, teacher, ratio=1.0)
     with pytest.raises(InputError, match=f"give 0 to {VOCABULARY - 1}"):
-        losses.decoupled(student, teacher, torch.full((TOKENS,), VOCABULARY))
+        losses.dkd(student, teacher, torch.full((TOKENS,), VOCABULARY))
 
 
 def test_jensen_shannon_is_symmetric_and_at_most_log_2():
@@ -222,7 +222,7 @@ def test_jensen_shannon_is_symmetric_and_at_most_log_2():
         lambda s, t: losses.kl(s, t, skew=0.1, temperature=2, chunk=2),
         lambda s, t: losses.kl(s, t, torch.tensor([1, 0, 1, 1, 0]), direction="reverse", skew=0.3, chunk=2),
         lambda s, t: losses.bucketed_kl(s, t, k=2, buckets=3, ratio=2.0, chunk=2),
-        lambda s, t: losses.decoupled(s, t, torch.tensor([0, 6, -100, 2, 2]), temperature=2, chunk=2),
+        lambda s, t: losses.dkd(s, t, torch.tensor([0, 6, -100, 2, 2]), temperature=2, chunk=2),
         lambda s, t: losses.mse(s, t, chunk=2),
         lambda s, t: losses.mse(s, t[:, :5], torch.tensor([1, 0, 1, 1, 0]), shared=True, chunk=2),
         lambda s, t: losses.cosine(s, t, chunk=2),

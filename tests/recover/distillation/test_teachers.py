@@ -119,8 +119,8 @@ def test_a_cache_of_all_tokens_gives_the_live_loss_and_its_gradient(tmp_path, te
     cache = teachers.cache_topk(
         tmp_path, logits_of(teacher), Batches(), 3, key=KEY, k=VOCABULARY, temperature=temperature, shard=2
     )
-    assert len(cache) == teachers.filled(tmp_path) == 3
-    assert teachers.filled(tmp_path / "none") == 0
+    assert len(cache) == teachers.count_cached(tmp_path) == 3
+    assert teachers.count_cached(tmp_path / "none") == 0
     for index in range(3):
         batch = Batches()[index]
         found = student(**batch).logits
@@ -457,14 +457,14 @@ def test_a_remembered_teacher_stands_beside_its_batches(tmp_path):
         return Said(teacher(**batch).logits)
 
     how = {"k": 4, "temperature": 1.0, "key": {"data": "d"}}
-    joined = teachers.remembered(tmp_path, teacher, forward, tokenizer(), batches, 2, **how)
+    joined = teachers.join_topk(tmp_path, teacher, forward, tokenizer(), batches, 2, **how)
     assert torch.equal(joined[1]["input_ids"], batches[1]["input_ids"])
     assert joined[1]["teacher_indices"].shape[-1] == 4
     assert len(asked) == 2
-    teachers.remembered(tmp_path, teacher, forward, tokenizer(), batches, 2, **how)
+    teachers.join_topk(tmp_path, teacher, forward, tokenizer(), batches, 2, **how)
     assert len(asked) == 2
     with pytest.raises(DataError, match="another teacher"):
-        teachers.remembered(tmp_path, llama(2), forward, tokenizer(), batches, 2, **how)
+        teachers.join_topk(tmp_path, llama(2), forward, tokenizer(), batches, 2, **how)
 
 
 def test_drawn_tokens_stand_for_all_others_in_the_mean(tmp_path):

@@ -19,7 +19,7 @@ from recover.students import Batches, llama, logit_objective
 from secateur.errors import InputError
 from secateur.recover.sparsity import adaptive
 from secateur.recover.training import loop
-from secateur.recover.training.schedule import ramped
+from secateur.recover.training.schedule import ramp_up
 from secateur.select.pattern import n_of_m
 
 DATA = Batches()
@@ -175,7 +175,7 @@ def test_a_step_is_that_of_the_paper_but_for_the_scale_of_closed_weights(moment)
     """The decay is in the second moment of "both", not in that of "gradient"; that of "update" is the paper's."""
     weight, closed, gradients = problem()
     lr, (b1, b2), eps, wd = 1e-2, (0.9, 0.95), 1e-8, 0.1
-    make = decoupled(closed, lambda step: ramped(step, top=0.3, steps=4), moment=moment)
+    make = decoupled(closed, lambda step: ramp_up(step, top=0.3, steps=4), moment=moment)
     found, state = stepped(weight, gradients, make, lr=lr, weight_decay=wd)
     w, m, v = weight[closed].clone(), torch.zeros(1), torch.zeros(1)
     for t, gradient in enumerate(gradients, 1):

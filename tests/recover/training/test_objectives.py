@@ -139,8 +139,8 @@ def test_held_out_judges_causal_models_by_the_next_token_and_others_by_their_tea
 
 
 def test_hidden_states_are_matched_two_blocks_before_the_last():
-    assert objectives.matched(16, 32) == [(0, 0), (14, 30)]
-    assert objectives.matched(1, 2) == [(0, 0), (1, 1)]
+    assert objectives.match_states(16, 32) == [(0, 0), (14, 30)]
+    assert objectives.match_states(1, 2) == [(0, 0), (1, 1)]
 
 
 def test_a_step_of_padding_only_and_a_label_that_is_no_class_are_refused():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from secateur.errors import InputError
-from secateur.recover.training.schedule import learning_rate, ramped, repeat_rate, stage_rates, warmup_steps
+from secateur.recover.training.schedule import learning_rate, ramp_up, repeat_rate, stage_rates, warmup_steps
 
 
 def rates(**options):
@@ -61,9 +61,9 @@ def test_cosine_to_the_floor_and_then_straight_to_zero():
 
 
 def test_a_ramp_starts_at_zero_and_holds():
-    found = [ramped(step, top=0.5, steps=4) for step in range(9)]
+    found = [ramp_up(step, top=0.5, steps=4) for step in range(9)]
     assert found == [0.0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5, 0.5, 0.5]
-    assert [ramped(step, top=0.5, steps=0) for step in range(3)] == [0.5] * 3
+    assert [ramp_up(step, top=0.5, steps=0) for step in range(3)] == [0.5] * 3
 
 
 def test_stages_have_one_rate_or_one_each():

@@ -25,9 +25,9 @@ def test_documents_of_a_row_know_whether_they_are_html():
         documents, titles = reading.read_row({field: value}, None)
         assert titles is None
         assert page.open(documents).text() == "a b"
-        assert passages.open(documents).written().split() == ["a", "b"]
+        assert passages.open(documents).to_text().split() == ["a", "b"]
     documents, _ = reading.read_row({"text": "a <b> c"}, None)
-    assert passages.open(documents).written() == page.open(documents).text() == "a <b> c"
+    assert passages.open(documents).to_text() == page.open(documents).text() == "a <b> c"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def snips(
     """Cut channels by magnitude."""
     units = subject.units()
     for budget in budgets:
-        found = ranking.by_budget(units, magnitude.coupled(subject.slices()), budget, scope="local")
+        found = ranking.by_budget(units, magnitude.coupled_norm(subject.slices()), budget, scope="local")
         student, cut = subject.cut(found)
         yield Result(str(budget), student, cut, units.cost(found.keep))
 

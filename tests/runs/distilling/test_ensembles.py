@@ -86,7 +86,7 @@ def test_numbers_are_averaged_as_numbers():
     spoken = tiny.sentences(48)
     found = measuring.measure(student, [one, other], spoken, **QUICK)["both ensemble"]
     ours, *theirs = (told(subject, spoken).flatten() for subject in (student, one, other))
-    wanted = loyalty.numbers(ours, loyalty.averaged(theirs))
+    wanted = loyalty.numbers(ours, loyalty.average(theirs))
     assert set(found) == {"pearson", "rank_loyalty", "rmse"}
     assert {name: figure.value for name, figure in found.items()} == pytest.approx(
         {name: figure.value for name, figure in wanted.items()}, abs=1e-5

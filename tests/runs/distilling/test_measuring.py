@@ -18,7 +18,7 @@ def test_loyalty_is_to_the_teachers_together_and_to_each_alone(of_networks):
     items = list(setup.held.in_order(40))
     assert len(items) == 1
     ours, *theirs = (one.model(items[0]["inputs"]).softmax(-1) for one in (student, *setup.teachers))
-    assert row["label_loyalty"].value == loyalty.label(ours, loyalty.averaged(theirs)).value
+    assert row["label_loyalty"].value == loyalty.label(ours, loyalty.average(theirs)).value
     assert (row["params"].value, known["params"].value) == (51, 102)
     assert "zeros" not in known
     assert why == ""

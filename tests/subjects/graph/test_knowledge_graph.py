@@ -65,7 +65,7 @@ def everything(graph: KnowledgeGraph) -> list:
     nodes = [ANN, BOB, CID, ROME, ITALY, "urn:e:nobody"]
     facts = graph.around(nodes, literals=True)
     return [
-        facts, graph.around([CID]), graph.around([]), graph.known(facts), graph.names(nodes), graph.kinds(nodes),
+        facts, graph.around([CID]), graph.around([]), graph.annotations(facts), graph.names(nodes), graph.kinds(nodes),
         list(graph.things()), list(graph.things(["human"], aliases=True)), graph.within([ANN], 3),
         graph.within([ANN], 0), graph.within([ANN], 2, most=3), graph.around([ANN], most=1), sorted(graph.crowded),
     ]  # fmt: skip
@@ -78,7 +78,7 @@ def test_what_a_graph_tells():
     assert texts == [Fact(ANN, "urn:r:age", "41", True), Fact(ANN, "urn:r:motto", "carpe diem", True)]
     # Statements say what is known of a fact, and are no facts about where that was taken from.
     assert graph.around([ITALY]) == [Fact(ROME, "urn:r:in", ITALY)]
-    known = graph.known([KNOWS, texts[1], Fact(BOB, "urn:r:knows", CID)])
+    known = graph.annotations([KNOWS, texts[1], Fact(BOB, "urn:r:knows", CID)])
     assert known == {
         KNOWS: {"source": ("diary", ITALY), "score": ("0.9",)},
         texts[1]: {"source": ("wall",)},
@@ -145,22 +145,22 @@ def test_things_are_found_by_their_names_without_reading_all():
     with sparql.served(found, asked=asked) as url:
         for graph in (KnowledgeGraph(found), KnowledgeGraph(Endpoint(url))):
             both = [("urn:e:1", "heart attack"), ("urn:e:2", "Heart Attack")]
-            assert graph.called(["heart attack"]) == graph.called(["Heart attack"], how="folded") == both
-            assert graph.called(["heart attack"], ["illness"]) == both[:1]
-            assert graph.called(["heart attack"], ["urn:e:Illness"]) == both[:1]
-            assert graph.called(["mi", "treats"]) == [("urn:e:1", "MI")]  # a relation is no thing
-            assert graph.called(["IPHONE"]) == []
-            assert graph.called(["IPHONE"], how="folded") == [("urn:e:3", "iPhone")]
-            assert graph.called(["heart"]) == []  # it is British
-            assert graph.called(["HEART"], how="folded") == [("urn:e:4", "heart")]
-            assert graph.called(["Heart"], how="holding") == [*both, ("urn:e:4", "heart")]
-            assert len(graph.called(["heart", "phone"], how="holding", most=1)) == 2
-            assert len(graph.called(["heart attack"], most=1)) == 1
-            assert graph.called(['he said "no"']) == [("urn:e:5", 'he said "no"')]
-            assert graph.called([], how="folded") == graph.called(["", " "]) == []
+            assert graph.find_named(["heart attack"]) == graph.find_named(["Heart attack"], how="folded") == both
+            assert graph.find_named(["heart attack"], ["illness"]) == both[:1]
+            assert graph.find_named(["heart attack"], ["urn:e:Illness"]) == both[:1]
+            assert graph.find_named(["mi", "treats"]) == [("urn:e:1", "MI")]  # a relation is no thing
+            assert graph.find_named(["IPHONE"]) == []
+            assert graph.find_named(["IPHONE"], how="folded") == [("urn:e:3", "iPhone")]
+            assert graph.find_named(["heart"]) == []  # it is British
+            assert graph.find_named(["HEART"], how="folded") == [("urn:e:4", "heart")]
+            assert graph.find_named(["Heart"], how="holding") == [*both, ("urn:e:4", "heart")]
+            assert len(graph.find_named(["heart", "phone"], how="holding", most=1)) == 2
+            assert len(graph.find_named(["heart attack"], most=1)) == 1
+            assert graph.find_named(['he said "no"']) == [("urn:e:5", 'he said "no"')]
+            assert graph.find_named([], how="folded") == graph.find_named(["", " "]) == []
     assert all("LIMIT" in query for query in asked if "VALUES ?n" in query or "LCASE" in query)
     with sparql.served(found) as url:
-        assert KnowledgeGraph(Endpoint(url), language="en-GB").called(["Heart"]) == [("urn:e:4", "heart")]
+        assert KnowledgeGraph(Endpoint(url), language="en-GB").find_named(["Heart"]) == [("urn:e:4", "heart")]
 
 
 def test_names_that_were_not_asked_for_are_left_out():
@@ -170,7 +170,7 @@ def test_names_that_were_not_asked_for_are_left_out():
 
     for how in ("written", "folded", "holding"):
         for graph in lying(store(), rewritten(more)):
-            assert graph.called(["Bob"], how=how) == [(BOB, "Bob")]
+            assert graph.find_named(["Bob"], how=how) == [(BOB, "Bob")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_names_that_were_not_asked_for_are_left_out():
 )
 def test_a_name_never_changes_a_query(text):
     for how in ("written", "folded", "holding"):
-        assert KnowledgeGraph(store(NAMED)).called([text], how=how) == []
+        assert KnowledgeGraph(store(NAMED)).find_named([text], how=how) == []
 
 
 def test_pages_that_never_end_are_left():
@@ -303,13 +303,13 @@ def test_an_endpoint_that_lies_is_believed_only_what_it_was_asked(lie):
             graph.around([fact.subject] if fact.literal else [fact.subject, fact.object])  # all can be asked about
         if lie == "everything again":
             assert facts == KnowledgeGraph(store()).around(nodes, literals=True)
-        assert set(graph.known([KNOWS])) == {KNOWS}
+        assert set(graph.annotations([KNOWS])) == {KNOWS}
         assert set(graph.names(nodes)) == set(nodes)
         assert all(name and name.isprintable() for name in graph.names(nodes).values())
         assert set(graph.kinds(nodes)) == set(nodes)
         list(graph.things())
         for how in ("written", "folded", "holding"):
-            assert {node for node, _ in graph.called(["Ann"], how=how)} <= {ANN}
+            assert {node for node, _ in graph.find_named(["Ann"], how=how)} <= {ANN}
         graph.around([end for fact in graph.sample(9) for end in (fact.subject, fact.object)])
         json.dumps(graph.within(nodes, 3)).encode()
 
@@ -369,7 +369,7 @@ def test_a_node_never_changes_a_query():
             with pytest.raises(InputError, match="no IRI"):
                 ask([bad])
         with pytest.raises(InputError, match="no IRI"):
-            graph.known([Fact(bad, "urn:r:p", ANN)])
+            graph.annotations([Fact(bad, "urn:r:p", ANN)])
 
 
 def test_identifiers_and_spoken_ends():
@@ -397,8 +397,8 @@ def test_facts_obey_the_laws_of_subjects():
     lines = [Line(f"line {'very ' * number}long", (KNOWS,)) for number in range(12)]
     laws = conformance.check_subject(
         lambda: Facts(lines),
-        output=lambda facts: np.frombuffer(facts.written().encode(), dtype=np.uint8).astype(float),
-        counted=lambda facts: {"words": float(len(facts.written().split()))},
+        output=lambda facts: np.frombuffer(facts.to_text().encode(), dtype=np.uint8).astype(float),
+        counted=lambda facts: {"words": float(len(facts.to_text().split()))},
         measure="words",
     )
     assert {"identity", "predicted = counted", "superset", "original untouched"} <= set(laws)
@@ -407,7 +407,7 @@ def test_facts_obey_the_laws_of_subjects():
 def test_facts_are_lines_of_which_some_stay():
     facts = Facts([Line("a b", (KNOWS,), ("diary",)), Line("c", ())])
     smaller, cut = facts.cut(Selection({"facts": np.array([False, True])}))
-    assert smaller.written() == "c"
+    assert smaller.to_text() == "c"
     assert (dict(cut.removed), dict(cut.before), dict(cut.after)) == ({"facts": (1, 2)}, {"words": 3.0}, {"words": 1.0})
     assert facts.written([True, False]) == "a b"
     assert facts.cost({"letters": lambda texts: [len(text) for text in texts]}) == {"words": 3.0, "letters": 5.0}

@@ -92,7 +92,7 @@ def test_the_reduced_graph_holds_the_steps_of_walks_to_a_meeting_and_no_others(f
             edge = [(node, (*way, (at, step, node))) for at, way in edge for step, node in near.get(at, ())]
             wanted |= {part for node, way in edge if node in meeting for part in way}
     found = {
-        (near, step, far) for near, beside in around.reduced(hops).items() for far in beside for step in beside[far]
+        (near, step, far) for near, beside in around.reduce(hops).items() for far in beside for step in beside[far]
     }
     both_ways = {(far, Step(step.relation, not step.forward), near) for near, step, far in wanted}
     assert found == wanted | both_ways
@@ -103,7 +103,7 @@ def test_the_reduced_graph_holds_the_steps_of_walks_to_a_meeting_and_no_others(f
 def test_all_paths_between_two_topics_are_found_once_in_the_reduced_graph_and_in_all_of_it(facts, hops, reduce):
     around = Surroundings(graph(facts), [X + "a", X + "b"])
     around.reach(hops)
-    beside = around.reduced(hops) if reduce else around.beside
+    beside = around.reduce(hops) if reduce else around.beside
     found = walks.find_paths(beside, X + "a", X + "b", hops, meeting=around.meeting(hops))
     wanted = [
         path for path in simple(facts, "a", 2 * hops) if path.nodes[-1] == X + "b" and X + "b" not in path.nodes[:-1]
@@ -119,7 +119,7 @@ def test_all_paths_between_two_topics_are_found_once_in_the_reduced_graph_and_in
 def test_paths_through_three_topics_are_walks_of_the_graph_in_order(facts, hops):
     around = Surroundings(graph(facts), [X + "a", X + "b", X + "c"])
     around.reach(hops)
-    meeting, beside = around.meeting(hops), around.reduced(hops)
+    meeting, beside = around.meeting(hops), around.reduce(hops)
     parts = [walks.find_paths(beside, X + one, X + two, hops, meeting=meeting).paths for one, two in ("ab", "bc")]
     found = walks.chain_paths(parts)
     assert found.whole
@@ -208,7 +208,7 @@ def test_threads_change_nothing(most):
     for threads in (1, 4):
         around = Surroundings(graph(facts), [X + "n0", X + "n450"], most=most, threads=threads)
         around.reach(3)
-        paths = walks.find_paths(around.reduced(3), X + "n0", X + "n450", 3)
+        paths = walks.find_paths(around.reduce(3), X + "n0", X + "n450", 3)
         found.append((around.beside, around.notes, around.facts, paths))
     assert found[0] == found[1]
 
@@ -251,7 +251,7 @@ def test_topics_that_do_not_meet_stand_in_groups():
     around.reach(1)
     assert around.together(1) == [[0, 1], [2, 3]]
     assert around.meeting(1) == set()
-    assert around.reduced(1) == {X + part: {} for part in "abcd"}
+    assert around.reduce(1) == {X + part: {} for part in "abcd"}
 
 
 def test_a_meeting_of_too_many_is_that_of_one_hop_less(monkeypatch):

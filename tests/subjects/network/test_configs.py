@@ -271,15 +271,15 @@ def test_a_search_for_a_config_is_short(monkeypatch: pytest.MonkeyPatch) -> None
     model, small = Registered(tuple(range(8, 20))), Registered(tuple(range(4, 16)))
     small.layers[3].bias = nn.Parameter(torch.zeros(100))
     counted = {one: Counter(range(4, 20)) for one in range(8, 20)}
-    assert configs.described(model, small, counted, lambda name, surely: True) == ([], [], [""])
+    assert configs.config_changes(model, small, counted, lambda name, surely: True) == ([], [], [""])
     assert len(built) <= 8
 
 
 def test_a_config_is_looked_for_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Not by a cut that is only tried; once for model, file, next cut or notes, whatever is asked for first."""
     searched = []
-    whole = configs.described
-    monkeypatch.setattr(configs, "described", lambda *given: searched.append(given) or whole(*given))
+    whole = configs.config_changes
+    monkeypatch.setattr(configs, "config_changes", lambda *given: searched.append(given) or whole(*given))
     model = Registered()
     subject = open_traced(model, torch.randn(2, 3))
     keep = Selection({name: np.arange(len(site.classes)) < 4 for name, site in subject.coupling.sites.items()})

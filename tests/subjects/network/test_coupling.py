@@ -36,7 +36,7 @@ def test_flattened_channels_take_all_their_columns() -> None:
         assert len(site.classes) == count
         assert {axis.tensor: each for axis, each in site.axes}["head.weight"] == 4
     keep = {"a.channels": np.arange(6) != 2}
-    gone = np.flatnonzero(~coupling.kept(keep))
+    gone = np.flatnonzero(~coupling.keep_atoms(keep))
     (head,) = [axis for axis in coupling.axes if axis.tensor == "head.weight" and axis.dim == 1]
     inside = [atom - head.start for atom in gone if head.start <= atom < head.start + head.size]
     assert inside == [8, 9, 10, 11]

@@ -52,7 +52,7 @@ def test_torchvision_detectors_are_traced_cut_and_trained(name, first):
     subject = detectors.open_detector(net, BATCH["inputs"][:1])
     assert subject.model.first == first
     small, cut = subject.cut(
-        ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
+        ranking.by_budget(subject.units(), magnitude.coupled_norm(subject.slices()), "channels=50%", scope="local")
     )
     assert cut.after["params"] < 0.5 * cut.before["params"]
     assert small.error <= 1e-5
@@ -156,7 +156,7 @@ def test_sampled_regions_are_those_of_the_loss_with_their_classes(training):
     torch.manual_seed(1)
     wanted = net.loss(BATCH)
     torch.manual_seed(1)
-    found = net.sampled(BATCH)
+    found = net.sample_regions(BATCH)
     assert torch.equal(found.loss, wanted)
     assert net.training == training
     assert [one.shape[1] for one in found.boxes] == [4, 4]
@@ -181,8 +181,8 @@ def test_sampled_regions_are_those_of_the_loss_with_their_classes(training):
 def test_the_same_regions_are_judged_alike_and_in_pixels_of_the_images_as_given():
     net = staged().eval()
     with torch.no_grad():
-        found = net.sampled(BATCH)
-        again = net.judged(BATCH["inputs"], found.boxes)
+        found = net.sample_regions(BATCH)
+        again = net.judge_regions(BATCH["inputs"], found.boxes)
         assert torch.allclose(again.features, found.features, atol=1e-5)
         assert torch.allclose(again.logits, found.logits, atol=1e-5)
         assert again.labels is None
@@ -191,9 +191,9 @@ def test_the_same_regions_are_judged_alike_and_in_pixels_of_the_images_as_given(
         twice = functional.interpolate(BATCH["inputs"], scale_factor=2.0, mode="bilinear")
         double = [torch.tensor([[0.0, 0, 192, 192]])] * 2
         assert torch.allclose(
-            other.judged(BATCH["inputs"], whole).features, other.judged(twice, double).features, atol=1e-3
+            other.judge_regions(BATCH["inputs"], whole).features, other.judge_regions(twice, double).features, atol=1e-3
         )
-        boxes = other.sampled(BATCH).boxes
+        boxes = other.sample_regions(BATCH).boxes
         assert float(torch.cat(boxes).max()) <= 96
 
 
@@ -207,8 +207,8 @@ def test_the_student_samples_regions_and_the_teacher_judges_the_same():
     torch.manual_seed(2)
     ours, theirs = student.beside_teacher(teacher, BATCH)
     torch.manual_seed(2)
-    assert torch.equal(student.model.sampled(BATCH).logits, ours.logits)
-    assert torch.equal(teacher.model.judged(BATCH["inputs"], ours.boxes).features, theirs.features)
+    assert torch.equal(student.model.sample_regions(BATCH).logits, ours.logits)
+    assert torch.equal(teacher.model.judge_regions(BATCH["inputs"], ours.boxes).features, theirs.features)
     assert not theirs.features.requires_grad
     assert ours.features.requires_grad
     assert student.labels_in(BATCH["targets"]).tolist() == [1, 0], "the background is a class"
@@ -265,7 +265,7 @@ def test_ultralytics_models_are_traced_cut_and_trained():
     net = tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False)
     subject = detectors.open_detector(net, BATCH["inputs"][:1])
     small, cut = subject.cut(
-        ranking.by_budget(subject.units(), magnitude.coupled(subject.slices()), "channels=50%", scope="local")
+        ranking.by_budget(subject.units(), magnitude.coupled_norm(subject.slices()), "channels=50%", scope="local")
     )
     assert cut.after["params"] < 0.4 * cut.before["params"]
     model = small.model
@@ -300,7 +300,7 @@ def test_ultralytics_own_trainer_trains_what_was_cut(tmp_path: Path, monkeypatch
     (tmp_path / "data.yaml").write_text(json.dumps(names))
     torch.manual_seed(0)
     subject = detectors.open_detector(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), BATCH["inputs"][:1])
-    scores = magnitude.coupled(subject.slices())
+    scores = magnitude.coupled_norm(subject.slices())
     small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
     user = YOLO("yolov8n.yaml", verbose=False)
     user.train(
@@ -335,7 +335,7 @@ def test_a_cut_ultralytics_model_is_read_again_by_another_process(tmp_path: Path
     torch.manual_seed(0)
     images = BATCH["inputs"][:1]
     subject = detectors.open_detector(tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False), images)
-    scores = magnitude.coupled(subject.slices())
+    scores = magnitude.coupled_norm(subject.slices())
     small, cut = subject.cut(ranking.by_budget(subject.units(), scores, "channels=50%", scope="local"))
     small.save(tmp_path, program=True)
     with torch.no_grad():

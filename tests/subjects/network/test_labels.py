@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from secateur.subjects.network.labels import Atoms, Flow, Operand, along, compact, first, on, padded, varying, within
+from secateur.subjects.network.labels import Atoms, Flow, Operand, along, compact, first, on, pad_rank, varying, within
 
 
 def test_compact_keeps_only_what_changes() -> None:
@@ -25,7 +25,7 @@ def test_rows_and_dimensions() -> None:
     assert varying(label) == {1}
     assert along(label, 1).tolist() == [4, 5]
     assert first(label, [1]).flatten().tolist() == [4]
-    assert padded(torch.tensor([4, 5]), 3).shape == (1, 1, 2)
+    assert pad_rank(torch.tensor([4, 5]), 3).shape == (1, 1, 2)
 
 
 def test_a_path_is_inside_its_parents_only():

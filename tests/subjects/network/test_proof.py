@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from secateur.subjects.network import proof
 from secateur.subjects.network.coupling import couple
-from secateur.subjects.network.proof import compare, compare_redrawn, one_line, reading_dims, same, silenced, trains
+from secateur.subjects.network.proof import compare, compare_redrawn, one_line, reading_dims, same, silence, trains
 from secateur.subjects.network.recording import Example, record
 from secateur.subjects.network.shrinking import plan, shrink, twin
 from secateur.subjects.network.traced import Traced, open_traced
@@ -26,21 +26,21 @@ def prepare(model: nn.Module, inputs: Any):
     example = Example.of(inputs)
     run = record(model.eval(), example)
     coupling = couple(run)
-    kept = coupling.kept({name: np.arange(len(site.classes)) % 2 == 0 for name, site in coupling.sites.items()})
+    kept = coupling.keep_atoms({name: np.arange(len(site.classes)) % 2 == 0 for name, site in coupling.sites.items()})
     return model, example, kept, plan(model, coupling, kept, run.flow)
 
 
 def test_a_right_cut_is_proved_and_a_wrong_one_is_found_where_it_is_wrong() -> None:
     model, example, kept, made = prepare(*nets.make("residual"))
     small = shrink(model, made)
-    worst, fault = compare(small, silenced(model, kept), example)
+    worst, fault = compare(small, silence(model, kept), example)
     assert fault is None
     assert worst <= 1e-5
     assert trains(small, example) is None
     assert same(model, model, example) == (0.0, None)
     with torch.no_grad():
         small.inner.weight.mul_(1.5)
-    worst, fault = compare(small, silenced(model, kept), example)
+    worst, fault = compare(small, silence(model, kept), example)
     assert fault is not None
     assert fault.where == "inner"
     assert worst > 1e-5
@@ -51,7 +51,7 @@ def test_a_cut_that_cannot_run_is_found_where_it_stops() -> None:
     model, example, kept, made = prepare(*nets.make("joined"))
     small = shrink(model, made)
     small.head.weight = torch.nn.Parameter(torch.zeros(5, 3))
-    worst, fault = compare(small, silenced(model, kept), example)
+    worst, fault = compare(small, silence(model, kept), example)
     assert worst == float("inf")
     assert fault is not None
     assert fault.where == "head"
@@ -68,7 +68,7 @@ def test_zero_last_weights_prove_nothing_so_the_inside_is_looked_at() -> None:
         for one in (model, small):
             one[4].weight.zero_()
         small[0].weight.mul_(2)
-    worst, fault = compare(small, silenced(model, kept), example)
+    worst, fault = compare(small, silence(model, kept), example)
     assert fault is not None
     assert fault.where == "0"
     assert worst >= 1
@@ -83,7 +83,7 @@ def test_where_outputs_tell_nothing_the_cut_is_proved_under_weights_drawn_anew()
     model, example, kept, made = prepare(model, inputs)
     other = {name: {dim: [*index[1:], index[0]] for dim, index in dims.items()} for name, dims in made.tensors.items()}
     wrong = replace(made, tensors={**made.tensors, "2.weight": other["2.weight"]})
-    assert compare(shrink(model, wrong), silenced(model, kept), example) == (0.0, None)
+    assert compare(shrink(model, wrong), silence(model, kept), example) == (0.0, None)
     worst, fault = compare_redrawn(model, wrong, kept, example)
     assert fault is not None
     assert worst > 1e-2
@@ -98,8 +98,8 @@ def test_a_rounding_is_told_from_a_difference_in_double_precision() -> None:
     layers = {"first": nn.Linear(6, 64), "norm": nn.LayerNorm(64), "last": nn.Linear(64, 8)}
     rounded = nets.Net(lambda net, x: net.last(net.norm(net.first(x))) + 1000 - 1000, **layers)
     model, example, kept, made = prepare(rounded, torch.randn(10_000, 6))  # few are rounded the other way
-    redrawn = twin(model, proof._drawn(model), share=True)
-    assert compare(shrink(redrawn, made), silenced(redrawn, kept), example)[0] > 1e-5, "nothing is rounded"
+    redrawn = twin(model, proof._draw_weights(model), share=True)
+    assert compare(shrink(redrawn, made), silence(redrawn, kept), example)[0] > 1e-5, "nothing is rounded"
     worst, fault = compare_redrawn(model, made, kept, example)
     assert fault is None
     assert worst < 1e-10

@@ -29,7 +29,7 @@ def test_norms_are_found_in_the_order_they_run_with_their_stride():
 
 
 def test_groups_follow_the_scales_down_up_and_down_again():
-    found = stages.grouped(stages.places(yolo.tiny(), IMAGE))
+    found = stages.group_norms(stages.places(yolo.tiny(), IMAGE))
     names = list(dict.fromkeys(found.values()))
     assert names == ["stride 2", "stride 4", "stride 8", "stride 16", "stride 32", "neck up", "neck down"]
     assert found["stage4.1.cv2.bn"] == "stride 16"
@@ -39,12 +39,12 @@ def test_groups_follow_the_scales_down_up_and_down_again():
 
 def test_groups_begin_where_the_user_says():
     order = stages.places(yolo.tiny(), IMAGE)
-    found = stages.grouped(order, ["stage4", "to4"])
+    found = stages.group_norms(order, ["stage4", "to4"])
     looked = ("stem.bn", "stage3.1.cv2.bn", "stage4.0.bn", "up3.cv2.bn", "to4.bn", "cls.2.0.bn")
     assert [found[one] for one in looked] == list("112233")
     assert len(found) == len(order)
     with pytest.raises(InputError, match="'stem'"):
-        stages.grouped(order, ["to4", "stem"])
+        stages.group_norms(order, ["to4", "stem"])
 
 
 def test_what_feeds_pools_and_upsampling_is_found():

@@ -117,7 +117,7 @@ def test_kept_nodes_are_renumbered():
     tree = markup.parse("<div><p>a<b>b</b></p><p>c</p></div>")
     gone = [tag == "b" for tag in tree.tag]
     unwrapped = [tag in ("html", "body", "head") for tag in tree.tag]
-    smaller, nodes = markup.kept(tree, gone, unwrapped)
+    smaller, nodes = markup.prune_tree(tree, gone, unwrapped)
     sound(smaller)
     assert markup.write(smaller) == "<div><p>a</p><p>c</p></div>"
     assert [tree.tag[node] for node in nodes] == list(smaller.tag)

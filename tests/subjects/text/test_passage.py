@@ -36,24 +36,24 @@ def test_sentences_stand_exactly_where_they_are():
 
 def test_all_that_stays_is_the_text_to_the_letter():
     passages = open_passages([TEXT, "  Another one.  "])
-    assert passages.written() == f"{TEXT}\n\n  Another one.  "
-    assert passages.cut(Selection({}))[0].written() == passages.written()
+    assert passages.to_text() == f"{TEXT}\n\n  Another one.  "
+    assert passages.cut(Selection({}))[0].to_text() == passages.to_text()
 
 
 def test_what_stands_between_neighbours_stays_and_a_gap_is_a_space():
     passages = open_passages([TEXT])
-    assert keep(passages, 1, 2, 3).written() == "He liked it.  \n\nA new line? Yes!"
-    assert keep(passages, 1, 3).written() == "He liked it. Yes!"
-    assert keep(keep(passages, 0, 1, 3), 1, 2).written() == "He liked it. Yes!"
-    assert keep(passages).written() == ""
+    assert keep(passages, 1, 2, 3).to_text() == "He liked it.  \n\nA new line? Yes!"
+    assert keep(passages, 1, 3).to_text() == "He liked it. Yes!"
+    assert keep(keep(passages, 0, 1, 3), 1, 2).to_text() == "He liked it. Yes!"
+    assert keep(passages).to_text() == ""
     assert keep(passages).documents() == {}
 
 
 def test_titles_and_sentences_that_are_split_already():
     passages = open_passages([["One a.", "Two b."], "Three. Four."], titles=["Head", None])
     assert said(passages) == ["Head", "One a.", "Two b.", "Three.", "Four."]
-    assert passages.written() == "Head One a. Two b.\n\nThree. Four."
-    assert open_passages(["Body text."], titles=["A head"]).written() == "A head\nBody text."
+    assert passages.to_text() == "Head One a. Two b.\n\nThree. Four."
+    assert open_passages(["Body text."], titles=["A head"]).to_text() == "A head\nBody text."
     assert said(open_passages(["Body text."], titles=["A head"])) == ["A head", "Body text."]
 
 
@@ -65,13 +65,13 @@ def test_a_splitter_of_ones_own():
 
 
 def test_passages_in_another_order_and_fewer():
-    passages = open_passages(["First.", "Second.", "Third."]).ordered([2, 0])
-    assert passages.written() == "Third.\n\nFirst."
+    passages = open_passages(["First.", "Second.", "Third."]).reorder([2, 0])
+    assert passages.to_text() == "Third.\n\nFirst."
     assert list(passages.documents()) == [2, 0]
-    assert keep(passages, 0, 1).written() == "First."
+    assert keep(passages, 0, 1).to_text() == "First."
     for order in ([0, 0], [3]):
         with pytest.raises(InputError, match="order"):
-            passages.ordered(order)
+            passages.reorder(order)
 
 
 def test_one_endless_sentence_is_cut():
@@ -95,8 +95,8 @@ def test_the_laws_of_subjects():
 
     laws = conformance.check_subject(
         lambda: open_passages([TEXT, "Another. One more here. And a third."]),
-        output=lambda passages: np.frombuffer(passages.written().encode(), np.uint8).astype(float),
-        counted=lambda passages: {"words": float(len(passages.written().split()))},
+        output=lambda passages: np.frombuffer(passages.to_text().encode(), np.uint8).astype(float),
+        counted=lambda passages: {"words": float(len(passages.to_text().split()))},
         silence=silence,
         measure="words",
     )
@@ -111,4 +111,4 @@ def test_any_text_is_split_into_what_it_says(text):
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(found))
     left = "".join(text[a:b] for a, b in found)
     assert "".join(left.split()) == "".join(text.split())
-    assert open_passages([text]).written().strip() == text.strip()
+    assert open_passages([text]).to_text().strip() == text.strip()

@@ -189,7 +189,7 @@ def kg_rag(
         }  # fmt: skip
         record["notes"] = [*record["notes"], *explain_empty(sites, floor, most), *lost]
         run.json(f"trace-{budget}", partial(dict, rows))
-        messages = write_prompt(question, facts.written(), answering)
+        messages = write_prompt(question, facts.to_text(), answering)
         run.json(f"told-{budget}", partial(answer, model, messages, record, answering, seed))
         gone = {name: (sum(not row["kept"] for row in rows), len(rows)) for name, rows in rows.items()}
         yield Result(str(budget), facts, Cut(gone, whole, after, tuple(record["notes"])), after)

@@ -261,7 +261,7 @@ def join_topics(search: PathSearch, group: Sequence[int]) -> list[Cluster]:
         meeting = around.meeting(hops, group)
         if not meeting:
             continue
-        beside: walks.Beside = around.reduced(hops, group)
+        beside: walks.Beside = around.reduce(hops, group)
         reached = set[str]().union(*(around.within(number, hops) for number in group))
         search.entities = (len(reached), len(beside))
         beside = beside if search.exploring.reduce else around.beside

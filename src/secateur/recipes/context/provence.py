@@ -124,7 +124,7 @@ def provence(
     whole = subject.cost(counts)
     left, _ = subject.cut(Selection({"sentences": keep}))
     compression = 100.0 * (1.0 - count_letters(left) / max(1, count_letters(subject)))
-    passing, _ = subject.ordered(order).cut(Selection({"sentences": stays}))
+    passing, _ = subject.reorder(order).cut(Selection({"sentences": stays}))
     for budget in budgets:
         limit = limits.limits_of_text(budget, whole, "a passage")
         kept, smaller = stays.copy(), passing

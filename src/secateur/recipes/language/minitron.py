@@ -32,7 +32,7 @@ from secateur.select.ranking import by_counts
 from secateur.select.search import under
 from secateur.subjects import Transformer
 from secateur.subjects.transformer import shapes
-from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection, Training, listed
+from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection, Training, parse_list
 
 CARD = {
     "title": "Minitron: Compact Language Models via Pruning and Knowledge Distillation",
@@ -171,7 +171,9 @@ def minitron(
     samples = make(train, batch=16, seed=seed).take(max(1, ranking.calibration // 16))
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
-    lifted = subject.output != "logits" and ("channels" in axes or any("channels" in part for part in listed(shape)))
+    lifted = subject.output != "logits" and (
+        "channels" in axes or any("channels" in part for part in parse_list(shape))
+    )
     fit = partial(distillation.train_student, length=length, seed=seed)
 
     teacher, beside = subject, list[Spent]()
@@ -191,7 +193,7 @@ def minitron(
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if losses.hidden is None else losses.hidden
-        pairs = objectives.matched(len(student.layers()), len(teacher.layers())) if deep and not cache else []
+        pairs = objectives.match_states(len(student.layers()), len(teacher.layers())) if deep and not cache else []
         ours, theirs = student.hidden_size, teacher.hidden_size
         torch.manual_seed(seed)
         projection = nn.Linear(ours, theirs, bias=False) if (pairs or lifted) and ours != theirs else None

@@ -28,7 +28,7 @@ from secateur.recover.distillation import alignment, ensembles, losses, teachers
 from secateur.recover.training import loop, objectives
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Result, Selection, Training, listed
+from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -238,7 +238,7 @@ def add_teacher(
 
 def choose_layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[np.bool_]:
     """[total] booleans: which `count` layers stay."""
-    numbers = listed(keep)
+    numbers = parse_list(keep)
     if numbers == ["spread"]:
         places = np.floor(np.linspace(0, total - 1, count) + 0.5).astype(int)
     elif numbers == ["alternate"]:

@@ -37,7 +37,7 @@ from secateur.select import allocate, clusters, ranking
 from secateur.subjects import Moe
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.loading import Folders
-from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, listed
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -223,7 +223,7 @@ def describe_stage(stage: int, student: Moe, done: Recovery, length: int, teache
 
 def parse_shares(given: str | Sequence[str], what: str) -> list[float] | int:
     """ "2" as a number, "50%,20%" as shares; `InputError` for anything else."""
-    text = ",".join(listed(given))
+    text = ",".join(parse_list(given))
     if re.fullmatch(r"[1-9][0-9]*", text):
         return int(text)
     parts = re.findall(r"([0-9.]+)%(?:,|$)", text.replace(" ", ""))

@@ -32,7 +32,7 @@ from secateur.select.limits import limits_of_cut
 from secateur.subjects.network.readers import find_inner
 from secateur.subjects.network.residual import Branches
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection, Training, Units, listed
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training, Units, parse_list
 
 CARD = {
     "title": "Learning a Consensus Sub-Network with Polarization Regularization and One Pass Training",
@@ -241,7 +241,7 @@ def gate(
 
     Raises `InputError` for another mode or a pattern that fits nothing, `UnsupportedError` where nothing can be gated.
     """
-    names, make = tuple(listed(units)), partial(gates.Gates, hidden=hidden, bias=bias, leak=leak)
+    names, make = tuple(parse_list(units)), partial(gates.Gates, hidden=hidden, bias=bias, leak=leak)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if mode == "layer":

@@ -359,7 +359,7 @@ def narrow(
             name: replace(site, frozen=site.frozen or name in held or name not in slices)
             for name, site in units.sites.items()
         }
-        return ranking.by_budget(replace(units, sites=sites), magnitude.coupled(slices), budget, scope="local")
+        return ranking.by_budget(replace(units, sites=sites), magnitude.coupled_norm(slices), budget, scope="local")
 
     selection, small, cut = cut_with_retries(start, select)
     return small, cut, selection.spent
@@ -388,7 +388,7 @@ def host_loss(host: Host, fusion: review.Review | None = None) -> Term:
             return review.hierarchical(fusion(view.student.maps), view.teacher.maps)
         pair = (view.heads[1], view.teacher.logits)
         if host.host == "dkd":
-            value = losses.decoupled(*pair, view.labels, target=host.target, other=host.other, temperature=temperature)
+            value = losses.dkd(*pair, view.labels, target=host.target, other=host.other, temperature=temperature)
         elif host.host == "dist":
             value = relations.correlation(*pair, temperature=temperature)
         else:

@@ -29,7 +29,7 @@ from secateur.score import gradient, magnitude
 from secateur.select import limits
 from secateur.subjects.network.segments import SITE, flops_without
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, listed
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training, parse_list
 
 CARD = {
     "title": "OTOv3: Automatic Architecture-Agnostic Neural Network Training and Compression",
@@ -144,13 +144,13 @@ def otov3(
     start = subject
     if protect:
         start = subject.copy()
-        start.protect(listed(protect))
+        start.protect(parse_list(protect))
     choice: dict[str, Any] = {"multiple": multiple, "scope": scope, "hierarchical": hierarchical}
     for budget in budgets:  # what would train for nothing is said before anything is trained
         costs = [start.units(*([SITE] if SITE in part else [])).cost() for part in split(budget)]
         limits.limits_of_cut(budget, {measure: cost for row in reversed(costs) for measure, cost in row.items()})
         first = GroupBudget.of(start, split(budget)[0], **choice)
-        first.lowest(magnitude.coupled(first.slices))
+        first.lowest(magnitude.coupled_norm(first.slices))
     feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
     training = training.default(warmup=0.0, clip=math.inf)
     for budget in budgets:
@@ -166,7 +166,7 @@ def otov3(
         for number, part in enumerate(stages):
             work = current.copy()
             task = GroupBudget.of(work, part, **choice)
-            gone = task.lowest(magnitude.coupled(task.slices))
+            gone = task.lowest(magnitude.coupled_norm(task.slices))
             if not dry_run:
                 made: list[GroupSparse] = []
 
@@ -228,7 +228,7 @@ def optimiser(
         raise InputError(f"an optimiser has one budget, not {budget}: erase by segments= first, then prune the rest")
     limits.limits_of_cut(stages[0], subject.units(*([SITE] if SITE in stages[0] else [])).cost())
     task = GroupBudget.of(subject, stages[0], multiple=multiple, scope=scope, hierarchical=hierarchical)
-    task.lowest(magnitude.coupled(task.slices))  # what can't be met is said now, not in the midst of a training
+    task.lowest(magnitude.coupled_norm(task.slices))  # what can't be met is said now, not in the midst of a training
     return group_sparse(params, task, method, saliency, **settings)
 
 

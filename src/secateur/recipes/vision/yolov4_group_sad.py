@@ -180,7 +180,7 @@ def yolov4_group_sad(
     subject, data = open_with_boxes(subject, data)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
-    order = stages.grouped(stages.places(subject.model, image), grouping.groups)
+    order = stages.group_norms(stages.places(subject.model, image), grouping.groups)
     floors: dict[str, Any] = {"share": masking.layer_keep, "least": masking.least, "multiple": masking.multiple}
     mask = partial(thresholds.by_group, policy=masking.merge, **floors)
     floor = partial(thresholds.floor, **floors)
@@ -420,7 +420,7 @@ def attention_layers(teacher: Traced, image: Tensor, attention: Attention) -> tu
     There is one beta for each map that these modules give.
     """
     order = stages.places(teacher.model, image)
-    grouping = stages.grouped(order)
+    grouping = stages.group_norms(order)
     ends = {grouping[norm.name]: norm for norm in order if grouping[norm.name].startswith("stride")}
     blocks = list(dict.fromkeys(norm.block for norm in ends.values() if norm.block))
     deepest = max((norm.stride for norm in ends.values()), default=0.0)

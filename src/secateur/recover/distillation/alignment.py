@@ -31,16 +31,16 @@ __all__ = [
     "Reading",
     "at_pairs",
     "count",
-    "counted",
-    "lowered",
+    "is_uncased",
+    "lower_text",
+    "make_counter",
     "objective",
-    "own",
     "read",
     "same_spans",
     "shared_kl",
     "shared_vocabulary",
+    "teacher_inputs",
     "text_relational",
-    "uncased",
     "word_cosine",
     "word_means",
     "words",
@@ -64,13 +64,13 @@ class Reading:
     spans: Places
 
 
-def uncased(tokenizer: Any) -> bool:
+def is_uncased(tokenizer: Any) -> bool:
     """Whether no token but the special ones has a capital letter: such a tokenizer's models have seen none."""
     special = set(tokenizer.all_special_tokens)
     return not any(token != token.lower() for token in tokenizer.get_vocab() if token not in special)
 
 
-def lowered(text: str) -> str:
+def lower_text(text: str) -> str:
     """The text in lower case with every character where it was: those that would become two stay ("İ")."""
     return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
 
@@ -78,7 +78,7 @@ def lowered(text: str) -> str:
 def read(tokenizer: Any, texts: Sequence[str], length: int, *, lower: bool | None = None) -> list[Reading]:
     """Each text's tokens, special ones included, at most `length`; read in lower case if `lower`.
 
-    By default a tokenizer without capitals reads lower case (see `uncased`).
+    By default a tokenizer without capitals reads lower case (see `is_uncased`).
 
     Spans count the characters of the text as it was given. Raises `InputError` for a tokenizer that can't tell spans.
     """
@@ -87,16 +87,16 @@ def read(tokenizer: Any, texts: Sequence[str], length: int, *, lower: bool | Non
             f"{type(tokenizer).__name__} can't tell which characters its tokens stand for: give a model with a "
             "tokenizer.json"
         )
-    lower = uncased(tokenizer) if lower is None else lower
-    given = [lowered(text) for text in texts] if lower else list(texts)
+    lower = is_uncased(tokenizer) if lower is None else lower
+    given = [lower_text(text) for text in texts] if lower else list(texts)
     found = tokenizer(given, truncation=True, max_length=length, return_offsets_mapping=True, verbose=False)
     return [
-        Reading(np.asarray(ids, np.int64), _stripped(text, np.asarray(spans, np.int64).reshape(-1, 2)))
+        Reading(np.asarray(ids, np.int64), _strip_spans(text, np.asarray(spans, np.int64).reshape(-1, 2)))
         for text, ids, spans in zip(given, found["input_ids"], found["offset_mapping"], strict=True)
     ]
 
 
-def _stripped(text: str, spans: Places) -> Places:
+def _strip_spans(text: str, spans: Places) -> Places:
     result = spans.copy()
     for span in result:
         while span[0] < span[1] and text[span[0]].isspace():
@@ -215,7 +215,7 @@ class Parallel(Sequence["dict[str, Tensor]"]):
     ) -> None:
         self._batches, self._rows, self._texts = batches, rows, texts
         self._tokenizer, self._others, self._length = tokenizer, others, length
-        self._lower = {id(one): uncased(one) for one in (tokenizer, *others.values())}
+        self._lower = {id(one): is_uncased(one) for one in (tokenizer, *others.values())}
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -235,7 +235,9 @@ class Parallel(Sequence["dict[str, Tensor]"]):
         covers = _hidden(batch, ours, texts)
         for name, tokenizer in self._others.items():
             theirs = self._read(tokenizer, texts)
-            batch |= {f"{name}.{key}": value for key, value in _beside(texts, ours, theirs, batch, tokenizer).items()}
+            batch |= {
+                f"{name}.{key}": value for key, value in _align_batch(texts, ours, theirs, batch, tokenizer).items()
+            }
             if any(cover.any() for cover in covers):
                 if tokenizer.mask_token_id is None:
                     raise InputError(f"teacher {name} has no mask token: give batches that are not masked")
@@ -248,7 +250,7 @@ class Parallel(Sequence["dict[str, Tensor]"]):
         return read(tokenizer, texts, self._length, lower=self._lower[id(tokenizer)])
 
 
-def _beside(
+def _align_batch(
     texts: Sequence[str], ours: Sequence[Reading], theirs: Sequence[Reading], batch: Batch, tokenizer: Any
 ) -> dict[str, Tensor]:
     """What one other tokenizer adds to a batch, as `Parallel` says, nothing hidden yet."""
@@ -272,7 +274,7 @@ def _beside(
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def own(batch: Batch, name: str) -> dict[str, Tensor]:
+def teacher_inputs(batch: Batch, name: str) -> dict[str, Tensor]:
     """The texts of a batch of `Parallel` as the tokenizer `name` alone reads them: `input_ids` and `attention_mask`."""
     return {key: batch[f"{name}.{key}"] for key in ("input_ids", "attention_mask")}
 
@@ -392,17 +394,17 @@ class Foreign:
     shared: tuple[Tensor, Tensor]
     weight: float = 1.0
 
-    def apart(self, student: Tensor, batch: Batch, name: str, *, temperature: float = 1.0) -> Tensor:
+    def kl_loss(self, student: Tensor, batch: Batch, name: str, *, temperature: float = 1.0) -> Tensor:
         """`shared_kl` of the student's logits for a batch of `Parallel`, where this is teacher `name`."""
-        return shared_kl(student, self._said(batch, name), batch, name, self.shared, temperature=temperature)
+        return shared_kl(student, self._teacher_logits(batch, name), batch, name, self.shared, temperature=temperature)
 
-    def beside(self, student: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+    def paired_logits(self, student: Tensor, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """The student's logits and this teacher's `at_pairs`."""
-        return at_pairs(student, self._said(batch, name), batch, name, self.shared)
+        return at_pairs(student, self._teacher_logits(batch, name), batch, name, self.shared)
 
-    def _said(self, batch: Batch, name: str) -> Tensor:
+    def _teacher_logits(self, batch: Batch, name: str) -> Tensor:
         with torch.no_grad():
-            return self.forward(own(batch, name)).prediction
+            return self.forward(teacher_inputs(batch, name)).prediction
 
 
 def objective(
@@ -410,17 +412,17 @@ def objective(
 ) -> objectives.Objective:
     """``sum_k w_k KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs of tokens.
 
-    For batches of `Parallel`, and totals of `counted`. Where the student predicts the next token, a pair is two tokens
-    that end at the same character, so that both say what follows the same text. It raises `DataError` for a step of
-    padding only.
+    For batches of `Parallel`, and totals of `make_counter`. Where the student predicts the next token, a pair is two
+    tokens that end at the same character, so that both say what follows the same text. It raises `DataError` for a step
+    of padding only.
     """
 
-    def found(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def compute_loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         if not totals["tokens"]:
             raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         ours = student(batch)
         parts = {
-            name: one.weight * one.apart(ours.prediction, batch, name, temperature=temperature)
+            name: one.weight * one.kl_loss(ours.prediction, batch, name, temperature=temperature)
             / max(1, totals[f"{name}.pairs"])
             for name, one in teachers.items()
         }  # fmt: skip
@@ -429,9 +431,9 @@ def objective(
         total = sum(parts.values(), ours.prediction.new_zeros(()))
         return total, {name: float(part.detach()) for name, part in parts.items()}
 
-    return found
+    return compute_loss
 
 
-def counted(names: Sequence[str]) -> Callable[[Batch], dict[str, int]]:
+def make_counter(names: Sequence[str]) -> Callable[[Batch], dict[str, int]]:
     """What `objective` divides by: what `objectives.count` counts, and the words and pairs of each teacher."""
     return lambda batch: objectives.count(batch) | count(batch, names)

@@ -20,7 +20,7 @@ from secateur.recover.distillation import losses
 from secateur.recover.distillation.teachers import TopK
 from secateur.recover.training.objectives import Batch, Forward, mask_of
 
-__all__ = ["Averaged", "Blended", "Chosen", "Mixture", "average_logits", "averaged", "shares"]
+__all__ = ["Averaged", "Blended", "Chosen", "Mixture", "add_weighted", "average_logits", "shares"]
 
 _CHUNK = 2**22
 """Elements of a float32 piece of logits."""
@@ -42,7 +42,7 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
     return [weight / total for weight in given]
 
 
-def averaged(log_p: Tensor, log_q: Tensor | None, weight: float) -> Tensor:
+def add_weighted(log_p: Tensor, log_q: Tensor | None, weight: float) -> Tensor:
     """``log(q + w p)`` from log p and log q, elementwise: one more teacher of a weighted mean of probabilities."""
     part = log_p + math.log(weight)
     return part if log_q is None else torch.logaddexp(log_q, part)
@@ -140,10 +140,10 @@ def average_logits(predictions: Sequence[Tensor], weights: Sequence[float], *, t
     """`Averaged` of teachers that have answered: logits [..., V] each, of which the columns that all have count."""
     width = min(logits.shape[-1] for logits in predictions)
 
-    def answered(logits: Tensor) -> Callable[..., _Answer]:
+    def make_answer(logits: Tensor) -> Callable[..., _Answer]:
         return lambda batch, **options: _Answer(logits, causal=False)
 
-    ready = [answered(logits) for logits in predictions]
+    ready = [make_answer(logits) for logits in predictions]
     mixed: Tensor = Averaged(ready, weights, temperature=temperature, vocabulary=width)({}).prediction
     return mixed
 
@@ -158,7 +158,7 @@ def _into(mixed: Tensor | None, logits: Tensor, weight: float, temperature: floa
     for start in range(0, len(theirs), rows):
         span = slice(start, start + rows)
         log_p = functional.log_softmax(theirs[span].to(ours) / temperature, -1)
-        ours[span] = averaged(log_p, None if first else ours[span], weight)
+        ours[span] = add_weighted(log_p, None if first else ours[span], weight)
     return mixed
 
 
@@ -190,7 +190,7 @@ class Mixture:
             logits = head(part.to(head.weight.dtype))[..., : self.out_features]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
-            mixed = averaged(functional.log_softmax(logits / self.temperature, -1), mixed, weight)
+            mixed = add_weighted(functional.log_softmax(logits / self.temperature, -1), mixed, weight)
         assert mixed is not None
         return mixed.mul_(self.temperature)
 
@@ -319,10 +319,14 @@ class Blended:
         log_p = torch.cat([entry["log_probabilities"] + math.log(weight) for entry, weight in entries], -1)
         rest = torch.stack([entry["remaining"] + math.log(weight) for entry, weight in entries], -1).logsumexp(-1)
         indices, order = torch.cat([entry["indices"] for entry, _ in entries], -1).sort(dim=-1, stable=True)
-        return {"log_probabilities": _merged(log_p.gather(-1, order), indices), "indices": indices, "remaining": rest}
+        return {
+            "log_probabilities": _merge_equal(log_p.gather(-1, order), indices),
+            "indices": indices,
+            "remaining": rest,
+        }
 
 
-def _merged(log_p: Tensor, indices: Tensor) -> Tensor:
+def _merge_equal(log_p: Tensor, indices: Tensor) -> Tensor:
     """Log-probabilities [n, K] of sorted `indices`, equal ones added up in the first of them, -inf in the others."""
     again = functional.pad(indices[:, 1:] == indices[:, :-1], (1, 0))
     slot = (~again).long().cumsum(-1) - 1  # the how-manieth distinct token each column holds

@@ -33,7 +33,7 @@ __all__ = [
     "cosine",
     "cross_entropy",
     "cross_entropy_from_hidden",
-    "decoupled",
+    "dkd",
     "jensen_shannon",
     "jensen_shannon_from_hidden",
     "kl",
@@ -230,7 +230,7 @@ def _flat(states: Tensor) -> Tensor:
     return states.reshape(-1, states.shape[-1])
 
 
-def _counted(mask: Tensor | None, tokens: int) -> Tensor | None:
+def _token_indices(mask: Tensor | None, tokens: int) -> Tensor | None:
     """Indices of the tokens that count, or None when all do."""
     if mask is None:
         return None
@@ -444,7 +444,7 @@ def _together(logs: Tensor, events: Tensor, count: int) -> Tensor:
     return sums.log_().add_(most)
 
 
-def _decoupled(temperature: float, width: int, target: float, other: float) -> Formula:
+def _dkd(temperature: float, width: int, target: float, other: float) -> Formula:
     """``target KL(b_t || b_s) + other KL(p^_t || p^_s)``; p^ is p without the label, renormalised, b = (p_y, 1 - p_y).
 
     With l = log(b / (1 - b)) the first term has d/dl = b_s - b_t, dl/dz_y = 1 and dl/dz_j = -p^_s(j); the second has
@@ -570,13 +570,13 @@ def kl_at(
     mine, yours = (one.to(student_logits.device) for one in columns)
     formula = _forward_kl(temperature, len(mine))
 
-    def picked(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+    def pick_columns(student: Tensor, teacher: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
         return formula(student, teacher.index_select(1, yours))
 
     flat, teacher = _flat(student_logits), _flat(teacher_logits).detach()
     ours, theirs = pairs.to(flat.device).unbind(1)
     size = _rows_per_chunk(chunk, max(flat.shape[1], teacher.shape[1]), flat.device)
-    loss: Tensor = _Walk.apply(flat, picked, ours, size, mine, [theirs], teacher)
+    loss: Tensor = _Walk.apply(flat, pick_columns, ours, size, mine, [theirs], teacher)
     return loss
 
 
@@ -656,7 +656,7 @@ def bucketed_kl(
     return _on_logits(formula, student_logits, width, mask, chunk, teacher_logits)
 
 
-def decoupled(
+def dkd(
     student_logits: Tensor,
     teacher_logits: Tensor,
     labels: Tensor,
@@ -681,7 +681,7 @@ def decoupled(
     counted = labels != IGNORED
     if bool(((labels < 0) | (labels >= width))[counted].any()) or width < 2:
         raise InputError(f"labels of {width} shared classes: give 0 to {width - 1}, or -100 for what does not count")
-    formula = _decoupled(temperature, width, target, other)
+    formula = _dkd(temperature, width, target, other)
     return _on_logits(formula, student_logits, width, counted, chunk, teacher_logits, labels.reshape(-1))
 
 
@@ -748,7 +748,7 @@ def _on_logits(
     formula: Formula, logits: Tensor, width: int, mask: Tensor | None, chunk: int | None, *targets: Tensor
 ) -> Tensor:
     flat = _flat(logits)
-    rows = _counted(mask, len(flat))
+    rows = _token_indices(mask, len(flat))
     counted = len(flat) if rows is None else len(rows)
     parts = [_flat(target).detach() if target.dim() > 1 else target for target in targets]
     for part in parts:
@@ -822,7 +822,7 @@ def _between_heads(
     head, size = _teaching(teacher_head, softcap)
     width = min(len(weight), size)
     weight, bias = weight[:width], None if bias is None else bias[:width]
-    rows = _counted(mask, _flat(student_hidden).shape[0])
+    rows = _token_indices(mask, _flat(student_hidden).shape[0])
     teacher = _flat(teacher_hidden).detach()
 
     def targets(span: slice) -> Sequence[Tensor]:
@@ -850,7 +850,7 @@ def topk_kl_from_hidden(
     width = _cached_width(len(weight), vocabulary, indices)
     weight, bias = weight[:width], None if bias is None else bias[:width]
     states = _flat(hidden)
-    rows = _counted(mask, len(states))
+    rows = _token_indices(mask, len(states))
     counted = len(states) if rows is None else len(rows)
     parts = (_flat(log_probabilities), _flat(indices), remaining.reshape(-1))
     for part in parts:
@@ -873,7 +873,7 @@ def cross_entropy_from_hidden(
     """`cross_entropy` of ``hidden @ head.T``, fused with the head. Shapes: hidden [..., d], labels [...]."""
     weight, bias = _weight_and_bias(head)
     _check_labels(labels, hidden.shape[:-1], len(weight))
-    rows = _counted(labels != IGNORED, _flat(hidden).shape[0])
+    rows = _token_indices(labels != IGNORED, _flat(hidden).shape[0])
     flat = labels.reshape(-1)[rows]
     return _through_walk(_cross_entropy, hidden, weight, bias, rows, softcap, chunk, lambda span: (flat[span],))
 
@@ -922,7 +922,7 @@ def pair(
     """
     _check_tokens(student, teacher)
     student, teacher = _flat(student), _flat(teacher).detach()
-    rows = _counted(mask, len(student))
+    rows = _token_indices(mask, len(student))
     if rows is not None:
         student, teacher = student[rows], teacher[rows]
     if project is not None:
@@ -947,7 +947,7 @@ def _check_widths(student: Tensor, teacher: Tensor) -> None:
         )
 
 
-def _compared(
+def _compare_rows(
     formula: Callable[[int], Formula],
     student: Tensor,
     teacher: Tensor,
@@ -960,7 +960,7 @@ def _compared(
     _check_tokens(student, teacher)
     student, teacher = _flat(student), _flat(teacher)
     if project is not None:
-        rows = _counted(mask, len(student))
+        rows = _token_indices(mask, len(student))
         if rows is not None:
             student, teacher, mask = student[rows], teacher[rows], None
         student = project(student)
@@ -986,7 +986,7 @@ def cosine(
     `shared`: of logits of other widths, compare the columns that both have, as `kl` does; else widths that differ are
     refused. `chunk`: rows at a time; the default suits the device.
     """
-    return _compared(_cosine, student, teacher, mask, project, shared, chunk)
+    return _compare_rows(_cosine, student, teacher, mask, project, shared, chunk)
 
 
 def mse(
@@ -999,7 +999,7 @@ def mse(
     chunk: int | None = None,
 ) -> Tensor:
     """``sum_rows (1 / d) ||project(h_s) - h_t||^2``: mean over features, sum over rows. All else as of `cosine`."""
-    return _compared(_mse, student, teacher, mask, project, shared, chunk)
+    return _compare_rows(_mse, student, teacher, mask, project, shared, chunk)
 
 
 def relative(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, eps: float = 2.0**-7) -> Tensor:
@@ -1039,7 +1039,7 @@ def relational(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, 
         raise InputError(
             f"embeddings {list(student.shape)} and {list(teacher.shape)}: give [batch, width] of one batch"
         )
-    rows = _counted(mask, len(student))
+    rows = _token_indices(mask, len(student))
     if rows is not None:
         student, teacher = student[rows], teacher[rows]
     count = len(student)

@@ -153,7 +153,7 @@ class Rollouts:
         ids, lengths, starts = (part[starts > 0] for part in (ids, lengths, starts))
         chance = np.random.default_rng([self.seed, index])
         if chance.random() < self.share:
-            ids, lengths = self._written(ids, starts, int(chance.integers(2**63)))
+            ids, lengths = self._generate(ids, starts, int(chance.integers(2**63)))
         places = torch.arange(ids.shape[1])[None]
         return {
             "input_ids": ids,
@@ -161,7 +161,7 @@ class Rollouts:
             "counted": following(lengths, starts, ids.shape[1]),
         }
 
-    def _written(self, ids: Tensor, starts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def _generate(self, ids: Tensor, starts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Prompts and what the student writes after them, padded on the right, [B, S]; and their lengths [B]."""
         device = next(self.student.parameters()).device
         room = int(starts.max())

@@ -37,10 +37,10 @@ __all__ = [
     "cache_topk",
     "check_tokens",
     "check_vocabularies",
-    "filled",
+    "count_cached",
     "fingerprint",
+    "join_topk",
     "live",
-    "remembered",
 ]
 
 Batch = Mapping[str, Tensor]
@@ -154,7 +154,7 @@ class _Shelf:
     def open(cls, folder: Path, key: Mapping[str, Any]) -> _Shelf:
         """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key, or its index damaged.
 
-        Files may be missing or cut short: see `damaged`.
+        Files may be missing or cut short: see `find_damaged`.
         """
         index = folder / "index.json"
         wanted = {name: value if isinstance(value, int | float) else str(value) for name, value in key.items()}
@@ -177,7 +177,7 @@ class _Shelf:
                 )
         return cls(folder, files, wanted)
 
-    def damaged(self) -> list[int]:
+    def find_damaged(self) -> list[int]:
         """Numbers of the files that are missing, cut short, or not what was written, with a warning. Reads all."""
         found = []
         for number, file in enumerate(self.files):
@@ -343,7 +343,7 @@ def cache_answers(
     _check_order(
         shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
     )
-    for number in shelf.damaged():
+    for number in shelf.find_damaged():
         _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
     done = starts[-1]
     while done < count:
@@ -352,7 +352,7 @@ def cache_answers(
     return TopK(shelf)
 
 
-def filled(folder: str | Path) -> int:
+def count_cached(folder: str | Path) -> int:
     """How many batches a cache of likeliest tokens in `folder` holds, of whatever teacher; 0 where there is none."""
     try:
         files = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))["files"]
@@ -493,7 +493,7 @@ class Outputs:
             # One file a batch: some tell as much as a look at all, and batches take time to make. Older ones say none.
             some = [file for file in self._shelf.files if "order" in file][::_LOOKED_AT]
             _check_order(self._shelf, batches, [(int(file["batch"]), file["order"][0]) for file in some])
-            self._broken.update(self._shelf.damaged())
+            self._broken.update(self._shelf.find_damaged())
 
     def __contains__(self, index: int) -> bool:
         """Whether batch `index` was asked for."""
@@ -576,7 +576,7 @@ def cache_rows(folder: str | Path, ask: Callable[[Batch], Tensor], batches: Any,
     return _narrow(torch.cat([known[index]["said"] for index in range(len(batches))]))
 
 
-def remembered(
+def join_topk(
     folder: str | Path,
     model: nn.Module,
     forward: Callable[..., Any],

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import parametrize
 
 from secateur.errors import InputError
-from secateur.recover.training.schedule import ramped
+from secateur.recover.training.schedule import ramp_up
 
 __all__ = ["Adaptive", "Choose", "DecoupledAdamW", "Moment", "branch", "moving"]
 
@@ -141,13 +141,13 @@ class Adaptive(nn.Module):
         eps: float = 1e-8,
         moment: Moment = "both",
     ) -> Callable[[list[dict[str, Any]]], DecoupledAdamW]:
-        """For `loop.train(optimizer=...)`: `DecoupledAdamW` on these masks, with lambda(t) = `schedule.ramped`."""
+        """For `loop.train(optimizer=...)`: `DecoupledAdamW` on these masks, with lambda(t) = `schedule.ramp_up`."""
 
         def make(groups: list[dict[str, Any]]) -> DecoupledAdamW:
             return DecoupledAdamW(
                 groups,
                 self.closed_weights,
-                decay=lambda step: ramped(step, top=decay, steps=ramp),
+                decay=lambda step: ramp_up(step, top=decay, steps=ramp),
                 betas=betas,
                 eps=eps,
                 after=self.after,

@@ -154,7 +154,7 @@ def train(
         raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
 
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepared(student, extra, frozen, accelerator.device, dropout))
+        modules = stack.enter_context(_prepare_modules(student, extra, frozen, accelerator.device, dropout))
         stack.enter_context(_own_randomness(accelerator.device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -224,7 +224,7 @@ def train(
                 values.append(value.detach())
                 for name, part in shown.items():
                     parts[name] = parts.get(name, 0.0) + float(part)
-            loss, parts = _summed(sum(map(float, values)), parts, accelerator)
+            loss, parts = _sum_over_processes(sum(map(float, values)), parts, accelerator)
             _must_be_finite("loss", loss, state.step, path)
             if share > 1:
                 _share_gradients(trained)
@@ -250,7 +250,7 @@ def train(
                 accelerator.log(shown, step=state.step)
             bar(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
-                state.judge(_evaluated(evaluate, modules, accelerator), patience)
+                state.judge(_evaluate(evaluate, modules, accelerator), patience)
             if state.step % every == 0 or state.step == steps or state.stopped:
                 save()
         if signals.received:
@@ -423,7 +423,9 @@ def _totals(
     return dict(zip(names, values, strict=True)), received
 
 
-def _summed(loss: float, parts: dict[str, float], accelerator: Accelerator) -> tuple[float, dict[str, float]]:
+def _sum_over_processes(
+    loss: float, parts: dict[str, float], accelerator: Accelerator
+) -> tuple[float, dict[str, float]]:
     if accelerator.num_processes == 1:
         return loss, parts
     # float32: not every device has float64, and these numbers are only looked at.
@@ -468,7 +470,7 @@ def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> No
         raise NumericalError(f"{what} is {value} at step {step + 1}: lower the learning rate or check the data{rest}")
 
 
-def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
+def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
     """The evaluation in eval mode, the mean over processes."""
     with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
@@ -481,7 +483,7 @@ def _evaluated(evaluate: Callable[[], float], modules: Sequence[nn.Module], acce
 
 
 @contextlib.contextmanager
-def _prepared(
+def _prepare_modules(
     student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
 ) -> Iterator[list[nn.Module]]:
     """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""

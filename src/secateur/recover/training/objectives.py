@@ -32,7 +32,7 @@ __all__ = [
     "keeping_loss",
     "logits",
     "mask_of",
-    "matched",
+    "match_states",
     "prediction_loss",
     "rows_of",
     "task_loss",
@@ -292,7 +292,7 @@ def held_out(
     return total / len(batches)
 
 
-def matched(student: int, teacher: int) -> list[tuple[int, int]]:
+def match_states(student: int, teacher: int) -> list[tuple[int, int]]:
     """Pairs of hidden states for L_is: the embedding output, and the output of the block two before the last.
 
     student, teacher: how many blocks each has. State k is the output of block k, counted from 1: of 32 and 16 blocks,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from secateur.errors import InputError
 
-__all__ = ["learning_rate", "ramped", "repeat_rate", "stage_rates", "warmup_steps"]
+__all__ = ["learning_rate", "ramp_up", "repeat_rate", "stage_rates", "warmup_steps"]
 
 _TAIL = 0.05
 """Last share of the steps in which "cosine-zero" leaves its floor: 2,000 of the 40,000 steps of AST's GPT-2 run."""
@@ -57,7 +57,7 @@ def learning_rate(
     return lr + (min_lr - lr) * done if schedule == "linear" else lr
 
 
-def ramped(step: int, *, top: float, steps: int) -> float:
+def ramp_up(step: int, *, top: float, steps: int) -> float:
     """`top` min(1, step / steps), for step 0, 1, ...: a straight line from 0, then constant; `top` at once if steps=0.
 
     The decay of AST (arXiv 2407.20584): weak while the mask explores, strong once it should settle.

@@ -247,7 +247,7 @@ def _random_inputs(shape: str) -> Tensor:
 
 def _check_arguments(data: Examples, subject: Traced) -> None:
     """Raise `DataError` where the network can't do with the examples alone: its other inputs have no default."""
-    inputs = subject.inputs.given(data.inputs[:1])
+    inputs = subject.inputs.with_inputs(data.inputs[:1])
     try:
         inspect.signature(subject.model.forward).bind(*inputs.args, **inputs.kwargs)
     except ValueError:  # it has no signature to look at

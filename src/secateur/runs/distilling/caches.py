@@ -57,7 +57,7 @@ def cache_cost(setup: Setup, student: Learner, tokens: int) -> dict[str, float]:
     if settings.server:
         at = Path(setup.cache_at)
         train, held = (
-            teachers.filled(at / name) if setup.cache_at else 0 for name in ("predictions", "predictions-held")
+            teachers.count_cached(at / name) if setup.cache_at else 0 for name in ("predictions", "predictions-held")
         )
         left = [
             settings.batch * max(0, settings.count - train),

@@ -133,7 +133,7 @@ def _mean(asked: Sequence[Ask], batch: Mapping[str, Any], *, hidden: bool = Fals
     """The mean of the one number that each of them tells."""
     if hidden:
         raise UnsupportedError("hidden states of several models have no mean")
-    return Answer(loyalty.averaged([ask(batch).prediction.float() for ask in asked]))
+    return Answer(loyalty.average([ask(batch).prediction.float() for ask in asked]))
 
 
 @torch.no_grad()

@@ -168,7 +168,7 @@ def _compare_tokens(setup: Setup, student: Transformer, batches: Sequence[Any]) 
     for batch in batches:
         ours = student.forward(batch).prediction
         for name, one in others.items():
-            mine, yours = one.beside(ours, batch, name)
+            mine, yours = one.paired_logits(ours, batch, name)
             values[name].append(float(losses.kl(mine, yours)) / max(1, len(mine)))
             tallies[name].add_pairs((yours, mine), batch[f"{name}.pairs"][:, 0] // ours.shape[1])
     each = [{"shared_kl": _mean(values[name]), **_shared_loyalty(tallies[name])} for name in others]

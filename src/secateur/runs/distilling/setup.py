@@ -135,7 +135,7 @@ def predict(ask: Ask, batch: Mapping[str, Any]) -> Tensor:
 
 def _as_it_reads(forward: Ask, name: str, batch: Mapping[str, Tensor], **options: object) -> Any:
     """What a teacher says of the texts of a batch of `alignment.Parallel`, in its own reading."""
-    return forward(alignment.own(batch, name), **options)
+    return forward(alignment.teacher_inputs(batch, name), **options)
 
 
 def class_logits(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> Answer:

@@ -102,10 +102,10 @@ def make_objective(
     if setup.by_characters(student):
         others, forward = setup.foreign(as_transformer(student)), setup.forward(student)
         loss = alignment.objective(forward, others, task=settings.task, temperature=settings.temperature)
-        return Objective(loss, alignment.counted(list(others)))
+        return Objective(loss, alignment.make_counter(list(others)))
     pairs = list[tuple[int, int]]()
     if settings.hidden and above:
-        pairs = objectives.matched(*(len(as_transformer(subject).layers()) for subject in (student, above[0])))
+        pairs = objectives.match_states(*(len(as_transformer(subject).layers()) for subject in (student, above[0])))
     projection = _projection(setup, student, above, pairs)
     loss = objectives.distil(
         setup.forward(student), asked, output=setup.output(student), task=settings.task,

@@ -53,7 +53,7 @@ _LONGEST_TEXT = 10_000
 
 
 How: TypeAlias = Literal["written", "folded", "holding"]
-"""How a name is looked for, see `KnowledgeGraph.called`."""
+"""How a name is looked for, see `KnowledgeGraph.find_named`."""
 
 
 class Fact(NamedTuple):
@@ -203,7 +203,7 @@ class KnowledgeGraph:
                 raise
             return self._select_all(items[:half], query, least) + self._select_all(items[half:], query, least)
 
-    def known(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
+    def annotations(self, facts: Iterable[Fact]) -> dict[Fact, dict[str, tuple[str, ...]]]:
         """What is known of each fact, such as {"source": ("PubMed",), "score": ("0.9",)}: sorted, empty for nothing.
 
         It stands on an `rdf:Statement` about the fact, of which there may be several; a property is called by the end
@@ -306,7 +306,7 @@ class KnowledgeGraph:
             yield node, name
             yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
 
-    def called(
+    def find_named(
         self, texts: Iterable[str], kinds: Iterable[str] = (), *, how: How = "written", most: int = 1_000
     ) -> list[tuple[str, str]]:
         """(node, name) of the things that are called so, sorted, without reading all names.
@@ -534,7 +534,7 @@ class Facts:
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = tuple(lines)
 
-    def written(self, keep: Sequence[bool] | np.ndarray | None = None) -> str:
+    def to_text(self, keep: Sequence[bool] | np.ndarray | None = None) -> str:
         """What a model is to read."""
         stays = [True] * len(self.lines) if keep is None else keep
         return "\n".join(line.text for line, stay in zip(self.lines, stays, strict=True) if stay)
@@ -562,5 +562,5 @@ class Facts:
 
     def cost(self, counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]) -> dict[str, float]:
         """Measure -> what all that is written takes."""
-        text = self.written()
+        text = self.to_text()
         return {"words": float(len(text.split()))} | {name: float(count([text])[0]) for name, count in counts.items()}

@@ -80,7 +80,7 @@ def describe_node(
 ) -> list[Row]:
     """The facts around a node, each as a sentence with its provenance; and one that says what identifies the node."""
     facts = graph.around([node], literals=wording.literals)
-    known = graph.known(facts)
+    known = graph.annotations(facts)
     facts = [fact for fact in facts if _passes(known[fact], filters)]
     ends = {end for fact in facts for end in (fact.subject, *([] if fact.literal else [fact.object]))} | {node}
     names, titles = name_ends(graph, facts, ends)

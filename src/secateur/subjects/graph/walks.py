@@ -239,7 +239,7 @@ class Surroundings:
                 group.append(topic)
         return groups
 
-    def reduced(self, hops: int, topics: Sequence[int] | None = None) -> dict[str, dict[str, Sequence[Step]]]:
+    def reduce(self, hops: int, topics: Sequence[int] | None = None) -> dict[str, dict[str, Sequence[Step]]]:
         """The part that lies on walks of at most `hops` from some topic to a node that all reach.
 
         A step from u to v is such where d(topic, u) + 1 + d(v, meeting) <= hops for one of the topics.

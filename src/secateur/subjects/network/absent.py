@@ -226,17 +226,17 @@ class Absent(nn.Module):
             result: Tensor = value
             return result
 
-        def made(returned: Any, path: tuple[Any, ...]) -> Any:
+        def make_output(returned: Any, path: tuple[Any, ...]) -> Any:
             if returned == "*":
                 return Nothing(lambda: like(path), device, self.fresh)
             if isinstance(returned, dict) and "items" in returned:
-                parts = [made(one, (*path, place)) for place, one in enumerate(returned["items"])]
+                parts = [make_output(one, (*path, place)) for place, one in enumerate(returned["items"])]
                 return parts if returned["list"] else tuple(parts)
             if isinstance(returned, dict) and "keys" in returned:
-                return {key: made(one, (*path, key)) for key, one in returned["keys"].items()}
+                return {key: make_output(one, (*path, key)) for key, one in returned["keys"].items()}
             return None
 
-        return made(self.returns, ())
+        return make_output(self.returns, ())
 
     def extra_repr(self) -> str:
         """The name of the class that went."""

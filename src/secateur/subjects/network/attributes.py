@@ -75,7 +75,7 @@ def changed_numbers(
 
     tensors: what stays of each tensor that is cut, see `Plan.tensors`. kept: booleans [atoms].
     """
-    sizes, groups = _shaped(kept, flow.shapings)
+    sizes, groups = _collect_sizes(kept, flow.shapings)
     callers = _callers(flow.entered)
     shared = {id(tensor): name for name, tensor in tensors_of(model).items()}
     result = []
@@ -89,7 +89,7 @@ def changed_numbers(
                 own.setdefault(size, set()).add(places[name][dim])
         result += _of_module(path, module, own, sizes.get(callers.get(path, path), {}), places, groups.get(path))
     changed = {(path, name) for path, name, _ in result}
-    result += [number for number in _checked(model, tensors, shared) if number[:2] not in changed]
+    result += [number for number in _compared_attributes(model, tensors, shared) if number[:2] not in changed]
     # Eight heads of eight dimensions: which number is which, only the name says.
     return [number for number in result if not (has_role(number[1], "heads") and within(number[0], flow.whole))]
 
@@ -108,7 +108,7 @@ def _callers(entered: Set[str]) -> dict[str, str]:
     return callers
 
 
-def _shaped(
+def _collect_sizes(
     kept: np.ndarray, shapings: Iterable[Shaping]
 ) -> tuple[dict[str, dict[int, set[int]]], dict[str, tuple[int, int]]]:
     """What code gives shapes to: module -> old size -> new sizes; module -> old and new number of groups."""
@@ -158,14 +158,14 @@ def widths(model: nn.Module, made: Plan, kept: np.ndarray, shapings: Iterable[Sh
         old = getattr(modules[path], attribute)
         if type(old) is int:
             note(old, new)
-    sizes, groups = _shaped(kept, shapings)
+    sizes, groups = _collect_sizes(kept, shapings)
     pairs = [(old, new) for table in sizes.values() for old, several in table.items() for new in several]
     for old, new in (*pairs, *groups.values()):
         note(old, new)
     return found
 
 
-def _checked(
+def _compared_attributes(
     model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], shared: Mapping[int, str]
 ) -> list[tuple[str, str, Any]]:
     """Numbers that a module compares with the widths of the modules in it: channels and out_channels, say."""
@@ -215,12 +215,12 @@ def _of_module(
     places: Mapping[str, tuple[int, ...]],
     groups: tuple[int, int] | None,
 ) -> list[tuple[str, str, Any]]:
-    known = _known(module, places, groups)
+    known = _torch_attributes(module, places, groups)
     result = [(path, name, value) for name, value in known.items() if getattr(module, name) != value]
     for name, old in vars(module).items():
         if name in known or name.startswith("_") or has_role(name, "other"):
             continue
-        new = _renumbered(name, old, own, shaped)
+        new = _renumber(name, old, own, shaped)
         if new is not old and new != old:  # what is kept may be a tensor, which has no truth
             result.append((path, name, new))
     # Three heads of three parts each: which of the counts is that of what goes, only their names say.
@@ -229,12 +229,12 @@ def _of_module(
     return [one for one in result if one[1] not in counts or _is_width(one[1]) or counts[one[1]] not in named]
 
 
-def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mapping[int, set[int]]) -> Any:
+def _renumber(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mapping[int, set[int]]) -> Any:
     if isinstance(old, bool):
         return old
     if isinstance(old, list | tuple):
         if old and all(isinstance(one, int) and not isinstance(one, bool) for one in old):
-            return type(old)(_renumbered(name, one, own, shaped) for one in old) if type(old) in (list, tuple) else old
+            return type(old)(_renumber(name, one, own, shaped) for one in old) if type(old) in (list, tuple) else old
         return old
     if not isinstance(old, int):
         return old
@@ -245,7 +245,9 @@ def _renumbered(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mappin
     return old
 
 
-def _known(module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tuple[int, int] | None) -> dict[str, Any]:
+def _torch_attributes(
+    module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tuple[int, int] | None
+) -> dict[str, Any]:
     """The attributes of PyTorch's own modules, from the shapes of their tensors."""
     shape = places.get("weight")
     if shape is None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Change", "behind", "described", "holders", "read", "write"]
+__all__ = ["Change", "behind", "config_changes", "holders", "read", "write"]
 
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
@@ -47,7 +47,7 @@ def write(model: nn.Module, changes: Sequence[Change]) -> None:
         values = {field: new for place, field, new in changes if place == path}
         holder: Any = modules[path]
         if callable(getattr(holder, "register_to_config", None)):
-            holder.register_to_config(**_replaced(dict(holder.config), values))
+            holder.register_to_config(**_replace_values(dict(holder.config), values))
             continue
         old = {field: read(holder.config, field) for field in values}
         seen: dict[int, Any] = {}
@@ -61,7 +61,7 @@ def write(model: nn.Module, changes: Sequence[Change]) -> None:
                     _set(config, field, new)
 
 
-def described(
+def config_changes(
     model: nn.Module, small: nn.Module, widths: Mapping[int, Counter[int]], fits: Callable[[str, bool], bool]
 ) -> tuple[list[Change], list[Change], list[str]]:
     """What the configs of `model` must say to describe `small`, which was cut from it.
@@ -214,7 +214,7 @@ def _built(holder: Any, values: Mapping[str, int]) -> nn.Module | None:
     kind: Any = type(holder)
     state = torch.random.get_rng_state()
     try:
-        data = _replaced(_data(holder), values)
+        data = _replace_values(_data(holder), values)
         if hasattr(holder, "register_to_config"):
             built = kind.from_config(data)
         else:
@@ -277,7 +277,7 @@ def _fields(data: Any, path: str = "") -> Iterator[tuple[str, int]]:
             yield from _fields(value, name)
 
 
-def _replaced(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, Any]:
+def _replace_values(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, Any]:
     """A copy of plain `data` with new values."""
     data = copy.deepcopy(data)
     for field, value in values.items():

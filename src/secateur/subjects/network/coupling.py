@@ -52,7 +52,7 @@ class Coupling:
     reasons: Mapping[str, str]
     """Axis, as "tensor[dim]" -> why it, or a part of it, stays."""
 
-    def kept(self, keep: Mapping[str, np.ndarray]) -> np.ndarray:
+    def keep_atoms(self, keep: Mapping[str, np.ndarray]) -> np.ndarray:
         """Booleans [atoms]: what stays when `keep` stays of each site."""
         stays = np.ones(int(self.classes.of.max(initial=0)) + 1, bool)
         for name, mask in keep.items():
@@ -104,7 +104,7 @@ class Coupling:
         for label, dim in size.labels:
             key = (id(label), dim)
             if key not in self._along:
-                self._along[key] = label, self._counted(label, dim)
+                self._along[key] = label, self._count_along(label, dim)
             if self._along[key][1]:
                 return self._along[key][1]
         return {"": size.length}
@@ -113,7 +113,7 @@ class Coupling:
     def _along(self) -> dict[tuple[int, int], tuple[Tensor, dict[str, int]]]:
         return {}
 
-    def _counted(self, label: Tensor, dim: int) -> dict[str, int]:
+    def _count_along(self, label: Tensor, dim: int) -> dict[str, int]:
         """Site -> labels along `dim` per unit, if they change along it alone; else nothing."""
         _, site_of = self._site_of
         of = self.classes.of[label.numpy()]

@@ -121,11 +121,11 @@ class TwoStage(Detector, Protocol):
         """Name of the linear layer that gives those logits."""
         ...
 
-    def sampled(self, batch: Mapping[str, Any]) -> Judged:
+    def sample_regions(self, batch: Mapping[str, Any]) -> Judged:
         """One pass of `loss`, and the regions that the second stage learned from in it: all fields."""
         ...
 
-    def judged(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
+    def judge_regions(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
         """What the second stage says of these regions [n, 4] of each image, in pixels of the images as given."""
         ...
 
@@ -158,7 +158,7 @@ class Regions:
         """Raises `UnsupportedError` for a detector that has no second stage."""
         model = two_stage(subject.model)
         with torch.no_grad(), evaluating(subject.model):
-            judged = model.judged(image, [regions(image.shape[2], image.shape[3]).to(image)])
+            judged = model.judge_regions(image, [regions(image.shape[2], image.shape[3]).to(image)])
         shapes = [(one.shape[1], one.shape[2], one.shape[3]) for one in judged.maps]
         return cls(subject, model, judged.features.shape[1], judged.logits.shape[1], shapes)
 
@@ -169,7 +169,7 @@ class Regions:
 
     def rows(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """(features [N, D], classes [N]) of the regions that the detector samples."""
-        judged = self.model.sampled(batch)
+        judged = self.model.sample_regions(batch)
         assert judged.labels is not None
         return judged.features, judged.labels
 
@@ -180,9 +180,9 @@ class Regions:
 
     def beside_teacher(self, teacher: Regions, batch: Mapping[str, Any]) -> tuple[Judged, Judged]:
         """The student proposes, samples and learns; the teacher judges the same regions of its own maps."""
-        ours = self.model.sampled(batch)
+        ours = self.model.sample_regions(batch)
         with torch.no_grad():
-            return ours, teacher.model.judged(batch["inputs"], ours.boxes)
+            return ours, teacher.model.judge_regions(batch["inputs"], ours.boxes)
 
 
 def check_predictions(model: nn.Module, images: Tensor) -> None:
@@ -371,7 +371,7 @@ class Torchvision(nn.Module):
             result.append({"boxes": one["boxes"][stays], "scores": one["scores"][stays], "labels": labels[stays]})
         return result
 
-    def sampled(self, batch: Mapping[str, Any]) -> Judged:
+    def sample_regions(self, batch: Mapping[str, Any]) -> Judged:
         """The model's own loss, and the regions that its second stage drew of the first one's and the true boxes."""
         heads, seen = self.detector.roi_heads, dict[str, Any]()
         with contextlib.ExitStack() as stack:
@@ -390,7 +390,7 @@ class Torchvision(nn.Module):
         logits = next(iter(_tensors(seen["box_predictor"])))
         return Judged(back, seen["box_head"].flatten(1), logits, list(maps.values()), torch.cat(labels), loss)
 
-    def judged(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
+    def judge_regions(self, images: Tensor, boxes: Sequence[Tensor]) -> Judged:
         """What box head and box predictor say of these regions."""
         prepared, given = self._prepare(images), (images.shape[2], images.shape[3])
         maps = self._maps(prepared.tensors)

@@ -115,7 +115,7 @@ def _matrices(a: Tensor, b: Tensor, *_: Any) -> list[Factors]:
     return [[[(a, 0)], [(a, 1), (b, 0)], [(b, 1)]]]
 
 
-def _batched(a: Tensor, b: Tensor, *_: Any) -> list[Factors]:
+def _batched_matmul(a: Tensor, b: Tensor, *_: Any) -> list[Factors]:
     return [[[(a, 0), (b, 0)], [(a, 1)], [(a, 2), (b, 1)], [(b, 2)]]]
 
 
@@ -132,8 +132,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[Facto
 _FACTORS: dict[Any, Callable[..., list[Factors]]] = {
     _aten.mm: _matrices,
     _aten.addmm: lambda _, a, b, *rest: _matrices(a, b),
-    _aten.bmm: _batched,
-    _aten.baddbmm: lambda _, a, b, *rest: _batched(a, b),
+    _aten.bmm: _batched_matmul,
+    _aten.baddbmm: lambda _, a, b, *rest: _batched_matmul(a, b),
     _aten.convolution: _convolution,
     _aten._convolution: _convolution,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,

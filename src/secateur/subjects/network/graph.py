@@ -168,7 +168,7 @@ def record(model: nn.Module, example: Example, graph: G, watch: Mapping[int, Cal
                 graph.vertices.append(Vertex("input", (), frozenset(), (), (tuple(value.shape),), ()))
         with mode:
             output = model(*args, **kwargs)
-    graph.outputs = tuple(dict.fromkeys([*(p for one in leaves(output)[0] for p in mode.made(one)), *mode.read]))
+    graph.outputs = tuple(dict.fromkeys([*(p for one in leaves(output)[0] for p in mode.vertices_of(one)), *mode.read]))
     for tensor in tensors_of(model).values():
         for mark in (_MARK, _MADE):
             tensor.__dict__.pop(mark, None)
@@ -191,18 +191,20 @@ class _Recorder(TorchDispatchMode):
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             first = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
-            source, shape = (-1, ()) if first is None else (max(self.made(first), default=-1), tuple(first.shape))
+            source, shape = (
+                (-1, ()) if first is None else (max(self.vertices_of(first), default=-1), tuple(first.shape))
+            )
             self.stack.append(len(graph.calls))
             graph.calls.append(Call(path, source, shape, len(graph.vertices)))
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
             call = graph.calls[self.stack.pop()]
             call.end, call.form = len(graph.vertices), form(output)
-            call.made = tuple(place for one in leaves(output)[0] for place in (self.made(one) or (-1,)))
+            call.made = tuple(place for one in leaves(output)[0] for place in (self.vertices_of(one) or (-1,)))
 
         return before, after
 
-    def made(self, value: Any) -> tuple[int, ...]:
+    def vertices_of(self, value: Any) -> tuple[int, ...]:
         """The vertices on which the value of a tensor depends: what made it, and later writes to its storage."""
         if not isinstance(value, Tensor):
             return ()
@@ -214,8 +216,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
         parameters = {n for one in given for n in self._names(one)}
-        inputs = [(place, tuple(one.shape)) for one in given for place in self.made(one)]
-        second = self.made(args[1]) if len(args) > 1 else ()
+        inputs = [(place, tuple(one.shape)) for one in given for place in self.vertices_of(one)]
+        second = self.vertices_of(args[1]) if len(args) > 1 else ()
         out = func(*args, **kwargs)
         results = list(tensors_in(out))
         writes = [one for one, spec in zip(args, func._schema.arguments, strict=False) if _is_written(spec)]

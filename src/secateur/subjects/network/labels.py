@@ -39,7 +39,7 @@ __all__ = [
     "compact",
     "first",
     "on",
-    "padded",
+    "pad_rank",
     "varying",
     "wide",
     "within",
@@ -75,7 +75,7 @@ def first(label: Tensor, dims: Iterable[int]) -> Tensor:
     return label
 
 
-def padded(label: Tensor, rank: int) -> Tensor:
+def pad_rank(label: Tensor, rank: int) -> Tensor:
     """With leading dimensions of size 1, as broadcasting aligns it."""
     return label.view((1,) * (rank - label.dim()) + tuple(label.shape)) if label.dim() < rank else label
 
@@ -383,7 +383,7 @@ class Flow:
     def elementwise(self, operands: Sequence[Operand], what: str = "meets a tensor without channels to cut") -> Labels:
         """Labels of the result of operands that are broadcast against one another, element by element."""
         rank = max((len(operand.shape) for operand in operands), default=0)
-        items = [(place, padded(label, rank)) for place, operand in enumerate(operands) for label in operand.labels]
+        items = [(place, pad_rank(label, rank)) for place, operand in enumerate(operands) for label in operand.labels]
         if not items:
             return NOTHING
         shapes = [(1,) * (rank - len(operand.shape)) + operand.shape for operand in operands]

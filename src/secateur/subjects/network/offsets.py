@@ -48,7 +48,7 @@ class Offset:
 
 def constant(model: nn.Module, coupling: Coupling, kept: np.ndarray) -> nn.Module:
     """`model`, of the old shapes, with the scales of batch norms at 0 wherever channels go: what offsets must equal."""
-    found, gone = tensors_of(model), _gone(coupling, kept)
+    found, gone = tensors_of(model), _removed_indices(coupling, kept)
     changed = {}
     for module in model.modules():
         name = _name(found, module._parameters.get("weight", module._buffers.get("weight")))
@@ -63,7 +63,7 @@ def offsets(
 ) -> tuple[list[Offset], tuple[str, ...]]:
     """Every offset that is not 0, and notes on constants that could not be kept."""
     shadow = constant(model, coupling, kept)
-    found, gone = tensors_of(shadow), _gone(coupling, kept)
+    found, gone = tensors_of(shadow), _removed_indices(coupling, kept)
     readers: dict[str, tuple[nn.Module, np.ndarray]] = {}
     for path, module in shadow.named_modules():
         weight = _name(found, module._parameters.get("weight"))
@@ -119,7 +119,7 @@ def fold(
     if not found:
         return small, made, (*lost, "offsets: no constant of what went reaches anything that stays")
     modules = dict(model.named_modules())
-    found = [_rescaled(offset, made, modules[offset.module]) for offset in found]
+    found = [_rescale(offset, made, modules[offset.module]) for offset in found]
     plan = replace(made, biases=tuple(offset.module for offset in found if offset.made))
     whole = shrink(small, Plan(biases=plan.biases))
     add(whole, found)
@@ -135,7 +135,7 @@ def fold(
     return whole, plan, (*lost, f"offsets: folded into {biases} and {means} running means; {changed}")
 
 
-def _rescaled(offset: Offset, cut: Plan, module: nn.Module) -> Offset:
+def _rescale(offset: Offset, cut: Plan, module: nn.Module) -> Offset:
     """The offset of a layer whose results a cut makes larger or smaller."""
     name = f"{offset.module}.weight" if offset.module else "weight"
     weight = dict(module.named_parameters(recurse=False)).get("weight")
@@ -155,7 +155,7 @@ def add(small: nn.Module, found: list[Offset]) -> None:
             tensor.add_(offset.values.to(tensor.device, tensor.dtype))
 
 
-def _gone(coupling: Coupling, kept: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
+def _removed_indices(coupling: Coupling, kept: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
     """Tensor -> dimension -> which of its indices go, for those of which some go."""
     gone: dict[str, dict[int, np.ndarray]] = {}
     for axis in coupling.axes:
@@ -215,7 +215,7 @@ class _Seen:
         takers: dict[int, list[int]] = {}
         paths = {id(module): path for path, module in self.model.named_modules()}
 
-        def given(module: nn.Module, args: Any) -> None:
+        def note_input(module: nn.Module, args: Any) -> None:
             if not args or not isinstance(args[0], Tensor):
                 return
             path = paths.get(id(module), "")
@@ -242,7 +242,7 @@ class _Seen:
                 takers.pop(id(output), None)
 
         counter = _Counter()
-        handles = [module.register_forward_pre_hook(given) for module in self.model.modules()]
+        handles = [module.register_forward_pre_hook(note_input) for module in self.model.modules()]
         handles += [module.register_forward_hook(gave) for module in self.model.modules()]
         try:
             with counter:

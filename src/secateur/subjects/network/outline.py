@@ -79,7 +79,7 @@ def outline(subject: Traced) -> list[Node]:
     def box(number: int, before: list[int]) -> int:
         if boxes[number] < 0:
             path = graph.calls[number].path
-            boxes[number] = add(_boxed(path, modules[path]))
+            boxes[number] = add(_make_node(path, modules[path]))
         node = nodes[boxes[number]]
         node.before += [one for one in before if one != boxes[number] and one not in node.before]
         return boxes[number]
@@ -119,7 +119,7 @@ def outline(subject: Traced) -> list[Node]:
     ends = sorted({of[one] for one in made})
     shape = graph.vertices[made[0]].sizes[0] if made else ()
     add(Node("output", "output", shape=shape, before=ends))
-    return _merged(nodes)
+    return _merge_nodes(nodes)
 
 
 def _is_activation(module: nn.Module) -> bool:
@@ -135,10 +135,10 @@ def _is_box(module: nn.Module) -> bool:
     return not (any(True for _ in module.children()) or isinstance(module, _QUIET) or _is_activation(module))
 
 
-def _boxed(path: str, module: nn.Module) -> Node:
+def _make_node(path: str, module: nn.Module) -> Node:
     weight, dim = _main(module)
     name = f"{path}.{weight}" if path else weight
-    return Node("module" if weight else "plain", path, [_described(module)], name if weight else "", dim)
+    return Node("module" if weight else "plain", path, [_describe_module(module)], name if weight else "", dim)
 
 
 def _main(module: nn.Module) -> tuple[str, int]:
@@ -151,7 +151,7 @@ def _main(module: nn.Module) -> tuple[str, int]:
     return name, 1 if sideways or type(module).__name__ == "Conv1D" else 0
 
 
-def _described(module: nn.Module) -> str:
+def _describe_module(module: nn.Module) -> str:
     name = type(module).__name__
     if not isinstance(module, nn.modules.conv._ConvNd):
         return name
@@ -161,7 +161,7 @@ def _described(module: nn.Module) -> str:
     return f"{name} {kernel}{stride}{groups}"
 
 
-def _merged(nodes: list[Node]) -> list[Node]:
+def _merge_nodes(nodes: list[Node]) -> list[Node]:
     """Norms put into what they alone follow; constants, meetings of one thing, and what leads nowhere left out."""
     into: dict[int, int | None] = {}
 

@@ -33,7 +33,7 @@ __all__ = [
     "one_line",
     "reading_dims",
     "same",
-    "silenced",
+    "silence",
     "trains",
 ]
 
@@ -63,7 +63,7 @@ class Silenced(nn.Module):
         return record(self.model, Example(args, kwargs), lambda _: self.kept, whole=self.whole).output
 
 
-def silenced(model: nn.Module, kept: np.ndarray, whole: Set[str] = frozenset()) -> Silenced:
+def silence(model: nn.Module, kept: np.ndarray, whole: Set[str] = frozenset()) -> Silenced:
     """`model` with the atoms that go set to zero in everything that is computed of them; `whole` as when recorded."""
     return Silenced(twin(model, share=True).eval(), torch.from_numpy(kept), whole)
 
@@ -85,7 +85,7 @@ def compare(
     result = _attempt(small, example, counter)
     if isinstance(result, Fault):
         return math.inf, result
-    return _verdict(result, _watched(reference.model, reference, example), scaled)
+    return _verdict(result, _watch(reference.model, reference, example), scaled)
 
 
 def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, Fault | None]:
@@ -94,7 +94,7 @@ def same(small: nn.Module, large: nn.Module, example: Example) -> tuple[float, F
     if isinstance(result, Fault):
         return math.inf, result
     shadow = twin(large, share=True).eval()
-    return _verdict((result[0], []), (_watched(shadow, shadow, example)[0], []))
+    return _verdict((result[0], []), (_watch(shadow, shadow, example)[0], []))
 
 
 def trains(small: nn.Module, example: Example) -> Fault | None:
@@ -115,7 +115,7 @@ def _attempt(
     watched = twin(model, share=True)
     try:
         with training(watched) if train else counter or nullcontext():
-            return _watched(watched if train else watched.eval(), watched, example, where)
+            return _watch(watched if train else watched.eval(), watched, example, where)
     except Exception as error:
         return Fault(where[0], one_line(error))
 
@@ -147,13 +147,13 @@ def compare_redrawn(
     where it chooses by its values (the best boxes), it may choose otherwise for a rounding: then there is no verdict,
     and the difference is 0.
     """
-    redrawn = twin(model, _drawn(model), share=True).eval()
+    redrawn = twin(model, _draw_weights(model), share=True).eval()
     small = twin(shrink(redrawn, cut), share=True).eval()
-    worst, fault = compare(small, silenced(redrawn, kept, whole), example, scaled=cut.rescaled)
+    worst, fault = compare(small, silence(redrawn, kept, whole), example, scaled=cut.rescaled)
     if worst <= TOLERANCE:
         return worst, None
     with suppress(Exception):  # code that meets its own numbers of single precision
-        double = twin(small).double(), silenced(twin(redrawn).double(), kept, whole)
+        double = twin(small).double(), silence(twin(redrawn).double(), kept, whole)
         found, why = compare(*double, example.cast(torch.float64), scaled=cut.rescaled)
         if why is None:
             return found, None
@@ -167,13 +167,13 @@ def compare_redrawn(
     }
     other = twin(small, {name: new.detach() for name, new in rounded.items()}, share=True)
     try:
-        steady, _ = _verdict(_watched(other, other, example), _watched(small, small, example))
+        steady, _ = _verdict(_watch(other, other, example), _watch(small, small, example))
     except Exception:
         return worst, fault
     return (worst, fault) if steady <= 100 * TOLERANCE else (0.0, None)
 
 
-def _drawn(model: nn.Module) -> dict[str, Tensor]:
+def _draw_weights(model: nn.Module) -> dict[str, Tensor]:
     """Matrices and kernels that keep the size of what flows, and vectors and scales in place of almost nothing.
 
     Numbers are drawn once and repeated with a period that divides no width.
@@ -190,7 +190,7 @@ def _drawn(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | None = None) -> Watched:
+def _watch(model: nn.Module, run: Any, example: Example, where: list[str] | None = None) -> Watched:
     """The output, and for each module that ran the sums of absolute values of its outputs, in order."""
     sums: list[tuple[str, list[float]]] = []
     last: tuple[Tensor, int, float] | None = None
@@ -206,16 +206,16 @@ def _watched(model: nn.Module, run: Any, example: Example, where: list[str] | No
                 last = value, value._version, float(value.abs().sum())
         return last[2]
 
-    def entered(path: str) -> None:
+    def enter(path: str) -> None:
         if where is not None:
             where[0] = path
 
-    def left(path: str, output: Any) -> None:
+    def leave(path: str, output: Any) -> None:
         if path:  # what is on the meta device is a part that was erased before, asked for its shape
             given = [one for one in leaves(output)[0] if one.is_floating_point() and not one.is_meta]
             sums.append((path, [total(one) for one in given]))
 
-    with running(model, entered, left):
+    with running(model, enter, leave):
         args, kwargs = example.fresh()
         return run(*args, **kwargs), sums
 
@@ -326,7 +326,7 @@ def _equal(
 ) -> bool:
     """Whether every second unit of these sites can be zero where it is made instead of being cut."""
     keep = {name: np.arange(len(coupling.sites[name].classes)) % 2 == 0 for name in names}
-    kept = coupling.kept(keep)
+    kept = coupling.keep_atoms(keep)
     found = tensors_of(model)
     changed: dict[str, Tensor] = {}
     for axis in coupling.axes:

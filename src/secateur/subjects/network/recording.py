@@ -65,10 +65,10 @@ class Example:
 
         In the mode in which it is and with gradients, on the device of the inputs: for training loops.
         """
-        one = self.given(inputs)
+        one = self.with_inputs(inputs)
         return network(*one.args, **one.kwargs)
 
-    def given(self, inputs: Any) -> Example:
+    def with_inputs(self, inputs: Any) -> Example:
         """Other `inputs` alone, in the place of the first of these, by the same name."""
         return Example((inputs,)) if self.args else Example((), {next(iter(self.kwargs)): inputs})
 

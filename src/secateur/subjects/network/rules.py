@@ -21,7 +21,7 @@ from secateur.subjects.network.labels import (
     compact,
     first,
     on,
-    padded,
+    pad_rank,
     varying,
 )
 from secateur.subjects.network.operators import Call, dimensions, names
@@ -69,7 +69,7 @@ def _same(flow: Flow, call: Call) -> Result:
 
 
 @_rule("as_strided")
-def _strided(flow: Flow, call: Call) -> Result:
+def _as_strided(flow: Flow, call: Call) -> Result:
     if call.args[0].shape != call.out.shape:
         flow.keep_inputs([call.args[0]], "as_strided reads memory as it lies")
         return NOTHING
@@ -82,13 +82,13 @@ def _copy(flow: Flow, call: Call) -> Result:
     if call.out._is_view():
         return flow.elementwise([flow.operand(call.args[0]), source], "is written into a part of another tensor")
     rank = call.out.dim()
-    return tuple(padded(label, rank) for label in source.labels)
+    return tuple(pad_rank(label, rank) for label in source.labels)
 
 
 # ------------------------------------------------------------------------------------------------ moving elements
 
 
-def _moved(labels: Iterable[Tensor]) -> Labels:
+def _moved_labels(labels: Iterable[Tensor]) -> Labels:
     """Labels on which an operator that moves elements ran; those that name no atom any more are left out."""
     moved = (compact(label) for label in labels if label.numel())
     return tuple(label for label in moved if label.numel() > 1 or int(label.reshape(())))
@@ -103,7 +103,7 @@ def _view(flow: Flow, call: Call) -> Result:
     if source.shape == shape:
         labels = flow.labels(source)
     else:
-        labels = _moved([label.expand(source.shape).reshape(shape) for label in flow.labels(source)])
+        labels = _moved_labels([label.expand(source.shape).reshape(shape) for label in flow.labels(source)])
     flow.note_shape("view", tuple(shape), labels)
     for label in labels:
         if sum(size > 1 for size in label.shape) > 1:
@@ -130,12 +130,12 @@ def _move(flow: Flow, call: Call) -> Result:
     if call.base == "repeat":
         flow.note_shape("view", tuple(call.out.shape), NOTHING)
     shape = call.args[0].shape
-    return _moved([call.repeated_on(label.expand(shape)) for label in labels])
+    return _moved_labels([call.repeated_on(label.expand(shape)) for label in labels])
 
 
 @_rule("expand")
 def _expand(flow: Flow, call: Call) -> Result:
-    labels = tuple(padded(label, call.out.dim()) for label in flow.labels(call.args[0]))
+    labels = tuple(pad_rank(label, call.out.dim()) for label in flow.labels(call.args[0]))
     flow.note_shape("view", tuple(call.out.shape), labels)
     return labels
 
@@ -154,7 +154,7 @@ def _slice(flow: Flow, call: Call) -> Result:
         start = max(start + size, 0) if start < 0 else min(start, size)
         end = size if end is None else max(end + size, 0) if end < 0 else min(end, size)
         flow.note_shape("slice", tuple(source.shape), (label,), dim, (start, end))
-        labels += _moved([call.repeated_on(label)])
+        labels += _moved_labels([call.repeated_on(label)])
     return tuple(labels)
 
 
@@ -166,7 +166,7 @@ def _select(flow: Flow, call: Call) -> Result:
         if label.shape[dim] == 1:
             labels.append(label.squeeze(dim))
         else:
-            labels += _moved([call.repeated_on(label)])
+            labels += _moved_labels([call.repeated_on(label)])
     return tuple(labels)
 
 
@@ -198,7 +198,7 @@ def _split(flow: Flow, call: Call) -> Result:
                 for piece in pieces[1:]:
                     flow.join(pieces[0], piece, "is split into equal parts")
         for part, piece in zip(parts, pieces, strict=True):
-            part += _moved([piece])
+            part += _moved_labels([piece])
     return [tuple(part) for part in parts]
 
 
@@ -206,7 +206,7 @@ def _split(flow: Flow, call: Call) -> Result:
 def _cat(flow: Flow, call: Call) -> Result:
     dim = call.get(1, "dim", 0) % call.out.dim()
     tensors = [value for value in call.args[0] if tuple(value.shape) != (0,) and value.shape[dim]]
-    return _joined(flow, [flow.operand(value) for value in tensors], dim)
+    return _join(flow, [flow.operand(value) for value in tensors], dim)
 
 
 @_rule("stack")
@@ -217,10 +217,10 @@ def _stack(flow: Flow, call: Call) -> Result:
         one = flow.operand(value)
         shape = (*one.shape[:dim], 1, *one.shape[dim:])
         operands.append(Operand(shape, tuple(label.unsqueeze(dim) for label in one.labels), one.blank))
-    return _joined(flow, operands, dim)
+    return _join(flow, operands, dim)
 
 
-def _joined(flow: Flow, operands: list[Operand], dim: int) -> Labels:
+def _join(flow: Flow, operands: list[Operand], dim: int) -> Labels:
     """Side by side along `dim`: what varies across it must agree, what varies along it stands one after another."""
     across, beside = [], []
     for one in operands:
@@ -246,7 +246,7 @@ def _joined(flow: Flow, operands: list[Operand], dim: int) -> Labels:
             flow.keep([label], "is joined with others across its channels")
             label = torch.zeros([1] * len(full), dtype=torch.int32)
         rows.append(label.expand(full))
-    joined = _moved([torch.cat(rows, dim)])
+    joined = _moved_labels([torch.cat(rows, dim)])
     flow.joint += [
         (label, flow.reason("is joined along several dimensions")) for label in joined if len(varying(label)) > 1
     ]
@@ -256,11 +256,11 @@ def _joined(flow: Flow, operands: list[Operand], dim: int) -> Labels:
 @_rule("index _unsafe_index")
 def _index(flow: Flow, call: Call) -> Result:
     source, indices = call.args[0], call.args[1]
-    labels = flow.collapse_all(flow.labels(source), _indexed(indices), "is looked up by index")
-    return _moved([call.func(label.expand(source.shape), indices) for label in labels])
+    labels = flow.collapse_all(flow.labels(source), _indexed_dims(indices), "is looked up by index")
+    return _moved_labels([call.func(label.expand(source.shape), indices) for label in labels])
 
 
-def _indexed(indices: Sequence[Tensor | None]) -> list[int]:
+def _indexed_dims(indices: Sequence[Tensor | None]) -> list[int]:
     """The dimensions that indices are for: one each, and of a mask as many as it has."""
     dims, place = [], 0
     for index in indices:
@@ -288,7 +288,7 @@ def _by_index(flow: Flow, call: Call) -> Result:
     self = call.args[0]
     rank = self.dim()
     if "index_put" in name:
-        dims = _indexed(call.args[1])
+        dims = _indexed_dims(call.args[1])
         values = flow.operand(call.args[2])
         lead = len(values.shape) - (rank - len(dims))
         if dims != list(range(len(dims))):
@@ -296,7 +296,7 @@ def _by_index(flow: Flow, call: Call) -> Result:
             return NOTHING
         shape = (1,) * len(dims) + values.shape[max(lead, 0) :]
         inner = flow.collapse_all(values.labels, range(max(lead, 0)), "is written by index")
-        inner = tuple(padded(label.reshape(label.shape[max(lead, 0) :]), rank) for label in inner)
+        inner = tuple(pad_rank(label.reshape(label.shape[max(lead, 0) :]), rank) for label in inner)
         outer = (1,) * len(dims) + self.shape[len(dims) :]
         mine = Operand(outer, flow.collapse_all(flow.labels(self), dims, "is indexed"), flow.blank(self))
         return flow.elementwise([mine, Operand(shape, inner, values.blank)])
@@ -343,7 +343,7 @@ def _matmul(flow: Flow, call: Call) -> Result:
     left, right = flow.operand(a), flow.operand(b)
     if name == "linear":
         if len(left.shape) != 2:
-            rows = _moved([label.expand(a.shape).reshape(-1, a.shape[-1]) for label in left.labels])
+            rows = _moved_labels([label.expand(a.shape).reshape(-1, a.shape[-1]) for label in left.labels])
             left = Operand((-1, a.shape[-1]), rows)
         right = Operand(right.shape[::-1], tuple(label.t() for label in right.labels), right.blank)
         bias = call.get(2, "bias")
@@ -409,7 +409,7 @@ def _convolution(flow: Flow, call: Call) -> Result:
         flow.elementwise([Operand((channels,), rows, flow.blank(x)), Operand((channels,), tuple(by_dim[inputs]))])
         result = tuple(by_dim[filters])
     else:
-        result = _grouped(flow, rows, by_dim, channels, call.out.shape[1], groups, transposed)
+        result = _grouped_convolution(flow, rows, by_dim, channels, call.out.shape[1], groups, transposed)
     labels = tuple(on(row, 1, rank) for row in result)
     if isinstance(bias, Tensor):
         row = tuple(on(label, 1, rank) for label in flow.labels(bias))
@@ -421,7 +421,7 @@ def _convolution(flow: Flow, call: Call) -> Result:
     return (*labels, *batch)
 
 
-def _grouped(
+def _grouped_convolution(
     flow: Flow,
     rows: Labels,
     by_dim: dict[int, list[Tensor]],
@@ -628,7 +628,7 @@ def _pad(flow: Flow, call: Call) -> Result:
     for label in flow.labels(x):
         dims = [x.dim() - 1 - place for place in range(len(pad) // 2) if pad[2 * place] or pad[2 * place + 1]]
         if varying(label) & set(dims):
-            labels += _moved([call.func(label.expand(x.shape), pad, 0)])
+            labels += _moved_labels([call.func(label.expand(x.shape), pad, 0)])
         else:
             labels.append(label)
     return tuple(labels)

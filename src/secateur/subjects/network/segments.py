@@ -129,7 +129,7 @@ class Segments(Graph):
         own_columns = {SITE: np.ones(len(self.removable)), **columns}
         return Units({SITE: Site(SITE, len(self.removable), own_columns)}, (), base)
 
-    def gone(self, selection: Selection) -> list[str]:
+    def removed_segments(self, selection: Selection) -> list[str]:
         """Names of the segments that a selection does not keep."""
         mask = keep_mask(selection, SITE, len(self.removable))
         return [segment.name for segment, stays in zip(self.removable, mask, strict=True) if not stays]

@@ -119,7 +119,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
         elif share and isinstance(tensor, nn.Parameter):
             memo[id(tensor)] = nn.Parameter(tensor.detach(), tensor.requires_grad)
     try:
-        result = _copied(model, memo)
+        result = _copy_model(model, memo)
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} can't be copied ({error}): give a model that copy.deepcopy takes"
@@ -132,7 +132,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
     return result
 
 
-def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """As `copy.deepcopy` does, which takes its time over the many small dictionaries of modules."""
     copies = []
     for module in model.modules():
@@ -262,12 +262,12 @@ def plan(model: nn.Module, coupling: Coupling, kept: np.ndarray, flow: Flow) -> 
         stays = kept[axis.start : axis.start + axis.size]
         if not stays.all():
             tensors.setdefault(axis.tensor, {})[axis.dim] = np.flatnonzero(stays).tolist()
-    scaled, scales = _scaled(model, coupling, kept, flow.scalings)
+    scaled, scales = _scale_factors(model, coupling, kept, flow.scalings)
     attributes = [*changed_numbers(model, tensors, kept, flow), *scales]
     return Plan(tensors, tuple(sorted(attributes, key=lambda number: number[:2])), scaled=scaled)
 
 
-def _scaled(
+def _scale_factors(
     model: nn.Module, coupling: Coupling, kept: np.ndarray, scalings: Iterable[Scaling]
 ) -> tuple[tuple[tuple[str, int, tuple[int, ...], float], ...], list[tuple[str, str, Any]]]:
     """What makes queries so much larger or smaller as the root of their size changes, and the scales that modules keep.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from secateur.subjects.network.labels import Flow, padded, varying
+from secateur.subjects.network.labels import Flow, pad_rank, varying
 from secateur.subjects.network.operators import dimensions, is_view, names, tensors_in
 
 __all__ = ["call", "leave_raw", "raw", "silence"]
@@ -161,7 +161,7 @@ def _moments(x: Tensor, mask: Tensor, dims: Sequence[int], correction: float = 0
     return mean, variance
 
 
-def _squeezed(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
+def _squeeze(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     return x if keepdim else x.squeeze(tuple(dims))
 
 
@@ -171,7 +171,7 @@ def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) 
     if not _over(mask, dims):
         return None
     keepdim = bool(args[2]) if len(args) > 2 else kwargs.get("keepdim", False)
-    return _squeezed(_moments(x, mask, dims)[0], dims, keepdim)
+    return _squeeze(_moments(x, mask, dims)[0], dims, keepdim)
 
 
 def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -185,13 +185,13 @@ def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
     correction = 1 if correction is None else correction
     keepdim = kwargs.get("keepdim", args[3] if len(args) > 3 else False)
     mean, variance = _moments(x, mask, dims, correction)
-    mean, variance = _squeezed(mean, dims, keepdim), _squeezed(variance, dims, keepdim)
+    mean, variance = _squeeze(mean, dims, keepdim), _squeeze(variance, dims, keepdim)
     if name.startswith("std"):
         variance = variance.sqrt()
     return (variance, mean) if name.endswith("_mean") else variance
 
 
-def _filled(fill: float, place: int) -> Callable[..., Any]:
+def _fill_with(fill: float, place: int) -> Callable[..., Any]:
     def special(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         x = args[0]
         if func._overloadname == "other" or not x.is_floating_point():
@@ -234,7 +234,7 @@ def _group_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, 
     x, weight, bias = args[:3]
     groups, eps = args[6], args[7]
     shape = (x.shape[0], groups, -1)
-    full = padded(mask, x.dim()).expand(x.shape).reshape(shape)
+    full = pad_rank(mask, x.dim()).expand(x.shape).reshape(shape)
     mean, variance = _moments(x.reshape(shape), full, [2])
     out = ((x.reshape(shape) - mean) * (variance + eps).rsqrt()).reshape(x.shape)
     row = (1, -1, *([1] * (x.dim() - 2)))
@@ -267,6 +267,6 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "linalg_vector_norm": _masked_input,
     "norm": _masked_input,
     **dict.fromkeys(("var", "std", "var_mean", "std_mean"), _spread),
-    **dict.fromkeys(("amax", "max", "_softmax", "softmax", "_log_softmax", "_safe_softmax"), _filled(-math.inf, 1)),
-    **dict.fromkeys(("amin", "min"), _filled(math.inf, 1)),
+    **dict.fromkeys(("amax", "max", "_softmax", "softmax", "_log_softmax", "_safe_softmax"), _fill_with(-math.inf, 1)),
+    **dict.fromkeys(("amin", "min"), _fill_with(math.inf, 1)),
 }

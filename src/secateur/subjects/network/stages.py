@@ -15,7 +15,7 @@ from secateur.subjects.network.graph import Graph, record
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.shrinking import twin
 
-__all__ = ["Place", "feeders", "grouped", "places"]
+__all__ = ["Place", "feeders", "group_norms", "places"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ def places(model: nn.Module, images: Tensor) -> list[Place]:
             seen.add(name)
             found.append(Place(name, name.rpartition(".")[0], images.shape[-1] / output.shape[-1]))
 
-    _watched(model, images, nn.modules.batchnorm._BatchNorm, note)
+    _run_with_hooks(model, images, nn.modules.batchnorm._BatchNorm, note)
     return found
 
 
-def grouped(order: Sequence[Place], starts: Iterable[str] = ()) -> dict[str, str]:
+def group_norms(order: Sequence[Place], starts: Iterable[str] = ()) -> dict[str, str]:
     """Norm -> group. Without `starts`, one group per scale of the backbone, then "neck up" and "neck down".
 
     The backbone ends where maps grow again; from there to the finest map is the way up, and all after it, heads as
@@ -101,7 +101,7 @@ def feeders(model: nn.Module, images: Tensor) -> set[str]:
     return found - {""}
 
 
-def _watched(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any) -> None:
+def _run_with_hooks(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any) -> None:
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kind)]
     try:
         with evaluating(model):

@@ -32,7 +32,7 @@ from secateur.subjects.network.attributes import speaks_of_widths, widths
 from secateur.subjects.network.coupling import Coupling, couple, keep_mask
 from secateur.subjects.network.groups import Groups, find_groups
 from secateur.subjects.network.labels import within
-from secateur.subjects.network.proof import FAINT, Fault, Silenced, differences, silenced
+from secateur.subjects.network.proof import FAINT, Fault, Silenced, differences, silence
 from secateur.subjects.network.recording import Example, Run, evaluate, record, tensors_of
 from secateur.subjects.network.shrinking import Plan, plan, shrink, twin
 from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
@@ -249,7 +249,7 @@ class Traced:
         parameters = {name: p.element_size() for name, p in found.items()}
         shapes = {name: tuple(p.shape) for name, p in found.items()}
         terms, base = self._terms(shapes, parameters)
-        whole = Units(sites, tuple(terms), {**base, "channels": self._settled()})
+        whole = Units(sites, tuple(terms), {**base, "channels": self._settled_channels()})
         if not axes:
             return whole
         kinds = {site.kind for site in sites.values()}
@@ -283,7 +283,7 @@ class Traced:
             for name, site in self.coupling.sites.items()
         }
 
-    def _settled(self) -> float:
+    def _settled_channels(self) -> float:
         """What an earlier cut has left beside the sites of now, so that all of it is what that cut said.
 
         Channels of sites that are down to one unit, which always stays. Below zero where more can go than before, and
@@ -296,7 +296,7 @@ class Traced:
 
     def erasure(self, selection: Selection) -> segments.Erasure | None:
         """What goes with the segments that `selection` does not keep; None if the network would break."""
-        return self.graph.erase(self.graph.gone(selection))
+        return self.graph.erase(self.graph.removed_segments(selection))
 
     def _why(self) -> str:
         most = [reason for reason, _ in Counter(self.reasons.values()).most_common(3)]
@@ -384,9 +384,9 @@ class Traced:
         before = self.count(sum(product.whole for product in self.run.products))
         if not removed:
             unchanged = Traced(twin(self.model), self.inputs, self.plans)
-            unchanged._channels = self._settled() + self._own_channels()
+            unchanged._channels = self._settled_channels() + self._own_channels()
             return unchanged, Cut({}, before, before)
-        kept = self.coupling.kept(keep)
+        kept = self.coupling.keep_atoms(keep)
         made = plan(self.model, self.coupling, kept, self.run.flow)
         result = Traced(shrink(self.model, made), self.inputs, (*self.plans, made))
         counted = self._prove(result, made, kept) if prove else None
@@ -396,7 +396,7 @@ class Traced:
                 self.model, result._model, made, self.coupling, kept, self.inputs
             )
             result._plans = (*self.plans, made)
-        channels = self._settled() + self._own_channels()
+        channels = self._settled_channels() + self._own_channels()
         after = result.count(None if offsets else counted)
         gone = sum(float(count * self.coupling.sites[name].width) for name, (count, _) in removed.items())
         result._channels = channels - gone
@@ -417,7 +417,7 @@ class Traced:
         """Compare a cut with the silenced original; FLOPs of the smaller network. Raises `CutError`."""
         counter = flops.Counter()
         whole = self.constraints.whole
-        reference = silenced(self.model, kept, whole)
+        reference = silence(self.model, kept, whole)
         result.error, fault = proof.compare(result._model, reference, self.inputs, counter, made.rescaled)
         if fault is None and result.error < FAINT:
             result.error, fault = proof.compare_redrawn(self.model, made, kept, self.inputs, whole)
@@ -432,7 +432,7 @@ class Traced:
         """Bring the configs of `small`, which was just cut so, up to date; notes for the receipt."""
         holders = configs.holders(self.model)
         made = small.plans[-1]
-        changes, numbers, lost = configs.described(self.model, small.model, sizes, speaks_of_widths)
+        changes, numbers, lost = configs.config_changes(self.model, small.model, sizes, speaks_of_widths)
         if changes:
             described = shrink(small.model, Plan(attributes=tuple(numbers), config=tuple(changes)))
             try:
@@ -453,7 +453,7 @@ class Traced:
         if len(selection.keep) > 1:
             raise InputError("the selection names segments and more: cut segments first, then channels of the result")
         graph = self.graph
-        before, gone = self.count(), graph.gone(selection)
+        before, gone = self.count(), graph.removed_segments(selection)
         if not gone:
             return Traced(twin(self.model), self.inputs, self.plans), Cut({}, before, before)
         erasure = graph.erase(gone)
@@ -510,11 +510,11 @@ class Traced:
             erasure = self.erasure(selection)
             parameters = dict(self.model.named_parameters())
             own = {segment.name: segment.parameters for segment in self.graph.segments}
-            gone = erasure.removed if erasure else self.graph.gone(selection)
+            gone = erasure.removed if erasure else self.graph.removed_segments(selection)
             changed = {name: torch.zeros_like(parameters[name]) for segment in gone for name in own[segment]}
             return Traced(twin(self.model, changed), self.inputs, self.plans)
-        kept = self.coupling.kept(self._keep(selection))
-        return Traced(silenced(self.model, kept, self.constraints.whole), self.inputs, self.plans)
+        kept = self.coupling.keep_atoms(self._keep(selection))
+        return Traced(silence(self.model, kept, self.constraints.whole), self.inputs, self.plans)
 
     def forward(self, inputs: Any = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""

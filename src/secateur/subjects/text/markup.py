@@ -33,9 +33,9 @@ __all__ = [
     "first_words",
     "is_html",
     "join",
-    "kept",
     "parse",
     "plain",
+    "prune_tree",
     "stems",
     "terms",
     "whole",
@@ -267,7 +267,7 @@ def join(trees: Sequence[Tree], *, apart: bool = False) -> Tree:
     return Tree(tag, text, parent, end)
 
 
-def kept(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[Tree, list[int]]:
+def prune_tree(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[Tree, list[int]]:
     """The tree without the subtrees of `gone` and the tags of `unwrapped`, and which nodes those are."""
     place, nodes = [-1] * len(tree), list[int]()
     tag, text, parent, end = list[str](), list[str](), list[int](), list[int]()
@@ -297,7 +297,7 @@ def kept(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[T
 def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
     """The tree without the tags of `tags` that have no attributes; what they hold stays, as one text where it is."""
     loose = [tag in tags and not text for tag, text in zip(tree.tag, tree.text, strict=True)]
-    tree, _ = kept(tree, [False] * len(tree), loose)
+    tree, _ = prune_tree(tree, [False] * len(tree), loose)
     texts, gone, run = list(tree.text), [False] * len(tree), list[int]()
     for node in range(1, len(tree)):
         if not tree.tag[node] and run and tree.parent[run[0]] == tree.parent[node]:
@@ -307,7 +307,7 @@ def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
         _merge(texts, run)
         run = [] if tree.tag[node] else [node]
     _merge(texts, run)
-    return kept(replace(tree, text=texts), gone, [False] * len(tree))[0]
+    return prune_tree(replace(tree, text=texts), gone, [False] * len(tree))[0]
 
 
 def _merge(texts: list[str], run: Sequence[int]) -> None:
@@ -339,7 +339,7 @@ def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, lis
         and held[tree.end[i]] - held[i] == held[tree.end[only[i]]] - held[only[i]]
         for i in range(count)
     ]
-    return kept(tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank), strict=True)], bare)
+    return prune_tree(tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank), strict=True)], bare)
 
 
 def _broken(tree: Tree, blank: list[bool]) -> tuple[Tree, list[bool]]:

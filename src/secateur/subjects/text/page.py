@@ -166,7 +166,7 @@ class Page:
         """The page as it now is; `numbered` as `open_page` was told, unless given."""
         return self._write_parts(None, self.numbered if numbered is None else numbered)
 
-    def written(self) -> str:
+    def to_text(self) -> str:
         """What a model is to read: the page as it now is."""
         return self.html()
 
@@ -287,7 +287,7 @@ class Page:
         for index in lost:
             for node in self._nodes(index):
                 gone[node] = True
-        smaller = self._clean(*markup.kept(self.tree, gone, [False] * len(gone)))
+        smaller = self._clean(*markup.prune_tree(self.tree, gone, [False] * len(gone)))
         return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
 
     def _clean(self, tree: Tree, stays: Sequence[int]) -> Page:

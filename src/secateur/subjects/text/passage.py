@@ -154,11 +154,11 @@ class Passages:
         found = self.documents()
         return [found.get(number, ("", ""))[0] for number in range(len(self.texts))]
 
-    def written(self) -> str:
+    def to_text(self) -> str:
         """What a model is to read: what is left of the passages, with an empty line between them."""
         return "\n\n".join(text for text, _ in self.documents().values())
 
-    def ordered(self, order: Sequence[int]) -> Passages:
+    def reorder(self, order: Sequence[int]) -> Passages:
         """The same passages, or some of them, to be read in another order: numbers of passages, each once."""
         if len(set(order)) < len(order) or not set(order) <= set(range(len(self.texts))):
             raise InputError(f"order {list(order)[:20]} does not name {len(self.texts)} passages, each at most once")
@@ -166,11 +166,11 @@ class Passages:
 
     def split(self, language: str) -> Passages:
         """The same, with sentences by the rules of a language; if they were not cut, nor opened with a `split`."""
-        return self if self._again is None else self._again(split=language).ordered(self.order)
+        return self if self._again is None else self._again(split=language).reorder(self.order)
 
     def cost(self, counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]) -> dict[str, float]:
         """Measure -> what all that is written takes."""
-        text = self.written()
+        text = self.to_text()
         return {"words": float(markup.words(text))} | {name: float(count([text])[0]) for name, count in counts.items()}
 
     def units(self, *axes: str, **counts: Callable[[Sequence[str]], Sequence[int]]) -> Units:

@@ -224,7 +224,7 @@ def load_masks(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             shapes = json.loads((file.metadata() or {})["masks"])
             return {
-                name: unpacking.held(file.get_tensor(name), torch.Size(shape).numel()).view(shape)
+                name: unpacking.unpack_bits(file.get_tensor(name), torch.Size(shape).numel()).view(shape)
                 for name, shape in shapes.items()
             }
     except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:

@@ -8,7 +8,7 @@ import numpy as np
 
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer.subject import Transformer
-from secateur.vocabulary import Cut, Units, listed
+from secateur.vocabulary import Cut, Units, parse_list
 
 __all__ = ["cost", "grid", "parse", "receipt", "sizes", "steps"]
 
@@ -35,7 +35,7 @@ def sizes(subject: Transformer) -> dict[str, int]:
 def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
     """The sizes written as "axis=number,..."; axes not named stay whole."""
     result = sizes(subject)
-    for part in listed(given):
+    for part in parse_list(given):
         axis, _, number = part.partition("=")
         if axis not in result or not number.isdigit() or not 0 < int(number) <= result[axis]:
             known = ", ".join(f"{name}=1..{size}" for name, size in result.items())
