@@ -16,7 +16,7 @@ from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
 
-__all__ = ["Dataset", "Parts", "box_size_notes", "columns", "copies_note", "names_of", "read", "split"]
+__all__ = ["Dataset", "Parts", "box_size_notes", "columns", "copies_note", "names_of", "read", "reading_notes", "split"]
 
 _SHOWN = 3
 
@@ -50,13 +50,14 @@ class Parts:
     """Of data that fits a model: `train` is learned from, and quality is measured on `held`.
 
     digests: of what was given, by the names under which settings have them; warning: of examples that are in both, or
-    nothing.
+    nothing; notes: of what was left out or renumbered when the data was read.
     """
 
     train: Dataset | None = None
     held: Dataset | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     warning: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read(
@@ -118,10 +119,18 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = data.split(seed=seed)
-        return Parts(train, held, {"data_sha256": data.digest}, copies_note(train, held, backend.noun))
+        warning = copies_note(train, held, backend.noun)
+        return Parts(train, held, {"data_sha256": data.digest}, warning, reading_notes(data))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    return Parts(data, held_out, digests, copies_note(data, held_out, backend.noun, apart=True))
+    warning = copies_note(data, held_out, backend.noun, apart=True)
+    return Parts(data, held_out, digests, warning, reading_notes(data, held_out))
+
+
+def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
+    """What was left out of examples, or renumbered, when they were read; each once."""
+    notes = [note for part in parts if isinstance(part, Examples) for note in part.notes]
+    return tuple(dict.fromkeys(notes))
 
 
 def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:
