@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
-from secateur.data import box_files, labels, transforms
+from secateur.data import box_files, feeding, labels, transforms
 from secateur.data import boxes as boxes_of
 from secateur.data.boxes import Annotated, Augmentation
 from secateur.data.images import Files, Images, is_image
 from secateur.errors import DataError, InputError
 
 __all__ = ["Augment", "Batches", "Examples", "batches", "count", "read", "sides"]
+
+_FEW = 2
+"""Batches that are read without workers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,9 +141,13 @@ class Examples:
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
-    def batch(self) -> dict[str, Any]:
-        """All of them as one batch: "inputs", and "labels" or "targets" where there are any."""
-        found: dict[str, Any] = {"inputs": self.inputs[:]}
+    def batch(self, draw: Sequence[int] | None = None) -> dict[str, Any]:
+        """All of them as one batch: "inputs", and "labels" or "targets" where there are any.
+
+        draw: for images in training, see `Images.read`.
+        """
+        inputs = self.inputs.read(range(len(self)), draw) if isinstance(self.inputs, Images) else self.inputs
+        found: dict[str, Any] = {"inputs": inputs}
         if self.labels is not None:
             found["labels"] = self.labels
         if self.targets:
@@ -149,8 +156,15 @@ class Examples:
 
     def in_order(self, batch: int) -> Iterator[dict[str, Any]]:
         """All of them once, in batches of `batch` in their order; the last may be smaller."""
-        for start in range(0, len(self), batch):
-            yield self.take(range(start, min(start + batch, len(self)))).batch()
+
+        def read(start: int) -> dict[str, Any]:
+            return self.take(range(start, min(start + batch, len(self)))).batch()
+
+        starts = range(0, len(self), batch)
+        if isinstance(self.inputs, Images) and len(starts) > _FEW:
+            workers, size = self.inputs.count_workers(), self.inputs.count_bytes(batch)
+            return map(dict, feeding.read_in_order(read, starts, workers, size))
+        return map(read, starts)
 
     def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
         """(train, held out): the examples at `parts`."""
@@ -388,11 +402,13 @@ class Batches(Sequence["dict[str, Any]"]):
 
     def __init__(self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None) -> None:
         self.data, self.batch, self.seed, self.augment = data, min(batch, len(data)), seed, augment
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        self._drawn = _Drawn(data, self.batch, seed)
+        images = data.inputs if isinstance(data.inputs, Images) else None
+        workers, size = (0, 0) if images is None else (images.count_workers(), images.count_bytes(self.batch))
+        self._ahead = feeding.Ahead(self._drawn.read, workers, size)
 
     def __len__(self) -> int:
-        return len(self.data) // self.batch
+        return len(self._drawn)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -405,14 +421,37 @@ class Batches(Sequence["dict[str, Any]"]):
         """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        batch = self.data.take(self.places(index)).batch()
+        return self._move(index, self._ahead[index])
+
+    def _move(self, index: int, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch after `augment`."""
+        if self.augment is None:
+            return dict(batch)
         draw = np.random.default_rng([self.seed, *divmod(index, len(self))])
-        if self.data.augment is not None:
-            batch = self.data.augment(batch, draw)
-        return batch if self.augment is None else batch | {"inputs": self.augment(batch["inputs"], draw)}
+        return {**batch, "inputs": self.augment(batch["inputs"], draw)}
 
     def places(self, index: int) -> NDArray[np.int64]:
         """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
+        return self._drawn.places(index)
+
+    def take(self, count: int) -> list[dict[str, Any]]:
+        """The first `count` batches, or one epoch if that is fewer: no example twice, and no image augmented."""
+        found = (self._drawn.read(index, training=False) for index in range(min(count, len(self))))
+        return [self._move(index, batch) for index, batch in enumerate(found)]
+
+
+class _Drawn:
+    """Which examples stand in a batch, and the batch as it is read: what workers have a copy of."""
+
+    def __init__(self, data: Examples, batch: int, seed: int) -> None:
+        self.data, self.batch, self.seed = data, batch, seed
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch
+
+    def places(self, index: int) -> NDArray[np.int64]:
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         epoch, place = divmod(index, len(self))
@@ -421,9 +460,12 @@ class Batches(Sequence["dict[str, Any]"]):
             self._epoch = epoch
         return self._order[place * self.batch : (place + 1) * self.batch]
 
-    def take(self, count: int) -> list[dict[str, Any]]:
-        """The first `count` batches, or one epoch if that is fewer: no example twice."""
-        return self[:count]
+    def read(self, index: int, *, training: bool = True) -> dict[str, Any]:
+        """A batch; in training images by the part of their transform that is for it, and with their boxes moved."""
+        part = self.data.take(self.places(index))
+        if not training or self.data.augment is None:
+            return part.batch([self.seed, index // len(self)] if training else None)
+        return self.data.augment(part.batch(), np.random.default_rng([self.seed, *divmod(index, len(self))]))
 
 
 def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | None = None) -> Batches:

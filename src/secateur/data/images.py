@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from secateur._utils import hashes
-from secateur.data import transforms
+from secateur.data import feeding, transforms
 from secateur.data.transforms import Picture, Transform
 from secateur.errors import DataError, SecateurError
 
@@ -81,13 +82,20 @@ class Images:
     places that gives a tensor. `take` gives others of the same source, and reads none.
 
     source: where they lie. transform: what each becomes; `Transform("")` or None until the model's own is known.
-    places: which of the source these are, in order; all unless given.
+    places: which of the source these are, in order; all unless given. workers: processes that read ahead where batches
+    are asked for one after the other; by the machine's cores if None.
     """
 
     dtype = torch.float32
 
-    def __init__(self, source: Source, transform: Transform | None = None, places: Places | None = None) -> None:
-        self.source, self.transform = source, transform
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform | None = None,
+        places: Places | None = None,
+        workers: int | None = None,
+    ) -> None:
+        self.source, self.transform, self.workers = source, transform, workers
         self.places = np.arange(len(source)) if places is None else np.asarray(places, np.int64)
 
     def __len__(self) -> int:
@@ -115,6 +123,14 @@ class Images:
         """Bytes of a number."""
         return 4
 
+    def count_bytes(self, count: int) -> int:
+        """Bytes of the inputs of so many."""
+        return count * math.prod(self.shape[1:]) * self.element_size()
+
+    def count_workers(self) -> int:
+        """Processes that read ahead."""
+        return feeding.count_workers() if self.workers is None else self.workers
+
     def __getitem__(self, index: int | slice | Places | tuple[Any, ...]) -> Tensor:
         """Those in a slice or at a list of places, [n, C, H, W], or the one at a place, read now, not augmented."""
         if isinstance(index, tuple):
@@ -126,15 +142,15 @@ class Images:
 
     def take(self, indices: Places) -> Images:
         """The images at `indices`, in that order; none is read."""
-        found = Images(self.source, self.transform, self.places[np.asarray(indices, np.int64)])
-        stamps = self.__dict__.get("_stamps")
-        if stamps is not None:
-            found.__dict__["_stamps"] = stamps[np.asarray(indices, np.int64)]
+        chosen = np.asarray(indices, np.int64)
+        found = Images(self.source, self.transform, self.places[chosen], self.workers)
+        if "_stamps" in self.__dict__:
+            found.__dict__["_stamps"] = self._stamps[chosen]
         return found
 
-    def with_transform(self, transform: Transform | None) -> Images:
-        """The same images, which become other inputs."""
-        found = Images(self.source, transform, self.places)
+    def with_transform(self, transform: Transform | None, workers: int | None = None) -> Images:
+        """The same images, which become other inputs, read by other workers if they are given."""
+        found = Images(self.source, transform, self.places, self.workers if workers is None else workers)
         if "_stamps" in self.__dict__:
             found.__dict__["_stamps"] = self._stamps
         return found
