@@ -1,4 +1,4 @@
-"""A journey: 60 photographs with objects, annotated as COCO is, a torchvision detector cut in half, its AP before and after.
+"""60 photographs with objects, annotated as COCO is: a torchvision detector cut by half, its AP before and after.
 
 The detector is trained by the usual loop of torchvision, on COCO's own ids (13, 37, 38, 85 of 1 to 90), before secateur
 sees it. Needs the extra `detect`, and scikit-learn for its sample photographs; a minute or two on two cores.
@@ -25,7 +25,7 @@ KINDS = {13: "stop sign", 37: "sports ball", 38: "kite", 85: "clock"}
 
 
 def write_scenes(root: Path) -> None:
-    """COCO's official layout: annotations/instances_*.json beside captions, train2017/ and val2017/; of unequal sizes."""
+    """Images of unequal sizes in COCO's layout: annotations/instances_*.json beside captions, train2017/, val2017/."""
     import numpy as np
     from PIL import Image, ImageDraw
     from sklearn.datasets import load_sample_images
@@ -198,7 +198,8 @@ def main() -> int:
         return code
     row = json.loads((cut / "evidence.json").read_text())[0]
     before, after = (row[side]["AP50"]["value"] for side in ("before", "after"))
-    print(f"AP50 before {before:.3f}, after {after:.3f}; {time.perf_counter() - began:.0f} s; the report: {cut}/report.html")
+    took = time.perf_counter() - began
+    print(f"AP50 before {before:.3f}, after {after:.3f}; {took:.0f} s; the report: {cut}/report.html")
     return 0 if after > 0.5 * before > 0 else 1
 
 

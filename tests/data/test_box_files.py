@@ -151,7 +151,7 @@ def test_boxes_are_of_the_image_as_it_is_shown_or_as_it_is_stored_by_the_size_th
         data = box_files.read(tmp_path)
         assert data.sizes == ((width, height),)
         assert data.upright == (upright,)
-        assert data.column(None)[0].shape[2:] == (height, width)
+        assert data.images.shape[2:] == (height, width)
 
 
 # ------------------------------------------------------------------------------------------------------------- YOLO

@@ -51,7 +51,7 @@ def test_images_are_placed_in_the_middle_in_proportion(given, wanted):
 
 def test_letterboxed_images_and_boxes_stay_together(tmp_path):
     found = annotated(tmp_path)
-    images, targets = found.column((96, 128))
+    images, targets = boxes.fit_images(found.images, found.targets, (96, 128))
     assert images.shape == (2, 3, 96, 128)
     for number, image in enumerate(images[:]):
         assert image[:, 0, 0].tolist() == [GREY] * 3 if number else True
@@ -61,16 +61,17 @@ def test_letterboxed_images_and_boxes_stay_together(tmp_path):
 
 def test_images_of_one_size_stay_as_they_are_and_others_need_a_size(tmp_path):
     found = annotated(tmp_path, ((60, 40), (60, 40)))
-    images, targets = found.column(None)
+    images, targets = boxes.fit_images(found.images, found.targets, None)
     assert images.shape == (2, 3, 40, 60)
-    assert targets is found.targets
+    assert targets == found.targets
+    found = annotated(tmp_path)
     with pytest.raises(DataError, match=r"1\.png is 30x50, 0\.png is 60x40: give a size .* such as --size 640"):
-        annotated(tmp_path).column(None)
+        boxes.fit_images(found.images, found.targets, None)
 
 
 def test_letterboxed_images_of_another_size_are_other_data(tmp_path):
     found = annotated(tmp_path)
-    digests = [found.column(size)[0].digest for size in ((64, 64), (64, 64), (96, 96))]
+    digests = [boxes.fit_images(found.images, found.targets, size)[0].digest for size in ((64, 64), (64, 64), (96, 96))]
     assert digests[0] == digests[1] != digests[2]
 
 

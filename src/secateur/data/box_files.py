@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from secateur.data import images
 from secateur.data.boxes import Annotated, Annotation, collect
 from secateur.errors import DataError
 
-__all__ = ["find_held_out", "read"]
+__all__ = ["find_held_out", "holds_boxes", "read"]
 
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation")}
 """What the parts of a data set are called, in names of files and folders and in data.yaml."""
@@ -33,14 +34,10 @@ def read(source: Path) -> Annotated | None:
     `boxes.collect`.
     """
     whole, part = _part_of(source)
-    if whole.suffix in (".yaml", ".yml") and whole.is_file():
-        return _read_yolo(whole, part or "train")
+    if file := _yaml_of(whole):
+        return _read_yolo(file, part or "train")
     if whole.suffix == ".json" and whole.is_file():
         return _read_coco(whole)
-    if not whole.is_dir():
-        return None
-    if file := _yaml_in(whole):
-        return _read_yolo(file, part or "train")
     if files := _coco_files(whole):
         return _read_coco(_choose(whole, files, part))
     if _voc_files(whole):
@@ -48,15 +45,20 @@ def read(source: Path) -> Annotated | None:
     return None
 
 
+def holds_boxes(source: Path) -> bool:
+    """Whether `read` knows the form of `source`."""
+    whole, _ = _part_of(source)
+    json_file = whole.suffix == ".json" and whole.is_file()
+    return json_file or bool(_yaml_of(whole) or _coco_files(whole) or _voc_files(whole))
+
+
 def find_held_out(source: Path) -> Path | None:
     """What names the part of `source` to measure quality on, where its files keep one apart; see `read`."""
     whole, part = _part_of(source)
     if part:
         return None
-    if file := whole if whole.suffix in (".yaml", ".yml") and whole.is_file() else _yaml_in(whole):
+    if file := _yaml_of(whole):
         return file.with_name(f"{file.name}:val") if _settings(file).get("val") else None
-    if not whole.is_dir():
-        return None
     if files := _coco_files(whole):
         held = [one for one in files if _part_named(whole, one) == "val"]
         trained = [one for one in files if _part_named(whole, one) == "train"]
@@ -86,6 +88,16 @@ def _coco_files(folder: Path) -> list[Path]:
 
 
 def _holds_boxes(file: Path) -> bool:
+    status = file.stat()
+    return _parses_as_boxes(file, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache
+def _parses_as_boxes(file: Path, size: int, changed: int) -> bool:
+    """Of a file of that size, changed then: files of annotations are large, and asked about several times."""
+    text = file.read_bytes()
+    if b'"images"' not in text and b'"annotations"' not in text:
+        return False
     found = _load_json(file)
     if not isinstance(found, dict) or found.keys().isdisjoint(("images", "annotations")):
         return False
@@ -178,10 +190,10 @@ class _Finder:
 # ------------------------------------------------------------------------------------------------------------- YOLO
 
 
-def _yaml_in(folder: Path) -> Path | None:
-    """The folder's data.yaml, or another YAML with `names` and `train` if there is but one."""
-    if not folder.is_dir():
-        return None
+def _yaml_of(folder: Path) -> Path | None:
+    """A YAML itself; of a folder data.yaml, or another YAML with `names` and `train` if there is but one."""
+    if folder.suffix in (".yaml", ".yml") and folder.is_file():
+        return folder
     if (file := folder / "data.yaml").is_file():
         return file
     files = [file for file in sorted(folder.glob("*.y*ml")) if {"names", "train"} <= _settings(file, quiet=True).keys()]

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.data import images
-from secateur.data.transforms import Picture, Transform
+from secateur.data.images import Files, Images, decode
+from secateur.data.transforms import PRESETS, Picture, Transform
 from secateur.errors import DataError, InputError, MissingExtraError
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "augmentation",
     "collect",
     "fit_boxes",
+    "fit_images",
     "letterbox",
     "place_in",
 ]
@@ -76,37 +77,26 @@ class Annotated:
     ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def column(self, size: tuple[int, int] | None) -> tuple[images.Images, tuple[Mapping[str, Tensor], ...]]:
-        """The images letterboxed to `size` (height, width) and the boxes in them.
-
-        Without a size images and boxes stay as they are. Raises `DataError` where the images then have several sizes.
-        """
-        source = _Files(self.files, self.upright)
-        if size is None:
-            other = next((place for place, one in enumerate(self.sizes) if one != self.sizes[0]), None)
-            if other is not None:
-                ours, first = ("x".join(map(str, self.sizes[place])) for place in (other, 0))
-                raise DataError(
-                    f"{self.files[other]} is {ours}, {self.files[0].name} is {first}: give a size to which images are "
-                    "letterboxed, such as --size 640"
-                )
-            return images.Images(source), self.targets
-        step = partial(letterbox, size=size)
-        transform = Transform(f"letterbox {size[0]}x{size[1]}", size, steps=(step, step), source=f"letterbox {size}")
-        targets = tuple(fit_boxes(target, one, size) for target, one in zip(self.targets, self.sizes, strict=True))
-        return images.Images(source, transform), targets
+    @property
+    def images(self) -> Images:
+        """The images as they lie there, each as its boxes were drawn on it."""
+        return Images(_Files(self.files, self.sizes, self.upright))
 
 
-class _Files(images.Files):
-    """Images in files, some of which are not to be turned."""
+class _Files(Files):
+    """Images in files whose sizes are known, and some of which are not to be turned."""
 
-    def __init__(self, paths: Sequence[Path], upright: Sequence[bool]) -> None:
+    def __init__(self, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], upright: Sequence[bool]) -> None:
         super().__init__(paths)
-        self.upright = upright
+        self.sizes, self.upright = sizes, upright
+
+    def size(self, place: int) -> tuple[int, int]:
+        """(width, height), as its boxes were drawn on it."""
+        return self.sizes[place]
 
     def open(self, place: int) -> Picture:
         """The image as its boxes were drawn on it."""
-        return images.decode(self.fetch(place, 0, self.length(place)), self.name(place), turn=self.upright[place])
+        return decode(self.fetch(place, 0, self.length(place)), self.name(place), turn=self.upright[place])
 
 
 # --------------------------------------------------------------------------------------------------------- checking
@@ -255,6 +245,29 @@ def letterbox(picture: Picture, size: tuple[int, int]) -> Picture:
     small = v2.resize(picture, [height, width], antialias=True)
     result: Picture = v2.pad(small, [left, top, size[1] - width - left, size[0] - height - top], fill=fill)
     return result
+
+
+def fit_images(
+    images: Images, targets: Sequence[Mapping[str, Tensor]], size: tuple[int, int] | None
+) -> tuple[Images, tuple[Mapping[str, Tensor], ...]]:
+    """Images letterboxed to `size` (height, width) when they are read, and their boxes; as they are without a size.
+
+    Raises `DataError` where they have several sizes, and are to stay as they are.
+    """
+    given = [images.source.size(int(place)) for place in images.places]
+    if size is None or all(one == (size[1], size[0]) for one in given):
+        other = next((place for place, one in enumerate(given) if one != given[0]), None)
+        if other is not None:
+            ours, first = ("x".join(map(str, given[place])) for place in (other, 0))
+            raise DataError(
+                f"{images.name(other)} is {ours}, {Path(images.name(0)).name} is {first}: give a size to which images "
+                "are letterboxed, such as --size 640"
+            )
+        return images.with_transform(PRESETS["none"]), tuple(targets)
+    step = partial(letterbox, size=size)
+    said = f"letterbox {size[0]}x{size[1]}"
+    fitted = images.with_transform(Transform(said, size, steps=(step, step), source=said))
+    return fitted, tuple(fit_boxes(target, one, size) for target, one in zip(targets, given, strict=True))
 
 
 def fit_boxes(target: Mapping[str, Tensor], given: tuple[int, int], size: tuple[int, int]) -> dict[str, Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
-from secateur.data import box_files, feeding, labels, transforms
+from secateur.data import box_files, feeding, image_sources, labels, transforms
 from secateur.data import boxes as boxes_of
 from secateur.data.boxes import Annotated, Augmentation
-from secateur.data.images import Files, Images, is_image
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 
-__all__ = ["Augment", "Batches", "Examples", "batches", "count", "read", "sides"]
+__all__ = [
+    "Augment", "Batches", "Examples", "Ordered", "batches", "count", "find_held_out", "letterbox", "read", "sides",
+    "with_transform",
+]  # fmt: skip
 
 _FEW = 2
 """Batches that are read without workers."""
@@ -37,6 +41,7 @@ class Examples:
     labels:  [N] int64 classes, or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
+    stratified: whether parts of them are drawn class by class, see `parts`
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
     ids:     numbers of the classes where the data comes from, such as COCO's, or nothing
     notes:   what of the data was left out or renumbered, for the run's evidence
@@ -49,6 +54,7 @@ class Examples:
     classes: tuple[str, ...] = ()
     name: str = "examples"
     sizes: tuple[float, ...] = ()
+    stratified: bool = False
     ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     augment: Augmentation | None = None
@@ -172,15 +178,25 @@ class Examples:
         return self.take(train), self.take(held)
 
     def parts(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of (train, held out): a random share, at least one example, is held out; both in the original order.
+        """Places of (train, held out), both in the original order: a random share is held out, at least one example.
+
+        Where the examples are `stratified` the share is of each class, and at least one of each that has two.
 
         Raises:
             DataError: fewer than two examples.
         """
         if len(self) < 2:
             raise DataError(f"{self.name} holds {len(self)} example, too few to hold any out: give at least 2")
-        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
+        if self.stratified and self.labels is not None:
+            kinds = self.labels.numpy()[order]
+            held = np.zeros(len(self), bool)
+            for kind in np.unique(kinds):
+                places = order[kinds == kind]
+                held[places[: max(1, round(len(places) * held_out)) if len(places) > 1 else 0]] = True
+            if held.any():
+                return np.flatnonzero(~held), np.flatnonzero(held)
+        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         return np.sort(order[amount:]), np.sort(order[:amount])
 
     def storable(self) -> None:
@@ -255,37 +271,48 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(
-    source: str | Path | Examples, *, label: str = labels.DEFAULT, transform: Any = None, size: Any = None
-) -> Examples:
+def read(source: Any, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
-    - a folder with one folder of images per class;
+    - a folder with one folder of images per class, of `train/` and `val/` the first;
     - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
-    - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
+    - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
+      the Hub as `owner/name`;
+    - `file.py:function` or `package.module:function`, which gives one of the following:
+    - `Examples`, (inputs, labels), a table of `datasets`, a data set or a `DataLoader` of torch, or any iterable, of
+      (image, label).
 
-    label: another array of an .npz file that holds the classes; "" for none. Bytes become float32 between 0 and 1.
-    size: what images with boxes are letterboxed to, such as 640 or "480x640"; transform: how training sees them, a name
-    of `boxes.AUGMENTATIONS`.
+    label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
+    float32 between 0 and 1. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
     if isinstance(source, Examples):
         return source
-    path = Path(source)
+    if not isinstance(source, str | Path):
+        return _from_object(source, label)
+    path, name = Path(source), str(source)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path, label)
     annotated = box_files.read(path)
     if annotated is not None:
         labels.unnamed(f"{annotated.name} has boxes, whose classes are not named", label=label)
-        return _boxes(annotated, transform, size)
-    made = ":" in str(source) and path.suffix != ".npz"
-    if path.is_dir() or made:
-        found = _folder(path) if path.is_dir() else _from_function(str(source))
+        return _of_boxes(annotated)
+    if image_sources.is_table(source):
+        return _of_images(image_sources.read_table(source, label))
+    if image_sources.is_shards(source):
+        return _of_images(image_sources.read_shards(source, label))
+    if path.is_dir():
+        found = _folder(path)
         labels.unnamed(f"{found.name} has no array of classes to be named", label=label)
+        return found if label else replace(found, labels=None)
+    if _HUB.fullmatch(name) and not path.exists() and not path.parent.is_dir():
+        return _of_images(image_sources.read_hub(name, label))
+    if ":" in name and path.suffix != ".npz":
+        found = _from_object(plugins.function(name)(), label, name)
         return found if label else replace(found, labels=None)
     raise DataError(
         f"data {source} is no .npz file, no folder of images and no function: give one of them"
@@ -294,14 +321,87 @@ def read(
     )
 
 
-def _from_function(source: str) -> Examples:
-    found = plugins.function(source)()
+_HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
+
+
+def _of_images(found: image_sources.Classified) -> Examples:
+    kinds = None if found.labels is None else torch.from_numpy(found.labels)
+    return Examples(found.images, kinds, (), found.classes, found.name)
+
+
+def _from_object(found: Any, label: str, source: str = "") -> Examples:
+    """What a user's function gave, or what was given in Python."""
     if isinstance(found, Examples):
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise DataError(f"{source} gave {type(found).__name__}: expected Examples, or a tuple (inputs, labels)")
-    inputs, kinds = found
-    return Examples(_number(inputs, source), _whole(kinds, source), name=source)
+    name = source or "the data"
+    if image_sources.is_table(found):
+        return _of_images(image_sources.read_table(found, label))
+    labels.unnamed(f"{name} has no array of classes to be named", label=label)
+    if isinstance(found, tuple) and len(found) == 2:
+        inputs, kinds = found
+        return Examples(_number(inputs, name), _whole(kinds, name), name=name)
+    if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
+        raise DataError(
+            f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
+            "iterable of (image, label)"
+        )
+    return _of_images(image_sources.read_pairs(found, name))
+
+
+def find_held_out(source: Any) -> Any:
+    """The part of `source` that is there to measure on, for `read`; None where there is none."""
+    if isinstance(source, str | Path) and box_files.holds_boxes(Path(source)):
+        return box_files.find_held_out(Path(source))
+    return image_sources.find_held_out(source)
+
+
+def _of_boxes(found: Annotated) -> Examples:
+    return Examples(found.images, None, found.targets, found.classes, found.name, ids=found.ids, notes=found.notes)
+
+
+def with_transform(data: Examples, transform: Any = None, size: Any = None, workers: int | None = None) -> Examples:
+    """The examples with their images transformed as declared, see `transforms.read`, and read by so many workers.
+
+    Images with boxes are letterboxed to `size`, and `transform` is a name of `boxes.AUGMENTATIONS`.
+
+    Raises `InputError` for a transform of examples that are no images, or are arrays of one size already.
+    """
+    feeding.check_workers(workers)
+    if data.targets:
+        return _with_boxes(data, transform, size, workers)
+    declared = transforms.read(transform, size)
+    if isinstance(data.inputs, Images):
+        return replace(data, inputs=data.inputs.with_transform(declared or data.inputs.transform, workers))
+    if declared is not None:
+        raise InputError(
+            f"{data.name} holds arrays, which are taken as they are: leave transform and size out, or give images"
+        )
+    return data
+
+
+def _with_boxes(data: Examples, transform: str | None, size: Any, workers: int | None) -> Examples:
+    augmented = replace(data, augment=boxes_of.augmentation(transform) or data.augment)
+    if isinstance(data.inputs, Images):
+        augmented = replace(augmented, inputs=data.inputs.with_transform(data.inputs.transform, workers))
+    if size is None:
+        return augmented
+    channels, sides = transforms.parse_size(size)
+    if channels != 3 or not isinstance(data.inputs, Images):
+        what = "have three channels" if channels != 3 else "in arrays are taken as they are"
+        raise InputError(f"size={size}: images with boxes {what}: give files, and 640 or 480x640 (height x width)")
+    return letterbox(augmented, sides)
+
+
+def letterbox(data: Examples, size: tuple[int, int] | None = None) -> Examples:
+    """Images with boxes at one size (height, width), each whole between grey bars, and its boxes where they are then.
+
+    Images that were letterboxed stay as they are, and so do all without a size, if they have one size. Raises
+    `DataError` where they have several.
+    """
+    if not isinstance(data.inputs, Images) or data.inputs.transform is not None:
+        return data
+    inputs, targets = boxes_of.fit_images(data.inputs, data.targets, size)
+    return replace(data, inputs=inputs, targets=targets)
 
 
 def _whole(values: Any, name: str, **how: str) -> Tensor:
@@ -367,26 +467,23 @@ def _arrays(path: Path, label: str) -> Examples:
 
 
 def _folder(path: Path) -> Examples:
-    kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if is_image(file)]
-    if not files:
-        raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
-    inputs = Images(Files([file for file, _ in files]))
-    inputs.keys()  # what is damaged is told now, and not after hours
-    return Examples(inputs, torch.tensor([n for _, n in files]), (), tuple(kind.name for kind in kinds), path.name)
-
-
-def _boxes(found: Annotated, transform: str | None, size: Any) -> Examples:
-    """Images with boxes, letterboxed to `size` if one is given."""
-    augment = boxes_of.augmentation(transform)
-    channels, sides = (3, None) if size is None else transforms.parse_size(size)
-    if channels != 3:
-        raise InputError(f"size={size}: images with boxes have three channels: give 640 or 480x640 (height x width)")
-    inputs, targets = found.column(sides)
-    return Examples(inputs, None, targets, found.classes, found.name, ids=found.ids, notes=found.notes, augment=augment)
+    return _of_images(image_sources.read_folder(path))
 
 
 # ----------------------------------------------------------------------------------------------------- batches
+
+
+class Ordered:
+    """All examples once, in their order, in batches of `batch`; each time that it is iterated over they are read."""
+
+    def __init__(self, data: Examples, batch: int) -> None:
+        self.data, self.batch = data, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.data.in_order(self.batch)
 
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]

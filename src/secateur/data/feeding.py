@@ -103,8 +103,8 @@ class _Worker:
     def _serve(self, pipe: Connection, work: Work) -> None:
         """What the process does."""
         self._pipe.close()  # of the parent, at whose end this one ends
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its workers
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for sign in (signal.SIGINT, signal.SIGTERM):  # may go to all processes: the parent saves its work, then ends us
+            signal.signal(sign, signal.SIG_IGN)
         torch.set_num_threads(1)
         count = 0
         with suppress(EOFError, OSError):  # the parent is gone

@@ -55,6 +55,9 @@ def run(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
+    transform: Any = None,
+    size: int | str | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -86,6 +89,11 @@ def run(
             classes.
         sizes: limits between small, medium and large boxes of a detector's data: sides of squares, such as "8,24" in
             pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
+        transform: how images become inputs, evaluated with its deterministic part and trained with its random one:
+            imagenet, cifar, shift, none, "file.py:function", ResNet18_Weights.DEFAULT, timm:NAME, or a folder with a
+            preprocessor_config.json; what the model records of its own if None.
+        size: of the inputs that images become: 224, "224x160" (height x width) or "1x28x28" (greyscale).
+        workers: processes that read images ahead; by the machine's cores if None.
         dry_run: print what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
@@ -105,9 +113,9 @@ def run(
     """
     return list(
         results(
-            recipe, model, data, budget, out, inputs=inputs, held_out=held_out, text=text, label=label,
-            sizes=sizes, dry_run=dry_run, overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch,
-            length=length, stream=stream, **options,
+            recipe, model, data, budget, out, inputs=inputs, held_out=held_out, text=text, label=label, sizes=sizes,
+            transform=transform, size=size, workers=workers, dry_run=dry_run, overwrite=overwrite, seed=seed,
+            threads=threads, device=device, batch=batch, length=length, stream=stream, **options,
         )
     )  # fmt: skip
 
@@ -124,6 +132,9 @@ def results(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
+    transform: Any = None,
+    size: int | str | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -159,11 +170,14 @@ def results(
         raise InputError(f"{function.__name__} needs data: give some")
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and this recipe works on {backend.family}: leave them out")
-    corpus, apart = splits.read(backend, data, held_out, text=text, label=label, sizes=sizes)
+    corpus, apart = splits.read(
+        backend, data, held_out, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers
+    )
+    corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
-    notes = [*parts.notes, *([parts.warning] if parts.warning else [])]
+    notes = list(parts.notes)
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
     backend.check(subject, {"length": place.length, **flags})
@@ -176,7 +190,7 @@ def results(
         "batch": place.batch,
         **({} if place.length is None else {"length": place.length}),
         **({"stream": True} if stream else {}),
-        **splits.columns(text, label, sizes),
+        **splits.columns(text, label, sizes, data=corpus, transform=transform, size=size),
         **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,
@@ -185,6 +199,7 @@ def results(
         "model": backends.name_source(model if isinstance(model, str | Path) else subject),
         **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
+        **({} if workers is None else {"workers": workers}),
     }
     reference = Reference(backend, subject, place, None if dry_run else parts.held)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)

@@ -89,7 +89,7 @@ class Reference:
             try:
                 ours, theirs, both = backend.compare(original, student, self.held_out, environment)
                 before, after, measured = {**before, **ours}, {**after, **theirs}, {**measured, **both}
-                notes += splits.box_size_notes(self.held_out, ours)
+                notes += splits.box_size_notes(self.held_out, ours) + splits.quality_notes(self.held_out, ours)
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
@@ -262,6 +262,9 @@ def measure(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
+    transform: Any = None,
+    size: int | str | None = None,
+    workers: int | None = None,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,
@@ -284,6 +287,7 @@ def measure(
         text: the column of texts.
         label: the column of classes, or of an .npz file the array; '' for none.
         sizes: sides of squares that part small, medium and large boxes; see `run`.
+        transform, size, workers: how images become inputs; see `run`.
         tasks: of lm-eval, to measure a language model by.
         task_folder: YAML files of further tasks.
         limit: documents of each task; all if None.
@@ -308,7 +312,9 @@ def measure(
         names = ensembles.name_models(others)
     backend = backends.of_source(next(iter(others), model))
     model, others = backend.load_any(model), [backend.load_any(source) for source in others]
-    corpus, _ = splits.read(backend, data, text=text, label=label, sizes=sizes)
+    corpus, _ = splits.read(
+        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers
+    )
     others = [backend.open(source, device, corpus) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
     subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus)

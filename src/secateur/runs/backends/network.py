@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils import modes, plugins
-from secateur.data import examples, labels
+from secateur.data import examples, images, labels
 from secateur.data.examples import Examples
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError, MissingExtraError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, size, sparsity
@@ -52,7 +54,7 @@ class Network(Backend[Traced, Examples, Arguments]):
             return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
         return plugins.names_function(source)
 
-    def read(self, data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
+    def read(self, data: Any, text: str = "text", label: str = labels.DEFAULT) -> Examples:
         """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file of their classes.
 
         Raises `DataError` for an array that was named and is not there, and for a column of texts, which is nowhere.
@@ -72,7 +74,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         detects = data is not None and bool(data.targets)
         if isinstance(source, Traced):
             return detectors.open_detector(source) if detects else source
-        module, example = build_network(source, inputs, None if data is None else data.inputs[:1])
+        module, example = build_network(source, inputs, data)
         return detectors.open_detector(module, example) if detects else open_traced(module, example)
 
     def reopen(self, source: Model, original: Traced, device: str | None = None) -> Traced:
@@ -86,6 +88,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
         taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
         first = next((leaf for leaf in taken if isinstance(leaf, Tensor)), None)
+        data = _declared(data, subject.model, first)
         if first is not None and first.shape[1:] != data.inputs.shape[1:]:
             raise DataError(
                 f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
@@ -175,7 +178,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         Without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
         number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
         """
-        batches, pair = list(held_out.in_order(environment.batch)), (original, student)
+        batches, pair = examples.Ordered(held_out, environment.batch), (original, student)
         if held_out.targets:
             before, after = (_precision(subject, batches, held_out.sizes) for subject in pair)
             return before, after, {}
@@ -218,16 +221,18 @@ class Network(Backend[Traced, Examples, Arguments]):
 
 
 def build_network(
-    model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None
+    model: str | Path | nn.Module, inputs: Any = None, data: Examples | None = None
 ) -> tuple[nn.Module, Any]:
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
-    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
+    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or the first of the
+    data, if None.
     """
     module, example = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
     if inputs is not None:
         example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
-    example = first if example is None else example
+    if example is None and data is not None:
+        example = _declared(data, module).inputs[:1]
     if example is None:
         what = model if isinstance(model, str | Path) else type(model).__name__
         raise InputError(
@@ -235,6 +240,19 @@ def build_network(
             "or let its function return (model, inputs)"
         )
     return module, example
+
+
+def _declared(data: Examples, model: nn.Module, example: Tensor | None = None) -> Examples:
+    """The examples; images with the transform that the model records where none was declared.
+
+    Images with boxes are letterboxed to what the model was given to run on.
+    """
+    if not isinstance(data.inputs, Images):
+        return data
+    sides = None if example is None else tuple(example.shape[1:])
+    if data.targets:
+        return examples.letterbox(data, None if sides is None else (sides[-2], sides[-1]))
+    return replace(data, inputs=images.declare(data.inputs, model, sides, data.name))
 
 
 def _random_inputs(shape: str) -> Tensor:
@@ -332,7 +350,7 @@ def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], 
     return run_on_device
 
 
-def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
+def _precision(subject: Traced, batches: Iterable[Mapping[str, object]], sizes: Sequence[float]) -> Row:
     detect = _on_cpu(subject.model, cast(Detector, subject.model.eval()).detect)
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
