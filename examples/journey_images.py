@@ -63,7 +63,7 @@ def train(folder: Path, epochs: int = 8) -> None:
 
     from secateur._utils import plugins
     from secateur.data import examples
-    from secateur.recover.training import loop
+    from secateur.recover.training import loop, rehearsal
 
     torch.manual_seed(0)
     network, _ = plugins.network(str(folder / "net.py:build"))

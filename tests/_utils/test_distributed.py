@@ -19,3 +19,9 @@ def test_alone_a_process_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_the_first_raises_is_raised() -> None:
     with pytest.raises(KeyError):
         distributed.by_first(lambda: {}["nothing"])
+
+
+def test_a_tensor_goes_where_another_is() -> None:
+    mask, weight = torch.ones(2, dtype=torch.bool), torch.empty(2, device="meta")
+    assert distributed.shard_like(mask, weight).is_meta
+    assert distributed.shard_like(mask, torch.empty(2)) is mask

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
-__all__ = ["by_first", "count", "end", "index", "total", "wait"]
+__all__ = ["by_first", "count", "end", "index", "shard_like", "total", "wait"]
 
 _SIGNS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables by which Accelerate knows that a process has others beside it; WORLD_SIZE some clusters set in any case."""
@@ -62,6 +62,14 @@ def total(tensor: Tensor) -> Tensor:
     with _explain_lost_process():
         distributed.all_reduce(there)
     return tensor if there is tensor else tensor.copy_(there)
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` on the device of `like`, and sharded as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
 
 
 def by_first(work: Callable[[], T]) -> T:

@@ -132,7 +132,7 @@ class Client:
         *,
         again: Callable[[], None] = lambda: None,
         headers: Mapping[str, str] | None = None,
-        **request: Any,
+        **request: object,
     ) -> T:
         """What `read` makes of the answer to a POST, which carries the secret as a bearer token where there is one.
 
@@ -161,7 +161,7 @@ class Client:
             raise ServerError(f"{self.url} gave no answer in {self.retries + 1} attempts: {error}") from error
         return answer
 
-    def _attempt(self, path: str, read: Callable[[bytes], T], secret: str, request: Mapping[str, Any]) -> T:
+    def _attempt(self, path: str, read: Callable[[bytes], T], secret: str, request: Mapping[str, object]) -> T:
         self._take_turn()
         return read(self._once(self.url + path, secret, request))
 

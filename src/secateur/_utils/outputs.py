@@ -25,7 +25,7 @@ def leaves(output: Any) -> tuple[list[Tensor], list[Tensor]]:
     return _tensors(output), []
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def _tensors(value: object) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):

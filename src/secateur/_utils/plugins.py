@@ -32,7 +32,7 @@ def function(name: str) -> Callable[..., Any]:
     own = _load_function(name)
 
     @functools.wraps(own)
-    def call(*given: Any, **how: Any) -> Any:
+    def call(*given: object, **how: object) -> Any:
         try:
             return own(*given, **how)
         except SecateurError:
@@ -55,7 +55,7 @@ def line(error: Exception) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _load_function(name: str) -> Callable[..., Any]:
+def _load_function(name: str) -> Callable[..., object]:
     """Import the user's function."""
     where, colon, what = name.rpartition(":")
     if not colon or not where or not what:

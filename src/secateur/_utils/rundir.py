@@ -21,13 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from secateur._utils import distributed
 from secateur._utils.disk import TEMPORARY, atomic_write, flush, guard, remove, settle, writing
 from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Run", "Transient", "lock_folder", "plain", "read_matching_record", "read_record", "read_tensors"]
 
@@ -48,7 +51,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The torch tensors that `Run.tensors` left at `path`. Raises `RunError` for a file that is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -100,12 +103,12 @@ class Run:
     def open(
         cls,
         path: str | Path,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         *,
-        about: Mapping[str, Any] | None = None,
+        about: Mapping[str, object] | None = None,
         overwrite: bool = False,
         shared: bool = False,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, object] | None = None,
     ) -> Run:
         """Make or resume the run directory `path`.
 
@@ -204,7 +207,7 @@ class Run:
             path.mkdir(exist_ok=True)
         return path
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+    def json(self, name: str, compute: Callable[[], object]) -> Any:
         """The plain value `name`: computed and stored the first time, read afterwards.
 
         What is returned has always been through JSON, so that a resumed run sees exactly what a first run saw.
@@ -218,7 +221,7 @@ class Run:
         except ValueError as error:
             raise RunError(f"{path} is damaged: delete it and run the same command again") from error
 
-    def tensors(self, name: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """The torch tensors `name`: computed and stored as safetensors the first time, read afterwards."""
         from safetensors.torch import save_file
 
@@ -277,7 +280,7 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------- opening
 
-    def _check(self, record: Path, defaults: Mapping[str, Any]) -> None:
+    def _check(self, record: Path, defaults: Mapping[str, object]) -> None:
         added = {key: value for key, value in defaults.items() if self.settings.get(key) == value}
         before = {**added, **read_record(record)}
         keys = list(self.settings)
@@ -318,7 +321,7 @@ class Transient(Run):
         """Refused: this run has no folder."""
         raise RunError(f"{name} has no place: this run has no folder, give one")
 
-    def json(self, name: str, compute: Callable[[], Any]) -> Any:
+    def json(self, name: str, compute: Callable[[], object]) -> Any:
         """The plain value `name`, computed the first time."""
         if name not in self.values:
             self.values[name] = compute()
@@ -354,10 +357,10 @@ def _replace(source: Path, target: Path) -> None:
         os.replace(source, target)
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def plain(values: Mapping[str, object]) -> dict[str, Any]:
     """`values` as YAML gives them back: tuples as lists, paths as text."""
 
-    def simple(value: Any) -> Any:
+    def simple(value: object) -> object:
         if isinstance(value, Mapping):
             return {str(key): simple(part) for key, part in value.items()}
         if isinstance(value, (list, tuple)):
@@ -367,6 +370,6 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): simple(value) for key, value in values.items()}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Any
 
 __all__ = ["ignore_orphan_errors", "prepare_process", "process_context", "quiet_libraries", "quiet_loading"]
 
@@ -44,7 +44,7 @@ def prepare_process(threads: int, environ: Mapping[str, str]) -> None:
     importlib.import_module("torch").set_num_threads(threads)
 
 
-def _end_with(parent: Any) -> None:
+def _end_with(parent: BaseProcess) -> None:
     parent.join()
     os._exit(1)
 

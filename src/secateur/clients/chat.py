@@ -18,14 +18,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from secateur._utils import http
 from secateur._utils.http import PassingError
 from secateur._utils.modes import evaluating
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import BudgetError, InputError, ServerError, opening
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "SPENDING",
@@ -289,7 +293,7 @@ def _open_checkpoint(name: str) -> Local:
 class Local:
     """A causal language model of transformers with its tokenizer; its chat template is used where it has one."""
 
-    def __init__(self, model: Any, tokenizer: Any, meter: Meter | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, meter: Meter | None = None) -> None:
         self.model, self.tokenizer, self.meter = model, tokenizer, meter or Meter()
 
     @property
@@ -413,7 +417,7 @@ class Server:
         }  # fmt: skip
         return self._post("/completions", body, _read_scored)
 
-    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[bytes], Reply]) -> Reply:
+    def _post(self, path: str, body: Mapping[str, object], read: Callable[[bytes], Reply]) -> Reply:
         self.meter.begin()
         began = time.perf_counter()
         answer = self.client.post(path, read, again=self.meter.retry, json=body)
@@ -447,7 +451,7 @@ def _read(raw: bytes) -> Answer:
     return Answer(text.strip(), asked, said or len(text) // 4 + 1, finished)
 
 
-def _count(value: Any) -> int:
+def _count(value: object) -> int:
     return value if isinstance(value, int) and value >= 0 else 0
 
 

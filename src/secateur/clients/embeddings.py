@@ -53,7 +53,7 @@ class _Served:
         """Close its connections, for good."""
         self.client.close()
 
-    def _post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> T:
+    def _post(self, path: str, body: Mapping[str, object], read: Callable[[Any], T]) -> T:
         def read_json(raw: bytes) -> T:
             try:
                 return read(json.loads(raw))
@@ -69,7 +69,7 @@ class Embedder(_Served):
     Raises `InputError` for an address of OpenAI's protocol that names no model, `ServerError` for no answer.
     """
 
-    def __init__(self, url: str, *, key: str = "", **asked: Any) -> None:
+    def __init__(self, url: str, *, key: str = "", **asked: object) -> None:
         super().__init__(url, key=key, **asked)
         if self.versioned and not self.model:
             raise InputError("a server of OpenAI's protocol is asked for a model by name: give http://.../v1#NAME")
@@ -93,7 +93,7 @@ class Embedder(_Served):
 class Ranker(_Served):
     """How relevant each text is to a question, by a cross-encoder of a text-embeddings-inference server."""
 
-    def __init__(self, url: str, *, key: str = "", **asked: Any) -> None:
+    def __init__(self, url: str, *, key: str = "", **asked: object) -> None:
         super().__init__(url, key=key, **asked)
         if self.versioned:
             raise InputError("OpenAI's protocol has no cross-encoders: give the root of text-embeddings-inference")
@@ -120,17 +120,17 @@ def ranker(url: str) -> Ranker:
     return Ranker(url)
 
 
-def _sort_by_index(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _sort_by_index(rows: Sequence[Mapping[str, object]]) -> list[object]:
     """Vectors in the order of the texts, whatever the order they came in."""
     return [_one(rows, number)["embedding"] for number in range(len(rows))]
 
 
-def _one(rows: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any]:
+def _one(rows: Sequence[Mapping[str, object]], number: int) -> Mapping[str, Any]:
     (found,) = (row for row in rows if row["index"] == number)
     return found
 
 
-def _vectors(rows: Any, count: int) -> np.ndarray:
+def _vectors(rows: object, count: int) -> np.ndarray:
     found = np.array(rows, dtype=np.float32)
     if found.ndim != 2 or len(found) != count or not found.size or not np.isfinite(found).all():
         raise PassingError(f"what came are no {count} vectors")

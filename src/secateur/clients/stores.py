@@ -178,7 +178,7 @@ class Embedded:
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"the graph store could not answer: {_line(error)}") from error
 
-    def _value(self, value: Any) -> Value | None:
+    def _value(self, value: object) -> Value | None:
         if isinstance(value, self.library.NamedNode):
             return Value(value.value)
         if isinstance(value, self.library.Literal):

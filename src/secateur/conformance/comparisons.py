@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import InfeasibleError, SecateurError
 from secateur.select.arrays import as_numpy
-from secateur.vocabulary import Budget, Selection, Units
+from secateur.vocabulary import Budget, Scores, Selection, Units
 
 __all__ = [
     "Output",
@@ -25,7 +25,7 @@ __all__ = [
     "random_scores",
 ]
 
-Output: TypeAlias = Callable[[Any], Any]
+Output: TypeAlias = Callable[[Any], object]
 """Subject -> an array that a deterministic use of it gives."""
 
 
@@ -38,7 +38,7 @@ def output_of(subject: Any) -> Output | None:
         example = subject.example(2, 12)
 
     @torch.no_grad()
-    def output(other: Any) -> Any:
+    def output(other: Any) -> object:
         other.model.eval()
         return other.forward(example).prediction
 
@@ -51,7 +51,7 @@ def random_scores(units: Units, seed: int) -> dict[str, NDArray[np.float64]]:
     return {site.name: draw.random(site.count) for site in units.free()}
 
 
-def kept_columns(expected: Any, found: Any, units: Units, selection: Selection) -> Any:
+def kept_columns(expected: object, found: object, units: Units, selection: Selection) -> np.ndarray:
     """`expected`, without silenced columns where the last axis of `found` was cut itself (a network's channels)."""
     a, b = as_numpy(expected), as_numpy(found)
     if a.shape == b.shape:
@@ -80,7 +80,7 @@ def assert_equal_costs(
         assert abs(a - b) <= 1e-9 * max(abs(a), abs(b), 1.0), f"{what}: {measure} is {a:.12g}, expected {b:.12g}"
 
 
-def assert_equal_outputs(found: Any, expected: Any, tolerance: float, what: str) -> None:
+def assert_equal_outputs(found: object, expected: object, tolerance: float, what: str) -> None:
     """Arrays differ by at most `tolerance` of the largest value."""
     a, b = as_numpy(found), as_numpy(expected)
     assert a.shape == b.shape, f"{what}: shape {a.shape}, expected {b.shape}"
@@ -96,7 +96,7 @@ def assert_equal_selections(found: Selection, expected: Selection, what: str) ->
         assert same, f"{what}: other units of {name}"
 
 
-def assert_superset(select: Callable[..., Selection], units: Units, scores: Mapping[str, Any], measure: str) -> None:
+def assert_superset(select: Callable[..., Selection], units: Units, scores: Scores, measure: str) -> None:
     """What a budget keeps, a larger one keeps too."""
     try:
         select(units, scores, Budget.parse(f"{measure}=0.0001%"))

@@ -27,10 +27,10 @@ _CARD = ("title", "paper", "cuts", "recovers", "extra", "family")
 def check_recipe(
     name: str,
     subject: Any,
-    data: Any,
+    data: object,
     budget: Budget | str,
     *,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
     quality: Callable[[Any], float] | None = None,
     output: Output | None = None,
     recipe: Callable[..., Iterator[Result]] | None = None,
@@ -75,7 +75,7 @@ def check_recipe(
         first: Result = results[0]
         return first
 
-    def fidelity(one: Any) -> float:
+    def fidelity(one: object) -> float:
         return -float(((as_numpy(output(one)) - as_numpy(before)) ** 2).mean())
 
     with tempfile.TemporaryDirectory() as place:
@@ -124,7 +124,7 @@ def _matrices(subject: Any) -> dict[str, Any]:
     return dict(matrices.matrices(subject.model, within))
 
 
-def _is_pruned(subject: Any, name: str) -> bool:
+def _is_pruned(subject: object, name: str) -> bool:
     """Whether a matrix was pruned, as far as a subject that keeps masks says so: others may hold zeros by rounding."""
     masks = getattr(subject, "masks", {})
     return not masks or name in masks
@@ -143,7 +143,7 @@ def _nonzero(result: Result, budget: Budget) -> dict[str, float]:
     return {"weights": float(count)}
 
 
-def _zero_at_random(subject: Any, result: Result, budget: Budget, seed: int) -> Any:
+def _zero_at_random(subject: Any, result: Result, budget: Budget, seed: int) -> object:
     """A copy with as many zeros as the result in each of its matrices, and as few units (experts), at random places."""
     draw = np.random.default_rng(seed)
     units, keep = subject.units(), {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,14 +15,12 @@ from secateur.conformance.comparisons import (
     random_scores,
 )
 from secateur.select.arrays import as_numpy
-from secateur.vocabulary import Budget, Selection, Site, Units
+from secateur.vocabulary import Budget, Scores, Selection, Site, Units
 
 __all__ = ["check_selection"]
 
 
-def check_selection(
-    select: Callable[[Units, Mapping[str, Any], Budget], Selection], *, superset: bool = True
-) -> list[str]:
+def check_selection(select: Callable[[Units, Scores, Budget], Selection], *, superset: bool = True) -> list[str]:
     """Check the laws of a function (units, scores, budget) -> selection on sites of four unlike kinds.
 
     Args:

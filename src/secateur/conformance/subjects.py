@@ -28,12 +28,12 @@ __all__ = ["check_subject"]
 
 
 def check_subject(
-    make: Callable[[], Any],
+    make: Callable[[], Subject],
     *,
     output: Output | None = None,
     counted: Callable[[Any], Mapping[str, float]] | None = None,
-    silence: Callable[[Any, Selection], Any] | None = None,
-    reload: Callable[[Any, Path], Any] | None = None,
+    silence: Callable[[Any, Selection], object] | None = None,
+    reload: Callable[[Any, Path], Subject] | None = None,
     axes: Sequence[str] = (),
     measure: str = "params",
     tolerance: float = 1e-4,
@@ -124,13 +124,13 @@ def _counted_on_model(subject: Any) -> dict[str, float]:
     return found
 
 
-def _saved_and_opened(subject: Any, folder: Path) -> Any:
+def _saved_and_opened(subject: Any, folder: Path) -> Subject:
     folder.mkdir()
     subject.save(folder)
     return open_subject(folder)
 
 
-def _selections(subject: Any, axes: Sequence[str], seed: int) -> dict[str, Selection]:
+def _selections(subject: Subject, axes: Sequence[str], seed: int) -> dict[str, Selection]:
     """One selection per axis, each keeping at least half of every site's units, and one of all axes together."""
     kinds = list(dict.fromkeys(site.kind for site in subject.units(*axes).free()))
     found = {}

@@ -205,8 +205,6 @@ class Examples:
         kinds = [target["labels"].dtype for target in self.targets]
         if any("crowds" in target for target in self.targets):
             raise DataError(f"{self.name} has crowds, which an .npz file does not hold: keep its annotations")
-        if isinstance(self.inputs, Images):
-            raise DataError(f"{self.name} is images in files, which are not written as one array: keep their folder")
         for what, found, known in (
             ("inputs", [self.inputs.dtype], (torch.float32, torch.int64)),
             ("labels", [] if self.labels is None else [self.labels.dtype], (torch.int64,)),
@@ -224,13 +222,14 @@ class Examples:
     def save(self, path: str | Path) -> None:
         """Write an .npz file that `read` gives back as it is, digest and all; whole, or not at all.
 
+        Images are written as the inputs that they become, all of which are in memory then.
+
         Raises:
             DataError: numbers that would be read as others (see `storable`).
             RunError: the disk is full, or `path` can't be written.
         """
         self.storable()
-        assert isinstance(self.inputs, Tensor)
-        arrays: dict[str, Any] = {"inputs": self.inputs.numpy()}
+        arrays: dict[str, Any] = {"inputs": self.inputs[:].numpy()}
         if self.labels is not None:
             arrays["labels"] = self.labels.numpy()
         if self.classes:

@@ -111,6 +111,11 @@ class Images:
         """4."""
         return 4
 
+    @property
+    def draws_anew(self) -> bool:
+        """Whether training sees other inputs in each epoch."""
+        return self.transform is not None and self.transform.random
+
     def dim(self) -> int:
         """4."""
         return 4

@@ -8,7 +8,7 @@ that an engine for integers computes, the time is not. In ONNX it becomes Quanti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -169,7 +169,7 @@ def _plain(attention: nn.MultiheadAttention) -> bool:
     return attention._qkv_same_embed_dim and attention.bias_k is None and not attention.add_zero_attn
 
 
-def find_layers(model: nn.Module, call: Any) -> tuple[list[str], dict[str, str]]:
+def find_layers(model: nn.Module, call: Callable[[], object]) -> tuple[list[str], dict[str, str]]:
     """(paths of the layers that can be quantised, path -> why another layer with a matrix can't).
 
     call: runs the model on examples. A layer must be a plain `nn.Linear` or `nn.Conv2d` and be called as a module:

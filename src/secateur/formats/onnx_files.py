@@ -44,8 +44,8 @@ def check_installed() -> None:
 def write(
     module: nn.Module | ExportedProgram,
     path: Path,
-    args: tuple[Any, ...] = (),
-    kwargs: Mapping[str, Any] | None = None,
+    args: tuple[object, ...] = (),
+    kwargs: Mapping[str, object] | None = None,
     **options: Any,
 ) -> None:
     """Export to `path`; `options` are those of torch.onnx.export."""
@@ -124,7 +124,7 @@ def _compare(
 class _Flat(nn.Module):
     """A module from tensors to tensors: what goes in beside them is as in the example."""
 
-    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         super().__init__()
         self.model = model
         self.parts, self.form = tree_flatten((args, dict(kwargs)))
@@ -141,7 +141,9 @@ class _Flat(nn.Module):
         return tuple(leaves(self.model(*args, **kwargs))[0])
 
 
-def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+def write_module(
+    model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], path: Path
+) -> tuple[str, ...]:
     """Export a module on the CPU in evaluation mode, and check it; returns notes.
 
     Inputs are named as the arguments of `forward`, outputs output, output_1, ... The first dimension of all inputs is
@@ -171,7 +173,7 @@ def write_module(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return (_ONE_SHAPE, *_check_module(path, flat, names, [one]))
 
 
-def program(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ExportedProgram:
+def program(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> ExportedProgram:
     """A torch.export program of a module in evaluation mode, for a batch of any size where the module lets it.
 
     Where each operator was called from is left out: it would name folders of this machine to whoever gets the file.
@@ -239,7 +241,7 @@ def _outputs(count: int) -> list[str]:
     return ["output", *(f"output_{index}" for index in range(1, count))]
 
 
-def _names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+def _names(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> list[str]:
     """One name per tensor that goes in, after the arguments of `forward`."""
     try:
         bound: Mapping[str, Any] = inspect.signature(model.forward).bind(*args, **kwargs).arguments

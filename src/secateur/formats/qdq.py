@@ -6,13 +6,16 @@ the two operators of ONNX that say so; weights become integers in the file.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 from torch.export import ExportedProgram
 
 from secateur.formats import integers
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["mark", "rounds"]
 
@@ -28,7 +31,7 @@ def rounds(module: nn.Module | ExportedProgram) -> bool:
     return isinstance(inner, nn.Module) and bool(integers.quantised_layers(inner))
 
 
-def mark(model: Any) -> int:
+def mark(model: ir.Model) -> int:
     """Change an onnx_ir model in place, before it is optimised; returns how many roundings were found."""
     import onnx_ir as ir
 
@@ -43,14 +46,14 @@ def mark(model: Any) -> int:
         per_output = scale.const_value is not None and scale.const_value.numpy().ndim == 1
         axis = {"axis": 0} if per_output else {}
         if values.is_initializer() and values.const_value is not None:
-            made = [ir.node("DequantizeLinear", [_integers(ir, graph, values, scale, low, high), scale], axis)]
+            made = [ir.node("DequantizeLinear", [_integers(graph, values, scale, low, high), scale], axis)]
         else:
             if zero.name not in graph.initializers:
                 graph.register_initializer(zero)
             made = [ir.node("QuantizeLinear", [values, scale, zero], axis)]
             if (low, high) != (-128, 127):
                 ends = ((f"low_{-low}", low), (f"high_{high}", high))
-                bounds = [_constant(ir, graph, f"quantised_{side}", np.int8(end)) for side, end in ends]
+                bounds = [_constant(graph, f"quantised_{side}", np.int8(end)) for side, end in ends]
                 made.append(ir.node("Clip", [made[-1].outputs[0], *bounds]))
             made.append(ir.node("DequantizeLinear", [made[-1].outputs[0], scale, zero], axis))
         graph.insert_before(node, made)
@@ -61,7 +64,7 @@ def mark(model: Any) -> int:
     return count
 
 
-def _rounding(node: Any) -> tuple[Any, Any, int, int] | None:
+def _rounding(node: ir.Node) -> tuple[ir.Value, ir.Value, int, int] | None:
     """(values, scale, lowest, highest integer) where `node` is the last of a rounding's operators."""
     if node.op_type != "Mul":
         return None
@@ -87,14 +90,14 @@ def _rounding(node: Any) -> tuple[Any, Any, int, int] | None:
     return division.inputs[0], scale, int(bounds[0] or 0), int(bounds[1] or 0)
 
 
-def _source(value: Any) -> Any:
+def _source(value: ir.Value) -> ir.Value:
     """What a value was cast or reshaped from."""
     while (above := value.producer()) is not None and above.op_type in _THROUGH:
         value = above.inputs[0]
     return value
 
 
-def _number(value: Any) -> int | None:
+def _number(value: ir.Value) -> int | None:
     value = _source(value)
     above = value.producer()
     if above is not None and above.op_type == "Constant":
@@ -102,13 +105,15 @@ def _number(value: Any) -> int | None:
     return None if value.const_value is None else int(value.const_value.numpy())
 
 
-def _integers(ir: Any, graph: Any, values: Any, scale: Any, low: int, high: int) -> Any:
+def _integers(graph: ir.Graph, values: ir.Value, scale: ir.Value, low: int, high: int) -> ir.Value:
     numbers, steps = values.const_value.numpy(), scale.const_value.numpy()
     steps = steps.reshape(-1, *[1] * (numbers.ndim - 1)) if steps.ndim else steps
-    return _constant(ir, graph, f"{values.name}_integers", np.clip(np.rint(numbers / steps), low, high).astype(np.int8))
+    return _constant(graph, f"{values.name}_integers", np.clip(np.rint(numbers / steps), low, high).astype(np.int8))
 
 
-def _constant(ir: Any, graph: Any, name: str, array: Any) -> Any:
+def _constant(graph: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+    import onnx_ir as ir
+
     if name not in graph.initializers:
         graph.register_initializer(ir.Value(name=name, const_value=ir.tensor(array, name=name)))
     return graph.initializers[name]

@@ -98,7 +98,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                     yield name, file.get_tensor(name)
 
 
-def plain(config: Any) -> Any:
+def plain(config: PreTrainedConfig) -> PreTrainedConfig:
     """A copy of a packed model's config as it was before: what the unpacked model has."""
     config = copy.deepcopy(config)
     before = getattr(config, KEY)["auto_map"]
@@ -114,7 +114,7 @@ class Unpacking:
     """Mixed in before a model's class: its `from_pretrained` unpacks, and gives a model of that class, a plain one."""
 
     @classmethod
-    def from_pretrained(cls, name: Any, *args: Any, config: Any = None, **options: Any) -> Any:
+    def from_pretrained(cls, name: str | Path, *args: object, config: object = None, **options: Any) -> object:
         """The model whose packed weights are in the folder, or Hub repository, `name`."""
         folder = Path(name)
         if not folder.is_dir():

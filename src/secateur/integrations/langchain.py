@@ -41,12 +41,12 @@ class SecateurCompressor(BaseDocumentCompressor):
     """Field of the metadata that holds a document's title, such as title; for recipes on passages."""
     _pruner: Pruner = PrivateAttr()
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, context: object) -> None:
         """Check recipe, budget and options."""
         self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, titled=bool(self.titles), **self.options)
 
     def compress_documents(
-        self, documents: Sequence[Document], query: str, callbacks: Any = None
+        self, documents: Sequence[Document], query: str, callbacks: object = None
     ) -> Sequence[Document]:
         """The documents of which something stays, cut."""
         titles = titles_of((document.metadata for document in documents), self.titles)

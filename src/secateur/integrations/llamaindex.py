@@ -41,7 +41,7 @@ class SecateurPostprocessor(BaseNodePostprocessor):
     """Field of the metadata that holds a node's title, such as title; for recipes on passages."""
     _pruner: Pruner = PrivateAttr()
 
-    def model_post_init(self, context: Any) -> None:
+    def model_post_init(self, context: object) -> None:
         """Check recipe, budget and options."""
         super().model_post_init(context)
         self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, titled=bool(self.titles), **self.options)
@@ -61,7 +61,7 @@ class SecateurPostprocessor(BaseNodePostprocessor):
                 for number, text in left]  # fmt: skip
 
 
-def _with_text(node: Any, text: str) -> Any:
+def _with_text(node: Any, text: str) -> object:
     """A copy of a node that says something else; what can't be told to becomes a text node with the same metadata."""
     if hasattr(node, "text"):
         return node.model_copy(update={"text": text})

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, MissingExtraError
 from secateur.vocabulary import Figure
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+    from transformers import PreTrainedModel
 
 __all__ = ["evaluate", "lm_eval"]
 
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
     tasks: str | Sequence[str],
     *,
     include_path: str | Path | None = None,
@@ -76,17 +81,17 @@ def evaluate(
 lm_eval = evaluate
 
 
-def _manager(factory: Any, wanted: Sequence[str], include_path: str | Path | None) -> Any:
+def _manager(factory: type[TaskManager], wanted: Sequence[str], include_path: str | Path | None) -> TaskManager:
     """Only the caller's own folder where that has all tasks: reading the harness's thousands takes seconds."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what we do on purpose
     if include_path is not None and not Path(include_path).is_dir():
         raise InputError(f"no task folder at {include_path}: give a folder of lm-eval YAML files")
     path = None if include_path is None else str(include_path)
     if path is not None:
-        local = factory(include_path=path, include_defaults=False)
+        local: TaskManager = factory(include_path=path, include_defaults=False)
         if set(wanted) <= set(local.all_tasks):
             return local
-    manager = factory(include_path=path)
+    manager: TaskManager = factory(include_path=path)
     unknown = sorted(set(wanted) - set(manager.all_tasks))
     if unknown:
         where = f" or in {path}" if path else ""
@@ -94,7 +99,7 @@ def _manager(factory: Any, wanted: Sequence[str], include_path: str | Path | Non
     return manager
 
 
-def _figures(row: dict[str, Any], samples: int) -> dict[str, Figure]:
+def _figures(row: Mapping[str, str | float], samples: int) -> dict[str, Figure]:
     """The harness's flat "metric,filter" row as figures; the filter is named only where it is not the plain one."""
     figures: dict[str, Figure] = {}
     for key, value in row.items():

@@ -37,7 +37,7 @@ class Peak:
         return Figure(self.extra, unit="B")
 
 
-def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
+def peak(fn: Callable[[], object], *, device: str = "cpu", calls: int = 1) -> Peak:
     """Peak memory of `fn()`: the smallest of `calls`, so that what only a first call allocates does not count.
 
     On CUDA: `torch.cuda.max_memory_allocated`. On Linux: the kernel's own high-water mark of resident memory (VmHWM),
@@ -66,7 +66,7 @@ def peak(fn: Callable[[], Any], *, device: str = "cpu", calls: int = 1) -> Peak:
     return _sample_peak(fn)
 
 
-def measure_allocation(fn: Callable[[], Any], *, device: str = "cpu") -> Figure:
+def measure_allocation(fn: Callable[[], object], *, device: str = "cpu") -> Figure:
     """Bytes that `fn()` holds at its highest point beyond what is there already, by torch's own book of allocations.
 
     Exact and the same every time, where `peak` sees the whole process and what its allocator happens to reuse: two
@@ -103,7 +103,7 @@ def _status(field: str) -> float:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def _sample_peak(fn: Callable[[], Any], interval: float = 1e-3) -> Peak:
+def _sample_peak(fn: Callable[[], object], interval: float = 1e-3) -> Peak:
     process = psutil.Process()
     start = highest = float(process.memory_info().rss)
     done = threading.Event()

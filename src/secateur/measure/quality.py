@@ -7,7 +7,7 @@ over all batches, so that the result does not depend on how the data was cut int
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
+from secateur._utils.batches import Batch
 from secateur.errors import DataError, MeasurementError, NumericalError
 from secateur.measure.statistics import fisher, mean_interval, per_item, proportion
 from secateur.vocabulary import Figure
@@ -31,7 +32,6 @@ __all__ = [
     "perplexity",
 ]
 
-Batch = Mapping[str, Tensor]
 Forward = Callable[[Any], Any]
 Watch = Callable[[Sequence[Tensor], Batch], None]
 """What sees the logits of several models for one batch, while they are there."""
@@ -40,7 +40,7 @@ IGNORE = -100
 """Label of a token that does not count, as in transformers."""
 
 
-def _logits(output: Any) -> Tensor:
+def _logits(output: object) -> Tensor:
     for name in ("prediction", "logits"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):

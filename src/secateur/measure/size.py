@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,27 +32,27 @@ def parameters(model: nn.Module) -> dict[str, int]:
     return {"params": sum(p.numel() for p in model.parameters()), "embedding_params": sum(embedding.values())}
 
 
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object) -> int:
     """FLOPs of scaled dot-product attention: 2 B H S_q S_k (d_qk + d_v); a causal mask saves none of them."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * key[-2] * (width + value[-1])
 
 
-def _grouped_matmul_flops(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+def _grouped_matmul_flops(rows: Sequence[int], weights: Sequence[int], *_: object, **__: object) -> int:
     """FLOPs of a grouped matrix product, [S, in] with [E, in, out]: each of the S rows meets one of the E."""
     return 2 * rows[0] * rows[1] * weights[-1]
 
 
-def _missing_flops() -> dict[Any, Any]:
+def _missing_flops() -> dict[object, Callable[..., int]]:
     """Operator -> FLOPs of those that torch leaves out silently: attention on a CPU, the products of experts."""
-    found: dict[Any, Any] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    found: dict[object, Callable[..., int]] = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
     for library, name in ((torch.ops.aten, "_grouped_mm"), (torch.ops.transformers, "grouped_mm_fallback")):
         if hasattr(library, name):
             found[getattr(library, name)] = _grouped_matmul_flops
     return found
 
 
-def flops(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> float:
+def flops(model: Callable[..., object], batch: Mapping[str, object]) -> float:
     """FLOPs of one forward pass `model(**batch)`, multiply and add counted as two, by `torch.utils.flop_counter`.
 
     Matrix products, convolutions and attention count; norms, activations and look-ups don't (well below 1 %).
@@ -71,7 +70,7 @@ def flops(model: Callable[..., Any], batch: Mapping[str, Tensor]) -> float:
     return total
 
 
-def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
+def every_flop(call: Callable[[], object], *, sparse: bool = False) -> float:
     """FLOPs of `call()` with what `flops` leaves out: what networks of different widths are compared by.
 
     Multiply and add count as two in convolutions and matrix products, their biases as one per output; batch norm two
@@ -82,23 +81,25 @@ def every_flop(call: Callable[[], Any], *, sparse: bool = False) -> float:
     """
     aten = torch.ops.aten
 
-    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, out_val: Tensor, **_: Any) -> int:
+    def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: object, out_val: Tensor, **_: object) -> int:
         # Each weight is used once for each position: of the output, or of the input of a transposed convolution.
         places = (x if rest[3] else out_val).shape
         used = int(torch.count_nonzero(weight)) if sparse else weight.numel()
         return 2 * used * places[0] * math.prod(places[2:]) + (0 if bias is None else out_val.numel())
 
-    def addmm(bias: Tensor, first: Tensor, second: Tensor, *_: Any, out_val: Tensor, **__: Any) -> int:
+    def addmm(bias: Tensor, first: Tensor, second: Tensor, *_: object, out_val: Tensor, **__: object) -> int:
         return 2 * first.shape[0] * first.shape[1] * second.shape[1] + out_val.numel()
 
-    def windows(x: Tensor, kernel: Any, *_: Any, out_val: Any, **__: Any) -> int:
+    def windows(
+        x: Tensor, kernel: int | Sequence[int], *_: object, out_val: Tensor | tuple[Tensor, ...], **__: object
+    ) -> int:
         out = out_val[0] if isinstance(out_val, tuple) else out_val
         sides = [kernel] if isinstance(kernel, int) else list(kernel)
         size = sides * (x.dim() - 2) if len(sides) == 1 else sides
         return int(out.numel()) * math.prod(size)
 
     def per_element(times: int) -> Callable[..., int]:
-        def count(x: Tensor, *_: Any, **__: Any) -> int:
+        def count(x: Tensor, *_: object, **__: object) -> int:
             return times * x.numel()
 
         return count
@@ -152,7 +153,7 @@ def kv_cache_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     return float(sum(held.values()))
 
 
-def _tensors(cache: Any) -> Iterator[Tensor]:
+def _tensors(cache: object) -> Iterator[Tensor]:
     """Every stored key, value or state in a cache object (book-keeping counters have fewer than two dimensions)."""
     if isinstance(cache, Tensor):
         if cache.dim() >= 2 and cache.numel():
@@ -168,7 +169,7 @@ def _tensors(cache: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _evaluation(model: Any) -> Iterator[None]:
+def _evaluation(model: object) -> Iterator[None]:
     """A module in eval mode, each submodule back in its own mode at the end; plain callables pass through."""
     with evaluating(model) if isinstance(model, nn.Module) else nullcontext():
         yield

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
+from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.data import examples
 from secateur.data.batches import count_steps
@@ -48,11 +50,11 @@ DEFAULTS: dict[str, Any] = {
 class _Periodic(torch.optim.SGD):
     """SGD with momentum 0.9 that calls `then` with itself after every `every` steps; the count is part of its state."""
 
-    def __init__(self, groups: Any, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
+    def __init__(self, groups: ParamsT, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
         super().__init__(groups, lr=0.1, momentum=0.9, nesterov=True)
         self.then, self.every = then, every
 
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step."""
         value = super().step(closure)
         state = self.state[self.param_groups[0]["params"][0]]
@@ -128,7 +130,7 @@ def fit(
 
 
 def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
-    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def both(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         loss, parts = objective(batch, totals)
         return loss + penalty() * (len(batch["inputs"]) / totals["examples"]), parts
 

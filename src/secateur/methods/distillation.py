@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 from torch import nn
 
+from secateur._utils.batches import Batches
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
@@ -51,7 +52,7 @@ class BlockLosses(Losses):
 def train_student(
     student: Transformer,
     teacher: Transformer | None,
-    batches: Any,
+    batches: Batches,
     objective: objectives.Objective,
     training: Training,
     *,
@@ -133,7 +134,7 @@ def remember_teacher(
     run: Run,
     teacher: Transformer,
     data: Corpus,
-    batches: Any,
+    batches: Batches,
     steps: int,
     training: Training,
     *,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InputError
@@ -22,11 +22,11 @@ from secateur.vocabulary import Budget, Selection, Training
 
 __all__ = ["Ask", "ask_logits", "ask_teacher", "check_scoring", "count_classes", "score_by_training", "select_examples"]
 
-Ask = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+Ask = Callable[[nn.Module, Batch], Tensor]
 """(network, batch) -> logits [B, C]."""
 
 
-def ask_logits(inputs: Example, network: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def ask_logits(inputs: Example, network: nn.Module, batch: Batch) -> Tensor:
     """The logits [B, C] of a batch, whose inputs are given as `inputs` are; with these, an `Ask`."""
     return objectives.logits(inputs.ask(network, batch["inputs"]))
 

@@ -50,7 +50,7 @@ _OF_GRADIENTS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
 
 def prune(
     model: nn.Module,
-    example_inputs: Any,
+    example_inputs: object,
     budget: Budget | str = "channels=50%",
     score: str | Score = "magnitude",
     *,
@@ -182,7 +182,7 @@ def make_scorer(
 
 
 def _resolve_score(
-    score: str, given: Sequence[Any] | None, loss: Loss | None, seed: int
+    score: str, given: Sequence[object] | None, loss: Loss | None, seed: int
 ) -> Callable[[Traced], Mapping[str, Tensor]]:
     if score == "random":
         return lambda subject: random.scores(subject.units(), seed)
@@ -205,7 +205,7 @@ def _resolve_score(
     )
 
 
-def _call_score(score: Score, given: Sequence[Any] | None, subject: Traced) -> Mapping[str, Tensor]:
+def _call_score(score: Score, given: Sequence[object] | None, subject: Traced) -> Mapping[str, Tensor]:
     """What a function of the user's gives, if it is a mapping to numbers; how many, the selection looks at."""
     found = score(subject, *(() if given is None else (given,)))
     name = getattr(score, "__name__", type(score).__name__)
@@ -223,7 +223,7 @@ def _call_score(score: Score, given: Sequence[Any] | None, subject: Traced) -> M
     return found
 
 
-def _ask_batch(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) -> Any:
+def _ask_batch(batches: Sequence[Any], ask: Callable[[Any], object], batch: Any) -> object:
     """`ask(batch)`, and which batch it is that fails."""
     try:
         return ask(batch)
@@ -239,7 +239,7 @@ def _ask_batch(batches: Sequence[Any], ask: Callable[[Any], Any], batch: Any) ->
         ) from error
 
 
-def _call_model(model: nn.Module, batch: Any) -> Any:
+def _call_model(model: nn.Module, batch: Any) -> object:
     example = Example.of(batch)
     return model(*example.args, **example.kwargs)
 

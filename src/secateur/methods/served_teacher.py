@@ -10,14 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from secateur._utils.batches import Batch, Batches
+from secateur._utils.tokenizers import Tokenizer
 from secateur.clients.chat import Scored, Server
 from secateur.errors import InputError, ServerError
 from secateur.recover.distillation import teachers
-from secateur.recover.distillation.teachers import Batch, Likeliest, TopK
+from secateur.recover.distillation.teachers import Likeliest, TopK
 
 __all__ = ["Names", "cache_served", "check_tokens", "likeliest"]
 
@@ -30,7 +31,7 @@ _SLACK = 1e-3
 class Names:
     """Which tokens of a tokenizer a string may stand for: servers write tokens in several ways."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         vocabulary = tokenizer.get_vocab()
         said = tokenizer.batch_decode([[number] for number in vocabulary.values()])
         self._ids: dict[str, set[int]] = {}
@@ -50,7 +51,7 @@ class Names:
         return number in self.ids(name) or "\ufffd" in name or name.startswith("bytes:")
 
 
-def check_tokens(server: Server, tokenizer: Any, names: Names | None = None) -> None:
+def check_tokens(server: Server, tokenizer: Tokenizer, names: Names | None = None) -> None:
     """Raise `InputError` where the server splits a probe text into other tokens than the student's tokenizer."""
     names = names or Names(tokenizer)
     found = server.score(teachers.PROBE, 1).tokens
@@ -106,11 +107,11 @@ def _row(top: Mapping[str, float], names: Names, k: int) -> tuple[list[float], l
 def cache_served(
     folder: str | Path,
     server: Server,
-    tokenizer: Any,
-    batches: Any,
+    tokenizer: Tokenizer,
+    batches: Batches,
     count: int,
     *,
-    key: Mapping[str, Any],
+    key: Mapping[str, object],
     k: int = 20,
     at_once: int = 4,
     shard: int = 32,

@@ -20,6 +20,7 @@ from typing import Any
 
 from secateur._utils import entry_points
 from secateur.errors import UnknownRecipeError
+from secateur.vocabulary import Result
 
 __all__ = [
     "Option",
@@ -74,14 +75,14 @@ def cards() -> dict[str, dict[str, str]]:
 
 
 @functools.lru_cache
-def find(name: str) -> Callable[..., Iterator[Any]]:
+def find(name: str) -> Callable[..., Iterator[Result]]:
     """The recipe function called `name`.
 
     Raises:
         UnknownRecipeError: no such recipe; names the nearest.
     """
     place = _locate(name)
-    function: Callable[..., Iterator[Any]] = getattr(importlib.import_module(place.module), place.function)
+    function: Callable[..., Iterator[Result]] = getattr(importlib.import_module(place.module), place.function)
     return function
 
 

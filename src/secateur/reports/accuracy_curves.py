@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.integrate import trapezoid
@@ -196,7 +195,7 @@ class Curve:
             "over labels alone in points, paired over seeds.",
         )  # fmt: skip
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, object]:
         return {
             "accuracy": [
                 {"rule": rule, "share": share, "alpha": alpha, "by_seed": self.accuracies[rule, share, alpha],
@@ -216,7 +215,7 @@ class Curve:
             **(self._figures_of_teachers() if self.others else {}),
         }  # fmt: skip
 
-    def _figures_of_teachers(self) -> dict[str, Any]:
+    def _figures_of_teachers(self) -> dict[str, object]:
         cells = [(rule, f, alpha) for rule in self.rules for f in self.shares for alpha in self.alphas if alpha]
         return {
             "teachers": [

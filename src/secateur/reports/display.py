@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -206,7 +206,7 @@ def change(name: str, before: Figure | float | None, after: Figure | float | Non
     return f"{share:+.1f}{NO_BREAK}%".replace("-", "−") if abs(share) >= 0.05 else f"0{NO_BREAK}%"
 
 
-def fill_template(template: str, **values: Any) -> str:
+def fill_template(template: str, **values: object) -> str:
     """The HTML that a template beside this file makes of `values`; all of them are escaped but what is marked safe."""
     loader = FileSystemLoader(Path(__file__).parent)
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

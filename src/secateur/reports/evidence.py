@@ -60,7 +60,7 @@ def read(path: str | Path) -> list[Evidence]:
         raise RunError(f"{path} is damaged and can't be read: delete it and run the same command again") from error
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """JSON's own types only. Infinity and NaN, which strict readers refuse, become {"float": "inf"}."""
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
@@ -73,7 +73,7 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | float | bool) else str(value)
 
 
-def _lively(value: Any) -> Any:
+def _lively(value: object) -> Any:
     """The inverse of `plain` for floats."""
     if isinstance(value, dict):
         if set(value) == {"float"}:

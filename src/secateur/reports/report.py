@@ -86,7 +86,7 @@ def _model(result: Evidence) -> str:
     return PurePath(str(model)).name if model else ""
 
 
-def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[str, Any]:
+def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[str, object]:
     verdict = _verdict(result)
     code = load if isinstance(load, str) else load.get(result.target, "")
     return {
@@ -107,7 +107,7 @@ def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[s
 # ------------------------------------------------------------------------------------------------------ in words
 
 
-def _verdict(result: Evidence) -> dict[str, Any]:
+def _verdict(result: Evidence) -> dict[str, object]:
     """State, its word, the headline, and warnings; a failure is worded as one whatever else went well."""
     judged = evidence.judge(result)
     state, _, why = (part.strip() for part in judged.partition(":"))
@@ -161,7 +161,7 @@ def _lead(result: Evidence) -> str:
     return f"{words} and recovered it by {trained} steps of training." if trained else f"{words}."
 
 
-def _together(views: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _together(views: Sequence[dict[str, Any]]) -> dict[str, object]:
     states = [view["verdict"]["state"] for view in views]
     state = next(state for state in ("failed", "missed", "open", "met") if state in states)
     met, all_ = states.count("met"), len(states)
@@ -244,7 +244,7 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
-def _measures(result: Evidence) -> list[dict[str, Any]]:
+def _measures(result: Evidence) -> list[dict[str, object]]:
     """Before, after, change, each stage and each baseline: every measure that was taken."""
     after = {**result.after, **result.measured}
     others = [*result.stages.values(), *result.baselines.values()]
@@ -261,7 +261,7 @@ def _measures(result: Evidence) -> list[dict[str, Any]]:
     ]
 
 
-def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> dict[str, object]:
     names = display.order(name for result in results for name in [*result.after, *result.measured])
     size = "weights" if all(map(_sparse, results)) else "params"
     chosen = [n for n in names if display.measure(n).role == "quality" or n in ("speedup", size, "tokens")][:5]
@@ -278,7 +278,7 @@ def _overview(results: Sequence[Evidence], views: Sequence[dict[str, Any]]) -> d
     return {"labels": [display.measure(name).label for name in chosen], "rows": rows}
 
 
-def _cut(cut: Cut | None) -> dict[str, Any] | None:
+def _cut(cut: Cut | None) -> dict[str, object] | None:
     if cut is None:
         return None
     rows = [(site, *map(display.thousands, (count - gone, gone, count))) for site, (gone, count) in cut.removed.items()]
@@ -319,7 +319,7 @@ def _cut_words(cut: Cut) -> str:
     return "; ".join(parts[:6]) + "."
 
 
-def _recovery(recovery: Recovery | None, name: str) -> dict[str, Any] | None:
+def _recovery(recovery: Recovery | None, name: str) -> dict[str, object] | None:
     if recovery is None or (recovery.steps == 0 and not recovery.losses):
         return None
     facts = [("Steps", display.thousands(recovery.steps))]
@@ -343,7 +343,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _flat(mapping: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
+def _flat(mapping: Mapping[str, object], above: str = "") -> list[tuple[str, str]]:
     """Nested settings as one list of words and values."""
     rows: list[tuple[str, str]] = []
     for key, value in mapping.items():

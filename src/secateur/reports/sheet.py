@@ -88,7 +88,12 @@ def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> st
 
 
 def write(
-    folder: str | Path, sheet: Sheet, settings: Mapping[str, Any], *, environment: Mapping[str, Any], run_yaml: str = ""
+    folder: str | Path,
+    sheet: Sheet,
+    settings: Mapping[str, object],
+    *,
+    environment: Mapping[str, object],
+    run_yaml: str = "",
 ) -> None:
     """Write study.json and study.html into `folder`, each whole or not at all."""
     document = {

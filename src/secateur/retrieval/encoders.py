@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 
 from secateur._utils import http
+from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
 
@@ -38,7 +39,7 @@ Count: TypeAlias = Callable[[Sequence[str]], Sequence[int]]
 class Encoder(Protocol):
     """What sentence-transformers' models have and we use: texts -> vectors [texts, d]."""
 
-    def encode(self, sentences: list[str], **options: Any) -> Any:
+    def encode(self, sentences: list[str], **options: object) -> np.ndarray:
         """The vectors of `sentences`."""
         ...
 
@@ -91,7 +92,7 @@ def checkpoint_of(source: str | Encoder | Embed) -> str:
     return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
-def _encode(model: Any, texts: Sequence[str]) -> np.ndarray:
+def _encode(model: Encoder, texts: Sequence[str]) -> np.ndarray:
     if not len(texts):
         return np.zeros((0, 1), dtype=np.float32)
     found = model.encode(list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False)
@@ -158,20 +159,21 @@ def _encode_new(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, te
     return np.stack([found[text] for text in texts]) if len(texts) else np.asarray(embed([]))
 
 
-def tokenizer(source: Any) -> Any:
+def tokenizer(source: object) -> Any:
     """A tokenizer of transformers, from a folder or a Hub id; anything else is taken as one."""
     return _tokenizer(source) if isinstance(source, str) else source
 
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(name: str) -> Any:
+def _tokenizer(name: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
     with opening("tokenizer", name):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        found: Tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    return found
 
 
-def counter(source: Any) -> Count:
+def counter(source: object) -> Count:
     """From texts to how many tokens each has for a reader, without those that begin and end a sequence.
 
     A text is counted once: what the last texts had is remembered, for whoever holds this counter.

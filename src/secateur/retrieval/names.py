@@ -11,21 +11,19 @@ import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from secateur._utils.disk import cache_folder, writing
 from secateur.errors import DataError, InputError
+from secateur.retrieval.encoders import Embed
 
 __all__ = ["COMMON", "Match", "Mention", "Names", "phrases"]
-
-Embed: TypeAlias = Callable[[Sequence[str]], np.ndarray]
-"""Texts -> vectors [texts, d]."""
 
 _COMMON = (
     "a about all also an and any are as at be been but by can could did do does for from had has have he her his how i "

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,12 @@ from torch import Tensor, nn
 
 from secateur._utils import http, threads, workers
 from secateur._utils.modes import evaluating, move_to_device
+from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "Block",
@@ -102,7 +106,13 @@ class Reranker(nn.Module):
     The score is the classifier's own, so that a reranker which gets the second head goes on ranking as it did.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, keep: nn.Linear | None = None, settings: Settings | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        keep: nn.Linear | None = None,
+        settings: Settings | None = None,
+    ):
         super().__init__()
         if getattr(model.config, "num_labels", 1) != 1:
             raise ModelError(f"this classifier has {model.config.num_labels} classes: a reranker has one, its score")
@@ -140,7 +150,7 @@ class Reranker(nn.Module):
         states: list[Tensor] = []  # classifiers do not agree on which of their hidden states is the last
         mine = get_ident()
 
-        def hear(module: nn.Module, given: Any, out: Any) -> None:
+        def hear(module: nn.Module, given: object, out: Any) -> None:
             if get_ident() == mine:  # hooks of other threads hear this one, too
                 states.append(out[0])
 
@@ -273,7 +283,7 @@ class Reranker(nn.Module):
             save_file(head, Path(folder) / HEAD)
 
 
-def _drop_out(model: Any, states: Tensor) -> Tensor:
+def _drop_out(model: PreTrainedModel, states: Tensor) -> Tensor:
     """Hidden states as the second head takes them: with the dropout of the first, in training."""
     rates = [getattr(model.config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob")]
     rate = next((float(rate) for rate in rates if rate is not None), 0.0)

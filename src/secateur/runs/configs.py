@@ -15,7 +15,7 @@ from secateur.runs import keywords
 
 __all__ = ["options", "read"]
 
-RECORDED = ("command", "counts", "versions")
+RECORDED = ("class_names", "command", "counts", "split", "versions")
 """What a run.yaml holds beside settings, and hashes: `*_sha256`."""
 
 _MOST, _MANY = 2**20, 10_000
@@ -25,8 +25,8 @@ _MOST, _MANY = 2**20, 10_000
 def read(
     path: str | Path,
     command: str,
-    function: Callable[..., Any],
-    given: Mapping[str, Any] | None = None,
+    function: Callable[..., object],
+    given: Mapping[str, object] | None = None,
     *,
     more: Callable[[str], Collection[str]] | None = None,
     key: str = "recipe",
@@ -67,7 +67,7 @@ def read(
     return {**found, **given}
 
 
-def options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def options(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, Any]:
     """`given`, with what goes by keyword as `function` annotates it: a file may hold anything."""
     own = {name: value for name, value in given.items() if name in keywords.of(function)}
     checked = keywords.check_options(function, own)
@@ -92,7 +92,7 @@ def _values(path: Path) -> dict[str, Any]:
     return values
 
 
-def _swollen(values: Any) -> bool:
+def _swollen(values: object) -> bool:
     """Whether it holds more than `_MANY` values: a few lines of aliases stand for billions, or for themselves."""
     waiting, seen = [values], 0
     while waiting and seen <= _MANY:
@@ -104,18 +104,18 @@ def _swollen(values: Any) -> bool:
     return seen > _MANY
 
 
-def _command(values: Mapping[str, Any], of_recipes: str) -> str:
+def _command(values: Mapping[str, object], of_recipes: str) -> str:
     """The command that the file is of, where it tells; one of recipes where it names a recipe and nothing else."""
     if values.get("recipe") in ("distill", "prune"):
         return str(values["recipe"])
     return str(values.get("command") or (of_recipes if "recipe" in values else ""))
 
 
-def _is_recorded(key: Any) -> bool:
+def _is_recorded(key: object) -> bool:
     return key in RECORDED or str(key).endswith("_sha256")
 
 
-def _check(path: str | Path, key: str, value: Any) -> None:
+def _check(path: str | Path, key: str, value: object) -> None:
     """Refuse what stands where a name, or several, belong: it would be looked for as a file."""
     one = key in ("recipe", "study", "model", "student", "data", "held_out", "text", "label", "out",
                   "in", "page", "question")  # fmt: skip

@@ -116,7 +116,7 @@ class Job:
         with suppress(InfeasibleError):  # a share of a page of one word
             self.prune(self.reader.open_trial(), "word", Meter(most_calls=0))
 
-    def prune(self, subject: Any, question: object, meter: Meter) -> Pruned:
+    def prune(self, subject: object, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""
         question, run = _check_question(question), Transient()
         options = self.pack(self.servers.with_llm(self.options, meter))
@@ -212,7 +212,7 @@ class Pruner:
     """
 
     def __init__(
-        self, recipe: str, budget: str | Budget, *, strict: bool = False, titled: bool = False, **options: Any
+        self, recipe: str, budget: str | Budget, *, strict: bool = False, titled: bool = False, **options: object
     ) -> None:
         self.recipe, self.strict = recipe, strict
         self._job = Job.of(recipe, budget, options)
@@ -263,7 +263,9 @@ def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> lis
     return [title if isinstance(title, str) and title.strip() else None for title in titles]
 
 
-def estimate_context(recipe: str, documents: Document, question: str, budget: str | Budget, **options: Any) -> Estimate:
+def estimate_context(
+    recipe: str, documents: Document, question: str, budget: str | Budget, **options: object
+) -> Estimate:
     """What `prune_context` would come to for what it would cut, which is cut for it; nothing is written."""
     job = Job.of(recipe, budget, options, documents)
     subject = job.open(documents)
@@ -310,7 +312,7 @@ def record(
     found: Pruned,
     *,
     files: Sequence[str],
-    **options: Any,
+    **options: object,
 ) -> None:
     """Leave beside `out`, where `found` was written, what `prune_context` was called with; `files` hold the documents.
 

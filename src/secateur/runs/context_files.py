@@ -282,7 +282,7 @@ def _prune_row(job: Job, graph: str, where: str, row: Mapping[str, object], mete
     return job.prune(job.reader.open_documents(documents, titles), row.get("question"), meter)
 
 
-def parse_line(text: str) -> dict[str, Any]:
+def parse_line(text: str) -> dict[str, object]:
     """The fields of a line."""
     try:
         row = json.loads(text)

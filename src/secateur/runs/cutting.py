@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils import plugins
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -80,7 +81,7 @@ def prune(
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `secateur.run` with after `prune`: the settings in a YAML file, where `given` says nothing else.
 
     Raises `InputError` where the file, a key in it or a value can't be used.
@@ -113,7 +114,7 @@ def _make_score(
     return pruning.make_scorer(score, batches, partial(_box_loss if data.targets else _class_loss, subject), seed)
 
 
-def _class_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+def _class_loss(subject: Traced, model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the classes."""
     return functional.cross_entropy(objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"])
 

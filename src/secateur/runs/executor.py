@@ -50,7 +50,7 @@ def run(
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
     *,
-    inputs: Any = None,
+    inputs: object = None,
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
@@ -127,7 +127,7 @@ def results(
     budget: str | Budget | Sequence[str | Budget],
     out: str | Path,
     *,
-    inputs: Any = None,
+    inputs: object = None,
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
@@ -206,7 +206,7 @@ def results(
     if dry_run:
         yield from job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
         return
-    record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=_defaults(function))
+    record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=keywords.defaults(function))
     with record as directory, with_threads(place):
         yield from job.execute(directory, about)
 
@@ -359,11 +359,7 @@ def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend |
 
 def options(recipe: str | Recipe) -> dict[str, Any]:
     """A recipe's options and their default values."""
-    return _defaults(recipes.find(recipe) if isinstance(recipe, str) else recipe)
-
-
-def _defaults(function: Recipe) -> dict[str, Any]:
-    return keywords.flat(function, {name: parameter.default for name, parameter in keywords.of(function).items()})
+    return keywords.defaults(recipes.find(recipe) if isinstance(recipe, str) else recipe)
 
 
 def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:

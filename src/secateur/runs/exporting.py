@@ -73,7 +73,7 @@ def export(
     return target, notes
 
 
-def _open(folder: str | Path, to: str, *, stream: bool = False) -> Any:
+def _open(folder: str | Path, to: str, *, stream: bool = False) -> object:
     """What is in `folder`: a subject, or the program of a network, which can be written as ONNX only."""
     if stream:
         return open_streamed(folder)
@@ -85,7 +85,7 @@ def _open(folder: str | Path, to: str, *, stream: bool = False) -> Any:
 
 
 def write(
-    subject: Transformer | Any, folder: Path, to: str, data: Any = None, bound: float | None = None
+    subject: Transformer | Any, folder: Path, to: str, data: Data = None, bound: float | None = None
 ) -> tuple[str, ...]:
     """Write `subject` into `folder`, in the form `to`; returns notes. See `export`.
 
@@ -115,7 +115,7 @@ def _write_masks(subject: Transformer, folder: Path) -> tuple[str, ...]:
     return (f"{len(weights)} matrices, {display.number('zeros', share)} of their weights zero",)
 
 
-def _write_quantised(subject: Transformer, folder: Path, to: str, data: Any, bound: float) -> tuple[str, ...]:
+def _write_quantised(subject: Transformer, folder: Path, to: str, data: Data, bound: float) -> tuple[str, ...]:
     """Quantise a copy, write it, read it reopened, and compare all three."""
     bits = _bits(to)
     kinds, left = _choose_matrices(subject, bits)
@@ -260,7 +260,7 @@ def _check_outputs(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: flo
     return (f"outputs are off by {error:.2g} of their norm{limit}", *zeros)
 
 
-def _describe_quality(original: Transformer, student: Transformer, data: Any) -> str:
+def _describe_quality(original: Transformer, student: Transformer, data: Data) -> str:
     """What is measured of both on `data`, in one line."""
     backend = Language()
     corpus = backend.fit_data(backend.read(data), original)

@@ -115,7 +115,7 @@ def _share(units: Units, name: str) -> dict[str, float]:
     return {measure: 1.0 - without.get(measure, 0.0) / total for measure, total in units.cost().items() if total}
 
 
-def _list_sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
+def _list_sites(subject: Traced, units: Units) -> list[dict[str, object]]:
     return [
         {
             "name": name,
@@ -130,14 +130,14 @@ def _list_sites(subject: Traced, units: Units) -> list[dict[str, Any]]:
     ]
 
 
-def _list_reasons(subject: Traced) -> list[dict[str, Any]]:
+def _list_reasons(subject: Traced) -> list[dict[str, object]]:
     axes_by_reason: dict[str, list[str]] = {}
     for axis, reason in subject.reasons.items():
         axes_by_reason.setdefault(reason, []).append(axis)
     return [{"reason": reason, "axes": axes} for reason, axes in axes_by_reason.items()]
 
 
-def _list_segments(subject: Traced, selection: Selection) -> list[dict[str, Any]]:
+def _list_segments(subject: Traced, selection: Selection) -> list[dict[str, object]]:
     """Chains of operators that can be erased whole, why the others can't, and why those go that do."""
     graph = subject.graph
     erasure = subject.erasure(selection) if SITE in selection.keep else None
@@ -159,7 +159,7 @@ def _why_it_goes(name: str, removed: Collection[str], dead: Collection[str]) -> 
     return "only erased parts take its results" if name in dead else ""
 
 
-def _check_alone(budget: Budget, **given: tuple[Any, Any]) -> None:
+def _check_alone(budget: Budget, **given: tuple[object, object]) -> None:
     """Refuse options of cuts of channels where segments are to go."""
     others = [name for name, (value, default) in given.items() if value != default]
     if others or len(budget.limits) > 1 or budget.pattern:

@@ -8,7 +8,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import annotated_types
 from pydantic import ConfigDict, ValidationError, create_model
@@ -17,16 +17,18 @@ from secateur.errors import InputError
 from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
-__all__ = ["call", "check_options", "check_seed", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = ["call", "check_options", "check_seed", "defaults", "fitting", "flat", "names", "of", "pack", "spares"]
+
+T = TypeVar("T")
 
 
-def of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+def of(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Name -> parameter, of what can be given by keyword alone."""
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
+def _groups(function: Callable[..., object]) -> dict[str, dict[str, str]]:
     """Parameter -> {flag: field} of the options that are one frozen value, such as `training`.
 
     Its fields are options of their own, but of `Training` only those that its default sets. `batch` of `Training` is
@@ -45,7 +47,7 @@ def _groups(function: Callable[..., Any]) -> dict[str, dict[str, str]]:
     }
 
 
-def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """`options` as flags and run.yaml name them: what is one value in the signature is its fields here.
 
     Fields of `training` that are no flag stand in one text, as `--training` takes them.
@@ -62,19 +64,24 @@ def flat(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def names(function: Callable[..., Any]) -> list[str]:
+def defaults(function: Callable[..., object]) -> dict[str, Any]:
+    """All options by name, as flags and run.yaml have them, and their defaults."""
+    return flat(function, {name: parameter.default for name, parameter in of(function).items()})
+
+
+def names(function: Callable[..., object]) -> list[str]:
     """The names of all options, as flags and run.yaml have them."""
-    return list(flat(function, {name: parameter.default for name, parameter in of(function).items()}))
+    return list(defaults(function))
 
 
-def _format_value(value: Any) -> str:
+def _format_value(value: object) -> str:
     if value == math.inf:
         return "none"
     return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def fitting(
-    function: Callable[..., Any], given: Mapping[str, Any], optional: Collection[str], **shared: Any
+    function: Callable[..., object], given: Mapping[str, object], optional: Collection[str], **shared: object
 ) -> dict[str, Any]:
     """`given` and `shared`, without those of `optional` and `shared` that the recipe does not have."""
     known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags)}
@@ -82,12 +89,12 @@ def fitting(
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
 
-def spares(function: Callable[..., Any], name: str) -> bool:
+def spares(function: Callable[..., object], name: str) -> bool:
     """Whether the parameter `name` may be None."""
     return type(None) in typing.get_args(typing.get_type_hints(function).get(name))
 
 
-def check_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, Any]:
     """All options: `given` ones checked against the annotations, the others at their defaults.
 
     Raises `InputError` for an option that is unknown, missing or of another kind, and for a number that is not finite:
@@ -115,12 +122,12 @@ def check_options(function: Callable[..., Any], given: Mapping[str, Any]) -> dic
     return {name: values[name] for name in keywords}
 
 
-def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def call(function: Callable[..., T], *arguments: object, **options: object) -> T:
     """`function` called with options by flag, checked."""
     return function(*arguments, **check_options(function, options))
 
 
-def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def pack(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """Options by flag as the keywords of a call: the inverse of `flat`."""
     values, keywords = dict(options), of(function)
     for name, flags in _groups(function).items():
@@ -129,7 +136,7 @@ def pack(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, 
     return values
 
 
-def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> Any:
+def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> object:
     """The value of an option that is one frozen value: its fields by flag, and what was given for it as a whole."""
     value = dataclasses.replace(default, **own)
     if isinstance(value, Training):

@@ -134,7 +134,7 @@ class Reference:
         verdict = evidence.judge(row, tolerance=TOLERANCE)
         return replace(row, verdict=verdict or "missed: could not be measured, see the notes")
 
-    def _quality(self, student: Subject, data: Any) -> tuple[Row, Row, Row]:
+    def _quality(self, student: Subject, data: Data) -> tuple[Row, Row, Row]:
         """As `Backend.compare`, on the device of the environment."""
         original, student = (self.backend.place(each, self.environment) for each in (self.original, student))
         with self.environment.active():
@@ -323,7 +323,7 @@ def measure(
     environment = backend.environment(subject, batch, length, threads, device)
     backend.check(subject, {"length": environment.length})
 
-    def run_tasks(one: Any) -> Row:
+    def run_tasks(one: object) -> Row:
         return backend.run_tasks(one, tasks, task_folder, limit) if tasks else {}
 
     if tasks:
@@ -345,7 +345,7 @@ def measure(
     return rows | {"model": rows["model"] | run_tasks(subject)}
 
 
-def _alone(backend: AnyBackend, subject: Any, corpus: Any, environment: latency.Environment) -> Row:
+def _alone(backend: AnyBackend, subject: object, corpus: object, environment: latency.Environment) -> Row:
     """Sizes, time, memory and quality of one subject."""
     example = backend.make_example(subject, environment)
     row = backend.sizes(subject, example)

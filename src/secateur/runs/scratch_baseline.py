@@ -24,7 +24,7 @@ from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
 from secateur.reports import evidence
 from secateur.runs import backends, executor, keywords, measuring
-from secateur.runs.backends import Source
+from secateur.runs.backends import Data, Source
 from secateur.runs.backends.network import Network
 from secateur.score import random
 from secateur.select import ranking
@@ -44,14 +44,14 @@ Subject = TypeVar("Subject", Traced, Transformer)
 def add(
     out: str | Path,
     model: Source,
-    data: Any,
+    data: Data,
     mode: str = "both",
     *,
     chance: bool = True,
     epochs: int | None = None,
     lr: float | None = None,
     cap: float | None = None,
-    held_out: Any = None,
+    held_out: Data = None,
 ) -> list[Evidence]:
     """Train the control arms of each result in the run directory `out`, and add them to its evidence.
 
@@ -99,7 +99,7 @@ def add(
 
 def check(
     recipe: str,
-    data: Any,
+    data: Data,
     options: Mapping[str, Any],
     *,
     epochs: int | None = None,

@@ -66,7 +66,7 @@ class Servers:
         calls, tokens = self.calls or None, self.tokens or None
         return Meter(calls, tokens) if ledger is None else Ledger(calls, tokens, path=ledger)
 
-    def with_llm(self, options: Mapping[str, Any], meter: Meter) -> dict[str, Any]:
+    def with_llm(self, options: Mapping[str, object], meter: Meter) -> dict[str, Any]:
         """A recipe's options with the language model opened that they name, counted by `meter` too."""
         source = options.get("llm")
         return {**options, "llm": chat.with_meter(self.open_llm(options), meter)} if source else dict(options)
@@ -78,7 +78,7 @@ class Servers:
             _open_server(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
         )
 
-    def open_graph(self, graph: Any) -> Any:
+    def open_graph(self, graph: Any) -> object:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""
         if http.is_address(graph):
             return _open_endpoint(graph, self.graph, self.language)
@@ -155,7 +155,7 @@ def servers(
 
 
 def split_options(
-    function: Callable[..., Any], options: Mapping[str, Any], graph: object = ""
+    function: Callable[..., object], options: Mapping[str, object], graph: object = ""
 ) -> tuple[Servers, dict[str, Any]]:
     """The options that say how servers are asked, and those of the recipe, which may ask a language model.
 

@@ -19,7 +19,7 @@ from secateur.subjects.dataset.examples import INDEX, PACKED, ExampleSet
 __all__ = ["is_index", "read_index"]
 
 
-def is_index(data: Any) -> bool:
+def is_index(data: object) -> bool:
     """Whether `data` is an `ExampleSet`, an index file or its folder, or the folder of a run with several."""
     if isinstance(data, ExampleSet):
         return True
@@ -86,7 +86,7 @@ def _index_folders(data: str | Path) -> list[Path]:
     return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
 
 
-def _read_settings(settings: Path | None) -> dict[str, Any]:
+def _read_settings(settings: Path | None) -> dict[str, object]:
     """What a run's settings say; nothing where there are none to be read."""
     try:
         found = yaml.safe_load(settings.read_text("utf-8")) if settings else None

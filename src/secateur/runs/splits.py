@@ -78,7 +78,7 @@ def read(
     *,
     text: str = "text",
     label: str = "label",
-    sizes: Any = None,
+    sizes: str | Sequence[float | str] | None = None,
     transform: Any = None,
     size: Any = None,
     workers: int | None = None,
@@ -135,7 +135,7 @@ def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
     return replace(data, sizes=sizes)
 
 
-def box_size_notes(held_out: Any, figures: Collection[str]) -> list[str]:
+def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     """What is to be said of how these `figures` were measured: which boxes were small, and which large."""
     if not isinstance(held_out, Examples) or not any(name.startswith("mAP_") for name in figures):
         return []
@@ -197,7 +197,7 @@ def columns(
     return found
 
 
-def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject: Any, *, seed: int) -> Parts:
+def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject: object, *, seed: int) -> Parts:
     """All of `data` and `held_out`, or if that is None two parts of `data`, drawn by the seed; both have been read.
 
     Raises `DataError` for what the subject can't take, held-out data by which it can't be judged, and too little data.
@@ -243,22 +243,28 @@ def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False
     )
 
 
-def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, str]:
-    """Where each of what was given, and read, was found, or else what it calls itself; without what was not given."""
-    return {
+def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, Any]:
+    """Where each of what was given, and read, was found, or else what it calls itself; without what was not given.
+
+    Beside them "class_names", where examples have any.
+    """
+    names: dict[str, Any] = {
         name: str(source) if isinstance(source, str | Path) else str(found.name)
         for name, (source, found) in given.items()
         if found is not None
     }
+    classes = next((found.classes for _, found in given.values() if isinstance(found, Examples)), ())
+    return {**names, "class_names": list(classes)} if classes else names
 
 
 def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     """Held-out examples with the classes numbered as in `data`, where it names all of theirs."""
     if not isinstance(data, Examples) or not isinstance(judged, Examples) or judged.labels is None:
         return judged
-    if data.classes == judged.classes or not judged.classes or not set(judged.classes) <= set(data.classes):
+    names = judged.classes
+    if data.classes == names or not set(names) <= set(data.classes) or int(judged.labels.max()) >= len(names):
         return judged
-    number = torch.tensor([data.classes.index(name) for name in judged.classes])
+    number = torch.tensor([data.classes.index(name) for name in names])
     return replace(judged, labels=number[judged.labels], classes=data.classes)
 
 

@@ -77,7 +77,7 @@ def activation(
     hooks, ran = [], 0
     for site, module in layers.items():
 
-        def note(one: nn.Module, args: Any, kwargs: Any, site: str = site) -> None:
+        def note(one: nn.Module, args: tuple[Any, ...], kwargs: Any, site: str = site) -> None:
             states, chosen = (*args, *kwargs.values())[:2]
             look(site, one, states, chosen)
 

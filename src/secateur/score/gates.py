@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from secateur.errors import DataError, InputError
 
 __all__ = ["agreement", "collect", "frequency", "unanimous"]
 
+B = TypeVar("B")
 
-def collect(decide: Callable[[Any], Mapping[str, Tensor]], batches: Iterable[Any]) -> dict[str, Tensor]:
+
+def collect(decide: Callable[[B], Mapping[str, Tensor]], batches: Iterable[B]) -> dict[str, Tensor]:
     """Place -> the decisions [N, units], booleans, for every example of `batches`.
 
     decide: batch -> place -> [B, units], what the gates gave in a forward pass, in evaluation mode: dropout and

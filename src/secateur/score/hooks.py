@@ -37,10 +37,15 @@ def observe(model: nn.Module, places: Mapping[tuple[str, Side], Callable[[Tensor
         for (path, side), look in places.items():
             module = module_at(model, path)
 
-            def on_input(_: nn.Module, args: Any, kwargs: Any, look: Callable[[Tensor], object] = look) -> None:
+            def on_input(
+                _: nn.Module,
+                args: tuple[object, ...],
+                kwargs: Mapping[str, object],
+                look: Callable[[Tensor], object] = look,
+            ) -> None:
                 look(_tensor(args if args else tuple(kwargs.values())))
 
-            def on_output(_: nn.Module, args: Any, output: Any, look: Callable[[Tensor], object] = look) -> None:
+            def on_output(_: nn.Module, args: object, output: object, look: Callable[[Tensor], object] = look) -> None:
                 look(_tensor(output))
 
             if side not in ("input", "output"):
@@ -116,7 +121,7 @@ def finite(name: str, values: Tensor) -> Tensor:
     return values
 
 
-def _tensor(value: Any) -> Tensor:
+def _tensor(value: object) -> Tensor:
     """The first tensor of what a module was given or returned."""
     if isinstance(value, Tensor):
         return value

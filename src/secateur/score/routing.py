@@ -75,14 +75,14 @@ def collect(
     with evaluating(model), torch.no_grad(), ExitStack() as stack:
         for one in sums.values():
 
-            def look(_: nn.Module, args: Any, kwargs: Any, one: _Sums = one) -> None:
+            def look(_: nn.Module, args: tuple[Any, ...], kwargs: Any, one: _Sums = one) -> None:
                 states, experts, shares = (*args, *kwargs.values())[:3]
                 one.add(states, experts, shares, mask)
 
             stack.callback(one.module.register_forward_pre_hook(look, with_kwargs=True).remove)
         for path, router in (routers or {}).items():
 
-            def note(router: Any, _: Any, output: Any, one: _Sums = sums[path]) -> None:
+            def note(router: Any, _: object, output: Any, one: _Sums = sums[path]) -> None:
                 one.weigh(probabilities(router, output[0]), mask)
 
             stack.callback(router.register_forward_hook(note).remove)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ def as_numpy(array: Array, dtype: npt.DTypeLike | None = np.float64) -> np.ndarr
     return np.asarray(array, dtype=dtype)
 
 
-def mask_like(mask: np.ndarray, array: Array) -> Any:
+def mask_like(mask: np.ndarray, array: Array) -> Array:
     """The boolean `mask` in the library, and on the device, of `array`."""
     if not hasattr(array, "detach"):
         return mask
@@ -29,7 +28,7 @@ def mask_like(mask: np.ndarray, array: Array) -> Any:
     return torch.as_tensor(mask, dtype=torch.bool, device=array.device)
 
 
-def small_integers(mask: Any, most: int) -> Any:
+def small_integers(mask: Array, most: int) -> Array:
     """Booleans as 0 and 1, in their own library and on their device, of a type that counts to `most` and no further."""
     if most > 255:
         return mask * 1

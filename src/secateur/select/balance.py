@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from secateur.vocabulary import Array, Budget, Selection, Units
 __all__ = ["by_budget", "within"]
 
 
-def within(scores: Array, group: Array) -> Any:
+def within(scores: Array, group: Array) -> Array:
     """[count]: 1 - (t - 1/2) / n of the t-th best of the n units of its group (t from 1), for `ranking` to go by.
 
     A ranking by these keeps round(f n) of every group, for one f that fits the budget: Webster's method, whose

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 from secateur.errors import InputError, NumericalError
 from secateur.select.arrays import small_integers
+from secateur.vocabulary import Array
 
 __all__ = ["n_of_m"]
 
 
-def n_of_m(scores: Any, n: int, m: int, dim: int = -1) -> Any:
+def n_of_m(scores: Array, n: int, m: int, dim: int = -1) -> Array:
     """A mask that keeps the `n` best of every `m` consecutive entries along `dim`. NumPy or torch, on its device.
 
     scores: any shape [..., d, ...]; returns booleans of that shape, exactly n True in each full run of m, ties to

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -234,7 +234,7 @@ def _removal_order(sites: Sequence[Site], chains: Sequence[_Chain], scope: Scope
     return owner[rank[np.argsort(share[rank], kind="stable")]]
 
 
-def _check_names(units: Units, named: Mapping[str, Any], what: str) -> None:
+def _check_names(units: Units, named: Mapping[str, object], what: str) -> None:
     unknown = sorted(set(named) - set(units.sites))
     if unknown:
         raise InputError(f"{what} names {unknown[0]!r}, which is no site: use the names of units()")

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
 from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import mask_like
 from secateur.select.pattern import n_of_m
-from secateur.vocabulary import Budget, Pattern
+from secateur.vocabulary import Array, Budget, Pattern, Scores
 
 __all__ = ["Choose", "Scope", "above", "best", "best_of_all", "by_sums", "chooser", "read_budget", "threshold"]
 
-Choose: TypeAlias = Callable[[Any], Any]
+Choose: TypeAlias = Callable[[Array], Array]
 """Scores [d_out, d_in] -> booleans, True where the weight stays."""
 
 Scope = Literal["row", "block", "matrix", "global"]
@@ -25,7 +25,7 @@ Scope = Literal["row", "block", "matrix", "global"]
 _BINS = 1 << 16
 
 
-def best(scores: Any, share: float, scope: Scope = "row", *, block: int = 128) -> Any:
+def best(scores: Array, share: float, scope: Scope = "row", *, block: int = 128) -> Array:
     """A mask [d_out, d_in] that keeps the best of `scores` [d_out, d_in]: int(n share) of every n that are compared.
 
     NumPy or torch, on its device. Ties go to the lower index (in a block or matrix: of the rows laid end to end), so
@@ -51,7 +51,7 @@ def best(scores: Any, share: float, scope: Scope = "row", *, block: int = 128) -
     raise InputError(f"scope={scope!r}: give one of {', '.join(get_args(Scope))}")
 
 
-def by_sums(scores: Any, share: float, *, tolerance: float = 1e-3) -> Any:
+def by_sums(scores: Array, share: float, *, tolerance: float = 1e-3) -> Array:
     """A mask [d_out, d_in]: each row loses its lowest scores, up to one share alpha of the row's sum.
 
     alpha, the same for all rows, is found by bisection so that at most `share` of the matrix stays, and at least
@@ -77,7 +77,7 @@ def by_sums(scores: Any, share: float, *, tolerance: float = 1e-3) -> Any:
     return mask_like(goes > alpha, scores)
 
 
-def best_of_all(scores: Mapping[str, Any], share: float) -> dict[str, Any]:
+def best_of_all(scores: Scores, share: float) -> dict[str, Array]:
     """Name -> mask: the best int(n share) of the n entries of all arrays, whatever array they stand in.
 
     Ties go to the earlier array, then to the lower index. The arrays are counted into a histogram, never sorted or laid
@@ -94,7 +94,7 @@ def best_of_all(scores: Mapping[str, Any], share: float) -> dict[str, Any]:
     return masks
 
 
-def above(scores: Any, edge: float, ties: int) -> tuple[Any, int]:
+def above(scores: Array, edge: float, ties: int) -> tuple[Array, int]:
     """A mask of what is greater than `edge`, and of the first `ties` that equal it; and how many ties are left."""
     column = _numbers("", scores)
     mask = column > edge
@@ -103,7 +103,7 @@ def above(scores: Any, edge: float, ties: int) -> tuple[Any, int]:
     return mask_like(mask.reshape(np.shape(scores)), scores), ties - len(equal)
 
 
-def threshold(arrays: Callable[[], Iterable[tuple[str, Any]]], k: int) -> tuple[float, int]:
+def threshold(arrays: Callable[[], Iterable[tuple[str, Array]]], k: int) -> tuple[float, int]:
     """(the k-th largest number of all arrays together, how many of its equals are among the k largest), exactly.
 
     `arrays` gives (name, array) pairs, the same each time it is called; each is seen and let go. A histogram over the
@@ -179,7 +179,7 @@ def chooser(share: float, pattern: Pattern | None = None, scope: Scope = "row", 
     if pattern is not None:
         return partial(n_of_m, n=pattern.n, m=pattern.m)
 
-    def choose(scores: Any) -> Any:
+    def choose(scores: Array) -> Array:
         rows, columns = scores.shape
         size = {"row": columns, "block": rows * min(block, columns)}.get(scope, rows * columns)
         if _count(size, share) < 1:
@@ -192,7 +192,7 @@ def chooser(share: float, pattern: Pattern | None = None, scope: Scope = "row", 
     return choose
 
 
-def _rows(scores: Any, share: float) -> Any:
+def _rows(scores: Array, share: float) -> Array:
     """[..., n] -> a mask with int(n share) True in each row."""
     size = scores.shape[-1]
     wanted = _count(size, share)
@@ -206,7 +206,7 @@ def _rows(scores: Any, share: float) -> Any:
     return above | (ties & (ties.cumsum(-1) <= missing))
 
 
-def _kth_smallest(scores: Any, k: int) -> Any:
+def _kth_smallest(scores: Array, k: int) -> Array:
     """[..., n] -> [..., 1]."""
     if hasattr(scores, "kthvalue"):
         return scores.float().kthvalue(k, -1, True)[0] if scores.element_size() < 4 else scores.kthvalue(k, -1, True)[0]
@@ -223,7 +223,7 @@ def _check(share: float) -> None:
         raise InputError(f"share={share}: give the share of weights that stay, from 0 to 1")
 
 
-def _numbers(name: str, array: Any) -> np.ndarray:
+def _numbers(name: str, array: Array) -> np.ndarray:
     """Any floating array as a flat NumPy column, float64 where it is that, else float32 (which holds the others)."""
     if hasattr(array, "detach"):
         array = array.detach().cpu()

@@ -10,7 +10,7 @@ weights. `cut_by_pattern` follows widths of channels only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -34,8 +34,8 @@ def stages(subject: Traced, inner: bool = True) -> dict[str, int]:
     owners = {id(module.weight): path for path, module in subject.model.named_modules() if _writes(module)}
     sizes: dict[str, int] = {}
 
-    def looker(path: str) -> Any:
-        def look(module: nn.Module, args: Any, output: Any) -> None:
+    def looker(path: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: object, output: Any) -> None:
             spatial = isinstance(module, nn.modules.conv._ConvNd)
             sizes[path] = output[0, 0].numel() if spatial else 0
 

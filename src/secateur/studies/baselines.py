@@ -7,7 +7,7 @@ DistilGPT2 begin, whatever time and size that gives: no budget is met there, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from secateur.data.texts import Corpus
 from secateur.methods import distillation, timing
 from secateur.reports import display, evidence
 from secateur.runs import executor, keywords, measuring
-from secateur.runs.backends import Source
+from secateur.runs.backends import Data, Source
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
 from secateur.subjects import Transformer
@@ -37,7 +37,7 @@ def every_second_layer(
     batch: int = 32,
     length: int = 64,
     seed: int = 0,
-    recovery: dict[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Layers 0, 2, 4, ... stay; each learns the output of the pair of layers it stands for.
@@ -64,7 +64,7 @@ def magnitude(
     batch: int = 32,
     length: int = 64,
     seed: int = 0,
-    recovery: dict[str, Any] | None = None,
+    recovery: Mapping[str, Any] | None = None,
     tolerance: float = 0.02,
     corrections: int = 4,
     dry_run: bool = False,
@@ -100,8 +100,8 @@ def magnitude(
 def add(
     out: str | Path,
     model: Source,
-    data: Any,
-    held_out: Any = None,
+    data: Data,
+    held_out: Data = None,
 ) -> list[Evidence]:
     """Make both baselines for each result in the run directory `out`, with its training, and add them to its evidence.
 
@@ -160,7 +160,7 @@ def _on_the_clock(
 
 def _recover(
     subject: Transformer, student: Transformer, data: Corpus, folder: Path, seed: int, dry_run: bool,
-    recovery: dict[str, Any] | None, **more: Any,
+    recovery: Mapping[str, Any] | None, **more: object,
 ) -> Recovery | None:  # fmt: skip
     given = {**(recovery or {}), **({"steps": 0} if dry_run else {}), **more, "seed": seed}
     return distillation.distil(subject, student, data, folder, **keywords.check_options(distillation.distil, given))

@@ -65,7 +65,7 @@ def curve(
     seeds: Sequence[int] = (0, 1, 2),
     judged: str | Examples = "",
     teachers: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Curve:
     """Train the students of `kd_data_pruning` for the whole grid, each in a run directory of its rule and seed.
 
@@ -131,7 +131,7 @@ def plan(
     seeds: Sequence[int],
     judged: str | Examples = "",
     teachers: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> dict[str, int]:
     """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
@@ -210,7 +210,7 @@ def _recipe() -> Callable[..., Iterator[Result]]:
     return recipes.find(STUDY["recipe"])
 
 
-def _check_options(rules: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+def _check_options(rules: Sequence[str], options: Mapping[str, object]) -> dict[str, Any]:
     """All of the recipe's options, checked for each rule."""
     for rule in rules:
         checked = keywords.check_options(_recipe(), {**options, "score": rule})

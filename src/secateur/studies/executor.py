@@ -11,9 +11,9 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -25,11 +25,14 @@ from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
+from secateur.runs.backends import Data, Source
 from secateur.runs.backends.network import Model, Network
 from secateur.runs.executor import open_run
 from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
+
+T = TypeVar("T")
 
 
 def study(
@@ -113,10 +116,10 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
 
 
 def _split_options(
-    name: str, function: Any, card: Mapping[str, str], options: Mapping[str, object]
+    name: str, function: Callable[..., object], card: Mapping[str, str], options: Mapping[str, object]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the study's own options, those of its recipe), checked; those of the recipe that were given."""
-    mine = _flags(function)
+    mine = keywords.defaults(function)
     theirs = {key: value for key, value in options.items() if key not in mine}
     own = keywords.check_options(function, {key: value for key, value in options.items() if key in mine})
     for key in theirs:
@@ -127,17 +130,12 @@ def _split_options(
             raise InputError(f"study {name} has no option {next(iter(theirs))!r}: it has {', '.join(mine)}")
         return own, {}
     recipe = recipes.find(card["recipe"])
-    shared = {key: value for key, value in keywords.flat(function, own).items() if key in _flags(recipe)}
+    shared = {key: value for key, value in keywords.flat(function, own).items() if key in keywords.defaults(recipe)}
     checked = keywords.flat(recipe, keywords.check_options(recipe, {**theirs, **shared}))
     return own, {key: checked[key] for key in theirs}
 
 
-def _flags(function: Any) -> dict[str, Any]:
-    """Every option as it is given, and its default."""
-    return keywords.flat(function, {name: option.default for name, option in keywords.of(function).items()})
-
-
-def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examples | None) -> dict[str, str]:
+def _source_names(subject: Traced | None, model: Source, data: Data, examples: Examples | None) -> dict[str, str]:
     """The network and the data as they were given, to be found again."""
     if subject is None or examples is None:
         return {}
@@ -145,7 +143,7 @@ def _source_names(subject: Traced | None, model: Any, data: Any, examples: Examp
     return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
 
 
-def _announce(trials: Sequence[Any]) -> Iterator[Any]:
+def _announce(trials: Sequence[T]) -> Iterator[T]:
     """The trials, each announced in a line on the standard error."""
     for number, one in enumerate(trials, 1):
         print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from secateur import recipes
 from secateur._utils.rundir import Run
@@ -58,7 +58,7 @@ class Point:
         """What the whole source has more than this, paired over seeds."""
         return paired_difference(whole.figures[measure], self.figures[measure])
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What study.json says of it."""
         means = {name: asdict(mean_interval(row)) for name, row in self.figures.items()}
         return {"pruned": self.pruned, "by_seed": self.figures, "means": means}
@@ -167,7 +167,7 @@ class Lossless:
             "votes, first weights and transfers.",
         )  # fmt: skip
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, object]:
         whole = self.points[0]
         return {
             "winner": {"pruned": self.best.pruned, "measure": self.measure, "tolerance": self.tolerance},
@@ -175,7 +175,7 @@ class Lossless:
             **({"controls": {name: self._control(name) for name in self.controls}} if self.controls else {}),
         }  # fmt: skip
 
-    def _control(self, name: str) -> list[dict[str, Any]]:
+    def _control(self, name: str) -> list[dict[str, object]]:
         """Of each point its figures, and the leads of the votes: of scratch at every share."""
         return [
             {**one.describe(),
@@ -210,7 +210,9 @@ def _grid(shares: Sequence[float], seeds: Sequence[int]) -> list[float]:
     return sorted({0.0, *shares})
 
 
-def _shares(grid: Sequence[float], controls: Sequence[str], options: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+def _shares(
+    grid: Sequence[float], controls: Sequence[str], options: Mapping[str, object]
+) -> dict[str, Sequence[float]]:
     """Control -> the shares at which it is tried, the votes first, under no name; scratch is the end of all shares."""
     if options.get("scored"):
         raise InputError(f"scored={options['scored']}: a study scores once for each seed, whatever the shares, and "
@@ -255,7 +257,7 @@ def lossless(
     tolerance: float = 1.0,
     weights: Literal["new", "given"] = "new",
     controls: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> Lossless:
     """The sweep of `dp4tl` over shares, each seed in a run directory of its own, and the largest that loses nothing.
 
@@ -309,7 +311,7 @@ def plan(
     tolerance: float,
     weights: str,
     controls: Sequence[str] = (),
-    **options: Any,
+    **options: object,
 ) -> dict[str, int]:
     """What `lossless` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     grid, seeds = _grid(shares, seeds), tuple(dict.fromkeys(seeds))

@@ -277,7 +277,7 @@ def _check(
     method: Method,
     rounds: int,
     training: Training,
-    **_: Any,
+    **_: object,
 ) -> None:
     if method not in ("unstructured", "l1"):
         raise InputError(f"method={method!r} is not one of unstructured, l1")

@@ -101,7 +101,7 @@ class Controls:
             "seed see the same batches in the same order.",
         )  # fmt: skip
 
-    def _figures(self) -> dict[str, Any]:
+    def _figures(self) -> dict[str, object]:
         budgets = []
         for budget, control in self.budgets.items():
             arms = []
@@ -132,7 +132,7 @@ def scratch(
     seeds: Sequence[int] = (0, 1, 2),
     judged: str | Examples = "",
     chance: bool = True,
-    **options: Any,
+    **options: object,
 ) -> Controls:
     """The arms of `rethinking_pruning_value` for each budget, each seed in a run directory of its own.
 
@@ -186,7 +186,7 @@ def plan(
     seeds: Sequence[int],
     judged: str | Examples = "",
     chance: bool = True,
-    **options: Any,
+    **options: object,
 ) -> dict[str, int]:
     """What `scratch` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     limits, settings = _study_inputs(budgets, seeds, options)
@@ -212,7 +212,7 @@ def _recipe() -> Callable[..., Iterator[Result]]:
 
 
 def _study_inputs(
-    budgets: Sequence[str], seeds: Sequence[int], options: Mapping[str, Any]
+    budgets: Sequence[str], seeds: Sequence[int], options: Mapping[str, object]
 ) -> tuple[dict[str, Budget], dict[str, Any]]:
     """(name -> budget, all of the recipe's options that are not the study's), checked."""
     if not budgets or not seeds:
@@ -247,7 +247,7 @@ def _try(
     norm: float,
     training: Training,
     **arms_settings: Any,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One cut and its arms: what of `rethinking_pruning_value` is to be kept of them."""
     learn = partial(fit, data=train, training=training, seed=seed)
     start, batch = subject, training.whole("batch")

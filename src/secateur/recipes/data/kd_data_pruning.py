@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils import plugins, rundir
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -307,10 +308,10 @@ def draw_network(model: nn.Module, student: str, *, seed: int) -> nn.Module:
     return initialise.fresh(built, seed=seed, linear=None)[0]
 
 
-def mixture(ask: Callable[[Mapping[str, Any]], Tensor], alpha: float, temperature: float) -> Objective:
+def mixture(ask: Callable[[Batch], Tensor], alpha: float, temperature: float) -> Objective:
     """Step 4: ``1/N sum (1 - alpha) CE(y, q) + alpha tau^2 KL(q_t || q)``; a term of weight 0 is not looked at."""
 
-    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         logits, terms = ask(batch), dict[str, Tensor]()
         if alpha < 1:
             hard = functional.cross_entropy(logits, batch["labels"], reduction="sum")

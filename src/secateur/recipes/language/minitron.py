@@ -273,7 +273,7 @@ def compare_shapes(
     distil: Callable[[Transformer, str, int], Recovery],
     name: str,
     steps: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Every shape cut and judged, before and after a short distillation (none for a single shape), and the best."""
     rows: list[dict[str, Any]] = []
     for number, sizes in enumerate(tries):

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
 from secateur.data.texts import Corpus
@@ -39,7 +40,6 @@ CARD = {
     "family": "language",
 }
 
-Batch = Mapping[str, Tensor]
 Foreign = Literal["words", "tokens", "sentences"]
 
 

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from secateur._utils import distributed, storage
+from secateur._utils.batches import Batches
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
@@ -233,7 +234,7 @@ def prune(
 
 def score_once(
     run: Run, name: str, key: Mapping[str, str], compute: Callable[[Path, Path], Mapping[str, float]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Fill the run's folder `name` by `compute` (that folder, one for what is unfinished), once; its figures.
 
     Raises `InputError` where the folder was filled under another key.
@@ -351,7 +352,7 @@ def choose_and_note(choose: weights.Choose, parts: list[Tensor], scores: Tensor)
 
 def dual_importance(
     subject: Transformer,
-    batches: Any,
+    batches: Batches,
     general: Read,
     folder: Path,
     beside: Path,

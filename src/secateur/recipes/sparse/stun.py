@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -270,7 +270,7 @@ def choose_experts(
     exact: bool = True,
     worths: Mapping[str, Tensor] | None = None,
     rule: Rule = "clusters",
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The clusters of each layer, and the expert that stays of each (steps 2 and 3), as plain data.
 
     With another `rule`, the experts of highest worth stay, as many as there are clusters, and nothing is merged.

@@ -15,7 +15,9 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.optimizer import ParamsT
 
+from secateur._utils.batches import Batch
 from secateur._utils.outputs import leaves
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -197,7 +199,7 @@ def otov3(
 
 
 def optimiser(
-    params: Any,
+    params: ParamsT,
     subject: Traced,
     budget: str | Budget,
     *,
@@ -232,7 +234,7 @@ def optimiser(
     return group_sparse(params, task, method, saliency, **settings)
 
 
-def group_sparse(params: Any, task: GroupBudget, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
+def group_sparse(params: ParamsT, task: GroupBudget, method: str, saliency: str | None, **settings: Any) -> GroupSparse:
     """What drives the groups of `task` to zero, with the saliency of its method unless another is named."""
     name = saliency or method
     if name not in SALIENCIES:
@@ -252,7 +254,7 @@ def split(budget: Budget) -> list[Budget]:
 def objective(work: Traced, original: Traced, data: Examples) -> Objective:
     """Cross-entropy with the classes; without classes, half the squared distance to the original's outputs."""
 
-    def loss(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         outputs = answer(work, batch["inputs"])
         if data.labels is not None:
             value = functional.cross_entropy(outputs, batch["labels"], reduction="sum")

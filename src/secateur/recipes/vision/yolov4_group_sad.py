@@ -280,7 +280,9 @@ def pressure(subject: Traced, spared: set[str], two: TwoRates) -> Objective:
 
 
 @torch.no_grad()
-def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dict[str, list[float]]:
+def scan(
+    subject: Traced, mask: Mask, names: Sequence[str], batches: Sequence[Mapping[str, Any]]
+) -> dict[str, list[float]]:
     """Group -> the loss at each share of `GRID`, when the scales of that share of the group alone are 0."""
     probe = subject.copy()
     slices = probe.slices()
@@ -308,7 +310,9 @@ def scan(subject: Traced, mask: Mask, names: Sequence[str], batches: Any) -> dic
     return result
 
 
-def tolerant(run: Run, batches: Any, subject: Traced, mask: Mask, names: Sequence[str]) -> Shares:
+def tolerant(
+    run: Run, batches: Sequence[Mapping[str, Any]], subject: Traced, mask: Mask, names: Sequence[str]
+) -> Shares:
     """Step 3's shares by a scan: see `scan` and `tolerance`."""
     rises: dict[str, list[float]] = run.json("scan", lambda: scan(subject, mask, names, batches))
     return tolerance(rises)
@@ -406,7 +410,7 @@ def lowest(
     return high
 
 
-def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, Any]:
+def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, object]:
     """The share that goes of each group, and site -> indices of the units that stay."""
     return {
         "fractions": dict(shares),

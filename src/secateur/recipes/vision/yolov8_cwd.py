@@ -193,7 +193,7 @@ def pressure(subject: Traced, penalty: Penalty) -> Objective:
     return detecting.press(cast(Detector, subject.model).loss, [gamma for gamma, _ in free] + biases, rates)
 
 
-def histogram(subject: Traced) -> dict[str, Any]:
+def histogram(subject: Traced) -> dict[str, object]:
     """How many scales that may go have which size: 20 bins of |gamma|, and the share below 1 % of the largest."""
     free = scales.prunable(subject.model, subject.slices())
     sizes = torch.cat([gamma.detach().cpu().abs()[inside] for gamma, inside in free])

@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur._utils.batches import Batch
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataError, InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives
@@ -46,7 +48,6 @@ __all__ = [
     "words",
 ]
 
-Batch = Mapping[str, Tensor]
 Places = NDArray[np.int64]
 
 
@@ -64,7 +65,7 @@ class Reading:
     spans: Places
 
 
-def is_uncased(tokenizer: Any) -> bool:
+def is_uncased(tokenizer: Tokenizer) -> bool:
     """Whether no token but the special ones has a capital letter: such a tokenizer's models have seen none."""
     special = set(tokenizer.all_special_tokens)
     return not any(token != token.lower() for token in tokenizer.get_vocab() if token not in special)
@@ -75,7 +76,7 @@ def lower_text(text: str) -> str:
     return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
 
 
-def read(tokenizer: Any, texts: Sequence[str], length: int, *, lower: bool | None = None) -> list[Reading]:
+def read(tokenizer: Tokenizer, texts: Sequence[str], length: int, *, lower: bool | None = None) -> list[Reading]:
     """Each text's tokens, special ones included, at most `length`; read in lower case if `lower`.
 
     By default a tokenizer without capitals reads lower case (see `is_uncased`).
@@ -150,7 +151,7 @@ def _once(reading: Reading) -> list[tuple[int, tuple[int, int]]]:
 # --------------------------------------------------------------------------------------------------------- vocabularies
 
 
-def shared_vocabulary(ours: Any, theirs: Any) -> tuple[Tensor, Tensor]:
+def shared_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> tuple[Tensor, Tensor]:
     """([k], [k]): ids in both tokenizers of the tokens that are the same piece of a word, by our id.
 
     A piece is its letters and whether it begins a word, however the tokenizer marks that: "##ing" or "ing" beside
@@ -166,7 +167,7 @@ def shared_vocabulary(ours: Any, theirs: Any) -> tuple[Tensor, Tensor]:
     return torch.tensor([mine[piece] for piece in both]), torch.tensor([yours[piece] for piece in both])
 
 
-def _pieces(tokenizer: Any) -> dict[tuple[bool, str], int]:
+def _pieces(tokenizer: Tokenizer) -> dict[tuple[bool, str], int]:
     special = set(tokenizer.all_special_tokens)
     known = {token: place for token, place in tokenizer.get_vocab().items() if token not in special}
     mark = next((mark for mark in ("▁", "Ġ") if sum(token.startswith(mark) for token in known) > len(known) // 100), "")
@@ -208,8 +209,8 @@ class Parallel(Sequence["dict[str, Tensor]"]):
         batches: Sequence[Batch],
         rows: Callable[[int], Iterable[int]],
         texts: Sequence[str],
-        tokenizer: Any,
-        others: Mapping[str, Any],
+        tokenizer: Tokenizer,
+        others: Mapping[str, Tokenizer],
         *,
         length: int,
     ) -> None:
@@ -246,12 +247,12 @@ class Parallel(Sequence["dict[str, Tensor]"]):
                     batch[f"{name}.input_ids"][row, torch.from_numpy(place)] = tokenizer.mask_token_id
         return batch
 
-    def _read(self, tokenizer: Any, texts: Sequence[str]) -> list[Reading]:
+    def _read(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Reading]:
         return read(tokenizer, texts, self._length, lower=self._lower[id(tokenizer)])
 
 
 def _align_batch(
-    texts: Sequence[str], ours: Sequence[Reading], theirs: Sequence[Reading], batch: Batch, tokenizer: Any
+    texts: Sequence[str], ours: Sequence[Reading], theirs: Sequence[Reading], batch: Batch, tokenizer: Tokenizer
 ) -> dict[str, Tensor]:
     """What one other tokenizer adds to a batch, as `Parallel` says, nothing hidden yet."""
     shape = batch["input_ids"].shape

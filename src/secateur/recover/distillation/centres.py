@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 
 __all__ = ["ClassMeans", "collect"]
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +45,12 @@ class ClassMeans:
         if absent:
             raise InputError(f"class {absent[0]} has no mean: the data that the means are of has no example of it")
 
-    def save(self, path: Path, key: Mapping[str, Any]) -> None:
+    def save(self, path: Path, key: Mapping[str, object]) -> None:
         """Write them as safetensors, with the key (a teacher's fingerprint) that `load` asks for."""
         storage.write(path, {"means": self.means, "counts": self.counts}, json.dumps(dict(key)))
 
     @classmethod
-    def load(cls, path: Path, key: Mapping[str, Any]) -> ClassMeans:
+    def load(cls, path: Path, key: Mapping[str, object]) -> ClassMeans:
         """Read what `save` wrote. Raises `DataError` for a file that is missing, damaged, or of another key."""
         tensors, text = storage.read(path)
         stored = json.loads(text) if text else {}
@@ -64,8 +66,8 @@ class ClassMeans:
 
 def collect(
     model: nn.Module,
-    ask: Callable[[Any], tuple[Tensor, Tensor]],
-    batches: Iterable[Any],
+    ask: Callable[[B], tuple[Tensor, Tensor]],
+    batches: Iterable[B],
     classes: int,
 ) -> ClassMeans:
     """``c_k = mean over the inputs of class k of f(x)``, in one pass, in evaluation mode and float64.

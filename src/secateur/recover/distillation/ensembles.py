@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.distillation.teachers import TopK
-from secateur.recover.training.objectives import Batch, Forward, mask_of
+from secateur.recover.training.objectives import Forward, mask_of
 
 __all__ = ["Averaged", "Blended", "Chosen", "Mixture", "add_weighted", "average_logits", "shares"]
 

@@ -8,7 +8,6 @@ loss that sums the channels out is wanted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,7 +130,7 @@ def box_weights(
     return result.to(like)
 
 
-def flat(output: Any) -> list[Tensor]:
+def flat(output: object) -> list[Tensor]:
     """The maps [N, C, H, W] in what a module gave: a tensor, or mappings and sequences of such."""
     if isinstance(output, Tensor):
         return [output] if output.dim() == 4 else []

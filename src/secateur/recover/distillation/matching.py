@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.distillation import features, losses, maps, relations, taps
@@ -42,7 +42,7 @@ alike they are to one another, and whether each is nearest to its own of the tea
 def add_matching(
     objective: Objective,
     pairs: Sequence[tuple[nn.Module, nn.Module, str, str]],
-    look: Callable[[], Any],
+    look: Callable[[], object],
     *,
     kind: str = "mse",
     weights: Sequence[float] = (),
@@ -91,7 +91,7 @@ def add_matching(
         _adapter(kind, name, one, other) for name, (one,), (other,) in zip(ours, seen, known, strict=True)
     )
 
-    def together(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def together(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         with taps.tap(student, ours) as mine, taps.tap(teacher, theirs) as told:
             total, parts = objective(batch, totals)
         values = [
@@ -121,7 +121,7 @@ def _adapter(kind: str, name: str, ours: Tensor, theirs: Tensor) -> nn.Module:
 
 
 def _pair_loss(
-    kind: str, adapter: nn.Module, ours: Tensor, theirs: Tensor, batch: Mapping[str, Any], totals: Mapping[str, int]
+    kind: str, adapter: nn.Module, ours: Tensor, theirs: Tensor, batch: Batch, totals: Mapping[str, int]
 ) -> Tensor:
     """L of one pair: over real tokens where the features have one row for each, else over sequences that have any.
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.distillation import losses
@@ -32,7 +33,7 @@ _BESIDE = ("hidden", "attention", "past", "cache")
 """In names of what transformers gives beside its answers."""
 
 
-def answers(output: Any) -> tuple[list[Tensor], list[Tensor]]:
+def answers(output: object) -> tuple[list[Tensor], list[Tensor]]:
     """(logits [N, ..., C] with their classes last, other answers): what the soft term compares by KL, and by MSE.
 
     A tensor is logits, with classes in dimension 1 where it has four (segmentation); so is what a mapping calls logits.
@@ -82,7 +83,7 @@ def objective(
     alpha, beta, gamma = factors
     share = [1.0] * len(taps) if weights is None else list(weights)
 
-    def compute(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def compute(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         inputs = batch["inputs"]
         with tap(student, taps) as ours:
             answered = answers(ask(student, inputs))
@@ -111,7 +112,7 @@ def objective(
     return compute
 
 
-def hard(ours: Sequence[Tensor], theirs: Sequence[Tensor], batch: Mapping[str, Any], labels: Labels) -> Tensor:
+def hard(ours: Sequence[Tensor], theirs: Sequence[Tensor], batch: Batch, labels: Labels) -> Tensor:
     """Cross-entropy summed over images, of the first logits, with the batch's labels or the teacher's classes."""
     if not ours:
         raise UnsupportedError(
@@ -177,7 +178,7 @@ def _agreement(ours: Sequence[Tensor], theirs: Sequence[Tensor], disagreeing: fl
 
 @torch.no_grad()
 def residuals(
-    student: nn.Module, teacher: nn.Module, ask: Ask, taps: Sequence[str], batches: Iterable[Mapping[str, Any]]
+    student: nn.Module, teacher: nn.Module, ask: Ask, taps: Sequence[str], batches: Iterable[Batch]
 ) -> dict[str, float]:
     """Tap -> ``l_i = mean MSE(F_T^i, F_S^i)`` over all images of the batches, in evaluation mode."""
     sums, images = torch.zeros(len(taps), dtype=torch.float64), 0

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from secateur._utils.batches import Batch, Batches
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
-from secateur.recover.training.objectives import Batch, Forward, Objective
+from secateur.recover.training.objectives import Forward, Objective
 
 __all__ = ["Rollouts", "count", "divergence", "following", "objective"]
 
@@ -120,7 +121,7 @@ class Rollouts:
     def __init__(
         self,
         student: nn.Module,
-        batches: Any,
+        batches: Batches,
         *,
         share: float = 0.5,
         prompt: int = 16,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -86,7 +85,7 @@ def hierarchical(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
 
 
 def stages(
-    model: nn.Module, ask: Callable[[nn.Module], Any], names: Sequence[str] = ()
+    model: nn.Module, ask: Callable[[nn.Module], object], names: Sequence[str] = ()
 ) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Names and (channels, height, width) of the last maps [N, C, H, W] of each size, as a pass by `ask` gives them.
 
@@ -100,8 +99,8 @@ def stages(
         return places, [(one.shape[1], one.shape[2], one.shape[3]) for one in seen]
     last: dict[tuple[int, int], tuple[str, tuple[int, int, int]]] = {}
 
-    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(_: nn.Module, args: Any, output: Any) -> None:
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        def look(_: nn.Module, args: object, output: object) -> None:
             if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2] * output.shape[3] > 1:
                 size = (output.shape[2], output.shape[3])
                 last.pop(size, None)

@@ -154,7 +154,7 @@ def _no_such_module(model: nn.Module, path: str) -> InputError:
 # -------------------------------------------------------------------------------------------------------- taps
 
 
-def first(output: Any) -> list[Tensor]:
+def first(output: object) -> list[Tensor]:
     """The first tensor of floats in what a module gave, itself or in mappings and sequences."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
@@ -162,7 +162,7 @@ def first(output: Any) -> list[Tensor]:
     return next((found for part in parts if (found := first(part))), [])
 
 
-def pool(output: Any) -> list[Tensor]:
+def pool(output: object) -> list[Tensor]:
     """[B, D] in what a module gave: rows as they are, maps [B, D, H, W] as their mean over places."""
     return [one.mean((2, 3)) if one.dim() == 4 else one for one in first(output) if one.dim() in (2, 4)]
 
@@ -182,16 +182,16 @@ def tap(model: nn.Module, names: Sequence[str], find: Find = first) -> Iterator[
     found: dict[str, list[Tensor]] = {}
     taken: list[Tensor] = []
 
-    def note(name: str, given: Any) -> None:
+    def note(name: str, given: object) -> None:
         if name not in found:
             found[name] = find(given)
             if len(found) == len(set(names)):
                 taken[:] = [one for tap in names for one in found[tap]]
 
-    def before(module: nn.Module, args: Any, kwargs: Any, name: str) -> None:
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], name: str) -> None:
         note(name, [*args, *kwargs.values()])
 
-    def after(module: nn.Module, args: Any, output: Any, name: str) -> None:
+    def after(module: nn.Module, args: object, output: object, name: str) -> None:
         note(name, output)
 
     handles = [
@@ -226,7 +226,7 @@ def look_at(
     inputs: Tensor,
     find: Find = first,
     *,
-    ask: Callable[[nn.Module, Tensor], Any] | None = None,
+    ask: Callable[[nn.Module, Tensor], object] | None = None,
 ) -> list[Tensor]:
     """What the taps `names` give on `inputs`, in evaluation mode; `InputError` that names those which give nothing.
 

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils import storage
+from secateur._utils.batches import Batch, Batches, FiniteBatches
 from secateur._utils.modes import evaluating
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataError, InputError, MendedWarning
 
 __all__ = [
     "PROBE",
-    "Batch",
     "Joined",
     "Likeliest",
     "Outputs",
@@ -43,7 +44,6 @@ __all__ = [
     "live",
 ]
 
-Batch = Mapping[str, Tensor]
 Likeliest: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Log-probabilities and indices [n, k] of the likeliest tokens, log of the mass of all others [n]."""
 
@@ -57,7 +57,7 @@ _LOOKED_AT = 32
 # --------------------------------------------------------------------------------------------------- vocabularies
 
 
-def check_vocabularies(student: Any, teacher: Any, student_size: int, teacher_size: int) -> int:
+def check_vocabularies(student: Tokenizer, teacher: Tokenizer, student_size: int, teacher_size: int) -> int:
     """The shared vocabulary size of two tokenizers and their models' logits; refuses what can't be compared.
 
     Logits may differ in width by padding rows (151,936 and 152,064 for one tokenizer): the losses then use the first
@@ -130,7 +130,7 @@ def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callabl
     since a teacher may share modules with what is being trained.
     """
 
-    def ask(batch: Batch, **options: Any) -> Any:
+    def ask(batch: Batch, **options: object) -> Any:
         with evaluating(model), torch.no_grad():
             if forward is not None:
                 return forward(batch, **options)
@@ -151,7 +151,7 @@ class _Shelf:
     key: dict[str, Any]
 
     @classmethod
-    def open(cls, folder: Path, key: Mapping[str, Any]) -> _Shelf:
+    def open(cls, folder: Path, key: Mapping[str, object]) -> _Shelf:
         """The shelf at `folder`, new or as far as it got. `DataError` when it is of another key, or its index damaged.
 
         Files may be missing or cut short: see `find_damaged`.
@@ -197,8 +197,8 @@ class _Shelf:
         self,
         number: int,
         tensors: Mapping[str, Tensor],
-        about: Mapping[str, Any],
-        rest: Mapping[str, Any] | None = None,
+        about: Mapping[str, object],
+        rest: Mapping[str, object] | None = None,
     ) -> None:
         """Write one more file, or in place of a damaged one, then the index: a kill between the two loses that alone.
 
@@ -272,10 +272,10 @@ class TopK:
 def cache_topk(
     folder: str | Path,
     logits: Callable[[Batch], Tensor],
-    batches: Any,
+    batches: Batches,
     count: int,
     *,
-    key: Mapping[str, Any],
+    key: Mapping[str, object],
     k: int = 64,
     drawn: int = 0,
     temperature: float = 1.0,
@@ -324,10 +324,10 @@ def cache_topk(
 def cache_answers(
     folder: str | Path,
     ask: Callable[[Batch], Likeliest],
-    batches: Any,
+    batches: Batches,
     count: int,
     *,
-    key: Mapping[str, Any],
+    key: Mapping[str, object],
     shard: int = 32,
 ) -> TopK:
     """As `cache_topk`, of a teacher that gives its likeliest tokens itself.
@@ -361,7 +361,9 @@ def count_cached(folder: str | Path) -> int:
         return 0
 
 
-def _fill(shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches: Any, first: int, end: int) -> None:
+def _fill(
+    shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches: Batches, first: int, end: int
+) -> None:
     """Ask for batches `first` to `end` - 1, and put them in file `number`; after an error or Ctrl-C, what there is."""
     tensors, order = dict[str, Tensor](), list[str]()
     try:
@@ -379,7 +381,7 @@ def _fill(shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches
             shelf.put(number, tensors, {"end": got, "order": order}, rest)
 
 
-def _check_order(shelf: _Shelf, batches: Any, known: Sequence[tuple[int, str]]) -> None:
+def _check_order(shelf: _Shelf, batches: Batches, known: Sequence[tuple[int, str]]) -> None:
     """Refuse a shelf that was filled from other batches, or in another order: those `known` by number have to be equal.
 
     The caller's key says how data and batches were made; this looks at what came of it.
@@ -476,11 +478,11 @@ class Outputs:
     def __init__(
         self,
         forward: Callable[[Batch], Mapping[str, Tensor]],
-        batches: Any,
+        batches: Batches,
         *,
         folder: str | Path | None = None,
         half: bool = False,
-        key: Mapping[str, Any] | None = None,
+        key: Mapping[str, object] | None = None,
     ) -> None:
         if folder is not None and not key:
             raise InputError("a cache on disk needs key={...}: the fingerprints of teacher, tokenizer and data")
@@ -544,7 +546,7 @@ class Joined:
     The training loop hands the objective a batch, not its number; this is how a cached answer reaches the objective.
     """
 
-    def __init__(self, batches: Any, cache: Any, prefix: str = "teacher_") -> None:
+    def __init__(self, batches: Batches, cache: Batches, prefix: str = "teacher_") -> None:
         self._batches, self._cache, self._prefix = batches, cache, prefix
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -558,7 +560,7 @@ class Told:
     rows: i -> which examples stand in batch i, in its order. answers: name -> [N, ...], a row for each example.
     """
 
-    def __init__(self, batches: Any, rows: Callable[[int], Any], answers: Mapping[str, Tensor]) -> None:
+    def __init__(self, batches: Batches, rows: Callable[[int], Any], answers: Mapping[str, Tensor]) -> None:
         self._batches, self._rows, self._answers = batches, rows, answers
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -566,7 +568,9 @@ class Told:
         return {**self._batches[index], **{name: answer[rows].float() for name, answer in self._answers.items()}}
 
 
-def cache_rows(folder: str | Path, ask: Callable[[Batch], Tensor], batches: Any, *, key: Mapping[str, Any]) -> Tensor:
+def cache_rows(
+    folder: str | Path, ask: Callable[[Batch], Tensor], batches: FiniteBatches, *, key: Mapping[str, object]
+) -> Tensor:
     """What a teacher says of each of N examples, [N, C] in float16 (see `Outputs`), asked once and kept on disk.
 
     ask: batch -> [B, C]. batches: all examples once, in their order, as a sequence; their order in training, and how
@@ -579,14 +583,14 @@ def cache_rows(folder: str | Path, ask: Callable[[Batch], Tensor], batches: Any,
 def join_topk(
     folder: str | Path,
     model: nn.Module,
-    forward: Callable[..., Any],
-    tokenizer: Any,
-    batches: Any,
+    forward: Callable[..., object],
+    tokenizer: Tokenizer,
+    batches: Batches,
     count: int,
     *,
     k: int,
     temperature: float,
-    key: Mapping[str, Any],
+    key: Mapping[str, object],
     drawn: int = 0,
 ) -> Joined:
     """The first `count` batches, each with the `k` tokens that the teacher finds likeliest at every position, on disk.

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ __all__ = [
     "frozen",
     "prepare",
 ]
+
+B = TypeVar("B")
 
 Calibration = Literal["max", "percentile", "entropy"]
 
@@ -151,8 +153,8 @@ def fake_quantised_layers(model: nn.Module) -> dict[str, Any]:
 @torch.no_grad()
 def calibrate(
     model: nn.Module,
-    forward: Callable[[Any], object],
-    batches: Iterable[Any],
+    forward: Callable[[B], object],
+    batches: Iterable[B],
     *,
     by: Calibration = "max",
     share: float = 0.9999,

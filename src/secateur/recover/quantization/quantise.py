@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
 
 __all__ = [
     "BITS",
@@ -109,7 +112,7 @@ def integers(weight: Tensor, bits: int) -> Any:
     return layer.weight.data
 
 
-def config(bits: int) -> Any:
+def config(bits: int) -> AOBaseConfig:
     """torchao's configuration of weights in `bits`, symmetric: a scale for each row in 8 bits, each `GROUP` in 4."""
     quantization = torchao().quantization
     if bits == 8:

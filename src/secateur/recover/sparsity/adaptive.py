@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import ParamsT
 
+from secateur._utils.distributed import shard_like
 from secateur.errors import InputError
 from secateur.recover.training.schedule import ramp_up
 
@@ -35,11 +37,11 @@ class _Through(torch.autograd.Function):
     """W -> W where `keep`, else 0; the gradient of the result is that of all of W (the straight-through estimator)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
+    def forward(ctx: object, weight: Tensor, keep: Tensor) -> Tensor:
         return torch.where(keep, weight, 0)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
@@ -109,7 +111,7 @@ class Adaptive(nn.Module):
         """Parameter -> booleans of its shape, True where the mask is closed; sharded as the parameter is."""
         now = {name: self._weight(name) for name in self._masks}
         if any(weight not in self._closed for weight in now.values()):
-            self._closed = {weight: _shard_like(~self._masks[name].keep, weight) for name, weight in now.items()}
+            self._closed = {weight: shard_like(~self._masks[name].keep, weight) for name, weight in now.items()}
         return self._closed
 
     @torch.no_grad()
@@ -169,7 +171,7 @@ class Adaptive(nn.Module):
         """Make the model an ordinary one: weights with zeros where the masks are closed, in their old order."""
         for name, mask in self._masks.items():
             weight = self._weight(name)
-            closed = _shard_like(~mask.keep.to(weight.device), weight)
+            closed = shard_like(~mask.keep.to(weight.device), weight)
             with torch.no_grad():
                 weight.masked_fill_(closed, 0)
             for module, leaf, _ in self._places[name]:
@@ -195,12 +197,6 @@ def moving(model: nn.Module, choose: Mapping[str, Choose], *, steps: int, refres
         yield masks
     finally:
         masks.close()
-
-
-def _shard_like(mask: Tensor, like: Tensor) -> Tensor:
-    """`mask` on the device of `like`, and sharded as it is."""
-    mask = mask.to(like.device)
-    return distribute_tensor(mask, like.device_mesh, like.placements) if isinstance(like, DTensor) else mask
 
 
 class DecoupledAdamW(torch.optim.Optimizer):
@@ -233,7 +229,7 @@ class DecoupledAdamW(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         closed: Callable[[], Mapping[Tensor, Tensor]],
         *,
         decay: Callable[[int], float],
@@ -250,7 +246,7 @@ class DecoupledAdamW(torch.optim.Optimizer):
         self.closed, self.decay, self.after, self.moment = closed, decay, after, moment
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step; returns what `closure` gives."""
         loss = None
         if closure is not None:

@@ -7,7 +7,7 @@ modules, and hooks do the rest, so that the network's own code stays as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -168,8 +168,8 @@ class Gates(nn.Module):
             finally:
                 self.values.clear()
 
-    def _looker(self, name: str, gate: nn.Module) -> Any:
-        def look(_: nn.Module, args: Any, kwargs: Any) -> None:
+    def _looker(self, name: str, gate: nn.Module) -> Callable[..., None]:
+        def look(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             x = _first(args if any(isinstance(one, Tensor) for one in args) else tuple(kwargs.values()))
             if self.fixed is None:
                 self.values[name] = gate(x, self.mask)
@@ -181,8 +181,8 @@ class Gates(nn.Module):
 
         return look
 
-    def _closer(self, name: str) -> Any:
-        def close(_: nn.Module, args: Any, output: Any) -> Any:
+    def _closer(self, name: str) -> Callable[..., object]:
+        def close(_: nn.Module, args: object, output: object) -> object:
             gate = self.values[name][:, 0]
 
             def times(y: Tensor) -> Tensor:
@@ -197,8 +197,8 @@ class Gates(nn.Module):
 
         return close
 
-    def _chooser(self, name: str, units: Tensor, dim: int) -> Any:
-        def choose(_: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _chooser(self, name: str, units: Tensor, dim: int) -> Callable[..., object]:
+        def choose(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
             gate = self.values[name]
             index = units.to(gate.device)
             row = torch.where(index >= 0, gate[:, index.clamp(min=0)], 1.0)
@@ -225,7 +225,7 @@ class Gates(nn.Module):
         return sum(gate.flops() for gate in self.each if isinstance(gate, Gate))
 
 
-def _first(values: Iterable[Any]) -> Tensor:
+def _first(values: Iterable[object]) -> Tensor:
     for value in values:
         if isinstance(value, Tensor):
             return value

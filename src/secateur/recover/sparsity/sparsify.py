@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from secateur.errors import InputError
 from secateur.vocabulary import Selection
@@ -150,7 +151,7 @@ class GroupSparse(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         slices: Slices,
         *,
         lr: float,
@@ -263,7 +264,7 @@ class GroupSparse(torch.optim.Optimizer):
     # ----------------------------------------------------------------------------------------------------- steps
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of the variant, then of the method."""
         if not self.groups.count or self.target == 0.0:
             return self.plain.step(closure)

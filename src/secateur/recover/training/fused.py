@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils import storage
+from secateur._utils.batches import Batches
 from secateur.errors import DataError, NumericalError, RunError
 from secateur.recover.training.objectives import Objective
 from secateur.recover.training.objectives import count as count_tokens
@@ -106,7 +107,7 @@ def _each(parameters: Mapping[str, nn.Parameter], act: Callable[[str, nn.Paramet
 
 def descend(
     model: nn.Module,
-    batches: Any,
+    batches: Batches,
     objective: Objective,
     *,
     steps: int,
@@ -168,7 +169,7 @@ def descend(
 
 
 def _resume(
-    path: Path, parameters: Mapping[str, nn.Parameter], held: Mapping[str, Tensor], settings: Mapping[str, Any]
+    path: Path, parameters: Mapping[str, nn.Parameter], held: Mapping[str, Tensor], settings: Mapping[str, object]
 ) -> dict[str, Any]:
     """The state of a checkpoint, whose tensors are put in place."""
     try:

@@ -30,9 +30,10 @@ from accelerate.utils import send_to_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from secateur._utils import storage
+from secateur._utils.distributed import shard_like
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
 from secateur.recover.training.objectives import count as count_tokens
@@ -343,14 +344,14 @@ def _resume(
         raise RunError(f"checkpoint {path} is of another model, {wrong[0]} differs: use another folder")
     with torch.no_grad():
         for name, tensor in ours.items():
-            tensor.copy_(_like(theirs[name], tensor))
+            tensor.copy_(shard_like(theirs[name], tensor))
     for index, parameter in enumerate(_parameters(optimizer)):
         prefix = f"optimizer.{index}."
         for name, tensor in tensors.items():
             if name.startswith(prefix):
                 key = name.removeprefix(prefix)
                 # AdamW keeps its step counts on the CPU.
-                optimizer.state[parameter][key] = tensor if tensor.dim() == 0 else _like(tensor, parameter)
+                optimizer.state[parameter][key] = tensor if tensor.dim() == 0 else shard_like(tensor, parameter)
     state.losses = [(int(step), float(value)) for step, value in state.losses]
     state.evaluations = [(int(step), float(value)) for step, value in state.evaluations]
     state.saved = state.step
@@ -378,12 +379,6 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 def _whole(tensor: Tensor) -> Tensor:
     """The full tensor; a shard is gathered from all processes."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _like(tensor: Tensor, model: Tensor) -> Tensor:
-    """`tensor` on the device of `model`, and sharded as it is."""
-    tensor = tensor.to(model.device)
-    return distribute_tensor(tensor, model.device_mesh, model.placements) if isinstance(model, DTensor) else tensor
 
 
 # ----------------------------------------------------------------------------------------------- one step's parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -11,8 +11,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["reestimate"]
 
+B = TypeVar("B")
 
-def reestimate(model: nn.Module, forward: Callable[[Any], Any], batches: Iterable[Any]) -> int:
+
+def reestimate(model: nn.Module, forward: Callable[[B], object], batches: Iterable[B]) -> int:
     """Set the running means and variances of all batch norms to their plain averages over `batches`.
 
     forward: runs one batch through `model`. No weight changes, and all else runs in evaluation mode; the model comes

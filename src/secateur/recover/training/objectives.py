@@ -13,12 +13,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.training import compose
 
 __all__ = [
-    "Batch",
     "Forward",
     "Objective",
     "Prediction",
@@ -38,7 +38,6 @@ __all__ = [
     "task_loss",
 ]
 
-Batch = Mapping[str, Tensor]
 Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]]
 
 
@@ -194,7 +193,7 @@ def _sequences(found: Tensor, batch: Batch) -> Tensor:
     return (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
-def logits(output: Any) -> Tensor:
+def logits(output: object) -> Tensor:
     """The logits of a network's output: itself, its `logits`, or the first of a tuple."""
     if isinstance(output, Tensor):
         return output

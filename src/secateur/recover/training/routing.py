@@ -39,7 +39,7 @@ def add_balance(objective: Objective, routers: Sequence[nn.Module], weight: floa
     def both(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
         seen: list[tuple[Tensor, Tensor]] = []
 
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        def note(module: nn.Module, inputs: object, output: Any) -> None:
             seen.append((output[0], output[-1]))
 
         hooks = [router.register_forward_hook(note) for router in routers]

@@ -80,7 +80,7 @@ class Backend(Protocol[S, D, B]):
         """
         ...
 
-    def open(self, source: Source, device: str | None = None, data: D | None = None, inputs: Any = None) -> S:
+    def open(self, source: Source, device: str | None = None, data: D | None = None, inputs: object = None) -> S:
         """Open the source as a subject, on the device; `inputs` are example inputs of networks."""
         ...
 
@@ -192,7 +192,7 @@ def resolve(name: str) -> AnyBackend:
     return backend
 
 
-def of_recipe(function: Callable[..., Any], *, stream: bool = False) -> AnyBackend:
+def of_recipe(function: Callable[..., object], *, stream: bool = False) -> AnyBackend:
     """The backend of the subject that a recipe takes first; language models where it does not say.
 
     Raises `UnsupportedError` where subjects are to be read from the disk, and the recipe needs them in memory.
@@ -204,7 +204,7 @@ def of_recipe(function: Callable[..., Any], *, stream: bool = False) -> AnyBacke
     return backend or (found or [resolve(_LANGUAGE)])[0]
 
 
-def _backends(function: Callable[..., Any]) -> list[AnyBackend]:
+def _backends(function: Callable[..., object]) -> list[AnyBackend]:
     """Those of all classes in the annotation of the first parameter."""
     annotation = typing.get_type_hints(function).get(next(iter(inspect.signature(function).parameters), ""))
     several = typing.get_origin(annotation) in (typing.Union, types.UnionType)
@@ -244,7 +244,7 @@ def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
         )
 
 
-def check_processes(function: Callable[..., Any], count: int) -> None:
+def check_processes(function: Callable[..., object], count: int) -> None:
     """Raise `UnsupportedError` for a recipe that `count` processes can't share out: they do that block by block."""
     if count > 1 and not any(backend.on_disk for backend in _backends(function)):
         raise UnsupportedError(

@@ -29,7 +29,7 @@ class Datasets(Backend[ExampleSet, None, None]):
     family = "training sets"
     command = "prune-data"
 
-    def open(self, source: Data, device: str | None = None, data: None = None, inputs: Any = None) -> ExampleSet:
+    def open(self, source: Data, device: str | None = None, data: None = None, inputs: object = None) -> ExampleSet:
         """All examples of the data, or those that an index keeps."""
         return source if isinstance(source, ExampleSet) else ExampleSet(read_rows(source))
 

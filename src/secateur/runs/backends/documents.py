@@ -44,7 +44,7 @@ class Reader(Backend[S, str, None], Protocol[S]):
     titled: bool = False
     numbered: bool = True
 
-    def open(self, source: Document, device: str | None = None, data: str | None = None, inputs: Any = None) -> S:
+    def open(self, source: Document, device: str | None = None, data: str | None = None, inputs: object = None) -> S:
         """One document, or several in a list, as a subject."""
         return self.open_documents(source if isinstance(source, list | tuple) else [source])
 

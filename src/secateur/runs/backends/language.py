@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur._utils import modes, plugins
+from secateur._utils.batches import Batch
+from secateur._utils.tokenizers import Tokenizer
 from secateur.data import labels as labelling
 from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
@@ -39,7 +41,6 @@ TOKENS = 64
 """Of a sequence of the timed environment, for recipes without an option of their own."""
 
 Model: TypeAlias = str | Path | PreTrainedModel | Transformer
-Batch: TypeAlias = Mapping[str, Tensor]
 T = TypeVar("T", Transformer, Streamed)
 
 
@@ -114,7 +115,7 @@ class Language(TextBackend[Transformer]):
     """Models of transformers, of text: generative, encoders, classifiers."""
 
     def open(
-        self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: Any = None
+        self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: object = None
     ) -> Transformer:
         """The model as a subject, on the device."""
         subject = source if isinstance(source, Transformer) else open_subject(source)
@@ -316,7 +317,7 @@ def _predict_masked(*subjects: Transformer) -> bool:
     )
 
 
-def held_batches(held_out: texts.Corpus, tokenizer: Any, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
+def held_batches(held_out: texts.Corpus, tokenizer: Tokenizer, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
     """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer.
 
     Texts with numbers for labels have them as `labels`, float64.

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from secateur._utils.batches import Batch
 from secateur.data import texts
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.measure import latency, loyalty, quality, size, sparsity
@@ -28,7 +29,6 @@ __all__ = ["Model", "OnDisk"]
 
 Model: TypeAlias = str | Path | Streamed
 Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus
-Batch: TypeAlias = Mapping[str, Tensor]
 _CHUNK = 2**22
 _ROWS = 256
 """Tokens whose losses are in float32 at once."""
@@ -40,7 +40,7 @@ class OnDisk(TextBackend[Streamed]):
     on_disk = True
 
     def open(
-        self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: Any = None
+        self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: object = None
     ) -> Streamed:
         """A folder or Hub id as a subject that stays there."""
         if device not in (None, "cpu"):

@@ -24,7 +24,7 @@ from secateur.runs import backends, configs, exporting, splits
 from secateur.runs.backends import Data
 from secateur.runs.cards import write_card
 from secateur.runs.distilling import measuring, models, training, trial
-from secateur.runs.distilling.models import Model
+from secateur.runs.distilling.models import Learner, Model, as_transformer
 from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import open_run, publish_evidence
@@ -216,7 +216,7 @@ def distill(
     return row
 
 
-def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
     """What to call `distill` with: the settings in a YAML file, such as a run.yaml, where `given` says nothing else.
 
     Raises `InputError` where the file, a key in it or a value can't be used.
@@ -224,11 +224,13 @@ def configured(path: str | Path, given: Mapping[str, Any] | None = None) -> dict
     return configs.options(distill, configs.read(path, "distill", distill, given))
 
 
-def _train(setup: Setup, student: Any, between: Sequence[Any], run: Run, settings: Mapping[str, Any]) -> Evidence:
+def _train(
+    setup: Setup, student: Learner, between: Sequence[Learner], run: Run, settings: Mapping[str, Any]
+) -> Evidence:
     """Train the chain, and measure its last before and after."""
     chosen = setup.settings
 
-    def measure_before() -> list[Any]:
+    def measure_before() -> list[object]:
         before, teachers, why = measuring.measure_before(setup, student, run)
         return [*({name: asdict(figure) for name, figure in row.items()} for row in (before, teachers)), why]
 
@@ -241,7 +243,7 @@ def _train(setup: Setup, student: Any, between: Sequence[Any], run: Run, setting
     records = chain(tuple(setup.teachers), [*between, student], train)
     trained, notes = student, list(settings["notes"])
     if chosen.bits:
-        trained, more = _integers(student, run.folder("integers"), chosen.bits)
+        trained, more = _integers(as_transformer(student), run.folder("integers"), chosen.bits)
         notes += more
     after = measuring.measure_student(setup, trained, run)[0]
     row = Evidence(
@@ -262,7 +264,7 @@ def _train(setup: Setup, student: Any, between: Sequence[Any], run: Run, setting
     return replace(row, verdict=measuring.verdict(row))
 
 
-def _figures(row: Mapping[str, Any]) -> dict[str, Figure]:
+def _figures(row: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
     """A row of figures as JSON gives it back."""
     return {name: Figure(**figure) for name, figure in row.items()}
 
@@ -277,7 +279,7 @@ def _integers(student: Transformer, folder: Path, bits: int) -> tuple[Transforme
     return reopened, notes
 
 
-def _save(setup: Setup, student: Any, row: Evidence, run: Run, folder: Path) -> None:
+def _save(setup: Setup, student: Learner, row: Evidence, run: Run, folder: Path) -> None:
     """Write the student, or the integers that were made of it, and its card into `folder`."""
     if setup.settings.bits:
         shutil.copytree(run.folder("integers"), folder, dirs_exist_ok=True)

@@ -11,16 +11,18 @@ from typing import Any
 
 from torch import Tensor
 
+from secateur._utils.batches import Batch, Batches
 from secateur._utils.rundir import Run, lock_folder
 from secateur.clients.chat import Server
 from secateur.data import texts
 from secateur.data.examples import Examples
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 from secateur.methods.served_teacher import cache_served
 from secateur.recover.distillation import ensembles, teachers
 from secateur.runs.backends.language import held_batches
 from secateur.runs.distilling.models import Learner, as_transformer
-from secateur.runs.distilling.setup import Answer, Setup, predict
+from secateur.runs.distilling.setup import Answer, Ask, Setup, predict
 
 __all__ = ["ask_held_out", "cache_answers", "cache_cost"]
 
@@ -30,7 +32,7 @@ _HELD_SEQUENCES = 64
 """Held-out sequences of which a server is asked what it would say."""
 
 
-def cache_answers(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> tuple[Any, Any]:
+def cache_answers(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> tuple[Batches, Ask | None]:
     """The batches with what their teachers say, which are asked for what is not kept; and the teachers as one, where
     the batches bring along all that they say."""
     if setup.settings.server:
@@ -94,7 +96,7 @@ def _cache_folder(setup: Setup, run: Run, name: str) -> Iterator[Path]:
             raise InputError(str(error)) from error
 
 
-def _cache_key(setup: Setup) -> dict[str, Any]:
+def _cache_key(setup: Setup) -> dict[str, object]:
     """What a cache depends on beside its teacher: data and batches."""
     settings = setup.settings
     return {"data": setup.train.digest, "batches": f"{settings.batch} x {settings.length}, seed {settings.seed + 1}"}
@@ -104,7 +106,7 @@ def _cache_key(setup: Setup) -> dict[str, Any]:
 
 
 def _ask_server(
-    setup: Setup, student: Learner, run: Run, name: str, batches: Any, count: int, key: Mapping[str, Any]
+    setup: Setup, student: Learner, run: Run, name: str, batches: Batches, count: int, key: Mapping[str, object]
 ) -> teachers.TopK:
     """What the server finds likeliest in `count` batches."""
     server, k = Server(setup.settings.server, setup.names[0]), setup.settings.server_tokens
@@ -145,21 +147,22 @@ class _Ordered:
 
     data: Any
     size: int
-    read: Callable[[Any], Mapping[str, Any]]
+    read: Callable[[Any], Batch]
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.size)
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Batch:
         return self.read(self.data.take(range(index * self.size, min((index + 1) * self.size, len(self.data)))))
 
 
-def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> Any:
+def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Run) -> Batches:
     """The batches with all that each of their teachers says, which is asked once: see `_recall`.
 
     What is one row for each example, whatever stands beside it in its batch, is kept once for each.
     """
-    settings, batches, key = setup.settings, setup.batches, _cache_key(setup)
+    batches: Batches = setup.batches
+    settings, key = setup.settings, _cache_key(setup)
     if setup.of_texts:
         key["tokenizer"] = teachers.fingerprint(as_transformer(student).tokenizer)
     ordered = _Ordered(setup.train, _ASKED_AT_ONCE * settings.batch, _make_batch(setup, student))
@@ -167,7 +170,7 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
         ask = partial(predict, setup.ask(one))
         name, own = _answer_name(number), {**key, "teacher": teachers.fingerprint(one.model)}
         with _cache_folder(setup, run, f"predictions-{number}") as folder:
-            if ask(setup.batches[0]).dim() == 2:
+            if ask(setup.batches[0]).dim() == 2 and not _draws_anew(setup.train):
                 own |= {"batches": f"in order, {ordered.size} x {settings.length if setup.of_texts else 1}"}
                 rows = setup.batches.rows if setup.of_texts else setup.batches.places
                 batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
@@ -178,7 +181,12 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
     return batches
 
 
-def _make_batch(setup: Setup, student: Learner) -> Callable[[Any], Mapping[str, Any]]:
+def _draws_anew(data: object) -> bool:
+    """Whether an example is another input in every epoch: answers are then those on a batch, and no example's own."""
+    return isinstance(data, Examples) and isinstance(data.inputs, Images) and data.inputs.draws_anew
+
+
+def _make_batch(setup: Setup, student: Learner) -> Callable[[Any], Batch]:
     """How a part of the data becomes one batch."""
     if not setup.of_texts:
         return Examples.batch
@@ -191,10 +199,10 @@ def _answer_name(number: int) -> str:
     return f"said{number}"
 
 
-def _name_answer(name: str, ask: Callable[[Any], Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def _name_answer(name: str, ask: Callable[[Batch], Tensor], batch: Batch) -> dict[str, Tensor]:
     return {name: ask(batch)}
 
 
-def _recall(name: str, causal: bool, batch: Mapping[str, Any], *, hidden: bool = False) -> Answer:
+def _recall(name: str, causal: bool, batch: Batch, *, hidden: bool = False) -> Answer:
     """A teacher whose answer the batch brings along, under `name`."""
     return Answer(batch[name], causal=causal)

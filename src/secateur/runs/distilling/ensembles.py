@@ -6,11 +6,12 @@ import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty
 from secateur.measure.latency import Environment
@@ -66,7 +67,9 @@ def _identity(model: Source) -> object:
     return Path(model).resolve() if Path(model).exists() else str(model)
 
 
-def check_models(backend: AnyBackend, student: Any, others: Mapping[str, Any], environment: Environment) -> None:
+def check_models(
+    backend: AnyBackend, student: Learner, others: Mapping[str, Learner], environment: Environment
+) -> None:
     """Refuse a model among `others` that is there twice, or gives other things or classes than the student."""
     names = dict[str, str]()
     for name, model in others.items():
@@ -79,8 +82,8 @@ def check_models(backend: AnyBackend, student: Any, others: Mapping[str, Any], e
     width = _width(backend, student, environment)
     for name, model in others.items():
         if isinstance(student, Transformer):
-            check_output(student, model, "the model", name)
-            check_classes(student, model, "the model", name)
+            check_output(student, as_transformer(model), "the model", name)
+            check_classes(student, as_transformer(model), "the model", name)
         elif (theirs := _width(backend, model, environment)) != width:
             ours, its = (f"rows of {columns}" if columns else "no rows" for columns in (width, theirs))
             raise InputError(f"the model gives {ours} and {name} {its}: use models of the same classes")
@@ -110,7 +113,7 @@ def average_models(backend: AnyBackend, subjects: Sequence[Learner], environment
 
 
 def measure_ensemble(
-    backend: AnyBackend, student: Any, others: Sequence[Any], held_out: Any, environment: Environment
+    backend: AnyBackend, student: Learner, others: Sequence[Learner], held_out: object, environment: Environment
 ) -> dict[str, Row]:
     """How good the average of `others` is on held-out data, and the student's loyalty to it, as parts of a measurement.
 
@@ -129,7 +132,7 @@ def measure_ensemble(
     return {_ALL: first, f"both {_ALL}": both} if first else {f"both {_ALL}": both}
 
 
-def _mean(asked: Sequence[Ask], batch: Mapping[str, Any], *, hidden: bool = False) -> Answer:
+def _mean(asked: Sequence[Ask], batch: Batch, *, hidden: bool = False) -> Answer:
     """The mean of the one number that each of them tells."""
     if hidden:
         raise UnsupportedError("hidden states of several models have no mean")
@@ -137,7 +140,7 @@ def _mean(asked: Sequence[Ask], batch: Mapping[str, Any], *, hidden: bool = Fals
 
 
 @torch.no_grad()
-def _width(backend: AnyBackend, subject: Any, environment: Environment) -> int | None:
+def _width(backend: AnyBackend, subject: Learner, environment: Environment) -> int | None:
     """How many numbers a network gives for each example; None where that is no row of them."""
     if isinstance(subject, Transformer):
         return None

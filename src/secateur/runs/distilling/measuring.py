@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
@@ -121,7 +122,7 @@ def verdict(row: Evidence) -> str:
 # -------------------------------------------------------------------------------------- teachers that read the same
 
 
-def _join_teachers(setup: Setup, student: Learner) -> Any:
+def _join_teachers(setup: Setup, student: Learner) -> Learner:
     """The teachers as one subject to be measured."""
     one = setup.teachers[0] if setup.teachers else student
     if len(setup.teachers) < 2:
@@ -158,7 +159,7 @@ def _compare_aligned(setup: Setup, student: Learner) -> tuple[Row, list[Row]]:
     return together, each
 
 
-def _compare_tokens(setup: Setup, student: Transformer, batches: Sequence[Any]) -> tuple[Row, list[Row]]:
+def _compare_tokens(setup: Setup, student: Transformer, batches: Sequence[Batch]) -> tuple[Row, list[Row]]:
     """After equal characters, over the tokens that both have: KL in nats for a pair of tokens, which training brings
     down, and label and probability loyalty. A mean of several has an interval for the KL alone.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,7 +15,7 @@ from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import backends
-from secateur.runs.backends import AnyBackend
+from secateur.runs.backends import AnyBackend, Data
 from secateur.runs.backends.language import classifies, classifies_tokens
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling.settings import Settings
@@ -32,7 +32,7 @@ Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
 Learner: TypeAlias = Transformer | Traced
 
 
-def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: Any, like: Learner) -> Learner:
+def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: Data, like: Learner) -> Learner:
     """A teacher as a subject; networks take the inputs of the student they are `like`."""
     backends.check_source(backend, model, "distill")
     if isinstance(like, Transformer):
@@ -41,7 +41,7 @@ def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: An
 
 
 def open_student(
-    backend: AnyBackend, model: Model, device: str | None, data: Any, like: Learner | None = None
+    backend: AnyBackend, model: Model, device: str | None, data: Data, like: Learner | None = None
 ) -> Learner:
     """A subject to be trained, with weights of its own: what was given stays as it is.
 
@@ -102,7 +102,7 @@ def gives_tokens(subject: Learner) -> bool:
     return isinstance(subject, Transformer) and (subject.causal or gives_masked(subject))
 
 
-def check_kind(settings: Settings, student: Learner, several: bool, data: Any = None) -> None:
+def check_kind(settings: Settings, student: Learner, several: bool, data: Data = None) -> None:
     """Refuse options that this kind of student can't follow, on this data."""
     tokens = gives_tokens(student)
     if isinstance(student, Transformer):

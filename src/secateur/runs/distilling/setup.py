@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from secateur._utils.batches import Batch
 from secateur.data import examples, masking, texts
 from secateur.errors import UnsupportedError
 from secateur.measure import latency
@@ -89,7 +90,7 @@ class Setup:
         """What a prediction holds."""
         return str(subject.output) if isinstance(subject, Transformer) else "logits"
 
-    def count(self, batch: Mapping[str, Any]) -> dict[str, int]:
+    def count(self, batch: Batch) -> dict[str, int]:
         """What the sums of a loss are divided by."""
         if self.of_texts:
             return objectives.count(batch)
@@ -127,18 +128,18 @@ class Answer:
     causal: bool = False
 
 
-def predict(ask: Ask, batch: Mapping[str, Any]) -> Tensor:
+def predict(ask: Ask, batch: Batch) -> Tensor:
     """The prediction alone of what is said of a batch."""
     prediction: Tensor = ask(batch).prediction
     return prediction
 
 
-def _as_it_reads(forward: Ask, name: str, batch: Mapping[str, Tensor], **options: object) -> Any:
+def _as_it_reads(forward: Ask, name: str, batch: Mapping[str, Tensor], **options: object) -> object:
     """What a teacher says of the texts of a batch of `alignment.Parallel`, in its own reading."""
     return forward(alignment.teacher_inputs(batch, name), **options)
 
 
-def class_logits(subject: Traced, batch: Mapping[str, Any], *, hidden: bool = False) -> Answer:
+def class_logits(subject: Traced, batch: Batch, *, hidden: bool = False) -> Answer:
     """A network's row of classes per example, [B, C]; it is not asked for hidden states (`models.check_kind`)."""
     from secateur.runs.backends.network import run_network  # texts do without
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,6 +23,8 @@ from secateur.errors import InputError, ServerError
 from secateur.vocabulary import Cut, Selection, Site, Units
 
 __all__ = ["Fact", "Facts", "KnowledgeGraph", "Line", "Neighbourhood"]
+
+Item = TypeVar("Item")
 
 TYPE = f"{RDF}type"
 NAMES = (
@@ -193,7 +195,7 @@ class KnowledgeGraph:
         """Whether statements have IRIs, and so may be taken for things; those of `data.triples` have none."""
         return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
-    def _select_all(self, items: Sequence[Any], query: Callable[[Sequence[Any]], str], least: int = 1) -> list[Row]:
+    def _select_all(self, items: Sequence[Item], query: Callable[[Sequence[Item]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
         try:
             return self.store.select(query(items))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from secateur.subjects.network.operators import names
+from secateur.subjects.network.operators import Arguments, Keywords, names
 
 __all__ = ["Absent", "Nothing", "form"]
 
@@ -78,7 +78,9 @@ class Nothing:
         return torch.zeros(tuple(self.meta.shape), dtype=self.meta.dtype, device=self.device)
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Nothing | Tensor)]
@@ -114,7 +116,7 @@ class Nothing:
             return lambda *args, **kwargs: Nothing.__torch_function__(method, (Nothing,), (self, *args), kwargs)
         return getattr(self.meta, name)
 
-    def __deepcopy__(self, memo: Any) -> Nothing:
+    def __deepcopy__(self, memo: dict[int, object]) -> Nothing:
         return self
 
     def __len__(self) -> int:
@@ -130,8 +132,8 @@ class Nothing:
 _WB = ("weight", "bias")
 
 
-def _dunder(name: str) -> Callable[..., Any]:
-    def method(self: Nothing, *args: Any) -> Any:
+def _dunder(name: str) -> Callable[..., object]:
+    def method(self: Nothing, *args: object) -> object:
         return Nothing.__torch_function__(getattr(Tensor, name), (Nothing,), (self, *args))
 
     return method
@@ -141,11 +143,11 @@ for _name in names("add radd iadd sub rsub isub mul rmul imul matmul truediv rtr
     setattr(Nothing, f"__{_name}__", _dunder(f"__{_name}__"))
 
 
-def _argument(args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str) -> Any:
+def _argument(args: Arguments, kwargs: Keywords, place: int, name: str) -> Any:
     return args[place] if len(args) > place else kwargs.get(name)
 
 
-def _sum(name: str, args: Sequence[Any], kwargs: dict[str, Any], fresh: bool) -> tuple[bool, Any]:
+def _sum(name: str, args: Arguments, kwargs: Keywords, fresh: bool) -> tuple[bool, Tensor | None]:
     """(whether it is settled, the sum or difference)."""
     first, second, factor = args[0], _argument(args, kwargs, 1, "other"), kwargs.get("alpha", 1)
     if isinstance(first, Nothing) and isinstance(second, Nothing):
@@ -173,12 +175,12 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _zeros(value: Any) -> Any:
+def _zeros(value: object) -> object:
     return value.zeros() if isinstance(value, Nothing) else value
 
 
-def _metas(value: Any) -> Any:
-    def meta(one: Any) -> Any:
+def _metas(value: object) -> Any:
+    def meta(one: object) -> object:
         if isinstance(one, Nothing):
             return one.meta
         return torch.empty_like(one, device="meta") if isinstance(one, Tensor) else one
@@ -192,7 +194,7 @@ class Absent(nn.Module):
     was: the module. returns: the form of what it returned, see `form`. fresh: see `Nothing`.
     """
 
-    def __init__(self, was: nn.Module, returns: Any = "*", fresh: bool = False) -> None:
+    def __init__(self, was: nn.Module, returns: object = "*", fresh: bool = False) -> None:
         super().__init__()
         self.returns, self.fresh, self.was = returns, fresh, type(was).__name__
         shape = copy.deepcopy(was).to("meta").eval()
@@ -211,13 +213,13 @@ class Absent(nn.Module):
                 raise
             return getattr(self.__dict__["_shape"][0], name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Nothing, in the form that the module gave."""
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Nothing | Tensor)]
         device = given[0].device if given else None
         cache: list[Any] = []
 
-        def like(path: tuple[Any, ...]) -> Tensor:
+        def like(path: tuple[object, ...]) -> Tensor:
             if not cache:
                 cache.append(self.__dict__["_shape"][0](*_metas(args), **_metas(kwargs)))
             value = cache[0]
@@ -226,7 +228,7 @@ class Absent(nn.Module):
             result: Tensor = value
             return result
 
-        def make_output(returned: Any, path: tuple[Any, ...]) -> Any:
+        def make_output(returned: object, path: tuple[object, ...]) -> object:
             if returned == "*":
                 return Nothing(lambda: like(path), device, self.fresh)
             if isinstance(returned, dict) and "items" in returned:
@@ -243,7 +245,7 @@ class Absent(nn.Module):
         return self.was
 
 
-def _fit(module: Any, args: tuple[Any, ...]) -> None:
+def _fit(module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d, args: tuple[object, ...]) -> None:
     """Take as many channels as come in: those before it may have been cut since it was erased."""
     weight, dim = module.weight, -1 if isinstance(module, nn.Linear) else 1
     size = args[0].shape[dim] if args and isinstance(args[0], Tensor) else weight.shape[1]
@@ -251,7 +253,7 @@ def _fit(module: Any, args: tuple[Any, ...]) -> None:
         module.weight = nn.Parameter(torch.empty(weight.shape[0], size, *weight.shape[2:], device="meta"))
 
 
-def form(output: Any) -> Any:
+def form(output: object) -> str | dict[str, object] | None:
     """What a module returned, as plain data: "*" for a tensor, tuples, lists and dicts of such, null for None.
 
     Anything else can't be imitated: "?".
@@ -260,7 +262,7 @@ def form(output: Any) -> Any:
         return "*"
     if output is None:
         return None
-    if type(output) in (tuple, list):
+    if type(output) is tuple or type(output) is list:
         parts = [form(one) for one in output]
         return "?" if "?" in parts else {"items": parts, "list": type(output) is list}
     if type(output) is dict and all(isinstance(key, str) for key in output):

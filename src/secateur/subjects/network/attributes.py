@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def speaks_of_widths(name: str, surely: bool = False) -> bool:
 
 def changed_numbers(
     model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], kept: np.ndarray, flow: Flow
-) -> list[tuple[str, str, Any]]:
+) -> list[tuple[str, str, object]]:
     """(module, attribute, new value) of all numbers that change.
 
     tensors: what stays of each tensor that is cut, see `Plan.tensors`. kept: booleans [atoms].
@@ -167,7 +167,7 @@ def widths(model: nn.Module, made: Plan, kept: np.ndarray, shapings: Iterable[Sh
 
 def _compared_attributes(
     model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], shared: Mapping[int, str]
-) -> list[tuple[str, str, Any]]:
+) -> list[tuple[str, str, int]]:
     """Numbers that a module compares with the widths of the modules in it: channels and out_channels, say."""
     result = []
     for path, module in model.named_modules():
@@ -214,7 +214,7 @@ def _of_module(
     shaped: Mapping[int, set[int]],
     places: Mapping[str, tuple[int, ...]],
     groups: tuple[int, int] | None,
-) -> list[tuple[str, str, Any]]:
+) -> list[tuple[str, str, object]]:
     known = _torch_attributes(module, places, groups)
     result = [(path, name, value) for name, value in known.items() if getattr(module, name) != value]
     for name, old in vars(module).items():
@@ -229,7 +229,7 @@ def _of_module(
     return [one for one in result if one[1] not in counts or _is_width(one[1]) or counts[one[1]] not in named]
 
 
-def _renumber(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mapping[int, set[int]]) -> Any:
+def _renumber(name: str, old: object, own: Mapping[int, set[int]], shaped: Mapping[int, set[int]]) -> object:
     if isinstance(old, bool):
         return old
     if isinstance(old, list | tuple):
@@ -247,7 +247,7 @@ def _renumber(name: str, old: Any, own: Mapping[int, set[int]], shaped: Mapping[
 
 def _torch_attributes(
     module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tuple[int, int] | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The attributes of PyTorch's own modules, from the shapes of their tensors."""
     shape = places.get("weight")
     if shape is None:

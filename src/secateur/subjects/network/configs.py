@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from secateur.subjects.network.operators import Arguments, Keywords
+
 __all__ = ["Change", "behind", "config_changes", "holders", "read", "write"]
 
 Change = tuple[str, str, int]
@@ -204,7 +206,7 @@ class _Search:
         )
 
 
-def _data(holder: Any) -> dict[str, Any]:
+def _data(holder: Any) -> dict[str, object]:
     plain: Any = holder.config if hasattr(holder, "register_to_config") else holder.config.to_dict()
     return dict(plain)
 
@@ -230,9 +232,9 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(one.shape) for name, one in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
+def _numbers(model: nn.Module) -> dict[tuple[str, str], object]:
     """(module, attribute) -> value of all plain numbers, and the classes."""
-    found: dict[tuple[str, str], Any] = {}
+    found: dict[tuple[str, str], object] = {}
     for path, module in model.named_modules():
         found[path, ""] = type(module)
         for name, one in vars(module).items():
@@ -248,7 +250,9 @@ def _numbers(model: nn.Module) -> dict[tuple[str, str], Any]:
 class _Hollow(TorchFunctionMode):
     """Weights without memory, for which no values are drawn; buffers with their values."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., object], types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
@@ -277,7 +281,7 @@ def _fields(data: Any, path: str = "") -> Iterator[tuple[str, int]]:
             yield from _fields(value, name)
 
 
-def _replace_values(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, Any]:
+def _replace_values(data: dict[str, Any], values: Mapping[str, int]) -> dict[str, object]:
     """A copy of plain `data` with new values."""
     data = copy.deepcopy(data)
     for field, value in values.items():
@@ -285,7 +289,7 @@ def _replace_values(data: dict[str, Any], values: Mapping[str, int]) -> dict[str
     return data
 
 
-def read(holder: Any, field: str) -> Any:
+def read(holder: object, field: str) -> object:
     """What a config, or plain data, says in a field; None where it does not have it."""
     for part in field.split("."):
         if isinstance(holder, list | tuple):
@@ -295,7 +299,7 @@ def read(holder: Any, field: str) -> Any:
     return holder
 
 
-def _set(holder: Any, field: str, new: Any) -> None:
+def _set(holder: object, field: str, new: object) -> None:
     first, _, rest = field.partition(".")
     if rest:
         inner = read(holder, first)

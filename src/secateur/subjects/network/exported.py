@@ -87,7 +87,7 @@ class Exported:
 
 
 @contextlib.contextmanager
-def _replace_forward(module: nn.Module, forward: Callable[[Any], Any]) -> Iterator[None]:
+def _replace_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     before: Mapping[str, Any] = dict(vars(module))
     module.forward = forward
     try:

@@ -7,23 +7,25 @@ multiply and add as two. Those formulas are products of sizes, so a count follow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from secateur.subjects.network.labels import Flow
+from secateur.subjects.network.operators import Arguments, Keywords
 
 __all__ = ["Counter", "Product", "Size", "products"]
 
 _aten = torch.ops.aten
 
 
-def _on_cpu(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+def _on_cpu(query: object, key: object, value: object, *_: object, **__: object) -> int:
     """Attention, given as tensors or as their shapes."""
     return int(sdpa_flop_count(*(getattr(one, "shape", one) for one in (query, key, value))))
 
@@ -56,7 +58,7 @@ class Product:
         return self.factor * math.prod(size.length for size in self.sizes)
 
 
-def products(flow: Flow, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> list[Product]:
+def products(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object) -> list[Product]:
     """What an operator costs. An operator whose formula is not known to be a product of sizes gets none."""
     packet = func.overloadpacket
     total = _cost(packet, args, kwargs, out)
@@ -69,7 +71,7 @@ def products(flow: Flow, func: Any, args: Sequence[Any], kwargs: Mapping[str, An
     return [Product(share, sizes) for sizes in summands]
 
 
-def _cost(packet: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> float:
+def _cost(packet: OpOverloadPacket, args: Arguments, kwargs: Keywords, out: Any) -> float:
     """FLOPs of one operator. The formulas of the most frequent are written out, for torch's take longer."""
     if packet is _aten.convolution:
         (x, weight), transposed = args[:2], args[6]
@@ -93,7 +95,9 @@ class Counter(TorchDispatchMode):
         """No: nothing here is compiled."""
         return False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         self.total += _cost(func.overloadpacket, args, kwargs or {}, out)
         return out
@@ -111,19 +115,19 @@ def _size(flow: Flow, places: Sequence[Dimension]) -> Size:
 # Each formula is a number times a sum of products of these sizes; what is not named here does not shrink.
 
 
-def _matrices(a: Tensor, b: Tensor, *_: Any) -> list[Factors]:
+def _matrices(a: Tensor, b: Tensor, *_: object) -> list[Factors]:
     return [[[(a, 0)], [(a, 1), (b, 0)], [(b, 1)]]]
 
 
-def _batched_matmul(a: Tensor, b: Tensor, *_: Any) -> list[Factors]:
+def _batched_matmul(a: Tensor, b: Tensor, *_: object) -> list[Factors]:
     return [[[(a, 0), (b, 0)], [(a, 1)], [(a, 2), (b, 1)], [(b, 2)]]]
 
 
-def _convolution(x: Tensor, weight: Tensor, *_: Any) -> list[Factors]:
+def _convolution(x: Tensor, weight: Tensor, *_: object) -> list[Factors]:
     return [[[(x, 0)], [(weight, 0)], [(weight, 1)]]]
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> list[Factors]:
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object) -> list[Factors]:
     # Heads of keys and values may be fewer (grouped queries): those of the query count.
     lead: Factors = [[(query, 0), (key, 0), (value, 0)], [(query, 1)]]
     return [[*lead, [(query, 3), (key, 3)]], [*lead, [(value, 3)]]]

@@ -6,19 +6,20 @@ vertex is an operator that ran, an edge a tensor that flowed; writes in place an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Argument, Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from secateur._utils.outputs import leaves
 from secateur.subjects.network.absent import form
-from secateur.subjects.network.operators import is_view, tensors_in
+from secateur.subjects.network.operators import Arguments, Keywords, is_view, tensors_in
 from secateur.subjects.network.recording import Example, running, tensors_of
 
 __all__ = ["SUMS", "Call", "Graph", "Vertex", "channels_along", "record"]
@@ -149,7 +150,9 @@ class Graph:
 G = TypeVar("G", bound=Graph)
 
 
-def record(model: nn.Module, example: Example, graph: G, watch: Mapping[int, Callable[[Any], None]] | None = None) -> G:
+def record(
+    model: nn.Module, example: Example, graph: G, watch: Mapping[int, Callable[[object], None]] | None = None
+) -> G:
     """Run `model`, which is in evaluation mode and may be written to, and fill the empty `graph`.
 
     watch: vertex -> what is told its results.
@@ -176,7 +179,7 @@ def record(model: nn.Module, example: Example, graph: G, watch: Mapping[int, Cal
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, graph: Graph, names: Mapping[int, str], watch: Mapping[int, Callable[[Any], None]]) -> None:
+    def __init__(self, graph: Graph, names: Mapping[int, str], watch: Mapping[int, Callable[[object], None]]) -> None:
         super().__init__()
         self.graph, self.names, self.watch = graph, names, watch
         self.stack: list[int] = []
@@ -189,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         """What notes that the module at `path` begins and that it is done."""
         graph = self.graph
 
-        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+        def before(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
             first = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
             source, shape = (
                 (-1, ()) if first is None else (max(self.vertices_of(first), default=-1), tuple(first.shape))
@@ -197,14 +200,14 @@ class _Recorder(TorchDispatchMode):
             self.stack.append(len(graph.calls))
             graph.calls.append(Call(path, source, shape, len(graph.vertices)))
 
-        def after(_: nn.Module, args: Any, output: Any) -> None:
+        def after(_: nn.Module, args: object, output: object) -> None:
             call = graph.calls[self.stack.pop()]
             call.end, call.form = len(graph.vertices), form(output)
             call.made = tuple(place for one in leaves(output)[0] for place in (self.vertices_of(one) or (-1,)))
 
         return before, after
 
-    def vertices_of(self, value: Any) -> tuple[int, ...]:
+    def vertices_of(self, value: object) -> tuple[int, ...]:
         """The vertices on which the value of a tensor depends: what made it, and later writes to its storage."""
         if not isinstance(value, Tensor):
             return ()
@@ -212,7 +215,9 @@ class _Recorder(TorchDispatchMode):
         write = self._written.get(_storage(value), -1)
         return tuple(one for one in (own, write if write > own else -1) if one >= 0)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         given = list(tensors_in((args, kwargs)))
         parameters = {n for one in given for n in self._names(one)}
@@ -265,7 +270,7 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _is_written(argument: Any) -> bool:
+def _is_written(argument: Argument) -> bool:
     return argument.alias_info is not None and bool(argument.alias_info.is_write)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from secateur.subjects.network.labels import NOTHING, Flow
-from secateur.subjects.network.operators import Call, base_name, names, results_of, tensors_in
+from secateur.subjects.network.operators import Arguments, Call, Keywords, base_name, names, results_of, tensors_in
 from secateur.subjects.network.rules import MOVES, RULES, SAME, Rule, pass_elementwise
 
 __all__ = ["RECURRENT", "apply"]
@@ -48,13 +48,13 @@ _FACTS: dict[int, _Facts] = {}
 """By the operator's id, which takes less time than its hash."""
 
 
-def _facts(func: Any) -> _Facts:
+def _facts(func: OpOverload) -> _Facts:
     name = func.overloadpacket.__name__
     base, pointwise = base_name(name), torch.Tag.pointwise in func.tags
     return _Facts(name, base, pointwise, RULES.get(base) or (pass_elementwise if pointwise else None))
 
 
-def apply(flow: Flow, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object) -> None:
     """Label what an operator returned."""
     facts = _FACTS.get(id(func))
     if facts is None:
@@ -104,11 +104,11 @@ def apply(flow: Flow, func: Any, args: Sequence[Any], kwargs: dict[str, Any], ou
         flow.mark(results[0], flow.labels(results[0]), blank=False)
 
 
-def _is_row(value: Any) -> bool:
+def _is_row(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() == 1
 
 
-def _note_write(flow: Flow, args: Sequence[Any]) -> None:
+def _note_write(flow: Flow, args: Arguments) -> None:
     """A part of a tensor of one value is written: the whole is one value no longer, and what is written stays."""
     whole = args[0].__dict__.get(_BASE)
     if whole is None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -289,22 +288,22 @@ class Flow:
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
-    def labels(self, value: Any) -> Labels:
+    def labels(self, value: object) -> Labels:
         """The labels of a tensor; none of anything else."""
         labels: Labels = getattr(value, _MARK, NOTHING)
         return labels
 
-    def operand(self, value: Any) -> Operand:
+    def operand(self, value: object) -> Operand:
         """A tensor or number as a rule sees it."""
         if not isinstance(value, Tensor):
             return Operand(())
         return Operand(tuple(value.shape), self.labels(value), self.blank(value))
 
-    def blank(self, value: Any) -> bool:
+    def blank(self, value: object) -> bool:
         """Whether a tensor is one value all over, made by the forward pass."""
         return getattr(value, _BLANK, False)
 
-    def mark(self, value: Any, labels: Labels, blank: bool = False) -> None:
+    def mark(self, value: object, labels: Labels, blank: bool = False) -> None:
         """Put labels on a tensor."""
         if isinstance(value, Tensor):
             if labels or hasattr(value, _MARK):
@@ -316,11 +315,11 @@ class Flow:
         """Whether an attention in the module that runs keeps all its heads."""
         return bool(self.whole) and within(self.where, self.whole)
 
-    def linear(self, value: Any) -> bool:
+    def linear(self, value: object) -> bool:
         """Whether a tensor is what a linear layer or convolution gave, perhaps reshaped."""
         return getattr(value, _LINEAR, False)
 
-    def mark_linear(self, value: Any, linear: bool) -> None:
+    def mark_linear(self, value: object, linear: bool) -> None:
         """Say whether a tensor is what a linear layer or convolution gave."""
         if isinstance(value, Tensor) and (linear or hasattr(value, _LINEAR)):
             setattr(value, _LINEAR, linear)
@@ -349,7 +348,7 @@ class Flow:
         """Note an operator that took sizes from the code of the module that runs, see `Shaping`."""
         self.shapings.append(Shaping(self.where, kind, shape, labels, dim, bounds))
 
-    def keep_inputs(self, values: Iterable[Any], what: str) -> None:
+    def keep_inputs(self, values: Iterable[object], what: str) -> None:
         """All that enters an operator must stay."""
         for value in values:
             self.keep(self.labels(value), what)

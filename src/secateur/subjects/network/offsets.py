@@ -13,16 +13,17 @@ cut of Group channel pruning (arXiv 2306.01526), there for one architecture.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.subjects.network.coupling import Coupling
+from secateur.subjects.network.operators import Arguments, Keywords
 from secateur.subjects.network.proof import differences
 from secateur.subjects.network.recording import Example, evaluate, tensors_of
 from secateur.subjects.network.shrinking import Plan, shrink, twin
@@ -188,7 +189,9 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.uses: dict[int, int] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         for value in args:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(one, Tensor):
@@ -215,7 +218,7 @@ class _Seen:
         takers: dict[int, list[int]] = {}
         paths = {id(module): path for path, module in self.model.named_modules()}
 
-        def note_input(module: nn.Module, args: Any) -> None:
+        def note_input(module: nn.Module, args: tuple[object, ...]) -> None:
             if not args or not isinstance(args[0], Tensor):
                 return
             path = paths.get(id(module), "")
@@ -228,7 +231,7 @@ class _Seen:
                 self.before.setdefault(id(module), set()).add(source[1] if source and fresh else "")
                 takers.setdefault(id(args[0]), []).append(id(module))
 
-        def gave(module: nn.Module, _: Any, output: Any) -> None:
+        def gave(module: nn.Module, _: object, output: object) -> None:
             if noise and isinstance(module, _MAKERS) and isinstance(output, Tensor) and output.is_floating_point():
                 # Never near 0, so that nothing that changes is taken for a constant.
                 size = 0.05 + 0.1 * torch.rand_like(output)

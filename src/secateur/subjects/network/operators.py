@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
+from torch._ops import OpOverload
 
-__all__ = ["Call", "base_name", "dimensions", "is_view", "names", "results_of", "tensors_in"]
+__all__ = ["Arguments", "Call", "Keywords", "base_name", "dimensions", "is_view", "names", "results_of", "tensors_in"]
+
+Arguments: TypeAlias = Sequence[Any]
+"""Positional arguments of an operator: numbers, tensors and lists of them, as its schema says, which no type shows."""
+Keywords: TypeAlias = Mapping[str, Any]
+"""Its arguments by name, likewise."""
 
 
 def names(text: str) -> frozenset[str]:
@@ -21,7 +27,7 @@ def base_name(name: str) -> str:
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: object) -> Iterator[Tensor]:
     """The tensors in nested lists, tuples and mappings."""
     if isinstance(value, Tensor):
         yield value
@@ -33,7 +39,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(part)
 
 
-def results_of(out: Any) -> list[Any]:
+def results_of(out: object) -> list[object]:
     """What an operator returned, also what is no tensor, in one list."""
     if isinstance(out, Tensor):
         return [out]
@@ -42,7 +48,7 @@ def results_of(out: Any) -> list[Any]:
     return [result for part in out for result in (results_of(part) if isinstance(part, list | tuple) else [part])]
 
 
-def dimensions(argument: Any, rank: int) -> list[int]:
+def dimensions(argument: int | Sequence[int] | None, rank: int) -> list[int]:
     """The dimensions that an operator's `dim` names; all where it names none."""
     if argument is None or (isinstance(argument, list | tuple) and not argument):
         return list(range(rank))
@@ -50,7 +56,7 @@ def dimensions(argument: Any, rank: int) -> list[int]:
 
 
 @cache
-def is_view(func: Any) -> bool:
+def is_view(func: OpOverload) -> bool:
     """Whether an operator returns a view of what it was given."""
     returns = func._schema.returns
     return any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
@@ -59,7 +65,7 @@ def is_view(func: Any) -> bool:
 class Call:
     """One call of an operator: the operator, its arguments and what it returned."""
 
-    def __init__(self, func: Any, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
+    def __init__(self, func: OpOverload, name: str, args: Arguments, kwargs: Keywords, out: Any) -> None:
         self.func, self.name, self.args, self.kwargs, self.out = func, name, args, kwargs, out
         self.base = base_name(name)
 
@@ -68,7 +74,7 @@ class Call:
         """All tensors that were given."""
         return list(tensors_in((self.args, self.kwargs)))
 
-    def get(self, place: int, name: str, default: Any = None) -> Any:
+    def get(self, place: int, name: str, default: object = None) -> Any:
         """An argument, given by place or by name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 

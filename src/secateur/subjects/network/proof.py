@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Callable, Collection, Iterable, Set
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +58,7 @@ class Silenced(nn.Module):
         super().__init__()
         self.model, self.kept, self.whole = model, kept, whole
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """As the model's own, with what goes silenced."""
         return record(self.model, Example(args, kwargs), lambda _: self.kept, whole=self.whole).output
 
@@ -190,7 +190,7 @@ def _draw_weights(model: nn.Module) -> dict[str, Tensor]:
     return result
 
 
-def _watch(model: nn.Module, run: Any, example: Example, where: list[str] | None = None) -> Watched:
+def _watch(model: nn.Module, run: Callable[..., object], example: Example, where: list[str] | None = None) -> Watched:
     """The output, and for each module that ran the sums of absolute values of its outputs, in order."""
     sums: list[tuple[str, list[float]]] = []
     last: tuple[Tensor, int, float] | None = None
@@ -210,7 +210,7 @@ def _watch(model: nn.Module, run: Any, example: Example, where: list[str] | None
         if where is not None:
             where[0] = path
 
-    def leave(path: str, output: Any) -> None:
+    def leave(path: str, output: object) -> None:
         if path:  # what is on the meta device is a part that was erased before, asked for its shape
             given = [one for one in leaves(output)[0] if one.is_floating_point() and not one.is_meta]
             sums.append((path, [total(one) for one in given]))
@@ -220,12 +220,12 @@ def _watch(model: nn.Module, run: Any, example: Example, where: list[str] | None
         return run(*args, **kwargs), sums
 
 
-def differences(found: Any, expected: Any) -> float:
+def differences(found: object, expected: object) -> float:
     """The largest difference of two outputs, relative to the largest expected value; infinite where shapes differ."""
     return _difference(found, expected)[0]
 
 
-def _difference(found: Any, expected: Any) -> tuple[float, str]:
+def _difference(found: object, expected: object) -> tuple[float, str]:
     one, other = leaves(found)[0], leaves(expected)[0]
     if len(one) != len(other):
         return math.inf, "gives another number of outputs"

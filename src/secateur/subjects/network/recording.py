@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
+from secateur.subjects.network.operators import Arguments, Keywords
 
 __all__ = ["Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
 
@@ -39,7 +41,7 @@ class Example:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, inputs: Any) -> Example:
+    def of(cls, inputs: object) -> Example:
         """A tensor (one positional input), a tuple (positional), a mapping (keywords), or an `Example`."""
         if isinstance(inputs, Example):
             return inputs
@@ -49,7 +51,7 @@ class Example:
             return cls((), dict(inputs))
         return cls((inputs,))
 
-    def fresh(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fresh(self) -> tuple[tuple[object, ...], dict[str, object]]:
         """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
         return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
 
@@ -60,7 +62,7 @@ class Example:
         )
         return Example(args, kwargs)
 
-    def ask(self, network: Callable[..., Any], inputs: Any) -> Any:
+    def ask(self, network: Callable[..., object], inputs: object) -> Any:
         """What `network` gives for other `inputs`, which take the place of the first of these, by the same name.
 
         In the mode in which it is and with gradients, on the device of the inputs: for training loops.
@@ -68,7 +70,7 @@ class Example:
         one = self.with_inputs(inputs)
         return network(*one.args, **one.kwargs)
 
-    def with_inputs(self, inputs: Any) -> Example:
+    def with_inputs(self, inputs: object) -> Example:
         """Other `inputs` alone, in the place of the first of these, by the same name."""
         return Example((inputs,)) if self.args else Example((), {next(iter(self.kwargs)): inputs})
 
@@ -96,7 +98,7 @@ class Run:
     """Whether parts of the network run in training only; what they ask for was recorded too."""
 
 
-def evaluate(model: nn.Module, example: Example) -> Any:
+def evaluate(model: nn.Module, example: Example) -> object:
     """What `model` gives on copies of the inputs, without gradients and with fixed random numbers."""
     with running(model, lambda _: None):
         args, kwargs = example.fresh()
@@ -283,7 +285,9 @@ class _Recorder(TorchDispatchMode):
         """No: nothing here is compiled, and to say so takes longer than most operators."""
         return False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         kwargs = kwargs or {}
         if _Recorder.resting:
             return func(*args, **kwargs)
@@ -314,7 +318,7 @@ class _Recorder(TorchDispatchMode):
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
-    def _take(self, values: Sequence[Any]) -> None:
+    def _take(self, values: Sequence[object]) -> None:
         for value in values:
             for one in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(one, Tensor):
@@ -323,7 +327,7 @@ class _Recorder(TorchDispatchMode):
                         self._lost.append(left)
                     self.foreign = self.foreign or not (made or id(one) in self.known or one.numel() < 2)
 
-    def _give(self, out: Any, live: int) -> None:
+    def _give(self, out: object, live: int) -> None:
         for one in out if isinstance(out, list | tuple) else (out,):
             if isinstance(one, Tensor):
                 setattr(one, _LIVE, live | getattr(one, _LIVE, 0))
@@ -332,7 +336,7 @@ class _Recorder(TorchDispatchMode):
                 if labels := self.flow.labels(one):
                     self._unused[id(one)] = (labels, self.flow.reason("leaves what is recorded"))
 
-    def settle(self, output: Any) -> None:
+    def settle(self, output: object) -> None:
         """Where numbers came in from outside, they may be those of labelled tensors that no operator took: keep them.
 
         What NumPy or another library does in between, nobody sees.
@@ -356,7 +360,7 @@ def resting() -> Iterator[None]:
 
 @contextmanager
 def running(
-    model: nn.Module, entered: Callable[[str], None], left: Callable[[str, Any], None] | None = None
+    model: nn.Module, entered: Callable[[str], None], left: Callable[[str, object], None] | None = None
 ) -> Iterator[None]:
     """Without gradients, with fixed random numbers, and with `entered` told the path of the module that runs.
 
@@ -365,11 +369,11 @@ def running(
     paths = {id(module): path for path, module in model.named_modules()}
     stack = [""]
 
-    def before(module: nn.Module, _: Any) -> None:
+    def before(module: nn.Module, _: object) -> None:
         stack.append(paths.get(id(module), stack[-1]))
         entered(stack[-1])
 
-    def after(module: nn.Module, _: Any, output: Any) -> None:
+    def after(module: nn.Module, _: object, output: object) -> None:
         path = stack.pop() if len(stack) > 1 else ""
         if left is not None:
             left(path, output)

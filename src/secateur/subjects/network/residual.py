@@ -150,7 +150,7 @@ class Branches:
         """The network with the output of a branch at zero."""
         model = twin(self.subject.model, share=True).eval()
 
-        def zero(_: nn.Module, args: Any, output: Any) -> Any:
+        def zero(_: nn.Module, args: object, output: Any) -> object:
             if isinstance(output, Tensor):
                 return torch.zeros_like(output)
             first = next(place for place, value in enumerate(output) if isinstance(value, Tensor))

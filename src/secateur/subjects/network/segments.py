@@ -7,7 +7,7 @@ summand, and whatever fed only the segment goes too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch._ops import OpOverload
 
 from secateur._utils.outputs import leaves
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.coupling import keep_mask
 from secateur.subjects.network.flops import Counter
 from secateur.subjects.network.graph import SUMS, Graph, record
+from secateur.subjects.network.operators import Arguments, Keywords
 from secateur.subjects.network.recording import Example, tensors_of
 from secateur.subjects.network.shrinking import Plan, twin
 from secateur.vocabulary import Budget, Selection, Site, Units
@@ -309,7 +311,7 @@ def _silent(model: nn.Module, example: Example, names: set[str], last: int) -> b
             changed[name] = torch.rand_like(buffer) + 0.5
     seen: list[bool] = []
 
-    def watch(out: Any) -> None:
+    def watch(out: object) -> None:
         seen.append(all(not bool(one.any()) for one in leaves(out)[0]))
 
     record(twin(model, changed, share=True).eval(), example, Graph(), {last: watch})
@@ -343,7 +345,9 @@ class _CounterByVertex(Counter):
         self.graph = graph
         self.each: dict[int, float] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
         before, place = self.total, len(self.graph.vertices)
         out = super().__torch_dispatch__(func, types, args, kwargs)
         self.each[place] = self.each.get(place, 0.0) + self.total - before

@@ -98,7 +98,7 @@ class Plan:
         return result
 
 
-def _with_tuples(value: Any) -> Any:
+def _with_tuples(value: object) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
@@ -108,7 +108,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
     With `share`, one to look at: all other parameters are those of `model` where they lie on the CPU in float32 (or
     float64), and are brought there where not, so that a proof does not drown in the rounding of half precision.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, object] = {}
     changed = changed or {}
     found = tensors_of(model)
     for name, tensor in found.items():
@@ -132,7 +132,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
     return result
 
 
-def _copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy_model(model: nn.Module, memo: dict[int, object]) -> nn.Module:
     """As `copy.deepcopy` does, which takes its time over the many small dictionaries of modules."""
     copies = []
     for module in model.modules():
@@ -153,7 +153,7 @@ def _copy_model(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 @cache
-def _ordinary(kind: Any) -> bool:
+def _ordinary(kind: type[nn.Module]) -> bool:
     """Whether a copy of such a module is a module with copies of its attributes."""
     return (
         not hasattr(kind, "__deepcopy__")
@@ -169,7 +169,7 @@ def _ordinary(kind: Any) -> bool:
 _ATOMIC = frozenset([int, float, bool, str, type(None)])
 
 
-def _value(value: Any, memo: dict[int, Any]) -> Any:
+def _value(value: Any, memo: dict[int, object]) -> object:
     kind = type(value)
     if kind in _ATOMIC:
         return value

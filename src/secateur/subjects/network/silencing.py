@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from secateur.subjects.network.labels import Flow, pad_rank, varying
-from secateur.subjects.network.operators import dimensions, is_view, names, tensors_in
+from secateur.subjects.network.operators import Arguments, Keywords, dimensions, is_view, names, tensors_in
 
 __all__ = ["call", "leave_raw", "raw", "silence"]
 
@@ -48,18 +49,18 @@ _ZERO_FOR_ZERO = names(
 """Operators that give zero where labelled operands are zero."""
 
 
-def silence(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], out: Any) -> None:
+def silence(flow: Flow, kept: Tensor, func: OpOverload, args: Arguments, out: object) -> None:
     """Zero what goes in the results of an operator; views show what is zero already."""
     if is_view(func):
         if raw(args[0]):
-            for value in out if isinstance(out, list | tuple) else [out]:
+            for value in tensors_in(out):
                 setattr(value, _RAW, True)
         return
     name = func.overloadpacket.__name__
     silent = name.removesuffix("_") in _ZERO_FOR_ZERO or _adds_alike(flow, name, args, out) or _clips(name, args)
     if silent and not any(raw(value) for value in tensors_in(args)):
         return
-    for value in out if isinstance(out, list | tuple) else [out]:
+    for value in tensors_in(out):
         mask = _mask(flow, kept, value)
         if mask is None:
             continue
@@ -74,12 +75,12 @@ def leave_raw(parameter: Tensor) -> None:
     setattr(parameter, _RAW, True)
 
 
-def raw(value: Any) -> bool:
+def raw(value: object) -> bool:
     """Whether a tensor is a parameter, or a view of one, that is not zero where it goes."""
     return getattr(value, _RAW, False)
 
 
-def _adds_alike(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
+def _adds_alike(flow: Flow, name: str, args: Arguments, out: object) -> bool:
     """Whether two tensors are added that go at the same places."""
     if name not in ("add", "add_", "sub", "sub_") or not isinstance(args[1], Tensor) or args[1].dim() != args[0].dim():
         return False
@@ -87,12 +88,12 @@ def _adds_alike(flow: Flow, name: str, args: Sequence[Any], out: Any) -> bool:
     return dims[0] == dims[1] == dims[2]
 
 
-def _clips(name: str, args: Sequence[Any]) -> bool:
+def _clips(name: str, args: Arguments) -> bool:
     """Whether values are brought into a range in which zero lies."""
     return name in ("hardtanh", "hardtanh_") and (len(args) < 3 or args[1] <= 0 <= args[2])
 
 
-def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def call(flow: Flow, kept: Tensor, func: OpOverload, args: Arguments, kwargs: Keywords) -> Any:
     """The operator itself, or where it looks at many channels at once, what it gives for those that are kept."""
     name = func.overloadpacket.__name__
     if not is_view(func) and any(raw(value) for value in tensors_in(args)):
@@ -107,7 +108,7 @@ def call(flow: Flow, kept: Tensor, func: Any, args: Sequence[Any], kwargs: dict[
     return func(*args, **kwargs)
 
 
-def _zero_raw(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any]) -> Sequence[Any]:
+def _zero_raw(flow: Flow, kept: Tensor, func: OpOverload, name: str, args: Arguments) -> Arguments:
     """The arguments with zeros where raw ones go, if it matters."""
     if name in _AFFINE and not raw(args[0]):
         return args
@@ -122,7 +123,7 @@ def _zero_raw(flow: Flow, kept: Tensor, func: Any, name: str, args: Sequence[Any
     return [value if place in spared else _with_zeros(flow, kept, value) for place, value in enumerate(args)]
 
 
-def _with_zeros(flow: Flow, kept: Tensor, value: Any) -> Any:
+def _with_zeros(flow: Flow, kept: Tensor, value: Any) -> object:
     if isinstance(value, list | tuple):
         return [_with_zeros(flow, kept, one) for one in value]
     mask = _mask(flow, kept, value) if raw(value) else None
@@ -133,7 +134,7 @@ def _with_zeros(flow: Flow, kept: Tensor, value: Any) -> Any:
     return result
 
 
-def _mask(flow: Flow, kept: Tensor, value: Any) -> Tensor | None:
+def _mask(flow: Flow, kept: Tensor, value: object) -> Tensor | None:
     """What stays of a tensor; None if all of it does."""
     labels = flow.labels(value)
     if not labels:
@@ -165,7 +166,7 @@ def _squeeze(x: Tensor, dims: Sequence[int], keepdim: bool) -> Tensor:
     return x if keepdim else x.squeeze(tuple(dims))
 
 
-def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _mean(func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords) -> Tensor | None:
     x = args[0]
     dims = dimensions(args[1] if len(args) > 1 else kwargs.get("dim"), x.dim())
     if not _over(mask, dims):
@@ -174,7 +175,7 @@ def _mean(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) 
     return _squeeze(_moments(x, mask, dims)[0], dims, keepdim)
 
 
-def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _spread(func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords) -> Tensor | tuple[Tensor, Tensor] | None:
     x, name = args[0], func.overloadpacket.__name__
     dims = dimensions(args[1] if len(args) > 1 and not isinstance(args[1], bool) else kwargs.get("dim"), x.dim())
     if not _over(mask, dims):
@@ -191,8 +192,8 @@ def _spread(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]
     return (variance, mean) if name.endswith("_mean") else variance
 
 
-def _fill_with(fill: float, place: int) -> Callable[..., Any]:
-    def special(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _fill_with(fill: float, place: int) -> Callable[..., object]:
+    def special(func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords) -> object:
         x = args[0]
         if func._overloadname == "other" or not x.is_floating_point():
             return None
@@ -204,11 +205,13 @@ def _fill_with(fill: float, place: int) -> Callable[..., Any]:
     return special
 
 
-def _masked_input(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _masked_input(func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords) -> object:
     return func(args[0].masked_fill(~mask, 0), *args[1:], **kwargs)
 
 
-def _layer_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _layer_norm(
+    func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords
+) -> tuple[Tensor, Tensor, Tensor] | None:
     x, shape, weight, bias, eps = args
     dims = list(range(x.dim() - len(shape), x.dim()))
     if not _over(mask, dims):
@@ -220,7 +223,7 @@ def _layer_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, 
     return (out + bias if bias is not None else out), mean, scale
 
 
-def _rms_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _rms_norm(func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords) -> tuple[Tensor, Tensor] | None:
     x, shape, weight, eps = args
     dims = list(range(x.dim() - len(shape), x.dim()))
     if not _over(mask, dims):
@@ -230,7 +233,7 @@ def _rms_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, An
     return (out * weight if weight is not None else out), scale
 
 
-def _group_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _group_norm(func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias = args[:3]
     groups, eps = args[6], args[7]
     shape = (x.shape[0], groups, -1)
@@ -242,7 +245,9 @@ def _group_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, 
     return (out + bias.view(row) if bias is not None else out), mean, variance
 
 
-def _batch_norm(func: Any, mask: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def _batch_norm(
+    func: OpOverload, mask: Tensor, args: Arguments, kwargs: Keywords
+) -> tuple[Tensor, Tensor, Tensor] | None:
     x, weight, bias = args[:3]
     dims = [dim for dim in range(x.dim()) if dim != 1]
     flags = [value for value in args if isinstance(value, bool)]

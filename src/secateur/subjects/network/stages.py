@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ def places(model: nn.Module, images: Tensor) -> list[Place]:
     names = {id(module): name for name, module in model.named_modules()}
     seen = set()
 
-    def note(module: nn.Module, args: Any, output: Tensor) -> None:
+    def note(module: nn.Module, args: object, output: Tensor) -> None:
         name = names[id(module)]
         if name not in seen and output.dim() == 4:
             seen.add(name)
@@ -101,7 +100,9 @@ def feeders(model: nn.Module, images: Tensor) -> set[str]:
     return found - {""}
 
 
-def _run_with_hooks(model: nn.Module, images: Tensor, kind: type[nn.Module], note: Any) -> None:
+def _run_with_hooks(
+    model: nn.Module, images: Tensor, kind: type[nn.Module], note: Callable[[nn.Module, object, Tensor], None]
+) -> None:
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kind)]
     try:
         with evaluating(model):

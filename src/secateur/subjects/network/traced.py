@@ -516,7 +516,7 @@ class Traced:
         kept = self.coupling.keep_atoms(self._keep(selection))
         return Traced(silence(self.model, kept, self.constraints.whole), self.inputs, self.plans)
 
-    def forward(self, inputs: Any = None) -> Any:
+    def forward(self, inputs: object = None) -> Any:
         """Run the network, in evaluation mode, on the CPU, on the example inputs or others of the same form."""
         model = self._model if isinstance(self._model, Silenced) else twin(self._model, share=True).eval()
         return evaluate(model, self.inputs if inputs is None else Example.of(inputs))
@@ -569,7 +569,7 @@ class Traced:
             return onnx_files.write_module(model, args, kwargs, place)
 
 
-def open_traced(model: nn.Module, example_inputs: Any, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:
+def open_traced(model: nn.Module, example_inputs: object, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:
     """`model` as something to prune; it stays as it is.
 
     example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
@@ -608,7 +608,7 @@ def _check_units(subject: Traced) -> None:
         subject.units()
 
 
-def reload_traced(folder: str | Path, model: nn.Module, example_inputs: Any) -> Traced:
+def reload_traced(folder: str | Path, model: nn.Module, example_inputs: object) -> Traced:
     """A saved result again: `model` is the original architecture, with any weights; it stays as it is.
 
     Raises `ModelError` where files are missing or of another architecture.

@@ -373,7 +373,7 @@ def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: 
         del states
 
 
-def _pooled_call(nest: Any, pool: dict[Any, list[Tensor]], known: dict[int, Tensor]) -> Any:
+def _pooled_call(nest: Any, pool: dict[object, list[Tensor]], known: dict[int, Tensor]) -> Any:
     """The same nest of tuples, lists and dicts, with tensors of the pool in place of their equals.
 
     known: by identity, of the batch at hand: all blocks get the same tensors. A few of each shape are compared, so that
@@ -419,7 +419,7 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
     noted: list[Call] = []
     entering: list[Tensor] = []
 
-    def noting(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def noting(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
         entering.append(hidden)
         noted.append((args, kwargs))
         return hidden
@@ -431,11 +431,11 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
 
 
 @contextmanager
-def _replace_blocks(subject: Blocks, forward: Callable[..., Any]) -> Iterator[None]:
+def _replace_blocks(subject: Blocks, forward: Callable[..., object]) -> Iterator[None]:
     """Within the block, every block of the model runs `forward` in place of its own."""
     modules = [subject.model.get_submodule(path) for path in subject.layers()]
 
-    def take(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def take(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
         return forward(hidden_states, *args, **kwargs)
 
     for module in modules:

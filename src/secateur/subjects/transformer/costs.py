@@ -148,7 +148,7 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
         yield math.prod(size for size, _ in chosen), sorted(site for _, site in chosen if site)
 
 
-def _condition(layout: Layout, place: Place) -> dict[str, Any]:
+def _condition(layout: Layout, place: Place) -> dict[str, object]:
     """With what a tensor leaves, as fields of a `Term`."""
     if place.layer is None:
         return {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
@@ -194,7 +194,9 @@ def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
     return emptied.get(place.block, False) and layout.leaves_with_block(place)
 
 
-def new_config(layout: Layout, widths: list[Widths], channels: int, layers: list[int], layer_index: list[int]) -> Any:
+def new_config(
+    layout: Layout, widths: list[Widths], channels: int, layers: list[int], layer_index: list[int]
+) -> PretrainedConfig:
     """The config of a model of these widths: a plain one where it can say it, else with `per_layer_config`.
 
     `layers` are the current indices of the layers that stay, `layer_index` their original ones, which the config
@@ -285,7 +287,7 @@ def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: di
     return plain
 
 
-def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, Any]:
+def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, object]:
     """One layer's entry of `per_layer_config`."""
     own: dict[str, Any] = {}
     if width.heads:
@@ -302,7 +304,7 @@ def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str,
     return own | ({"skip": skip} if skip else {})
 
 
-def build(layout: Layout, config: Any, state: Mapping[str, Tensor]) -> PreTrainedModel:
+def build(layout: Layout, config: PretrainedConfig, state: Mapping[str, Tensor]) -> PreTrainedModel:
     """A model of `config` with exactly the tensors of `state`, by the class that reloads it."""
     old = layout.model
     architecture = saving.architecture(type(old), config, layout.family)
@@ -322,7 +324,7 @@ def build(layout: Layout, config: Any, state: Mapping[str, Tensor]) -> PreTraine
 # ---------------------------------------------------------------------------------------------------- corrections
 
 
-def correct_norms(layout: Layout, state: dict[str, Tensor], config: Any, channels: int) -> list[str]:
+def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, channels: int) -> list[str]:
     """RMSNorm over d of D channels, made equal to D channels of which D - d are zero; changes state and config.
 
     w / sqrt(S/D + eps) = w sqrt(D/d) / sqrt(S/d + eps D/d), S the sum of squares. The config has one epsilon,
@@ -356,7 +358,7 @@ def layer_norms(layout: Layout) -> list[str]:
     return [name for name in layout.norms() if isinstance(layout.model.get_submodule(name), nn.LayerNorm)]
 
 
-def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: Any, layers: list[int]) -> None:
+def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, layers: list[int]) -> None:
     """GPT-2 may divide attention by the layer's number: fold it into the queries before layers move."""
     if not getattr(config, "scale_attn_by_inverse_layer_idx", False) or len(layers) == len(layout.widths):
         return
@@ -428,8 +430,12 @@ class _Barring(TorchFunctionMode):
         self.gone = gone
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         out = func(*args, **(kwargs or {}))
         return out.masked_fill(self.gone.to(out.device), -torch.inf) if func is nn.functional.linear else out
 
@@ -451,14 +457,14 @@ class _BarredRouter(nn.Module):
 class _Bypass(nn.Module):
     """A layer that passes its input on."""
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         return hidden_states
 
 
 class _KeptLayerNorm(nn.Module):
     """LayerNorm over some channels; the others come out as zero."""
 
-    def __init__(self, norm: Any, channels: Tensor) -> None:
+    def __init__(self, norm: nn.LayerNorm, channels: Tensor) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = norm.weight, norm.bias, norm.eps
         self.channels = channels.to(norm.weight.device)

@@ -111,7 +111,7 @@ class Family:
     """Axis that stays whole -> why."""
     notes: str = ""
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, object]:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
         names = ("layers", "attention", "ffn", "neurons", "conv1d", "own_config", "experts", "whole")

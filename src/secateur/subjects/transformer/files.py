@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
         raise ModelError(f"{path} is damaged ({error}): fetch the model again") from error
 
 
-def update_config(folder: Path, changes: Mapping[str, Any]) -> None:
+def update_config(folder: Path, changes: Mapping[str, object]) -> None:
     """Set entries of config.json."""
     config = {**read_json(folder / "config.json"), **changes}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -20,11 +20,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
 )
 
 from secateur._utils.finite import all_finite
 from secateur._utils.modes import move_to_device
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
 from secateur.subjects.transformer import files, low_rank, packing, saving
@@ -48,7 +50,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.js
 def open_subject(
     source: str | Path | PreTrainedModel,
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
     quantised: bool = False,
@@ -99,7 +101,7 @@ class Folders(Mapping[str, Transformer]):
         return len(self._folders)
 
 
-def open_streamed(source: str | Path, *, tokenizer: Any = None) -> Streamed:
+def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> Streamed:
     """The causal language model at `source`, a folder or a Hub id, left on the disk: blocks are read one at a time.
 
     Raises as `open_subject` does, and `UnsupportedError` for encoders, models with layers of their own widths, and
@@ -133,18 +135,19 @@ def load(path: str | Path) -> PreTrainedModel:
     return model
 
 
-def _tokenizer(root: Path) -> Any:
+def _tokenizer(root: Path) -> Tokenizer | None:
     """The tokenizer that lies beside the weights; None where there is none."""
     if not any((root / name).is_file() for name in _TOKENIZERS):
         return None
     try:
-        return AutoTokenizer.from_pretrained(root)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(root)
     except Exception as error:
         raise ModelError(f"the tokenizer of {root} can't be read ({_line(error)})") from error
+    return tokenizer
 
 
 def _subject(
-    model: PreTrainedModel, family: Family, tokenizer: Any, folder: Path | None, head: list[nn.Module]
+    model: PreTrainedModel, family: Family, tokenizer: Tokenizer | None, folder: Path | None, head: list[nn.Module]
 ) -> Transformer:
     name = type(model).__name__
     if model.base_model is not model and not name.endswith(_TASKS):
@@ -230,7 +233,7 @@ def _check_safetensors(path: Path) -> None:
         raise ModelError(f"{path} is damaged or truncated ({_line(error)}): fetch it again") from error
 
 
-def _config(place: Path, trust_remote_code: bool) -> tuple[Any, Family, type[PreTrainedModel]]:
+def _config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Family, type[PreTrainedModel]]:
     """The configuration at `place`, its family, and transformers' class for it."""
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
@@ -284,7 +287,7 @@ def _read(
     return model.eval(), family
 
 
-def _refuse_quantised(place: Path, config: Any) -> None:
+def _refuse_quantised(place: Path, config: PretrainedConfig) -> None:
     method = getattr(config, "quantization_config", None)
     if method is not None:
         raise ModelError(
@@ -299,7 +302,7 @@ def _refuse_quantised(place: Path, config: Any) -> None:
             raise ModelError(f"{key} is stored as {kind}: give the model as it was before it was quantised")
 
 
-def _ready(place: Path, config: Any, *, dense: bool) -> None:
+def _ready(place: Path, config: PretrainedConfig, *, dense: bool) -> None:
     """Whether the library of quantised weights is there; if `dense`, packed ones will be unpacked at once."""
     method = getattr(config, "quantization_config", None)
     if method is None:
@@ -311,14 +314,15 @@ def _ready(place: Path, config: Any, *, dense: bool) -> None:
         config.quantization_config = {**method, "dequantize": True}
 
 
-def _method(config: Any) -> str:
-    found = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", "")
+def _method(said: object) -> str:
+    """How weights are quantised, by what a config says of it: plain data, or transformers' own class for it."""
+    found = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", "")
     return str(getattr(found, "value", found))
 
 
-def _bits(config: Any) -> int:
+def _bits(said: object) -> int:
     """Bits of each weight by what a config.json says of its quantisation; 8 where it does not say."""
-    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(config).lower())
+    found = re.search(r"int(\d)_?weight|\"num_bits\": (\d)|\"int(\d)\"", json.dumps(said).lower())
     return int(next(filter(None, found.groups()))) if found else 8
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors import safe_open
@@ -18,6 +18,9 @@ from secateur.errors import MissingExtraError, ModelError, NumericalError
 from secateur.subjects.transformer import files, saving
 from secateur.subjects.transformer.subject import Transformer
 
+if TYPE_CHECKING:
+    from torchao.core.config import AOBaseConfig
+
 __all__ = ["Integers", "find_weights", "pack", "require_library", "save_int8", "with_model"]
 
 Integers: TypeAlias = Callable[[Tensor], Any]
@@ -29,7 +32,7 @@ def with_model(subject: Transformer, model: PreTrainedModel) -> Transformer:
     return subject._copy(model, subject.layer_index)
 
 
-def save_int8(subject: Transformer, folder: Path, config: Any, left: Sequence[str]) -> None:
+def save_int8(subject: Transformer, folder: Path, config: AOBaseConfig, left: Sequence[str]) -> None:
     """Write a model with weights of torchao's Int8Tensor, with transformers' own `TorchAoConfig`.
 
     config: the torchao configuration that made them; left: linears that stayed as they were. Safetensors; loaded by
@@ -118,7 +121,7 @@ def _reindex(folder: Path) -> None:
     files.write_index(folder, table, total)
 
 
-def _scheme(bits: int, group: int) -> dict[str, Any]:
+def _scheme(bits: int, group: int) -> dict[str, object]:
     weights: dict[str, Any] = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "channel"}
     if group:
         weights |= {"strategy": "group", "group_size": group}

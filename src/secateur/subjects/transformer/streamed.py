@@ -18,12 +18,13 @@ from accelerate.utils import set_module_tensor_to_device
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model, revert_weight_conversion
 from transformers.modeling_utils import LoadStateDictConfig
 
 from secateur._utils.finite import all_finite
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import matrices
 from secateur.subjects.transformer import blocks, files, saving
@@ -52,8 +53,16 @@ class Streamed:
     output: Literal["logits"] = "logits"
     causal = True
 
-    def __init__(self, folder: Path, model: type[PreTrainedModel], config: Any, family: Family, tokenizer: Any) -> None:
-        self.folder, self.family, self.tokenizer = folder, family, tokenizer
+    def __init__(
+        self,
+        folder: Path,
+        model: type[PreTrainedModel],
+        config: PretrainedConfig,
+        family: Family,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.folder, self.family = folder, family
+        self.tokenizer: Any = tokenizer
         self.model = _skeleton(model, config)
         self.changed: dict[str, Path] = {}
         self.masks: dict[str, Tensor] = {}
@@ -314,7 +323,7 @@ class Streamed:
         files.write_index(folder, index, total)
 
 
-def _skeleton(model: type[PreTrainedModel], config: Any) -> Any:
+def _skeleton(model: type[PreTrainedModel], config: PretrainedConfig) -> Any:
     """The modules without weights, with buffers such as rotary frequencies."""
     with init_empty_weights(include_buffers=False):
         result = model(config).eval()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files, low_rank, saving
 from secateur.subjects.transformer.families import Block, Family
@@ -95,13 +96,14 @@ class Transformer:
         model: PreTrainedModel,
         family: Family,
         *,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         folder: Path | None = None,
         head: list[nn.Module] | None = None,
     ) -> None:
         self.model = model
         self.family = family
-        self.tokenizer = tokenizer
+        self.tokenizer: Any = tokenizer
+        """A `Tokenizer`, or None; whoever needs one says so where it is missing."""
         self.folder = folder
         self.head: list[nn.Module] = head or []
         self.stored: Stored | None = None  # of a quantised model, which can be measured only
