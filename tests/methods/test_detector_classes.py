@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.models.detection.retinanet import RetinaNet
 
+import secateur
 import vision_models
 import yolo
 from secateur.data.examples import Examples
@@ -140,3 +143,30 @@ def test_crowds_are_renumbered_too():
 def test_data_without_boxes_is_refused():
     with pytest.raises(DataError, match="pets has no boxes, and a detector learns from boxes: give images with"):
         need_boxes(Examples(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]), name="pets"))
+
+
+def coco_folder(root):
+    """Three images of unequal sizes with a box each, of COCO's ids 17, 44 and 90."""
+    rows, images = [], []
+    for number, (kind, size) in enumerate(zip((17, 44, 90), ((60, 40), (30, 50), (64, 64)), strict=True)):
+        root.mkdir(exist_ok=True)
+        Image.new("RGB", size, (9, 9, 200)).save(root / f"{number}.jpg")
+        images.append({"id": number, "file_name": f"{number}.jpg"})
+        rows.append({"id": number, "image_id": number, "category_id": kind, "bbox": [4, 4, 20, 20]})
+    kinds = [{"id": kind, "name": name} for kind, name in COCO.items()]
+    (root / "labels.json").write_text(json.dumps({"images": images, "annotations": rows, "categories": kinds}))
+    return root
+
+
+def test_a_dry_run_on_a_folder_of_coco_tells_what_was_matched_and_refuses_data_without_boxes(tmp_path):
+    net = vision_models.rcnn(8, 128, classes=91)
+    how = dict(budget="channels=98%", out=tmp_path / "out", size=64, dry_run=True)
+    (row,) = secateur.run("yolov8_cwd", net, coco_folder(tmp_path / "set"), **how)
+    assert "the detector's own numbers, by name: person 1, cat 17, bottle 44, toothbrush 90" in str(row.cut.notes)
+    for kind in ("a", "b"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (64, 64), (9, 9, 70 * number)).save(tmp_path / "pets" / kind / f"{number}.png")
+    with pytest.raises(DataError, match="pets has no boxes, and a detector learns from boxes"):
+        secateur.run("yolov8_cwd", net, tmp_path / "pets", **how)
+    assert not (tmp_path / "out").exists()

@@ -165,7 +165,7 @@ def _read_coco(file: Path) -> Annotated:
     return collect(list(rows.values()), [kinds[one] for one in ids], file, ids=ids, name=name)
 
 
-def _size_of(image: Mapping[str, Any]) -> tuple[int, int] | None:
+def _size_of(image: Mapping[str, int | None]) -> tuple[int, int] | None:
     width, height = image.get("width"), image.get("height")
     return (int(width), int(height)) if width and height else None
 
@@ -200,7 +200,7 @@ def _yaml_of(folder: Path) -> Path | None:
     return files[0] if len(files) == 1 else None
 
 
-def _settings(file: Path, *, quiet: bool = False) -> dict[str, Any]:
+def _settings(file: Path, *, quiet: bool = False) -> dict[str, object]:
     try:
         found = yaml.safe_load(file.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -221,12 +221,10 @@ def _read_yolo(file: Path, part: str) -> Annotated:
     """
     settings = _settings(file)
     names = settings.get("names")
-    if isinstance(names, list):
-        names = dict(enumerate(names))
-    whole = isinstance(names, dict) and all(isinstance(one, int) and one >= 0 for one in names)
-    if not names or not whole:
+    numbered = dict(enumerate(names)) if isinstance(names, list) else names
+    if not numbered or not isinstance(numbered, dict) or not all(isinstance(n, int) and n >= 0 for n in numbered):
         raise DataError(f"{file} has no names of classes: give names, a list or numbers from 0 with a name each")
-    classes = [str(names.get(label, f"class {label}")) for label in range(max(names) + 1)]
+    classes = [str(numbered.get(label, f"class {label}")) for label in range(max(numbered) + 1)]
     if "nc" in settings and settings["nc"] != len(classes):
         raise DataError(f"{file} says nc: {settings['nc']}, and names {len(classes)} classes: mend one of them")
     points = "kpt_shape" in settings
@@ -234,7 +232,7 @@ def _read_yolo(file: Path, part: str) -> Annotated:
     return collect(rows, classes, file, ids=range(len(classes)), name=f"{file.parent.name}:{part}")
 
 
-def _yolo_images(file: Path, settings: Mapping[str, Any], part: str) -> list[Path]:
+def _yolo_images(file: Path, settings: Mapping[str, object], part: str) -> list[Path]:
     given = settings.get(part)
     sources = given if isinstance(given, list) else [given]
     if not given or not all(isinstance(one, str) for one in sources):

@@ -187,7 +187,9 @@ def columns(
     found: dict[str, Any] = {name: column for name, column in (("text", text), ("label", label)) if column != name}
     if sizes is not None:
         found["sizes"] = list(examples.sides(sizes))
-    if transform is not None:
+    if transform is not None and isinstance(data, Examples) and data.targets:
+        found["transform"] = str(transform)
+    elif transform is not None:
         declared = transforms.read(transform)
         found["transform"] = declared.name if declared else ""
     if size is not None:

@@ -412,10 +412,8 @@ def lowest(
 
 def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, object]:
     """The share that goes of each group, and site -> indices of the units that stay."""
-    return {
-        "fractions": dict(shares),
-        "keep": {site: np.flatnonzero(mask).tolist() for site, mask in selection.keep.items()},
-    }
+    keep = {site: np.flatnonzero(mask).tolist() for site, mask in selection.keep.items()}
+    return {"fractions": dict(shares), "keep": keep}
 
 
 def attention_layers(teacher: Traced, image: Tensor, attention: Attention) -> tuple[list[str], list[float]]:

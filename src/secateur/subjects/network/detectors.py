@@ -249,7 +249,7 @@ def classes_of(model: nn.Module) -> Classes:
     return Classes({}, False, count, first)
 
 
-def _real_names(names: Iterable[tuple[int, Any]]) -> dict[int, str]:
+def _real_names(names: Iterable[tuple[int, object]]) -> dict[int, str]:
     """Without the background, gaps, and what only numbers a class."""
     return {
         label: str(name)
