@@ -1,4 +1,4 @@
-"""60 photographs with objects, annotated as COCO is: a torchvision detector cut by half, its AP before and after.
+"""60 photographs with objects, annotated as COCO is: a torchvision detector cut, its average precision before and after.
 
 The detector is trained by the usual loop of torchvision, on COCO's own ids (13, 37, 38, 85 of 1 to 90), before secateur
 sees it. Needs the extra `detect`, and scikit-learn for its sample photographs; a minute or two on two cores.
@@ -189,7 +189,7 @@ def main() -> int:
         train(root, weights)
     command = [
         "run", "yolov8_cwd", f"{Path(__file__).resolve()}:build", "--data", str(root), "--size", str(SIZE),
-        "--transform", "flip", "--budget", "channels=50%", "--out", str(cut), "--sparse-epochs", "2",
+        "--transform", "flip", "--budget", "channels=60%", "--out", str(cut), "--sparse-epochs", "2",
         "--finetune-epochs", str(max(1, EPOCHS * 0.5)), "--distil-epochs", "2", "--training", "batch=8,lr=2e-3",
     ]  # fmt: skip
     print(f"3/3 secateur {' '.join(command)}")
