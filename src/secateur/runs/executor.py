@@ -151,7 +151,7 @@ def run(
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
-    notes = [parts.warning] if parts.warning else []
+    notes = list(parts.notes)
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
     backend.check(subject, {"length": place.length, **flags})

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import examples, image_sources, labels, transforms
+from secateur.data import examples, labels, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
@@ -24,8 +24,7 @@ from secateur.vocabulary import Figure
 
 __all__ = [
     "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "missing_classes_note",
-    "names_of",
-    "range_note", "read", "split",
+    "names_of", "range_note", "read", "reading_notes", "split",
 ]  # fmt: skip
 
 _SHOWN = 3
@@ -63,14 +62,14 @@ class Dataset(Protocol):
 class Parts:
     """Of data that fits a model: `train` is learned from, and quality is measured on `held`.
 
-    digests: of what was given, by the names under which settings have them; warning: of examples that are in both, or
-    nothing.
+    digests: of what was given, by the names under which settings have them; notes: of what was left out or renumbered
+    when the data was read, of examples that are in both, and of numbers that no network was trained on.
     """
 
     train: Dataset | None = None
     held: Dataset | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
-    warning: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read(
@@ -106,7 +105,7 @@ def read(
         if completion_only or packing != "blocks":
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
     if held_out is None and isinstance(backend, Network):  # val/ beside train/
-        held_out = image_sources.find_held_out(data)
+        held_out = examples.find_held_out(data)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
         corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)
@@ -207,7 +206,9 @@ def columns(
         found["sizes"] = list(examples.sides(sizes))
     found |= {"completion_only": True} if completion_only else {}
     found |= {"packing": packing} if packing != "blocks" else {}
-    if transform is not None:
+    if transform is not None and isinstance(data, Examples) and data.targets:
+        found["transform"] = str(transform)
+    elif transform is not None:
         declared = transforms.read(transform)
         found["transform"] = declared.name if declared else ""
     if size is not None:
@@ -232,16 +233,18 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = data.split(seed=seed)
-        return Parts(
-            train,
-            held,
-            {"data_sha256": data.digest},
-            "; ".join(filter(None, (copies_note(train, held, backend.noun), odd))),
-        )
+        notes = filter(None, (copies_note(train, held, backend.noun), odd))
+        return Parts(train, held, {"data_sha256": data.digest}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    copies = copies_note(data, held_out, backend.noun, apart=True)
-    return Parts(data, held_out, digests, "; ".join(filter(None, (copies, odd))))
+    notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))
+    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
+
+
+def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
+    """What was left out of examples, or renumbered, when they were read; each once."""
+    notes = [note for part in parts if isinstance(part, Examples) for note in part.notes]
+    return tuple(dict.fromkeys(notes))
 
 
 def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:
