@@ -18,7 +18,7 @@ from torch import Tensor
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError
 from secateur.methods import distillation, timing
 from secateur.methods.distillation import BlockLosses
 from secateur.recover.training import objectives
@@ -114,6 +114,9 @@ def ziplm(
     embeddings. The paper's FFN grid, its 1,000 trials, its lambdas and its learning rates (8e-5 for BERT, 1e-3 for
     GPT-2) are known at second hand; 200 trials, (0, 1, 1) or (0.5, 1, 0.5), and 5e-4 are this project's choice.
     """
+    for budget in budgets:
+        if budget.pattern is not None or not budget.limits:
+            raise BudgetError(f"ziplm can't meet {budget}: it cuts units, for such as speedup=2x or params=50%")
     train, _ = data.split(seed=seed)
     packed = subject.kind == "decoder"
     feed = texts.batches(train, subject.tokenizer, packed=packed, batch=16, length=train_length, seed=seed)
