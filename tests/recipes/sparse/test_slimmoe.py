@@ -333,6 +333,16 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
         run(open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), data, tmp_path / "llama")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("second", "error"), [("pattern=2:4", BudgetError), ("params=5%", InfeasibleError)])
+def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, error: type[Exception]
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
+    budgets = [Budget.parse(budget) for budget in ("params=70%", second)]
+    with Run.open(tmp_path, {}) as opened, pytest.raises(error):
+        list(slimmoe(subject, data, budgets, opened, **keywords.check_options(slimmoe, {**QUICK, "steps": 4})))
+
+
 def test_steps_are_dealt_out_whole() -> None:
     assert recipe.split_steps("", 100, 2) == [20, 80]
     assert recipe.split_steps("", 21, 3) == [1, 4, 16]

@@ -139,6 +139,14 @@ def slimmoe(
         batch=batch, length=length,
     )  # fmt: skip
     wanted = parse_shares(stages, "stages") if stages else None
+    steps = 0 if dry_run else training.whole("steps")
+    orders = {}
+    for budget in budgets:  # before the first of them is trained
+        if budget.pattern or not budget.limits:
+            raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
+        shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
+        counts, peaks = split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares))
+        orders[budget] = list(zip(shares, counts, peaks, strict=True))
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))
@@ -150,21 +158,16 @@ def slimmoe(
     likeliest = run.tensors("likeliest", look)
     samples = experts.add_likeliest(calibration, likeliest)
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
-    steps = 0 if dry_run else training.whole("steps")
     if distilling.cache and steps:
         stream = distillation.remember_teacher(
             run, subject, data, stream, steps, training, k=distilling.cache, length=length, seed=seed + 1,
             temperature=distilling.temperature,
         )  # fmt: skip
     teacher = None if distilling.cache else subject
-    for budget in budgets:
-        if budget.pattern or not budget.limits:
-            raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
-        shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
+    for budget, order in orders.items():
         student, recoveries, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
-        order = zip(shares, split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares)), strict=True)
         for stage, (share, count, (peak, floor)) in enumerate(order, 1):
-            last = stage == len(shares)
+            last = stage == len(order)
             if slim == "merge":
                 student = merge_experts(student, plan(student, share=share, last=last)[1])
             units, counts = plan(student, share=share, last=last)
