@@ -199,6 +199,22 @@ def test_shares_of_the_soft_targets_add_up_to_one_where_a_foreign_teacher_tells_
     assert lesson(student, by_words, batch)[1]["soft"] == alone  # a foreign teacher has no part in it: it stays whole
 
 
+def test_soft_targets_of_masked_tokens_alone_are_so_of_a_foreign_teacher_too(folders):
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    found = recipe.gather_teachers(teacher, [folders["foreign"]], (), "tokens", 24)
+    batch = stream(teacher, found)[0]
+    told = [[mine, yours] for mine, yours in batch["teacher1.pairs"].tolist() if batch["labels"].flatten()[mine] >= 0]
+    assert 0 < len(told) < len(batch["teacher1.pairs"])
+    only = {**batch, "teacher1.pairs": torch.tensor(told)}
+    wanted = lesson(student, found, only, foreign="tokens")[1]["soft teacher1"]
+    loss, parts = lesson(student, found, batch, foreign="tokens", restrict=True)
+    assert parts["soft teacher1"] == pytest.approx(wanted, rel=1e-5)
+    assert parts["soft teacher1"] != pytest.approx(lesson(student, found, batch, foreign="tokens")[1]["soft teacher1"])
+    nothing = {**batch, "teacher1.pairs": batch["teacher1.pairs"][:0]}
+    assert lesson(student, found, nothing, foreign="tokens", restrict=True)[1]["soft teacher1"] == 0
+
+
 @pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
 @pytest.mark.parametrize("other", ["foreign", "bpe"])
 def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders, foreign, other):

@@ -316,8 +316,15 @@ def masked_batches(
 def count_units(batch: Batch, *, teachers: Sequence[Teacher]) -> dict[str, int]:
     """What the losses are means over: real tokens, chosen tokens, and what foreign teachers have in common with us."""
     chosen = int((batch["labels"] != masking.IGNORED).sum())
-    foreign = alignment.count(batch, [teacher.name for teacher in teachers if teacher.foreign])
-    return {**objectives.count(batch), "masked": chosen, **foreign}
+    names = [teacher.name for teacher in teachers if teacher.foreign]
+    told = {f"{name}.told": len(chosen_pairs(batch, name)) for name in names}
+    return {**objectives.count(batch), "masked": chosen, **alignment.count(batch, names), **told}
+
+
+def chosen_pairs(batch: Batch, name: str) -> Tensor:
+    """[pairs, 2]: of the tokens that foreign teacher `name` has in common with us, those that are to be told."""
+    pairs = batch[f"{name}.pairs"]
+    return pairs[batch["labels"].flatten()[pairs[:, 0]] != masking.IGNORED]
 
 
 def triple_loss(
@@ -349,10 +356,11 @@ def triple_loss(
             parts["soft"] = soft * home * temperature**2 * apart / totals["masked" if restrict else "tokens"]
         for teacher in by_tokens if soft else []:
             assert teacher.shared is not None
-            logits_of = theirs[teacher.name].prediction
-            apart = alignment.shared_kl(logits, logits_of, batch, teacher.name, teacher.shared, temperature=temperature)
-            pairs = max(1, totals[f"{teacher.name}.pairs"])
-            parts[f"soft {teacher.name}"] = soft * teacher.weight * temperature**2 * apart / pairs
+            name, logits_of = teacher.name, theirs[teacher.name].prediction
+            at = {f"{name}.pairs": chosen_pairs(batch, name)} if restrict else batch
+            apart = alignment.shared_kl(logits, logits_of, at, name, teacher.shared, temperature=temperature)
+            pairs = max(1, totals[f"{name}.told" if restrict else f"{name}.pairs"])
+            parts[f"soft {name}"] = soft * teacher.weight * temperature**2 * apart / pairs
         if hard:
             parts["masked"] = hard * losses.cross_entropy(logits, batch["labels"]) / totals["masked"]
         for teacher in everyone if near else []:
@@ -409,8 +417,7 @@ def describe_loyalty(
         if "ensemble" in tallies:
             tallies["ensemble"].add([average_predictions(same, answers, 1.0), ours], item)
         for teacher in compared:
-            name, pairs = teacher.name, item[f"{teacher.name}.pairs"]
-            pairs = pairs[item["labels"].flatten()[pairs[:, 0]] != masking.IGNORED]
+            name, pairs = teacher.name, chosen_pairs(item, teacher.name)
             there = {f"{name}.pairs": pairs}
             mine, yours = alignment.at_pairs(ours, teacher.forward(item).prediction, there, name, shared[name])
             tallies[name].add_pairs([yours, mine], pairs[:, 0] // ours.shape[1])
