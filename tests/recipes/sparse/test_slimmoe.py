@@ -109,11 +109,15 @@ def test_each_stage_is_scored_anew_and_learns_from_the_original(
 
     def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Any:
         trained.append((model.config.intermediate_size, training.steps, options["frozen"]))
+        read.append([batches[number]["input_ids"] for number in range(6)])
         return real(model, batches, objective, training, **options)
 
+    read: list[list[torch.Tensor]] = []
     monkeypatch.setattr(loop, "train", train)
     options = {"stages": "66%,34%", "tokens": "25%,75%", "steps": 8}
     result = run(subject, data, tmp_path, "params=80%", **options)
+    assert all(torch.equal(*both) for both in zip(read[0][2:], read[1], strict=False))  # it reads on
+    assert not torch.equal(read[0][0], read[1][0])
     assert [(width, steps) for width, steps, _ in trained] == [(16, 2), (8, 6)]
     assert all(frozen == [subject.model] for _, _, frozen in trained)
     assert result.recovery is not None
