@@ -39,6 +39,9 @@ claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one s
 	@PILOT=$(PILOT) $(BIN)/python -m claims $(RECIPE) $(if $(STALE),--stale)
 	@$(BIN)/python scripts/tables.py
 
+gpu: $(VENV)/.full  ## what only a real card shows, into docs/evidence/gpu.md; without a card one line says so
+	@SECATEUR_GPU=1 $(BIN)/python -m pytest -q tests/gpu
+
 docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
 	@$(BIN)/python scripts/tables.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
@@ -80,4 +83,4 @@ $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
-.PHONY: help demo test lint style claims docs bench changelog clean
+.PHONY: help demo test lint style claims gpu docs bench changelog clean

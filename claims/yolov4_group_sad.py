@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from claims._lab import detection, timing
+from claims._lab import detection
 from claims._lab.calling import prune
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
+from claims._lab.small_detectors import compare_precision, compare_speed
 from secateur.subjects.network.traced import Traced
 
 SPARSE, LAST = scaled((3.0, 5.5), (1.0, 0.5))
@@ -36,10 +37,7 @@ def student(seed: int, **options: Any) -> Traced:
     seeds=SEEDS,
 )
 def headline(seed: int) -> Figures:
-    return {
-        "distilled": detection.average_precision(student(seed).model),
-        "original": detection.average_precision(detection.trained().model),
-    }
+    return compare_precision(student(seed))
 
 
 @claim(
@@ -70,6 +68,4 @@ def distillation(seed: int) -> Figures:
     seeds=SEEDS,
 )
 def latency(seed: int) -> Figures:
-    dense, small = detection.trained().model.eval(), student(seed, distil_epochs=0.0).model.eval()
-    images = detection.data()[1].inputs[:32]
-    return {"pruned": timing.speedup(lambda: dense(images), lambda: small(images)), "original": 1.0}
+    return compare_speed(student(seed, distil_epochs=0.0))

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import torch
 
+import loopback
+from loopback import Reply, Request
 from secateur.clients.chat import Answer, Local, Meter, Server
 from secateur.errors import InputError
 
 __all__ = ["GOOD", "Reply", "Scripted", "say", "scoring", "served", "speaking", "telling"]
 
-Reply = tuple[int, dict[str, str], bytes]
 GOOD = {
     "choices": [{"message": {"content": " 42 "}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 7, "completion_tokens": 2},
@@ -23,39 +22,19 @@ GOOD = {
 
 
 def say(found, status=200, **headers) -> Reply:
-    return status, headers, found if isinstance(found, bytes) else json.dumps(found).encode()
+    content = found if isinstance(found, bytes) else json.dumps(found).encode()
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, content
 
 
 @contextmanager
 def served(answer: Callable[[dict, dict[str, str]], Reply]) -> Iterator[str]:
     """A real server on loopback: (body, headers) -> reply."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, headers, content = answer({**body, "path": self.path}, dict(self.headers))
-            try:
-                self.send_response(status)
-                for name, value in headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-            except OSError:  # who asked has left
-                pass
+    def reply(request: Request) -> Reply:
+        return answer({**json.loads(request.body), "path": request.path}, request.headers)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with loopback.serve(reply) as url:
+        yield f"{url}/v1"
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import processes
@@ -45,6 +47,43 @@ def secateur(*arguments: object, cwd: Path | None = None, **environment: str) ->
         check=False,
         timeout=120,
     )
+
+
+EACH = """
+import os, sys
+from secateur import cli
+
+for number, line in enumerate(sys.argv[1].split("\\n")):
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{sys.argv[2]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), descriptor)
+    code = cli.main(line.split())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with open(f"{sys.argv[2]}/{number}.code", "w") as file:
+        file.write(str(code))
+"""
+
+
+@dataclass
+class Done:
+    """What a command line left."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def secateur_each(cwd: Path, *lines: str) -> list[Done]:
+    """Several commands, one after another in one new interpreter: the first has all that libraries say as they load."""
+    with tempfile.TemporaryDirectory() as place:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-c", EACH, "\n".join(lines), place]
+        subprocess.run(command, cwd=cwd, env=environment, check=True, timeout=120)
+        texts = [
+            {name: Path(place, f"{number}.{name}").read_text() for name in ("code", "out", "err")}
+            for number in range(len(lines))
+        ]
+    return [Done(int(text["code"]), text["out"], text["err"]) for text in texts]
 
 
 def words_of(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +12,9 @@ import pytest
 
 from secateur.reports import charts
 from secateur.runs import measuring
+
+collect_ignore = [] if "SECATEUR_GPU" in os.environ else ["gpu"]
+"""What needs a real card is for `make gpu`."""
 
 DRAWING = ("reports", "conformance", "test_demo.py")
 """Tests with these in their paths draw the charts of their reports; a chart takes a tenth of a second."""

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from commands import SMALL, secateur
+from commands import SMALL, secateur_each
 from processes import run, start
 
 
@@ -28,12 +27,6 @@ def places(tmp_path_factory):
     (root / "texts.txt").write_text("\n".join(tiny.sentences(300)))
     tiny.folder("llama", root / "llama")
     return root
-
-
-def fresh(places: Path, *arguments: object) -> SimpleNamespace:
-    """In a new interpreter, as from a shell."""
-    done = secateur(*arguments, cwd=places)
-    return SimpleNamespace(code=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
 def ziplm(places, out, *, model="llama", budget="params=80%", data="texts.txt", more=(), how=run, **kind):
@@ -137,13 +130,12 @@ def test_bad_data(places, tmp_path, content, words):
 
 
 def test_from_a_shell(places, tmp_path):
-    """The same in interpreters of their own: nothing that libraries print while they load joins the one line."""
-    for words, done in (
-        (["no model at"], ziplm(places, tmp_path / "out", model="./nowhere", how=fresh)),
-        (["NaN"], ziplm(places, tmp_path / "out", model=damaged(places, tmp_path, not_finite), how=fresh)),
-        (["'lama'"], ziplm(places, tmp_path / "out", model="lama", how=fresh)),
-    ):
-        refused(done, *words)
+    """The same in a new interpreter: nothing that libraries print while they load joins the one line."""
+    models = {"no model at": "./nowhere", "NaN": damaged(places, tmp_path, not_finite), "'lama'": "lama"}
+    how = f"--budget params=80% --data texts.txt --out {tmp_path / 'out'} {' '.join(SMALL)}"
+    done = secateur_each(places, *(f"run ziplm {model} {how}" for model in models.values()))
+    for words, one in zip(models, done, strict=True):
+        refused(one, words)
     assert not (tmp_path / "out").exists()
 
 

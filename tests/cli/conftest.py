@@ -7,19 +7,20 @@ from pathlib import Path
 import pytest
 
 import tiny
-from commands import SMALL, secateur
+from commands import SMALL, secateur_each
 
 
 @pytest.fixture(scope="session")
 def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """llama and other: models; texts.txt; small: the run of ziplm that printed what stands in `printed`."""
+    """llama, other: models; texts.txt; small: the run of ziplm that printed what is in `printed`; deci: its export."""
     root = tmp_path_factory.mktemp("cli")
     (root / "texts.txt").write_text("\n".join(tiny.sentences(300)))
     tiny.folder("llama", root / "llama")
     tiny.model("llama", 7).save_pretrained(root / "other")
     tiny.tokenizer().save_pretrained(root / "other")
-    command = ["run", "ziplm", "llama", "--budget", "params=80%", "--data", "texts.txt", "--out", "small", *SMALL]
-    done = secateur(*command, cwd=root)
-    assert done.returncode == 0, done.stderr
+    run = f"run ziplm llama --budget params=80% --data texts.txt --out small {' '.join(SMALL)}"
+    done, exported = secateur_each(root, run, "export small --to decilm --out deci")
+    assert done.code == 0, done.stderr
     (root / "printed").write_text(done.stdout)
+    assert (exported.code, exported.stderr) == (0, "")
     return root

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+import processes
 import tiny
-from commands import forked, secateur
+from commands import forked
 from secateur import cli
 
 HOW = ["--batch", "2", "--length", "8", "--json"]
@@ -35,6 +36,8 @@ def test_measure_compares_with_several(places, capsys):
 
 def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):
     pytest.importorskip("lm_eval")
+    import datasets
+
     (places / "tasks").mkdir()
     document = {"text": tiny.WORDS[0], "choices": tiny.WORDS[1:3], "label": 0}
     (places / "words.jsonl").write_text("".join(json.dumps(document) + "\n" for _ in range(4)))
@@ -45,8 +48,12 @@ def test_measure_asks_lm_eval_with_a_task_of_ones_own(places):
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
     )
     how = ["--tasks", "words", "--task-folder", "tasks", "--limit", "3", *HOW]
-    done = secateur("measure", "small", *how, cwd=places, HF_DATASETS_CACHE=str(places / "cache"))
-    assert done.returncode == 0, done.stderr
+
+    def use_own_cache() -> None:
+        datasets.config.HF_DATASETS_CACHE = places / "cache"
+
+    done = processes.run(places, "measure", "small", *how, before=use_own_cache)
+    assert done.code == 0, done.stderr
     figure = json.loads(done.stdout)["model"]["words/acc"]
     assert figure["value"] in (0.0, 1.0)
     assert figure["samples"] == 3

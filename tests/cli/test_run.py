@@ -46,7 +46,7 @@ def test_a_flag_of_a_list_given_again_adds_to_it(places, capsys, monkeypatch):
     }.items():
         for words, value in [(None, "none"), *cases]:
             taken = []
-            monkeypatch.setattr(executor, "results", lambda taken=taken, name=name, **options: taken.append(
+            monkeypatch.setattr(executor, "run", lambda taken=taken, name=name, **options: taken.append(
                 options.get(name, "none")) or [])  # fmt: skip
             flags = [] if words is None else [f"--{name}", *(words.split() or [""])]
             assert cli.main(["run", "minitron", *how, *flags]) == 0
@@ -86,7 +86,7 @@ def test_a_missed_budget_ends_with_one_and_only_a_result_is_pointed_to(places, c
     nothing = replace(row, cut=replace(row.cut, removed={}), verdict="failed: nothing was removed")
 
     def printed(rows, out):
-        monkeypatch.setattr(executor, "results", lambda **_: iter(rows))
+        monkeypatch.setattr(executor, "run", lambda on_result, **_: [on_result(row) for row in rows] and rows)
         assert cli.main([*ZIPLM, "--out", str(places / out)]) == 1
         return capsys.readouterr().out
 

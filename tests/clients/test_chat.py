@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
 
+import processes
 import tiny
 from chat_server import GOOD, say, served, speaking, telling
 from secateur._utils import http
@@ -263,16 +262,19 @@ def test_a_meter_within_another_counts_and_bounds_for_both():
 
 def test_processes_count_in_one_ledger(tmp_path):
     place = tmp_path / "spent"
-    code = (
-        "import sys; from pathlib import Path; from secateur.clients import chat as llms; from secateur import errors\n"
-        "meter = llms.Ledger(most_calls=50, path=Path(sys.argv[1]))\n"
-        "try:\n"
-        "    while True: meter.begin(); meter.end(llms.Answer('', 2, 1), 0.0)\n"
-        "except errors.BudgetError: print(meter.calls)\n"
-    )
-    many = [subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    own = [int(one.communicate(timeout=120)[0]) for one in many]
-    assert sum(own) == 50
+
+    def spend() -> None:
+        meter = Ledger(most_calls=50, path=place)
+        try:
+            while True:
+                meter.begin()
+                meter.end(chat.Answer("", 2, 1), 0.0)
+        except BudgetError:
+            print(meter.calls)
+
+    both = [processes.forked(spend) for _ in range(2)]
+    assert [child.wait() for child in both] == [0, 0]
+    assert sum(int(child.stdout) for child in both) == 50
     assert Ledger(path=place).total() == {"calls": 50, "tokens": 150, "refused": 2}
 
 

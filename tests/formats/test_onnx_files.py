@@ -15,8 +15,8 @@ from secateur import cli
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.subjects.network.traced import Traced, open_traced
+from strangers import run_without_secateur
 from subjects import nets
-from subjects.tiny import run_without_secateur
 
 CODE = """
 import json, numpy, onnxruntime

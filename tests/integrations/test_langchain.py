@@ -53,8 +53,6 @@ def test_in_a_chain_behind_a_retriever():
 def test_what_can_not_be_is_refused_when_it_is_made_and_what_fails_later_is_told():
     with pytest.raises(InputError, match="has no option 'blok'"):
         SecateurCompressor(budget="words=7", options={"blok": 1})
-    with pytest.raises(InputError, match="does not prune what a model reads"):
-        SecateurCompressor(recipe="wanda", budget="words=7")
     with pytest.warns(UserWarning, match="left the documents as they were: there is no question"):
         assert SecateurCompressor(budget="words=7").compress_documents(documents(), " ") == documents()
     with pytest.raises(InputError, match="there is no question"):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -27,6 +25,7 @@ import tiny
 from secateur.errors import InputError, ModelError
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Reranker, Settings
+from strangers import run_without_secateur
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
          "intermediate_size": 64, "max_position_embeddings": 160, "pad_token_id": 0, "num_labels": 1}  # fmt: skip
@@ -188,8 +187,7 @@ def test_a_checkpoint_is_read_without_us(reranker, tmp_path):
     judge.save(tmp_path)
     (found,) = judge.judge([(text(6), [text(1, 2)])])
     code = f"""
-import sys, json, torch
-sys.modules["secateur"] = None
+import json, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 model = AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
@@ -200,8 +198,7 @@ with torch.no_grad():
     keep = (states @ head["weight"].T + head["bias"]).softmax(-1)[0, :, 1]
     print(json.dumps([float(model(**given).logits[0, 0]), keep[3:5].tolist()]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    score, keep = json.loads(done.stdout.splitlines()[-1])
+    score, keep = json.loads(run_without_secateur(code, tmp_path).splitlines()[-1])
     assert score == pytest.approx(found.score, abs=1e-5)
     np.testing.assert_allclose(keep, found.keep, atol=1e-5)
 

@@ -181,8 +181,14 @@ def test_several_budgets_leave_a_folder_each(places, tmp_path, monkeypatch):
     monkeypatch.setattr(
         executor, "publish_evidence", lambda root, rows, *own: (published.append(len(rows)), real(root, rows, *own))
     )
-    rows = go(places, tmp_path / "out", budget=["params=80%", Budget.parse("params=90%"), "params=80%"])
+    told = []
+
+    def tell(row):
+        told.append((row.target, (tmp_path / "out" / "params=90%").exists()))
+
+    rows = go(places, tmp_path / "out", budget=["params=80%", Budget.parse("params=90%"), "params=80%"], on_result=tell)
     assert [row.target for row in rows] == ["params=80%", "params=90%"]
+    assert told == [("params=80%", False), ("params=90%", True)], "each as soon as its model is in place"
     assert published == [1, 2], "the report is drawn as soon as a result is there, and not once more"
     sizes = [sum(p.numel() for p in secateur.load(tmp_path / "out" / row.target).parameters()) for row in rows]
     assert sizes == [row.after["params"].value for row in rows]

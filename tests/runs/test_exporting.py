@@ -21,7 +21,8 @@ from secateur.subjects import matrices, open_subject
 from secateur.subjects.transformer import packing
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.vocabulary import Selection
-from subjects.tiny import make, run, run_without_secateur, without
+from strangers import run_without_secateur
+from subjects.tiny import make, run, without
 
 AO = all(importlib.util.find_spec(name) for name in ("torchao", "compressed_tensors"))
 needs = pytest.mark.skipif(not AO, reason="the extra `quantise`")

@@ -37,55 +37,51 @@ def test_helpers_have_what_was_slow_here_already():
 
 
 HELPED = """
-import os, time
+import os, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from secateur._utils import workers as quiet
 
+class Given:
+    def __init__(self, *made):
+        self.made = made
+
+    def __reduce__(self):
+        return self.made
+
 if __name__ == "__main__":
+    for given in (Given(open, ("/no/such/file",)), Given(int, ("x",))):
+        print("next:", file=sys.stderr, flush=True)
+        late = quiet.process_context().Process(target=print, args=(given,))
+        late.start()
+        late.join()
+        print(late.exitcode, flush=True)
     pool = ProcessPoolExecutor(1, quiet.process_context(), quiet.prepare_process, (1, dict(os.environ)))
     print(pool.submit(os.getpid).result(), flush=True)
     time.sleep(100)
 """
 
 
-def test_a_helper_ends_with_the_process_that_it_helps(tmp_path):
-    """Also where that one is killed, and can end nobody."""
+def test_helpers_that_come_too_late_say_nothing_and_none_outlives_the_process_that_it_helps(tmp_path):
+    """In an interpreter that is killed and can end nobody.
+
+    After Ctrl-C what a helper was to share with that process is gone, which is no news; any other failure is told.
+    """
     (tmp_path / "helped.py").write_text(HELPED)
-    with subprocess.Popen([sys.executable, tmp_path / "helped.py"], stdout=subprocess.PIPE, text=True) as helped:
+    with (
+        (tmp_path / "err").open("w") as err,
+        subprocess.Popen(
+            [sys.executable, tmp_path / "helped.py"], stdout=subprocess.PIPE, stderr=err, text=True
+        ) as helped,
+    ):
+        assert [helped.stdout.readline() for _ in range(2)] == ["1\n", "1\n"]
         helper = Path("/proc", helped.stdout.readline().strip())
         assert helper.name.isdigit()
         assert helper.exists()
         helped.kill()
+    before, gone, other = (tmp_path / "err").read_text().split("next:\n")
+    assert (before, gone) == ("", "")
+    assert "ValueError: invalid literal for int()" in other
     end = time.monotonic() + 20
     while helper.exists() and time.monotonic() < end:
         time.sleep(0.01)
     assert not helper.exists()
-
-
-LATE = """
-import sys
-from secateur._utils import workers as quiet
-
-class Given:
-    def __reduce__(self):
-        return {made}
-
-if __name__ == "__main__":
-    late = quiet.process_context().Process(target=print, args=(Given(),))
-    late.start()
-    late.join()
-    sys.exit(late.exitcode)
-"""
-
-
-@pytest.mark.parametrize(
-    ("made", "said"), [("(open, ('/no/such/file',))", ""), ("(int, ('x',))", "ValueError: invalid literal for int()")]
-)
-def test_a_helper_that_comes_too_late_has_nothing_to_say(tmp_path, made, said):
-    """After Ctrl-C what it was to share with the process that it helps is gone; any other failure is told."""
-    (tmp_path / "late.py").write_text(LATE.format(made=made))
-    done = subprocess.run([sys.executable, tmp_path / "late.py"], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert said in done.stderr
-    assert bool(done.stderr) == bool(said)

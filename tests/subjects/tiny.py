@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -176,25 +172,6 @@ def without(count: int, *gone: int) -> np.ndarray:
     keep = np.ones(count, dtype=bool)
     keep[list(gone)] = False
     return keep
-
-
-def run_without_secateur(code: str, folder: Path, **more: str) -> str:
-    """Run code in a fresh process in which secateur can't be imported; gives what it printed."""
-    guard = (
-        "import sys\n"
-        "class Guard:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'secateur':\n"
-        "            raise ImportError('secateur is not here')\n"
-        "sys.meta_path.insert(0, Guard())\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | more
-    done = subprocess.run(
-        [sys.executable, "-c", guard + code], capture_output=True, text=True, cwd=folder, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def random_keep(subject: Transformer, seed: int, *, channels: bool = True) -> Keep:

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 from urllib.parse import urlsplit
 
 from secateur.errors import InputError, MissingExtraError, ServerError
@@ -21,7 +21,16 @@ from secateur.errors import InputError, MissingExtraError, ServerError
 if TYPE_CHECKING:
     import tenacity
 
-__all__ = ["LARGEST", "Client", "LargeError", "PassingError", "RefusedError", "check_key", "is_address"]
+__all__ = [
+    "LARGEST",
+    "Client",
+    "LargeError",
+    "PassingError",
+    "RefusedError",
+    "RequestOptions",
+    "check_key",
+    "is_address",
+]
 
 T = TypeVar("T")
 
@@ -63,6 +72,21 @@ class RefusedError(ServerError):
     """A refusal of what was asked, not of who asks: something else may be answered."""
 
 
+class RequestOptions(TypedDict, total=False):
+    """How a server is asked."""
+
+    timeout: float
+    """Seconds to wait for an answer to begin, and then for all of it; 60 if not given."""
+    retries: int
+    """Further attempts after a failure that may pass: no connection, no answer in time, an answer that can't be read,
+    too many requests (`Retry-After` is kept to), or a fault of the server's own; 5 if not given."""
+    backoff: float
+    """Seconds before the first of them, about; each waits twice as long as the one before, at most a minute; 0.5 if not
+    given."""
+    per_minute: int
+    """Requests started in any minute at most; no limit if 0, or not given."""
+
+
 class Client:
     """One server, by its address.
 
@@ -70,12 +94,8 @@ class Client:
         url: where it is; refused without being told where it holds a secret.
         example: an address as it should be, for the refusal.
         key: the environment variable that holds the secret, if it is set.
-        timeout: seconds to wait for an answer to begin, and then for all of it.
-        retries: further attempts after a failure that may pass: no connection, no answer in time, an answer that can't
-            be read, too many requests (`Retry-After` is kept to), or a fault of the server's own.
-        backoff: seconds before the first of them, about; each waits twice as long as the one before, at most a minute.
-        per_minute: requests started in any minute at most; no limit if 0.
         query: whether the address may have a part behind a question mark.
+        requests: see `RequestOptions`.
     """
 
     def __init__(
@@ -84,11 +104,8 @@ class Client:
         *,
         example: str,
         key: str,
-        timeout: float = 60.0,
-        retries: int = 5,
-        backoff: float = 0.5,
-        per_minute: int = 0,
         query: bool = False,
+        **requests: Unpack[RequestOptions],
     ) -> None:
         try:
             import httpx2
@@ -97,6 +114,8 @@ class Client:
             raise MissingExtraError(
                 "asking a server needs httpx2 and tenacity: pip install 'secateur[context]'"
             ) from error
+        timeout, retries = requests.get("timeout", 60.0), requests.get("retries", 5)
+        backoff, per_minute = requests.get("backoff", 0.5), requests.get("per_minute", 0)
         for name, value in (("retries", retries), ("backoff", backoff), ("per_minute", per_minute)):
             if not value >= 0:
                 raise InputError(f"{name}={value}: give a number of at least 0")

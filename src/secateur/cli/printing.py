@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateur.runs.estimates import Estimate
     from secateur.vocabulary import Evidence
 
-__all__ = ["console", "print_each", "print_estimate", "print_evidence", "print_lines", "print_places"]
+__all__ = ["console", "print_estimate", "print_evidence", "print_first", "print_lines", "print_places"]
 
 
 def console() -> Console:
@@ -51,15 +51,10 @@ def _describe_removed(removed: Mapping[str, tuple[int, int]]) -> str:
     return ", ".join(f"{gone} of {count} {kind}" for kind, (gone, count) in total.items() if gone) or "nothing"
 
 
-def print_each(results: Iterable[Evidence]) -> list[Evidence]:
-    """The evidence of each budget, printed as it comes; of several processes by the first."""
-    rows = []
-    for row in results:
-        if distributed.index() == 0:
-            print_evidence(row)
-        rows.append(row)
-    distributed.end()
-    return rows
+def print_first(row: Evidence) -> None:
+    """Print the evidence of one budget; of several processes the first does."""
+    if distributed.index() == 0:
+        print_evidence(row)
 
 
 def print_places(rows: Sequence[Evidence], out: str | Path) -> None:

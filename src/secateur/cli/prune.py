@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from secateur._utils import distributed
 from secateur.cli.command import Command
-from secateur.cli.printing import print_each, print_places
+from secateur.cli.printing import print_first, print_places
 from secateur.cli.run import BUDGET, SHAPE
 
 __all__ = ["SCOPES", "execute"]
@@ -18,7 +19,8 @@ def execute(given: dict[str, Any]) -> None:
     """Cut any network to a budget, without training; recipes (run) also win back what was lost."""
     from secateur.runs import cutting, executor
 
-    rows = print_each(executor.results(cutting.prune, **{"data": None, **given}))
+    rows = executor.run(cutting.prune, **{"data": None, **given}, on_result=print_first)
+    distributed.end()
     if not given.get("dry_run"):
         print_places(rows, given["out"])
 
@@ -38,7 +40,7 @@ COMMAND = Command(
     },
     metavars=SCOPES,
     again=("budget", "protect"),
-    without=("recipe", "length", "stream", "subject", "budgets", "run"),
+    without=("recipe", "length", "stream", "on_result", "subject", "budgets", "run"),
     needed={"MODEL": "model", "--budget": "budget", "--out": "out"},
     example="secateur prune net.py:build --budget channels=50% --out small",
     configured="secateur.runs.cutting.configured",

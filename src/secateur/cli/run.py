@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from secateur import recipes
+from secateur._utils import distributed
 from secateur.cli import words as line
 from secateur.cli.command import Command
 from secateur.cli.flags import Flag, extra, of_options
-from secateur.cli.printing import print_each, print_lines, print_places
+from secateur.cli.printing import print_first, print_lines, print_places
 from secateur.errors import InputError
 
 __all__ = ["BUDGET", "SHAPE", "execute"]
@@ -30,7 +31,8 @@ def execute(given: dict[str, Any]) -> None:
         from secateur.runs import scratch_baseline
 
         scratch_baseline.check(given["recipe"], given["data"], given, **how)
-    rows = print_each(executor.results(**given))
+    rows = executor.run(**given, on_result=print_first)
+    distributed.end()
     if given.get("dry_run"):
         return
     if arms:
@@ -67,6 +69,7 @@ COMMAND = Command(
     ["secateur.run"],
     arguments=("recipe", "model"),
     words={"inputs": "--input"},
+    without=("on_result",),
     help={
         "recipe": "a recipe's name: `secateur list` shows them.",
         "model": "a model folder or Hub id; for recipes on networks file.py:function.",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, runtime_checkable
 
 import torch
 
@@ -361,7 +361,7 @@ class Server:
         model: the name that the server knows it by.
         key: the environment variable that holds the key. If empty, that is SECATEUR_LLM_KEY for any server, or
             OPENAI_API_KEY for OpenAI's own, which no other server gets; none is sent where none is set.
-        timeout, retries, backoff, per_minute: see `http.Client`.
+        requests: see `http.RequestOptions`.
         meter: counts calls and tokens, and how many are allowed.
     """
 
@@ -371,17 +371,11 @@ class Server:
         model: str,
         *,
         key: str = "",
-        timeout: float = 60.0,
-        retries: int = 5,
-        backoff: float = 0.5,
-        per_minute: int = 0,
         meter: Meter | None = None,
+        **requests: Unpack[http.RequestOptions],
     ) -> None:
         key = http.check_key(key) if key else _variable(url)
-        self.client = http.Client(
-            url, example="http://localhost:8000/v1", key=key, timeout=timeout, retries=retries, backoff=backoff,
-            per_minute=per_minute,
-        )  # fmt: skip
+        self.client = http.Client(url, example="http://localhost:8000/v1", key=key, **requests)
         self.model, self.key, self.meter = model, key, meter or Meter()
 
     def close(self) -> None:

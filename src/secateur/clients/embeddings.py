@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -35,15 +35,15 @@ _VERSION = re.compile(r"/v\d+$")
 class _Served:
     """One server. `key` names the variable that holds its key: SECATEUR_EMBED_KEY, or for OpenAI's own OPENAI_API_KEY.
 
-    timeout, retries, backoff, per_minute: see `http.Client`.
+    requests: see `http.RequestOptions`.
     """
 
-    def __init__(self, url: str, *, key: str = "", **asked: Any) -> None:
+    def __init__(self, url: str, *, key: str = "", **requests: Unpack[http.RequestOptions]) -> None:
         address, _, self.model = url.partition("#")
         address = address.rstrip("/")
         theirs = f"{address.lower()}/".startswith(_OPENAI) and not os.environ.get(_KEY)
         self.key = http.check_key(key) if key else "OPENAI_API_KEY" if theirs else _KEY
-        self.client = http.Client(address, example="http://localhost:8080", key=self.key, **asked)
+        self.client = http.Client(address, example="http://localhost:8080", key=self.key, **requests)
         self.versioned = _VERSION.search(address) is not None
 
     def __repr__(self) -> str:
@@ -69,8 +69,8 @@ class Embedder(_Served):
     Raises `InputError` for an address of OpenAI's protocol that names no model, `ServerError` for no answer.
     """
 
-    def __init__(self, url: str, *, key: str = "", **asked: object) -> None:
-        super().__init__(url, key=key, **asked)
+    def __init__(self, url: str, *, key: str = "", **requests: Unpack[http.RequestOptions]) -> None:
+        super().__init__(url, key=key, **requests)
         if self.versioned and not self.model:
             raise InputError("a server of OpenAI's protocol is asked for a model by name: give http://.../v1#NAME")
 
@@ -93,8 +93,8 @@ class Embedder(_Served):
 class Ranker(_Served):
     """How relevant each text is to a question, by a cross-encoder of a text-embeddings-inference server."""
 
-    def __init__(self, url: str, *, key: str = "", **asked: object) -> None:
-        super().__init__(url, key=key, **asked)
+    def __init__(self, url: str, *, key: str = "", **requests: Unpack[http.RequestOptions]) -> None:
+        super().__init__(url, key=key, **requests)
         if self.versioned:
             raise InputError("OpenAI's protocol has no cross-encoders: give the root of text-embeddings-inference")
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, Unpack, runtime_checkable
 from urllib.parse import quote
 
 from secateur._utils import http
@@ -193,7 +193,7 @@ class Endpoint:
         url: such as http://localhost:3030/data/sparql.
         key: the environment variable that holds a bearer token. If empty, that is SPARQL_TOKEN; none is sent where
             that is not set.
-        timeout, retries, backoff, per_minute: see `http.Client`.
+        requests: see `http.RequestOptions`.
 
     Its answers are read as JSON, checked, and bounded in size: one that lies about their form is asked again, and then
     refused with `ServerError`.
@@ -204,16 +204,11 @@ class Endpoint:
         url: str,
         *,
         key: str = "",
-        timeout: float = 30.0,
-        retries: int = 3,
-        backoff: float = 0.5,
-        per_minute: int = 0,
+        **requests: Unpack[http.RequestOptions],
     ) -> None:
         key = http.check_key(key) if key else "SPARQL_TOKEN"
-        self.client = http.Client(
-            url, example="http://localhost:3030/data/sparql", key=key, timeout=timeout, retries=retries,
-            backoff=backoff, per_minute=per_minute,
-        )  # fmt: skip
+        requests = {"timeout": 30.0, "retries": 3, **requests}
+        self.client = http.Client(url, example="http://localhost:3030/data/sparql", key=key, **requests)
         self.key = key
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
+from secateur._utils.computed import Computed
 from secateur.data import labels
 from secateur.errors import DataError, InputError
 
@@ -408,7 +409,7 @@ Augment = Callable[[Tensor, np.random.Generator], Tensor]
 """(inputs [B, ...], generator) -> inputs: drawn anew for each batch and epoch."""
 
 
-class Batches(Sequence["dict[str, Any]"]):
+class Batches(Computed["dict[str, Any]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the examples, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch. What is
@@ -423,17 +424,8 @@ class Batches(Sequence["dict[str, Any]"]):
     def __len__(self) -> int:
         return len(self.data) // self.batch
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+    def make(self, index: int) -> dict[str, Any]:
         """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         part = self.data.take(self.places(index))
         inputs = part.inputs
         if self.augment is not None:
@@ -449,10 +441,6 @@ class Batches(Sequence["dict[str, Any]"]):
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
             self._epoch = epoch
         return self._order[place * self.batch : (place + 1) * self.batch]
-
-    def take(self, count: int) -> list[dict[str, Any]]:
-        """The first `count` batches, or one epoch if that is fewer: no example twice."""
-        return self[:count]
 
 
 def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | None = None) -> Batches:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur._utils.computed import Computed
 from secateur.errors import DataError, InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ IGNORED = -100
 """Label of a token that was not chosen."""
 
 
-class Masked(Sequence["dict[str, Tensor]"]):
+class Masked(Computed["dict[str, Tensor]"]):
     """Batches in which tokens are to be told from the others: `masked[i]` is a pure function of batch i, seed and i.
 
     Of every batch a `share` of the tokens is chosen; of those `hidden` become the mask token, `random` another token,
@@ -72,15 +73,10 @@ class Masked(Sequence["dict[str, Tensor]"]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index: Any) -> Any:
-        """One batch, or those of a slice."""
+    def make(self, index: int) -> dict[str, Tensor]:
+        """Batch `index`."""
         import torch
 
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         batch = self._batches[index]
         ids = batch["input_ids"].numpy().copy()
         draw = np.random.default_rng([self._seed, index])

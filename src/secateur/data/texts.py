@@ -10,12 +10,13 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur._utils import hashes
+from secateur._utils.computed import Computed
 from secateur.data import labels as labelling
 from secateur.data.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
 from secateur.data.shelf import Shelf, Texts
@@ -447,7 +448,7 @@ def _first_line(error: BaseException) -> str:
 # ----------------------------------------------------------------------------------------------------- batches
 
 
-class Batches(Sequence["dict[str, Tensor]"]):
+class Batches(Computed["dict[str, Tensor]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the texts, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.
@@ -474,21 +475,12 @@ class Batches(Sequence["dict[str, Tensor]"]):
     def __len__(self) -> int:
         return (len(self.starts) - 1) // self.batch
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> dict[str, Tensor]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[dict[str, Tensor]]: ...
-    def __getitem__(self, index: int | slice) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+    def make(self, index: int) -> dict[str, Tensor]:
         """One batch: input_ids and attention_mask [batch, longest], int64, and labels where texts have them: [batch],
         or of tokens [batch, longest], -100 where one has none.
         """
         import torch
 
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         chosen = self.rows(index)
@@ -504,10 +496,6 @@ class Batches(Sequence["dict[str, Tensor]"]):
             tags[mask] = np.concatenate([self.tags[self.starts[row] : self.starts[row + 1]] for row in chosen])
             result["labels"] = torch.from_numpy(tags)
         return result
-
-    def take(self, count: int) -> list[dict[str, Tensor]]:
-        """The first `count` batches, or one epoch if that is fewer: no text twice."""
-        return self[:count]
 
     def rows(self, index: int) -> NDArray[np.int64]:
         """[batch]: which texts stand in batch `index`, where there is one text per row; else which blocks."""

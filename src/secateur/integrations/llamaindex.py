@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, PrivateAttr
-
 from secateur.errors import MissingExtraError
-from secateur.runs.context import Pruner, titles_of
+from secateur.integrations.pruner_settings import PrunerSettings
+from secateur.runs.context import titles_of
 
 try:
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -24,27 +23,11 @@ except ImportError as error:
 __all__ = ["SecateurPostprocessor"]
 
 
-class SecateurPostprocessor(BaseNodePostprocessor):
+class SecateurPostprocessor(PrunerSettings, BaseNodePostprocessor):
     """Cuts nodes to what answers the query; those of which nothing stays are left out, metadata and scores stay.
 
     Errors of `secateur.prune_context` for a recipe, budget or option that is none are raised when it is made.
     """
-
-    recipe: str = "htmlrag"
-    budget: str
-    """All nodes together, such as tokens=2048."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The recipe's own."""
-    strict: bool = False
-    """Raise what goes wrong with a call; otherwise nodes come back as they were, with a warning."""
-    titles: str = ""
-    """Field of the metadata that holds a node's title, such as title; for recipes on passages."""
-    _pruner: Pruner = PrivateAttr()
-
-    def model_post_init(self, context: object) -> None:
-        """Check recipe, budget and options."""
-        super().model_post_init(context)
-        self._pruner = Pruner(self.recipe, self.budget, strict=self.strict, titled=bool(self.titles), **self.options)
 
     @classmethod
     def class_name(cls) -> str:

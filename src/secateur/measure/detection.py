@@ -154,7 +154,7 @@ def _collect(
         if len(given) != len(batch["targets"]):
             raise MeasurementError(f"{len(given)} answers for {len(batch['targets'])} images: one each is wanted")
         found += [{name: tensor.detach().cpu() for name, tensor in one.items()} for one in given]
-        true += [dict(one) for one in batch["targets"]]
+        true += [{name: tensor.detach().cpu() for name, tensor in one.items()} for one in batch["targets"]]
     if not any(len(one["boxes"]) for one in true):
         raise DataError("the examples have no box at all: average precision needs some")
     for one in found:

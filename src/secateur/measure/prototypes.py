@@ -20,17 +20,17 @@ def length(features: Tensor) -> Figure:
 
 def cosine(features: Tensor, means: Tensor, labels: Tensor) -> Figure:
     """Mean cosine of each row of [N, D] to the mean of its class: means [K, D], labels [N]."""
-    return mean_interval(functional.cosine_similarity(_rows(features), _rows(means)[labels], dim=-1).tolist())
+    return mean_interval(functional.cosine_similarity(_rows(features), _rows(means)[labels.cpu()], dim=-1).tolist())
 
 
 def nearest(features: Tensor, means: Tensor, labels: Tensor) -> Figure:
     """Share of rows of [N, D] whose class has the mean of the largest cosine; means of zeros are no candidates."""
     unit, centres = (functional.normalize(_rows(one), dim=-1) for one in (features, means))
-    cosines = (unit @ centres.T).masked_fill(~means.bool().any(-1), -2.0)
-    return proportion(int((cosines.argmax(-1) == labels).sum()), len(labels))
+    cosines = (unit @ centres.T).masked_fill(~centres.bool().any(-1), -2.0)
+    return proportion(int((cosines.argmax(-1) == labels.cpu()).sum()), len(labels))
 
 
 def _rows(features: Tensor) -> Tensor:
     if features.dim() != 2 or not len(features):
         raise MeasurementError(f"features of shape {list(features.shape)}: expected rows [N, D], one at least")
-    return features.detach().to(torch.float64)
+    return features.detach().cpu().to(torch.float64)

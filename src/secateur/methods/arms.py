@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.data import examples
@@ -29,7 +30,7 @@ from secateur.methods.published_rules import Pruned, duplicate
 from secateur.recover.sparsity import masks
 from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import detecting, initialise, loop, objectives, transfer
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Figure, Recovery, Training
@@ -130,7 +131,7 @@ def fit(
 
 
 def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objective:
-    def both(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def both(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         loss, parts = objective(batch, totals)
         return loss + penalty() * (len(batch["inputs"]) / totals["examples"]), parts
 
@@ -140,10 +141,9 @@ def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objecti
 def mark_correct(model: nn.Module, data: Examples, batch: int = 256) -> NDArray[np.bool_]:
     """[N]: whether the largest logit is that of the class, in evaluation mode."""
     marks = []
-    device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode():
         for part in data.in_order(batch):
-            logits = objectives.logits(model(part["inputs"].to(device)))
+            logits = objectives.logits(model(devices.move(part["inputs"], model)))
             marks.append((logits.argmax(-1).cpu() == part["labels"]).numpy())
     return np.concatenate(marks)
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 from annotated_types import Len
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -94,6 +95,8 @@ class DetectorStages:
                 student.model, _loss(student), ask or teacher.model, teacher.model, taps, compare, weight=weight
             )
 
+        for module in extra:
+            module.to(devices.find_device(student.model))
         if weight is None:
             ratio = partial(detecting.ratio, objective(1.0), self.feed[0], student.model)
             weight = share * self.run.json(f"alpha-{budget}", ratio)

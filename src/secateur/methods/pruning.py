@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur._utils import plugins
+from secateur._utils import devices, plugins
 from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.methods.cutting import cut_with_retries
 from secateur.score import activation, gradient, magnitude, random, similarity
@@ -241,7 +241,8 @@ def _ask_batch(batches: Sequence[Any], ask: Callable[[Any], object], batch: Any)
 
 def _call_model(model: nn.Module, batch: Any) -> object:
     example = Example.of(batch)
-    return model(*example.args, **example.kwargs)
+    args, kwargs = devices.move((example.args, dict(example.kwargs)), model)
+    return model(*args, **kwargs)
 
 
 def _freeze_unscored(units: Units, scores: Mapping[str, Tensor], score: str) -> tuple[Units, tuple[str, ...]]:

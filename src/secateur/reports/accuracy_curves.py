@@ -23,6 +23,9 @@ OWN = "MODEL"
 """What the first teacher is called among others."""
 
 
+_FLATTERS = "Where the best of several is taken on these seeds, it flatters a little."
+
+
 def name_weight(alpha: float) -> str:
     """The weight of the teacher, in words."""
     return {0.0: "labels alone", 1.0: "teacher alone"}.get(alpha, f"alpha {alpha:g}")
@@ -154,11 +157,11 @@ class Curve:
                  "best" if name == best else ""]
                 for name, one in self.teachers.items()
             ]  # fmt: skip
-        return Table(
-            f"{rule}, {name_weight(alpha)}: accuracy by teacher", rows,
+        words = (
             f"{over(self.seeds)}. Differences in points, paired over seeds: all teachers teach the same students on "
-            "the same examples. Where the best of several is taken on these seeds, it flatters a little.",
-        )  # fmt: skip
+            f"the same examples. {_FLATTERS}"
+        )
+        return Table(f"{rule}, {name_weight(alpha)}: accuracy by teacher", rows, words)
 
     def _accuracies(self, rule: str) -> Table:
         rows = [["Kept", *map(name_weight, self.alphas), "Best alpha", "Gain of the best"]]
@@ -166,11 +169,8 @@ class Curve:
             best = self.best(rule, share)
             cells = [percent(self.accuracy(rule, share, alpha)) for alpha in self.alphas]
             rows.append([f"{100 * share:g}%", *cells, f"{best:g}", percent(self.gain(rule, share, best), signed=True)])
-        return Table(
-            f"{rule}: accuracy, %", rows,
-            f"{over(self.seeds)}. The gain is over labels alone, in points, "
-            "paired over seeds; where the best of several is taken on these seeds, it flatters a little.",
-        )  # fmt: skip
+        words = f"{over(self.seeds)}. The gain is over labels alone, in points, paired over seeds. {_FLATTERS}"
+        return Table(f"{rule}: accuracy, %", rows, words)
 
     def _loyalties(self, rule: str) -> Table:
         rows = [["Kept", *map(name_weight, self.alphas)]]

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur._utils import http, threads, workers
+from secateur._utils import devices, http, threads, workers
 from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
@@ -136,7 +136,7 @@ class Reranker(nn.Module):
             spread = float(getattr(self.model.config, "initializer_range", 0.02))
             keep.weight.copy_(torch.randn(2, width, generator=draw) * spread)
             keep.bias.zero_()
-        return Reranker(self.model, self.tokenizer, keep.to(self._device), self.settings)
+        return Reranker(self.model, self.tokenizer, keep.to(devices.find_device(self.model)), self.settings)
 
     def copy(self) -> Reranker:
         """The same, with weights of its own."""
@@ -160,12 +160,6 @@ class Reranker(nn.Module):
         finally:
             hook.remove()
         return scores, None if self.keep is None else self.keep(_drop_out(self.model, states[-1]))
-
-    @property
-    def _device(self) -> torch.device:
-        """Where it is held, and so what it reads must be."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
 
     @property
     def longest(self) -> int:
@@ -245,7 +239,7 @@ class Reranker(nn.Module):
         made = [(n, block) for n, blocks in enumerate(self._blocks(pairs, longest)) for block in blocks]
         scores: list[list[float]] = [[] for _ in pairs]
         kept: list[list[np.ndarray]] = [[] for _ in pairs]
-        lengths, many = [len(block.ids) for _, block in made], threads.count(self._device)
+        lengths, many = [len(block.ids) for _, block in made], threads.count(devices.find_device(self.model))
         share = _ONCE if many == 1 else max(_WORTH, math.ceil(_SLACK * sum(lengths) / many))
         passes = batches(lengths, min(_ONCE, share))
         with evaluating(self):
@@ -267,7 +261,7 @@ class Reranker(nn.Module):
     def _pass(self, blocks: Sequence[Block]) -> list[tuple[float, np.ndarray]]:
         """Of each block its score, and the probability of each token to stay [L]."""
         read = pad(blocks, self.tokenizer.pad_token_id or 0)
-        score, logits = self(**{name: tensor.to(self._device) for name, tensor in read.items()})
+        score, logits = self(**devices.move(dict(read), self.model))
         if logits is None:
             return [(float(one), np.ones(len(block.ids))) for one, block in zip(score, blocks, strict=True)]
         share = logits.softmax(-1)[..., 1].float().cpu().numpy()

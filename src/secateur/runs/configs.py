@@ -50,8 +50,12 @@ def read(
         raise InputError(f"config {path} is of another command: say secateur {written} --config {path}")
     named = {**values, **given}.get(key)
     parameters = inspect.signature(function).parameters.values()
-    # A key such as `in` can be no parameter, and is one with an underscore.
-    known = [one.name.rstrip("_") for one in parameters if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    # A key such as `in` can be no parameter, and is one with an underscore; a function can't be written into a file.
+    known = [
+        one.name.rstrip("_")
+        for one in parameters
+        if one.kind is not inspect.Parameter.VAR_KEYWORD and not str(one.annotation).startswith("Callable")
+    ]
     if more and isinstance(named, str):
         known += more(named)
     elif not more:

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils import plugins
+from secateur._utils import devices, plugins
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -116,7 +116,8 @@ def _make_score(
 
 def _class_loss(subject: Traced, model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the classes."""
-    return functional.cross_entropy(objectives.logits(subject.inputs.ask(model, batch["inputs"])), batch["labels"])
+    logits = objectives.logits(subject.inputs.ask(model, batch["inputs"]))
+    return functional.cross_entropy(logits, devices.move(batch["labels"], logits))
 
 
 def _box_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

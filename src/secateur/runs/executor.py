@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,8 +33,7 @@ from secateur.runs.measuring import Reference, check_counts, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "inspect", "open_run", "options", "parse_budgets", "publish_evidence", "report", "results",
-    "run",
+    "Recipe", "configured", "inspect", "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
@@ -63,6 +62,7 @@ def run(
     batch: int | None = None,
     length: int | None = None,
     stream: bool = False,
+    on_result: Callable[[Evidence], object] | None = None,
     **options: object,
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
@@ -96,6 +96,7 @@ def run(
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
             not measured then. Only some recipes can.
+        on_result: called with each budget's evidence as soon as its model is in place.
         options: the recipe's own.
 
     Raises:
@@ -103,38 +104,6 @@ def run(
         InfeasibleError: a budget that can't be met.
         RunError: `out` is in use, holds another run, or the disk is full.
     """
-    return list(
-        results(
-            recipe, model, data, budget, out, inputs=inputs, held_out=held_out, text=text, label=label,
-            sizes=sizes, dry_run=dry_run, overwrite=overwrite, seed=seed, threads=threads, device=device, batch=batch,
-            length=length, stream=stream, **options,
-        )
-    )  # fmt: skip
-
-
-def results(
-    recipe: str | Recipe,
-    model: Source,
-    data: Data | None,
-    budget: str | Budget | Sequence[str | Budget],
-    out: str | Path,
-    *,
-    inputs: object = None,
-    held_out: Data | None = None,
-    text: str = "text",
-    label: str = "label",
-    sizes: str | Sequence[float | str] | None = None,
-    dry_run: bool = False,
-    overwrite: bool = False,
-    seed: int = 0,
-    threads: int | None = None,
-    device: str | None = None,
-    batch: int | None = None,
-    length: int | None = None,
-    stream: bool = False,
-    **options: object,
-) -> Iterator[Evidence]:
-    """As `run`, yielding each budget's evidence as soon as its model is in place."""
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
     budgets = parse_budgets(budget)
     given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
@@ -189,11 +158,21 @@ def results(
     reference = Reference(backend, subject, place, None if dry_run else parts.held)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
-        yield from job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
-        return
+        previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
+        return _collect(previews, on_result)
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=keywords.defaults(function))
     with record as directory, with_threads(place):
-        yield from job.execute(directory, about)
+        return _collect(job.execute(directory, about), on_result)
+
+
+def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] | None) -> list[Evidence]:
+    """All rows, after each of which `on_result` is called."""
+    collected = []
+    for row in rows:
+        collected.append(row)
+        if on_result is not None:
+            on_result(row)
+    return collected
 
 
 @dataclass(frozen=True)

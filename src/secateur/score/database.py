@@ -56,7 +56,7 @@ def stitch(model: nn.Module, consumers: Mapping[str, Columns], weights: Mapping[
         for site, weight in weights.items():
             parameter = consumer_weight(model, consumers[site])
             own[site] = parameter.data
-            parameter.data = weight.T.contiguous() if consumers[site].conv1d else weight
+            parameter.data = (weight.T.contiguous() if consumers[site].conv1d else weight).to(parameter.device)
         yield
     finally:
         for site, data in own.items():

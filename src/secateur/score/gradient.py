@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 from secateur.score.hooks import Batch, finite
@@ -199,7 +200,7 @@ def _each(loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices
                 weight.requires_grad_(True)
             for batch in batches:
                 with torch.enable_grad():
-                    value = loss(batch)
+                    value = loss(devices.move(batch, model))
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                     raise InputError("the loss must give one number with gradients: return the mean loss of the batch")
                 found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.finite import all_finite, require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError
@@ -82,7 +83,8 @@ def stream(
 
     count = 0
     with evaluating(model), torch.no_grad(), observe(model, {place: looker(place) for place in places}):
-        for batch in batches:
+        for given in batches:
+            batch = devices.move(given, model)
             mask = real_tokens(batch)
             forward(batch)
             count += 1

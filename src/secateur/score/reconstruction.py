@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 from secateur.score.hooks import Batch, finite, module_at, observe
@@ -47,7 +48,7 @@ def moments(
 
     with evaluating(model), torch.no_grad(), observe(model, {(path, "input"): reader(path) for path in modules}):
         for batch in batches:
-            forward(batch)
+            forward(devices.move(batch, model))
     missed = [path for path in modules if path not in sums]
     if missed:
         raise DataError(f"nothing reached {missed[0]}: give at least one batch that runs through it")
@@ -75,11 +76,12 @@ def gram(weight: Tensor, hessian: Tensor, unit: Tensor) -> Tensor:
             f"weight {list(weight.shape)}, moments {list(hessian.shape)}, units {list(unit.shape)}: "
             "give [d_out, d_in], [d_in, d_in], [d_in]"
         )
+    unit = unit.to(weight.device)
     inside = unit >= 0
     product = ((weight.T @ weight) * hessian.double())[inside][:, inside]
     place, count = unit[inside], int(unit.max()) + 1
-    rows = torch.zeros(count, len(place), dtype=torch.float64).index_add_(0, place, product)
-    return torch.zeros(count, count, dtype=torch.float64).index_add_(1, place, rows)
+    rows = product.new_zeros(count, len(place)).index_add_(0, place, product)
+    return product.new_zeros(count, count).index_add_(1, place, rows).cpu()
 
 
 def greedy(products: Tensor) -> Tensor:

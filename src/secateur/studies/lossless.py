@@ -161,11 +161,11 @@ class Lossless:
                 *("" if one is None else sheets.percent(self.lead(point, name, way), signed=True)
                   for name, one in known.items()),
             ])  # fmt: skip
-        return Table(
-            f"Beside controls: accuracy on the target, {way}, %", rows,
+        words = (
             f"{sheets.over(self.seeds)}; leads of the votes in points, paired over seeds: all of a seed have the same "
-            "votes, first weights and transfers.",
-        )  # fmt: skip
+            "votes, first weights and transfers."
+        )
+        return Table(f"Beside controls: accuracy on the target, {way}, %", rows, words)
 
     def _figures(self) -> dict[str, object]:
         whole = self.points[0]

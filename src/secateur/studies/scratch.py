@@ -95,11 +95,11 @@ class Controls:
             epochs = f"{np.mean([arm.epochs for arm in arms]):g}"
             reached = sheets.points(control.mean_accuracy(name))
             rows.append([control.arm_name(name), reached, epochs, *control.costs(name), lead, verdict])
-        return Table(
-            f"{budget}: {100 * self.left[budget]:.3g}% of the FLOPs left", rows,
+        words = (
             f"{sheets.over(control.seeds)}; differences in points, paired over {control.paired_over}: all arms of a "
-            "seed see the same batches in the same order.",
-        )  # fmt: skip
+            "seed see the same batches in the same order."
+        )
+        return Table(f"{budget}: {100 * self.left[budget]:.3g}% of the FLOPs left", rows, words)
 
     def _figures(self) -> dict[str, object]:
         budgets = []

@@ -184,7 +184,7 @@ def test_the_parts_of_the_loss_and_their_ramp():
     loss, parts = value(1.0, activation=2.0)
     assert parts["act"] == pytest.approx(0.25, abs=1e-6)
     assert parts["polar"] == pytest.approx(0.0)
-    assert float(loss) == pytest.approx(parts["task"] + 0.5, rel=1e-5)
+    assert float(loss) == pytest.approx(float(parts["task"]) + 0.5, rel=1e-5)
     with torch.no_grad():
         one = gated.gates.each[1]
         one.decide.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -194,9 +194,9 @@ def test_the_parts_of_the_loss_and_their_ramp():
     _, parts = value(1.0, activation=0.0)
     assert parts["polar"] > 0
     early, late = (value(at, activation=0.0, polarization=4.0)[0] for at in (0.25, 1.0))
-    task = parts["task"]
-    assert float(late) - task == pytest.approx(4.0 * parts["polar"], rel=1e-4)
-    assert float(early) - task == pytest.approx(2.0 * parts["polar"], rel=1e-4)
+    task = float(parts["task"])
+    assert float(late) - task == pytest.approx(4.0 * float(parts["polar"]), rel=1e-4)
+    assert float(early) - task == pytest.approx(2.0 * float(parts["polar"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(

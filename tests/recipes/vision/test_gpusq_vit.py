@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
 import sys
 
 import pytest
@@ -27,6 +26,7 @@ from secateur.recover.sparsity import masks
 from secateur.subjects import open_traced
 from secateur.subjects.matrices import matrices
 from secateur.subjects.network.traced import Traced, reload_traced
+from strangers import run_without_secateur
 
 pytest.importorskip("torchao")
 
@@ -130,12 +130,11 @@ def test_a_saved_result_is_small_and_loads_with_equal_outputs_where_secateur_is_
     assert state[f"{name}.places"].numel() == count // 8
     torch.save({"images": images, "wanted": found.forward(images)}, tmp_path / "pair.pt")
     code = (
-        "import sys, torch; sys.modules['secateur'] = sys.modules['torchao'] = None\n"
+        "import sys, torch; sys.modules['torchao'] = None\n"
         "pair = torch.load('pair.pt'); model = torch.export.load('model.pt2').module()\n"
         "print(float((model(pair['images']) - pair['wanted']).abs().max()))"
     )
-    out = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert float(out.split()[-1]) == 0.0
+    assert float(run_without_secateur(code, tmp_path).split()[-1]) == 0.0
 
 
 @pytest.mark.parametrize("title", ["retraining", "quantisation"])

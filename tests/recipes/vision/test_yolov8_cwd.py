@@ -76,11 +76,9 @@ def test_all_stages_run_and_resume(tmp_path):
     assert all(found.recovery.steps == 6 for found in first)
     assert all("each" not in name for name, _ in first[0].subject.model.named_parameters())
     again = results(tmp_path / "a", ("channels=50%", "params=60%"))
-    fresh = results(tmp_path / "b", ("channels=50%", "params=60%"))
-    for one, two, three in zip(first, again, fresh, strict=True):
+    for one, two in zip(first, again, strict=True):
         for key, value in one.subject.model.state_dict().items():
             assert torch.equal(value, two.subject.model.state_dict()[key])
-            assert torch.equal(value, three.subject.model.state_dict()[key])
     written = {path.name for path in (tmp_path / "a" / "work").iterdir()}
     assert {"scales.json", "sparse", "keep-channels=50%.json", "alpha-channels=50%.json"} <= written
 

@@ -6,8 +6,6 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -100,11 +98,12 @@ def test_totals_are_those_of_the_whole_step():
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """float64, as above, and without dropout's help: micro-batch i has the same random state in either run."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "DOUBLE": "1"}
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *launcher, job.__file__, str(tmp_path / "two"), str(tmp_path / "kept"), "4", "0", "1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+
+    def work() -> None:
+        os.environ["DOUBLE"] = "1"
+        job.main(str(tmp_path / "two"), str(tmp_path / "kept"), "4", "0", "1")
+
+    processes.both(work)
     two, one = load_file(tmp_path / "two"), run(steps=4, accumulate=2, double=True)
     assert two["tokens"] == one["tokens"]
     assert two.pop("losses").tolist() == pytest.approx(one.pop("losses").tolist(), rel=1e-5)

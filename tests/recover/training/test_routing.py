@@ -37,10 +37,10 @@ def test_an_objective_gets_the_mean_over_routers(name: str) -> None:
     totals = objectives.count(batch)
     alone, _ = plain(batch, totals)
     both, parts = routing.add_balance(plain, subject.routers(), 0.5)(batch, totals)
-    assert float((both - alone).detach()) == pytest.approx(0.5 * parts["balance"], rel=1e-4)
+    assert float((both - alone).detach()) == pytest.approx(0.5 * float(parts["balance"]), rel=1e-4)
     assert parts["balance"] >= 1.0
     # A micro-batch counts by its share of the step.
     half = routing.add_balance(plain, subject.routers(), 0.5)(batch, {key: 2 * value for key, value in totals.items()})
-    assert half[1]["balance"] == pytest.approx(parts["balance"] / 2)
+    assert half[1]["balance"] == pytest.approx(float(parts["balance"]) / 2)
     assert routing.add_balance(plain, [], 0.5) is plain
     assert routing.add_balance(plain, subject.routers(), 0.0) is plain

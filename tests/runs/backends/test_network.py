@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -29,6 +27,7 @@ from secateur.subjects import Traced
 from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import open_traced
 from secateur.vocabulary import Budget, Result
+from strangers import run_without_secateur
 
 BUILD = """
 import torch
@@ -101,12 +100,11 @@ def test_a_network_is_cut_measured_saved_and_loads_without_secateur(place):
     found = measuring.measure(str(out), f"{place}/model.py:build", place / "data.npz", batch=2)
     assert found["model"]["params"].value == row.after["params"].value
     code = (
-        "import sys; sys.modules['secateur'] = None; import torch\n"
+        "import torch\n"
         f"model = torch.export.load({str(out / 'model.pt2')!r}).module()\n"
         "print(tuple(model(torch.zeros(5, 1, 8, 8)).shape), tuple(model(torch.zeros(1, 1, 8, 8)).shape))"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "(5, 3) (1, 3)"
+    assert run_without_secateur(code, place).strip() == "(5, 3) (1, 3)"
 
 
 def test_a_recipe_on_networks_never_sees_what_is_held_out(place):

@@ -49,9 +49,7 @@ def test_streamed_runs_have_the_same_weights_and_figures(recipe, model, tmp_path
     expected = load_file(tmp_path / "False" / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all((found[key] == tensor).all() for key, tensor in expected.items())
-    again = executor.results(
-        recipe, str(model), tiny.sentences(300), "weights=50%", tmp_path / "True", stream=True, **how
-    )
+    again = executor.run(recipe, str(model), tiny.sentences(300), "weights=50%", tmp_path / "True", stream=True, **how)
     assert [row.verdict for row in again] == ["met"]
 
 

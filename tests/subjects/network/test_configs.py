@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +19,7 @@ from secateur.subjects.network import configs
 from secateur.subjects.network.shrinking import Plan, shrink
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Selection
+from strangers import run_without_secateur
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 WORDS = {"vocab_size": 50, **SIZES}
@@ -85,7 +84,7 @@ def test_an_even_cut_is_saved_and_loaded_by_its_own_library(tmp_path: Path) -> N
         again = reload_traced(tmp_path / "own", model, inputs)
         assert changed.items() <= again.model.config.to_dict().items()
         torch.testing.assert_close(again.forward(), small.forward())
-    subprocess.run([sys.executable, "-c", LOAD, *cases], check=True, capture_output=True, cwd=tmp_path)
+    run_without_secateur(LOAD, tmp_path, *cases)
     for name, output in outputs.items():
         torch.testing.assert_close(torch.load(tmp_path / f"{name}.output"), output)
 

@@ -97,7 +97,7 @@ def answers_can_be_learned(student: nn.Module, teacher: nn.Module) -> None:
     total, parts = objective(BATCH, {"examples": 2})
     assert set(parts) == {"kd", "boxes"}
     assert parts["kd"] > 0
-    assert total.item() == pytest.approx(parts["kd"] + parts["boxes"], rel=1e-5)
+    assert total.item() == pytest.approx(float(parts["kd"] + parts["boxes"]), rel=1e-5)
     for one in (student, teacher):
         one.zero_grad()
     total.backward()

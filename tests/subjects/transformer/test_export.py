@@ -15,7 +15,8 @@ from secateur.subjects import open_subject
 from secateur.subjects.transformer import export
 from secateur.subjects.transformer.export import to_decilm, to_onnx
 from secateur.vocabulary import Selection
-from subjects.tiny import make, run_without_secateur, without
+from strangers import run_without_secateur
+from subjects.tiny import make, without
 from subjects.transformer.test_loading import tokenizer
 from subjects.transformer.test_saving import cuts
 

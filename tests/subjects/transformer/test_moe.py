@@ -17,7 +17,8 @@ from secateur.errors import InfeasibleError, UnsupportedError
 from secateur.select import ranking
 from secateur.subjects import Moe, Transformer, load, open_subject
 from secateur.vocabulary import Selection
-from subjects.tiny import MIXTURES, make, padded, run, run_without_secateur, selections, without
+from strangers import run_without_secateur
+from subjects.tiny import MIXTURES, make, padded, run, selections, without
 
 
 def mixture(name: str) -> Moe:

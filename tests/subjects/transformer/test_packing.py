@@ -23,7 +23,8 @@ from secateur.subjects.matrices import masks_of, matrices
 from secateur.subjects.transformer import packing
 from secateur.subjects.transformer.packing import load_masks, save_masks, save_packed, semi_structured
 from secateur.vocabulary import Selection
-from subjects.tiny import make, padded, run, run_without_secateur, without
+from strangers import run_without_secateur
+from subjects.tiny import make, padded, run, without
 
 
 def two_four(subject):

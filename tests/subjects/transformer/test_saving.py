@@ -14,7 +14,8 @@ import torch
 from secateur.errors import MissingExtraError
 from secateur.subjects import Transformer, load, open_subject
 from secateur.vocabulary import Selection
-from subjects.tiny import GENERATORS, MODELS, make, run_without_secateur, selections, without
+from strangers import run_without_secateur
+from subjects.tiny import GENERATORS, MODELS, make, selections, without
 from subjects.transformer.test_loading import tokenizer
 
 TASKS = {

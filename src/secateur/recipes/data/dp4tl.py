@@ -20,7 +20,7 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur._utils import disk, plugins, rundir
+from secateur._utils import devices, disk, plugins, rundir
 from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -364,8 +364,8 @@ def attack_examples(model: nn.Module, data: Examples, radius: float) -> Examples
     """The examples, each value moved by `radius` against the model in evaluation mode: FGSM."""
     with evaluating(model):
         moved = [
-            transfer.attack(partial(transfer.loss, model, part["labels"]), part["inputs"], radius)
-            for part in data.in_order(256)
+            transfer.attack(partial(transfer.loss, model, part["labels"]), part["inputs"], radius).cpu()
+            for part in (devices.move(part, model) for part in data.in_order(256))
         ]
     return replace(data, inputs=torch.cat(moved))
 

@@ -29,6 +29,7 @@ from secateur.methods.example_scores import Ask, ask_teacher, count_classes, sco
 from secateur.recover.distillation import losses
 from secateur.recover.distillation.teachers import Told
 from secateur.recover.training import initialise, loop, rehearsal
+from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import Objective
 from secateur.score import difficulty, random
 from secateur.subjects.dataset.examples import INDEX, ExampleSet
@@ -311,7 +312,7 @@ def draw_network(model: nn.Module, student: str, *, seed: int) -> nn.Module:
 def mixture(ask: Callable[[Batch], Tensor], alpha: float, temperature: float) -> Objective:
     """Step 4: ``1/N sum (1 - alpha) CE(y, q) + alpha tau^2 KL(q_t || q)``; a term of weight 0 is not looked at."""
 
-    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         logits, terms = ask(batch), dict[str, Tensor]()
         if alpha < 1:
             hard = functional.cross_entropy(logits, batch["labels"], reduction="sum")
@@ -319,7 +320,7 @@ def mixture(ask: Callable[[Batch], Tensor], alpha: float, temperature: float) ->
         if alpha > 0:
             far = losses.kl(logits, batch["teacher_logits"], temperature=temperature)
             terms["teacher"] = alpha * temperature**2 * far / totals["examples"]
-        return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
+        return torch.stack(list(terms.values())).sum(), {name: term.detach() for name, term in terms.items()}
 
     return objective
 

@@ -27,6 +27,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.measure import latency, loyalty, quality, size
 from secateur.recover.distillation import alignment, ensembles, losses, teachers
 from secateur.recover.training import loop, objectives
+from secateur.recover.training.compose import Parts
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
@@ -333,7 +334,7 @@ def triple_loss(
     # Where foreign teachers tell tokens, too, the mean of the others has their share; else it is all that is told.
     home = sum(teacher.weight for teacher in same) if by_tokens else 1.0
 
-    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         ours = student.forward(batch, hidden=True)
         with torch.no_grad():
             theirs = {teacher.name: teacher.forward(batch) for teacher in everyone}
@@ -362,7 +363,7 @@ def triple_loss(
                 apart = alignment.word_cosine(states, theirs_at, batch, name, project=teacher.project)
                 unit = f"{name}.words"
             parts[f"near {name}"] = near * teacher.weight * apart / max(1, totals[unit])
-        return sum(parts.values(), logits.new_zeros(())), {name: float(part.detach()) for name, part in parts.items()}
+        return sum(parts.values(), logits.new_zeros(())), {name: part.detach() for name, part in parts.items()}
 
     return objective
 

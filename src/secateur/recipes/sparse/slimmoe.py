@@ -18,7 +18,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from secateur._utils import plugins
+from secateur._utils import devices, plugins
 from secateur._utils.disk import writing
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -337,7 +337,7 @@ def split_steps(tokens: str | Sequence[str], steps: int, stages: int) -> list[in
 
 def score_loss(name: str, subject: Moe, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean loss of the student's logits on a batch: "truncated" or "full" KL to the original's, or the "task"."""
-    there = {key: tensor.to(logits.device) for key, tensor in batch.items()}
+    there = devices.move(batch, logits)
     mask = there["attention_mask"].bool()
     if name == "truncated":
         return experts.truncated_loss(logits, there["likely"], there["likely_indices"], mask)

@@ -18,6 +18,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -26,6 +27,7 @@ from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import quality
 from secateur.recover.sparsity import gates
 from secateur.recover.training import loop, norms, objectives
+from secateur.recover.training.compose import Parts
 from secateur.score import gates as statistics
 from secateur.select import ranking
 from secateur.select.limits import limits_of_cut
@@ -275,7 +277,7 @@ def _unequal(subject: Traced, places: Mapping[str, gates.Place]) -> list[str]:
     def differs(names: Sequence[str]) -> bool:
         some = gates.Gates({name: places[name] for name in names})
         some.fixed = {name: (torch.arange(places[name].units) + 1) % 2 for name in names}
-        model = copy.deepcopy(subject.model).eval()
+        model = copy.deepcopy(subject.model).cpu().float().eval()  # where the cut one runs
         try:
             small = subject.cut(Selection({name: some.fixed[name].bool().numpy() for name in names}), prove=False)[0]
             expected = objectives.logits(small.forward())
@@ -308,7 +310,7 @@ def loss(
     slack: float = 0.02,
     open_for: float = 0.0,
     ramp: float = 0.0,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, Parts]:
     """L_task + lambda_act R_act + lambda_polar R_polar of one batch: an objective, once its first four are given.
 
     target: measure -> what may be spent. batch: "inputs", "labels", and "done" from 0 to 1 if gates are forced open
@@ -319,7 +321,7 @@ def loss(
     scores = objectives.logits(model(batch["inputs"]))
     task = functional.cross_entropy(scores.float(), batch["labels"], reduction="sum") / totals["examples"]
     if doors.fixed is not None:
-        return task, {"task": float(task.detach())}
+        return task, {"task": task.detach()}
     means = doors.means()
     polar = gates.polarization(means.values())
     if not set(means) <= set(units):
@@ -333,11 +335,8 @@ def loss(
     grown = min(1.0, (done - open_for) / ramp) if ramp > 0 else 1.0
     weight = len(batch["inputs"]) * gates.processes() / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
-    return task + further, {
-        "task": float(task.detach()),
-        "act": weight * float(act.detach()),
-        "polar": weight * float(polar.detach()),
-    }
+    parts = {"task": task, "act": weight * act, "polar": weight * polar}
+    return task + further, {name: part.detach() for name, part in parts.items()}
 
 
 def ask(
@@ -349,7 +348,7 @@ def ask(
     total: dict[str, Tensor] = {}
 
     def decide(part: Mapping[str, Any]) -> dict[str, Tensor]:
-        model(part["inputs"])
+        _run(model, part)
         for name, value in doors.sure().items():
             total[name] = total.get(name, torch.zeros(())) + value.double().sum(0).cpu()
         return doors.values
@@ -371,7 +370,7 @@ def _rows(subject: Traced) -> int:
 
 
 def _run(model: nn.Module, part: Mapping[str, Any]) -> Tensor:
-    return objectives.logits(model(part["inputs"]))
+    return objectives.logits(model(devices.move(part["inputs"], model)))
 
 
 def describe(figures: Mapping[str, Any], held: int) -> tuple[str, ...]:

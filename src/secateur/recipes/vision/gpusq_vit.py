@@ -28,7 +28,7 @@ from secateur.recover.quantization import qat
 from secateur.recover.quantization.quantise import torchao
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop, records
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 from secateur.select.pattern import n_of_m
 from secateur.subjects.matrices import Matrix, matrices, nonzero, receipt
 from secateur.subjects.network.shrinking import Plan
@@ -308,7 +308,7 @@ def quantise(
     qat.calibrate(student, lambda part: ask(part["inputs"]), feed.take(ranges.calibrated), by=ranges.calibration)
     objective = lesson(student, sparse.model)
 
-    def rounding(part: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def rounding(part: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         still = part["done"] >= 1.0 - settled
         qat.frozen(student, inputs=still or ranges.calibration == "entropy", weights=still)
         return objective(part, totals)

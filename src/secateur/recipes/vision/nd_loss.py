@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from secateur._utils.modes import evaluating
+from secateur._utils import devices, modes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -428,13 +428,13 @@ def diagnose(
     samples, of 128 images at most.
     """
     data = data.take(range(min(len(data), 128))) if data.targets else data
-    with torch.random.fork_rng(devices=[]), evaluating(student.subject.model, teacher.subject.model, projector):
+    with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
-        views = [see(student, teacher, part) for part in data.in_order(batch)]
-        labels = torch.cat([view.labels for view in views])
+        views = [see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch)]
+        labels = torch.cat([view.labels.cpu() for view in views])
         ours, logits = _join([view.student for view in views])
         theirs, answers = _join([view.teacher for view in views])
-        ours = projector(ours)  # as it is where widths are equal
+        ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
     return {
         name: {
             "norm": prototypes.length(rows).value,
@@ -449,7 +449,7 @@ def diagnose(
 
 
 def _join(passes: Sequence[Pass | Judged]) -> tuple[Tensor, Tensor]:
-    return torch.cat([one.features for one in passes]), torch.cat([one.logits for one in passes])
+    return torch.cat([one.features.cpu() for one in passes]), torch.cat([one.logits.cpu() for one in passes])
 
 
 def describe(figures: Mapping[str, Mapping[str, float]], what: str) -> tuple[str, ...]:

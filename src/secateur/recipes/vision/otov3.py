@@ -26,7 +26,7 @@ from secateur.errors import DataError, InputError, ModelError
 from secateur.methods.group_budget import GroupBudget
 from secateur.recover.sparsity.sparsify import GroupSparse, Saliency
 from secateur.recover.training import loop, records
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 from secateur.score import gradient, magnitude
 from secateur.select import limits
 from secateur.subjects.network.segments import SITE, flops_without
@@ -254,7 +254,7 @@ def split(budget: Budget) -> list[Budget]:
 def objective(work: Traced, original: Traced, data: Examples) -> Objective:
     """Cross-entropy with the classes; without classes, half the squared distance to the original's outputs."""
 
-    def loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         outputs = answer(work, batch["inputs"])
         if data.labels is not None:
             value = functional.cross_entropy(outputs, batch["labels"], reduction="sum")
@@ -281,7 +281,7 @@ def compare_outputs(trained: Traced, small: Traced, data: Examples, count: int =
     inputs = data.inputs[:count]
     for one in (trained, small):
         one.model.eval()
-    large, cut = (answer(one, inputs.to(next(one.model.parameters()).device)) for one in (trained, small))
+    large, cut = (answer(one, inputs) for one in (trained, small))
     gap = float((large - cut).abs().max() / large.abs().max().clamp(min=1e-12))
     if not gap <= TOLERANCE:
         raise ModelError(f"the cut network's outputs differ from the trained one's by {gap:.2g}: report this")

@@ -18,7 +18,7 @@ import torch
 from annotated_types import Gt, Len, Lt
 from torch import Tensor
 
-from secateur._utils.rundir import Run
+from secateur._utils import devices, rundir
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
@@ -119,7 +119,7 @@ def yolov4_group_sad(
     subject: Traced,
     data: Examples,
     budgets: Sequence[Budget],
-    run: Run,
+    run: rundir.Run,
     *,
     seed: int = 0,
     sparse_epochs: float = 200.0,
@@ -283,7 +283,7 @@ def scan(
     subject: Traced, mask: Mask, names: Sequence[str], batches: Sequence[Mapping[str, Any]]
 ) -> dict[str, list[float]]:
     """Group -> the loss at each share of `GRID`, when the scales of that share of the group alone are 0."""
-    probe = subject.copy()
+    probe, batches = subject.copy(), devices.move(batches, subject.model)
     slices = probe.slices()
     norms = {id(m.weight) for m in probe.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     probe.model.eval()
@@ -310,7 +310,7 @@ def scan(
 
 
 def tolerant(
-    run: Run, batches: Sequence[Mapping[str, Any]], subject: Traced, mask: Mask, names: Sequence[str]
+    run: rundir.Run, batches: Sequence[Mapping[str, Any]], subject: Traced, mask: Mask, names: Sequence[str]
 ) -> Shares:
     """Step 3's shares by a scan: see `scan` and `tolerance`."""
     rises: dict[str, list[float]] = run.json("scan", lambda: scan(subject, mask, names, batches))

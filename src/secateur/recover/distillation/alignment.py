@@ -12,9 +12,8 @@ from several teachers in Avram et al., LREC 2022 (arXiv 2112.12650); spans are t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur._utils.batches import Batch
+from secateur._utils.computed import Computed
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataError, InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives
+from secateur.recover.training.compose import Parts
 
 __all__ = [
     "Foreign",
@@ -179,7 +180,7 @@ def _pieces(tokenizer: Tokenizer) -> dict[tuple[bool, str], int]:
 # ------------------------------------------------------------------------------------------------------------- batches
 
 
-class Parallel(Sequence["dict[str, Tensor]"]):
+class Parallel(Computed["dict[str, Tensor]"]):
     """Batches with other tokenizers' readings of the same texts beside them: `parallel[i]` is batch i and more.
 
     For each name in `others` a batch of B texts also has
@@ -221,13 +222,8 @@ class Parallel(Sequence["dict[str, Tensor]"]):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index: Any) -> Any:
-        """One batch, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> dict[str, Tensor]:
+        """Batch `index`."""
         batch = dict(self._batches[index])
         texts = [self._texts[row] for row in self._rows(index)]
         ours = self._read(self._tokenizer, texts)
@@ -418,7 +414,7 @@ def objective(
     of padding only.
     """
 
-    def compute_loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def compute_loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         if not totals["tokens"]:
             raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         ours = student(batch)
@@ -430,7 +426,7 @@ def objective(
         if task:
             parts["task"] = task * objectives.task_loss(ours.prediction, batch, totals, causal=ours.causal)
         total = sum(parts.values(), ours.prediction.new_zeros(()))
-        return total, {name: float(part.detach()) for name, part in parts.items()}
+        return total, {name: part.detach() for name, part in parts.items()}
 
     return compute_loss
 

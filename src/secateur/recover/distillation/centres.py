@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import storage
+from secateur._utils import devices, storage
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 
@@ -80,7 +80,7 @@ def collect(
     counts = torch.zeros(classes, dtype=torch.int64)
     with evaluating(model), torch.no_grad():
         for batch in batches:
-            features, labels = ask(batch)
+            features, labels = ask(devices.move(batch, model))
             there = labels >= 0
             features, labels = features[there].double().cpu(), labels[there].cpu()
             if len(labels) and int(labels.max()) >= classes:

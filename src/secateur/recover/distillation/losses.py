@@ -385,7 +385,8 @@ def _topk_kl(temperature: float) -> Formula:
         indices, log_p, log_rest = indices.long(), log_p.to(log_q.dtype), log_rest.to(log_q.dtype)
         inside, p = log_q.gather(-1, indices), log_p.exp()
         value = _expectation(p, log_p - inside)
-        if bool((log_rest == -math.inf).all()):  # nothing is outside, as where the k tokens are drawn: q - p is all
+        # Nothing is outside, as where the k tokens are drawn: q - p is all. A GPU would have to be waited for.
+        if log_rest.device.type == "cpu" and bool((log_rest == -math.inf).all()):
 
             def difference() -> Tensor:
                 return log_q.exp_().scatter_add_(-1, indices, -p).div_(temperature)
@@ -728,7 +729,7 @@ def next_tokens(input_ids: Tensor, attention_mask: Tensor | None = None) -> Tens
 
 def _cached_width(student: int, vocabulary: int | None, indices: Tensor) -> int:
     width = min(student, vocabulary or student)
-    if indices.numel() and int(indices.max()) >= width:
+    if indices.device.type == "cpu" and indices.numel() and int(indices.max()) >= width:  # others are not waited for
         raise InputError(
             f"the cache names token {int(indices.max())}, the student has {width}: make it with vocabulary={width}"
         )

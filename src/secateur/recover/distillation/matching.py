@@ -13,7 +13,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.distillation import features, losses, maps, relations, taps
 from secateur.recover.training import compose, objectives
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 
 __all__ = ["KINDS", "add_matching"]
 
@@ -91,7 +91,7 @@ def add_matching(
         _adapter(kind, name, one, other) for name, (one,), (other,) in zip(ours, seen, known, strict=True)
     )
 
-    def together(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def together(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         with taps.tap(student, ours) as mine, taps.tap(teacher, theirs) as told:
             total, parts = objective(batch, totals)
         values = [
@@ -99,9 +99,9 @@ def add_matching(
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
         if balanced:
-            values = [compose.balance(one.new_tensor(parts["logit"]), one) * one for one in values]
+            values = [compose.balance(torch.as_tensor(parts["logit"]), one) * one for one in values]
         near = torch.stack(values) @ values[0].new_tensor(each)
-        return total + compose.ramp(batch, "match", warmup) * near, {**parts, "match": float(near.detach())}
+        return total + compose.ramp(batch, "match", warmup) * near, {**parts, "match": near.detach()}
 
     return together, adapters
 

@@ -19,7 +19,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.distillation.taps import tap
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 
 __all__ = ["Labels", "answers", "importance", "objective", "residuals"]
 
@@ -83,7 +83,7 @@ def objective(
     alpha, beta, gamma = factors
     share = [1.0] * len(taps) if weights is None else list(weights)
 
-    def compute(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def compute(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         inputs = batch["inputs"]
         with tap(student, taps) as ours:
             answered = answers(ask(student, inputs))
@@ -92,13 +92,13 @@ def objective(
         if beta or gamma or labels == "teacher":
             with torch.no_grad(), tap(teacher, taps) as theirs:
                 told = answers(ask(teacher, inputs))
-        total, parts = inputs.new_zeros(()), dict[str, float]()
+        total, parts = inputs.new_zeros(()), dict[str, Tensor]()
 
         def add(name: str, weight: float, value: Tensor) -> None:
             nonlocal total
             value = value / totals["examples"]
             total = total + weight * value
-            parts[name] = float(value.detach())
+            parts[name] = value.detach()
 
         if alpha and labels != "none":
             add("hard", alpha, hard(answered[0], told[0], batch, labels))

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch, Batches
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
+from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import Forward, Objective
 
 __all__ = ["Rollouts", "count", "divergence", "following", "objective"]
@@ -74,7 +76,7 @@ def objective(
     if not 0 <= beta <= 1:
         raise InputError(f"beta={beta:g}: give a number from 0, forward KL, to 1, reverse KL")
 
-    def step(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def step(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         how: dict[str, bool] = {"head": False} if fused else {}
         ours: Any = student(batch, **how)
         through = getattr(ours, "head", None)
@@ -88,7 +90,7 @@ def objective(
         else:
             apart = divergence(ours.prediction, theirs.prediction, mask, beta=beta, temperature=temperature)
         loss = apart / totals["tokens"]
-        return loss, {"divergence": float(loss.detach())}
+        return loss, {"divergence": loss.detach()}
 
     return step
 
@@ -164,7 +166,7 @@ class Rollouts:
 
     def _generate(self, ids: Tensor, starts: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """Prompts and what the student writes after them, padded on the right, [B, S]; and their lengths [B]."""
-        device = next(self.student.parameters()).device
+        device = devices.find_device(self.student)
         room = int(starts.max())
         # Generation goes on from the last column: prompts stand at the right, and move back to the left afterwards.
         places = torch.arange(room)[None] - (room - starts[:, None])
@@ -172,8 +174,8 @@ class Rollouts:
         how: dict[str, Any] = {"do_sample": False}
         if self.temperature:
             how = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
-        devices = [device] if device.type == "cuda" else []
-        with evaluating(self.student), torch.no_grad(), torch.random.fork_rng(devices):
+        generators = [device] if device.type == "cuda" else []
+        with evaluating(self.student), torch.no_grad(), torch.random.fork_rng(generators):
             torch.manual_seed(seed)
             out = self.student.generate(  # type: ignore[operator]
                 given.to(device), attention_mask=(places >= 0).long().to(device), max_new_tokens=self.new,

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 
@@ -232,6 +233,7 @@ def look_at(
 
     ask: runs the model on the inputs; ``model(inputs)`` if None.
     """
+    inputs = devices.move(inputs, model)
     with evaluating(model), each(model, names, find) as found:
         model(inputs) if ask is None else ask(model, inputs)
     if silent := [name for name, given in zip(names, found, strict=True) if not given]:

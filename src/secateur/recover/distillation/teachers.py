@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils import storage
+from secateur._utils import devices, storage
 from secateur._utils.batches import Batch, Batches, FiniteBatches
 from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
@@ -134,7 +133,7 @@ def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callabl
         with evaluating(model), torch.no_grad():
             if forward is not None:
                 return forward(batch, **options)
-            return model(**send_to_device(batch, next(model.parameters()).device), **options)
+            return model(**devices.move(batch, model), **options)
 
     return ask
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur.errors import InputError, UnsupportedError
 from secateur.vocabulary import Units
 
@@ -145,8 +146,12 @@ class Gates(nn.Module):
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """Within the block, the gates act on `model`. Raises `InputError` for a module it does not have."""
+        """Within the block, the gates act on `model`, and are where it is.
+
+        Raises `InputError` for a module it does not have.
+        """
         modules = dict(model.named_modules())
+        self.to(devices.find_device(model))
         with ExitStack() as stack:
             for (name, place), gate in zip(self.places.items(), self.each, strict=True):
                 for path in (place.source, *place.acts):
@@ -199,8 +204,9 @@ class Gates(nn.Module):
 
     def _chooser(self, name: str, units: Tensor, dim: int) -> Callable[..., object]:
         def choose(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+            nonlocal units
             gate = self.values[name]
-            index = units.to(gate.device)
+            index = units = devices.move(units, gate)  # once: a pass copies nothing
             row = torch.where(index >= 0, gate[:, index.clamp(min=0)], 1.0)
             x = _first(args if args else tuple(kwargs.values()))
             shape = [len(x), *([1] * (x.dim() - 1))]

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur.errors import InputError
 
 __all__ = ["Masks", "apply", "convolutions", "draw", "hold", "positions", "share", "shuffle"]
@@ -52,8 +53,12 @@ def hold(model: nn.Module, masks: Masks) -> Iterator[None]:
 
 
 def _closing(mask: Tensor) -> Callable[[Tensor], Tensor]:
+    closed = ~mask.bool()
+
     def close(gradient: Tensor) -> Tensor:
-        return gradient.masked_fill(~mask.to(gradient.device, torch.bool), 0.0)
+        nonlocal closed
+        closed = devices.move(closed, gradient)  # once: a step copies nothing
+        return gradient.masked_fill(closed, 0.0)
 
     return close
 

@@ -29,6 +29,8 @@ Choose = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
 """(scores, how much more than the target) -> site -> [count] booleans: the groups that may go."""
 
 _VARIANTS = ("sgd", "adam", "adamw")
+_ASKED = 16
+"""On a device, steps between two looks whether the target is reached."""
 _PENALTY = {"sgd": (1e-3, 2.0, 10.0), "adam": (1e-2, 20.0, 1e3), "adamw": (1e-2, 20.0, 1e3)}
 """Variant -> lambda, amplification and coefficient of the interval."""
 
@@ -54,31 +56,45 @@ class Groups:
                 self.parts.append((parameter, dim, torch.where(unit >= 0, unit + start, -1)))
             start += count
         self.count = start
+        self._indices: dict[tuple[int, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
         self.parameters = list(dict.fromkeys(parameter for parameter, _, _ in self.parts))
+
+    def _look_up(self, place: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a slice, on a device, copied once: (group of each index or -1, indices in a group, their groups)."""
+        if (place, device) not in self._indices:
+            unit = self.parts[place][2]
+            inside = (unit >= 0).nonzero().flatten()
+            self._indices[place, device] = (unit.to(device), inside.to(device), unit[inside].to(device))
+        return self._indices[place, device]
+
+    @property
+    def device(self) -> torch.device:
+        """Where rows of all groups are: with the first parameter."""
+        return self.parameters[0].device if self.parameters else torch.device("cpu")
 
     def total(self, values: Callable[[Tensor], Tensor]) -> Tensor:
         """Float64 [groups]: `values` of each parameter, summed over the weights of each group."""
-        device = self.parameters[0].device if self.parameters else None
-        result = torch.zeros(self.count, dtype=torch.float64, device=device)
+        result = torch.zeros(self.count, dtype=torch.float64, device=self.device)
         done: dict[Tensor, Tensor] = {}
-        for parameter, dim, unit in self.parts:
+        for place, (parameter, dim, _) in enumerate(self.parts):
             if parameter not in done:
                 done[parameter] = values(parameter)
             value = done[parameter].reshape(parameter.shape or (1,))
             rest = [other for other in range(value.dim()) if other != dim]
-            inside = (unit >= 0).to(value.device)
-            row = (value.sum(rest) if rest else value).double()
-            result.index_add_(0, unit.to(value.device)[inside], row[inside])
+            _, inside, groups = self._look_up(place, result.device)
+            row = (value.sum(rest) if rest else value).double().to(result.device)
+            result.index_add_(0, groups, row.index_select(0, inside))
         return result
 
     def spread(self, parameter: Tensor, row: Tensor, outside: float) -> Iterable[Tensor]:
         """For each slice of a parameter, the entry of `row` for every index, in a shape that broadcasts with it."""
-        for one, dim, unit in self.parts:
+        for place, (one, dim, _) in enumerate(self.parts):
             if one is parameter:
-                entry = torch.where(unit >= 0, row.cpu()[unit.clamp(min=0)], outside)
+                unit = self._look_up(place, parameter.device)[0]
+                entry = torch.where(unit >= 0, row.to(parameter.device)[unit.clamp(min=0)], outside)
                 shape = [1] * max(1, parameter.dim())
                 shape[dim] = -1
-                yield entry.to(parameter.device).reshape(shape if parameter.dim() else ())
+                yield entry.reshape(shape if parameter.dim() else ())
 
     def sites(self, row: Tensor) -> dict[str, Tensor]:
         """A row [groups] as site -> [count]."""
@@ -86,7 +102,8 @@ class Groups:
 
     def row(self, sites: Mapping[str, Tensor]) -> Tensor:
         """The inverse of `sites`."""
-        return torch.cat([torch.as_tensor(sites[site]).cpu() for site in self.span]) if self.span else torch.zeros(0)
+        rows = [torch.as_tensor(sites[site]).to(self.device) for site in self.span]
+        return torch.cat(rows) if rows else torch.zeros(0)
 
 
 def interval(
@@ -199,6 +216,7 @@ class GroupSparse(torch.optim.Optimizer):
         self.variant, self.method, self.target, self.start, self.span = variant, method, target, start, span
         self.periods, self.penalty, self.epsilon, self.tolerance = min(periods, span), penalty, epsilon, tolerance
         self.project, self.finish, self.proximal = project, finish, proximal
+        self._over = False
         self.saliency, self.choose = saliency or _mean_magnitude, choose or self._lowest
 
     # ---------------------------------------------------------------------------------------------------- state
@@ -212,24 +230,33 @@ class GroupSparse(torch.optim.Optimizer):
     def _get(self, name: str) -> Tensor:
         """Float [groups]: "zero" (is zero for good), "chosen" (is driven there), "goal" (counts to the target)."""
         found: Tensor | None = self._home.get(f"groups.{name}")
-        return torch.zeros(self.groups.count) if found is None else found.cpu()
+        if found is None:
+            return torch.zeros(self.groups.count, device=self.groups.device)
+        return found.to(self.groups.device)
+
+    def _number(self, name: str) -> float:
+        """A number that is kept on the CPU, so that no step waits for it."""
+        found: Tensor | None = self._home.get(f"groups.{name}")
+        if found is not None and found.device.type != "cpu":  # a state dict was loaded
+            found = self._home[f"groups.{name}"] = found.cpu()
+        return 0.0 if found is None else float(found)
 
     def _set(self, name: str, value: Tensor) -> None:
         home = self._home
         if self.variant != "sgd" and "step" not in home:  # Adam makes its state where there is none at all
             first = self.groups.parameters[0]
             home.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(first), exp_avg_sq=torch.zeros_like(first))
-        home[f"groups.{name}"] = value.float().cpu()
+        home[f"groups.{name}"] = value.float()
 
     @property
     def steps(self) -> int:
         """Steps done."""
-        return int(self._home.get("groups.steps", 0)) if self.groups.count else 0
+        return int(self._number("steps")) if self.groups.count else 0
 
     @property
     def zero(self) -> dict[str, Tensor]:
         """Site -> [count] booleans: the groups that are zero for good."""
-        return {site: row.bool() for site, row in self.groups.sites(self._get("zero")).items()}
+        return {site: row.bool() for site, row in self.groups.sites(self._get("zero").cpu()).items()}
 
     @property
     def selection(self) -> Selection:
@@ -243,7 +270,7 @@ class GroupSparse(torch.optim.Optimizer):
     @property
     def chosen(self) -> dict[str, Tensor]:
         """Site -> [count] booleans: the groups that are, or were, driven to zero."""
-        return {site: row.bool() for site, row in self.groups.sites(self._get("chosen")).items()}
+        return {site: row.bool() for site, row in self.groups.sites(self._get("chosen").cpu()).items()}
 
     @property
     def sparsity(self) -> float:
@@ -269,12 +296,13 @@ class GroupSparse(torch.optim.Optimizer):
         if not self.groups.count or self.target == 0.0:
             return self.plain.step(closure)
         now = self.steps
-        active = now >= self.start and not (self.is_done and not self.proximal)
+        active = now >= self.start and not self._is_over(now)
         old = {p: p.detach().clone() for p in self.groups.parameters} if active else {}
         loss = self.plain.step(closure)
         if active:
             self._pursue(now - self.start, old)
-        self._hold(self._get("zero"))
+        if now >= self.start:
+            self._hold(self._get("zero"))
         self._set("steps", torch.tensor(now + 1))
         return loss
 
@@ -283,6 +311,14 @@ class GroupSparse(torch.optim.Optimizer):
         """Whether the target is reached."""
         zero, goal = self._get("zero"), self._get("goal")
         return bool(goal.any()) and float(zero.sum()) >= float(goal.sum())
+
+    def _is_over(self, now: int) -> bool:
+        """Whether nothing is left to do: asked now and then only, since a device has to be waited for."""
+        if self.proximal:
+            return False
+        if not self._over and (self.groups.device.type == "cpu" or now % _ASKED == 0):
+            self._over = self.is_done
+        return self._over
 
     def _pursue(self, step: int, old: Mapping[Tensor, Tensor]) -> None:
         if self.proximal:
@@ -329,7 +365,7 @@ class GroupSparse(torch.optim.Optimizer):
         goal, chosen = (self.groups.row(self.choose(scores, extra)).bool() for extra in (0.0, self.tolerance))
         self._set("goal", goal)
         self._set("chosen", chosen | goal)
-        norms = self.groups.total(lambda p: old[p].square()).sqrt().cpu()
+        norms = self.groups.total(lambda p: old[p].square()).sqrt()
         if self.penalty is None:
             mean = float(norms[chosen | goal].mean()) if bool((chosen | goal).any()) else 0.0
             rate = max(self._rates()[p] for p in self.groups.parameters)
@@ -340,13 +376,13 @@ class GroupSparse(torch.optim.Optimizer):
     def _penalise(self, step: int, old: Mapping[Tensor, Tensor]) -> None:
         """Steps 16 and 17 of the method: shrink the chosen groups and project those that turn away."""
         groups, zero = self.groups, self._get("zero").bool()
-        chosen = self._get("chosen").bool() & ~zero
+        chosen = self._get("chosen").bool() & ~zero & (self._room() > 0)
         directions = self._directions(old)
-        dot = groups.total(lambda p: old[p] * directions[p]).cpu()
-        size = groups.total(lambda p: old[p].square()).sqrt().cpu()
-        slope = groups.total(lambda p: directions[p].square()).sqrt().cpu()
+        dot = groups.total(lambda p: old[p] * directions[p])
+        size = groups.total(lambda p: old[p].square()).sqrt()
+        slope = groups.total(lambda p: directions[p].square()).sqrt()
         _, amplify, coefficient = _PENALTY[self.variant]
-        chance, _, _ = interval(dot, size, slope, float(self._home["groups.penalty"]), amplify, coefficient)
+        chance, _, _ = interval(dot, size, slope, self._number("penalty"), amplify, coefficient)
         factor = torch.where(chosen & (size > 0), chance / size.clamp(min=1e-30), 0.0)
         rates = self._rates()
         for parameter in groups.parameters:
@@ -355,25 +391,24 @@ class GroupSparse(torch.optim.Optimizer):
         chosen = self._force(step, chosen)
         if self.project:
             zero = self._get("zero").bool()
-            turned = groups.total(lambda p: p * old[p]).cpu()
+            turned = groups.total(lambda p: p * old[p])
             ratio = turned / size.square().clamp(min=1e-30)
             crossed = chosen & ~zero & ((ratio < self.epsilon) | (size == 0))
-            room = int(self._get("goal").sum() - zero.sum())
-            if int(crossed.sum()) > room:
-                order = torch.where(crossed, ratio, math.inf).argsort(stable=True)[:room]
-                crossed = torch.zeros_like(crossed)
-                crossed[order] = True
-            self._set("zero", zero | crossed)
+            self._set("zero", zero | _lowest_of(crossed, ratio, self._room()))
+
+    def _room(self) -> Tensor:
+        """How many groups are still to become zero, a tensor: no step waits for its value."""
+        return self._get("goal").sum() - self._get("zero").sum()
 
     def _force(self, step: int, chosen: Tensor) -> Tensor:
         """Shrink linearly what is still missing when `span` nears its end; those of `chosen` that may still go."""
         first = self.span - max(1, round(self.finish * self.span))
         if not self.finish or not first <= step < self.span:
             return chosen
-        missing = int(self._get("goal").sum() - self._get("zero").sum())
         if step == first:
+            missing = int(self._room())
             late = torch.zeros_like(chosen)
-            rank = torch.where(chosen, self.groups.total(torch.square).cpu(), math.inf)
+            rank = torch.where(chosen, self.groups.total(torch.square), math.inf)
             late[rank.argsort(stable=True)[: max(0, missing)]] = True
             self._set("late", late)
         late = self._get("late").bool() & chosen
@@ -393,8 +428,8 @@ class GroupSparse(torch.optim.Optimizer):
         if step == bounds[period]:
             scores = self._scores(old)
             row = self.groups.row(scores).double()
-            row[zero] = float(row.min()) - 1.0 - torch.arange(int(zero.sum())).double()
-            goal = self.groups.row(self.choose(self.groups.sites(row), 0.0)).bool() | zero
+            row[zero] = float(row.min()) - 1.0 - torch.arange(int(zero.sum()), device=row.device).double()
+            goal = self.groups.row(self.choose(self.groups.sites(row.cpu()), 0.0)).bool() | zero
             count = int(goal.sum()) * (period + 1) // self.periods
             chosen = zero.clone()
             chosen[torch.where(goal, row, math.inf).argsort(stable=True)[:count]] = True
@@ -412,17 +447,12 @@ class GroupSparse(torch.optim.Optimizer):
             self._partition(old)
             self._set("goal", self.groups.row(self.choose(self.groups.sites(torch.zeros(self.groups.count)), 0.0)))
         zero = self._get("zero").bool()
-        room = int(self._get("goal").sum() - zero.sum())
-        if room <= 0:
+        if int(self._room()) <= 0:
             return
-        size = self.groups.total(torch.square).sqrt().cpu()
+        size = self.groups.total(torch.square).sqrt()
         rate = max(self._rates()[p] for p in self.groups.parameters)
-        keep = (1 - rate * float(self._home["groups.penalty"]) / size.clamp(min=1e-30)).clamp(min=0)
-        gone = (keep == 0) & ~zero
-        if int(gone.sum()) > room:
-            order = torch.where(gone, size, math.inf).argsort(stable=True)[:room]
-            gone = torch.zeros_like(gone)
-            gone[order] = True
+        keep = (1 - rate * self._number("penalty") / size.clamp(min=1e-30)).clamp(min=0)
+        gone = _lowest_of((keep == 0) & ~zero, size, self._room())
         self._scale_by(torch.where(zero, 0.0, keep.clamp(min=1e-12)))
         self._set("zero", zero | gone)
 
@@ -436,8 +466,6 @@ class GroupSparse(torch.optim.Optimizer):
 
     def _hold(self, zero: Tensor) -> None:
         """Zero groups, and what the optimiser remembers of them, are zeros."""
-        if not bool(zero.any()):
-            return
         for parameter in self.groups.parameters:
             moments = [
                 value
@@ -448,6 +476,14 @@ class GroupSparse(torch.optim.Optimizer):
             for entry in self.groups.spread(parameter, zero.bool(), False):
                 for tensor in (parameter, *moments):
                     tensor.masked_fill_(entry, 0.0)
+
+
+def _lowest_of(groups: Tensor, values: Tensor, most: Tensor) -> Tensor:
+    """Of the groups [n] those with the lowest values, `most` of them at the utmost; nothing is waited for."""
+    order = torch.where(groups, values, math.inf).argsort(stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return groups & (rank < most)
 
 
 def _mean_magnitude(slices: Slices, directions: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:

@@ -17,11 +17,14 @@ from torch import Tensor
 
 from secateur.errors import InputError
 
-__all__ = ["Objective", "Term", "balance", "compose", "ramp", "sum_layers"]
+__all__ = ["Objective", "Parts", "Term", "balance", "compose", "ramp", "sum_layers"]
 
 View = TypeVar("View")
 
-Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+Parts = Mapping[str, float | Tensor]
+"""What an objective shows beside its loss: numbers by name, without gradients. A tensor need not be waited for."""
+
+Objective = Callable[[Mapping[str, Any], Mapping[str, int]], tuple[Tensor, Parts]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def compose(
     _check(terms, steps)
     shares = {term.name: term.warmup if term.warmup < 1 else term.warmup / steps for term in terms}
 
-    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         view, total, found = look(batch), None, dict[str, Tensor]()
         for term in terms:
             weight: float | Tensor = term.weight * ramp(batch, term.name, shares[term.name], stairs)
@@ -76,7 +79,7 @@ def compose(
             found[term.name] = value
             total = weight * value if total is None else total + weight * value
         assert total is not None
-        return total, {name: float(value.detach()) for name, value in found.items()}
+        return total, {name: value.detach() for name, value in found.items()}
 
     return objective
 

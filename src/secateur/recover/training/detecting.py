@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import restore_modes
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import tap
 from secateur.recover.sparsity import slimming
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 
 __all__ = ["Compare", "Loss", "answering", "follow", "press", "ratio"]
 
@@ -35,13 +36,13 @@ def press(
     That share is the batch's "done" (`data.batches.Numbered`); `rates` is asked at every iteration.
     """
 
-    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         share = len(batch["inputs"]) / totals["examples"]
         total = loss(batch) * share
-        parts = {"task": float(total.detach())}
+        parts = {"task": total.detach()}
         if rates is not None:
             pushed = slimming.penalty(scales, rates(batch["done"])) * share
-            total, parts["scales"] = total + pushed, float(pushed.detach())
+            total, parts["scales"] = total + pushed, pushed.detach()
         return total, parts
 
     return objective
@@ -57,13 +58,13 @@ def follow(
     batch, for the sizes of boxes.
     """
 
-    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         with tap(student, taps, maps.flat) as ours:
             task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
         with torch.no_grad(), tap(teaching, taps, maps.flat) as theirs:
             teacher(batch["inputs"])
         near = compare(list(ours), list(theirs), batch) / totals["examples"]
-        return task + weight * near, {"task": float(task.detach()), "maps": float(near.detach())}
+        return task + weight * near, {"task": task.detach(), "maps": near.detach()}
 
     return objective
 
@@ -84,7 +85,7 @@ def answering(
     ours, theirs = (cast(Any, one).predictions for one in (student, teacher))
     kind: bool | None = getattr(teacher, "exclusive", None)
 
-    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def both(batch: Mapping[str, Any], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         total, parts = objective(batch, totals)
         images = batch["inputs"]
         with torch.no_grad():
@@ -99,7 +100,7 @@ def answering(
         soft = maps.classes(logits, told, temperature=temperature, exclusive=kind is not False)
         apart = maps.boxes(boxes, wanted, positive)
         kd, near = (weight * one / totals["examples"] for weight, one in zip(weights, (soft, apart), strict=True))
-        return total + kd + near, {**parts, "kd": float(kd.detach()), "boxes": float(near.detach())}
+        return total + kd + near, {**parts, "kd": kd.detach(), "boxes": near.detach()}
 
     return both
 
@@ -114,8 +115,8 @@ def ratio(objective: Objective, batch: Mapping[str, Any], student: nn.Module) ->
     try:
         with restore_modes(student):
             student.train()
-            _, parts = objective(batch, {"examples": len(batch["inputs"])})
+            _, parts = objective(devices.move(batch, student), {"examples": len(batch["inputs"])})
     finally:
         for name, buffer in student.named_buffers():
             buffer.copy_(before[name])
-    return parts["task"] / parts["maps"] if parts["maps"] > 0 else 0.0
+    return float(parts["task"] / parts["maps"]) if parts["maps"] > 0 else 0.0

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import storage
+from secateur._utils import devices, storage
 from secateur._utils.batches import Batches
 from secateur.errors import DataError, NumericalError, RunError
 from secateur.recover.training.objectives import Objective
@@ -147,7 +147,7 @@ def descend(
         totals = count(batch)
         rate = learning_rate(place, steps=steps, lr=lr, warmup=warmup, schedule=schedule)
         with torch.enable_grad():
-            loss = objective(batch, totals)[0]
+            loss = objective(devices.move(batch, model), totals)[0]
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NumericalError(f"loss is {value} at step {place + 1}: lower the learning rate or check the data")

@@ -26,16 +26,16 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from secateur._utils import storage
+from secateur._utils import devices, storage
 from secateur._utils.distributed import shard_like
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
+from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import count as count_tokens
 from secateur.recover.training.schedule import learning_rate
 from secateur.vocabulary import Recovery, Training
@@ -74,7 +74,7 @@ def options(given: str | Sequence[str] | Mapping[str, Any] | Training) -> dict[s
 def train(
     student: nn.Module,
     batches: Any,
-    objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Mapping[str, float]]],
+    objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
     training: Training | None = None,
     *,
     optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
@@ -93,13 +93,15 @@ def train(
     """Train `student` in place for `training.steps` optimiser steps; returns what it took and gave.
 
     Args:
-        student: the module in training; parameters with `requires_grad` are trained. It is moved to Accelerate's device
-            and comes back to its own, in its own number type and in eval mode. Weights in half precision are trained
-            as float32 copies, since an update of 1e-5 vanishes in bfloat16.
+        student: the module in training; parameters with `requires_grad` are trained. From the CPU it is moved to
+            Accelerate's device and comes back, in its own number type and in eval mode; one that lies on another
+            device, or on several, is trained there. Weights in half precision are trained as float32 copies, since an
+            update of 1e-5 vanishes in bfloat16.
         batches: `batches[i]` for any i >= 0 is the i-th micro-batch, the same whenever it is asked for. A list or tuple
             is repeated.
         objective: (batch, totals) -> (loss, parts). The loss is to be a sum over the batch divided by totals; parts are
-            named floats to show, added up over micro-batches. `totals` are the counts of the whole step, over all
+            named numbers to show, added up over micro-batches: tensors without gradients, which are read once a step.
+            `totals` are the counts of the whole step, over all
             micro-batches and processes: that is what makes their sum the mean over one big batch.
         training: how to train; `steps` (those done before a resume included) and `lr` have to be set. What is not set:
             `DEFAULTS`. Learning rates: see `schedule.learning_rate`; training stops after `patience` evaluations
@@ -154,15 +156,16 @@ def train(
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
 
+    device = _choose_device(student, accelerator)
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepare_modules(student, extra, frozen, accelerator.device, dropout))
-        stack.enter_context(_own_randomness(accelerator.device))
+        modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, dropout))
+        stack.enter_context(_own_randomness(device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
         weight_decay, momentum, betas = training.number("weight_decay"), training.number("momentum"), training.betas
         groups = _groups(student, weight_decay)
-        updater = _optimizer(optimizer, groups, accelerator.device, lr=lr, betas=betas, momentum=momentum)
+        updater = _optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
         if accelerator.distributed_type == "FSDP":
             sharded, updater = accelerator.prepare(student, updater)
             if sharded is not student:
@@ -180,7 +183,7 @@ def train(
             **({"momentum": momentum} if optimizer == "sgd" else {}),
             "clip": clip,
             "seed": seed,
-            "precision": _precision(training.precision or "auto", accelerator.device),
+            "precision": _precision(training.precision or "auto", device),
             "micro_batches": accumulate * share,
         }
         state = _State()
@@ -212,25 +215,30 @@ def train(
 
             unit = "tokens" if "tokens" in totals else "examples"
 
-            values, parts = [], dict[str, float]()
+            values, parts = list[Tensor](), list[tuple[str, float | Tensor]]()
             for index, batch in zip(indices, micro, strict=True):
                 _seed(seed, index)
                 with (
-                    torch.autocast(accelerator.device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"),
+                    torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"),
                     _norms_fed(),
                 ):
-                    value, shown = objective(send_to_device(batch, accelerator.device), totals)
+                    value, shown = objective(devices.move(batch, device), totals)
                 # FSDP2 averages over processes, and so does _share_gradients; the normalised losses are to be added.
                 accelerator.backward(value * share if share > 1 else value)
                 values.append(value.detach())
-                for name, part in shown.items():
-                    parts[name] = parts.get(name, 0.0) + float(part)
-            loss, parts = _sum_over_processes(sum(map(float, values)), parts, accelerator)
-            _must_be_finite("loss", loss, state.step, path)
+                parts += shown.items()
             if share > 1:
                 _share_gradients(trained)
-            norm = _clip(trained, clip)
+            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+            # The one time in a step that the host waits for the device.
+            norm, *numbers = _read([_norm(gradients), *values, *(part for _, part in parts)])
+            named = [(name, number) for (name, _), number in zip(parts, numbers[len(values) :], strict=True)]
+            loss, shown = _add_up(numbers[: len(values)], named, accelerator)
+            _must_be_finite("loss", loss, state.step, path)
             _must_be_finite("norm of the gradient", norm, state.step, path)
+            if clip is not None and norm > clip:
+                for gradient in gradients:
+                    gradient.mul_(clip / norm)
             rate = rate_at(state.step)
             for group in updater.param_groups:
                 group["lr"] = rate
@@ -241,14 +249,14 @@ def train(
             tokens = totals.get(unit, 0)
             state.advance(loss, tokens, elapsed, stride=max(1, math.ceil(steps / _POINTS)), last=steps)
             if trackers:
-                shown = {
+                record = {
                     "loss": loss,
                     "lr": rate,
                     "gradient_norm": norm,
                     f"{unit}_per_second": tokens / elapsed,
-                    **parts,
+                    **shown,
                 }
-                accelerator.log(shown, step=state.step)
+                accelerator.log(record, step=state.step)
             bar(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
                 state.judge(_evaluate(evaluate, modules, accelerator), patience)
@@ -418,9 +426,33 @@ def _totals(
     return dict(zip(names, values, strict=True)), received
 
 
-def _sum_over_processes(
-    loss: float, parts: dict[str, float], accelerator: Accelerator
+def _choose_device(student: nn.Module, accelerator: Accelerator) -> torch.device:
+    """Where one process trains: where the student was put, unless it is on the CPU; several: as Accelerate says."""
+    home = devices.find_device(student)
+    return home if accelerator.num_processes == 1 and home.type != "cpu" else accelerator.device
+
+
+def _read(numbers: Sequence[float | Tensor]) -> list[float]:
+    """The values of numbers, with one copy to the host for all that lie on another device."""
+    there: dict[torch.device, dict[int, Tensor]] = {}
+    found: dict[int, float] = {}
+    for place, number in enumerate(numbers):
+        if isinstance(number, Tensor) and number.device.type != "cpu":
+            there.setdefault(number.device, {})[place] = number.detach().float().reshape(())
+        else:
+            found[place] = float(number)
+    for tensors in there.values():
+        found.update(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    return [found[place] for place in range(len(numbers))]
+
+
+def _add_up(
+    losses: Sequence[float], named: Sequence[tuple[str, float]], accelerator: Accelerator
 ) -> tuple[float, dict[str, float]]:
+    """The loss and its named parts, added up over micro-batches and processes."""
+    loss, parts = sum(losses), dict[str, float]()
+    for name, value in named:
+        parts[name] = parts.get(name, 0.0) + value
     if accelerator.num_processes == 1:
         return loss, parts
     # float32: not every device has float64, and these numbers are only looked at.
@@ -448,15 +480,10 @@ def _share_gradients(trained: Sequence[Tensor]) -> None:
             parameter.grad /= torch.distributed.get_world_size()
 
 
-def _clip(trained: Sequence[Tensor], limit: float | None) -> float:
-    """Scale the gradients so that their joint L2 norm is at most `limit`; returns the norm before."""
-    gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+def _norm(gradients: Sequence[Tensor]) -> float | Tensor:
+    """The joint L2 norm of the gradients."""
     norms = [_whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]
-    norm = float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
-    if limit is not None and norm > limit:
-        for gradient in gradients:
-            gradient.mul_(limit / norm)
-    return norm
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) if norms else 0.0
 
 
 def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> None:
@@ -494,9 +521,9 @@ def _prepare_modules(
     for parameter in narrow:
         parameter.data = parameter.data.float()
     for module in frozen:
-        module.to(device).eval()
+        _move_module(module, device).eval()
     for module in modules:
-        module.to(device).train()
+        _move_module(module, device).train()
         if not dropout:
             _without_dropout(module)
     try:
@@ -507,7 +534,11 @@ def _prepare_modules(
         for module, home in zip(moved, before, strict=True):
             module.eval()
             if home.type != "meta" and not any(isinstance(p, DTensor) for p in module.parameters()):
-                module.to(home)
+                _move_module(module, home)
+
+
+def _move_module(module: nn.Module, device: torch.device) -> nn.Module:
+    return module if devices.is_fixed(module) else module.to(device)
 
 
 def _without_dropout(module: nn.Module) -> None:

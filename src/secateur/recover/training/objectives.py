@@ -17,6 +17,7 @@ from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.training import compose
+from secateur.recover.training.compose import Parts
 
 __all__ = [
     "Forward",
@@ -38,7 +39,7 @@ __all__ = [
     "task_loss",
 ]
 
-Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]]
+Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]]
 
 
 class Prediction(Protocol):
@@ -243,7 +244,7 @@ def count_answers(batch: Batch) -> dict[str, int]:
     return {"tokens": int((batch["labels"] != -100).sum())}
 
 
-def answer_loss(model: Any, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+def answer_loss(model: Any, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
     """Cross-entropy of the tokens of an answer, those of what was asked left out; a mean over the whole step.
 
     batch: `input_ids` [B, S] without padding, and `labels` [B, S]: at each place the token that follows, or -100.
@@ -255,7 +256,7 @@ def answer_loss(model: Any, batch: Batch, totals: Mapping[str, int]) -> tuple[Te
     return losses.cross_entropy(out.logits, labels[:, first:]) / totals["tokens"], {}
 
 
-def keeping_loss(model: Any, weight: float, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+def keeping_loss(model: Any, weight: float, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
     """Mean over tokens of -log P(label), plus ``weight * mean_n (s_n - z_n)^2`` over pairs, means of the whole step.
 
     batch: what the model takes, and `labels` [n, L], 1 for a token that is to stay, 0 for one that is to go, -100 for
@@ -266,7 +267,7 @@ def keeping_loss(model: Any, weight: float, batch: Batch, totals: Mapping[str, i
     scores, logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
     keeping = losses.cross_entropy(logits, batch["labels"]) / totals["tokens"]
     ranking = (scores.float() - batch["scores"]).square().sum() / totals["examples"]
-    return keeping + weight * ranking, {"keeping": float(keeping.detach()), "ranking": float(ranking.detach())}
+    return keeping + weight * ranking, {"keeping": keeping.detach(), "ranking": ranking.detach()}
 
 
 def count_labels(batch: Batch) -> dict[str, int]:
@@ -363,7 +364,7 @@ def distil(
     fused = fused and output == "logits" and direction in ("forward", "reverse", "js") and not buckets
     ramps = warmup or {}
 
-    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         if not totals.get("tokens", 1):
             raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         how: dict[str, bool] = {"hidden": wants_hidden}
@@ -378,12 +379,12 @@ def distil(
             with torch.no_grad():
                 theirs = teacher(batch, **how)
         total = ours.prediction.new_zeros((), dtype=torch.float32)
-        parts: dict[str, float] = {}
+        parts: dict[str, Tensor] = {}
 
         def add(name: str, weight: float | Tensor, value: Tensor) -> None:
             nonlocal total
             total = total + weight * compose.ramp(batch, name, ramps.get(name, 0.0)) * value
-            parts[name] = float(value.detach())
+            parts[name] = value.detach()
 
         if task and through is not None:
             targets = losses.next_tokens(batch["input_ids"], mask_of(batch))

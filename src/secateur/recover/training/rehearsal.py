@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training import loop
+from secateur.recover.training.compose import Parts
 
 __all__ = ["RECORDED", "classes", "glance", "half", "rehearse"]
 
@@ -26,10 +28,10 @@ RECORDED = ("logits", "labels", "features", "right")
 Batch = Mapping[str, Any]
 
 
-def classes(ask: Callable[[Batch], Tensor]) -> Callable[[Batch, Mapping[str, int]], tuple[Tensor, dict[str, float]]]:
+def classes(ask: Callable[[Batch], Tensor]) -> Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]]:
     """The objective ``1/N sum -log softmax(z)[y]`` of a classifier; ask: batch -> logits [B, C]."""
 
-    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         return losses.cross_entropy(_logits(ask(batch)), batch["labels"]) / totals["examples"], {}
 
     return objective
@@ -121,7 +123,8 @@ def _looks(
 ) -> Iterator[dict[str, Tensor]]:
     """What `glance` gives, of one batch after another."""
     with evaluating(model), _entering(model, features) as entered:
-        for batch in batches:
+        for given in batches:
+            batch = devices.move(given, model)
             logits = _logits(ask(batch))
             look = {"logits": logits.float().cpu()}
             if "labels" in batch:

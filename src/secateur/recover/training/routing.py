@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import Objective, count
 
 __all__ = ["add_balance", "load_balance"]
@@ -36,7 +37,7 @@ def add_balance(objective: Objective, routers: Sequence[nn.Module], weight: floa
     if not weight or not routers:
         return objective
 
-    def both(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def both(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         seen: list[tuple[Tensor, Tensor]] = []
 
         def note(module: nn.Module, inputs: object, output: Any) -> None:
@@ -52,6 +53,6 @@ def add_balance(objective: Objective, routers: Sequence[nn.Module], weight: floa
         flat = None if mask is None else mask.flatten().bool().to(loss.device)
         uneven = torch.stack([load_balance(logits, chosen, flat) for logits, chosen in seen]).mean()
         uneven = uneven * (count(batch)["tokens"] / totals["tokens"])
-        return loss + weight * uneven, {**parts, "balance": float(uneven.detach())}
+        return loss + weight * uneven, {**parts, "balance": uneven.detach()}
 
     return both

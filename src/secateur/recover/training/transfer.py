@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives, rehearsal
-from secateur.recover.training.compose import Objective
+from secateur.recover.training.compose import Objective, Parts
 
 __all__ = ["attack", "classify", "head", "loss", "with_head"]
 
@@ -30,7 +30,7 @@ def classify(model: nn.Module, *, radius: float = 0.0) -> Objective:
 
     plain = rehearsal.classes(lambda batch: objectives.logits(model(batch["inputs"])))
 
-    def objective(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, dict[str, float]]:
+    def objective(batch: Mapping[str, Tensor], totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         inputs = batch["inputs"]
         start = radius * (2 * torch.rand_like(inputs) - 1)
         against = partial(loss, model, batch["labels"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from secateur._utils import modes, plugins
+from secateur._utils import devices, modes, plugins
 from secateur.data import examples, labels
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MissingExtraError
@@ -119,9 +119,10 @@ class Network(Backend[Traced, Examples, Arguments]):
             if tensor.dim() and len(tensor) == rows:
                 copies = math.ceil(environment.batch / rows)
                 tensor = tensor.repeat(copies, *[1] * (tensor.dim() - 1))[: environment.batch]
-            return tensor.to(environment.device)
+            return tensor
 
-        return cast(Arguments, tree_map_only(Tensor, repeat_rows, (args, kwargs)))
+        repeated = tree_map_only(Tensor, repeat_rows, (args, kwargs))
+        return cast(Arguments, devices.move(repeated, torch.device(environment.device)))
 
     def place(self, subject: Traced, environment: latency.Environment) -> Traced:
         """The subject where it is measured: itself if it is there, else a copy, so that what is cut stays."""
@@ -147,7 +148,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         Quantised layers are saved as integers of their bits, packed where their masks have a pattern.
         """
         weights = list(subject.model.parameters())
-        args, kwargs = subject.inputs.fresh()
+        args, kwargs = subject.inputs.fresh(subject.model)
         layers = integers.quantised_layers(subject.model)
         whole = float(sum(p.numel() * p.element_size() for p in weights))
         whole -= sum(layer.weight.numel() * (layer.weight.element_size() - layer.bits / 8) for layer in layers.values())
@@ -175,13 +176,13 @@ class Network(Backend[Traced, Examples, Arguments]):
         if held_out.targets:
             before, after = (_precision(subject, batches, held_out.sizes) for subject in pair)
             return before, after, {}
-        answers = [_on_cpu(subject.model, partial(self.forward, subject)) for subject in pair]
+        answers = [partial(self.forward, subject) for subject in pair]
         tally = loyalty.Tally()
         if held_out.labels is not None:
             first, second = quality.accuracies(answers, batches, watch=tally.add)
             return {"accuracy": first}, {"accuracy": second}, tally.figures()
         with torch.inference_mode():
-            parts = [[_first_tensor(answer(batch)) for batch in batches] for answer in answers]
+            parts = [[_first_tensor(answer(batch)).cpu() for batch in batches] for answer in answers]
         outputs = [torch.cat([part.flatten(1) for part in some]) for some in parts]
         if all(output.shape[1] == 1 for output in outputs):
             return {}, {}, loyalty.numbers(*(output.flatten().tolist() for output in reversed(outputs)))
@@ -310,26 +311,17 @@ def run_network(subject: Traced, batch: Any) -> Any:
     if isinstance(model, Joint):
         return model(batch)
     if isinstance(batch, tuple):
-        args, kwargs = batch
+        args, kwargs = devices.move(batch, model)
         return model(*args, **kwargs)
     return subject.inputs.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
 
 
-def _on_cpu(model: nn.Module, forward: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`forward` of a batch from anywhere, with its output on the CPU, where it is judged."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if device.type == "cpu":
-        return forward
-
-    def run_on_device(batch: Any) -> Any:
-        output = forward(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
-        return tree_map_only(Tensor, Tensor.cpu, output)
-
-    return run_on_device
-
-
 def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
-    detect = _on_cpu(subject.model, cast(Detector, subject.model.eval()).detect)
+    model = cast(Detector, subject.model.eval())
+
+    def detect(images: Tensor) -> list[dict[str, Tensor]]:
+        return model.detect(devices.move(images, subject.model))
+
     try:
         return detection.average_precision(detect, batches, sizes=sizes or detection.SIZES)
     except MissingExtraError:

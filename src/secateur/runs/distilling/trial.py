@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from accelerate.utils import send_to_device
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.plugins import line
 from secateur.errors import InputError, SecateurError
@@ -60,7 +60,7 @@ def try_losses(setup: Setup, student: Learner, between: Sequence[Learner]) -> No
     step = [setup.batches[index] for index in range(max(1, settings.batches_per_step))]
     first = {**step[0], **({"done": 0.0} if settings.warm_up else {})}
     for learner in (*between, student):
-        device = next(learner.model.parameters()).device
+        device = devices.find_device(learner.model)
         asked = setup.join(learner, above, settings.temperature) if above and not by_characters else None
         objective = training.make_objective(setup, learner, above, asked)
         each = [objective.count(batch) for batch in step]
@@ -68,7 +68,7 @@ def try_losses(setup: Setup, student: Learner, between: Sequence[Learner]) -> No
         for module in objective.extra:
             module.to(device)
         with torch.no_grad(), evaluating(learner.model):
-            objective.loss(send_to_device(first, device), totals)
+            objective.loss(devices.move(first, device), totals)
         above = (learner,)
     for number, name in enumerate(setup.names if by_characters else ()):
         if not totals[f"{reading_name(number)}.pairs"]:
@@ -82,7 +82,7 @@ def _try_rollouts(setup: Setup, learner: Learner, above: Sequence[Learner]) -> N
     """Let a student write, and ask for the loss of that; chance and modes stay as they were."""
     name, batches = type(learner.model).__name__, training.rollouts(setup, learner)
     objective = training.make_objective(setup, learner, above, setup.join(learner, above, setup.settings.temperature))
-    device = next(learner.model.parameters()).device
+    device = devices.find_device(learner.model)
     batches.new = min(batches.new, _WRITTEN)
     with torch.no_grad(), evaluating(learner.model):
         for batches.share in (0.0, 1.0):  # a text as it is given has the full length, what is written is short
@@ -93,7 +93,7 @@ def _try_rollouts(setup: Setup, learner: Learner, above: Sequence[Learner]) -> N
             except Exception as error:  # whatever a model's own code raises
                 raise InputError(f"{name} can't write on from a prompt, as on-policy asks: {line(error)}") from error
             try:
-                loss, _ = objective.loss(send_to_device(batch, device), objective.count(batch))
+                loss, _ = objective.loss(devices.move(batch, device), objective.count(batch))
             except SecateurError:
                 raise
             except Exception as error:

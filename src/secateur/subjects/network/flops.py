@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload, OpOverloadPacket
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from secateur.subjects.network.labels import Flow
-from secateur.subjects.network.operators import Arguments, Keywords
+from secateur.subjects.network.operators import Arguments, EagerMode, Keywords
 
 __all__ = ["Counter", "Product", "Size", "products"]
 
@@ -83,17 +82,12 @@ def _cost(packet: OpOverloadPacket, args: Arguments, kwargs: Keywords, out: Any)
     return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
 
 
-class Counter(TorchDispatchMode):
+class Counter(EagerMode):
     """Adds up in `total` the FLOPs of what runs, as `FlopCounterMode` does with less work, and attention on a CPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0.0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing here is compiled."""
-        return False
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None

@@ -8,13 +8,34 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Arguments", "Call", "Keywords", "base_name", "dimensions", "is_view", "names", "results_of", "tensors_in"]
+__all__ = [
+    "Arguments",
+    "Call",
+    "EagerMode",
+    "Keywords",
+    "base_name",
+    "dimensions",
+    "is_view",
+    "names",
+    "results_of",
+    "tensors_in",
+]
 
 Arguments: TypeAlias = Sequence[Any]
 """Positional arguments of an operator: numbers, tensors and lists of them, as its schema says, which no type shows."""
 Keywords: TypeAlias = Mapping[str, Any]
 """Its arguments by name, likewise."""
+
+
+class EagerMode(TorchDispatchMode):
+    """A dispatch mode of code that nobody compiles."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: nothing here is compiled, and to say so takes longer than most operators."""
+        return False
 
 
 def names(text: str) -> frozenset[str]:

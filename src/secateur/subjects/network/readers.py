@@ -13,9 +13,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.subjects.network.graph import Graph, channels_along
+from secateur.subjects.network.shrinking import twin
 from secateur.subjects.network.traced import Traced
 
 __all__ = ["Inner", "find_inner", "logit_layers"]
@@ -129,8 +129,9 @@ def logit_layers(subject: Traced, logits: Tensor) -> tuple[str, ...]:
 
     Of two, the one of classes comes first: the one that has no "dist" in its name, or that the network has first.
     """
+    shadow = twin(subject.model, share=True).eval()  # where `Traced.forward` runs, for equal numbers
     linears: dict[nn.Module, str] = {
-        module: name for name, module in subject.model.named_modules() if isinstance(module, nn.Linear)
+        module: name for name, module in shadow.named_modules() if isinstance(module, nn.Linear)
     }
     outputs: dict[str, Tensor] = {}
 
@@ -139,9 +140,8 @@ def logit_layers(subject: Traced, logits: Tensor) -> tuple[str, ...]:
 
     hooks = [module.register_forward_hook(note) for module in linears]
     try:
-        with evaluating(subject.model):
-            args, kwargs = subject.inputs.fresh()
-            subject.model(*args, **kwargs)
+        args, kwargs = subject.inputs.fresh()
+        shadow(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules import module as module_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from secateur._utils import devices
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
-from secateur.subjects.network.operators import Arguments, Keywords
+from secateur.subjects.network.operators import Arguments, EagerMode, Keywords
 
 __all__ = ["Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
 
@@ -51,9 +51,13 @@ class Example:
             return cls((), dict(inputs))
         return cls((inputs,))
 
-    def fresh(self) -> tuple[tuple[object, ...], dict[str, object]]:
-        """Copies on the CPU, in float32 where they were in half precision, for a forward pass may write into them."""
-        return tree_map_only(Tensor, _plain, copy.deepcopy((self.args, dict(self.kwargs))))  # type: ignore[no-any-return]
+    def fresh(self, model: nn.Module | None = None) -> tuple[tuple[object, ...], dict[str, object]]:
+        """Copies, for a forward pass may write into them: on the CPU, in float32 where they were in half precision.
+
+        With `model`, copies for that one: where it is, as they are.
+        """
+        copies = copy.deepcopy((self.args, dict(self.kwargs)))
+        return tree_map_only(Tensor, _plain, copies) if model is None else devices.move(copies, model)
 
     def cast(self, dtype: torch.dtype) -> Example:
         """The same with numbers of another precision."""
@@ -65,9 +69,9 @@ class Example:
     def ask(self, network: Callable[..., object], inputs: object) -> Any:
         """What `network` gives for other `inputs`, which take the place of the first of these, by the same name.
 
-        In the mode in which it is and with gradients, on the device of the inputs: for training loops.
+        In the mode in which it is and with gradients, where a network that is a module is: for training loops.
         """
-        one = self.with_inputs(inputs)
+        one = self.with_inputs(devices.move(inputs, network) if isinstance(network, nn.Module) else inputs)
         return network(*one.args, **one.kwargs)
 
     def with_inputs(self, inputs: object) -> Example:
@@ -258,7 +262,7 @@ def _constants(model: nn.Module) -> set[int]:
     }
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(EagerMode):
     """Labels every tensor that an operator returns."""
 
     resting = False
@@ -279,11 +283,6 @@ class _Recorder(TorchDispatchMode):
         """Whether numbers came in that no operator made."""
         self._unused: dict[int, tuple[Labels, str]] = {}
         self._lost: list[tuple[Labels, str]] = []
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: nothing here is compiled, and to say so takes longer than most operators."""
-        return False
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Sequence[type], args: Arguments = (), kwargs: Keywords | None = None

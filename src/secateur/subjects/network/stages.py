@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.subjects.network.graph import Graph, record
@@ -106,7 +107,7 @@ def _run_with_hooks(
     hooks = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, kind)]
     try:
         with evaluating(model):
-            model(images)
+            model(devices.move(images, model))
     finally:
         for hook in hooks:
             hook.remove()

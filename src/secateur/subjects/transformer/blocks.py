@@ -21,7 +21,7 @@ from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur._utils import allocator, distributed
+from secateur._utils import allocator, devices, distributed
 from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, ModelError
@@ -256,7 +256,7 @@ class Block:
 
     def _forward(self, states: Tensor, call: Call) -> Tensor:
         args, kwargs = call
-        out = self.module(states.to(next(self.module.parameters()).device), *args, **kwargs)
+        out = self.module(devices.move(states, self.module), *args, **kwargs)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
@@ -425,7 +425,7 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
         return hidden
 
     with _replace_blocks(subject, noting), torch.no_grad(), evaluating(model):
-        places = {name: batch[name].to(_device(model)) for name in ("input_ids", "attention_mask") if name in batch}
+        places = devices.move({name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}, model)
         model.base_model(**places, use_cache=False)
     return entering[0], noted
 
@@ -454,14 +454,9 @@ def _replace_blocks(subject: Blocks, forward: Callable[..., object]) -> Iterator
 def run_ends(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
     """The model's output for `batch` when its blocks give `hidden` [B, S, d]: final norm and head are its own."""
     with _replace_blocks(subject, lambda *_, **__: hidden), torch.no_grad(), evaluating(subject.model):
-        places = {
-            name: batch[name].to(_device(subject.model)) for name in ("input_ids", "attention_mask") if name in batch
-        }
+        given = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        places = devices.move(given, subject.model)
         return subject.model(**places, use_cache=False)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))
 
 
 def _rows(x: Tensor, mask: Tensor | None) -> Tensor:

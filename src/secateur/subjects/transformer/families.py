@@ -174,13 +174,9 @@ _BERT = Family(
     states_head_dim=False,
 )
 
-_ROBERTA = Family(
-    "roberta",
-    "encoder",
-    layers="encoder.layer",
-    attention=_BERT_ATTENTION,
-    ffn=_BERT_FFN,
-    layer=_BERT_LAYER,
+_ROBERTA = replace(
+    _BERT,
+    model_type="roberta",
     shared=_BERT_SHARED
     | {
         "classifier.dense": _SQUARE,
@@ -191,7 +187,6 @@ _ROBERTA = Family(
         "lm_head": ("",),
     },
     per_sequence=("pooler.dense", "classifier", "classifier.dense", "classifier.out_proj"),
-    states_head_dim=False,
 )
 
 _DISTILBERT = Family(

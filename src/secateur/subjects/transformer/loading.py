@@ -330,6 +330,8 @@ def _check_finite(*modules: nn.Module) -> None:
     for name, parameter in (pair for module in modules for pair in module.named_parameters()):
         if type(parameter).__module__.startswith("torchao"):
             continue  # integers
+        if parameter.is_meta:
+            continue  # offloaded: its values come when it runs
         if parameter.is_floating_point() and not all_finite(parameter):
             raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from secateur._utils import devices
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files, low_rank, saving
@@ -353,8 +354,7 @@ class Transformer:
         is sharded runs as a whole all the same, since its shards are gathered by its own forward pass.
         """
         accepted = inspect.signature(self.model.forward).parameters
-        device = self.model.device
-        inputs = {name: batch[name].to(device) for name in _INPUTS if name in batch and name in accepted}
+        inputs = devices.move({name: batch[name] for name in _INPUTS if name in batch and name in accepted}, self.model)
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # type: ignore[assignment]
         states: list[Tensor] = []
@@ -406,7 +406,7 @@ class Transformer:
         if pad is not None:
             tokens[tokens == pad] = (pad + 1) % vocabulary
         data = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-        return {name: tensor.to(self.model.device) for name, tensor in data.items()}
+        return devices.move(data, self.model)
 
     def probe(
         self,
