@@ -140,9 +140,7 @@ def owl(
         )  # fmt: skip
 
 
-def prune_by_magnitude(
-    student: Transformer | Streamed, folder: Path, choosers: Mapping[str, weights.Choose]
-) -> None:
+def prune_by_magnitude(student: Transformer | Streamed, folder: Path, choosers: Mapping[str, weights.Choose]) -> None:
     """Zero, in place, what the chooser of each block (by path) leaves of its |W|."""
     owners = {name: path for path in choosers for name in matrices(student.model, [path])}
     for found in blocks.walk(student, folder):

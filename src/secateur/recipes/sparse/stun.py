@@ -26,7 +26,7 @@ from secateur.methods import blockwise
 from secateur.recover.sparsity import merging
 from secateur.score import hessian, hooks, random, routing
 from secateur.select import allocate, clusters, ranking, weights
-from secateur.subjects import Moe, Streamed, matrices
+from secateur.subjects import Moe, Streamed
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Cut, Result, Selection
 
