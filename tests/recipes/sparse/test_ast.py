@@ -295,9 +295,19 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
     assert whole.recovery.settings["flips"] == again.recovery.settings["flips"]
 
 
-def test_early_stopping_judges_on_texts_held_out(tmp_path):
+def test_early_stopping_judges_on_texts_held_out(tmp_path, monkeypatch):
+    read, real = [], ast.texts.batches
+
+    def note(corpus, *given, **how):
+        read.append(set(corpus.texts))
+        return real(corpus, *given, **how)
+
+    monkeypatch.setattr(ast.texts, "batches", note)
     (found,) = results(tmp_path, "pattern=2:4", training="patience=1,evaluate_every=3", lr=1e-9, min_lr=0.0)
     assert len(found.recovery.settings["evaluations"]) >= 2
+    train, held = read
+    assert held
+    assert not train & held
 
 
 def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):

@@ -230,6 +230,19 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
     assert len(set(wanted.tolist()) & tops[-1]) / len(tops[0]) > 0.99
 
 
+def test_the_general_term_follows_the_learning_rate(tmp_path, monkeypatch):
+    asked, real = [], d_pruner.dual.regularise
+
+    def note(*given, share):
+        asked.append(round(share, 6))
+        return real(*given, share=share)
+
+    monkeypatch.setattr(d_pruner.dual, "regularise", note)
+    ones = {name: torch.ones(weight.shape) for name, weight in views(subject()).items()}
+    scored(tmp_path, batches(4), general=ones.__getitem__, general_weight=1.0)
+    assert list(dict.fromkeys(asked)) == [1.0, round(2 / 3, 6), round(1 / 3, 6)]  # a step of warm-up, then down to 0
+
+
 @pytest.mark.parametrize(
     ("options", "weight"),
     [({}, 1.0), ({"published": True}, 0.1), ({"published": True, "general_weight": 3.0}, 3.0)],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import secateur
 import toys
-from recipes.sparse.oneshot import data, run, stays, taught
+from recipes.sparse.oneshot import CALIBRATED, data, run, stays, taught
+from secateur.data import texts
 from secateur.errors import InputError
+from secateur.score import hessian
 from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import blocks
 
@@ -22,6 +25,22 @@ def test_owl_gives_more_to_blocks_with_more_outliers(tmp_path):
     assert result.cut.after["weights"] / result.cut.before["weights"] == pytest.approx(0.3, abs=0.02)
     told = [float(part.split()[0]) for part in result.notes[0].removeprefix("outliers by block: ").split(", ")]
     assert sorted(range(len(told)), key=told.__getitem__) == sorted(range(len(told)), key=shares.__getitem__)
+
+
+@pytest.mark.parametrize("times", [1.5, 3.0])
+def test_outliers_are_those_of_the_paper_in_the_model_as_it_is(tmp_path, times):
+    """D = 100 #{A > times mean(A)} / n over all matrices of a block together, A = |W| ||X||."""
+    one = taught()
+    windows, _ = texts.windows(data(), one.tokenizer, CALIBRATED["samples"], CALIBRATED["length"], seed=0)
+    found = matrices(one.model, one.layers())
+    squares = hessian.diagonal(lambda b: one.model(**b), one.model, windows, [m.module for m in found.values()])
+    wanted = []
+    for path in one.layers():
+        inside = [m for name, m in found.items() if name.startswith(f"{path}.")]
+        scores = torch.cat([(m.weight.abs() * squares[m.module].sqrt()).flatten() for m in inside])
+        wanted.append(100 * float((scores > times * scores.mean()).float().mean()))
+    told = run("owl", tmp_path, "weights=30%", times=times).notes[0].removeprefix("outliers by block: ")
+    assert [float(part.split()[0]) for part in told.split(", ")] == pytest.approx(wanted, abs=0.02)
 
 
 def test_owl_chooses_n_for_each_block(tmp_path):
