@@ -182,3 +182,36 @@ def training_set(folder: Path) -> None:
     inputs = np.random.default_rng(0).random((60, 1, 2, 2), np.float32) + labels[:, None, None, None] * 0.5
     np.savez(folder / "data.npz", inputs=inputs, labels=labels)
     np.savez(folder / "bare.npz", inputs=inputs)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] | trim }}"
+    "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+"""A chat template as simple as can be: a role, a text, and the end of text after each answer."""
+
+
+def chat_tokenizer(*, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """The tokenizer of `WORDS` with roles as special tokens, and a chat template."""
+    found = tokenizer()
+    roles = ["<|system|>", "<|user|>", "<|assistant|>"]
+    found.add_special_tokens({"additional_special_tokens": roles})
+    found.chat_template = template
+    return found
+
+
+def chats(count: int = 200, seed: int = 0, turns: int = 1) -> list[dict[str, Any]]:
+    """Rows of chats: each answer is the words of its question, the other way round."""
+    texts = iter(sentences(count * turns, seed))
+    rows = []
+    for _ in range(count):
+        messages = []
+        for _ in range(turns):
+            asked = next(texts).split()[:5]
+            messages += [
+                {"role": "user", "content": " ".join(asked)},
+                {"role": "assistant", "content": " ".join(reversed(asked))},
+            ]
+        rows.append({"messages": messages})
+    return rows

@@ -65,7 +65,7 @@ def train_student(
 ) -> Recovery:
     """`loop.train` of `student` on an objective that asks `teacher`; None where no teacher is in memory.
 
-    length: tokens per sequence, for the FLOPs. evaluate: asked where `training` has patience.
+    length: tokens per sequence, for the FLOPs. evaluate: asked where `training` has patience or validation.
     """
     theirs = 0.0 if teacher is None else teacher.flops_per_token(length)
     return loop.train(
@@ -78,7 +78,7 @@ def train_student(
         extra=extra,
         frozen=[] if teacher is None else [teacher.model],
         checkpoint=checkpoint,
-        evaluate=evaluate if training.patience else None,
+        evaluate=evaluate if training.validates else None,
         flops_per_token=size.training_flops(student.flops_per_token(length), theirs),
     )
 
@@ -195,7 +195,7 @@ def distil(
     def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
         return texts.batches(corpus, subject.tokenizer, packed=decoder, batch=batch, length=train_length, seed=seed)
 
-    judged = sequences(held, min(16, batch), seed).take(16) if training.patience else []
+    judged = sequences(held, min(16, batch), seed).take(16) if training.validates else []
     evaluate = partial(
         objectives.held_out, student.forward, teacher=subject.forward, output=subject.output, batches=judged
     )

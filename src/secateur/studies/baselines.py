@@ -113,7 +113,7 @@ def add(
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
         measuring.check_judges(row, held_out)
-        names = ("seed", "batch", "length", "threads", "device", "text", "label")
+        names = ("seed", "batch", "length", "threads", "device", "text", "label", "completion_only", "packing")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
         beside = {}
