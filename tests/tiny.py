@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     RobertaConfig,
     RobertaModel,
 )
@@ -133,6 +136,17 @@ def model(kind: str, seed: int = 0) -> PreTrainedModel:
         for parameter in made.parameters():  # biases and norms too, so that a cut which forgets one shows
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return made.eval()
+
+
+def mixture(dense: Sequence[int] = (), seed: int = 0) -> PreTrainedModel:
+    """A Qwen3-MoE of three layers with 8 experts each, but for the layers `dense`, which have a plain FFN."""
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, moe_intermediate_size=16, num_experts=8, num_experts_per_tok=2,
+        mlp_only_layers=list(dense), pad_token_id=0, bos_token_id=5, eos_token_id=6, max_position_embeddings=128,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config).eval()
 
 
 def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrainedModel:

@@ -38,6 +38,7 @@ COMMANDS = {
     "prune-data": "prune_data",
     "study": "study",
     "inspect": "inspect",
+    "estimate": "estimate",
     "measure": "measure",
     "report": "report",
     "export": "export",

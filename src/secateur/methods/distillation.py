@@ -185,7 +185,7 @@ def distil(
     train, held = data.split(seed=seed)
     decoder, batch = subject.kind == "decoder", training.whole("batch")
     if blocks is None:
-        blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]
+        blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.ffn]
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=losses.logit, temperature=losses.temperature,
         task=(0.5 if subject.causal else 0.0) if losses.task is None else losses.task,

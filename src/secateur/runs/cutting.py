@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils import plugins
+from secateur._utils import devices, plugins
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples

@@ -151,7 +151,7 @@ def run(
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
-    notes = [parts.warning] if parts.warning else []
+    notes = list(parts.notes)
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
     backend.check(subject, {"length": place.length, **flags})
@@ -184,6 +184,8 @@ def run(
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
         **({} if workers is None else {"workers": workers}),
     }
+    if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
+        notes.append(need)
     reference = Reference(backend, subject, place, None if dry_run else parts.held)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:

@@ -92,7 +92,7 @@ class Reference:
             try:
                 ours, theirs, both = backend.compare(original, student, self.held_out, environment)
                 before, after, measured = {**before, **ours}, {**after, **theirs}, {**measured, **both}
-                notes += splits.box_size_notes(self.held_out, ours) + splits.quality_notes(self.held_out, ours)
+                notes += splits.box_size_notes(self.held_out, ours) + splits.missing_classes_note(self.held_out, ours)
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes

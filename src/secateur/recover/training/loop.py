@@ -389,6 +389,11 @@ def _resume(
             )
     ours = _tensors(modules)
     theirs = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    for number, module in enumerate(modules):
+        for place, part in module.named_modules():
+            upgrade = getattr(part, "upgrade_state", None)  # of what an older version wrote
+            if upgrade is not None:
+                upgrade(theirs, f"{number}.{place}." if place else f"{number}.")
     wrong = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
     if wrong:
         raise RunError(f"checkpoint {path} is of another model, {wrong[0]} differs: use another folder")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure.latency import Environment
-from secateur.vocabulary import Figure, Subject, Units
+from secateur.vocabulary import Budget, Figure, Subject, Units
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_processes", "check_source", "commonest_share",
@@ -106,6 +106,12 @@ class Backend(Protocol[S, D, B]):
     def check(self, subject: S, options: Mapping[str, object]) -> None:
         """Refuse options that the subject can't follow."""
         return None
+
+    def describe_memory(
+        self, subject: S, budgets: Sequence[Budget], options: Mapping[str, object], environment: Environment
+    ) -> str:
+        """A line for dry runs on what such a recipe takes at its highest point; "" where that is not known."""
+        return ""
 
     def digest(self, subject: S) -> str:
         """A hash that tells this subject from any other."""

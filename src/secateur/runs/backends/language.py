@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,13 +25,13 @@ from secateur.measure import generation, latency, loyalty, quality, size, sparsi
 from secateur.measure.statistics import Values
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
-from secateur.runs import sources
+from secateur.runs import memory_plan, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Figure
+from secateur.vocabulary import Budget, Figure
 
 __all__ = [
     "TOKENS", "Language", "Model", "TextBackend", "check_documents", "check_tokens", "classifies", "classifies_tokens",
@@ -126,6 +127,29 @@ class Language(TextBackend[Transformer]):
             for module in (subject.model, *subject.head):
                 modes.move_to_device(module, device)
         return subject
+
+    def describe_memory(
+        self,
+        subject: Transformer,
+        budgets: Sequence[Budget],
+        options: Mapping[str, object],
+        environment: latency.Environment,
+    ) -> str:
+        """Peak memory of scoring, cutting and training to the largest of the budgets; "" where it can't be planned."""
+        whole = subject.units().cost()["params"]
+        limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
+        share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
+        batch, length = (options.get(name) for name in ("train_batch", "train_length"))
+        try:
+            plan = memory_plan.plan_memory(
+                partial(memory_plan.outline, subject), type(subject.model).__name__, share=min(1.0, share),
+                batch=batch if isinstance(batch, int) else 16,
+                length=length if isinstance(length, int) else environment.length or TOKENS,
+                device=environment.device,
+            )  # fmt: skip
+        except UnsupportedError:
+            return ""
+        return memory_plan.describe(plan, environment.device)
 
     def load_any(self, source: Model) -> Model:
         """Quantised models can be measured, though not pruned."""

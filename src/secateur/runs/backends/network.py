@@ -23,6 +23,7 @@ from secateur.data.images import Images
 from secateur.errors import DataError, InputError, MissingExtraError, ModelError, SecateurError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, segmentation, size, sparsity
+from secateur.methods.detector_classes import match_classes, need_boxes
 from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Row, commonest_share, hash_model
@@ -104,9 +105,12 @@ class Network(Backend[Traced, Examples, Arguments]):
                 f"{tuple(first.shape[1:])}: give inputs of that shape"
             )
         _check_arguments(data, subject)
+        if data.labels is not None and detectors.is_detector(subject.model):
+            need_boxes(data)
         if data.labels is not None:
             _check_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
+            data = match_classes(data, subject.model)
             _check_loss(data, subject.model)
         return data
 
@@ -241,10 +245,15 @@ def _first_input(data: Examples, model: nn.Module) -> Tensor:
 
 
 def _declare_images(data: Examples, model: nn.Module, example: Tensor | None = None) -> Examples:
-    """The examples; images with the transform that the model records where none was declared."""
+    """The examples; images with the transform that the model records where none was declared.
+
+    Images with boxes are letterboxed to what the model was given to run on.
+    """
     if not isinstance(data.inputs, Images):
         return data
     sides = None if example is None else tuple(example.shape[1:])
+    if data.targets:
+        return examples.letterbox(data, None if sides is None else (sides[-2], sides[-1]))
     return replace(data, inputs=images.declare(data.inputs, model, sides, data.name))
 
 

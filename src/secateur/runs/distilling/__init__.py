@@ -183,7 +183,7 @@ def distill(
     names = tuple(map(str, sources))
     setup = Setup(backend, chosen, names, above, parts.train, parts.held, batches, environment, str(cache_at))
     trial.check_number(setup, learner)
-    notes = [parts.warning] if parts.warning else []
+    notes = list(parts.notes)
     trial.try_losses(setup, learner, between)
     if dry_run:
         measuring.measure_before(setup, learner, None)

@@ -426,7 +426,13 @@ class Transformer:
         the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
         not. With 0 units it does nothing.
         """
-        first = next((width for width in self.widths() if width.heads and width.ffn), None)
+        needed = "neurons" if kind == "neurons" else "heads"
+        complete = [width for width in self.widths() if width.heads and width.ffn]
+        first = next((width for width in complete if getattr(width, needed)), None)
+        if first is None and complete:
+            raise UnsupportedError(
+                f"no layer of this {self.family.model_type} model has {needed}: it has experts alone"
+            )
         if first is None:
             raise UnsupportedError("no layer has both its attention and its FFN: open the uncut model to probe it")
         if kind == "neurons":
