@@ -159,7 +159,10 @@ class Reranker(nn.Module):
             scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
         finally:
             hook.remove()
-        return scores, None if self.keep is None else self.keep(_drop_out(self.model, states[-1]))
+        if self.keep is None:
+            return scores, None
+        # The head stays in float32 where the checkpoint is in half precision.
+        return scores, self.keep(_drop_out(self.model, states[-1]).to(self.keep.weight.dtype))
 
     @property
     def longest(self) -> int:
