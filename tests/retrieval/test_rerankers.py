@@ -83,6 +83,15 @@ def test_a_checkpoint_in_half_precision_gets_a_second_head(dtype, reranker, tmp_
         assert after.keep == pytest.approx(before.keep, abs=0.05)
 
 
+def test_blocks_are_as_long_as_is_asked_for_and_the_model_has_positions(reranker):
+    model = classifier()
+    assert Reranker(model, tiny.tokenizer()).longest == 160
+    model.config.max_position_embeddings = 8192
+    assert Reranker(model, tiny.tokenizer()).longest == 512
+    assert Reranker(model, tiny.tokenizer(), None, Settings(longest=1024)).longest == 1024
+    assert Reranker(model, tiny.tokenizer(), None, Settings(longest=9999)).longest == 8192
+
+
 def test_sequences_are_those_of_the_tokenizer(reranker):
     parts = [text(1, 2, 3), text(4, 5)]
     (block,) = reranker.blocks(text(6, 7), parts)

@@ -220,6 +220,18 @@ def test_old_scores_hold_the_ranking():
     assert drift[5.0] < 0.2 * drift[0.0]
 
 
+def test_old_scores_are_those_of_the_tokens_that_are_read_in_training():
+    """As many as the settings say, and as the model has positions for: 64 here, fewer than the default."""
+    long = [sentence(*range(number, number + 30)) for number in range(3)]
+    rows = [{"question": sentence(number), "documents": [long], "kept": [[2]]} for number in range(4)]
+    for longest, read in ((512, 64), (40, 40)):
+        model, into = fresh(), NoCheckpoints()
+        before = [model.judge([(row["question"], long)], longest=read)[0].score for row in rows]
+        train(model, rows, into, longest=longest, held_out=0.0, epochs=1.0, batch=2)
+        assert into.values["old-scores"] == pytest.approx(before, abs=1e-5)
+        assert model.longest == read
+
+
 def test_training_repeats_and_says_what_it_saw(tmp_path):
     made = []
     for name in ("a", "b"):
