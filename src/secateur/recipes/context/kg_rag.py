@@ -74,7 +74,7 @@ class Answering:
     answer: bool = False
     """Also ask the language model the question, with what is kept."""
     choices: Sequence[str] = ()
-    """Answers of which it is to give one."""
+    """Answers of which it is to give one; it is asked then, too."""
     system: str = ""
     """What the language model is told before all else; if empty, to answer briefly and name sources."""
 
@@ -431,7 +431,7 @@ def answer(
 ) -> Record:
     """The record with the prompt and, where the model is to answer, its answer."""
     found = {**record, "prompt": "\n\n".join(message["content"] for message in messages)}
-    if model is None or not answering.answer:
+    if model is None or not (answering.answer or answering.choices):
         return found
     spending = Spending(model)
     try:
