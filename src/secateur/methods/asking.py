@@ -35,11 +35,11 @@ class Asking:
     llm_tokens: Annotated[int, Ge(0)] = 0
     """The same for tokens in and out."""
 
-    def open_model(self) -> chat.LanguageModel | None:
-        """The language model, or None where none is given."""
+    def open_model(self, device: str = "") -> chat.LanguageModel | None:
+        """The language model, or None where none is given; one that is opened from a folder is held on `device`."""
         if not self.llm:
             return None
-        return chat.open_model(self.llm, self.llm_name, calls=self.calls, tokens=self.llm_tokens)
+        return chat.open_model(self.llm, self.llm_name, calls=self.calls, tokens=self.llm_tokens, device=device)
 
 
 class Spending:

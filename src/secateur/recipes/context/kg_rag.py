@@ -152,7 +152,7 @@ def kg_rag(
     if calibrate and not (encoding.embedder and floor is None):
         raise InputError(f"calibrate={calibrate:g}: give an embedder, and no floor")
     filters = tuple(map(parse_filter, wording.filters))
-    question, counts, model = " ".join(data.split()), encoding.counts(), asking.open_model()
+    question, counts, model = " ".join(data.split()), encoding.counts(), asking.open_model(encoding.device)
     embed = encoding.open_embedder()
     embed_names = encoders.open_remembering(linking.namer, device=encoding.device) if linking.namer else embed
     if floor is None:

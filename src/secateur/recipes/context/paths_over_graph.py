@@ -111,7 +111,7 @@ def paths_over_graph(
     most like the question.
     """
     counts, similarity = encoding.counts(), Similarity(encoding.open_embedder(), markup.stems, digits=6)
-    judge = open_judge(judging, similarity, enough, seed)
+    judge = open_judge(judging, similarity, enough, seed, encoding.device)
 
     def find_paths() -> Record:
         text = " ".join(data.split())

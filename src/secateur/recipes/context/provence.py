@@ -276,7 +276,7 @@ def train(
     """
     model.settings = replace(model.settings, longest=longest)  # old scores are those of what is read in training
     pairs, lost = prepare_pairs(
-        model, rows, run, corpus=corpus, llm=asking.open_model(), oracle=oracle,
+        model, rows, run, corpus=corpus, llm=asking.open_model(str(model.model.device)), oracle=oracle,
         language=language, weight=weight, seed=seed,
     )  # fmt: skip
     model.keep = model.keep or model.with_head(seed).keep
