@@ -31,7 +31,7 @@ def test_a_part_of_the_data_is_drawn_by_the_seed():
     assert torch.equal(found.held.inputs, again.held.inputs)
     assert not torch.equal(found.held.inputs, other.held.inputs)
     assert found.digests == {"data_sha256": DATA.digest}
-    assert found.warning == ""
+    assert found.notes == ()
 
 
 def test_data_of_its_own_leaves_all_to_learn_from():
@@ -43,9 +43,9 @@ def test_data_of_its_own_leaves_all_to_learn_from():
 
 def test_copies_are_told_of():
     both = replace(JUDGED, inputs=torch.cat([DATA.inputs[5:6], JUDGED.inputs[1:]]))
-    assert "1 of 4 held-out examples are in the data, too" in parted(DATA, both).warning
+    assert "1 of 4 held-out examples are in the data, too" in parted(DATA, both).notes[0]
     twice = DATA.take([*range(20), *range(20)])
-    assert "in the training part, too" in parted(twice, seed=3).warning
+    assert "in the training part, too" in parted(twice, seed=3).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_what_can_not_be_judged_is_refused(data, held_out, words):
 
 def test_names_are_paths_or_what_data_calls_itself():
     assert splits.names_of(data=("a.npz", DATA), held_out=(JUDGED, JUDGED), other=(None, None)) == {
-        "data": "a.npz", "held_out": "judged",
+        "data": "a.npz", "held_out": "judged", "class_names": ["a", "b", "c"],
     }  # fmt: skip
 
 
@@ -100,15 +100,8 @@ def test_a_class_of_one_example_is_learned_from_and_told_of():
     train, held = data.split()
     assert sorted(held.labels.tolist()) == [0, 1]
     assert 2 in train.labels
-    notes = splits.quality_notes(held, {"accuracy": Figure(0.9)})
+    notes = splits.missing_classes_note(held, {"accuracy": Figure(0.9)})
     assert notes == ["1 of 3 classes have no held-out example: c"]
-
-
-def test_an_original_at_chance_level_is_told_of():
-    held = Examples(torch.rand(10, 2), torch.arange(10) % 2)
-    (note,) = splits.quality_notes(held, {"accuracy": Figure(0.5)})
-    assert "accuracy of 0.500 is that of chance (the most frequent class alone: 0.500)" in note
-    assert splits.quality_notes(held, {"accuracy": Figure(0.6)}) == []
 
 
 @pytest.mark.parametrize(("scale", "told"), [(1.0, False), (255.0, True)])

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
-from secateur.data import feeding, image_sources, labels, transforms
+from secateur.data import box_files, feeding, image_sources, labels, transforms
+from secateur.data import boxes as boxes_of
+from secateur.data.boxes import Annotated, Augmentation
 from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 
-__all__ = ["Augment", "Batches", "Examples", "Ordered", "batches", "count", "read", "sides", "with_transform"]
+__all__ = [
+    "Augment", "Batches", "Examples", "Ordered", "batches", "count", "find_held_out", "letterbox", "read", "sides",
+    "with_transform",
+]  # fmt: skip
 
 Batch: TypeAlias = dict[str, Any]
 
@@ -39,11 +42,14 @@ class Examples:
     """Inputs in order, and what each of them should give.
 
     inputs:  [N, ...], a tensor; or images that lie on the disk, [N, C, H, W], see `images.Images`
-    labels:  [N] int64 classes, or None
+    labels:  [N] int64 classes, or [N, H, W], a class for each pixel (-100 and 255 where none counts), or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
     stratified: whether parts of them are drawn class by class, see `parts`
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
+    ids:     numbers of the classes where the data comes from, such as COCO's, or nothing
+    notes:   what of the data was left out or renumbered, for the run's evidence
+    augment: of images with boxes, what training sees in their place, or nothing
     """
 
     inputs: Tensor | Images
@@ -53,6 +59,9 @@ class Examples:
     name: str = "examples"
     sizes: tuple[float, ...] = ()
     stratified: bool = False
+    ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if self.sizes:
@@ -60,7 +69,8 @@ class Examples:
         count = len(self.inputs)
         if not count:
             raise DataError(f"{self.name} holds no example: give at least one")
-        if self.labels is not None and self.labels.shape != (count,):
+        masks = self.labels is not None and self.labels.dim() == 3 and len(self.labels) == count
+        if self.labels is not None and self.labels.shape != (count,) and not masks:
             raise DataError(f"{self.name} has {count} inputs and labels of shape {tuple(self.labels.shape)}: one each")
         if self.targets and len(self.targets) != count:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
@@ -106,7 +116,8 @@ class Examples:
         else:
             digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
             parts.insert(0, self.inputs)
-        parts += [target[key] for target in self.targets for key in ("boxes", "labels")]
+        keys = ("boxes", "labels", "crowds", "crowd_labels")
+        parts += [target[key] for target in self.targets for key in keys if key in target]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -197,6 +208,8 @@ class Examples:
         """Raise `DataError` for what `save` could not write so that it is read as it is."""
         boxes = [target["boxes"].dtype for target in self.targets]
         kinds = [target["labels"].dtype for target in self.targets]
+        if any("crowds" in target for target in self.targets):
+            raise DataError(f"{self.name} has crowds, which an .npz file does not hold: keep its annotations")
         for what, found, known in (
             ("inputs", [self.inputs.dtype], (torch.float32, torch.int64)),
             ("labels", [] if self.labels is None else [self.labels.dtype], (torch.int64,)),
@@ -268,8 +281,8 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
-    - a folder with one folder of images per class, of `train/` and `val/` the first; or a folder in COCO's form:
-      images and a .json of annotations;
+    - a folder with one folder of images per class, of `train/` and `val/` the first;
+    - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
     - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
       the Hub as `owner/name`;
     - `file.py:function` or `package.module:function`, which gives one of the following:
@@ -288,6 +301,10 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     path, name = Path(source), str(source)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path, label)
+    annotated = box_files.read(path)
+    if annotated is not None:
+        labels.unnamed(f"{annotated.name} has boxes, whose classes are not named", label=label)
+        return _of_boxes(annotated)
     if image_sources.is_table(source):
         return _of_images(image_sources.read_table(source, label))
     if image_sources.is_shards(source):
@@ -335,15 +352,30 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     return _of_images(image_sources.read_pairs(found, name))
 
 
+def find_held_out(source: Any) -> Any:
+    """The part of `source` that is there to measure on, for `read`; None where there is none."""
+    if isinstance(source, str | Path) and box_files.holds_boxes(Path(source)):
+        return box_files.find_held_out(Path(source))
+    return image_sources.find_held_out(source)
+
+
+def _of_boxes(found: Annotated) -> Examples:
+    return Examples(found.images, None, found.targets, found.classes, found.name, ids=found.ids, notes=found.notes)
+
+
 def with_transform(
     data: Examples, transform: object = None, size: object = None, workers: int | None = None
 ) -> Examples:
     """The examples with their images transformed as declared, see `transforms.read`, and read by so many workers.
 
+    Images with boxes are letterboxed to `size`, and `transform` is a name of `boxes.AUGMENTATIONS`.
+
     Raises `InputError` for a transform of examples that are no images, or are arrays of one size already.
     """
-    declared = transforms.read(transform, size)
     feeding.check_workers(workers)
+    if data.targets:
+        return _with_boxes(data, transform, size, workers)
+    declared = transforms.read(transform, size)
     if isinstance(data.inputs, Images):
         return replace(data, inputs=data.inputs.with_transform(declared or data.inputs.transform, workers))
     if declared is not None:
@@ -351,6 +383,33 @@ def with_transform(
             f"{data.name} holds arrays, which are taken as they are: leave transform and size out, or give images"
         )
     return data
+
+
+def _with_boxes(data: Examples, transform: object, size: object, workers: int | None) -> Examples:
+    if transform is not None and not isinstance(transform, str):
+        raise InputError(f"transform={transform}: images with boxes are augmented by name, such as flip or mosaic")
+    augmented = replace(data, augment=boxes_of.augmentation(transform) or data.augment)
+    if isinstance(data.inputs, Images):
+        augmented = replace(augmented, inputs=data.inputs.with_transform(data.inputs.transform, workers))
+    if size is None:
+        return augmented
+    channels, sides = transforms.parse_size(size)
+    if channels != 3 or not isinstance(data.inputs, Images):
+        what = "have three channels" if channels != 3 else "in arrays are taken as they are"
+        raise InputError(f"size={size}: images with boxes {what}: give files, and 640 or 480x640 (height x width)")
+    return letterbox(augmented, sides)
+
+
+def letterbox(data: Examples, size: tuple[int, int] | None = None) -> Examples:
+    """Images with boxes at one size (height, width), each whole between grey bars, and its boxes where they are then.
+
+    Images that were letterboxed stay as they are, and so do all without a size, if they have one size. Raises
+    `DataError` where they have several.
+    """
+    if not isinstance(data.inputs, Images) or data.inputs.transform is not None:
+        return data
+    inputs, targets = boxes_of.fit_images(data.inputs, data.targets, size)
+    return replace(data, inputs=inputs, targets=targets)
 
 
 def _whole(values: Any, name: str, **how: str) -> Tensor:
@@ -416,74 +475,7 @@ def _arrays(path: Path, label: str) -> Examples:
 
 
 def _folder(path: Path) -> Examples:
-    for file in sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json")):
-        try:
-            found = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} is no JSON that can be read ({error}): mend or remove it") from error
-        if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
-            return _coco(path, file, found)
     return _of_images(image_sources.read_folder(path))
-
-
-def _images(files: Sequence[Path]) -> Tensor:
-    """[N, 3, H, W]; all of one size."""
-    found, size = [], None
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} is no image that can be read ({error}): remove it") from error
-        size = size or pixels.shape
-        if pixels.shape != size:
-            raise DataError(
-                f"{file} is {pixels.shape[1]}x{pixels.shape[0]}, {files[0].name} is {size[1]}x{size[0]}: "
-                "bring all images to one size"
-            )
-        found.append(pixels)
-    return _number(np.stack(found), files[0].parent.name).permute(0, 3, 1, 2).contiguous()
-
-
-def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
-    """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories.
-
-    Crowds, and boxes without an area, of which COCO itself has some, are left out.
-    """
-    try:
-        kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
-        pictures = {int(one["id"]): str(one["file_name"]) for one in data["images"]}
-        rows: dict[int, list[tuple[list[float], int]]] = {one: [] for one in pictures}
-        for one in data["annotations"]:
-            if not one.get("iscrowd"):
-                x, y, w, h = map(float, one["bbox"])
-                if min(w, h) <= 0:
-                    continue
-                rows[int(one["image_id"])].append(([x, y, x + w, y + h], int(one["category_id"])))
-        number = {kind: index for index, kind in enumerate(sorted(kinds))}
-        targets = tuple(
-            {
-                "boxes": torch.tensor([box for box, _ in found], dtype=torch.float32).reshape(-1, 4),
-                "labels": torch.tensor([number[kind] for _, kind in found], dtype=torch.long),
-            }
-            for found in rows.values()
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{annotations} is not in COCO's form ({type(error).__name__}: {error}): "
-            "it needs images, annotations and categories"
-        ) from error
-    if not pictures:
-        raise DataError(f"{annotations} names no image: give at least one")
-    root = path.resolve()
-    files = []
-    for name in pictures.values():
-        places = [path / name, path / "images" / name]
-        file = next((place for place in places if place.is_file()), places[0])
-        if root not in file.resolve().parents:
-            raise DataError(f"{annotations} names the image {name!r}, which is outside of {path}: not read")
-        files.append(file)
-    return Examples(_images(files), None, targets, tuple(kinds[one] for one in sorted(kinds)), path.name)
 
 
 # ----------------------------------------------------------------------------------------------------- batches
@@ -510,15 +502,18 @@ class Batches(Computed["dict[str, Any]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the examples, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch. What is
-    left of an epoch after its last whole batch is passed over, unless it is all there is.
+    left of an epoch after its last whole batch is passed over, unless it is all there is. Without `training` images
+    become what they are measured as.
     """
 
-    def __init__(self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None, training: bool = True
+    ) -> None:
         self.data, self.batch, self.seed, self.augment = data, min(batch, len(data)), seed, augment
         self._drawn = _Drawn(data, self.batch, seed)
         images = data.inputs if isinstance(data.inputs, Images) else None
         workers, size = (0, 0) if images is None else (images.count_workers(), images.count_bytes(self.batch))
-        self._ahead = feeding.Ahead(self._drawn.read, workers, size)
+        self._ahead = feeding.Ahead(partial(self._drawn.read, training=training), workers, size)
 
     def __len__(self) -> int:
         return len(self._drawn)
@@ -543,6 +538,17 @@ class Batches(Computed["dict[str, Any]"]):
         found = (self._drawn.read(index, training=False) for index in range(min(count, len(self))))
         return [self._move(index, batch) for index, batch in enumerate(found)]
 
+    def hold_out(self, share: float) -> tuple[Batches, Batches]:
+        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        count = len(self.data)
+        if count < 2:
+            raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
+        held = min(count - 1, max(1, round(share * count)))
+        rest = Batches(self.data.take(order[held:]), batch=self.batch, seed=self.seed, augment=self.augment)
+        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
+        return rest, Batches(self.data.take(order[:held]), batch=even, seed=self.seed, training=False)
+
 
 class _Drawn:
     """Which examples stand in a batch, and the batch as it is read: what workers have a copy of."""
@@ -565,8 +571,11 @@ class _Drawn:
         return self._order[place * self.batch : (place + 1) * self.batch]
 
     def read(self, index: int, *, training: bool = True) -> Batch:
-        """A batch; in training images by the part of their transform that is for it."""
-        return self.data.take(self.places(index)).batch([self.seed, index // len(self)] if training else None)
+        """A batch; in training images by the part of their transform that is for it, and with their boxes moved."""
+        part = self.data.take(self.places(index))
+        if not training or self.data.augment is None:
+            return part.batch([self.seed, index // len(self)] if training else None)
+        return self.data.augment(part.batch(), np.random.default_rng([self.seed, *divmod(index, len(self))]))
 
 
 def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | None = None) -> Batches:

@@ -335,8 +335,10 @@ class Files(Encoded):
             return file.read(stop - start)
 
 
-def decode(file: bytes, name: str) -> Picture:
+def decode(file: bytes, name: str, *, turn: bool = True) -> Picture:
     """An image in the bytes of a file: upright as its EXIF says, in RGB; of 16 bits or floats as a tensor.
+
+    turn: False leaves it as it is stored, whatever its EXIF says.
 
     Transparency is left out, as `convert("RGB")` does. 16-bit values are shares of 65,535; floats are taken as they
     are, and must lie between 0 and 1.
@@ -344,7 +346,7 @@ def decode(file: bytes, name: str) -> Picture:
     Raises `DataError` for a file that is none, or is damaged.
     """
     with naming(name), Image.open(BytesIO(file)) as image:
-        upright = ImageOps.exif_transpose(image)
+        upright = ImageOps.exif_transpose(image) if turn else image
         if upright.mode.startswith("I") or upright.mode == "F":
             return _deep(upright, name)
         # Palettes with transparency warn unless they are unfolded first.

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import examples, image_sources, labels, transforms
+from secateur.data import examples, labels, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
+from secateur.data.texts import Corpus, Packing
 from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
@@ -22,8 +23,8 @@ from secateur.runs.backends.network import Network
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "names_of", "quality_notes",
-    "range_note", "read", "split",
+    "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "missing_classes_note",
+    "names_of", "range_note", "read", "reading_notes", "split",
 ]  # fmt: skip
 
 _SHOWN = 3
@@ -61,14 +62,14 @@ class Dataset(Protocol):
 class Parts:
     """Of data that fits a model: `train` is learned from, and quality is measured on `held`.
 
-    digests: of what was given, by the names under which settings have them; warning: of examples that are in both, or
-    nothing.
+    digests: of what was given, by the names under which settings have them; notes: of what was left out or renumbered
+    when the data was read, of examples that are in both, and of numbers that no network was trained on.
     """
 
     train: Dataset | None = None
     held: Dataset | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
-    warning: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read(
@@ -82,6 +83,8 @@ def read(
     transform: object = None,
     size: object = None,
     workers: int | None = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
@@ -89,6 +92,7 @@ def read(
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
     transform, size, workers: how images become inputs; see `examples.with_transform`.
+    completion_only, packing: how a model learns from texts; see `texts.Corpus`.
 
     Raises `InputError` or `DataError` for what makes no sense without data, and `DataError` for what can't be read.
     """
@@ -98,14 +102,19 @@ def read(
         labels.unnamed("no data is given", text=text, label=label)
         if sizes is not None:
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
+        if completion_only or packing != "blocks":
+            raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
     if held_out is None and isinstance(backend, Network):  # val/ beside train/
-        held_out = image_sources.find_held_out(data)
+        held_out = examples.find_held_out(data)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
         corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)
                          for part in (corpus, apart))  # fmt: skip
     if sizes is not None:
         corpus, apart = (None if part is None else _with_sizes(part, examples.sides(sizes)) for part in (corpus, apart))
+    if completion_only or packing != "blocks":
+        how: dict[str, Any] = {"completion_only": completion_only, "packing": packing}
+        corpus, apart = (None if part is None else _with_packing(part, **how) for part in (corpus, apart))
     return corpus, apart
 
 
@@ -121,12 +130,25 @@ def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dat
     0.1.0 drew held-out examples without regard to classes, and had images of one size in memory, by whose numbers it
     knows them again.
     """
-    if not isinstance(data, Examples) or data.labels is None:
+    if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
         return data
     record = Path(out) / "run.yaml"
     if overwrite or not record.is_file() or _SPLIT in read_record(record):
         return replace(data, stratified=True)
     return replace(data, inputs=data.inputs[:])
+
+
+def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
+    if packing not in get_args(Packing):
+        raise InputError(f"packing={packing!r}: give {' or '.join(get_args(Packing))}")
+    if not isinstance(data, Corpus):
+        raise InputError(f"completion_only and packing are of texts, and {data.name} holds none: leave them out")
+    if completion_only and data.form != "chat":
+        raise InputError(
+            f"completion_only is of chats, and {data.name} holds texts: give rows with messages, or with a prompt and "
+            "its completion"
+        )
+    return replace(data, completion_only=completion_only, packing=packing)
 
 
 def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
@@ -142,23 +164,16 @@ def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def quality_notes(held_out: object, before: Mapping[str, Figure]) -> list[str]:
-    """What is to be said of accuracies: of an original that tells no classes, and of classes that nobody measured."""
+def missing_classes_note(held_out: object, before: Mapping[str, Figure]) -> list[str]:
+    """What is to be said of accuracies: which classes nobody measured."""
     if not isinstance(held_out, Examples) or held_out.labels is None or "accuracy" not in before:
         return []
-    notes, counts = [], torch.bincount(held_out.labels)
-    chance, accuracy = float(counts.max() / counts.sum()), before["accuracy"].value
-    if accuracy <= chance and int((counts > 0).sum()) > 1:
-        notes.append(
-            f"the original's accuracy of {accuracy:.3f} is that of chance (the most frequent class alone: "
-            f"{chance:.3f}): look whether its classes are numbered as the data's, and whether it was trained on "
-            "inputs like these (--transform)"
-        )
+    counts = torch.bincount(held_out.labels)
     missing = [name for number, name in enumerate(held_out.classes) if number >= len(counts) or not counts[number]]
-    if missing:
-        shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-        notes.append(f"{len(missing)} of {len(held_out.classes)} classes have no held-out example: {shown}")
-    return notes
+    if not missing:
+        return []
+    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    return [f"{len(missing)} of {len(held_out.classes)} classes have no held-out example: {shown}"]
 
 
 def range_note(data: Dataset, sample: int = 64) -> str:
@@ -182,12 +197,18 @@ def columns(
     data: Dataset | None = None,
     transform: object = None,
     size: object = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
 ) -> dict[str, Any]:
-    """What settings say of how the data is read: columns, sizes of boxes, transforms; nothing of the usual ones."""
+    """What settings say of how the data is read: columns, packing, sizes, transforms; nothing of the usual ones."""
     found: dict[str, Any] = {name: column for name, column in (("text", text), ("label", label)) if column != name}
     if sizes is not None:
         found["sizes"] = list(examples.sides(sizes))
-    if transform is not None:
+    found |= {"completion_only": True} if completion_only else {}
+    found |= {"packing": packing} if packing != "blocks" else {}
+    if transform is not None and isinstance(data, Examples) and data.targets:
+        found["transform"] = str(transform)
+    elif transform is not None:
         declared = transforms.read(transform)
         found["transform"] = declared.name if declared else ""
     if size is not None:
@@ -212,16 +233,18 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = data.split(seed=seed)
-        return Parts(
-            train,
-            held,
-            {"data_sha256": data.digest},
-            "; ".join(filter(None, (copies_note(train, held, backend.noun), odd))),
-        )
+        notes = filter(None, (copies_note(train, held, backend.noun), odd))
+        return Parts(train, held, {"data_sha256": data.digest}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    copies = copies_note(data, held_out, backend.noun, apart=True)
-    return Parts(data, held_out, digests, "; ".join(filter(None, (copies, odd))))
+    notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))
+    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
+
+
+def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
+    """What was left out of examples, or renumbered, when they were read; each once."""
+    notes = [note for part in parts if isinstance(part, Examples) for note in part.notes]
+    return tuple(dict.fromkeys(notes))
 
 
 def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:

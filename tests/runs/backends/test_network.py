@@ -149,7 +149,7 @@ def test_held_out_data_of_ones_own_is_all_that_quality_is_measured_on(apart):
     assert row.after["accuracy"].samples == 24
     assert row.before["accuracy"].value == measuring.measure(model, data=test, batch=2)["model"]["accuracy"].value
     assert row.settings["held_out_sha256"] == test.digest
-    assert not [note for note in row.cut.notes if "held-out" in note]
+    assert not [note for note in row.cut.notes if "held-out examples are" in note]
     assert yaml.safe_load((apart / "out/run.yaml").read_text())["held_out"] == str(apart / "test.npz")
     how = {"held_out": test, "out": apart / "out"}  # the same, wherever it is now
     assert executor.run(curious, model, apart / "data.npz", "channels=50%", **how) == [row]
