@@ -423,7 +423,7 @@ def test_facts_are_lines_of_which_some_stay():
     smaller, cut = facts.cut(Selection({"facts": np.array([False, True])}))
     assert smaller.to_text() == "c"
     assert (dict(cut.removed), dict(cut.before), dict(cut.after)) == ({"facts": (1, 2)}, {"words": 3.0}, {"words": 1.0})
-    assert facts.written([True, False]) == "a b"
+    assert facts.to_text([True, False]) == "a b"
     assert facts.cost({"letters": lambda texts: [len(text) for text in texts]}) == {"words": 3.0, "letters": 5.0}
     assert facts.units(letters=lambda texts: [len(text) for text in texts])["facts"].cost["letters"].tolist() == [4, 2]
     with pytest.raises(InputError, match="2 facts, and the selection has 3"):
