@@ -208,7 +208,7 @@ def test_soft_targets_of_masked_tokens_alone_are_so_of_a_foreign_teacher_too(fol
     assert 0 < len(told) < len(batch["teacher1.pairs"])
     only = {**batch, "teacher1.pairs": torch.tensor(told)}
     wanted = lesson(student, found, only, foreign="tokens")[1]["soft teacher1"]
-    loss, parts = lesson(student, found, batch, foreign="tokens", restrict=True)
+    _, parts = lesson(student, found, batch, foreign="tokens", restrict=True)
     assert parts["soft teacher1"] == pytest.approx(wanted, rel=1e-5)
     assert parts["soft teacher1"] != pytest.approx(lesson(student, found, batch, foreign="tokens")[1]["soft teacher1"])
     nothing = {**batch, "teacher1.pairs": batch["teacher1.pairs"][:0]}
@@ -347,7 +347,11 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
 
 @pytest.mark.parametrize(
     ("second", "keep", "error"),
-    [("layers=2", "0,1,3", InputError), ("pattern=2:4", "spread", BudgetError), ("params=1%", "spread", InfeasibleError)],
+    [
+        ("layers=2", "0,1,3", InputError),
+        ("pattern=2:4", "spread", BudgetError),
+        ("params=1%", "spread", InfeasibleError),
+    ],
 )
 def test_what_a_later_budget_can_not_have_is_refused_before_the_first_is_trained(
     tmp_path, monkeypatch, second, keep, error

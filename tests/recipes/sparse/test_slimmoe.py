@@ -339,7 +339,12 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
 
 @pytest.mark.parametrize(("second", "error"), [("pattern=2:4", BudgetError), ("params=5%", InfeasibleError)])
 def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(
-    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, second: str, error: type[Exception]
+    subject: Moe,
+    data: texts.Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: str,
+    error: type[Exception],
 ) -> None:
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
     budgets = [Budget.parse(budget) for budget in ("params=70%", second)]

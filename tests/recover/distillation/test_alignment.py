@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 from tokenizers import pre_tokenizers
+from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
 import readers

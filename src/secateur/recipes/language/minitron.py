@@ -261,18 +261,15 @@ def count_halvings(limits: Mapping[str, float], whole: Mapping[str, float]) -> i
 
 
 def check(
-    subject: Transformer,
-    budgets: Sequence[Budget],
-    axes: Sequence[str],
-    losses: StateLosses,
-    *,
-    cache: int,
-    correction_steps: int,
-) -> None:
+    subject: Transformer, budgets: Sequence[Budget], axes: Sequence[str], losses: StateLosses,
+    *, cache: int, correction_steps: int,
+) -> None:  # fmt: skip
     """Raise an error for budgets that no shape meets, and for options that can't go together or not with this model."""
     for budget in budgets:
         if budget.pattern is not None or not budget.limits:
-            raise BudgetError(f"minitron can't meet {budget}: it makes smaller shapes, such as params=50% or memory=2GB")
+            raise BudgetError(
+                f"minitron can't meet {budget}: it makes smaller shapes, such as params=50% or memory=2GB"
+            )
     known = ("layers", *WIDTHS)
     if not axes or not set(axes) <= set(known):
         raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")

@@ -315,16 +315,10 @@ def masked_batches(
 
 def count_units(batch: Batch, *, teachers: Sequence[Teacher]) -> dict[str, int]:
     """What the losses are means over: real tokens, chosen tokens, and what foreign teachers have in common with us."""
-    chosen = int((batch["labels"] != masking.IGNORED).sum())
     names = [teacher.name for teacher in teachers if teacher.foreign]
-    told = {f"{name}.told": len(chosen_pairs(batch, name)) for name in names}
-    return {**objectives.count(batch), "masked": chosen, **alignment.count(batch, names), **told}
-
-
-def chosen_pairs(batch: Batch, name: str) -> Tensor:
-    """[pairs, 2]: of the tokens that foreign teacher `name` has in common with us, those that are to be told."""
-    pairs = batch[f"{name}.pairs"]
-    return pairs[batch["labels"].flatten()[pairs[:, 0]] != masking.IGNORED]
+    chosen = {f"{name}.told": len(alignment.chosen_pairs(batch, name)) for name in names}
+    chosen["masked"] = int((batch["labels"] != masking.IGNORED).sum())
+    return objectives.count(batch) | alignment.count(batch, names) | chosen
 
 
 def triple_loss(
@@ -357,7 +351,7 @@ def triple_loss(
         for teacher in by_tokens if soft else []:
             assert teacher.shared is not None
             name, logits_of = teacher.name, theirs[teacher.name].prediction
-            at = {f"{name}.pairs": chosen_pairs(batch, name)} if restrict else batch
+            at = {f"{name}.pairs": alignment.chosen_pairs(batch, name)} if restrict else batch
             apart = alignment.shared_kl(logits, logits_of, at, name, teacher.shared, temperature=temperature)
             pairs = max(1, totals[f"{name}.told" if restrict else f"{name}.pairs"])
             parts[f"soft {name}"] = soft * teacher.weight * temperature**2 * apart / pairs
@@ -417,10 +411,9 @@ def describe_loyalty(
         if "ensemble" in tallies:
             tallies["ensemble"].add([average_predictions(same, answers, 1.0), ours], item)
         for teacher in compared:
-            name, pairs = teacher.name, chosen_pairs(item, teacher.name)
-            there = {f"{name}.pairs": pairs}
+            name, there = teacher.name, {f"{teacher.name}.pairs": alignment.chosen_pairs(item, teacher.name)}
             mine, yours = alignment.at_pairs(ours, teacher.forward(item).prediction, there, name, shared[name])
-            tallies[name].add_pairs([yours, mine], pairs[:, 0] // ours.shape[1])
+            tallies[name].add_pairs([yours, mine], there[f"{name}.pairs"][:, 0] // ours.shape[1])
 
     forwards = [*(teacher.subject.forward for teacher in same), student.forward]
     quality.accuracies(forwards, items[: min(64, len(items))], watch=watch)

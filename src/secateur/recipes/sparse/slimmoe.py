@@ -138,15 +138,14 @@ def slimmoe(
         plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
         batch=batch, length=length,
     )  # fmt: skip
-    wanted = parse_shares(stages, "stages") if stages else None
-    steps = 0 if dry_run else training.whole("steps")
+    wanted, steps = parse_shares(stages, "stages") if stages else None, 0 if dry_run else training.whole("steps")
     orders = {}
     for budget in budgets:  # before the first of them is trained
         if budget.pattern or not budget.limits:
             raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
         shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
-        counts, peaks = split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares))
-        orders[budget] = list(zip(shares, counts, peaks, strict=True))
+        parts, peaks = split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares))
+        orders[budget] = list(zip(shares, parts, peaks, strict=True))
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))

@@ -26,7 +26,7 @@ from secateur.methods import blockwise
 from secateur.recover.sparsity import merging
 from secateur.score import hessian, hooks, random, routing
 from secateur.select import allocate, clusters, ranking, weights
-from secateur.subjects import Moe, Streamed, matrices
+from secateur.subjects import Moe, Streamed
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Cut, Result, Selection
 
@@ -140,7 +140,8 @@ def stun(
     check(subject, uniform, passes)
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
     whole = blocks.count(subject)
-    wanted = [weights.read_budget(budget, whole, "stun") for budget in budgets]
+    held = blockwise.count_nonzero(subject)
+    wanted = [weights.read_budget(budget, whole, "stun", held=held) for budget in budgets]
     counts = {index: mixture.count for index, mixture in subject.mixtures().items()}
     largest = max(sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in subject.mixtures().values())
     look = partial(count_routes, subject, data, choose, seen=seen, length=length, seed=seed)
@@ -175,7 +176,7 @@ def stun(
             starved += blockwise.prune_by_wanda(block, choosers[block.index], floor, routed=routed)
 
         zeros = blocks.receipt(slim, student)
-        before = {**gone.before, "weights": count_nonzero(subject)}
+        before = {**gone.before, "weights": float(blockwise.count_nonzero(subject))}
         after = {**gone.after, "weights": zeros.after["weights"]}
         by_layer = ", ".join(str(len(clusters_of)) for clusters_of in groups.values())
         passed = f"one pass over {int(routes['tokens'])} tokens" if passes else "no pass"
@@ -353,15 +354,6 @@ def keep_experts(
 
 
 # ----------------------------------------------------------------------------------------------------------- counts
-
-
-def count_nonzero(subject: Mixed) -> float:
-    """How many weights of the matrices of all blocks are not zero."""
-    total = 0
-    for path in subject.layers():
-        with subject.resident(path):
-            total += matrices.nonzero(matrices.matrices(subject.model, [path]))
-    return float(total)
 
 
 def kurtosis(**stages: Mixed) -> dict[str, dict[str, float]]:

@@ -33,6 +33,7 @@ __all__ = [
     "Parallel",
     "Reading",
     "at_pairs",
+    "chosen_pairs",
     "count",
     "is_uncased",
     "lower_text",
@@ -156,7 +157,8 @@ def shared_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> tuple[Tensor, Tenso
     """([k], [k]): ids in both tokenizers of the tokens that are the same piece of a word, by our id.
 
     A piece is its letters and whether it begins a word, however the tokenizer marks that: "##ing" or "ing" beside
-    "Ġsing" or "▁sing". Tokens of bytes are read as the text that they stand for: "Äĥ" is "ă". Special tokens are left aside. Raises `InputError` where fewer than two are shared.
+    "Ġsing" or "▁sing". Tokens of bytes are read as the text that they stand for: "Äĥ" is "ă". Special tokens are
+    left aside. Raises `InputError` where fewer than two are shared.
     """
     mine, yours = _pieces(ours), _pieces(theirs)
     both = sorted(mine.keys() & yours.keys(), key=mine.__getitem__)
@@ -173,7 +175,9 @@ def _pieces(tokenizer: Tokenizer) -> dict[tuple[bool, str | bytes], int]:
     known = {token: place for token, place in tokenizer.get_vocab().items() if token not in special}
     mark = next((mark for mark in ("▁", "Ġ") if sum(token.startswith(mark) for token in known) > len(known) // 100), "")
     if mark == "Ġ":
-        return {(token.startswith(mark), _read_bytes(token.removeprefix(mark))): place for token, place in known.items()}
+        return {
+            (token.startswith(mark), _read_bytes(token.removeprefix(mark))): place for token, place in known.items()
+        }
     if mark:
         return {(token.startswith(mark), token.removeprefix(mark)): place for token, place in known.items()}
     return {(not token.startswith("##"), token.removeprefix("##")): place for token, place in known.items()}
@@ -319,6 +323,12 @@ def count(batch: Batch, names: Sequence[str]) -> dict[str, int]:
     """What the losses below are divided by: for each name, ``name.words`` and ``name.pairs`` of a batch."""
     counted = {f"{name}.words": int(batch[f"{name}.ours"].max()) + 1 for name in names}
     return counted | {f"{name}.pairs": len(batch[f"{name}.pairs"]) for name in names}
+
+
+def chosen_pairs(batch: Batch, name: str) -> Tensor:
+    """[pairs, 2]: those of ``name.pairs`` whose token in our reading has a label, in a masked batch of `Parallel`."""
+    pairs = batch[f"{name}.pairs"]
+    return pairs[batch["labels"].flatten()[pairs[:, 0]] >= 0]
 
 
 def word_means(states: Tensor, numbers: Tensor) -> Tensor:
