@@ -107,6 +107,19 @@ def test_arms_share_shapes_and_order_but_no_weights(dense: Traced, monkeypatch: 
     assert all(torch.equal(before[name], tensor) for name, tensor in pruned.student.model.state_dict().items())
 
 
+@pytest.mark.parametrize(("finetune", "lr"), [("classic", 0.0005), ("rewind", 0.05)])
+def test_fresh_networks_train_at_the_full_rate_and_inherited_ones_as_was_asked(
+    dense: Traced, finetune: str, lr: float
+) -> None:
+    trained = arms.train_arms(
+        prune(dense, HALF, "l1"), DATA, DATA, epochs=1, lr=0.05, batch=24, finetune=finetune, chance=True
+    )
+    rates = {name: (arm.recovery.settings["lr"], arm.recovery.settings["schedule"]) for name, arm in trained.items()}
+    tuned = (pytest.approx(lr), "constant" if finetune == "classic" else "milestones")
+    fresh = (0.05, "milestones")
+    assert rates == {"fine-tuned": tuned, "scratch-E": fresh, "scratch-B": fresh, "random units": tuned}
+
+
 def test_masked_arms_stay_masked(dense: Traced) -> None:
     pruned = prune(dense, Budget.parse("weights=30%"), "unstructured")
     trained = arms.train_arms(pruned, DATA, DATA, epochs=2, lr=0.05, batch=24)
