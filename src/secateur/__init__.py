@@ -13,8 +13,9 @@ Names are loaded on first use, so that importing secateur costs nothing.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from secateur._utils.lazy import load_name
 
 __version__ = "0.2.0.dev0"
 
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
     from secateur.runs.executor import run as run
     from secateur.runs.exporting import export as export
     from secateur.runs.pruner_training import train_pruner as train_pruner
-    from secateur.subjects import load as load
-    from secateur.subjects import open_subject as open_subject
+    from secateur.subjects.network.rules import rule as rule
+    from secateur.subjects.opening import load as load
+    from secateur.subjects.opening import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
     from secateur.vocabulary import Cut as Cut
     from secateur.vocabulary import Evidence as Evidence
@@ -59,14 +61,15 @@ _PLACES = {
     "distill": "runs.distilling",
     "export": "runs.exporting",
     "inspect": "runs.executor",
-    "load": "subjects",
+    "load": "subjects.opening",
     "open_graph": "methods.graphs",
-    "open_subject": "subjects",
+    "open_subject": "subjects.opening",
     "prune": "methods.pruning",
     "prune_context": "runs.context",
     "prune_data": "runs.data",
     "prune_file": "runs.context_files",
     "report": "runs.executor",
+    "rule": "subjects.network.rules",
     "run": "runs.executor",
     "train_pruner": "runs.pruner_training",
 }
@@ -95,15 +98,14 @@ __all__ = [
     "prune_data",
     "prune_file",
     "report",
+    "rule",
     "run",
     "train_pruner",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return load_name(__name__, _PLACES, name)
 
 
 def __dir__() -> list[str]:

@@ -120,7 +120,9 @@ def fit(
         objective = _add_penalty(objective, penalty)
     stepper: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
     if training.optimizer != "sgd" and (epoch_end or step_end):
-        raise InputError(f"optimizer={training.optimizer}: what this method does between steps is for sgd; leave it out")
+        raise InputError(
+            f"optimizer={training.optimizer}: what this method does between steps is for sgd; leave it out"
+        )
     momentum = loop.DEFAULTS["momentum"] if training.momentum is None else training.momentum
     if epoch_end is not None:
         stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch, momentum=momentum)

@@ -242,7 +242,9 @@ def test_the_dense_network_teaches_first_and_then_the_sparse_one_by_what_it_has_
         return real(student, teacher, **how)
 
     monkeypatch.setattr(module.mixed, "objective", watch)
-    results(tmp_path, epochs=0.2, quantise_epochs=0.1, critical=["net.vit.layers.0", "net.vit.layers.1"], uniform=uniform)
+    results(
+        tmp_path, epochs=0.2, quantise_epochs=0.1, critical=["net.vit.layers.0", "net.vit.layers.1"], uniform=uniform
+    )
     (dense, first), (sparse, second) = lessons
     assert (dense, sparse) == (0, 0.5)
     assert "weights" not in first
