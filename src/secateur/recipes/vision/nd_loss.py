@@ -430,12 +430,8 @@ def diagnose(
     data = data.take(range(min(len(data), 128))) if data.targets else data
     with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
-        rows: list[tuple[Tensor, ...]] = []
-        for part in data.in_order(batch):
-            view = see(student, teacher, devices.move(part, student.subject.model))
-            kept = (view.labels, *(t for one in (view.student, view.teacher) for t in (one.features, one.logits)))
-            rows.append(tuple(tensor.cpu() for tensor in kept))  # and none of the maps, which are many times as large
-            del view
+        views = (see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch))
+        rows = map(keep_rows, views)  # one view at a time
         labels, ours, logits, theirs, answers = (torch.cat(column) for column in zip(*rows, strict=True))
         ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
     return {
@@ -449,6 +445,12 @@ def diagnose(
         }
         for name, features, told in (("teacher", theirs, answers), ("student", ours, logits))
     }
+
+
+def keep_rows(view: View) -> list[Tensor]:
+    """Labels, features and logits of the student and of the teacher, on the CPU: no maps, which are far larger."""
+    ours, theirs = view.student, view.teacher
+    return [one.cpu() for one in (view.labels, ours.features, ours.logits, theirs.features, theirs.logits)]
 
 
 def describe(figures: Mapping[str, Mapping[str, float]], what: str) -> tuple[str, ...]:
