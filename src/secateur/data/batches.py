@@ -22,11 +22,11 @@ class Feed(Sized, Protocol):
 def count_steps(feed: Sized, epochs: float, accumulate: int = 1) -> int:
     """Optimiser steps in so many epochs of `len(feed)` micro-batches: at least one, unless `epochs` is 0.
 
-    accumulate: micro-batches to a step. Raises `InputError` for epochs below 0 or without end.
+    accumulate: micro-batches to a step, of each process. Raises `InputError` for epochs below 0 or without end.
     """
     if not 0 <= epochs < math.inf:
         raise InputError(f"epochs={epochs}: give 0 or more")
-    return max(1, round(epochs * (len(feed) / accumulate))) if epochs else 0
+    return max(1, round(epochs * (len(feed) / (accumulate * distributed.count())))) if epochs else 0
 
 
 class Numbered:

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils import distributed
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
@@ -265,7 +266,8 @@ def most_layers(subject: Transformer, budget: Budget, batch: int, length: int) -
     total, units = len(subject.layers()), subject.units(batch=batch, length=length)
     costs = [units.cost({"layers": np.arange(total) < n}) | {"layers": float(n)} for n in range(1, total + 1)]
     if "latency" in budget:
-        single, whole = (time_layers(subject, n, batch, length) for n in (1, total))
+        timed = [partial(time_layers, subject, n, batch, length) for n in (1, total)]
+        single, whole = (distributed.by_first(time) for time in timed)  # others would be in its way
         for n, cost in enumerate(costs):
             cost["latency"] = single + (whole - single) * n / max(1, total - 1)
     limits = budget.absolute(costs[-1])

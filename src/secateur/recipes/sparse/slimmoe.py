@@ -18,7 +18,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from secateur._utils import devices, plugins
+from secateur._utils import devices, distributed, plugins
 from secateur._utils.disk import writing
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -180,7 +180,7 @@ def slimmoe(
                 objective = distilling.objective(student, teacher)
                 for router in student.routers():
                     router.requires_grad_(not distilling.freeze_router)
-                seen = sum(done.steps for done in recoveries) * (training.accumulate or 1)
+                seen = sum(done.steps for done in recoveries) * (training.accumulate or 1) * distributed.count()
                 recovery = distillation.train_student(
                     student, teacher, Shifted(stream, seen), objective,
                     replace(training, steps=count, lr=peak, min_lr=floor), length=length, seed=seed,
@@ -201,9 +201,13 @@ def slimmoe(
 
 def save_stage(student: Moe, folder: Path) -> Path:
     """`folder`, with the model in it: whole, and written once."""
-    if not folder.exists():
-        with writing(folder) as temporary:
-            student.save(temporary)
+
+    def write() -> None:
+        if not folder.exists():
+            with writing(folder) as temporary:
+                student.save(temporary)
+
+    distributed.by_first(write)
     return folder
 
 

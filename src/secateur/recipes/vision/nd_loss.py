@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from secateur._utils import devices, modes
+from secateur._utils import devices, distributed, modes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -217,11 +217,16 @@ def class_means(teacher: Network, data: Examples, batch: int, run: Run, file: st
     """Step 1: from the file that is given, or the run's, or made of the data."""
     key = {"teacher": teachers.fingerprint(teacher.subject.model), "feature": teacher.name}
     path = Path(file) if file else run.path("class-means.safetensors")
-    if not file and not path.exists():
+
+    def make() -> None:
+        if file or path.exists():
+            return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # regions are sampled
             made = collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes)
         made.save(path, key)
+
+    distributed.by_first(make)
     centres = ClassMeans.load(path, key)
     labels = teacher.labels_in(data.targets) if isinstance(teacher, Regions) else data.labels
     assert labels is not None

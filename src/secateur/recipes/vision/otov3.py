@@ -21,6 +21,7 @@ from secateur._utils.batches import Batch
 from secateur._utils.outputs import leaves
 from secateur._utils.rundir import Run
 from secateur.data import examples
+from secateur.data.batches import count_steps
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, ModelError
 from secateur.methods.group_budget import GroupBudget
@@ -157,7 +158,7 @@ def otov3(
     training = training.default(warmup=0.0, clip=math.inf)
     for budget in budgets:
         stages = split(budget)
-        steps = int(epochs * len(feed)) // len(stages)
+        steps = count_steps(feed, epochs, training.accumulate or 1) // len(stages)
         how: dict[str, Any] = {
             "lr": lr, "variant": variant, "start": round(warm * steps), "momentum": training.number("momentum"),
             "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty,
