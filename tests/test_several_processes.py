@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 import processes
+import secateur
 import tiny
-import toys
 import yolo
 from recipes.vision import nets
+from recover import students
 from secateur import recipes
+from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts
+from secateur.recover.training import loop
+from secateur.reports import evidence
 from secateur.runs import keywords
 from secateur.subjects import open_subject, open_traced
 from secateur.subjects.network import detectors
@@ -35,8 +45,8 @@ def language(kind: str, budget: str, **options: Any) -> Toy:
     return subject, texts.read(tiny.chains(200)), budget, {**SMALL, **options}
 
 
-def network(budget: str, model: nn.Module | None = None, **options: Any) -> Toy:
-    return nets.opened(model or nets.vgg()), nets.data(64), budget, {**QUICK, **options}
+def network(budget: str, model: nn.Module | None = None, count: int = 64, **options: Any) -> Toy:
+    return nets.opened(model or nets.vgg()), nets.data(count), budget, {**QUICK, **options}
 
 
 def detector(**options: Any) -> Toy:
@@ -59,7 +69,7 @@ TOYS: Mapping[str, Callable[[], Toy]] = {
     "ast": lambda: language("llama", "pattern=2:4", steps=6, refresh=2, slorb=8),
     "slimmoe": lambda: language("mixtral", "params=70%", steps=6, calibration=16, stages="2"),
     "otov3": lambda: network("channels=60%"),
-    "consensus_polarization": lambda: network("channels=60%", plain()),
+    "consensus_polarization": lambda: network("channels=60%", plain(), 71),
     "gpusq_vit": lambda: network("pattern=2:4", nets.vit(), quantise_epochs=1.0, least=8, calibration="entropy"),
     "rethinking_pruning_value": lambda: network("channels=60%", epochs=2, scratch="E"),
     "nd_loss": lambda: network("channels=60%"),
@@ -108,3 +118,100 @@ def test_two_processes_train_as_one_with_the_same_global_batch(name: str, tmp_pa
         assert first["losses"][step] == second["losses"][step] == pytest.approx(loss, rel=1e-5), step
     assert all(torch.equal(weight, second["weights"][key]) for key, weight in first["weights"].items())
     assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_distillation_is_shared_out_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A teacher kept on disk is asked by the first process; the student of both is that of one with twice as much."""
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(120)))
+    for name, seed in (("student", 1), ("teacher", 0)):
+        tiny.folder("llama", tmp_path / name)
+        tiny.model("llama", seed).save_pretrained(tmp_path / name)
+    student, teacher, data = (str(tmp_path / name) for name in ("student", "teacher", "texts.txt"))
+
+    def distil(out: str, accumulate: int, **options: Any) -> Any:
+        how = {"steps": 4, "batch": 4, "length": 16, "cache": 8, "overwrite": False, **options}
+        return secateur.distill(student, teacher, data, tmp_path / out, training=f"accumulate={accumulate}", **how)
+
+    def work() -> None:
+        row = distil("two", 1)
+        assert distil("two", 1) == row
+        torch.save(row.recovery.losses, tmp_path / os.environ["RANK"])
+
+    processes.both(work)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    alone = distil("one", 2)
+    assert first == second
+    assert [step for step, _ in first] == [1, 2, 3, 4]
+    assert [loss for _, loss in first] == pytest.approx([loss for _, loss in alone.recovery.losses], rel=1e-5)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    (row,) = evidence.read(tmp_path / "two")
+    assert "trained by 2 processes" in row.settings["notes"]
+
+
+def curve(folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = False) -> dict[str, torch.Tensor]:
+    """A student's weights and losses after six steps; the second process is asked to end in step `stop`."""
+    student, teacher = students.llama(0, dropout=0.2), students.llama(1)
+    kinds, inner, steps = [type(module) for module in student.modules()], students.logit_objective(student, teacher), []
+
+    def objective(batch: Any, totals: Any) -> Any:
+        steps.append(batch)
+        if len(steps) == stop and distributed.index():
+            signal.raise_signal(signal.SIGTERM)
+        assert any(isinstance(weight, DTensor) for weight in student.parameters()) == sharded
+        return inner(batch, totals)
+
+    feed, how = students.Batches(), {"steps": 6, "lr": 1e-3, "accumulate": accumulate, "progress": False}
+    done = loop.train(student, feed, objective, **how, checkpoint=folder, every=4, frozen=[teacher])
+    assert [type(module) for module in copy.deepcopy(student).modules()] == kinds
+    return {**student.state_dict(), "losses": torch.tensor([loss for _, loss in done.losses], dtype=torch.float64)}
+
+
+def shard_by_fsdp2() -> None:
+    """What Accelerate's configuration makes of processes with GPUs; on CPUs it leaves the plug-in out."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+                   "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}  # fmt: skip
+    Accelerator()
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_a_training_that_one_of_two_processes_was_asked_to_end_goes_on(tmp_path: Path, sharded: bool) -> None:
+    def work(stop: int) -> int:
+        if sharded:
+            shard_by_fsdp2()
+        try:
+            torch.save(curve(tmp_path / "kept", stop=stop, sharded=sharded), tmp_path / os.environ["RANK"])
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    assert [child.wait() for child in processes.pair(lambda: work(3))] == [143, 143]
+    assert (tmp_path / "kept" / "training.safetensors").is_file()
+    processes.both(lambda: work(0))
+    found = [torch.load(tmp_path / str(rank)) for rank in range(2)]
+    for name, wanted in curve(tmp_path / "alone", accumulate=2).items():
+        assert torch.equal(found[0][name], found[1][name])
+        torch.testing.assert_close(found[0][name], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_batch_norms_are_those_of_all_processes(tmp_path: Path) -> None:
+    def train() -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+        def objective(batch: Any, totals: Any) -> Any:
+            return model(batch).square().mean() / 2, {}
+
+        feed = [torch.randn(8, 3) + number for number in range(2)]
+        loop.train(model, feed, objective, steps=1, lr=0.0, count=lambda _: {"examples": 8}, progress=False)
+        return model
+
+    processes.both(lambda: torch.save(train()[1].running_mean, tmp_path / os.environ["RANK"]))
+    torch.manual_seed(0)
+    first, _ = model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    with torch.no_grad():
+        wanted = torch.stack([first(torch.randn(8, 3) + number).mean(0) for number in range(2)]).mean(0) * model[1].momentum
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / str(rank)), wanted)

@@ -33,11 +33,11 @@ class Numbered:
     """Batches with the share of training that is over: `Numbered(feed, steps)[i]` adds "done", from 0 to 1.
 
     An objective sees a batch and not its number; this way a schedule is right after a resume, under accumulation and in
-    several processes, which share the micro-batches out.
+    several processes, which share the micro-batches out: all those of one step say the same.
     """
 
     def __init__(self, feed: Feed, steps: int, accumulate: int = 1) -> None:
-        self._feed, self._count = feed, max(1, steps * accumulate * distributed.count())
+        self._feed, self._steps, self._per_step = feed, max(1, steps), accumulate * distributed.count()
 
     def __len__(self) -> int:
         return len(self._feed)
@@ -46,7 +46,7 @@ class Numbered:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._feed[index], "done": min(1.0, index / self._count)}
+        return {**self._feed[index], "done": min(1.0, index // self._per_step / self._steps)}
 
 
 class Shifted:
