@@ -21,6 +21,10 @@ help:  ## what can be asked for
 demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, measured beside two baselines
 	@$(BIN)/python examples/demo.py
 
+journeys: $(VENV)/.full  ## what a new user does, from data to a result, one after the other: examples/journey_*.py
+	@for file in examples/journey_*.py; do echo "== $$file"; \
+		$(BIN)/python "$$file" "journeys/$$(basename "$$file" .py)"; done
+
 test: style  ## formatting, types, import contracts, all fast tests
 	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
@@ -83,4 +87,4 @@ $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
-.PHONY: help demo test lint style claims gpu docs bench changelog clean
+.PHONY: help demo journeys test lint style claims gpu docs bench changelog clean

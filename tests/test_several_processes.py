@@ -31,7 +31,7 @@ from secateur.data import texts
 from secateur.recover.training import loop
 from secateur.reports import evidence
 from secateur.runs import keywords
-from secateur.subjects import open_subject, open_traced
+from secateur.subjects import open_subject
 from secateur.subjects.network import detectors
 from secateur.vocabulary import Budget
 
@@ -52,7 +52,12 @@ def network(budget: str, model: nn.Module | None = None, count: int = 64, **opti
 def detector(**options: Any) -> Toy:
     images = yolo.squares(8)
     stages = dict.fromkeys(("sparse_epochs", "finetune_epochs", "distil_epochs"), 1.0)
-    return detectors.open_detector(yolo.tiny(), images.inputs[:1]), images, "channels=60%", {"batch": 2, **stages, **options}
+    return (
+        detectors.open_detector(yolo.tiny(), images.inputs[:1]),
+        images,
+        "channels=60%",
+        {"batch": 2, **stages, **options},
+    )
 
 
 def plain() -> nn.Module:
@@ -212,6 +217,8 @@ def test_statistics_of_batch_norms_are_those_of_all_processes(tmp_path: Path) ->
     torch.manual_seed(0)
     first, _ = model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     with torch.no_grad():
-        wanted = torch.stack([first(torch.randn(8, 3) + number).mean(0) for number in range(2)]).mean(0) * model[1].momentum
+        wanted = (
+            torch.stack([first(torch.randn(8, 3) + number).mean(0) for number in range(2)]).mean(0) * model[1].momentum
+        )
     for rank in range(2):
         torch.testing.assert_close(torch.load(tmp_path / str(rank)), wanted)

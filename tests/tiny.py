@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     RobertaConfig,
     RobertaModel,
 )
@@ -135,6 +138,17 @@ def model(kind: str, seed: int = 0) -> PreTrainedModel:
     return made.eval()
 
 
+def mixture(dense: Sequence[int] = (), seed: int = 0) -> PreTrainedModel:
+    """A Qwen3-MoE of three layers with 8 experts each, but for the layers `dense`, which have a plain FFN."""
+    torch.manual_seed(seed)
+    config = Qwen3MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, moe_intermediate_size=16, num_experts=8, num_experts_per_tok=2,
+        mlp_only_layers=list(dense), pad_token_id=0, bos_token_id=5, eos_token_id=6, max_position_embeddings=128,
+    )  # fmt: skip
+    return Qwen3MoeForCausalLM(config).eval()
+
+
 def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrainedModel:
     """The same model with `share` of each layer's neurons nearly silent: worth keeping is easy to tell."""
     draw = torch.Generator().manual_seed(seed)
@@ -182,3 +196,36 @@ def training_set(folder: Path) -> None:
     inputs = np.random.default_rng(0).random((60, 1, 2, 2), np.float32) + labels[:, None, None, None] * 0.5
     np.savez(folder / "data.npz", inputs=inputs, labels=labels)
     np.savez(folder / "bare.npz", inputs=inputs)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] | trim }}"
+    "{% if message['role'] == 'assistant' %}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+"""A chat template as simple as can be: a role, a text, and the end of text after each answer."""
+
+
+def chat_tokenizer(*, template: str = TEMPLATE) -> PreTrainedTokenizerFast:
+    """The tokenizer of `WORDS` with roles as special tokens, and a chat template."""
+    found = tokenizer()
+    roles = ["<|system|>", "<|user|>", "<|assistant|>"]
+    found.add_special_tokens({"additional_special_tokens": roles})
+    found.chat_template = template
+    return found
+
+
+def chats(count: int = 200, seed: int = 0, turns: int = 1) -> list[dict[str, Any]]:
+    """Rows of chats: each answer is the words of its question, the other way round."""
+    texts = iter(sentences(count * turns, seed))
+    rows = []
+    for _ in range(count):
+        messages = []
+        for _ in range(turns):
+            asked = next(texts).split()[:5]
+            messages += [
+                {"role": "user", "content": " ".join(asked)},
+                {"role": "assistant", "content": " ".join(reversed(asked))},
+            ]
+        rows.append({"messages": messages})
+    return rows

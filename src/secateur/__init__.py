@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from secateur.runs.executor import run as run
     from secateur.runs.exporting import export as export
     from secateur.runs.pruner_training import train_pruner as train_pruner
-    from secateur.subjects import load as load
-    from secateur.subjects import open_subject as open_subject
+    from secateur.subjects.network.rules import rule as rule
+    from secateur.subjects.opening import load as load
+    from secateur.subjects.opening import open_subject as open_subject
     from secateur.vocabulary import Budget as Budget
     from secateur.vocabulary import Cut as Cut
     from secateur.vocabulary import Evidence as Evidence
@@ -59,14 +60,15 @@ _PLACES = {
     "distill": "runs.distilling",
     "export": "runs.exporting",
     "inspect": "runs.executor",
-    "load": "subjects",
+    "load": "subjects.opening",
     "open_graph": "methods.graphs",
-    "open_subject": "subjects",
+    "open_subject": "subjects.opening",
     "prune": "methods.pruning",
     "prune_context": "runs.context",
     "prune_data": "runs.data",
     "prune_file": "runs.context_files",
     "report": "runs.executor",
+    "rule": "subjects.network.rules",
     "run": "runs.executor",
     "train_pruner": "runs.pruner_training",
 }
@@ -95,6 +97,7 @@ __all__ = [
     "prune_data",
     "prune_file",
     "report",
+    "rule",
     "run",
     "train_pruner",
 ]

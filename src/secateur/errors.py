@@ -15,6 +15,7 @@
     └── RunError                  a run directory: in use, damaged, of another run, disk full
 
     MendedWarning                 no error: something on disk was damaged, and is made anew
+    DataWarning                   no error: a part of the data is passed over, or cut
 
 Each message says what was given, what was expected and what to do, in one line.
 """
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 __all__ = [
     "BudgetError",
     "DataError",
+    "DataWarning",
     "InfeasibleError",
     "InputError",
     "MeasurementError",
@@ -104,6 +106,10 @@ class RunError(SecateurError):
 
 class MendedWarning(UserWarning):
     """Something on disk was damaged, and is made anew; no error, and one line for users of the command line."""
+
+
+class DataWarning(UserWarning):
+    """A part of the data is passed over, or cut; no error, and one line for users of the command line."""
 
 
 @contextmanager

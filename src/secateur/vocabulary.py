@@ -458,6 +458,10 @@ class Training:
     """bf16 (autocast, weights stay float32), fp32, or auto: bf16 on a GPU that has it."""
     patience: int | None = None
     """Evaluations without a new best after which training stops."""
+    validation: float | None = None
+    """Share of the training data to judge by and not to learn from; 0.1 where patience asks for it, else none."""
+    keep: str | None = None
+    """Weights to end with: best (by evaluation; the default with patience or validation) or last."""
     every: int | None = None
     """Steps between checkpoints."""
     evaluate_every: int | None = None
@@ -475,6 +479,11 @@ class Training:
     def named(self) -> dict[str, Any]:
         """Name -> value of the fields that are set."""
         return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+
+    @property
+    def validates(self) -> bool:
+        """Whether training is to be judged meanwhile, by data that it does not learn from."""
+        return self.patience is not None or self.validation is not None
 
     def whole(self, name: str) -> int:
         """The value of a field that counts something; raises `InputError` where it is not set."""
@@ -557,6 +566,8 @@ _SETTINGS = {
     **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
     "optimizer": _choice("adamw", "sgd"),
+    "validation": _Setting(float, lambda value: 0 < value < 1, "a share between 0 and 1"),
+    "keep": _choice("best", "last"),
     "precision": _choice("auto", "bf16", "fp32"),
     "betas": _Setting(lambda value: tuple(map(float, parse_list(value))), lambda value: len(value) == 2, "two numbers"),
     "clip": _Setting(_limit, lambda value: value > 0, "a number above 0, or none for no limit"),

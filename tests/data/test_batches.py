@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from secateur._utils import distributed
+from secateur.data import examples
 from secateur.data.batches import Numbered, Shifted, count_steps
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 
 
 @pytest.mark.parametrize(("epochs", "accumulate", "steps"), [(0, 1, 0), (0.1, 1, 1), (2.5, 1, 10), (2.5, 4, 2)])
@@ -32,3 +34,20 @@ def test_batches_know_how_far_training_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_shifted_batches_go_on_behind_the_first():
     assert Shifted([5, 6, 7], 2)[0] == 7
+
+
+def test_a_part_is_held_out_of_numbered_batches_and_seen_as_at_the_end():
+    data = examples.Examples(torch.arange(10.0)[:, None], labels=torch.arange(10) % 2, name="ten")
+    feed = examples.batches(data, batch=4, seed=3)
+    rest, held = Numbered(feed, 10).hold_out(0.3)
+    learnt = {float(x) for batch in (rest[i] for i in range(20)) for x in batch["inputs"]}
+    judged = [float(x) for batch in held for x in batch["inputs"]]
+    assert len(judged) == len(set(judged)) == 3
+    assert learnt == {float(i) for i in range(10)} - set(judged)
+    assert {batch["done"] for batch in held} == {1.0}
+    assert (rest[0]["done"], rest[5]["done"]) == (0.0, 0.5)
+    assert [batch["inputs"].tolist() for batch in held] == [batch["inputs"].tolist() for batch in held]
+    with pytest.raises(InputError, match="can't hold one out"):
+        Numbered([{"inputs": 1}], 10).hold_out(0.5)
+    with pytest.raises(DataError, match="none can be held out"):
+        examples.batches(data.take([0]), batch=1).hold_out(0.5)

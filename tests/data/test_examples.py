@@ -344,8 +344,9 @@ def test_boxes_and_labels_come_in_pairs():
 def test_images_of_two_sizes_are_refused(tmp_path):
     picture(tmp_path / "a" / "1.png", 0)
     picture(tmp_path / "a" / "2.png", 0, size=(5, 4))
-    with pytest.raises(DataError, match=r"is 5x4, 1\.png is 6x4: bring all images to one size"):
-        examples.read(tmp_path)
+    data = examples.read(tmp_path)
+    with pytest.raises(DataError, match=r"2\.png is 5x4, .*1\.png is 6x4: bring all images to one size"):
+        data.inputs[:]
 
 
 def test_split_is_disjoint_complete_and_repeats():
@@ -390,3 +391,47 @@ def test_batches_in_order_hold_each_example_once():
     parts = list(data.in_order(2))
     assert [part["labels"].tolist() for part in parts] == [[0, 1], [2, 3], [4]]
     assert torch.equal(torch.cat([part["inputs"] for part in parts]), data.inputs)
+
+
+def coco_folder(root):
+    """Two images of unequal sizes with a box each."""
+    for name, size in (("one.jpg", (60, 40)), ("two.jpg", (30, 50))):
+        picture(root / name, 9, size)
+    rows = [{"id": n, "image_id": n, "category_id": 17, "bbox": [2, 2, 12, 12]} for n in (1, 2)]
+    images = [{"id": 1, "file_name": "one.jpg"}, {"id": 2, "file_name": "two.jpg"}]
+    data = {"images": images, "annotations": rows, "categories": [{"id": 17, "name": "cat"}]}
+    (root / "labels.json").write_text(json.dumps(data))
+    return root
+
+
+def test_images_with_boxes_are_letterboxed_when_they_are_asked_for(tmp_path):
+    root = coco_folder(tmp_path / "set")
+    whole = examples.read(root)
+    with pytest.raises(DataError, match=r"two\.jpg is 30x50, one\.jpg is 60x40: give a size .* such as --size 640"):
+        examples.letterbox(whole)
+    data = examples.with_transform(whole, size="48x64")
+    assert examples.letterbox(data, (99, 99)) is data
+    assert (data.ids, data.classes, data.name) == ((17,), ("cat",), "set")
+    assert data.inputs.shape == (2, 3, 48, 64)
+    assert data.targets[1]["boxes"][0].tolist() == pytest.approx([19.5, 2, 31, 13.5], abs=0.6)
+    other, file = (examples.with_transform(examples.read(one), size=64) for one in (root, root / "labels.json"))
+    assert data.digest != other.digest == file.digest
+    with pytest.raises(InputError, match=r"size=1x28x28: images with boxes have three channels"):
+        examples.with_transform(whole, size="1x28x28")
+    with pytest.raises(InputError, match=r"transform=imagenet: images with boxes .* take none, flip, jitter, mosaic"):
+        examples.with_transform(whole, "imagenet")
+    with pytest.raises(InputError, match=r"size=64: images with boxes in arrays are taken as they are"):
+        examples.with_transform(STORED["boxes"], size=64)
+    assert examples.with_transform(STORED["boxes"], "flip").augment is not None
+
+
+def test_training_sees_images_with_boxes_augmented_and_measuring_does_not(tmp_path):
+    root = coco_folder(tmp_path / "set")
+    plain, moved = (examples.with_transform(examples.read(root), name, 64) for name in (None, "mosaic"))
+    feeds = [examples.batches(data, batch=2, seed=3) for data in (plain, moved)]
+    assert not torch.equal(feeds[0][0]["inputs"], feeds[1][0]["inputs"])
+    assert torch.equal(feeds[1][0]["inputs"], examples.batches(moved, batch=2, seed=3)[0]["inputs"])
+    assert not torch.equal(feeds[1][0]["inputs"], feeds[1][1]["inputs"])
+    first, same = (next(iter(data.in_order(2))) for data in (plain, moved))
+    assert torch.equal(first["inputs"], same["inputs"])
+    assert plain.digest == moved.digest

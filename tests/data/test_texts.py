@@ -13,7 +13,7 @@ import tiny
 from secateur.data import texts
 from secateur.data.shelf import Shelf, Writer
 from secateur.data.texts import Corpus
-from secateur.errors import DataError, UnsupportedError
+from secateur.errors import DataError, DataWarning, InputError, UnsupportedError
 
 
 @pytest.fixture(scope="module")
@@ -436,3 +436,178 @@ def test_a_words_first_token_has_its_label():
 
     with pytest.raises(UnsupportedError, match="labels of words need a fast tokenizer"):
         texts.batches(found, slow, packed=False, batch=2, length=16)
+
+
+# ------------------------------------------------------------------------------------- chats, answers, documents
+
+
+def dialogs(count=60, turns=1, **how):
+    return replace(texts.read(tiny.chats(count, turns=turns)), **how)
+
+
+def test_chats_are_read_from_files_and_rows_and_are_of_one_kind(tmp_path):
+    rows = tiny.chats(4)
+    path = tmp_path / "chats.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = texts.read(path)
+    assert read.form == "chat"
+    assert read.digest == texts.read(rows).digest
+    named = texts.read([{"dialog": row["messages"]} for row in rows], column="dialog")
+    assert named.texts == read.texts
+    pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+    from pyarrow import Table
+
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "chats.parquet")
+    assert texts.read(tmp_path / "chats.parquet").texts == read.texts
+    with pytest.raises(DataError, match="texts holds 4 chats and 1 texts: give one kind"):
+        texts.read([*rows, {"text": "the tree"}])
+
+
+def test_a_chat_packs_as_its_template_writes_it_with_no_token_more():
+    tokenizer = tiny.chat_tokenizer()
+    read = dialogs()
+    written = [tokenizer.apply_chat_template(row["messages"], tokenize=True)["input_ids"] for row in tiny.chats(60)]
+    found = texts.batches(read, tokenizer, packed=True, batch=2, length=16)
+    assert found.tokens.tolist() == list(itertools.chain.from_iterable(written))
+    assert set(found[0]) == {"input_ids", "attention_mask"}, "nothing is masked unless somebody asks for it"
+
+
+@pytest.mark.parametrize("packing", ["blocks", "documents"])
+def test_only_what_predicts_an_answer_counts(packing):
+    tokenizer = tiny.chat_tokenizer()
+    read = dialogs(completion_only=True, packing=packing)
+    found = texts.batches(read, tokenizer, packed=True, batch=1, length=26)
+    assistant, user = tokenizer.convert_tokens_to_ids(["<|assistant|>", "<|user|>"])
+    answers, inside = [], False
+    for token in found.tokens.tolist():
+        inside = token == assistant if token in (assistant, user) else inside
+        answers.append(inside and token != assistant)
+    for number in range(len(found)):
+        (row,) = found.rows(number)
+        block = slice(int(found.starts[row]), int(found.ends[row]))
+        counted = found[number]["counted"][0].tolist()
+        assert counted == [*answers[block][1:], False]
+        assert found.tokens[block].tolist() == found[number]["input_ids"][0].tolist()
+
+
+def test_blocks_without_an_answer_are_left_out_and_too_few_with_one_are_told():
+    tokenizer = tiny.chat_tokenizer()
+    rows = [{"prompt": "the tree " * 40, "completion": "grows"} for _ in range(3)]
+    read = replace(texts.read(rows), completion_only=True)
+    found = texts.batches(read, tokenizer, packed=True, batch=1, length=16)
+    assert all(batch["counted"].any() for batch in found)
+    assert len(found) <= 3 < len(found.tokens) // 16
+    with pytest.raises(DataError, match=r"holds 252 tokens, with answers in \d of 15 blocks, less than one batch: 128"):
+        texts.batches(read, tokenizer, packed=True, batch=8, length=16)
+
+
+def test_documents_stand_whole_in_their_blocks_and_count_from_0():
+    tokenizer = tiny.tokenizer()
+    read = replace(texts.read(tiny.sentences(50)), packing="documents")
+    found = texts.batches(read, tokenizer, packed=True, batch=4, length=32)
+    assert len(found) * 4 <= len(found.starts)
+    seen = []
+    for batch in found:
+        for ids, mask, places, counted in zip(*(batch[name].tolist() for name in
+            ("input_ids", "attention_mask", "position_ids", "counted")), strict=True):  # fmt: skip
+            length = sum(mask)
+            starts = [place for place in range(length) if places[place] == 0]
+            ends = [*starts[1:], length]
+            seen += [tuple(ids[a:b]) for a, b in zip(starts, ends, strict=True)]
+            assert all(places[a:b] == list(range(b - a)) for a, b in zip(starts, ends, strict=True))
+            assert places[length:] == list(range(len(ids) - length)), "padding is a document of its own"
+            assert counted == [place + 1 < length and place + 1 not in starts for place in range(len(ids))]
+    whole = [(*row, tokenizer.eos_token_id) for row in tokenizer(list(read.texts), add_special_tokens=False)
+             ["input_ids"]]  # fmt: skip
+    assert set(seen) <= set(whole)
+    assert len(seen) > 40
+
+
+def test_a_document_longer_than_a_block_is_cut_and_told_of():
+    read = replace(texts.read(["the " * 40, *tiny.sentences(20)]), packing="documents")
+    with pytest.warns(DataWarning, match="1 of 21 texts of texts are longer than 16 tokens and are cut there"):
+        found = texts.batches(read, tiny.tokenizer(), packed=True, batch=2, length=16)
+    assert int((found.ends - found.starts).max()) == 16
+    assert sorted(zip(found.starts[1:].tolist(), found.ends[:-1].tolist(), strict=True)) == [
+        (end, end) for end in found.ends[:-1].tolist()
+    ], "no token is lost"
+
+
+def test_padded_texts_that_are_cut_are_told_of(tokenizer):
+    with pytest.warns(DataWarning, match="of 100 texts of texts are longer than 8 tokens and are cut there"):
+        texts.batches(corpus(100), tokenizer, packed=False, batch=4, length=8)
+
+
+def test_blank_rows_are_told_of_and_blank_lines_are_not(tmp_path, recwarn):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    texts.read(tmp_path / "a.txt")
+    assert not [one for one in recwarn if one.category is DataWarning]
+    with pytest.warns(DataWarning, match="2 texts of texts are blank and are passed over"):
+        assert len(texts.read(["one", " ", "", "two"])) == 2
+
+
+def test_a_tokenizer_that_begins_texts_itself_begins_those_that_run_on(tokenizer):
+    from tokenizers import processors
+
+    inner = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    inner.post_processor = processors.TemplateProcessing(single="[UNK] $A", special_tokens=[("[UNK]", 1)])
+    how = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[END]"}
+    begins = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[UNK]", **how)
+    rows = tokenizer(sentences(30))["input_ids"]
+    found = texts.batches(corpus(30), begins, packed=True, batch=2, length=8)
+    assert found.tokens.tolist() == [token for row in rows for token in (1, *row, 2)]
+    other = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="[PAD]", **how)
+    found = texts.batches(corpus(30), other, packed=True, batch=2, length=8)
+    assert found.tokens.tolist() == [token for row in rows for token in (*row, 2)], "it does not begin with its bos"
+
+
+def test_calibration_windows_run_on_whatever_is_learned():
+    tokenizer = tiny.chat_tokenizer()
+    plain, _ = texts.windows(dialogs(), tokenizer, 8, 16)
+    found, _ = texts.windows(dialogs(completion_only=True, packing="documents"), tokenizer, 8, 16)
+    assert all(torch.equal(one["input_ids"], other["input_ids"]) for one, other in zip(plain, found, strict=True))
+    assert set(found[0]) == {"input_ids", "attention_mask"}
+
+
+def test_a_part_keeps_how_it_is_learned():
+    read = dialogs(completion_only=True, packing="documents").render(tiny.chat_tokenizer())
+    first, rest = read.split(seed=1)
+    assert (first.form, first.packing, first.completion_only) == ("rendered", "documents", True)
+    assert (len(first.answers), len(rest.answers)) == (len(first), len(rest))
+    start, end = first.answers[0][0]
+    assert first.texts[0][start:end].endswith("</s>")
+    assert read.render(None) is read
+
+
+def test_chats_for_a_model_that_knows_no_roles_are_their_messages():
+    read = dialogs()
+    message = tiny.chats(60)[0]["messages"]
+    assert read.join().texts[0] == f"{message[0]['content']}\n{message[1]['content']}"
+    with pytest.raises(InputError, match="completion_only is of language models, which write answers: leave it out"):
+        replace(read, completion_only=True).join()
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "count", "told"),
+    [
+        ("hub:owner/name", None, 4, True),
+        ("hub:owner/name::train[:2]", None, 2, False),
+        ("hub:owner/name::train[:]", None, 6, False),
+        ("hub:owner/name", 5, 5, False),
+    ],
+)
+def test_how_many_texts_of_the_hub_are_read_is_the_user_s_to_say(monkeypatch, name, limit, count, told):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def give(*args, **how):
+        asked.append(how["split"])
+        return iter({"text": f"text {number}"} for number in range(6))
+
+    monkeypatch.setattr(datasets, "load_dataset", give)
+    monkeypatch.setattr(texts, "_HUB_LIMIT", 4)
+    expects = pytest.warns(DataWarning, match=r"goes on after 4 texts.*hub:owner/name::train\[:500000\], or \[:\]")
+    with expects if told else contextlib.nullcontext():
+        assert len(texts.read(name, limit=limit)) == count
+    assert asked == ["train"]

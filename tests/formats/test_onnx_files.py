@@ -137,3 +137,53 @@ def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
     assert cli.main(["export", "saved", "--to", "onnx", "--out", "other"]) == 2
     assert "program=True" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+class Segmenter(nn.Module):
+    """Convolutions and a resize to the size of the input: free of height and width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        classes = self.head(self.stem(image).relu())
+        return nn.functional.interpolate(classes, size=image.shape[-2:], mode="bilinear")
+
+
+class Positions(nn.Module):
+    """Patches with a position each: of one size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.positions = nn.Conv2d(3, 8, 8, 8), nn.Parameter(torch.zeros(1, 4, 8))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (self.patches(image).flatten(2).transpose(1, 2) + self.positions).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "free", "given"),
+    [(Segmenter, True, ["batch", 3, "height", "width"]), (Positions, False, ["batch", 3, 16, 16])],
+)
+def test_images_of_any_size_where_the_network_takes_them(
+    tmp_path: Path, kind: type[nn.Module], free: bool, given: list[object]
+) -> None:
+    import onnxruntime
+
+    model, image, other = kind().eval(), torch.randn(2, 3, 16, 16), torch.randn(5, 3, 24, 40)
+    program = onnx_files.program(model, (image,), {})
+    torch.export.save(program, tmp_path / "model.pt2")
+    direct = onnx_files.write_module(model, (image,), {}, tmp_path / "direct.onnx")
+    later = onnx_files.write_program(onnx_files.load_program(tmp_path), tmp_path / "later.onnx")
+    assert direct == later
+    assert any("images of 16 x 16 only" in note for note in direct) != free
+    for name in ("direct", "later"):
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        assert session.get_inputs()[0].shape == given
+        if free:
+            assert session.get_outputs()[0].shape == ["batch", 4, "height", "width"]
+            (answer,) = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+            torch.testing.assert_close(torch.from_numpy(answer), model(other).detach(), rtol=1e-4, atol=1e-4)
+    if free:
+        torch.testing.assert_close(program.module()(other), model(other))

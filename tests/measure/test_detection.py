@@ -105,3 +105,13 @@ def test_what_can_not_be_judged_is_refused():
     broken = answers([([0, 0, float("nan"), 1], 0.5, 0)], [])
     with pytest.raises(MeasurementError, match="NaN"):
         detection.all_point(broken, BATCH)
+
+
+def test_detections_in_crowds_count_neither_way():
+    pytest.importorskip("pycocotools")
+    crowd = {"crowds": torch.tensor([[60.0, 60, 110, 110]]), "crowd_labels": torch.tensor([0])}
+    truth = {"boxes": BOXES[:1], "labels": torch.tensor([0])}
+    inside = answers([(BOXES[0].tolist(), 0.8, 0), ([70, 70, 90, 90], 0.9, 0)])
+    for target, wanted in ((truth | crowd, 1.0), (truth, 0.5)):
+        batch = [{"inputs": torch.zeros(1, 3, 120, 120), "targets": [target]}]
+        assert detection.average_precision(inside, batch)["mAP"].value == pytest.approx(wanted)

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from score.networks import images, residual, same, slices, state
-from secateur.errors import InputError, SecateurError, UnsupportedError
-from secateur.methods.pruning import prune
+from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
+from secateur.methods import pruning
+from secateur.methods.pruning import prune, shares_of
+from secateur.subjects.network.opening import load_saved
 from secateur.subjects.network.traced import open_traced
+from secateur.vocabulary import Cut
 from subjects import nets
 
 IMAGE = torch.randn(2, 2, 6, 6)
@@ -194,3 +197,41 @@ def test_flops_are_a_budget_and_stand_in_the_receipt() -> None:
     assert cut.after["flops"] == open_traced(small, IMAGE).flops() <= 0.4 * cut.before["flops"]
     with pytest.raises(SecateurError, match="flops can go down to"):
         prune(model, IMAGE, "flops=1%")
+
+
+def test_a_result_is_pruned_again_saved_and_exported(tmp_path: Path) -> None:
+    model = residual()
+    result = prune(model, IMAGE, "channels=75%")
+    small, cut = result
+    assert small is result.model is result.subject.model
+    assert cut is result.cut
+    again = prune(result.subject, budget="channels=50%")
+    assert again.cut.before["channels"] == cut.after["channels"]
+    assert again.cut.after["channels"] <= cut.after["channels"] / 2
+    again.subject.save(tmp_path)
+    torch.testing.assert_close(load_saved(tmp_path, original=model).eval()(IMAGE), again.model.eval()(IMAGE))
+    assert prune(small, IMAGE, "channels=50%").cut.after == again.cut.after
+
+
+def test_single_sites_keep_their_own_share_and_others_what_is_left() -> None:
+    model = residual()
+    result = prune(model, IMAGE, "channels=60%", shares={"*": 0.3, "stem": 1.0})
+    assert "stem.channels" not in result.cut.removed
+    assert result.cut.removed["inner.channels"] == (6, 8)
+    assert prune(model, IMAGE, "channels=75%", shares=shares_of("inner.channels=50%")).cut.removed[
+        "inner.channels"
+    ] == (4, 8)
+    for wrong, said in (({"nose": 0.5}, "is no site that can be cut"), ({"stem": 0.0}, "above 0"),
+                        ({"stem": 1.5}, "above 0")):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            prune(model, IMAGE, shares=wrong)
+    with pytest.raises(InputError, match=r"layer4\.\*=25%"):
+        shares_of("stem")
+    with pytest.raises(InfeasibleError):
+        prune(model, IMAGE, "channels=50%", shares={"*": 1.0})
+
+
+def test_a_site_that_loses_more_than_all_others_is_said() -> None:
+    cut = Cut({"embedding.channels": (119, 192), "layers.0.heads": (1, 3), "mlp.channels": (700, 1536)}, {}, {})
+    (note,) = pruning._thinned_notes(cut)
+    assert note.startswith("embedding.channels keeps 73 of 192 (38%), all sites together 53%")

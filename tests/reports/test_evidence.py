@@ -197,3 +197,30 @@ def test_what_is_no_part_of_the_model_is_counted_by_the_receipt():
     assert line[1:6] == ["30", "30", "100", "30", "−70.0\u00a0%"]
     over = dataclasses.replace(row, cut=dataclasses.replace(cut, after={"examples": 31.0}))
     assert evidence.judge(over).startswith("missed: 31 examples")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "chance", "said"),
+    [
+        ({"accuracy": 0.9}, {"accuracy": 0.26}, {"accuracy": 0.25}, "Accuracy 0.260 is no better than guessing (0.25)"),
+        ({"accuracy": 0.9}, {"accuracy": 0.5}, {"accuracy": 0.25}, ""),
+        ({"accuracy": 0.26}, {"accuracy": 0.25}, {"accuracy": 0.25}, "neither it nor the original"),
+        ({"mAP": 0.4}, {"mAP": 0.001}, {}, "mAP fell from 0.400 to 0.001"),
+        ({"mAP": 0.4}, {"mAP": 0.2}, {}, ""),
+        ({"perplexity": 20.0}, {"perplexity": 4000.0}, {}, "Perplexity rose from 20.0 to 4000"),
+        ({"perplexity": 20.0}, {"perplexity": 40.0}, {}, ""),
+        ({"perplexity": 20.0}, {"perplexity": math.inf}, {}, "Perplexity is ∞"),
+        ({}, {"spearman": 0.001}, {}, "no longer follow"),
+        ({}, {"spearman": 0.9}, {}, ""),
+    ],
+)
+def test_lost_quality_is_said_beside_a_target_that_is_met(before, after, chance, said):
+    def row(figures):
+        return {name: Figure(value) for name, value in figures.items()}
+
+    result = samples.result(before=row(before), after=row(after), measured={}, settings={"chance": chance})
+    result = dataclasses.replace(result, verdict="met")
+    assert said in evidence.describe_lost_quality(result)
+    assert bool(said) == bool(evidence.describe_lost_quality(result))
+    assert evidence.describe_verdict(result).startswith("met, but of no use: " if said else "met")
+    assert evidence.describe_verdict(dataclasses.replace(result, verdict="missed: x")) == "missed: x"

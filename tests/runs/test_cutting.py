@@ -37,6 +37,24 @@ def build():
 def biases(subject):
     return {name: next(w for w, d, _ in parts if w.dim() == 1).detach() for name, parts in subject.slices().items()}
 
+def unseeded():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(1, 4)
+
+def other():
+    torch.seed()
+    return unseeded()
+
+class Segmenter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, image):
+        return {"out": self.head(self.stem(image).relu())}
+
+def segmenter():
+    return Segmenter(), torch.ones(2, 1, 8, 8)
+
 def counted(subject, batches):
     assert sum(len(batch["inputs"]) for batch in batches) == 8
     return biases(subject)
@@ -78,6 +96,66 @@ def test_the_command_cuts_what_the_three_lines_cut(place: Path, capsys: pytest.C
     assert row.predicted["params"] == row.after["params"].value == cut.after["params"]
     assert row.predicted["flops"] == row.after["flops"].value
     assert Path("small/report.html").is_file()
+
+
+def test_a_function_without_a_seed_resumes_and_one_that_can_not_is_named(place: Path, capsys) -> None:
+    asked = ["prune", "net.py:unseeded", "--budget", "channels=50%", "--out"]
+    assert cli.main([*asked, "small"]) == 0
+    assert cli.main([*asked, "small"]) == 0
+    state = torch.get_rng_state()
+    plugins.network("net.py:unseeded")
+    assert torch.equal(state, torch.get_rng_state()), "the caller's generators stay"
+    asked[1] = "net.py:other"
+    assert cli.main([*asked, "other"]) == 0
+    capsys.readouterr()
+    assert cli.main([*asked, "other"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "net.py:other builds another network at each call" in line
+
+
+def test_a_result_is_a_model_for_every_command(place: Path, capsys) -> None:
+    assert cli.main(["prune", "net.py:build", *SHAPE, "--budget", "channels=60%", "--out", "small"]) == 0
+    assert cli.main(["prune", "small", "--budget", "channels=60%", "--data", "data.npz", "--out", "smaller"]) == 0
+    assert cli.main(["measure", "smaller", "--json"]) == 0
+    smaller = json.loads(capsys.readouterr().out.partition("result  smaller")[2].partition("{")[2].join(["{", ""]))
+    model = secateur.load("smaller")
+    assert smaller["model"]["params"]["value"] == sum(p.numel() for p in model.parameters())
+    assert cli.main(["measure", "smaller", "--against", "small", "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert both["model"]["params"]["value"] < both["against"]["params"]["value"]
+    assert cli.main(["measure", "smaller", "--against", "net.py:build", "--input", "2x1x8x8"]) == 0
+    assert cli.main(["inspect", "smaller", "--json"]) == 0
+    assert cli.main(["measure", "net.py:build", "--input", "2x1x8x8"]) == 0
+    image = torch.ones(1, 1, 8, 8)
+    assert torch.equal(model(image), secateur.open_subject("smaller").forward(image))
+
+
+def test_masks_are_labels_of_pixels(place: Path) -> None:
+    draw = np.random.default_rng(0)
+    masks = draw.integers(0, 3, (12, 8, 8))
+    masks[:, 0] = 255
+    np.savez("masks.npz", inputs=draw.random((12, 1, 8, 8), np.float32), labels=masks)
+    asked = ["prune", "net.py:segmenter", "--data", "masks.npz", "--score", "taylor", "--budget", "channels=50%"]
+    assert cli.main([*asked, "--out", "small"]) == 0
+    (row,) = evidence.read(Path("small"))
+    assert {"mIoU", "pixel_accuracy", "class 0/IoU"} <= row.after.keys() & row.before.keys()
+    assert list(row.cut.removed.values()) == [(4, 8)]
+    masks[0, 1, 1] = 9
+    np.savez("wrong.npz", inputs=draw.random((12, 1, 8, 8), np.float32), labels=masks)
+    asked[3] = "wrong.npz"
+    assert cli.main([*asked, "--out", "other"]) == 2
+
+
+def test_a_model_that_guesses_is_said_before_and_first(place: Path, capsys) -> None:
+    """The network of the test was never trained: its accuracy is that of guessing."""
+    asked = ["prune", "net.py:build", "--data", "data.npz", "--budget", "channels=50%", "--out", "small"]
+    assert cli.main(asked) == 0
+    shown = capsys.readouterr()
+    assert "warning: the original has accuracy" in shown.err
+    assert "no better than guessing" in shown.err
+    assert "verdict: met, but of no use: Accuracy" in " ".join(shown.out.split())
+    page = Path("small/report.html").read_text()
+    assert "Target met, quality lost" in page
 
 
 def test_its_run_yaml_repeats_it_and_flags_win(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,6 +100,27 @@ def test_fields_that_a_default_names_are_options_of_their_own():
 
 def test_what_is_read_from_the_source_is_what_the_signature_says():
     told = {option.name: option.default for option in recipes.signature("ast")}
-    assert told == keywords.flat(find("ast"), {name: p.default for name, p in keywords.of(find("ast")).items()})
+    own = keywords.flat(find("ast"), {name: p.default for name, p in keywords.of(find("ast")).items()})
+    assert told == {**own, "patience": None, "validation": None}
     helps = {option.name: option.help for option in recipes.signature("ast")}
     assert all(helps.values())
+
+
+def test_every_recipe_that_trains_can_be_asked_to_validate():
+    def recipe(*, lr: float = 1.0, training: Training = Training(steps=3)):
+        """Train."""
+
+    plain = keywords.checked(recipe, {})["training"]
+    asked = keywords.checked(recipe, {"patience": 2, "validation": 0.2, "training": "clip=2"})["training"]
+    assert (plain.patience, plain.validates) == (None, False)
+    assert (asked.patience, asked.validation, asked.clip, asked.validates) == (2, 0.2, 2.0, True)
+    assert keywords.flat(recipe, {"training": asked})["training"] == "clip=2.0,patience=2,validation=0.2"
+    assert "patience" not in keywords.flat(recipe, {"training": plain}), "records of 0.1.0 have no such key"
+    assert {"patience", "validation"} <= set(keywords.names(recipe))
+    for wrong in ({"patience": 0}, {"validation": 1.5}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            keywords.checked(recipe, wrong)
+    with pytest.raises(InputError, match="has no option 'patience'"):
+        keywords.checked(lambda *, lr=1.0: None, {"patience": 2})
+    named = [option.name for option in recipes.signature("otov3")]
+    assert named.count("patience") == named.count("validation") == 1

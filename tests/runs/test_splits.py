@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from pictures import class_folder
 from secateur.data.examples import Examples
-from secateur.errors import DataError
+from secateur.errors import DataError, InputError
 from secateur.runs import splits
 from secateur.runs.backends.network import Network
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
+from secateur.vocabulary import Figure
 
 DATA = Examples(torch.arange(40.0).reshape(20, 2), torch.arange(20) % 3, classes=("a", "b", "c"), name="data")
 JUDGED = Examples(torch.arange(40.0, 48.0).reshape(4, 2), torch.arange(4) % 3, name="judged")
@@ -29,7 +31,7 @@ def test_a_part_of_the_data_is_drawn_by_the_seed():
     assert torch.equal(found.held.inputs, again.held.inputs)
     assert not torch.equal(found.held.inputs, other.held.inputs)
     assert found.digests == {"data_sha256": DATA.digest}
-    assert found.warning == ""
+    assert found.notes == ()
 
 
 def test_data_of_its_own_leaves_all_to_learn_from():
@@ -41,9 +43,9 @@ def test_data_of_its_own_leaves_all_to_learn_from():
 
 def test_copies_are_told_of():
     both = replace(JUDGED, inputs=torch.cat([DATA.inputs[5:6], JUDGED.inputs[1:]]))
-    assert "1 of 4 held-out examples are in the data, too" in parted(DATA, both).warning
+    assert "1 of 4 held-out examples are in the data, too" in parted(DATA, both).notes[0]
     twice = DATA.take([*range(20), *range(20)])
-    assert "in the training part, too" in parted(twice, seed=3).warning
+    assert "in the training part, too" in parted(twice, seed=3).notes[0]
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,8 @@ def test_copies_are_told_of():
         (DATA, replace(JUDGED, labels=None), "judged has no classes to measure quality by"),
         (
             DATA,
-            replace(JUDGED, classes=("a", "c")),
-            "judged numbers the classes a, c, data a, b, c: give both the same",
+            replace(JUDGED, classes=("a", "x")),
+            "judged numbers the classes a, x, data a, b, c: give both the same",
         ),
     ],
 )
@@ -67,5 +69,64 @@ def test_what_can_not_be_judged_is_refused(data, held_out, words):
 
 def test_names_are_paths_or_what_data_calls_itself():
     assert splits.names_of(data=("a.npz", DATA), held_out=(JUDGED, JUDGED), other=(None, None)) == {
-        "data": "a.npz", "held_out": "judged",
+        "data": "a.npz", "held_out": "judged", "class_names": ["a", "b", "c"],
     }  # fmt: skip
+
+
+def test_held_out_classes_are_numbered_as_those_of_the_data():
+    judged = replace(JUDGED, labels=torch.tensor([0, 1, 0, 1]), classes=("a", "c"))
+    found = parted(DATA, judged)
+    assert found.held.labels.tolist() == [0, 2, 0, 2]
+    assert found.held.classes == ("a", "b", "c")
+
+
+def test_parts_of_a_new_run_hold_every_class_and_those_of_an_old_one_are_as_they_were(tmp_path):
+    rare = Examples(torch.arange(80.0).reshape(40, 2), torch.tensor([*[0] * 30, *[1] * 8, 2, 2]))
+    new = splits.follow_record(rare, tmp_path, overwrite=False)
+    held = parted(new).held
+    assert sorted(set(held.labels.tolist())) == [0, 1, 2]
+    assert splits.columns("text", "label", data=new) == {"split": "by class"}
+    (tmp_path / "run.yaml").write_text("recipe: prune\n")
+    old = splits.follow_record(rare, tmp_path, overwrite=False)
+    assert torch.equal(parted(old).held.inputs, parted(rare).held.inputs)
+    assert splits.columns("text", "label", data=old) == {}
+    assert splits.follow_record(rare, tmp_path, overwrite=True).stratified
+    (tmp_path / "run.yaml").write_text("split: by class\n")
+    assert splits.follow_record(rare, tmp_path, overwrite=False).stratified
+
+
+def test_a_class_of_one_example_is_learned_from_and_told_of():
+    data = Examples(torch.rand(12, 2), torch.tensor([*[0] * 6, *[1] * 5, 2]), classes=("a", "b", "c"), stratified=True)
+    train, held = data.split()
+    assert sorted(held.labels.tolist()) == [0, 1]
+    assert 2 in train.labels
+    notes = splits.missing_classes_note(held, {"accuracy": Figure(0.9)})
+    assert notes == ["1 of 3 classes have no held-out example: c"]
+
+
+@pytest.mark.parametrize(("scale", "told"), [(1.0, False), (255.0, True)])
+def test_images_beyond_the_usual_range_are_told_of(scale, told):
+    data = Examples(torch.rand(5, 3, 4, 4) * scale, name="photos")
+    assert ("inputs of photos go from" in splits.range_note(data)) == told
+
+
+def test_val_beside_train_is_what_is_measured_on(tmp_path):
+    class_folder(tmp_path / "train", 6)
+    class_folder(tmp_path / "val", 4)
+    data, held = splits.read(Network(), tmp_path, size=16, workers=0)
+    assert (len(data), len(held)) == (6, 4)
+    assert held.inputs.shape == (4, 3, 16, 16)
+    assert held.inputs.workers == 0
+    own, other = splits.read(Network(), tmp_path, tmp_path / "train", size=16)
+    assert (len(own), len(other)) == (6, 6)
+
+
+def test_a_transform_of_arrays_is_refused():
+    with pytest.raises(InputError, match="data holds arrays, which are taken as they are: leave transform and size"):
+        splits.read(Network(), DATA, size=16)
+
+
+def test_names_of_classes_are_recorded():
+    found = splits.names_of(data=("photos", DATA), held_out=(None, None))
+    assert found == {"data": "photos", "class_names": ["a", "b", "c"]}
+    assert splits.names_of(data=(JUDGED, JUDGED)) == {"data": "judged"}

@@ -1,4 +1,6 @@
 import copy
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from score.networks import Block, Linear, batches, images, residual, same, slices, state, unit_of
 from secateur.errors import DataError, InputError
+from secateur.measure import memory
 from secateur.score import gradient
 
 
@@ -195,3 +198,15 @@ def test_what_the_loss_does_not_use_has_no_gradient_and_bad_losses_are_refused()
         gradient.hesso(given, {model.stem.weight: torch.zeros_like(model.stem.weight)})
     with pytest.raises(InputError, match="do not divide into blocks of 4"):
         gradient.taylor(loss_of(Block()), Block(), batches(), {"n": Linear("down", 4)})
+
+
+@pytest.mark.parametrize("rule", [gradient.taylor, partial(gradient.taylor, order=2), gradient.fisher])
+def test_only_one_gradient_is_held_at_a_time(rule: Any) -> None:
+    width, layers = 256, 12
+    net = nn.Sequential(*[nn.Linear(width, width, bias=False) for _ in range(layers)])
+    units = torch.arange(width)
+    slices = {f"layer{n}": [(layer.weight, 0, units), (layer.weight, 1, units)] for n, layer in enumerate(net)}
+    batches = [torch.randn(2, width) for _ in range(2)]
+    took = memory.measure_allocation(lambda: rule(lambda x: net(x).square().mean(), net, batches, slices))
+    assert took.value < 5 * 4 * width**2  # a gradient, its product and square: never all twelve
+    assert all(parameter.grad is None for parameter in net.parameters())

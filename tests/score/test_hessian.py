@@ -2,10 +2,11 @@ import itertools
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from score.networks import Block, batches, hooks
-from secateur.errors import DataError, InputError, NumericalError
+from secateur.errors import DataError, InputError, NumericalError, RunError
 from secateur.score import hessian
 
 F64 = torch.float64
@@ -288,15 +289,23 @@ def test_single_precision_agrees_with_double():
     assert hessian.sweep(W.bfloat16(), H.float(), levels=[3]).weights[3].dtype == torch.bfloat16
 
 
-def test_a_sweep_survives_a_file():
+def test_a_sweep_survives_a_file(tmp_path):
     W, H, _ = problem()
     sweep = hessian.sweep(W, H, 3, [0, 2, 4])
-    back = hessian.Sweep.from_tensors(sweep.to_tensors())
+    path = tmp_path / "sweep.safetensors"
+    save_file({f"site/{name}": tensor for name, tensor in sweep.to_tensors().items()}, path)
+    back = hessian.Sweep.open(path, "site/")
     assert back.order == sweep.order
     assert back.levels == sweep.levels
     assert back.errors == sweep.errors
     assert all(torch.equal(back.weights[level], sweep.weights[level]) for level in sweep.levels)
-    assert all(isinstance(t, torch.Tensor) for t in sweep.to_tensors().values())
+    assert list(back.weights.columns) == [0, 2, 4]
+    with pytest.raises(KeyError):
+        back.weights[1]
+    half = tmp_path / "half.safetensors"
+    half.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(RunError, match="damaged"):
+        hessian.Sweep.open(half, "site/")
 
 
 def test_snapshots_take_only_what_survives():

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from secateur.errors import InputError, SecateurError
@@ -98,15 +101,33 @@ def _import_beside(path: Path) -> Iterator[None]:
             sys.path.remove(folder)
 
 
+@contextmanager
+def _seed_generators() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's code may use it
+    try:
+        with torch.random.fork_rng(devices=[]):
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            torch.manual_seed(0)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
 def network(name: str) -> tuple[nn.Module, Any]:
     """What the user's function `name`, "file.py:function" or "package.module:function", gives: (model, example inputs).
 
-    The function returns the model, or the model and the inputs to call it with; without them the inputs are None.
+    The function returns the model, or the model and the inputs to call it with; without them the inputs are None. The
+    generators of Python, NumPy and torch are seeded for it, and left as they were, so that weights which it draws
+    without a seed of its own are the same in the next call: a run is resumed by the same command.
+
     Raises `InputError` for a function that is not there, fails, or returns something else.
     """
     make = _load_function(name)
     try:
-        found = make()
+        with _seed_generators():
+            found = make()
     except Exception as error:
         raise InputError(f"{name} failed to build a model: {line(error)}") from error
     model, inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)

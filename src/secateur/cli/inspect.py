@@ -79,7 +79,7 @@ COMMAND = Command(
     arguments=("model",),
     words={"inputs": "--input"},
     help={
-        "model": "a model folder or Hub id, or file.py:function for any network.",
+        "model": "a model folder or Hub id, or file.py:function for any network, or a cut one's folder.",
         "batch": "sequences at a time, for FLOPs and the KV cache.",
         "length": "tokens per sequence.",
         "inputs": SHAPE,

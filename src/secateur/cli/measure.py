@@ -9,6 +9,7 @@ from typing import Any
 from secateur.cli.command import Command
 from secateur.cli.flags import AS_JSON
 from secateur.cli.printing import console
+from secateur.cli.run import SHAPE
 
 __all__ = ["execute"]
 
@@ -37,11 +38,13 @@ COMMAND = Command(
     execute,
     ["secateur.runs.measuring.measure"],
     arguments=("model",),
+    words={"inputs": "--input"},
     help={
-        "model": "a model folder or Hub id; for networks file.py:function.",
+        "model": "a model folder or Hub id; for networks file.py:function, or the folder of a cut one.",
         "against": "another model to compare with, usually the original. Again for more, such as all its teachers.",
         "data": "texts (for networks examples) to measure quality on.",
         "sizes": "sides of squares that part small, medium and large boxes: 8,24 pixels, 5%,15% of a side.",
+        "inputs": SHAPE,
         "tasks": "tasks of lm-eval to measure quality on.",
         "task_folder": "a folder of lm-eval task files of your own.",
         "limit": "documents per task; all if not given.",

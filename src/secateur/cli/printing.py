@@ -38,7 +38,7 @@ def print_evidence(row: Evidence) -> None:
     console().print(evidence.rich_table(evidence.table(row), title=f"{row.recipe}, {row.target}"))
     if row.cut:
         print_lines(f"cut: {_describe_removed(row.cut.removed)}", *(f"note: {note}" for note in row.cut.notes))
-    print_lines(f"verdict: {row.verdict}")
+    print_lines(f"verdict: {evidence.describe_verdict(row)}")
 
 
 def _describe_removed(removed: Mapping[str, tuple[int, int]]) -> str:

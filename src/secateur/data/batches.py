@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol
 
 from secateur._utils import distributed
@@ -47,6 +48,28 @@ class Numbered:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self._feed[index], "done": min(1.0, index // self._per_step / self._steps)}
+
+    def hold_out(self, share: float) -> tuple[Numbered, Iterable[Mapping[str, object]]]:
+        """As the batches' own; what is held out is seen as at the end of training."""
+        hold_out = getattr(self._feed, "hold_out", None)
+        if hold_out is None:
+            raise InputError(
+                "patience and validation need a part of the data to judge by, and this training can't hold one out"
+            )
+        rest, held = hold_out(share)
+        numbered = copy.copy(self)
+        numbered._feed = rest
+        return numbered, _Done(held)
+
+
+class _Done:
+    """One epoch of batches, as at the end of training."""
+
+    def __init__(self, feed: Iterable[Mapping[str, object]]) -> None:
+        self._feed = feed
+
+    def __iter__(self) -> Iterator[Mapping[str, object]]:
+        return ({**batch, "done": 1.0} for batch in self._feed)
 
 
 class Shifted:

@@ -3,48 +3,65 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
-from secateur.data import labels
+from secateur.data import box_files, feeding, image_sources, labels, transforms
+from secateur.data import boxes as boxes_of
+from secateur.data.boxes import Annotated, Augmentation
+from secateur.data.image_sources import Data
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 
-__all__ = ["Augment", "Batches", "Examples", "batches", "count", "read", "sides"]
+__all__ = [
+    "Augment", "Batches", "Examples", "Ordered", "batches", "count", "find_held_out", "letterbox", "read", "sides",
+    "with_transform",
+]  # fmt: skip
 
-_IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+Batch: TypeAlias = dict[str, Any]
+
+_FEW = 2
+"""Batches that are read without workers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Inputs in order, and what each of them should give.
 
-    inputs:  [N, ...]; images are float32 [N, C, H, W] between 0 and 1
-    labels:  [N] int64 classes, or None
+    inputs:  [N, ...], a tensor; or images that lie on the disk, [N, C, H, W], see `images.Images`
+    labels:  [N] int64 classes, or [N, H, W], a class for each pixel (-100 and 255 where none counts), or None
     targets: per input {"boxes": [n, 4] float32 (x1, y1, x2, y2) in pixels, "labels": [n] int64 from 0}, or nothing
     classes: their names, where the data has them
+    stratified: whether parts of them are drawn class by class, see `parts`
     sizes:   for reports, sides of the squares that part small from medium from large boxes (see `sides`), or nothing
+    ids:     numbers of the classes where the data comes from, such as COCO's, or nothing
+    notes:   what of the data was left out or renumbered, for the run's evidence
+    augment: of images with boxes, what training sees in their place, or nothing
     """
 
-    inputs: Tensor
+    inputs: Tensor | Images
     labels: Tensor | None = None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     classes: tuple[str, ...] = ()
     name: str = "examples"
     sizes: tuple[float, ...] = ()
+    stratified: bool = False
+    ids: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
         if self.sizes:
@@ -52,11 +69,14 @@ class Examples:
         count = len(self.inputs)
         if not count:
             raise DataError(f"{self.name} holds no example: give at least one")
-        if self.labels is not None and self.labels.shape != (count,):
+        masks = self.labels is not None and self.labels.dim() == 3 and len(self.labels) == count
+        if self.labels is not None and self.labels.shape != (count,) and not masks:
             raise DataError(f"{self.name} has {count} inputs and labels of shape {tuple(self.labels.shape)}: one each")
         if self.targets and len(self.targets) != count:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
         self._check_boxes()
+        if isinstance(self.inputs, Images):
+            return
         if self.inputs.is_floating_point() and not bool(torch.isfinite(self.inputs).all()):
             raise DataError(f"{self.name} holds NaN or infinity: clean the inputs")
 
@@ -90,9 +110,14 @@ class Examples:
     @cached_property
     def digest(self) -> str:
         """sha256 of inputs, classes and boxes, and of the sizes by which these are told apart."""
-        digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
-        parts = [self.inputs, *([] if self.labels is None else [self.labels])]
-        parts += [target[key] for target in self.targets for key in ("boxes", "labels")]
+        parts = [] if self.labels is None else [self.labels]
+        if isinstance(self.inputs, Images):
+            digest = hashlib.sha256(self.inputs.digest)
+        else:
+            digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
+            parts.insert(0, self.inputs)
+        keys = ("boxes", "labels", "crowds", "crowd_labels")
+        parts += [target[key] for target in self.targets for key in keys if key in target]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().flatten().view(torch.uint8).numpy().data)
@@ -102,39 +127,55 @@ class Examples:
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
         """Measure -> [N], what each example takes: the bytes of its input."""
-        one = self.inputs[0].numel() * self.inputs.element_size()
+        one = math.prod(self.inputs.shape[1:]) * self.inputs.element_size()
         return {"bytes": np.full(len(self), float(one))}
 
     def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
-        """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality."""
+        """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality.
+
+        Of images that lie on the disk, equal for equal files.
+        """
         if normalised:
             raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
+        if isinstance(self.inputs, Images):
+            return self.inputs.keys()
         rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
         return hashes.digests(rows)
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
-        """The examples at `indices`, in that order."""
+        """The examples at `indices`, in that order; images are not read."""
         chosen = torch.as_tensor(indices, dtype=torch.long)
         return replace(
             self,
-            inputs=self.inputs[chosen],
+            inputs=self.inputs.take(chosen) if isinstance(self.inputs, Images) else self.inputs[chosen],
             labels=None if self.labels is None else self.labels[chosen],
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
-    def batch(self) -> dict[str, Any]:
-        """All of them as one batch: "inputs", and "labels" or "targets" where there are any."""
-        found: dict[str, Any] = {"inputs": self.inputs}
+    def batch(self, draw: Sequence[int] | None = None) -> Batch:
+        """All of them as one batch: "inputs", and "labels" or "targets" where there are any.
+
+        draw: for images in training, see `Images.read`.
+        """
+        inputs = self.inputs.read(range(len(self)), draw) if isinstance(self.inputs, Images) else self.inputs
+        found: dict[str, Any] = {"inputs": inputs}
         if self.labels is not None:
             found["labels"] = self.labels
         if self.targets:
             found["targets"] = [dict(target) for target in self.targets]
         return found
 
-    def in_order(self, batch: int) -> Iterator[dict[str, Any]]:
+    def in_order(self, batch: int) -> Iterator[Batch]:
         """All of them once, in batches of `batch` in their order; the last may be smaller."""
-        for start in range(0, len(self), batch):
-            yield self.take(range(start, min(start + batch, len(self)))).batch()
+
+        def read(start: int) -> Batch:
+            return self.take(range(start, min(start + batch, len(self)))).batch()
+
+        starts = range(0, len(self), batch)
+        if isinstance(self.inputs, Images) and len(starts) > _FEW:
+            workers, size = self.inputs.count_workers(), self.inputs.count_bytes(batch)
+            return map(dict, feeding.read_in_order(read, starts, workers, size))
+        return map(read, starts)
 
     def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
         """(train, held out): the examples at `parts`."""
@@ -142,21 +183,33 @@ class Examples:
         return self.take(train), self.take(held)
 
     def parts(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places of (train, held out): a random share, at least one example, is held out; both in the original order.
+        """Places of (train, held out), both in the original order: a random share is held out, at least one example.
+
+        Where the examples are `stratified` the share is of each class, and at least one of each that has two.
 
         Raises:
             DataError: fewer than two examples.
         """
         if len(self) < 2:
             raise DataError(f"{self.name} holds {len(self)} example, too few to hold any out: give at least 2")
-        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
+        if self.stratified and self.labels is not None:
+            kinds = self.labels.numpy()[order]
+            held = np.zeros(len(self), bool)
+            for kind in np.unique(kinds):
+                places = order[kinds == kind]
+                held[places[: max(1, round(len(places) * held_out)) if len(places) > 1 else 0]] = True
+            if held.any():
+                return np.flatnonzero(~held), np.flatnonzero(held)
+        amount = min(max(1, round(len(self) * held_out)), len(self) - 1)
         return np.sort(order[amount:]), np.sort(order[:amount])
 
     def storable(self) -> None:
         """Raise `DataError` for what `save` could not write so that it is read as it is."""
         boxes = [target["boxes"].dtype for target in self.targets]
         kinds = [target["labels"].dtype for target in self.targets]
+        if any("crowds" in target for target in self.targets):
+            raise DataError(f"{self.name} has crowds, which an .npz file does not hold: keep its annotations")
         for what, found, known in (
             ("inputs", [self.inputs.dtype], (torch.float32, torch.int64)),
             ("labels", [] if self.labels is None else [self.labels.dtype], (torch.int64,)),
@@ -174,12 +227,14 @@ class Examples:
     def save(self, path: str | Path) -> None:
         """Write an .npz file that `read` gives back as it is, digest and all; whole, or not at all.
 
+        Images are written as the inputs that they become, all of which are in memory then.
+
         Raises:
             DataError: numbers that would be read as others (see `storable`).
             RunError: the disk is full, or `path` can't be written.
         """
         self.storable()
-        arrays: dict[str, Any] = {"inputs": self.inputs.numpy()}
+        arrays: dict[str, Any] = {"inputs": self.inputs[:].numpy()}
         if self.labels is not None:
             arrays["labels"] = self.labels.numpy()
         if self.classes:
@@ -220,28 +275,48 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------------------------- reading
 
 
-def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examples:
+def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
     - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
-    - a folder with one folder of images per class, or a folder in COCO's form: images and a .json of annotations;
-    - `file.py:function` or `package.module:function`, which gives `Examples` or (inputs, labels).
+    - a folder with one folder of images per class, of `train/` and `val/` the first;
+    - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
+    - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
+      the Hub as `owner/name`;
+    - `file.py:function` or `package.module:function`, which gives one of the following:
+    - `Examples`, (inputs, labels), a table of `datasets`, a data set or a `DataLoader` of torch, or any iterable, of
+      (image, label).
 
-    label: another array of an .npz file that holds the classes; "" for none. Bytes become float32 between 0 and 1.
+    label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
+    float32 between 0 and 1. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
     if isinstance(source, Examples):
         return source
-    path = Path(source)
+    if not isinstance(source, str | Path):
+        return _from_object(source, label)
+    path, name = Path(source), str(source)
     if path.suffix == ".npz" and path.is_file():
         return _arrays(path, label)
-    made = ":" in str(source) and path.suffix != ".npz"
-    if path.is_dir() or made:
-        found = _folder(path) if path.is_dir() else _from_function(str(source))
+    annotated = box_files.read(path)
+    if annotated is not None:
+        labels.unnamed(f"{annotated.name} has boxes, whose classes are not named", label=label)
+        return _of_boxes(annotated)
+    if image_sources.is_table(source):
+        return _of_images(image_sources.read_table(source, label))
+    if image_sources.is_shards(source):
+        return _of_images(image_sources.read_shards(source, label))
+    if path.is_dir():
+        found = _folder(path)
         labels.unnamed(f"{found.name} has no array of classes to be named", label=label)
+        return found if label else replace(found, labels=None)
+    if _HUB.fullmatch(name) and not path.exists() and not path.parent.is_dir():
+        return _of_images(image_sources.read_hub(name, label))
+    if ":" in name and path.suffix != ".npz":
+        found = _from_object(plugins.function(name)(), label, name)
         return found if label else replace(found, labels=None)
     raise DataError(
         f"data {source} is no .npz file, no folder of images and no function: give one of them"
@@ -250,14 +325,91 @@ def read(source: str | Path | Examples, *, label: str = labels.DEFAULT) -> Examp
     )
 
 
-def _from_function(source: str) -> Examples:
-    found = plugins.function(source)()
+_HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
+
+
+def _of_images(found: image_sources.Classified) -> Examples:
+    kinds = None if found.labels is None else torch.from_numpy(found.labels)
+    return Examples(found.images, kinds, (), found.classes, found.name)
+
+
+def _from_object(found: Data, label: str, source: str = "") -> Examples:
+    """What a user's function gave, or what was given in Python."""
     if isinstance(found, Examples):
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise DataError(f"{source} gave {type(found).__name__}: expected Examples, or a tuple (inputs, labels)")
-    inputs, kinds = found
-    return Examples(_number(inputs, source), _whole(kinds, source), name=source)
+    name = source or "the data"
+    if image_sources.is_table(found):
+        return _of_images(image_sources.read_table(found, label))
+    labels.unnamed(f"{name} has no array of classes to be named", label=label)
+    if isinstance(found, tuple) and len(found) == 2:
+        inputs, kinds = found
+        return Examples(_number(inputs, name), _whole(kinds, name), name=name)
+    if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
+        raise DataError(
+            f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
+            "iterable of (image, label)"
+        )
+    return _of_images(image_sources.read_pairs(found, name))
+
+
+def find_held_out(source: Any) -> Any:
+    """The part of `source` that is there to measure on, for `read`; None where there is none."""
+    if isinstance(source, str | Path) and box_files.holds_boxes(Path(source)):
+        return box_files.find_held_out(Path(source))
+    return image_sources.find_held_out(source)
+
+
+def _of_boxes(found: Annotated) -> Examples:
+    return Examples(found.images, None, found.targets, found.classes, found.name, ids=found.ids, notes=found.notes)
+
+
+def with_transform(
+    data: Examples, transform: object = None, size: object = None, workers: int | None = None
+) -> Examples:
+    """The examples with their images transformed as declared, see `transforms.read`, and read by so many workers.
+
+    Images with boxes are letterboxed to `size`, and `transform` is a name of `boxes.AUGMENTATIONS`.
+
+    Raises `InputError` for a transform of examples that are no images, or are arrays of one size already.
+    """
+    feeding.check_workers(workers)
+    if data.targets:
+        return _with_boxes(data, transform, size, workers)
+    declared = transforms.read(transform, size)
+    if isinstance(data.inputs, Images):
+        return replace(data, inputs=data.inputs.with_transform(declared or data.inputs.transform, workers))
+    if declared is not None:
+        raise InputError(
+            f"{data.name} holds arrays, which are taken as they are: leave transform and size out, or give images"
+        )
+    return data
+
+
+def _with_boxes(data: Examples, transform: object, size: object, workers: int | None) -> Examples:
+    if transform is not None and not isinstance(transform, str):
+        raise InputError(f"transform={transform}: images with boxes are augmented by name, such as flip or mosaic")
+    augmented = replace(data, augment=boxes_of.augmentation(transform) or data.augment)
+    if isinstance(data.inputs, Images):
+        augmented = replace(augmented, inputs=data.inputs.with_transform(data.inputs.transform, workers))
+    if size is None:
+        return augmented
+    channels, sides = transforms.parse_size(size)
+    if channels != 3 or not isinstance(data.inputs, Images):
+        what = "have three channels" if channels != 3 else "in arrays are taken as they are"
+        raise InputError(f"size={size}: images with boxes {what}: give files, and 640 or 480x640 (height x width)")
+    return letterbox(augmented, sides)
+
+
+def letterbox(data: Examples, size: tuple[int, int] | None = None) -> Examples:
+    """Images with boxes at one size (height, width), each whole between grey bars, and its boxes where they are then.
+
+    Images that were letterboxed stay as they are, and so do all without a size, if they have one size. Raises
+    `DataError` where they have several.
+    """
+    if not isinstance(data.inputs, Images) or data.inputs.transform is not None:
+        return data
+    inputs, targets = boxes_of.fit_images(data.inputs, data.targets, size)
+    return replace(data, inputs=inputs, targets=targets)
 
 
 def _whole(values: Any, name: str, **how: str) -> Tensor:
@@ -323,86 +475,23 @@ def _arrays(path: Path, label: str) -> Examples:
 
 
 def _folder(path: Path) -> Examples:
-    for file in sorted(path.glob("*.json")) + sorted(path.glob("annotations/*.json")):
-        try:
-            found = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file} is no JSON that can be read ({error}): mend or remove it") from error
-        if isinstance(found, dict) and not found.keys().isdisjoint(("images", "annotations")):
-            return _coco(path, file, found)
-    kinds = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
-    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.iterdir()) if _is_image(file)]
-    if not files:
-        raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
-    inputs = _images([file for file, _ in files])
-    return Examples(inputs, torch.tensor([n for _, n in files]), (), tuple(kind.name for kind in kinds), path.name)
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in _IMAGES and not file.name.startswith(".")
-
-
-def _images(files: Sequence[Path]) -> Tensor:
-    """[N, 3, H, W]; all of one size."""
-    found, size = [], None
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{file} is no image that can be read ({error}): remove it") from error
-        size = size or pixels.shape
-        if pixels.shape != size:
-            raise DataError(
-                f"{file} is {pixels.shape[1]}x{pixels.shape[0]}, {files[0].name} is {size[1]}x{size[0]}: "
-                "bring all images to one size"
-            )
-        found.append(pixels)
-    return _number(np.stack(found), files[0].parent.name).permute(0, 3, 1, 2).contiguous()
-
-
-def _coco(path: Path, annotations: Path, data: Mapping[str, Any]) -> Examples:
-    """Annotations in COCO's form: images, annotations with bbox (x, y, width, height), categories.
-
-    Crowds, and boxes without an area, of which COCO itself has some, are left out.
-    """
-    try:
-        kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
-        pictures = {int(one["id"]): str(one["file_name"]) for one in data["images"]}
-        rows: dict[int, list[tuple[list[float], int]]] = {one: [] for one in pictures}
-        for one in data["annotations"]:
-            if not one.get("iscrowd"):
-                x, y, w, h = map(float, one["bbox"])
-                if min(w, h) <= 0:
-                    continue
-                rows[int(one["image_id"])].append(([x, y, x + w, y + h], int(one["category_id"])))
-        number = {kind: index for index, kind in enumerate(sorted(kinds))}
-        targets = tuple(
-            {
-                "boxes": torch.tensor([box for box, _ in found], dtype=torch.float32).reshape(-1, 4),
-                "labels": torch.tensor([number[kind] for _, kind in found], dtype=torch.long),
-            }
-            for found in rows.values()
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{annotations} is not in COCO's form ({type(error).__name__}: {error}): "
-            "it needs images, annotations and categories"
-        ) from error
-    if not pictures:
-        raise DataError(f"{annotations} names no image: give at least one")
-    root = path.resolve()
-    files = []
-    for name in pictures.values():
-        places = [path / name, path / "images" / name]
-        file = next((place for place in places if place.is_file()), places[0])
-        if root not in file.resolve().parents:
-            raise DataError(f"{annotations} names the image {name!r}, which is outside of {path}: not read")
-        files.append(file)
-    return Examples(_images(files), None, targets, tuple(kinds[one] for one in sorted(kinds)), path.name)
+    return _of_images(image_sources.read_folder(path))
 
 
 # ----------------------------------------------------------------------------------------------------- batches
+
+
+class Ordered:
+    """All examples once, in their order, in batches of `batch`; each time that it is iterated over they are read."""
+
+    def __init__(self, data: Examples, batch: int) -> None:
+        self.data, self.batch = data, batch
+
+    def __len__(self) -> int:
+        return -(-len(self.data) // self.batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.data.in_order(self.batch)
 
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
@@ -413,27 +502,66 @@ class Batches(Computed["dict[str, Any]"]):
     """Endless, repeatable batches: `batches[i]` for any i >= 0 is a pure function of the examples, the seed and i.
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch. What is
-    left of an epoch after its last whole batch is passed over, unless it is all there is.
+    left of an epoch after its last whole batch is passed over, unless it is all there is. Without `training` images
+    become what they are measured as.
     """
 
-    def __init__(self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self, data: Examples, *, batch: int, seed: int, augment: Augment | None = None, training: bool = True
+    ) -> None:
         self.data, self.batch, self.seed, self.augment = data, min(batch, len(data)), seed, augment
+        self._drawn = _Drawn(data, self.batch, seed)
+        images = data.inputs if isinstance(data.inputs, Images) else None
+        workers, size = (0, 0) if images is None else (images.count_workers(), images.count_bytes(self.batch))
+        self._ahead = feeding.Ahead(partial(self._drawn.read, training=training), workers, size)
+
+    def __len__(self) -> int:
+        return len(self._drawn)
+
+    def make(self, index: int) -> Batch:
+        """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
+        return self._move(index, self._ahead[index])
+
+    def _move(self, index: int, batch: Mapping[str, Tensor]) -> Batch:
+        """The batch after `augment`."""
+        if self.augment is None:
+            return dict(batch)
+        draw = np.random.default_rng([self.seed, *divmod(index, len(self))])
+        return {**batch, "inputs": self.augment(batch["inputs"], draw)}
+
+    def places(self, index: int) -> NDArray[np.int64]:
+        """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
+        return self._drawn.places(index)
+
+    def take(self, count: int) -> list[Batch]:
+        """The first `count` batches, or one epoch if that is fewer: no example twice, and no image augmented."""
+        found = (self._drawn.read(index, training=False) for index in range(min(count, len(self))))
+        return [self._move(index, batch) for index, batch in enumerate(found)]
+
+    def hold_out(self, share: float) -> tuple[Batches, Batches]:
+        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        count = len(self.data)
+        if count < 2:
+            raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
+        held = min(count - 1, max(1, round(share * count)))
+        rest = Batches(self.data.take(order[held:]), batch=self.batch, seed=self.seed, augment=self.augment)
+        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
+        return rest, Batches(self.data.take(order[:held]), batch=even, seed=self.seed, training=False)
+
+
+class _Drawn:
+    """Which examples stand in a batch, and the batch as it is read: what workers have a copy of."""
+
+    def __init__(self, data: Examples, batch: int, seed: int) -> None:
+        self.data, self.batch, self.seed = data, batch, seed
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return len(self.data) // self.batch
 
-    def make(self, index: int) -> dict[str, Any]:
-        """One batch: "inputs" [B, ...], and "labels" [B] or "targets" (a list of B) where the examples have them."""
-        part = self.data.take(self.places(index))
-        inputs = part.inputs
-        if self.augment is not None:
-            inputs = self.augment(inputs, np.random.default_rng([self.seed, *divmod(index, len(self))]))
-        return part.batch() | {"inputs": inputs}
-
     def places(self, index: int) -> NDArray[np.int64]:
-        """[B]: which examples of the data stand in batch `index`, in its order; for what is known of each of them."""
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         epoch, place = divmod(index, len(self))
@@ -441,6 +569,13 @@ class Batches(Computed["dict[str, Any]"]):
             self._order = np.random.default_rng([self.seed, epoch]).permutation(len(self.data))
             self._epoch = epoch
         return self._order[place * self.batch : (place + 1) * self.batch]
+
+    def read(self, index: int, *, training: bool = True) -> Batch:
+        """A batch; in training images by the part of their transform that is for it, and with their boxes moved."""
+        part = self.data.take(self.places(index))
+        if not training or self.data.augment is None:
+            return part.batch([self.seed, index // len(self)] if training else None)
+        return self.data.augment(part.batch(), np.random.default_rng([self.seed, *divmod(index, len(self))]))
 
 
 def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | None = None) -> Batches:
@@ -453,6 +588,6 @@ def batches(data: Examples, *, batch: int, seed: int = 0, augment: Augment | Non
     return Batches(data, batch=batch, seed=seed, augment=augment)
 
 
-def count(batch: Mapping[str, Any]) -> dict[str, int]:
+def count(batch: Mapping[str, Tensor]) -> dict[str, int]:
     """What a batch holds, for the divisors of losses."""
     return {"examples": len(batch["inputs"])}

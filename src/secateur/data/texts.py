@@ -6,21 +6,25 @@ import hashlib
 import itertools
 import json
 import re
+import sys
+import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur._utils import hashes
 from secateur._utils.computed import Computed
+from secateur.data import chats
 from secateur.data import labels as labelling
+from secateur.data.chats import Chat, Spans, Tokenizer
 from secateur.data.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
 from secateur.data.shelf import Shelf, Texts
-from secateur.errors import DataError, MissingExtraError, UnsupportedError
+from secateur.errors import DataError, DataWarning, InputError, MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +34,7 @@ __all__ = [
     "Batches",
     "Corpus",
     "Digest",
+    "Packing",
     "Row",
     "batches",
     "files",
@@ -49,7 +54,10 @@ _TOKENISED = 128
 _TOGETHER = 512
 """Tokens of a batch of several calibration windows, at most."""
 _PROMPTED = ("prompt", "answer")
+_SLICE = re.compile(r"(.*)\[:(\d*)\]")
+"""A split of the hub and how many of its texts are read, as `datasets` writes it: train[:5000], or train[:] for all."""
 Row = tuple[str, Any]
+Packing = Literal["blocks", "documents"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,11 @@ class Corpus:
     numbers: of each text, where labels are numbers and not all whole: no classes, but what a regression is to tell.
     flaw: why labels that the data has are no classes, for whoever needs some; see `labels.Labelled`.
     tagged: the words of each text with a class for each of them, for a model that classifies tokens.
+    form: "chat" where each text is a conversation as JSON (`chats.Chat`), "rendered" where a chat template has written
+    it out, with the special tokens that belong there.
+    answers: of each text, which of its characters are to be learned; None: all of them.
+    completion_only, packing: how `batches` makes them for a model: only answers of chats are learned; texts run on in
+    blocks, or blocks are of whole documents, of which none sees another.
     """
 
     texts: Sequence[str]
@@ -72,6 +85,10 @@ class Corpus:
     numbers: Sequence[float] | None = None
     flaw: str = ""
     tagged: Sequence[Tagged] | None = None
+    form: Literal["text", "chat", "rendered"] = "text"
+    answers: Sequence[Spans] | None = None
+    completion_only: bool = False
+    packing: Packing = "blocks"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -140,8 +157,33 @@ class Corpus:
         labels = None if self.labels is None else [self.labels[place] for place in places]
         numbers = None if self.numbers is None else [self.numbers[place] for place in places]
         tagged = [self.tagged[place] for place in places] if self.tagged else self.tagged
-        digest = _digest(texts, labels, numbers, tagged)
-        return Corpus(texts, labels, name or self.name, digest, self.classes, numbers, self.flaw, tagged)
+        answers = None if self.answers is None else [self.answers[place] for place in places]
+        return Corpus(
+            texts, labels, name or self.name, _digest(texts, labels, numbers, tagged), self.classes, numbers, self.flaw,
+            tagged, self.form, answers, self.completion_only, self.packing,
+        )  # fmt: skip
+
+    def render(self, tokenizer: Tokenizer) -> Corpus:
+        """Conversations as a language model with this tokenizer reads them; see `chats.render`. Other texts stay."""
+        if self.form != "chat":
+            return self
+        written, spans, template = chats.render(self.texts, tokenizer, self.name, spans=self.completion_only)
+        return replace(
+            self, texts=written, digest=_digest(written, None), answers=spans if self.completion_only else None,
+            form="rendered" if template else "text", labels=None, numbers=None, classes=(), flaw="",
+        )  # fmt: skip
+
+    def join(self) -> Corpus:
+        """Conversations as texts for a model that knows no roles: the messages, one after another. Other texts stay.
+
+        Raises `InputError` where only answers are to be learned.
+        """
+        if self.form != "chat":
+            return self
+        if self.completion_only:
+            raise InputError("completion_only is of language models, which write answers: leave it out")
+        written = [chats.join(text) for text in self.texts]
+        return replace(self, texts=written, form="text", digest=_digest(written, self.labels, self.numbers))
 
     def costs(self) -> dict[str, NDArray[np.float64]]:
         """Measure -> [N], what each text takes: bytes of UTF-8, and words."""
@@ -172,9 +214,11 @@ def read(
     A `.txt` file holds one text per line, `.jsonl` and `.parquet` hold one per row in `column` (and perhaps a class
     in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
     `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
-    otherwise. Blank texts are passed over. A row without `column` but with a `prompt` and an `answer` is the one and,
-    on a line of its own, the other; one with a list of words, in `tokens` or `words`, is those words, which may have a
-    class each, in `label`, `ner_tags` or `labels`.
+    otherwise or the split does, as `hub:name::train[:5000]`, or `train[:]` for all. Blank texts are passed over. A row
+    without `column` but with a `prompt` and an `answer` is the one and, on a line of its own, the other; one with a
+    list of words, in `tokens` or `words`, is those words, which may have a class each, in `label`, `ner_tags` or
+    `labels`; one with messages, in `column`, `messages` or `conversations`, or with a `prompt` and a `completion`, is a
+    chat (`chats.find_chat`).
 
     Raises:
         DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
@@ -189,6 +233,9 @@ def read(
     for text, value in rows:
         texts.append(text)
         values.add(value)
+    conversations = sum(isinstance(text, Chat) for text in texts)
+    if 0 < conversations < len(texts):
+        raise DataError(f"{name} holds {conversations} chats and {len(texts) - conversations} texts: give one kind")
     if not texts:
         raise DataError(
             f"{source if isinstance(source, (str, Path)) else 'the list given'} holds no text: give at least one line"
@@ -197,7 +244,8 @@ def read(
     classes = None if found.classes is None else found.classes.tolist()
     numbers = None if found.numbers is None else found.numbers.tolist()
     digest = _digest(texts, classes, numbers, found.tagged)
-    return Corpus(texts, classes, name, digest, found.names, numbers, found.flaw, found.tagged)
+    form: Literal["text", "chat"] = "chat" if conversations else "text"
+    return Corpus(texts, classes, name, digest, found.names, numbers, found.flaw, found.tagged, form)
 
 
 def labelled(found: Labelled, name: str, label: str, source: object) -> Labelled:
@@ -228,23 +276,34 @@ def opened(
     if isinstance(source, (str, Path)):
         name, rows = _open(source, column, label, limit)
     else:
-        name, rows = "texts", _handed(source, column, label)
-    return name, itertools.islice(((text, value) for text, value in rows if text.strip()), limit)
+        name, rows = "texts", _read_handed_rows(source, column, label)
+    return name, itertools.islice(_skip_blanks(rows, name), limit)
 
 
-def _handed(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
+def _skip_blanks(rows: Iterable[Row], name: str) -> Iterator[Row]:
+    blank = 0
+    for text, value in rows:
+        if text.strip():
+            yield text, value
+        else:
+            blank += 1
+    if blank:
+        warnings.warn(f"{blank} texts of {name} are blank and are passed over", DataWarning, stacklevel=1)
+
+
+def _read_handed_rows(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
     known, seen = getattr(source, "column_names", None), dict[str, None]()
     if isinstance(known, list):  # of `datasets`; a stream may not know them
         labelling.check(label, known, "texts")
     for number, one in enumerate(source, 1):
         if isinstance(one, dict):
             seen.update(dict.fromkeys(one))
-        yield _given(one, number, column, label)
+        yield _read_item(one, number, column, label)
     if seen:
         labelling.check(label, seen, "texts")
 
 
-def _given(one: Any, number: int, column: str, label: str) -> Row:
+def _read_item(one: Any, number: int, column: str, label: str) -> Row:
     if isinstance(one, str):
         return _whole(one, f"text {number} of the list"), None
     return _row(one, column, label, f"row {number}")
@@ -279,7 +338,7 @@ def wordless(path: Path, column: str) -> bool:
     wrong.
     """
     names = _columns(path)
-    return bool(names) and not _spoken(names, column)
+    return bool(names) and not _has_texts(names, column)
 
 
 def _columns(path: Path) -> list[str]:
@@ -297,14 +356,23 @@ def _columns(path: Path) -> list[str]:
     return []
 
 
-def _spoken(names: Sequence[str], column: str) -> bool:
+def _has_texts(names: Sequence[str], column: str) -> bool:
     return column in names or set(_PROMPTED) <= set(names)
+
+
+def _choose_columns(names: Sequence[str], column: str, label: str) -> list[str]:
+    """The columns of a table that are read: of texts, prompts with answers, chats, or words; none where it has none."""
+    conversations = [*([name] for name in chats.COLUMNS), [*chats.PAIR]] if column == chats.UNNAMED else []
+    choices = [[column], [*_PROMPTED], *conversations]
+    found = next((choice for choice in choices if set(choice) <= set(names)), None)
+    wanted = labelling.columns(names, label) if found is None else [*found, label]
+    return [name for name in wanted if name in names]
 
 
 def _rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         if path.suffix == ".txt":
-            yield from ((line, None) for _, line in _lines(path))
+            yield from ((line, None) for _, line in _lines(path) if line)
         elif path.suffix == ".jsonl":
             yield from _json_rows(path, column, label)
         elif path.suffix == ".parquet":
@@ -347,11 +415,10 @@ def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
     try:
         table = pyarrow.parquet.ParquetFile(path)
         names = table.schema_arrow.names
-        words = labelling.columns(names, label)
-        if not (words or _spoken(names, column)):
+        wanted = _choose_columns(names, column, label)
+        if not wanted:
             raise DataError(f"{path} has no column {column!r}: it has {', '.join(names)}")
-        wanted = (column, label) if column in names else (*_PROMPTED, label) if _spoken(names, column) else words
-        for batch in table.iter_batches(columns=[name for name in wanted if name in names]):
+        for batch in table.iter_batches(columns=wanted):
             yield from (_row(row, column, label, str(path)) for row in batch.to_pylist())
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a Parquet file that can be read: {_first_line(error)}") from error
@@ -362,12 +429,24 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
         import datasets
     except ImportError as error:
         raise MissingExtraError("data sets of the hub need datasets: pip install 'secateur[data]'") from error
-    identifier, configuration, split = (*name.split(":"), "", "")[:3]
+    identifier, configuration, split = (*name.split(":", 2), "", "")[:3]
+    sliced = _SLICE.fullmatch(split)
+    most = limit or _HUB_LIMIT
+    if sliced is not None:
+        split, most = sliced[1], int(sliced[2] or sys.maxsize)
     try:
         stream = datasets.load_dataset(identifier, configuration or None, split=split or "train", streaming=True)
-        for number, row in enumerate(itertools.islice(stream, limit or _HUB_LIMIT)):
+        for number, row in enumerate(stream):
             if not number:
                 labelling.check(label, row, f"data set {identifier}")
+            if number == most:
+                if sliced is None and limit is None:
+                    warnings.warn(
+                        f"data set {identifier} goes on after {most:,} texts, which are what is read: name another "
+                        f"number as hub:{identifier}:{configuration}:{split or 'train'}[:500000], or [:] for all",
+                        DataWarning, stacklevel=1,
+                    )  # fmt: skip
+                return
             yield _row(row, column, label, f"data set {identifier}")
     except DataError:
         raise
@@ -376,6 +455,12 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
 
 
 def _row(row: Any, column: str, label: str, where: str) -> Row:
+    prompted = isinstance(row, dict) and all(isinstance(row.get(name), str) for name in _PROMPTED)
+    if isinstance(row, dict) and not prompted and not isinstance(row.get(column), str):
+        conversation = chats.find_chat(row, column, where)
+        if conversation is not None:
+            _whole(conversation, where)
+            return conversation, row.get(label)
     if isinstance(row, dict) and column not in row:
         parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
         if len(parts) == len(_PROMPTED):
@@ -453,6 +538,10 @@ class Batches(Computed["dict[str, Tensor]"]):
 
     `len` is the number of batches of one epoch; each epoch has an order of its own; iteration is one epoch.
     Tokens are held once, as int32; those of texts on the disk lie on the disk.
+
+    starts, ends: [N] of each sequence in `tokens`; without `ends` each ends where the next one starts, the last of
+    `starts` being the end of all. documents: where documents start in `tokens`, if they are not to see one another.
+    answers: for each of `tokens`, whether it is to be learned; all are if None.
     """
 
     def __init__(
@@ -466,36 +555,67 @@ class Batches(Computed["dict[str, Tensor]"]):
         bucketed: bool,
         labels: NDArray[np.int64] | None = None,
         tags: NDArray[np.int64] | None = None,
+        ends: NDArray[np.int64] | None = None,
+        documents: NDArray[np.int64] | None = None,
+        answers: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.tokens, self.starts, self.batch, self.seed, self.pad = tokens, starts, batch, seed, pad
+        self.tokens, self.batch, self.seed, self.pad = tokens, batch, seed, pad
+        self.starts, self.ends = (starts[:-1], starts[1:]) if ends is None else (starts, ends)
         self.bucketed, self.labels, self.tags = bucketed, labels, tags
+        self.documents, self.answers = documents, answers
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty((0, batch), np.int64)
 
     def __len__(self) -> int:
-        return (len(self.starts) - 1) // self.batch
+        return len(self.starts) // self.batch
 
     def make(self, index: int) -> dict[str, Tensor]:
         """One batch: input_ids and attention_mask [batch, longest], int64, and labels where texts have them: [batch],
         or of tokens [batch, longest], -100 where one has none.
+
+        Where documents do not see one another, `position_ids` [batch, longest] begin anew at each of them, and at the
+        padding. Then, and where only answers are learned, `counted` [batch, longest] says which positions predict a
+        token that is to be learned.
         """
         import torch
 
         if index < 0:
             raise IndexError(f"batch {index}: batches are counted from 0 without end")
         chosen = self.rows(index)
-        lengths = self.starts[chosen + 1] - self.starts[chosen]
+        spans = [slice(self.starts[row], self.ends[row]) for row in chosen]
+        lengths = self.ends[chosen] - self.starts[chosen]
         ids = np.full((self.batch, int(lengths.max())), self.pad, np.int64)
         mask = np.arange(ids.shape[1]) < lengths[:, None]
-        ids[mask] = np.concatenate([self.tokens[self.starts[row] : self.starts[row + 1]] for row in chosen])
+        ids[mask] = np.concatenate([self.tokens[span] for span in spans])
         result = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
         if self.labels is not None:
             result["labels"] = torch.from_numpy(self.labels[chosen])
         if self.tags is not None:
             tags = np.full_like(ids, IGNORED)
-            tags[mask] = np.concatenate([self.tags[self.starts[row] : self.starts[row + 1]] for row in chosen])
+            tags[mask] = np.concatenate([self.tags[span] for span in spans])
             result["labels"] = torch.from_numpy(tags)
+        if self.documents is not None:
+            positions = np.maximum(np.arange(ids.shape[1]) - lengths[:, None], 0)
+            positions[mask] = np.concatenate([self._positions(span) for span in spans])
+            result["position_ids"] = torch.from_numpy(positions)
+        if self.documents is not None or self.answers is not None:
+            learned = mask.copy()
+            if self.answers is not None:
+                learned[mask] = np.concatenate([self.answers[span] for span in spans])
+            if self.documents is not None:
+                learned &= positions > 0  # what stands first in a document follows nothing
+            counted = np.zeros_like(mask)
+            counted[:, :-1] = learned[:, 1:]
+            result["counted"] = torch.from_numpy(counted)
         return result
+
+    def _positions(self, span: slice) -> NDArray[np.int64]:
+        """The place of each token of a sequence in its document, or in the part of it that stands here."""
+        assert self.documents is not None
+        places = np.arange(span.start, span.stop)
+        first = self.documents[np.searchsorted(self.documents, places, side="right") - 1]
+        positions: NDArray[np.int64] = places - np.maximum(first, span.start)
+        return positions
 
     def rows(self, index: int) -> NDArray[np.int64]:
         """[batch]: which texts stand in batch `index`, where there is one text per row; else which blocks."""
@@ -507,11 +627,11 @@ class Batches(Computed["dict[str, Tensor]"]):
         """[batches of an epoch, batch]: which sequences stand in which batch."""
         if epoch != self._epoch:
             draw = np.random.default_rng([self.seed, epoch])
-            order = draw.permutation(len(self.starts) - 1)[: len(self) * self.batch]
+            order = draw.permutation(len(self.starts))[: len(self) * self.batch]
             if self.bucketed:
                 # Sorting by length inside windows of 50 batches makes batches of like lengths: little padding,
                 # and still other companions in each epoch.
-                lengths = np.diff(self.starts)
+                lengths = self.ends - self.starts
                 window = 50 * self.batch
                 parts = [order[i : i + window] for i in range(0, len(order), window)]
                 order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
@@ -522,12 +642,13 @@ class Batches(Computed["dict[str, Tensor]"]):
 
 
 def windows(
-    corpus: Corpus, tokenizer: Any, count: int, length: int, *, seed: int = 0, together: bool = False
+    corpus: Corpus, tokenizer: Tokenizer, count: int, length: int, *, seed: int = 0, together: bool = False
 ) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
     """`count` calibration windows of exactly `length` tokens, one per batch, drawn at random without repeats.
 
     With `together` short windows share batches of at most 512 tokens, as long as there are 16 batches or more: a pass
-    over a block takes less time, and no more memory than a long window.
+    over a block takes less time, and no more memory than a long window. Texts run on in them, chats with their prompts,
+    whatever a training learns of them.
 
     Where the texts hold fewer, all there are, and a note that says so. Source of the default elsewhere, 128 windows of
     the full length from general text: SparseGPT, Wanda.
@@ -537,6 +658,7 @@ def windows(
     """
     if count < 1:
         raise DataError(f"{count} calibration windows: give at least 1")
+    corpus = replace(corpus.render(tokenizer), answers=None, packing="blocks")
     found = batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
     many = min(_TOGETHER // length, len(found) // 16) if together else 1
     if many > 1:
@@ -551,60 +673,153 @@ def windows(
     return joined, (f"{corpus.name} holds {len(found)} windows of {length} tokens, fewer than the {count} asked for",)
 
 
-def batches(corpus: Corpus, tokenizer: Any, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
+def batches(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
     """Token batches of `corpus`.
 
-    packed:  texts run on, an end-of-text token after each, cut into blocks of exactly `length` tokens (decoders).
+    packed:  texts run on, an end-of-text token after each and the token before each that the tokenizer itself puts
+             there, cut into blocks of exactly `length` tokens (decoders). Where the corpus says packing="documents",
+             blocks are of as many whole texts as fit, one after another, and none sees another; a longer text is cut.
+             What its chat template has written has all special tokens, and gets no more. Where only answers count,
+             blocks without one are left out.
     else:    one text per row with its special tokens, at most `length` tokens, padded to the longest of its batch;
              texts of like length stand together (encoders). Of words with classes, each class is that of its word's
              first token.
 
+    Warns (`DataWarning`) where texts are longer than `length`, and so are cut, unless they run on.
+
     Raises:
         DataError: less than one batch, saying how much there is and how much is needed.
+        InputError: chats, and a tokenizer without a chat template.
+        UnsupportedError: classes of words or answers, and a tokenizer that does not tell where its tokens stand.
     """
+    corpus = corpus.render(tokenizer)
+    read = _tokenise(corpus, tokenizer, packed=packed, length=length)
+    apart, cut = packed and corpus.packing == "documents", read.cut
+    if apart:
+        borders = _whole_documents(read.borders, length)
+        cut = int((np.diff(read.borders) > length).sum())
+    else:
+        blocks = np.arange(len(read.tokens) // length + 1, dtype=np.int64) * length
+        borders = blocks if packed else read.borders
+    starts, ends = borders[:-1], borders[1:]
+    if read.answers is not None:  # what stands first in a block follows nothing, and is not learned
+        before = np.concatenate([[0], np.cumsum(read.answers)])
+        answered = before[ends] > before[starts + 1]
+        starts, ends = starts[answered], ends[answered]
+    if len(starts) < batch:
+        there, needed, unit = (len(read.tokens), batch * length, "tokens") if packed else (len(corpus), batch, "texts")
+        some = "" if read.answers is None else f", with answers in {len(starts)} of {len(borders) - 1} blocks"
+        raise DataError(
+            f"{corpus.name} holds {there} {unit}{some}, less than one batch: {needed} are needed, so give more texts"
+        )
+    if cut:
+        line = f"{cut} of {len(corpus)} texts of {corpus.name} are longer than {length} tokens and are cut there"
+        warnings.warn(f"{line}: a larger length takes more of them", DataWarning, stacklevel=1)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
+    return Batches(
+        read.tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels, tags=read.tags,
+        ends=ends, documents=read.borders[:-1] if apart else None, answers=read.answers,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Texts as tokens, one after another: where each starts, and the end of the last; for each token its class, and
+    whether it is of an answer, if such are there; how many texts were cut.
+    """
+
+    tokens: NDArray[np.int32] | Shelf
+    borders: NDArray[np.int64]
+    tags: NDArray[np.int64] | None
+    answers: NDArray[np.bool_] | None
+    cut: int
+
+
+def _tokenise(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, length: int) -> _Tokens:
     held: list[NDArray[np.int32]] = []
     shelf = Shelf(corpus.texts.folder, np.int32) if isinstance(corpus.texts, Texts) else None
     keep = held.append if shelf is None else shelf.add
-    sizes = array("q", [0])
     words = None if packed else corpus.tagged
-    tags = array("q")
-    end = [tokenizer.eos_token_id] if packed and tokenizer.eos_token_id is not None else []
+    sizes, tags, learned, cut = array("q", [0]), array("q"), bytearray(), 0
+    first, last = _find_ends(tokenizer) if packed and corpus.form == "text" else ([], [])
     for start in range(0, len(corpus.texts), _TOKENISED):
-        chunk = list(corpus.texts[start : start + _TOKENISED])
+        part = slice(start, start + _TOKENISED)
+        chunk = list(corpus.texts[part])
         if words is not None:
-            rows, marks = _by_words(words[start : start + _TOKENISED], tokenizer, length)
+            rows, marks = _by_words(words[part], tokenizer, length)
             tags.extend(itertools.chain.from_iterable(marks))
+        elif packed and corpus.answers is not None:
+            rows, flags = _mark_answers(chunk, corpus.answers[part], tokenizer)
+            for flag, spans, text in zip(flags, corpus.answers[part], chunk, strict=True):
+                closed = bool(spans) and spans[-1][1] == len(text)  # then the end of the text is learned, too
+                learned += bytes(len(first)) + flag + bytes([closed] * len(last))
         elif packed:
             rows = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
         else:
-            rows = tokenizer(chunk, truncation=True, max_length=length)["input_ids"]
-        sizes.extend(len(row) + len(end) for row in rows)
-        keep(np.fromiter(itertools.chain.from_iterable(row + end for row in rows), np.int32))
-    tokens = np.concatenate(held) if shelf is None else shelf
-    if packed:
-        count = len(tokens) // length
-        starts = np.arange(count + 1, dtype=np.int64) * length
-        there, needed, unit = len(tokens), batch * length, "tokens"
-    else:
-        starts = np.cumsum(np.array(sizes))
-        count, there, needed, unit = len(corpus), len(corpus), batch, "texts"
-    if count < batch:
-        raise DataError(
-            f"{corpus.name} holds {there} {unit}, less than one batch: {needed} are needed, so give more texts"
-        )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
-    marked = None if words is None else np.array(tags, np.int64)
-    return Batches(tokens, starts, batch=batch, seed=seed, pad=pad, bucketed=not packed, labels=labels, tags=marked)
+            special = corpus.form != "rendered"
+            found = tokenizer(chunk, truncation=True, max_length=length, add_special_tokens=special)
+            rows = found["input_ids"]
+            cut += sum(bool(encoding.overflowing) for encoding in found.encodings or ())
+        rows = [[*first, *row, *last] for row in rows] if first or last else rows
+        sizes.extend(map(len, rows))
+        keep(np.fromiter(itertools.chain.from_iterable(rows), np.int32))
+    return _Tokens(
+        np.concatenate(held) if shelf is None else shelf,
+        np.cumsum(np.array(sizes)),
+        None if words is None else np.array(tags, np.int64),
+        np.frombuffer(learned, np.bool_) if learned else None,
+        cut,
+    )
 
 
-def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int | None:
+def _find_ends(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The tokens before and after a text that runs on: what the tokenizer itself begins with, and the end of a text."""
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    begins = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
+    return [begin] if begins else [], [] if end is None else [end]
+
+
+def _whole_documents(borders: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """[N + 1]: where blocks of at most `length` tokens start, of whole documents; longer documents are cut.
+
+    borders: where each document starts, and the end of the last.
+    """
+    starts = [0]
+    for begin, end in itertools.pairwise(borders.tolist()):
+        if end - starts[-1] > length and begin > starts[-1]:
+            starts.append(begin)
+        while end - starts[-1] > length:
+            starts.append(starts[-1] + length)
+    return np.array([*starts, borders[-1]], np.int64)
+
+
+def _mark_answers(
+    chunk: Sequence[str], answers: Sequence[Spans], tokenizer: Tokenizer
+) -> tuple[list[list[int]], list[bytes]]:
+    """(token ids, for each token 1 if it has a character of an answer, else 0) of texts that run on."""
+    try:
+        found = tokenizer(chunk, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+    except (NotImplementedError, ValueError) as error:
+        raise UnsupportedError("answers are found by a fast tokenizer, which tells where its tokens stand") from error
+    flags = []
+    for places, spans in zip(found["offset_mapping"], answers, strict=True):
+        starts, ends = np.array(places, np.int64).reshape(-1, 2).T
+        learned = np.zeros(len(places), np.bool_)
+        for start, end in spans:
+            learned |= (ends > start) & (starts < end)
+        flags.append(learned.tobytes())
+    return found["input_ids"], flags
+
+
+def outside(corpus: Corpus, tokenizer: Tokenizer, size: int, *, packed: bool) -> int | None:
     """The first token of `corpus`, read as `batches` reads it, that a vocabulary of `size` lacks; None without one.
 
     Texts are only read where the tokenizer has such tokens at all: many have some that no text ever shows.
     """
     if max(tokenizer.get_vocab().values(), default=0) < size:
         return None
+    corpus = corpus.render(tokenizer)
     ends = tokenizer.eos_token_id if packed else tokenizer.pad_token_id
     if ends is not None and ends >= size:
         return int(ends)
@@ -617,7 +832,7 @@ def outside(corpus: Corpus, tokenizer: Any, size: int, *, packed: bool) -> int |
     return None
 
 
-def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[list[list[int]], list[list[int]]]:
+def _by_words(texts: Sequence[Tagged], tokenizer: Tokenizer, length: int) -> tuple[list[list[int]], list[list[int]]]:
     """(token ids, labels) of texts of which the words have labels: a word's first token has its label, others none.
 
     The words are read as one text, so that a tokenizer meets the spaces that it knows; a token's characters tell its
@@ -640,7 +855,7 @@ def _by_words(texts: Sequence[Tagged], tokenizer: Any, length: int) -> tuple[lis
     return found["input_ids"], marks
 
 
-def in_order(corpus: Corpus, tokenizer: Any, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:
+def in_order(corpus: Corpus, tokenizer: Tokenizer, *, batch: int, length: int) -> Iterator[dict[str, Tensor]]:
     """All texts once, in their order, in batches of `batch` as those of `batches`; the last may be smaller."""
     import torch
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,9 +47,13 @@ def write(
     path: Path,
     args: tuple[object, ...] = (),
     kwargs: Mapping[str, object] | None = None,
+    name_axes: bool = False,
     **options: Any,
 ) -> None:
-    """Export to `path`; `options` are those of torch.onnx.export."""
+    """Export to `path`; `options` are those of torch.onnx.export.
+
+    name_axes: call free dimensions batch, height and width.
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         whole = not qdq.rounds(module)
@@ -61,6 +66,8 @@ def write(
     for graph in (program.model.graph, *program.model.functions.values()):
         for node in graph.all_nodes():
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # names folders of this machine
+    if name_axes:
+        _name_axes(program.model)
     program.save(str(path))
 
 
@@ -103,6 +110,7 @@ def _compare(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised
     if floats:
         options.add_session_config_entry(_FLOATS, "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -146,23 +154,28 @@ def write_module(
 ) -> tuple[str, ...]:
     """Export a module on the CPU in evaluation mode, and check it; returns notes.
 
-    Inputs are named as the arguments of `forward`, outputs output, output_1, ... The first dimension of all inputs is
-    a batch of any size where the module runs and exports so; where not, a note says so.
+    Inputs are named as the arguments of `forward`, outputs output, output_1, ... Where the module runs and exports so,
+    the first dimension of all inputs is a "batch" of any size, and images [B, C, H, W] have any "height" and "width";
+    where not, a note says so.
     """
     check_installed()
-    flat = _Flat(model, args, kwargs).eval()
-    one, names = flat.tensors, _names(model, args, kwargs)
+    return _write_flat(_Flat(model, args, kwargs).eval(), _names(model, args, kwargs), path)
+
+
+def _write_flat(flat: _Flat, names: list[str], path: Path) -> tuple[str, ...]:
+    model, one = flat.model, flat.tensors
     with torch.no_grad():
         outputs = flat(*one)
     options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs))}
-    many = _several(flat, one, outputs)
-    if many is not None:
-        shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in many)
+    wider = _wider_inputs(flat, outputs)
+    for place, tensors in enumerate(wider):
+        shapes = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in _free_dims(one, tensors))
         try:
-            write(flat, path, tuple(many), dynamic_shapes={"tensors": shapes}, **options)
-            return _check_module(path, flat, names, [one, many])
+            write(flat, path, tuple(tensors), dynamic_shapes={"tensors": shapes}, name_axes=True, **options)
+            told = _check_module(path, flat, names, [one, *wider[place:]])
+            return told if len(shapes[0]) > 1 or not _are_images(one) else (_one_size(one), *told)
         except Exception:
-            path.unlink(missing_ok=True)  # it holds for one size only: try that
+            path.unlink(missing_ok=True)  # it holds for fewer sizes only: try that
     try:
         write(flat, path, tuple(one), **options)
     except Exception as error:
@@ -174,24 +187,27 @@ def write_module(
 
 
 def program(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> ExportedProgram:
-    """A torch.export program of a module in evaluation mode, for a batch of any size where the module lets it.
+    """A torch.export program of a module in evaluation mode, for any batch, height and width where the module lets it.
 
     Where each operator was called from is left out: it would name folders of this machine to whoever gets the file.
     """
     flat = _Flat(model, args, kwargs).eval()
+    one = flat.tensors
     with torch.no_grad():
-        many = _several(flat, flat.tensors, flat(*flat.tensors))
+        wider = _wider_inputs(flat, flat(*one))
     # The shapes of the example are what is left where something holds for one size only.
-    if many is not None:
-        rest = iter(many)
-        larger = [next(rest) if isinstance(one, Tensor) else one for one in flat.parts]
+    for tensors in wider:
+        rest, dims = iter(tensors), iter(_free_dims(one, tensors))
+        larger = [next(rest) if isinstance(part, Tensor) else part for part in flat.parts]
         wide, named = tree_unflatten(larger, flat.form)
         with contextlib.suppress(Exception):
             given = inspect.signature(model.forward).bind(*wide, **named).arguments
-            free = tree_map_only(Tensor, lambda _: {0: torch.export.Dim.DYNAMIC}, dict(given))
+            free = tree_map_only(Tensor, lambda _: dict.fromkeys(next(dims), torch.export.Dim.DYNAMIC), dict(given))  # noqa: B023
             found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
             with torch.no_grad():
-                found.module()(*args, **kwargs)
+                for inputs in ((args, kwargs), (wide, named)):
+                    _require_equal(found.module()(*inputs[0], **inputs[1]), model(*inputs[0], **inputs[1]))
+            found.example_inputs = (args, dict(kwargs))  # in place of the wider ones
             return _without_paths(found)
     return _without_paths(torch.export.export(model, args, dict(kwargs), strict=False))
 
@@ -211,11 +227,21 @@ def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     names = _names(flat.model, args, kwargs)
     with torch.no_grad():
         outputs = flat(*flat.tensors)
-    write(program, path, input_names=names, output_names=_outputs(len(outputs)))
-    free = bool(program.range_constraints)
-    calls = [flat.tensors, [torch.cat([one] * 2) for one in flat.tensors]] if free else [flat.tensors]
-    told = _check_module(path, flat, names, calls)
-    return told if free else (_ONE_SHAPE, *told)
+    options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs)), "name_axes": True}
+    if not program.range_constraints:
+        write(program, path, **options)
+        return (_ONE_SHAPE, *_check_module(path, flat, names, [flat.tensors]))
+    wider = [tensors for tensors in _wider_inputs(flat, outputs) if _takes(flat, tensors)]
+    sized = any(one.shape[2:] != two.shape[2:] for row in wider for one, two in zip(row, flat.tensors, strict=True))
+    try:
+        write(program, path, **options)
+        told = _check_module(path, flat, names, [flat.tensors, *wider])
+    except Exception:
+        if not sized:
+            raise
+        path.unlink(missing_ok=True)  # ONNX holds it for fewer sizes than the program does
+        return _write_flat(flat, names, path)
+    return told if sized or not _are_images(flat.tensors) else (_one_size(flat.tensors), *told)
 
 
 def load_program(folder: str | Path) -> ExportedProgram:
@@ -254,6 +280,83 @@ def _names(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, obje
         count = sum(isinstance(one, Tensor) for one in tree_leaves(value))
         names += [place if count == 1 else f"{place}_{index}" for index in range(count)]
     return names
+
+
+_LARGER = (64, 32)
+"""By how many pixels height and width of an image are enlarged, to see whether a network takes other sizes."""
+
+
+def _wider_inputs(flat: _Flat, outputs: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Inputs of other sizes that the module takes: in batch, height and width, and in the batch alone; or none."""
+    several = _several(flat, flat.tensors, outputs)
+    if several is None:
+        return []
+    larger = [_enlarge(tensor) if _is_image(tensor) else tensor for tensor in several]
+    fits = _are_images(several) and not hasattr(flat.model, "detect") and _takes(flat, larger)
+    return [larger, several] if fits else [several]
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and tensor.is_floating_point()
+
+
+def _are_images(tensors: Sequence[Tensor]) -> bool:
+    return any(map(_is_image, tensors))
+
+
+def _enlarge(image: Tensor) -> Tensor:
+    height, width = (size + more for size, more in zip(image.shape[2:], _LARGER, strict=True))
+    return nn.functional.interpolate(image, (height, width + (height == width)), mode="nearest")
+
+
+def _takes(flat: nn.Module, tensors: Sequence[Tensor]) -> bool:
+    try:
+        with torch.no_grad():
+            flat(*tensors)
+    except Exception:
+        return False
+    return True
+
+
+def _free_dims(one: Sequence[Tensor], wider: Sequence[Tensor]) -> list[list[int]]:
+    """For each input the dimensions in which `wider` is larger."""
+    return [
+        [dim for dim, (size, more) in enumerate(zip(small.shape, large.shape, strict=True)) if size != more]
+        for small, large in zip(one, wider, strict=True)
+    ]
+
+
+def _one_size(tensors: Sequence[Tensor]) -> str:
+    height, width = next(tensor.shape[2:] for tensor in tensors if _is_image(tensor))
+    return f"the ONNX file takes images of {height} x {width} only: the network is not free of their size"
+
+
+def _require_equal(found: object, wanted: object) -> None:
+    for a, b in zip(leaves(found)[0], leaves(wanted)[0], strict=True):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _name_axes(model: object) -> None:
+    """Call the free dimensions of inputs batch, height and width, wherever they stand, in place of s77 and the like."""
+    import onnx_ir
+
+    graph: Any = model.graph  # type: ignore[attr-defined]
+
+    names: dict[str, str] = {}
+    for value in graph.inputs:
+        usual = {0: "batch", 2: "height", 3: "width"} if len(value.shape) == 4 else {0: "batch"}
+        for dim, size in enumerate(value.shape):
+            old = getattr(size, "value", None)
+            if isinstance(old, str) and dim in usual and usual[dim] not in names.values():
+                names.setdefault(old, usual[dim])
+    for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
+        if value.shape is None or not names:
+            continue
+        sizes = [getattr(size, "value", size) for size in value.shape]
+        value.shape = onnx_ir.Shape(
+            re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size) if isinstance(size, str) else size
+            for size in sizes
+        )
 
 
 def _several(flat: nn.Module, tensors: list[Tensor], outputs: Sequence[Tensor]) -> list[Tensor] | None:

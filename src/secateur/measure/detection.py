@@ -30,7 +30,8 @@ def average_precision(
 ) -> dict[str, Figure]:
     """mAP (over IoU 0.50 to 0.95), AP50, AP75 and mAP of small, medium and large boxes, by pycocotools; 0 to 1.
 
-    batch: "inputs" [B, C, H, W] and "targets", per image {"boxes" [n, 4], "labels" [n]}; sizes: sides of the squares
+    batch: "inputs" [B, C, H, W] and "targets", per image {"boxes" [n, 4], "labels" [n]} and, where there are crowds,
+    {"crowds" [m, 4], "crowd_labels" [m]}, in which detections count neither way; sizes: sides of the squares
     that divide small from medium from large, see `squares`; most: detections per image that count. What the data has
     none of (large boxes, say) is left out. Raises `MissingExtraError` without pycocotools, `DataError` without boxes.
     """
@@ -43,18 +44,22 @@ def average_precision(
     truth: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, (target, given) in enumerate(zip(true, found, strict=True)):
-        for box, label in zip(_corner(target["boxes"]), target["labels"].tolist(), strict=True):
-            truth.append(
-                {"id": len(truth) + 1, "image_id": number, "category_id": label, "bbox": box, "area": box[2] * box[3],
-                 "iscrowd": 0}
-            )  # fmt: skip
+        for crowd, boxes, labels in ((0, "boxes", "labels"), (1, "crowds", "crowd_labels")):
+            if boxes not in target:
+                continue
+            for box, label in zip(_corner(target[boxes]), target[labels].tolist(), strict=True):
+                truth.append(
+                    {"id": len(truth) + 1, "image_id": number, "category_id": label, "bbox": box,
+                     "area": box[2] * box[3], "iscrowd": crowd}
+                )  # fmt: skip
         columns = (_corner(given["boxes"]), given["labels"].tolist(), given["scores"].tolist())
         for box, label, score in zip(*columns, strict=True):
             rows.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
     names = ("mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large")
     if not rows:
         values = [0.0] * 3 + [
-            0.0 if any(low <= one["area"] < high for one in truth) else -1.0 for low, high in _ranges(sizes)
+            0.0 if any(low <= one["area"] < high and not one["iscrowd"] for one in truth) else -1.0
+            for low, high in _ranges(sizes)
         ]
     else:
         with contextlib.redirect_stdout(io.StringIO()):

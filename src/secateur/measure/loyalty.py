@@ -138,8 +138,8 @@ class Tally:
         """One batch's logits of teacher and student, [B, C] each, or [B, S, C] of tokens.
 
         Vocabularies that differ by padding rows at their end are compared over the tokens both have.
-        Of tokens those count that have a label in the batch's `labels` [B, S] or, where it has none, those that are no
-        padding by `attention_mask` [B, S].
+        Of tokens those count that have a label in the batch's `labels` [B, S] or, where it has none, that are `counted`
+        [B, S], or that are no padding by `attention_mask` [B, S].
         """
         teacher, student = logits
         if teacher.dim() == student.dim() == 3:
@@ -191,7 +191,7 @@ class Tally:
 
 def _token_masks(logits: Tensor, batch: Mapping[str, Tensor]) -> Sequence[Tensor | None]:
     """Per sequence which of its tokens count: booleans [S]; None for one prediction per sequence."""
-    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    labels, mask = batch.get("labels"), batch.get("counted", batch.get("attention_mask"))
     if logits.dim() < 3:
         return [None] * len(logits)
     if labels is not None and labels.dim() > 1:

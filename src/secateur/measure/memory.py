@@ -5,18 +5,26 @@ from __future__ import annotations
 import gc
 import os
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from secateur._utils import allocator
 from secateur.vocabulary import Figure
 
-__all__ = ["Peak", "measure_allocation", "peak"]
+__all__ = ["Ledger", "Peak", "measure_allocation", "peak", "simulate"]
 
 _PROC = Path("/proc/self")
 
@@ -85,6 +93,84 @@ def measure_allocation(fn: Callable[[], object], *, device: str = "cpu") -> Figu
         held += event.nbytes()
         highest = max(highest, held)
     return Figure(float(highest), unit="B")
+
+
+class Ledger(TorchDispatchMode):
+    """Within the block, the bytes of all tensors that operations make, without making them: see `simulate`.
+
+    held, highest: bytes alive now, and at most so far; `hold` counts what was there before.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.highest = 0
+        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._false: set[int] = set()
+
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors in, those of one storage once."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self._alive:
+                self._alive[key] = weakref.ref(storage, partial(self._release, key, size))
+                self.held += size
+        self.highest = max(self.highest, self.held)
+
+    def _release(self, key: int, size: int, _: object) -> None:
+        self._alive.pop(key, None)
+        self._false.discard(key)
+        self.held -= size
+
+    def __torch_dispatch__(
+        self,
+        func: OpOverload,
+        types: object,
+        args: tuple[Tensor, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if func is torch.ops.aten._local_scalar_dense.default:  # a value that a tensor without values is asked for
+            if args[0].dtype is torch.bool:
+                return args[0].untyped_storage()._cdata not in self._false
+            return 1.0 if args[0].is_floating_point() else 1
+        if func is torch.ops.aten.nonzero.default:
+            result: object = _all_places(args[0])
+        elif func is torch.ops.aten.index.Tensor:
+            result = func(args[0], _places_of(args[1]))
+        else:
+            result = func(*args, **(kwargs or {}))
+        self.hold(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+        if func.overloadpacket is torch.ops.aten.any:
+            self._false.add(result.untyped_storage()._cdata)  # type: ignore[attr-defined]
+        return result
+
+
+def _all_places(mask: Tensor) -> Tensor:
+    """What `nonzero` gives of a mask that is true everywhere: [numel, dim]."""
+    return torch.zeros(mask.numel(), mask.dim(), dtype=torch.long, device=mask.device)
+
+
+def _places_of(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Indices where masks are places: all of them."""
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype in (torch.bool, torch.uint8):
+            places.extend(_all_places(index).unbind(1))
+        else:
+            places.append(index)
+    return places
+
+
+@contextmanager
+def simulate() -> Iterator[Ledger]:
+    """Within the block, tensors have shapes and no memory, and the ledger says what they would take.
+
+    Modules made inside have no memory either, so that a model far larger than this machine can be run. Every value read
+    from a tensor is 1 or true, but for `any`, which is false. What kernels take for themselves, and what the allocator
+    can't hand back, is not in it.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), Ledger() as ledger:
+        yield ledger
 
 
 def _reset_high_water() -> bool:

@@ -56,7 +56,8 @@ def loss(forward: Forward, batches: Iterable[Batch], *, confidence: float = 0.95
     """Mean cross-entropy of the next token, in nats per token: sum over tokens of -log p(token) / number of tokens.
 
     batch: input_ids [B, S]; attention_mask [B, S], where 0 is padding, neither predicted nor predicted from; labels
-    [B, S] with -100 for what does not count, else input_ids. forward(batch): logits [B, S, V], which predict at
+    [B, S] with -100 for what does not count, else input_ids; counted [B, S], if there, which positions predict a token
+    that counts. forward(batch): logits [B, S, V], which predict at
     position s the token s + 1. Float32 probabilities exist for `chunk` tokens at a time.
 
     The interval treats sequences as the sample, since tokens of one text are not independent (`statistics.per_item`).
@@ -137,6 +138,8 @@ def _targets(batch: Batch) -> Tensor:
     if "attention_mask" in batch:
         mask = batch["attention_mask"].bool()
         targets[:, :-1][~(mask[:, 1:] & mask[:, :-1])] = IGNORE
+    if "counted" in batch:
+        targets[~batch["counted"]] = IGNORE
     return targets
 
 

@@ -66,7 +66,7 @@ def train_student(
 ) -> Recovery:
     """`loop.train` of `student` on an objective that asks `teacher`; None where no teacher is in memory.
 
-    length: tokens per sequence, for the FLOPs. evaluate: asked where `training` has patience.
+    length: tokens per sequence, for the FLOPs. evaluate: asked where `training` has patience or validation.
     """
     theirs = 0.0 if teacher is None else teacher.flops_per_token(length)
     return loop.train(
@@ -79,7 +79,7 @@ def train_student(
         extra=extra,
         frozen=[] if teacher is None else [teacher.model],
         checkpoint=checkpoint,
-        evaluate=evaluate if training.patience else None,
+        evaluate=evaluate if training.validates else None,
         flops_per_token=size.training_flops(student.flops_per_token(length), theirs),
     )
 
@@ -186,7 +186,7 @@ def distil(
     train, held = data.split(seed=seed)
     decoder, batch = subject.kind == "decoder", training.whole("batch")
     if blocks is None:
-        blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.neurons]
+        blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.ffn]
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=losses.logit, temperature=losses.temperature,
         task=(0.5 if subject.causal else 0.0) if losses.task is None else losses.task,
@@ -196,7 +196,7 @@ def distil(
     def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
         return texts.batches(corpus, subject.tokenizer, packed=decoder, batch=batch, length=train_length, seed=seed)
 
-    judged = sequences(held, min(16, batch), seed).take(16) if training.patience else []
+    judged = sequences(held, min(16, batch), seed).take(16) if training.validates else []
     evaluate = partial(
         objectives.held_out, student.forward, teacher=subject.forward, output=subject.output, batches=judged
     )

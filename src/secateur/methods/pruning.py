@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -17,11 +19,12 @@ from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
 from secateur.subjects.network import segments
+from secateur.subjects.network.opening import NetworkSource, open_network
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, Units, parse_list
 
-__all__ = ["Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of"]
+__all__ = ["Pruned", "Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of", "shares_of"]
 
 Score = Callable[..., Mapping[str, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -48,9 +51,37 @@ _OF_GRADIENTS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
 }
 
 
+class Pruned(tuple[nn.Module, Cut]):
+    """What `prune` gives: the pair (model, cut), and as `subject` the smaller network to save, export or prune again.
+
+    small, cut = secateur.prune(network, image)
+    result = secateur.prune(network, image)
+    result.subject.save("small")
+    again = secateur.prune(result.subject, budget="channels=50%")
+    """
+
+    subject: Traced
+
+    def __new__(cls, subject: Traced, cut: Cut) -> Pruned:
+        """The pair of the subject's network and the receipt."""
+        result = super().__new__(cls, (subject.model, cut))
+        result.subject = subject
+        return result
+
+    @property
+    def model(self) -> nn.Module:
+        """The smaller network, which may be trained in place; `subject` speaks of the same one."""
+        return self[0]
+
+    @property
+    def cut(self) -> Cut:
+        """The receipt."""
+        return self[1]
+
+
 def prune(
-    model: nn.Module,
-    example_inputs: object,
+    model: NetworkSource,
+    example_inputs: object = None,
     budget: Budget | str = "channels=50%",
     score: str | Score = "magnitude",
     *,
@@ -58,16 +89,19 @@ def prune(
     loss: Loss | None = None,
     multiple: int = 1,
     protect: Iterable[str] = (),
+    shares: Mapping[str, float] | None = None,
     scope: Scope = "local",
     normalise: ranking.Normalise | None = None,
     seed: int = 0,
     offsets: bool = False,
-) -> tuple[nn.Module, Cut]:
+) -> Pruned:
     """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
 
     Args:
-        model: any network that runs on the inputs.
-        example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords).
+        model: any network that runs on the inputs, the `subject` of an earlier result, "file.py:function" that builds
+            one, or the folder of a saved cut.
+        example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords); of all but a
+            network those that come along, if None.
         budget: how much may stay, in channels, params, bytes or flops.
         score: how much a unit is worth keeping. From weights alone: "magnitude" (the norm of all weights that go with
             a unit, as a share of its site's mean), "l1", "l2" (norms as they are), "batch_norm", "geometric_median",
@@ -79,6 +113,8 @@ def prune(
         loss: (model, batch) -> mean loss of the batch.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole, by name or pattern ("layer4.*").
+        shares: which share of its units a site keeps, by names or patterns of sites and modules, as
+            {"layer4.*": 0.25}; the last that fits counts, and what the budget leaves is for all others.
         scope: which sites share one ranking. "local": every site loses the same share; "kind", "global": the weakest
             of a kind, or of all, go; "isomorphic": the weakest among sites of equal structure go; or a mapping from
             sites to names of pools, sites not named standing alone.
@@ -96,11 +132,11 @@ def prune(
     segments.refuse(budget)
     rate = make_scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
-    subject = open_traced(model, example_inputs, protect=protect, prove=batches is not None)
+    subject = open_traced(open_network(model, example_inputs), protect=protect, prove=batches is not None)
     _, small, cut = prune_subject(
-        subject, budget, rate, multiple=multiple, scope=scope, normalise=normalise, offsets=offsets
+        subject, budget, rate, multiple=multiple, shares=shares, scope=scope, normalise=normalise, offsets=offsets
     )
-    return small.model, cut
+    return Pruned(small, cut)
 
 
 def prune_subject(
@@ -109,6 +145,7 @@ def prune_subject(
     rate: Scorer,
     *,
     multiple: int = 1,
+    shares: Mapping[str, float] | None = None,
     scope: Scope = "local",
     normalise: ranking.Normalise | None = None,
     offsets: bool = False,
@@ -129,13 +166,68 @@ def prune_subject(
         units = subject.units(multiple=multiple)
         if rate.name:
             units, notes = _freeze_unscored(units, scores, rate.name)
-        selection = ranking.by_budget(units, scores, budget, scope=_pools(subject, scope), normalise=normalise)
+        chosen = ranking.by_shares(units, scores, _sites_shares(units, shares or {}))
+        selection = ranking.by_budget(
+            units, scores, budget, scope=_pools(subject, scope), normalise=normalise, given=chosen
+        )
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
         return selection
 
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets)
+    if scope == "local" and not shares:
+        cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
     return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
+
+
+_THINNED = 0.08
+"""How much less of a site than of all sites may stay before a note says so."""
+
+
+def _thinned_notes(cut: Cut) -> tuple[str, ...]:
+    """A note on sites of which much more went than of all, though all were to lose the same share."""
+    gone, count = (sum(pair[place] for pair in cut.removed.values()) for place in (0, 1))
+    notes = []
+    for name, (less, units) in cut.removed.items():
+        kept, all_kept = 1 - less / units, 1 - gone / count
+        if units >= 8 and kept < all_kept - _THINNED:
+            notes.append(
+                f"{name} keeps {units - less} of {units} ({kept:.0%}), all sites together {all_kept:.0%}: others go in "
+                f"larger steps or stay; shares={{{name!r}: {all_kept:.2f}}} or protect=[{name!r}] spares it"
+            )
+    return tuple(notes)
+
+
+def shares_of(text: str | Mapping[str, float]) -> dict[str, float]:
+    """Shares as the command line says them, "layer4.*=25%,head=0.5"; a mapping stays itself."""
+    pairs = text.items() if isinstance(text, Mapping) else [tuple(part.split("=")) for part in parse_list(text)]
+    shares = dict[str, float]()
+    for pair in pairs:
+        try:
+            name, value = pair
+            said = str(value).strip()
+            shares[str(name).strip()] = float(said.removesuffix("%")) / (100 if said.endswith("%") else 1)
+        except ValueError as error:
+            raise InputError(f"shares={text!r}: give SITE=SHARE,SITE=SHARE, such as layer4.*=25%") from error
+    return shares
+
+
+def _sites_shares(units: Units, shares: Mapping[str, float]) -> dict[str, float]:
+    """Site -> share, of the free sites that a pattern names by themselves or by a module that they stand in."""
+    chosen = dict[str, float]()
+    free = [site.name for site in units.free()]
+    for pattern, share in shares.items():
+        if not 0 < share <= 1:
+            raise InputError(f"shares give {pattern!r} {share}: give a share above 0 and at most 1")
+        fitting = [name for name in free if any(fnmatchcase(name, end) for end in (pattern, f"{pattern}.*"))]
+        if not fitting:
+            near = difflib.get_close_matches(pattern.replace("*", ""), free, n=3, cutoff=0.3)
+            raise InputError(
+                f"shares name {pattern!r}, which is no site that can be cut, and no pattern or module of such sites; "
+                f"there are {', '.join(near or free)}"
+            )
+        chosen |= dict.fromkeys(fitting, share)
+    return chosen
 
 
 def data_needed(score: str) -> Literal["", "batches", "loss"]:

@@ -142,7 +142,8 @@ def cache_served(
         rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True) if bool(real.any())]
         with ThreadPoolExecutor(at_once) as pool:
             said = list(pool.map(lambda ids: likeliest(server.score(ids, k), ids, names, k), rows))
-        values, indices, remaining = (torch.cat(part) for part in zip(*said, strict=True))
+        learned = batch.get("counted", mask)[mask]
+        values, indices, remaining = (torch.cat(part)[learned] for part in zip(*said, strict=True))
         return values, indices, remaining
 
     key = {

@@ -28,17 +28,19 @@ def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: i
 
     The rest is the time of a model with next to nothing in its blocks: taken as the difference of two large times,
     it would hold all their noise. A block alone is a little slower than inside the model, so that all entries are
-    scaled alike until the whole model's add up to its own time.
+    scaled alike until the whole model's add up to its own time. An empty `grid` leaves the FFN out, as where every
+    layer has experts: they are part of the rest.
     """
-    sites = subject.units(axis, "neurons").free()
-    most = {kind: max(site.count for site in sites if site.kind == kind) for kind in (axis, "neurons")}
-    counts: dict[Heads | Literal["neurons"], list[int]] = {
-        axis: list(range(1, 1 + most[axis])), "neurons": [k for k in grid if 0 < k <= most["neurons"]],
-    }  # fmt: skip
+    axes: tuple[Heads | Literal["neurons"], ...] = (axis, "neurons") if grid else (axis,)
+    sites = subject.units(*axes).free()
+    most = {kind: max(site.count for site in sites if site.kind == kind) for kind in axes}
+    counts: dict[Heads | Literal["neurons"], list[int]] = {axis: list(range(1, 1 + most[axis]))}
+    if grid:
+        counts["neurons"] = [k for k in grid if 0 < k <= most["neurons"]]
     probes: dict[tuple[str, int], Callable[[], object]] = {}
     for kind, row in counts.items():
         probes |= {(kind, k): subject.probe(kind, k, batch, length) for k in row}
-    least = counts["neurons"][0]
+    least = counts["neurons"][0] if grid else 0
     bare, _ = subject.cut(
         Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
     )
@@ -49,9 +51,9 @@ def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: i
     for kind, row in counts.items():
         smooth = latency.monotone({k: times[kind, k].value for k in row})
         table[kind] = {"0": 0.0} | {str(k): seconds for k, seconds in smooth.items()}
-    blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites)
+    blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites) if grid else 0.0
     table["rest"] = {"0": max(0.0, times["rest", 0].value - blocks)}
-    units = subject.units(axis, "neurons", batch=batch, length=length)
+    units = subject.units(*axes, batch=batch, length=length)
     scale = times["dense", 0].value / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
     return {kind: {count: scale * seconds for count, seconds in row.items()} for kind, row in table.items()}
 

@@ -64,6 +64,18 @@ class Option:
     bounds: str = ""
 
 
+_VALIDATING = [
+    Option(
+        "patience",
+        None,
+        "int | None",
+        "stop after so many evaluations on a part of the data without a new best, whose weights are kept.",
+    ),
+    Option("validation", None, "float | None", "share of the training data to judge by, and not to learn from."),
+]
+"""Flags of every recipe that trains; run.yaml has them among the settings of `training`."""
+
+
 def cards() -> dict[str, dict[str, str]]:
     """Recipe name -> its card, in alphabetical order."""
     found: dict[str, dict[str, str]] = {}
@@ -153,6 +165,7 @@ def read_options(source: str, name: str, *, by_position: bool = False) -> list[O
                 flag = "train_batch" if option.name == "batch" and texts else option.name
                 options.append(replace(option, name=flag, help=explained.get(flag, option.help)))
             if annotation == "Training":
+                options += [one for one in _VALIDATING if one.name not in [option.name for option in options]]
                 options.append(Option(argument.arg, "", "str | Sequence[str]", help or _TRAINING))
             continue
         value = inspect.Parameter.empty if default is None else ast.literal_eval(default)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "describe_lost_quality",
+    "describe_verdict",
     "figure_of",
     "judge",
     "markdown",
@@ -171,6 +173,49 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
     return evidence.verdict or ("met" if known else "")
 
 
+_NEAR_CHANCE = 0.02
+"""How far above the commonest answer's share an accuracy still says nothing."""
+
+_EXPLODED = 10.0
+"""By what factor a perplexity or loss may rise before it is said first."""
+
+
+def describe_lost_quality(evidence: Evidence) -> str:
+    """That the result is of no use although it may meet its target, in a sentence; "" where that can't be said.
+
+    An accuracy as of always giving the commonest answer (on record as the setting "chance"), a score from 0 to 1 that
+    fell to nothing, a fidelity of nothing, or a perplexity that rose tenfold.
+    """
+    figures, chance = {**evidence.after, **evidence.measured}, evidence.settings.get("chance") or {}
+    for name in display.order(figures):
+        measure, value = display.measure(name), figures[name].value
+        before = evidence.before.get(name)
+        if measure.role != "quality":
+            continue
+        what, shown = measure.label, display.number(name, value)
+        guess = chance.get(name) if isinstance(chance, Mapping) else None
+        if not math.isfinite(value):
+            return f"{what} is {shown}"
+        if guess is not None and value <= guess + _NEAR_CHANCE:
+            if before is not None and before.value <= guess + _NEAR_CHANCE:
+                return f"{what} {shown}: neither it nor the original does better than guessing ({guess:.3g})"
+            return f"{what} {shown} is no better than guessing ({guess:.3g})"
+        if before is None:
+            if name in ("spearman", "cosine") and value <= _NEAR_CHANCE:
+                return f"{what} is {shown}: its outputs no longer follow the original's"
+        elif measure.better == "more" and value <= 0.01 and before.value > 0.05:
+            return f"{what} fell from {display.number(name, before.value)} to {shown}"
+        elif measure.label.lower().endswith("perplexity") and value > _EXPLODED * before.value:
+            return f"{what} rose from {display.number(name, before.value)} to {shown}"
+    return ""
+
+
+def describe_verdict(evidence: Evidence) -> str:
+    """The verdict; of what met its target at the price of all quality, that too."""
+    lost = describe_lost_quality(evidence) if evidence.verdict.startswith("met") else ""
+    return f"{evidence.verdict}, but of no use: {lost}" if lost else evidence.verdict
+
+
 def _limited_measures(target: str) -> list[str]:
     """The measures which the budget `target` limits, a relative latency as a speedup."""
     try:
@@ -223,7 +268,9 @@ def _overview(results: Sequence[Evidence]) -> list[list[str]]:
     rows = [["Target", "Verdict", *(display.measure(name).label for name in names)]]
     for result in results:
         figures = {**result.after, **result.measured}
-        rows.append([result.target, judge(result) or "–", *(display.text(name, figures.get(name)) for name in names)])
+        judged = judge(result)
+        judged = "met, of no use" if judged.startswith("met") and describe_lost_quality(result) else judged
+        rows.append([result.target, judged or "–", *(display.text(name, figures.get(name)) for name in names)])
     return rows
 
 

@@ -124,6 +124,12 @@ def _verdict(result: Evidence) -> dict[str, object]:
     if state != "failed" and evidence.not_faster(result):
         warnings.append(f"Not measurably faster: {display.text('speedup', evidence.speedup_of(result))} was measured.")
     word = {"met": "Target met", "missed": "Target missed", "failed": "Failed", "open": "Not judged"}[state]
+    lost = evidence.describe_lost_quality(result)
+    if lost and state == "met":
+        state, word, headline = "missed", "Target met, quality lost", f"Of no use: {lost}"
+        warnings.append(f"The target {result.target} is met, and what is left does not do its task.")
+    elif lost:
+        warnings.append(f"{lost}.")
     return {"state": state, "word": word, "headline": headline, "warnings": warnings, "lead": _lead(result)}
 
 
@@ -324,12 +330,13 @@ def _recovery(recovery: Recovery | None, name: str) -> dict[str, object] | None:
         return None
     facts = [("Steps", display.thousands(recovery.steps))]
     if recovery.tokens:
-        facts.append(("Tokens", display.number("tokens", recovery.tokens)))
+        counted = str(recovery.settings.get("counted", "tokens"))
+        facts.append((display.measure(counted).label, display.number(counted, recovery.tokens)))
     if recovery.seconds:
         facts.append(("Time", _duration(recovery.seconds)))
     if recovery.flops:
         facts.append(("Training FLOPs", display.number("flops", recovery.flops)))
-    facts += [(key, value) for key, value in _flat(recovery.settings)]
+    facts += [(key, value) for key, value in _flat(recovery.settings) if key != "counted"]
     words = ""
     values = [loss for _, loss in recovery.losses if math.isfinite(loss)]
     if len(values) > 1:

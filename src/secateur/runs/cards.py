@@ -18,7 +18,7 @@ def write_card(folder: Path, row: Evidence, load: str, *, tag: str, title: str, 
     lines = [
         f"---\nlibrary_name: {load.split()[1].replace('_', '-')}\ntags: [secateur, {tag}]\n---",
         f"# {title}",
-        f"{origin} Verdict: {row.verdict}.",
+        f"{origin} Verdict: {evidence.describe_verdict(row)}.",
         "## Evidence",
         evidence.markdown(evidence.table(row)),
         f"Measured at {row.environment.get('measured_at')}.",

@@ -15,7 +15,7 @@ from secateur.runs import keywords
 
 __all__ = ["options", "read"]
 
-RECORDED = ("command", "counts", "versions")
+RECORDED = ("class_names", "command", "counts", "split", "versions")
 """What a run.yaml holds beside settings, and hashes: `*_sha256`."""
 
 _MOST, _MANY = 2**20, 10_000

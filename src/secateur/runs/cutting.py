@@ -42,6 +42,7 @@ def prune(
     normalise: Literal["", "l2", "max", "mean", "zscore", "rank"] = "",
     multiple: int = 1,
     protect: Sequence[str] = (),
+    shares: str | dict[str, float] = "",
     offsets: bool = False,
     looks: int = 512,
     batch: int = 32,
@@ -61,6 +62,7 @@ def prune(
         normalise: what makes scores of different sites comparable first.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
+        shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         offsets: fold the constants that channels leave behind into what reads them.
         looks: examples that a score looks at.
         batch: of them at a time, and of the timed environment.
@@ -68,7 +70,7 @@ def prune(
     """
     for budget in budgets:
         segments.refuse(budget)
-    pools = pruning.scope_of(scope)
+    pools, own = pruning.scope_of(scope), pruning.shares_of(shares)
     if looks < 1:
         raise InputError(f"looks={looks}: give at least one example for the score to look at")
     rate = _make_score(subject, data, score, looks=looks, batch=batch, seed=seed)
@@ -76,8 +78,9 @@ def prune(
     whole.protect(protect)
     for budget in budgets:
         selection, small, cut = pruning.prune_subject(
-            whole, budget, rate, multiple=multiple, scope=pools, normalise=normalise or None, offsets=offsets
-        )
+            whole, budget, rate, multiple=multiple, shares=own, scope=pools, normalise=normalise or None,
+            offsets=offsets,
+        )  # fmt: skip
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
 
 
@@ -115,9 +118,14 @@ def _make_score(
 
 
 def _class_loss(subject: Traced, model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the classes."""
+    """Mean cross-entropy of the classes, of images or of their pixels."""
     logits = objectives.logits(subject.inputs.ask(model, batch["inputs"]))
-    return functional.cross_entropy(logits, devices.move(batch["labels"], logits))
+    labels = devices.move(batch["labels"], logits)
+    if labels.dim() == 3 and logits.shape[2:] != labels.shape[1:]:
+        logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+    if labels.dim() == 3:
+        labels = labels.masked_fill(labels == 255, -100) if logits.shape[1] <= 255 else labels
+    return functional.cross_entropy(logits, labels)
 
 
 def _box_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from secateur._utils import plugins
 from secateur._utils.rundir import Run
-from secateur.data import ray_data, texts
+from secateur.data import examples, images, ray_data, texts
 from secateur.data.examples import Examples
+from secateur.data.images import Images
 from secateur.data.shelf import nearest
 from secateur.data.tables import Table
 from secateur.data.texts import Corpus
@@ -65,6 +66,9 @@ def prune_data(
     deduplicate: Literal["", "exact", "normalised"] = "",
     text: str = "text",
     label: str = "label",
+    transform: object = None,
+    size: int | str | None = None,
+    workers: int | None = None,
     tokenizer: str | Path | None = None,
     runs: int = 3,
     epochs: float = 10.0,
@@ -100,6 +104,7 @@ def prune_data(
         balanced: keep the same share of every class; by default where the data has classes.
         deduplicate: first drop examples that repeat an earlier one: exact, or normalised for texts of equal words.
         text, label: columns of tables, and of an .npz file the array of classes; label="" for no classes.
+        transform, size, workers: how images become inputs of a model; see `secateur.run`.
         tokenizer: whose tokens are counted, for budgets in tokens.
         runs: trainings that the score is averaged over.
         epochs: of each of them; 0 takes the model as it is.
@@ -127,6 +132,10 @@ def prune_data(
     held = model is not None or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = read_rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
+    if transform is not None or size is not None or workers is not None:
+        if not isinstance(source, Examples):
+            raise InputError(f"{source.name} holds no images: leave transform, size and workers out")
+        source = examples.with_transform(source, transform, size, workers)
     whole = ExampleSet(source)
     _check_classes(source, model is not None, balanced)
     fair = whole.labels is not None if balanced is None else balanced
@@ -138,7 +147,18 @@ def prune_data(
         "data_sha256": source.digest,
         **({} if model is None else {"model": backends.name_source(model), **training}),
     }  # fmt: skip
-    read = {"text": text, "label": label, "ray": ray, **({} if tokenizer is None else {"tokenizer": str(tokenizer)})}
+    declared = {"transform": transform, "size": size, "workers": workers}
+    read = {
+        **{
+            name: value if isinstance(value, int) else str(value)
+            for name, value in declared.items()
+            if value is not None
+        },
+        "text": text,
+        "label": label,
+        "ray": ray,
+        **({} if tokenizer is None else {"tokenizer": str(tokenizer)}),
+    }
     about = {
         "data": str(data) if isinstance(data, str | Path) else source.name,
         "budget": [str(each) for each in budgets],
@@ -254,9 +274,11 @@ def _train_and_score(
         if isinstance(model, Transformer) or (isinstance(model, str | Path) and ":" not in str(model)):
             raise InputError(f"{data.name} holds arrays: give a network for them, such as --model net.py:build")
         built = model if isinstance(model, nn.Module) else plugins.network(str(model))[0]
+        if isinstance(data.inputs, Images):
+            data = replace(data, inputs=images.declare(data.inputs, built, name=data.name))
         subject = Traced(built, Example.of(data.inputs[:1]))
         try:
-            Network().fit_data(data, subject)
+            data = Network().fit_data(data, subject)
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             raise InputError(

@@ -8,22 +8,23 @@ model card, and the evidence of a directory with its report.
 from __future__ import annotations
 
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 from secateur import recipes
-from secateur._utils import distributed
+from secateur._utils import distributed, plugins
 from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
-from secateur.errors import InputError, RunError, UnsupportedError
+from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
@@ -53,7 +54,12 @@ def run(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
+    transform: object = None,
+    size: int | str | None = None,
+    workers: int | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     seed: int = 0,
@@ -84,8 +90,16 @@ def run(
             part of `data` is held out.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
+        completion_only: of chats, learn and measure the assistant's answers alone, and not what they answer.
+        packing: how texts fill the sequences that a language model learns from: "blocks", one after another, or
+            "documents", whole ones of which none sees another.
         sizes: limits between small, medium and large boxes of a detector's data: sides of squares, such as "8,24" in
             pixels or "5%,15%" of the images' longer side; the data's own, or COCO's 32 and 96, if None.
+        transform: how images become inputs, evaluated with its deterministic part and trained with its random one:
+            imagenet, cifar, shift, none, "file.py:function", ResNet18_Weights.DEFAULT, timm:NAME, or a folder with a
+            preprocessor_config.json; what the model records of its own if None.
+        size: of the inputs that images become: 224, "224x160" (height x width) or "1x28x28" (greyscale).
+        workers: processes that read images ahead; by the machine's cores if None.
         dry_run: print what would be cut and what that saves; nothing is trained or written.
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
@@ -115,6 +129,7 @@ def run(
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
+    _check_trackers(chosen)
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -127,11 +142,15 @@ def run(
         raise InputError(f"{function.__name__} needs data: give some")
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and this recipe works on {backend.family}: leave them out")
-    corpus, apart = splits.read(backend, data, held_out, text=text, label=label, sizes=sizes)
+    corpus, apart = splits.read(
+        backend, data, held_out, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+        completion_only=completion_only, packing=packing,
+    )  # fmt: skip
+    corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     subject = backend.open(model, device, corpus, inputs)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
-    notes = [parts.warning] if parts.warning else []
+    notes = list(parts.notes)
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
     backend.check(subject, {"length": place.length, **flags})
@@ -144,7 +163,16 @@ def run(
         "batch": place.batch,
         **({} if place.length is None else {"length": place.length}),
         **({"stream": True} if stream else {}),
-        **splits.columns(text, label, sizes),
+        **splits.columns(
+            text,
+            label,
+            sizes,
+            data=corpus,
+            transform=transform,
+            size=size,
+            completion_only=completion_only,
+            packing=packing,
+        ),
         **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,
@@ -153,14 +181,33 @@ def run(
         "model": backends.name_source(model if isinstance(model, str | Path) else subject),
         **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
+        **({} if workers is None else {"workers": workers}),
     }
+    if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
+        notes.append(need)
     reference = Reference(backend, subject, place, None if dry_run else parts.held)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
         return _collect(previews, on_result)
+    with suppress(DataError, MeasurementError):  # which are told where it is measured
+        if warning := reference.describe_guessing():
+            notes.append(warning)
+            if distributed.index() == 0:
+                print(f"warning: {warning}", file=sys.stderr)
+    job = replace(job, notes=tuple(notes))
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=keywords.defaults(function))
-    with record as directory, with_threads(place):
+    with ExitStack() as stack:
+        try:
+            directory = stack.enter_context(record)
+        except RunError as error:
+            if "model_sha256" in str(error) and _differs_by_call(backend, model, device, corpus, inputs):
+                raise RunError(
+                    f"{model} builds another network at each call, so that no call can resume what one before it began "
+                    f"in {out}: seed what it draws, or let it load weights from a file; then use --overwrite"
+                ) from error
+            raise
+        stack.enter_context(with_threads(place))
         return _collect(job.execute(directory, about), on_result)
 
 
@@ -172,6 +219,25 @@ def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] |
         if on_result is not None:
             on_result(row)
     return collected
+
+
+def _differs_by_call(
+    backend: AnyBackend, model: Source, device: str | None, corpus: Data | None, inputs: object
+) -> bool:
+    """Whether the function that builds a network builds another one each time."""
+    if not plugins.names_function(model):
+        return False
+    first, second = (backend.digest(backend.open(model, device, corpus, inputs)) for _ in range(2))
+    return first != second
+
+
+def _check_trackers(options: Mapping[str, object]) -> None:
+    """Refuse trackers that are not installed before anything is done."""
+    for value in options.values():
+        if isinstance(value, Training) and value.trackers:
+            from secateur.recover.training import loop  # loads accelerate
+
+            loop.check_trackers(value.trackers)
 
 
 @dataclass(frozen=True)
@@ -333,7 +399,7 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises:
         InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
     """
-    return configs.read(path, "run", run, given, more=options)
+    return configs.read(path, "run", run, given, more=lambda recipe: keywords.names(recipes.find(recipe)))
 
 
 def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: object) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from secateur.methods.group_budget import GroupBudget
 from secateur.reports import pictures
 from secateur.runs import keywords
 from secateur.runs.backends import axes_of
-from secateur.runs.backends.network import Model, build_network
 from secateur.score import magnitude
 from secateur.select import limits
 from secateur.select.ranking import Normalise
 from secateur.subjects.network import segments
+from secateur.subjects.network.opening import NetworkSource, open_network
 from secateur.subjects.network.outline import Node, outline
 from secateur.subjects.network.segments import SITE
 from secateur.subjects.network.traced import Traced, open_traced
@@ -29,7 +29,7 @@ __all__ = ["inspect"]
 
 
 def inspect(
-    model: Model,
+    model: NetworkSource,
     *,
     inputs: str | Any = None,
     budget: str | Budget | None = None,
@@ -38,13 +38,15 @@ def inspect(
     normalise: Normalise | None = None,
     multiple: int = 1,
     protect: Sequence[str] = (),
+    shares: str | Mapping[str, float] = "",
     seed: int = 0,
     picture: str | Path | None = None,
 ) -> dict[str, Any]:
     """What could go in a network, and with a budget what would.
 
     Args:
-        model: a module, a `Traced`, or "file.py:function" that gives a module or (module, inputs).
+        model: a module, a `Traced`, "file.py:function" that gives a module or (module, inputs), or the folder of
+            a saved cut.
         inputs: example inputs, or their shape such as "1x3x224x224"; those of the function if None.
         budget: what may stay, such as "channels=50%"; or "segments=50%", for what `otov3` would erase by the weights
             as they are.
@@ -53,6 +55,7 @@ def inspect(
         normalise: what makes scores of different sites comparable first: l2, max, mean, zscore or rank.
         multiple: kept channels are multiples of this.
         protect: modules, parameters or sites that stay whole.
+        shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         seed: of random scores.
         picture: an .svg or .html file to draw the network into, with what would go.
 
@@ -70,13 +73,13 @@ def inspect(
     rate, pools = pruning.make_scorer(score, seed=seed), pruning.scope_of(scope)
     if erasing := limit is not None and SITE in limit:
         _check_alone(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
-               multiple=(multiple, 1))  # fmt: skip
+               multiple=(multiple, 1), shares=(shares, ""))  # fmt: skip
     subject, selection, after = _open(model, inputs, protect), Selection({}), dict[str, float]()
     if limit is not None and erasing:
         selection, after = _erase_segments(subject, limit)
     elif limit is not None:
         selection, small, cut = pruning.prune_subject(
-            subject, limit, rate, multiple=multiple, scope=pools, normalise=normalise
+            subject, limit, rate, multiple=multiple, shares=pruning.shares_of(shares), scope=pools, normalise=normalise
         )
         after = {**{name: cut.after[name] for name in subject.units().cost()}, "flops": small.flops()}
     units = subject.units(multiple=multiple)
@@ -100,13 +103,12 @@ def inspect(
     return summary
 
 
-def _open(model: Model, inputs: str | Any, protect: Sequence[str]) -> Traced:
+def _open(model: NetworkSource, inputs: str | Any, protect: Sequence[str]) -> Traced:
     if isinstance(model, Traced):
         traced = model.copy()  # what turns out to stay is noted there
         traced.protect(protect)
         return traced
-    module, example = build_network(model, inputs)
-    return open_traced(module, example, protect=protect)
+    return open_traced(open_network(model, inputs), protect=protect)
 
 
 def _share(units: Units, name: str) -> dict[str, float]:

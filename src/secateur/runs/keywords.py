@@ -47,6 +47,18 @@ def _groups(function: Callable[..., object]) -> dict[str, dict[str, str]]:
     }
 
 
+_VALIDATING = ("patience", "validation")
+"""Fields of `Training` that every recipe which trains has as flags, beside those that its default sets."""
+
+
+def _shorthands(function: Callable[..., object]) -> dict[str, str]:
+    """Flag -> the parameter of whose `training` text it is a part, for flags that are no option of their own."""
+    keywords = of(function)
+    grouped = [name for name, parameter in keywords.items() if isinstance(parameter.default, Training)]
+    own = {*keywords, *(flag for flags in _groups(function).values() for flag in flags)}
+    return {flag: name for name in grouped for flag in _VALIDATING if flag not in own}
+
+
 def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """`options` as flags and run.yaml name them: what is one value in the signature is its fields here.
 
@@ -71,7 +83,7 @@ def defaults(function: Callable[..., object]) -> dict[str, Any]:
 
 def names(function: Callable[..., object]) -> list[str]:
     """The names of all options, as flags and run.yaml have them."""
-    return list(defaults(function))
+    return [*defaults(function), *_shorthands(function)]
 
 
 def _format_value(value: object) -> str:
@@ -84,7 +96,7 @@ def fitting(
     function: Callable[..., object], given: Mapping[str, object], optional: Collection[str], **shared: object
 ) -> dict[str, Any]:
     """`given` and `shared`, without those of `optional` and `shared` that the recipe does not have."""
-    known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags)}
+    known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags), *_shorthands(function)}
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
@@ -112,6 +124,8 @@ def check_options(function: Callable[..., object], given: Mapping[str, object]) 
         kinds = typing.get_type_hints(type(default), include_extras=True)
         fields |= {flag: (kinds[field], getattr(default, field)) for flag, field in flags.items()}
         fields[name] = (Any, "")
+    hints = typing.get_type_hints(Training)
+    fields |= {flag: (hints[flag], None) for flag in _shorthands(function)}
     how = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
     model = create_model("Options", __config__=how, **fields)
     try:
@@ -129,7 +143,11 @@ def call(function: Callable[..., T], *arguments: object, **options: object) -> T
 
 def pack(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, Any]:
     """Options by flag as the keywords of a call: the inverse of `flat`."""
-    values, keywords = dict(options), of(function)
+    values: dict[str, Any] = dict(options)
+    keywords = of(function)
+    for flag, name in _shorthands(function).items():
+        if (value := values.pop(flag, None)) is not None:
+            values[name] = Training().merge(values.get(name) or "").merge({flag: value})
     for name, flags in _groups(function).items():
         own = {field: values.pop(flag) for flag, field in flags.items() if flag in values}
         values[name] = _group(function.__name__, keywords[name].default, own, values.get(name, ""))

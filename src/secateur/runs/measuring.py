@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,9 @@ CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
 
 _SHOWN = 3
 """Names of matrices in a note."""
+
+_FEW = 256
+"""Held-out examples by which a run is warned of an original that only guesses."""
 
 
 @contextmanager
@@ -89,7 +92,7 @@ class Reference:
             try:
                 ours, theirs, both = backend.compare(original, student, self.held_out, environment)
                 before, after, measured = {**before, **ours}, {**after, **theirs}, {**measured, **both}
-                notes += splits.box_size_notes(self.held_out, ours)
+                notes += splits.box_size_notes(self.held_out, ours) + splits.missing_classes_note(self.held_out, ours)
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
@@ -129,10 +132,31 @@ class Reference:
             cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
             recovery=result.recovery,
             environment={**describe_machine(), "measured_at": str(self.environment)},
-            settings=settings,
+            settings={**settings, **({"chance": chance} if (chance := self._chance(after)) else {})},
         )
         verdict = evidence.judge(row, tolerance=TOLERANCE)
         return replace(row, verdict=verdict or "missed: could not be measured, see the notes")
+
+    def _chance(self, figures: Collection[str]) -> dict[str, float]:
+        """What guessing reaches in the figures that were measured."""
+        known = {} if self.held_out is None else self.backend.chance(self.held_out)
+        return {name: value for name, value in known.items() if name in figures}
+
+    def describe_guessing(self) -> str:
+        """That the original does no better than guessing, on a few of the held-out examples; "" where it does."""
+        chance = {} if self.held_out is None else self.backend.chance(self.held_out)
+        if not chance:
+            return ""
+        few = self.held_out.take(range(min(len(self.held_out), _FEW)))
+        figures = self._quality(self.original, few)[0]
+        for name, guess in chance.items():
+            if name in figures and figures[name].value <= guess + 0.02:
+                return (
+                    f"the original has {display.measure(name).label.lower()} {figures[name].value:.3g} on "
+                    f"{len(few)} held-out examples, no better than guessing ({guess:.3g}): check its weights, its "
+                    "preprocessing and the order of its classes before what it teaches is trusted"
+                )
+        return ""
 
     def _quality(self, student: Subject, data: Data) -> tuple[Row, Row, Row]:
         """As `Backend.compare`, on the device of the environment."""
@@ -261,7 +285,13 @@ def measure(
     *,
     text: str = "text",
     label: str = "label",
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     sizes: str | Sequence[float | str] | None = None,
+    transform: object = None,
+    size: int | str | None = None,
+    workers: int | None = None,
+    inputs: object = None,
     tasks: Sequence[str] = (),
     task_folder: str | Path | None = None,
     limit: int | None = None,
@@ -283,7 +313,12 @@ def measure(
         data: what quality is measured on, all of it.
         text: the column of texts.
         label: the column of classes, or of an .npz file the array; '' for none.
+        completion_only: of chats, measure the assistant's answers alone, and not what they answer.
+        packing: "blocks" of running text, or of whole "documents", of which none sees another; see `run`.
         sizes: sides of squares that part small, medium and large boxes; see `run`.
+        transform, size, workers: how images become inputs; see `run`.
+        inputs: what a network runs on, or a shape such as "1x3x224x224"; what its function gives, its folder says, or
+            the first of the data, if None.
         tasks: of lm-eval, to measure a language model by.
         task_folder: YAML files of further tasks.
         limit: documents of each task; all if None.
@@ -308,10 +343,15 @@ def measure(
         names = ensembles.name_models(others)
     backend = backends.of_source(next(iter(others), model))
     model, others = backend.load_any(model), [backend.load_any(source) for source in others]
-    corpus, _ = splits.read(backend, data, text=text, label=label, sizes=sizes)
-    others = [backend.open(source, device, corpus) for source in others[:1]] + others[1:]
+    if inputs is not None and not backend.has_inputs:
+        raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
+    corpus, _ = splits.read(
+        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+        completion_only=completion_only, packing=packing,
+    )  # fmt: skip
+    others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
-    subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus)
+    subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus, inputs)
     corpus = None if corpus is None else backend.fit_data(corpus, subject)
     here = backend.environment(subject, batch, length, threads)
     environment = backend.environment(subject, batch, length, threads, device)

@@ -73,8 +73,9 @@ def add(
     for row in evidence.read(out):
         assert row.cut is not None
         measuring.check_judges(row, held_out)
-        settings = ("seed", "batch", "length", "threads", "device", "text", "label", "sizes")
-        shared = {name: row.settings[name] for name in settings if name in row.settings}
+        places = ("seed", "batch", "length", "threads", "device")
+        read = ("text", "label", "sizes", "completion_only", "packing")
+        shared = {name: row.settings[name] for name in (*places, *read) if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
         generate, options = _arm_of(row, place, epochs, lr, cap)
         beside, notes = dict(row.baselines), [LACKS]

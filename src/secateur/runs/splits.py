@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from secateur.data import examples, labels
+from secateur._utils.rundir import read_record
+from secateur.data import examples, labels, transforms
 from secateur.data.examples import Examples
+from secateur.data.images import Images
+from secateur.data.texts import Corpus, Packing
 from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
+from secateur.runs.backends.network import Network
+from secateur.vocabulary import Figure
 
-__all__ = ["Dataset", "Parts", "box_size_notes", "columns", "copies_note", "names_of", "read", "split"]
+__all__ = [
+    "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "missing_classes_note",
+    "names_of", "range_note", "read", "reading_notes", "split",
+]  # fmt: skip
 
 _SHOWN = 3
+_USUAL = 20.0
+"""Normalised images stay far below it."""
+_SPLIT = "split"
+"""The setting that says how parts are drawn; 0.1.0 had none."""
 
 
 class Dataset(Protocol):
@@ -49,14 +62,14 @@ class Dataset(Protocol):
 class Parts:
     """Of data that fits a model: `train` is learned from, and quality is measured on `held`.
 
-    digests: of what was given, by the names under which settings have them; warning: of examples that are in both, or
-    nothing.
+    digests: of what was given, by the names under which settings have them; notes: of what was left out or renumbered
+    when the data was read, of examples that are in both, and of numbers that no network was trained on.
     """
 
     train: Dataset | None = None
     held: Dataset | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
-    warning: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def read(
@@ -67,10 +80,19 @@ def read(
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
+    transform: object = None,
+    size: object = None,
+    workers: int | None = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
+    held_out may stand beside the data: a folder `val/` beside `train/`, or that split of a table.
+
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
+    transform, size, workers: how images become inputs; see `examples.with_transform`.
+    completion_only, packing: how a model learns from texts; see `texts.Corpus`.
 
     Raises `InputError` or `DataError` for what makes no sense without data, and `DataError` for what can't be read.
     """
@@ -80,10 +102,53 @@ def read(
         labels.unnamed("no data is given", text=text, label=label)
         if sizes is not None:
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
+        if completion_only or packing != "blocks":
+            raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
+    if held_out is None and isinstance(backend, Network):  # val/ beside train/
+        held_out = examples.find_held_out(data)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
+    if transform is not None or size is not None or workers is not None:
+        corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)
+                         for part in (corpus, apart))  # fmt: skip
     if sizes is not None:
         corpus, apart = (None if part is None else _with_sizes(part, examples.sides(sizes)) for part in (corpus, apart))
+    if completion_only or packing != "blocks":
+        how: dict[str, Any] = {"completion_only": completion_only, "packing": packing}
+        corpus, apart = (None if part is None else _with_packing(part, **how) for part in (corpus, apart))
     return corpus, apart
+
+
+def _as_declared(data: Dataset, transform: object, size: object, workers: int | None) -> Dataset:
+    if not isinstance(data, Examples):
+        raise InputError(f"{data.name} holds no images: leave transform, size and workers out")
+    return examples.with_transform(data, transform, size, workers)
+
+
+def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dataset | None:
+    """The data as a new run has it, whose parts are drawn class by class; as 0.1.0 had it where it began the run `out`.
+
+    0.1.0 drew held-out examples without regard to classes, and had images of one size in memory, by whose numbers it
+    knows them again.
+    """
+    if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
+        return data
+    record = Path(out) / "run.yaml"
+    if overwrite or not record.is_file() or _SPLIT in read_record(record):
+        return replace(data, stratified=True)
+    return replace(data, inputs=data.inputs[:])
+
+
+def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
+    if packing not in get_args(Packing):
+        raise InputError(f"packing={packing!r}: give {' or '.join(get_args(Packing))}")
+    if not isinstance(data, Corpus):
+        raise InputError(f"completion_only and packing are of texts, and {data.name} holds none: leave them out")
+    if completion_only and data.form != "chat":
+        raise InputError(
+            f"completion_only is of chats, and {data.name} holds texts: give rows with messages, or with a prompt and "
+            "its completion"
+        )
+    return replace(data, completion_only=completion_only, packing=packing)
 
 
 def _with_sizes(data: Dataset, sizes: tuple[float, float]) -> Dataset:
@@ -99,10 +164,58 @@ def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def columns(text: str, label: str, sizes: str | Sequence[float | str] | None = None) -> dict[str, Any]:
-    """What settings say of the columns that are read, and of sizes of boxes; nothing of the usual ones."""
-    found = {name: column for name, column in (("text", text), ("label", label)) if column != name}
-    return found if sizes is None else {**found, "sizes": list(examples.sides(sizes))}
+def missing_classes_note(held_out: object, before: Mapping[str, Figure]) -> list[str]:
+    """What is to be said of accuracies: which classes nobody measured."""
+    if not isinstance(held_out, Examples) or held_out.labels is None or "accuracy" not in before:
+        return []
+    counts = torch.bincount(held_out.labels)
+    missing = [name for number, name in enumerate(held_out.classes) if number >= len(counts) or not counts[number]]
+    if not missing:
+        return []
+    shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+    return [f"{len(missing)} of {len(held_out.classes)} classes have no held-out example: {shown}"]
+
+
+def range_note(data: Dataset, sample: int = 64) -> str:
+    """A line on images in arrays whose numbers no network was trained on, such as 0 to 255; "" where they are usual."""
+    if not isinstance(data, Examples) or isinstance(data.inputs, Images) or not data.inputs.is_floating_point():
+        return ""
+    some = data.inputs[:sample]
+    if some.dim() != 4 or some.shape[1] not in (1, 3) or float(some.abs().max()) <= _USUAL:
+        return ""
+    return (
+        f"inputs of {data.name} go from {float(some.min()):g} to {float(some.max()):g}: networks of images are trained "
+        "on 0 to 1, or on what is normalised from that; bytes (uint8) are scaled by themselves"
+    )
+
+
+def columns(
+    text: str,
+    label: str,
+    sizes: str | Sequence[float | str] | None = None,
+    *,
+    data: Dataset | None = None,
+    transform: object = None,
+    size: object = None,
+    completion_only: bool = False,
+    packing: Packing = "blocks",
+) -> dict[str, Any]:
+    """What settings say of how the data is read: columns, packing, sizes, transforms; nothing of the usual ones."""
+    found: dict[str, Any] = {name: column for name, column in (("text", text), ("label", label)) if column != name}
+    if sizes is not None:
+        found["sizes"] = list(examples.sides(sizes))
+    found |= {"completion_only": True} if completion_only else {}
+    found |= {"packing": packing} if packing != "blocks" else {}
+    if transform is not None and isinstance(data, Examples) and data.targets:
+        found["transform"] = str(transform)
+    elif transform is not None:
+        declared = transforms.read(transform)
+        found["transform"] = declared.name if declared else ""
+    if size is not None:
+        found["size"] = size if isinstance(size, int) else str(size)
+    if isinstance(data, Examples) and data.stratified:
+        found[_SPLIT] = "by class"
+    return found
 
 
 def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject: object, *, seed: int) -> Parts:
@@ -111,17 +224,27 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
     Raises `DataError` for what the subject can't take, held-out data by which it can't be judged, and too little data.
     """
     if held_out is not None:
+        held_out = _with_classes_of(data, held_out)
         _check_alike(data, held_out)
     data = backend.fit_data(data, subject)
+    odd = range_note(data)
     if held_out is None:
         if len(data) < 3:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = data.split(seed=seed)
-        return Parts(train, held, {"data_sha256": data.digest}, copies_note(train, held, backend.noun))
+        notes = filter(None, (copies_note(train, held, backend.noun), odd))
+        return Parts(train, held, {"data_sha256": data.digest}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    return Parts(data, held_out, digests, copies_note(data, held_out, backend.noun, apart=True))
+    notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))
+    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
+
+
+def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
+    """What was left out of examples, or renumbered, when they were read; each once."""
+    notes = [note for part in parts if isinstance(part, Examples) for note in part.notes]
+    return tuple(dict.fromkeys(notes))
 
 
 def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:
@@ -141,13 +264,29 @@ def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False
     )
 
 
-def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, str]:
-    """Where each of what was given, and read, was found, or else what it calls itself; without what was not given."""
-    return {
+def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, Any]:
+    """Where each of what was given, and read, was found, or else what it calls itself; without what was not given.
+
+    Beside them "class_names", where examples have any.
+    """
+    names: dict[str, Any] = {
         name: str(source) if isinstance(source, str | Path) else str(found.name)
         for name, (source, found) in given.items()
         if found is not None
     }
+    classes = next((found.classes for _, found in given.values() if isinstance(found, Examples)), ())
+    return {**names, "class_names": list(classes)} if classes else names
+
+
+def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
+    """Held-out examples with the classes numbered as in `data`, where it names all of theirs."""
+    if not isinstance(data, Examples) or not isinstance(judged, Examples) or judged.labels is None:
+        return judged
+    names = judged.classes
+    if data.classes == names or not set(names) <= set(data.classes) or int(judged.labels.max()) >= len(names):
+        return judged
+    number = torch.tensor([data.classes.index(name) for name in names])
+    return replace(judged, labels=number[judged.labels], classes=data.classes)
 
 
 def _check_alike(data: Dataset, judged: Dataset) -> None:

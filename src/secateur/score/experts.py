@@ -41,15 +41,20 @@ def taylor(
     """Site -> float32 [E I]: |sum over tokens of h_j dL/dh_j|, the gradient of a gate of 1 on each neuron.
 
     It is |sum_i W2_ij dL/dW2_ij|, for dL/dW2 sums g h^T over the tokens that the expert got, so that only down_proj
-    needs a gradient. The share that a token gives its expert is inside: experts that are hardly used score low.
+    needs a gradient; that of a layer is reduced to its E I numbers, and freed, before the next is there. The share that
+    a token gives its expert is inside: experts that are hardly used score low.
 
     Source: Molchanov et al., CVPR 2019, equation 8, with gates; SlimMoE (arXiv 2506.18349) takes it of its KD loss.
     """
     weights = {site: module.down_proj for site, module in layers.items()}
-    slices = {site: [(one, 0, torch.arange(len(one)))] for site, one in weights.items()}
-    found = gradient.mean(loss, model, batches, slices)
-    products = {site: (one.detach().float() * found[one]).sum(1) for site, one in weights.items()}
-    return {site: finite(site, value.abs().flatten().cpu()) for site, value in products.items()}
+    sums = {weight: torch.zeros(weight.shape[::2], dtype=torch.float64) for weight in weights.values()}
+
+    def reduce(weight: Tensor, found: Tensor) -> None:
+        for expert, (own, slope) in enumerate(zip(weight.detach(), found, strict=True)):
+            sums[weight][expert] += (own.float() * slope.float()).sum(0).cpu()
+
+    count = sum(1 for _ in gradient.reduce_gradients(loss, model, batches, list(sums), reduce))
+    return {site: finite(site, (sums[one] / count).abs().flatten().float()) for site, one in weights.items()}
 
 
 def activation(

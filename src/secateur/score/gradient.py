@@ -8,7 +8,7 @@ they were.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,11 @@ from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
 from secateur.score.hooks import Batch, finite
 from secateur.score.magnitude import Columns, consumer_weight
-from secateur.score.slices import Slices, total
+from secateur.score.slices import Slices, gather, sum_rows, total
 
-__all__ = ["Gradients", "Loss", "cosine", "dhspg", "fisher", "hesso", "mean", "taylor"]
+__all__ = ["Gradients", "Loss", "cosine", "dhspg", "fisher", "hesso", "mean", "reduce_gradients", "taylor"]
+
+T = TypeVar("T")
 
 Loss = Callable[[Batch], Tensor]
 """Batch -> scalar mean loss, with gradients."""
@@ -59,6 +61,10 @@ def taylor(
     if order not in (1, 2):
         raise InputError(f"order {order!r} is neither 1 nor 2")
     slices = _slices(model, weights)
+    if within == "unit":
+        first, second = _unit_sums(loss, model, batches, slices, squares=order == 2)
+        summed = {site: first[site] - 0.5 * second[site] if order == 2 else first[site] for site in slices}
+        return {site: finite(site, change.abs().float()) for site, change in summed.items()}
     gradients, squares = _moments(loss, model, batches, slices, squares=order == 2)
 
     def change(weight: Tensor) -> Tensor:
@@ -66,9 +72,9 @@ def taylor(
         result = w * gradients[weight]
         if order == 2:
             result = result - 0.5 * w.square() * squares[weight]
-        return result.abs() if within == "weight" else result
+        return result.abs()
 
-    return {site: finite(site, summed.abs().float()) for site, summed in total(slices, change).items()}
+    return {site: finite(site, found.float()) for site, found in total(slices, change).items()}
 
 
 def fisher(
@@ -81,10 +87,20 @@ def fisher(
     the factor 1/2).
     """
     slices = _slices(model, weights)
+    dims = _dims_of(slices)
+
+    def reduce(weight: Tensor, gradient: Tensor) -> dict[int, Tensor]:
+        product = weight.detach().float() * gradient.float()
+        return {dim: sum_rows(product, dim) for dim in dims[weight]}
+
     sums: dict[str, Tensor] = {}
     count = 0
-    for found in _each(loss, model, batches, slices):
-        for site, inner in total(slices, lambda w: w.detach().float() * found[w]).items():  # noqa: B023
+    for found in reduce_gradients(loss, model, batches, list(dims), reduce):
+
+        def row(weight: Tensor, dim: int, found: Mapping[Tensor, Mapping[int, Tensor]] = found) -> Tensor:
+            return found[weight][dim] if weight in found else _zeros(weight, dim)
+
+        for site, inner in gather(slices, row).items():
             sums[site] = sums[site] + inner.square() if count else inner.square()
         count += 1
     return {site: finite(site, (summed / count).float()) for site, summed in sums.items()}
@@ -173,14 +189,55 @@ def _slices(model: nn.Module, weights: Mapping[str, Columns] | Slices) -> Slices
     return result
 
 
+def _dims_of(slices: Slices) -> dict[Tensor, list[int]]:
+    """Parameter -> the dimensions along which slices divide it."""
+    dims: dict[Tensor, list[int]] = {}
+    for parts in slices.values():
+        for weight, dim, _ in parts:
+            known = dims.setdefault(weight, [])
+            if dim not in known:
+                known.append(dim)
+    return dims
+
+
+def _zeros(weight: Tensor, dim: int) -> Tensor:
+    return torch.zeros((weight.shape or (1,))[dim], dtype=torch.float64)
+
+
+def _unit_sums(
+    loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices, *, squares: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Site -> sum over a unit's weights of w times the mean of g_n, and, if asked for, of w^2 times that of g_n^2.
+
+    Both are linear in what each batch gives, so that only a number for each index of a parameter is kept of it.
+    """
+    dims = _dims_of(slices)
+    powers = (1, 2) if squares else (1,)
+    rows = {(weight, dim, power): _zeros(weight, dim) for weight in dims for dim in dims[weight] for power in powers}
+
+    def reduce(weight: Tensor, gradient: Tensor) -> None:
+        product = weight.detach().float() * gradient.float()
+        for power in powers:
+            for dim in dims[weight]:
+                rows[weight, dim, power] += sum_rows(product if power == 1 else product.square(), dim)
+
+    count = sum(1 for _ in reduce_gradients(loss, model, batches, list(dims), reduce))
+    first = gather(slices, lambda weight, dim: rows[weight, dim, 1] / count)
+    return first, gather(slices, lambda weight, dim: rows[weight, dim, 2] / count) if squares else {}
+
+
 def _moments(
     loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices, *, squares: bool = False
 ) -> tuple[dict[Tensor, Tensor], dict[Tensor, Tensor]]:
     """Mean over batches of gradients and, if asked for, of their squares."""
+    weights = list(_dims_of(slices))
     sums: list[dict[Tensor, Tensor]] = [{}, {}]
     count = 0
-    for found in _each(loss, model, batches, slices):
-        for weight, gradient in found.items():
+    for found in reduce_gradients(loss, model, batches, weights, lambda _, gradient: gradient.float()):
+        for weight in weights:
+            gradient = found.get(weight)
+            if gradient is None:  # the loss has no part in it
+                gradient = torch.zeros_like(weight, dtype=torch.float32)
             sums[0][weight] = sums[0][weight] + gradient if count else gradient
             if squares:
                 sums[1][weight] = sums[1][weight] + gradient.square() if count else gradient.square()
@@ -189,25 +246,50 @@ def _moments(
     return first, second
 
 
-def _each(loss: Loss, model: nn.Module, batches: Iterable[Batch], slices: Slices) -> Iterator[dict[Tensor, Tensor]]:
-    """Per batch, parameter -> gradient as stored, float32. Leaves everything as it was."""
-    weights = list(dict.fromkeys(weight for parts in slices.values() for weight, _, _ in parts))
-    frozen = [weight.requires_grad for weight in weights]
+def reduce_gradients(
+    loss: Loss,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    weights: Sequence[Tensor],
+    reduce: Callable[[Tensor, Tensor], T],
+) -> Iterator[dict[Tensor, T]]:
+    """Per batch, parameter -> what `reduce(parameter, its gradient)` gives, where the loss has a part in it.
+
+    `reduce` is called in the midst of the backward pass, as soon as a gradient is there, which is freed after it: of
+    all gradients of a model there is only one at a time. Leaves everything as it was.
+    """
+    frozen = [(weight.requires_grad, weight.grad) for weight in weights]
+    found: dict[Tensor, T] = {}
+
+    def take(weight: Tensor) -> None:
+        gradient, weight.grad = weight.grad, None
+        assert gradient is not None
+        with torch.no_grad():
+            found[weight] = reduce(weight, gradient)
+
+    handles = []
     count = 0
     try:
         with evaluating(model):
             for weight in weights:
                 weight.requires_grad_(True)
+                weight.grad = None
+                handles.append(weight.register_post_accumulate_grad_hook(take))
             for batch in batches:
                 with torch.enable_grad():
                     value = loss(devices.move(batch, model))
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                     raise InputError("the loss must give one number with gradients: return the mean loss of the batch")
-                found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+                found.clear()
+                torch.autograd.backward(value, inputs=list(weights))
+                del value
                 count += 1
-                yield {weight: gradient.float() for weight, gradient in zip(weights, found, strict=True)}
+                yield dict(found)
     finally:
-        for weight, flag in zip(weights, frozen, strict=True):
+        for handle in handles:
+            handle.remove()
+        for weight, (flag, gradient) in zip(weights, frozen, strict=True):
             weight.requires_grad_(flag)
+            weight.grad = gradient
     if not count:
         raise DataError("there are no batches to score with: give at least one")

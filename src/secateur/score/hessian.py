@@ -8,20 +8,24 @@ order or weight below depends on its scale.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from secateur._utils import distributed
 from secateur._utils.finite import all_finite
-from secateur.errors import InputError, NumericalError
+from secateur.errors import InputError, NumericalError, RunError
 from secateur.score.hooks import Batch, finite, stream
 
 __all__ = [
     "Moments",
     "Snapshots",
+    "StoredColumns",
     "Sweep",
     "collect",
     "dampened_factor",
@@ -148,15 +152,26 @@ def describe_starved(starved: int, floor: int, by: str = "judged by their layer'
     return (f"{starved} matrices of experts had under {floor} tokens: {by}",) if starved else ()
 
 
+class _EnoughError(Exception):
+    """Ends a forward pass: all that is asked for has been seen."""
+
+
 def collect(
-    forward: Callable[[Batch], object], model: nn.Module, batches: Iterable[Batch], modules: Sequence[str]
+    forward: Callable[[Batch], object],
+    model: nn.Module,
+    batches: Iterable[Batch],
+    modules: Sequence[str],
+    *,
+    stop: bool = False,
 ) -> dict[str, Tensor]:
     """Module -> H = 2 X X^T / N, float32 [d_in, d_in], over the real tokens of all batches; one pass.
+
+    stop: end each pass after the last of the modules, once a first batch has shown that each of them runs once.
 
     Raises `NumericalError` naming the module whose inputs hold NaN or infinity.
     Source: ZipLM (arXiv 2302.04089), section 3.1; SparseGPT (arXiv 2301.00774).
     """
-    return _collect(forward, model, batches, {name: Moments() for name in modules})
+    return _collect(forward, model, batches, {name: Moments() for name in modules}, stop=stop)
 
 
 def diagonal(
@@ -170,14 +185,36 @@ def diagonal(
 
 
 def _collect(
-    forward: Callable[[Batch], object], model: nn.Module, batches: Iterable[Batch], found: Mapping[str, Moments]
+    forward: Callable[[Batch], object],
+    model: nn.Module,
+    batches: Iterable[Batch],
+    found: Mapping[str, Moments],
+    *,
+    stop: bool = False,
 ) -> dict[str, Tensor]:
-    def reader(moments: Moments) -> Callable[[Tensor, Tensor | None], None]:
-        return lambda x, mask: moments.add(x.flatten(0, 1) if mask is None else x[mask])
+    ran: list[str] = []  # by the batch that is on its way
+    enough = 0  # modules after which a pass may end; 0 while that is not known
+
+    def reader(name: str, moments: Moments) -> Callable[[Tensor, Tensor | None], None]:
+        def look(x: Tensor, mask: Tensor | None) -> None:
+            moments.add(x.flatten(0, 1) if mask is None else x[mask])
+            ran.append(name)
+            if len(ran) == enough:
+                raise _EnoughError
+
+        return look
+
+    def run(batch: Batch) -> None:
+        nonlocal enough
+        ran.clear()
+        with suppress(_EnoughError):
+            forward(batch)
+        if stop and len(ran) == len(set(ran)) == len(found):
+            enough = len(found)
 
     places: dict[tuple[str, Literal["input", "output"]], Callable[[Tensor, Tensor | None], None]]
-    places = {(name, "input"): reader(moments) for name, moments in found.items()}
-    stream(forward, model, batches, places)
+    places = {(name, "input"): reader(name, moments) for name, moments in found.items()}
+    stream(run, model, batches, places)
     return {name: moments.value(name) for name, moments in found.items()}
 
 
@@ -192,7 +229,7 @@ class Snapshots(Mapping[int, Tensor]):
     """
 
     def __init__(self, columns: Mapping[int, Tensor], order: Sequence[int], block: int, count: int) -> None:
-        self.columns, self._order, self._block, self._count = dict(columns), tuple(order), block, count
+        self.columns, self._order, self._block, self._count = columns, tuple(order), block, count
 
     def __getitem__(self, level: int) -> Tensor:
         columns = self.columns[level]
@@ -211,6 +248,26 @@ class Snapshots(Mapping[int, Tensor]):
 
     def __len__(self) -> int:
         return len(self.columns)
+
+
+class StoredColumns(Mapping[int, Tensor]):
+    """Level -> surviving columns, as `Sweep.to_tensors` wrote them; each is mapped from its file when asked for."""
+
+    def __init__(self, path: Path, prefix: str, levels: Sequence[int]) -> None:
+        self._path, self._prefix, self._levels = path, prefix, tuple(levels)
+
+    def __getitem__(self, level: int) -> Tensor:
+        if level not in self._levels:
+            raise KeyError(level)
+        with safe_open(str(self._path), framework="pt") as file:
+            columns: Tensor = file.get_tensor(f"{self._prefix}columns.{level}")
+        return columns
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._levels)
+
+    def __len__(self) -> int:
+        return len(self._levels)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,13 +300,20 @@ class Sweep:
         return plain | {f"columns.{level}": columns for level, columns in self.weights.columns.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Sweep:
-        """The inverse of `to_tensors`."""
-        order, levels = tuple(tensors["order"].tolist()), tuple(tensors["levels"].tolist())
-        block, count = tensors["shape"].tolist()
-        columns = {level: tensors[f"columns.{level}"] for level in levels}
-        errors = dict(zip(levels, tensors["errors"].tolist(), strict=True))
-        return cls(order, levels, Snapshots(columns, order, block, count), errors)
+    def open(cls, path: Path, prefix: str = "") -> Sweep:
+        """The sweep whose `to_tensors` lie in a safetensors file under `prefix`; weights stay there until asked for.
+
+        Raises `RunError` for a file that is damaged.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                order, levels, shape, errors = (
+                    file.get_tensor(f"{prefix}{name}").tolist() for name in ("order", "levels", "shape", "errors")
+                )
+        except SafetensorError as error:
+            raise RunError(f"{path} is damaged: delete it and run the same command again") from error
+        weights = Snapshots(StoredColumns(path, prefix, levels), order, *shape)
+        return cls(tuple(order), tuple(levels), weights, dict(zip(levels, errors, strict=True)))
 
 
 def sweep(

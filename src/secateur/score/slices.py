@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Slices", "gather", "total"]
+__all__ = ["Slices", "gather", "sum_rows", "total"]
 
 Slices = Mapping[str, Sequence[tuple[Tensor, int, Tensor]]]
 """Site -> (parameter, dimension, unit of each index of it or -1), for every parameter that a unit takes a part of."""
@@ -20,12 +20,14 @@ def total(slices: Slices, value: Callable[[Tensor], Tensor]) -> dict[str, Tensor
     row and a column of one matrix) counts in both.
     """
 
-    def row(weight: Tensor, dim: int) -> Tensor:
-        found = value(weight).reshape(weight.shape or (1,))
-        others = [other for other in range(found.dim()) if other != dim]
-        return (found.sum(others) if others else found).cpu().double()
+    return gather(slices, lambda weight, dim: sum_rows(value(weight), dim))
 
-    return gather(slices, row)
+
+def sum_rows(values: Tensor, dim: int) -> Tensor:
+    """Float64 [indices of `dim`], on the CPU: `values` summed over every other dimension."""
+    found = values.reshape(values.shape or (1,))
+    others = [other for other in range(found.dim()) if other != dim]
+    return (found.sum(others) if others else found).cpu().double()
 
 
 def gather(slices: Slices, row: Callable[[Tensor, int], Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalE
 from secateur.select.arrays import as_numpy, mask_like
 from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
 
-__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "fewest", "threshold"]
+__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "fewest", "threshold"]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
 Scope = Literal["global", "kind", "local"] | Mapping[str, str]
@@ -52,6 +52,18 @@ def by_counts(units: Units, scores: Scores, counts: Mapping[str, int]) -> Select
     return Selection(keep, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in keep.items()}))
 
 
+def by_shares(units: Units, scores: Scores, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Site -> [count] booleans of the best units, at most this share of them, or the fewest that the site allows."""
+    keep = dict[str, np.ndarray]()
+    for name, share in shares.items():
+        site = units[name]
+        chain = _chain(site, _scores_of(site, scores))
+        allowed = chain.kept[chain.kept <= share * site.count + 1e-9]
+        wanted = allowed.max() if allowed.size else chain.kept.min()
+        keep[name] = chain.step >= np.flatnonzero(chain.kept == wanted)[0]
+    return keep
+
+
 def by_budget(
     units: Units,
     scores: Scores,
@@ -60,6 +72,7 @@ def by_budget(
     scope: Scope = "global",
     normalise: Normalise | None = None,
     measure: Callable[[Mapping[str, Array]], Mapping[str, float]] | None = None,
+    given: Mapping[str, Array] | None = None,
 ) -> Selection:
     """The largest selection, in order of score, whose cost is within the budget in every measure.
 
@@ -75,6 +88,7 @@ def by_budget(
     measure:   site -> [count] booleans to what really stays, for costs that do not add up (tokens of a page, whose
                tags vanish with what they hold). Units go on leaving, one step at a time, until that fits too, or come
                back while it does
+    given:     site -> [count] booleans of sites that are chosen already, whose cost counts
 
     Raises `InfeasibleError` (`reachable` in the measure's own unit) when even the smallest selection costs more.
     """
@@ -84,7 +98,8 @@ def by_budget(
     plain = _in_numpy(units)
     limits = budget.absolute(plain.cost())
     asked = replace(plain, terms=tuple(term for term in plain.terms if term.measure in limits))
-    sites = units.free()
+    fixed = {name: as_numpy(mask, bool) for name, mask in (given or {}).items()}
+    sites = [site for site in units.free() if site.name not in fixed]
     chains = [_chain(site, _normalise(_scores_of(site, scores), normalise)) for site in sites]
     if isinstance(scope, Mapping):
         _check_names(units, scope, "scope")
@@ -92,7 +107,7 @@ def by_budget(
 
     def masks(removals: int) -> dict[str, np.ndarray]:
         states = np.bincount(order[:removals], minlength=len(sites))
-        return {s.name: chain.step >= state for s, chain, state in zip(sites, chains, states, strict=True)}
+        return fixed | {s.name: chain.step >= state for s, chain, state in zip(sites, chains, states, strict=True)}
 
     def excess(removals: int) -> list[tuple[str, float]]:
         cost = asked.cost(masks(removals))

@@ -77,10 +77,11 @@ def magnitude(
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
-    units = subject.units(axis, "neurons", batch=batch, length=length)
+    axes = [name for name in (axis, "neurons") if name in kinds]
+    units = subject.units(*axes, batch=batch, length=length)
     table = None
     if any("latency" in budget for budget in budgets):
-        grid = allocate.grid(kinds["neurons"])
+        grid = allocate.grid(kinds["neurons"]) if "neurons" in kinds else []
         table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
     fixed = table["rest"]["0"] if table else 0.0
     columns = norms.groups(subject.model, {s: at for s, at in subject.consumers().items() if not units[s].frozen})
@@ -113,7 +114,7 @@ def add(
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
         measuring.check_judges(row, held_out)
-        names = ("seed", "batch", "length", "threads", "device", "text", "label")
+        names = ("seed", "batch", "length", "threads", "device", "text", "label", "completion_only", "packing")
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
         beside = {}

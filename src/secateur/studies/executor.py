@@ -26,8 +26,9 @@ from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
 from secateur.runs.backends import Data, Source
-from secateur.runs.backends.network import Model, Network
+from secateur.runs.backends.network import Network
 from secateur.runs.executor import open_run
+from secateur.subjects.network.opening import NetworkSource
 from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
@@ -37,7 +38,7 @@ T = TypeVar("T")
 
 def study(
     study: str,
-    model: Model | None = None,
+    model: NetworkSource | None = None,
     data: str | Path | Examples | None = None,
     out: str | Path = "",
     *,

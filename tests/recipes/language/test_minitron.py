@@ -19,6 +19,7 @@ from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Result
+from subjects import tiny as subjects_tiny
 
 QUICK = {"calibration": 32, "candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}
 DATA = texts.read(tiny.chains(200))
@@ -49,6 +50,28 @@ def test_a_shape_that_is_given_is_the_shape_of_the_result(tmp_path, kind, axes):
     (found,) = results(tmp_path, "params=90%", kind=kind, shape=shape)
     assert shapes.sizes(found.subject) == {**shapes.sizes(subject(kind)), **axes}
     assert found.predicted["params"] == sum(p.numel() for p in found.subject.model.parameters())
+
+
+@pytest.mark.parametrize("dense", [[], [0]])
+@pytest.mark.parametrize("score", ["activation", "magnitude", "random"])
+def test_a_mixture_of_experts_loses_layers_heads_and_channels_and_keeps_its_experts(tmp_path, dense, score):
+    start = open_subject(tiny.mixture(dense), tokenizer=tiny.tokenizer())
+    assert "neurons" not in shapes.sizes(start)
+    (found,) = results(tmp_path, "params=70%", model=start, score=score, tolerance=0.1)
+    left = found.subject
+    assert 0.6 * start.units().cost()["params"] <= left.units().cost()["params"] <= 0.7 * start.units().cost()["params"]
+    assert all(mixture.count == 8 and mixture.width == 16 for mixture in left.mixtures().values())
+    assert left.mixtures()
+    with pytest.raises(InputError, match="'neurons=8' is not one of layers="):
+        results(tmp_path / "b", "params=90%", model=start, shape="neurons=8")
+
+
+def test_axes_that_a_family_keeps_whole_stay_whole(tmp_path):
+    start = open_subject(subjects_tiny.make("olmoe").model, tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path, "params=70%", model=start, tolerance=0.3)
+    sizes, left = shapes.sizes(start), shapes.sizes(found.subject)
+    assert left.pop("layers") < sizes.pop("layers")
+    assert left == sizes
 
 
 def test_axes_not_named_stay_whole(tmp_path):

@@ -32,10 +32,11 @@ def subject(kind: str = "bert") -> Transformer:
     return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
 
 
-def results(root, budgets, kind: str = "bert", **options) -> list[Result]:
+def results(root, budgets, kind: str | Transformer = "bert", **options) -> list[Result]:
+    start = subject(kind) if isinstance(kind, str) else kind
     how = keywords.check_options(ziplm.ziplm, {**QUICK, **options})
     with Run.open(root, {}) as run:
-        return list(ziplm.ziplm(subject(kind), DATA, [Budget.parse(b) for b in budgets], run, **how))
+        return list(ziplm.ziplm(start, DATA, [Budget.parse(b) for b in budgets], run, **how))
 
 
 def kept(found: Result) -> dict[str, int]:
@@ -69,6 +70,25 @@ def test_a_budget_is_kept_and_the_prediction_is_the_count(tmp_path, kind, budget
     assert all(count % 8 == 0 for site, count in kept(found).items() if site.endswith("neurons"))
 
 
+@pytest.mark.parametrize(("dense", "budget"), [([], "params=97%"), ([1], "params=92%")])
+def test_a_mixture_of_experts_gives_kv_groups_and_dense_neurons_and_keeps_its_experts(tmp_path, dense, budget):
+    start = open_subject(tiny.mixture(dense), tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path, [budget], start)
+    assert not found.cut.is_noop
+    assert {site.rpartition(".")[2] for site, (gone, _) in found.cut.removed.items() if gone} <= {
+        "kv_groups", "heads", "neurons", "attention", "ffn",
+    }  # fmt: skip
+    whole, left = start.units().cost(), found.subject.units().cost()
+    assert left["params"] <= Budget.parse(budget).absolute(whole)["params"]
+    assert [mixture.count for mixture in found.subject.mixtures().values()] == [8] * (3 - len(dense))
+
+
+def test_a_budget_that_only_experts_could_meet_names_the_recipes_that_cut_them(tmp_path):
+    start = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())
+    with pytest.raises(InfeasibleError, match=r"experts stay whole here: slimmoe .* stun .* sparsegpt and wanda"):
+        results(tmp_path, ["params=50%"], start)
+
+
 def test_what_hardly_speaks_goes_first(tmp_path):
     """Half of each layer's neurons are nearly silent, so that to cut as much costs next to nothing."""
     dense = subject()
@@ -87,6 +107,7 @@ def test_the_grid_dampening_and_losses_are_what_the_options_say(tmp_path, monkey
     results(tmp_path, ["params=80%"], ratio=0.5, damp=0.1, steps=1, trials=0, **losses)
     ((levels_of, how),) = built
     assert how == {"damp": 0.1}
+    assert not list((tmp_path / "work").glob("database*"))  # it has served
     assert levels_of["layers.0.neurons"] == [64, 56, 48, 32, 0]
     assert {name: asked[0][name] for name in losses} == losses
 
@@ -235,7 +256,7 @@ def test_settings_of_the_training_loop_pass_through(tmp_path):
 def test_the_student_holds_the_compensated_weights(tmp_path, monkeypatch):
     made, real = [], database.build
     monkeypatch.setattr(ziplm.database, "build", lambda *given, **how: made.append(real(*given, **how)) or made[-1])
-    (found,) = results(tmp_path, ["params=80%"])
+    (found,) = results(tmp_path, ["params=80%"], keep_database=True)
     (base,) = made
     changed, dense = 0, subject()
     for site, at in found.subject.consumers().items():
@@ -288,7 +309,7 @@ def test_a_database_that_is_kept_serves_the_next_call(tmp_path, monkeypatch):
     (plain,) = results(tmp_path / "a", ["params=80%"])
     (first,) = results(tmp_path / "b", ["params=80%"], keep_database=True)
     (tmp_path / "b" / "work" / "cut-params=80%.safetensors").unlink()
-    monkeypatch.setattr(ziplm.database, "build", lambda *_, **__: pytest.fail("built anew"))
+    monkeypatch.setattr(ziplm.database.hessian, "sweep", lambda *_, **__: pytest.fail("built anew"))
     (second,) = results(tmp_path / "b", ["params=80%"], keep_database=True)
     for name, tensor in plain.subject.model.state_dict().items():
         assert torch.equal(tensor, first.subject.model.state_dict()[name])

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 import processes
 from recover import sharded
 from recover.students import Batches, llama, logit_objective
+from secateur._utils import storage
 from secateur.errors import InputError
 from secateur.recover.sparsity import adaptive
 from secateur.recover.training import loop
@@ -232,12 +233,24 @@ def trained(folder=None, stop=None, **options):
     return student, flips, done
 
 
+def unpack_checkpoint(path):
+    """Write the masks as 0.1.0 had them, a byte for each boolean."""
+    tensors, text = storage.read(path)
+    shapes = {name: parameter.shape for name, parameter in llama(0).named_parameters()}
+    for name in [name for name in tensors if name.endswith(".0.bits")]:
+        weight = name.removeprefix("0.").replace(".parametrizations", "").removesuffix(".0.bits")
+        tensors[name.replace(".bits", ".keep")] = adaptive.unpack_bits(tensors.pop(name), shapes[weight])
+    storage.write(path, tensors, text)
+
+
 def test_training_moves_masks_and_a_killed_run_ends_with_the_same_bytes(tmp_path):
     whole, flips, done = trained(tmp_path / "whole")
     assert bool((flips[:, 0] > 0).all())
     assert done.settings["optimizer"] == "decoupled_adamw(decay=0.001, ramp=4, betas=(0.9, 0.95), refresh=2)"
     with pytest.raises(StoppedError):
         trained(tmp_path / "killed", stop=8)  # the checkpoint is of step 6
+    (checkpoint,) = (tmp_path / "killed").glob("*.safetensors")
+    unpack_checkpoint(checkpoint)
     again, same, _ = trained(tmp_path / "killed")
     assert torch.equal(flips, same)
     for name, tensor in whole.state_dict().items():
@@ -305,3 +318,24 @@ def test_a_branch_that_does_not_fit_is_refused():
             adaptive.branch(weight, weight > 0, k)
     with pytest.raises(InputError, match="give 'mean', 'sum' or 'xavier'"):
         adaptive.branch(weight, weight > 0, 4, "median")
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (8,), (2, 4, 6), (1,)])
+def test_bits_are_the_booleans_they_were_made_of(shape: tuple[int, ...]) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    bits = adaptive.pack_bits(mask)
+    assert bits.numel() == -(-mask.numel() // 8)
+    assert torch.equal(adaptive.unpack_bits(bits, mask.shape), mask)
+
+
+def test_a_mask_takes_a_bit_and_a_checkpoint_of_0_1_0_with_bytes_loads() -> None:
+    linear = nn.Linear(64, 32, bias=False)
+    keep = torch.rand(32, 64, generator=torch.Generator().manual_seed(0)) < 0.5
+    with adaptive.moving(linear, {"weight": lambda weight: weight > 0}, steps=4) as masks:
+        stored = dict(linear.named_buffers())
+        assert sum(tensor.nbytes for tensor in stored.values()) == 2 * 32 * 64 // 8
+        old = {name: tensor for name, tensor in linear.state_dict().items() if not name.endswith("bits")}
+        linear.load_state_dict(old | {"parametrizations.weight.0.keep": keep})
+        (closed,) = masks.closed_weights().values()
+        assert torch.equal(closed, ~keep)
+    assert torch.equal(linear.weight != 0, keep)

@@ -21,7 +21,7 @@ from recover.job import run
 from recover.students import VOCABULARY, Batches, bert, llama, logit_objective, token_objective
 from secateur._utils import storage
 from secateur.data import examples
-from secateur.errors import InputError, NumericalError, RunError
+from secateur.errors import InputError, MissingExtraError, NumericalError, RunError
 from secateur.recover.distillation import losses
 from secateur.recover.training import loop
 
@@ -265,6 +265,84 @@ def test_early_stop_after_patience_evaluations():
     assert [value for _, value in done.settings["evaluations"]] == [3.0, 2.0, 2.5, 2.1]
 
 
+class Held(list):
+    """Batches that can hold a part out."""
+
+    def hold_out(self, share):
+        return self[2:], self[:2]
+
+
+def drifting(values):
+    """A linear layer whose evaluations are given, and its weights at each."""
+    student, seen = nn.Linear(2, 1), []
+
+    def evaluate():
+        seen.append(weights(student)["weight"].clone())
+        return values[len(seen) - 1]
+
+    return student, evaluate, seen
+
+
+def push(student):
+    return lambda batch, totals: (student(torch.ones(2)).sum(), {})
+
+
+@pytest.mark.parametrize("keep", [None, "last"])
+def test_patience_gives_the_weights_of_the_best_evaluation(keep, tmp_path):
+    student, evaluate, seen = drifting([3.0, 1.0, 2.0, 2.0, 2.0])
+    how = {"steps": 9, "lr": 0.1, "evaluate": evaluate, "evaluate_every": 1, "patience": 2, "keep": keep}
+    how = {name: value for name, value in how.items() if value is not None}
+    done = loop.train(student, Batches(), push(student), checkpoint=tmp_path, **how)
+    assert done.steps == 4
+    assert torch.equal(student.weight.detach(), seen[-1] if keep else seen[1])
+    assert done.settings.get("kept_step") == (None if keep else 2)
+    again, _, _ = drifting([])
+    loop.train(again, Batches(), push(again), checkpoint=tmp_path, **how)
+    assert torch.equal(again.weight.detach(), student.weight.detach()), "a finished training gives the same again"
+
+
+def test_a_part_of_the_data_judges_where_nobody_says_what_does():
+    student = nn.Linear(1, 1, bias=False)
+    data = Held({"x": torch.tensor([float(i)])} for i in range(6))
+    asked = []
+
+    def objective(batch, totals):
+        asked.append((float(batch["x"]), torch.is_grad_enabled()))
+        return student(batch["x"]).sum() ** 2, {}
+
+    done = loop.train(
+        student, data, objective, steps=8, lr=0.01, validation=0.3, count=lambda batch: {"examples": 1}, progress=False
+    )
+    assert {x for x, training in asked if training} == {2.0, 3.0, 4.0, 5.0}
+    assert {x for x, training in asked if not training} == {0.0, 1.0}
+    assert [step for step, _ in done.settings["evaluations"]] == [4, 8], "each epoch"
+    for how in ({"patience": 2}, {"validation": 0.5}):
+        with pytest.raises(InputError, match="can't hold one out"):
+            loop.train(student, Batches(), objective, steps=1, lr=0.1, **how)
+    with pytest.raises(InputError, match="keep=best needs an evaluation"):
+        loop.train(student, Batches(), objective, steps=1, lr=0.1, keep="best")
+
+
+def test_lines_tell_of_training_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
+    student, evaluate, _ = drifting([3.0, 1.0, 2.0])
+    how = {"steps": 3, "lr": 0.1, "evaluate": evaluate, "evaluate_every": 1, "patience": 3, "title": "distillation"}
+    loop.train(student, Batches(), push(student), **how)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "distillation: step 1 of 3: evaluation 3, the best 3 at 1"
+    assert lines[-1] == "distillation: step 3 of 3: weights of step 2 are kept, the best by evaluation"
+    loop.train(student, Batches(), push(student), steps=1, lr=0.1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_trackers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loop, "get_available_trackers", lambda: ["tensorboard"])
+    loop.check_trackers(["tensorboard", object()])
+    with pytest.raises(MissingExtraError, match="pip install wandb"):
+        loop.train(nn.Linear(1, 1), Batches(), push(None), steps=1, lr=0.1, trackers=["wandb"])
+    with pytest.raises(InputError, match="Accelerate knows aim"):
+        loop.check_trackers(["wanbd"])
+
+
 def test_clipping_limits_the_gradient_and_decay_spares_biases():
     student = nn.Linear(3, 1)
     start = weights(student)
@@ -396,10 +474,11 @@ def test_losses_are_thinned():
     assert done.losses[-1][0] == 700
 
 
-def test_lists_are_repeated_and_quiet_without_a_terminal(capfd):
+def test_lists_are_repeated_and_a_line_tells_of_it_without_a_terminal(capfd):
     student, teacher = llama(1), llama(2)
     loop.train(student, [Batches()[0], Batches()[1]], logit_objective(student, teacher), steps=5, lr=1e-3)
-    assert capfd.readouterr().err == ""
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("training: step 5 of 5: loss ")
 
 
 def test_tied_embeddings_stay_tied():

@@ -408,3 +408,53 @@ def test_logits_of_outputs():
     assert all(objectives.logits(one) is x for one in (x, SimpleNamespace(logits=x), (x, None)))
     with pytest.raises(UnsupportedError, match="returns a dict"):
         objectives.logits({})
+
+
+COUNTED = {**BATCH, "counted": torch.tensor([[False, True, False, False], [True, False, False, False]])}
+
+
+def test_only_the_positions_that_count_enter_counts_and_targets():
+    assert objectives.count(COUNTED) == {"tokens": 2, "sequences": 2, "targets": 2}
+    assert objectives.targets_of(COUNTED).tolist() == [[-100, 3, -100, -100], [6, -100, -100, -100]]
+    assert torch.equal(objectives.mask_of(COUNTED), COUNTED["counted"])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"task": 1.0, "logit": 0.0},
+        {"task": 0.0, "logit": 1.0},
+        {"logit": 1.0, "direction": "reverse"},
+        {"logit": 1.0, "direction": "js"},
+        {"logit": 0.0, "token": 1.0, "blocks": [(0, 0)]},
+        {"logit": 0.0, "hidden": [(0, 0)], "alpha": 1.0},
+    ],
+)
+def test_what_does_not_count_changes_no_loss(how, fused):
+    torch.manual_seed(0)
+    head = torch.nn.Linear(5, 9)
+    states, theirs = torch.randn(2, 4, 5), torch.randn(2, 4, 5)
+
+    def answer(states):
+        def forward(batch, *, hidden=False, head_=head, **kind):
+            whole = kind.get("head", True)
+            return SimpleNamespace(
+                prediction=head_(states) if whole else states, hidden=(states,), causal=True, softcap=None,
+                **({} if whole else {"head": head_}),
+            )  # fmt: skip
+
+        return forward
+
+    def loss(states, theirs):
+        made = objectives.distil(answer(states), answer(theirs), output="logits", fused=fused, **how)
+        return made(COUNTED, objectives.count(COUNTED))[0]
+
+    other, others = states.clone(), theirs.clone()
+    other[~COUNTED["counted"]], others[~COUNTED["counted"]] = 7.0, -3.0
+    first = loss(states, theirs)
+    assert first > 0
+    torch.testing.assert_close(loss(other, others), first)
+    changed = states.clone()
+    changed[0, 1] += 1.0
+    assert not torch.isclose(loss(changed, theirs), first)

@@ -11,6 +11,7 @@ import torch
 from secateur.errors import ModelError
 from secateur.subjects.network import files
 from secateur.subjects.network.recording import Example
+from secateur.subjects.network.shrinking import History
 from secateur.subjects.network.traced import open_traced, reload_traced
 from subjects import nets
 
@@ -37,11 +38,11 @@ def test_a_cut_can_be_cut_again_and_reloaded(tmp_path: Path) -> None:
 
 def test_a_folder_holds_what_was_stored(tmp_path: Path) -> None:
     model, inputs = nets.make("mlp")
-    files.write(tmp_path / "deep" / "folder", files.Stored(model, (), 12.0))
+    files.write(tmp_path / "deep" / "folder", files.Stored(model, History((), 12.0, "net.py:build")))
     files.write_program(tmp_path, model, Example.of(inputs))
     assert (tmp_path / "model.pt2").is_file()
     stored = files.read(tmp_path / "deep" / "folder", nets.make("mlp")[0])
-    assert (stored.plans, stored.channels, stored.masks, stored.forms) == ((), 12.0, {}, {})
+    assert (stored.history, stored.masks, stored.forms) == (History((), 12.0, "net.py:build"), {}, {})
     assert all(torch.equal(a, b) for a, b in zip(stored.model.parameters(), model.parameters(), strict=True))
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import secateur
 from secateur.subjects.network.recording import Example, record, running, tensors_of
 from secateur.subjects.network.shrinking import twin
 from subjects import nets
@@ -50,3 +51,18 @@ def test_a_pass_that_writes_into_a_parameter_leaves_the_model_as_it_is() -> None
     model = nets.Net(lambda net, x: net.head(x * net.scale.mul_(0.5)), **layers).eval()
     record(twin(model, share=True).eval(), Example.of(torch.randn(3, 4)))
     assert model.scale.tolist() == [2.0] * 4
+
+
+def test_a_network_that_casts_to_half_precision_itself_is_looked_at_in_single() -> None:
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 16).bfloat16(), nn.Linear(16, 4).bfloat16()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x.to(torch.bfloat16)).relu()).float()
+
+    small, cut = secateur.prune(Casting(), torch.randn(4, 8))
+    assert cut.removed == {"first.channels": (8, 16)}
+    assert small.first.weight.dtype is torch.bfloat16
+    assert small(torch.randn(2, 8)).shape == (2, 4)

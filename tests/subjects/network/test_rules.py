@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import secateur
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.network import labelling, rules
 from secateur.subjects.network.coupling import couple
 from secateur.subjects.network.recording import Example, record
 
@@ -79,3 +82,70 @@ def test_a_part_written_into_zeros_stays() -> None:
 def test_one_index_that_is_only_looked_at_does_not_keep_it() -> None:
     assert units(lambda x: x.view(1, 12, 16)[:, 0].new_ones(1) * x) == 12
     assert units(lambda x: x * x[:, :1]) == 11
+
+
+class Recurrent(nn.Module):
+    """A convolution before a recurrent layer, with as many inputs as it has gates, and what lies behind."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(4, 24, 3, padding=1)
+        self.rnn = kind(24, 6, num_layers=2, bidirectional=True, batch_first=True)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(self.conv(x).relu().transpose(1, 2))[0].mean(1))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_convolutions_before_a_recurrent_layer_are_cut(kind: type[nn.RNNBase]) -> None:
+    small, cut = secateur.prune(Recurrent(kind), torch.randn(2, 4, 10))
+    assert cut.removed == {"conv.channels": (12, 24)}
+    assert small.rnn.input_size == 12
+    assert small.rnn.weight_hh_l0.shape == (6 * (4 if kind is nn.LSTM else 3), 6)
+
+
+def test_deformable_convolutions_are_cut_and_their_places_stay() -> None:
+    torchvision = pytest.importorskip("torchvision")
+
+    class Deformable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.places = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 18, 3, padding=1)
+            self.bent, self.out = torchvision.ops.DeformConv2d(8, 12, 3, padding=1), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).relu()
+            return self.out(self.bent(x, self.places(x)).relu().mean((2, 3)))
+
+    small, cut = secateur.prune(Deformable(), torch.randn(2, 3, 8, 8))
+    assert cut.removed == {"stem.channels": (4, 8), "bent.channels": (6, 12)}
+    assert small.places.weight.shape == (18, 4, 3, 3)
+    assert small.bent.weight.shape == (6, 4, 3, 3)
+
+
+def test_a_rule_of_ones_own_for_an_unknown_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    @torch.library.custom_op("secateur_test::squash", mutates_args=())
+    def squash(x: Tensor) -> Tensor:
+        return x.tanh() * 2
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(squash(self.first(x)))
+
+    monkeypatch.setattr(rules, "RULES", rules.RULES.copy())
+    monkeypatch.setattr(labelling, "RULES", rules.RULES)
+    with pytest.raises(UnsupportedError, match="squash is not known"):
+        secateur.prune(Own(), torch.randn(2, 4))
+    with pytest.raises(InputError, match="is no operator of torch"):
+        secateur.rule("secateur_test::squish", "elementwise")
+    with pytest.raises(InputError, match="'elementwise' or 'spatial'"):
+        secateur.rule("secateur_test::squash", "pointless")
+    secateur.rule("secateur_test::squash", "elementwise")
+    assert secateur.prune(Own(), torch.randn(2, 4)).cut.removed == {"first.channels": (4, 8)}
+    secateur.rule("secateur_test::squash", lambda flow, call: flow.labels(call.args[0]))
+    assert secateur.prune(Own(), torch.randn(2, 4)).cut.removed == {"first.channels": (4, 8)}

@@ -212,7 +212,7 @@ def check(
     if labels is None and epochs and surrogate != "inputs":
         raise InputError(f"{data.name} has no classes to train a surrogate on: give one that comes trained, with "
                          "surrogate_epochs=0, or features, with surrogate=inputs")  # fmt: skip
-    if attack and not 0 <= float(data.inputs.min()) <= float(data.inputs.max()) <= 1:
+    if attack and not all(0 <= float(part.min()) <= float(part.max()) <= 1 for part in inputs_of(data)):
         raise InputError(f"attack={attack} moves inputs between 0 and 1, and {data.name} has others: leave it out")
 
 
@@ -308,6 +308,11 @@ def count_votes(
     return {"votes": votes.feature_votes(features(model, target, layer), centres), "classes": labels}
 
 
+def inputs_of(data: Examples) -> Iterator[Tensor]:
+    """The inputs, some at a time."""
+    return (part["inputs"] for part in data.in_order(256))
+
+
 def ask_logits(model: nn.Module, data: Examples) -> Tensor:
     """Logits [N, C] in evaluation mode, in the order of the examples."""
     return rehearsal.glance(model, lambda part: objectives.logits(model(part["inputs"])), data.in_order(256))["logits"]
@@ -316,7 +321,7 @@ def ask_logits(model: nn.Module, data: Examples) -> Tensor:
 def features(model: nn.Module | None, data: Examples, layer: str) -> Tensor:
     """[N, d] what enters `layer` of the model, the mean over places where there are any; without a model the inputs."""
     if model is None:
-        return data.inputs.flatten(1).float()
+        return torch.cat([part.flatten(1).float() for part in inputs_of(data)])
     rows: list[Tensor] = []
     hooks.stream(
         lambda part: model(part["inputs"]), model, data.in_order(256),

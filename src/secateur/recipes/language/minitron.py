@@ -42,6 +42,7 @@ CARD = {
     "family": "language",
 }
 
+WIDTHS = ("heads", "neurons", "channels")
 Reducer = Literal["mean", "l2", "var"]
 Items = Sequence[Mapping[str, Tensor]]
 Shapes = list[dict[str, int]]
@@ -154,6 +155,8 @@ def minitron(
         cache: tokens per position kept of the teacher's predictions: asked for once, on disk, for all candidates and
             stages (forward KL only, no hidden states); 0 asks the teacher at every step.
         dry_run: stop after the cut of the candidate that is best before any training; nothing is trained.
+
+    In a mixture of experts, layers, heads and channels shrink; experts stay whole, and so do layers without.
 
     Departures: shapes lie within `tolerance` below the budget, not on both sides of it; neurons and heads are read
     after the gate, as the official library does; a removed channel's norms are corrected exactly, which the paper does
@@ -308,7 +311,7 @@ def scores(
 ) -> dict[str, Tensor]:
     """Site -> [count]: heads, neurons and channels; the channels' score is summed over all norms."""
     if how == "random":
-        return random.scores(subject.units("heads", "neurons", "channels"), seed=seed)
+        return random.scores(subject.units(*width_axes(subject)), seed=seed)
     consumers = {site: at for site, at in subject.consumers().items() if not site.endswith("kv_groups")}
     if how == "magnitude":
         table = subject.model.get_input_embeddings().weight
@@ -321,7 +324,7 @@ def scores(
     if ":" not in how:
         raise InputError(f"score {how!r} is not one of activation, magnitude, random, or file.py:function")
     own = {site: torch.as_tensor(score) for site, score in plugins.function(how)(subject, batches).items()}
-    sites = subject.units("heads", "kv_groups", "neurons", "channels").sites
+    sites = {name: site for name, site in subject.units().sites.items() if site.kind in (*WIDTHS, "kv_groups")}
     for site, score in own.items():
         if site not in sites or score.shape != (sites[site].count,):
             known = f"it has {sites[site].count} units" if site in sites else f"the sites are {', '.join(sites)}"
@@ -329,6 +332,11 @@ def scores(
     if {*consumers, "channels"} <= own.keys():
         return own
     return scores(subject, batches, how="activation", seed=seed, batch=batch, sequence=sequence) | own
+
+
+def width_axes(subject: Transformer) -> list[str]:
+    """The axes of `WIDTHS` that this model has and that can be cut; with experts, neurons are none of them."""
+    return [axis for axis in WIDTHS if axis in shapes.sizes(subject) and axis not in subject.layout.whole]
 
 
 def shrink(
@@ -348,8 +356,8 @@ def shrink(
         now = allocate.between(start, sizes, turn / rounds, steps)
         if merge:
             student = merge_heads(student, scores, now["heads"])
-        counts = {axis: size for axis, size in now.items() if axis != "layers"}
-        keep = by_counts(student.units("heads", "neurons", "channels"), scores, counts).keep
+        shrunk = {axis: now[axis] for axis in start if axis != "layers" and now[axis] < shapes.sizes(student)[axis]}
+        keep = by_counts(student.units(*shrunk), scores, shrunk).keep if shrunk else {}
         student, _ = student.cut(Selection({**keep, "layers": keeps(student, now["layers"])}))
     return student
 
@@ -381,16 +389,19 @@ def kept_layers(
     if count == total:
         return np.ones(total, dtype=bool)
     span = total - count if contiguous else 1
+    removable = shapes.removable_layers(student.units())
+    blocks = [removable[first : first + span] for first in range(len(removable) - span + 1)]
 
-    def without(first: int) -> NDArray[np.bool_]:
-        return (np.arange(total) < first) | (np.arange(total) >= first + span)
+    def without(gone: Sequence[int]) -> NDArray[np.bool_]:
+        return ~np.isin(np.arange(total), gone)
 
     if depth == "influence":
         states = partial(student.forward, hidden=True)
         worth = similarity.collect(lambda item: states(item).hidden, judged, span=span).numpy()
+        worth = worth[[block[0] for block in blocks]]
     else:
-        rest = (Selection({"layers": without(first)}) for first in range(total - span + 1))
+        rest = (Selection({"layers": without(block)}) for block in blocks)
         worth = ablation.without(lambda selection: judge(student.cut(selection)[0]), rest).numpy()
     if contiguous:
-        return without(int(np.argmin(worth)))
-    return np.asarray(np.argsort(np.argsort(worth, kind="stable"), kind="stable") >= total - count)
+        return without(blocks[int(np.argmin(worth))])
+    return without([blocks[int(at)][0] for at in np.argsort(worth, kind="stable")[: total - count]])

@@ -23,6 +23,7 @@ from secateur.methods import distillation, timing
 from secateur.methods.distillation import BlockLosses
 from secateur.recover.training import objectives
 from secateur.score import database, hessian
+from secateur.score.database import Sweeps
 from secateur.select import allocate, knapsack, levels, search
 from secateur.subjects import Transformer
 from secateur.subjects.transformer import shapes
@@ -39,8 +40,6 @@ CARD = {
 
 
 Limits = Mapping[str, float]
-Database = Mapping[str, hessian.Sweep]
-"""Site -> its linear at every level."""
 
 
 def ziplm(
@@ -102,10 +101,12 @@ def ziplm(
         logit: lambda_2.
         tolerance: relative gap between target and clock that is left alone.
         corrections: most re-timings per budget.
-        keep_database: store every level of every linear in the run directory (some ten times the pruned weights), so
-            that a run which is killed in its search resumes without a second pass.
+        keep_database: keep every level of every linear in the run directory (some ten times the pruned weights) when
+            they have served: they lie there, layer by layer, until a budget's cut is decided.
         dry_run: stop after the cut; nothing is trained (so with `gradual`, a later budget starts from a student that is
             not trained either).
+
+    In a mixture of experts, KV groups shrink, and the neurons of layers without experts; experts stay whole.
 
     Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
     8 since odd widths run slower; the coefficient search starts from each site's measured weight in the whole
@@ -121,7 +122,8 @@ def ziplm(
     whole = subject.units(batch=batch, length=length)
     kinds = {site.kind: site.count for site in whole.sites.values()}
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
-    grid = allocate.grid(kinds["neurons"], ratio=ratio)
+    axes = tuple(name for name in (axis, "neurons") if name in kinds)
+    grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
     table = None
     if any("latency" in budget for budget in budgets):
         timed = partial(timing.time_blocks, subject, axis, grid, batch, length)
@@ -130,25 +132,30 @@ def ziplm(
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
     for limit in limits.values():  # before the first of them is trained
-        check_reachable(subject.units(axis, "neurons", batch=batch, length=length), table, limit, rest, dense)
+        check_reachable(subject.units(*axes, batch=batch, length=length), table, limit, rest, dense)
 
     @cache
-    def sweeps(start: Transformer, name: str) -> Database:
-        sites = start.units(axis, "neurons").free()
+    def sweeps(start: Transformer, name: str) -> Sweeps:
+        sites = start.units(*axes).free()
         gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}
         gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
-        build = partial(database.build, start.forward, start.model, samples, start.consumers(), gone, damp=damp)
-        return load_database(run, name, build, list(gone)) if keep_database else build()
+        old = run.path(f"{name}.safetensors")  # of 0.1.0: all sites in one file
+        if old.exists():
+            return {site: hessian.Sweep.open(old, f"{site}/") for site in gone}
+        folder = run.folder(name)
+        return database.build(start.forward, start.model, samples, start.consumers(), gone, folder, damp=damp)
 
     share, current = partial(timing.time_share, subject, batch=batch, length=length), subject
-    for budget in sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b])):
+    order = sorted(budgets, key=lambda b: -min(limits[b][m] / dense[m] for m in limits[b]))
+    for budget in order:
         start = current if gradual else subject
-        units = start.units(axis, "neurons", batch=batch, length=length)
+        name = "database" if start is subject else f"database-{budget}"
+        units = start.units(*axes, batch=batch, length=length)
 
         def decide(
-            start: Transformer = start, units: Units = units, limit: Limits = limits[budget], budget: Budget = budget
+            start: Transformer = start, units: Units = units, limit: Limits = limits[budget], name: str = name
         ) -> dict[str, Tensor]:
-            base = sweeps(start, "database" if start is subject else f"database-{budget}")
+            base = sweeps(start, name)
             solve = partial(choose_levels, units, table, base, limit, dense=dense)
             weights = search_coefficients(subject, start, base, partial(solve, rest), samples, judged, trials, seed)
 
@@ -167,6 +174,8 @@ def ziplm(
             return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
 
         decided = run.tensors(f"cut-{budget}", decide, alone=True)
+        if not keep_database and (gradual or budget is order[-1]):
+            run.drop(name)
         keep = {site.name: decided[f"{site.name}.keep"].numpy() for site in units.free()}
         predicted = levels.with_latency(units, table, float(decided["fixed"])).cost(keep)
         if "latency" in predicted:
@@ -196,6 +205,9 @@ def check_reachable(
             best = f"at least {measure}={np.ceil(least[measure]):.0f}"
             if measure == "latency":  # rounded down: rounded up, it could not be met
                 best = f"at most speedup={np.floor(100 * dense[measure] / least[measure]) / 100:g}x"
+            if "active_params" in dense:
+                best += "; experts stay whole here: slimmoe makes them thinner, stun drops some, and sparsegpt and "
+                best += "wanda zero weights in them"
             raise InfeasibleError(
                 f"{measure} of {most:.4g} can't be met: with no head and no neuron left it is {least[measure]:.4g}; "
                 f"ask for {best}", least[measure],
@@ -205,7 +217,7 @@ def check_reachable(
 def choose_levels(
     units: Units,
     table: levels.Table | None,
-    base: Database,
+    base: Sweeps,
     limit: Limits,
     fixed: float,
     coefficients: Sequence[float],
@@ -234,20 +246,7 @@ def choose_levels(
     return {site: base[site].levels[at] for site, at in zip(base, choice.levels, strict=True)}
 
 
-def load_database(run: Run, name: str, build: Callable[[], Database], sites: Sequence[str]) -> Database:
-    """The database `name` of the run directory, in the order of `sites`; built and stored the first time."""
-
-    def flat() -> dict[str, Tensor]:
-        return {f"{site}/{part}": t for site, sweep in build().items() for part, t in sweep.to_tensors().items()}
-
-    parts: dict[str, dict[str, Tensor]] = {site: {} for site in sites}
-    for key, tensor in run.tensors(name, flat).items():
-        site, _, part = key.rpartition("/")
-        parts[site][part] = tensor
-    return {site: hessian.Sweep.from_tensors(tensors) for site, tensors in parts.items()}
-
-
-def kept_units(base: Database, chosen: Mapping[str, int]) -> dict[str, np.ndarray]:
+def kept_units(base: Sweeps, chosen: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Site -> which of its units stay at the chosen level."""
     return {site: base[site].keep(level).numpy() for site, level in chosen.items()}
 
@@ -255,7 +254,7 @@ def kept_units(base: Database, chosen: Mapping[str, int]) -> dict[str, np.ndarra
 def search_coefficients(
     subject: Transformer,
     start: Transformer,
-    base: Database,
+    base: Sweeps,
     solve: Callable[[Sequence[float]], dict[str, int]],
     samples: Sequence[Mapping[str, Tensor]],
     judged: int,
@@ -280,8 +279,7 @@ def search_coefficients(
 
     @torch.no_grad()
     def evaluate(chosen: dict[str, int]) -> float:
-        weights = {site: base[site].weights[level] for site, level in chosen.items()}
-        with database.stitch(start.model, start.consumers(), weights):
+        with database.running(start.model, start.consumers(), base, chosen):
             losses = [
                 objectives.distance(start.forward(item).prediction, answer, item, output=subject.output)
                 for item, answer in zip(items, answers, strict=True)

@@ -175,7 +175,7 @@ def ast(
                     evaluate=partial(
                         objectives.held_out, forward, teacher=forward, output="logits",
                         batches=make(held, batch=1, seed=seed).take(64),
-                    ) if training.patience else None,
+                    ) if training.validates else None,
                     flops_per_token=size.training_flops(ours, theirs if teaching else 0.0),
                 )  # fmt: skip
                 record = masks.record()

@@ -342,7 +342,7 @@ def split_steps(tokens: str | Sequence[str], steps: int, stages: int) -> list[in
 def score_loss(name: str, subject: Moe, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     """Mean loss of the student's logits on a batch: "truncated" or "full" KL to the original's, or the "task"."""
     there = devices.move(batch, logits)
-    mask = there["attention_mask"].bool()
+    mask = objectives.mask_of(there)
     if name == "truncated":
         return experts.truncated_loss(logits, there["likely"], there["likely_indices"], mask)
     if name == "full":

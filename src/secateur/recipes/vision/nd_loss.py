@@ -25,6 +25,7 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, prototypes, quality
 from secateur.methods.cutting import cut_with_retries, open_student
+from secateur.methods.detector_classes import open_with_boxes
 from secateur.recover.distillation import losses, maps, relations, review, taps, teachers
 from secateur.recover.distillation.centres import ClassMeans, collect
 from secateur.recover.distillation.features import FeatureLoss
@@ -32,7 +33,7 @@ from secateur.recover.training import compose, loop, objectives
 from secateur.recover.training.mixing import Mix
 from secateur.score import magnitude
 from secateur.select import ranking
-from secateur.subjects.network.detectors import Judged, Regions, open_detector
+from secateur.subjects.network.detectors import Judged, Regions, is_detector
 from secateur.subjects.network.readers import logit_layers
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Cut, Result, Selection, Training
@@ -138,8 +139,8 @@ def nd_loss(
     host, variant, nd = distillation.host, feature_loss.variant, feature_loss.nd
     check(data, host, mix, feature, stages)
     look: Callable[[Traced], Any] = partial(Classifier.of, feature=feature, stages=stages, staged=host == "review")
-    if data.targets:
-        subject, look = open_detector(subject), partial(Regions.of, image=data.inputs[:1])
+    if data.targets or is_detector(subject.model):
+        (subject, data), look = open_with_boxes(subject, data), partial(Regions.of, image=data.inputs[:1])
     if distillation.temperature is None:
         distillation = replace(distillation, temperature=1.0 if data.targets else 4.0)
     weight, warmup = distillation.weight if host != "none" else 0.0, distillation.warmup
@@ -223,8 +224,7 @@ def class_means(teacher: Network, data: Examples, batch: int, run: Run, file: st
             return
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # regions are sampled
-            made = collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes)
-        made.save(path, key)
+            collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes).save(path, key)
 
     distributed.by_first(make)
     centres = ClassMeans.load(path, key)

@@ -23,6 +23,7 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods.cutting import cut_with_retries
+from secateur.methods.detector_classes import open_with_boxes
 from secateur.methods.detector_stages import Answers, DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import look_at
@@ -176,7 +177,7 @@ def yolov4_group_sad(
     it did harm here. A shared mask is brought up to the floor by the mean scale.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
-    subject = detectors.open_detector(subject)
+    subject, data = open_with_boxes(subject, data)
     image = data.inputs[:1]
     spared = set() if feeders else stages.feeders(subject.model, image)
     order = stages.group_norms(stages.places(subject.model, image), grouping.groups)
@@ -411,10 +412,8 @@ def lowest(
 
 def audit(selection: Selection, shares: Mapping[str, float]) -> dict[str, object]:
     """The share that goes of each group, and site -> indices of the units that stay."""
-    return {
-        "fractions": dict(shares),
-        "keep": {site: np.flatnonzero(mask).tolist() for site, mask in selection.keep.items()},
-    }
+    keep = {site: np.flatnonzero(mask).tolist() for site, mask in selection.keep.items()}
+    return {"fractions": dict(shares), "keep": keep}
 
 
 def attention_layers(teacher: Traced, image: Tensor, attention: Attention) -> tuple[list[str], list[float]]:

@@ -22,6 +22,7 @@ from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.measure import detection
 from secateur.methods.cutting import cut_with_retries
+from secateur.methods.detector_classes import open_with_boxes
 from secateur.methods.detector_stages import Answers, DetectorStages
 from secateur.recover.distillation import maps
 from secateur.recover.distillation.taps import Adapters, look_at
@@ -131,7 +132,7 @@ def yolov8_cwd(
     paper's TensorRT step is the export of the result, to a torch.export program or ONNX. The paper learns from no
     outputs.
     """
-    subject = detectors.open_detector(subject)
+    subject, data = open_with_boxes(subject, data)
     check(subject, budgets, multiple, least, distilling.weights)
     if distilling.layers:
         look_at(subject.model, distilling.layers, data.inputs[:1], maps.flat)

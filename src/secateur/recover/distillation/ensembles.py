@@ -19,7 +19,7 @@ from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
 from secateur.recover.distillation.teachers import TopK
-from secateur.recover.training.objectives import Forward, mask_of
+from secateur.recover.training.objectives import Forward, mask_of, targets_of
 
 __all__ = ["Averaged", "Blended", "Chosen", "Mixture", "add_weighted", "average_logits", "shares"]
 
@@ -250,7 +250,7 @@ class Chosen:
 def _fit(prediction: Tensor, batch: Batch, causal: bool) -> Tensor:
     """[B]: minus the mean cross-entropy of each sample's labels; 0 where it has none."""
     if causal:
-        labels = losses.next_tokens(batch["input_ids"], mask_of(batch))
+        labels = targets_of(batch)
     elif "labels" in batch:
         labels = batch["labels"]
     else:

@@ -127,7 +127,8 @@ def _pair_loss(
 
     Rows are picked before the adapter, so that what stands in the padding, NaN even, stays out of its gradient as well.
     """
-    divide, mask, kept = totals["sequences"], batch.get("attention_mask"), objectives.rows_of(batch)
+    divide, kept = totals["sequences"], objectives.rows_of(batch)
+    mask = batch.get("counted", batch.get("attention_mask"))
     if mask is not None and kind in _OF_ROWS and ours.shape[:-1] in (mask.shape, (mask.numel(),)):
         divide, kept = totals["tokens"], mask.bool().reshape(ours.shape[:-1])
     if kept is not None and kept.shape == ours.shape[: kept.dim()] == theirs.shape[: kept.dim()]:

@@ -287,7 +287,8 @@ def cache_topk(
     Args:
         folder: where the cache stands or will stand; one begun before is continued, by one process.
         logits: batch -> teacher logits [B, S, V] (see `live`).
-        batches: `batches[i]` as for `loop.train`; its "attention_mask" says which tokens are kept.
+        batches: `batches[i]` as for `loop.train`; its "counted" or else its
+            "attention_mask" says which tokens are kept.
         count: batches to have in all.
         key: what the cache depends on, such as {"teacher": fingerprint(model), "tokenizer": ..., "data": ...}.
         k: tokens kept per position: about 6 k + 4 bytes each.
@@ -311,7 +312,7 @@ def cache_topk(
 
     def ask(batch: Batch) -> Likeliest:
         found = logits(batch)
-        mask = batch.get("attention_mask")
+        mask = batch.get("counted", batch.get("attention_mask"))
         rows = found.reshape(-1, found.shape[-1])[:, :vocabulary]
         picked = torch.arange(len(rows)) if mask is None else mask.reshape(-1).bool().nonzero().squeeze(1)
         return _likeliest(rows, picked.to(rows.device), k, temperature, drawn)

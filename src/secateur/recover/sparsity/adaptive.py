@@ -21,7 +21,7 @@ from secateur._utils.distributed import shard_like
 from secateur.errors import InputError
 from secateur.recover.training.schedule import ramp_up
 
-__all__ = ["Adaptive", "Choose", "DecoupledAdamW", "Moment", "branch", "moving"]
+__all__ = ["Adaptive", "Choose", "DecoupledAdamW", "Moment", "branch", "moving", "pack_bits", "unpack_bits"]
 
 Choose = Callable[[Tensor], Tensor]
 """A weight as stored -> booleans of its shape, True where it stays."""
@@ -45,18 +45,46 @@ class _Through(torch.autograd.Function):
         return gradient, None
 
 
-class _Mask(nn.Module):
-    """A parametrisation: what the model sees of one weight."""
+def pack_bits(mask: Tensor) -> Tensor:
+    """Booleans of any shape -> uint8 [ceil(numel / 8)], the first of each eight in the lowest bit."""
+    flat = nn.functional.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).unflatten(0, (-1, 8))
+    bits: Tensor = (flat << _shifts(mask)).sum(1, dtype=torch.uint8)
+    return bits
 
-    keep: Tensor
-    first: Tensor
+
+def unpack_bits(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The booleans of `shape` that `pack_bits` made `bits` of."""
+    flat = (bits[:, None] >> _shifts(bits)).bitwise_and_(1).flatten()
+    mask: Tensor = flat[: shape.numel()].view(torch.bool).view(shape)
+    return mask
+
+
+def _shifts(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)
+
+
+class _Mask(nn.Module):
+    """A parametrisation: what the model sees of one weight. Its booleans take a bit each."""
+
+    bits: Tensor
+    first_bits: Tensor
 
     def __init__(self, keep: Tensor, through: bool) -> None:
         super().__init__()
-        self.through = through
-        self.register_buffer("keep", keep)
+        self.through, self.shape = through, keep.shape
+        self.register_buffer("bits", pack_bits(keep))
         # A resumed run starts from the same weights, so it finds its first mask by itself.
-        self.register_buffer("first", keep.clone(), persistent=False)
+        self.register_buffer("first_bits", self.bits.clone(), persistent=False)
+
+    @property
+    def keep(self) -> Tensor:
+        """Booleans of the weight's shape, True where it stays; made anew each time."""
+        return unpack_bits(self.bits, self.shape)
+
+    @property
+    def first(self) -> Tensor:
+        """The mask that training started with."""
+        return unpack_bits(self.first_bits, self.shape)
 
     def forward(self, weight: Tensor) -> Tensor:
         """[stored shape] -> the same with zeros where the mask is closed."""
@@ -64,6 +92,40 @@ class _Mask(nn.Module):
             masked: Tensor = _Through.apply(weight, self.keep)
             return masked
         return torch.where(self.keep, weight, 0)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+        self.upgrade_state(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def upgrade_state(self, tensors: dict[str, Tensor], prefix: str) -> None:
+        """Pack the mask in a checkpoint of 0.1.0, which has a byte for each boolean; `loop.train` calls this too."""
+        whole = tensors.pop(f"{prefix}keep", None)
+        if whole is not None:
+            tensors[f"{prefix}bits"] = pack_bits(whole)
+
+
+class _Closed(Mapping[Tensor, Tensor]):
+    """Parameter -> booleans, True where its mask is closed: unpacked when asked for, or sharded as the parameter is."""
+
+    def __init__(self, masks: Mapping[Tensor, _Mask]) -> None:
+        self._masks = dict(masks)
+        # To shard a mask takes all processes, so that these are made once; each has its part of the whole.
+        self._sharded: dict[Tensor, Tensor] = {
+            weight: shard_like(~mask.keep, weight)
+            for weight, mask in self._masks.items()
+            if isinstance(weight, DTensor)
+        }
+
+    def __getitem__(self, weight: Tensor) -> Tensor:
+        if weight in self._sharded:
+            return self._sharded[weight]
+        return shard_like(~self._masks[weight].keep, weight)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
 
 
 class Adaptive(nn.Module):
@@ -85,7 +147,7 @@ class Adaptive(nn.Module):
         # Module, leaf and the leaves in their order, of every module that holds the parameter: shared ones stay shared.
         self._places: dict[str, list[tuple[nn.Module, str, list[str]]]] = {}
         self._masks: dict[str, _Mask] = {}
-        self._closed: dict[Tensor, Tensor] = {}
+        self._closed: Mapping[Tensor, Tensor] = {}
         for name, chosen in self.choose.items():
             if name not in parameters:
                 raise InputError(f"the model has no parameter {name!r} to mask: give a name of named_parameters()")
@@ -111,7 +173,7 @@ class Adaptive(nn.Module):
         """Parameter -> booleans of its shape, True where the mask is closed; sharded as the parameter is."""
         now = {name: self._weight(name) for name in self._masks}
         if any(weight not in self._closed for weight in now.values()):
-            self._closed = {weight: shard_like(~self._masks[name].keep, weight) for name, weight in now.items()}
+            self._closed = _Closed({weight: self._masks[name] for name, weight in now.items()})
         return self._closed
 
     @torch.no_grad()
@@ -130,7 +192,7 @@ class Adaptive(nn.Module):
             keep = self.choose[name](weight.full_tensor() if isinstance(weight, DTensor) else weight.detach())
             counts += torch.stack([(keep != mask.keep).sum(), (keep != mask.first).sum()]).cpu()
             whole += keep.numel()
-            mask.keep.copy_(keep)
+            mask.bits.copy_(pack_bits(keep))
         self.flips[place] = (counts / whole).to(self.flips)
         self._closed = {}
 

@@ -26,6 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -34,13 +35,13 @@ from torch.distributed.tensor import DTensor
 from secateur._utils import devices, distributed, storage
 from secateur._utils.distributed import shard_like
 from secateur._utils.modes import evaluating
-from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
+from secateur.errors import DataError, InputError, MissingExtraError, NumericalError, RunError, UnsupportedError
 from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import count as count_tokens
 from secateur.recover.training.schedule import learning_rate
 from secateur.vocabulary import Recovery, Training
 
-__all__ = ["DEFAULTS", "options", "train"]
+__all__ = ["DEFAULTS", "check_trackers", "options", "train"]
 
 Batch = Any
 """What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
@@ -69,6 +70,23 @@ DEFAULTS: dict[str, Any] = {
 def options(given: str | Sequence[str] | Mapping[str, Any] | Training) -> dict[str, Any]:
     """The fields of `Training` that `given` sets, as keywords of `train`; see `Training.merge`."""
     return Training().merge(given).named
+
+
+def check_trackers(trackers: Sequence[object]) -> None:
+    """Refuse trackers that Accelerate does not know (`InputError`) or that are not installed (`MissingExtraError`).
+
+    Accelerate itself leaves out, without a word, what is not installed.
+    """
+    known = {str(name) for name in LOGGER_TYPE_TO_CLASS}
+    installed = {str(name) for name in get_available_trackers()}
+    for name in trackers:
+        if not isinstance(name, str):
+            continue
+        if name not in known and name != "all":
+            raise InputError(f"trackers={name}: Accelerate knows {', '.join(sorted(known))}; names are joined by +")
+        if name not in installed and name != "all":
+            package = {"comet_ml": "comet-ml", "dvclive": "dvclive"}.get(name, name)
+            raise MissingExtraError(f"trackers={name} needs the package {package}: pip install {package}")
 
 
 def train(
@@ -104,8 +122,8 @@ def train(
             `totals` are the counts of the whole step, over all
             micro-batches and processes: that is what makes their sum the mean over one big batch.
         training: how to train; `steps` (those done before a resume included) and `lr` have to be set. What is not set:
-            `DEFAULTS`. Learning rates: see `schedule.learning_rate`; training stops after `patience` evaluations
-            without a new best, and the weights are those of the last step.
+            `DEFAULTS`. Learning rates: see `schedule.learning_rate`. Training stops after `patience` evaluations
+            without a new best, and gives the weights of the best one unless `keep` says "last".
         optimizer: in place of the one that `training` names, a function from parameter groups to any optimiser of
             torch's; its tensors per parameter are checkpointed, and its groups' "lr" follows the schedule.
         seed: of dropout and all else that is random inside the objective; the caller's generators are left as found.
@@ -116,8 +134,9 @@ def train(
         count: batch -> what it holds, for the totals; "tokens", or else "examples", gives the speed, and adds up to
             `Recovery.tokens`.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
-        evaluate: what `patience` is about; lower is better.
-        progress: a bar on stderr, when that is a terminal.
+        evaluate: what `patience` is about; lower is better. Where `patience` or `validation` asks for an evaluation and
+            this is None, it is the objective's mean on a part that `batches.hold_out(share)` gives, each epoch.
+        progress: a bar on stderr when that is a terminal, else a line each minute, at each evaluation and at the end.
         title: what the bar and the trackers call this run.
         flops_per_token: training FLOPs per token, the teacher's forward pass included, for `Recovery.flops`.
         settings: fields of `training`, in place of those that it has.
@@ -134,7 +153,8 @@ def train(
     """
     if settings.get("clip", 1.0) is None:
         settings["clip"] = math.inf
-    training = replace(training or Training(), **settings).default(**DEFAULTS)
+    training = replace(training or Training(), **settings)
+    asked, training = training.named, training.default(**DEFAULTS)
     steps, lr, patience = training.whole("steps"), training.number("lr"), training.patience
     accumulate, every, evaluate_every = (training.whole(name) for name in ("accumulate", "every", "evaluate_every"))
     clip = None if training.clip == math.inf else training.clip
@@ -148,9 +168,15 @@ def train(
     }
     rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
     rate_at(0)
-    if patience is not None and evaluate is None:
-        raise InputError("patience without evaluate: give a function that measures what should get lower")
+    if evaluate is None and training.validates:
+        batches, evaluate, epoch = _validation(student, batches, objective, count, training.validation or _VALIDATION)
+        if "evaluate_every" not in asked:
+            evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
+    keep_best = (training.keep or ("best" if training.validates else "last")) == "best"
+    if keep_best and evaluate is None:
+        raise InputError("keep=best needs an evaluation: set patience or validation too")
     trackers = list(training.trackers or ())
+    check_trackers(trackers)
     accelerator = Accelerator(log_with=trackers or None, project_dir=str(checkpoint or "."))
     if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "FSDP"):
         raise UnsupportedError(f"training under {accelerator.distributed_type} is not supported: use torchrun or FSDP2")
@@ -195,7 +221,9 @@ def train(
                 title, config={k: v for k, v in settings.items() if isinstance(v, int | float | str)}
             )
             stack.callback(accelerator.end_training)
-        bar = stack.enter_context(_bar(progress and accelerator.is_main_process, title, steps, state.step))
+        shown_here = progress and accelerator.is_main_process
+        bar = stack.enter_context(_bar(shown_here, title, steps, state.step))
+        best = _Best(modules, None if checkpoint is None else Path(checkpoint) / "best.safetensors")
 
         def save() -> None:
             if path is not None and state.saved != state.step:
@@ -212,7 +240,7 @@ def train(
                 save()
                 _leave(signalled)
 
-            unit = "tokens" if "tokens" in totals else "examples"
+            unit = state.unit = "tokens" if "tokens" in totals else "examples"
 
             values, parts = list[Tensor](), list[tuple[str, float | Tensor]]()
             for index, batch in zip(indices, micro, strict=True):
@@ -257,13 +285,19 @@ def train(
                     **shown,
                 }
                 accelerator.log(record, step=state.step)
-            bar(loss, f"{tokens / elapsed:,.0f} {unit}/s")
+            bar.show(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
                 state.judge(_evaluate(evaluate, modules), patience)
+                if keep_best and state.best_step == state.step:
+                    best.save()
+                bar.note(f"evaluation {state.evaluations[-1][1]:.4g}, the best {state.best:.4g} at {state.best_step}")
             if state.step % every == 0 or state.step == steps or state.stopped:
                 save()
         if signals.received:
             _leave(signals.received)
+        if keep_best and 0 <= state.best_step < state.step:
+            best.restore()
+            bar.note(f"weights of step {state.best_step} are kept, the best by evaluation")
 
         return Recovery(
             steps=state.step,
@@ -271,7 +305,12 @@ def train(
             seconds=state.seconds,
             flops=flops_per_token * state.tokens,
             losses=tuple((step, value) for step, value in state.losses),
-            settings={**settings, "evaluations": state.evaluations} if evaluate else settings,
+            settings={
+                **settings,
+                **({"counted": state.unit} if state.unit != "tokens" else {}),
+                **({"evaluations": state.evaluations} if evaluate else {}),
+                **({"kept_step": state.best_step} if keep_best and state.best_step >= 0 else {}),
+            },
         )
 
 
@@ -288,6 +327,8 @@ class _State:
     losses: list[tuple[int, float]] = field(default_factory=list)
     window: list[float] = field(default_factory=list)
     best: float = math.inf
+    best_step: int = -1
+    unit: str = "tokens"
     waited: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     stopped: bool = False
@@ -306,8 +347,9 @@ class _State:
     def judge(self, value: float, patience: int | None) -> None:
         """One evaluation done; `patience` of them without a new best stop the run."""
         self.evaluations.append((self.step, value))
-        self.waited = 0 if value < self.best else self.waited + 1
-        self.best = min(self.best, value)
+        self.waited += 1
+        if value < self.best:
+            self.best, self.best_step, self.waited = value, self.step, 0
         self.stopped = patience is not None and self.waited >= patience
 
 
@@ -345,6 +387,11 @@ def _resume(
             )
     ours = _tensors(modules)
     theirs = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    for number, module in enumerate(modules):
+        for place, part in module.named_modules():
+            upgrade = getattr(part, "upgrade_state", None)  # of what an older version wrote
+            if upgrade is not None:
+                upgrade(theirs, f"{number}.{place}." if place else f"{number}.")
     wrong = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
     if wrong:
         raise RunError(f"checkpoint {path} is of another model, {wrong[0]} differs: use another folder")
@@ -497,6 +544,70 @@ def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> No
     if not math.isfinite(value):
         rest = "" if path is None else "; the last checkpoint stands"
         raise NumericalError(f"{what} is {value} at step {step + 1}: lower the learning rate or check the data{rest}")
+
+
+_VALIDATION = 0.1
+"""Share of the data that `patience` judges by where nobody says how much."""
+
+
+def _validation(
+    student: nn.Module,
+    batches: object,
+    objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
+    count: Callable[[Batch], Mapping[str, int]],
+    share: float,
+) -> tuple[object, Callable[[], float], int]:
+    """(what is left to learn from, the mean objective on the part held out, micro-batches of an epoch)."""
+    rest: Any
+    held_out: Any
+    if isinstance(batches, list | tuple) and len(batches) > 1:
+        held = max(1, round(share * len(batches)))
+        rest, held_out = batches[held:], batches[:held]
+    elif hasattr(batches, "hold_out"):
+        rest, held_out = batches.hold_out(share)
+    else:
+        raise InputError(
+            "patience and validation need a part of the data to judge by, and this training can't hold one out: leave "
+            "them out (in Python: give evaluate=, a function that measures what should get lower)"
+        )
+
+    def evaluate() -> float:
+        total, weight = 0.0, 0
+        device = next(student.parameters()).device
+        for batch in held_out:
+            batch, counts = devices.move(batch, device), count(batch)
+            size = counts.get("tokens", counts.get("examples", 1))
+            total += float(objective(batch, counts)[0].detach()) * size
+            weight += size
+        return total / max(1, weight)
+
+    return rest, evaluate, len(rest)
+
+
+def _evaluate_after(epoch: int, steps: int) -> int:
+    """Steps between evaluations: an epoch, or a tenth of the training where that is shorter than two epochs."""
+    return max(1, epoch if 2 * epoch <= steps else math.ceil(steps / 10))
+
+
+class _Best:
+    """The weights of the best evaluation, beside the checkpoint where there is one, else in memory."""
+
+    def __init__(self, modules: Sequence[nn.Module], path: Path | None) -> None:
+        self._modules, self._path = modules, path
+        self._tensors: dict[str, Tensor] = {}
+
+    def save(self) -> None:
+        tensors = {name: _whole(tensor) for name, tensor in _tensors(self._modules).items()}
+        if self._path is None:
+            self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+        else:
+            distributed.by_first(partial(storage.write, self._path, tensors, "{}"))
+
+    def restore(self) -> None:
+        tensors = self._tensors if self._path is None else storage.read(self._path)[0]
+        with torch.no_grad():
+            for name, tensor in _tensors(self._modules).items():
+                tensor.copy_(shard_like(tensors[name], tensor))
 
 
 def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> float:
@@ -685,11 +796,50 @@ def _leave(number: int) -> None:
     raise SystemExit(128 + number)
 
 
+_LINE_EVERY = 60.0
+"""Seconds between lines where there is no terminal."""
+
+
+class _Lines:
+    """What training says: lines on stderr, or nothing at all unless `wanted`; `_Bar` says it in a terminal."""
+
+    def __init__(self, wanted: bool, title: str, steps: int, done: int) -> None:
+        self._wanted, self._title, self._steps, self._step = wanted, title, steps, done
+        self._last = time.monotonic()
+
+    def show(self, loss: float, speed: str) -> None:
+        """One step is done."""
+        self._step += 1
+        if self._step == self._steps or time.monotonic() - self._last >= _LINE_EVERY:
+            self.note(f"loss {loss:.4g}, {speed}")
+
+    def note(self, text: str) -> None:
+        """Say something at this step."""
+        self._last = time.monotonic()
+        if self._wanted:
+            print(f"{self._title}: step {self._step:,} of {self._steps:,}: {text}", file=sys.stderr, flush=True)
+
+
+class _Bar(_Lines):
+    """A progress bar."""
+
+    def __init__(self, shown: Progress, title: str, steps: int, done: int) -> None:
+        super().__init__(False, title, steps, done)
+        self._shown = shown
+        self._task = shown.add_task(title, total=steps, completed=done, loss=math.nan, speed="")
+
+    def show(self, loss: float, speed: str) -> None:
+        self._shown.update(self._task, advance=1, loss=loss, speed=speed)
+
+    def note(self, text: str) -> None:
+        self._shown.console.print(f"{self._title}: {text}", markup=False)
+
+
 @contextlib.contextmanager
-def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on stderr; nothing at all when that is no terminal."""
+def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[_Lines]:
+    """What tells of training: a bar on a terminal, else lines."""
     if not wanted or not sys.stderr.isatty():
-        yield lambda loss, speed: None
+        yield _Lines(wanted and bool(title), title, steps, done)  # one step on trial has none
         return
     columns = (
         TextColumn("{task.description}"),
@@ -699,5 +849,4 @@ def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[Callable[[
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task(title, total=steps, completed=done, loss=math.nan, speed="")
-        yield lambda loss, speed: shown.update(task, advance=1, loss=loss, speed=speed)
+        yield _Bar(shown, title, steps, done)

@@ -36,6 +36,7 @@ __all__ = [
     "match_states",
     "prediction_loss",
     "rows_of",
+    "targets_of",
     "task_loss",
 ]
 
@@ -68,10 +69,14 @@ class Forward(Protocol):
 def count(batch: Batch) -> dict[str, int]:
     """What a batch holds, for the divisors of the losses: tokens that are no padding, sequences with any, targets.
 
-    A target is a token that follows another one, as `losses.next_tokens` has it.
+    A target is a token that follows another one, as `losses.next_tokens` has it. Where a batch says which positions are
+    `counted` [B, S], those that predict a token to be learned, tokens and targets are these.
     """
     ids = batch["input_ids"]
     mask = batch.get("attention_mask")
+    if "counted" in batch:
+        some, rows = int(batch["counted"].sum()), rows_of(batch)
+        return {"tokens": some, "sequences": len(ids) if rows is None else int(rows.sum()), "targets": some}
     if mask is None:
         return {"tokens": ids.numel(), "sequences": len(ids), "targets": ids.numel() - len(ids)}
     real = mask.bool()
@@ -80,10 +85,16 @@ def count(batch: Batch) -> dict[str, int]:
 
 
 def mask_of(batch: Batch) -> Tensor:
-    """Which tokens [B, S] are no padding."""
+    """Which tokens [B, S] are no padding; where a batch says which positions are `counted`, these."""
     ids = batch["input_ids"]
-    mask = batch.get("attention_mask")
+    mask = batch.get("counted", batch.get("attention_mask"))
     return mask.bool() if mask is not None else torch.ones_like(ids, dtype=torch.bool)
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """[B, S]: the token that each position predicts; -100 where none follows, or it is not `counted`."""
+    targets = losses.next_tokens(batch["input_ids"], batch.get("attention_mask"))
+    return targets.masked_fill(~batch["counted"], losses.IGNORED) if "counted" in batch else targets
 
 
 def rows_of(batch: Batch) -> Tensor | None:
@@ -195,10 +206,12 @@ def _sequences(found: Tensor, batch: Batch) -> Tensor:
 
 
 def logits(output: object) -> Tensor:
-    """The logits of a network's output: itself, its `logits`, or the first of a tuple."""
+    """The logits of a network's output: itself, its `logits` (or a segmenter's "out"), or the first of a tuple."""
     if isinstance(output, Tensor):
         return output
     found = getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
     if found is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         found = output[0]
     if not isinstance(found, Tensor):
@@ -216,8 +229,7 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
     `DataError` for a step without a next token.
     """
     if causal:
-        targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
-        return losses.cross_entropy(logits, targets) / _targets(totals)
+        return losses.cross_entropy(logits, targets_of(batch)) / _targets(totals)
     if "labels" not in batch:
         raise InputError(
             "a task loss needs labels, and these batches have none: give data with labels, or set task=0 and learn "
@@ -387,8 +399,7 @@ def distil(
             parts[name] = value.detach()
 
         if task and through is not None:
-            targets = losses.next_tokens(batch["input_ids"], mask_of(batch))
-            value = losses.cross_entropy_from_hidden(ours.prediction, through, targets, softcap=ours.softcap)
+            value = losses.cross_entropy_from_hidden(ours.prediction, through, targets_of(batch), softcap=ours.softcap)
             add("task", task, value / _targets(totals))
         elif task:
             add("task", task, task_loss(ours.prediction, batch, totals, causal=ours.causal))

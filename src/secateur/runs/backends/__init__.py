@@ -13,6 +13,7 @@ import importlib
 import inspect
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -24,11 +25,11 @@ from torch import Tensor, nn
 
 from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure.latency import Environment
-from secateur.vocabulary import Figure, Subject, Units
+from secateur.vocabulary import Budget, Figure, Subject, Units
 
 __all__ = [
-    "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "hash_model",
-    "name_source", "of_folder", "of_recipe", "of_source", "resolve",
+    "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
+    "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "resolve",
 ]  # fmt: skip
 
 Row: TypeAlias = dict[str, Figure]
@@ -106,6 +107,12 @@ class Backend(Protocol[S, D, B]):
         """Refuse options that the subject can't follow."""
         return None
 
+    def describe_memory(
+        self, subject: S, budgets: Sequence[Budget], options: Mapping[str, object], environment: Environment
+    ) -> str:
+        """A line for dry runs on what such a recipe takes at its highest point; "" where that is not known."""
+        return ""
+
     def digest(self, subject: S) -> str:
         """A hash that tells this subject from any other."""
         ...
@@ -134,6 +141,10 @@ class Backend(Protocol[S, D, B]):
     def compare(self, original: S, student: S, held_out: D, environment: Environment) -> tuple[Row, Row, Row]:
         """(before, after, both): quality of each, and of the two together."""
         return {}, {}, {}
+
+    def chance(self, held_out: D) -> dict[str, float]:
+        """Measure of `compare` -> what always giving the commonest answer reaches, where that is known."""
+        return {}
 
     def run_tasks(
         self, subject: S, tasks: Sequence[str], folder: str | Path | None = None, limit: int | None = None
@@ -247,6 +258,11 @@ def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
 def name_source(source: Source) -> str:
     """What records call a source: its folder or its name, or the class of a module or a subject's model."""
     return str(source) if isinstance(source, str | Path) else type(getattr(source, "model", source)).__name__
+
+
+def commonest_share(labels: Sequence[object]) -> dict[str, float]:
+    """The accuracy of an answer that is always the commonest of `labels`."""
+    return {"accuracy": max(Counter(labels).values()) / len(labels)} if len(labels) else {}
 
 
 def hash_model(text: str, model: nn.Module) -> str:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -24,21 +25,24 @@ from secateur.measure import generation, latency, loyalty, quality, size, sparsi
 from secateur.measure.statistics import Values
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
-from secateur.runs import sources
-from secateur.runs.backends import Backend, Row, axes_of, hash_model
+from secateur.runs import memory_plan, sources
+from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Figure
+from secateur.vocabulary import Budget, Figure
 
 __all__ = [
-    "TOKENS", "Language", "Model", "TextBackend", "check_tokens", "classifies", "classifies_tokens", "held_batches",
-    "stored_bytes", "tells_number",
+    "TOKENS", "Language", "Model", "TextBackend", "check_documents", "check_tokens", "classifies", "classifies_tokens",
+    "held_batches", "stored_bytes", "tells_number",
 ]  # fmt: skip
 
 TOKENS = 64
 """Of a sequence of the timed environment, for recipes without an option of their own."""
+
+_SAME = 1e-4
+"""How far apart outputs may be that should be the same but for rounding, relative to their size."""
 
 Model: TypeAlias = str | Path | PreTrainedModel | Transformer
 T = TypeVar("T", Transformer, Streamed)
@@ -124,6 +128,29 @@ class Language(TextBackend[Transformer]):
                 modes.move_to_device(module, device)
         return subject
 
+    def describe_memory(
+        self,
+        subject: Transformer,
+        budgets: Sequence[Budget],
+        options: Mapping[str, object],
+        environment: latency.Environment,
+    ) -> str:
+        """Peak memory of scoring, cutting and training to the largest of the budgets; "" where it can't be planned."""
+        whole = subject.units().cost()["params"]
+        limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
+        share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
+        batch, length = (options.get(name) for name in ("train_batch", "train_length"))
+        try:
+            plan = memory_plan.plan_memory(
+                partial(memory_plan.outline, subject), type(subject.model).__name__, share=min(1.0, share),
+                batch=batch if isinstance(batch, int) else 16,
+                length=length if isinstance(length, int) else environment.length or TOKENS,
+                device=environment.device,
+            )  # fmt: skip
+        except UnsupportedError:
+            return ""
+        return memory_plan.describe(plan, environment.device)
+
     def load_any(self, source: Model) -> Model:
         """Quantised models can be measured, though not pruned."""
         return open_subject(source, quantised=True) if isinstance(source, str | Path) else source
@@ -131,11 +158,17 @@ class Language(TextBackend[Transformer]):
     def fit_data(self, data: texts.Corpus, subject: Transformer) -> texts.Corpus:
         """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none.
 
-        Raises `InputError` without a tokenizer, and where it finds tokens in the texts that the model does not know.
+        Chats are written out by the model's chat template, or joined for a model that writes no text.
+
+        Raises `InputError` without a tokenizer, for chats without a chat template, and where it finds tokens in the
+        texts that the model does not know; `UnsupportedError` for documents that the model can't keep apart.
         """
         if subject.tokenizer is None:
             raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+        data = data.render(subject.tokenizer) if subject.causal else data.join()
         check_tokens(data, subject)
+        if data.packing == "documents":
+            check_documents(subject)
         config = subject.model.config
         if classifies_tokens(subject):
             return data.words_labelled(config.label2id, config.num_labels)
@@ -250,6 +283,11 @@ class Language(TextBackend[Transformer]):
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
 
+    def chance(self, held_out: texts.Corpus) -> dict[str, float]:
+        """The share of the commonest class of the texts."""
+        labelled = held_out.labels is not None and held_out.classes and held_out.tagged is None
+        return commonest_share(held_out.labels or ()) if labelled else {}
+
     def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
         if any(value is not None for value in options.values()):
@@ -283,6 +321,30 @@ def check_tokens(corpus: texts.Corpus, subject: Transformer | Streamed) -> None:
         raise InputError(
             f"the tokenizer gives token {token} for {corpus.name}, and the model knows those below {size}: use the "
             "model's own tokenizer"
+        )
+
+
+@torch.inference_mode()
+def check_documents(subject: Transformer) -> None:
+    """Raise `UnsupportedError` for a model that can't keep the documents of a block apart (packing="documents").
+
+    Another first document must change nothing of what the model says of the second.
+    """
+    model = type(subject.model).__name__
+    if not subject.causal:
+        raise UnsupportedError(f"packing=documents is of language models, and {model} is none: leave it out")
+    size = subject.model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(16).remainder(size)[None].repeat(2, 1)
+    other = ids.clone()
+    other[:, :8] = (ids[:, :8] + size // 2).remainder(size)
+    places = torch.arange(8).repeat(2)[None].repeat(2, 1)
+    with modes.evaluating(subject.model):
+        first, second = (subject.forward({"input_ids": one, "position_ids": places}).prediction for one in (ids, other))
+    apart = (first[:, 8:] - second[:, 8:]).float().norm() / first[:, 8:].float().norm().clamp(min=1e-9)
+    if not apart < _SAME:
+        raise UnsupportedError(
+            f"{model} with {subject.model.config._attn_implementation} attention does not keep packed documents apart: "
+            "open it with attn_implementation sdpa or eager, or leave packing=documents out"
         )
 
 

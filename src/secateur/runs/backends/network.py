@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -16,23 +17,26 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur._utils import devices, modes, plugins
-from secateur.data import examples, labels
+from secateur.data import examples, images, labels
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InputError, MissingExtraError
+from secateur.data.images import Images
+from secateur.errors import DataError, InputError, MissingExtraError, ModelError, SecateurError
 from secateur.formats import integers
-from secateur.measure import detection, latency, loyalty, quality, size, sparsity
+from secateur.measure import detection, latency, loyalty, quality, segmentation, size, sparsity
+from secateur.methods.detector_classes import match_classes, need_boxes
+from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import sources
-from secateur.runs.backends import Backend, Row, hash_model
+from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Detector
-from secateur.subjects.network.shrinking import twin
+from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
+from secateur.subjects.network.shrinking import history, remember, twin
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Figure
 
-__all__ = ["Joint", "Model", "Network", "build_network", "run_network"]
+__all__ = ["Joint", "Network", "run_network"]
 
-Model: TypeAlias = str | Path | nn.Module | Traced
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """What a network is called with."""
 
@@ -41,17 +45,17 @@ class Network(Backend[Traced, Examples, Arguments]):
     """Modules, or functions that build one, of PyTorch; transformers models have a backend of their own."""
 
     family = "networks"
-    example = "a function that builds one, such as net.py:build"
+    example = "a function that builds one, such as net.py:build, or the folder of a cut one"
     dense_allowed = True
     has_inputs = True
 
-    def takes(self, source: Model) -> bool:
-        """Modules that are no transformers model, and names of functions that build one."""
+    def takes(self, source: NetworkSource) -> bool:
+        """Modules that are no transformers model, names of functions that build one, and folders of saved cuts."""
         if isinstance(source, nn.Module):
             return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
-        return plugins.names_function(source)
+        return plugins.names_function(source) or is_saved(source)
 
-    def read(self, data: str | Path | Examples, text: str = "text", label: str = labels.DEFAULT) -> Examples:
+    def read(self, data: Any, text: str = "text", label: str = labels.DEFAULT) -> Examples:
         """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file of their classes.
 
         Raises `DataError` for an array that was named and is not there, and for a column of texts, which is nowhere.
@@ -60,9 +64,9 @@ class Network(Backend[Traced, Examples, Arguments]):
         return sources.read_index(data, label=label) if sources.is_index(data) else examples.read(data, label=label)
 
     def open(
-        self, source: Model, device: str | None = None, data: Examples | None = None, inputs: Any = None
+        self, source: NetworkSource, device: str | None = None, data: Examples | None = None, inputs: Any = None
     ) -> Traced:
-        """A module, a `Traced`, or the name of a function that builds a module, as a subject.
+        """A module, a `Traced`, the name of a function that builds a module, or a saved cut's folder, as a subject.
 
         Its example inputs are `inputs`, or those that the function gives, or the first of the data.
         """
@@ -71,13 +75,22 @@ class Network(Backend[Traced, Examples, Arguments]):
         detects = data is not None and bool(data.targets)
         if isinstance(source, Traced):
             return detectors.open_detector(source) if detects else source
-        module, example = build_network(source, inputs, None if data is None else data.inputs[:1])
-        return detectors.open_detector(module, example) if detects else open_traced(module, example)
+        found = open_network(source, inputs, None if data is None else partial(_first_input, data))
+        if not detects or isinstance(found.model, Detector):
+            return open_traced(found)
+        subject = detectors.open_detector(found)
+        remember(subject.model, replace(history(subject.model), built_by=history(found.model).built_by))
+        return subject
 
-    def reopen(self, source: Model, original: Traced, device: str | None = None) -> Traced:
+    def reopen(self, source: NetworkSource, original: Traced, device: str | None = None) -> Traced:
         """Another network on the inputs of `original`, or the folder of one that was cut from it."""
         if isinstance(source, str | Path) and Path(source).is_dir():
-            return reload_traced(source, original.model, original.inputs)
+            try:
+                return reload_traced(source, original.model, original.inputs)
+            except ModelError:
+                with suppress(SecateurError):  # cut from another network, which is on record
+                    return open_saved(source, inputs=original.inputs)
+                raise
         module = source if isinstance(source, nn.Module | Traced) else plugins.network(str(source))[0]
         return module if isinstance(module, Traced) else Traced(module, original.inputs)
 
@@ -85,15 +98,19 @@ class Network(Backend[Traced, Examples, Arguments]):
         """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
         taken = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
         first = next((leaf for leaf in taken if isinstance(leaf, Tensor)), None)
+        data = _declare_images(data, subject.model, first)
         if first is not None and first.shape[1:] != data.inputs.shape[1:]:
             raise DataError(
                 f"{data.name} holds inputs of shape {tuple(data.inputs.shape[1:])}, the model was built for "
                 f"{tuple(first.shape[1:])}: give inputs of that shape"
             )
         _check_arguments(data, subject)
+        if data.labels is not None and detectors.is_detector(subject.model):
+            need_boxes(data)
         if data.labels is not None:
             _check_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
+            data = match_classes(data, subject.model)
             _check_loss(data, subject.model)
         return data
 
@@ -167,17 +184,22 @@ class Network(Backend[Traced, Examples, Arguments]):
     def compare(
         self, original: Traced, student: Traced, held_out: Examples, environment: latency.Environment
     ) -> tuple[Row, Row, Row]:
-        """(before, after, both): average precision of boxes, or accuracy of classes and the student's loyalty.
+        """(before, after, both): average precision of boxes, IoU of masks, or accuracy of classes and loyalty.
 
         Without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
         number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
         """
-        batches, pair = list(held_out.in_order(environment.batch)), (original, student)
+        batches, pair = examples.Ordered(held_out, environment.batch), (original, student)
         if held_out.targets:
             before, after = (_precision(subject, batches, held_out.sizes) for subject in pair)
             return before, after, {}
         answers = [partial(self.forward, subject) for subject in pair]
         tally = loyalty.Tally()
+        if held_out.labels is not None and held_out.labels.dim() == 3:
+            masks = [
+                segmentation.mean_iou(partial(_answer_logits, answer), batches, held_out.classes) for answer in answers
+            ]
+            return masks[0], masks[1], {}
         if held_out.labels is not None:
             first, second = quality.accuracies(answers, batches, watch=tally.add)
             return {"accuracy": first}, {"accuracy": second}, tally.figures()
@@ -192,7 +214,11 @@ class Network(Backend[Traced, Examples, Arguments]):
         tally.add(outputs, {})
         return {}, {}, both | tally.figures()
 
-    def inspect(self, source: Model, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
+    def chance(self, held_out: Examples) -> dict[str, float]:
+        """The share of the commonest class."""
+        return {} if held_out.labels is None else commonest_share(held_out.labels.flatten().tolist())
+
+    def inspect(self, source: NetworkSource, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
         """What could go in a network, what stays and why; see `secateur.runs.inspection.inspect`."""
         from secateur.runs import inspection  # draws
 
@@ -204,7 +230,7 @@ class Network(Backend[Traced, Examples, Arguments]):
 
     def saved_in(self, folder: Path) -> bool:
         """Whether the folder says what was cut, and has no config of a transformers model."""
-        return (folder / "cut.json").is_file() and not (folder / "config.json").is_file()
+        return is_saved(folder)
 
     def load_line(self, folder: Path, name: str) -> str:
         """The lines of Python that load the program in `folder`, which the reader knows as `name`."""
@@ -214,32 +240,24 @@ class Network(Backend[Traced, Examples, Arguments]):
 # ---------------------------------------------------------------------------------------------------------- opening
 
 
-def build_network(
-    model: str | Path | nn.Module, inputs: Any = None, first: Tensor | None = None
-) -> tuple[nn.Module, Any]:
-    """(module, example inputs) of a module, or of the name of a function that builds one.
+def _first_input(data: Examples, model: nn.Module) -> Tensor:
+    return _declare_images(data, model).inputs[:1]
 
-    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first`, if None.
+
+def _declare_images(data: Examples, model: nn.Module, example: Tensor | None = None) -> Examples:
+    """The examples; images with the transform that the model records where none was declared.
+
+    Images with boxes are letterboxed to what the model was given to run on.
     """
-    module, example = plugins.network(str(model)) if isinstance(model, str | Path) else (model, None)
-    if inputs is not None:
-        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
-    example = first if example is None else example
-    if example is None:
-        what = model if isinstance(model, str | Path) else type(model).__name__
-        raise InputError(
-            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
-            "or let its function return (model, inputs)"
-        )
-    return module, example
+    if not isinstance(data.inputs, Images):
+        return data
+    sides = None if example is None else tuple(example.shape[1:])
+    if data.targets:
+        return examples.letterbox(data, None if sides is None else (sides[-2], sides[-1]))
+    return replace(data, inputs=images.declare(data.inputs, model, sides, data.name))
 
 
-def _random_inputs(shape: str) -> Tensor:
-    """Random numbers of a shape such as 1x3x224x224."""
-    sizes = shape.lower().split("x")
-    if not all(number.isdigit() and int(number) for number in sizes):
-        raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
-    return torch.rand([int(number) for number in sizes], generator=torch.Generator().manual_seed(0))
+# ----------------------------------------------------------------------------------------------------------- checks
 
 
 def _check_arguments(data: Examples, subject: Traced) -> None:
@@ -261,8 +279,10 @@ def _check_labels(data: Examples, subject: Traced) -> None:
     labels_ = cast(Tensor, data.labels)
     with torch.inference_mode():
         output = Network().forward(subject, data.inputs[:2])
-    logits = getattr(output, "logits", output)
-    if isinstance(logits, Tensor) and logits.dim() == 2:
+    logits = output.get("out", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, Tensor) and logits.dim() == labels_.dim() + 1:
+        if labels_.dim() == 3:  # of pixels, some of which count nowhere
+            labels_ = labels_[(labels_ != segmentation.IGNORED[0]) & (labels_ != segmentation.IGNORED[1])]
         count, low, high = logits.shape[1], int(labels_.min()), int(labels_.max())
         if low < 0 or high >= count:
             wrong = low if low < 0 else high
@@ -316,7 +336,11 @@ def run_network(subject: Traced, batch: Any) -> Any:
     return subject.inputs.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
 
 
-def _precision(subject: Traced, batches: Sequence[Mapping[str, object]], sizes: Sequence[float]) -> Row:
+def _answer_logits(answer: Callable[[object], object], batch: object) -> Tensor:
+    return logits_of(answer(batch))
+
+
+def _precision(subject: Traced, batches: Iterable[Mapping[str, object]], sizes: Sequence[float]) -> Row:
     model = cast(Detector, subject.model.eval())
 
     def detect(images: Tensor) -> list[dict[str, Tensor]]:

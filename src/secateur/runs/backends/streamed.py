@@ -59,6 +59,11 @@ class OnDisk(TextBackend[Streamed]):
         """The texts, if the model has a tokenizer to read them with, of tokens that it knows."""
         if subject.tokenizer is None:
             raise InputError("the model has no tokenizer: put its files beside the weights")
+        if data.packing == "documents":
+            raise InputError(
+                "packing=documents is of training, and a model that is streamed is not trained: leave it out"
+            )
+        data = data.render(subject.tokenizer)
         check_tokens(data, subject)
         return data
 

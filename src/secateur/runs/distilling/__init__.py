@@ -74,6 +74,11 @@ def distill(
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
+    transform: object = None,
+    size: int | str | None = None,
+    workers: int | None = None,
+    completion_only: bool = False,
+    packing: Literal["blocks", "documents"] = "blocks",
     dry_run: bool = False,
     overwrite: bool = False,
 ) -> Evidence:
@@ -135,6 +140,10 @@ def distill(
         held_out: data to measure on, in the forms of `data`, which is then all for training; a part of `data` if None.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
+        transform, size, workers: how images become inputs; see `run`.
+        completion_only: of chats, learn and measure the assistant's answers alone, and not what they answer.
+        packing: how texts fill the sequences that a language model learns from: "blocks", one after another, or
+            "documents", whole ones of which none sees another.
         dry_run: print what would be trained, and an estimate of its time from one step; nothing is written.
         overwrite: start anew where `out` holds another run.
 
@@ -154,7 +163,11 @@ def distill(
     check(chosen, sources, assistants)
     check_cache(chosen, cache_at, out)
     backend = backends.of_source(student)
-    corpus, apart = splits.read(backend, data, held_out, text=text, label=label)
+    corpus, apart = splits.read(
+        backend, data, held_out, text=text, label=label, transform=transform, size=size, workers=workers,
+        completion_only=completion_only, packing=packing,
+    )  # fmt: skip
+    corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     learner = models.open_student(backend, student, device, corpus)
     learner = models.load_weights(learner, weights) if weights else learner
     between = [models.open_student(backend, source, device, corpus, learner) for source in assistants]
@@ -162,6 +175,7 @@ def distill(
     assert corpus is not None
     parts = splits.split(backend, corpus, apart, learner, seed=seed)
     models.check_kind(chosen, learner, len(sources) > 1, parts.train)
+    models.check_packing(chosen, corpus, above, between)
     models.check_chain(learner, between, above, align)
     of_texts = isinstance(learner, Transformer)
     backend.check(learner, {"length": length} if of_texts else {})
@@ -170,7 +184,7 @@ def distill(
     names = tuple(map(str, sources))
     setup = Setup(backend, chosen, names, above, parts.train, parts.held, batches, environment, str(cache_at))
     trial.check_number(setup, learner)
-    notes = [parts.warning] if parts.warning else []
+    notes = list(parts.notes)
     trial.try_losses(setup, learner, between)
     notes += [f"trained by {distributed.count()} processes"] if distributed.count() > 1 else []
     if dry_run:
@@ -187,7 +201,9 @@ def distill(
         "student_sha256": backend.digest(learner),
         "teachers_sha256": [backend.digest(teacher) for teacher in above] or names,
         "assistants_sha256": [backend.digest(assistant) for assistant in between],
-        **splits.columns(text, label),
+        **splits.columns(
+            text, label, data=corpus, transform=transform, size=size, completion_only=completion_only, packing=packing
+        ),
         **parts.digests,
     }
     places = {"weights": weights, "device": device, "cache_at": cache_at}
@@ -196,6 +212,7 @@ def distill(
         "teachers": [backends.name_source(source) for source in sources],
         **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
         **({"assistants": [backends.name_source(source) for source in assistants]} if assistants else {}),
+        **({} if workers is None else {"workers": workers}),
         **{name: str(value) for name, value in places.items() if value},
     }
     with open_run(out, settings, about, overwrite=overwrite, shared=True) as run:

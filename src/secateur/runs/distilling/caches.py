@@ -17,6 +17,7 @@ from secateur._utils.rundir import Run, lock_folder
 from secateur.clients.chat import Server
 from secateur.data import texts
 from secateur.data.examples import Examples
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError
 from secateur.methods.served_teacher import cache_served
 from secateur.recover.distillation import ensembles, teachers
@@ -171,7 +172,7 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
         ask = partial(predict, setup.ask(one))
         name, own = _answer_name(number), {**key, "teacher": teachers.fingerprint(one.model)}
         with _cache_folder(setup, run, f"predictions-{number}") as folder:
-            if ask(setup.batches[0]).dim() == 2:
+            if ask(setup.batches[0]).dim() == 2 and not _draws_anew(setup.train):
                 own |= {"batches": f"in order, {ordered.size} x {settings.length if setup.of_texts else 1}"}
                 rows = setup.batches.rows if setup.of_texts else setup.batches.places
                 batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
@@ -181,6 +182,11 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
             )
             batches = teachers.Joined(batches, known, prefix="")
     return batches
+
+
+def _draws_anew(data: object) -> bool:
+    """Whether an example is another input in every epoch: answers are then those on a batch, and no example's own."""
+    return isinstance(data, Examples) and isinstance(data.inputs, Images) and data.inputs.draws_anew
 
 
 def _make_batch(setup: Setup, student: Learner) -> Callable[[Any], Batch]:

@@ -13,6 +13,7 @@ from secateur._utils.rundir import Run
 from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
 from secateur.recover.distillation import losses
+from secateur.recover.training import objectives
 from secateur.runs.backends import Row
 from secateur.runs.distilling import caches, ensembles
 from secateur.runs.distilling.models import Learner, as_transformer, gives_rows
@@ -135,7 +136,7 @@ def _server_agreement(setup: Setup, student: Learner, run: Run) -> Figure:
     batches, told = caches.ask_held_out(setup, student, run)
     say, same, counts = setup.ask(student), list[float](), list[int]()
     for number, batch in enumerate(batches):
-        real = batch["attention_mask"].bool()
+        real = objectives.mask_of(batch)
         first = torch.full_like(batch["input_ids"], -1)
         first[real] = told[number]["indices"][:, 0]
         same += ((say(batch).prediction.argmax(-1).cpu() == first) & real).sum(1).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
@@ -11,12 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import backends
 from secateur.runs.backends import AnyBackend, Data
-from secateur.runs.backends.language import classifies, classifies_tokens
+from secateur.runs.backends.language import check_documents, classifies, classifies_tokens
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling.settings import Settings
 from secateur.subjects import Traced, Transformer, matrices
@@ -24,7 +26,8 @@ from secateur.subjects.network import traced
 from secateur.subjects.transformer import low_rank, quantised
 
 __all__ = [
-    "Learner", "Model", "as_transformer", "check_chain", "check_classes", "check_kind", "check_output", "gives_masked",
+    "Learner", "Model", "as_transformer", "check_chain", "check_classes", "check_kind", "check_output",
+    "check_packing", "gives_masked",
     "gives_rows", "gives_tokens", "load_weights", "open_student", "open_teacher",
 ]  # fmt: skip
 
@@ -136,6 +139,26 @@ def check_kind(settings: Settings, student: Learner, several: bool, data: Data =
         raise InputError("align serves forward KL of tokens: leave direction out")
     if settings.bits:
         _check_bits(student, settings.bits)
+
+
+def check_packing(settings: Settings, data: Data, *others: Sequence[Learner]) -> None:
+    """Refuse chats, their answers and packed documents where texts are read in another way than they are learned in.
+
+    data: before it was fitted to the student. others: whoever reads the same batches as the student does.
+    """
+    if not isinstance(data, Corpus):
+        return
+    _refuse({
+        "align lets each teacher read the texts for itself, and a chat is written out for one tokenizer: leave align "
+        "out, or give texts": settings.align and data.form == "chat",
+        "on-policy picks its own prompts from the start of each sequence: leave completion-only out":
+            settings.on_policy and data.completion_only,
+        "packing=documents is of texts that are read as they are packed: leave align, on-policy and server out":
+            data.packing == "documents" and (settings.align or settings.on_policy or settings.server),
+    })  # fmt: skip
+    if data.packing == "documents":
+        for model in itertools.chain(*others):
+            check_documents(as_transformer(model))
 
 
 def _refuse(reasons: Mapping[str, object]) -> None:

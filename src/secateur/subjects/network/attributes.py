@@ -249,6 +249,8 @@ def _torch_attributes(
     module: nn.Module, places: Mapping[str, tuple[int, ...]], groups: tuple[int, int] | None
 ) -> dict[str, object]:
     """The attributes of PyTorch's own modules, from the shapes of their tensors."""
+    if isinstance(module, nn.RNNBase) and "weight_ih_l0" in places:
+        return {"input_size": places["weight_ih_l0"][1]}
     shape = places.get("weight")
     if shape is None:
         return {}

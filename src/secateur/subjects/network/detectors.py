@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from secateur.errors import InputError, MissingExtraError, UnsupportedError
 from secateur.subjects.network.traced import Traced, open_traced
 
 __all__ = [
+    "Classes",
     "Detector",
     "Judged",
     "Predicting",
@@ -37,6 +39,8 @@ __all__ = [
     "Ultralytics",
     "adapt",
     "check_predictions",
+    "classes_of",
+    "is_detector",
     "open_detector",
     "regions",
     "trainer",
@@ -199,16 +203,82 @@ def check_predictions(model: nn.Module, images: Tensor) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Which classes a detector tells, with labels that count from 0 as in `Detector.detect`."""
+
+    names: Mapping[int, str]
+    """Label -> name; empty where nothing says."""
+    stated: bool
+    """Whether the model says these names itself; else they follow from its number of classes."""
+    count: int
+    """How many labels there are; 0 where that is not known."""
+    first: int
+    """What the model's own number of a class is above its label: 1 behind a background."""
+
+
+COCO_OUTPUTS = 91
+"""Of torchvision's detectors trained on COCO: its original ids, 1 to 90 with gaps, and the background."""
+
+
+def classes_of(model: nn.Module) -> Classes:
+    """The classes of a detector, as it says them itself.
+
+    Names are taken from `categories` (a list with the background, as in the `meta` of torchvision's weights), `names`
+    (Ultralytics; a list or a mapping) or `config.id2label` (transformers), of the detector or of what it wraps. A
+    detector of torchvision that has 91 classes and no such list is taken to know COCO's, by their original ids. Names
+    that only number the classes are none.
+    """
+    inner: Any = getattr(model, "detector", model)
+    first = model.first if isinstance(model, Torchvision) else 0
+    count = model.count_classes() if isinstance(model, Torchvision) else int(getattr(model, "nc", 0) or 0)
+    for owner in (model, inner):
+        if categories := getattr(owner, "categories", None):
+            return Classes(_real_names(enumerate(categories, -first)), True, count or len(categories) - first, first)
+        given = getattr(owner, "names", None) or getattr(getattr(owner, "config", None), "id2label", None)
+        if isinstance(given, Sequence):
+            given = dict(enumerate(given))
+        if isinstance(given, Mapping):
+            names = _real_names((int(label), name) for label, name in given.items())
+            return Classes(names, bool(names), len(given), first)
+    if isinstance(model, Torchvision) and count + first == COCO_OUTPUTS:
+        from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+        categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+        return Classes(_real_names(enumerate(categories, -first)), False, count, first)
+    return Classes({}, False, count, first)
+
+
+def _real_names(names: Iterable[tuple[int, object]]) -> dict[int, str]:
+    """Without the background, gaps, and what only numbers a class."""
+    return {
+        label: str(name)
+        for label, name in names
+        if label >= 0
+        and str(name) not in ("__background__", "N/A")
+        and not re.fullmatch(r"(LABEL_|class_?)?\d+", str(name), re.IGNORECASE)
+    }
+
+
+def is_detector(model: object) -> bool:
+    """Whether `adapt` knows the model."""
+    if isinstance(model, Detector):
+        return True
+    bases = {f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__}
+    return "ultralytics.nn.tasks.DetectionModel" in bases or _is_torchvision(model)
+
+
+def _is_torchvision(model: object) -> bool:
+    return any(kind.__module__.startswith("torchvision.models.detection.") for kind in type(model).__mro__)
+
+
 def adapt(model: nn.Module) -> nn.Module:
     """`model` as a `Detector`: itself if it is one, else wrapped. Raises `UnsupportedError` for one not known."""
     if isinstance(model, Detector):
         return model
-    bases = {f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__}
-    if any(base.startswith("torchvision.models.detection.") for base in bases):
-        return Torchvision(model)
-    if "ultralytics.nn.tasks.DetectionModel" in bases:
-        return Ultralytics(model)
-    if hasattr(model, "model") and any(base.startswith("ultralytics.") for base in bases):
+    if is_detector(model):
+        return Torchvision(model) if _is_torchvision(model) else Ultralytics(model)
+    if hasattr(model, "model") and any(kind.__module__.startswith("ultralytics.") for kind in type(model).__mro__):
         return adapt(cast(nn.Module, model.model))
     raise UnsupportedError(
         f"{type(model).__name__} is no detector that is known here: give torchvision's or Ultralytics', or a module "
@@ -278,9 +348,9 @@ class Torchvision(nn.Module):
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The sum of the model's own losses."""
         targets = [{"boxes": one["boxes"], "labels": one["labels"] + self.first} for one in batch["targets"]]
-        known = self._classes()
+        known = self.count_classes() + self.first
         highest = max((int(one["labels"].max()) for one in targets if len(one["labels"])), default=0)
-        if known and highest >= known:
+        if known > self.first and highest >= known:
             raise InputError(
                 f"a box has the label {highest - self.first}: this detector knows 0 to {known - 1 - self.first}; build "
                 f"it for {highest + 1} classes, or leave such boxes out"
@@ -362,13 +432,15 @@ class Torchvision(nn.Module):
         features: Tensor = heads.box_head(heads.box_roi_pool(maps, list(boxes), sizes))
         return features, heads.box_predictor(features)
 
-    def _classes(self) -> int:
-        """How many classes the model tells, with its background; 0 where that is not known."""
+    def count_classes(self) -> int:
+        """How many classes the model tells, without its background; 0 where that is not known."""
         if self.staged:
             reader: Any = self.get_submodule(self.reader) if self.reader else None
-            return int(reader.out_features) if reader is not None else 0
-        head: Any = getattr(getattr(self.detector, "head", None), "classification_head", None)
-        return int(getattr(head, "num_classes", 0) or getattr(head, "num_columns", 0))
+            outputs = int(reader.out_features) if reader is not None else 0
+        else:
+            head: Any = getattr(getattr(self.detector, "head", None), "classification_head", None)
+            outputs = int(getattr(head, "num_classes", 0) or getattr(head, "num_columns", 0))
+        return max(0, outputs - self.first)
 
     def _prepare(self, images: Tensor) -> Any:
         return self.detector.transform(list(images))[0]

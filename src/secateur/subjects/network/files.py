@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,14 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur._utils.disk import atomic_write, writing
+from secateur._utils.finite import all_finite
 from secateur.errors import ModelError, SecateurError
 from secateur.formats import integers, onnx_files
 from secateur.subjects.network.recording import Example, tensors_of
-from secateur.subjects.network.shrinking import Plan, shrink, twin
+from secateur.subjects.network.shrinking import History, history, remember, shrink, twin
 
-__all__ = ["Stored", "read", "write", "write_program"]
+__all__ = ["PLAN", "Stored", "read", "read_history", "read_kind", "write", "write_program"]
 
-_WEIGHTS, _PLAN, _MASKS = "model.safetensors", "cut.json", "masks.safetensors"
+PLAN = "cut.json"
+"""The file that says what was cut."""
+
+_WEIGHTS, _MASKS = "model.safetensors", "masks.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +33,17 @@ class Stored:
     """A network with what was done to the original, as it stands in a folder."""
 
     model: nn.Module
-    plans: tuple[Plan, ...] = ()
-    channels: float | None = None
+    history: History = field(default_factory=History)
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     forms: Mapping[str, integers.Form] = field(default_factory=dict)
 
 
 def write(folder: Path, stored: Stored) -> None:
-    """Write weights and the plan; masks that are not packed with their weights go into a file of their own."""
+    """Write weights and the plan; masks that are not packed with their weights go into a file of their own.
+
+    Raises `ModelError` for a network that `read` would not give back: one that was changed by hand since it was cut.
+    """
+    _check_tensors(stored)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().contiguous() for name, tensor in tensors_of(stored.model).items()}
     state = integers.pack_state(stored.model, state, stored.masks, stored.forms)
@@ -47,44 +55,67 @@ def write(folder: Path, stored: Stored) -> None:
         packing.save_masks(loose, folder / _MASKS)
     data: dict[str, object] = {
         "model": type(stored.model).__name__,
-        "plans": [plan.to_dict() for plan in stored.plans],
-        "channels": stored.channels,
+        **stored.history.to_dict(),
     }
     if stored.forms:
         data["forms"] = {name: [form.n, form.m, form.unit] for name, form in stored.forms.items()}
-    atomic_write(folder / _PLAN, json.dumps(data))
+    atomic_write(folder / PLAN, json.dumps(data))
+
+
+def _check_tensors(stored: Stored) -> None:
+    """Raise `ModelError` for a tensor of another size than the last cut gave it, NaN, or weights grown anew."""
+    sizes = {
+        (name, dim): len(stays)
+        for plan in stored.history.plans
+        for name, dims in plan.tensors.items()
+        for dim, stays in dims.items()
+    }
+    tensors, kind = tensors_of(stored.model), type(stored.model).__name__
+    for (name, dim), size in sizes.items():
+        if name in tensors and tensors[name].dim() > dim and tensors[name].shape[dim] != size:
+            raise ModelError(
+                f"{name} of this {kind} is {tuple(tensors[name].shape)}, and the cut left {size} in dimension {dim}: "
+                "it was replaced since, and the folder would not load; put back what was there, or save its state_dict"
+            )
+    for name, parameter in stored.model.named_parameters():
+        if not all_finite(parameter):
+            raise ModelError(f"{name} of this {kind} holds NaN or infinity: nothing was saved")
+        mask = stored.masks.get(name)
+        if mask is not None and bool(parameter.detach()[~mask.to(parameter.device)].any()):
+            raise ModelError(
+                f"weights of {name} that were pruned one by one are no longer zero: multiply it by the subject's "
+                f"masks[{name!r}] after each step of your training, or clear the masks to save it dense"
+            )
 
 
 def write_program(folder: Path, model: nn.Module, example: Example) -> None:
     """Write the network as a torch.export program."""
     args, kwargs = example.fresh()
-    exported = onnx_files.program(twin(model, share=True).eval(), args, kwargs)
+    try:
+        exported = onnx_files.program(twin(model, share=True).eval(), args, kwargs)
+    except Exception:
+        if not any(parameter.dtype in (torch.float16, torch.bfloat16) for parameter in model.parameters()):
+            raise
+        exported = onnx_files.program(twin(model).eval(), args, kwargs)  # its own code casts to half precision
     with writing(folder / "model.pt2") as place:
         torch.export.save(exported, place)
 
 
 def read(folder: Path, model: nn.Module) -> Stored:
-    """What `write` wrote, on a copy of the original architecture `model`. Raises `ModelError` where it is damaged."""
-    try:
-        data = json.loads((folder / _PLAN).read_text("utf-8"))
+    """What `write` wrote, on a copy of the original architecture `model`, or of what the original was first cut to.
+
+    Raises `ModelError` where it is damaged.
+    """
+    with _explain_absence(folder):
+        data = json.loads((folder / PLAN).read_text("utf-8"))
         state = load_file(folder / _WEIGHTS)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
     # What the file says is followed step by step: whatever does not fit shows as an error of some kind.
-    try:
+    with _explain_damage(folder):
         forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
-        channels = float(data["channels"]) if data.get("channels") else None
-        plans = tuple(Plan.from_dict(plan) for plan in data.get("plans", ()))
+        said = History.from_dict(data)
         small = twin(model)
-        for plan in plans:
+        for plan in said.since(history(model)):
             small = shrink(small, plan)
-    except SecateurError:
-        raise
-    except Exception as error:
-        line = str(error).partition("\n")[0][:200]
-        raise ModelError(
-            f"{folder / _PLAN} is damaged ({type(error).__name__}: {line}): give a folder as save() wrote it"
-        ) from error
     masks: dict[str, Tensor] = {}
     if (folder / _MASKS).is_file():
         from secateur.subjects.transformer import packing  # which loads transformers
@@ -99,4 +130,41 @@ def read(folder: Path, model: nn.Module) -> Stored:
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(state[name])
-    return Stored(small, plans, channels, {**masks, **packed}, forms)
+    remember(small, said)
+    return Stored(small, said, {**masks, **packed}, forms)
+
+
+def read_history(folder: Path) -> History:
+    """Where the network in `folder` comes from. Raises `ModelError` where the file that says so is damaged."""
+    with _explain_absence(folder):
+        data = json.loads((folder / PLAN).read_text("utf-8"))
+    with _explain_damage(folder):
+        return History.from_dict(data)
+
+
+def read_kind(folder: Path) -> str:
+    """The class of the network in `folder`."""
+    with _explain_absence(folder):
+        data = json.loads((folder / PLAN).read_text("utf-8"))
+    return str(data.get("model", "")) if isinstance(data, dict) else ""
+
+
+@contextmanager
+def _explain_absence(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise ModelError(f"{folder} holds no saved network ({error}): give the folder that save() wrote") from error
+
+
+@contextmanager
+def _explain_damage(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except SecateurError:
+        raise
+    except Exception as error:
+        line = str(error).partition("\n")[0][:200]
+        raise ModelError(
+            f"{folder / PLAN} is damaged ({type(error).__name__}: {line}): give a folder as save() wrote it"
+        ) from error

@@ -10,12 +10,11 @@ from torch._ops import OpOverload
 
 from secateur.subjects.network.labels import NOTHING, Flow
 from secateur.subjects.network.operators import Arguments, Call, Keywords, base_name, names, results_of, tensors_in
-from secateur.subjects.network.rules import MOVES, RULES, SAME, Rule, pass_elementwise
+from secateur.subjects.network.rules import MOVES, RECURRENT, RULES, SAME, pass_elementwise
 
-__all__ = ["RECURRENT", "apply"]
+__all__ = ["apply"]
 
-RECURRENT = "belongs to a recurrent layer, whose state goes on from step to step"
-_RECURRENT = names("mkldnn_rnn_layer _cudnn_rnn")
+_RECURRENT = names("_cudnn_rnn")
 
 _BLANKS = names(
     "zeros ones full empty new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like "
@@ -41,7 +40,6 @@ class _Facts(NamedTuple):
     name: str
     base: str
     pointwise: bool
-    rule: Rule | None
 
 
 _FACTS: dict[int, _Facts] = {}
@@ -51,7 +49,7 @@ _FACTS: dict[int, _Facts] = {}
 def _facts(func: OpOverload) -> _Facts:
     name = func.overloadpacket.__name__
     base, pointwise = base_name(name), torch.Tag.pointwise in func.tags
-    return _Facts(name, base, pointwise, RULES.get(base) or (pass_elementwise if pointwise else None))
+    return _Facts(name, base, pointwise)
 
 
 def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object) -> None:
@@ -59,7 +57,8 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
     facts = _FACTS.get(id(func))
     if facts is None:
         facts = _FACTS[id(func)] = _facts(func)
-    name, base, pointwise, rule = facts
+    name, base, pointwise = facts
+    rule = RULES.get(base) or (pass_elementwise if pointwise else None)
     if name.endswith("_") and args and isinstance(args[0], Tensor):
         _note_write(flow, args)
     if name in _BLANKS:

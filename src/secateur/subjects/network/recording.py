@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,9 @@ from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
 from secateur.subjects.network.operators import Arguments, EagerMode, Keywords
+from secateur.subjects.network.rules import RECURRENT
 
-__all__ = ["Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
+__all__ = ["WIDENED", "Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
 
 
 _LIVE = "_secateur_live"
@@ -102,6 +103,22 @@ class Run:
     """Whether parts of the network run in training only; what they ask for was recorded too."""
 
 
+WIDENED = "_secateur_widened"
+"""The attribute of a copy to look at, in float32, of a network in half precision."""
+
+
+class _Widen(EagerMode):
+    """What code casts to half precision becomes float32, as the weights of the network that is looked at are."""
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: Arguments = (), kwargs: Keywords | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") in (torch.float16, torch.bfloat16):
+            kwargs = {**kwargs, "dtype": torch.float32}
+        return func(*args, **kwargs)
+
+
 def evaluate(model: nn.Module, example: Example) -> object:
     """What `model` gives on copies of the inputs, without gradients and with fixed random numbers."""
     with running(model, lambda _: None):
@@ -165,7 +182,7 @@ def record(
             kind, leaf = states[id(tensor)]
             atoms.keep(
                 (one for one in labels if not (leaf.startswith("weight_ih_l0") and one.shape[1] > 1)),
-                f"{labelling.RECURRENT} ({kind} in {name.rpartition('.')[0]})",
+                f"{RECURRENT} ({kind} in {name.rpartition('.')[0]})",
             )
         flow.mark(tensor, labels)
         if kept is not None:
@@ -379,13 +396,16 @@ def running(
         entered(stack[-1])
 
     fast = torch.backends.mha.get_fastpath_enabled()
+    # Weights in half precision are looked at in float32, and so is what the network's own code casts to half.
+    widened = any(vars(module).get(WIDENED) for module in (model, *model.children()))
+    wide = _Widen() if widened else nullcontext()
     handles = [
         module_hooks.register_module_forward_pre_hook(before),
         module_hooks.register_module_forward_hook(after),
     ]
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), wide:
             torch.manual_seed(0)
             yield
     finally:

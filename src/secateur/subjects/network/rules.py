@@ -7,10 +7,12 @@ of several results. Operators that only move elements run on the labels themselv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from secateur.errors import InputError
 from secateur.subjects.network.labels import (
     NOTHING,
     Flow,
@@ -24,14 +26,17 @@ from secateur.subjects.network.labels import (
     pad_rank,
     varying,
 )
-from secateur.subjects.network.operators import Call, dimensions, names
+from secateur.subjects.network.operators import Call, base_name, dimensions, names
 
-__all__ = ["MOVES", "RULES", "SAME", "Rule", "pass_elementwise"]
+__all__ = ["MOVES", "RECURRENT", "RULES", "SAME", "Rule", "pass_elementwise", "rule"]
 
 Result = Labels | list[Labels]
 Rule = Callable[[Flow, Call], Result]
 
 RULES: dict[str, Rule] = {}
+
+RECURRENT = "belongs to a recurrent layer, whose state goes on from step to step"
+"""Why the gates and states of such layers stay."""
 
 
 def _rule(text: str) -> Callable[[Rule], Rule]:
@@ -41,6 +46,32 @@ def _rule(text: str) -> Callable[[Rule], Rule]:
         return rule
 
     return put
+
+
+def rule(operator: str, does: Literal["elementwise", "spatial"] | Rule) -> None:
+    """Say what an operator that the analysis does not know does to channels, from now on in this process.
+
+        secateur.rule("mylib::swish", "elementwise")
+
+    Args:
+        operator: its name as torch registers it, "namespace::name".
+        does: "elementwise", where each element of the result comes of the elements at the same place of its tensors,
+            broadcast; "spatial", where [B, C, ...] becomes [B, C, ...] channel by channel (pooling, resizing); or a
+            rule, as those in this file: (flow, call) -> labels of the result.
+
+    A wrong rule makes no wrong network: each cut is proved beside the original, and what fails stays whole. Raises
+    `InputError` for an operator that is not registered.
+    """
+    namespace, _, name = operator.rpartition("::")
+    packet = getattr(getattr(torch.ops, namespace or "aten"), name, None)
+    if not isinstance(packet, torch._ops.OpOverloadPacket):
+        raise InputError(
+            f"{operator!r} is no operator of torch: write namespace::name, as in torch.library.custom_op, and import "
+            "what registers it first"
+        )
+    if not callable(does) and does not in _KINDS:
+        raise InputError(f"does={does!r}: give {' or '.join(map(repr, _KINDS))}, or a rule (flow, call) -> labels")
+    RULES[base_name(name)] = does if callable(does) else _KINDS[does]
 
 
 # ---------------------------------------------------------------------------------------------- one element at a time
@@ -421,6 +452,31 @@ def _convolution(flow: Flow, call: Call) -> Result:
     return (*labels, *batch)
 
 
+@_rule("deform_conv2d")
+def _deformable(flow: Flow, call: Call) -> Result:
+    """A convolution beside offsets and a mask, which stay as they are."""
+    x, weight, offset, mask, bias = call.args[:5]
+    groups, offset_groups = call.args[11:13]
+    flow.keep_inputs([offset, mask], "places to sample from")
+    if offset_groups > 1:
+        flow.keep_inputs([x], "is sampled in groups of channels")
+    plain = (x, weight, bias if bias.numel() else None, None, None, None, False, None, groups)
+    return _convolution(flow, Call(call.func, call.name, plain, {}, call.out))
+
+
+@_rule("mkldnn_rnn_layer")
+def _recurrent(flow: Flow, call: Call) -> Result:
+    """One direction of one layer of an LSTM: what comes in may be cut, gates and states stay."""
+    x, weight = call.args[:2]
+    flow.keep_inputs([value for value in call.tensors if value is not x and value is not weight], RECURRENT)
+    columns = [label for label in flow.labels(weight) if varying(label) == {1}]
+    flow.keep([label for label in flow.labels(weight) if varying(label) != {1}], RECURRENT)
+    size = (x.shape[-1],)
+    rows = flow.rows(flow.labels(x), x.dim() - 1, "enters a recurrent layer")
+    flow.elementwise([Operand(size, rows, flow.blank(x)), Operand(size, tuple(along(one, 1) for one in columns))])
+    return [NOTHING for _ in call.out]
+
+
 def _grouped_convolution(
     flow: Flow,
     rows: Labels,
@@ -621,6 +677,13 @@ def _spatial(flow: Flow, call: Call) -> Result:
     return labels
 
 
+def _by_channel(flow: Flow, call: Call) -> Result:
+    """[B, C, ...] -> [B, C, ...], each channel on its own; other tensors that come in stay."""
+    x = call.args[0]
+    flow.keep_inputs([value for value in call.tensors if value is not x], "is a parameter of an operator of one's own")
+    return flow.collapse_all(flow.labels(x), range(2, x.dim()), "goes through an operator of one's own")
+
+
 @_rule("constant_pad_nd")
 def _pad(flow: Flow, call: Call) -> Result:
     x, pad = call.args[0], call.args[1]
@@ -696,3 +759,6 @@ def _fourier(flow: Flow, call: Call) -> Result:
 def _triangle(flow: Flow, call: Call) -> Result:
     x = call.args[0]
     return flow.collapse_all(flow.labels(x), [x.dim() - 2, x.dim() - 1] if x.dim() > 1 else [0], "loses a triangle")
+
+
+_KINDS: dict[str, Rule] = {"elementwise": pass_elementwise, "spatial": _by_channel}

@@ -6,11 +6,12 @@ A plan is plain data, so a saved result is the original, the plan, and the weigh
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Any
 
@@ -25,9 +26,9 @@ from secateur.subjects.network.absent import Absent, Nothing
 from secateur.subjects.network.attributes import changed_numbers, has_role
 from secateur.subjects.network.coupling import Coupling
 from secateur.subjects.network.labels import Flow, Scaling
-from secateur.subjects.network.recording import tensors_of
+from secateur.subjects.network.recording import WIDENED, tensors_of
 
-__all__ = ["Plan", "plan", "shrink", "twin"]
+__all__ = ["History", "Plan", "history", "plan", "remember", "shrink", "twin"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,60 @@ def _with_tuples(value: object) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+_HISTORY = "_secateur_history"
+"""The attribute of a network that says where it comes from: copies, and what torch.save pickles, have it too."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Where a network comes from. It is pickled as a text, which loads where secateur is not installed."""
+
+    plans: tuple[Plan, ...] = ()
+    """What was done to the original, cut after cut."""
+    channels: float | None = None
+    """How many channels the last cut has left, as it counted them."""
+    built_by: str = ""
+    """The function that builds the original, "file.py:function"; "" where it was given as a module."""
+
+    def __deepcopy__(self, memo: object) -> History:
+        return self
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (json.dumps(self.to_dict()),)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        data: dict[str, object] = {"plans": [plan.to_dict() for plan in self.plans], "channels": self.channels}
+        return {**data, "built_by": self.built_by} if self.built_by else data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> History:
+        """The inverse of `to_dict`."""
+        channels = float(data["channels"]) if data.get("channels") else None
+        plans = tuple(Plan.from_dict(plan) for plan in data.get("plans", ()))
+        return cls(plans, channels, str(data.get("built_by", "")))
+
+    def since(self, earlier: History) -> tuple[Plan, ...]:
+        """The plans after those of `earlier`, where these are the first of this; else all."""
+        count = len(earlier.plans)
+        before, first = ([plan.to_dict() for plan in plans] for plans in (earlier.plans, self.plans[:count]))
+        return self.plans[count:] if json.dumps(before) == json.dumps(first) else self.plans
+
+
+def history(model: nn.Module) -> History:
+    """Where `model` comes from; an empty one where nothing was cut from it."""
+    said = vars(model).get(_HISTORY)
+    if isinstance(said, str):  # it was pickled
+        said = History.from_dict(json.loads(said))
+        remember(model, said)
+    return said if isinstance(said, History) else History()
+
+
+def remember(model: nn.Module, said: History) -> None:
+    """Let `model` say where it comes from."""
+    model.__dict__[_HISTORY] = said
+
+
 def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share: bool = False) -> nn.Module:
     """A copy of `model` with some tensors `changed`.
 
@@ -129,6 +184,7 @@ def twin(model: nn.Module, changed: Mapping[str, Tensor] | None = None, *, share
             result.cpu()
         if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in found.values()):
             result.float()
+            result.__dict__[WIDENED] = True
     return result
 
 
@@ -237,6 +293,8 @@ def shrink(model: nn.Module, cut: Plan) -> nn.Module:
     blank = {path: integers.blank_scales(layers.get(path), path, bits) for path, bits in cut.bits}
     integers.install(result, blank)
     configs.write(result, cut.config)
+    before = history(model)
+    remember(result, replace(before, plans=(*before.plans, cut), channels=None))
     return result
 
 

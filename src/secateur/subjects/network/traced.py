@@ -34,7 +34,7 @@ from secateur.subjects.network.groups import Groups, find_groups
 from secateur.subjects.network.labels import within
 from secateur.subjects.network.proof import FAINT, Fault, Silenced, differences, silence
 from secateur.subjects.network.recording import Example, Run, evaluate, record, tensors_of
-from secateur.subjects.network.shrinking import Plan, plan, shrink, twin
+from secateur.subjects.network.shrinking import Plan, history, plan, remember, shrink, twin
 from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
@@ -59,7 +59,7 @@ class Traced:
     def __init__(self, model: nn.Module, example: Example, plans: tuple[Plan, ...] = ()) -> None:
         self._model = model
         self.inputs = example
-        self._plans = plans
+        self._plans = plans or history(model).plans
         self.masks: dict[str, Tensor] = {}
         """Name of a parameter -> booleans of its shape, False where a weight was pruned on its own and stays zero."""
         self.forms: dict[str, integers.Form] = {}
@@ -71,7 +71,7 @@ class Traced:
         """
         self.constraints = remedies.Constraints()
         """What stays or goes together though the recorded pass does not say so."""
-        self._channels: float | None = None
+        self._channels: float | None = None if plans else history(model).channels
         """How many channels an earlier cut has left, as it counted them."""
         self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
         self._pending: Callable[[], tuple[str, ...]] | None = None
@@ -87,6 +87,9 @@ class Traced:
     def model(self) -> nn.Module:
         """The network; its configs say what it is, where one of their kind can."""
         self._describe_config()
+        said = history(self._model)
+        if said.plans is not self._plans or said.channels != self._channels:
+            remember(self._model, replace(said, plans=self._plans, channels=self._channels))
         return self._model
 
     @model.setter
@@ -549,7 +552,7 @@ class Traced:
         patterns, while the program holds them as floats. Each file is written whole or not at all.
         """
         folder = Path(folder)
-        files.write(folder, files.Stored(self.model, self.plans, self._channels, self.masks, self.forms))
+        files.write(folder, files.Stored(self.model, history(self.model), self.masks, self.forms))
         if program:
             files.write_program(folder, self.model, self.inputs)
 
@@ -569,18 +572,23 @@ class Traced:
             return onnx_files.write_module(model, args, kwargs, place)
 
 
-def open_traced(model: nn.Module, example_inputs: object, *, protect: Iterable[str] = (), prove: bool = True) -> Traced:
+def open_traced(
+    model: nn.Module | Traced, example_inputs: object = None, *, protect: Iterable[str] = (), prove: bool = True
+) -> Traced:
     """`model` as something to prune; it stays as it is.
 
-    example_inputs: a tensor (one positional input), a tuple (positional), or a dict (keywords). prove: cut half of
-    everything once, then unequal shares, and let stay what can't be cut, so that `units` promises no more than can be
-    kept; without it, a cut may raise `CutError`. Raises `ModelError` for a model that can't run on the inputs or holds
-    NaN, `UnsupportedError` for compiled, scripted and quantised models, for one in which nothing can go, and for one
-    that chooses by its data what to run, where the inputs leave something out.
+    model: a network, or a `Traced`, whose inputs are its own. example_inputs: a tensor (one positional input), a tuple
+    (positional), or a dict (keywords). prove: cut half of everything once, then unequal shares, and let stay what can't
+    be cut, so that `units` promises no more than can be kept; without it, a cut may raise `CutError`. Raises
+    `ModelError` for a model that can't run on the inputs or holds NaN, `UnsupportedError` for compiled, scripted and
+    quantised models, for one in which nothing can go, and for one that chooses by its data what to run, where the
+    inputs leave something out.
     """
-    subject = Traced(model, Example.of(example_inputs))
-    checks.check_model(model, subject.inputs)
-    checks.check_branches(model, subject.run)
+    subject = model if isinstance(model, Traced) else Traced(model, Example.of(example_inputs))
+    checks.check_model(subject.model, subject.inputs)
+    checks.check_branches(subject.model, subject.run)
+    if subject is model:
+        subject = subject.copy()  # what turns out to stay is noted there
     if protect:
         subject.protect(protect)
     _check_units(subject)
@@ -614,7 +622,6 @@ def reload_traced(folder: str | Path, model: nn.Module, example_inputs: object) 
     Raises `ModelError` where files are missing or of another architecture.
     """
     stored = files.read(Path(folder), model)
-    result = Traced(stored.model, Example.of(example_inputs), stored.plans)
-    result._channels = stored.channels
+    result = Traced(stored.model, Example.of(example_inputs))
     result.masks, result.forms = dict(stored.masks), dict(stored.forms)
     return result

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.initialization import no_init_weights
 
 from secateur._utils.finite import all_finite
 from secateur._utils.modes import move_to_device
@@ -37,7 +38,7 @@ from secateur.subjects.transformer.moe import Moe
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["Folders", "load", "open_streamed", "open_subject"]
+__all__ = ["Folders", "load", "open_outline", "open_streamed", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
@@ -126,6 +127,28 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
     return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
 
 
+def open_outline(source: str | Path) -> Transformer:
+    """The subject that the configuration at `source` describes, with weights that were never filled.
+
+    A folder that holds a config.json, with or without weights, the file itself, or a Hub id. Within
+    `measure.memory.simulate` it takes no memory. Raises `ModelError` as `open_subject` does.
+    """
+    folder = Path(source).parent if Path(source).name == "config.json" else _local(source, fetched=["*.json"])
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{source} has no config.json: give the folder or the file of a model's configuration")
+    config, family, named = _config(folder, trust_remote_code=False)
+    _refuse_quantised(folder, config)
+    before, dtype = torch.get_default_dtype(), getattr(config, "dtype", None)
+    torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) else torch.float32)
+    try:
+        with no_init_weights():
+            model = saving.architecture(named, config, family)(config)
+        model.tie_weights()
+    finally:
+        torch.set_default_dtype(before)
+    return _subject(model.eval(), family, None, None, [])
+
+
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root, _ = _layout(_local(path))
@@ -170,8 +193,8 @@ def _family(model_type: str, place: str) -> Family:
     return family
 
 
-def _local(source: str | Path) -> Path:
-    """The folder at `source`, which a Hub id is fetched into; never its pickles or code."""
+def _local(source: str | Path, fetched: Sequence[str] = _FETCHED) -> Path:
+    """The folder at `source`, which a Hub id is fetched into, its files `fetched`; never its pickles or code."""
     folder, name = Path(source).expanduser(), str(source).strip()
     if folder.is_dir() and name:
         return folder
@@ -183,7 +206,7 @@ def _local(source: str | Path) -> Path:
             f"no model at {str(source)!r}: expected a folder with config.json and model.safetensors, or a Hub id"
         )
     try:
-        return Path(snapshot_download(name, allow_patterns=_FETCHED, ignore_patterns=_LEFT))
+        return Path(snapshot_download(name, allow_patterns=list(fetched), ignore_patterns=_LEFT))
     except Exception as error:
         raise ModelError(f"{name!r} is no folder here, and the Hub gave no model ({_line(error)})") from error
 

@@ -1,4 +1,4 @@
-"""Shapes of homogeneous transformers: number of layers, heads, neurons and channels."""
+"""Shapes of transformers whose layers are alike: number of layers, heads, neurons (without experts) and channels."""
 
 from __future__ import annotations
 
@@ -10,35 +10,50 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Units, parse_list
 
-__all__ = ["cost", "grid", "parse", "receipt", "sizes", "steps"]
+__all__ = ["cost", "grid", "parse", "receipt", "removable_layers", "sizes", "steps"]
 
 
 def sizes(subject: Transformer) -> dict[str, int]:
     """Axis -> size: layers, heads per layer, neurons per layer, channels.
 
-    Raises `UnsupportedError` where layers differ.
+    Where some layers have experts there is no axis of neurons: experts, and the FFNs of layers without, stay whole.
+    Raises `UnsupportedError` where layers of one kind differ.
     """
-    widths = set(subject.widths())
-    if len(widths) > 1 or not all(width.heads and width.neurons for width in widths):
+    widths = subject.widths()
+    mixed = any(width.experts for width in widths)
+    kinds = {(width.heads, width.kv, bool(width.experts)): width for width in widths}
+    if len(set(widths)) > len(kinds) or not all(width.heads and width.ffn for width in widths):
+        alike = False
+    else:
+        alike = len({(width.heads, width.kv) for width in widths}) == 1
+    if not alike:
         raise UnsupportedError(
             "the layers of this model differ, so no one shape describes it: start from the uncut model"
         )
-    (width,) = widths
-    return {
-        "layers": len(subject.layers()),
-        "heads": width.heads,
-        "neurons": width.neurons,
-        "channels": subject.hidden_size,
-    }
+    found = {"layers": len(widths), "heads": widths[0].heads}
+    if not mixed:
+        found["neurons"] = widths[0].neurons
+    return found | {"channels": subject.hidden_size}
+
+
+def removable_layers(units: Units) -> list[int]:
+    """The layers that a shape may drop: all, or, where some have experts and some have not, those with experts.
+
+    Otherwise a number of layers would not say what a shape costs.
+    """
+    count = units["layers"].count
+    mixed = [layer for layer in range(count) if f"layers.{layer}.experts" in units.sites]
+    return mixed or list(range(count))
 
 
 def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
     """The sizes written as "axis=number,..."; axes not named stay whole."""
     result = sizes(subject)
+    least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units())}
     for part in parse_list(given):
         axis, _, number = part.partition("=")
-        if axis not in result or not number.isdigit() or not 0 < int(number) <= result[axis]:
-            known = ", ".join(f"{name}=1..{size}" for name, size in result.items())
+        if axis not in result or not number.isdigit() or not least[axis] <= int(number) <= result[axis]:
+            known = ", ".join(f"{name}={least[name]}..{size}" for name, size in result.items())
             raise InputError(f"shape {given!r}: {part!r} is not one of {known}")
         result[axis] = int(number)
     return result
@@ -56,20 +71,36 @@ def steps(subject: Transformer) -> dict[str, int]:
 
 
 def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> dict[str, list[int]]:
-    """Axis -> sizes to try, ascending, from `least` of the axis on; about eight per axis. Other axes stay whole."""
-    result = {}
+    """Axis -> sizes to try, ascending, from `least` of the axis on; about eight per axis.
+
+    Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`).
+    """
+    result, fewest = {}, _fewest_layers(subject.units())
     for axis, size in sizes(subject).items():
         step = steps(subject)[axis]
         step *= max(1, size // 8 // step)
-        tried = [k for k in range(step, size, step) if k >= least * size] if axis in axes else []
+        may_shrink = axis in axes and axis not in subject.layout.whole
+        tried = [k for k in range(step, size, step) if k >= least * size] if may_shrink else []
+        if axis == "layers":
+            tried = [k for k in tried if k >= fewest]
         result[axis] = [*tried, size]
     return result
+
+
+def _fewest_layers(units: Units) -> int:
+    """Layers that can't go, and one of those that can."""
+    return units["layers"].count - len(removable_layers(units)) + 1
 
 
 def cost(units: Units, shape: Mapping[str, int]) -> dict[str, float]:
     """What a shape costs, in every measure of `units`."""
     kept = {name: shape.get(site.kind) for name, site in units.sites.items()}
-    return units.cost({name: np.arange(units[name].count) < size for name, size in kept.items() if size is not None})
+    keep = {name: np.arange(units[name].count) < size for name, size in kept.items() if size is not None}
+    if "layers" in shape and "layers" in units.sites:
+        stays = np.ones(units["layers"].count, dtype=bool)
+        stays[removable_layers(units)[shape["layers"] - len(stays) :] if shape["layers"] < len(stays) else []] = False
+        keep["layers"] = stays
+    return units.cost(keep)
 
 
 def receipt(before: Transformer, after: Transformer) -> Cut:

@@ -350,11 +350,16 @@ class Transformer:
     def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
         """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside.
 
+        Where `position_ids` are there, too, they tell documents apart that do not see one another: each begins at 0,
+        and so does the padding. transformers derives the mask from them, as long as no other one is given.
+
         Without `head`, a causal model stops before its language-model head, for losses that are fused with it; one that
         is sharded runs as a whole all the same, since its shards are gathered by its own forward pass.
         """
         accepted = inspect.signature(self.model.forward).parameters
         inputs = devices.move({name: batch[name] for name in _INPUTS if name in batch and name in accepted}, self.model)
+        if "position_ids" in inputs:
+            inputs.pop("attention_mask", None)
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # type: ignore[assignment]
         states: list[Tensor] = []
@@ -421,7 +426,13 @@ class Transformer:
         the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
         not. With 0 units it does nothing.
         """
-        first = next((width for width in self.widths() if width.heads and width.ffn), None)
+        needed = "neurons" if kind == "neurons" else "heads"
+        complete = [width for width in self.widths() if width.heads and width.ffn]
+        first = next((width for width in complete if getattr(width, needed)), None)
+        if first is None and complete:
+            raise UnsupportedError(
+                f"no layer of this {self.family.model_type} model has {needed}: it has experts alone"
+            )
         if first is None:
             raise UnsupportedError("no layer has both its attention and its FFN: open the uncut model to probe it")
         if kind == "neurons":

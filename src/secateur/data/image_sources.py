@@ -1,0 +1,531 @@
+"""Where images with classes come from: folders, WebDataset shards, tables of `datasets`, data sets of torch.
+
+Each is read lazily. What can be passed over once only goes to a file without a name in the temporary folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import tarfile
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from secateur._utils.disk import guard
+from secateur._utils.plugins import line
+from secateur.data import labels as labels_of
+from secateur.data import transforms
+from secateur.data.images import Encoded, Files, Images, Source, decode, is_image, naming
+from secateur.data.labels import Labels
+from secateur.data.transforms import Picture
+from secateur.errors import DataError, MissingExtraError
+
+__all__ = [
+    "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub",
+    "read_pairs", "read_shards", "read_table",
+]  # fmt: skip
+
+Data: TypeAlias = Any
+"""What a user gives, of whatever library it is."""
+
+_TRAIN, _HELD = "train", ("val", "valid", "validation", "dev", "test")
+_IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+_ARRAY = b"\x93secateur-array\n"
+"""How an image begins that is kept as numbers: then kind and shape as a line of JSON."""
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Images, the class of each if they have any, and the names of the classes."""
+
+    images: Images
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] = ()
+    name: str = "images"
+
+
+# ----------------------------------------------------------------------------------------------------------- folders
+
+
+def read_folder(path: Path) -> Classified:
+    """A folder with one folder of images per class, however deep they lie in it; of `train/` and `val/` the first.
+
+    Raises `DataError` for none, and for damaged files.
+    """
+    if find_held_out(path) is not None:
+        found = read_folder(path / _TRAIN)
+        return Classified(found.images, found.labels, found.classes, path.name)
+    kinds = _class_folders(path)
+    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.rglob("*")) if is_image(file)]
+    if not files:
+        raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
+    images = Images(Files([file for file, _ in files]))
+    images.keys()  # what is damaged is told now, and not after hours
+    return Classified(images, np.array([n for _, n in files]), tuple(kind.name for kind in kinds), path.name)
+
+
+def _class_folders(path: Path) -> list[Path]:
+    return [one for one in sorted(path.iterdir()) if one.is_dir() and not one.name.startswith((".", "__"))]
+
+
+def find_held_out(source: Data) -> Data:
+    """The part of `source` that is there to measure on: `val/` beside `train/`, or that split of a `datasets` dict.
+
+    A folder counts where both hold folders of images; None where there is no such part.
+    """
+    if type(source).__name__ == "DatasetDict" or (isinstance(source, Mapping) and _TRAIN in source):
+        return next((source[name] for name in _HELD if name in source), None)
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    path = Path(source)
+    if (path / "dataset_dict.json").is_file():
+        return next((path / name for name in _HELD if (path / name / "dataset_info.json").is_file()), None)
+    train = path / _TRAIN
+    if not train.is_dir() or any(is_image(file) for file in train.iterdir()):
+        return None
+    inner = next((path / name for name in _HELD if (path / name).is_dir()), None)
+    return inner if inner is not None and _class_folders(inner) and _class_folders(train) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ shards
+
+
+class Shards(Encoded):
+    """Images inside of .tar files, each read from where it stands.
+
+    members: for each image its shard, where in it its bytes begin, and how many they are.
+    """
+
+    def __init__(self, paths: Sequence[Path], members: NDArray[np.int64], names: Sequence[str]) -> None:
+        self.paths, self.members, self.names = [str(path) for path in paths], members, names
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def name(self, place: int) -> str:
+        """Its shard and its name there."""
+        return f"{self.paths[self.members[place][0]]}:{self.names[place]}"
+
+    def length(self, place: int) -> int:
+        """Bytes of the image's file."""
+        return int(self.members[place][2])
+
+    def fetch(self, place: int, start: int, stop: int) -> bytes:
+        """Some of them."""
+        shard, offset, length = (int(number) for number in self.members[place])
+        with naming(self.name(place)), open(self.paths[shard], "rb") as file:
+            file.seek(offset + start)
+            return file.read(max(0, min(stop, length) - start))
+
+
+def is_shards(source: object) -> bool:
+    """Whether it is a .tar file, a pattern such as data-{000..009}.tar or data-*.tar, or a folder of such files."""
+    if not isinstance(source, str | Path):
+        return False
+    path = Path(source)
+    return str(source).endswith(".tar") or (path.is_dir() and any(path.glob("*.tar")))
+
+
+def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classified:
+    """WebDataset shards: in each .tar, files of one name with several endings are an example: NAME.jpg and NAME.cls.
+
+    A class is in NAME.cls (a number or a name), in NAME.txt, or in NAME.json under `label`. Their index takes a pass
+    over the files' headers.
+
+    Raises `DataError` for a shard that can't be read, or that holds no image.
+    """
+    paths = _expand(source)
+    members, names, kinds = array("q"), list[str](), Labels()
+    for number, path in enumerate(paths):
+        for key, parts in _samples(path):
+            image = next((part for ending, part in parts.items() if is_image(Path(f"x.{ending}"))), None)
+            if image is None:
+                continue
+            members.extend((number, image.offset_data, image.size))
+            names.append(image.name)
+            kinds.add(_class_of(path, parts, label, key) if label else None)
+    if not names:
+        raise DataError(f"{source} holds no images: give .tar files of NAME.jpg with NAME.cls beside each")
+    images = Images(Shards(paths, np.array(members, np.int64).reshape(-1, 3), names))
+    images.keys()
+    return _name_classes(images, kinds, Path(source).name, "cls")
+
+
+def _expand(source: str | Path) -> list[Path]:
+    """The .tar files that a name, a pattern or a folder stands for."""
+    text = str(source)
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
+    if braces:
+        first, last = braces.groups()
+        found = [Path(f"{text[: braces.start()]}{number:0{len(first)}}{text[braces.end() :]}")
+                 for number in range(int(first), int(last) + 1)]  # fmt: skip
+    elif Path(source).is_dir():
+        found = sorted(Path(source).glob("*.tar"))
+    else:
+        found = [Path(one) for one in sorted(glob.glob(text))] or [Path(source)]
+    missing = next((path for path in found if not path.is_file()), None)
+    if missing is not None:
+        raise DataError(f"there is no shard {missing}: give .tar files, such as data-*.tar or data-{{000..009}}.tar")
+    return found
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """(name, ending -> file) of each example in a shard, whose files stand together."""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            key, parts = "", dict[str, tarfile.TarInfo]()
+            for member in tar:
+                if not member.isfile():
+                    continue
+                place = PurePosixPath(member.name)
+                stem, _, ending = place.name.partition(".")
+                own = str(place.with_name(stem or "_"))
+                if own != key and parts:
+                    yield key, parts
+                    parts = {}
+                key = own
+                parts[ending.lower()] = member
+            if parts:
+                yield key, parts
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{path} can't be read as .tar ({line(error)}): give it uncompressed and whole") from error
+
+
+def _class_of(path: Path, parts: Mapping[str, tarfile.TarInfo], label: str, key: str) -> object:
+    ending = next((one for one in ("cls", "json", "txt") if one in parts), None)
+    if ending is None:
+        return None
+    member = parts[ending]
+    with path.open("rb") as file:
+        file.seek(member.offset_data)
+        content = file.read(member.size).decode("utf-8", "replace").strip()
+    if ending == "json":
+        try:
+            found = json.loads(content)
+        except ValueError as error:
+            raise DataError(f"{path}:{key}.json is no JSON ({error}): mend it") from error
+        return found.get(label) if isinstance(found, dict) else found
+    return int(content) if re.fullmatch(r"\d+", content) else content
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+class _Column(Encoded):
+    """A column of images in a table of `datasets`, as the bytes or paths that it holds."""
+
+    def __init__(self, rows: Data, column: str, name: str) -> None:
+        self.rows, self.column, self.title = rows, column, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, place: int) -> str:
+        return f"row {place + 1} of {self.title}"
+
+    def _bytes(self, place: int) -> bytes:
+        value = self.rows[int(place)][self.column]
+        if value is None or (value.get("bytes") is None and not value.get("path")):
+            raise DataError(f"{self.name(place)} has no image in {self.column!r}: drop such rows")
+        if value.get("bytes") is not None:
+            return bytes(value["bytes"])
+        with naming(f"{self.name(place)}, {value['path']},"):
+            return Path(value["path"]).read_bytes()
+
+    def length(self, place: int) -> int:
+        return len(self._bytes(place))
+
+    def fetch(self, place: int, start: int, stop: int) -> bytes:
+        return self._bytes(place)[start:stop]
+
+
+def is_table(source: object) -> bool:
+    """Whether it is a table of `datasets`, one saved on the disk, or parquet."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+        parquet = (path.suffix == ".parquet" and path.is_file()) or (path.is_dir() and any(path.glob("*.parquet")))
+        return saved or parquet
+    return type(source).__module__.partition(".")[0] == "datasets"
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("tables of images need datasets: pip install 'secateur[data]'") from error
+    return datasets
+
+
+def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
+    """The images and classes of a table: of `datasets`, of a folder of `save_to_disk`, of parquet; of several splits
+    `train`. One that is streamed is passed over once, and kept in the temporary folder as it is encoded.
+
+    label: the column of classes. Raises `DataError` for a table without a column of images.
+    """
+    datasets, name = _datasets(), Path(source).name if isinstance(source, str | Path) else "the table"
+    rows = _open_table(source, datasets) if isinstance(source, str | Path) else source
+    if isinstance(rows, dict):
+        if _TRAIN not in rows:
+            raise DataError(f"{name} has the splits {', '.join(rows)} and no train: give one of them")
+        rows = rows[_TRAIN]
+    features = rows.features or {}
+    column = next((one for one, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    column = column or next((one for one in _IMAGE_COLUMNS if one in features), None)
+    if column is None:
+        known = ", ".join(features) or "none that are known"
+        raise DataError(f"{name} has no column of images: it has {known}; name one of type datasets.Image, as `image`")
+    if label not in ("", labels_of.DEFAULT):
+        labels_of.check(label, features, name)
+    kinds = next((one for one in (label, *_LABEL_COLUMNS) if one in features), None) if label else None
+    names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
+    if isinstance(features[column], datasets.Image):
+        rows = rows.cast_column(column, datasets.Image(decode=False))
+    if isinstance(rows, datasets.IterableDataset):
+        pairs = ((row[column], row[kinds] if kinds else None) for row in rows)
+        return _spool(pairs, name, names)
+    values = Labels(rows.with_format(None)[kinds] if kinds else ())
+    if not isinstance(features[column], datasets.Image):
+        pairs = ((row[column], row[kinds] if kinds else None) for row in rows.with_format("numpy"))
+        return _spool(pairs, name, names)
+    images = Images(_Column(rows.with_format(None).select_columns(column), column, name))
+    images.keys()
+    return _name_classes(images, values, name, kinds or "", names)
+
+
+def _open_table(source: str | Path, datasets: Any) -> Any:
+    path = Path(source)
+    try:
+        if path.is_dir() and not any(path.glob("*.parquet")):
+            return datasets.load_from_disk(str(path))
+        files = [str(file) for file in sorted(path.glob("*.parquet"))] if path.is_dir() else [str(path)]
+        return datasets.Dataset.from_parquet(files)
+    except Exception as error:  # the library raises many kinds
+        raise DataError(f"{path} can't be read as a table: {line(error)}") from error
+
+
+def read_hub(name: str, label: str = labels_of.DEFAULT) -> Classified:
+    """A data set of the Hub, "owner/name", "owner/name:configuration" or "owner/name:configuration:split"."""
+    identifier, configuration, split = (*name.removeprefix("hub:").split(":"), "", "")[:3]
+    datasets = _datasets()
+    try:
+        rows = datasets.load_dataset(identifier, configuration or None, split=split or _TRAIN)
+    except Exception as error:  # of the network, the Hub and the library
+        raise DataError(f"there is no data at {name}, nor could it be loaded from the Hub: {line(error)}") from error
+    found = read_table(rows, label)
+    return Classified(found.images, found.labels, found.classes, identifier)
+
+
+# ------------------------------------------------------------------------------------------------------------ Python
+
+
+class Items(Source):
+    """Images in a sequence of Python's: of arrays, tensors or PIL images, or of (image, label).
+
+    Each is read under a seed of its own, so that a data set that augments gives the same image again.
+    """
+
+    def __init__(self, items: Data, name: str) -> None:
+        self.items, self.title = items, name
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def open(self, place: int) -> Picture:
+        """The image."""
+        return _picture(_first(self.item(place)), self.name(place))
+
+    def item(self, place: int) -> Data:
+        """What the sequence holds."""
+        with transforms.seed_generators([place]):
+            try:
+                return self.items[place]
+            except Exception as error:
+                raise DataError(f"{self.name(place)} can't be read: {line(error)}") from error
+
+    def name(self, place: int) -> str:
+        """Its place in the sequence."""
+        return f"item {place} of {self.title}"
+
+    def size(self, place: int) -> tuple[int, int]:
+        """(width, height)."""
+        picture = self.open(place)
+        return (picture.shape[-1], picture.shape[-2]) if isinstance(picture, Tensor) else picture.size
+
+    def stamp(self, place: int) -> bytes:
+        """Its shape and all its numbers."""
+        picture = self.open(place)
+        values = picture.numpy() if isinstance(picture, Tensor) else np.asarray(picture)
+        return str(values.shape).encode() + values.tobytes()
+
+
+def read_pairs(source: Data, name: str) -> Classified:
+    """A data set or a loader of torch, or any iterable, of (image, label): arrays, tensors or PIL images.
+
+    A data set with a length is read where it is; of a `DataLoader` over one, its data set, in an order and batches of
+    our own. What can only be passed over is kept in the temporary folder.
+
+    Raises `DataError` for what gives no such pairs.
+    """
+    loader = isinstance(source, torch.utils.data.DataLoader)
+    if loader:
+        plain = source.collate_fn is torch.utils.data.default_collate
+        sized = hasattr(source.dataset, "__getitem__") and hasattr(source.dataset, "__len__")
+        if not (plain and sized):
+            return _spool((pair for batch in source for pair in _unbatch(batch, name)), name)
+        source = source.dataset
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping):
+        if not len(source):
+            raise DataError(f"{name} holds no example: give at least one")
+        items = Items(source, name)
+        first = items.item(0)
+        kinds = Labels()
+        if isinstance(first, tuple | list) and len(first) == 2:
+            known = getattr(source, "targets", None)
+            known = known if known is not None and len(known) == len(source) else None
+            for place in range(len(source)):
+                kinds.add(_label(known[place] if known is not None else items.item(place)[1]))
+        images = Images(items)
+        items.open(0)
+        classes = tuple(map(str, getattr(source, "classes", None) or ()))
+        return _name_classes(images, kinds, name, "the second of each pair", classes)
+    if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
+        raise DataError(
+            f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
+            "iterable of (image, label)"
+        )
+    return _spool(source, name)
+
+
+def _unbatch(batch: Data, name: str) -> Iterator[tuple[object, object]]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or len(batch[0]) != len(batch[1]):
+        raise DataError(f"{name} gives batches of {type(batch).__name__}: expected (images [B, ...], labels [B])")
+    yield from zip(batch[0], batch[1], strict=True)
+
+
+def _first(item: object) -> object:
+    return item[0] if isinstance(item, tuple | list) else item
+
+
+def _label(value: object) -> object:
+    return value.item() if isinstance(value, Tensor | np.generic | np.ndarray) and value.ndim == 0 else value
+
+
+def _picture(value: object, name: str) -> Picture:
+    """An image as `transforms.Picture`; float tensors and arrays are inputs as they are."""
+    if isinstance(value, Image.Image):
+        if value.mode in ("RGB", "L"):
+            return value.convert("RGB")
+        buffer = BytesIO()
+        value.save(buffer, "TIFF" if value.mode in ("F", "I") or value.mode.startswith("I;") else "PNG")
+        return decode(buffer.getvalue(), name)
+    if isinstance(value, np.ndarray):
+        channels_last = value.ndim == 3 and value.dtype == np.uint8 and value.shape[-1] in (1, 3, 4)
+        tensor = torch.from_numpy(np.ascontiguousarray(value))
+        value = tensor.permute(2, 0, 1) if channels_last else tensor
+    if not isinstance(value, Tensor) or value.dim() not in (2, 3):
+        shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+        raise DataError(f"{name} is {type(value).__name__}{shape}: give PIL images, or arrays [C, H, W] or [H, W, 3]")
+    values = value.as_subclass(Tensor).detach()
+    values = values[None] if values.dim() == 2 else values
+    if values.dtype == torch.uint8 and len(values) in (3, 4):
+        return Image.fromarray(values[:3].permute(1, 2, 0).contiguous().numpy())
+    return values.float() / 255.0 if values.dtype == torch.uint8 else values.float().contiguous()
+
+
+class _Spooled(Encoded):
+    """Images that were passed over once: encoded, or as numbers, one after the other in a file without a name."""
+
+    def __init__(self, name: str) -> None:
+        with guard(Path(tempfile.gettempdir())):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the images
+        self.title, self._ends = name, array("q", [0])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, value: object) -> None:
+        """One more: {"bytes", "path"} as `datasets` has it, or an image."""
+        if isinstance(value, Mapping):
+            data = value.get("bytes") or Path(value["path"]).read_bytes()
+        elif isinstance(value, bytes):
+            data = value
+        else:
+            picture = _picture(value, self.name(len(self)))
+            numbers = picture.numpy() if isinstance(picture, Tensor) else np.asarray(picture)
+            data = _ARRAY + json.dumps([str(numbers.dtype), numbers.shape]).encode() + b"\n" + numbers.tobytes()
+        with guard(Path(tempfile.gettempdir())):
+            self._file.write(data)
+        self._ends.append(self._ends[-1] + len(data))
+
+    def end(self) -> None:
+        """After the last."""
+        with guard(Path(tempfile.gettempdir())):
+            self._file.flush()
+
+    def name(self, place: int) -> str:
+        return f"item {place} of {self.title}"
+
+    def length(self, place: int) -> int:
+        return self._ends[place + 1] - self._ends[place]
+
+    def fetch(self, place: int, start: int, stop: int) -> bytes:
+        length = max(0, min(stop, self.length(place)) - start)
+        return os.pread(self._file.fileno(), length, self._ends[place] + start)
+
+    def open(self, place: int) -> Picture:
+        data = self.fetch(place, 0, self.length(place))
+        if not data.startswith(_ARRAY):
+            return super().open(place)
+        head, _, body = data[len(_ARRAY) :].partition(b"\n")
+        kind, shape = json.loads(head)
+        numbers = np.frombuffer(bytearray(body), kind).reshape(shape)
+        return torch.from_numpy(numbers) if kind == "float32" else Image.fromarray(numbers)
+
+    def size(self, place: int) -> tuple[int, int]:
+        picture = self.open(place)
+        return (picture.shape[-1], picture.shape[-2]) if isinstance(picture, Tensor) else picture.size
+
+    def stamp(self, place: int) -> bytes:
+        if self.fetch(place, 0, len(_ARRAY)) != _ARRAY:
+            return super().stamp(place)
+        return self.fetch(place, 0, self.length(place))
+
+
+def _spool(pairs: Iterable[object], name: str, names: tuple[str, ...] = ()) -> Classified:
+    """Pass over (image, label) once, and keep them."""
+    source, kinds = _Spooled(name), Labels()
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise DataError(f"item {number} of {name} is {type(pair).__name__}: expected a pair (image, label)")
+        source.add(pair[0])
+        kinds.add(_label(pair[1]))
+    if not len(source):
+        raise DataError(f"{name} holds no example: give at least one")
+    source.end()
+    images = Images(source)
+    images.keys()
+    return _name_classes(images, kinds, name, "the second of each pair", names)
+
+
+def _name_classes(images: Images, kinds: Labels, name: str, column: str, names: tuple[str, ...] = ()) -> Classified:
+    found = kinds.end(name, column, "image")
+    if found.classes is not None and not len(found.classes):  # none was added
+        return Classified(images, None, names, name)
+    if found.classes is None and found.flaw:
+        raise DataError(found.flaw)
+    return Classified(images, found.classes, names or found.names, name)

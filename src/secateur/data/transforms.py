@@ -1,0 +1,360 @@
+"""Transforms of images: declared once, by name, by size or as functions, with torchvision's v2 transforms.
+
+Each has a deterministic part, for whatever is measured, and a part for training that is drawn anew for every epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from secateur._utils import plugins
+from secateur.errors import DataError, InputError, MissingExtraError
+
+__all__ = ["PRESETS", "Picture", "Transform", "of_model", "parse_size", "read", "seed_generators", "to_tensor"]
+
+Picture: TypeAlias = Image.Image | Tensor
+"""A decoded image: in mode RGB, or a float32 tensor [C, H, W] between 0 and 1 where 8 bits are not enough."""
+Step: TypeAlias = Callable[[Any], Any]
+Config: TypeAlias = Mapping[str, Any]
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_UPSCALE = 256 / 224
+"""Shorter side after resizing, over the side of the centre crop: torchvision's and most of timm's evaluation."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How an image becomes an input, float32 [C, H, W].
+
+    name: as it was declared, for records. size: (H, W) of the inputs; None leaves images as large as they are.
+    channels: 3, or 1 for greyscale. upscale: sides of the resized image over those of the centre crop, at least 1.
+    squash: resize to the size itself, whatever that does to the proportions. mean, std: of the channels between 0 and
+    1; none for no normalisation. interpolation: bilinear, bicubic, ... augment: in training "crop" takes a random part
+    of the image and flips it, "shift" moves it by an eighth and flips it, "" does as in evaluation. steps: a user's
+    own, (training, evaluation), in place of all that. source: a digest of the file that these come from.
+    """
+
+    name: str = "none"
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    upscale: float = _UPSCALE
+    squash: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    interpolation: str = "bilinear"
+    augment: str = ""
+    steps: tuple[Step, Step] | None = field(default=None, compare=False)
+    source: str = ""
+
+    @property
+    def random(self) -> bool:
+        """Whether training sees other inputs than evaluation."""
+        return bool(self.augment) or (self.steps is not None and self.steps[0] is not self.steps[1])
+
+    @property
+    def identity(self) -> bool:
+        """Whether images stay as large as they are, with values between 0 and 1."""
+        return self.size is None and not self.mean and self.steps is None and self.channels == 3
+
+    @property
+    def key(self) -> str:
+        """What tells the inputs that are measured from those of another transform."""
+        shown = [] if self.steps is None else [_show_function(self.steps[1])]
+        fixed = (self.size, self.channels, self.upscale, self.squash, self.mean, self.std, self.interpolation)
+        return json.dumps([self.source, *shown] if self.steps else list(fixed))
+
+    def with_size(self, size: tuple[int, int] | None, channels: int = 3) -> Transform:
+        """The same with inputs of another size; of one channel the normalisation is that of the first colour."""
+        mean, std = (self.mean, self.std) if channels == 3 else (self.mean[:1], self.std[:1])
+        return replace(self, size=size, channels=channels, mean=mean, std=std)
+
+    def __call__(self, picture: Picture, *, training: bool = False) -> Tensor:
+        """One input; in training it is drawn from the global generators, see `seed_generators`."""
+        if self.identity and not (training and self.augment):
+            return to_tensor(picture)
+        chain = _compose(self, training) if self.steps is None else self.steps[0 if training else 1]
+        return to_tensor(chain(picture))
+
+
+def to_tensor(picture: object) -> Tensor:
+    """float32 [C, H, W] of an image, of bytes between 0 and 1; a tensor of floats as it is."""
+    if isinstance(picture, Tensor):
+        values = picture.as_subclass(Tensor)
+        return values.float() / 255.0 if values.dtype == torch.uint8 else values.float()
+    if isinstance(picture, Image.Image):
+        pixels = torch.from_numpy(np.array(picture))
+        return (pixels if pixels.dim() == 3 else pixels[..., None]).permute(2, 0, 1).contiguous().float() / 255.0
+    raise DataError(f"a transform gave {type(picture).__name__}: expected a tensor [C, H, W] or an image")
+
+
+@functools.lru_cache(maxsize=64)
+def _compose(transform: Transform, training: bool) -> Step:
+    """The chain of torchvision's transforms."""
+    v2 = _torchvision()
+    how = {"interpolation": v2.InterpolationMode(transform.interpolation), "antialias": True}
+    steps: list[Step] = [] if transform.channels == 3 else [v2.Grayscale(1)]
+    size = None if transform.size is None else list(transform.size)
+    if training and transform.augment == "crop" and size:
+        steps += [v2.RandomResizedCrop(size, **how), v2.RandomHorizontalFlip()]
+    else:
+        if size and transform.squash:
+            steps.append(v2.Resize(size, **how))
+        elif size:
+            steps += [_Cover(size, transform.upscale, how, v2), v2.CenterCrop(size)]
+        if training and transform.augment:
+            steps += [_Shift(v2), v2.RandomHorizontalFlip()]
+    steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if transform.mean:
+        steps.append(v2.Normalize(list(transform.mean), list(transform.std)))
+    return cast(Step, v2.Compose(steps))
+
+
+class _Cover:
+    """Resize in proportion, so that the image covers `size` times `upscale`; for squares by the shorter side."""
+
+    def __init__(self, size: Sequence[int], upscale: float, how: Config, v2: Any) -> None:
+        self.size, self.upscale, self.how, self.v2 = size, upscale, how, v2
+
+    def __call__(self, picture: Picture) -> Picture:
+        height, width = self.v2.functional.get_size(picture)
+        if self.size[0] == self.size[1]:
+            return cast(
+                Picture, self.v2.functional.resize(picture, [int(self.size[0] * self.upscale + 1e-6)], **self.how)
+            )
+        scale = max(self.size[0] / height, self.size[1] / width) * self.upscale
+        sides = [max(round(height * scale), self.size[0]), max(round(width * scale), self.size[1])]
+        return cast(Picture, self.v2.functional.resize(picture, sides, **self.how))
+
+
+class _Shift:
+    """Move by up to an eighth of each side; what comes in is black: the augmentation of CIFAR and its like."""
+
+    def __init__(self, v2: Any) -> None:
+        self.v2 = v2
+
+    def __call__(self, picture: Picture) -> Picture:
+        height, width = self.v2.functional.get_size(picture)
+        padded = self.v2.functional.pad(picture, [width // 8, height // 8])
+        return cast(Picture, self.v2.RandomCrop([height, width])(padded))
+
+
+def _torchvision() -> Any:
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise MissingExtraError("images are resized with torchvision: pip install 'secateur[images]'") from error
+    return v2
+
+
+# --------------------------------------------------------------------------------------------------------- declaring
+
+
+PRESETS: Mapping[str, Transform] = {
+    "none": Transform("none"),
+    "shift": Transform("shift", augment="shift"),
+    "imagenet": Transform("imagenet", (224, 224), mean=_IMAGENET[0], std=_IMAGENET[1], augment="crop"),
+    "inception": Transform("inception", (299, 299), mean=(0.5,) * 3, std=(0.5,) * 3, augment="crop"),
+    "cifar": Transform(
+        "cifar", (32, 32), upscale=1.0, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616), augment="shift"
+    ),
+}
+"""What `--transform` takes by name."""
+
+
+def read(transform: object = None, size: object = None) -> Transform | None:
+    """The transform that was declared, or None where nothing was.
+
+    transform: a name of `PRESETS`; "file.py:function"; the name of a torchvision weight, "ResNet18_Weights.DEFAULT";
+    "timm:NAME" for what timm records of a model; a folder with a preprocessor_config.json; in Python also a
+    `Transform`, a function of an image, or two, (training, evaluation).
+    A function without arguments gives the function of an image, or the two.
+    size: 224, "224x160" (height x width) or "1x28x28" with one channel, in place of the transform's own.
+
+    Raises `InputError` for what is none of these.
+    """
+    if transform is None and size is None:
+        return None
+    found = Transform("") if transform is None else _make_transform(transform)
+    if size is None:
+        return found
+    channels, sides = parse_size(size)
+    if found.steps is not None:
+        raise InputError(f"transform={found.name} is a function, which sets the size itself: leave size={size} out")
+    return found.with_size(sides, channels)
+
+
+def parse_size(size: object) -> tuple[int, tuple[int, int]]:
+    """(channels, (H, W)) of 224, "224x160" or "1x28x28". Raises `InputError`."""
+    parts = [str(part) for part in size] if isinstance(size, list | tuple) else str(size).lower().split("x")
+    numbers = [int(part) for part in parts if part.isdigit() and int(part)]
+    if len(numbers) != len(parts) or not 1 <= len(numbers) <= 3 or (len(numbers) == 3 and numbers[0] not in (1, 3)):
+        raise InputError(f"size={size} is none of images: give 224, 224x160 (height x width) or 1x28x28 (greyscale)")
+    if len(numbers) == 1:
+        numbers *= 2
+    return (numbers[0] if len(numbers) == 3 else 3), (numbers[-2], numbers[-1])
+
+
+def _make_transform(transform: object) -> Transform:
+    if isinstance(transform, Transform):
+        return transform
+    if isinstance(transform, tuple | list) and len(transform) == 2 and all(map(callable, transform)):
+        return Transform(_show_function(transform[0]), steps=(transform[0], transform[1]))
+    if callable(transform):
+        return Transform(_show_function(transform), steps=(transform, transform))
+    name = str(transform)
+    if name in PRESETS:
+        return PRESETS[name]
+    if name.startswith("timm:"):
+        return _of_timm_name(name)
+    if plugins.names_function(name):
+        return _of_function(name)
+    if re.fullmatch(r"\w+_Weights\.\w+", name):
+        return _of_weights(name)
+    path = Path(name) / "preprocessor_config.json"
+    if path.is_file():
+        return _of_processor(path, name)
+    raise InputError(
+        f"transform={name} is none: give one of {', '.join(PRESETS)}, file.py:function, a weight of torchvision such "
+        "as ResNet18_Weights.DEFAULT, timm:NAME, or a folder with a preprocessor_config.json"
+    )
+
+
+def _of_function(name: str) -> Transform:
+    """A user's function: of an image, or of nothing, which gives one of an image, or two."""
+    own = plugins.function(name)
+    try:
+        needed = [p for p in inspect.signature(own).parameters.values() if p.default is p.empty]
+    except (TypeError, ValueError):
+        needed = []
+    made = own if needed else own()
+    found = _make_transform(made)
+    where = Path(name.rpartition(":")[0])
+    source = hashlib.sha256(where.read_bytes()).hexdigest() if where.is_file() else name
+    return replace(found, name=name, source=f"{source}:{name.rpartition(':')[2]}")
+
+
+def _of_weights(name: str) -> Transform:
+    _torchvision()
+    from torchvision.models import get_weight
+
+    try:
+        preset = get_weight(name).transforms()
+    except (ValueError, AttributeError, KeyError) as error:
+        raise InputError(f"torchvision knows no weight {name}: {plugins.line(error)}") from error
+    if not hasattr(preset, "crop_size"):
+        raise InputError(f"{name} is of no classifier of images: give --size and a preset")
+    crop, resize = preset.crop_size[0], preset.resize_size[0]
+    return Transform(
+        name, (crop, crop), upscale=resize / crop, mean=tuple(preset.mean), std=tuple(preset.std),
+        interpolation=preset.interpolation.value, augment="crop",
+    )  # fmt: skip
+
+
+def _of_timm_name(name: str) -> Transform:
+    try:
+        from timm.models import get_pretrained_cfg
+    except ImportError as error:
+        raise MissingExtraError(f"transform={name} needs timm: pip install timm") from error
+    config = get_pretrained_cfg(name.removeprefix("timm:"))
+    if config is None:
+        raise InputError(f"timm knows no model {name.removeprefix('timm:')!r}: see timm.list_models()")
+    return replace(_of_timm(config.to_dict()), name=name)
+
+
+def _of_timm(config: Config) -> Transform:
+    channels, *sides = config.get("input_size") or (3, 224, 224)
+    return Transform(
+        "timm", (int(sides[0]), int(sides[1])), int(channels), upscale=1 / float(config.get("crop_pct") or 0.875),
+        squash=config.get("crop_mode") == "squash", mean=tuple(config["mean"]), std=tuple(config["std"]),
+        interpolation=config.get("interpolation") or "bilinear", augment="crop",
+    )  # fmt: skip
+
+
+_PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+def _of_processor(path: Path, name: str) -> Transform:
+    """What a preprocessor_config.json of transformers says."""
+    try:
+        config = json.loads(path.read_text("utf-8"))
+        sides = _sides(config.get("crop_size") if config.get("do_center_crop") else config.get("size"))
+        first = _sides(config.get("size")) or sides
+        upscale = min(first) / min(sides) if config.get("do_center_crop") and first and sides else 1.0
+        if "crop_pct" in config and sides:  # ConvNeXt's
+            upscale = 1 / float(config["crop_pct"]) if min(sides) < 384 else 1.0
+        normal = config.get("do_normalize", True)
+        return Transform(
+            name, sides, upscale=max(1.0, upscale),
+            squash=not config.get("do_center_crop") and "crop_pct" not in config,
+            mean=tuple(config.get("image_mean") or ()) if normal else (),
+            std=tuple(config.get("image_std") or ()) if normal else (),
+            interpolation=_PILLOW.get(int(config.get("resample") or 2), "bilinear"), augment="crop",
+        )  # fmt: skip
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} says nothing that can be used ({plugins.line(error)}): give --size") from error
+
+
+def _sides(value: object) -> tuple[int, int] | None:
+    """(H, W) of transformers' forms of a size."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        side = value.get("shortest_edge")
+        return (int(side), int(side)) if side else (int(value["height"]), int(value["width"]))
+    return (int(str(value)), int(str(value)))
+
+
+def of_model(module: object) -> Transform | None:
+    """What a model records of its own preprocessing: timm's `pretrained_cfg`, or the folder of a transformers model."""
+    for part in module.modules() if isinstance(module, nn.Module) else ():
+        config = getattr(part, "pretrained_cfg", None)
+        if isinstance(config, Mapping) and config.get("mean") and config.get("std"):
+            return _of_timm(config)
+        folder = getattr(getattr(part, "config", None), "_name_or_path", "")
+        path = Path(str(folder)) / "preprocessor_config.json"
+        if folder and path.is_file():
+            return _of_processor(path, str(folder))
+    return None
+
+
+def _show_function(step: object) -> str:
+    """A function for records, without the addresses that change with each process."""
+    name = getattr(step, "__qualname__", None) or repr(step)
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", str(name)).split())
+
+
+# ------------------------------------------------------------------------------------------------------------ drawing
+
+
+@contextmanager
+def seed_generators(words: Sequence[int]) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and Python for a block, and put them back as they were.
+
+    words: whole numbers, the same for the same draw. Transforms draw from the global generators.
+    """
+    before = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    state = np.random.SeedSequence([int(word) % 2**64 for word in words]).generate_state(3)
+    torch.default_generator.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002
+    random.seed(int(state[2]))
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])

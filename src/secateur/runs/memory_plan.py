@@ -1,0 +1,239 @@
+"""Peak memory of scoring, cutting and training a language model, before any of it: from its configuration alone.
+
+The very forward and backward passes are run on tensors without memory (`measure.memory.simulate`), so that activations
+of any architecture are counted and not guessed; weights, moments of the optimiser and copies are added up.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+
+from secateur.errors import InputError, SecateurError, UnsupportedError
+from secateur.measure import memory
+from secateur.recover.training import objectives
+from secateur.reports import display
+from secateur.score import gradient
+from secateur.subjects import Moe, Transformer
+from secateur.subjects.transformer.loading import open_outline
+
+__all__ = ["SCORED", "MemoryPlan", "available", "describe", "estimate", "outline", "plan_memory"]
+
+_WORDS = {
+    "weights": "weights",
+    "score": "scoring",
+    "gradients": "scoring by gradients",
+    "cut": "cutting",
+    "training": "training",
+}
+HEAP = {"score": 0.12, "training": 0.25}
+"""Stage -> what a process takes on a CPU beyond its tensors, as a share of them, and at most a gibibyte: freed
+activations leave holes in the heap, but tensors above 32 MiB go back at once. Measured on Llamas of 8 to 24 million
+parameters."""
+SCORED = 16
+"""Sequences of a batch that recipes score on."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes at the highest point of each stage, the model's own weights included.
+
+    score: a forward pass over 16 sequences. gradients: the same with a loss and its gradients, reduced one by one, as
+    the taylor scores take them. cut: the original and the student that is cut from it. training: the student in
+    float32, its gradients and AdamW's two moments, and the original, which teaches it.
+    """
+
+    model: str
+    params: float
+    weights: float
+    score: float
+    gradients: float
+    cut: float
+    training: float
+
+    def stages(self) -> dict[str, float]:
+        """Stage -> bytes."""
+        return {name: getattr(self, name) for name in ("weights", "score", "gradients", "cut", "training")}
+
+
+def available(device: str | torch.device = "cpu") -> float:
+    """Bytes that the device has: of a card all its memory, else the machine's, or this container's limit."""
+    if torch.device(device).type == "cuda":
+        return float(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() and os.access(limit, os.R_OK) else "max"
+    whole = float(psutil.virtual_memory().total)
+    return whole if text == "max" else min(whole, float(text))
+
+
+def estimate(
+    model: str | Path, *, share: float = 0.5, batch: int = 16, length: int = 128, device: str = "cpu"
+) -> MemoryPlan:
+    """What scoring, cutting and training the model at `model` take, from its config.json: no weights are read.
+
+    Args:
+        model: a folder that holds a config.json, with weights or without, the file itself, or a Hub id.
+        share: of the parameters that stay.
+        batch: sequences of a training step's micro-batch.
+        length: tokens per sequence.
+        device: where it would run, such as cuda.
+    """
+    if not 0.0 < share <= 1.0:
+        raise InputError(f"share={share:g} is not above 0 and at most 1: give the share of parameters that stays")
+    name = Path(model).parent.name if Path(model).name == "config.json" else Path(model).name
+    return plan_memory(lambda: open_outline(model), name, share=share, batch=batch, length=length, device=device)
+
+
+def plan_memory(
+    make: Callable[[], Transformer],
+    name: str,
+    *,
+    share: float,
+    batch: int,
+    length: int,
+    device: str = "cpu",
+) -> MemoryPlan:
+    """The plan for the model that `make` gives when it is called in `memory.simulate`; see `estimate`.
+
+    Raises `UnsupportedError` for a model whose forward pass can't be run without values.
+    """
+    try:
+        return _plan_memory(make, name, share=share, batch=batch, length=length, device=device)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            f"the memory of {name} can't be planned: its passes need values ({type(error).__name__}); measure it with "
+            "`secateur measure`"
+        ) from error
+
+
+def _plan_memory(
+    make: Callable[[], Transformer], name: str, *, share: float, batch: int, length: int, device: str
+) -> MemoryPlan:
+    with memory.simulate() as ledger:
+        subject = _with_even_experts(make())
+        params, weights = _count(subject.model)
+        own = [*subject.model.parameters(), *subject.model.buffers()]
+        score = _peak(ledger, own, lambda: _forward(subject, SCORED, length))
+        gradients = _peak(ledger, own, lambda: _score_by_gradients(subject, length))
+    with memory.simulate() as ledger:
+        teacher, student = _with_even_experts(make()), _with_even_experts(make())
+        _widen(student.model)
+        trained = list(student.model.parameters())
+        moments = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+        held = [*trained, *student.model.buffers(), *teacher.model.parameters(), *teacher.model.buffers(), *moments]
+        training = _peak(ledger, held, lambda: _train(student, teacher, batch, length))
+    kept = 16.0 * params  # float32 weights, gradients, and two moments
+    # torch's AdamW updates all tensors at once on a card, for which it takes as much again as the weights.
+    step = weights + kept * share * (1.25 if torch.device(device).type == "cuda" else 1.0)
+    training = max(training - (1.0 - share) * kept, step)
+    if torch.device(device).type == "cpu":
+        score += min(HEAP["score"] * score, 2.0**30)
+        training += min(HEAP["training"] * training, 2.0**30)
+    return MemoryPlan(name, params, weights, score, gradients, weights * (1.0 + share), training)
+
+
+def outline(subject: Transformer) -> Transformer:
+    """A subject of the same configuration and number type, made anew; in `memory.simulate` it takes no memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(subject.model.dtype)
+    try:
+        with no_init_weights():
+            model = type(subject.model)(subject.model.config)
+        model.tie_weights()
+    finally:
+        torch.set_default_dtype(before)
+    return type(subject)(model.eval(), subject.family)
+
+
+def describe(plan: MemoryPlan, device: str = "cpu") -> str:
+    """A line on the plan beside what the device has."""
+    have = available(device)
+    parts = [f"{_WORDS[name]} {display.number('memory', value)}" for name, value in plan.stages().items()]
+    over = [_WORDS[name] for name, value in plan.stages().items() if value > have]
+    verdict = f"too little for {', '.join(over)}" if over else "enough for each"
+    return f"peak memory: {', '.join(parts)}; {device} has {display.number('memory', have)}, {verdict}"
+
+
+def _count(model: nn.Module) -> tuple[float, float]:
+    parameters = list(model.parameters())
+    return float(sum(p.numel() for p in parameters)), float(sum(p.numel() * p.element_size() for p in parameters))
+
+
+def _widen(model: nn.Module) -> None:
+    """Have all parameters in float32; tied ones stay tied."""
+    wide: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in wide:
+                wide[parameter] = nn.Parameter(parameter.detach().float())
+            module.register_parameter(name, wide[parameter])
+
+
+def _peak(ledger: memory.Ledger, held: list[Tensor], run: Callable[[], object]) -> float:
+    """The most that is alive during `run`, beside `held`."""
+    ledger.hold(held)
+    ledger.highest = ledger.held
+    run()
+    return float(ledger.highest)
+
+
+def _batch(subject: Transformer, batch: int, length: int) -> dict[str, Tensor]:
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def _forward(subject: Transformer, batch: int, length: int) -> None:
+    with torch.no_grad():
+        subject.forward(_batch(subject, batch, length))
+
+
+def _score_by_gradients(subject: Transformer, length: int) -> None:
+    weights = [p for name, p in subject.model.named_parameters() if name.endswith(("weight", "_proj"))]
+
+    def loss(item: Mapping[str, Tensor]) -> Tensor:
+        prediction = subject.forward(item).prediction
+        if not subject.causal:
+            return prediction.float().square().mean()
+        return objectives.task_loss(prediction, item, objectives.count(item), causal=True)
+
+    list(gradient.reduce_gradients(loss, subject.model, [_batch(subject, SCORED, length)], weights, lambda w, g: None))
+
+
+def _train(student: Transformer, teacher: Transformer, batch: int, length: int) -> None:
+    objective = objectives.distil(student.forward, teacher.forward, output=teacher.output, fused=True)
+    item = _batch(student, batch, length)
+    loss, _ = objective(item, objectives.count(item))
+    loss.backward()
+
+
+def _with_even_experts(subject: Transformer) -> Transformer:
+    """`subject`, where experts run as one of them on the rows of all: without values, no token can choose."""
+    if isinstance(subject, Moe):
+        for mixture in subject.mixtures().values():
+            mixture.experts.forward = _OneForAll(mixture.experts)
+    return subject
+
+
+class _OneForAll:
+    """Forward pass of packed experts where every row passes the first: the same tensors as of evenly spread tokens."""
+
+    def __init__(self, experts: nn.Module) -> None:
+        self.experts = experts
+        self.act: Callable[[Tensor], Tensor] = experts.act_fn  # type: ignore[assignment]
+
+    def __call__(self, states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        rows = states.repeat_interleave(chosen.shape[-1], 0)
+        gate, up = nn.functional.linear(rows, self.experts.get_parameter("gate_up_proj")[0]).chunk(2, -1)
+        out = nn.functional.linear(self.act(gate) * up, self.experts.get_parameter("down_proj")[0])
+        weighted = out * shares.reshape(-1, 1).to(out.dtype)
+        summed: Tensor = weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
+        return summed

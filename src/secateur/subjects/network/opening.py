@@ -1,0 +1,166 @@
+"""Open a network by what a user has of it: a module, the function that builds it, or the folder of a saved cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur._utils import plugins, rundir
+from secateur.errors import InputError, ModelError, SecateurError
+from secateur.formats import onnx_files
+from secateur.subjects.network import detectors, files
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.shrinking import history, remember
+from secateur.subjects.network.traced import Traced, reload_traced
+
+__all__ = ["NetworkSource", "build_network", "is_saved", "load_saved", "open_network", "open_saved"]
+
+First: TypeAlias = Callable[[nn.Module], Tensor]
+"""The first inputs of the data, which may depend on how the module takes them."""
+NetworkSource: TypeAlias = str | Path | nn.Module | Traced
+"""A module, a subject, "file.py:function" or "package.module:function", or the folder of a saved cut."""
+
+
+def is_saved(source: object) -> bool:
+    """Whether `source` is a folder into which a cut network was saved."""
+    if not isinstance(source, str | Path):
+        return False
+    return (Path(source) / files.PLAN).is_file() and not (Path(source) / "config.json").is_file()
+
+
+def open_network(source: NetworkSource, inputs: object = None, first: First | None = None) -> Traced:
+    """The network of `source` with its example inputs, not analysed yet: see `open_traced` for what can be pruned.
+
+    inputs, first: see `build_network`. Raises `InputError` where inputs are lacking, `ModelError` for a damaged folder.
+    """
+    if isinstance(source, Traced):
+        return source
+    if is_saved(source):
+        return open_saved(str(source), inputs=inputs)
+    module, example = build_network(source, inputs, first)
+    return Traced(module, Example.of(example))
+
+
+def build_network(
+    model: str | Path | nn.Module, inputs: object = None, first: First | None = None
+) -> tuple[nn.Module, object]:
+    """(module, example inputs) of a module, or of the name of a function that builds one.
+
+    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first` of the module,
+    if None.
+    """
+    module, example = _build(str(model)) if isinstance(model, str | Path) else (model, None)
+    if inputs is not None:
+        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
+    if example is None and first is not None:
+        example = first(module)
+    if example is None:
+        what = model if isinstance(model, str | Path) else type(model).__name__
+        raise InputError(
+            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
+            "or let its function return (model, inputs)"
+        )
+    return module, example
+
+
+def load_saved(folder: str | Path, original: nn.Module | str | None = None) -> nn.Module:
+    """The cut network that was saved in `folder`, with its weights.
+
+    original: a module of the architecture that was cut, with any weights, or the function that builds it; if None, the
+    function on record. Raises `ModelError` where the folder is damaged, `InputError` where there is no original.
+    """
+    return files.read(Path(folder), _build_original(Path(folder), original)[0]).model
+
+
+def open_saved(folder: str | Path, original: nn.Module | str | None = None, inputs: object = None) -> Traced:
+    """As `load_saved`, as a subject; inputs: example inputs, or their shape, those on record if None."""
+    folder = Path(folder)
+    module, example = _build_original(folder, original)
+    inputs = inputs if inputs is not None else _read_record(folder).get("inputs")
+    if inputs is not None:
+        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
+    return reload_traced(folder, module, _inputs_of_program(folder) if example is None else example)
+
+
+def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.Module, object]:
+    """The architecture that was cut, and the inputs that its function gives, or None."""
+    example: object = None
+    if isinstance(original, nn.Module):
+        module = original
+    else:
+        name = original or files.read_history(folder).built_by or _first_original(_read_record(folder))
+        if ":" not in name:
+            raise InputError(
+                f"{folder} was cut from {name or 'a network'} that was given in Python, and the record names no "
+                f"function that builds it: give the original, secateur.load({str(folder)!r}, original=network) or "
+                "original='file.py:function'"
+            )
+        module, example = _build_beside(name, folder)
+    if type(module).__name__ != files.read_kind(folder):
+        with suppress(SecateurError):  # another architecture, as will be said
+            module = detectors.adapt(module)
+    return module, example
+
+
+def _build(name: str) -> tuple[nn.Module, object]:
+    module, example = plugins.network(name)
+    remember(module, replace(history(module), built_by=name))
+    return module, example
+
+
+def _build_beside(name: str, folder: Path) -> tuple[nn.Module, object]:
+    """The network by a name on record: a relative path is taken from here, or else from the folder or one above it."""
+    file, _, function = name.rpartition(":")
+    if not file.endswith(".py") or Path(file).exists():
+        return _build(name)
+    above = [folder.resolve(), *folder.resolve().parents][:4]
+    beside = next((place / file for place in above if (place / file).is_file()), None)
+    if beside is None:
+        raise InputError(
+            f"{folder} was cut from {name}, and there is no file {file} here or beside it: put it there, or give the "
+            f"original, secateur.load({str(folder)!r}, original=network)"
+        )
+    return _build(f"{beside}:{function}")
+
+
+def _read_record(folder: Path) -> dict[str, object]:
+    """The settings of the run that wrote `folder`, or one of its budgets; nothing where there are none."""
+    for place in (folder, folder.resolve().parent):
+        if (place / "run.yaml").is_file():
+            return rundir.read_record(place / "run.yaml")
+    return {}
+
+
+def _first_original(record: dict[str, object]) -> str:
+    """What the run cut, and where that was itself a saved cut, what that was cut from."""
+    seen = set[str]()
+    name = str(record.get("model", ""))
+    while is_saved(name) and name not in seen:
+        seen.add(name)
+        name = files.read_history(Path(name)).built_by or str(_read_record(Path(name)).get("model", ""))
+    return name
+
+
+def _inputs_of_program(folder: Path) -> Example:
+    """The inputs that the program beside the weights was recorded with."""
+    try:
+        args, kwargs = onnx_files.load_program(folder).example_inputs or ((), {})
+    except ModelError as error:
+        raise InputError(
+            f"{folder} does not say what its network runs on: give inputs, such as --input 1x3x224x224"
+        ) from error
+    return Example(args, kwargs)
+
+
+def _random_inputs(shape: str) -> Tensor:
+    """Random numbers of a shape such as 1x3x224x224."""
+    sizes = shape.lower().split("x")
+    if not all(number.isdigit() and int(number) for number in sizes):
+        raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
+    return torch.rand([int(number) for number in sizes], generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,213 @@
+"""Every form in which people have images with classes."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from pictures import class_folder, draw
+from secateur.data import examples, image_sources
+from secateur.data.images import Images
+from secateur.errors import DataError
+
+
+def table(folder, named=True):
+    class_folder(folder, 6)
+    files = sorted(folder.rglob("*.jpg"))
+    kinds = [file.parent.name for file in files]
+    label = datasets.ClassLabel(names=["a", "b"]) if named else datasets.Value("string")
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    return datasets.Dataset.from_dict({"image": list(map(str, files)), "label": kinds}, features=features)
+
+
+def shards(folder, json_labels=False):
+    for number in range(2):
+        with tarfile.open(folder / f"data-{number:03}.tar", "w") as tar:
+            for place in range(3):
+                file = draw(folder / "x.jpg", (30 + place, 20), 3 * number + place)
+                tar.add(file, f"{number}{place}.jpg")
+                content = json.dumps({"label": "ab"[place % 2]}) if json_labels else str(place % 2)
+                info = tarfile.TarInfo(f"{number}{place}.{'json' if json_labels else 'cls'}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content.encode()))
+    return folder
+
+
+def sized(data):
+    return examples.with_transform(data, size=16)
+
+
+def check(data, count=6, classes=()):
+    assert isinstance(data.inputs, Images)
+    assert len(data) == count
+    assert data.classes == classes
+    assert sized(data).inputs[:].shape == (count, 3, 16, 16)
+    assert sorted(set(data.labels.tolist())) == [0, 1]
+    assert len(np.unique(data.keys())) == count
+    assert data.digest == data.digest
+
+
+def test_folders_of_train_and_val(tmp_path):
+    class_folder(tmp_path / "all" / "train", 6)
+    class_folder(tmp_path / "all" / "val", 2)
+    check(examples.read(tmp_path / "all"), classes=("a", "b"))
+    assert image_sources.find_held_out(tmp_path / "all") == tmp_path / "all" / "val"
+    class_folder(tmp_path / "vehicles" / "train" / "..", 4)
+    assert image_sources.find_held_out(tmp_path / "vehicles") is None, "classes may be called so"
+
+
+def test_images_lie_deeper_in_the_folder_of_their_class(tmp_path):
+    draw(tmp_path / "a" / "x" / "1.png")
+    draw(tmp_path / "b" / "2.png")
+    draw(tmp_path / ".hidden" / "3.png")
+    data = examples.read(tmp_path)
+    assert data.labels.tolist() == [0, 1]
+    assert data.classes == ("a", "b")
+
+
+def test_a_table_of_datasets(tmp_path):
+    rows = table(tmp_path / "x")
+    check(examples.read(rows), classes=("a", "b"))
+    rows.save_to_disk(tmp_path / "saved")
+    check(examples.read(tmp_path / "saved"), classes=("a", "b"))
+    rows.to_parquet(tmp_path / "p.parquet")
+    check(examples.read(tmp_path / "p.parquet"), classes=("a", "b"))
+    both = datasets.DatasetDict({"train": rows, "validation": rows})
+    assert image_sources.find_held_out(both) is rows
+    both.save_to_disk(tmp_path / "both")
+    assert image_sources.find_held_out(tmp_path / "both") == tmp_path / "both" / "validation"
+    check(examples.read(tmp_path / "both"), classes=("a", "b"))
+    check(examples.read(table(tmp_path / "y", named=False)), classes=("a", "b"))
+    assert examples.read(rows, label="").labels is None
+    with pytest.raises(DataError, match="the table has no column 'colour': it has label, image"):
+        examples.read(rows, label="colour")
+    with pytest.raises(DataError, match=r"no column of images: it has n; name one of type datasets\.Image"):
+        examples.read(datasets.Dataset.from_dict({"n": [1]}))
+
+
+def test_a_streamed_table_is_kept_as_it_is_encoded(tmp_path):
+    check(examples.read(table(tmp_path).to_iterable_dataset()), classes=("a", "b"))
+
+
+@pytest.mark.parametrize("json_labels", [False, True])
+def test_shards(tmp_path, json_labels):
+    shards(tmp_path, json_labels)
+    classes = ("a", "b") if json_labels else ()
+    for source in (tmp_path, f"{tmp_path}/data-*.tar", f"{tmp_path}/data-{{000..001}}.tar"):
+        check(examples.read(source), classes=classes)
+    assert len(examples.read(tmp_path / "data-000.tar")) == 3
+    with pytest.raises(DataError, match=r"there is no shard .*data-002\.tar"):
+        examples.read(f"{tmp_path}/data-{{000..002}}.tar")
+    (tmp_path / "data-000.tar").write_bytes(b"no tar")
+    with pytest.raises(DataError, match=r"data-000\.tar can't be read as \.tar"):
+        examples.read(tmp_path)
+
+
+class Pairs(Dataset):
+    classes = ("a", "b")
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, place):
+        if not 0 <= place < 6:
+            raise IndexError(place)
+        rng = np.random.default_rng(place)
+        return Image.fromarray(rng.integers(0, 255, (20 + place, 30, 3), dtype=np.uint8)), place % 2
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return (Pairs()[place] for place in range(6))
+
+
+def arrays():
+    return torch.rand(6, 3, 20, 20), torch.arange(6) % 2
+
+
+@pytest.mark.parametrize(
+    ("source", "classes"),
+    [
+        (Pairs(), ("a", "b")),
+        (DataLoader(Pairs(), batch_size=2), ("a", "b")),
+        (DataLoader(TensorDataset(*arrays()), batch_size=4, shuffle=True), ()),
+        (DataLoader(TensorDataset(*arrays()), batch_size=4, collate_fn=torch.utils.data.default_convert), None),
+        (Stream(), ()),
+        ([(np.full((20, 20 + n, 3), 40 * n, np.uint8), "ab"[n % 2]) for n in range(6)], ("a", "b")),
+        ((pair for pair in [Pairs()[n] for n in range(6)]), ()),
+        (iter([(np.full((3, 20, 20), n / 6, np.float32), n % 2) for n in range(6)]), ()),
+    ],
+)
+def test_pairs_of_python(source, classes):
+    if classes is None:
+        with pytest.raises(DataError, match=r"gives batches of list: expected \(images"):
+            examples.read(source)
+        return
+    check(examples.read(source), classes=classes)
+
+
+def test_tensors_are_inputs_as_they_are():
+    inputs, kinds = arrays()
+    data = examples.read(TensorDataset(inputs, kinds))
+    assert torch.equal(data.inputs[:], inputs)
+    plain = examples.read((inputs.numpy(), kinds.tolist()))
+    assert torch.equal(plain.inputs, inputs)
+    assert plain.labels.tolist() == kinds.tolist()
+
+
+class Drawn(Pairs):
+    def __getitem__(self, place):
+        return torch.rand(3, 8, 8), place % 2
+
+
+def test_a_data_set_that_augments_is_the_same_each_time():
+    first, second = examples.read(Drawn()), examples.read(Drawn())
+    assert first.digest == second.digest
+    assert torch.equal(first.inputs[2:3], second.inputs[2:3])
+
+
+class Broken(Pairs):
+    def __getitem__(self, place):
+        raise OSError("gone")
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (7, "data is of int: give a path, Examples"),
+        (Broken(), "item 0 of the data can't be read: OSError: gone"),
+        (["no pair"] and iter(["no pair"]), r"item 0 of the data is str: expected a pair \(image, label\)"),
+        (iter([]), "the data holds no example"),
+        ([("a", 1)], "item 0 of the data is str: give PIL images"),
+        ([(np.zeros((3, 4, 4)), 0.5), (np.zeros((3, 4, 4)), 1)], "has the label 0.5"),
+    ],
+)
+def test_what_gives_no_images_is_refused_in_a_line(source, words):
+    with pytest.raises(DataError, match=words):
+        examples.read(source)
+
+
+def test_a_name_of_the_hub(tmp_path, monkeypatch):
+    asked = []
+
+    def load(name, configuration, split):
+        asked.append((name, configuration, split))
+        if name == "nobody/nothing":
+            raise ConnectionError("offline")
+        return table(tmp_path / str(len(asked)))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    check(examples.read("owner/flowers"), classes=("a", "b"))
+    check(examples.read("hub:owner/flowers:plain:test"), classes=("a", "b"))
+    assert asked == [("owner/flowers", None, "train"), ("owner/flowers", "plain", "test")]
+    with pytest.raises(DataError, match="there is no data at nobody/nothing, nor could it be loaded from the Hub"):
+        examples.read("nobody/nothing")

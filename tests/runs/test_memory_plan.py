@@ -1,0 +1,131 @@
+"""Peak memory from a configuration alone, against what a fresh process takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import tiny
+from secateur.errors import InputError, ModelError
+from secateur.runs import memory_plan
+
+SIZES = [(256, 4, 96), (384, 6, 64), (512, 4, 128)]
+"""(hidden size, layers, tokens per sequence) of models of 7 to 22 million parameters."""
+
+MEASURE = """
+import json, sys
+import numpy as np, torch
+from secateur.measure import memory
+from secateur.recover.training import loop, objectives
+from secateur.score import gradient
+from secateur.subjects import open_subject
+from secateur.vocabulary import Selection, Training
+
+stage, folder, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
+subject = open_subject(folder)
+weights = sum(p.numel() * p.element_size() for p in subject.model.parameters())
+
+def batch(count):
+    tokens = torch.randint(1, 8000, (count, length))
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+def score():
+    with torch.no_grad():
+        return subject.forward(batch(16))
+
+def gradients():
+    def loss(item):
+        logits = subject.forward(item).prediction
+        return objectives.task_loss(logits, item, objectives.count(item), causal=True)
+    return gradient.taylor(loss, subject.model, [batch(16)], subject.consumers())
+
+def cut():
+    sites = [site for site in subject.units("kv_groups", "neurons").free()]
+    return subject.cut(Selection({site.name: np.arange(site.count) < site.count // 2 for site in sites}))[0]
+
+def training():
+    student = subject.copy()
+    objective = objectives.distil(student.forward, subject.forward, output="logits", fused=True)
+    loop.train(student.model, [batch(8), batch(8)], objective, Training(steps=3, lr=1e-3), frozen=[subject.model],
+               progress=False)
+    return student
+
+run = {"score": score, "gradients": gradients, "cut": cut, "training": training}[stage]
+subject.forward(batch(1))  # what a first call allocates
+found = memory.peak(run)
+kept = 0.0
+if stage == "cut":
+    kept = sum(p.numel() for p in found.result.model.parameters()) / sum(p.numel() for p in subject.model.parameters())
+print(json.dumps({"bytes": weights + found.extra, "kept": kept}))
+"""
+
+
+def save_llama(folder: Path, hidden: int, layers: int, *, weights: bool) -> Path:
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512, bos_token_id=5, eos_token_id=6,
+        pad_token_id=0, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    if weights:
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tiny.tokenizer().save_pretrained(folder)
+    else:
+        config.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["score", "gradients", "cut", "training"])
+@pytest.mark.parametrize(("hidden", "layers", "length"), SIZES)
+def test_the_plan_is_within_15_percent_of_a_fresh_process(
+    tmp_path: Path, stage: str, hidden: int, layers: int, length: int
+) -> None:
+    folder = save_llama(tmp_path / "model", hidden, layers, weights=True)
+    command = [sys.executable, "-c", MEASURE, stage, str(folder), str(length)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout.splitlines()[-1])
+    share = measured["kept"] or 1.0
+    plan = memory_plan.estimate(folder, share=share, batch=8, length=length)
+    assert plan.stages()[stage] == pytest.approx(measured["bytes"], rel=0.15)
+
+
+def test_a_folder_with_a_config_alone_and_its_file_will_do(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "Small", 64, 2, weights=False)
+    plan = memory_plan.estimate(folder, share=1.0, batch=2, length=16)
+    assert plan == memory_plan.estimate(folder / "config.json", share=1.0, batch=2, length=16)
+    assert plan.model == "Small"
+    assert plan.weights == 4 * plan.params
+    assert plan.cut == 2 * plan.weights
+    assert plan.training > 5 * plan.weights  # the student fourfold, and its teacher
+    half = memory_plan.estimate(folder, share=0.5, batch=2, length=16)
+    assert plan.training - half.training == pytest.approx(8 * plan.params, rel=0.3)
+    longer = memory_plan.estimate(folder, share=1.0, batch=2, length=64)
+    assert longer.score > plan.score
+    assert longer.training > plan.training
+
+
+def test_experts_count_as_evenly_used(tmp_path: Path) -> None:
+    tiny.model("mixtral").config.save_pretrained(tmp_path)
+    plan = memory_plan.estimate(tmp_path, batch=2, length=16)
+    assert plan.params == sum(p.numel() for p in tiny.model("mixtral").parameters())
+    assert plan.gradients > plan.score > plan.weights
+
+
+def test_what_can_not_be_planned_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        memory_plan.estimate(tmp_path)
+    save_llama(tmp_path, 64, 1, weights=False)
+    with pytest.raises(InputError, match="share=0 is not above 0"):
+        memory_plan.estimate(tmp_path, share=0.0)
+
+
+def test_a_machine_has_memory() -> None:
+    assert memory_plan.available() > 2**28

@@ -1,0 +1,127 @@
+"""Networks opened by what a user has of them; a saved cut is a network like any other."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from secateur.errors import InputError, ModelError
+from secateur.subjects.network.opening import build_network, is_saved, load_saved, open_network, open_saved
+from secateur.subjects.network.traced import open_traced, reload_traced
+from subjects import nets
+
+BUILD = """
+import torch
+from torch import nn
+
+def build():
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), torch.ones(2, 3)
+"""
+
+
+def cut_in_half(model, inputs=None):
+    subject = open_traced(model, inputs, prove=False)
+    return subject.cut(nets.half(subject))[0]
+
+
+@pytest.fixture
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "net.py").write_text(BUILD)
+    monkeypatch.chdir(tmp_path)
+    return "net.py:build"
+
+
+def test_a_network_trained_in_ones_own_loop_is_saved_and_loads(tmp_path: Path) -> None:
+    model, inputs = nets.make("residual")
+    for small in (cut_in_half(model, inputs).model, copy.deepcopy(cut_in_half(model, inputs).model)):
+        with torch.no_grad():
+            for parameter in small.parameters():
+                parameter.mul_(0.9)
+        open_traced(small, inputs, prove=False).save(tmp_path / "tuned")
+        again = reload_traced(tmp_path / "tuned", model, inputs)
+        assert torch.equal(again.forward(), small.eval()(inputs))
+        assert torch.equal(load_saved(tmp_path / "tuned", original=model).eval()(inputs), again.forward())
+
+
+def test_what_a_network_comes_from_survives_a_pickle_and_needs_no_secateur_there() -> None:
+    model, inputs = nets.make("mlp")
+    small = cut_in_half(model, inputs).model
+    text = pickle.dumps(vars(small)["_secateur_history"])
+    assert b"secateur" not in text
+    again = pickle.loads(pickle.dumps(small))
+    assert open_traced(again, inputs, prove=False).plans == open_traced(small, inputs, prove=False).plans != ()
+
+
+def test_a_result_of_a_result_loads_by_either(tmp_path: Path) -> None:
+    model, inputs = nets.make("residual")
+    once = cut_in_half(model, inputs)
+    twice = cut_in_half(once)
+    twice.save(tmp_path)
+    for original in (model, once.model):
+        assert torch.equal(reload_traced(tmp_path, original, inputs).forward(), twice.forward())
+
+
+def test_a_folder_finds_the_function_that_builds_its_original(tmp_path: Path, built: str) -> None:
+    small = cut_in_half(open_network(built))
+    small.save(tmp_path / "small")
+    assert is_saved(tmp_path / "small")
+    assert not is_saved(tmp_path)
+    assert torch.equal(load_saved("small").eval()(torch.ones(2, 3)), small.forward())
+    assert torch.equal(open_saved("small").forward(), small.forward())
+    assert open_network("small", "4x3").forward().shape == (4, 2)
+    cut_in_half(open_network("small")).save(tmp_path / "smaller")
+    (tmp_path / "small" / "cut.json").unlink()
+    assert sum(p.numel() for p in load_saved("smaller").parameters()) < sum(p.numel() for p in small.model.parameters())
+
+
+def test_a_folder_of_an_older_version_asks_the_record_of_its_run(
+    tmp_path: Path, built: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = build_network(built)
+    small = cut_in_half(model, inputs)
+    small.save(tmp_path / "run" / "channels=50%")
+    plan = tmp_path / "run" / "channels=50%" / "cut.json"
+    plan.write_text(plan.read_text().replace(f', "built_by": "{built}"', ""))
+    assert built not in plan.read_text()
+    with pytest.raises(InputError, match="given in Python"):
+        open_saved(plan.parent)
+    (tmp_path / "run" / "run.yaml").write_text(yaml.safe_dump({"model": built, "inputs": "5x3"}))
+    monkeypatch.chdir(tmp_path / "run")  # the file is above
+    assert open_saved("channels=50%").forward().shape == (5, 2)
+    (tmp_path / "net.py").unlink()
+    with pytest.raises(InputError, match=r"no file net.py here or beside it"):
+        open_saved("channels=50%")
+
+
+def test_inputs_come_from_the_program_where_nobody_else_says(tmp_path: Path, built: str) -> None:
+    model, inputs = build_network(built)
+    small = cut_in_half(model, inputs)
+    small.save(tmp_path / "small")
+    with pytest.raises(InputError, match="does not say what its network runs on"):
+        open_saved("small", original=model)
+    small.save(tmp_path / "small", program=True)
+    assert open_saved("small", original=model).forward().shape == (2, 2)
+
+
+def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
+    model, inputs = nets.make("mlp")
+    small = cut_in_half(model, inputs)
+    name, layer = next((n, m) for n, m in reversed(list(small.model.named_modules())) if isinstance(m, torch.nn.Linear))
+    small.model.set_submodule(name, torch.nn.Linear(layer.in_features + 1, layer.out_features))
+    with pytest.raises(ModelError, match="was replaced since"):
+        small.save(tmp_path / "small")
+    small.model.set_submodule(name, layer)
+    small.masks[f"{name}.weight"] = torch.zeros_like(layer.weight, dtype=torch.bool)
+    with pytest.raises(ModelError, match="no longer zero"):
+        small.save(tmp_path / "small")
+    small.masks.clear()
+    with torch.no_grad():
+        layer.weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="NaN"):
+        small.save(tmp_path / "small")
+    assert not (tmp_path / "small").exists()
