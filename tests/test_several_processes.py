@@ -1,12 +1,14 @@
-"""Every recipe that trains, in two processes: the loss curve of one process with the same global batch, one set of files."""
+"""Every recipe that trains, in two processes: losses of one process with the same global batch, one set of files."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import os
 import signal
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -24,14 +27,15 @@ import tiny
 import yolo
 from recipes.vision import nets
 from recover import students
-from secateur import recipes
+from secateur import cli, recipes
 from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts
+from secateur.data.examples import Examples
 from secateur.recover.training import loop
 from secateur.reports import evidence
 from secateur.runs import keywords
-from secateur.subjects import open_subject
+from secateur.subjects import Traced, open_streamed, open_subject
 from secateur.subjects.network import detectors
 from secateur.vocabulary import Budget
 
@@ -49,15 +53,15 @@ def network(budget: str, model: nn.Module | None = None, count: int = 64, **opti
     return nets.opened(model or nets.vgg()), nets.data(count), budget, {**QUICK, **options}
 
 
-def detector(**options: Any) -> Toy:
+@functools.cache
+def opened_detector() -> tuple[Traced, Examples]:
     images = yolo.squares(8)
+    return detectors.open_detector(yolo.tiny(), images.inputs[:1]), images
+
+
+def detector(**options: Any) -> Toy:
     stages = dict.fromkeys(("sparse_epochs", "finetune_epochs", "distil_epochs"), 1.0)
-    return (
-        detectors.open_detector(yolo.tiny(), images.inputs[:1]),
-        images,
-        "channels=60%",
-        {"batch": 2, **stages, **options},
-    )
+    return *opened_detector(), "channels=60%", {"batch": 2, **stages, **options}
 
 
 def plain() -> nn.Module:
@@ -125,6 +129,26 @@ def test_two_processes_train_as_one_with_the_same_global_batch(name: str, tmp_pa
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["memory", "streamed"])
+def test_stun_goes_block_by_block_in_two_processes(tmp_path: Path, streamed: bool) -> None:
+    tiny.folder("mixtral", tmp_path / "mixtral")
+    subject = open_streamed(tmp_path / "mixtral") if streamed else open_subject(tmp_path / "mixtral")
+    data, options = texts.read(tiny.chains(100)), {"samples": 8, "length": 16, "kappa": 3}
+
+    def prune(out: str) -> dict[str, Any]:
+        with Run.open(tmp_path / out, {}, shared=True) as directory:
+            (result,) = recipes.find("stun")(subject, data, [Budget.parse("weights=60%")], directory, **options)
+            distributed.by_first(partial(result.subject.save, tmp_path / f"{out}-saved"))
+        return {"removed": result.cut.removed, "after": result.cut.after}
+
+    processes.both(lambda: torch.save(prune("two"), tmp_path / os.environ["RANK"]))
+    first, second = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
+    assert first == second == prune("one")
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    two, one = (load_file(tmp_path / f"{out}-saved" / "model.safetensors") for out in ("two", "one"))
+    assert all(torch.equal(weight != 0, two[name] != 0) for name, weight in one.items())
+
+
 def test_distillation_is_shared_out_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """A teacher kept on disk is asked by the first process; the student of both is that of one with twice as much."""
     (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(120)))
@@ -153,6 +177,22 @@ def test_distillation_is_shared_out_and_goes_on_where_it_stopped(tmp_path: Path)
     assert "trained by 2 processes" in row.settings["notes"]
 
 
+def test_the_command_line_trains_in_two_processes_and_one_of_them_speaks(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(120)))
+    tiny.folder("llama", tmp_path / "llama")
+    words = ["--data", str(tmp_path / "texts.txt"), "--batch", "2", "--length", "16", "--out", str(tmp_path / "two")]
+    words += ["--budget", "pattern=2:4", "--steps", "4", "--train-batch", "4"]
+
+    for _ in range(2):
+        pair = processes.pair(lambda: cli.main(["run", "ast", str(tmp_path / "llama"), *words]))
+        assert [child.wait() for child in pair] == [0, 0], pair[0].stderr + pair[1].stderr
+        assert "pattern=2:4" in pair[0].stdout
+        assert pair[1].stdout == ""
+    (row,) = evidence.read(tmp_path / "two")
+    assert "worked out by 2 processes" in row.cut.notes
+    assert row.recovery.settings["micro_batches"] == 2
+
+
 def curve(folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = False) -> dict[str, torch.Tensor]:
     """A student's weights and losses after six steps; the second process is asked to end in step `stop`."""
     student, teacher = students.llama(0, dropout=0.2), students.llama(1)
@@ -173,8 +213,9 @@ def curve(folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = F
 
 def shard_by_fsdp2() -> None:
     """What Accelerate's configuration makes of processes with GPUs; on CPUs it leaves the plug-in out."""
-    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-                   "FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer"}  # fmt: skip
+    settings = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    settings["TRANSFORMER_CLS_TO_WRAP"] = "LlamaDecoderLayer"
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", **{f"FSDP_{name}": value for name, value in settings.items()}}
     Accelerator()
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
     for state in (PartialState, AcceleratorState):

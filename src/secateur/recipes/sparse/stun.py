@@ -163,6 +163,7 @@ def stun(
         folder, times = run.folder("outliers"), outliers.times
         look_again = partial(blockwise.measure_outliers, slim, windows, folder, times=times, floor=floor, routed=routed)
         percents, sizes = run.json(f"outliers-{target}", look_again)
+        run.drop("outliers")
         flat = method == "wanda" or pattern is not None or rest >= 1.0
         shares = [rest] * len(sizes)
         if not flat:
