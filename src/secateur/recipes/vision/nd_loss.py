@@ -150,7 +150,7 @@ def nd_loss(
     feed = examples.batches(data, batch=batch, seed=seed)
     steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     teacher = look(subject)
-    centres = class_means(teacher, data, batch, run, means, seed)
+    centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
     for budget in budgets:
         if student:
             small, cut, predicted = open_student(subject, student, budget)
@@ -218,15 +218,10 @@ def class_means(teacher: Network, data: Examples, batch: int, run: Run, file: st
     """Step 1: from the file that is given, or the run's, or made of the data."""
     key = {"teacher": teachers.fingerprint(teacher.subject.model), "feature": teacher.name}
     path = Path(file) if file else run.path("class-means.safetensors")
-
-    def make() -> None:
-        if file or path.exists():
-            return
+    if not file and not path.exists():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # regions are sampled
             collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes).save(path, key)
-
-    distributed.by_first(make)
     centres = ClassMeans.load(path, key)
     labels = teacher.labels_in(data.targets) if isinstance(teacher, Regions) else data.labels
     assert labels is not None

@@ -196,7 +196,7 @@ def train(
         updater = _optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
         _broadcast(modules)
         if sharding:
-            updater = stack.enter_context(_sharded(student, updater, accelerator))
+            updater = stack.enter_context(_shard_student(student, updater, accelerator))
         for module in extra:
             for group in _groups(module, weight_decay):
                 updater.add_param_group(group)
@@ -655,7 +655,7 @@ def _prepare_modules(
 
 
 @contextlib.contextmanager
-def _sharded(
+def _shard_student(
     student: nn.Module, updater: torch.optim.Optimizer, accelerator: Accelerator
 ) -> Iterator[torch.optim.Optimizer]:
     """The optimiser of `student`, which FSDP2 shards within the block: its classes, hooks and parameters come back."""
