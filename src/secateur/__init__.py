@@ -13,8 +13,9 @@ Names are loaded on first use, so that importing secateur costs nothing.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from secateur._utils.lazy import load_name
 
 __version__ = "0.2.0.dev0"
 
@@ -104,9 +105,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return load_name(__name__, _PLACES, name)
 
 
 def __dir__() -> list[str]:

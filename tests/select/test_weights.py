@@ -99,6 +99,11 @@ def test_budgets_over_weights():
     for bad in ("params=50%", "weights=50%,pattern=2:4", "weights=100%", "pattern=4:4", "weights=2000"):
         with pytest.raises(BudgetError, match="budget"):
             weights.read_budget(Budget.parse(bad), 1000, "it")
+    assert weights.read_budget(Budget.parse("weights=50%"), 1000, "it", held=400)[0] == 0.2
+    assert weights.read_budget(Budget.parse("weights=300"), 1000, "it", held=400)[0] == 0.3
+    assert weights.read_budget(Budget.parse("weights=50%"), 1000, "it", held=998)[0] == 0.5
+    with pytest.raises(BudgetError, match="lets every weight stay"):
+        weights.read_budget(Budget.parse("weights=500"), 1000, "it", held=400)
     assert weights.chooser(0.5, Pattern(1, 4))(torch.randn(2, 8)).sum() == 4
     assert weights.chooser(0.5)(torch.randn(2, 8)).sum() == 8
     with pytest.raises(InfeasibleError, match="leaves nothing of a row of 8"):

@@ -11,8 +11,9 @@ the ones that matter to you.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from secateur._utils.lazy import load_name
 
 if TYPE_CHECKING:
     from secateur.conformance.recipes import check_recipe as check_recipe
@@ -25,6 +26,4 @@ __all__ = ["check_recipe", "check_selection", "check_subject"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return load_name(__name__, _PLACES, name)

@@ -11,6 +11,7 @@ import inspect
 import json
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -341,20 +342,25 @@ def _show_function(step: object) -> str:
 # ------------------------------------------------------------------------------------------------------------ drawing
 
 
+_SEEDING = threading.RLock()
+
+
 @contextmanager
 def seed_generators(words: Sequence[int]) -> Iterator[None]:
     """Seed the global generators of torch, NumPy and Python for a block, and put them back as they were.
 
-    words: whole numbers, the same for the same draw. Transforms draw from the global generators.
+    words: whole numbers, the same for the same draw. Transforms draw from the global generators, of which there is one
+    for all threads: one block runs at a time.
     """
-    before = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    state = np.random.SeedSequence([int(word) % 2**64 for word in words]).generate_state(3)
-    torch.default_generator.manual_seed(int(state[0]))
-    np.random.seed(int(state[1]))  # noqa: NPY002
-    random.seed(int(state[2]))
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        random.setstate(before[2])
+    with _SEEDING:
+        before = torch.random.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+        state = np.random.SeedSequence([int(word) % 2**64 for word in words]).generate_state(3)
+        torch.default_generator.manual_seed(int(state[0]))
+        np.random.seed(int(state[1]))  # noqa: NPY002
+        random.seed(int(state[2]))
+        try:
+            yield
+        finally:
+            torch.random.set_rng_state(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            random.setstate(before[2])

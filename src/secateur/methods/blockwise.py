@@ -21,12 +21,13 @@ from secateur.errors import InfeasibleError
 from secateur.score import hessian, obs, wanda
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
-from secateur.subjects.matrices import Matrix, matrices
+from secateur.subjects.matrices import Matrix, matrices, nonzero
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Pattern, Result
 
 __all__ = [
     "Model",
+    "count_nonzero",
     "describe_losses",
     "follow_budget",
     "make_result",
@@ -59,15 +60,27 @@ def follow_budget(
     scope, width: see `smallest_group`. Raises `BudgetError` for a budget that is not over single weights, and
     `InfeasibleError`, before anything is scored, for a share that leaves nothing of the smallest group.
     """
-    share, pattern = weights.read_budget(budget, blocks.count(subject), recipe)
+    whole = blocks.count(subject)
+    held = whole if budget.pattern is not None else count_nonzero(subject)
+    share, pattern = weights.read_budget(budget, whole, recipe, held=held)
     if pattern is not None:
         return share, pattern
     size = smallest_group(subject, scope, width)
     if int(share * size + 1e-9) < 1:
         what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
-        least = math.ceil(1e5 / size) / 1e3
-        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {least:g}%", 1 / size)
+        least = whole / (held * size)
+        shown = math.ceil(1e5 * least) / 1e3
+        raise InfeasibleError(f"{budget} leaves nothing of {what} {size} weights: keep at least {shown:g}%", least)
     return share, None
+
+
+def count_nonzero(subject: Model) -> int:
+    """How many weights of the matrices of all blocks are not zero; one block is resident at a time."""
+    total = 0
+    for path in subject.layers():
+        with subject.resident(path):
+            total += nonzero(matrices(subject.model, [path]))
+    return total
 
 
 def smallest_group(subject: Model, scope: str, width: Width = _paper_width) -> int:

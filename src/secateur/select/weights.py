@@ -151,8 +151,13 @@ def _number(rank: int, wide: bool) -> float:
     return float(np.array(raw, whole).view(kind))
 
 
-def read_budget(budget: Budget, whole: float, recipe: str) -> tuple[float, Pattern | None]:
+def read_budget(
+    budget: Budget, whole: float, recipe: str, *, held: float | None = None
+) -> tuple[float, Pattern | None]:
     """(share of the `whole` weights that may stay, pattern or None) of a budget over single weights.
+
+    held: how many of them are not zero, which is what a budget counts; all, if None. A model that was pruned before has
+    fewer, and half of it is half of these. Up to half a percent of zeros are taken for chance, as a verdict does.
 
     Raises `BudgetError` for a budget that limits anything else or both, and for one under which nothing would go.
     """
@@ -162,11 +167,13 @@ def read_budget(budget: Budget, whole: float, recipe: str) -> tuple[float, Patte
         raise BudgetError(
             f"{recipe} can't follow budget {budget}, which limits {what}: give weights=50% or pattern=2:4"
         )
+    most = 1.0
     if budget.pattern is not None:
         share = budget.pattern.n / budget.pattern.m
     else:
-        share = min(1.0, budget["weights"].absolute(whole) / whole)
-    if share >= 1.0:
+        most = 1.0 if held is None or held > 0.995 * whole else held / whole
+        share = min(most, budget["weights"].absolute(most * whole) / whole)
+    if share >= most:
         raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
     return share, budget.pattern
 

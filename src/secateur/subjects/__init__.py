@@ -5,8 +5,9 @@ Names are loaded on first use, so that importing this package loads neither torc
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from secateur._utils.lazy import load_name
 
 if TYPE_CHECKING:
     from secateur.subjects.dataset.examples import ExampleSet as ExampleSet
@@ -87,6 +88,4 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return load_name(__name__, _PLACES, name)

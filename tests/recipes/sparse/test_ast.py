@@ -20,7 +20,7 @@ from secateur.select.pattern import n_of_m
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import matrices, nonzero
 from secateur.subjects.transformer import low_rank
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Result, Training
 
 QUICK = {"steps": 12, "refresh": 2, "train_batch": 4, "length": 16, "lr": 1e-2}
 DATA = texts.read(tiny.chains(200))
@@ -217,6 +217,27 @@ def test_the_loss_is_the_weighted_sum_of_the_paper(tmp_path, monkeypatch):
     assert third["hidden"] == [(layer, layer) for layer in range(5)]
 
 
+def test_the_loops_settings_of_an_optimiser_are_followed_or_refused(tmp_path):
+    """They were taken, and left unread."""
+    runs = {}
+    for betas in ((0.9, 0.95), (0.5, 0.6)):
+        (found,) = results(tmp_path / str(betas), "pattern=2:4", training=Training(betas=betas))
+        assert f"betas={betas}" in found.recovery.settings["optimizer"]
+        runs[betas] = weights(found)
+    assert any(not torch.equal(tensor, runs[0.5, 0.6][name]) for name, tensor in runs[0.9, 0.95].items())
+    for wrong in ("optimizer=sgd", "momentum=0.3"):
+        with pytest.raises(InputError, match="AdamW of its own"):
+            results(tmp_path / wrong, "pattern=2:4", training=wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"hidden": -1.0}, {"calibration": 0}, {"length": 1}])
+def test_options_that_make_no_sense_are_refused_by_name(wrong, tmp_path):
+    """A temperature of 0 took the teacher's weight away, and trained without it."""
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=f"option {name}={value} of ast"):
+        results(tmp_path, "pattern=2:4", **wrong)
+
+
 def test_another_model_may_teach(tmp_path):
     place = str(tmp_path / "model")  # of another width, as only logits are compared
     subject("gpt2").save(tmp_path / "model")
@@ -274,9 +295,19 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
     assert whole.recovery.settings["flips"] == again.recovery.settings["flips"]
 
 
-def test_early_stopping_judges_on_texts_held_out(tmp_path):
+def test_early_stopping_judges_on_texts_held_out(tmp_path, monkeypatch):
+    read, real = [], ast.texts.batches
+
+    def note(corpus, *given, **how):
+        read.append(set(corpus.texts))
+        return real(corpus, *given, **how)
+
+    monkeypatch.setattr(ast.texts, "batches", note)
     (found,) = results(tmp_path, "pattern=2:4", training="patience=1,evaluate_every=3", lr=1e-9, min_lr=0.0)
     assert len(found.recovery.settings["evaluations"]) >= 2
+    train, held = read
+    assert held
+    assert not train & held
 
 
 def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):

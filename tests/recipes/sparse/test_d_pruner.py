@@ -230,6 +230,19 @@ def test_the_general_term_pulls_towards_general_importance(tmp_path, published):
     assert len(set(wanted.tolist()) & tops[-1]) / len(tops[0]) > 0.99
 
 
+def test_the_general_term_follows_the_learning_rate(tmp_path, monkeypatch):
+    asked, real = [], d_pruner.dual.regularise
+
+    def note(*given, share):
+        asked.append(round(share, 6))
+        return real(*given, share=share)
+
+    monkeypatch.setattr(d_pruner.dual, "regularise", note)
+    ones = {name: torch.ones(weight.shape) for name, weight in views(subject()).items()}
+    scored(tmp_path, batches(4), general=ones.__getitem__, general_weight=1.0)
+    assert list(dict.fromkeys(asked)) == [1.0, round(2 / 3, 6), round(1 / 3, 6)]  # a step of warm-up, then down to 0
+
+
 @pytest.mark.parametrize(
     ("options", "weight"),
     [({}, 1.0), ({"published": True}, 0.1), ({"published": True, "general_weight": 3.0}, 3.0)],
@@ -380,7 +393,26 @@ def test_experts_that_the_domain_never_reaches_rank_by_magnitude(tmp_path):
     weight = views(model)[name]
     assert torch.allclose(found[name], 1e-30 * weight.abs())
     assert told["unseen"] == 3  # nothing comes back to gate and up, and a weight of zero is worth zero
-    assert any("3 matrices got no gradient" in note for note in d_pruner.describe_descent(told, "texts", 16))
+    notes = d_pruner.describe_descent(told, "texts", 16, few=False)
+    assert any("3 matrices got no gradient" in note for note in notes)
+
+
+def test_a_streamed_model_takes_dual_scores_of_an_earlier_run(tmp_path, general):
+    subject().save(tmp_path / "model")
+    whole, _ = results(tmp_path / "a", "weights=50%", "weights=70%", general=general)
+    scores = str(tmp_path / "a")
+    (found,) = results(tmp_path / "b", "weights=50%", model=open_streamed(tmp_path / "model"), scores=scores)
+    found.subject.save(tmp_path / "saved")
+    assert same(views(open_subject(tmp_path / "saved")), views(whole.subject))
+
+
+def test_each_note_is_told_once_and_texts_that_hold_enough_are_not_called_short(tmp_path, general):
+    """Of 20 sequences asked for, two batches of 8 are used: that is no lack of texts."""
+    (found,) = results(tmp_path / "a", "weights=50%", general=general, samples=20)
+    told = [*found.cut.notes, *found.notes]
+    assert len(told) == len(set(told))
+    assert any("on 16 sequences" in note for note in told)
+    assert not any("fewer than" in note for note in told)
 
 
 def test_a_dry_run_scores_nothing(tmp_path):
@@ -410,6 +442,8 @@ def test_few_texts_are_told(tmp_path, general):
         ("weights=0.0001%", {"general_weight": 0, "scope": "global"}, InfeasibleError, "leaves nothing of the "),
         ("weights=50%", {"general_weight": -1.0}, InputError, "option general_weight=-1.0 of d_pruner"),
         ("weights=50%", {"general_weight": 0, "samples": 0}, InputError, "option samples=0 of d_pruner"),
+        ("weights=50%", {"general_weight": 0, "train_length": 0}, InputError, "option train_length=0 of d_pruner"),
+        ("weights=50%", {"general_share": 1.5}, InputError, "option general_share=1.5 of d_pruner"),
         ("weights=50%", {"general_weight": 0, "training": "accumulate=2"}, InputError, "training accumulate: d_pruner"),
         ("weights=50%", {"general": "nowhere.txt"}, InputError, "nowhere.txt does not exist"),
     ],

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import secateur
 import toys
-from recipes.sparse.oneshot import RECIPES, run, stays, taught
+from recipes.sparse.oneshot import RECIPES, data, run, stays, taught
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.select.pattern import n_of_m
 from secateur.subjects.matrices import matrices, nonzero
@@ -75,6 +76,18 @@ def test_bad_budgets_are_refused(name, tmp_path):
             run(name, tmp_path, bad)
     with pytest.raises((InfeasibleError, InputError), match="weights"):
         run(name, tmp_path, "weights=0.0001%")
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["memory", "streamed"])
+def test_half_of_a_model_that_was_pruned_before_is_half_of_what_it_holds(tmp_path, stream):
+    """The recipe kept half of all weights, the verdict asked for half of those that are not zero: missed."""
+    (first,) = secateur.run("magnitude", taught(), data(), "weights=40%", tmp_path / "first", batch=2, length=16)
+    (row,) = secateur.run(
+        "magnitude", tmp_path / "first", data(), "weights=50%", tmp_path / "second", stream=stream, batch=2, length=16
+    )
+    assert row.verdict == "met"
+    assert row.cut.before["weights"] == first.cut.after["weights"]
+    assert row.cut.after["weights"] == pytest.approx(row.cut.before["weights"] / 2, rel=0.001)
 
 
 def test_patterns_rank_inside_runs(tmp_path):

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 from accelerate import PartialState
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
 from transformers import (
     Gemma3ForCausalLM,
@@ -44,6 +45,21 @@ MODELS = {
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=4, sliding_window=4)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=4, n_positions=32)),
 }
+
+
+def test_a_model_spread_over_devices_keeps_what_brings_its_inputs_along():
+    """Accelerate's forward of each block was lost with the first look at how blocks are called, in the original too."""
+    one = subject()
+    layers = one.model.model.layers
+    for layer in layers:
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="cpu"))
+    before = [layer.forward for layer in layers]
+    batch = batches(1)[0]
+    expected = one.model(**batch).logits
+    blocks.record_calls(one, batch)
+    blocks.run_ends(one, batch, torch.zeros(2, 9, 16))
+    assert [layer.forward for layer in layers] == before
+    assert torch.equal(one.model(**batch).logits, expected)
 
 
 def subject(name="llama", seed=0):

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from torch.nn.utils import parametrize
 
@@ -60,10 +60,10 @@ def ast(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    length: int = 128,
+    length: Annotated[int, Ge(2)] = 128,
     seed: int = 0,
     score: Literal["magnitude", "wanda"] = "magnitude",
-    calibration: int = 128,
+    calibration: Annotated[int, Ge(1)] = 128,
     refresh: Annotated[int, Ge(0)] = 10,
     pull: Pull = Pull(decay=1e-4, ramp=0.25, moment="both"),
     slorb: Annotated[int, Ge(0)] = 0,
@@ -71,8 +71,8 @@ def ast(
     projection: bool = True,
     kd: Annotated[float, Ge(0), Le(1)] = 0.67,
     teacher: str = "",
-    temperature: float = 2.0,
-    hidden: float = 0.0,
+    temperature: Annotated[float, Gt(0)] = 2.0,
+    hidden: Annotated[float, Ge(0)] = 0.0,
     training: Training = Training(steps=1000, batch=16, lr=2e-4, min_lr=2e-5, warmup=0.05, weight_decay=0.1),
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -124,6 +124,8 @@ def ast(
     """
     if not subject.causal:
         raise UnsupportedError(f"ast trains language models, and this one gives {subject.output}: use a causal decoder")
+    if training.optimizer == "sgd" or training.momentum is not None:
+        raise InputError("ast trains by an AdamW of its own (step 4): leave training optimizer and momentum out")
     paths, teaching = subject.layers(), kd > 0 or hidden > 0
     master = open_teacher(subject, teacher, kd=kd, hidden=hidden) if teacher else subject
     train, held = data.split(seed=seed)
@@ -169,7 +171,10 @@ def ast(
                         hidden=[(layer, layer) for layer in range(len(paths) + 1)] if hidden else [],
                     ),
                     training.default(schedule="cosine-zero"),
-                    optimizer=masks.adamw(decay=pull.decay, ramp=round(pull.ramp * steps), moment=pull.moment),
+                    optimizer=masks.adamw(
+                        decay=pull.decay, ramp=round(pull.ramp * steps), moment=pull.moment,
+                        betas=training.betas or (0.9, 0.95),
+                    ),
                     extra=[masks], frozen=[master.model] if teaching else [], seed=seed, dropout=False,
                     checkpoint=run.folder(f"train-{budget}"),
                     evaluate=partial(

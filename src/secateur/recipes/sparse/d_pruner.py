@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Le
 from safetensors import safe_open
 from torch import Tensor
 
@@ -52,11 +52,11 @@ Read = Callable[[str], Tensor]
 class GeneralPass:
     """How general importance G is measured, step 1."""
 
-    general_share: float = 0.48
+    general_share: Annotated[float, Gt(0), Le(1)] = 0.48
     """What stays of the weights in the pass that scores G: the paper prunes 52 % of the linears for a model of half."""
-    general_samples: int = 128
+    general_samples: Annotated[int, Ge(1)] = 128
     """Windows of general text."""
-    damp: float = 0.01
+    damp: Annotated[float, Ge(0)] = 0.01
     """Dampening of the Hessian, as a share of its mean diagonal."""
     floor: int = 1
     """Experts with fewer tokens get the Hessian of all experts of their layer."""
@@ -75,7 +75,7 @@ def d_pruner(
     general_pass: GeneralPass = GeneralPass(general_share=0.48, general_samples=128, damp=0.01, floor=1),
     dual_score: DualScore = DualScore(general_weight=None, published=False, cubic=False),
     samples: Annotated[int, Ge(1)] = 1000,
-    train_length: int = 128,
+    train_length: Annotated[int, Ge(2)] = 128,
     packed: bool = True,
     clip: Annotated[float, Ge(0)] = 1.0,
     recompute: bool = False,
@@ -128,8 +128,9 @@ def d_pruner(
     """
     weight = dual_score.weight
     check(
-        subject, training, by=by, general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0)
-    )
+        subject, training, descends=by == "dual" and not scores,
+        general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0),
+    )  # fmt: skip
     width = partial(block_width, block=block)
     targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
@@ -161,27 +162,29 @@ def d_pruner(
                 steps=round(training.number("epochs") * each), samples=each * batch, how=dual_score,
                 lr=training.number("lr"), warmup=training.number("warmup"), clip=clip or None, recompute=recompute,
             )  # fmt: skip
-            notes += describe_descent(
-                score_once(run, "dual", {**key, "text": data.digest}, measure), data.name, samples
-            )
+            figures = score_once(run, "dual", {**key, "text": data.digest}, measure)
+            notes += describe_descent(figures, data.name, samples, few=each < samples // batch)
             read = open_scores(run.folder("dual"), subject.layers())
     for budget in budgets:
         share, pattern = targets[str(budget)]
         student = subject.copy()
         prune(student, run.folder(f"blocks-{budget}"), read, share, pattern, scope=scope, block=block)
-        yield blockwise.make_result(subject, student, budget, notes, notes, judged=judged)
+        yield blockwise.make_result(subject, student, budget, notes=notes, judged=judged)
 
 
-def check(subject: Transformer | Streamed, training: Training, *, by: str, general_needed: bool) -> None:
-    """Raise `UnsupportedError` for a model that can't be scored, `InputError` for settings, and where a text lacks."""
+def check(subject: Transformer | Streamed, training: Training, *, descends: bool, general_needed: bool) -> None:
+    """Raise `UnsupportedError` for a model that can't be scored, `InputError` for settings, and where a text lacks.
+
+    descends: a copy of the model is to be trained, which takes all of it in memory and one process.
+    """
     others = sorted(training.named.keys() - {"epochs", "batch", "lr", "warmup"})
     if others:
         raise InputError(f"training {others[0]}: d_pruner's descent has epochs, train_batch, lr, warmup and clip alone")
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
-    if by == "dual" and distributed.count() > 1:
+    if descends and distributed.count() > 1:
         raise UnsupportedError("by=dual trains in one process: start it without torchrun, or take by=general")
-    if by == "dual" and isinstance(subject, Streamed):
+    if descends and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
     if general_needed:
         raise InputError(
@@ -303,13 +306,13 @@ def digest(subject: Transformer | Streamed) -> str:
     return whole.hexdigest()
 
 
-def describe_descent(figures: Mapping[str, Any], name: str, samples: int) -> tuple[str, ...]:
-    """Notes on the descent."""
+def describe_descent(figures: Mapping[str, Any], name: str, samples: int, *, few: bool) -> tuple[str, ...]:
+    """Notes on the descent; few: the text `name` holds no whole batches for the `samples` that were asked for."""
     notes: tuple[str, ...] = (
         f"the general term changed the domain's gradient by {figures['change']:.2g} of its norm, "
         f"over {figures['steps']:g} steps on {figures['sequences']:g} sequences",
     )
-    if figures["sequences"] < samples:
+    if few:
         notes += (f"{name} holds {figures['sequences']:g} sequences, fewer than the {samples} asked for",)
     if figures["unseen"]:
         notes += (f"{figures['unseen']:g} matrices got no gradient from the domain: by magnitude, below all others",)

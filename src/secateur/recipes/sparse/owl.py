@@ -5,9 +5,12 @@ Yin et al., ICML 2024 (arXiv 2310.05175).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
 
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -42,11 +45,11 @@ def owl(
     *,
     method: Literal["wanda", "sparsegpt", "magnitude"] = "wanda",
     scope: weights.Scope | None = None,
-    samples: int = 128,
-    length: int = 128,
-    spread: float | None = None,
-    times: float = 5.0,
-    damp: float = 0.01,
+    samples: Annotated[int, Ge(1)] = 128,
+    length: Annotated[int, Ge(1)] = 128,
+    spread: Annotated[float, Ge(0)] | None = None,
+    times: Annotated[float, Gt(0)] = 5.0,
+    damp: Annotated[float, Ge(0)] = 0.01,
     floor: int = 1,
     seed: int = 0,
     dry_run: bool = False,
@@ -108,18 +111,19 @@ def owl(
             patterns = [Pattern(int(n), pattern.m) for n in allocate.round_to_total(kept, sizes, most=pattern.m)]
             choosers = [weights.chooser(1.0, own) for own in patterns]
         every = pattern.m if pattern else 128 if scope == "block" else 0
-        student, starved = subject.copy(), 0
-        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
+        student, starved, folder = subject.copy(), 0, run.folder(f"blocks-{budget}")
+        visited: Iterable[blocks.Block] = ()
+        if method == "magnitude":  # what a block reads has no say: none is run
+            prune_by_magnitude(student, folder, dict(zip(subject.layers(), choosers, strict=True)))
+        else:
+            visited = blocks.visit(student, windows, folder)
+        for block in visited:
             choose = choosers[block.index]
             if method == "sparsegpt":
                 few, loss = blockwise.prune_by_hessian(block, choose, floor, every=every, damp=damp)
                 run.json(f"loss-{budget}-{block.index}", partial(float, loss))  # for a run that goes on behind it
-            elif method == "wanda":
-                few = blockwise.prune_by_wanda(block, choose, floor)
             else:
-                _, few = blockwise.read_inputs(block, floor)
-                for matrix in block.matrices.values():
-                    matrix.weight.mul_(choose(matrix.weight.abs()))
+                few = blockwise.prune_by_wanda(block, choose, floor)
             starved += few
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
         if pattern is not None:
@@ -134,3 +138,11 @@ def owl(
             [told, *([blockwise.describe_losses(run, budget, subject)] if method == "sparsegpt" else [])],
             patterns=by_matrix,
         )  # fmt: skip
+
+
+def prune_by_magnitude(student: Transformer | Streamed, folder: Path, choosers: Mapping[str, weights.Choose]) -> None:
+    """Zero, in place, what the chooser of each block (by path) leaves of its |W|."""
+    owners = {name: path for path in choosers for name in matrices(student.model, [path])}
+    for found in blocks.walk(student, folder):
+        for name, matrix in found.items():
+            matrix.weight.mul_(choosers[owners[name]](matrix.weight.abs()))

@@ -26,7 +26,7 @@ from secateur.methods import blockwise
 from secateur.recover.sparsity import merging
 from secateur.score import hessian, hooks, random, routing
 from secateur.select import allocate, clusters, ranking, weights
-from secateur.subjects import Moe, Streamed, matrices
+from secateur.subjects import Moe, Streamed
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Cut, Result, Selection
 
@@ -148,7 +148,7 @@ def stun(
     worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else routes
 
     for budget in budgets:
-        share, pattern = weights.read_budget(budget, whole, "stun")
+        share, pattern = weights.read_budget(budget, whole, "stun", held=blockwise.count_nonzero(subject))
         most = sum(counts.values()) if pattern else int((1.0 - share) * whole / largest + 1e-9)
         target = experts or sum(counts.values()) - min(round(structured * sum(counts.values())), most)
         decide = partial(
@@ -174,7 +174,7 @@ def stun(
             starved += blockwise.prune_by_wanda(block, choosers[block.index], floor, routed=routed)
 
         zeros = blocks.receipt(slim, student)
-        before = {**gone.before, "weights": count_nonzero(subject)}
+        before = {**gone.before, "weights": float(blockwise.count_nonzero(subject))}
         after = {**gone.after, "weights": zeros.after["weights"]}
         by_layer = ", ".join(str(len(clusters_of)) for clusters_of in groups.values())
         passed = f"one pass over {int(routes['tokens'])} tokens" if passes else "no pass"
@@ -352,15 +352,6 @@ def keep_experts(
 
 
 # ----------------------------------------------------------------------------------------------------------- counts
-
-
-def count_nonzero(subject: Mixed) -> float:
-    """How many weights of the matrices of all blocks are not zero."""
-    total = 0
-    for path in subject.layers():
-        with subject.resident(path):
-            total += matrices.nonzero(matrices.matrices(subject.model, [path]))
-    return float(total)
 
 
 def kurtosis(**stages: Mixed) -> dict[str, dict[str, float]]:

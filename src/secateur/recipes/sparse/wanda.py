@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from secateur._utils.rundir import Run
@@ -39,8 +41,8 @@ def wanda(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    samples: int = 128,
-    length: int = 128,
+    samples: Annotated[int, Ge(1)] = 128,
+    length: Annotated[int, Ge(1)] = 128,
     scope: weights.Scope = "row",
     cumulative: bool = False,
     sequential: bool = True,

@@ -434,6 +434,8 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
 def _replace_blocks(subject: Blocks, forward: Callable[..., object]) -> Iterator[None]:
     """Within the block, every block of the model runs `forward` in place of its own."""
     modules = [subject.model.get_submodule(path) for path in subject.layers()]
+    # Accelerate sets a forward of the instance, which brings inputs to the block's device: it has to come back.
+    replaced = [vars(module).get("forward") for module in modules]
 
     def take(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
         return forward(hidden_states, *args, **kwargs)
@@ -443,8 +445,10 @@ def _replace_blocks(subject: Blocks, forward: Callable[..., object]) -> Iterator
     try:
         yield
     finally:
-        for module in modules:
+        for module, own in zip(modules, replaced, strict=True):
             del module.forward
+            if own is not None:
+                module.forward = own
 
 
 def run_ends(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
