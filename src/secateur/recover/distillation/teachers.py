@@ -587,8 +587,14 @@ def cache_rows(
 
 def fill_outputs(forward: Callable[[Batch], Mapping[str, Tensor]], batches: Batches, count: int, **how: Any) -> Outputs:
     """`Outputs` in a folder, of the first `count` batches; of several processes the first asks."""
-    distributed.by_first(lambda: Outputs(forward, batches, **how).fill(count))
-    return Outputs(forward, batches, **how)
+    filled = list[Outputs]()
+
+    def fill() -> None:
+        filled.append(Outputs(forward, batches, **how))
+        filled[0].fill(count)
+
+    distributed.by_first(fill)
+    return filled[0] if filled else Outputs(forward, batches, **how)
 
 
 def join_topk(
