@@ -24,6 +24,19 @@ def test_one_of_several_choices(reply, wanted):
     assert choice_in(reply, ["true", "false"]) == wanted
 
 
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        ("It is severe asthma.", "severe asthma"),
+        ("asthma, not severe asthma", ""),
+        ("C++ it is.", "C++"),
+        ("Asthma.", "asthma"),
+    ],
+)
+def test_choices_that_hold_one_another_or_end_in_signs(reply, wanted):
+    assert choice_in(reply, ["asthma", "severe asthma", "C++", ""]) == wanted
+
+
 def test_what_was_spent_is_counted_from_now_on():
     assert Asking().open_model() is None
     model = Asking(Scripted("a b"), calls=3).open_model()

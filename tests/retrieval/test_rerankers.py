@@ -68,6 +68,30 @@ def test_a_second_head_leaves_the_scores_as_they_are(kind):
     assert headed.owner.tolist() == [0, 0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_gets_a_second_head(dtype, reranker, tmp_path):
+    wide = reranker.with_head(0)
+    pair = text(6, 7), [text(1, 2, 3), text(4, 5)]
+    before = wide.judge([pair])[0]
+    Reranker(wide.model.to(dtype), wide.tokenizer).save(tmp_path)
+    narrow = rerankers.open_reranker(str(tmp_path)).with_head(0)
+    assert narrow.model.dtype == dtype
+    narrow.save(tmp_path / "pruner")
+    for model in (narrow, rerankers.open_reranker(str(tmp_path / "pruner"))):
+        after = model.judge([pair])[0]
+        assert after.score == pytest.approx(before.score, abs=0.05)
+        assert after.keep == pytest.approx(before.keep, abs=0.05)
+
+
+def test_blocks_are_as_long_as_is_asked_for_and_the_model_has_positions(reranker):
+    model = classifier()
+    assert Reranker(model, tiny.tokenizer()).longest == 160
+    model.config.max_position_embeddings = 8192
+    assert Reranker(model, tiny.tokenizer()).longest == 512
+    assert Reranker(model, tiny.tokenizer(), None, Settings(longest=1024)).longest == 1024
+    assert Reranker(model, tiny.tokenizer(), None, Settings(longest=9999)).longest == 8192
+
+
 def test_sequences_are_those_of_the_tokenizer(reranker):
     parts = [text(1, 2, 3), text(4, 5)]
     (block,) = reranker.blocks(text(6, 7), parts)

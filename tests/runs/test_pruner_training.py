@@ -51,6 +51,22 @@ def test_a_path_model_is_trained_saved_and_prunes(learner, tmp_path):
         assert run.root == tmp_path / "out"
 
 
+def test_a_device_holds_what_is_trained_and_what_is_named_by_its_folder(learner, tmp_path):
+    rows = [{"question": "town1", "html": PAGE, "answers": "person1"}]
+    with pytest.raises(InputError, match="device 'meta'"):
+        secateur.train_pruner("htmlrag", learner, rows, tmp_path / "out", device="meta")
+    graph = tmp_path / "graph.csv"
+    graph.write_text("subject,predicate,object\nsalbutamol,treats,asthma\n")
+    how = {"question": "What treats asthma?", "budget": "words=9", "device": "meta"}
+    for recipe, documents, named in (
+        ("htmlrag", PAGE, {"path_model": str(learner)}),
+        ("kg_rag", graph, {"llm": str(learner)}),
+        ("paths_over_graph", graph, {"llm": str(learner)}),
+    ):
+        with pytest.raises(InputError, match="device 'meta'"):
+            secateur.prune_context(recipe, documents, **how, **named)
+
+
 def test_rows_that_teach_nothing_are_refused(learner, tmp_path):
     with pytest.raises(InputError, match="wanda trains no model"):
         secateur.train_pruner("wanda", learner, [], tmp_path / "out")

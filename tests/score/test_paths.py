@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 import tiny
 from secateur.errors import InputError, NumericalError
@@ -60,6 +61,22 @@ def test_the_model_is_called_once_where_paths_part(given_paths):
     again = paths.likelihood(model, PROMPT, given_paths, cache=False)
     assert again.calls == found.calls
     assert again.tokens == sum(len(PROMPT) + len(prefix) for prefix in parting)
+    assert found.tokens <= again.tokens
+
+
+@pytest.mark.parametrize("window", [4, 6, 100])
+@given(given_paths=PATHS)
+@settings(max_examples=10, deadline=None)
+def test_a_window_that_slides_over_the_page_alters_nothing(window, given_paths):
+    torch.manual_seed(0)
+    shape = dict(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1
+    )
+    config = Gemma3TextConfig(vocab_size=64, head_dim=16, sliding_window=window, sliding_window_pattern=2, **shape)
+    model = Gemma3ForCausalLM(config).eval()
+    found, again = (paths.likelihood(model, PROMPT, given_paths, cache=cache) for cache in (True, False))
+    assert found.values.tolist() == pytest.approx(again.values.tolist(), abs=1e-4)
+    assert found.calls == again.calls
     assert found.tokens <= again.tokens
 
 

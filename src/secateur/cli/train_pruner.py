@@ -53,6 +53,7 @@ COMMAND = Command(
         "model": "folder or Hub id of the model to train; it stays as it is.",
         "data": "a .jsonl file with question, html, text or passages, and answers in each line.",
         "out": "the run directory, where the model will stand.",
+        "device": "where the model reads and is judged before and after training, such as cuda.",
     },
     recipe_flags=_recipe_flags,
     needed={"RECIPE": "recipe", "MODEL": "model", "--data": "data", "--out": "out"},

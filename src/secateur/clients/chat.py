@@ -24,7 +24,7 @@ import torch
 
 from secateur._utils import http
 from secateur._utils.http import PassingError
-from secateur._utils.modes import evaluating
+from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import BudgetError, InputError, ServerError, opening
 
@@ -231,7 +231,7 @@ SPENDING = frozenset({"calls", "llm_tokens"})
 
 
 def open_model(
-    source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0, **asked: Any
+    source: str | LanguageModel, name: str = "", *, calls: int = 0, tokens: int = 0, device: str = "", **asked: Any
 ) -> LanguageModel:
     """Whatever answers, from how a user names it.
 
@@ -240,6 +240,7 @@ def open_model(
             one already, whose meter goes on counting.
         name: of the model, where it is a server.
         calls, tokens: how many are allowed; no limit if 0.
+        device: see `open_local`.
         asked: key, timeout, retries and per_minute of a server, see `Server`.
 
     Raises `InputError` for what is none, and for a server without the name of a model.
@@ -255,7 +256,7 @@ def open_model(
                 "a server is asked for a model by name: give it, such as the one that its /v1/models lists"
             )
         return Server(source, name, meter=meter, **asked)
-    model = open_local(source)
+    model = open_local(source, device)
     return Local(model.model, model.tokenizer, meter)
 
 
@@ -269,8 +270,10 @@ def with_meter(model: LanguageModel, meter: Meter) -> LanguageModel:
 # ---------------------------------------------------------------------------------------------------------- local
 
 
-def open_local(source: str | Local) -> Local:
+def open_local(source: str | Local, device: str = "") -> Local:
     """A causal language model with its tokenizer, from a folder or Hub id, opened once; or the one that is given.
+
+    device: where one that is opened is held, "cuda"; the processor if empty. A given one stays where it is.
 
     Raises `InputError` for what is none. Weights are read from safetensors and no code of a checkpoint is run.
     """
@@ -278,16 +281,18 @@ def open_local(source: str | Local) -> Local:
         return source
     if not isinstance(source, str):
         raise InputError(f"a language model is a folder, a Hub id or chat.Local, not {type(source).__name__}")
-    return _open_checkpoint(source)
+    return _open_checkpoint(source, device or "cpu")
 
 
 @functools.lru_cache(maxsize=2)
-def _open_checkpoint(name: str) -> Local:
+def _open_checkpoint(name: str, device: str) -> Local:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with opening("language model", name):
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-        return Local(model.eval(), AutoTokenizer.from_pretrained(name, trust_remote_code=False))
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    move_to_device(model, device)
+    return Local(model.eval(), tokenizer)
 
 
 class Local:

@@ -35,11 +35,11 @@ class Asking:
     llm_tokens: Annotated[int, Ge(0)] = 0
     """The same for tokens in and out."""
 
-    def open_model(self) -> chat.LanguageModel | None:
-        """The language model, or None where none is given."""
+    def open_model(self, device: str = "") -> chat.LanguageModel | None:
+        """The language model, or None where none is given; one that is opened from a folder is held on `device`."""
         if not self.llm:
             return None
-        return chat.open_model(self.llm, self.llm_name, calls=self.calls, tokens=self.llm_tokens)
+        return chat.open_model(self.llm, self.llm_name, calls=self.calls, tokens=self.llm_tokens, device=device)
 
 
 class Spending:
@@ -92,11 +92,17 @@ def list_in(reply: str) -> list[str] | None:
 
 
 def choice_in(reply: str, choices: Sequence[str]) -> str:
-    """Which of `choices` a reply gives: by its JSON, or as the only one that it names; empty where none is clear."""
+    """Which of `choices` a reply gives: by its JSON, or as the only one that it names; empty where none is clear.
+
+    A choice that stands in a longer one alone, as asthma in severe asthma, is not named.
+    """
     answers = (value["answer"] for value in objects_in(reply) if isinstance(value.get("answer"), str))
     answer = next(answers, reply)
     exact = [choice for choice in choices if choice.casefold() == answer.strip().casefold()]
     if exact:
         return exact[0]
-    named = [choice for choice in choices if re.search(rf"\b{re.escape(choice)}\b", answer, re.IGNORECASE)]
+    named, left = list[str](), answer
+    for choice in sorted(filter(None, choices), key=len, reverse=True):
+        left, times = re.subn(rf"(?<!\w){re.escape(choice)}(?!\w)", "\0", left, flags=re.IGNORECASE)
+        named += [choice] * bool(times)
     return named[0] if len(named) == 1 else ""

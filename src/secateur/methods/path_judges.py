@@ -49,9 +49,9 @@ class Piece:
     ends: bool = True
 
 
-def open_judge(judging: Judging, similarity: Similarity, enough: float, seed: int) -> SimilarityJudge:
-    """The language model as a judge, or one without where none is given."""
-    model = judging.open_model()
+def open_judge(judging: Judging, similarity: Similarity, enough: float, seed: int, device: str = "") -> SimilarityJudge:
+    """The language model as a judge, or one without where none is given; device: see `Asking.open_model`."""
+    model = judging.open_model(device)
     if model is None:
         return SimilarityJudge(similarity, enough)
     return ModelJudge(model, similarity, enough, judging.window, seed)

@@ -37,7 +37,6 @@ def prepare_pairs(
     llm: LanguageModel | None,
     oracle: str,
     language: str,
-    longest: int,
     weight: float,
     seed: int,
 ) -> tuple[list[Record], int]:
@@ -54,7 +53,7 @@ def prepare_pairs(
     old = [pair for pair in pairs if weight and pair["score"] is None]
     if old and not model.settings.ranks:
         raise InputError("this model has no scores to keep: use weight=0 (standalone), or give a reranker")
-    judge = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old], longest=longest)
+    judge = partial(model.judge, [(pair["question"], pair["sentences"]) for pair in old])
     scores = run.json("old-scores", lambda: [judged.score for judged in judge()])
     for pair, score in zip(old, scores, strict=True):
         pair["score"] = score

@@ -75,7 +75,7 @@ class Encoding:
     tokenizer: Any = ""
     """Folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if not given."""
     device: str = ""
-    """Where encoders are held if given by name, "cuda"; the processor if empty."""
+    """Where encoders and a language model are held if given by name, "cuda"; the processor if empty."""
 
     def open_embedder(self) -> Embed | None:
         """The embedder, which remembers what it encoded; None without one."""

@@ -63,8 +63,8 @@ _SLACK = 1.1
 class Settings:
     """What stands in config.json under `pruning`.
 
-    threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads.
-    language: whose rules split sentences. ranks: whether the score of a passage means anything.
+    threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads, and at
+    most 512. language: whose rules split sentences. ranks: whether the score of a passage means anything.
     """
 
     threshold: float = 0.1
@@ -159,13 +159,16 @@ class Reranker(nn.Module):
             scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
         finally:
             hook.remove()
-        return scores, None if self.keep is None else self.keep(_drop_out(self.model, states[-1]))
+        if self.keep is None:
+            return scores, None
+        # The head stays in float32 where the checkpoint is in half precision.
+        return scores, self.keep(_drop_out(self.model, states[-1]).to(self.keep.weight.dtype))
 
     @property
     def longest(self) -> int:
-        """Tokens of a block."""
-        limits = [self.settings.longest, getattr(self.model.config, "max_position_embeddings", 0), 512]
-        return min(limit for limit in limits if limit)
+        """Tokens of a block: those of the settings, or 512, and no more than the model has positions for."""
+        wanted = self.settings.longest or 512
+        return min(wanted, getattr(self.model.config, "max_position_embeddings", 0) or wanted)
 
     def blocks(self, question: str, sentences: Sequence[str], *, longest: int = 0) -> list[Block]:
         """The sentences in as many blocks as they need, the question before each.
@@ -173,7 +176,7 @@ class Reranker(nn.Module):
         Each sentence is tokenised on its own, so that its tokens are exact; one that is longer than a block is cut, and
         a question that takes more than half of a block is shortened.
 
-        longest: tokens of a block; as many as the model reads if 0.
+        longest: tokens of a block; as `Reranker.longest` if 0.
         """
         (found,) = self._blocks([(question, sentences)], longest)
         return found

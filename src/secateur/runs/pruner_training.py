@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from secateur import recipes
+from secateur._utils.modes import move_to_device
 from secateur.clients import chat
 from secateur.errors import DataError, InputError
 from secateur.retrieval import rerankers
@@ -34,6 +35,7 @@ def train_pruner(
     data: str | Path | Sequence[Mapping[str, object]],
     out: str | Path,
     *,
+    device: str = "",
     overwrite: bool = False,
     **options: object,
 ) -> Recovery:
@@ -49,6 +51,9 @@ def train_pruner(
             texts that the documents say. Rows for provence may hold more, or `sentences` and `labels` instead, see its
             `train`.
         out: the run directory.
+        device: where the model is held outside of training, "cuda": there pages and passages are read that it learns
+            from, old scores are found and it is judged; and an embedder and a language model in a folder are held. The
+            processor if empty. Training uses a GPU if there is one.
         overwrite: start anew where `out` holds another run.
         options: of the recipe's `train`; and llm_timeout, llm_retries, llm_per_minute and llm_key (the environment
             variable that holds the key of a language model's server), of `runs.servers.servers`.
@@ -69,12 +74,14 @@ def train_pruner(
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
     kind = typing.get_type_hints(module.train)["model"]
     learner = _OPENERS[kind](str(model)).copy()
+    move_to_device(learner if isinstance(learner, Reranker) else learner.model, device or "cpu")
     bound = {name: value for name, value in chosen.items() if name not in chat.SPENDING}
     if not bound.get("training"):
         bound.pop("training", None)
     settings = {"recipe": recipe, "model": str(model), "data_sha256": digest, **bound}
     about = {
         "command": "train-pruner",
+        **({"device": device} if device else {}),
         "data": str(data) if isinstance(data, str | Path) else "rows",
         **{name: value for name, value in {**chosen, **options}.items() if name not in bound},
     }
@@ -82,7 +89,7 @@ def train_pruner(
         if (Path(out) / "training.json").is_file():
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
-        packed = keywords.pack(module.train, asked.with_llm(chosen, asked.meter()))
+        packed = keywords.pack(module.train, asked.with_llm(chosen, asked.meter(), device))
         recovery, notes = module.train(learner, rows, run, **packed)
         text = json.dumps({"recovery": asdict(recovery), "notes": notes}, indent=1)
 

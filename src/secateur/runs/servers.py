@@ -66,17 +66,22 @@ class Servers:
         calls, tokens = self.calls or None, self.tokens or None
         return Meter(calls, tokens) if ledger is None else Ledger(calls, tokens, path=ledger)
 
-    def with_llm(self, options: Mapping[str, object], meter: Meter) -> dict[str, Any]:
-        """A recipe's options with the language model opened that they name, counted by `meter` too."""
-        source = options.get("llm")
-        return {**options, "llm": chat.with_meter(self.open_llm(options), meter)} if source else dict(options)
+    def with_llm(self, options: Mapping[str, object], meter: Meter, device: str = "") -> dict[str, Any]:
+        """A recipe's options with the language model opened that they name, counted by `meter` too.
+
+        device: where one in a folder is held, unless they say.
+        """
+        if not options.get("llm"):
+            return dict(options)
+        model = self.open_llm({"device": device, **options})
+        return {**options, "llm": chat.with_meter(model, meter)}
 
     def open_llm(self, options: Mapping[str, Any]) -> LanguageModel:
         """The language model that a recipe's options name."""
         source = options["llm"]
-        return (
-            _open_server(source, options["llm_name"], self.llm) if http.is_address(source) else chat.open_model(source)
-        )
+        if http.is_address(source):
+            return _open_server(source, options["llm_name"], self.llm)
+        return chat.open_model(source, device=options.get("device") or "")
 
     def open_graph(self, graph: Any) -> object:
         """An endpoint as a graph, and whatever is to be opened in some way; what is not, as it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -94,6 +95,7 @@ class _Reader:
         self.model, self.prompt, self.keep = model, tuple(prompt), cache
         self.cache: Any = None  # keys and values, of the tokens in `read`
         self.read: list[int] = []
+        self.first: tuple[list[int], Any] | None = None  # the first call's, where a cache can't go back
         self.calls = self.tokens = 0
 
     def after(self, prefix: Sequence[int]) -> Tensor:
@@ -102,7 +104,7 @@ class _Reader:
         while self.keep and shared < min(len(self.read), len(wanted) - 1) and self.read[shared] == wanted[shared]:
             shared += 1
         if self.cache is not None and shared < len(self.read):
-            self.cache.crop(shared - len(self.read))
+            shared = self._go_back(shared)
         new, at = wanted[shared:], self.model.device
         out = self.model(
             torch.tensor([new], device=at), position_ids=torch.arange(shared, len(wanted), device=at)[None],
@@ -110,7 +112,23 @@ class _Reader:
         )  # fmt: skip
         if self.keep:
             self.cache, self.read = out.past_key_values, wanted
+            if not self.calls and not _is_croppable(self.cache):
+                self.first = list(wanted), copy.deepcopy(self.cache)
         self.calls += 1
         self.tokens += len(new)
         found: Tensor = out.logits[0, -1].cpu()
         return found
+
+    def _go_back(self, shared: int) -> int:
+        """Forget what was read behind the first `shared` tokens, or all since the first call; how many are left."""
+        if self.first is None:
+            self.cache.crop(shared - len(self.read))
+            return shared
+        read, cache = self.first  # all prefixes go on from the first one, where paths part for the first time
+        self.cache = copy.deepcopy(cache)
+        return len(read)
+
+
+def _is_croppable(cache: Any) -> bool:
+    """Whether a cache can go back by some tokens: not with a sliding window, or a state in place of keys."""
+    return not any(getattr(cache, "is_sliding", ())) and bool(getattr(cache, "is_croppable", True))

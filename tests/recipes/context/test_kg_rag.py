@@ -559,6 +559,18 @@ def test_one_of_several_choices():
     assert '{"answer": "..."}, and give one of these: true, false.' in told["prompt"]
 
 
+def test_what_a_language_model_is_told_before_all_else():
+    model = Scripted('{"entities": ["asthma"]}', "druga")
+    one(medicine(), QUESTION, embedder=bag, llm=model, answer=True, system="Answer in one word.")
+    assert model.asked[1][0][0] == {"role": "system", "content": "Answer in one word."}
+
+
+def test_who_gives_choices_wants_one_of_them():
+    model = Scripted('{"entities": ["asthma"]}', '{"answer": "true"}')
+    told = one(medicine(), QUESTION, embedder=bag, llm=model, choices=["true", "false"])[2]
+    assert (told["choice"], told["llm_calls"]) == ("true", 2)
+
+
 def test_a_language_model_that_fails_to_answer_is_told():
     model = Scripted('{"entities": ["asthma"]}', ServerError("it is down"))
     result, _, told = one(medicine(), QUESTION, embedder=bag, llm=model, answer=True)

@@ -70,6 +70,14 @@ def letters(texts):
 # ------------------------------------------------------------------------------------------------------- what it finds
 
 
+def test_a_guess_on_a_path_that_was_found_takes_no_place():
+    facts = [("asthma", "drug used for it", "wort"), ("wort", "part of", "plants")]
+    result, found, _ = told(graph(facts), "What treats asthma?")
+    lines = result.subject.to_text().split("\n")
+    assert found["phase"] in ("supplement", "expand")
+    assert len(lines) == len(set(lines)) == found["paths_kept"] == 2
+
+
 def test_a_path_through_both_topics_answers():
     result, found, rows = told(graph(MEDICINE), QUESTION)
     assert result.subject.to_text().split("\n")[0] == "asthma <-[treats]- salbutamol -[causes]-> tremor"

@@ -125,6 +125,16 @@ def test_order_by_score_and_the_first_few():
     assert compression[0] == compression[1] > 0  # it is that of the threshold, before passages are left out
 
 
+def test_a_long_passage_ranks_by_its_first_block_or_its_best():
+    model, parts = taught(), [sentence(*range(n, n + 10)) for n in (20, 3, 25)]
+    parts.sort(key=lambda part: model.judge([(QUESTION, [part])], longest=15)[0].score)
+    each = [model.judge([(QUESTION, [part])], longest=15)[0].score for part in parts]
+    for best, score in ((False, each[0]), (True, max(each))):
+        (result,) = run([parts], longest=15, best_block=best, into=(into := Transient()))
+        assert into.values[f"told-{result.name}"]["reranking_scores"] == pytest.approx([score], abs=1e-5)
+    assert each[-1] > each[0] + 1e-4
+
+
 def test_a_model_that_only_prunes_needs_a_reranker_to_rank():
     with pytest.raises(InputError, match="does not rank"):
         run(PASSAGES, reorder=True)
@@ -218,6 +228,18 @@ def test_old_scores_hold_the_ranking():
         drift[weight] = np.mean([(a.score - b.score) ** 2 for a, b in zip(after, before, strict=True)])
         assert model.settings.ranks is (weight > 0)
     assert drift[5.0] < 0.2 * drift[0.0]
+
+
+def test_old_scores_are_those_of_the_tokens_that_are_read_in_training():
+    """As many as the settings say, and as the model has positions for: 64 here, fewer than the default."""
+    long = [sentence(*range(number, number + 30)) for number in range(3)]
+    rows = [{"question": sentence(number), "documents": [long], "kept": [[2]]} for number in range(4)]
+    for longest, read in ((512, 64), (40, 40)):
+        model, into = fresh(), NoCheckpoints()
+        before = [model.judge([(row["question"], long)], longest=read)[0].score for row in rows]
+        train(model, rows, into, longest=longest, held_out=0.0, epochs=1.0, batch=2)
+        assert into.values["old-scores"] == pytest.approx(before, abs=1e-5)
+        assert model.longest == read
 
 
 def test_training_repeats_and_says_what_it_saw(tmp_path):

@@ -314,6 +314,20 @@ def test_an_endpoint_that_lies_is_believed_only_what_it_was_asked(lie):
         json.dumps(graph.within(nodes, 3)).encode()
 
 
+def test_predicates_of_wikidata_are_called_as_their_properties():
+    place, label = "http://www.wikidata.org/", "<http://www.w3.org/2000/01/rdf-schema#label>"
+    told = Embedded()
+    told.graph.update(
+        f"""INSERT DATA {{ <{place}entity/Q35869> <{place}prop/direct/P2176> <{place}entity/Q215034> ;
+        {label} "asthma"@en . <{place}entity/P2176> <http://wikiba.se/ontology#directClaim> <{place}prop/direct/P2176> ;
+        {label} "drug used for treatment"@en , "Arzneimittel"@de , "medicament"@fr . }}"""
+    )
+    predicates = [f"{place}prop/direct/P2176", f"{place}prop/direct/P31"]
+    for language, name in (("en", "drug used for treatment"), ("de", "Arzneimittel")):
+        graph = KnowledgeGraph(told, language=language)
+        assert list(graph.names(predicates).values()) == [name, "P31"]
+
+
 def test_names_are_one_short_line():
     def long(rows):
         words = "a\n\x1b[2J\u202eb " * 100_000
@@ -409,7 +423,7 @@ def test_facts_are_lines_of_which_some_stay():
     smaller, cut = facts.cut(Selection({"facts": np.array([False, True])}))
     assert smaller.to_text() == "c"
     assert (dict(cut.removed), dict(cut.before), dict(cut.after)) == ({"facts": (1, 2)}, {"words": 3.0}, {"words": 1.0})
-    assert facts.written([True, False]) == "a b"
+    assert facts.to_text([True, False]) == "a b"
     assert facts.cost({"letters": lambda texts: [len(text) for text in texts]}) == {"words": 3.0, "letters": 5.0}
     assert facts.units(letters=lambda texts: [len(text) for text in texts])["facts"].cost["letters"].tolist() == [4, 2]
     with pytest.raises(InputError, match="2 facts, and the selection has 3"):

@@ -104,7 +104,7 @@ def htmlrag(
         wide: the coarse cut's budget, as a multiple.
         block: words above which a tag is split for step 1; 0 for a size that suits page and budget (`suit_block`).
         fine: the same for step 2.
-        device: where the embedder is held if given by name, "cuda"; the processor if empty.
+        device: where embedder and path model are held if given by name, "cuda"; the processor if empty.
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
@@ -121,7 +121,7 @@ def htmlrag(
     pairs 3 did not); with `block` given, blocks are the same for all.
     """
     counts, question = Encoding(embedder, tokenizer).counts(), " ".join(data.split())
-    scorer = chat.open_local(path_model) if path_model else None
+    scorer = chat.open_local(path_model, device) if path_model else None
     similarity = Similarity(encoders.encoder(embedder, device) if embedder else None)
     asked = instruction + question if embedder else question
     rate = partial(score_texts, question=asked, similarity=similarity, headed=headed)
@@ -308,7 +308,7 @@ def train(
         raise InputError(f"windows={list(windows)}, rates={list(rates)}: give one rate for each window")
     made, lost = list[dict[str, Tensor]](), 0
     draw = np.random.default_rng(seed)
-    similarity = Similarity(encoders.encoder(embedder) if embedder else None)
+    similarity = Similarity(encoders.encoder(embedder, str(model.model.device)) if embedder else None)
     for number, row in enumerate(rows, start=1):
         if not row["answers"]:
             raise DataError(f"row {number} has no answers: give text or a list of texts that its documents say")

@@ -74,7 +74,7 @@ class Answering:
     answer: bool = False
     """Also ask the language model the question, with what is kept."""
     choices: Sequence[str] = ()
-    """Answers of which it is to give one."""
+    """Answers of which it is to give one; it is asked then, too."""
     system: str = ""
     """What the language model is told before all else; if empty, to answer briefly and name sources."""
 
@@ -152,7 +152,7 @@ def kg_rag(
     if calibrate and not (encoding.embedder and floor is None):
         raise InputError(f"calibrate={calibrate:g}: give an embedder, and no floor")
     filters = tuple(map(parse_filter, wording.filters))
-    question, counts, model = " ".join(data.split()), encoding.counts(), asking.open_model()
+    question, counts, model = " ".join(data.split()), encoding.counts(), asking.open_model(encoding.device)
     embed = encoding.open_embedder()
     embed_names = encoders.open_remembering(linking.namer, device=encoding.device) if linking.namer else embed
     if floor is None:
@@ -431,7 +431,7 @@ def answer(
 ) -> Record:
     """The record with the prompt and, where the model is to answer, its answer."""
     found = {**record, "prompt": "\n\n".join(message["content"] for message in messages)}
-    if model is None or not answering.answer:
+    if model is None or not (answering.answer or answering.choices):
         return found
     spending = Spending(model)
     try:

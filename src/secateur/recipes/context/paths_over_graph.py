@@ -111,7 +111,7 @@ def paths_over_graph(
     most like the question.
     """
     counts, similarity = encoding.counts(), Similarity(encoding.open_embedder(), markup.stems, digits=6)
-    judge = open_judge(judging, similarity, enough, seed)
+    judge = open_judge(judging, similarity, enough, seed, encoding.device)
 
     def find_paths() -> Record:
         text = " ".join(data.split())
@@ -194,6 +194,8 @@ def prune(search: PathSearch, clusters: Sequence[Cluster]) -> tuple[list[Cluster
     """What is left after all steps, the best first; and after the first of them."""
     widths = search.widths
     clusters = walks.cluster_paths(dict.fromkeys(path for cluster in clusters for path in cluster.members))
+    # A path that was led through a guess may be one that was found before: it says the same.
+    clusters = list({(path.nodes, path.steps): path for path in reversed(clusters)}.values())[::-1]
     near = most_similar(search, clusters, widths.width if widths.mode == "1" else widths.wide)
     left, last = near, widths.width if widths.mode == "12" else widths.branch
     if "2" in widths.mode and len(near) > last:

@@ -260,7 +260,7 @@ def train(
         everywhere: special tokens and those of the question are taught to go; otherwise they are not looked at.
         training: see `Training`; the learning rate is constant. Its default is that of large models and a million
             pairs: small ones want 3e-5.
-        longest: tokens of a pair; what is longer is cut off.
+        longest: tokens of a pair, as far as the model has positions for them; what is longer is cut off.
         threshold: what the model takes where it is not told otherwise.
         rounding: likewise.
         language: likewise, for the splitting of sentences, here and where the model is used.
@@ -274,13 +274,14 @@ def train(
     Departures: BM25 for SPLADE-v3. AdamW without decay for Adam. Padding is never looked at, so that a loss does not
     depend on what stands beside it in its batch.
     """
+    model.settings = replace(model.settings, longest=longest)  # old scores are those of what is read in training
     pairs, lost = prepare_pairs(
-        model, rows, run, corpus=corpus, llm=asking.open_model(), oracle=oracle, language=language, longest=longest,
-        weight=weight, seed=seed,
+        model, rows, run, corpus=corpus, llm=asking.open_model(str(model.model.device)), oracle=oracle,
+        language=language, weight=weight, seed=seed,
     )  # fmt: skip
     model.keep = model.keep or model.with_head(seed).keep
     model.settings = replace(
-        model.settings, threshold=threshold, rounding=rounding, longest=longest, language=language,
+        model.settings, threshold=threshold, rounding=rounding, language=language,
         ranks=model.settings.ranks and weight > 0,
     )  # fmt: skip
     draw = np.random.default_rng(seed)

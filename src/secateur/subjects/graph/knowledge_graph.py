@@ -34,6 +34,8 @@ NAMES = (
     "http://rdf.freebase.com/ns/type.object.name",
 )
 """What gives a thing its name, the first that is there."""
+_DIRECT = "http://wikiba.se/ontology#directClaim"
+"""In Wikidata a predicate, .../prop/direct/P31, has no name of its own: what points at it by this has one."""
 ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
 """What else a thing is called."""
 _ABOUT = (f"{RDF}subject", f"{RDF}predicate", f"{RDF}object")
@@ -260,10 +262,18 @@ class KnowledgeGraph:
             each = (f"{{ VALUES ?s {{ {values} }} ?s {iri(name)} ?n BIND({iri(name)} AS ?p) }}" for name in NAMES)
             return f"SELECT ?s ?p ?n WHERE {{ {' UNION '.join(each)} }}"
 
+        def ask_items(part: Sequence[str]) -> str:
+            names = ", ".join(map(iri, NAMES))
+            where = f"?item {iri(_DIRECT)} ?s ; ?p ?n FILTER(?p IN ({names}))"
+            return f"SELECT ?s ?p ?n WHERE {{ VALUES ?s {{ {' '.join(map(iri, part))} }} {where} }}"
+
         for start in range(0, len(new), _AT_ONCE):
             part = new[start : start + _AT_ONCE]
             found = _Named(self.language)
             for row in self._select_all(part, query, 16):
+                found.add(row)
+            direct = [node for node in part if "/prop/direct" in node and node not in found.best]
+            for row in self._select_all(direct, ask_items) if direct else ():
                 found.add(row)
             self._names |= {node: found.best[node][2] if node in found.best else iri_in_words(node) for node in part}
         return {node: self._names[node] for node in asked}
