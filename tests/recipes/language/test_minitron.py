@@ -480,15 +480,12 @@ def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeyp
     assert len(counts) == len(set(counts))
 
 
-def test_options_that_a_model_or_several_processes_can_not_have_are_refused(tmp_path, monkeypatch):
+def test_options_that_a_model_can_not_have_are_refused(tmp_path):
     for wrong in ({"hidden": True}, {"direction": "reverse"}, {"kind": "bert"}):
         with pytest.raises(InputError, match="cache keeps a language model's likeliest tokens"):
             results(tmp_path, "params=90%", cache=4, **wrong)
     with pytest.raises(InputError, match="correction_steps trains on the next token"):
         results(tmp_path, "params=90%", kind="bert", correction_steps=1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="filled by one process"):
-        results(tmp_path, "params=90%", cache=4)
 
 
 def toy(_):

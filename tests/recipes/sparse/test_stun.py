@@ -404,12 +404,6 @@ def test_different_counts_per_layer_survive_the_disk(tmp_path):
     assert torch.equal(secateur.load(tmp_path / "saved")(**batch).logits, result.subject.forward(batch).prediction)
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(stun.distributed, "count", lambda: 2)
-    with pytest.raises(UnsupportedError, match="stun runs in one process"):
-        stun.check(taught(), False, 0)
-
-
 def test_bad_input_is_refused(tmp_path):
     dense = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
     with pytest.raises(InputError, match="stun cuts experts out of a mixture of experts"):

@@ -5,7 +5,6 @@ Muralidharan et al., NeurIPS 2024 (arXiv 2407.14679); practice report: Sreenivas
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -277,8 +276,6 @@ def check(
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
     if cache and (not subject.causal or losses.hidden or losses.direction != "forward"):
         raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
-    if cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("cache is filled by one process: make the run with one first, or leave cache out")
 
 
 # -------------------------------------------------------------------------------------------------------- candidates

@@ -115,9 +115,9 @@ def romanian_distilberts(
     """
     check(subject, factors)
     everyone = gather_teachers(subject, teachers, weights, foreign, length)
-    plans = {}
+    plans, fit = {}, partial(most_layers, subject)
     for budget in budgets:  # before the first of them is trained; times differ, and a resumed run keeps its layers
-        count, predicted = run.json(f"layers-{budget}", partial(most_layers, subject, budget, batch, length))
+        count, predicted = run.json(f"layers-{budget}", partial(fit, budget, batch, length), alone=True)
         plans[budget] = choose_layers(len(subject.layers()), count, keep), predicted
     train, held = data.split(seed=seed)
     batches = masked_batches(

@@ -129,7 +129,8 @@ def ziplm(
     grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
     table = None
     if any("latency" in budget for budget in budgets):
-        table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
+        timed = partial(timing.time_blocks, subject, axis, grid, batch, length)
+        table = run.json("latency", timed, alone=True)
     rest = table["rest"]["0"] if table else 0.0
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
@@ -175,7 +176,7 @@ def ziplm(
             decided |= {f"{site}.keep": base[site].keep(level) for site, level in chosen.items()}
             return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
 
-        decided = run.tensors(f"cut-{budget}", decide)
+        decided = run.tensors(f"cut-{budget}", decide, alone=True)
         if not keep_database and (gradual or budget is order[-1]):
             run.drop(name)
         keep = {site.name: decided[f"{site.name}.keep"].numpy() for site in units.free()}

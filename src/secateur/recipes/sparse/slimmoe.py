@@ -5,7 +5,6 @@ Li, Liang, Zhang, Cheng, Kim, Chen, Wang, Zhao and Chen, COLM 2025 (arXiv 2506.1
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from secateur._utils import devices, plugins
+from secateur._utils import devices, distributed, plugins
 from secateur._utils.disk import writing
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -182,7 +181,7 @@ def slimmoe(
                 objective = distilling.objective(student, teacher)
                 for router in student.routers():
                     router.requires_grad_(not distilling.freeze_router)
-                seen = sum(done.steps for done in recoveries) * (training.accumulate or 1)
+                seen = sum(done.steps for done in recoveries) * (training.accumulate or 1) * distributed.count()
                 recovery = distillation.train_student(
                     student, teacher, Shifted(stream, seen), objective,
                     replace(training, steps=count, lr=peak, min_lr=floor), length=length, seed=seed,
@@ -192,7 +191,8 @@ def slimmoe(
                 recoveries.append(recovery)
                 notes.append(describe_stage(stage, student, recovery, length, teacher))
             if not last and not dry_run:
-                stored[f"stage {stage}"] = save_stage(student, run.path(f"stage-{budget}-{stage}"))
+                path = run.path(f"stage-{budget}-{stage}")
+                stored[f"stage {stage}"] = distributed.by_first(partial(save_stage, student, path))
         cut = shapes.receipt(subject, student)
         predicted = student.units(batch=batch, length=length).cost()
         yield Result(
@@ -321,7 +321,7 @@ def stage_shares(
         middle = (low + high + 1) // 2
         low, high = (low, middle - 1) if excess(middle / finest) else (middle, high)
     last = low / finest
-    halvings = many or max(2, round(-math.log2(last)) if last else 2)
+    halvings = many or max(2, round(-float(np.log2(last))) if last else 2)
     return [last ** (stage / halvings) for stage in range(1, halvings + 1)]
 
 

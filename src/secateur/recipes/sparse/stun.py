@@ -169,6 +169,7 @@ def stun(
                 routed=routed,
             )  # fmt: skip
             percents, sizes = run.json(f"outliers-{target}", look_again)
+            run.drop("outliers")
             shares = allocate.spread(percents, rest, outliers.spread, sizes=sizes)
         choosers = [weights.chooser(own, pattern) for own in shares]
         student, starved = cast(Mixed, slim.copy()), 0
@@ -197,8 +198,6 @@ def stun(
 
 def check(subject: Mixed, uniform: bool, passes: int) -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
-    if distributed.count() > 1:
-        raise UnsupportedError("stun runs in one process: start it without torchrun or accelerate launch")
     if not subject.family.experts:
         raise InputError("stun cuts experts out of a mixture of experts, and this is none: use owl or wanda")
     if passes and isinstance(subject, Streamed):
@@ -349,7 +348,9 @@ def keep_experts(
             for theirs, ours in ((old.experts, mixtures[index].experts), (old.router, mixtures[index].router)):
                 merging.fill(theirs, ours, groups[index], chosen[index], kappa=kappa)
             if isinstance(student, Streamed) and folder is not None:
-                student.store(path, folder / f"{index}.safetensors")
+                file = folder / f"{index}.safetensors"
+                distributed.by_first(partial(student.store, path, file))
+                student.recall(path, file)
     return student, cut
 
 
