@@ -664,3 +664,11 @@ def toy(folder):
         "output": output,
         "quality": lambda examples: vision.accuracy(student(examples), held_out),
     }
+
+
+def test_shares_too_small_to_look_for_alpha_are_refused_before_any_training(tmp_path, monkeypatch):
+    """Of 6 examples of a class 5 % are none: the message names the option, not a budget that nobody gave."""
+    monkeypatch.setattr(module, "score_by_training", lambda *_, **__: pytest.fail("trained"))
+    few = DATA.take([i for kind in range(4) for i in (DATA.labels == kind).nonzero().flatten()[:6].tolist()])
+    with pytest.raises(InputError, match=r"alpha=auto looks for the weight at tried=0\.05 .*give larger shares"):
+        results(tmp_path, ("examples=50%",), few, alpha="auto", score="el2n", tried=(0.05, 1.0))
