@@ -64,6 +64,25 @@ def test_epochs_are_epochs_when_gradients_are_accumulated(dense: Traced) -> None
         arms.fit(dense.model, Examples(DATA.inputs), epochs=1, lr=0.05)
 
 
+def test_what_is_done_between_steps_takes_the_momentum_and_refuses_another_optimiser(dense: Traced) -> None:
+    def fit(**how: object) -> dict[str, torch.Tensor]:
+        model = duplicate(dense).model
+        arms.fit(model, DATA, epochs=1, lr=0.05, batch=24, **how)
+        return model.state_dict()
+
+    plain, beside = fit(momentum=0.0), fit(momentum=0.0, epoch_end=lambda: None)
+    for name, tensor in plain.items():
+        torch.testing.assert_close(beside[name], tensor)
+    for between in ({"epoch_end": lambda: None}, {"step_end": lambda optimizer: None}):
+        with pytest.raises(InputError, match="optimizer=adamw: what this method does between steps is for sgd"):
+            fit(optimizer="adamw", **between)
+
+
+def test_arms_that_the_judged_examples_would_stop_are_refused(dense: Traced) -> None:
+    with pytest.raises(InputError, match="patience=1: every arm trains for the epochs that it is compared at"):
+        arms.train_arms(prune(dense, HALF, "l1"), DATA, DATA, epochs=2, lr=0.05, patience=1)
+
+
 def test_arms_share_shapes_and_order_but_no_weights(dense: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
     pruned = prune(dense, HALF, "l1")
     before = {name: tensor.clone() for name, tensor in pruned.student.model.state_dict().items()}
@@ -86,6 +105,19 @@ def test_arms_share_shapes_and_order_but_no_weights(dense: Traced, monkeypatch: 
     parameters = [parameter for arm in trained.values() for parameter in arm.model.parameters()]
     assert len({parameter.data_ptr() for parameter in parameters}) == len(parameters)
     assert all(torch.equal(before[name], tensor) for name, tensor in pruned.student.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("finetune", "lr"), [("classic", 0.0005), ("rewind", 0.05)])
+def test_fresh_networks_train_at_the_full_rate_and_inherited_ones_as_was_asked(
+    dense: Traced, finetune: str, lr: float
+) -> None:
+    trained = arms.train_arms(
+        prune(dense, HALF, "l1"), DATA, DATA, epochs=1, lr=0.05, batch=24, finetune=finetune, chance=True
+    )
+    rates = {name: (arm.recovery.settings["lr"], arm.recovery.settings["schedule"]) for name, arm in trained.items()}
+    tuned = (pytest.approx(lr), "constant" if finetune == "classic" else "milestones")
+    fresh = (0.05, "milestones")
+    assert rates == {"fine-tuned": tuned, "scratch-E": fresh, "scratch-B": fresh, "random units": tuned}
 
 
 def test_masked_arms_stay_masked(dense: Traced) -> None:

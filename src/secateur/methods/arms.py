@@ -49,10 +49,12 @@ DEFAULTS: dict[str, Any] = {
 
 
 class _Periodic(torch.optim.SGD):
-    """SGD with momentum 0.9 that calls `then` with itself after every `every` steps; the count is part of its state."""
+    """Nesterov's SGD that calls `then` with itself after every `every` steps; the count is part of its state."""
 
-    def __init__(self, groups: ParamsT, then: Callable[[torch.optim.Optimizer], None], every: int) -> None:
-        super().__init__(groups, lr=0.1, momentum=0.9, nesterov=True)
+    def __init__(
+        self, groups: ParamsT, then: Callable[[torch.optim.Optimizer], None], every: int, momentum: float
+    ) -> None:
+        super().__init__(groups, lr=0.1, momentum=momentum, nesterov=momentum > 0)
         self.then, self.every = then, every
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -117,10 +119,15 @@ def fit(
     if penalty is not None:
         objective = _add_penalty(objective, penalty)
     stepper: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
+    if training.optimizer != "sgd" and (epoch_end or step_end):
+        raise InputError(
+            f"optimizer={training.optimizer}: what this method does between steps is for sgd; leave it out"
+        )
+    momentum = loop.DEFAULTS["momentum"] if training.momentum is None else training.momentum
     if epoch_end is not None:
-        stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch)
+        stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch, momentum=momentum)
     if step_end is not None:
-        stepper = partial(_Periodic, then=step_end, every=1)
+        stepper = partial(_Periodic, then=step_end, every=1, momentum=momentum)
     evaluate = None if judged is None else (lambda: 1.0 - float(mark_correct(model, judged).mean()))
     with masks.hold(model, closed or {}):
         return loop.train(
@@ -245,6 +252,11 @@ def train_arms(
         settings: fields of `training`, in place of those that it has.
     """
     training = replace(training or Training(), **settings).default(**DEFAULTS)
+    if training.patience is not None:
+        raise InputError(
+            f"patience={training.patience}: every arm trains for the epochs that it is compared at, and the examples "
+            "that would stop it judge it; leave it out"
+        )
     epochs, lr = training.whole("epochs"), training.number("lr")
     first = next(x for x in (*pruned.dense.inputs.args, *pruned.dense.inputs.kwargs.values()) if isinstance(x, Tensor))
     dense, cut = (forward_flops(one, bool(pruned.masks)) / len(first) for one in (pruned.dense, pruned.student))

@@ -33,7 +33,7 @@ def collect(decide: Callable[[B], Mapping[str, Tensor]], batches: Iterable[B]) -
 
 def frequency(decisions: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """f_u = (1/N) sum_i g_u(x_i): place -> [units], the share of inputs for which a unit is on. A score: 1 is keep."""
-    return {name: value.double().mean(0) for name, value in decisions.items()}
+    return {name: value.sum(0).double() / len(value) for name, value in decisions.items()}
 
 
 def unanimous(frequencies: Mapping[str, Tensor], eps: float = 0.01) -> float:
@@ -47,9 +47,8 @@ def agreement(decisions: Mapping[str, Tensor]) -> float:
 
     Of k inputs on and N - k off, k (N - k) of the N (N - 1) / 2 pairs differ.
     """
-    every = torch.cat([value.double() for value in decisions.values()], 1)
-    count = len(every)
+    count = len(next(iter(decisions.values())))
     if count < 2:
         raise InputError(f"agreement over {count} input: give two or more")
-    on = every.sum(0)
+    on = torch.cat([value.sum(0).double() for value in decisions.values()])
     return float(1.0 - (on * (count - on) / (count * (count - 1) / 2)).mean())

@@ -233,6 +233,26 @@ def test_ranges_are_of_as_many_batches_as_asked_for(tmp_path):
     assert any(few < many for few, many in zip(*scales, strict=True))
 
 
+@pytest.mark.parametrize("uniform", [False, True])
+def test_the_dense_network_teaches_first_and_then_the_sparse_one_by_what_it_has_lost(tmp_path, monkeypatch, uniform):
+    lessons, real = [], module.mixed.objective
+
+    def watch(student, teacher, **how):
+        lessons.append((float((teacher.net.vit.layers[0].mlp.fc1.weight == 0).float().mean()), how))
+        return real(student, teacher, **how)
+
+    monkeypatch.setattr(module.mixed, "objective", watch)
+    results(
+        tmp_path, epochs=0.2, quantise_epochs=0.1, critical=["net.vit.layers.0", "net.vit.layers.1"], uniform=uniform
+    )
+    (dense, first), (sparse, second) = lessons
+    assert (dense, sparse) == (0, 0.5)
+    assert "weights" not in first
+    residual = json.loads((tmp_path / "work" / "residuals-pattern=2:4.json").read_text())
+    mean = sum(residual.values()) / 2
+    assert second["weights"] == ([1, 1] if uniform else pytest.approx([one / mean for one in residual.values()]))
+
+
 def test_a_critical_layer_that_is_named_twice_counts_once(tmp_path):
     results(tmp_path, critical=["net.vit.layers.0"] * 2, epochs=0.2, quantise_epochs=0)
     residual = json.loads((tmp_path / "work" / "residuals-pattern=2:4.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import textwrap
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +94,22 @@ def test_figures_of_features_are_in_the_run_and_in_the_notes(first):
     assert said["student"]["loyalty"] == pytest.approx(alike.float().mean().item())
     assert said["teacher"]["nearest"] > 0.9
     assert found.notes[1].startswith(f"student: features of norm {said['student']['norm']:.3g}, cosine")
+
+
+def test_figures_are_made_without_keeping_the_maps_of_all_examples(monkeypatch):
+    network = Classifier.of(opened(nets.vgg()), staged=True)
+    maps, real = [], module.see
+
+    def watch(*args):
+        assert not any(seen() is not None for seen in maps), "maps of an earlier batch are still there"
+        view = real(*args)
+        maps.extend(weakref.ref(one) for one in (*view.student.maps, *view.teacher.maps))
+        return view
+
+    monkeypatch.setattr(module, "see", watch)
+    centres = module.ClassMeans(torch.ones(4, network.width), torch.ones(4, dtype=torch.long))
+    module.diagnose(network, network, nn.Identity(), centres, DATA, 32)
+    assert len(maps) == 2 * len(network.stages) * 5
 
 
 def test_a_projector_is_trained_where_widths_differ_and_is_not_in_the_student(tmp_path):
@@ -431,10 +448,22 @@ def test_a_student_of_two_heads_is_distilled_cut_and_reloaded(tmp_path):
     assert torch.equal(again.forward(DATA.inputs[:8]), cut.subject.forward(DATA.inputs[:8]))
 
 
-@pytest.mark.parametrize("options", [{"host": "none"}, {"weight": 0.0}])
+def test_two_heads_train_with_sgd_though_a_warm_up_leaves_the_second_out_at_first(tmp_path):
+    start = two_headed()
+    (cut,) = results(tmp_path, ("params=80%",), model=start.eval(), optimizer="sgd")
+    assert cut.recovery.steps == 15
+    ours = cut.subject.model.net
+    for name in ("cls_classifier", "distillation_classifier"):
+        assert not torch.equal(getattr(ours, name).bias, getattr(start.net, name).bias)
+
+
+@pytest.mark.parametrize("options", [{"host": "none"}, {"weight": 0.0}, {"host": "review"}])
 def test_a_distillation_head_that_nothing_would_train_is_refused(tmp_path, options):
-    with pytest.raises(InputError, match=r"mean of head and head_dist, and without a host nothing trains the second"):
-        results(tmp_path, ("params=90%",), model=nets.Apart().eval(), **options)
+    net = nets.Apart()
+    net.body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32, 16), nn.ReLU())
+    words = r"mean of head and head_dist, and without a host of logits nothing trains the second: give kd, dkd or dist"
+    with pytest.raises(InputError, match=words):
+        results(tmp_path, ("params=90%",), model=net.eval(), **options)
 
 
 # ------------------------------------------------------------------------------------------ detectors of two stages

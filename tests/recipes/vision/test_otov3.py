@@ -73,6 +73,45 @@ def test_pruning_mode_meets_the_budget_and_cuts_what_is_zero(budget: str, option
     assert result.recovery.steps == 36
 
 
+@pytest.mark.parametrize("method", ["dhspg", "hesso"])
+def test_a_span_to_the_very_end_meets_the_budget_too(method: str, tmp_path) -> None:
+    # Of 15 steps, 0.1 are rounded up to 2 and 0.9 to 14.
+    how = {"epochs": 5, "batch": 32, "warm": 0.1, "span": 0.9, "epsilon": 0.0, "method": method}
+    start = open_traced(nets.vgg(0), nets.data(2).inputs)
+    result = quick(tmp_path, "channels=50%", nets.data(96), start, **how)
+    assert result.recovery is not None
+    assert result.recovery.steps == 15
+    assert result.cut.after["channels"] <= 0.5 * result.cut.before["channels"]
+
+
+def test_a_training_of_one_step_meets_both_budgets(tmp_path) -> None:
+    result = quick(tmp_path, "segments=50%,channels=60%", bars(16), epochs=1)
+    assert result.cut.removed["segments"] == (2, 4)
+    assert any(site.endswith("channels") for site in result.cut.removed)
+
+
+def test_accumulated_batches_are_not_more_epochs(tmp_path) -> None:
+    once, twice = (
+        quick(tmp_path / str(count), "channels=60%", epochs=2, training=f"accumulate={count}").recovery
+        for count in (1, 2)
+    )
+    assert once is not None
+    assert twice is not None
+    assert (once.steps, twice.steps) == (12, 6)
+    assert once.tokens == twice.tokens
+
+
+def test_betas_reach_the_optimiser_and_another_optimiser_is_refused(tmp_path) -> None:
+    how = {"epochs": 1, "variant": "adam", "lr": 0.01}
+    plain, other = (
+        quick(tmp_path / name, "channels=60%", **how, **more).subject.model.state_dict()
+        for name, more in (("plain", {}), ("other", {"training": {"betas": (0.5, 0.6)}}))
+    )
+    assert any(not torch.equal(value, other[name]) for name, value in plain.items())
+    with pytest.raises(InputError, match="optimizer=adamw: give variant=sgd or adam or adamw"):
+        quick(tmp_path / "adamw", "channels=60%", training="optimizer=adamw")
+
+
 def test_it_learns(tmp_path) -> None:
     result = quick(tmp_path, "channels=60%", epochs=20)
     assert accuracy(result.subject, bars(200, seed=1)) > 0.8

@@ -628,6 +628,36 @@ def test_examples_train_with_sgd_as_torch_does():
         assert torch.allclose(one, two, atol=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_trains_a_part_whose_first_gradient_comes_late(tmp_path, momentum):
+    def late(net, index):
+        rows = _feed()[index]["inputs"]
+        return (net[0](rows).square() if index < 3 else net(rows)).sum() / 16
+
+    def go(steps, folder=None):
+        net = _network()
+        loop.train(
+            net, range(6), lambda index, totals: (late(net, index), {}), steps=6, lr=0.01, warmup=0, clip=None,
+            schedule="constant", optimizer="sgd", momentum=momentum, weight_decay=0.0, checkpoint=folder, every=2,
+            count=lambda index: {"examples": 16} if index < steps else pytest.fail("killed"),
+        )  # fmt: skip
+        return net
+
+    other = _network()
+    sgd = torch.optim.SGD(other.parameters(), lr=0.01, momentum=momentum, nesterov=momentum > 0)
+    for index in range(6):
+        sgd.zero_grad()
+        late(other, index).backward()
+        sgd.step()
+    whole = go(6)
+    for one, two in zip(whole.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+    for killed in (2, 4):
+        with pytest.raises(pytest.fail.Exception, match="killed"):
+            go(killed, tmp_path / str(killed))
+        assert equal(weights(go(6, tmp_path / str(killed))), weights(whole))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "own"])
 def test_other_optimisers_resume_with_the_same_bytes(tmp_path, optimizer):
     def own(groups):

@@ -46,6 +46,10 @@ def with_inputs():
     return build(), torch.zeros(1, 1, 8, 8)
 
 
+def half():
+    return build().bfloat16()
+
+
 def failing():
     raise ValueError("no weights here")
 
@@ -207,6 +211,7 @@ def test_held_out_data_that_does_not_fit_is_refused_in_a_line(place, held_out, w
         ("model.py:build", "none.npz", DataError, "there is no data at"),
         ("model.py:with_inputs", "wide.npz", DataError, r"inputs of shape \(1, 9, 9\), the model was built for"),
         ("model.py:build", "classes.npz", DataError, "has the label 7: the model has 3 classes, 0 to 2"),
+        ("model.py:half", "data.npz", DataError, "inputs of float32, and Sequential with weights of bfloat16 does not"),
     ],
 )
 def test_what_can_not_be_used_is_refused_in_a_line(place, model, data, error, words):

@@ -207,10 +207,10 @@ def check_student(student: Network, teacher: Network, host: Host) -> None:
     if student.classes != teacher.classes:
         raise InputError(f"the student tells {student.classes} classes, its teacher {teacher.classes}: as many, please")
     heads = " and ".join(student.readers)
-    if len(student.readers) > 1 and (host.host == "none" or not host.weight):
+    if len(student.readers) > 1 and (host.host in ("none", "review") or not host.weight):
         raise InputError(
             f"host={host.host}, weight={host.weight:g}: the student answers with the mean of {heads}, "
-            "and without a host nothing trains the second: give kd, dist or another host"
+            "and without a host of logits nothing trains the second: give kd, dkd or dist"
         )
 
 
@@ -430,26 +430,27 @@ def diagnose(
     data = data.take(range(min(len(data), 128))) if data.targets else data
     with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
-        views = [see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch)]
-        labels = torch.cat([view.labels.cpu() for view in views])
-        ours, logits = _join([view.student for view in views])
-        theirs, answers = _join([view.teacher for view in views])
+        views = (see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch))
+        rows = map(keep_rows, views)  # one view at a time
+        labels, ours, logits, theirs, answers = (torch.cat(column) for column in zip(*rows, strict=True))
         ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
     return {
         name: {
-            "norm": prototypes.length(rows).value,
-            "cosine": prototypes.cosine(rows, centres.means, labels).value,
-            "nearest": prototypes.nearest(rows, centres.means, labels).value,
+            "norm": prototypes.length(features).value,
+            "cosine": prototypes.cosine(features, centres.means, labels).value,
+            "nearest": prototypes.nearest(features, centres.means, labels).value,
             "accuracy": quality.accuracy(lambda part: part["logits"], [{"logits": told, "labels": labels}]).value,
             "loyalty": loyalty.label(told, answers).value,
-            "distance": float((rows - theirs).square().sum(1).mean().sqrt()),
+            "distance": float((features - theirs).square().sum(1).mean().sqrt()),
         }
-        for name, rows, told in (("teacher", theirs, answers), ("student", ours, logits))
+        for name, features, told in (("teacher", theirs, answers), ("student", ours, logits))
     }
 
 
-def _join(passes: Sequence[Pass | Judged]) -> tuple[Tensor, Tensor]:
-    return torch.cat([one.features.cpu() for one in passes]), torch.cat([one.logits.cpu() for one in passes])
+def keep_rows(view: View) -> list[Tensor]:
+    """Labels, features and logits of the student and of the teacher, on the CPU: no maps, which are far larger."""
+    ours, theirs = view.student, view.teacher
+    return [one.cpu() for one in (view.labels, ours.features, ours.logits, theirs.features, theirs.logits)]
 
 
 def describe(figures: Mapping[str, Mapping[str, float]], what: str) -> tuple[str, ...]:

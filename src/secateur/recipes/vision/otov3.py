@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -21,6 +21,7 @@ from secateur._utils.batches import Batch
 from secateur._utils.outputs import leaves
 from secateur._utils.rundir import Run
 from secateur.data import examples
+from secateur.data.batches import count_steps
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, ModelError
 from secateur.methods.group_budget import GroupBudget
@@ -41,6 +42,8 @@ CARD = {
     "extra": "",
     "family": "vision",
 }
+
+Variant = Literal["sgd", "adam", "adamw"]
 
 TOLERANCE = 1e-4
 """Largest difference between the outputs of the trained and of the cut network, relative to the largest output."""
@@ -68,7 +71,7 @@ def otov3(
     run: Run,
     *,
     seed: int = 0,
-    variant: Literal["sgd", "adam", "adamw"] = "sgd",
+    variant: Variant = "sgd",
     method: Literal["dhspg", "hesso"] = "dhspg",
     saliency: Literal["dhspg", "hesso"] | None = None,
     scope: Literal["global", "kind", "local"] = "local",
@@ -141,6 +144,8 @@ def otov3(
     epochs, lr = training.number("epochs"), training.number("lr")
     if epochs < 1:
         raise InputError(f"epochs={epochs:g}: give at least 1, for nothing becomes zero without training")
+    if training.optimizer:
+        raise InputError(f"optimizer={training.optimizer}: give variant={' or '.join(get_args(Variant))}")
     if span > 1 - warm + 1e-9:
         raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
     start = subject
@@ -154,14 +159,16 @@ def otov3(
         first = GroupBudget.of(start, split(budget)[0], **choice)
         first.lowest(magnitude.coupled_norm(first.slices))
     feed = examples.batches(data, batch=training.whole("batch"), seed=seed)
-    training = training.default(warmup=0.0, clip=math.inf)
+    training = training.default(warmup=0.0, clip=math.inf, betas=loop.DEFAULTS["betas"], accumulate=1)
     for budget in budgets:
         stages = split(budget)
-        steps = int(epochs * len(feed)) // len(stages)
+        steps = max(1, count_steps(feed, epochs, training.whole("accumulate")) // len(stages))
+        first_step = min(round(warm * steps), steps - 1)
         how: dict[str, Any] = {
-            "lr": lr, "variant": variant, "start": round(warm * steps), "momentum": training.number("momentum"),
-            "span": max(1, round(span * steps)), "periods": periods, "penalty": penalty,
-            **asdict(half_space),
+            "lr": lr, "variant": variant, "start": first_step, "momentum": training.number("momentum"),
+            # Both are rounded: what is to be zero has to be so by the last step.
+            "span": min(max(1, round(span * steps)), steps - first_step), "periods": periods, "penalty": penalty,
+            "betas": training.betas, **asdict(half_space),
         }  # fmt: skip
         current, predicted = start, dict[str, float]()
         cuts, recoveries, notes = list[Cut](), list[Recovery](), list[str]()

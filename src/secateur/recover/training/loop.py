@@ -685,8 +685,22 @@ def _optimizer(
     if wanted == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=betas or DEFAULTS["betas"], fused=fused)
     if wanted == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
+        if fused and momentum:
+            sgd.register_step_pre_hook(lambda optimizer, args, kwargs: _start_momenta(optimizer))
+        return sgd
     raise InputError(f"optimizer={wanted!r}: give 'adamw', 'sgd' or a function that makes one")
+
+
+def _start_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """A momentum of zeros for each parameter that has a gradient for the first time; its step is the same with it.
+
+    The fused SGD takes a momentum of every parameter or of none, and fails where a part of the student gets its first
+    gradient later than the rest.
+    """
+    for parameter in _parameters(optimizer):
+        if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _name(optimizer: Any) -> str:

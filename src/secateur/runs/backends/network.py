@@ -107,6 +107,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         _check_arguments(data, subject)
         if data.labels is not None and detectors.is_detector(subject.model):
             need_boxes(data)
+        _check_type(data, subject)
         if data.labels is not None:
             _check_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
@@ -271,6 +272,22 @@ def _check_arguments(data: Examples, subject: Traced) -> None:
         raise DataError(
             f"{type(subject.model).__name__} takes more than the inputs that {data.name} holds ({error}): give its "
             "other inputs a default, in a module around it"
+        ) from error
+
+
+def _check_type(data: Examples, subject: Traced) -> None:
+    """Raise `DataError` where a network in half precision does not take the numbers that the data holds."""
+    half = next((p.dtype for p in subject.model.parameters() if p.dtype in (torch.float16, torch.bfloat16)), None)
+    if half is None or detectors.is_detector(subject.model):
+        return
+    try:
+        with torch.inference_mode():
+            Network().forward(subject, data.inputs[:1])
+    except RuntimeError as error:
+        ours, theirs = (str(one).removeprefix("torch.") for one in (half, data.inputs.dtype))
+        raise DataError(
+            f"{data.name} holds inputs of {theirs}, and {type(subject.model).__name__} with weights of {ours} does not "
+            f"take them ({str(error).splitlines()[0]}): build it in float32, by model.float()"
         ) from error
 
 
