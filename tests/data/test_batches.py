@@ -22,12 +22,14 @@ def test_epochs_without_sense_are_refused(wrong: float) -> None:
 
 def test_batches_know_how_far_training_is(monkeypatch: pytest.MonkeyPatch) -> None:
     numbered = Numbered([{"inputs": 1}, {"inputs": 2}], 2, accumulate=2)
-    assert numbered[1] == {"inputs": 2, "done": 0.25}
+    assert numbered[1] == {"inputs": 2, "done": 0.0}
     assert len(numbered) == 2
-    assert [batch["done"] for batch in numbered] == [0.0, 0.25]
+    assert [batch["done"] for batch in Numbered([{"inputs": 1}] * 4, 2, accumulate=2)] == [0.0, 0.0, 0.5, 0.5]
     assert Numbered([{"inputs": 1}] * 9, 4)[8]["done"] == 1.0
     monkeypatch.setattr(distributed, "count", lambda: 2)
-    assert Numbered([{"inputs": 1}] * 9, 4)[2]["done"] == 0.25, "two processes take two batches a step"
+    numbered = Numbered([{"inputs": 1}] * 9, 4)
+    assert [numbered[index]["done"] for index in (2, 3)] == [0.25, 0.25], "two processes take two batches a step"
+    assert count_steps(range(8), 3, 2) == 6
 
 
 def test_shifted_batches_go_on_behind_the_first():

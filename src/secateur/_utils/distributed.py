@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
-__all__ = ["by_first", "count", "end", "index", "shard_like", "total", "wait"]
+__all__ = ["broadcast", "by_first", "count", "end", "index", "shard_like", "total", "wait"]
 
 _SIGNS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables by which Accelerate knows that a process has others beside it; WORLD_SIZE some clusters set in any case."""
@@ -62,6 +62,19 @@ def total(tensor: Tensor) -> Tensor:
     with _explain_lost_process():
         distributed.all_reduce(there)
     return tensor if there is tensor else tensor.copy_(there)
+
+
+def broadcast(tensor: Tensor) -> Tensor:
+    """The `tensor` of the first process, in place of that of each."""
+    if count() == 1:
+        return tensor
+    from torch import distributed
+
+    there = tensor.detach().contiguous()
+    there = there.to(_state().device) if distributed.get_backend() == "nccl" else there
+    with _explain_lost_process():
+        distributed.broadcast(there, 0)
+    return tensor if there.data_ptr() == tensor.data_ptr() else tensor.copy_(there)
 
 
 def shard_like(tensor: Tensor, like: Tensor) -> Tensor:

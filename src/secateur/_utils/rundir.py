@@ -207,33 +207,46 @@ class Run:
             path.mkdir(exist_ok=True)
         return path
 
-    def json(self, name: str, compute: Callable[[], object]) -> Any:
+    def json(self, name: str, compute: Callable[[], object], *, alone: bool = False) -> Any:
         """The plain value `name`: computed and stored the first time, read afterwards.
 
         What is returned has always been through JSON, so that a resumed run sees exactly what a first run saw.
+
+        alone: of several processes the first computes, as a clock wants it; else all do, and its value counts.
         """
         path = self.path(f"{name}.json")
+
+        def write() -> None:
+            atomic_write(path, json.dumps(compute() if alone else value, indent=1))
+
         if not self._once(path.exists):
-            value = compute()
-            self._once(lambda: atomic_write(path, json.dumps(value, indent=1)))
+            value = None if alone else compute()
+            self._once(write)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunError(f"{path} is damaged: delete it and run the same command again") from error
 
-    def tensors(self, name: str, compute: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The torch tensors `name`: computed and stored as safetensors the first time, read afterwards."""
+    def tensors(
+        self, name: str, compute: Callable[[], Mapping[str, Tensor]], *, alone: bool = False
+    ) -> dict[str, Tensor]:
+        """The torch tensors `name`: computed and stored as safetensors the first time, read afterwards.
+
+        alone: see `json`.
+        """
         from safetensors.torch import save_file
 
         path = self.path(f"{name}.safetensors")
 
         def write() -> None:
+            # Clones, since safetensors refuses tensors that share memory.
+            made = compute() if alone else computed
+            values = {key: value.detach().cpu().contiguous().clone() for key, value in made.items()}
             with writing(path) as temporary:
                 save_file(values, str(temporary))
 
         if not self._once(path.exists):
-            # Clones, since safetensors refuses tensors that share memory.
-            values = {key: value.detach().cpu().contiguous().clone() for key, value in compute().items()}
+            computed = {} if alone else compute()
             self._once(write)
         return read_tensors(path)
 
@@ -321,7 +334,7 @@ class Transient(Run):
         """Refused: this run has no folder."""
         raise RunError(f"{name} has no place: this run has no folder, give one")
 
-    def json(self, name: str, compute: Callable[[], object]) -> Any:
+    def json(self, name: str, compute: Callable[[], object], *, alone: bool = False) -> Any:
         """The plain value `name`, computed the first time."""
         if name not in self.values:
             self.values[name] = compute()

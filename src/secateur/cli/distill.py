@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 
+from secateur._utils import distributed
 from secateur.cli.command import Command
-from secateur.cli.printing import print_evidence, print_lines
+from secateur.cli.printing import print_first, print_lines
 from secateur.errors import InputError
 
 __all__ = ["execute"]
@@ -19,14 +20,16 @@ def execute(given: dict[str, Any]) -> None:
     from secateur.runs import configs, distilling
 
     row = distilling.distill(**configs.options(distilling.distill, given))
-    print_evidence(row)
+    print_first(row)
+    distributed.end()
     if row.verdict == "dry run":
         return
     notes = list(row.settings.get("notes", ()))
     if why := row.settings.get("not_measured"):
         notes.append(f"quality: {why}")
     lines = [f"note: {note}" for note in notes]
-    print_lines(*lines, "", f"result  {given['out']}", f"report  {Path(given['out']) / 'report.html'}")
+    if distributed.index() == 0:
+        print_lines(*lines, "", f"result  {given['out']}", f"report  {Path(given['out']) / 'report.html'}")
     if not row.verdict.startswith("met"):
         raise typer.Exit(1)
 

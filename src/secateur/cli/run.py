@@ -32,14 +32,14 @@ def execute(given: dict[str, Any]) -> None:
 
         scratch_baseline.check(given["recipe"], given["data"], given, **how)
     rows = executor.run(**given, on_result=print_first)
-    distributed.end()
-    if given.get("dry_run"):
-        return
-    if arms:
+    if arms and not given.get("dry_run"):
         held_out = given.get("held_out")
         rows = scratch_baseline.add(given["out"], given["model"], given["data"], arms, held_out=held_out, **how)
-        print_lines((Path(given["out"]) / "scratch.md").read_text("utf-8"))
-    print_places(rows, given["out"])
+        if distributed.index() == 0:
+            print_lines((Path(given["out"]) / "scratch.md").read_text("utf-8"))
+    distributed.end()
+    if not given.get("dry_run"):
+        print_places(rows, given["out"])
 
 
 def _check(typed: dict[str, Any]) -> None:

@@ -23,22 +23,22 @@ class Feed(Sized, Protocol):
 def count_steps(feed: Sized, epochs: float, accumulate: int = 1) -> int:
     """Optimiser steps in so many epochs of `len(feed)` micro-batches: at least one, unless `epochs` is 0.
 
-    accumulate: micro-batches to a step. Raises `InputError` for epochs below 0 or without end.
+    accumulate: micro-batches to a step, of each process. Raises `InputError` for epochs below 0 or without end.
     """
     if not 0 <= epochs < math.inf:
         raise InputError(f"epochs={epochs}: give 0 or more")
-    return max(1, round(epochs * (len(feed) / accumulate))) if epochs else 0
+    return max(1, round(epochs * (len(feed) / (accumulate * distributed.count())))) if epochs else 0
 
 
 class Numbered:
     """Batches with the share of training that is over: `Numbered(feed, steps)[i]` adds "done", from 0 to 1.
 
     An objective sees a batch and not its number; this way a schedule is right after a resume, under accumulation and in
-    several processes, which share the micro-batches out.
+    several processes, which share the micro-batches out: all those of one step say the same.
     """
 
     def __init__(self, feed: Feed, steps: int, accumulate: int = 1) -> None:
-        self._feed, self._count = feed, max(1, steps * accumulate * distributed.count())
+        self._feed, self._steps, self._per_step = feed, max(1, steps), accumulate * distributed.count()
 
     def __len__(self) -> int:
         return len(self._feed)
@@ -47,7 +47,7 @@ class Numbered:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self._feed[index], "done": min(1.0, index / self._count)}
+        return {**self._feed[index], "done": min(1.0, index // self._per_step / self._steps)}
 
     def hold_out(self, share: float) -> tuple[Numbered, Iterable[Mapping[str, object]]]:
         """As the batches' own; what is held out is seen as at the end of training."""

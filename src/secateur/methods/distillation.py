@@ -11,6 +11,7 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import nn
 
+from secateur._utils import distributed
 from secateur._utils.batches import Batches
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -148,7 +149,7 @@ def remember_teacher(
     seed: of the batches' order. temperature: of the teacher's probabilities.
     """
     key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
-    count = steps * (training.accumulate or 1)
+    count = steps * (training.accumulate or 1) * distributed.count()
     return teachers.join_topk(
         run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
         k=k, temperature=temperature, key=key,

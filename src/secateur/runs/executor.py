@@ -74,7 +74,7 @@ def run(
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
 
     The same call again resumes; finished budgets are not done twice. Under several processes (torchrun, accelerate
-    launch) all make the same call, and recipes that go block by block are shared out.
+    launch) all make the same call: they share training and blocks out, and the first one writes.
 
     Args:
         recipe: a recipe's name, or a function like one.
@@ -137,7 +137,6 @@ def run(
             f"{function.__name__}`"
         )
     backends.check_source(backend, model, function.__name__)
-    backends.check_processes(function, processes)
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")

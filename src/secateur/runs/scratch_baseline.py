@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secateur import recipes
+from secateur._utils import distributed
 from secateur._utils.disk import atomic_write
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -93,8 +94,12 @@ def add(
             beside[name] = {**arm.after, **arm.measured}
         kept = [note for note in row.cut.notes if note not in notes]
         rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))
-    executor.publish_evidence(Path(out), rows)
-    atomic_write(Path(out) / "scratch.md", "\n".join(_verdict(row) for row in rows) + "\n")
+
+    def publish() -> None:
+        executor.publish_evidence(Path(out), rows)
+        atomic_write(Path(out) / "scratch.md", "\n".join(_verdict(row) for row in rows) + "\n")
+
+    distributed.by_first(publish)
     return rows
 
 

@@ -12,7 +12,7 @@ import tiny
 import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.recipes.language import minitron
 from secateur.recover.training import loop
 from secateur.runs import keywords
@@ -219,6 +219,30 @@ def test_what_is_not_known_is_refused_by_name(tmp_path):
         results(tmp_path / "b", "params=75%", depth="guess", shape="layers=2")
     with pytest.raises(InputError, match="there is no file"):
         results(tmp_path / "c", "params=75%", score=f"{tmp_path}/none.py:worth")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"axes": ("neuron",)}, "axes=neuron: give one or more of layers, heads, neurons, channels"),
+        ({"axes": ()}, "axes=: give one or more of"),
+        ({"shape": "heads=3"}, "'heads=3' is no multiple of 2"),  # of the KV groups
+        ({"shape": "neurons=41"}, "'neurons=41' is no multiple of 8"),
+    ],
+)
+def test_axes_and_shapes_that_no_model_can_have_are_refused(tmp_path, options, words):
+    with pytest.raises(InputError, match=words):
+        results(tmp_path, "params=90%", **options)
+
+
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [("pattern=2:4", BudgetError), ("params=80%,pattern=2:4", BudgetError), ("params=1%", InfeasibleError)],
+)
+def test_a_budget_that_no_shape_meets_is_refused_before_the_first_is_trained(tmp_path, monkeypatch, second, error):
+    monkeypatch.setattr(minitron.distillation, "train_student", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(error):
+        results(tmp_path, "params=90%", second, steps=2, stages=1)
 
 
 def test_a_budget_out_of_reach_names_the_measure_and_what_is_reachable(tmp_path):
@@ -456,15 +480,12 @@ def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeyp
     assert len(counts) == len(set(counts))
 
 
-def test_options_that_a_model_or_several_processes_can_not_have_are_refused(tmp_path, monkeypatch):
+def test_options_that_a_model_can_not_have_are_refused(tmp_path):
     for wrong in ({"hidden": True}, {"direction": "reverse"}, {"kind": "bert"}):
         with pytest.raises(InputError, match="cache keeps a language model's likeliest tokens"):
             results(tmp_path, "params=90%", cache=4, **wrong)
     with pytest.raises(InputError, match="correction_steps trains on the next token"):
         results(tmp_path, "params=90%", kind="bert", correction_steps=1)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="filled by one process"):
-        results(tmp_path, "params=90%", cache=4)
 
 
 def toy(_):

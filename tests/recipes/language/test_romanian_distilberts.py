@@ -76,7 +76,8 @@ def results(root, *budgets, subject=None, data=DATA, **options) -> list[Result]:
 
 def lesson(student, found, batch, *, factors=(5.0, 2.0, 1.0), temperature=2.0, **how):
     objective = recipe.triple_loss(student, found, factors=factors, temperature=temperature, **how)
-    return objective(batch, recipe.count_units(batch, teachers=found))
+    loss, parts = objective(batch, recipe.count_units(batch, teachers=found))
+    return loss, {name: float(part) for name, part in parts.items()}
 
 
 def stream(subject, found):
@@ -196,6 +197,22 @@ def test_shares_of_the_soft_targets_add_up_to_one_where_a_foreign_teacher_tells_
     assert parts.get("soft teacher1", 0.0) == pytest.approx(strange * apart, rel=1e-4)
     by_words = recipe.gather_teachers(teacher, [folders["foreign"]], weights, "words", 24)
     assert lesson(student, by_words, batch)[1]["soft"] == alone  # a foreign teacher has no part in it: it stays whole
+
+
+def test_soft_targets_of_masked_tokens_alone_are_so_of_a_foreign_teacher_too(folders):
+    teacher = bert()
+    student, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
+    found = recipe.gather_teachers(teacher, [folders["foreign"]], (), "tokens", 24)
+    batch = stream(teacher, found)[0]
+    told = [[mine, yours] for mine, yours in batch["teacher1.pairs"].tolist() if batch["labels"].flatten()[mine] >= 0]
+    assert 0 < len(told) < len(batch["teacher1.pairs"])
+    only = {**batch, "teacher1.pairs": torch.tensor(told)}
+    wanted = lesson(student, found, only, foreign="tokens")[1]["soft teacher1"]
+    _, parts = lesson(student, found, batch, foreign="tokens", restrict=True)
+    assert parts["soft teacher1"] == pytest.approx(wanted, rel=1e-5)
+    assert parts["soft teacher1"] != pytest.approx(lesson(student, found, batch, foreign="tokens")[1]["soft teacher1"])
+    nothing = {**batch, "teacher1.pairs": batch["teacher1.pairs"][:0]}
+    assert lesson(student, found, nothing, foreign="tokens", restrict=True)[1]["soft teacher1"] == 0
 
 
 @pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
@@ -326,6 +343,30 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
         InfeasibleError, match=r"latency of 0\.1 can't be met: with one layer the model has 0\.2 of 0\.8"
     ):
         recipe.most_layers(bert(), Budget.parse("speedup=8x"), 1, 24)
+
+
+@pytest.mark.parametrize(
+    ("second", "keep", "error"),
+    [
+        ("layers=2", "0,1,3", InputError),
+        ("pattern=2:4", "spread", BudgetError),
+        ("params=1%", "spread", InfeasibleError),
+    ],
+)
+def test_what_a_later_budget_can_not_have_is_refused_before_the_first_is_trained(
+    tmp_path, monkeypatch, second, keep, error
+):
+    monkeypatch.setattr(recipe.loop, "train", lambda *_, **__: pytest.fail("the first budget was trained"))
+    with pytest.raises(error):
+        results(tmp_path, "layers=3", second, keep=keep)
+
+
+def test_a_run_that_goes_on_keeps_the_layers_it_began_with(tmp_path, monkeypatch):
+    for whole in (0.8, 0.4):  # the second time the machine is in another mood
+        seconds = {1: 0.2, 4: whole}
+        monkeypatch.setattr(recipe, "time_layers", lambda subject, count, batch, length, s=seconds: s[count])
+        (found,) = results(tmp_path, "latency=400ms")
+        assert len(found.subject.layers()) == 2
 
 
 def test_time_is_taken_of_real_forward_passes():

@@ -14,7 +14,7 @@ import tiny
 import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError
 from secateur.recipes.language import ziplm
 from secateur.recover.training import loop, objectives
 from secateur.runs import keywords
@@ -266,6 +266,12 @@ def test_the_student_holds_the_compensated_weights(tmp_path, monkeypatch):
         columns = base[site].keep(level).repeat_interleave(at.block)
         changed += not torch.equal(weight, dense.model.get_submodule(at.module).weight[:, columns])
     assert changed
+
+
+@pytest.mark.parametrize("budget", ["pattern=2:4", "params=80%,pattern=2:4"])
+def test_a_pattern_is_no_budget_of_units(tmp_path, budget):
+    with pytest.raises(BudgetError, match=f"ziplm can't meet {budget}: it cuts units"):
+        results(tmp_path, ["params=90%", budget])
 
 
 def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(tmp_path, monkeypatch):

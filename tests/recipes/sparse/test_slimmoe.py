@@ -109,11 +109,15 @@ def test_each_stage_is_scored_anew_and_learns_from_the_original(
 
     def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Any:
         trained.append((model.config.intermediate_size, training.steps, options["frozen"]))
+        read.append([batches[number]["input_ids"] for number in range(6)])
         return real(model, batches, objective, training, **options)
 
+    read: list[list[torch.Tensor]] = []
     monkeypatch.setattr(loop, "train", train)
     options = {"stages": "66%,34%", "tokens": "25%,75%", "steps": 8}
     result = run(subject, data, tmp_path, "params=80%", **options)
+    assert all(torch.equal(*both) for both in zip(read[0][2:], read[1], strict=False))  # it reads on
+    assert not torch.equal(read[0][0], read[1][0])
     assert [(width, steps) for width, steps, _ in trained] == [(16, 2), (8, 6)]
     assert all(frozen == [subject.model] for _, _, frozen in trained)
     assert result.recovery is not None
@@ -331,6 +335,21 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
     refused(BudgetError, "weights has no cost here", "weights=50%")
     with pytest.raises(UnsupportedError, match="llama has none"):
         run(open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), data, tmp_path / "llama")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("second", "error"), [("pattern=2:4", BudgetError), ("params=5%", InfeasibleError)])
+def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(
+    subject: Moe,
+    data: texts.Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    second: str,
+    error: type[Exception],
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
+    budgets = [Budget.parse(budget) for budget in ("params=70%", second)]
+    with Run.open(tmp_path, {}) as opened, pytest.raises(error):
+        list(slimmoe(subject, data, budgets, opened, **keywords.check_options(slimmoe, {**QUICK, "steps": 4})))
 
 
 def test_steps_are_dealt_out_whole() -> None:

@@ -312,6 +312,19 @@ def test_the_weight_of_counts_and_the_settings_of_owl_are_used(tmp_path):
     assert same(result_of(tmp_path, spread=0.0).subject, result_of(tmp_path, method="wanda").subject)
 
 
+@pytest.mark.parametrize(("budget", "method"), [("weights=60%", "wanda"), ("pattern=2:4", "owl")])
+def test_outliers_are_looked_for_only_where_blocks_get_shares_of_their_own(tmp_path, monkeypatch, budget, method):
+    """It is one more pass through all blocks."""
+    monkeypatch.setattr(stun.blockwise, "measure_outliers", lambda *_, **__: pytest.fail("looked for outliers"))
+    assert result_of(tmp_path, budget, method=method).predicted["weights"] > 0
+
+
+def test_a_budget_that_is_none_of_weights_is_refused_before_the_first_is_worked_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(stun, "expert_distances", lambda *_, **__: pytest.fail("worked on the first"))
+    with Run.open(tmp_path, {}) as opened, pytest.raises(BudgetError, match="stun can't follow budget params=50%"):
+        list(stun.stun(taught(), data(), [Budget.parse("weights=60%"), Budget.parse("params=50%")], opened))
+
+
 @pytest.mark.parametrize("rule", ["usage", "soft", "saliency", "random"])
 def test_other_rules_keep_as_many_of_each_layer(tmp_path, rule):
     ours = result_of(tmp_path, structured=0.3)
@@ -389,12 +402,6 @@ def test_different_counts_per_layer_survive_the_disk(tmp_path):
     batch = again.example(2, 12)
     assert torch.equal(again.forward(batch).prediction, result.subject.forward(batch).prediction)
     assert torch.equal(secateur.load(tmp_path / "saved")(**batch).logits, result.subject.forward(batch).prediction)
-
-
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(stun.distributed, "count", lambda: 2)
-    with pytest.raises(UnsupportedError, match="stun runs in one process"):
-        stun.check(taught(), False, 0)
 
 
 def test_bad_input_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast
 
@@ -165,6 +166,18 @@ def test_shared_pieces_are_the_same_letters_in_the_same_place_of_a_word(other):
         assert (not one.startswith("##")) == begins
         assert one.removeprefix("##") == another.lstrip("Ġ▁").removeprefix("##")
     assert not set(mine) & set(home.all_special_tokens)
+
+
+def test_tokens_of_bytes_are_the_text_that_they_stand_for():
+    assert set(alignment._BYTES) == set(pre_tokenizers.ByteLevel.alphabet())
+    written = ["și", "##ă", "casă", "日本", "Ã", "##Ä"]
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    as_bytes = [level.pre_tokenize_str(text)[0][0] for text in (" și", "ă", " casă", " 日本")]
+    home = Words({piece: place for place, piece in enumerate(written)})
+    # The last but one is the letter Ã; the last is the first half of some letter, and not the letter Ä.
+    foreign = Words({piece: place for place, piece in enumerate([*as_bytes, "ĠÃĥ", "Ä"])})
+    ours, theirs = alignment.shared_vocabulary(home, foreign)
+    assert (ours.tolist(), theirs.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
 
 
 def test_kl_over_shared_tokens_by_hand_and_nothing_for_equal_readers():

@@ -5,7 +5,6 @@ Muralidharan et al., NeurIPS 2024 (arXiv 2407.14679); practice report: Sreenivas
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -21,7 +20,7 @@ from secateur._utils import plugins
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import InputError
+from secateur.errors import BudgetError, InputError
 from secateur.methods import distillation
 from secateur.methods.distillation import Losses
 from secateur.recover.sparsity import compensate
@@ -165,8 +164,22 @@ def minitron(
     learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected before it teaches, not meanwhile, which the
     report finds on par.
     """
-    check(subject, losses, cache=cache, correction_steps=correction_steps)
+    check(subject, budgets, axes, losses, cache=cache, correction_steps=correction_steps)
     given = shapes.parse(shape, subject) if shape else None
+    whole = subject.units(batch=batch, length=length).cost()
+    limits = {budget: budget.absolute(whole) for budget in budgets}
+    many = {budget: stages or count_halvings(limits[budget], whole) for budget in budgets}
+
+    def find_shapes(student: Transformer, budget: Budget, stage: int) -> Shapes:
+        share = stage / many[budget]
+        if given:
+            return [allocate.between(shapes.sizes(subject), given, share, shapes.steps(subject))]
+        goal = {m: whole[m] * (limit / whole[m]) ** share for m, limit in limits[budget].items()}
+        price = partial(shapes.cost, student.units(batch=batch, length=length))
+        near = under(shapes.grid(student, axes), price, goal, tolerance=search.tolerance)
+        return spread_shapes(near, search.candidates)
+
+    first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained
     train, held = data.split(seed=seed)
     packed, train_batch = subject.kind == "decoder", training.whole("batch")
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=packed, length=length)
@@ -222,21 +235,11 @@ def minitron(
         shrink, rank=partial(rank, batches=samples), keeps=lru_cache(16)(layers), rounds=rounds, merge=merge
     )
     for budget in budgets:
-        whole = subject.units(batch=batch, length=length).cost()
-        limits = budget.absolute(whole)
-        share = min((limits[m] / whole[m] for m in limits), default=1.0)
-        many = stages or max(1, int(np.ceil(np.log2(1 / share) - 1e-9)))
         student, cut, counted, recoveries = teacher, shapes.receipt(subject, teacher), list(beside), list[Recovery]()
-        for stage in range(1, many + 1):
+        for stage in range(1, many[budget] + 1):
             again = partial(rank, student, samples)
             worths = first if stage == 1 else run.tensors(f"scores-{budget}-{stage}", again)
-            if given:
-                tries = [allocate.between(shapes.sizes(subject), given, stage / many, shapes.steps(subject))]
-            else:
-                goal = {m: whole[m] * (limits[m] / whole[m]) ** (stage / many) for m in limits}
-                price = partial(shapes.cost, student.units(batch=batch, length=length))
-                near = under(shapes.grid(student, axes), price, goal, tolerance=search.tolerance)
-                tries = spread_shapes(near, search.candidates)
+            tries = first_shapes[budget] if stage == 1 else find_shapes(student, budget, stage)
             name = f"{budget}-{stage}"
             trim = partial(to_shape, student, scores=worths)
             short = 0 if dry_run else search.short_steps
@@ -250,14 +253,29 @@ def minitron(
         yield Result(str(budget), student, cut, student.units(batch=batch, length=length).cost(), recovery)
 
 
-def check(subject: Transformer, losses: StateLosses, *, cache: int, correction_steps: int) -> None:
-    """Raise `InputError` for options that can't go together, or not with this model or several processes."""
+def count_halvings(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:
+    """How often the whole cost must be halved until it is within the tightest limit, and at least 1: the stages."""
+    share = min(limit / whole[measure] for measure, limit in limits.items())
+    return max(1, int(np.ceil(np.log2(1 / share) - 1e-9)))
+
+
+def check(
+    subject: Transformer, budgets: Sequence[Budget], axes: Sequence[str], losses: StateLosses,
+    *, cache: int, correction_steps: int,
+) -> None:  # fmt: skip
+    """Raise an error for budgets that no shape meets, and for options that can't go together or not with this model."""
+    for budget in budgets:
+        if budget.pattern is not None or not budget.limits:
+            raise BudgetError(
+                f"minitron can't meet {budget}: it makes smaller shapes, such as params=50% or memory=2GB"
+            )
+    known = ("layers", *WIDTHS)
+    if not axes or not set(axes) <= set(known):
+        raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")
     if correction_steps and not subject.causal:
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
     if cache and (not subject.causal or losses.hidden or losses.direction != "forward"):
         raise InputError("cache keeps a language model's likeliest tokens: it serves forward KL without hidden states")
-    if cache and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("cache is filled by one process: make the run with one first, or leave cache out")
 
 
 # -------------------------------------------------------------------------------------------------------- candidates

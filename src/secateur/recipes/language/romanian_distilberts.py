@@ -115,16 +115,18 @@ def romanian_distilberts(
     """
     check(subject, factors)
     everyone = gather_teachers(subject, teachers, weights, foreign, length)
+    plans, fit = {}, partial(most_layers, subject)
+    for budget in budgets:  # before the first of them is trained; times differ, and a resumed run keeps its layers
+        count, predicted = run.json(f"layers-{budget}", partial(fit, budget, batch, length), alone=True)
+        plans[budget] = choose_layers(len(subject.layers()), count, keep), predicted
     train, held = data.split(seed=seed)
     batches = masked_batches(
         subject, everyone, train, training.whole("batch"), length, seed=seed, share=share, smoothing=smoothing
     )
     others = [teacher.subject for teacher in everyone]
-    for budget in budgets:
-        count, predicted = most_layers(subject, budget, batch, length)
-        stays = choose_layers(len(subject.layers()), count, keep)
+    for budget, (stays, predicted) in plans.items():
         student, cut = subject.cut(Selection({"layers": stays}))
-        before, after = {**cut.before, "layers": float(len(stays))}, {**cut.after, "layers": float(count)}
+        before, after = {**cut.before, "layers": float(len(stays))}, {**cut.after, "layers": float(stays.sum())}
         cut = replace(cut, before=before, after=after)
         if dry_run or not training.steps:
             yield Result(str(budget), student, cut, predicted)
@@ -313,9 +315,10 @@ def masked_batches(
 
 def count_units(batch: Batch, *, teachers: Sequence[Teacher]) -> dict[str, int]:
     """What the losses are means over: real tokens, chosen tokens, and what foreign teachers have in common with us."""
-    chosen = int((batch["labels"] != masking.IGNORED).sum())
-    foreign = alignment.count(batch, [teacher.name for teacher in teachers if teacher.foreign])
-    return {**objectives.count(batch), "masked": chosen, **foreign}
+    names = [teacher.name for teacher in teachers if teacher.foreign]
+    chosen = {f"{name}.told": len(alignment.chosen_pairs(batch, name)) for name in names}
+    chosen["masked"] = int((batch["labels"] != masking.IGNORED).sum())
+    return objectives.count(batch) | alignment.count(batch, names) | chosen
 
 
 def triple_loss(
@@ -347,10 +350,11 @@ def triple_loss(
             parts["soft"] = soft * home * temperature**2 * apart / totals["masked" if restrict else "tokens"]
         for teacher in by_tokens if soft else []:
             assert teacher.shared is not None
-            logits_of = theirs[teacher.name].prediction
-            apart = alignment.shared_kl(logits, logits_of, batch, teacher.name, teacher.shared, temperature=temperature)
-            pairs = max(1, totals[f"{teacher.name}.pairs"])
-            parts[f"soft {teacher.name}"] = soft * teacher.weight * temperature**2 * apart / pairs
+            name, logits_of = teacher.name, theirs[teacher.name].prediction
+            at = {f"{name}.pairs": alignment.chosen_pairs(batch, name)} if restrict else batch
+            apart = alignment.shared_kl(logits, logits_of, at, name, teacher.shared, temperature=temperature)
+            pairs = max(1, totals[f"{name}.told" if restrict else f"{name}.pairs"])
+            parts[f"soft {name}"] = soft * teacher.weight * temperature**2 * apart / pairs
         if hard:
             parts["masked"] = hard * losses.cross_entropy(logits, batch["labels"]) / totals["masked"]
         for teacher in everyone if near else []:
@@ -407,11 +411,9 @@ def describe_loyalty(
         if "ensemble" in tallies:
             tallies["ensemble"].add([average_predictions(same, answers, 1.0), ours], item)
         for teacher in compared:
-            name, pairs = teacher.name, item[f"{teacher.name}.pairs"]
-            pairs = pairs[item["labels"].flatten()[pairs[:, 0]] != masking.IGNORED]
-            there = {f"{name}.pairs": pairs}
+            name, there = teacher.name, {f"{teacher.name}.pairs": alignment.chosen_pairs(item, teacher.name)}
             mine, yours = alignment.at_pairs(ours, teacher.forward(item).prediction, there, name, shared[name])
-            tallies[name].add_pairs([yours, mine], pairs[:, 0] // ours.shape[1])
+            tallies[name].add_pairs([yours, mine], there[f"{name}.pairs"][:, 0] // ours.shape[1])
 
     forwards = [*(teacher.subject.forward for teacher in same), student.forward]
     quality.accuracies(forwards, items[: min(64, len(items))], watch=watch)

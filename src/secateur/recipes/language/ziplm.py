@@ -18,7 +18,7 @@ from torch import Tensor
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError
 from secateur.methods import distillation, timing
 from secateur.methods.distillation import BlockLosses
 from secateur.recover.training import objectives
@@ -114,6 +114,9 @@ def ziplm(
     embeddings. The paper's FFN grid, its 1,000 trials, its lambdas and its learning rates (8e-5 for BERT, 1e-3 for
     GPT-2) are known at second hand; 200 trials, (0, 1, 1) or (0.5, 1, 0.5), and 5e-4 are this project's choice.
     """
+    for budget in budgets:
+        if budget.pattern is not None or not budget.limits:
+            raise BudgetError(f"ziplm can't meet {budget}: it cuts units, for such as speedup=2x or params=50%")
     train, _ = data.split(seed=seed)
     packed = subject.kind == "decoder"
     feed = texts.batches(train, subject.tokenizer, packed=packed, batch=16, length=train_length, seed=seed)
@@ -126,7 +129,8 @@ def ziplm(
     grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
     table = None
     if any("latency" in budget for budget in budgets):
-        table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
+        timed = partial(timing.time_blocks, subject, axis, grid, batch, length)
+        table = run.json("latency", timed, alone=True)
     rest = table["rest"]["0"] if table else 0.0
     dense = levels.with_latency(whole, table, rest).cost()
     limits = {budget: budget.absolute(dense) for budget in budgets}
@@ -172,7 +176,7 @@ def ziplm(
             decided |= {f"{site}.keep": base[site].keep(level) for site, level in chosen.items()}
             return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
 
-        decided = run.tensors(f"cut-{budget}", decide)
+        decided = run.tensors(f"cut-{budget}", decide, alone=True)
         if not keep_database and (gradual or budget is order[-1]):
             run.drop(name)
         keep = {site.name: decided[f"{site.name}.keep"].numpy() for site in units.free()}

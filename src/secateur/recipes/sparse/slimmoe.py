@@ -5,7 +5,6 @@ Li, Liang, Zhang, Cheng, Kim, Chen, Wang, Zhao and Chen, COLM 2025 (arXiv 2506.1
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from secateur._utils import devices, plugins
+from secateur._utils import devices, distributed, plugins
 from secateur._utils.disk import writing
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -138,7 +137,14 @@ def slimmoe(
         plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
         batch=batch, length=length,
     )  # fmt: skip
-    wanted = parse_shares(stages, "stages") if stages else None
+    wanted, steps = parse_shares(stages, "stages") if stages else None, 0 if dry_run else training.whole("steps")
+    orders = {}
+    for budget in budgets:  # before the first of them is trained
+        if budget.pattern or not budget.limits:
+            raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
+        shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
+        parts, peaks = split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares))
+        orders[budget] = list(zip(shares, parts, peaks, strict=True))
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))
@@ -150,21 +156,16 @@ def slimmoe(
     likeliest = run.tensors("likeliest", look)
     samples = experts.add_likeliest(calibration, likeliest)
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
-    steps = 0 if dry_run else training.whole("steps")
     if distilling.cache and steps:
         stream = distillation.remember_teacher(
             run, subject, data, stream, steps, training, k=distilling.cache, length=length, seed=seed + 1,
             temperature=distilling.temperature,
         )  # fmt: skip
     teacher = None if distilling.cache else subject
-    for budget in budgets:
-        if budget.pattern or not budget.limits:
-            raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
-        shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
+    for budget, order in orders.items():
         student, recoveries, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
-        order = zip(shares, split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares)), strict=True)
         for stage, (share, count, (peak, floor)) in enumerate(order, 1):
-            last = stage == len(shares)
+            last = stage == len(order)
             if slim == "merge":
                 student = merge_experts(student, plan(student, share=share, last=last)[1])
             units, counts = plan(student, share=share, last=last)
@@ -180,7 +181,7 @@ def slimmoe(
                 objective = distilling.objective(student, teacher)
                 for router in student.routers():
                     router.requires_grad_(not distilling.freeze_router)
-                seen = sum(done.steps for done in recoveries) * (training.accumulate or 1)
+                seen = sum(done.steps for done in recoveries) * (training.accumulate or 1) * distributed.count()
                 recovery = distillation.train_student(
                     student, teacher, Shifted(stream, seen), objective,
                     replace(training, steps=count, lr=peak, min_lr=floor), length=length, seed=seed,
@@ -190,7 +191,8 @@ def slimmoe(
                 recoveries.append(recovery)
                 notes.append(describe_stage(stage, student, recovery, length, teacher))
             if not last and not dry_run:
-                stored[f"stage {stage}"] = save_stage(student, run.path(f"stage-{budget}-{stage}"))
+                path = run.path(f"stage-{budget}-{stage}")
+                stored[f"stage {stage}"] = distributed.by_first(partial(save_stage, student, path))
         cut = shapes.receipt(subject, student)
         predicted = student.units(batch=batch, length=length).cost()
         yield Result(
@@ -319,7 +321,7 @@ def stage_shares(
         middle = (low + high + 1) // 2
         low, high = (low, middle - 1) if excess(middle / finest) else (middle, high)
     last = low / finest
-    halvings = many or max(2, round(-math.log2(last)) if last else 2)
+    halvings = many or max(2, round(-float(np.log2(last))) if last else 2)
     return [last ** (stage / halvings) for stage in range(1, halvings + 1)]
 
 

@@ -139,7 +139,10 @@ def stun(
     passes = int(distances.distance != "router" or choose in ("usage", "soft", "saliency"))
     check(subject, uniform, passes)
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
-    whole, counts = blocks.count(subject), {index: mixture.count for index, mixture in subject.mixtures().items()}
+    whole = blocks.count(subject)
+    held = blockwise.count_nonzero(subject)
+    wanted = [weights.read_budget(budget, whole, "stun", held=held) for budget in budgets]
+    counts = {index: mixture.count for index, mixture in subject.mixtures().items()}
     largest = max(sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in subject.mixtures().values())
     look = partial(count_routes, subject, data, choose, seen=seen, length=length, seed=seed)
     routes = run.tensors("routing", look) if passes else {}
@@ -147,8 +150,7 @@ def stun(
     tables = expert_distances(subject, together, distances)
     worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else routes
 
-    for budget in budgets:
-        share, pattern = weights.read_budget(budget, whole, "stun", held=blockwise.count_nonzero(subject))
+    for budget, (share, pattern) in zip(budgets, wanted, strict=True):
         most = sum(counts.values()) if pattern else int((1.0 - share) * whole / largest + 1e-9)
         target = experts or sum(counts.values()) - min(round(structured * sum(counts.values())), most)
         decide = partial(
@@ -160,12 +162,14 @@ def stun(
 
         left = blocks.count(slim)
         rest = 1.0 - (0.0 if pattern else second_share(1.0 - share, 1.0 - left / whole, budget))
-        folder, times = run.folder("outliers"), outliers.times
-        look_again = partial(blockwise.measure_outliers, slim, windows, folder, times=times, floor=floor, routed=routed)
-        percents, sizes = run.json(f"outliers-{target}", look_again)
-        flat = method == "wanda" or pattern is not None or rest >= 1.0
-        shares = [rest] * len(sizes)
-        if not flat:
+        shares = [rest] * len(subject.layers())
+        if method == "owl" and pattern is None and rest < 1.0:
+            look_again = partial(
+                blockwise.measure_outliers, slim, windows, run.folder("outliers"), times=outliers.times, floor=floor,
+                routed=routed,
+            )  # fmt: skip
+            percents, sizes = run.json(f"outliers-{target}", look_again)
+            run.drop("outliers")
             shares = allocate.spread(percents, rest, outliers.spread, sizes=sizes)
         choosers = [weights.chooser(own, pattern) for own in shares]
         student, starved = cast(Mixed, slim.copy()), 0
@@ -194,8 +198,6 @@ def stun(
 
 def check(subject: Mixed, uniform: bool, passes: int) -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
-    if distributed.count() > 1:
-        raise UnsupportedError("stun runs in one process: start it without torchrun or accelerate launch")
     if not subject.family.experts:
         raise InputError("stun cuts experts out of a mixture of experts, and this is none: use owl or wanda")
     if passes and isinstance(subject, Streamed):
@@ -346,7 +348,9 @@ def keep_experts(
             for theirs, ours in ((old.experts, mixtures[index].experts), (old.router, mixtures[index].router)):
                 merging.fill(theirs, ours, groups[index], chosen[index], kappa=kappa)
             if isinstance(student, Streamed) and folder is not None:
-                student.store(path, folder / f"{index}.safetensors")
+                file = folder / f"{index}.safetensors"
+                distributed.by_first(partial(student.store, path, file))
+                student.recall(path, file)
     return student, cut
 
 

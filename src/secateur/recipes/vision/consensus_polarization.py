@@ -18,7 +18,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils import devices
+from secateur._utils import devices, distributed
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -333,7 +333,7 @@ def loss(
         goals.append(max(0.0, (limit - float(low)) / float(high - low)))
     act = gates.activation(torch.stack(shares), shares[0].new_tensor(goals), form, slack).float()
     grown = min(1.0, (done - open_for) / ramp) if ramp > 0 else 1.0
-    weight = len(batch["inputs"]) * gates.processes() / totals["examples"]
+    weight = len(batch["inputs"]) * distributed.count() / totals["examples"]
     further = weight * gates.once(activation * act + polarization * grown * polar)
     parts = {"task": task, "act": weight * act, "polar": weight * polar}
     return task + further, {name: part.detach() for name, part in parts.items()}

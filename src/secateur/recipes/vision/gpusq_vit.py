@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -153,7 +154,8 @@ def gpusq_vit(
                     sparse.model, lesson(sparse.model, subject.model), subject.model, feed, training, seed,
                     checkpoint=run.folder(f"prune-{budget}"), title="retraining",
                 )  # fmt: skip
-            sparse.save(run.folder(f"sparse-{budget}"))
+            folder = run.folder(f"sparse-{budget}")
+            distributed.by_first(partial(sparse.save, folder))
         result = sparse
         if not dry_run and bits != 32:
             left = partial(mixed.residuals, sparse.model, subject.model, ask, taps, feed)

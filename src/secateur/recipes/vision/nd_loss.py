@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
-from secateur._utils import devices, modes
+from secateur._utils import devices, distributed, modes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -150,7 +150,7 @@ def nd_loss(
     feed = examples.batches(data, batch=batch, seed=seed)
     steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     teacher = look(subject)
-    centres = class_means(teacher, data, batch, run, means, seed)
+    centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
     for budget in budgets:
         if student:
             small, cut, predicted = open_student(subject, student, budget)

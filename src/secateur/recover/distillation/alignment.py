@@ -33,6 +33,7 @@ __all__ = [
     "Parallel",
     "Reading",
     "at_pairs",
+    "chosen_pairs",
     "count",
     "is_uncased",
     "lower_text",
@@ -156,7 +157,8 @@ def shared_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> tuple[Tensor, Tenso
     """([k], [k]): ids in both tokenizers of the tokens that are the same piece of a word, by our id.
 
     A piece is its letters and whether it begins a word, however the tokenizer marks that: "##ing" or "ing" beside
-    "Ġsing" or "▁sing". Special tokens are left aside. Raises `InputError` where fewer than two are shared.
+    "Ġsing" or "▁sing". Tokens of bytes are read as the text that they stand for: "Äĥ" is "ă". Special tokens are
+    left aside. Raises `InputError` where fewer than two are shared.
     """
     mine, yours = _pieces(ours), _pieces(theirs)
     both = sorted(mine.keys() & yours.keys(), key=mine.__getitem__)
@@ -168,13 +170,34 @@ def shared_vocabulary(ours: Tokenizer, theirs: Tokenizer) -> tuple[Tensor, Tenso
     return torch.tensor([mine[piece] for piece in both]), torch.tensor([yours[piece] for piece in both])
 
 
-def _pieces(tokenizer: Tokenizer) -> dict[tuple[bool, str], int]:
+def _pieces(tokenizer: Tokenizer) -> dict[tuple[bool, str | bytes], int]:
     special = set(tokenizer.all_special_tokens)
     known = {token: place for token, place in tokenizer.get_vocab().items() if token not in special}
     mark = next((mark for mark in ("▁", "Ġ") if sum(token.startswith(mark) for token in known) > len(known) // 100), "")
+    if mark == "Ġ":
+        return {
+            (token.startswith(mark), _read_bytes(token.removeprefix(mark))): place for token, place in known.items()
+        }
     if mark:
         return {(token.startswith(mark), token.removeprefix(mark)): place for token, place in known.items()}
     return {(not token.startswith("##"), token.removeprefix("##")): place for token, place in known.items()}
+
+
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTES = dict(zip(map(chr, _PRINTED), _PRINTED, strict=True))
+_BYTES |= {chr(0x100 + place): byte for place, byte in enumerate(sorted(set(range(0x100)) - set(_PRINTED)))}
+"""Character in the tokens of a byte-level tokenizer -> the byte it stands for, as in GPT-2's."""
+
+
+def _read_bytes(token: str) -> str | bytes:
+    """The text of a byte-level token; its bytes where they are no whole characters; itself if it is not of bytes."""
+    if not set(token) <= _BYTES.keys():
+        return token
+    data = bytes(_BYTES[letter] for letter in token)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -300,6 +323,12 @@ def count(batch: Batch, names: Sequence[str]) -> dict[str, int]:
     """What the losses below are divided by: for each name, ``name.words`` and ``name.pairs`` of a batch."""
     counted = {f"{name}.words": int(batch[f"{name}.ours"].max()) + 1 for name in names}
     return counted | {f"{name}.pairs": len(batch[f"{name}.pairs"]) for name in names}
+
+
+def chosen_pairs(batch: Batch, name: str) -> Tensor:
+    """[pairs, 2]: those of ``name.pairs`` whose token in our reading has a label, in a masked batch of `Parallel`."""
+    pairs = batch[f"{name}.pairs"]
+    return pairs[batch["labels"].flatten()[pairs[:, 0]] >= 0]
 
 
 def word_means(states: Tensor, numbers: Tensor) -> Tensor:

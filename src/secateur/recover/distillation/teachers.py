@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils import devices, storage
+from secateur._utils import devices, distributed, storage
 from secateur._utils.batches import Batch, Batches, FiniteBatches
 from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
@@ -38,6 +38,7 @@ __all__ = [
     "check_tokens",
     "check_vocabularies",
     "count_cached",
+    "fill_outputs",
     "fingerprint",
     "join_topk",
     "live",
@@ -338,18 +339,22 @@ def cache_answers(
     """
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
-    shelf = _Shelf.open(Path(folder), key)
-    starts = [0, *(int(file["end"]) for file in shelf.files)]
-    _check_order(
-        shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
-    )
-    for number in shelf.find_damaged():
-        _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
-    done = starts[-1]
-    while done < count:
-        _fill(shelf, len(shelf.files), ask, batches, done, min(done + shard, count))
-        done = int(shelf.files[-1]["end"])
-    return TopK(shelf)
+
+    def complete() -> None:
+        shelf = _Shelf.open(Path(folder), key)
+        starts = [0, *(int(file["end"]) for file in shelf.files)]
+        _check_order(
+            shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
+        )
+        for number in shelf.find_damaged():
+            _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
+        done = starts[-1]
+        while done < count:
+            _fill(shelf, len(shelf.files), ask, batches, done, min(done + shard, count))
+            done = int(shelf.files[-1]["end"])
+
+    distributed.by_first(complete)
+    return TopK(_Shelf.open(Path(folder), key))
 
 
 def count_cached(folder: str | Path) -> int:
@@ -576,8 +581,20 @@ def cache_rows(
     ask: batch -> [B, C]. batches: all examples once, in their order, as a sequence; their order in training, and how
     often they come, is then free: see `Told`. key: see `cache_topk`. All of it is held in memory.
     """
-    known = Outputs(lambda batch: {"said": ask(batch)}, batches, folder=folder, half=True, key=key)
+    known = fill_outputs(lambda batch: {"said": ask(batch)}, batches, len(batches), folder=folder, half=True, key=key)
     return _narrow(torch.cat([known[index]["said"] for index in range(len(batches))]))
+
+
+def fill_outputs(forward: Callable[[Batch], Mapping[str, Tensor]], batches: Batches, count: int, **how: Any) -> Outputs:
+    """`Outputs` in a folder, of the first `count` batches; of several processes the first asks."""
+    filled = list[Outputs]()
+
+    def fill() -> None:
+        filled.append(Outputs(forward, batches, **how))
+        filled[0].fill(count)
+
+    distributed.by_first(fill)
+    return filled[0] if filled else Outputs(forward, batches, **how)
 
 
 def join_topk(

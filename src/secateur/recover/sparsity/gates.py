@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import devices
+from secateur._utils import devices, distributed
 from secateur.errors import InputError, UnsupportedError
 from secateur.vocabulary import Units
 
@@ -32,7 +32,6 @@ __all__ = [
     "once",
     "polarization",
     "pool",
-    "processes",
 ]
 
 
@@ -248,9 +247,8 @@ def batch_mean(decisions: Tensor) -> Tensor:
     """
     total = decisions.sum(0)
     count = torch.full((1,), float(len(decisions)), device=total.device)
-    if processes() > 1:
-        whole = torch.cat([total.detach().float(), count])
-        torch.distributed.all_reduce(whole)
+    if distributed.count() > 1:
+        whole = distributed.total(torch.cat([total.detach().float(), count]))
         total, count = total + (whole[:-1] - total.detach()).to(total.dtype), whole[-1:]
     return total / count.to(total.dtype)
 
@@ -260,13 +258,7 @@ def once(loss: Tensor) -> Tensor:
 
     Its gradient stays whole, since each process differentiates only its own decisions.
     """
-    return loss - loss.detach() * (1.0 - 1.0 / processes())
-
-
-def processes() -> int:
-    """How many share the training."""
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1
+    return loss - loss.detach() * (1.0 - 1.0 / distributed.count())
 
 
 def polarization(means: Iterable[Tensor]) -> Tensor:

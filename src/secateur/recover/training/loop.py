@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from secateur._utils import devices, storage
+from secateur._utils import devices, distributed, storage
 from secateur._utils.distributed import shard_like
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, MissingExtraError, NumericalError, RunError, UnsupportedError
@@ -142,8 +142,9 @@ def train(
         settings: fields of `training`, in place of those that it has.
 
     Several processes (torchrun, accelerate launch) share the micro-batches out: process r of P takes every P-th one, so
-    that P processes equal one with P times the `accumulate`. Gradients are summed once per step; with FSDP2 the student
-    is sharded.
+    that P processes equal one with P times the `accumulate`. They begin with the weights of the first. Once per step
+    gradients are summed, and buffers averaged, such as running statistics: a batch norm sees one micro-batch, as under
+    accumulation. With FSDP2 the student is sharded meanwhile, and whole again afterwards. The first process writes.
 
     Ctrl-C and SIGTERM end the current step, write a checkpoint and raise `KeyboardInterrupt` or `SystemExit(143)`; a
     second Ctrl-C leaves at once. Raises `NumericalError` naming the step for a loss or gradient that is not finite
@@ -170,7 +171,7 @@ def train(
     if evaluate is None and training.validates:
         batches, evaluate, epoch = _validation(student, batches, objective, count, training.validation or _VALIDATION)
         if "evaluate_every" not in asked:
-            evaluate_every = _evaluate_after(math.ceil(epoch / accumulate), steps)
+            evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
     keep_best = (training.keep or ("best" if training.validates else "last")) == "best"
     if keep_best and evaluate is None:
         raise InputError("keep=best needs an evaluation: set patience or validation too")
@@ -182,7 +183,8 @@ def train(
     if accelerator.distributed_type == "FSDP" and not accelerator.is_fsdp2:
         raise UnsupportedError("FSDP version 1 is not supported: set fsdp_version: 2 in Accelerate's configuration")
 
-    device = _choose_device(student, accelerator)
+    device, share = _choose_device(student, accelerator), distributed.count()
+    sharding = accelerator.distributed_type == "FSDP" and share > 1
     with contextlib.ExitStack() as stack:
         modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, dropout))
         stack.enter_context(_own_randomness(device))
@@ -192,16 +194,14 @@ def train(
         weight_decay, momentum, betas = training.number("weight_decay"), training.number("momentum"), training.betas
         groups = _groups(student, weight_decay)
         updater = _optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
-        if accelerator.distributed_type == "FSDP":
-            sharded, updater = accelerator.prepare(student, updater)
-            if sharded is not student:
-                raise UnsupportedError("FSDP2 replaced the student: turn off compilation in Accelerate's configuration")
+        _broadcast(modules)
+        if sharding:
+            updater = stack.enter_context(_shard_student(student, updater, accelerator))
         for module in extra:
             for group in _groups(module, weight_decay):
                 updater.add_param_group(group)
         trained = [parameter for group in updater.param_groups for parameter in group["params"]]
 
-        share = accelerator.num_processes
         settings = {
             **course,
             "weight_decay": weight_decay,
@@ -227,18 +227,17 @@ def train(
 
         def save() -> None:
             if path is not None and state.saved != state.step:
-                _save(path, modules, updater, settings, state, main=accelerator.is_main_process)
+                _save(path, modules, updater, settings, state)
                 state.saved = state.step
 
         while state.step < steps and not state.stopped:
             began = time.perf_counter()
-            first = state.step * accumulate * share + accelerator.process_index
+            first = state.step * accumulate * share + distributed.index()
             indices = range(first, first + accumulate * share, share)
             micro = [_fetch(batches, index) for index in indices]
-            totals, signalled = _totals([count(batch) for batch in micro], signals, accelerator)
+            totals, signalled = _totals([count(batch) for batch in micro], signals)
             if signalled:
                 save()
-                accelerator.wait_for_everyone()
                 _leave(signalled)
 
             unit = state.unit = "tokens" if "tokens" in totals else "examples"
@@ -257,11 +256,12 @@ def train(
                 parts += shown.items()
             if share > 1:
                 _share_gradients(trained)
+                _average_buffers(modules)
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
             # The one time in a step that the host waits for the device.
             norm, *numbers = _read([_norm(gradients), *values, *(part for _, part in parts)])
             named = [(name, number) for (name, _), number in zip(parts, numbers[len(values) :], strict=True)]
-            loss, shown = _add_up(numbers[: len(values)], named, accelerator)
+            loss, shown = _add_up(numbers[: len(values)], named)
             _must_be_finite("loss", loss, state.step, path)
             _must_be_finite("norm of the gradient", norm, state.step, path)
             if clip is not None and norm > clip:
@@ -287,9 +287,9 @@ def train(
                 accelerator.log(record, step=state.step)
             bar.show(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
-                state.judge(_evaluate(evaluate, modules, accelerator), patience)
+                state.judge(_evaluate(evaluate, modules), patience)
                 if keep_best and state.best_step == state.step:
-                    best.save(main=accelerator.is_main_process)
+                    best.save()
                 bar.note(f"evaluation {state.evaluations[-1][1]:.4g}, the best {state.best:.4g} at {state.best_step}")
             if state.step % every == 0 or state.step == steps or state.stopped:
                 save()
@@ -359,8 +359,6 @@ def _save(
     optimizer: torch.optim.Optimizer,
     settings: Mapping[str, Any],
     state: _State,
-    *,
-    main: bool,
 ) -> None:
     tensors = {name: _whole(tensor) for name, tensor in _tensors(modules).items()}
     for index, parameter in enumerate(_parameters(optimizer)):
@@ -368,8 +366,8 @@ def _save(
             if value is None:  # a momentum that is not there yet
                 continue
             tensors[f"optimizer.{index}.{key}"] = _whole(torch.as_tensor(value))
-    if main:
-        storage.write(path, tensors, json.dumps({"settings": settings, "state": asdict(state)}))
+    text = json.dumps({"settings": settings, "state": asdict(state)})
+    distributed.by_first(lambda: storage.write(path, tensors, text))
 
 
 def _resume(
@@ -457,18 +455,12 @@ def _norms_fed() -> Iterator[None]:
         ) from error
 
 
-def _totals(
-    counts: Sequence[Mapping[str, int]], signals: _Signals, accelerator: Accelerator
-) -> tuple[dict[str, int], int]:
+def _totals(counts: Sequence[Mapping[str, int]], signals: _Signals) -> tuple[dict[str, int], int]:
     """Counts summed over micro-batches and processes, and a signal that any process got: all leave at one step."""
     names = sorted(counts[0])
     values = [sum(int(one[name]) for one in counts) for name in names]
-    if accelerator.num_processes == 1:
-        return dict(zip(names, values, strict=True)), signals.received
-    noted = [signals.received == number for number in _SIGNALS]
-    *values, interrupted, terminated = accelerator.reduce(
-        torch.tensor([*values, *noted], device=accelerator.device), "sum"
-    ).tolist()
+    noted = [int(signals.received == number) for number in _SIGNALS]
+    *values, interrupted, terminated = distributed.total(torch.tensor([*values, *noted])).tolist()
     received = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
     return dict(zip(names, values, strict=True)), received
 
@@ -476,7 +468,7 @@ def _totals(
 def _choose_device(student: nn.Module, accelerator: Accelerator) -> torch.device:
     """Where one process trains: where the student was put, unless it is on the CPU; several: as Accelerate says."""
     home = devices.find_device(student)
-    return home if accelerator.num_processes == 1 and home.type != "cpu" else accelerator.device
+    return home if distributed.count() == 1 and home.type != "cpu" else accelerator.device
 
 
 def _read(numbers: Sequence[float | Tensor]) -> list[float]:
@@ -493,19 +485,34 @@ def _read(numbers: Sequence[float | Tensor]) -> list[float]:
     return [found[place] for place in range(len(numbers))]
 
 
-def _add_up(
-    losses: Sequence[float], named: Sequence[tuple[str, float]], accelerator: Accelerator
-) -> tuple[float, dict[str, float]]:
+def _add_up(losses: Sequence[float], named: Sequence[tuple[str, float]]) -> tuple[float, dict[str, float]]:
     """The loss and its named parts, added up over micro-batches and processes."""
     loss, parts = sum(losses), dict[str, float]()
     for name, value in named:
         parts[name] = parts.get(name, 0.0) + value
-    if accelerator.num_processes == 1:
+    if distributed.count() == 1:
         return loss, parts
     # float32: not every device has float64, and these numbers are only looked at.
-    vector = torch.tensor([loss, *parts.values()], device=accelerator.device)
-    loss, *values = accelerator.reduce(vector, "sum").tolist()
+    loss, *values = distributed.total(torch.tensor([loss, *parts.values()])).tolist()
     return loss, dict(zip(parts, values, strict=True))
+
+
+def _broadcast(modules: Sequence[nn.Module]) -> None:
+    """Give every process what the first has: what is random or rounded otherwise may have left them apart."""
+    with torch.no_grad():
+        for tensor in _tensors(modules).values() if distributed.count() > 1 else ():
+            distributed.broadcast(tensor)
+
+
+@torch.no_grad()
+def _average_buffers(modules: Sequence[nn.Module]) -> None:
+    """The mean over processes of what each notes of its own micro-batches, such as running statistics."""
+    buffers = [tensor for tensor in _tensors(modules).values() if not tensor.requires_grad]
+    buffers = [buffer for buffer in buffers if buffer.is_floating_point() and buffer.numel()]
+    if buffers:
+        mean = distributed.total(torch.cat([buffer.reshape(-1) for buffer in buffers])) / distributed.count()
+        for buffer, part in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
 
 def _share_gradients(trained: Sequence[Tensor]) -> None:
@@ -518,13 +525,13 @@ def _share_gradients(trained: Sequence[Tensor]) -> None:
     if not replicated:
         return
     used = torch.tensor([parameter.grad is not None for parameter in replicated], device=replicated[0].device).int()
-    torch.distributed.all_reduce(used)
+    used = distributed.total(used)
     for parameter, processes in zip(replicated, used.tolist(), strict=True):
         if processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= torch.distributed.get_world_size()
+            distributed.total(parameter.grad)
+            parameter.grad /= distributed.count()
 
 
 def _norm(gradients: Sequence[Tensor]) -> float | Tensor:
@@ -589,12 +596,12 @@ class _Best:
         self._modules, self._path = modules, path
         self._tensors: dict[str, Tensor] = {}
 
-    def save(self, *, main: bool) -> None:
+    def save(self) -> None:
         tensors = {name: _whole(tensor) for name, tensor in _tensors(self._modules).items()}
         if self._path is None:
             self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        elif main:
-            storage.write(self._path, tensors, "{}")
+        else:
+            distributed.by_first(partial(storage.write, self._path, tensors, "{}"))
 
     def restore(self) -> None:
         tensors = self._tensors if self._path is None else storage.read(self._path)[0]
@@ -603,13 +610,12 @@ class _Best:
                 tensor.copy_(shard_like(tensors[name], tensor))
 
 
-def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module], accelerator: Accelerator) -> float:
+def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> float:
     """The evaluation in eval mode, the mean over processes."""
     with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
-    if accelerator.num_processes > 1:
-        value = float(accelerator.reduce(torch.tensor(value, device=accelerator.device), "mean"))
-    return value
+    # Divided first: what one process alone finds stays as it is.
+    return float(distributed.total(torch.tensor(value / distributed.count(), dtype=torch.float64)))
 
 
 # ----------------------------------------------------------------------------------------------- around the loop
@@ -646,6 +652,36 @@ def _prepare_modules(
             module.eval()
             if home.type != "meta" and not any(isinstance(p, DTensor) for p in module.parameters()):
                 _move_module(module, home)
+
+
+@contextlib.contextmanager
+def _shard_student(
+    student: nn.Module, updater: torch.optim.Optimizer, accelerator: Accelerator
+) -> Iterator[torch.optim.Optimizer]:
+    """The optimiser of `student`, which FSDP2 shards within the block: its classes, hooks and parameters come back."""
+    before = {
+        module: (type(module), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()})
+        for module in student.modules()
+    }
+    homes = {parameter: parameter.device for parameter in student.parameters()}
+    sharded, updater = accelerator.prepare(student, updater)
+    if sharded is not student:
+        raise UnsupportedError("FSDP2 replaced the student: turn off compilation in Accelerate's configuration")
+    for parameter in homes.keys() - set(student.parameters()):
+        parameter.data = parameter.data.new_empty(0)
+    yield updater
+    whole = dict[nn.Parameter, Tensor]()
+    for module, (_, attributes) in before.items():
+        for leaf, parameter in attributes["_parameters"].items():
+            if parameter is not None and parameter not in whole:
+                whole[parameter] = _whole(cast(Tensor, module._parameters[leaf])).to(homes[parameter])
+    for module, (kind, attributes) in before.items():
+        now = {name: vars(module)[name] for name in ("training", "_buffers")}
+        setattr(module, "__class__", kind)  # noqa: B010
+        vars(module).clear()
+        vars(module).update(attributes | now)
+    for parameter, value in whole.items():
+        parameter.data = value.detach()
 
 
 def _move_module(module: nn.Module, device: torch.device) -> nn.Module:

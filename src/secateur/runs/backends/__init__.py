@@ -28,7 +28,7 @@ from secateur.measure.latency import Environment
 from secateur.vocabulary import Budget, Figure, Subject, Units
 
 __all__ = [
-    "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_processes", "check_source", "commonest_share",
+    "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
     "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "resolve",
 ]  # fmt: skip
 
@@ -252,15 +252,6 @@ def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
         raise InputError(
             f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "
             f"recipe on {of_source(source).family} (secateur list)"
-        )
-
-
-def check_processes(function: Callable[..., object], count: int) -> None:
-    """Raise `UnsupportedError` for a recipe that `count` processes can't share out: they do that block by block."""
-    if count > 1 and not any(backend.on_disk for backend in _backends(function)):
-        raise UnsupportedError(
-            f"{function.__name__} runs in one process, and {count} were started: start it without torchrun or "
-            "accelerate launch (recipes that can stream can be shared out)"
         )
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
 from secateur.recover.distillation.assistants import chain
@@ -29,7 +30,7 @@ from secateur.runs.distilling.settings import Settings, check, check_cache, pars
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Evidence, Figure
+from secateur.vocabulary import Evidence, Figure, Recovery
 
 __all__ = ["configured", "distill"]
 
@@ -185,9 +186,10 @@ def distill(
     trial.check_number(setup, learner)
     notes = list(parts.notes)
     trial.try_losses(setup, learner, between)
+    notes += [f"trained by {distributed.count()} processes"] if distributed.count() > 1 else []
     if dry_run:
         measuring.measure_before(setup, learner, None)
-        row = trial.plan(setup, learner)
+        row = distributed.by_first(partial(trial.plan, setup, learner))
         return replace(row, settings={**row.settings, "notes": notes})
     settings = {
         "recipe": "distill",
@@ -213,16 +215,25 @@ def distill(
         **({} if workers is None else {"workers": workers}),
         **{name: str(value) for name, value in places.items() if value},
     }
-    with open_run(out, settings, about, overwrite=overwrite) as run:
+    with open_run(out, settings, about, overwrite=overwrite, shared=True) as run:
         record = run.path("evidence.json")
-        if not record.exists():
+
+        def finish(before: Sequence[Any], records: Sequence[Recovery]) -> None:
             known = {"model": about["student"], **about, **settings, "notes": notes}
-            row = _train(setup, learner, between, run, known)
+            row = _judge(setup, learner, run, known, before, records)
             run.publish(partial(_save, setup, learner, row, run))
             evidence.write(record, row)
-        (row,) = evidence.read(record)
-        publish_evidence(run.root, [row], backend)
-    return row
+
+        def publish() -> Evidence:
+            (row,) = evidence.read(record)
+            publish_evidence(run.root, [row], backend)
+            return row
+
+        if not distributed.by_first(record.exists):
+            before = run.json("before", partial(_measure_before, setup, learner, run), alone=True)
+            records = _train(setup, learner, between, run)
+            distributed.by_first(partial(finish, before, records))
+        return distributed.by_first(publish)
 
 
 def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -233,24 +244,33 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     return configs.options(distill, configs.read(path, "distill", distill, given))
 
 
-def _train(
-    setup: Setup, student: Learner, between: Sequence[Learner], run: Run, settings: Mapping[str, Any]
-) -> Evidence:
-    """Train the chain, and measure its last before and after."""
-    chosen = setup.settings
+def _measure_before(setup: Setup, student: Learner, run: Run) -> list[object]:
+    before, teachers, why = measuring.measure_before(setup, student, run)
+    return [*({name: asdict(figure) for name, figure in row.items()} for row in (before, teachers)), why]
 
-    def measure_before() -> list[object]:
-        before, teachers, why = measuring.measure_before(setup, student, run)
-        return [*({name: asdict(figure) for name, figure in row.items()} for row in (before, teachers)), why]
+
+def _train(setup: Setup, student: Learner, between: Sequence[Learner], run: Run) -> list[Recovery]:
+    """Train the chain: what each link took."""
 
     def train(learner: Any, above: Any, number: int) -> Any:
         above = above if isinstance(above, tuple) else (above,)
-        bits = chosen.bits if learner is student else 0
+        bits = setup.settings.bits if learner is student else 0
         return training.train_student(setup, learner, above, run, f"link-{number}", bits=bits)
 
-    before, teachers, why = run.json("before", measure_before)
-    records = chain(tuple(setup.teachers), [*between, student], train)
-    trained, notes = student, list(settings["notes"])
+    return chain(tuple(setup.teachers), [*between, student], train)
+
+
+def _judge(
+    setup: Setup,
+    student: Learner,
+    run: Run,
+    settings: Mapping[str, Any],
+    measured: Sequence[Any],
+    records: Sequence[Recovery],
+) -> Evidence:
+    """The evidence of a trained student, `measured` before, which is measured again."""
+    before, teachers, why = measured
+    chosen, trained, notes = setup.settings, student, list(settings["notes"])
     if chosen.bits:
         trained, more = _integers(as_transformer(student), run.folder("integers"), chosen.bits)
         notes += more
@@ -267,7 +287,7 @@ def _train(
             **settings,
             **({"not_measured": why} if why else {}),
             "notes": [*notes, *([] if why else measuring.loyalty_notes(setup, trained))],
-            **({"assistants": [asdict(record) for record in records[:-1]]} if between else {}),
+            **({"assistants": [asdict(record) for record in records[:-1]]} if records[1:] else {}),
         },
     )
     return replace(row, verdict=measuring.verdict(row))

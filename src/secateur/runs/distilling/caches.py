@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from secateur._utils import distributed
 from secateur._utils.batches import Batch, Batches
 from secateur._utils.rundir import Run, lock_folder
 from secateur.clients.chat import Server
@@ -89,7 +90,8 @@ def _cache_folder(setup: Setup, run: Run, name: str) -> Iterator[Path]:
         yield run.folder(name)
         return
     folder = Path(setup.cache_at) / name
-    with lock_folder(folder):
+    # Of several processes the first one writes, and has the lock.
+    with lock_folder(folder) if distributed.index() == 0 else nullcontext():
         try:
             yield folder
         except DataError as error:
@@ -175,8 +177,9 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
                 rows = setup.batches.rows if setup.of_texts else setup.batches.places
                 batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
                 continue
-            known = teachers.Outputs(partial(_name_answer, name, ask), setup.batches, folder=folder, half=True, key=own)
-            known.fill(settings.count)
+            known = teachers.fill_outputs(
+                partial(_name_answer, name, ask), setup.batches, settings.count, folder=folder, half=True, key=own
+            )
             batches = teachers.Joined(batches, known, prefix="")
     return batches
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from secateur._utils import distributed
 from secateur.errors import InputError
 from secateur.recover.distillation import ensembles, matching
 from secateur.recover.quantization import quantise
@@ -63,8 +64,8 @@ class Settings:
 
     @property
     def count(self) -> int:
-        """Batches that training takes in all."""
-        return self.steps * self.batches_per_step
+        """Batches that training takes in all, those of all processes."""
+        return self.steps * self.batches_per_step * distributed.count()
 
     @property
     def batches_per_step(self) -> int:

@@ -47,14 +47,19 @@ def removable_layers(units: Units) -> list[int]:
 
 
 def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
-    """The sizes written as "axis=number,..."; axes not named stay whole."""
-    result = sizes(subject)
+    """The sizes written as "axis=number,..."; axes not named stay whole.
+
+    Raises `InputError` for an axis that is not there, and for a size that no cut can have.
+    """
+    result, multiples = sizes(subject), steps(subject)
     least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units())}
     for part in parse_list(given):
         axis, _, number = part.partition("=")
         if axis not in result or not number.isdigit() or not least[axis] <= int(number) <= result[axis]:
             known = ", ".join(f"{name}={least[name]}..{size}" for name, size in result.items())
             raise InputError(f"shape {given!r}: {part!r} is not one of {known}")
+        if int(number) % multiples[axis] and int(number) != result[axis]:
+            raise InputError(f"shape {given!r}: {part!r} is no multiple of {multiples[axis]}")
         result[axis] = int(number)
     return result
 
