@@ -10,6 +10,7 @@ from torch import nn
 
 from pictures import class_folder, draw, mixed_folder
 from secateur.data import images, transforms
+from secateur.data.examples import Examples, with_transform
 from secateur.data.images import Files, Images
 from secateur.errors import DataError
 
@@ -119,3 +120,14 @@ def test_what_nobody_declares_is_the_models_or_refused(tmp_path):
     equal = images.declare(column(class_folder(tmp_path / "equal", sizes=(20,))), nn.Identity())
     assert equal.shape == (12, 3, 20, 20)
     assert equal.transform.identity
+
+
+def test_an_image_costs_the_bytes_of_its_file(tmp_path):
+    """Images of unequal sizes do not all take as much as the first, whatever inputs they become."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
+    Image.effect_noise((64, 64), 80).save(tmp_path / "1.png")
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    data = Examples(Images(Files(paths)), torch.tensor([0, 1]))
+    sizes = [float(path.stat().st_size) for path in paths]
+    assert data.costs()["bytes"].tolist() == sizes
+    assert with_transform(data, None, 8).take([1]).costs()["bytes"].tolist() == sizes[1:]

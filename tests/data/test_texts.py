@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 import tiny
 from secateur.data import texts
+from secateur.data.examples import Examples
 from secateur.data.shelf import Shelf, Writer
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, DataWarning, InputError, UnsupportedError
@@ -611,3 +612,22 @@ def test_how_many_texts_of_the_hub_are_read_is_the_user_s_to_say(monkeypatch, na
     with expects if told else contextlib.nullcontext():
         assert len(texts.read(name, limit=limit)) == count
     assert asked == ["train"]
+
+
+def test_what_gives_no_texts_is_refused():
+    """Such as examples of networks, which a recipe on language models was given."""
+    with pytest.raises(DataError, match=r"the data is Examples, which gives no texts: .*recipes on networks"):
+        texts.read(Examples(torch.zeros(4, 3)))
+    with pytest.raises(DataError, match="the data is int, which gives no texts"):
+        texts.read(3)
+
+
+def test_texts_are_not_read_without_a_tokenizer():
+    """A recipe called in Python on a model that came without one."""
+    corpus = texts.read(["a b", "c d"])
+    with pytest.raises(InputError, match=r"no tokenizer: give open_subject\(model, tokenizer=...\)"):
+        texts.batches(corpus, None, packed=True, batch=1, length=2)
+    with pytest.raises(InputError, match="no tokenizer"):
+        next(texts.in_order(corpus, None, batch=1, length=2))
+    with pytest.raises(InputError, match="no tokenizer"):
+        texts.windows(corpus, None, 1, 2)

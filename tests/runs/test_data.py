@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import processes
@@ -535,3 +536,16 @@ def test_its_run_yaml_repeats_it(places):
     again = secateur.prune_data(**module.configured(places / "kept/run.yaml", {"out": places / "twice"}))
     for one, other in zip(results, again, strict=True):
         assert np.array_equal(one.subject.kept, other.subject.kept)
+
+
+def test_a_folder_of_yolo_is_images_with_boxes_and_no_texts(tmp_path):
+    """Its labels are .txt files; they were cut in place of the images."""
+    for part in ("images", "labels"):
+        (tmp_path / "yolo" / part).mkdir(parents=True)
+    (tmp_path / "yolo" / "data.yaml").write_text("train: images\nnames: [car, cat]\n")
+    for number in range(6):
+        Image.new("RGB", (20 + number, 20)).save(tmp_path / "yolo" / "images" / f"{number}.png")
+        (tmp_path / "yolo" / "labels" / f"{number}.txt").write_text(f"{number % 2} 0.5 0.5 0.4 0.4\n")
+    (result,) = secateur.prune_data(tmp_path / "yolo", "examples=50%", tmp_path / "out")
+    assert len(result.subject.data.targets) == 3
+    assert result.cut.removed["examples"] == (3, 6)

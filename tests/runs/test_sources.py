@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import secateur
 import tiny
@@ -108,3 +110,24 @@ def test_an_index_that_can_not_be_used_is_refused(places, monkeypatch):
     (places / "index.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"stands in no run directory"):
         Network().read(places / "index.npz")
+
+
+def test_an_index_of_images_holds_whatever_inputs_they_become(tmp_path, monkeypatch):
+    """`prune-data --size 8` says which images stay; who reads them next says how they become inputs."""
+    draw = np.random.default_rng(0)
+    for number in range(12):
+        file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (9 + number, 9, 3), np.uint8)).save(file)
+    (tmp_path / "net.py").write_text(BUILD.replace("nn.Linear(4,", "nn.Linear(3 * 8 * 8,"))
+    monkeypatch.chdir(tmp_path)
+    (first,) = secateur.prune_data("photos", "examples=50%", "out", score="el2n", model="net.py:build", size=8, runs=1,
+                                   epochs=1)  # fmt: skip
+    found = Network().read("out/examples=50%")
+    assert torch.equal(found.labels, first.subject.data.labels)
+    assert (found.inputs.keys() == first.subject.data.inputs.keys()).all()
+    (nested,) = secateur.prune_data("out/examples=50%", "examples=34%", "less")
+    assert nested.cut.removed["examples"] == (4, 6)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "photos" / "a" / "0.png")
+    with pytest.raises(DataError, match="give the data that it was made of"):
+        Network().read("out/examples=50%")

@@ -60,7 +60,7 @@ COMMAND = Command(
     ["secateur.prune_data"],
     arguments=("data",),
     help={
-        "data": "texts or a table (.txt .jsonl .parquet .csv), an .npz, a folder, hub:owner/name, file.py:function.",
+        "data": "texts or a table (.txt .jsonl .parquet .csv), .npz, a folder, hub:owner/name, file.py:function.",
         "budget": BUDGET.format("examples=30%, words=1m", "index"),
         "model": "for scores from el2n on: a classifier, net.py:build, or a folder for texts.",
         "score": "random, length, el2n, grand, forgetting, memorisation, moderate, herding, or file.py:function.",

@@ -125,8 +125,21 @@ class Examples:
             digest.update(repr(self.sizes).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def files_digest(self) -> str:
+        """sha256 of images as they lie on the disk and of all classes, whatever inputs they become; "" for arrays."""
+        if not isinstance(self.inputs, Images):
+            return ""
+        digest = hashlib.sha256(self.inputs.keys().tobytes())
+        for part in ([] if self.labels is None else [self.labels]) + [target["labels"] for target in self.targets]:
+            digest.update(len(part).to_bytes(8, "little"))
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
     def costs(self) -> dict[str, NDArray[np.float64]]:
-        """Measure -> [N], what each example takes: the bytes of its input."""
+        """Measure -> [N], what each example takes: the bytes of its file, or of its input where that is in memory."""
+        if isinstance(self.inputs, Images) and (files := self.inputs.file_bytes) is not None:
+            return {"bytes": files}
         one = math.prod(self.inputs.shape[1:]) * self.inputs.element_size()
         return {"bytes": np.full(len(self), float(one))}
 

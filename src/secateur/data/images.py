@@ -132,6 +132,14 @@ class Images:
         """Bytes of the inputs of so many."""
         return count * math.prod(self.shape[1:]) * self.element_size()
 
+    @cached_property
+    def file_bytes(self) -> NDArray[np.float64] | None:
+        """[N], the bytes of each image's file; None where they lie in no files."""
+        source = self.source
+        if not isinstance(source, Encoded):
+            return None
+        return np.array([source.length(place) for place in self.places.tolist()], np.float64)
+
     def count_workers(self) -> int:
         """Processes that read ahead."""
         return feeding.count_workers() if self.workers is None else self.workers

@@ -40,6 +40,7 @@ __all__ = [
     "files",
     "in_order",
     "labelled",
+    "need_tokenizer",
     "opened",
     "outside",
     "read",
@@ -276,6 +277,12 @@ def opened(
     if isinstance(source, (str, Path)):
         name, rows = _open(source, column, label, limit)
     else:
+        given: object = source  # whatever a caller in Python had
+        if not (isinstance(given, Iterable) or hasattr(given, "__getitem__")):
+            raise DataError(
+                f"the data is {type(source).__name__}, which gives no texts: give a file, a folder or a list of them; "
+                "networks and their examples are for recipes on networks (secateur list)"
+            )
         name, rows = "texts", _read_handed_rows(source, column, label)
     return name, itertools.islice(_skip_blanks(rows, name), limit)
 
@@ -673,6 +680,12 @@ def windows(
     return joined, (f"{corpus.name} holds {len(found)} windows of {length} tokens, fewer than the {count} asked for",)
 
 
+def need_tokenizer(tokenizer: Tokenizer | None) -> None:
+    """Raise `InputError` without one: texts can't be read."""
+    if tokenizer is None:
+        raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+
+
 def batches(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:
     """Token batches of `corpus`.
 
@@ -689,9 +702,10 @@ def batches(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, batch: int, l
 
     Raises:
         DataError: less than one batch, saying how much there is and how much is needed.
-        InputError: chats, and a tokenizer without a chat template.
+        InputError: no tokenizer; chats, and a tokenizer without a chat template.
         UnsupportedError: classes of words or answers, and a tokenizer that does not tell where its tokens stand.
     """
+    need_tokenizer(tokenizer)
     corpus = corpus.render(tokenizer)
     read = _tokenise(corpus, tokenizer, packed=packed, length=length)
     apart, cut = packed and corpus.packing == "documents", read.cut
@@ -859,6 +873,7 @@ def in_order(corpus: Corpus, tokenizer: Tokenizer, *, batch: int, length: int) -
     """All texts once, in their order, in batches of `batch` as those of `batches`; the last may be smaller."""
     import torch
 
+    need_tokenizer(tokenizer)
     for start in range(0, len(corpus), batch):
         part = list(corpus.texts[start : start + batch])
         found = tokenizer(part, truncation=True, max_length=length, padding=True, return_tensors="pt")

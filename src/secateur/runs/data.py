@@ -93,7 +93,8 @@ def prune_data(
             `datasets.Dataset`, a folder of `save_to_disk`, a .csv file, a .parquet or .jsonl file of rows without
             texts, a `ray.data.Dataset`; or an earlier index, as its folder or as an `ExampleSet`: what it keeps is cut
             further.
-        budget: how much may stay: examples=30%, bytes=10MB, words=1000000, tokens=50%; one or several.
+        budget: how much may stay: examples=30%, bytes=10MB (of images their files), words=1000000, tokens=50%; one or
+            several.
         out: the run directory; the index for a budget stands in a folder of that name.
         score: which examples are worth most. "random"; "length" (of texts: most words first); what a model in training
             made of them: "el2n", "grand" and "forgetting" (hardest first), "memorisation" (first what no other example
@@ -104,7 +105,9 @@ def prune_data(
         balanced: keep the same share of every class; by default where the data has classes.
         deduplicate: first drop examples that repeat an earlier one: exact, or normalised for texts of equal words.
         text, label: columns of tables, and of an .npz file the array of classes; label="" for no classes.
-        transform, size, workers: how images become inputs of a model; see `secateur.run`.
+        transform: how images become inputs of a model: imagenet, cifar, none, file.py:function; see `secateur.run`.
+        size: of these inputs: 224, or "224x160" (height x width).
+        workers: processes that read images ahead; as many as cores, up to 8, unless given.
         tokenizer: whose tokens are counted, for budgets in tokens.
         runs: trainings that the score is averaged over.
         epochs: of each of them; 0 takes the model as it is.

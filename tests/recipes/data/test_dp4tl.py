@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import secateur
@@ -325,7 +326,7 @@ def test_the_run_is_measured_and_met(tmp_path, files):
     assert row.cut.after["classes"] == 4
     assert any("target, 24 examples that were held out: linear probe" in note for note in row.cut.notes)
     assert (tmp_path / "out" / "work" / "subset-classes=50%" / "train" / "index.npz").is_file()
-    read = secateur.data.examples.read(tmp_path / "source.npz").split(seed=0)[0]
+    read = replace(secateur.data.examples.read(tmp_path / "source.npz"), stratified=True).split(seed=0)[0]
     index = ExampleSet.load(read, tmp_path / "out" / "work" / "subset-classes=50%" / "train")
     assert index.class_numbers.tolist() == [0, 1, 2, 3]
 
@@ -486,3 +487,24 @@ def toy(folder):
         "output": lambda subset: np.isin(np.arange(len(data)), subset.kept).astype(float),
         "quality": lambda subset: float((subset.labels < 4).mean()),  # the share that looks like the target
     }
+
+
+def test_images_of_the_target_become_inputs_as_those_of_the_source(tmp_path, monkeypatch):
+    """Folders of photographs of unequal sizes, as users have them: --size holds for both."""
+    draw = np.random.default_rng(0)
+    for root in ("from", "to"):
+        for number in range(18):
+            file = tmp_path / root / "abc"[number % 3] / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(draw.integers(0, 256, (9 + number, 12, 3), np.uint8)).save(file)
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    few = {"surrogate_epochs": 1, "epochs": 1, "probe_epochs": 1, "tune_epochs": 1}
+    (row,) = secateur.run("dp4tl", "net.py:build", "from", "classes=67%", out="out", size=8, target="to", **few)
+    assert row.cut.after["classes"] == 2
+    assert json.loads((tmp_path / "out" / "work" / "transfer-classes=67%.json").read_text()).keys() == {
+        "linear probe", "full fine-tuning",
+    }  # fmt: skip

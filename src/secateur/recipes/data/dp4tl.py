@@ -25,6 +25,7 @@ from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Augment, Examples
+from secateur.data.images import Images
 from secateur.errors import DataError, InputError, RunError
 from secateur.methods.arms import fit, mark_correct
 from secateur.recover.training import objectives, rehearsal, transfer
@@ -109,7 +110,8 @@ def dp4tl(
         data: the source, with classes; without any (or with `clusters`) mapping=feature makes them.
         budgets: classes=50%, or examples=50%; 100% for the whole source.
         run: where votes, indices and checkpoints go.
-        target: examples of the target task, as `data` is given; their classes are needed for step 5.
+        target: examples of the target task, as `data` is given; their classes are needed for step 5. Images become
+            inputs as those of `data` do.
         judged: examples of the target to judge on; a fifth of `target` is held out unless given.
         batch: examples per step.
         seed: of the split, the clusters, random classes, new heads and batches.
@@ -218,8 +220,8 @@ def check(
 
 def read_targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
     """(samples that vote and are learned, samples to judge on) of the target; with classes, where they are needed."""
-    given = examples.read(target)
-    learned, held = (given, examples.read(judged)) if judged else given.split(0.2, seed=seed)
+    given = read_as(source, target)
+    learned, held = (given, read_as(source, judged)) if judged else given.split(0.2, seed=seed)
     for part in (learned, held):
         if part.inputs.shape[1:] != source.inputs.shape[1:]:
             shapes = f"{tuple(part.inputs.shape[1:])}, {source.name} of {tuple(source.inputs.shape[1:])}"
@@ -236,6 +238,14 @@ def read_targets(source: Examples, target: str, judged: str, seed: int, *, label
             raise DataError(f"{held.name} is judged on class {extra[0]}, which {learned.name} has no example of: give "
                             "both the same classes")  # fmt: skip
     return learned, held
+
+
+def read_as(source: Examples, path: str) -> Examples:
+    """The examples at `path`; images that lie on the disk become inputs as those of `source` do."""
+    found = examples.read(path)
+    if not (isinstance(found.inputs, Images) and isinstance(source.inputs, Images)):
+        return found
+    return replace(found, inputs=found.inputs.with_transform(source.inputs.transform, source.inputs.workers))
 
 
 def build_surrogate(surrogate: str, subject: Traced) -> nn.Module | None:

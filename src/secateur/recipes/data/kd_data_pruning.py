@@ -23,7 +23,7 @@ from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import BudgetError, DataError, InputError, RunError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, RunError
 from secateur.methods import example_scores
 from secateur.methods.example_scores import Ask, ask_teacher, count_classes, score_by_training, select_examples
 from secateur.recover.distillation import losses
@@ -153,6 +153,8 @@ def kd_data_pruning(
         check_student(draw_network(subject.model, student, seed=seed), student or "the network", wide, ask, data)
     # Of packed examples the set that they are of, whose other examples are out of sight.
     whole = ExampleSet(earlier[budgets[0]][0].source if soft else data).plain()
+    if alpha == "auto":
+        check_search(whole, search, balanced=balanced, seed=seed)
     batch, epochs = training.whole("batch"), training.number("epochs")
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
@@ -352,6 +354,27 @@ def train_student(
 # -------------------------------------------------------------------------------------------- whom to trust
 
 
+def part_for_search(whole: ExampleSet, search: Search, seed: int) -> tuple[ExampleSet, Examples]:
+    """Step 5: (what is learned while alpha is looked for, what it is judged on)."""
+    order = np.random.default_rng([seed, len(whole), 5]).permutation(len(whole))
+    count = max(1, round(search.held * len(whole)))
+    seen = ExampleSet(whole.source, np.sort(order[count:]), whole.scores)
+    return seen, whole.source.take(np.sort(order[:count]))
+
+
+def check_search(whole: ExampleSet, search: Search, *, balanced: bool, seed: int) -> None:
+    """Refuse, before anything is trained, shares of `search` that would leave nothing, or nothing of a class."""
+    seen = part_for_search(whole, search, seed)[0].with_scores("any", np.zeros(len(whole), np.float32))
+    for share in search.tried:
+        try:
+            select_examples(seen, "any", Budget((Limit("examples", share, True),)), balanced=balanced)
+        except InfeasibleError as error:
+            raise InputError(
+                f"alpha=auto looks for the weight at tried={share:g} of {len(seen)} examples, which are too few "
+                f"({error}): give larger shares, such as tried=0.3,1, or a weight, such as alpha=0.75"
+            ) from error
+
+
 def try_alphas(
     whole: ExampleSet,
     run: Run,
@@ -366,10 +389,7 @@ def try_alphas(
     seed: int,
 ) -> dict[float, list[float]]:
     """Step 5: share -> accuracy on held-out examples for each of `WEIGHTS`, the mean over trials; kept in the run."""
-    order = np.random.default_rng([seed, len(whole), 5]).permutation(len(whole))
-    count = max(1, round(search.held * len(whole)))
-    judged = whole.source.take(np.sort(order[:count]))
-    seen = ExampleSet(whole.source, np.sort(order[count:]), whole.scores)
+    seen, judged = part_for_search(whole, search, seed)
 
     def accuracy(part: ExampleSet, alpha: float, trial: int) -> float:
         network = learn(part.data, outputs(part)["logits"], alpha, seed=seed + trial, progress=False)[0]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from secateur.data import examples, ray_data, tables, texts
+from secateur.data import box_files, examples, ray_data, tables, texts
 from secateur.data.examples import Examples
 from secateur.data.survey import Survey, survey
 from secateur.data.tables import Table
@@ -93,6 +93,8 @@ def holds_texts(data: Data, text: str) -> bool:
         return isinstance(data, Iterable) and not tables.is_table(data)
     path, name = Path(data), str(data)
     if path.is_dir():
+        if box_files.holds_boxes(path):  # YOLO's labels and VOC's lists of images are .txt files
+            return False
         return not tables.is_table(path) and any(file.suffix in texts.SUFFIXES for file in path.rglob("*"))
     if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
         return path.suffix in texts.SUFFIXES and not (text == "text" and texts.wordless(path, text))

@@ -163,8 +163,7 @@ class Language(TextBackend[Transformer]):
         Raises `InputError` without a tokenizer, for chats without a chat template, and where it finds tokens in the
         texts that the model does not know; `UnsupportedError` for documents that the model can't keep apart.
         """
-        if subject.tokenizer is None:
-            raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+        texts.need_tokenizer(subject.tokenizer)
         data = data.render(subject.tokenizer) if subject.causal else data.join()
         check_tokens(data, subject)
         if data.packing == "documents":

@@ -22,7 +22,7 @@ INDEX = "index.npz"
 """What an index file is called in a folder."""
 PACKED = "examples.npz"
 """What the examples are called that are packed beside it."""
-_SCORES, _KEPT = "scores/", "kept_digest"
+_SCORES, _KEPT, _FILES = "scores/", "kept_digest", "files_digest"
 _CHUNK = 1024
 """Texts whose tokens are counted at once."""
 
@@ -271,8 +271,9 @@ class ExampleSet:
         """Write `folder`/index.npz: which examples are left, the scores, and the digest of the data; not the data.
 
         Arrays: `kept` [K] int64, `scores/NAME` [N] float32; `count`, `digest` and `name` of the data; of arrays also
-        `kept_digest`, that of the examples that are left. The same index writes the same bytes, whole or not at all,
-        and `numpy.load(...)["kept"]` is what `datasets.Dataset.select` takes.
+        `kept_digest`, that of the examples that are left, and of images on the disk `files_digest`, see `Examples`.
+        The same index writes the same bytes, whole or not at all, and `numpy.load(...)["kept"]` is what
+        `datasets.Dataset.select` takes.
 
         packed: write the examples that are left to `folder`/examples.npz, too, unless they lie there beside this index.
         `load` then takes them in place of the data. Raises `InputError` for data other than arrays.
@@ -285,6 +286,8 @@ class ExampleSet:
         about = {"count": len(self.source), "digest": self.source.digest, "name": self.source.name}
         if arrays:
             about[_KEPT] = self.data.digest
+            if files := getattr(self.source, "files_digest", ""):
+                about[_FILES] = files
         if packed and not ((folder / PACKED).is_file() and _keeps(folder / INDEX) == about[_KEPT]):
             self.data.save(folder / PACKED)  # before the index, which speaks of them
         found: dict[str, Any] = {"kept": self.kept, **{name: np.array(value) for name, value in about.items()}}
@@ -296,6 +299,7 @@ class ExampleSet:
     def load(cls, data: Data, index: str | Path) -> ExampleSet:
         """`data` with what `save` wrote of it: a folder, or the file itself.
 
+        Images on the disk may become other inputs than when the index was made.
         `data` may also be the examples that are left, as they were packed: then `source` is `Packed`.
 
         Raises:
@@ -307,13 +311,14 @@ class ExampleSet:
             with np.load(path, allow_pickle=False) as file:
                 count, digest, name = int(file["count"]), str(file["digest"]), str(file["name"])
                 left = str(file[_KEPT]) if _KEPT in file.files else ""
+                files = str(file[_FILES]) if _FILES in file.files else ""
                 kept = file["kept"].astype(np.int64)
                 scores = {key.removeprefix(_SCORES): file[key] for key in file.files if key.startswith(_SCORES)}
         except FileNotFoundError as error:
             raise RunError(f"there is no index at {path}: give a folder or file that prune-data wrote") from error
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise RunError(f"{path} is damaged or no index: make it again") from error
-        if digest == data.digest:
+        if digest == data.digest or (files and files == getattr(data, "files_digest", "")):
             return cls(data, kept, scores)
         if left == data.digest and len(data) == len(kept):
             return cls(Packed(data, kept, count, digest, name), kept, scores)
