@@ -156,6 +156,8 @@ def test_a_sparse_network_keeps_its_masks_in_a_file_of_their_own(tmp_path):
     subject = Traced(net(), Example.of(IMAGES[:2]))
     subject.masks = {"2.weight": n_of_m(rand(16, 16, seed=4), 2, 4)}
     subject.forms = {"2.weight": Form(2, 4)}
+    with torch.no_grad():
+        subject.model[2].weight.mul_(subject.masks["2.weight"])
     subject.save(tmp_path)
     again = reload_traced(tmp_path, net(5), IMAGES[:2])
     assert torch.equal(again.masks["2.weight"], subject.masks["2.weight"])

@@ -17,7 +17,8 @@ def test_onnx_says_where_it_rounds_and_holds_integers(tmp_path, bits):
     one = made(bits)
     one.save(tmp_path, program=True)
     onnx_files.write_program(onnx_files.load_program(tmp_path), tmp_path / "program.onnx")
-    notes = one.export_onnx(tmp_path / "module.onnx")
+    said = one.export_onnx(tmp_path / "module.onnx")
+    notes = [note for note in said if "takes images of 8 x 8 only" not in note]
     assert all("clip sums on this processor" in note for note in notes)
     options = runtime.SessionOptions()
     options.add_session_config_entry("session.disable_quant_qdq", "1")

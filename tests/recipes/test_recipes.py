@@ -45,6 +45,8 @@ def test_options_are_read_as_text():
         "steps": (5, "int | None"),
         "train_batch": (4, "int | None"),
         "training": ("", "str | Sequence[str]"),
+        "patience": (None, "int | None"),
+        "validation": (None, "float | None"),
     }
     assert options["n"].help == "how many, at most."
     assert options["must"].help == options["host"].help == "given."

@@ -110,8 +110,8 @@ def test_every_recipe_that_trains_can_be_asked_to_validate():
     def recipe(*, lr: float = 1.0, training: Training = Training(steps=3)):
         """Train."""
 
-    plain = keywords.checked(recipe, {})["training"]
-    asked = keywords.checked(recipe, {"patience": 2, "validation": 0.2, "training": "clip=2"})["training"]
+    plain = keywords.check_options(recipe, {})["training"]
+    asked = keywords.check_options(recipe, {"patience": 2, "validation": 0.2, "training": "clip=2"})["training"]
     assert (plain.patience, plain.validates) == (None, False)
     assert (asked.patience, asked.validation, asked.clip, asked.validates) == (2, 0.2, 2.0, True)
     assert keywords.flat(recipe, {"training": asked})["training"] == "clip=2.0,patience=2,validation=0.2"
@@ -119,8 +119,8 @@ def test_every_recipe_that_trains_can_be_asked_to_validate():
     assert {"patience", "validation"} <= set(keywords.names(recipe))
     for wrong in ({"patience": 0}, {"validation": 1.5}):
         with pytest.raises(InputError, match=next(iter(wrong))):
-            keywords.checked(recipe, wrong)
+            keywords.check_options(recipe, wrong)
     with pytest.raises(InputError, match="has no option 'patience'"):
-        keywords.checked(lambda *, lr=1.0: None, {"patience": 2})
+        keywords.check_options(lambda *, lr=1.0: None, {"patience": 2})
     named = [option.name for option in recipes.signature("otov3")]
     assert named.count("patience") == named.count("validation") == 1

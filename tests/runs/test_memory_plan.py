@@ -81,7 +81,7 @@ def save_llama(folder: Path, hidden: int, layers: int, *, weights: bool) -> Path
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.memory
 @pytest.mark.parametrize("stage", ["score", "gradients", "cut", "training"])
 @pytest.mark.parametrize(("hidden", "layers", "length"), SIZES)
 def test_the_plan_is_within_15_percent_of_a_fresh_process(

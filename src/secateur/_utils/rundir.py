@@ -310,9 +310,11 @@ class Run:
     def _sweep(self) -> None:
         """Remove what a killed run was writing when it was killed."""
         for folder in (self.root, self.root / "work"):
-            for pattern in (f"{TEMPORARY}*", ".evidence*", ".report*"):
+            for pattern in (".evidence*", ".report*"):
                 for path in folder.glob(pattern):
                     remove(path)
+        for path in sorted(self.root.rglob(".tmp*"), reverse=True):  # ours, and those that safetensors names itself
+            remove(path)
 
     def _clear(self) -> None:
         """Remove everything but the lock; the record goes last, so that a kill in between leaves a run directory."""

@@ -175,9 +175,9 @@ def test_the_teachers_answers_are_learned_too(tmp_path, monkeypatch):
     results(tmp_path / "a", lambdas=[0.5, 0.25], **how)
     assert seen
     assert all(set(parts) == {"task", "maps", "kd", "boxes"} and parts["kd"] > 0 for parts in seen)
-    count, strong = len(seen), seen[0]["kd"]
+    count, strong = len(seen), float(seen[0]["kd"])
     results(tmp_path / "b", **how)
-    assert seen[count]["kd"] == pytest.approx(0.001 / 0.5 * strong, rel=1e-4), "lambdas are the weights"
+    assert float(seen[count]["kd"]) == pytest.approx(0.001 / 0.5 * strong, rel=1e-4), "lambdas are the weights"
     results(tmp_path / "c", softness=6.0, **how)
     assert seen[2 * count]["kd"] != seen[count]["kd"], "of an untrained detector's answers, nearly the same"
 

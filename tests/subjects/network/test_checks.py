@@ -73,8 +73,6 @@ BROKEN: dict[str, tuple[Callable[[], Any], str]] = {
     "meta": (lambda: mlp().to("meta"), "0.weight has no values"),
 }
 INPUTS: dict[str, tuple[Any, str]] = {
-    "no inputs": (None, "can't run on the example inputs in 0: TypeError"),
-    "text": ("hello", "can't run on the example inputs in 0: TypeError"),
     "too few": ((), "missing 1 required positional argument"),
     "shape": (torch.zeros(4, 5), "can't run on the example inputs in 0: RuntimeError"),
     "kind": (X.long(), "must have the same dtype"),
@@ -84,12 +82,16 @@ REFUSED = [
     *((make, X, UnsupportedError, words) for make, words in UNSUPPORTED.values()),
     *((make, X, ModelError, words) for make, words in BROKEN.values()),
     *((mlp, inputs, ModelError, words) for inputs, words in INPUTS.values()),
+    (mlp, None, InputError, "Sequential comes without example inputs: give their shape"),
+    (mlp, "hello", InputError, "input 'hello' is no shape"),
     (mlp, X[:0], InputError, r"the example inputs are empty \(\(0, 6\)\)"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("make", "inputs", "error", "words"), REFUSED, ids=[*UNSUPPORTED, *BROKEN, *INPUTS, "empty inputs"]
+    ("make", "inputs", "error", "words"),
+    REFUSED,
+    ids=[*UNSUPPORTED, *BROKEN, *INPUTS, "no inputs", "text", "empty inputs"],
 )
 def test_refusals_are_one_line_and_leave_the_model_as_it_was(make, inputs, error, words) -> None:
     torch.manual_seed(0)

@@ -145,7 +145,7 @@ class History:
 
 def history(model: nn.Module) -> History:
     """Where `model` comes from; an empty one where nothing was cut from it."""
-    said = vars(model).get(_HISTORY)
+    said = getattr(model, "__dict__", {}).get(_HISTORY)  # what is no module is refused elsewhere
     if isinstance(said, str):  # it was pickled
         said = History.from_dict(json.loads(said))
         remember(model, said)
