@@ -23,10 +23,10 @@ from pathlib import Path
 
 from rich.progress import track
 
-from assets import packages
 from secateur.measure import statistics
 from secateur.measure.environment import describe
 from support import peers
+from support.data import packages
 
 QUESTION = "How is a file opened for writing, and what happens if it is there already?"
 

@@ -147,10 +147,10 @@ def main(given: Sequence[str] | None = None) -> None:
         Path(options.out).write_text(json.dumps(work(job)))
         return
     sys.path.append(str(peers.ROOT))
-    from assets import packages
     from claims._lab import pages
     from secateur.measure.environment import describe
     from secateur.retrieval import encoders
+    from support.data import packages
 
     python, problem = peers.environment(*PEER)
     if problem:

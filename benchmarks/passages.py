@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from assets import packages
 from secateur._utils import threads
 from secateur._utils.rundir import Transient
 from secateur.measure import statistics
@@ -32,6 +31,7 @@ from secateur.retrieval.rerankers import Reranker
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget
 from support import peers
+from support.data import packages
 
 TOKENS, EACH, ROUNDS = 192, 8, 9
 HALF, OTHER = slice(EACH // 2), slice(EACH // 2, EACH)

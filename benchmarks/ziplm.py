@@ -16,13 +16,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 import torch
 
-from assets import packages
 from secateur.data import texts
 from secateur.methods import timing
 from secateur.recipes.language import ziplm
 from secateur.score import database
 from secateur.select import allocate, levels
 from secateur.subjects import open_subject
+from support.data import packages
 
 
 def main() -> None:
