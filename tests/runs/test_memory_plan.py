@@ -125,6 +125,13 @@ def test_what_can_not_be_planned_is_refused(tmp_path: Path) -> None:
     save_llama(tmp_path, 64, 1, weights=False)
     with pytest.raises(InputError, match="share=0 is not above 0"):
         memory_plan.estimate(tmp_path, share=0.0)
+    for wrong, words in (
+        ({"batch": 0}, "batch=0 is not a whole number of at least 1"),
+        ({"length": -1}, "length=-1 is not a whole number"),
+        ({"device": "nowhere"}, "device='nowhere' is no device of torch"),
+    ):
+        with pytest.raises(InputError, match=words):
+            memory_plan.estimate(tmp_path, **wrong)
 
 
 def test_a_machine_has_memory() -> None:

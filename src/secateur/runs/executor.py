@@ -30,7 +30,7 @@ from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card
-from secateur.runs.measuring import Reference, check_counts, with_threads
+from secateur.runs.measuring import Reference, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
@@ -125,7 +125,7 @@ def run(
         function, keywords.fitting(function, {**options, **given}, ("batch", "length"), seed=seed, dry_run=dry_run)
     )
     keywords.check_seed(seed)
-    check_counts(threads=threads, batch=batch, length=length)
+    keywords.check_counts(threads=threads, batch=batch, length=length)
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
@@ -408,7 +408,7 @@ def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: obje
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
     measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
-    check_counts(batch=batch, length=length)
+    keywords.check_counts(batch=batch, length=length)
     return backends.of_source(model).inspect(model, batch=batch, length=length, **options)
 
 

@@ -17,7 +17,19 @@ from secateur.errors import InputError
 from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
-__all__ = ["call", "check_options", "check_seed", "defaults", "fitting", "flat", "names", "of", "pack", "spares"]
+__all__ = [
+    "call",
+    "check_counts",
+    "check_options",
+    "check_seed",
+    "defaults",
+    "fitting",
+    "flat",
+    "names",
+    "of",
+    "pack",
+    "spares",
+]
 
 T = TypeVar("T")
 
@@ -166,6 +178,13 @@ def _group(recipe: str, default: Any, own: Mapping[str, Any], given: Any) -> obj
     if given and not isinstance(given, type(default)):
         raise InputError(f"{recipe} takes {', '.join(own)} one by one, or a {type(default).__name__}")
     return given or value
+
+
+def check_counts(**numbers: int | None) -> None:
+    """Raise `InputError` for a number that is given and is no whole one of at least 1."""
+    for name, value in numbers.items():
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise InputError(f"{name}={value!r} is not a whole number of at least 1")
 
 
 def check_seed(*seeds: int) -> None:

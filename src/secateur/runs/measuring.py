@@ -16,11 +16,11 @@ from secateur.errors import DataError, InputError, MeasurementError, Unsupported
 from secateur.measure import latency, memory, sparsity
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import display, evidence
-from secateur.runs import backends, splits
+from secateur.runs import backends, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject
 
-__all__ = ["CLOCK", "TOLERANCE", "Reference", "check_counts", "check_judges", "measure", "with_threads"]
+__all__ = ["CLOCK", "TOLERANCE", "Reference", "check_judges", "measure", "with_threads"]
 
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""
@@ -44,13 +44,6 @@ def with_threads(environment: latency.Environment) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def check_counts(**numbers: int | None) -> None:
-    """Raise `InputError` for a number that is given and is no whole one of at least 1."""
-    for name, value in numbers.items():
-        if value is not None and not (isinstance(value, int) and value >= 1):
-            raise InputError(f"{name}={value!r} is not a whole number of at least 1")
 
 
 def check_judges(row: Evidence, held_out: Data | None, arm: Evidence | None = None) -> None:
@@ -327,7 +320,7 @@ def measure(
         threads: of torch.
         device: where it is measured, such as cpu or cuda.
     """
-    check_counts(threads=threads, batch=batch, length=length, limit=limit)
+    keywords.check_counts(threads=threads, batch=batch, length=length, limit=limit)
     others: list[Any] = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
     for source in (model, *others):
         if isinstance(source, str | Path) and Path(source).suffix == ".onnx":

@@ -20,6 +20,7 @@ from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.measure import memory
 from secateur.recover.training import objectives
 from secateur.reports import display
+from secateur.runs import keywords
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
 from secateur.subjects.transformer.loading import open_outline
@@ -87,6 +88,11 @@ def estimate(
     """
     if not 0.0 < share <= 1.0:
         raise InputError(f"share={share:g} is not above 0 and at most 1: give the share of parameters that stays")
+    keywords.check_counts(batch=batch, length=length)
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={device!r} is no device of torch: give cpu or cuda") from error
     name = Path(model).parent.name if Path(model).name == "config.json" else Path(model).name
     return plan_memory(lambda: open_outline(model), name, share=share, batch=batch, length=length, device=device)
 
