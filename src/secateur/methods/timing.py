@@ -115,8 +115,8 @@ def _compile_run(run: Callable[[], object]) -> Callable[[], object]:
 
     code = call.__code__.replace(co_name=f"timed_{next(_numbers)}")
     own = types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
-    compiled: Callable[[], object] = torch.compile(own, fullgraph=True, dynamic=False)
     try:
+        compiled: Callable[[], object] = torch.compile(own, fullgraph=True, dynamic=False)
         compiled()
     except Exception as error:
         raise MeasurementError(
@@ -187,9 +187,7 @@ def time_blocks(
     figures = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
     times = {key: figure.value for key, figure in figures.items()}
     if in_stacks:
-        times |= {
-            key: max(0.0, times[key] - times["empty", 0]) / _LAYERS for key in times if key[0] in counts
-        }
+        times |= {key: max(0.0, times[key] - times["empty", 0]) / _LAYERS for key in times if key[0] in counts}
     table: levels.Table = {}
     for kind, row in counts.items():
         smooth = latency.monotone({k: times[kind, k] for k in row})
@@ -241,9 +239,7 @@ def meet_target(
     return (*min(timed)[2:], failed) if timed else (chosen, fixed, failed)
 
 
-def time_share(
-    subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()
-) -> float:
+def time_share(subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()) -> float:
     """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand."""
     place = clock.place(subject, batch, length)
     times = latency.compare(

@@ -160,7 +160,7 @@ def run(
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
-    place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
+    place = backend.environment(subject, flags.get("batch", batch), flags.get("length", length), threads, device)
     place = replace(place, phase=flags.get("environment") or environment or place.phase)
     place = replace(place, timer=flags.get("timer") or timer or place.timer)
     backend.check_clock(subject, place)

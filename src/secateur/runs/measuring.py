@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -401,9 +400,7 @@ def _alone(backend: AnyBackend, subject: object, corpus: object, environment: la
     with environment.active():
         run = backend.make_run(subject, environment)
         row |= _times(latency.median_time(run, device=environment.device), environment)
-        row["peak_memory"] = _peak_memory(
-            backend.make_run(subject, replace(environment, timer="eager")), environment
-        )
+        row["peak_memory"] = _peak_memory(backend.make_run(subject, replace(environment, timer="eager")), environment)
     if corpus is not None:
         row |= backend.compare(subject, subject, corpus, environment)[0]
     return row

@@ -106,7 +106,9 @@ class Backend(Protocol[S, D, B]):
     def check_clock(self, subject: S, environment: Environment) -> None:
         """Refuse what the subject can't be timed at or by: decoding and other runtimes are of language models."""
         if (environment.phase, environment.timer) != ("prefill", "eager"):
-            raise InputError(f"environment and timer are of language models in memory, not of {self.family}: leave them out")
+            raise InputError(
+                f"environment and timer are of language models in memory, not of {self.family}: leave them out"
+            )
 
     def check(self, subject: S, options: Mapping[str, object]) -> None:
         """Refuse options that the subject can't follow."""

@@ -66,8 +66,8 @@ class CachedStep(nn.Module):
 
 
 def check_decodes(subject: Transformer) -> None:
-    """Raise `UnsupportedError` for a model that keeps no cache of keys and values."""
-    if subject.kind != "decoder":
+    """Raise `UnsupportedError` for a model that reads whole texts, without a cache of keys and values."""
+    if subject.kind != "decoder" or (subject.output == "logits" and not subject.causal):
         raise UnsupportedError(
             f"a {type(subject.model).__name__} reads whole texts and has no cache: time it with environment=prefill"
         )
@@ -78,6 +78,7 @@ def decode(subject: Transformer, batch: int, length: int, *, static: bool = Fals
 
     Every call is the same step again. static: with a cache of a fixed size that is written in place, as
     torch.compile wants it; otherwise the cache grows by the token, as in `generate`, and the call before is forgotten.
+    A static window that is full moves on with each call, at the same cost.
     """
     check_decodes(subject)
     config, call = subject.model.config, _cached_call(subject.model)
