@@ -143,8 +143,8 @@ def minitron(
         seed: of sampling and training.
         axes: what may shrink.
         shape: sizes in place of the search's own, axes not named stay whole: exact ones (layers=4,neurons=512), which
-            are refused above the budget; or several (neurons=512+768) and ranges (layers=3..6) of which what lies within
-            `tolerance` below the budget is searched.
+            are refused above the budget; or several (neurons=512+768) and ranges (layers=3..6), of which what lies
+            within `tolerance` below the budget is searched.
         ranking: how units, layers and candidates are ranked.
         rounds: rounds of score and cut on the way to the shape.
         merge: head residual merging: heads that stay take over the ones that go (section 2.2).
@@ -166,11 +166,11 @@ def minitron(
     In a mixture of experts, layers, heads and channels shrink; experts stay whole, and so do layers without.
 
     Departures: shapes lie within `tolerance` below the budget, not on both sides of it; which of them are tried is
-    estimated, where the paper's spaces are small enough to try all, and the official library takes the largest; neurons and heads are read
-    after the gate, as the official library does; a removed channel's norms are corrected exactly, which the paper does
-    not mention; head merging is off by default, since it loses in the claim that measures it; small models want larger
-    learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected before it teaches, not meanwhile, which the
-    report finds on par.
+    estimated, where the paper's spaces are small enough to try all, and the official library takes the largest;
+    neurons and heads are read after the gate, as the official library does; a removed channel's norms are corrected
+    exactly, which the paper does not mention; head merging is off by default, since it loses in the claim that
+    measures it; small models want larger learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected
+    before it teaches, not meanwhile, which the report finds on par.
     """
     check(subject, budgets, axes, losses, cache=cache, correction_steps=correction_steps)
     whole = subject.units(batch=batch, length=length).cost()
