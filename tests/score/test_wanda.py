@@ -44,5 +44,5 @@ def test_a_unit_is_worth_what_its_columns_add():
     for column in range(6):
         silenced = inputs.clone()
         silenced[..., column] = 0
-        change = (model(inputs) - model(silenced)).norm()
+        change = (model(inputs) - model(silenced)).norm().detach()
         assert float(found["site"][column]) == pytest.approx(float(change), rel=1e-5)

@@ -202,9 +202,9 @@ def stun(
             run.drop("outliers")
             shares = allocate.spread(percents, rest, outliers.spread, sizes=sizes)
         choosers = [weights.chooser(own, pattern) for own in shares]
-        student, starved = slim.copy(), 0
-        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
-            starved += blockwise.prune_by_wanda(block, choosers[block.index], judging.floor, routed=judging.routed)
+        student, folder = slim.copy(), run.folder(f"blocks-{budget}")
+        for block in blocks.visit(student, windows, folder):
+            blockwise.prune_by_wanda(block, choosers[block.index], judging.floor, routed=judging.routed)
 
         zeros = blocks.receipt(slim, student)
         before = {**gone.before, "weights": float(blockwise.count_nonzero(subject))}
@@ -217,7 +217,7 @@ def stun(
             *told,
             f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by {what}",
             f"kurtosis of {'experts' if subject.family.experts else 'blocks'}: {means}",
-            *hessian.describe_starved(starved, judging.floor),
+            *hessian.describe_starved(blocks.count_starved(folder), judging.floor),
         )
         cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
         yield Result(str(budget), student, cut, {**slim.units(what).cost(), "weights": after["weights"]}, None, ())
@@ -230,7 +230,6 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
             raise UnsupportedError("without experts, stun cuts neurons, in memory: leave stream out, or use owl")
         if experts or uniform or passes:
             raise InputError(f"experts, uniform, distance and choose={choose} are of experts, and this model has none")
-        return
     if passes and isinstance(subject, Streamed):
         raise InputError(
             "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"
