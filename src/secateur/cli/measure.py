@@ -33,6 +33,7 @@ def execute(given: dict[str, Any]) -> None:
     title = f"batch {given.get('batch') or usual.batch}" + (f" x {length} tokens" if length else "")
     if given.get("environment") == "decode":
         title = title.replace(f"{length} tokens", f"1 token behind a cache of {length}")
+    title += {"compile": ", torch.compile", "onnx": ", onnxruntime"}.get(given.get("timer", ""), "")
     console().print(evidence.rich_table(rows, title=title))
 
 
