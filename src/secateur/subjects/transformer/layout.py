@@ -12,7 +12,10 @@ from transformers import PreTrainedModel
 
 from secateur.subjects.transformer.families import Axes, Block, Family
 
-__all__ = ["Layout", "Place", "Widths"]
+__all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
+
+SHORTCUTS = ("attention_shortcut", "ffn_shortcut")
+"""Linears on the residual connections of a model that was rotated and sliced, see `formats.sliced`."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Layout:
 
     @cached_property
     def _layer_tables(self) -> dict[str, dict[str, Axes]]:
-        tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer)}
+        tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer) | dict.fromkeys(SHORTCUTS, ("", ""))}
         for kind, block in (("attention", self.family.attention), ("ffn", self.family.ffn)):
             norms: dict[str, Axes] = dict.fromkeys((*block.before, *block.after), ("channels",))
             mixture = self.family.experts.tensors if self.family.experts and kind == "ffn" else {}
