@@ -43,7 +43,7 @@ class SlicedLayer:
     sliced: dict[str, Any]
     arguments: tuple[str, ...]
 
-    def attend(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def attend(self, hidden_states: torch.Tensor, **kwargs: object) -> torch.Tensor:
         """The first half of the layer: [B, S, width before] -> [B, S, width after attention]."""
         layer: Any = self
         block = self.sliced["attention"]
@@ -62,12 +62,12 @@ class SlicedLayer:
         result: torch.Tensor = layer.ffn_shortcut(hidden_states) + out
         return result
 
-    def name_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def name_arguments(self, args: tuple[object, ...], kwargs: dict[str, object]) -> dict[str, object]:
         """What the model hands to its layers beside the states, by the names that attention knows them by."""
         named = dict(zip(self.arguments, args, strict=False)) | kwargs
         return {name: value for name, value in named.items() if not name.startswith("encoder_")}
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         """Both halves, one after the other."""
         return self.feed(self.attend(hidden_states, **self.name_arguments(args, kwargs)))
 
@@ -84,14 +84,14 @@ def _sliced_class(plain: type) -> type:
     return _layers[plain]
 
 
-def slice_model(model: Any, family: dict[str, Any], widths: list[int], head_bias: bool) -> None:
+def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], head_bias: bool) -> None:
     """Give the residual stream of `model` its widths, in place: 1 + 2 x layers of them.
 
     family: "layers", "embeddings", "final" (norm), "conv1d", and for "attention" and "ffn" the "module" that is called,
     the "norm" before it, the linear "out" into the residual stream, and the linears "reads" out of it.
     """
-    base, config = model.base_model, model.config
-    conv1d, full = family["conv1d"], config.hidden_size
+    whole: Any = model
+    base, conv1d, full = whole.base_model, family["conv1d"], whole.config.hidden_size
     for name in family["embeddings"]:
         table = base.get_submodule(name)
         table.weight = nn.Parameter(table.weight.new_zeros(table.num_embeddings, widths[0]))
@@ -120,13 +120,15 @@ def slice_model(model: Any, family: dict[str, Any], widths: list[int], head_bias
                 head.bias = nn.Parameter(head.weight.new_zeros(head.out_features))
 
 
-def _normalise(norm: Any, width: int) -> Normalise:
+def _normalise(module: nn.Module, width: int) -> Normalise:
+    norm: Any = module
     eps = norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
     return Normalise(width, float(eps))
 
 
-def _resize(linear: Any, conv1d: bool, *, rows: int | None = None, columns: int | None = None) -> None:
+def _resize(module: nn.Module, conv1d: bool, *, rows: int | None = None, columns: int | None = None) -> None:
     """Fresh numbers for a weight of so many rows (outputs) and columns (inputs); GPT-2 stores it turned."""
+    linear: Any = module
     old = linear.weight.T if conv1d else linear.weight
     shape = (old.shape[0] if rows is None else rows, old.shape[1] if columns is None else columns)
     linear.weight = nn.Parameter(linear.weight.new_zeros(shape[::-1] if conv1d else shape))
@@ -143,14 +145,15 @@ class Sliced:
 
     family: dict[str, Any]
 
-    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: Any, *args: object, **kwargs: object) -> None:
         # A class that builds its base model by AutoModel would ask about the code named in auto_map: hide it meanwhile.
         hidden = {name: config.__dict__.pop(name) for name in ("auto_map",) if name in config.__dict__}
         try:
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         finally:
             config.__dict__.update(hidden)
-        slice_model(self, self.family, config.secateur["widths"], config.secateur["head_bias"])
+        model: Any = self
+        slice_model(model, self.family, config.secateur["widths"], config.secateur["head_bias"])
 
     @classmethod
     def is_custom_code(cls) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
@@ -151,10 +152,11 @@ class Rotated(Decoder):
         assert isinstance(result, Rotated)
         return result
 
-    def _with_widths(self, widths: Sequence[int]) -> Any:
-        config = copy.deepcopy(self.model.config)
+    def _with_widths(self, widths: Sequence[int]) -> PretrainedConfig:
+        config: Any = copy.deepcopy(self.model.config)
         config.secateur = config.secateur | {"widths": list(widths)}
-        return config
+        made: PretrainedConfig = config
+        return made
 
     def make_random(self, widths: Sequence[int]) -> Rotated:
         """A model of these widths with fresh weights, where this one is: what takes as long as a sliced one."""
@@ -240,16 +242,17 @@ def _check_rotatable(subject: Transformer) -> None:
         raise UnsupportedError(f"{next(iter(branches))} has a branch beside it: merge it first")
 
 
-def _fold(state: dict[str, Tensor], name: str, norm: Any, conv1d: bool) -> None:
+def _fold(state: dict[str, Tensor], name: str, norm: nn.Module, conv1d: bool) -> None:
     """Move gain and shift of a norm into the linear `name` that reads it."""
+    gain, shift = (getattr(norm, leaf, None) for leaf in ("weight", "bias"))
+    assert gain is not None
     key, bias = f"{name}.weight", f"{name}.bias"
     weight = state[key].double()
     weight = weight.T if conv1d else weight
-    shift = getattr(norm, "bias", None)
     if shift is not None:
         more = weight @ shift.detach().double()
         state[bias] = (more + state[bias].double() if bias in state else more).to(state[key].dtype)
-    weight = weight * norm.weight.detach().double()
+    weight = weight * gain.detach().double()
     state[key] = (weight.T if conv1d else weight).to(state[key].dtype).contiguous()
 
 
@@ -264,21 +267,23 @@ def _times(weight: Tensor, basis: Tensor) -> Tensor:
     return (weight.double() @ basis.to(weight.device)).to(weight.dtype).contiguous()
 
 
-def _turn_columns(linear: Any, basis: Tensor, conv1d: bool) -> None:
+def _turn_columns(module: nn.Module, basis: Tensor, conv1d: bool) -> None:
     """Let a linear read its inputs in another basis: W basis."""
+    linear: Any = module
     weight = linear.weight.T if conv1d else linear.weight
     _set_weight(linear, _times(weight, basis), conv1d)
 
 
-def _turn_rows(linear: Any, basis: Tensor, conv1d: bool) -> None:
+def _turn_rows(module: nn.Module, basis: Tensor, conv1d: bool) -> None:
     """Let a linear write its outputs in another basis: basis^T W, basis^T b."""
+    linear: Any = module
     weight = linear.weight.T if conv1d else linear.weight
     _set_weight(linear, _times(weight.T, basis).T, conv1d)
     if linear.bias is not None:
         linear.bias = nn.Parameter(_times(linear.bias, basis))
 
 
-def _set_weight(linear: Any, weight: Tensor, conv1d: bool) -> None:
+def _set_weight(linear: nn.Module, weight: Tensor, conv1d: bool) -> None:
     rows, columns = weight.shape
     linear.weight = nn.Parameter((weight.T if conv1d else weight).contiguous())
     for name, value in (("in_features", columns), ("out_features", rows), ("nx", columns), ("nf", rows)):

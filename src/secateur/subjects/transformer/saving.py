@@ -8,7 +8,7 @@ import logging
 import pprint
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -89,10 +89,10 @@ def architecture(model: type[PreTrainedModel], config: PreTrainedConfig, family:
     return made
 
 
-def is_sliced(config: PreTrainedConfig | dict[str, Any]) -> bool:
+def is_sliced(config: PreTrainedConfig | Mapping[str, object]) -> bool:
     """Whether the residual stream of a config's model, or of a config.json's, was rotated and sliced."""
-    said = config.get("secateur") if isinstance(config, dict) else getattr(config, "secateur", None)
-    return "widths" in (said or {})
+    said = config.get("secateur") if isinstance(config, Mapping) else getattr(config, "secateur", None)
+    return isinstance(said, Mapping) and "widths" in said
 
 
 def needs_module(config: PreTrainedConfig) -> bool:
@@ -100,7 +100,7 @@ def needs_module(config: PreTrainedConfig) -> bool:
     return bool(config.is_heterogeneous) or is_sliced(config)
 
 
-def _form_of(config: PreTrainedConfig, family: Family) -> tuple[ModuleType, type, dict[str, Any]]:
+def _form_of(config: PreTrainedConfig, family: Family) -> tuple[ModuleType, type, Mapping[str, object]]:
     """The module that rebuilds such a model, its class to mix in, and what of the family's table this class reads."""
     if is_sliced(config):
         return sliced, sliced.Sliced, family.stream()

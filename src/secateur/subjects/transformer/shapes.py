@@ -17,8 +17,9 @@ def sizes(subject: Transformer) -> dict[str, int]:
     """Axis -> size: layers, heads per layer, neurons per layer, channels.
 
     Where some layers have experts there is no axis of neurons: experts, and the FFNs of layers without, stay whole.
-    Raises `UnsupportedError` where layers of one kind differ.
+    Raises `UnsupportedError` where layers of one kind differ, and for a model of which nothing can be cut.
     """
+    subject.units("layers")
     widths = subject.widths()
     mixed = any(width.experts for width in widths)
     kinds = {(width.heads, width.kv, bool(width.experts)): width for width in widths}
