@@ -21,7 +21,7 @@ def sliced(seed: int, budget: str = BUDGET, **options: object) -> Transformer:
 
 
 @claim(
-    question="At equal size, does slicing principal components lose less than channels as they are or random directions?",
+    question="At equal size, does slicing principal components lose less than channels and random directions?",
     setup=SETUP,
     measure="loss",
     unit="nats",
