@@ -17,9 +17,8 @@ def sizes(subject: Transformer) -> dict[str, int]:
     """Axis -> size: layers, heads per layer, neurons per layer, channels.
 
     Where some layers have experts there is no axis of neurons: experts, and the FFNs of layers without, stay whole.
-    Raises `UnsupportedError` where layers of one kind differ, and for a model of which nothing can be cut.
+    Raises `UnsupportedError` where layers of one kind differ.
     """
-    subject.units("layers")
     widths = subject.widths()
     mixed = any(width.experts for width in widths)
     kinds = {(width.heads, width.kv, bool(width.experts)): width for width in widths}
@@ -53,7 +52,7 @@ def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
     Raises `InputError` for an axis that is not there, and for a size that no cut can have.
     """
     result, multiples = sizes(subject), steps(subject)
-    least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units())}
+    least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units("layers"))}
     for part in parse_list(given):
         axis, _, number = part.partition("=")
         if axis not in result or not number.isdigit() or not least[axis] <= int(number) <= result[axis]:
@@ -81,7 +80,7 @@ def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> d
 
     Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`).
     """
-    result, fewest = {}, _fewest_layers(subject.units())
+    result, fewest = {}, _fewest_layers(subject.units("layers"))
     for axis, size in sizes(subject).items():
         step = steps(subject)[axis]
         step *= max(1, size // 8 // step)
