@@ -34,6 +34,7 @@ from secateur.vocabulary import Cut
 __all__ = [
     "Block",
     "Blocks",
+    "Call",
     "Reader",
     "count",
     "count_starved",
