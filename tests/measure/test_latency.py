@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.errors import MeasurementError
+from secateur.errors import InputError, MeasurementError
 from secateur.measure import latency
 
 
@@ -62,8 +62,15 @@ def test_environment_sets_threads_and_restores_them_after_an_error():
 
 def test_environment_describes_itself():
     described = latency.Environment(batch=8, length=64, threads=2).describe()
-    assert described == {"batch": 8, "length": 64, "threads": 2, "device": "cpu", "dtype": "float32"}
+    assert described == {
+        "batch": 8, "length": 64, "threads": 2, "device": "cpu", "dtype": "float32", "phase": "prefill",
+        "timer": "eager",
+    }  # fmt: skip
     assert str(latency.Environment(8, 64, 2)) == "batch 8 x 64 tokens, 2 threads, cpu, float32"
+    decoding = latency.Environment(8, 64, 2, phase="decode", timer="onnx")
+    assert str(decoding) == "batch 8 x 1 token behind a cache of 64, 2 threads, cpu, float32, onnxruntime"
+    with pytest.raises(InputError, match=r"environment='decoding' is not one of prefill, decode"):
+        latency.Environment(phase="decoding")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from recipes.sparse.oneshot import CALIBRATED, data, taught
+import tiny
+from recipes.sparse.oneshot import CALIBRATED, RECIPES, data, run, taught
 from secateur.data import texts
 from secateur.errors import InfeasibleError
 from secateur.methods import blockwise
+from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget
@@ -51,3 +53,32 @@ def test_outliers_are_counted_block_by_block_and_nothing_changes(tmp_path):
     assert sum(sizes) == blocks.count(taught())
     assert len(set(shares)) == len(taught().layers())
     assert all(torch.equal(tensor, before[name]) for name, tensor in taught().model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "magnitude"])
+def test_starved_experts_of_blocks_done_before_a_kill_are_counted(tmp_path, monkeypatch, name):
+    mixture = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())
+
+    def notes_of(place):
+        found = run(name, tmp_path / place, "weights=60%", mixture, floor=10**6).cut.notes
+        return [note for note in found if "under 1000000 tokens" in note]
+
+    whole = notes_of("whole")
+    assert whole[0].startswith("48 matrices of experts")  # two of each of 8 experts in 3 layers
+    real, read = blockwise.read_inputs, []
+
+    def stop_at_the_last(block, *given, **how):
+        read.append(block.index)
+        if read.count(2) == (2 if name == "owl" else 1):  # owl looks for outliers first
+            raise KeyboardInterrupt
+        return real(block, *given, **how)
+
+    monkeypatch.setattr(blockwise, "read_inputs", stop_at_the_last)
+    with pytest.raises(KeyboardInterrupt):
+        notes_of("killed")
+    read.clear()
+    monkeypatch.setattr(
+        blockwise, "read_inputs", lambda block, *a, **h: read.append(block.index) or real(block, *a, **h)
+    )
+    assert notes_of("killed") == whole
+    assert set(read) == {2}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from secateur._utils.rundir import Run
-from secateur.errors import MeasurementError
+from secateur.errors import InputError, MeasurementError, UnsupportedError
+from secateur.measure import latency
 from secateur.methods import timing
+from secateur.methods.timing import Clock
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget
@@ -55,6 +59,95 @@ def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
     whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]
     assert whole == pytest.approx(50)
     assert table["neurons"]["8"] / table["heads"]["1"] == pytest.approx(16 / 3)
+
+
+def test_in_decoding_the_table_is_of_single_tokens_behind_a_cache(monkeypatch):
+    """Blocks are timed in stacks, of whose time that of an empty one is taken."""
+    start, seen = subject("llama"), []
+    made, slow = timing.make_run, {("kv_groups", 1): 14.0, ("kv_groups", 2): 18.0, ("neurons", 64): 12.0}
+    slow |= {("neurons", 128): 16.0, ("empty", 0): 10.0, ("rest", 0): 30.0, ("dense", 0): 50.0}
+    monkeypatch.setattr(timing, "make_run", lambda *given: seen.append(given) or made(*given))
+
+    def interleaved(probes, **options):
+        assert set(probes) == set(slow)
+        assert all(probes[key]().shape[:2] == (2, 1) for key in probes)
+        return {key: SimpleNamespace(value=value) for key, value in slow.items()}
+
+    monkeypatch.setattr(timing.latency, "time_interleaved", interleaved)
+    table = timing.time_blocks(start, "kv_groups", [0, 64, 128], 2, 8, Clock(environment="decode"))
+    assert {place.phase for _, place in seen} == {"decode"}
+    each = {"kv_groups": {"0": 0.0, "1": 2.0, "2": 4.0}, "neurons": {"0": 0.0, "64": 1.0, "128": 3.0}}
+    scale = 50 / (30 - 4 * 1 + 4 * (4 + 3))
+    assert table["rest"]["0"] == pytest.approx(scale * 26)
+    for kind, row in each.items():
+        assert table[kind] == pytest.approx({count: scale * seconds for count, seconds in row.items()})
+
+
+@pytest.mark.parametrize("timer", ["compile", "onnx"])
+def test_one_timer_serves_the_table_and_the_cuts(timer, monkeypatch):
+    """Where each size must be compiled first, some are, and the others lie between them."""
+    start, ran = subject("gpt2"), []
+    monkeypatch.setattr(timing, "_compile_run", lambda run: ran.append("compile") or run)
+    monkeypatch.setattr(timing, "_export_run", lambda module, tensors: ran.append("onnx") or partial(module, *tensors))
+    clock = Clock(timer=timer)
+    table = timing.time_blocks(start, "heads", list(range(0, 65, 4)), 2, 8, clock)
+    assert list(table["heads"]) == ["0", "1", "2", "3", "4"]
+    assert len(table["neurons"]) == 1 + 8
+    assert [int(count) for count in table["neurons"]][::8] == [0, 64]
+    monkeypatch.setattr(timing.latency, "compare", lambda *_, **__: SimpleNamespace(speedup=SimpleNamespace(value=4.0)))
+    timing.time_share(start, start, 2, 8, clock)
+    assert ran == [timer] * (4 + 8 + 3 + 2)
+
+
+def test_torch_compile_keeps_each_model_apart_and_gives_what_the_model_gives(monkeypatch):
+    """Ten models of one class: torch keeps eight variants of a function by itself, then it runs them uncompiled."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda run, **how: asked.append((run, how)) or run)
+    place = latency.Environment(2, 8, phase="decode", timer="compile")
+    for _ in range(10):
+        timing.make_run(subject("gpt2").stack("heads", 1, 1), place)
+    assert len({run.__code__.co_name for run, _ in asked}) == 10
+    assert all(how == {"fullgraph": True, "dynamic": False} for _, how in asked)
+
+
+def test_a_compiled_step_is_the_model_as_a_whole(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    start, place = subject("gpt2").stack("heads", 2, 1), latency.Environment(2, 8, phase="decode", timer="compile")
+    with place.active():
+        torch.manual_seed(0)
+        compiled = timing.make_run(start, place)
+        torch.manual_seed(0)
+        plain = timing.make_run(start, latency.Environment(2, 8, phase="decode"))
+        for _ in range(2):
+            torch.testing.assert_close(compiled(), plain())
+
+
+def test_onnxruntime_runs_a_step_of_decoding():
+    start, place = subject("gpt2").stack("heads", 2, 1), latency.Environment(2, 8, phase="decode", timer="onnx")
+    with place.active():
+        torch.manual_seed(0)
+        run = timing.make_run(start, place)
+        torch.manual_seed(0)
+        plain = timing.make_run(start, latency.Environment(2, 8, phase="decode"))
+        torch.testing.assert_close(torch.from_numpy(run()[0]), plain(), atol=1e-5, rtol=1e-4)
+
+
+def test_what_can_not_be_timed_so_is_refused_in_a_line(monkeypatch):
+    with pytest.raises(UnsupportedError, match="has no cache: time it with environment=prefill"):
+        timing.check_place(subject(), latency.Environment(phase="decode"))
+    half = latency.Environment(dtype="bfloat16", timer="onnx")
+    with pytest.raises(InputError, match="timer=onnx runs float32 on the CPU, and the model is bfloat16 on cpu"):
+        timing.check_place(subject(), half)
+
+    def fail(*given, **how):
+        raise RuntimeError("no compiler here. Install one")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    with pytest.raises(MeasurementError, match=r"as a whole \(RuntimeError: no compiler here\): take timer=eager"):
+        timing.make_run(subject(), latency.Environment(1, 4, timer="compile"))
+    monkeypatch.setattr(timing.onnx_files, "write", fail)
+    with pytest.raises(MeasurementError, match=r"exported to ONNX \(RuntimeError: no compiler here\)"):
+        timing.make_run(subject(), latency.Environment(1, 4, timer="onnx"))
 
 
 def meet(limit, clocked, **options):

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 import secateur
 import tiny
-from secateur.errors import InfeasibleError, InputError, NumericalError
+from secateur.errors import InfeasibleError, InputError, NumericalError, UnsupportedError
 from secateur.measure import latency
 from secateur.reports import evidence
 from secateur.runs import executor, measuring
@@ -270,3 +270,24 @@ def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(p
     path.write_text(json.dumps(text))
     with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
         measuring.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
+
+
+def test_decoding_is_measured_by_the_token_and_other_models_have_none(places):
+    figures = measuring.measure(places / "llama", batch=2, length=8, environment="decode")["model"]
+    assert figures["tokens_per_second"].value == pytest.approx(2 / figures["latency"].value)
+    with pytest.raises(UnsupportedError, match="has no cache: time it with environment=prefill"):
+        measuring.measure(places / "bert", environment="decode")
+    network = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    with pytest.raises(InputError, match="environment and timer are of language models in memory, not of networks"):
+        measuring.measure(network, inputs="1x2", timer="compile")
+
+
+def test_a_run_is_measured_where_it_was_asked_for(places, tmp_path):
+    """Also one whose recipe knows nothing of clocks; a model without a cache is refused before anything is done."""
+    how = {"data": places / "texts.txt", "budget": "weights=50%", "environment": "decode", "batch": 2, "length": 8}
+    (row,) = executor.run("magnitude", places / "llama", out=tmp_path / "a", **how)
+    assert row.environment["measured_at"].startswith("batch 2 x 1 token behind a cache of 8, ")
+    assert row.settings["environment"] == "decode"
+    with pytest.raises(UnsupportedError, match="has no cache"):
+        executor.run("ziplm", places / "bert", out=tmp_path / "b", **{**how, "budget": "speedup=2x"})
+    assert not (tmp_path / "b").exists()

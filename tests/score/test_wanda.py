@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -30,3 +32,17 @@ def test_outliers_are_counted_over_all_matrices_of_a_block():
 def test_shapes_must_fit():
     with pytest.raises(InputError, match="d_in"):
         wanda.scores(torch.ones(2, 3), torch.ones(4))
+
+
+def test_a_unit_is_worth_what_its_columns_add():
+    """For one column at a time, the norm of the change of the output when its input is silenced."""
+    model, inputs = torch.nn.Sequential(torch.nn.Linear(6, 3, bias=False)), torch.randn(2, 5, 6)
+    consumer = SimpleNamespace(module="0", block=1, conv1d=False)
+    found = wanda.units(
+        lambda batch: model(batch["x"]), model, [{"x": row[None]} for row in inputs], {"site": consumer}
+    )
+    for column in range(6):
+        silenced = inputs.clone()
+        silenced[..., column] = 0
+        change = (model(inputs) - model(silenced)).norm().detach()
+        assert float(found["site"][column]) == pytest.approx(float(change), rel=1e-5)

@@ -103,3 +103,31 @@ def test_a_refusal_names_the_measure_the_limit_and_what_is_reachable():
         search.under(axes, cost, {"params": 5000.0, "flops": 1.0})
     with pytest.raises(InputError, match="at least one size"):
         search.under({}, cost, {"params": 1.0})
+
+
+def test_sizes_that_somebody_chose_are_held_to_the_limits():
+    def cost(shape):
+        return {"params": 10.0 * shape["layers"] * shape["heads"]}
+
+    with pytest.raises(InfeasibleError, match="shape layers=4,heads=3 has 120 params, and the budget allows 100") as no:
+        search.combine({"layers": [4], "heads": [3]}, cost, {"params": 100.0})
+    assert no.value.reachable == 120
+    assert search.combine({"layers": [1], "heads": [3]}, cost, {"params": 100.0}) == [{"layers": 1, "heads": 3}]
+    several = search.combine({"layers": [2, 3, 4], "heads": [1, 3]}, cost, {"params": 100.0}, tolerance=0.5)
+    assert several == [{"layers": 3, "heads": 3}, {"layers": 2, "heads": 3}]
+
+
+def test_the_likeliest_shapes_are_told_by_each_axis_alone_and_differ_in_depth():
+    """Of ten combinations six cuts tell, the whole among them; the best of each depth stands before second-bests."""
+    cuts = []
+
+    def judge(sizes):
+        cuts.append(sizes)
+        return 4.0 - sizes["layers"] + 0.1 * (5 - sizes["heads"])
+
+    shapes = [{"layers": layers, "heads": heads} for layers in (4, 3) for heads in range(1, 6)]
+    losses = search.lose_alone(shapes, dict, judge)
+    assert len(cuts) == 2 + 5
+    assert all(sizes["layers"] == 4 or sizes["heads"] == 5 for sizes in cuts)
+    found = search.likeliest(shapes, losses, 3, each="layers")
+    assert found == [{"layers": 4, "heads": 5}, {"layers": 3, "heads": 5}, {"layers": 4, "heads": 4}]

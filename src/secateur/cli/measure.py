@@ -31,6 +31,9 @@ def execute(given: dict[str, Any]) -> None:
     usual = backends.of_source(next(iter(given.get("against", ())), given["model"]))
     length = given.get("length") or usual.length
     title = f"batch {given.get('batch') or usual.batch}" + (f" x {length} tokens" if length else "")
+    if given.get("environment") == "decode":
+        title = title.replace(f"{length} tokens", f"1 token behind a cache of {length}")
+    title += {"compile": ", torch.compile", "onnx": ", onnxruntime"}.get(given.get("timer", ""), "")
     console().print(evidence.rich_table(rows, title=title))
 
 
@@ -52,6 +55,8 @@ COMMAND = Command(
         "length": "tokens per sequence; 64 if not given.",
         "threads": "of torch.",
         "device": "where to measure: cpu (the default), cuda, ...",
+        "environment": "prefill (whole sequences, the default) or decode (one token behind a cache of --length).",
+        "timer": "eager (PyTorch, the default), compile (torch.compile) or onnx (onnxruntime).",
     },
     metavars={"against": "MODEL", "tasks": "TASK,..."},
     again=("against",),

@@ -9,7 +9,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ from secateur._utils.outputs import leaves
 from secateur.errors import MissingExtraError, ModelError, NumericalError, UnsupportedError
 from secateur.formats import qdq
 
-__all__ = ["TOLERANCE", "check", "check_installed", "load_program", "program", "write", "write_module", "write_program"]
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = [
+    "TOLERANCE", "check", "check_installed", "load_program", "open_session", "program", "write", "write_module",
+    "write_program",
+]  # fmt: skip
 
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, relative to the largest output or 1."""
@@ -71,6 +77,21 @@ def write(
     program.save(str(path))
 
 
+def open_session(path: Path, *, threads: int = 0, floats: bool = False) -> InferenceSession:
+    """The file in onnxruntime on the CPU, with this many threads per operation, or its own number for 0.
+
+    floats: compute between roundings in floats, as PyTorch does.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised
+    options.intra_op_num_threads = threads
+    if floats:
+        options.add_session_config_entry(_FLOATS, "1")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
 def check(
     path: Path,
     batches: Sequence[tuple[Mapping[str, Tensor], Sequence[tuple[Tensor, Any]]]],
@@ -107,13 +128,7 @@ def _compare(
     floats: bool = False,
 ) -> None:
     """Raise `NumericalError` where the largest (or mean) difference, relative to the largest output or 1, is larger."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised
-    if floats:
-        options.add_session_config_entry(_FLOATS, "1")
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = open_session(path, floats=floats)
     names = [one.name for one in session.get_outputs()]
     taken = {one.name for one in session.get_inputs()}
     for inputs, expected in batches:

@@ -20,20 +20,28 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
-from secateur.errors import MeasurementError
+from secateur.errors import InputError, MeasurementError
 from secateur.measure.statistics import median_interval
 from secateur.vocabulary import Figure
 
-__all__ = ["Comparison", "Environment", "compare", "median_time", "monotone", "table", "time_interleaved"]
+__all__ = [
+    "Comparison", "Environment", "Phase", "Timer", "compare", "median_time", "monotone", "table", "time_interleaved",
+]  # fmt: skip
 
 Key = TypeVar("Key", bound=Hashable)
 Run = Callable[[], Any]
+
+Phase: TypeAlias = Literal["prefill", "decode"]
+"""What a language model is timed at: one pass over whole sequences, or one more token behind a cache of them."""
+
+Timer: TypeAlias = Literal["eager", "compile", "onnx"]
+"""What runs the model that is timed: PyTorch as it is, torch.compile, or onnxruntime."""
 
 BLOCKS = 20
 """A long comparison is cut into so many blocks, whose medians give its interval."""
@@ -58,6 +66,14 @@ class Environment:
     """Threads of one operation; None leaves torch's own number."""
     device: str = "cpu"
     dtype: str = "float32"
+    phase: Phase = "prefill"
+    """With "decode" one token of each sequence is timed, behind a cache of `length` tokens."""
+    timer: Timer = "eager"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (("environment", self.phase, Phase), ("timer", self.timer, Timer)):
+            if value not in get_args(choices):
+                raise InputError(f"{name}={value!r} is not one of {', '.join(get_args(choices))}")
 
     @contextmanager
     def active(self) -> Iterator[Environment]:
@@ -80,7 +96,10 @@ class Environment:
     def __str__(self) -> str:
         described = self.describe()
         rows = f"batch {self.batch}" + ("" if self.length is None else f" x {self.length} tokens")
-        return f"{rows}, {described['threads']} threads, {self.device}, {self.dtype}"
+        if self.phase == "decode":
+            rows = f"batch {self.batch} x 1 token behind a cache of {self.length}"
+        runtime = {"eager": "", "compile": ", torch.compile", "onnx": ", onnxruntime"}[self.timer]
+        return f"{rows}, {described['threads']} threads, {self.device}, {self.dtype}{runtime}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,15 +113,16 @@ def read_inputs(
     diagonal: bool = True,
     only: Collection[str] | None = None,
     routed: bool = False,
-) -> tuple[dict[str, hessian.Moments], int]:
-    """(matrix of the block -> the moments of its inputs, how many matrices of experts saw fewer than `floor` tokens).
+) -> dict[str, hessian.Moments]:
+    """Matrix of the block -> the moments of its inputs.
 
-    Those get the moments of all experts of their layer. diagonal: ||X_j||^2 alone, not all of X X^T. only, routed: see
-    `blocks.Block.read`.
+    Those of experts that saw fewer than `floor` tokens get the moments of all experts of their layer, and count in
+    `block.starved`. diagonal: ||X_j||^2 alone, not all of X X^T. only, routed: see `blocks.Block.read`.
     """
     moments = block.read(partial(hessian.Moments, diagonal=diagonal), only, routed=routed)
     moments, starved = hessian.pool_starved(moments, {name: block.matrices[name].leaf for name in moments}, floor)
-    return moments, len(starved)
+    block.starved += len(starved)
+    return moments
 
 
 def measure_outliers(
@@ -139,7 +140,7 @@ def measure_outliers(
     """
     outliers, sizes = list[float](), list[float]()
     for block in blocks.visit(subject, windows, folder, title="outliers", store=False, sequential=False):
-        moments, _ = read_inputs(block, floor, routed=routed)
+        moments = read_inputs(block, floor, routed=routed)
         scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
         outliers.append(wanda.outliers(scores, times))
         sizes.append(float(sum(matrix.weight.numel() for matrix in block.matrices.values())))
@@ -149,12 +150,11 @@ def measure_outliers(
 # ---------------------------------------------------------------------------------------------------------- pruning
 
 
-def prune_by_wanda(block: blocks.Block, choose: weights.Choose, floor: int, *, routed: bool = False) -> int:
-    """Zero what `choose` drops of |W_ij| ||X_j|| in each matrix of the block; how many matrices were starved."""
-    moments, starved = read_inputs(block, floor, routed=routed)
+def prune_by_wanda(block: blocks.Block, choose: weights.Choose, floor: int, *, routed: bool = False) -> None:
+    """Zero what `choose` drops of |W_ij| ||X_j|| in each matrix of the block."""
+    moments = read_inputs(block, floor, routed=routed)
     for name, matrix in block.matrices.items():
         matrix.weight.mul_(choose(wanda.scores(matrix.weight, moments[name].value(name))))
-    return starved
 
 
 def prune_by_hessian(
@@ -167,14 +167,14 @@ def prune_by_hessian(
     damp: float = 0.01,
     bits: int = 0,
     by_row: bool = False,
-) -> tuple[int, float]:
-    """SparseGPT on the matrices of a block, or `only` some: (how many were starved, `obs.Pruned.loss` of all).
+) -> float:
+    """SparseGPT on the matrices of a block, or `only` some: `obs.Pruned.loss` of all.
 
     The Hessians are gone when it returns. every, damp, bits, by_row: see `obs.prune_all`.
     """
-    moments, starved = read_inputs(block, floor, diagonal=False, only=only)
+    moments = read_inputs(block, floor, diagonal=False, only=only)
     found = {name: block.matrices[name].weight for name in moments}
-    return starved, obs.prune_all(found, moments, choose, every=every, damp=damp, bits=bits, by_row=by_row)
+    return obs.prune_all(found, moments, choose, every=every, damp=damp, bits=bits, by_row=by_row)
 
 
 def prune_globally(student: Model, folder: Path, score: Callable[[Matrix], Tensor], share: float) -> None:

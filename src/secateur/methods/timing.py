@@ -5,21 +5,34 @@ Source: ZipLM (arXiv 2302.04089), inference-aware pruning.
 
 from __future__ import annotations
 
+import itertools
+import tempfile
+import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeVar
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import torch
+from annotated_types import Ge
+from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
-from secateur.errors import InfeasibleError, MeasurementError
+from secateur.errors import InfeasibleError, InputError, MeasurementError
+from secateur.formats import onnx_files
 from secateur.measure import latency
+from secateur.measure.latency import Phase, Timer
 from secateur.select import levels
 from secateur.subjects import Transformer
+from secateur.subjects.transformer import steps
 from secateur.vocabulary import Array, Budget, Selection, Units
 
-__all__ = ["NOISY", "Heads", "meet_target", "select_in_time", "time_blocks", "time_layers", "time_share"]
+__all__ = [
+    "NOISY", "Clock", "Heads", "check_place", "make_run", "meet_target", "select_in_time", "time_blocks", "time_layers",
+    "time_share",
+]  # fmt: skip
 
 T = TypeVar("T")
 Heads = Literal["heads", "kv_groups"]
@@ -27,8 +40,125 @@ Heads = Literal["heads", "kv_groups"]
 NOISY = "the clock disagrees with the latency table or with itself: repeat on a quiet machine"
 """What a result says where its latency could not be met on the clock."""
 
+_LAYERS = 2
+"""Of a stack whose blocks are timed together: the more, the less the noise of one timing falls on each."""
 
-def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: int, length: int) -> levels.Table:
+_FEW = 8
+"""Sizes of a kind of block that are timed where each must be compiled or exported first; others are interpolated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What a latency is of, what runs the model, and how near to a target the clock must come."""
+
+    environment: Phase = "prefill"
+    """prefill, one pass over `batch` sequences of `length` tokens; or decode, one more token of each, behind a cache of
+    `length` tokens."""
+    timer: Timer = "eager"
+    """eager, PyTorch as it is; compile, torch.compile; or onnx, onnxruntime on the CPU. It times the table, the cuts of
+    the search and the result alike."""
+    tolerance: Annotated[float, Ge(0)] = 0.02
+    """Relative gap between target and clock that is left alone."""
+    corrections: Annotated[int, Ge(0)] = 4
+    """Most re-timings per budget."""
+
+    def place(self, subject: Transformer, batch: int, length: int) -> latency.Environment:
+        """Where the subject is timed: as it is, on its device."""
+        kind = str(subject.model.dtype).removeprefix("torch.")
+        return latency.Environment(
+            batch, length, None, str(subject.model.device), kind, phase=self.environment, timer=self.timer
+        )
+
+
+# ------------------------------------------------------------------------------------------------- what is timed
+
+
+def check_place(subject: Transformer, place: latency.Environment) -> None:
+    """Raise a one-line error for a model that can't be timed there: no cache to decode with, not for onnxruntime."""
+    if place.phase == "decode":
+        steps.check_decodes(subject)
+    if place.timer == "onnx":
+        onnx_files.check_installed()
+        if torch.device(place.device).type != "cpu" or place.dtype != "float32":
+            raise InputError(
+                f"timer=onnx runs float32 on the CPU, and the model is {place.dtype} on {place.device}: open it there "
+                "in float32, or take timer=compile"
+            )
+
+
+@torch.inference_mode(False)  # what is made here may be written to in either mode
+@torch.no_grad()
+def make_run(subject: Transformer, place: latency.Environment) -> Callable[[], object]:
+    """One call of the subject as it is timed in `place`, ready to run: what must be compiled or exported first, is.
+
+    Raises `MeasurementError` for a model that the compiler or the exporter does not take.
+    """
+    check_place(subject, place)
+    batch, length = place.batch, place.length or 1
+    if place.phase == "decode":
+        if place.timer == "onnx":
+            return _export_run(*steps.flatten_step(subject, batch, length))
+        step = steps.decode(subject, batch, length, static=place.timer == "compile")
+        return _compile_run(step) if place.timer == "compile" else step
+    example = subject.example(batch, length)
+    if place.timer == "eager":
+        return partial(subject.forward, example)
+    module, tensors = steps.ForwardPass(subject).eval(), (example["input_ids"], example["attention_mask"])
+    return _export_run(module, tensors) if place.timer == "onnx" else _compile_run(lambda: module(*tensors))
+
+
+_numbers = itertools.count()
+
+
+def _compile_run(run: Callable[[], object]) -> Callable[[], object]:
+    """`run` through torch.compile, compiled already.
+
+    torch keeps what it compiled by the code of a function, and looks through all of it at each call, or gives up after
+    some: so each call has code of its own.
+    """
+
+    def call() -> object:
+        return run()
+
+    code = call.__code__.replace(co_name=f"timed_{next(_numbers)}")
+    own = types.FunctionType(code, call.__globals__, code.co_name, None, call.__closure__)
+    try:
+        compiled: Callable[[], object] = torch.compile(own, fullgraph=True, dynamic=False)
+        compiled()
+    except Exception as error:
+        raise MeasurementError(
+            f"torch.compile does not take this model as a whole ({_first_sentence(error)}): take timer=eager"
+        ) from error
+    return compiled
+
+
+def _export_run(module: nn.Module, tensors: tuple[Tensor, ...]) -> Callable[[], object]:
+    """The module exported for inputs of these shapes, in onnxruntime with as many threads as torch has."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        try:
+            onnx_files.write(module, path, tensors)
+        except Exception as error:
+            raise MeasurementError(
+                f"the model can't be exported to ONNX ({_first_sentence(error)}): take timer=eager or compile"
+            ) from error
+        session = onnx_files.open_session(path, threads=torch.get_num_threads())
+    names = [place.name for place in session.get_inputs()]
+    inputs = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+    return partial(session.run, None, inputs)
+
+
+def _first_sentence(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0].partition('. ')[0][:200]}"
+
+
+# ----------------------------------------------------------------------------------------------------- the table
+
+
+def time_blocks(
+    subject: Transformer, axis: Heads, grid: Sequence[int], batch: int, length: int, clock: Clock = Clock()
+) -> levels.Table:
     """Seconds of one attention and one FFN block at every level, and of what is left without them ("rest").
 
     The rest is the time of a model with next to nothing in its blocks: taken as the difference of two large times,
@@ -36,31 +166,51 @@ def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: i
     scaled alike until the whole model's add up to its own time. An empty `grid` leaves the FFN out, as where every
     layer has experts: they are part of the rest.
     """
+    place = clock.place(subject, batch, length)
+    check_place(subject, place)
     axes: tuple[Heads | Literal["neurons"], ...] = (axis, "neurons") if grid else (axis,)
     sites = subject.units(*axes).free()
     most = {kind: max(site.count for site in sites if site.kind == kind) for kind in axes}
     counts: dict[Heads | Literal["neurons"], list[int]] = {axis: list(range(1, 1 + most[axis]))}
     if grid:
         counts["neurons"] = [k for k in grid if 0 < k <= most["neurons"]]
+    if clock.timer != "eager":
+        counts = {kind: _thin_out(row) for kind, row in counts.items()}
     probes: dict[tuple[str, int], Callable[[], object]] = {}
+    in_stacks = clock.environment == "decode" or clock.timer != "eager"
     for kind, row in counts.items():
-        probes |= {(kind, k): subject.probe(kind, k, batch, length) for k in row}
-    least = counts["neurons"][0] if grid else 0
+        for count in row:
+            if in_stacks:
+                probes[kind, count] = make_run(subject.stack(kind, count, _LAYERS), place)
+            else:
+                probes[kind, count] = subject.probe(kind, count, batch, length)
+    if in_stacks:
+        probes["empty", 0] = make_run(subject.stack(axis, 0, _LAYERS), place)
+    least = min(counts["neurons"]) if grid else 0
     bare, _ = subject.cut(
         Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
     )
-    example = subject.example(batch, length)
-    probes |= {("rest", 0): partial(bare.forward, example), ("dense", 0): partial(subject.forward, example)}
-    times = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
+    probes |= {("rest", 0): make_run(bare, place), ("dense", 0): make_run(subject, place)}
+    figures = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
+    times = {key: figure.value for key, figure in figures.items()}
+    if in_stacks:
+        times |= {key: max(0.0, times[key] - times["empty", 0]) / _LAYERS for key in times if key[0] in counts}
     table: levels.Table = {}
     for kind, row in counts.items():
-        smooth = latency.monotone({k: times[kind, k].value for k in row})
+        smooth = latency.monotone({k: times[kind, k] for k in row})
         table[kind] = {"0": 0.0} | {str(k): seconds for k, seconds in smooth.items()}
     blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites) if grid else 0.0
-    table["rest"] = {"0": max(0.0, times["rest", 0].value - blocks)}
+    table["rest"] = {"0": max(0.0, times["rest", 0] - blocks)}
     units = subject.units(*axes, batch=batch, length=length)
-    scale = times["dense", 0].value / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
+    scale = times["dense", 0] / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
     return {kind: {count: scale * seconds for count, seconds in row.items()} for kind, row in table.items()}
+
+
+def _thin_out(counts: Sequence[int]) -> list[int]:
+    """At most `_FEW` of the counts, the smallest and the largest among them."""
+    ordered = sorted(counts)
+    places = np.linspace(0, len(ordered) - 1, min(_FEW, len(ordered))).round().astype(int)
+    return [ordered[place] for place in dict.fromkeys(places.tolist())]
 
 
 def time_layers(subject: Transformer, batch: int, length: int) -> levels.Table:
@@ -165,11 +315,11 @@ def meet_target(
     return (*min(timed)[2:], failed) if timed else (chosen, fixed, failed)
 
 
-def time_share(subject: Transformer, student: Transformer, batch: int, length: int) -> float:
+def time_share(subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()) -> float:
     """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand."""
-    example, device = subject.example(batch, length), str(subject.model.device)
+    place = clock.place(subject, batch, length)
     times = latency.compare(
-        lambda: subject.forward(example), lambda: student.forward(example), resolution=0.03, device=device,
-        lasting=15.0, most=2000,
+        make_run(subject, place), make_run(student, place), resolution=0.03, device=place.device, lasting=15.0,
+        most=2000,
     )  # fmt: skip
     return 1 / times.speedup.value

@@ -45,6 +45,7 @@ class Measure:
 _MEASURES = {
     "speedup": Measure("Speedup", "factor", "speed", "more"),
     "latency": Measure("Latency", "seconds", "speed", "less"),
+    "tokens_per_second": Measure("Tokens per second", "plain", "speed", "more"),
     "params": Measure("Parameters", "count", "size", "less"),
     "embedding_params": Measure("Embedding parameters", "count", "size", "less"),
     "weights": Measure("Non-zero weights", "count", "size", "less"),

@@ -26,6 +26,7 @@ from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
+from secateur.measure.latency import Phase, Timer
 from secateur.reports import evidence
 from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Source
@@ -67,6 +68,8 @@ def run(
     device: str | None = None,
     batch: int | None = None,
     length: int | None = None,
+    environment: Phase | None = None,
+    timer: Timer | None = None,
     stream: bool = False,
     on_result: Callable[[Evidence], object] | None = None,
     **options: object,
@@ -108,6 +111,10 @@ def run(
             are, and copies of them are timed and evaluated on the device. Training uses a GPU if there is one.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
+        environment: what language models are timed at: prefill, one pass over `batch` sequences of `length` tokens, or
+            decode, one more token of each behind a cache of `length` tokens; prefill if None.
+        timer: what runs them meanwhile: eager (PyTorch as it is), compile (torch.compile) or onnx (onnxruntime on the
+            CPU); eager if None.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
             not measured then. Only some recipes can.
         on_result: called with each budget's evidence as soon as its model is in place.
@@ -120,9 +127,10 @@ def run(
     """
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
     budgets = parse_budgets(budget)
-    given = {name: value for name, value in (("batch", batch), ("length", length)) if value is not None}
+    timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
+    given = {name: value for name, value in timed.items() if value is not None}
     chosen = keywords.check_options(
-        function, keywords.fitting(function, {**options, **given}, ("batch", "length"), seed=seed, dry_run=dry_run)
+        function, keywords.fitting(function, {**options, **given}, timed, seed=seed, dry_run=dry_run)
     )
     keywords.check_seed(seed)
     keywords.check_counts(threads=threads, batch=batch, length=length)
@@ -152,7 +160,10 @@ def run(
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
-    place = backend.environment(subject, flags.get("batch"), flags.get("length"), threads, device)
+    place = backend.environment(subject, flags.get("batch", batch), flags.get("length", length), threads, device)
+    place = replace(place, phase=flags.get("environment") or environment or place.phase)
+    place = replace(place, timer=flags.get("timer") or timer or place.timer)
+    backend.check_clock(subject, place)
     backend.check(subject, {"length": place.length, **flags})
     settings = {
         "recipe": function.__name__,
@@ -162,6 +173,7 @@ def run(
         "device": place.device,
         "batch": place.batch,
         **({} if place.length is None else {"length": place.length}),
+        **{name: value for name, value in (("environment", environment), ("timer", timer)) if value is not None},
         **({"stream": True} if stream else {}),
         **splits.columns(
             text,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,16 +70,19 @@ class Reference:
         before, after = backend.sizes(self.original, example), backend.sizes(student, example)
         measured: Row = {}
         original, student = (backend.place(subject, environment) for subject in (self.original, student))
-        first, second = (partial(backend.forward, subject, example) for subject in (original, student))
         with environment.active():
             try:
+                first, second = (backend.make_run(subject, environment) for subject in (original, student))
                 times = latency.compare(first, second, device=environment.device, **CLOCK)
-                before["latency"], after["latency"], measured["speedup"] = times.before, times.after, times.speedup
+                measured["speedup"] = times.speedup
+                before |= _times(times.before, environment)
+                after |= _times(times.after, environment)
             except MeasurementError as error:
                 notes.append(f"time: {error}")
+            by_torch = replace(environment, timer="eager")  # which tells of all memory
             with suppress(MeasurementError):
-                for row, forward in ((before, first), (after, second)):
-                    row["peak_memory"] = _peak_memory(forward, environment)
+                for row, subject in ((before, original), (after, student)):
+                    row["peak_memory"] = _peak_memory(backend.make_run(subject, by_torch), environment)
         if self.held_out is not None:
             try:
                 ours, theirs, both = backend.compare(original, student, self.held_out, environment)
@@ -183,6 +185,17 @@ class Reference:
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality of {name}: {error}")
         return rows, notes
+
+
+def _times(seconds: Figure, environment: latency.Environment) -> Row:
+    """The time of one call, and of decoding what a generation hears of it: tokens per second of the whole batch."""
+    row: Row = {"latency": seconds}
+    if environment.phase == "decode":
+        slowest, fastest = (None if end is None else environment.batch / end for end in (seconds.high, seconds.low))
+        row["tokens_per_second"] = replace(
+            seconds, value=environment.batch / seconds.value, low=slowest, high=fastest, unit=""
+        )
+    return row
 
 
 def _peak_memory(forward: Any, environment: latency.Environment) -> Figure:
@@ -292,6 +305,8 @@ def measure(
     length: int | None = None,
     threads: int | None = None,
     device: str | None = None,
+    environment: latency.Phase | None = None,
+    timer: latency.Timer | None = None,
 ) -> dict[str, Row]:
     """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
 
@@ -319,6 +334,9 @@ def measure(
         length: tokens per sequence.
         threads: of torch.
         device: where it is measured, such as cpu or cuda.
+        environment: what a language model is timed at: prefill, one pass over `batch` sequences of `length` tokens, or
+            decode, one more token of each behind a cache of `length` tokens; prefill if None.
+        timer: what runs it: eager (PyTorch as it is), compile (torch.compile) or onnx (onnxruntime); eager if None.
     """
     keywords.check_counts(threads=threads, batch=batch, length=length, limit=limit)
     others: list[Any] = list(against) if isinstance(against, list | tuple) else [] if against is None else [against]
@@ -347,8 +365,10 @@ def measure(
     subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus, inputs)
     corpus = None if corpus is None else backend.fit_data(corpus, subject)
     here = backend.environment(subject, batch, length, threads)
-    environment = backend.environment(subject, batch, length, threads, device)
-    backend.check(subject, {"length": environment.length})
+    place = backend.environment(subject, batch, length, threads, device)
+    place = replace(place, phase=environment or place.phase, timer=timer or place.timer)
+    backend.check_clock(subject, place)
+    backend.check(subject, {"length": place.length})
 
     def run_tasks(one: object) -> Row:
         return backend.run_tasks(one, tasks, task_folder, limit) if tasks else {}
@@ -359,8 +379,8 @@ def measure(
         ensembles.check_models(backend, subject, dict(zip(names, others, strict=True)), here)
     rows: dict[str, Row] = {"model": {}}
     for number, other in enumerate(others):
-        with with_threads(environment):
-            before, after, both, notes = Reference(backend, other, environment, corpus).compare(subject)
+        with with_threads(place):
+            before, after, both, notes = Reference(backend, other, place, corpus).compare(subject)
         if "speedup" not in both:
             raise MeasurementError(notes[0])
         end = f" {names[number]}" if several else ""
@@ -368,7 +388,7 @@ def measure(
     if several and corpus is not None:
         rows |= ensembles.measure_ensemble(backend, subject, others, corpus, here)
     if not others:
-        rows["model"] = _alone(backend, subject, corpus, environment)
+        rows["model"] = _alone(backend, subject, corpus, place)
     return rows | {"model": rows["model"] | run_tasks(subject)}
 
 
@@ -377,10 +397,10 @@ def _alone(backend: AnyBackend, subject: object, corpus: object, environment: la
     example = backend.make_example(subject, environment)
     row = backend.sizes(subject, example)
     subject = backend.place(subject, environment)
-    forward = partial(backend.forward, subject, example)
     with environment.active():
-        row["latency"] = latency.median_time(forward, device=environment.device)
-        row["peak_memory"] = _peak_memory(forward, environment)
+        run = backend.make_run(subject, environment)
+        row |= _times(latency.median_time(run, device=environment.device), environment)
+        row["peak_memory"] = _peak_memory(backend.make_run(subject, replace(environment, timer="eager")), environment)
     if corpus is not None:
         row |= backend.compare(subject, subject, corpus, environment)[0]
     return row

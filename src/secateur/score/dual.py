@@ -47,8 +47,10 @@ class DualScore:
     """What the penalty adds to the domain's gradient, and what the score adds to both."""
 
     general_weight: Annotated[float, Ge(0)] | None = None
-    """What the penalty adds to an average gradient, as a share of it, 1 unless given; 0 leaves the domain's Taylor
-    score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given."""
+    """What the penalty adds to a gradient of average size, of a weight of average general importance, as a share of
+    it, 1 unless given: at the peak of the learning rate, whose square it follows, so a third of that over a descent. 0
+    leaves the domain's Taylor score and needs no general text. Where `published`, the paper's lambda, 0.1 unless given.
+    """
     published: bool = False
     """Add lambda 2 lr^2 G g^2 / N as released, in place of the relative form."""
     cubic: bool = False

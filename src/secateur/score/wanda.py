@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur._utils.batches import Batch
 from secateur.errors import InputError
+from secateur.score import activation, magnitude
+from secateur.score.magnitude import Columns
 
-__all__ = ["outliers", "scores"]
+__all__ = ["outliers", "scores", "units"]
 
 
 def scores(weight: Tensor, squares: Tensor) -> Tensor:
@@ -35,3 +38,16 @@ def outliers(parts: Iterable[Tensor], times: float = 5.0) -> float:
     count = sum(part.numel() for part in held)
     mean = sum(float(part.double().sum()) for part in held) / count
     return 100.0 * sum(int(torch.count_nonzero(part > times * mean)) for part in held) / count
+
+
+def units(
+    forward: Callable[[Batch], object], model: nn.Module, batches: Iterable[Batch], consumers: Mapping[str, Columns]
+) -> dict[str, Tensor]:
+    """Site -> [count]: ||W_u||_2 ||X_u||_2 of each unit, Wanda's products over all weights that read it.
+
+    W_u are its columns of the consumer, X_u what that reads of it over all tokens. For single columns this is the norm
+    of what the unit adds to the output, as if nothing correlated.
+    """
+    columns = magnitude.groups(model, consumers)
+    norms = activation.collect(forward, model, batches, activation.inputs(consumers), batch="l2", sequence="l2")
+    return {site: columns[site].to(norm.device) * norm for site, norm in norms.items()}

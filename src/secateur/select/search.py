@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.errors import InfeasibleError, InputError, NumericalError
 
-__all__ = ["Found", "coefficients", "under"]
+__all__ = ["Found", "coefficients", "combine", "likeliest", "lose_alone", "under"]
 
 P = TypeVar("P")
 
@@ -116,6 +116,63 @@ def under(
         )
     close.sort(key=lambda pair: -pair[0][measure])
     return [shape for _, shape in close]
+
+
+def combine(
+    given: Mapping[str, Sequence[int]],
+    cost: Callable[[dict[str, int]], Mapping[str, float]],
+    limits: Mapping[str, float],
+    *,
+    tolerance: float = 0.05,
+) -> list[dict[str, int]]:
+    """What `under` makes of sizes that somebody chose; where they are one shape, that one, however far below.
+
+    Raises `InfeasibleError` where there is none within the limits.
+    """
+    if any(len(sizes) > 1 for sizes in given.values()):
+        return under(given, cost, limits, tolerance=tolerance)
+    (shape,) = _combinations(given)
+    name = ",".join(f"{axis}={size}" for axis, size in shape.items())
+    for measure, spent in cost(shape).items():
+        if spent > limits.get(measure, spent):
+            raise InfeasibleError(
+                f"shape {name} has {spent:.6g} {measure}, and the "
+                f"budget allows {limits[measure]:.6g}: give smaller sizes, or ask for {measure}={math.ceil(spent)}",
+                spent,
+            )
+    return [shape]
+
+
+def lose_alone(
+    shapes: Sequence[dict[str, int]], cut: Callable[[dict[str, int]], P], judge: Callable[[P], float]
+) -> dict[str, dict[str, float]]:
+    """Axis -> size in one of the shapes, as text for JSON -> loss of what is cut on this axis alone, to this size."""
+    whole = {axis: max(shape[axis] for shape in shapes) for axis in shapes[0]}
+    losses: dict[str, dict[str, float]] = {axis: {} for axis in whole}
+    for axis in whole:
+        for size in sorted({shape[axis] for shape in shapes}):
+            losses[axis][str(size)] = judge(cut(whole | {axis: size}))
+    return losses
+
+
+def likeliest(
+    shapes: Sequence[dict[str, int]], losses: Mapping[str, Mapping[str, float]], most: int, *, each: str
+) -> list[dict[str, int]]:
+    """The `most` shapes of the lowest estimated loss, first of all the best of every size on the axis `each`.
+
+    losses: see `lose_alone`. The estimate of a shape is the sum over its axes, so that some dozens of cuts tell of
+    hundreds of combinations. It compares shapes of one size on `each` better than others: what dropped layers cost
+    before training says little of what they cost after it.
+    """
+
+    def estimate(shape: dict[str, int]) -> float:
+        return sum(losses[axis][str(size)] for axis, size in shape.items())
+
+    seen, first, rest = set[int](), list[dict[str, int]](), list[dict[str, int]]()
+    for shape in sorted(shapes, key=estimate):
+        (rest if shape[each] in seen else first).append(shape)
+        seen.add(shape[each])
+    return [*first, *rest][:most]
 
 
 def _combinations(axes: Mapping[str, Sequence[int]]) -> list[dict[str, int]]:

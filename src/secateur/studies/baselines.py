@@ -17,6 +17,7 @@ import numpy as np
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.methods import distillation, timing
+from secateur.methods.timing import Clock
 from secateur.reports import display, evidence
 from secateur.runs import executor, keywords, measuring
 from secateur.runs.backends import Data, Source
@@ -46,6 +47,7 @@ def every_second_layer(
 
     Args:
         recovery: options of `distillation.distil`, so that nothing but the cut differs.
+        clock: see `timing.Clock`.
     """
     total = len(subject.layers())
     student, cut = subject.cut(Selection({"layers": np.arange(total) % 2 == 0}))
@@ -65,8 +67,7 @@ def magnitude(
     length: int = 64,
     seed: int = 0,
     recovery: Mapping[str, Any] | None = None,
-    tolerance: float = 0.02,
-    corrections: int = 4,
+    clock: Clock = Clock(environment="prefill", timer="eager", tolerance=0.02, corrections=4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
     """Heads and neurons of the smallest norm go, the same share in every layer, until the budget is met on the clock.
@@ -82,14 +83,14 @@ def magnitude(
     table = None
     if any("latency" in budget for budget in budgets):
         grid = allocate.grid(kinds["neurons"]) if "neurons" in kinds else []
-        table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length))
+        table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length, clock))
     fixed = table["rest"]["0"] if table else 0.0
     columns = norms.groups(subject.model, {s: at for s, at in subject.consumers().items() if not units[s].frozen})
     scores = {site: column.numpy() for site, column in columns.items()}
     for budget in budgets:
 
         def decide(budget: Budget = budget) -> dict[str, list[bool]]:
-            return _on_the_clock(subject, units, scores, budget, table, fixed, batch, length, tolerance, corrections)
+            return _on_the_clock(subject, units, scores, budget, table, fixed, batch, length, clock)
 
         keep = {site: np.array(mask) for site, mask in run.json(f"cut-{budget}", decide).items()}
         student, cut = subject.cut(Selection(keep))
@@ -114,7 +115,8 @@ def add(
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
         measuring.check_judges(row, held_out)
-        names = ("seed", "batch", "length", "threads", "device", "text", "label", "completion_only", "packing")
+        names = ["seed", "batch", "length", "environment", "timer", "threads", "device"]
+        names += ["text", "label", "completion_only", "packing"]
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
         beside = {}
@@ -144,7 +146,7 @@ def _note_gaps(row: Evidence) -> Evidence:
 
 def _on_the_clock(
     subject: Transformer, units: Units, scores: dict[str, np.ndarray], budget: Budget, table: levels.Table | None,
-    fixed: float, batch: int, length: int, tolerance: float, corrections: int,
+    fixed: float, batch: int, length: int, clock: Clock,
 ) -> dict[str, list[bool]]:  # fmt: skip
     """What stays: by norm, the same share everywhere, until the measured time meets a latency limit."""
     limits = budget.absolute(levels.with_latency(units, table, fixed).cost())
@@ -153,8 +155,8 @@ def _on_the_clock(
     chosen, _, _ = timing.meet_target(
         lambda fixed: ranking.by_budget(levels.with_latency(units, table, fixed), scores, goal, scope="local"),
         lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(chosen.keep)["latency"],
-        lambda chosen: timing.time_share(subject, subject.cut(chosen)[0], batch, length) * dense["latency"],
-        limits.get("latency"), fixed, tolerance=tolerance, corrections=corrections,
+        lambda chosen: timing.time_share(subject, subject.cut(chosen)[0], batch, length, clock) * dense["latency"],
+        limits.get("latency"), fixed, tolerance=clock.tolerance, corrections=clock.corrections,
     )  # fmt: skip
     return {site: [bool(stays) for stays in mask] for site, mask in chosen.keep.items()}
 

@@ -95,6 +95,49 @@ def test_every_candidate_is_within_the_tolerance_below_the_budget(tmp_path):
     assert found.predicted["params"] <= 0.75 * whole
 
 
+def test_a_shape_that_is_given_is_held_to_the_budget(tmp_path):
+    """One above it is refused before anything is scored, one far below it is said to be."""
+    with pytest.raises(InfeasibleError, match=r"shape layers=4,heads=8,neurons=120,channels=64 has \d+ params, and"):
+        results(tmp_path / "a", "params=50%", shape="neurons=120", steps=2)
+    assert not list((tmp_path / "a" / "work").glob("scores*"))
+    (found,) = results(tmp_path / "b", "params=90%", shape="neurons=16")
+    share = found.predicted["params"] / subject().units().cost()["params"]
+    assert found.notes == (f"the shape that was given takes {share / 0.9:.0%} of the params that the budget allows",)
+    assert results(tmp_path / "c", f"params={found.predicted['params']:.0f}", shape="neurons=16")[0].notes == ()
+
+
+def test_sizes_that_are_given_are_what_is_searched(tmp_path):
+    (found,) = results(tmp_path, "params=75%", shape="layers=3..4,neurons=40+64+96", tolerance=0.3)
+    rows = json.loads((tmp_path / "work" / "shape-params=75%-1.json").read_text())["candidates"]
+    for shape in (row["shape"] for row in rows):
+        assert shape["layers"] in (3, 4)
+        assert shape["neurons"] in (40, 64, 96)
+        assert (shape["heads"], shape["channels"]) == (8, 64)
+    assert len(rows) == 2
+    assert found.predicted["params"] <= 0.75 * subject().units().cost()["params"]
+    (small,) = results(tmp_path / "b", "params=24%", shape="neurons=16+24,channels=32", tolerance=0.3)
+    assert shapes.sizes(small.subject)["neurons"] in (16, 24)
+
+
+def test_candidates_are_the_shapes_of_the_least_estimated_loss(tmp_path, monkeypatch):
+    """Each axis is cut alone; the worst shapes within the budget get no distillation, and a run goes on with it."""
+    results(tmp_path, "params=75%", candidates=3, tolerance=0.1)
+    rows = json.loads((tmp_path / "work" / "shape-params=75%-1.json").read_text())["candidates"]
+    alone = json.loads((tmp_path / "work" / "axes-params=75%-1.json").read_text())
+    grid = shapes.grid(subject(), ("layers", "heads", "neurons", "channels"))
+    assert all(int(size) in grid[axis] for axis, row in alone.items() for size in row)
+    limit = {"params": 0.75 * subject().units().cost()["params"]}
+    near = minitron.under(grid, lambda shape: shapes.cost(subject().units(), shape), limit, tolerance=0.1)
+    tried = [row["shape"] for row in rows]
+    assert tried == minitron.likeliest(near, alone, 3, each="layers")
+    assert len({shape["layers"] for shape in tried}) == len({shape["layers"] for shape in near})
+    asked = []
+    real = minitron.lose_alone
+    monkeypatch.setattr(minitron, "lose_alone", lambda *given: asked.append(given) or real(*given))
+    results(tmp_path, "params=75%", candidates=3, tolerance=0.1)
+    assert not asked
+
+
 def test_an_encoder_of_bare_states_is_cut_in_width_and_learns_through_a_projection(tmp_path):
     (cut,) = results(tmp_path / "cut", "params=90%", kind="bert", shape="channels=24")
     (taught,) = results(tmp_path / "taught", "params=90%", kind="bert", shape="channels=24", steps=40, lr=1e-2)
@@ -298,13 +341,6 @@ def test_sites_the_user_does_not_score_are_ranked_by_activation(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             results(tmp_path / name, "params=90%", shape=shape, score=f"{tmp_path}/mine.py:{name}")
-
-
-def test_candidates_are_spread_from_the_deepest_to_the_shallowest():
-    found = [{"layers": layers, "neurons": 64 - 8 * layers} for layers in (3, 1, 5, 2, 4)]
-    assert [shape["layers"] for shape in minitron.spread_shapes(found, 3)] == [5, 3, 1]
-    assert [shape["layers"] for shape in minitron.spread_shapes(found, 9)] == [5, 4, 3, 2, 1]
-    assert len(minitron.spread_shapes(found, 1)) == 1
 
 
 def test_layers_that_go_are_the_block_that_is_missed_least():

@@ -172,6 +172,17 @@ def test_levels_never_cost_more_than_the_limit():
                 assert share < 1.0 or set(chosen.values()) == {0}
 
 
+def test_one_clock_times_the_table_and_the_cuts(tmp_path, monkeypatch):
+    """As the flags say: here a step of decoding, by torch.compile."""
+    seen = []
+    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *given: seen.append(given[-1]) or TABLE)
+    monkeypatch.setattr(ziplm.timing, "time_share", lambda *_, clock, **__: seen.append(clock) or 0.5)
+    (found,) = results(tmp_path, ["speedup=2x"], environment="decode", timer="compile", corrections=1)
+    assert found.predicted["speedup"] >= 2
+    assert set(seen) == {ziplm.Clock(environment="decode", timer="compile", tolerance=0.02, corrections=1)}
+    assert len(seen) == 2
+
+
 def test_two_measures_are_both_kept():
     start = subject("llama")
     units = start.units("kv_groups", "neurons")

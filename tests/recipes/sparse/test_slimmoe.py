@@ -312,6 +312,8 @@ def test_kv_groups_shared_and_dense_neurons_go_with_the_last_stage(data: texts.C
     assert not config.is_heterogeneous
     deep = make("deepseek3")
     deep.tokenizer = tiny.tokenizer()
+    with pytest.raises(InputError, match="kv_groups=9: layers have 2 KV groups at most; 0 keeps all"):
+        run(subject, data, tmp_path / "many", "params=95%", kv_groups=9)
     with pytest.raises(UnsupportedError, match="axis 'kv_groups'"):
         run(deep, data, tmp_path / "deep", kv_groups=1)
 

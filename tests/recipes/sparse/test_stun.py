@@ -390,6 +390,58 @@ def test_starved_experts_are_pruned_all_the_same(tmp_path):
     assert all(int((m.weight != 0).sum(1).max()) <= 0.6 * m.weight.shape[1] for m in found.values())
 
 
+# ------------------------------------------------------------------------------------------------- without experts
+
+
+@functools.cache
+def dense():
+    return open_subject(tiny.taught(tiny.uneven(tiny.model("llama")), steps=20), tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("budget", ["weights=60%", "pattern=2:4"])
+def test_a_model_without_experts_loses_neurons_first_then_weights(tmp_path, budget):
+    """A fifth of 128 neurons, rounded down to 8: 104 stay, and the total is what was asked for."""
+    result = result_of(tmp_path, budget, subject=dense(), neurons=0.2)
+    assert {width.neurons for width in result.subject.widths()} == {104}
+    assert result.subject.model.config.intermediate_size == 104
+    whole, left = blocks.count(dense()), nonzero(matrices(result.subject.model, result.subject.layers()))
+    assert left == result.cut.after["weights"] == result.predicted["weights"]
+    assert result.cut.before["weights"] == whole
+    assert "416 neurons of all layers stay" in result.cut.notes
+    if budget == "pattern=2:4":
+        assert left == blocks.count(result.subject) / 2
+        return
+    assert 0.55 * whole < left <= 0.6 * whole
+    gone = 1 - blocks.count(result.subject) / whole
+    assert f"total sparsity {1 - left / whole:.4f}, of it {gone:.4f} by neurons" in result.cut.notes
+    assert result.cut.removed["layers.0.neurons"] == (24, 128)
+
+
+def test_neurons_go_by_what_they_add_and_no_more_than_the_budget_allows(tmp_path):
+    """Half of them are nearly silent behind the second linear."""
+    uneven = open_subject(tiny.uneven(tiny.model("llama")), tokenizer=tiny.tokenizer())
+    worths = stun.neuron_worths(uneven, texts.windows(data(), tiny.tokenizer(), 12, 16)[0], "clusters", seed=0)
+    for index, layer in enumerate(uneven.model.model.layers):
+        loud = layer.mlp.down_proj.weight.norm(dim=0) > 0.1
+        assert worths[f"layers.{index}.neurons"][loud].min() > worths[f"layers.{index}.neurons"][~loud].max()
+    result = result_of(tmp_path, subject=dense(), neurons=0.3)
+    chance = result_of(tmp_path, subject=dense(), neurons=0.3, choose="random")
+    item = dense().example(4, 16)
+    with torch.no_grad():
+        wanted = dense().forward(item).prediction
+        errors = [float((one.subject.forward(item).prediction - wanted).norm()) for one in (result, chance)]
+    assert errors[0] < errors[1]
+    little = result_of(tmp_path, "weights=98%", subject=dense(), neurons=0.5)
+    assert nonzero(matrices(little.subject.model, little.subject.layers())) <= 0.98 * blocks.count(dense())
+    assert {width.neurons for width in little.subject.widths()} == {128}  # less than 8 of a layer
+
+
+@pytest.mark.parametrize("how", [{"experts": 3}, {"uniform": True}, {"distance": "together"}, {"choose": "usage"}])
+def test_options_of_experts_are_refused_without_any(tmp_path, how):
+    with pytest.raises(InputError, match="are of experts, and this model has none"):
+        result_of(tmp_path, subject=dense(), **how)
+
+
 # ------------------------------------------------------------------------------------------------ files, bad input
 
 
@@ -405,9 +457,6 @@ def test_different_counts_per_layer_survive_the_disk(tmp_path):
 
 
 def test_bad_input_is_refused(tmp_path):
-    dense = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
-    with pytest.raises(InputError, match="stun cuts experts out of a mixture of experts"):
-        result_of(tmp_path, subject=dense)
     with pytest.raises(InputError, match=r"option structured=1\.0 of stun"):
         result_of(tmp_path, structured=1.0)
     for budget in ("params=50%", "weights=100%"):

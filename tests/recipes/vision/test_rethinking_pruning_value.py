@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 import toys
 from recipes.vision import nets
+from secateur import cli
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
@@ -40,6 +42,35 @@ def test_every_method_runs_and_tells_its_arms(dense, tmp_path, method):
     for word in ("fine-tuned (classic)", "scratch-E", "scratch-B", "epochs", "FLOPs", "points"):
         assert word in result.notes[-1]
     assert not result.cut.is_noop
+
+
+def test_what_is_trained_is_augmented_and_what_is_judged_is_not(dense, tmp_path):
+    """Nine batches an epoch: one of fine-tuning, two of Scratch-E; the function of the user's file sees each once."""
+    (tmp_path / "turn.py").write_text(
+        "def turn(inputs, generator):\n"
+        "    with open(__file__ + '.log', 'a') as file:\n"
+        "        print(len(inputs), float(generator.random()), file=file)\n"
+        "    return inputs.flip(-1)\n"
+    )
+    results(tmp_path / "run", dense, scratch="E", augment=f"{tmp_path}/turn.py:turn")
+    rows = (tmp_path / "turn.py.log").read_text().splitlines()
+    assert len(rows) == 9 + 18
+    assert len(set(rows[9:])) == 18  # drawn anew in every batch and epoch; the arms share the order
+    assert rows[:9] == rows[9:18]
+
+
+def test_augmentation_can_be_asked_for_from_the_shell(tmp_path, capsys):
+    tiny.training_set(tmp_path)
+    (tmp_path / "network.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(32, 3))\n"
+    )
+    words = ["run", "rethinking_pruning_value", f"{tmp_path}/network.py:build", "--data", f"{tmp_path}/data.npz"]
+    words += ["--budget", "channels=50%", "--out", f"{tmp_path}/out", "--dry-run", "--augment"]
+    assert cli.main([*words, f"{tmp_path}/turn.py:turn"]) == 2
+    assert "turn.py" in capsys.readouterr().err
+    (tmp_path / "turn.py").write_text("def turn(inputs, generator):\n    return inputs.flip(-1)\n")
+    assert cli.main([*words, f"{tmp_path}/turn.py:turn"]) == 0
 
 
 def test_blocks_have_their_arms(tmp_path):

@@ -18,12 +18,24 @@ def llama():
 
 
 def test_a_parsed_shape_keeps_what_it_does_not_name(llama):
-    sizes = shapes.sizes(llama)
+    sizes = {axis: [size] for axis, size in shapes.sizes(llama).items()}
     for given in ("layers=1,neurons=16", ["layers=1", "neurons=16"]):
-        assert shapes.parse(given, llama) == {**sizes, "layers": 1, "neurons": 16}
+        assert shapes.parse(given, llama) == {**sizes, "layers": [1], "neurons": [16]}
 
 
-@pytest.mark.parametrize("text", ["layers=99", "tails=3", "layers", "neurons=0"])
+def test_a_shape_may_have_several_sizes_and_ranges(llama):
+    found = shapes.parse("layers=2..4,heads=8+4,neurons=20..128", llama)
+    assert found["layers"] == [2, 3, 4]
+    assert found["heads"] == [4, 8]
+    assert found["neurons"] == [24, 40, 56, 72, 80, 96, 112, 128]  # multiples of 8, and no more of them than eight
+    for text, words in (("heads=4+5", "no multiple of 2"), ("layers=4..9", "not one of"), ("neurons=9..15", "no mult")):
+        with pytest.raises(InputError, match=words):
+            shapes.parse(text, llama)
+
+
+@pytest.mark.parametrize(
+    "text", ["layers=99", "tails=3", "layers", "neurons=0", "layers=1..", "layers=1+", "heads=4..8..2"]
+)
 def test_a_shape_that_makes_no_sense_is_refused(llama, text):
     with pytest.raises(InputError, match="shape"):
         shapes.parse(text, llama)

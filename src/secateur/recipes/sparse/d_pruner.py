@@ -331,10 +331,9 @@ def general_importance(
 
     beside: where finished blocks of the copy go that is pruned on the way.
     """
-    choose, starved = weights.chooser(how.general_share, None, "matrix"), 0
+    choose = weights.chooser(how.general_share, None, "matrix")
     for block in blocks.visit(subject.copy(), windows, beside, title="general importance"):
-        moments, few = blockwise.read_inputs(block, how.floor, diagonal=False)
-        starved += few
+        moments = blockwise.read_inputs(block, how.floor, diagonal=False)
         scores: dict[str, Tensor] = {}
         for names, diagonal, U in obs.factor_all(moments, how.damp):
             for name in names:
@@ -343,7 +342,7 @@ def general_importance(
                 weight.copy_(obs.prune(weight, diagonal, keep, every=128, block=128, inverse=U).weight)
                 scores[name] = torch.cat(parts, 1)
         distributed.by_first(partial(storage.write, folder / f"{block.index}.safetensors", scores))
-    return {"windows": float(len(windows)), "starved": float(starved)}
+    return {"windows": float(len(windows)), "starved": float(blocks.count_starved(beside))}
 
 
 def choose_and_note(choose: weights.Choose, parts: list[Tensor], scores: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def owl(
             patterns = [Pattern(int(n), pattern.m) for n in allocate.round_to_total(kept, sizes, most=pattern.m)]
             choosers = [weights.chooser(1.0, own) for own in patterns]
         every = pattern.m if pattern else 128 if scope == "block" else 0
-        student, starved, folder = subject.copy(), 0, run.folder(f"blocks-{budget}")
+        student, folder = subject.copy(), run.folder(f"blocks-{budget}")
         visited: Iterable[blocks.Block] = ()
         if method == "magnitude":  # what a block reads has no say: none is run
             prune_by_magnitude(student, folder, dict(zip(subject.layers(), choosers, strict=True)))
@@ -120,11 +120,10 @@ def owl(
         for block in visited:
             choose = choosers[block.index]
             if method == "sparsegpt":
-                few, loss = blockwise.prune_by_hessian(block, choose, floor, every=every, damp=damp)
+                loss = blockwise.prune_by_hessian(block, choose, floor, every=every, damp=damp)
                 run.json(f"loss-{budget}-{block.index}", partial(float, loss))  # for a run that goes on behind it
             else:
-                few = blockwise.prune_by_wanda(block, choose, floor)
-            starved += few
+                blockwise.prune_by_wanda(block, choose, floor)
         told = "outliers by block: " + ", ".join(f"{value:.2f} %" for value in outliers)
         if pattern is not None:
             told += f"; weights that stay of {pattern.m}: " + ", ".join(str(own.n) for own in patterns)
@@ -134,7 +133,7 @@ def owl(
             for name in matrices(subject.model, [path])
         }
         yield blockwise.make_result(
-            subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)),
+            subject, student, budget, (*notes, *hessian.describe_starved(blocks.count_starved(folder), floor)),
             [told, *([blockwise.describe_losses(run, budget, subject)] if method == "sparsegpt" else [])],
             patterns=by_matrix,
         )  # fmt: skip

@@ -100,16 +100,15 @@ def sparsegpt(
         by_row = pattern is not None or scope == "row"
         choose = weights.chooser(share, pattern, "row" if by_row else "matrix")
         every = pattern.m if pattern else columns if scope == "block" else 0
-        student, starved = subject.copy(), 0
-        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}"), sequential=sequential):
+        student, folder = subject.copy(), run.folder(f"blocks-{budget}")
+        for block in blocks.visit(student, windows, folder, sequential=sequential):
             lost = 0.0
             for names in block.order() if true_sequential else [list(block.matrices)]:
-                few, loss = blockwise.prune_by_hessian(
+                lost += blockwise.prune_by_hessian(
                     block, choose, floor, only=names, every=every, damp=damp, bits=bits, by_row=by_row
                 )
-                starved, lost = starved + few, lost + loss
             run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
-        of_cut = [*notes, *hessian.describe_starved(starved, floor, "pruned by their layer's H")]
+        of_cut = [*notes, *hessian.describe_starved(blocks.count_starved(folder), floor, "pruned by their layer's H")]
         if bits:
             of_cut.append(
                 f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits"

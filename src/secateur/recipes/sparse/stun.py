@@ -24,16 +24,17 @@ from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.measure import distribution
 from secateur.methods import blockwise
 from secateur.recover.sparsity import merging
-from secateur.score import hessian, hooks, random, routing
+from secateur.score import hessian, hooks, random, routing, wanda
 from secateur.select import allocate, clusters, ranking, weights
-from secateur.subjects import Moe, Streamed
+from secateur.subjects import Moe, Streamed, Transformer
+from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget, Cut, Result, Selection
 
 CARD = {
     "title": "STUN: Structured-Then-Unstructured Pruning for Scalable MoE Pruning",
     "paper": "https://arxiv.org/abs/2409.06211",
-    "cuts": "experts that behave like others, then single weights of what stays, to zeros",
+    "cuts": "experts that behave like others (without experts: neurons), then single weights of what stays, to zeros",
     "recovers": "nothing is trained; experts may become the mean of those that they stand for",
     "extra": "",
     "family": "sparse",
@@ -41,7 +42,9 @@ CARD = {
 
 Distance = Literal["router", "together", "mixed"]
 Rule = Literal["clusters", "usage", "soft", "saliency", "random"]
+Model = Transformer | Streamed
 Mixed = Moe | Streamed
+Items = Sequence[Mapping[str, Tensor]]
 Clusters = dict[int, list[list[int]]]
 """Layer -> the experts of each of its clusters."""
 Chosen = dict[int, list[int]]
@@ -71,13 +74,25 @@ class Outliers:
     """OWL's M, what makes an outlier; the official code's default is 3."""
 
 
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """What the weights of the second stage are judged by."""
+
+    routed: bool = False
+    """Judge the weights of experts by |W_ij| ||X_j g||, where g is the share with which each token was sent to the
+    expert (MoE-Pruner), in place of |W_ij| ||X_j||."""
+    floor: int = 1
+    """Experts with fewer tokens are judged by the norms of all experts of their layer."""
+
+
 def stun(
-    subject: Moe | Streamed,
+    subject: Transformer | Streamed,
     data: Corpus,
     budgets: Sequence[Budget],
     run: Run,
     *,
     structured: Annotated[float, Ge(0), Lt(1)] = 0.2,
+    neurons: Annotated[float, Ge(0), Lt(1)] = 0.05,
     experts: int = 0,
     uniform: bool = False,
     distances: Distances = Distances(distance="router", mix=1.0, normalise=True),
@@ -88,8 +103,7 @@ def stun(
     outliers: Outliers = Outliers(spread=0.08, times=5.0),
     samples: int = 128,
     length: int = 128,
-    routed: bool = False,
-    floor: int = 1,
+    judging: Judging = Judging(routed=False, floor=1),
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -106,100 +120,116 @@ def stun(
     4. Wanda, with OWL's shares for each block, zeroes s2 = (S - s1) / (1 - s1) of the weights that are left, where S is
        the share of all weights that go and s1 what went with the experts.
 
+    A model without experts loses a small share of its neurons in place of steps 1 to 3: those of
+    the least ||W_j|| ||X_j||, where W_j is a column of the second FFN linear, as many in every layer.
+
     Args:
-        subject: a mixture of experts, in memory or streamed from the disk; it stays as it is. Streamed, experts are
-            told apart by the router's rows alone.
+        subject: a mixture of experts, in memory or streamed from the disk, or a model without experts, in memory; it
+            stays as it is. Streamed, experts are told apart by the router's rows alone.
         data: general text.
         budgets: weights=60%, of the matrices of all blocks; those of experts that are gone count as gone. Or
             pattern=2:4 for what is left by the first stage.
         run: where clusters, finished blocks and the states between blocks go.
         structured: share of all experts that go in the first stage; fewer where the budget does not ask for as much.
+        neurons: share of the neurons of every layer that goes in the first stage of a model without experts, rounded
+            down to multiples of 8; the paper has 5 % of its weights, by another pruner.
         experts: exactly as many stay over all layers, in place of `structured`; refused where no threshold gives them.
         uniform: as many experts in every layer, with a threshold for each, as engines that serve them expect.
-        distances, outliers: see these classes.
+        distances, outliers, judging: see these classes.
         kappa: clusters of a layer up to which they are averaged; the published command has 2.
         choose: what stays. For comparison, as many of each layer as by clusters: those with the highest usage, soft
             counts (the router's probabilities of all tokens summed up, SEER-MoE) or saliency (REAP), or random ones.
+            Of neurons those by their product of norms, or random ones.
         seen: windows in which co-activation is counted, where it is asked for.
         method: owl, or wanda with one share for all blocks.
         samples: calibration windows of the second stage.
         length: tokens per window; 2048 in the paper.
-        routed: judge the weights of experts by |W_ij| ||X_j g||, where g is the share with which each token was sent to
-            the expert (MoE-Pruner), in place of |W_ij| ||X_j||.
-        floor: experts with fewer tokens are judged by the norms of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
 
-    Departures: the threshold goes through the distances themselves, with no start and no step; closed pairs are closed
-    both ways; top k experts stay in every layer, which the official code does not see to. Where no threshold gives
-    `structured` exactly, the next larger count stays. Both experts of a pair are equally near to their mean: the one
-    with larger weights stays. Experts without tokens are pruned by their layer's norms, where the official code skips
-    them, so that the budget is met. Weights are counted over the matrices of blocks, without embeddings and routers.
+    Departures: the threshold goes through the distances themselves, with no start and no step; closed pairs are
+    closed both ways; top k experts stay in every layer, which the official code does not see to. Where no threshold
+    gives `structured` exactly, the next larger count stays. Both experts of a pair are equally near to their mean:
+    the one with larger weights stays. Experts without tokens are pruned by their layer's norms, where the official
+    code skips them, so that the budget is met. Weights are counted over the matrices of blocks, without embeddings
+    and routers. The paper cuts models without experts by LLM Surgeon, which needs curvatures; here neurons go by
+    Wanda's rule.
     """
     passes = int(distances.distance != "router" or choose in ("usage", "soft", "saliency"))
-    check(subject, uniform, passes)
+    check(subject, uniform, passes, experts=experts, choose=choose)
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
     whole = blocks.count(subject)
     held = blockwise.count_nonzero(subject)
     wanted = [weights.read_budget(budget, whole, "stun", held=held) for budget in budgets]
-    counts = {index: mixture.count for index, mixture in subject.mixtures().items()}
-    largest = max(sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in subject.mixtures().values())
-    look = partial(count_routes, subject, data, choose, seen=seen, length=length, seed=seed)
-    routes = run.tensors("routing", look) if passes else {}
-    together = {index: routes.get(f"together.{index}") for index in counts}
-    tables = expert_distances(subject, together, distances)
-    worths = random.scores(subject.units("experts"), seed=seed) if choose == "random" else routes
+    mixed, dense = cast(Mixed, subject) if subject.family.experts else None, cast(Transformer, subject)
+    if mixed is not None:
+        count = partial(count_routes, mixed, data, choose, seen=seen, length=length, seed=seed)
+        routes = run.tensors("routing", count) if passes else {}
+        together = {index: routes.get(f"together.{index}") for index in mixed.mixtures()}
+        tables = expert_distances(mixed, together, distances)
+        worths = random.scores(mixed.units("experts"), seed=seed) if choose == "random" else routes
+        passed = f"one pass over {int(routes['tokens'])} tokens" if passes else "no pass"
+    else:
+        worths = run.tensors("neurons", partial(neuron_worths, dense, windows, choose, seed=seed))
 
     for budget, (share, pattern) in zip(budgets, wanted, strict=True):
-        most = sum(counts.values()) if pattern else int((1.0 - share) * whole / largest + 1e-9)
-        target = experts or sum(counts.values()) - min(round(structured * sum(counts.values())), most)
-        decide = partial(
-            choose_experts, subject, tables, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
-        )
-        first = run.json(f"experts-{target}", decide)
-        groups, chosen = ({int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen"))
-        slim, gone = keep_experts(subject, groups, chosen, kappa, run.folder(f"means-{target}"))
+        most = whole if pattern else (1.0 - share) * whole
+        slim: Model
+        if mixed is not None:
+            target = experts or count_kept(mixed, structured, most)
+            decide = partial(
+                choose_experts, mixed, tables, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
+            )
+            first = run.json(f"experts-{target}", decide)
+            groups, chosen = (
+                {int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen")
+            )
+            slim, gone = keep_experts(mixed, groups, chosen, kappa, run.folder(f"means-{target}"))
+            what, told = "experts", [describe_experts(mixed, groups), f"experts judged in {passed}"]
+        else:
+            slim, gone, target = drop_neurons(dense, worths, neurons, most)
+            what, told = "neurons", [f"{target} neurons of all layers stay"]
 
         left = blocks.count(slim)
         rest = 1.0 - (0.0 if pattern else second_share(1.0 - share, 1.0 - left / whole, budget))
         shares = [rest] * len(subject.layers())
         if method == "owl" and pattern is None and rest < 1.0:
             look_again = partial(
-                blockwise.measure_outliers, slim, windows, run.folder("outliers"), times=outliers.times, floor=floor,
-                routed=routed,
+                blockwise.measure_outliers, slim, windows, run.folder("outliers"), times=outliers.times,
+                floor=judging.floor, routed=judging.routed,
             )  # fmt: skip
             percents, sizes = run.json(f"outliers-{target}", look_again)
             run.drop("outliers")
             shares = allocate.spread(percents, rest, outliers.spread, sizes=sizes)
         choosers = [weights.chooser(own, pattern) for own in shares]
-        student, starved = cast(Mixed, slim.copy()), 0
-        for block in blocks.visit(student, windows, run.folder(f"blocks-{budget}")):
-            starved += blockwise.prune_by_wanda(block, choosers[block.index], floor, routed=routed)
+        student, folder = slim.copy(), run.folder(f"blocks-{budget}")
+        for block in blocks.visit(student, windows, folder):
+            blockwise.prune_by_wanda(block, choosers[block.index], judging.floor, routed=judging.routed)
 
         zeros = blocks.receipt(slim, student)
         before = {**gone.before, "weights": float(blockwise.count_nonzero(subject))}
         after = {**gone.after, "weights": zeros.after["weights"]}
-        by_layer = ", ".join(str(len(clusters_of)) for clusters_of in groups.values())
-        passed = f"one pass over {int(routes['tokens'])} tokens" if passes else "no pass"
-        stages = run.json(f"kurtosis-{budget}", partial(kurtosis, before=subject, experts=slim, weights=student))
+        stages = run.json(f"kurtosis-{budget}", partial(kurtosis, before=subject, weights=student, **{what: slim}))
         means = ", ".join(f"{stage} {np.mean(list(layers.values())):.3f}" for stage, layers in stages.items())
         all_notes = (
             *notes,
             *gone.notes,
-            f"{sum(map(len, groups.values()))} of {sum(counts.values())} experts stay, by layer: {by_layer}",
-            f"experts judged in {passed}",
-            f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by experts",
-            f"kurtosis of experts: {means}",
-            *hessian.describe_starved(starved, floor),
+            *told,
+            f"total sparsity {1 - after['weights'] / whole:.4f}, of it {1 - left / whole:.4f} by {what}",
+            f"kurtosis of {'experts' if subject.family.experts else 'blocks'}: {means}",
+            *hessian.describe_starved(blocks.count_starved(folder), judging.floor),
         )
         cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
-        yield Result(str(budget), student, cut, {**slim.units("experts").cost(), "weights": after["weights"]}, None, ())
+        yield Result(str(budget), student, cut, {**slim.units(what).cost(), "weights": after["weights"]}, None, ())
 
 
-def check(subject: Mixed, uniform: bool, passes: int) -> None:
+def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choose: Rule = "clusters") -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
     if not subject.family.experts:
-        raise InputError("stun cuts experts out of a mixture of experts, and this is none: use owl or wanda")
+        if isinstance(subject, Streamed):
+            raise UnsupportedError("without experts, stun cuts neurons, in memory: leave stream out, or use owl")
+        if experts or uniform or passes:
+            raise InputError(f"experts, uniform, distance and choose={choose} are of experts, and this model has none")
     if passes and isinstance(subject, Streamed):
         raise InputError(
             "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"
@@ -220,6 +250,32 @@ def second_share(total: float, first: float, budget: Budget | None = None) -> fl
             1.0 - first,
         )
     return max(0.0, (total - first) / (1.0 - first))
+
+
+# ------------------------------------------------------------------------------------------------ without experts
+
+
+def neuron_worths(subject: Transformer, windows: Items, choose: Rule, *, seed: int) -> dict[str, Tensor]:
+    """Site -> [count]: Wanda's worth of whole neurons, or chance where that is the rule."""
+    if choose == "random":
+        return random.scores(subject.units("neurons"), seed=seed)
+    readers = {site: reader for site, reader in subject.consumers().items() if site.endswith(".neurons")}
+    with hooks.sound(subject.model, subject.layers()):
+        return wanda.units(subject.forward, subject.model, windows, readers)
+
+
+def drop_neurons(
+    subject: Transformer, worths: Mapping[str, Tensor], share: float, most: float
+) -> tuple[Model, Cut, int]:
+    """(a copy without `share` of the neurons of every layer, the receipt, how many neurons stay in all).
+
+    Widths are multiples of 8, rounded up, and at most `most` weights go.
+    """
+    units = subject.units("neurons")
+    none = units.cost({site.name: np.zeros(site.count, dtype=bool) for site in units.free()})
+    share = min(share, most / (units.cost()["params"] - none["params"]))
+    counts = {site.name: min(site.count, 8 * -(-int((1 - share) * site.count) // 8)) for site in units.free()}
+    return *subject.cut(ranking.by_counts(units, worths, counts)), sum(counts.values())
 
 
 # ------------------------------------------------------------------------------------------------- which experts stay
@@ -357,15 +413,36 @@ def keep_experts(
 # ----------------------------------------------------------------------------------------------------------- counts
 
 
-def kurtosis(**stages: Mixed) -> dict[str, dict[str, float]]:
-    """Stage -> layer -> kurtosis of the weights of all its experts that are not zero: how well they bear to lose more.
+def count_kept(subject: Mixed, structured: float, most: float) -> int:
+    """Experts that stay in all where `structured` of them are to go, and with them `most` weights at most."""
+    mixtures = subject.mixtures().values()
+    total = sum(mixture.count for mixture in mixtures)
+    largest = max(sum(p[0].numel() for p in mixture.experts.parameters()) for mixture in mixtures)
+    return total - min(round(structured * total), total, int(most / largest + 1e-9))
 
-    It is the paper's reason for the order of the stages.
+
+def describe_experts(subject: Mixed, groups: Clusters) -> str:
+    """How many experts stay, in all and by layer."""
+    total = sum(mixture.count for mixture in subject.mixtures().values())
+    by_layer = ", ".join(str(len(clusters_of)) for clusters_of in groups.values())
+    return f"{sum(map(len, groups.values()))} of {total} experts stay, by layer: {by_layer}"
+
+
+def kurtosis(**stages: Model) -> dict[str, dict[str, float]]:
+    """Stage -> layer -> kurtosis of the weights that are not zero: how well they bear to lose more.
+
+    Of all experts of the layer, or of all its matrices where no layer has experts. It is the paper's reason for the
+    order of the stages.
     """
     table: dict[str, dict[str, float]] = {}
     for stage, subject in stages.items():
         table[stage] = {}
-        for index, mixture in subject.mixtures().items():
-            with subject.resident(subject.layers()[index]):
-                table[stage][str(index)] = distribution.kurtosis(list(mixture.experts.parameters()))
+        mixtures = cast(Mixed, subject).mixtures() if subject.family.experts else {}
+        for index, path in enumerate(subject.layers()):
+            if mixtures and index not in mixtures:
+                continue
+            with subject.resident(path):
+                held = [matrix.weight for matrix in matrices(subject.model, [path]).values()]
+                own = list(mixtures[index].experts.parameters()) if mixtures else held
+                table[stage][str(index)] = distribution.kurtosis(own)
     return table

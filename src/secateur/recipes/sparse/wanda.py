@@ -93,8 +93,8 @@ def wanda(
         norms: dict[str, Tensor] = {}
         name, in_turn = f"blocks-{budget}", sequential and not globally
         for block in blocks.visit(student, windows, run.folder(name), store=not globally, sequential=in_turn):
-            moments, few = blockwise.read_inputs(block, floor)
-            starved += few
+            moments = blockwise.read_inputs(block, floor)
+            starved += block.starved
             for key, matrix in block.matrices.items():
                 norms[key] = moments[key].value(key)
                 if choose is not None:
@@ -103,6 +103,8 @@ def wanda(
             run.drop(name)
             of_norms = partial(_scores, norms)
             blockwise.prune_globally(student, run.folder(f"global-{budget}"), of_norms, share)
+        else:
+            starved = blocks.count_starved(run.folder(name))
         yield blockwise.make_result(subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)))
 
 

@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 
+from secateur._utils import plugins
 from secateur._utils.rundir import Run
 from secateur.data import examples
-from secateur.data.examples import Examples
+from secateur.data.examples import Augment, Examples
 from secateur.errors import BudgetError, DataError, InputError
 from secateur.methods import published_rules
 from secateur.methods.arms import describe_arms, fit, train_arms
@@ -50,6 +51,7 @@ def rethinking_pruning_value(
     scratch: Literal["E", "B", "both", "none"] = "both",
     cap: float | None = None,
     norm: float = 1.0,
+    augment: str = "",
     training: Training = Training(epochs=160, batch=64, lr=0.1, weight_decay=1e-4),
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -94,6 +96,8 @@ def rethinking_pruning_value(
         scratch: "E", "B", "both" or "none".
         cap: Scratch-B trains for at most this many times `epochs`; the paper's 2 for ImageNet.
         norm: first weights of batch norms in fresh networks; 0.5 in the VGG of the slimming code.
+        augment: file.py:function, (inputs, generator) -> inputs, drawn anew for each batch of every training and arm,
+            but not of what is calibrated or judged by.
         dry_run: stop after the cut; nothing is trained.
 
     Departures: weight decay spares norms and biases; SGD's momentum is Nesterov's; soft filters, slimming and blocks
@@ -110,7 +114,8 @@ def rethinking_pruning_value(
     if dry_run:
         training, finetune_epochs, scratch = replace(training, epochs=0), 0, "none"
     train, judged = data.split(seed=seed)
-    learn = partial(fit, data=train, training=training, seed=seed)
+    moved: Augment | None = plugins.function(augment) if augment else None
+    learn = partial(fit, data=train, training=training, seed=seed, augment=moved)
     calibrating = examples.batches(train, batch=batch, seed=seed).take(max(1, calibration // batch))
     large = published_rules.train_large(subject, run, learn, rule=method, untrained=untrained, sparsity=sparsity)
     for budget in budgets:
@@ -120,7 +125,7 @@ def rethinking_pruning_value(
         pruned = published_rules.prune(start, budget, method, widths=widths, inner=inner, batches=calibrating)
         arms = train_arms(
             pruned, train, judged, training, seed=seed, mode=scratch, finetune=finetune,
-            finetune_epochs=finetune_epochs, cap=cap, norm=norm, folder=run.folder(f"arms-{budget}"),
+            finetune_epochs=finetune_epochs, cap=cap, norm=norm, augment=moved, folder=run.folder(f"arms-{budget}"),
         )  # fmt: skip
         tuned = arms["fine-tuned"]
         notes = pruned.notes if dry_run else (*pruned.notes, describe_arms(arms, finetune))

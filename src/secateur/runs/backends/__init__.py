@@ -103,6 +103,13 @@ class Backend(Protocol[S, D, B]):
         """Where the subject is measured: `device` if given, else where its kind is usually measured."""
         return Environment(batch or self.batch, length, threads or torch.get_num_threads(), device or "cpu")
 
+    def check_clock(self, subject: S, environment: Environment) -> None:
+        """Refuse what the subject can't be timed at or by: decoding and other runtimes are of language models."""
+        if (environment.phase, environment.timer) != ("prefill", "eager"):
+            raise InputError(
+                f"environment and timer are of language models in memory, not of {self.family}: leave them out"
+            )
+
     def check(self, subject: S, options: Mapping[str, object]) -> None:
         """Refuse options that the subject can't follow."""
         return None
@@ -128,6 +135,10 @@ class Backend(Protocol[S, D, B]):
     def forward(self, subject: S, batch: B) -> Any:
         """What is timed. Raises `MeasurementError` where there is nothing to time."""
         raise MeasurementError(f"{self.family} are not run")
+
+    def make_run(self, subject: S, environment: Environment) -> Callable[[], object]:
+        """One call of the subject as it is timed in the environment, ready to run."""
+        return functools.partial(self.forward, subject, self.make_example(subject, environment))
 
     def matrices(self, subject: S) -> Mapping[str, Tensor]:
         """Name -> weights [d_out, d_in] that may be pruned one by one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
+from secateur.methods import timing
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import memory_plan, sources
@@ -193,6 +194,14 @@ class Language(TextBackend[Transformer]):
     def forward(self, subject: Transformer, batch: Batch) -> Output:
         """What is timed."""
         return subject.forward(batch)
+
+    def check_clock(self, subject: Transformer, environment: latency.Environment) -> None:
+        """Refuse decoding without a cache, and a runtime that can't run the model."""
+        timing.check_place(subject, environment)
+
+    def make_run(self, subject: Transformer, environment: latency.Environment) -> Callable[[], object]:
+        """A pass over whole sequences, or one step of decoding, by the environment's timer."""
+        return timing.make_run(subject, environment)
 
     def matrices(self, subject: Transformer) -> dict[str, Tensor]:
         """Name -> weights [d_out, d_in] of the blocks' matrices; quantised ones as they are multiplied."""

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from secateur._utils import allocator, devices, distributed
+from secateur._utils.disk import atomic_write
 from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, ModelError
@@ -35,6 +37,7 @@ __all__ = [
     "Call",
     "Reader",
     "count",
+    "count_starved",
     "receipt",
     "record_calls",
     "run_ends",
@@ -101,6 +104,8 @@ class Block:
     _states: _States
     _calls: Sequence[Call]
     _masks: Sequence[Tensor | None]
+    starved: int = 0
+    """Matrices of experts that read too few tokens, as whoever reads them finds; kept with the block."""
     _following: _States | None = None
     """Where what leaves the block is to be written by the first `read`; None: nobody asks for it."""
 
@@ -340,6 +345,8 @@ def visit(
             if wanted and sequential:
                 following.write(_finite(path, (block.run(*each) for each in block.inputs())))
             if store:
+                if block.starved:
+                    distributed.by_first(partial(atomic_write, _starved_file(folder, index), str(block.starved)))
                 _keep(subject, path, _file(folder, index))
         current.remove()
         current = following
@@ -544,6 +551,15 @@ class _States:
 
 def _file(folder: Path, index: int) -> Path:
     return folder / f"block-{index}.safetensors"
+
+
+def _starved_file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index}.starved"
+
+
+def count_starved(folder: Path) -> int:
+    """The sum of `Block.starved` over the blocks that `visit` has kept in a folder, in this run or one before it."""
+    return sum(int(file.read_text(encoding="utf-8")) for file in folder.glob("block-*.starved"))
 
 
 def _count_finished(folder: Path, count: int) -> int:

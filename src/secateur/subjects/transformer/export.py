@@ -15,33 +15,10 @@ from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
 from secateur.subjects.transformer import low_rank, saving
 from secateur.subjects.transformer.layout import Widths
+from secateur.subjects.transformer.steps import ForwardPass
 from secateur.subjects.transformer.subject import Transformer
 
 __all__ = ["to_decilm", "to_onnx"]
-
-
-class _Runnable(nn.Module):
-    """A subject's forward pass over two tensors, with named outputs."""
-
-    def __init__(self, subject: Transformer) -> None:
-        super().__init__()
-        self.model = subject.model
-        self.head = nn.ModuleList(subject.head)
-        self.output = subject.output
-        self.options = {"use_cache": False} if subject.kind == "decoder" else {}
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """[B, S] twice -> the named outputs."""
-        result = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options)
-        if self.output == "logits":
-            return (result.logits,)
-        states = result.last_hidden_state
-        if self.output == "states":
-            return (states,)
-        features: dict[str, Any] = {"token_embeddings": states, "attention_mask": attention_mask}
-        for module in self.head:
-            features = module(features)
-        return states, features["sentence_embedding"]
 
 
 def to_onnx(subject: Transformer, folder: str | Path) -> Path:
@@ -62,7 +39,7 @@ def to_onnx(subject: Transformer, folder: str | Path) -> Path:
     }[subject.output]
     model = copy.deepcopy(subject.model).float().cpu().eval()
     whole = subject._copy(model, subject.layer_index)
-    runnable = _Runnable(whole).eval()
+    runnable = ForwardPass(whole).eval()
     example = whole.example(3, 11)
     example["attention_mask"][1, 7:] = 0  # a mask of ones would be folded away
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}

@@ -10,7 +10,11 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Units, parse_list
 
-__all__ = ["cost", "grid", "parse", "receipt", "removable_layers", "sizes", "steps"]
+__all__ = ["cost", "describe_slack", "grid", "parse", "receipt", "removable_layers", "sizes", "steps"]
+
+
+_MOST = 8
+"""Sizes of an axis between two ends."""
 
 
 def sizes(subject: Transformer) -> dict[str, int]:
@@ -46,21 +50,31 @@ def removable_layers(units: Units) -> list[int]:
     return mixed or list(range(count))
 
 
-def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
-    """The sizes written as "axis=number,..."; axes not named stay whole.
+def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, list[int]]:
+    """Axis -> the sizes written as "axis=size", "axis=size+size" or "axis=least..most", ascending; others stay whole.
+
+    A range has at most `_MOST` sizes, its ends among them where a cut can have them.
 
     Raises `InputError` for an axis that is not there, and for a size that no cut can have.
     """
-    result, multiples = sizes(subject), steps(subject)
-    least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units("layers"))}
+    whole, multiples = sizes(subject), steps(subject)
+    least = dict.fromkeys(whole, 1) | {"layers": _fewest_layers(subject.units("layers"))}
+    result = {axis: [size] for axis, size in whole.items()}
     for part in parse_list(given):
-        axis, _, number = part.partition("=")
-        if axis not in result or not number.isdigit() or not least[axis] <= int(number) <= result[axis]:
-            known = ", ".join(f"{name}={least[name]}..{size}" for name, size in result.items())
-            raise InputError(f"shape {given!r}: {part!r} is not one of {known}")
-        if int(number) % multiples[axis] and int(number) != result[axis]:
+        axis, _, text = part.partition("=")
+        low, is_range, high = text.partition("..")
+        numbers = [low, high] if is_range else text.split("+")
+        known = axis in result and all(number.isdigit() for number in numbers)
+        chosen = sorted({int(number) for number in numbers}) if known else []
+        if not chosen or chosen[0] < least[axis] or chosen[-1] > whole[axis]:
+            there = ", ".join(f"{name}={least[name]}..{size}" for name, size in whole.items())
+            raise InputError(f"shape {given!r}: {part!r} is not one of {there}")
+        wanted = range(chosen[0], chosen[-1] + 1) if is_range else chosen
+        fitting = [size for size in wanted if not size % multiples[axis] or size == whole[axis]]
+        if not fitting or (not is_range and len(fitting) < len(chosen)):
             raise InputError(f"shape {given!r}: {part!r} is no multiple of {multiples[axis]}")
-        result[axis] = int(number)
+        places = np.linspace(0, len(fitting) - 1, min(_MOST, len(fitting))).round().astype(int).tolist()
+        result[axis] = [fitting[place] for place in dict.fromkeys(places)] if is_range else fitting
     return result
 
 
@@ -106,6 +120,15 @@ def cost(units: Units, shape: Mapping[str, int]) -> dict[str, float]:
         stays[removable_layers(units)[shape["layers"] - len(stays) :] if shape["layers"] < len(stays) else []] = False
         keep["layers"] = stays
     return units.cost(keep)
+
+
+def describe_slack(spent: Mapping[str, float], limits: Mapping[str, float], tolerance: float) -> tuple[str, ...]:
+    """A note where a shape that was given leaves more of the budget than a search would have left."""
+    used = {measure: spent[measure] / limit for measure, limit in limits.items()}
+    fullest = max(used, key=lambda measure: used[measure])
+    if used[fullest] >= 1 - tolerance:
+        return ()
+    return (f"the shape that was given takes {used[fullest]:.0%} of the {fullest} that the budget allows",)
 
 
 def receipt(before: Transformer, after: Transformer) -> Cut:

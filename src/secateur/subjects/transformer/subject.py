@@ -433,6 +433,19 @@ class Transformer:
         the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
         not. With 0 units it does nothing.
         """
+        width, block = self._width_of(kind, kept)
+        return self._probe(width, block, batch, length) if kept else lambda: None
+
+    def stack(self, kind: Literal["heads", "kv_groups", "neurons"], kept: int, layers: int) -> Transformer:
+        """A base model of `layers` layers that have one attention or FFN sub-block with `kept` units and nothing else.
+
+        It has random weights, a vocabulary of 8 tokens, and is where this model is. With 0 units its layers are empty.
+        """
+        width, _ = self._width_of(kind, kept)
+        return type(self)(self._build_layers([width if kept else Widths(0, 0, 0)] * layers), self.family)
+
+    def _width_of(self, kind: str, kept: int) -> tuple[Widths, Block]:
+        """(a layer of `kept` units of the kind and nothing else, the sub-block that has them)."""
         needed = "neurons" if kind == "neurons" else "heads"
         complete = [width for width in self.widths() if width.heads and width.ffn]
         first = next((width for width in complete if getattr(width, needed)), None)
@@ -456,16 +469,20 @@ class Transformer:
             raise InputError(f"probe kind {kind!r}: expected heads, neurons, or kv_groups in a grouped model")
         if not 0 <= kept <= whole:
             raise InputError(f"probe of {kept} {kind}: a layer here has {whole}")
-        return self._probe(width, block, batch, length) if kept else lambda: None
+        return width, block
 
-    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Tensor]:
-        layout, device = self.layout, self.model.device
-        config = cutting.new_config(layout, [width], self.hidden_size, [0], [0])
+    def _build_layers(self, widths: list[Widths]) -> PreTrainedModel:
+        """A base model of such layers, with random weights, where this model is; it knows 8 tokens."""
+        layout = self.layout
+        config = cutting.new_config(layout, widths, self.hidden_size, [0] * len(widths), [*range(len(widths))])
         config.vocab_size = 8
         config.bos_token_id = config.eos_token_id = None
         config.pad_token_id = None if config.pad_token_id is None else 0
         base = saving.architecture(type(self.model.base_model), config, self.family)
-        model = base(config).to(device=device, dtype=self.model.dtype).eval()
+        return base(config).to(device=self.model.device, dtype=self.model.dtype).eval()
+
+    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Tensor]:
+        device, model = self.model.device, self._build_layers([width])
         layer = model.get_submodule(self.family.layers)[0]
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         module = layer.get_submodule(block.module)

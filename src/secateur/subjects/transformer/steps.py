@@ -1,0 +1,143 @@
+"""What is timed of a transformer: a pass over whole sequences, or one more token behind a cache of keys and values.
+
+Modules from tensors to tensors for compilers and exporters, and a step of decoding for PyTorch as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, StaticCache
+
+from secateur.errors import UnsupportedError
+from secateur.subjects.transformer.subject import Transformer
+
+__all__ = ["CachedStep", "ForwardPass", "check_decodes", "decode", "flatten_step"]
+
+
+class ForwardPass(nn.Module):
+    """A subject's forward pass over two tensors, with named outputs."""
+
+    def __init__(self, subject: Transformer) -> None:
+        super().__init__()
+        self.model = subject.model
+        self.head = nn.ModuleList(subject.head)
+        self.output = subject.output
+        self.options = {"use_cache": False} if subject.kind == "decoder" else {}
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """[B, S] twice -> the named outputs."""
+        result = self.model(input_ids=input_ids, attention_mask=attention_mask, **self.options)
+        if self.output == "logits":
+            return (result.logits,)
+        states = result.last_hidden_state
+        if self.output == "states":
+            return (states,)
+        features: dict[str, Any] = {"token_embeddings": states, "attention_mask": attention_mask}
+        for module in self.head:
+            features = module(features)
+        return states, features["sentence_embedding"]
+
+
+class CachedStep(nn.Module):
+    """One more token of each sequence, with the cache as plain tensors on both sides, as exporters need it.
+
+    forward(input_ids [B, 1], position_ids [B, 1], key of layer 0, value of layer 0, key of layer 1, ...) gives the
+    prediction [B, 1, ...] and as many tensors of the cache, which now hold the new token.
+    """
+
+    def __init__(self, subject: Transformer) -> None:
+        super().__init__()
+        self.model = subject.model
+        self.call = _cached_call(subject.model)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        """The prediction, and the cache behind the new token."""
+        cache = DynamicCache(config=self.model.config)
+        for index, (key, value) in enumerate(zip(past[::2], past[1::2], strict=True)):
+            cache.update(key, value, index)
+        states = self.call(input_ids, position_ids, cache)
+        return (states, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+
+
+def check_decodes(subject: Transformer) -> None:
+    """Raise `UnsupportedError` for a model that reads whole texts, without a cache of keys and values."""
+    if subject.kind != "decoder" or (subject.output == "logits" and not subject.causal):
+        raise UnsupportedError(
+            f"a {type(subject.model).__name__} reads whole texts and has no cache: time it with environment=prefill"
+        )
+
+
+def decode(subject: Transformer, batch: int, length: int, *, static: bool = False) -> Callable[[], Tensor]:
+    """A step of decoding: `batch` sequences of one token each, behind a cache of `length` tokens; [batch, 1, ...].
+
+    Every call is the same step again. static: with a cache of a fixed size that is written in place, as
+    torch.compile wants it; otherwise the cache grows by the token, as in `generate`, and the call before is forgotten.
+    A static window that is full moves on with each call, at the same cost.
+    """
+    check_decodes(subject)
+    config, call = subject.model.config, _cached_call(subject.model)
+    ids, places = _last_token(subject, batch, length)
+    last = ids[:, length:]
+    if static:
+        fixed = _fill(subject, StaticCache(config=config, max_cache_len=length + 1), ids)
+
+        def write_step() -> Tensor:
+            prediction = call(last, places, fixed)
+            for layer in fixed.layers:  # the next call writes to the same place
+                layer.cumulative_length.sub_(1)
+                if hasattr(layer, "cumulative_length_int"):
+                    layer.cumulative_length_int -= 1
+            return prediction
+
+        return write_step
+    filled = _fill(subject, DynamicCache(config=config), ids)
+
+    def grow_step() -> Tensor:
+        cache = copy.copy(filled)
+        cache.layers = [copy.copy(layer) for layer in filled.layers]
+        return call(last, places, cache)
+
+    return grow_step
+
+
+def flatten_step(subject: Transformer, batch: int, length: int) -> tuple[CachedStep, tuple[Tensor, ...]]:
+    """The step of `decode` as a module from tensors to tensors, and the tensors that it takes."""
+    check_decodes(subject)
+    ids, places = _last_token(subject, batch, length)
+    layers = _fill(subject, DynamicCache(config=subject.model.config), ids).layers
+    past = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    return CachedStep(subject).eval(), (ids[:, length:].contiguous(), places, *past)
+
+
+def _last_token(subject: Transformer, batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """(token ids [batch, length + 1], the position [batch, 1] of the last of them)."""
+    ids = subject.example(batch, length + 1)["input_ids"]
+    return ids, torch.full((batch, 1), length, device=ids.device)
+
+
+@torch.no_grad()
+def _fill(subject: Transformer, cache: Cache, ids: Tensor) -> Cache:
+    """`cache` with keys and values of all tokens but the last."""
+    before = ids[:, :-1]
+    places = torch.arange(before.shape[1], device=ids.device).expand_as(before)
+    _cached_call(subject.model.base_model)(before, places, cache)
+    return cache
+
+
+def _cached_call(model: nn.Module) -> Callable[[Tensor, Tensor, Cache], Tensor]:
+    """(ids [B, S], their positions [B, S], a cache, which takes them in) -> the prediction."""
+    accepted = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in accepted else "past_key_values"  # what older releases call it
+
+    def call(ids: Tensor, places: Tensor, cache: Cache) -> Tensor:
+        result = model(input_ids=ids, position_ids=places, use_cache=True, **{name: cache})
+        states: Tensor = result.logits if hasattr(result, "logits") else result.last_hidden_state
+        return states
+
+    return call

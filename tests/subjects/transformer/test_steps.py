@@ -1,0 +1,52 @@
+"""A step of decoding: what it gives, that it is the same at each call, and which models have none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from secateur.errors import UnsupportedError
+from secateur.subjects.transformer import steps
+from secateur.vocabulary import Selection
+from subjects.tiny import GENERATORS, make, without
+
+LENGTH = 9
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_step_says_what_a_pass_over_the_whole_text_says_last(name: str) -> None:
+    """Layer 0 has no attention, by which the cache would know its length."""
+    subject, _ = make(name).cut(Selection({"attention": without(3, 0)}))
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        whole = subject.forward(subject.example(2, LENGTH + 1)).prediction[:, -1:]
+    for static in (False, True):
+        torch.manual_seed(0)
+        step = steps.decode(subject, 2, LENGTH, static=static)
+        with torch.no_grad():
+            first, second = step(), step()
+        torch.testing.assert_close(first, whole, atol=2e-5, rtol=2e-5)
+        moves = static and getattr(subject.model.config, "sliding_window", None)
+        assert moves or torch.equal(first, second)
+    torch.manual_seed(0)
+    module, tensors = steps.flatten_step(subject, 2, LENGTH)
+    with torch.no_grad():
+        flat, *cache = module(*tensors)
+    torch.testing.assert_close(flat, whole, atol=2e-5, rtol=2e-5)
+    assert len(cache) == len(tensors) - 2
+    assert cache[2].shape[2] <= LENGTH + 1
+
+
+@pytest.mark.parametrize("name", ["bert", "llama-classifier"])
+def test_what_reads_whole_texts_has_no_step(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"reads whole texts and has no cache: .*environment=prefill"):
+        steps.decode(make(name), 2, LENGTH)
+
+
+def test_a_stack_has_one_kind_of_block_alone() -> None:
+    subject = make("llama")
+    for kind, count, width in (("neurons", 8, (0, 8)), ("kv_groups", 1, (2, 0)), ("neurons", 0, (0, 0))):
+        stack = subject.stack(kind, count, 2)
+        assert [(layer.heads, layer.neurons) for layer in stack.widths()] == [width] * 2
+        assert steps.decode(stack, 2, LENGTH)().shape == (2, 1, subject.hidden_size)
