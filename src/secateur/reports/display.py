@@ -88,6 +88,7 @@ _MEASURES = {
     "mAP_large": Measure("mAP, large", "plain", "quality", "more"),
     "mIoU": Measure("Mean IoU", "plain", "quality", "more"),
     "pixel_accuracy": Measure("Accuracy of pixels", "plain", "quality", "more"),
+    "pixel_agreement": Measure("Agreement of pixels", "plain", "quality", "more"),
     "IoU": Measure("IoU", "plain", "quality", "more"),
     "f1": Measure("Macro F1", "plain", "quality", "more"),
     "acc": Measure("accuracy", "plain", "quality", "more"),

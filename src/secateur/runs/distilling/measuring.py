@@ -25,7 +25,7 @@ __all__ = ["loyalty_notes", "measure_before", "measure_student", "verdict"]
 
 _NEARER = (
     "shared_kl", "shared_probability_loyalty", "shared_label_loyalty", "served_label_loyalty", "probability_loyalty",
-    "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
+    "label_loyalty", "pixel_agreement", "rmse", "spearman", "cosine", "accuracy", "mIoU", "perplexity",
 )  # fmt: skip
 """What says whether a student came nearer to its teachers, the first that was measured."""
 _LESS = ("perplexity", "shared_kl", "rmse")
