@@ -26,7 +26,8 @@ from secateur._utils.disk import guard
 from secateur._utils.rundir import Run
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
-from secateur.reports import evidence
+from secateur.reports import details, evidence
+from secateur.reports.details import Details
 from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card
@@ -34,10 +35,12 @@ from secateur.runs.measuring import Reference, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "inspect", "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
+    "Recipe", "configured", "inspect", "keep_details", "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
+
+_DETAILS = Path("work", "report-details.json")
 
 
 # ----------------------------------------------------------------------------------------------------- running
@@ -276,6 +279,7 @@ class _Job:
                 name = str(Path(directory.root.resolve().name, place))
                 directory.publish(partial(self._save, result, row, name), place)
             finished[result.name] = row
+            keep_details(directory.root, result.name, self.reference.describe(result.subject))
             # The record comes after the model it speaks of: what is recorded is in place.
             evidence.write(_record(directory, result.name), row)
             published[:] = [finished[name] for name in names if name in finished]
@@ -380,7 +384,13 @@ def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend |
         if family is not None and family.saved_in(place):
             load[row.target] = family.load_line(place, str(place.relative_to(root.parent)))
     evidence.write(root / "evidence.json", rows)
-    pages.write(root / "report.html", rows, load=load)
+    pages.write(root / "report.html", rows, load=load, shown=details.read(root / _DETAILS))
+
+
+def keep_details(root: Path, target: str, described: Details | None) -> None:
+    """Keep what the report of the run directory `root` shows of a result beside its figures."""
+    if described is not None:
+        details.write(root / _DETAILS, {**details.read(root / _DETAILS), target: described})
 
 
 # ------------------------------------------------------------------------------------------------- the other commands

@@ -28,7 +28,7 @@ from secateur.runs.distilling import measuring, models, training, trial
 from secateur.runs.distilling.models import Learner, Model, as_transformer
 from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up
 from secateur.runs.distilling.setup import Setup, make_batches
-from secateur.runs.executor import open_run, publish_evidence
+from secateur.runs.executor import keep_details, open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Evidence, Figure, Recovery
 
@@ -223,6 +223,7 @@ def distill(
             known = {"model": about["student"], **about, **settings, "notes": notes}
             row = _judge(setup, learner, run, known, before, records)
             run.publish(partial(_save, setup, learner, row, run))
+            keep_details(run.root, row.target, measuring.describe(setup, learner))
             evidence.write(record, row)
 
         def publish() -> Evidence:
