@@ -47,7 +47,9 @@ def test_boxes_and_masks_are_drawn_where_they_are() -> None:
 
 def test_details_come_back_as_they_were_and_damage_is_passed_over(tmp_path) -> None:
     path = tmp_path / "details.json"
-    one = Details("IoU", "pixels", ("teacher", "student"), (ClassRow("cat", 0.5, None, 7),), (Sample("a", (("b", "c"),)),))
+    one = Details(
+        "IoU", "pixels", ("teacher", "student"), (ClassRow("cat", 0.5, None, 7),), (Sample("a", (("b", "c"),)),)
+    )
     details.write(path, {"2x": one})
     assert details.read(path) == {"2x": one}
     path.write_text('{"results": {"2x": {"classes": 3}}}')

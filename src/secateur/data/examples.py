@@ -357,8 +357,10 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     masked = masks_of.read(path)
     if masked is not None:
         labels.unnamed(f"{masked.name} has masks, whose classes are not named", label=label or labels.DEFAULT)
-        how = {"classes": masked.classes, "name": masked.name, "notes": masked.notes}
-        return Examples(masked.images, masks=masked.masks if label else None, **how)
+        return Examples(
+            masked.images, classes=masked.classes, name=masked.name, notes=masked.notes,
+            masks=masked.masks if label else None,
+        )  # fmt: skip
     if path.is_dir():
         found = _folder(path)
         labels.unnamed(f"{found.name} has no array of classes to be named", label=label)

@@ -57,9 +57,7 @@ Forward = Callable[[Mapping[str, Tensor]], Tensor]
 """A batch -> logits [B, C, h, w]."""
 
 
-def mean_iou(
-    forward: Forward, batches: Iterable[Mapping[str, Tensor]], names: Sequence[str] = ()
-) -> dict[str, Figure]:
+def mean_iou(forward: Forward, batches: Iterable[Mapping[str, Tensor]], names: Sequence[str] = ()) -> dict[str, Figure]:
     """Figures "mIoU", "pixel_accuracy" and "NAME/IoU" of each class that occurs, of one network; see `mean_ious`."""
     return mean_ious([forward], batches, names)[0][0]
 
@@ -86,7 +84,7 @@ def mean_ious(
         totals = [*map(torch.add, totals, counted)] if totals else counted
         images += len(labels)
         if len(logits) > 1:
-            alike.append(_count_alike(*logits[:2], labels))
+            alike.append(_count_alike(logits[0], logits[1], labels))
     if not totals or not int(totals[0].sum()):
         raise MeasurementError("no pixel with a class was given")
     return [_figures(total, images, names) for total in totals], _mean_alike(alike) if alike else None

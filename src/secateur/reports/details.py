@@ -17,11 +17,24 @@ from PIL import Image, ImageDraw
 
 from secateur._utils.disk import atomic_write
 
-__all__ = ["ClassRow", "Details", "Pixels", "Sample", "draw_boxes", "encode", "overlay_mask", "read", "write"]
+__all__ = [
+    "PICTURE",
+    "ClassRow",
+    "Details",
+    "Pixels",
+    "Sample",
+    "draw_boxes",
+    "encode",
+    "overlay_mask",
+    "read",
+    "write",
+]
 
 Pixels: TypeAlias = NDArray[np.uint8]
 """[H, W, 3]."""
 
+PICTURE = "data:image/jpeg;base64,"
+"""How a picture begins."""
 _FORMAT = 1
 _SIDE = 240
 """Longer side of a picture in a report, in pixels."""
@@ -54,7 +67,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Details:
-    """measure: of the rows, as `display.measure` knows it; counted: what their counts are of; sides: the two compared."""
+    """What is shown of one result.
+
+    measure: of the rows, as `display.measure` knows it; counted: what their counts are of; sides: the two compared.
+    """
 
     measure: str = ""
     counted: str = "examples"
@@ -108,7 +124,7 @@ def encode(pixels: Pixels) -> str:
         image.save(buffer, "JPEG", quality=quality, optimize=True)
         if buffer.tell() <= _MOST_BYTES:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return PICTURE + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def draw_boxes(pixels: Pixels, boxes: Sequence[Sequence[float]], labels: Sequence[int]) -> Pixels:

@@ -44,6 +44,7 @@ svg.network .off { opacity: 0.5; }
 svg.network .off .card, svg.network .flow.off { stroke-dasharray: 5 4; }
 svg.network .off .name { text-decoration: line-through; }
 svg.network .frame { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-dasharray: 7 4; }
+svg.network .paper { fill: var(--paper); }
 svg.network .times { font-size: 14px; font-weight: 600; }
 svg.network .gone { fill-opacity: 0.22; stroke-width: 1; stroke-dasharray: 2 2; }
 """.strip()
@@ -256,9 +257,8 @@ def _draw_box(box: Box, layout: _Layout, index: int, most: int, colour: dict[str
         words = box.name if box.kind == "join" else " ".join(filter(None, [box.name, _short(box.detail, 22)]))
         if box.kind in ("input", "output"):
             words = f"{box.name} {' x '.join(map(str, box.shape))}"
-        out.append(
-            f'<text x="{wide / 2:.1f}" y="{tall / 2 + 4:.1f}" text-anchor="middle">{_text(display.trim_left(words, 28))}</text>'
-        )
+        shown = _text(display.trim_left(words, 28))
+        out.append(f'<text x="{wide / 2:.1f}" y="{tall / 2 + 4:.1f}" text-anchor="middle">{shown}</text>')
         return "".join([*out, "</g>"])
     out.append(f'<text class="name" x="10" y="17">{_text(display.trim_left(box.name, 33))}</text>')
     out.append(f'<text class="small" x="10" y="32">{_text(_short(box.detail, 42))}</text>')
@@ -295,9 +295,9 @@ def _draw_frame(stack: Stack, layout: _Layout) -> str:
     wide, tall = max(rights) - x + 10, max(ends) - y + 10
     label = f"× {stack.times}"
     return (
-        f'<g><title>{_text(stack.name)}: {stack.times} equal blocks</title>'
+        f"<g><title>{_text(stack.name)}: {stack.times} equal blocks</title>"
         f'<rect class="frame" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}" rx="10"/>'
-        f'<rect x="{x + 10:.1f}" y="{y - 9:.1f}" width="{8.5 * len(label):.1f}" height="18" style="fill: var(--paper)"/>'
+        f'<rect class="paper" x="{x + 10:.1f}" y="{y - 9:.1f}" width="{8.5 * len(label):.1f}" height="18"/>'
         f'<text class="times" x="{x + 13:.1f}" y="{y + 5:.1f}">{label}</text></g>'
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from secateur._utils.disk import atomic_write
-from secateur.reports import charts, display, evidence
+from secateur.reports import charts, details, display, evidence
 from secateur.reports.details import ClassRow, Details
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
@@ -94,9 +94,7 @@ def _model(result: Evidence) -> str:
     return PurePath(str(model)).name if model else ""
 
 
-def _view(
-    result: Evidence, index: int, load: str | Mapping[str, str], shown: Details | None
-) -> dict[str, object]:
+def _view(result: Evidence, index: int, load: str | Mapping[str, str], shown: Details | None) -> dict[str, object]:
     verdict = _verdict(result)
     code = load if isinstance(load, str) else load.get(result.target, "")
     return {
@@ -300,7 +298,8 @@ def _classes(shown: Details) -> dict[str, object]:
         for row in sorted(shown.classes, key=place)
     ]
     label = display.measure(name).label
-    return {"label": label, "counted": shown.counted, "sides": shown.sides, "rows": rows[:_CLASSES], "more": rows[_CLASSES:]}
+    first, more = rows[:_CLASSES], rows[_CLASSES:]
+    return {"label": label, "counted": shown.counted, "sides": shown.sides, "rows": first, "more": more}
 
 
 def _samples(shown: Details) -> list[dict[str, object]]:
@@ -310,7 +309,7 @@ def _samples(shown: Details) -> list[dict[str, object]]:
             "name": display.trim_left(sample.name, 48),
             "whole": sample.name,
             "pictures": [
-                {"label": label, "uri": uri} for label, uri in sample.pictures if uri.startswith("data:image/jpeg;base64,")
+                {"label": label, "uri": uri} for label, uri in sample.pictures if uri.startswith(details.PICTURE)
             ],
         }
         for sample in shown.samples

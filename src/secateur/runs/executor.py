@@ -35,7 +35,8 @@ from secateur.runs.measuring import Reference, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "inspect", "keep_details", "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
+    "Recipe", "configured", "inspect", "keep_details", "open_run", "options", "parse_budgets",
+    "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]

@@ -128,11 +128,10 @@ def _describe_masks(
     before, after = (segmentation.class_ious(cast(Tensor, total)) for total in totals)
     pixels = cast(Tensor, totals[0]).sum(1).tolist()
     rows = [
-        ClassRow(_name(data, label), *(None if one.isnan() else float(one) for one in (before[label], after[label])),
-                 int(pixels[label]))
+        ClassRow(_name(data, label), _known(before[label]), _known(after[label]), int(pixels[label]))
         for label in range(len(before))
         if not (before[label].isnan() and after[label].isnan())
-    ]  # fmt: skip
+    ]
 
     def picture(place: int, image: Pixels) -> list[tuple[str, str]]:
         names = ("labelled", *sides)
@@ -142,6 +141,10 @@ def _describe_masks(
         ]
 
     return Details("IoU", "pixels", sides, tuple(rows), _draw(data, np.array(differ)[: len(shown)], picture))
+
+
+def _known(value: Tensor) -> float | None:
+    return None if bool(value.isnan()) else float(value)
 
 
 # -------------------------------------------------------------------------------------------------------------- boxes

@@ -150,7 +150,8 @@ def nd_loss(
     feed = examples.batches(data, batch=batch, seed=seed)
     steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     teacher = look(subject)
-    centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
+    with loop.place_for_training(subject.model):
+        centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
     for budget in budgets:
         if student:
             small, cut, predicted = open_student(subject, student, budget)
@@ -178,13 +179,16 @@ def nd_loss(
                 count=examples.count, extra=along, frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
                 title="distillation",
             )  # fmt: skip
-        figures = run.json(f"features-{budget}", partial(diagnose, pupil, teacher, projector, centres, data, batch))
+        with loop.place_for_training(small.model, subject.model, projector):
+            figures = run.json(f"features-{budget}", partial(diagnose, pupil, teacher, projector, centres, data, batch))
         notes = describe(figures, "regions" if data.targets else "examples")
         yield Result(str(budget), small, cut, predicted, recovery, notes)
 
 
 def check(data: Examples, host: str, mix: Mix, feature: str, stages: Sequence[str]) -> None:
     """Refuse data without classes, and options that contradict one another."""
+    if data.per_pixel:
+        raise DataError(f"{data.name} has a class for each pixel: class means are of features of whole examples")
     if data.labels is None and not data.targets:
         raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
     mixed = {name: f"{alpha:g}" for name, alpha in asdict(mix).items() if alpha}

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.outputs import leaves
 from secateur._utils.rundir import Run
@@ -258,7 +259,10 @@ def split(budget: Budget) -> list[Budget]:
 
 
 def objective(work: Traced, original: Traced, data: Examples) -> Objective:
-    """Cross-entropy with the classes, of examples or pixels; without classes, half the squared distance to the original's outputs."""
+    """Cross-entropy with the classes, of examples or pixels.
+
+    Without classes, half the squared distance to the original's outputs.
+    """
 
     def loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         outputs = answer(work, batch["inputs"])
@@ -287,7 +291,8 @@ def compare_outputs(trained: Traced, small: Traced, data: Examples, count: int =
     inputs = data.inputs[:count]
     for one in (trained, small):
         one.model.eval()
-    large, cut = (answer(one, inputs) for one in (trained, small))
+    with loop.place_for_training(trained.model, small.model) as device:
+        large, cut = (answer(one, devices.move(inputs, device)) for one in (trained, small))
     gap = float((large - cut).abs().max() / large.abs().max().clamp(min=1e-12))
     if not gap <= TOLERANCE:
         raise ModelError(f"the cut network's outputs differ from the trained one's by {gap:.2g}: report this")

@@ -188,8 +188,9 @@ class Network(Backend[Traced, Examples, Arguments]):
     ) -> tuple[Row, Row, Row]:
         """(before, after, both): average precision of boxes, IoU of masks, or accuracy of classes and loyalty.
 
-        Without labels in how many pixels two segmenters agree; of others how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
-        number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
+        Without labels in how many pixels two segmenters agree; of others how alike the outputs [N, d] are, and the
+        loyalty where each is a row of as many classes. Of one number for each example, [N, 1], correlations and RMSE
+        alone: its direction is no more than its sign.
         """
         batches, pair = examples.Ordered(held_out, environment.batch), (original, student)
         if held_out.targets:
