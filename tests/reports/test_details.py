@@ -71,7 +71,7 @@ def test_classes_are_shown_worst_first_beside_samples_with_trimmed_names() -> No
     caption = re.search(r"<figcaption>(…[^<]*)</figcaption>", page)
     assert caption is not None
     assert caption[1].endswith("folder/image.jpg")
-    assert len(caption[1]) <= 48
+    assert len(caption[1]) <= 32
     assert page.count("<img") == 1
     assert "javascript" not in page
     assert "of each class" not in report.render(result)

@@ -306,7 +306,7 @@ def _samples(shown: Details) -> list[dict[str, object]]:
     """Sample images; a name is trimmed from the left, and only data URIs of images are let in."""
     return [
         {
-            "name": display.trim_left(sample.name, 48),
+            "name": display.trim_left(sample.name, 32),
             "whole": sample.name,
             "pictures": [
                 {"label": label, "uri": uri} for label, uri in sample.pictures if uri.startswith(details.PICTURE)

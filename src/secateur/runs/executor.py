@@ -23,7 +23,7 @@ import torch
 from secateur import recipes
 from secateur._utils import distributed, plugins
 from secateur._utils.disk import guard
-from secateur._utils.rundir import Run
+from secateur._utils.rundir import Run, read_record
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import details, evidence
@@ -130,6 +130,7 @@ def run(
     )
     keywords.check_seed(seed)
     keywords.check_counts(threads=threads, batch=batch, length=length)
+    chosen = _follow_rounding(chosen, out, overwrite)
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
@@ -233,6 +234,14 @@ def _differs_by_call(
         return False
     first, second = (backend.digest(backend.open(model, device, corpus, inputs)) for _ in range(2))
     return first != second
+
+
+def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: bool) -> dict[str, Any]:
+    """The options; without rounding where a run goes on that was begun before `multiple` rounded by itself."""
+    record = Path(out) / "run.yaml"
+    if overwrite or "multiple" not in options or options["multiple"] is not None or not record.is_file():
+        return dict(options)
+    return {**options, "multiple": 1} if read_record(record).get("multiple") == 1 else dict(options)
 
 
 def _check_trackers(options: Mapping[str, object]) -> None:
