@@ -93,7 +93,7 @@ def memory(folder: Path) -> float:
 def main() -> None:
     """Measure, print, and write unless it is a quick look."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--memory", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:

@@ -51,7 +51,10 @@ def main() -> None:
             for multiple, result, took in zip((1, 8), results, times, strict=True):
                 params = sum(p.numel() for p in result.model.parameters())
                 share = kept_magnitude(network, result.model)
-                print(f"{name:14}{budget:14}{multiple:9}{params / 1e6:9.2f}M{share:11.3f}{took / times[0]:7.2f}", flush=True)
+                print(
+                    f"{name:14}{budget:14}{multiple:9}{params / 1e6:9.2f}M{share:11.3f}{took / times[0]:7.2f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

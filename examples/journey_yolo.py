@@ -84,7 +84,9 @@ def train(folder: Path, steps: int = 120) -> None:
 def main() -> int:
     """All steps; returns the exit code."""
     if importlib.util.find_spec("ultralytics") is None:
-        print("ultralytics (AGPL-3.0) is not installed here: `make yolo` runs this journey in an environment of its own")
+        print(
+            "ultralytics (AGPL-3.0) is not installed here: `make yolo` runs this journey in an environment of its own"
+        )
         return 0
     began = time.perf_counter()
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "journey-yolo").resolve()

@@ -31,7 +31,7 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
         raise MeasurementError(f"a class for each pixel is read from [B, C, H, W], not {list(logits.shape)}")
     logits = resize(logits, labels.shape[1:])
     count = logits.shape[1]
-    counts = _counted(labels, count)
+    counts = _mark_counted(labels, count)
     wanted, said = labels[counts], logits.argmax(1)[counts]
     if wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < count:
         wrong = int(wanted.min()) if int(wanted.min()) < 0 else int(wanted.max())
@@ -46,7 +46,7 @@ def resize(logits: Tensor, sides: Sequence[int]) -> Tensor:
     return torch.nn.functional.interpolate(logits.float(), tuple(sides), mode="bilinear", align_corners=False)
 
 
-def _counted(labels: Tensor, classes: int) -> Tensor:
+def _mark_counted(labels: Tensor, classes: int) -> Tensor:
     counts = torch.ones_like(labels, dtype=torch.bool)
     for ignored in IGNORED:
         counts &= (labels != ignored) | (ignored in range(classes))
@@ -105,7 +105,7 @@ def agreement(forwards: Sequence[Forward], batches: Iterable[Mapping[str, Tensor
 
 def _count_alike(one: Tensor, other: Tensor, labels: Tensor) -> Tensor:
     """[images with a labelled pixel, 2]: pixels of which both say the same, and pixels."""
-    counted = _counted(labels, one.shape[1])
+    counted = _mark_counted(labels, one.shape[1])
     said = [resize(logits, labels.shape[1:]).argmax(1) for logits in (one, other)]
     rows = torch.stack([((said[0] == said[1]) & counted).flatten(1).sum(1), counted.flatten(1).sum(1)], 1)
     return rows[rows[:, 1] > 0]

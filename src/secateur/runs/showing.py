@@ -128,7 +128,7 @@ def _describe_masks(
     before, after = (segmentation.class_ious(cast(Tensor, total)) for total in totals)
     pixels = cast(Tensor, totals[0]).sum(1).tolist()
     rows = [
-        ClassRow(_name(data, label), _known(before[label]), _known(after[label]), int(pixels[label]))
+        ClassRow(_name(data, label), _float_or_none(before[label]), _float_or_none(after[label]), int(pixels[label]))
         for label in range(len(before))
         if not (before[label].isnan() and after[label].isnan())
     ]
@@ -143,7 +143,7 @@ def _describe_masks(
     return Details("IoU", "pixels", sides, tuple(rows), _draw(data, np.array(differ)[: len(shown)], picture))
 
 
-def _known(value: Tensor) -> float | None:
+def _float_or_none(value: Tensor) -> float | None:
     return None if bool(value.isnan()) else float(value)
 
 

@@ -150,8 +150,7 @@ def nd_loss(
     feed = examples.batches(data, batch=batch, seed=seed)
     steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
     teacher = look(subject)
-    with loop.place_for_training(subject.model):
-        centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
+    centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
     for budget in budgets:
         if student:
             small, cut, predicted = open_student(subject, student, budget)
@@ -187,10 +186,8 @@ def nd_loss(
 
 def check(data: Examples, host: str, mix: Mix, feature: str, stages: Sequence[str]) -> None:
     """Refuse data without classes, and options that contradict one another."""
-    if data.per_pixel:
-        raise DataError(f"{data.name} has a class for each pixel: class means are of features of whole examples")
-    if data.labels is None and not data.targets:
-        raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
+    if data.per_pixel or (data.labels is None and not data.targets):
+        raise DataError(f"{data.name} has no classes of examples: class means and the directions to them need labels")
     mixed = {name: f"{alpha:g}" for name, alpha in asdict(mix).items() if alpha}
     for name, value in ({"feature": feature, "stages": ",".join(stages)} | mixed).items() if data.targets else ():
         if value:
@@ -223,7 +220,7 @@ def class_means(teacher: Network, data: Examples, batch: int, run: Run, file: st
     key = {"teacher": teachers.fingerprint(teacher.subject.model), "feature": teacher.name}
     path = Path(file) if file else run.path("class-means.safetensors")
     if not file and not path.exists():
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), loop.place_for_training(teacher.subject.model):
             torch.manual_seed(seed)  # regions are sampled
             collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes).save(path, key)
     centres = ClassMeans.load(path, key)
@@ -435,8 +432,8 @@ def diagnose(
     with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
         views = (see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch))
-        rows = map(keep_rows, views)  # one view at a time
-        labels, ours, logits, theirs, answers = (torch.cat(column) for column in zip(*rows, strict=True))
+        rows = zip(*map(keep_rows, views), strict=True)  # one view at a time
+        labels, ours, logits, theirs, answers = map(torch.cat, rows)
         ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
     return {
         name: {

@@ -49,13 +49,13 @@ def align(
     share = (sides[0] * sides[1]) / (labels.shape[1] * labels.shape[2])
     if labels.shape[1:] != sides:
         labels = functional.interpolate(labels[:, None].double(), tuple(sides), mode="nearest-exact")[:, 0]
-    return student, _counted(labels, student.shape[-1]), max(1.0, totals["pixels"] * share)
+    return student, _mark_counted(labels, student.shape[-1]), max(1.0, totals["pixels"] * share)
 
 
 def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
     """``sum_pixels -log softmax(z)[label]`` over those that count; prediction [B, h, w, C], labels [B, H, W]."""
     prediction = _resize(prediction, labels.shape[1:])
-    counted = _counted(labels, prediction.shape[-1])
+    counted = _mark_counted(labels, prediction.shape[-1])
     return losses.cross_entropy(prediction, labels.masked_fill(~counted, losses.IGNORED))
 
 
@@ -66,7 +66,7 @@ def class_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """
     if outputs.dim() != 4:
         return losses.cross_entropy(outputs, labels)
-    counted = _counted(labels, outputs.shape[1]).sum().clamp(min=1)
+    counted = _mark_counted(labels, outputs.shape[1]).sum().clamp(min=1)
     return cross_entropy(pixels(outputs), labels) * (len(labels) / counted)
 
 
@@ -77,6 +77,6 @@ def _resize(prediction: Tensor, sides: Sequence[int]) -> Tensor:
     return pixels(functional.interpolate(maps, tuple(sides), mode="bilinear", align_corners=False))
 
 
-def _counted(labels: Tensor, classes: int) -> Tensor:
+def _mark_counted(labels: Tensor, classes: int) -> Tensor:
     void = torch.zeros_like(labels, dtype=torch.bool) if classes > _VOID else labels == _VOID
     return (labels != losses.IGNORED) & ~void
