@@ -19,6 +19,7 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision import consensus_polarization as recipe
 from secateur.recover.training import loop
+from secateur.score.gates import Votes
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Result, Selection
 
@@ -415,7 +416,7 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
 
     def ask(model, doors, data, batch):
         told = {name: torch.full((len(data), 1), float(name not in off)) for name in doors.places}
-        return told, {name: row.mean(0).double() for name, row in told.items()}
+        return Votes.of(told), {name: row.mean(0).double() for name, row in told.items()}
 
     monkeypatch.setattr(recipe, "ask", ask)
     start, how = open_traced(model, some.inputs[:1]), {"mode": "layer", "dry_run": True}
