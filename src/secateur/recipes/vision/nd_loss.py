@@ -194,8 +194,7 @@ def check(data: Examples, host: str, mix: Mix, feature: str, stages: Sequence[st
             raise InputError(f"{name}={value}: that is for classifiers, and {data.name} has boxes; leave it out")
     if stages and host != "review":
         raise InputError(f"stages={','.join(stages)}: they are for host=review")
-    if mixed and host == "dkd":
-        name, alpha = next(iter(mixed.items()))
+    for name, alpha in mixed.items() if host == "dkd" else ():
         raise InputError(f"{name}={alpha}: dkd parts off one class of each example, and takes 0 only")
     if mix.cutmix and data.inputs.dim() != 4:
         raise InputError(
