@@ -7,6 +7,7 @@ SHELL := bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
+YOLO ?= .venv-ultralytics
 # Modules are compiled when they are first imported, not 26,000 of them during installation: a minute less.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 export PYTHONDONTWRITEBYTECODE :=
@@ -21,9 +22,13 @@ help:  ## what can be asked for
 demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, measured beside two baselines
 	@$(BIN)/python examples/demo.py
 
-journeys: $(VENV)/.full  ## what a new user does, from data to a result, one after the other: examples/journey_*.py
-	@for file in examples/journey_*.py; do echo "== $$file"; \
+journeys: $(VENV)/.full yolo  ## what a new user does, from data to a result, one after the other: examples/journey_*.py
+	@for file in $(filter-out examples/journey_yolo.py,$(sort $(wildcard examples/journey_*.py))); do echo "== $$file"; \
 		$(BIN)/python "$$file" "journeys/$$(basename "$$file" .py)"; done
+
+yolo: $(YOLO)/.ready  ## detectors of Ultralytics (AGPL-3.0), in an environment of their own: their tests, and a YOLO cut
+	@echo "== examples/journey_yolo.py"; $(YOLO)/bin/python examples/journey_yolo.py journeys/journey_yolo
+	@OMP_NUM_THREADS=1 $(YOLO)/bin/python -m pytest -q tests/subjects/network/test_detectors.py -k ultralytics
 
 test: style  ## formatting, types, import contracts, all fast tests
 	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
@@ -64,7 +69,7 @@ changelog: $(VENV)/.full  ## gather changes/ into CHANGELOG.md for the version i
 	@$(BIN)/towncrier build --yes --version "$$($(BIN)/python -c 'import secateur; print(secateur.__version__)')"
 
 clean:  ## remove what was built: the environment, caches, the site; not the demo's results
-	@rm -rf $(VENV) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(YOLO) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find src tests claims examples scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # bin/pip is the last thing venv writes, so an interrupted venv is made anew.
@@ -87,4 +92,13 @@ $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'
 	@touch $@
 
-.PHONY: help demo journeys test lint style claims gpu docs bench changelog clean
+# Ultralytics alone is installed there: all else is that of $(VENV).
+$(YOLO)/.ready: $(VENV)/.full
+	@$(BIN)/python -m venv --clear $(YOLO)
+	@$(BIN)/python -c 'import sysconfig; place = sysconfig.get_paths()["purelib"]; print(f"import site; site.addsitedir({place!r})")' \
+		>"$$($(YOLO)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/secateur-environment.pth"
+	@echo "Installing Ultralytics (AGPL-3.0) into $(YOLO)"
+	@$(YOLO)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 'ultralytics>=8.3.200,<9'
+	@touch $@
+
+.PHONY: help demo journeys yolo test lint style claims gpu docs bench changelog clean

@@ -1,7 +1,7 @@
 """60 photographs with objects, annotated as COCO is: a torchvision detector cut, and its AP before and after.
 
 The detector is trained by the usual loop of torchvision, on COCO's own ids (13, 37, 38, 85 of 1 to 90), before secateur
-sees it. Needs the extra `detect`, and scikit-learn for its sample photographs; a minute or two on two cores.
+sees it. Needs the extra `detect`, and scikit-learn for its sample photographs; about a minute on two cores.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def main() -> int:
     code = subprocess.run([sys.executable, "-m", "secateur", *command], check=False).returncode
     if code:
         return code
-    row = json.loads((cut / "evidence.json").read_text())[0]
+    (row,) = json.loads((cut / "evidence.json").read_text())["results"]
     before, after = (row[side]["AP50"]["value"] for side in ("before", "after"))
     took = time.perf_counter() - began
     print(f"AP50 before {before:.3f}, after {after:.3f}; {took:.0f} s; the report: {cut}/report.html")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["class_folder", "draw", "mixed_folder"]
+__all__ = ["class_folder", "draw", "mask_folder", "mixed_folder"]
 
 
 def draw(path: Path, size: tuple[int, int] = (40, 30), seed: int = 0, mode: str = "RGB", colour: int = 0) -> Path:
@@ -40,4 +40,27 @@ def mixed_folder(root: Path) -> Path:
     draw(root / "a" / "4.png", mode="RGBA")
     deep = np.linspace(0, 65535, 20 * 30).reshape(20, 30).astype(np.uint16)
     Image.fromarray(deep).save(root / "a" / "5.png")
+    return root
+
+
+def mask_folder(root: Path, count: int = 12, held: int = 0) -> Path:
+    """`images/` of noise with a square of one of two colours, and `masks/`: 0 around, 1 or 2 in it, 255 in a row.
+
+    With `held` images in `val/` beside the others in `train/`.
+    """
+    rng = np.random.default_rng(0)
+    for part, amount in (("train", count), ("val", held)) if held else (("", count),):
+        for number in range(amount):
+            height, width = int(rng.integers(30, 40)), int(rng.integers(34, 44))
+            pixels = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
+            mask = np.zeros((height, width), np.uint8)
+            top, left, kind = int(rng.integers(2, 12)), int(rng.integers(0, 14)), number % 2
+            pixels[top : top + 16, left : left + 16, kind] = 230
+            mask[top : top + 16, left : left + 16] = kind + 1
+            mask[0] = 255
+            for folder, values in (("images", pixels), ("masks", mask)):
+                file = root / part / folder / f"{number:03}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(values).save(file)
+    (root / "classes.txt").write_text("ground\nred\ngreen\n", "utf-8")
     return root

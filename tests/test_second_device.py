@@ -478,3 +478,27 @@ def test_a_step_of_a_sparse_optimiser_copies_nothing(method: str, digits: tuple[
         for _ in range(4):
             step()
     assert (traffic.copies, traffic.synchronisations) == (0, 0), traffic.places()
+
+
+def test_passes_over_the_data_run_where_training_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class means of a subject on the CPU are made on the card, and it is back afterwards."""
+    from secateur.recipes.vision import nd_loss
+
+    seen: list[str] = []
+    collect = nd_loss.collect
+
+    def watch(model: nn.Module, *given: Any) -> Any:
+        seen.append(next(model.parameters()).device.type)
+        return collect(model, *given)
+
+    monkeypatch.setattr(nd_loss, "collect", watch)
+    diagnose = nd_loss.diagnose
+
+    def watch_figures(student: Any, *given: Any) -> Any:
+        seen.append(next(student.subject.model.parameters()).device.type)
+        return diagnose(student, *given)
+
+    monkeypatch.setattr(nd_loss, "diagnose", watch_figures)
+    result = run_toy("nd_loss", tmp_path, on_card=False, monkeypatch=monkeypatch)
+    assert seen == [second_device.NAME] * 2
+    assert {tensor.device.type for tensor in result.subject.model.parameters()} == {"cpu"}

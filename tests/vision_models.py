@@ -12,7 +12,10 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredict
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD, SSDHead
+from torchvision.models.segmentation.fcn import FCN, FCNHead
+from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.ops import MultiScaleRoIAlign
+from transformers.utils import ModelOutput
 
 
 class Pyramid(nn.Module):
@@ -86,3 +89,41 @@ def ssdlite320_mobilenet_v3_large(*, num_classes: int, **_: Any) -> SSD:
 def fasterrcnn_mobilenet_v3_large_320_fpn(*, num_classes: int, **_: Any) -> FasterRCNN:
     """What pages of the documentation run in its place."""
     return rcnn(16, classes=num_classes)
+
+
+class Stages(nn.Module):
+    """Two stages at strides of 2 and 4, under the names that torchvision's segmenters look for."""
+
+    def __init__(self, width: int, names: tuple[str, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.first = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        first = self.first(images)
+        return dict(zip(self.names, (first, self.second(first)), strict=True))
+
+
+def fcn(width: int, classes: int = 3, seed: int = 0) -> FCN:
+    """FCN: {"out": [N, C, H, W], "aux": [N, C, H, W]}."""
+    torch.manual_seed(seed)
+    return FCN(Stages(width, ("aux", "out")), FCNHead(2 * width, classes), FCNHead(width, classes))
+
+
+def lraspp(width: int, classes: int = 3, seed: int = 0) -> LRASPP:
+    """LR-ASPP: {"out": [N, C, H, W]}."""
+    torch.manual_seed(seed)
+    return LRASPP(Stages(width, ("low", "high")), width, 2 * width, classes, 16)
+
+
+class Coarse(nn.Module):
+    """A segmenter of another's classes at half its sides, in an output with `logits`, as transformers' are."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> ModelOutput:
+        """ModelOutput with logits [N, C, H / 2, W / 2]."""
+        return ModelOutput(logits=functional.avg_pool2d(self.model(images)["out"], 2))

@@ -149,3 +149,32 @@ def test_a_network_from_a_constructor_must_have_the_cut_shape(dense: Traced) -> 
 )
 def test_verdicts_follow_the_interval(figure: Figure, words: str) -> None:
     assert words in arms.give_verdict(figure)
+
+
+NETWORK = nets.vgg()
+
+
+def make_arm(right: np.ndarray) -> arms.Arm:
+    return arms.Arm(1, 1.0, right, NETWORK)
+
+
+def test_the_better_fresh_network_is_not_picked_on_the_examples_that_judge_it() -> None:
+    """Of two equal networks the luckier one leads on what it is picked by; the verdict is by the other examples."""
+    draw = np.random.default_rng(0)
+    leads = []
+    for _ in range(300):
+        rows = draw.random((3, 40)) < 0.5
+        text = arms.describe_arms(
+            {"fine-tuned": make_arm(rows[0]), "scratch-E": make_arm(rows[1]), "scratch-B": make_arm(rows[2])}, "classic"
+        )
+        assert "the better on 20 of them" in text
+        assert "over the other 20 " in text
+        leads.append(float(text.rpartition("of them, ")[2].split()[0].replace("−", "-")))
+    assert abs(np.mean(leads)) < 3.0, "two networks that guess are no better than one that does"
+
+
+def test_one_fresh_network_is_judged_on_all_examples() -> None:
+    right = np.arange(40) % 2 == 0
+    text = arms.describe_arms({"fine-tuned": make_arm(right), "scratch-E": make_arm(~right)}, "rewind")
+    assert "fine-tuned minus scratch-E 0" in text
+    assert "over examples of one training each" in text

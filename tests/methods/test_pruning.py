@@ -235,3 +235,24 @@ def test_a_site_that_loses_more_than_all_others_is_said() -> None:
     cut = Cut({"embedding.channels": (119, 192), "layers.0.heads": (1, 3), "mlp.channels": (700, 1536)}, {}, {})
     (note,) = pruning._thinned_notes(cut)
     assert note.startswith("embedding.channels keeps 73 of 192 (38%), all sites together 53%")
+
+
+def test_wide_sites_are_rounded_to_8_and_narrow_ones_are_not() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 30, 3), nn.ReLU(), nn.Conv2d(30, 80, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(80, 5),
+    ).eval()  # fmt: skip
+    inputs = torch.randn(2, 3, 12, 12)
+
+    def widths(budget: str, multiple: int | None = None) -> list[int]:
+        small = prune(net, inputs, budget, multiple=multiple).model
+        return [module.out_channels for module in small.modules() if isinstance(module, nn.Conv2d)]
+
+    first, narrow, last = widths("channels=45%")
+    assert first % 8 == 0
+    assert last % 8 == 0
+    assert narrow % 8
+    assert first + narrow + last <= 0.45 * 174
+    assert widths("channels=45%", 1) != [first, narrow, last]
+    assert all(width % 8 for width in widths("channels=3%")), "no rounded cut is as small as that"

@@ -321,3 +321,16 @@ def test_bad_input_is_one_line_and_exit_code_2(asked: str, place: Path, capsys: 
     assert "Traceback" not in err
     assert not out
     assert sorted(path for path in place.iterdir() if path.name != "__pycache__") == before
+
+
+def test_a_run_from_before_widths_were_rounded_goes_on_as_it_began(tmp_path):
+    torch.manual_seed(0)
+    model, inputs = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)), torch.randn(1, 3, 8, 8)
+    how = {"inputs": inputs, "threads": 1}
+    (before,) = secateur.run(cutting.prune, model, None, "channels=55%", tmp_path / "a", multiple=1, **how)
+    (again,) = secateur.run(cutting.prune, model, None, "channels=55%", tmp_path / "a", **how)
+    assert (again.after, again.cut.removed) == (before.after, before.cut.removed)
+    (row,) = secateur.run(cutting.prune, model, None, "channels=55%", tmp_path / "b", **how)
+    gone, count = row.cut.removed["0.channels"]
+    assert (count - gone) % 8 == 0
+    assert row.settings["multiple"] is None

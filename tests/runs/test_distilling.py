@@ -26,14 +26,16 @@ from transformers import (
 
 import secateur
 import tiny
+import vision_models
 from chat_server import say, speaking
 from chat_server import served as serving
+from pictures import mask_folder
 from secateur._utils.rundir import lock_folder
 from secateur.clients.chat import Local
 from secateur.data import examples, texts
 from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
 from secateur.recover.distillation import teachers
-from secateur.recover.training import loop
+from secateur.recover.training import loop, rehearsal
 from secateur.reports import evidence
 from secateur.runs.backends.language import Language
 from secateur.runs.executor import report
@@ -1003,4 +1005,68 @@ def test_held_out_data_that_tells_no_quality_is_refused_before_training(places, 
     with pytest.raises(DataError, match=r"can't be measured on the held-out data: .* less than one batch") as caught:
         taught(places, tmp_path / "out", held_out=TEXTS[:1], dry_run=dry_run, **how)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+# -------------------------------------------------------------------------------------------------- classes of pixels
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return mask_folder(tmp_path_factory.mktemp("shapes"), 12, held=4)
+
+
+@pytest.fixture(scope="module")
+def trained(shapes):
+    """FCN after some steps on the masks."""
+    model = vision_models.fcn(6)
+    feed = examples.batches(examples.with_transform(examples.read(shapes), "none", 24, workers=0), batch=4)
+    objective = rehearsal.classes(lambda batch: model(batch["inputs"])["out"])
+    loop.train(model, feed, objective, steps=60, lr=2e-2, count=examples.count)
+    return model.eval()
+
+
+def taught_pixels(student, teachers, shapes, out, **how):
+    settings = {"steps": 12, "batch": 4, "lr": 5e-3, "transform": "none", "size": 24, "workers": 0}
+    return secateur.distill(student, teachers, shapes, out, **{**settings, **how})
+
+
+@pytest.mark.parametrize(
+    ("teachers", "how"),
+    [
+        (lambda one: one, {"temperature": 2.0, "task": 0.5}),
+        (vision_models.Coarse, {"direction": "channel-wise", "temperature": 4.0}),
+        (lambda one: [one, vision_models.fcn(4)], {"shares": (3, 1), "cache": "all", "label": "", "lr": 2e-2}),
+    ],
+    ids=["named outputs", "coarse and channel-wise", "two from a cache, without masks"],
+)
+def test_a_segmenter_learns_from_outputs_with_names_pixel_by_pixel(teachers, how, trained, shapes, tmp_path):
+    student = vision_models.lraspp(6, seed=3)
+    student.classifier.high_classifier.bias.data[2] += 1.0  # says class 2 of most
+    row = taught_pixels(student, teachers(trained), shapes, tmp_path / "out", **{"steps": 30, **how})
+    assert row.verdict.startswith("met: pixel agreement"), row.verdict
+    assert row.after["pixel_agreement"].value > row.before["pixel_agreement"].value + 0.3
+    if how.get("label") != "":
+        assert {"mIoU", "pixel_accuracy", "ground/IoU", "red/IoU"} <= row.after.keys()
+        assert "mIoU" in row.baselines["teacher"]
+
+
+def test_masks_train_a_segmenter_and_their_void_counts_nowhere(shapes, tmp_path):
+    row = taught_pixels(
+        vision_models.fcn(6, seed=3), vision_models.fcn(6), shapes, tmp_path / "out", task=1.0, steps=40, lr=2e-2
+    )
+    assert row.after["mIoU"].value > row.before["mIoU"].value + 0.2
+    assert "255" not in str(row.settings)
+
+
+def test_masks_and_networks_that_do_not_fit_are_refused_in_a_line(shapes, tmp_path):
+    with pytest.raises(DataError, match="has the label 2: the model has 2 classes"):
+        taught_pixels(vision_models.fcn(4, classes=2), vision_models.fcn(4, classes=2), shapes, tmp_path / "out")
+    with pytest.raises(InputError, match="3 classes and the teacher 4"):
+        taught_pixels(vision_models.fcn(4), vision_models.fcn(4, classes=4), shapes, tmp_path / "out")
+    rows = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    with pytest.raises(DataError, match=r"a class for each pixel, and Sequential gives \[2, 3\]"):
+        taught_pixels(rows, rows, shapes, tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="channel-wise is of classes of pixels"):
+        taught_pixels(rows, rows, shapes, tmp_path / "out", label="", direction="channel-wise")
     assert not (tmp_path / "out").exists()

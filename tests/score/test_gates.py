@@ -1,6 +1,7 @@
 """Gate statistics against their definitions, pair by pair."""
 
 import itertools
+import weakref
 
 import pytest
 import torch
@@ -14,30 +15,40 @@ DECISIONS = {
 }
 
 
-def test_decisions_are_collected_as_booleans_in_order():
-    batches = [DECISIONS["a"][:3].float(), DECISIONS["a"][3:].float()]
-    found = gates.collect(lambda batch: {"a": batch}, batches)
-    assert found["a"].dtype == torch.bool
-    assert torch.equal(found["a"], DECISIONS["a"])
+VOTES = gates.Votes.of(DECISIONS)
+
+
+def test_decisions_are_added_up_as_a_stream():
+    batches = [slice(0, 3), slice(3, 4)]
+    held = []
+
+    def decide(part):
+        held.append(weakref.ref(rows := {name: value[part].float() for name, value in DECISIONS.items()}["a"]))
+        return {"a": rows, "b": DECISIONS["b"][part].float()}
+
+    found = gates.collect(decide, batches)
+    assert found.count == 4
+    assert {name: value.tolist() for name, value in found.on.items()} == {"a": [4, 2, 0], "b": [1]}
+    assert all(one() is None for one in held), "decisions of N examples are not kept"
     with pytest.raises(DataError, match="no batches"):
         gates.collect(lambda batch: {"a": batch}, [])
 
 
 def test_frequency_is_the_share_of_inputs():
-    found = gates.frequency(DECISIONS)
+    found = gates.frequency(VOTES)
     assert found["a"].tolist() == [1.0, 0.5, 0.0]
     assert found["b"].tolist() == [0.25]
 
 
 def test_unanimous_counts_both_sides_and_what_is_near():
-    assert gates.unanimous(gates.frequency(DECISIONS)) == 0.5
+    assert gates.unanimous(gates.frequency(VOTES)) == 0.5
     assert gates.unanimous({"a": torch.tensor([0.0, 0.01, 0.02, 0.985, 0.99, 1.0])}) == pytest.approx(4 / 6)
 
 
 def test_agreement_is_the_mean_over_pairs():
     every = torch.cat(list(DECISIONS.values()), 1)
     pairs = [float((a == b).double().mean()) for a, b in itertools.combinations(every, 2)]
-    assert gates.agreement(DECISIONS) == pytest.approx(sum(pairs) / len(pairs))
-    assert gates.agreement({"a": torch.ones(3, 2).bool()}) == 1.0
+    assert gates.agreement(VOTES) == pytest.approx(sum(pairs) / len(pairs))
+    assert gates.agreement(gates.Votes.of({"a": torch.ones(3, 2)})) == 1.0
     with pytest.raises(InputError, match="two or more"):
-        gates.agreement({"a": torch.ones(1, 2).bool()})
+        gates.agreement(gates.Votes.of({"a": torch.ones(1, 2)}))

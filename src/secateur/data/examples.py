@@ -21,9 +21,11 @@ from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
 from secateur.data import box_files, feeding, image_sources, labels, transforms
 from secateur.data import boxes as boxes_of
+from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
 from secateur.data.image_sources import Data
 from secateur.data.images import Images
+from secateur.data.masks import Masks
 from secateur.errors import DataError, InputError
 
 __all__ = [
@@ -50,6 +52,7 @@ class Examples:
     ids:     numbers of the classes where the data comes from, such as COCO's, or nothing
     notes:   what of the data was left out or renumbered, for the run's evidence
     augment: of images with boxes, what training sees in their place, or nothing
+    masks:   in the place of labels, a class for each pixel of images that lie on the disk, or None
     """
 
     inputs: Tensor | Images
@@ -62,6 +65,7 @@ class Examples:
     ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     augment: Augmentation | None = None
+    masks: Masks | None = None
 
     def __post_init__(self) -> None:
         if self.sizes:
@@ -76,7 +80,11 @@ class Examples:
             raise DataError(f"{self.name} has {count} inputs and boxes for {len(self.targets)}: give them for each")
         self._check_boxes()
         if isinstance(self.inputs, Images):
+            if self.masks is not None and len(self.masks) != len(self.inputs.source):
+                raise DataError(f"{self.name} has {len(self.inputs.source)} images and {len(self.masks)} masks")
             return
+        if self.masks is not None:
+            raise DataError(f"{self.name} has masks in files and inputs in an array: give labels [N, H, W]")
         if self.inputs.is_floating_point() and not bool(torch.isfinite(self.inputs).all()):
             raise DataError(f"{self.name} holds NaN or infinity: clean the inputs")
 
@@ -107,12 +115,30 @@ class Examples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def per_pixel(self) -> bool:
+        """Whether there is a class for each pixel."""
+        return self.masks is not None or (self.labels is not None and self.labels.dim() == 3)
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether there are classes, of inputs or of pixels."""
+        return self.labels is not None or self.masks is not None
+
+    def read_labels(self) -> Tensor | None:
+        """The classes [N], or all masks [N, H, W] as they are measured; None where there are none."""
+        if self.masks is None or not isinstance(self.inputs, Images):
+            return self.labels
+        return self.masks.read(self.inputs, range(len(self)))
+
     @cached_property
     def digest(self) -> str:
         """sha256 of inputs, classes and boxes, and of the sizes by which these are told apart."""
         parts = [] if self.labels is None else [self.labels]
         if isinstance(self.inputs, Images):
             digest = hashlib.sha256(self.inputs.digest)
+            if self.masks is not None:
+                digest.update(self.masks.digest(self.inputs))
         else:
             digest = hashlib.sha256(str((tuple(self.inputs.shape), self.inputs.dtype)).encode())
             parts.insert(0, self.inputs)
@@ -131,6 +157,8 @@ class Examples:
         if not isinstance(self.inputs, Images):
             return ""
         digest = hashlib.sha256(self.inputs.keys().tobytes())
+        if self.masks is not None:
+            digest.update(self.masks.digest(self.inputs))
         for part in ([] if self.labels is None else [self.labels]) + [target["labels"] for target in self.targets]:
             digest.update(len(part).to_bytes(8, "little"))
             digest.update(part.contiguous().numpy().data)
@@ -174,6 +202,8 @@ class Examples:
         found: dict[str, Any] = {"inputs": inputs}
         if self.labels is not None:
             found["labels"] = self.labels
+        if self.masks is not None and isinstance(self.inputs, Images):
+            found["labels"] = self.masks.read(self.inputs, range(len(self)), draw)
         if self.targets:
             found["targets"] = [dict(target) for target in self.targets]
         return found
@@ -248,8 +278,9 @@ class Examples:
         """
         self.storable()
         arrays: dict[str, Any] = {"inputs": self.inputs[:].numpy()}
-        if self.labels is not None:
-            arrays["labels"] = self.labels.numpy()
+        classes = self.read_labels()
+        if classes is not None:
+            arrays["labels"] = classes.numpy()
         if self.classes:
             arrays["classes"] = np.array(self.classes)
         if self.targets:
@@ -296,6 +327,7 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
     - a folder with one folder of images per class, of `train/` and `val/` the first;
     - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
+    - a folder with `images/` and `masks/`, a class for each pixel, see `masks.find_pair`;
     - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
       the Hub as `owner/name`;
     - `file.py:function` or `package.module:function`, which gives one of the following:
@@ -322,6 +354,13 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
         return _of_images(image_sources.read_table(source, label))
     if image_sources.is_shards(source):
         return _of_images(image_sources.read_shards(source, label))
+    masked = masks_of.read(path)
+    if masked is not None:
+        labels.unnamed(f"{masked.name} has masks, whose classes are not named", label=label or labels.DEFAULT)
+        return Examples(
+            masked.images, classes=masked.classes, name=masked.name, notes=masked.notes,
+            masks=masked.masks if label else None,
+        )  # fmt: skip
     if path.is_dir():
         found = _folder(path)
         labels.unnamed(f"{found.name} has no array of classes to be named", label=label)
@@ -369,6 +408,8 @@ def find_held_out(source: Any) -> Any:
     """The part of `source` that is there to measure on, for `read`; None where there is none."""
     if isinstance(source, str | Path) and box_files.holds_boxes(Path(source)):
         return box_files.find_held_out(Path(source))
+    if isinstance(source, str | Path) and masks_of.find_pair(Path(source)) is not None:
+        return masks_of.find_held_out(Path(source))
     return image_sources.find_held_out(source)
 
 

@@ -20,6 +20,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,6 +86,7 @@ class _Worker:
         if isinstance(found, Exception):
             raise found
         rest, shape, kind = found
+        rest = {name: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for name, part in rest.items()}
         if shape is not None:
             place = self._done % _EACH * self._size
             count = shape.numel()
@@ -112,14 +114,16 @@ class _Worker:
                 number = pipe.recv()
                 try:
                     batch = dict(work(number))
-                    inputs = batch.get("inputs")
+                    inputs = batch.pop("inputs", None)
+                    # Masks go through the pipe: as tensors they would lie in /dev/shm.
+                    rest = {name: part.numpy() if isinstance(part, Tensor) else part for name, part in batch.items()}
                     if isinstance(inputs, Tensor) and 0 < inputs.nbytes <= self._size:
                         start = count % _EACH * self._size
                         place = torch.frombuffer(self._memory, dtype=inputs.dtype, count=inputs.numel(), offset=start)
                         place.copy_(inputs.flatten())
-                        pipe.send((batch | {"inputs": None}, inputs.shape, inputs.dtype))
+                        pipe.send((rest | {"inputs": None}, inputs.shape, inputs.dtype))
                     else:
-                        pipe.send((batch, None, None))
+                        pipe.send(({"inputs": inputs, **rest}, None, None))
                 except SecateurError as error:
                     pipe.send(type(error)(str(error)))
                 except Exception as error:

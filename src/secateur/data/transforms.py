@@ -91,6 +91,22 @@ class Transform:
         chain = _compose(self, training) if self.steps is None else self.steps[0 if training else 1]
         return to_tensor(chain(picture))
 
+    def move_mask(self, mask: Tensor, fill: int, *, training: bool = False) -> Tensor:
+        """A mask [H, W] of whole numbers where the image goes by the same draws; `fill` where nothing of it is.
+
+        Pixels are picked, none is mixed. Raises `InputError` for a function of one's own, which moves images alone.
+        """
+        if self.steps is not None:
+            raise InputError(f"transform={self.name} is a function, which moves no masks: give a preset, and --size")
+        if self.identity and not (training and self.augment):
+            return mask
+        try:
+            from torchvision.tv_tensors import Mask
+        except ImportError as error:
+            raise MissingExtraError("masks are resized with torchvision: pip install 'secateur[images]'") from error
+        moved: Tensor = _compose(self, training)(Mask(mask[None] - fill))  # what comes in at the borders is 0
+        return moved.as_subclass(Tensor)[0] + fill
+
 
 def to_tensor(picture: object) -> Tensor:
     """float32 [C, H, W] of an image, of bytes between 0 and 1; a tensor of floats as it is."""

@@ -16,10 +16,13 @@ from torch import Tensor
 from secateur.errors import DataError, MeasurementError, MissingExtraError
 from secateur.vocabulary import Figure
 
-__all__ = ["SIZES", "all_point", "average_precision", "describe_sizes", "squares"]
+__all__ = ["SIZES", "all_point", "average_precision", "class_precisions", "describe_sizes", "squares"]
 
 Detect = Callable[[Tensor], Sequence[Mapping[str, Tensor]]]
 """Images [B, C, H, W] -> per image {"boxes" [n, 4] (x1, y1, x2, y2), "scores" [n], "labels" [n]}."""
+
+Boxes = Mapping[str, Tensor]
+"""Of one image: "boxes" [n, 4] and "labels" [n], and "scores" [n] where they were detected."""
 
 SIZES = (32.0, 96.0)
 """Sides of squares: boxes of less area than the first are small, of less than the second medium (COCO's)."""
@@ -35,12 +38,54 @@ def average_precision(
     that divide small from medium from large, see `squares`; most: detections per image that count. What the data has
     none of (large boxes, say) is left out. Raises `MissingExtraError` without pycocotools, `DataError` without boxes.
     """
-    try:
-        coco, evaluation = (importlib.import_module(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
-    except ImportError as error:
-        raise MissingExtraError("COCO's average precision needs pycocotools: pip install 'secateur[detect]'") from error
+    _tools()  # what is missing is told before the images are looked at
     found, true, shape = _collect(detect, batches)
     sizes = squares(sizes, shape)
+    names = ("mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large")
+    precision, _ = _accumulate(found, true, sizes, most)
+    if precision is None:
+        areas = [(target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1) for target in true]
+        all_areas = torch.cat(areas).tolist()
+        values = [0.0] * 3 + [
+            0.0 if any(low <= area < high for area in all_areas) else -1.0 for low, high in _ranges(sizes)
+        ]
+    else:
+        parts = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
+        parts += [precision[..., area, -1] for area in (1, 2, 3)]
+        values = [float(part[part > -1].mean()) if (part > -1).any() else -1.0 for part in parts]
+    return {name: Figure(value, samples=len(true)) for name, value in zip(names, values, strict=True) if value >= 0}
+
+
+def class_precisions(found: Sequence[Boxes], true: Sequence[Boxes], *, most: int = 100) -> dict[int, float]:
+    """Label -> mAP (over IoU 0.50 to 0.95) of each class that has boxes, by pycocotools.
+
+    found: per image what was detected, {"boxes", "scores", "labels"}; true: per image its boxes, {"boxes", "labels"}.
+    Raises `MissingExtraError` without pycocotools.
+    """
+    precision, kinds = _accumulate(found, true, SIZES, most)
+    wanted = {label for target in true for label in target["labels"].tolist()}
+    if precision is None:
+        return dict.fromkeys(sorted(wanted), 0.0)
+    values = dict[int, float]()
+    for place, kind in enumerate(kinds):
+        part = precision[:, :, place, 0, -1]
+        if kind in wanted:
+            values[kind] = float(part[part > -1].mean()) if (part > -1).any() else 0.0
+    return values
+
+
+def _tools() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("pycocotools.coco"), importlib.import_module("pycocotools.cocoeval")
+    except ImportError as error:
+        raise MissingExtraError("COCO's average precision needs pycocotools: pip install 'secateur[detect]'") from error
+
+
+def _accumulate(
+    found: Sequence[Boxes], true: Sequence[Boxes], sizes: Sequence[float], most: int
+) -> tuple[NDArray[np.float64] | None, list[int]]:
+    """(COCO's precision [IoU, recall, class, area, detections], the classes); None where nothing was detected."""
+    coco, evaluation = _tools()
     truth: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for number, (target, given) in enumerate(zip(true, found, strict=True)):
@@ -55,32 +100,23 @@ def average_precision(
         columns = (_corner(given["boxes"]), given["labels"].tolist(), given["scores"].tolist())
         for box, label, score in zip(*columns, strict=True):
             rows.append({"image_id": number, "category_id": label, "bbox": box, "score": score})
-    names = ("mAP", "AP50", "AP75", "mAP_small", "mAP_medium", "mAP_large")
     if not rows:
-        values = [0.0] * 3 + [
-            0.0 if any(low <= one["area"] < high and not one["iscrowd"] for one in truth) else -1.0
-            for low, high in _ranges(sizes)
-        ]
-    else:
-        with contextlib.redirect_stdout(io.StringIO()):
-            data = coco.COCO()
-            kinds = sorted({one["category_id"] for one in (*truth, *rows)})
-            data.dataset = {
-                "images": [{"id": number} for number in range(len(true))],
-                "annotations": truth,
-                "categories": [{"id": kind, "name": str(kind)} for kind in kinds],
-            }
-            data.createIndex()
-            judged = evaluation.COCOeval(data, data.loadRes(rows), "bbox")
-            judged.params.areaRng = [[0, 1e10], *map(list, _ranges(sizes))]
-            judged.params.maxDets = [1, 10, most]
-            judged.evaluate()
-            judged.accumulate()
-        precision = judged.eval["precision"]  # [IoU, recall, class, area, detections]
-        parts = [precision[..., 0, -1], precision[0, ..., 0, -1], precision[5, ..., 0, -1]]
-        parts += [precision[..., area, -1] for area in (1, 2, 3)]
-        values = [float(part[part > -1].mean()) if (part > -1).any() else -1.0 for part in parts]
-    return {name: Figure(value, samples=len(true)) for name, value in zip(names, values, strict=True) if value >= 0}
+        return None, []
+    kinds = sorted({one["category_id"] for one in (*truth, *rows)})
+    with contextlib.redirect_stdout(io.StringIO()):
+        data = coco.COCO()
+        data.dataset = {
+            "images": [{"id": number} for number in range(len(true))],
+            "annotations": truth,
+            "categories": [{"id": kind, "name": str(kind)} for kind in kinds],
+        }
+        data.createIndex()
+        judged = evaluation.COCOeval(data, data.loadRes(rows), "bbox")
+        judged.params.areaRng = [[0, 1e10], *map(list, _ranges(sizes))]
+        judged.params.maxDets = [1, 10, most]
+        judged.evaluate()
+        judged.accumulate()
+    return judged.eval["precision"], kinds
 
 
 def squares(sizes: Sequence[float], shape: Sequence[int]) -> tuple[float, float]:

@@ -105,7 +105,7 @@ def fit(
         flops: of one forward pass of one example.
         settings: fields of `training`, in place of those that it has.
     """
-    if data.labels is None and not data.targets:
+    if not data.has_classes and not data.targets:
         raise DataError(f"{data.name} has no classes: give labels, for networks are trained on them here")
     training = replace(training or Training(), **settings).default(**DEFAULTS)
     feed = examples.batches(data, batch=training.whole("batch"), seed=seed, augment=augment)
@@ -161,8 +161,9 @@ def split_judged(data: Examples, judged: Examples | None, seed: int) -> tuple[Ex
     Raises `DataError` where one of the two has no classes.
     """
     for part in (data, data if judged is None else judged):
-        if part.labels is None:
-            raise DataError(f"{part.name} has no classes: give labels, for all arms are judged by accuracy")
+        if part.labels is None or part.per_pixel:
+            what = "a class for each pixel" if part.per_pixel else "no classes"
+            raise DataError(f"{part.name} has {what}: give one for each example, for all arms are judged by accuracy")
     return data.split(seed=seed) if judged is None else (data, judged)
 
 
@@ -311,19 +312,30 @@ def give_verdict(
 
 
 def describe_arms(arms: Mapping[str, Arm], finetune: str) -> str:
-    """One sentence with every arm's epochs, FLOPs and accuracy, and the verdict against the best fresh network."""
+    """One sentence with every arm's epochs, FLOPs and accuracy, and the verdict against the best fresh network.
+
+    Of several fresh networks the better one is picked on a random half of the examples, and compared on the other:
+    whoever picks the maximum on what it is judged by gives it a lead that is luck.
+    """
     tuned = arms["fine-tuned"]
+    count = len(tuned.right)
     shown = [
         f"{name}{f' ({finetune})' if name == 'fine-tuned' else ''} {100 * arm.accuracy:.1f}% "
         f"({arm.epochs} epochs, {arm.flops:.3g} FLOPs)"
         for name, arm in arms.items()
     ]
-    text = f"accuracy on {len(tuned.right)} examples held out of the training data: {', '.join(shown)}"
+    text = f"accuracy on {count} examples held out of the training data: {', '.join(shown)}"
     fresh = [name for name in arms if name.startswith("scratch")]
     if not fresh:
         return text
-    best = max(fresh, key=lambda name: arms[name].accuracy)
-    difference = statistics.paired_difference(tuned.right.astype(float), arms[best].right.astype(float))
+    best, judged, where = fresh[0], np.arange(count), ""
+    if len(fresh) > 1 and count > 1:
+        order = np.random.default_rng([count, 2]).permutation(count)
+        picking, judged = order[: count // 2], np.sort(order[count // 2 :])
+        best = max(fresh, key=lambda name: float(arms[name].right[picking].mean()))
+        where = f", the better on {len(picking)} of them,"
+    difference = statistics.paired_difference(tuned.right[judged].astype(float), arms[best].right[judged].astype(float))
     points = statistics.to_percent(difference)
     verdict = give_verdict(difference)
-    return f"{text}; fine-tuned minus {best} {points} points, over examples of one training each: {verdict}"
+    over = f"the other {len(judged)}" if where else "examples"
+    return f"{text}; fine-tuned minus {best}{where} {points} points, over {over} of one training each: {verdict}"

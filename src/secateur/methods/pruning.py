@@ -87,7 +87,7 @@ def prune(
     *,
     batches: Iterable[Any] | None = None,
     loss: Loss | None = None,
-    multiple: int = 1,
+    multiple: int | None = None,
     protect: Iterable[str] = (),
     shares: Mapping[str, float] | None = None,
     scope: Scope = "local",
@@ -111,7 +111,8 @@ def prune(
         batches: what to measure scores on; anything that `loss` takes. Without `loss`, a batch is called as the
             example inputs are.
         loss: (model, batch) -> mean loss of the batch.
-        multiple: kept channels are multiples of this.
+        multiple: kept channels are multiples of this. None: of 8, which run fast, in sites of 64 channels or more; of 1
+            elsewhere, and where no such cut meets the budget.
         protect: modules, parameters or sites that stay whole, by name or pattern ("layer4.*").
         shares: which share of its units a site keeps, by names or patterns of sites and modules, as
             {"layer4.*": 0.25}; the last that fits counts, and what the budget leaves is for all others.
@@ -144,7 +145,7 @@ def prune_subject(
     budget: Budget,
     rate: Scorer,
     *,
-    multiple: int = 1,
+    multiple: int | None = None,
     shares: Mapping[str, float] | None = None,
     scope: Scope = "local",
     normalise: ranking.Normalise | None = None,
@@ -161,9 +162,17 @@ def prune_subject(
     notes: tuple[str, ...] = ()
 
     def select() -> Selection:
-        nonlocal notes
         scores = rate(subject)
-        units = subject.units(multiple=multiple)
+        try:
+            return choose(scores, multiple)
+        except InfeasibleError:
+            if multiple is not None:
+                raise
+            return choose(scores, 1)
+
+    def choose(scores: Mapping[str, Tensor], step: int | None) -> Selection:
+        nonlocal notes
+        units = subject.units(multiple=step)
         if rate.name:
             units, notes = _freeze_unscored(units, scores, rate.name)
         chosen = ranking.by_shares(units, scores, _sites_shares(units, shares or {}))

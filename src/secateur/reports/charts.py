@@ -229,11 +229,6 @@ def _short(text: str, most: int = 26) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _short_path(name: str, most: int) -> str:
-    """The end of a dotted name, which tells it from its neighbours."""
-    return name if len(name) <= most else "…" + name[len(name) - most + 1 :].lstrip(".")
-
-
 def _scatter(axes: Axes, points: Sequence[Point], *, several: bool) -> None:
     """One series per system, each with a marker of its own; a family is joined by a line."""
     _bare(axes)
@@ -307,7 +302,7 @@ def panels(cut: Cut) -> list[tuple[str, list[Bar]]]:
         names = [str(layer) for layer in range(len(next(iter(kinds.values()))))]
     else:
         drawn = {"Kept": [(count - gone, count) for gone, count in cut.removed.values()]}
-        names = [_short_path(site, 24) for site in cut.removed]
+        names = [display.trim_left(site, 24) for site in cut.removed]
     whole = [all(row is not None and row[0] == 0 for row in rows) for rows in zip(*drawn.values(), strict=True)]
     if len(names) > _MOST_ROWS:
         names = [name if index % 8 == 0 else "" for index, name in enumerate(names)]

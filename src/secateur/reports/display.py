@@ -25,6 +25,7 @@ __all__ = [
     "order",
     "text",
     "thousands",
+    "trim_left",
 ]
 
 NO_BREAK = "\u00a0"
@@ -89,6 +90,7 @@ _MEASURES = {
     "mAP_large": Measure("mAP, large", "plain", "quality", "more"),
     "mIoU": Measure("Mean IoU", "plain", "quality", "more"),
     "pixel_accuracy": Measure("Accuracy of pixels", "plain", "quality", "more"),
+    "pixel_agreement": Measure("Agreement of pixels", "plain", "quality", "more"),
     "IoU": Measure("IoU", "plain", "quality", "more"),
     "f1": Measure("Macro F1", "plain", "quality", "more"),
     "acc": Measure("accuracy", "plain", "quality", "more"),
@@ -208,6 +210,11 @@ def change(name: str, before: Figure | float | None, after: Figure | float | Non
         return ""
     share = (b - a) / a * 100.0
     return f"{share:+.1f}{NO_BREAK}%".replace("-", "−") if abs(share) >= 0.05 else f"0{NO_BREAK}%"
+
+
+def trim_left(name: str, most: int) -> str:
+    """At most so many characters of a path or a dotted name: its end, which tells it from its neighbours."""
+    return name if len(name) <= most else "…" + name[len(name) - most + 1 :].lstrip(".")
 
 
 def fill_template(template: str, **values: object) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from secateur.reports import display
+from secateur.reports.folding import Stack, fold_blocks
 
 __all__ = ["Box", "network", "page"]
 
@@ -42,6 +43,9 @@ svg.network .stays { fill: var(--stays); }
 svg.network .off { opacity: 0.5; }
 svg.network .off .card, svg.network .flow.off { stroke-dasharray: 5 4; }
 svg.network .off .name { text-decoration: line-through; }
+svg.network .frame { fill: none; stroke: var(--muted); stroke-width: 1.2; stroke-dasharray: 7 4; }
+svg.network .paper { fill: var(--paper); }
+svg.network .times { font-size: 14px; font-weight: 600; }
 svg.network .gone { fill-opacity: 0.22; stroke-width: 1; stroke-dasharray: 2 2; }
 """.strip()
 
@@ -82,14 +86,17 @@ def network(
     """The SVG.
 
     boxes: each after those it reads from. lines: under the title. sites: (name, how many, of which stay), in the order
-    of their colours, under `heading`. stays: (why, of what).
+    of their colours, under `heading`. stays: (why, of what). Equal blocks in a row are drawn once, in a frame.
     """
+    boxes, stacks = fold_blocks(boxes)
+    sites = _fold_sites(boxes, stacks, sites)
     layout = _arrange(boxes)
     colour = {name: _COLOURS[index % len(_COLOURS)] for index, (name, _, _) in enumerate(sites)}
     tag = {name: str(index + 1) for index, (name, _, _) in enumerate(sites)}
     top = 62.0 + 17 * len(lines)
     most = max((sum(part[1] for part in box.parts) for box in boxes if any(part[0] for part in box.parts)), default=1)
-    left, legend = 24.0, [*_legend(sites, colour, tag, heading), *_reasons(stays)]
+    folded = [(f"{stack.times} equal blocks, drawn once", stack.name) for stack in stacks]
+    left, legend = 24.0, [*_legend(sites, colour, tag, heading), *_reasons(folded, "In a frame"), *_reasons(stays)]
     beside = left + layout.width + 40
     width = max(beside + _LEGEND + 24, 24 + 7.4 * max(map(len, [title, *lines]), default=0))
     height = max(top + layout.height + 24, top + sum(tall for tall, _ in legend) + 24)
@@ -101,6 +108,7 @@ def network(
         f'<text class="title" x="{left:g}" y="34">{_text(title)}</text>',
         *(f'<text x="{left:g}" y="{56 + 17 * index}">{_text(line)}</text>' for index, line in enumerate(lines)),
         f'<g transform="translate({left:g} {top:g})">',
+        *(_draw_frame(stack, layout) for stack in stacks),
         *(
             f'<path class="flow{_off(boxes[path[0]].gone or boxes[path[-1]].gone)}" d="{_curve(layout, path)}"/>'
             for path in layout.paths
@@ -249,11 +257,10 @@ def _draw_box(box: Box, layout: _Layout, index: int, most: int, colour: dict[str
         words = box.name if box.kind == "join" else " ".join(filter(None, [box.name, _short(box.detail, 22)]))
         if box.kind in ("input", "output"):
             words = f"{box.name} {' x '.join(map(str, box.shape))}"
-        out.append(
-            f'<text x="{wide / 2:.1f}" y="{tall / 2 + 4:.1f}" text-anchor="middle">{_text(_fit(words, 28))}</text>'
-        )
+        shown = _text(display.trim_left(words, 28))
+        out.append(f'<text x="{wide / 2:.1f}" y="{tall / 2 + 4:.1f}" text-anchor="middle">{shown}</text>')
         return "".join([*out, "</g>"])
-    out.append(f'<text class="name" x="10" y="17">{_text(_fit(box.name, 33))}</text>')
+    out.append(f'<text class="name" x="10" y="17">{_text(display.trim_left(box.name, 33))}</text>')
     out.append(f'<text class="small" x="10" y="32">{_text(_short(box.detail, 42))}</text>')
     total, kept = sum(part[1] for part in box.parts), sum(part[2] for part in box.parts)
     at, scale = 10.0, _BAR / max(most, total)
@@ -278,6 +285,31 @@ def _draw_box(box: Box, layout: _Layout, index: int, most: int, colour: dict[str
     return "".join([*out, "</g>"])
 
 
+def _draw_frame(stack: Stack, layout: _Layout) -> str:
+    """Around the boxes of a block that stands for several, what they are and how many."""
+    lefts = [layout.x[place] - layout.size[place][0] / 2 for place in stack.places]
+    rights = [layout.x[place] + layout.size[place][0] / 2 for place in stack.places]
+    tops = [layout.y[place] - layout.size[place][1] / 2 for place in stack.places]
+    ends = [layout.y[place] + layout.size[place][1] / 2 for place in stack.places]
+    x, y = min(lefts) - 10, min(tops) - 10
+    wide, tall = max(rights) - x + 10, max(ends) - y + 10
+    label = f"× {stack.times}"
+    return (
+        f"<g><title>{_text(stack.name)}: {stack.times} equal blocks</title>"
+        f'<rect class="frame" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{tall:.1f}" rx="10"/>'
+        f'<rect class="paper" x="{x + 10:.1f}" y="{y - 9:.1f}" width="{8.5 * len(label):.1f}" height="18"/>'
+        f'<text class="times" x="{x + 13:.1f}" y="{y + 5:.1f}">{label}</text></g>'
+    )
+
+
+def _fold_sites(
+    boxes: Sequence[Box], stacks: Sequence[Stack], sites: Sequence[tuple[str, int, int]]
+) -> list[tuple[str, int, int]]:
+    """The sites that are drawn: of equal blocks those of the first."""
+    drawn = {part[0] for box in boxes for part in box.parts}
+    return [row for row in sites if not stacks or row[0] in drawn]
+
+
 def _off(gone: bool) -> str:
     return " off" if gone else ""
 
@@ -289,18 +321,18 @@ def _legend(
     for name, count, stay in sites:
         words = f"{display.thousands(count)} → {display.thousands(stay)}" if stay < count else display.thousands(count)
         swatch = f'<rect width="12" height="12" rx="2" style="fill: {colour[name]}"/>'
-        text = f'<text x="18" y="10">{tag[name]}</text><text x="42" y="10">{_text(_fit(name, 32))}</text>'
+        text = f'<text x="18" y="10">{tag[name]}</text><text x="42" y="10">{_text(display.trim_left(name, 32))}</text>'
         out.append((17.0, f'{swatch}{text}<text class="small" x="{_LEGEND}" y="10" text-anchor="end">{words}</text>'))
     return [*out, (14.0, "")]
 
 
-def _reasons(stays: Sequence[tuple[str, str]]) -> list[tuple[float, str]]:
-    out = [(20.0, '<text class="name" y="10">What stays, and why</text>')] if stays else []
+def _reasons(stays: Sequence[tuple[str, str]], heading: str = "What stays, and why") -> list[tuple[float, str]]:
+    out = [(20.0, f'<text class="name" y="10">{heading}</text>')] if stays else []
     for why, what in stays:
         out += [(14.0, f'<text y="10">{_text(line)}</text>') for line in _wrap_text(why, 46)]
         out += [(14.0, f'<text class="small" x="10" y="10">{_text(line)}</text>') for line in _wrap_text(what, 46)]
         out.append((6.0, ""))
-    return out
+    return [*out, (8.0, "")] if out else out
 
 
 def _wrap_text(text: str, most: int) -> list[str]:
@@ -309,13 +341,8 @@ def _wrap_text(text: str, most: int) -> list[str]:
         if line and len(line) + 1 + len(word) > most:
             lines.append(line)
             line = ""
-        line = f"{line} {_fit(word, most)}".strip()
+        line = f"{line} {display.trim_left(word, most)}".strip()
     return [*lines, line] if line else lines
-
-
-def _fit(text: str, most: int) -> str:
-    """The end of a path says more than its beginning."""
-    return text if len(text) <= most else "…" + text[len(text) - most + 1 :].lstrip(".")
 
 
 def _short(text: str, most: int) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from secateur._utils.disk import atomic_write
-from secateur.reports import charts, display, evidence
+from secateur.reports import charts, details, display, evidence
+from secateur.reports.details import ClassRow, Details
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
 __all__ = ["render", "write"]
@@ -19,6 +20,9 @@ _LOAD = """import secateur
 
 model = secateur.load("path/to/this/folder")"""
 
+
+_CLASSES = 12
+"""Classes that are shown before the others are asked for."""
 
 _WORDS = {
     "cpu": "Processor", "cores": "Cores", "logical cores": "Usable cores", "threads": "Threads", "system": "System",
@@ -35,18 +39,20 @@ def write(
     run_yaml: str | None = None,
     load: str | Mapping[str, str] = "",
     title: str = "",
+    shown: Mapping[str, Details] | None = None,
 ) -> Path:
     """Write the page to `path` (report.html in it, if it is a folder), whole or not at all.
 
     run_yaml: the settings that repeat the run; by default the run.yaml beside the page, where there is one.
     load: code that loads the result, one for all or by target.
+    shown: classes and samples of results, by target.
     """
     path = Path(path)
     path = path / "report.html" if path.is_dir() else path
     beside = path.parent / "run.yaml"
     if run_yaml is None:
         run_yaml = beside.read_text(encoding="utf-8") if beside.is_file() else ""
-    atomic_write(path, render(results, run_yaml=run_yaml, load=load, title=title))
+    atomic_write(path, render(results, run_yaml=run_yaml, load=load, title=title, shown=shown))
     return path
 
 
@@ -56,12 +62,14 @@ def render(
     run_yaml: str = "",
     load: str | Mapping[str, str] = "",
     title: str = "",
+    shown: Mapping[str, Details] | None = None,
 ) -> str:
     """The page as text. Every name, note and setting is escaped; only our own drawings enter as markup."""
     found = [results] if isinstance(results, Evidence) else list(results)
     if not found:
         raise ValueError("a report needs at least one result")
-    views = [_view(result, index, load) for index, result in enumerate(found)]
+    known = shown or {}
+    views = [_view(result, index, load, known.get(result.target)) for index, result in enumerate(found)]
     first = found[0]
     name = title or " ".join(part for part in (first.recipe, _model(first)) if part)
     return display.fill_template(
@@ -86,7 +94,7 @@ def _model(result: Evidence) -> str:
     return PurePath(str(model)).name if model else ""
 
 
-def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[str, object]:
+def _view(result: Evidence, index: int, load: str | Mapping[str, str], shown: Details | None) -> dict[str, object]:
     verdict = _verdict(result)
     code = load if isinstance(load, str) else load.get(result.target, "")
     return {
@@ -95,7 +103,9 @@ def _view(result: Evidence, index: int, load: str | Mapping[str, str]) -> dict[s
         "verdict": verdict,
         "tiles": _tiles(result),
         "promise": _promise(result),
-        "measures": _measures(result),
+        "measures": _measures(result, shown),
+        "classes": None if shown is None or len(shown.classes) < 2 else _classes(shown),
+        "samples": None if shown is None else _samples(shown),
         "stages": list(result.stages),
         "baselines": list(result.baselines),
         "cut": _cut(result.cut),
@@ -250,8 +260,9 @@ def _promise(result: Evidence) -> list[dict[str, Any]]:
     return rows
 
 
-def _measures(result: Evidence) -> list[dict[str, object]]:
-    """Before, after, change, each stage and each baseline: every measure that was taken."""
+def _measures(result: Evidence, shown: Details | None) -> list[dict[str, object]]:
+    """Before, after, change, each stage and each baseline: every measure that was taken, but of the classes `shown`."""
+    apart = set[str]() if shown is None else {f"{row.name}/{shown.measure}" for row in shown.classes}
     after = {**result.after, **result.measured}
     others = [*result.stages.values(), *result.baselines.values()]
     return [
@@ -264,6 +275,44 @@ def _measures(result: Evidence) -> list[dict[str, object]]:
             "others": [_cell(name, figures.get(name)) for figures in others],
         }
         for name in display.order([*result.before, *after, *(k for row in others for k in row)])
+        if name not in apart
+    ]
+
+
+def _classes(shown: Details) -> dict[str, object]:
+    """Each class, the worst after the cut first; beyond the first few in a part that opens."""
+    name = shown.measure
+
+    def place(row: ClassRow) -> tuple[float, str]:
+        return (-1.0 if row.after is None else row.after, row.name)
+
+    rows = [
+        {
+            "name": display.trim_left(row.name, 40),
+            "whole": row.name,
+            "count": display.thousands(row.count),
+            "before": _cell(name, row.before),
+            "after": _cell(name, row.after),
+            "change": display.change(name, row.before, row.after) or "–",
+        }
+        for row in sorted(shown.classes, key=place)
+    ]
+    label = display.measure(name).label
+    first, more = rows[:_CLASSES], rows[_CLASSES:]
+    return {"label": label, "counted": shown.counted, "sides": shown.sides, "rows": first, "more": more}
+
+
+def _samples(shown: Details) -> list[dict[str, object]]:
+    """Sample images; a name is trimmed from the left, and only data URIs of images are let in."""
+    return [
+        {
+            "name": display.trim_left(sample.name, 32),
+            "whole": sample.name,
+            "pictures": [
+                {"label": label, "uri": uri} for label, uri in sample.pictures if uri.startswith(details.PICTURE)
+            ],
+        }
+        for sample in shown.samples
     ]
 
 

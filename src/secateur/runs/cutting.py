@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from secateur._utils import devices, plugins
 from secateur._utils.batches import Batch
@@ -21,7 +20,7 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.methods import pruning
-from secateur.recover.training import objectives
+from secateur.recover.training import dense, objectives
 from secateur.runs import configs, executor, keywords
 from secateur.subjects.network import segments
 from secateur.subjects.network.detectors import Detector
@@ -40,7 +39,7 @@ def prune(
     score: str = "magnitude",
     scope: str | dict[str, str] = "local",
     normalise: Literal["", "l2", "max", "mean", "zscore", "rank"] = "",
-    multiple: int = 1,
+    multiple: int | None = None,
     protect: Sequence[str] = (),
     shares: str | dict[str, float] = "",
     offsets: bool = False,
@@ -60,7 +59,8 @@ def prune(
         scope: which sites share one ranking: local, kind, global, isomorphic, or pools of sites, as a mapping or as
             "SITE=POOL,SITE=POOL"; sites not named stand alone.
         normalise: what makes scores of different sites comparable first.
-        multiple: kept channels are multiples of this.
+        multiple: kept channels are multiples of this. None: of 8 in sites of 64 channels or more, where that meets the
+            budget.
         protect: modules, parameters or sites that stay whole.
         shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         offsets: fold the constants that channels leave behind into what reads them.
@@ -108,7 +108,7 @@ def _make_score(
         return pruning.make_scorer(score, seed=seed)
     if ":" in score and len(inspect.signature(own := plugins.function(score)).parameters) < 2:
         return pruning.make_scorer(own)
-    judged = data.labels is not None or data.targets
+    judged = data.has_classes or bool(data.targets)
     if wants == "loss" and not judged:
         raise InputError(f"score {score!r} needs a loss, and {data.name} has neither classes nor boxes: give another")
     batches = examples.batches(data, batch=batch, seed=seed).take(max(1, looks // batch))
@@ -120,12 +120,7 @@ def _make_score(
 def _class_loss(subject: Traced, model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the classes, of images or of their pixels."""
     logits = objectives.logits(subject.inputs.ask(model, batch["inputs"]))
-    labels = devices.move(batch["labels"], logits)
-    if labels.dim() == 3 and logits.shape[2:] != labels.shape[1:]:
-        logits = functional.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-    if labels.dim() == 3:
-        labels = labels.masked_fill(labels == 255, -100) if logits.shape[1] <= 255 else labels
-    return functional.cross_entropy(logits, labels)
+    return dense.class_loss(logits, devices.move(batch["labels"], logits)) / len(batch["inputs"])
 
 
 def _box_loss(subject: Traced, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

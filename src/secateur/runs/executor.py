@@ -23,11 +23,12 @@ import torch
 from secateur import recipes
 from secateur._utils import distributed, plugins
 from secateur._utils.disk import guard
-from secateur._utils.rundir import Run
+from secateur._utils.rundir import Run, read_record
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
-from secateur.reports import evidence
+from secateur.reports import details, evidence
+from secateur.reports.details import Details
 from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card
@@ -35,10 +36,13 @@ from secateur.runs.measuring import Reference, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "inspect", "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
+    "Recipe", "configured", "inspect", "keep_details", "open_run", "options", "parse_budgets",
+    "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
+
+_DETAILS = Path("work", "report-details.json")
 
 
 # ----------------------------------------------------------------------------------------------------- running
@@ -134,6 +138,7 @@ def run(
     )
     keywords.check_seed(seed)
     keywords.check_counts(threads=threads, batch=batch, length=length)
+    chosen = _follow_rounding(chosen, out, overwrite)
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
@@ -243,6 +248,14 @@ def _differs_by_call(
     return first != second
 
 
+def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: bool) -> dict[str, Any]:
+    """The options; without rounding where a run goes on that was begun before `multiple` rounded by itself."""
+    record = Path(out) / "run.yaml"
+    if overwrite or "multiple" not in options or options["multiple"] is not None or not record.is_file():
+        return dict(options)
+    return {**options, "multiple": 1} if read_record(record).get("multiple") == 1 else dict(options)
+
+
 def _check_trackers(options: Mapping[str, object]) -> None:
     """Refuse trackers that are not installed before anything is done."""
     for value in options.values():
@@ -288,6 +301,7 @@ class _Job:
                 name = str(Path(directory.root.resolve().name, place))
                 directory.publish(partial(self._save, result, row, name), place)
             finished[result.name] = row
+            keep_details(directory.root, result.name, self.reference.describe(result.subject))
             # The record comes after the model it speaks of: what is recorded is in place.
             evidence.write(_record(directory, result.name), row)
             published[:] = [finished[name] for name in names if name in finished]
@@ -392,7 +406,13 @@ def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend |
         if family is not None and family.saved_in(place):
             load[row.target] = family.load_line(place, str(place.relative_to(root.parent)))
     evidence.write(root / "evidence.json", rows)
-    pages.write(root / "report.html", rows, load=load)
+    pages.write(root / "report.html", rows, load=load, shown=details.read(root / _DETAILS))
+
+
+def keep_details(root: Path, target: str, described: Details | None) -> None:
+    """Keep what the report of the run directory `root` shows of a result beside its figures."""
+    if described is not None:
+        details.write(root / _DETAILS, {**details.read(root / _DETAILS), target: described})
 
 
 # ------------------------------------------------------------------------------------------------- the other commands

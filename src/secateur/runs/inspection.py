@@ -36,7 +36,7 @@ def inspect(
     score: str = "magnitude",
     scope: str | Mapping[str, str] = "local",
     normalise: Normalise | None = None,
-    multiple: int = 1,
+    multiple: int | None = None,
     protect: Sequence[str] = (),
     shares: str | Mapping[str, float] = "",
     seed: int = 0,
@@ -53,7 +53,7 @@ def inspect(
         score: by which the least go; one that looks at no data, or "file.py:function".
         scope: which sites share one ranking: local, kind, global, isomorphic, or "SITE=POOL,SITE=POOL", or a mapping.
         normalise: what makes scores of different sites comparable first: l2, max, mean, zscore or rank.
-        multiple: kept channels are multiples of this.
+        multiple: kept channels are multiples of this. None: as `secateur.prune` has it.
         protect: modules, parameters or sites that stay whole.
         shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         seed: of random scores.
@@ -73,7 +73,7 @@ def inspect(
     rate, pools = pruning.make_scorer(score, seed=seed), pruning.scope_of(scope)
     if erasing := limit is not None and SITE in limit:
         _check_alone(limit, score=(score, "magnitude"), scope=(scope, "local"), normalise=(normalise, None),
-               multiple=(multiple, 1), shares=(shares, ""))  # fmt: skip
+               multiple=(multiple, None), shares=(shares, ""))  # fmt: skip
     subject, selection, after = _open(model, inputs, protect), Selection({}), dict[str, float]()
     if limit is not None and erasing:
         selection, after = _erase_segments(subject, limit)

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency, memory, sparsity
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import display, evidence
+from secateur.reports.details import Details
 from secateur.runs import backends, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject
@@ -91,6 +93,16 @@ class Reference:
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
+
+    def describe(self, student: Subject) -> Details | None:
+        """What the report shows beside the figures: classes and samples of networks; None where there is nothing."""
+        if not isinstance(self.held_out, Examples):
+            return None
+        from secateur.runs import showing  # texts do without
+
+        original, student = (self.backend.place(each, self.environment) for each in (self.original, student))
+        with self.environment.active():
+            return showing.describe(self.backend, (original, student), self.held_out, self.environment.batch)
 
     def evidence(self, result: Result, settings: Mapping[str, object], budgets: Sequence[Budget]) -> Evidence:
         """Everything that is measured of a result, and its verdict."""

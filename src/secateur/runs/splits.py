@@ -296,7 +296,7 @@ def _check_alike(data: Dataset, judged: Dataset) -> None:
     if bool(data.targets) != bool(judged.targets):
         has, lacks = (data, judged) if data.targets else (judged, data)
         raise DataError(f"{has.name} has boxes and {lacks.name} none: give data and held-out data of one kind")
-    if data.labels is not None and judged.labels is None:
+    if data.has_classes and not judged.has_classes:
         raise DataError(f"{judged.name} has no classes to measure quality by: give held-out examples with labels")
     if data.classes and judged.classes and data.classes != judged.classes:
         theirs, ours = (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

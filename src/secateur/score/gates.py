@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -10,30 +11,46 @@ from torch import Tensor
 
 from secateur.errors import DataError, InputError
 
-__all__ = ["agreement", "collect", "frequency", "unanimous"]
+__all__ = ["Votes", "agreement", "collect", "frequency", "unanimous"]
 
 B = TypeVar("B")
 
 
-def collect(decide: Callable[[B], Mapping[str, Tensor]], batches: Iterable[B]) -> dict[str, Tensor]:
-    """Place -> the decisions [N, units], booleans, for every example of `batches`.
+@dataclass(frozen=True)
+class Votes:
+    """How many of `count` examples each gate was on for: place -> [units] int64."""
+
+    on: Mapping[str, Tensor]
+    count: int
+
+    @classmethod
+    def of(cls, decisions: Mapping[str, Tensor]) -> Votes:
+        """The votes in decisions [N, units] of each place."""
+        count = len(next(iter(decisions.values()), ()))
+        return cls({name: (value.detach() > 0.5).sum(0) for name, value in decisions.items()}, count)
+
+
+def collect(decide: Callable[[B], Mapping[str, Tensor]], batches: Iterable[B]) -> Votes:
+    """The votes for all examples of `batches`; nothing is held but their sums.
 
     decide: batch -> place -> [B, units], what the gates gave in a forward pass, in evaluation mode: dropout and
     stochastic depth would be counted as disagreement. Raises `DataError` without batches.
     """
-    found: dict[str, list[Tensor]] = {}
+    on, count = dict[str, Tensor](), 0
     with torch.no_grad():
         for batch in batches:
-            for name, value in decide(batch).items():
-                found.setdefault(name, []).append((value.detach() > 0.5).cpu())
-    if not found:
+            votes = Votes.of(decide(batch))
+            for name, value in votes.on.items():
+                on[name] = on[name] + value if name in on else value
+            count += votes.count
+    if not count:
         raise DataError("there are no batches to ask the gates with: give at least one")
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return Votes({name: value.cpu() for name, value in on.items()}, count)
 
 
-def frequency(decisions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def frequency(votes: Votes) -> dict[str, Tensor]:
     """f_u = (1/N) sum_i g_u(x_i): place -> [units], the share of inputs for which a unit is on. A score: 1 is keep."""
-    return {name: value.sum(0).double() / len(value) for name, value in decisions.items()}
+    return {name: value.double() / votes.count for name, value in votes.on.items()}
 
 
 def unanimous(frequencies: Mapping[str, Tensor], eps: float = 0.01) -> float:
@@ -42,13 +59,13 @@ def unanimous(frequencies: Mapping[str, Tensor], eps: float = 0.01) -> float:
     return float(((every <= eps) | (every >= 1.0 - eps)).double().mean())
 
 
-def agreement(decisions: Mapping[str, Tensor]) -> float:
+def agreement(votes: Votes) -> float:
     """Mean over pairs of different inputs of the share of gates on which their masks agree (1 - Hamming / |G|).
 
     Of k inputs on and N - k off, k (N - k) of the N (N - 1) / 2 pairs differ.
     """
-    count = len(next(iter(decisions.values())))
+    count = votes.count
     if count < 2:
         raise InputError(f"agreement over {count} input: give two or more")
-    on = torch.cat([value.sum(0).double() for value in decisions.values()])
+    on = torch.cat([value.double() for value in votes.on.values()])
     return float(1.0 - (on * (count - on) / (count * (count - 1) / 2)).mean())

@@ -19,6 +19,7 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision import consensus_polarization as recipe
 from secateur.recover.training import loop
+from secateur.score.gates import Votes
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Result, Selection
 
@@ -119,7 +120,11 @@ def test_the_static_network_is_the_gated_one_where_its_masks_are_the_consensus(m
         _, mean = recipe.ask(work.model, gated.gates, data(), 64)
         with torch.no_grad():
             one.decide.bias += 0.5 - mean[name].float()
-    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
+    with gated.gates.on(work.model.eval()), torch.no_grad():
+        work.model(data().inputs)
+        decisions = {name: value > 0.5 for name, value in gated.gates.values.items()}
+    votes, _ = recipe.ask(work.model, gated.gates, data(), 64)
+    assert all(torch.equal(votes.on[name], value.sum(0)) for name, value in decisions.items())
     per_site = gated.by_site({name: value.T.double() for name, value in decisions.items()})
     masks = {name: value.T.bool() for name, value in per_site.items()}
     chosen = torch.cat(list(masks.values()), 1)
@@ -356,8 +361,8 @@ def test_gates_in_a_loop_of_ones_own():
         loop.train(
             work.model, feed, objective, steps=40, lr=0.05, optimizer="sgd", extra=[gated.gates], count=examples.count
         )
-    decisions, _ = recipe.ask(work.model, gated.gates, data(), 64)
-    assert float(decisions["2.conv1.channels"].float().mean()) < 0.5
+    votes, _ = recipe.ask(work.model, gated.gates, data(), 64)
+    assert float(votes.on["2.conv1.channels"].double().mean()) < 0.5 * votes.count
 
 
 def test_what_is_refused(tmp_path, monkeypatch):
@@ -411,7 +416,7 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
 
     def ask(model, doors, data, batch):
         told = {name: torch.full((len(data), 1), float(name not in off)) for name in doors.places}
-        return told, {name: row.mean(0).double() for name, row in told.items()}
+        return Votes.of(told), {name: row.mean(0).double() for name, row in told.items()}
 
     monkeypatch.setattr(recipe, "ask", ask)
     start, how = open_traced(model, some.inputs[:1]), {"mode": "layer", "dry_run": True}

@@ -12,16 +12,20 @@ import torch
 from torch import nn
 
 import toys
+import vision_models
+from pictures import mask_folder
 from recipes.vision import nets
 from recipes.vision.nets import bars
 from recipes.vision.nets import blocks as subject
 from secateur import conformance
+from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.vision import otov3 as recipe
 from secateur.recipes.vision.otov3 import otov3
 from secateur.recover.training import loop
 from secateur.runs import executor
+from secateur.runs.backends.network import Network
 from secateur.score import gradient
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
@@ -386,3 +390,14 @@ def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budge
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.classifier(epochs=6, batch=24)
+
+
+def test_masks_are_classes_to_learn(tmp_path: Path) -> None:
+    shapes = mask_folder(tmp_path / "shapes", 8)
+    data = examples.with_transform(examples.read(shapes), "none", 24, workers=0)
+    start = Network().open(vision_models.fcn(8), None, data)
+    result = quick(tmp_path / "run", "params=70%", data, start, epochs=8, batch=4, lr=0.01)
+    assert result.recovery is not None
+    losses = [value for _, value in result.recovery.losses]
+    assert losses[-1] < losses[0], "255 counts nowhere, and what is labelled is learned"
+    assert result.cut.after["params"] <= 0.7 * result.cut.before["params"]

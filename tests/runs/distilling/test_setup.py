@@ -40,7 +40,7 @@ def test_a_network_without_rows_of_classes_is_no_teacher(of_networks):
     flat = Network().open(
         nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4), nn.Unflatten(1, (2, 2))), None, setup.train
     )
-    with pytest.raises(UnsupportedError, match=r"gives \[8, 2, 2\], no row of classes per example"):
+    with pytest.raises(UnsupportedError, match=r"gives \[8, 2, 2\], no classes of examples or pixels"):
         setup.forward(flat)(setup.batches[0])
 
 

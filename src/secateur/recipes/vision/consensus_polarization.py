@@ -132,8 +132,9 @@ def consensus_polarization(
     one reads. Blocks that change the shape of their input keep their branches. With `accumulate`, gates agree within
     each micro-batch.
     """
-    if data.labels is None:
-        raise DataError(f"{data.name} has no classes: this recipe trains a classifier; give labels")
+    if data.labels is None or data.per_pixel:
+        what = "a class for each pixel" if data.per_pixel else "no classes"
+        raise DataError(f"{data.name} has {what}: this recipe trains a classifier; give one for each example")
     training = training.default(warmup=0.0, clip=math.inf, accumulate=1)
     batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     if not epochs > 0:
@@ -166,10 +167,10 @@ def consensus_polarization(
                     title=f"consensus {budget}", flops_per_token=3.0 * (per_example + doors.flops()),
                 )  # fmt: skip
 
-        decisions, sure = ask(work.model, doors, train, batch)
-        count = len(next(iter(decisions.values())))
-        often, sure = gated.by_site(statistics.frequency(decisions)), gated.by_site(sure)
-        scores = {n: f.numpy() + torch.sigmoid(sure[n]).numpy() / (2.0 * count) for n, f in often.items()}
+        with loop.place_for_training(work.model, doors):
+            votes, sure = ask(work.model, doors, train, batch)
+        often, sure = gated.by_site(statistics.frequency(votes)), gated.by_site(sure)
+        scores = {n: f.numpy() + torch.sigmoid(sure[n]).numpy() / (2.0 * votes.count) for n, f in often.items()}
         selection = ranking.threshold(gated.units, scores, threshold)
         voted = {name: np.asarray(mask) for name, mask in selection.keep.items()}
         if any(selection.spent[measure] > limit for measure, limit in limits.items()):
@@ -177,17 +178,18 @@ def consensus_polarization(
         overruled = sum(int((voted[name] != np.asarray(mask)).sum()) for name, mask in selection.keep.items())
         small, cut = gated.cut(work, replace(selection, budget=budget))
 
-        accuracy = {"before norms": _accuracy(small.model, held, batch)}
-        if reestimate and statistics.unanimous(often) < 1.0:
-            norms.reestimate(small.model, partial(_run, small.model), feed)
-        with doors.on(work.model):
-            accuracy["dynamic"] = _accuracy(work.model, held, batch)
-        accuracy["static"] = _accuracy(small.model, held, batch)
+        with loop.place_for_training(work.model, doors, small.model):
+            accuracy = {"before norms": _accuracy(small.model, held, batch)}
+            if reestimate and statistics.unanimous(often) < 1.0:
+                norms.reestimate(small.model, partial(_run, small.model), feed)
+            with doors.on(work.model):
+                accuracy["dynamic"] = _accuracy(work.model, held, batch)
+            accuracy["static"] = _accuracy(small.model, held, batch)
         figures: dict[str, Any] = {
             "frequency": {name: [round(float(value), 6) for value in row] for name, row in often.items()},
             "branches": gated.kept_branches(selection),
             "unanimous": statistics.unanimous(often),
-            "agreement": statistics.agreement(decisions),
+            "agreement": statistics.agreement(votes),
             "accuracy": accuracy,
             "overruled": overruled,
             "flops": {"dense": per_example, "gates": doors.flops(), "static": small.flops() / rows},
@@ -339,10 +341,8 @@ def loss(
     return task + further, {name: part.detach() for name, part in parts.items()}
 
 
-def ask(
-    model: nn.Module, doors: gates.Gates, data: Examples, batch: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(place -> decisions [N, units], place -> mean of what was binarised [units]) for all of `data`, in eval mode."""
+def ask(model: nn.Module, doors: gates.Gates, data: Examples, batch: int) -> tuple[statistics.Votes, dict[str, Tensor]]:
+    """(how often each gate is on, place -> mean of what was binarised [units]) for all of `data`, in eval mode."""
     model.eval()
     doors.fixed = None
     total: dict[str, Tensor] = {}
@@ -350,12 +350,13 @@ def ask(
     def decide(part: Mapping[str, Any]) -> dict[str, Tensor]:
         _run(model, part)
         for name, value in doors.sure().items():
-            total[name] = total.get(name, torch.zeros(())) + value.double().sum(0).cpu()
+            summed = value.double().sum(0)
+            total[name] = total[name] + summed if name in total else summed
         return doors.values
 
     with doors.on(model):
-        decisions = statistics.collect(decide, data.in_order(batch))
-    return decisions, {name: value / len(data) for name, value in total.items()}
+        votes = statistics.collect(decide, data.in_order(batch))
+    return votes, {name: value.cpu() / len(data) for name, value in total.items()}
 
 
 def _accuracy(model: nn.Module, data: Examples, batch: int) -> float:

@@ -21,7 +21,7 @@ from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
 from secateur.data.examples import Examples
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
 from secateur.formats import integers
 from secateur.formats.integers import Form
 from secateur.recover.distillation import mixed
@@ -177,6 +177,8 @@ def check(data: Examples, bits: int, labels: str, factors: Sequence[float]) -> N
     """Refuse options that contradict the data or themselves."""
     if bits not in (4, 8, 32):
         raise InputError(f"bits={bits}: give 8 or 4, or 32 to leave the sparse network as it is")
+    if data.per_pixel:
+        raise DataError(f"{data.name} has a class for each pixel: this recipe learns classes of whole examples")
     if labels == "true" and data.labels is None:
         raise InputError(f"{data.name} has no classes: take labels=none or labels=teacher, which need images only")
     if len(factors) != 3 or any(not 0 <= one < math.inf for one in factors) or not any(factors):

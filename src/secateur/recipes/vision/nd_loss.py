@@ -178,23 +178,23 @@ def nd_loss(
                 count=examples.count, extra=along, frozen=[subject.model], checkpoint=run.folder(f"train-{budget}"),
                 title="distillation",
             )  # fmt: skip
-        figures = run.json(f"features-{budget}", partial(diagnose, pupil, teacher, projector, centres, data, batch))
+        with loop.place_for_training(small.model, subject.model, projector):
+            figures = run.json(f"features-{budget}", partial(diagnose, pupil, teacher, projector, centres, data, batch))
         notes = describe(figures, "regions" if data.targets else "examples")
         yield Result(str(budget), small, cut, predicted, recovery, notes)
 
 
 def check(data: Examples, host: str, mix: Mix, feature: str, stages: Sequence[str]) -> None:
     """Refuse data without classes, and options that contradict one another."""
-    if data.labels is None and not data.targets:
-        raise DataError(f"{data.name} has no classes: class means and the directions to them need labels")
+    if data.per_pixel or (data.labels is None and not data.targets):
+        raise DataError(f"{data.name} has no classes of examples: class means and the directions to them need labels")
     mixed = {name: f"{alpha:g}" for name, alpha in asdict(mix).items() if alpha}
     for name, value in ({"feature": feature, "stages": ",".join(stages)} | mixed).items() if data.targets else ():
         if value:
             raise InputError(f"{name}={value}: that is for classifiers, and {data.name} has boxes; leave it out")
     if stages and host != "review":
         raise InputError(f"stages={','.join(stages)}: they are for host=review")
-    if mixed and host == "dkd":
-        name, alpha = next(iter(mixed.items()))
+    for name, alpha in mixed.items() if host == "dkd" else ():
         raise InputError(f"{name}={alpha}: dkd parts off one class of each example, and takes 0 only")
     if mix.cutmix and data.inputs.dim() != 4:
         raise InputError(
@@ -219,7 +219,7 @@ def class_means(teacher: Network, data: Examples, batch: int, run: Run, file: st
     key = {"teacher": teachers.fingerprint(teacher.subject.model), "feature": teacher.name}
     path = Path(file) if file else run.path("class-means.safetensors")
     if not file and not path.exists():
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), loop.place_for_training(teacher.subject.model):
             torch.manual_seed(seed)  # regions are sampled
             collect(teacher.subject.model, teacher.rows, data.in_order(batch), teacher.classes).save(path, key)
     centres = ClassMeans.load(path, key)
@@ -431,8 +431,8 @@ def diagnose(
     with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
         views = (see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch))
-        rows = map(keep_rows, views)  # one view at a time
-        labels, ours, logits, theirs, answers = (torch.cat(column) for column in zip(*rows, strict=True))
+        rows = zip(*map(keep_rows, views), strict=True)  # one view at a time
+        labels, ours, logits, theirs, answers = map(torch.cat, rows)
         ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
     return {
         name: {

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
-from torch.nn import functional
 from torch.optim.optimizer import ParamsT
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.outputs import leaves
 from secateur._utils.rundir import Run
@@ -26,7 +26,7 @@ from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, ModelError
 from secateur.methods.group_budget import GroupBudget
 from secateur.recover.sparsity.sparsify import GroupSparse, Saliency
-from secateur.recover.training import loop, records
+from secateur.recover.training import dense, loop, records
 from secateur.recover.training.compose import Objective, Parts
 from secateur.score import gradient, magnitude
 from secateur.select import limits
@@ -190,7 +190,7 @@ def otov3(
 
                 recovery = loop.train(
                     work.model, feed, objective(work, subject, data), training, steps=steps, seed=seed + number,
-                    optimizer=sparse, count=examples.count, frozen=[] if data.labels is not None else [subject.model],
+                    optimizer=sparse, count=examples.count, frozen=[] if data.has_classes else [subject.model],
                     checkpoint=run.folder(f"train-{budget}-{number}"),
                 )  # fmt: skip
                 recoveries.append(recovery)
@@ -259,12 +259,15 @@ def split(budget: Budget) -> list[Budget]:
 
 
 def objective(work: Traced, original: Traced, data: Examples) -> Objective:
-    """Cross-entropy with the classes; without classes, half the squared distance to the original's outputs."""
+    """Cross-entropy with the classes, of examples or pixels.
+
+    Without classes, half the squared distance to the original's outputs.
+    """
 
     def loss(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         outputs = answer(work, batch["inputs"])
-        if data.labels is not None:
-            value = functional.cross_entropy(outputs, batch["labels"], reduction="sum")
+        if data.has_classes:
+            value = dense.class_loss(outputs, batch["labels"])
         else:
             with torch.no_grad():
                 wanted = answer(original, batch["inputs"])
@@ -288,7 +291,8 @@ def compare_outputs(trained: Traced, small: Traced, data: Examples, count: int =
     inputs = data.inputs[:count]
     for one in (trained, small):
         one.model.eval()
-    large, cut = (answer(one, inputs) for one in (trained, small))
+    with loop.place_for_training(trained.model, small.model) as device:
+        large, cut = (answer(one, devices.move(inputs, device)) for one in (trained, small))
     gap = float((large - cut).abs().max() / large.abs().max().clamp(min=1e-12))
     if not gap <= TOLERANCE:
         raise ModelError(f"the cut network's outputs differ from the trained one's by {gap:.2g}: report this")

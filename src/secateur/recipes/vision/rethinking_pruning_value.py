@@ -145,8 +145,9 @@ def check(
     """Refuse before anything is trained what can't be met, and widths or budgets that do not go with the method."""
     if widths and method in published_rules.FINDS_WIDTHS:
         raise InputError(f"widths are predefined, and {method} finds its own: leave one of the two out")
-    if data.labels is None:
-        raise DataError(f"{data.name} has no classes: give labels, for all arms are judged by accuracy")
+    if data.labels is None or data.per_pixel:
+        what = "a class for each pixel" if data.per_pixel else "no classes"
+        raise DataError(f"{data.name} has {what}: give one for each example, for all arms are judged by accuracy")
     for budget in budgets:
         if ("weights" in budget) != (method == "unstructured"):
             example = "weights=10%" if method == "unstructured" else "channels=50%"

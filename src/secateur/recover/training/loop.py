@@ -41,7 +41,7 @@ from secateur.recover.training.objectives import count as count_tokens
 from secateur.recover.training.schedule import learning_rate
 from secateur.vocabulary import Recovery, Training
 
-__all__ = ["DEFAULTS", "check_trackers", "options", "train"]
+__all__ = ["DEFAULTS", "check_trackers", "options", "place_for_training", "train"]
 
 Batch = Any
 """What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
@@ -682,6 +682,24 @@ def _shard_student(
         vars(module).update(attributes | now)
     for parameter, value in whole.items():
         parameter.data = value.detach()
+
+
+@contextlib.contextmanager
+def place_for_training(*modules: nn.Module) -> Iterator[torch.device]:
+    """The modules on the device where `train` would train the first of them, within the block; then where they were.
+
+    For passes over a whole training set before and after training, such as class means.
+    """
+    device = _choose_device(modules[0], Accelerator())
+    before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in modules]
+    for module in modules:
+        _move_module(module, device)
+    try:
+        yield device
+    finally:
+        for module, home in zip(modules, before, strict=True):
+            if home.type != "meta":
+                _move_module(module, home)
 
 
 def _move_module(module: nn.Module, device: torch.device) -> nn.Module:

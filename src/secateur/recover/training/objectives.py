@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
-from secateur.recover.distillation import losses
-from secateur.recover.training import compose
+from secateur.recover.distillation import losses, maps
+from secateur.recover.training import compose, dense
 from secateur.recover.training.compose import Parts
 
 __all__ = [
@@ -44,7 +44,8 @@ Objective = Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]]
 
 
 class Prediction(Protocol):
-    """What a forward pass gives: `prediction` [B, S, V], [B, C], [B, d] or [B, S, d]; `hidden` of [B, S, d] each.
+    """What a forward pass gives: `prediction` [B, S, V], [B, C], [B, h, w, C] of pixels, [B, d] or [B, S, d]; `hidden`
+    of [B, S, d] each.
 
     `causal`: the prediction is logits [B, S, V] of the token after each position. Where `head` is there, the prediction
     is what goes into it, [B, S, d], and logits are `head` of that, capped by `softcap`.
@@ -117,22 +118,26 @@ def prediction_loss(
 ) -> Tensor:
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
-    Per real token of [B, S, V], per sequence of [B, C]. `direction`: "forward" or "reverse" KL, either with a `skew`
-    (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. With
-    `buckets` = (k, n), forward KL is of k tokens one by one and of the others in n buckets (`losses.bucketed_kl`).
-    Raises `InputError` for another direction there, and for other numbers of classes; vocabularies may differ by
-    padding (`losses.kl`).
+    Per real token of [B, S, V], per sequence of [B, C], per pixel of [B, h, w, C] that counts in the batch's masks
+    (`dense.align`). `direction`: "forward" or "reverse" KL, either with a `skew` (`losses.kl`), "js" (Jensen-Shannon),
+    "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. Of pixels also "channel-wise", per image
+    (`maps.channel_wise`). With `buckets` = (k, n), forward KL is of k tokens one by one and of the others in n buckets
+    (`losses.bucketed_kl`). Raises `InputError` for another direction there, and for other numbers of classes;
+    vocabularies may differ by padding (`losses.kl`).
     """
     mask: Tensor | None
+    divide: float
     if student.dim() == 3:
         divide, mask = totals["tokens"], mask_of(batch)
+    elif student.dim() == 4:
+        _check_widths(student, teacher)
+        student, mask, divide = dense.align(student, teacher, batch, totals)
+        if direction == "channel-wise":
+            pair = student.movedim(-1, 1), teacher.movedim(-1, 1)
+            return maps.channel_wise(*pair, temperature=temperature) / totals["sequences"]
     else:
         divide, mask = totals["sequences"], rows_of(batch)
-        if student.shape != teacher.shape:
-            raise InputError(
-                f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
-                "same classes"
-            )
+        _check_widths(student, teacher)
     if student.shape[-1] == 1 and direction != "mse":
         raise InputError(f"direction {direction!r} compares classes, and the models tell one number each: use mse")
     if buckets and (direction != "forward" or skew):
@@ -148,7 +153,17 @@ def prediction_loss(
         return losses.mse(student, teacher, mask, shared=True) / divide
     if direction == "cosine":
         return losses.cosine(student, teacher, mask, shared=True) / divide
+    if direction == "channel-wise":
+        raise UnsupportedError("direction channel-wise is of classes of pixels, and the models tell none")
     raise UnsupportedError(f"direction {direction!r} is not one of forward, reverse, js, mse, cosine")
+
+
+def _check_widths(student: Tensor, teacher: Tensor) -> None:
+    if student.shape[-1] != teacher.shape[-1]:
+        raise InputError(
+            f"the student gives {student.shape[-1]} classes and the teacher {teacher.shape[-1]}: use models of the "
+            "same classes"
+        )
 
 
 def distance(
@@ -224,9 +239,9 @@ def logits(output: object) -> Tensor:
 def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal: bool) -> Tensor:
     """Cross-entropy: of the next token where logits [B, S, V] are `causal`, of the batch's `labels` of any others.
 
-    Labels are [B] for [B, C], and [B, S] for [B, S, V], with -100 where a token has none; the mean is over sequences,
-    or over all real tokens. Raises `InputError` where labels are needed and not there, or are none of the classes,
-    `DataError` for a step without a next token.
+    Labels are [B] for [B, C], [B, S] for [B, S, V], with -100 where a token has none, and [B, H, W] for [B, h, w, C] of
+    pixels; the mean is over sequences, over all real tokens, or over pixels with a class. Raises `InputError` where
+    labels are needed and not there, or are none of the classes, `DataError` for a step without a next token.
     """
     if causal:
         return losses.cross_entropy(logits, targets_of(batch)) / _targets(totals)
@@ -238,6 +253,8 @@ def task_loss(logits: Tensor, batch: Batch, totals: Mapping[str, int], *, causal
     if logits.shape[-1] == 1:
         raise InputError("a task loss is of classes, and the model tells one number: set task=0")
     labels = batch["labels"]
+    if logits.dim() == 4:
+        return dense.cross_entropy(logits, labels) / max(1, totals["pixels"])
     losses.check_classes(labels, logits.shape[-1])
     rows = rows_of(batch) if logits.dim() == 2 and labels.dim() == 1 else None
     if rows is not None:

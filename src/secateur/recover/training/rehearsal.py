@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
-from secateur.recover.distillation import losses
-from secateur.recover.training import loop
+from secateur.recover.training import dense, loop
 from secateur.recover.training.compose import Parts
 
 __all__ = ["RECORDED", "classes", "glance", "half", "rehearse"]
@@ -29,10 +28,15 @@ Batch = Mapping[str, Any]
 
 
 def classes(ask: Callable[[Batch], Tensor]) -> Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]]:
-    """The objective ``1/N sum -log softmax(z)[y]`` of a classifier; ask: batch -> logits [B, C]."""
+    """The objective ``1/N sum -log softmax(z)[y]`` of a classifier of examples or pixels; see `dense.class_loss`.
+
+    ask: batch -> logits [B, C], or [B, C, h, w] where batches hold masks.
+    """
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
-        return losses.cross_entropy(_logits(ask(batch)), batch["labels"]) / totals["examples"], {}
+        answer, labels = ask(batch), batch["labels"]
+        answer = _logits(answer) if labels.dim() == 1 else answer
+        return dense.class_loss(answer, labels) / totals["examples"], {}
 
     return objective
 

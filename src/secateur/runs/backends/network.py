@@ -13,6 +13,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -105,10 +106,10 @@ class Network(Backend[Traced, Examples, Arguments]):
                 f"{tuple(first.shape[1:])}: give inputs of that shape"
             )
         _check_arguments(data, subject)
-        if data.labels is not None and detectors.is_detector(subject.model):
+        if data.has_classes and detectors.is_detector(subject.model):
             need_boxes(data)
         _check_type(data, subject)
-        if data.labels is not None:
+        if data.has_classes:
             _check_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
             data = match_classes(data, subject.model)
@@ -187,8 +188,9 @@ class Network(Backend[Traced, Examples, Arguments]):
     ) -> tuple[Row, Row, Row]:
         """(before, after, both): average precision of boxes, IoU of masks, or accuracy of classes and loyalty.
 
-        Without labels how alike the outputs [N, d] are, and the loyalty where each is a row of as many classes. Of one
-        number for each example, [N, 1], correlations and RMSE alone: its direction is no more than its sign.
+        Without labels in how many pixels two segmenters agree; of others how alike the outputs [N, d] are, and the
+        loyalty where each is a row of as many classes. Of one number for each example, [N, 1], correlations and RMSE
+        alone: its direction is no more than its sign.
         """
         batches, pair = examples.Ordered(held_out, environment.batch), (original, student)
         if held_out.targets:
@@ -196,14 +198,16 @@ class Network(Backend[Traced, Examples, Arguments]):
             return before, after, {}
         answers = [partial(self.forward, subject) for subject in pair]
         tally = loyalty.Tally()
-        if held_out.labels is not None and held_out.labels.dim() == 3:
-            masks = [
-                segmentation.mean_iou(partial(_answer_logits, answer), batches, held_out.classes) for answer in answers
-            ]
-            return masks[0], masks[1], {}
+        if held_out.per_pixel:
+            asked = [partial(_answer_logits, answer) for answer in answers]
+            (first, second), agreement = segmentation.mean_ious(asked, batches, held_out.classes)
+            return first, second, {} if agreement is None else {"pixel_agreement": agreement}
         if held_out.labels is not None:
-            first, second = quality.accuracies(answers, batches, watch=tally.add)
-            return {"accuracy": first}, {"accuracy": second}, tally.figures()
+            hit, still = quality.accuracies(answers, batches, watch=tally.add)
+            return {"accuracy": hit}, {"accuracy": still}, tally.figures()
+        if _tells_pixels(original, held_out):
+            asked = [partial(_answer_logits, answer) for answer in answers]
+            return {}, {}, {"pixel_agreement": segmentation.agreement(asked, batches)}
         with torch.inference_mode():
             parts = [[_first_tensor(answer(batch)).cpu() for batch in batches] for answer in answers]
         outputs = [torch.cat([part.flatten(1) for part in some]) for some in parts]
@@ -216,8 +220,11 @@ class Network(Backend[Traced, Examples, Arguments]):
         return {}, {}, both | tally.figures()
 
     def chance(self, held_out: Examples) -> dict[str, float]:
-        """The share of the commonest class."""
-        return {} if held_out.labels is None else commonest_share(held_out.labels.flatten().tolist())
+        """The share of the commonest class; of pixels in a sample of the masks."""
+        if held_out.per_pixel:
+            counts = _count_pixels(held_out)
+            return {"pixel_accuracy": int(counts.max()) / max(1, int(counts.sum()))}
+        return {} if held_out.labels is None else commonest_share(held_out.labels.tolist())
 
     def inspect(self, source: NetworkSource, *, batch: int, length: int, **options: Any) -> dict[str, Any]:
         """What could go in a network, what stays and why; see `secateur.runs.inspection.inspect`."""
@@ -292,18 +299,40 @@ def _check_type(data: Examples, subject: Traced) -> None:
 
 
 def _check_labels(data: Examples, subject: Traced) -> None:
-    """Raise `DataError` for a label beyond the classes that the network gives."""
-    labels_ = cast(Tensor, data.labels)
+    """Raise `DataError` for a label beyond the classes that the network gives; of masks in files in a sample."""
     with torch.inference_mode():
         output = Network().forward(subject, data.inputs[:2])
-    logits = output.get("out", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
-    if isinstance(logits, Tensor) and logits.dim() == labels_.dim() + 1:
-        if labels_.dim() == 3:  # of pixels, some of which count nowhere
-            labels_ = labels_[(labels_ != segmentation.IGNORED[0]) & (labels_ != segmentation.IGNORED[1])]
-        count, low, high = logits.shape[1], int(labels_.min()), int(labels_.max())
-        if low < 0 or high >= count:
-            wrong = low if low < 0 else high
-            raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
+    given = output.get("out", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if not isinstance(given, Tensor):
+        return
+    if given.dim() != (4 if data.per_pixel else 2):
+        if data.per_pixel:
+            raise DataError(
+                f"{data.name} has a class for each pixel, and {type(subject.model).__name__} gives "
+                f"{list(given.shape)}: expected [B, C, H, W]"
+            )
+        return
+    count = given.shape[1]
+    if data.per_pixel:
+        low, high = 0, len(_count_pixels(data)) - 1
+        if data.labels is not None:
+            labelled = data.labels[data.labels != segmentation.IGNORED[0]]
+            low = int(labelled.min()) if len(labelled) else 0
+    else:
+        labels_ = cast(Tensor, data.labels)
+        low, high = int(labels_.min()), int(labels_.max())
+    if low < 0 or high >= count:
+        wrong = low if low < 0 else high
+        raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
+
+
+def _count_pixels(data: Examples) -> NDArray[np.int64]:
+    """[classes]: pixels of each class; of masks in files in a sample."""
+    if data.masks is not None and isinstance(data.inputs, Images):
+        return data.masks.count_classes(data.inputs)
+    masks = cast(Tensor, data.labels)
+    counted = (masks >= 0) & (masks != segmentation.IGNORED[1])
+    return torch.bincount(masks[counted], minlength=1).numpy()
 
 
 def _check_loss(data: Examples, model: nn.Module) -> None:
@@ -355,6 +384,23 @@ def run_network(subject: Traced, batch: Any) -> Any:
 
 def _answer_logits(answer: Callable[[object], object], batch: object) -> Tensor:
     return logits_of(answer(batch))
+
+
+def _tells_pixels(subject: Traced, data: Examples) -> bool:
+    """Whether a network's outputs are classes of pixels, as far as they tell: maps under a name, or of many channels.
+
+    As many channels as the inputs have, or up to 4, may be an image.
+    """
+    with torch.inference_mode():
+        output = Network().forward(subject, data.inputs[:1])
+        try:
+            logits = logits_of(output)
+        except SecateurError:
+            return False
+    if logits.dim() != 4 or logits.shape[1] < 2:
+        return False
+    named = not isinstance(output, Tensor | tuple | list) or isinstance(subject.model, Joint)  # the mean of classes
+    return named or logits.shape[1] not in (*range(5), data.inputs.shape[1])
 
 
 def _precision(subject: Traced, batches: Iterable[Mapping[str, object]], sizes: Sequence[float]) -> Row:

@@ -28,7 +28,7 @@ from secateur.runs.distilling import measuring, models, training, trial
 from secateur.runs.distilling.models import Learner, Model, as_transformer
 from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up
 from secateur.runs.distilling.setup import Setup, make_batches
-from secateur.runs.executor import open_run, publish_evidence
+from secateur.runs.executor import keep_details, open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Evidence, Figure, Recovery
 
@@ -85,7 +85,7 @@ def distill(
     """Train `student` to answer as its teachers do; the model, evidence and a report stand in `out`.
 
     The same call again resumes. Language models, encoders and classifiers of transformers learn from texts; other
-    networks, given as "file.py:function" or modules, learn from examples, by one row of classes per example.
+    networks, given as "file.py:function" or modules, learn from examples, by the classes of each or of its pixels.
 
     Args:
         student: a folder, a Hub id, or what `open_subject` gives; for networks a module, or the name of a function that
@@ -108,7 +108,8 @@ def distill(
         batch: sequences or examples per step.
         length: tokens per sequence.
         temperature: softmax temperature of both predictions.
-        direction: forward or reverse KL, js, mse or cosine on the logits.
+        direction: forward or reverse KL, js, mse or cosine on the logits; of classes of pixels also channel-wise, KL
+            over the places of each class.
         task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.
         skew: skewed KL (DistiLLM): share of one prediction in the mixture that the other is compared with; 0: plain KL.
         buckets: (K, N): forward KL over the teacher's K likeliest classes or tokens one by one, and over the others in
@@ -222,6 +223,7 @@ def distill(
             known = {"model": about["student"], **about, **settings, "notes": notes}
             row = _judge(setup, learner, run, known, before, records)
             run.publish(partial(_save, setup, learner, row, run))
+            keep_details(run.root, row.target, measuring.describe(setup, learner))
             evidence.write(record, row)
 
         def publish() -> Evidence:

@@ -38,8 +38,14 @@ def joint_subject(subject: Learner, answer: Ask) -> Learner:
     else:
         from secateur.runs.backends.network import Joint  # texts do without
 
-        joint.model = Joint(partial(predict, answer))
+        joint.model = Joint(partial(_as_network, answer))
     return joint
+
+
+def _as_network(answer: Ask, batch: Batch) -> Tensor:
+    """Classes as networks give them: of pixels [B, C, h, w]."""
+    prediction = predict(answer, batch)
+    return prediction.permute(0, 3, 1, 2) if prediction.dim() == 4 else prediction
 
 
 def name_models(models: Sequence[Source]) -> list[str]:

@@ -14,6 +14,7 @@ from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives
+from secateur.reports.details import Details
 from secateur.runs.backends import Row
 from secateur.runs.distilling import caches, ensembles
 from secateur.runs.distilling.models import Learner, as_transformer, gives_rows
@@ -21,11 +22,11 @@ from secateur.runs.distilling.setup import Ask, Setup, make_batches
 from secateur.subjects import Transformer
 from secateur.vocabulary import Evidence, Figure
 
-__all__ = ["loyalty_notes", "measure_before", "measure_student", "verdict"]
+__all__ = ["describe", "loyalty_notes", "measure_before", "measure_student", "verdict"]
 
 _NEARER = (
     "shared_kl", "shared_probability_loyalty", "shared_label_loyalty", "served_label_loyalty", "probability_loyalty",
-    "label_loyalty", "rmse", "spearman", "cosine", "accuracy", "perplexity",
+    "label_loyalty", "pixel_agreement", "rmse", "spearman", "cosine", "accuracy", "mIoU", "perplexity",
 )  # fmt: skip
 """What says whether a student came nearer to its teachers, the first that was measured."""
 _LESS = ("perplexity", "shared_kl", "rmse")
@@ -107,6 +108,16 @@ def loyalty_notes(setup: Setup, student: Learner) -> list[str]:
         figures = ", ".join(f"{key.replace('_', ' ')} {both[key]}" for key in _NEARER if key in both)
         lines.append(f"to the teacher {name} alone: {figures}")
     return lines
+
+
+def describe(setup: Setup, student: Learner) -> Details | None:
+    """What the report shows beside the figures: classes and samples of a network and its teacher."""
+    if setup.of_texts or not setup.teachers:
+        return None
+    from secateur.runs import showing  # texts do without
+
+    pair = _join_teachers(setup, student), student
+    return showing.describe(setup.backend, pair, setup.held, setup.environment.batch, ("teacher", "student"))
 
 
 def verdict(row: Evidence) -> str:

@@ -17,6 +17,7 @@ __all__ = ["BETA", "Settings", "check", "check_cache", "parse_warm_up"]
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
+_DIRECTIONS = ("forward", "reverse", "js", "mse", "cosine", "channel-wise")
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
@@ -97,8 +98,8 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
     if not all(0 <= value < float("inf") for value in (settings.lr, settings.task, *settings.match_weight)):
         weights = "".join(f", match-weight={value:g}" for value in settings.match_weight)
         raise InputError(f"lr={settings.lr:g}, task={settings.task:g}{weights}: give numbers of at least 0")
-    if settings.direction not in ("forward", "reverse", "js", "mse", "cosine"):
-        raise InputError(f"direction {settings.direction!r} is not one of forward, reverse, js, mse, cosine")
+    if settings.direction not in _DIRECTIONS:
+        raise InputError(f"direction {settings.direction!r} is not one of {', '.join(_DIRECTIONS)}")
     if settings.match_loss not in matching.KINDS:
         raise InputError(f"match-loss {settings.match_loss!r} is not one of {', '.join(matching.KINDS)}")
     if not 0 <= settings.skew < 1:

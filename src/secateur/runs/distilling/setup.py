@@ -15,7 +15,7 @@ from secateur.errors import UnsupportedError
 from secateur.measure import latency
 from secateur.recover.distillation import alignment, ensembles
 from secateur.recover.distillation import teachers as teaching
-from secateur.recover.training import objectives
+from secateur.recover.training import dense, objectives
 from secateur.runs.backends import AnyBackend
 from secateur.runs.distilling.models import Learner, gives_masked, gives_rows, gives_tokens
 from secateur.runs.distilling.settings import Settings
@@ -94,7 +94,7 @@ class Setup:
         """What the sums of a loss are divided by."""
         if self.of_texts:
             return objectives.count(batch)
-        return {**examples.count(batch), "sequences": len(batch["inputs"])}
+        return {**examples.count(batch), "sequences": len(batch["inputs"]), "pixels": dense.count_pixels(batch)}
 
 
 def make_batches(settings: Settings, student: Learner, train: Any, teachers: Sequence[Any] = ()) -> Batches:
@@ -140,12 +140,18 @@ def _as_it_reads(forward: Ask, name: str, batch: Mapping[str, Tensor], **options
 
 
 def class_logits(subject: Traced, batch: Batch, *, hidden: bool = False) -> Answer:
-    """A network's row of classes per example, [B, C]; it is not asked for hidden states (`models.check_kind`)."""
+    """A network's classes: [B, C] of each example, or [B, h, w, C] of each pixel, as `dense` has them.
+
+    It is not asked for hidden states (`models.check_kind`).
+    """
     from secateur.runs.backends.network import run_network  # texts do without
 
     logits = objectives.logits(run_network(subject, batch))
+    if logits.dim() == 4:
+        return Answer(dense.pixels(logits))
     if logits.dim() != 2:
         raise UnsupportedError(
-            f"the network gives {list(logits.shape)}, no row of classes per example: distil it by a recipe on networks"
+            f"the network gives {list(logits.shape)}, no classes of examples or pixels: distil it by a recipe on "
+            "networks"
         )
     return Answer(logits)

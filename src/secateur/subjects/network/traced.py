@@ -43,6 +43,10 @@ Slices = dict[str, list[tuple[Tensor, int, Tensor]]]
 """Site -> (parameter, dimension, unit of each index or -1)."""
 
 
+_ROUNDED, _WIDE = 8, 64
+"""What kept channels are multiples of unless told otherwise, and from how many channels of a site on."""
+
+
 class CutError(ModelError):
     """A cut that does not give what silencing gives. `fault` says where; `Traced.without` takes it out."""
 
@@ -218,12 +222,13 @@ class Traced:
 
     # ------------------------------------------------------------------------------------------------- units
 
-    def units(self, *axes: str, multiple: int = 1) -> Units:
+    def units(self, *axes: str, multiple: int | None = 1) -> Units:
         """What could go, on these axes ("channels", "heads"; all if none is named), with exact costs.
 
         Measures: channels (as they are made: a head counts all of its own); params, bytes and flops (of a forward pass
         on the example inputs), as polynomials of kept counts. Where Python code follows the data (routing to experts),
-        FLOPs are those of the recorded pass. `multiple` rounds channels. At least one unit of each site stays. Raises
+        FLOPs are those of the recorded pass. `multiple` rounds channels; None rounds to 8 where a site has 64 channels
+        or more. At least one unit of each site stays. Raises
         `UnsupportedError` for a network in which nothing can go, with the reasons, `InputError` for a `multiple`
         below 1.
 
@@ -232,7 +237,7 @@ class Traced:
         parameters and those of what only it feeds or needs; what goes with several of them together comes on top, so
         that never more is left of params and bytes than is said. FLOPs are measured by `cut`.
         """
-        if not hasattr(multiple, "__index__") or multiple < 1:
+        if multiple is not None and (not hasattr(multiple, "__index__") or multiple < 1):
             raise InputError(f"multiple={multiple!r}: give a whole number of at least 1, such as 8")
         if segments.SITE in axes:
             if len(axes) > 1:
@@ -244,7 +249,9 @@ class Traced:
         sites = {}
         for name, site in coupling.sites.items():
             count = len(site.classes)
-            step = math.lcm(multiple // math.gcd(multiple, site.width), site.step // math.gcd(site.step, site.width))
+            rounded = _ROUNDED if count * site.width >= _WIDE else 1
+            rounded = rounded if multiple is None else multiple
+            step = math.lcm(rounded // math.gcd(rounded, site.width), site.step // math.gcd(site.step, site.width))
             sites[name] = Site(
                 name, count, {"channels": np.full(count, float(site.width))}, multiple=step, minimum=min(step, count)
             )

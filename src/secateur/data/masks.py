@@ -1,0 +1,226 @@
+"""Masks beside images, a class for each pixel: found in folders, read when they are asked for, moved with their images.
+
+In a mask of 8 bits 255 counts nowhere, as in Pascal VOC and Cityscapes; in one of 16 bits 65,535 does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from secateur.data import transforms
+from secateur.data.images import Files, Images, Places, is_image, naming
+from secateur.errors import DataError
+
+__all__ = ["IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "read"]
+
+IGNORED = -100
+"""Label of a pixel that counts nowhere."""
+
+_IMAGES = ("images", "imgs", "img", "JPEGImages")
+_MASKS = ("masks", "mask", "labels", "annotations", "SegmentationClass")
+_ENDS = ("", "_mask", "-mask", "_label", "_seg")
+"""What a mask's name has after its image's."""
+_LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif"})
+_NAMES = ("classes.txt", "labels.txt")
+_HELD = ("val", "valid", "validation", "dev", "test")
+_SAMPLE = 200
+"""Masks that are looked into before any is asked for."""
+
+
+class Masks:
+    """A mask for each image of a source, [H, W] int64: only those that are asked for are in memory.
+
+    files: the masks in the order of the source's images. binary: 255 is class 1, and not what counts nowhere.
+    """
+
+    def __init__(self, files: Files, binary: bool = False) -> None:
+        self.files, self.binary = files, binary
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @cached_property
+    def _stamps(self) -> NDArray[np.void]:
+        return Images(self.files).keys()
+
+    def digest(self, images: Images) -> bytes:
+        """sha256 of the files of these images' masks."""
+        return hashlib.sha256(self._stamps[images.places].tobytes() + bytes([self.binary])).digest()
+
+    def original(self, place: int) -> Tensor:
+        """The mask of the image at a place of the source, [H, W] int32, in its own size.
+
+        Raises `DataError` for a file that can't be read, or whose colours are no numbers of classes.
+        """
+        name = self.files.name(place)
+        with naming(name), Image.open(BytesIO(self.files.fetch(place, 0, self.files.length(place)))) as image:
+            if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+                raise DataError(
+                    f"{name} is in {image.mode}: give masks whose pixels are numbers of classes, in grey or with a "
+                    "palette"
+                )
+            values = torch.from_numpy(np.asarray(image).astype(np.int32))
+        if self.binary:
+            return (values > 0).int()
+        return values.masked_fill_(values == (65535 if image.mode.startswith("I") else 255), IGNORED)
+
+    def read(self, images: Images, indices: Places, draw: Sequence[int] | None = None) -> Tensor:
+        """[n, H, W] int64: the masks of the images at `indices`, moved as these are; see `Images.read`.
+
+        Raises `DataError` also for a mask of another size than its image.
+        """
+        transform = images.transform or transforms.PRESETS["none"]
+        found = list[Tensor]()
+        for index in np.asarray(indices, np.int64):
+            place = int(images.places[index])
+            mask = self.original(place)
+            width, height = images.source.size(place)
+            if mask.shape != (height, width):
+                raise DataError(
+                    f"{self.files.name(place)} is {mask.shape[1]}x{mask.shape[0]}, its image "
+                    f"{images.source.name(place)} is {width}x{height}: give masks of the size of their images"
+                )
+            if draw is None:
+                moved = transform.move_mask(mask, IGNORED)
+            else:
+                with transforms.seed_generators([*draw, place]):
+                    moved = transform.move_mask(mask, IGNORED, training=True)
+            found.append(moved.long())
+        return torch.stack(found) if found else torch.zeros(0, *images.shape[2:], dtype=torch.long)
+
+    def count_classes(self, images: Images, sample: int = _SAMPLE) -> NDArray[np.int64]:
+        """[classes]: pixels of each class in a sample of the images' masks, evenly spaced."""
+        chosen = np.linspace(0, len(images) - 1, min(sample, len(images))).round().astype(np.int64)
+        counts = np.zeros(1, np.int64)
+        for place in images.places[np.unique(chosen)].tolist():
+            mask = self.original(place)
+            own = torch.bincount(mask[mask >= 0]).numpy()
+            longer = np.zeros(max(len(counts), len(own)), np.int64)
+            longer[: len(counts)] += counts
+            longer[: len(own)] += own
+            counts = longer
+        return counts
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Images, the mask of each, names of the classes, and what was left out."""
+
+    images: Images
+    masks: Masks
+    classes: tuple[str, ...] = ()
+    name: str = "masks"
+    notes: tuple[str, ...] = ()
+
+
+def find_pair(path: Path) -> tuple[Path, Path] | None:
+    """(folder of images, folder of their masks) in `path`; of a part for training, where there are several.
+
+    `images/` beside `masks/`, in the folder or in its `train/`, or `images/train/` beside `masks/train/`; also named
+    `imgs`, `JPEGImages`, and `labels`, `annotations`, `SegmentationClass`. `path` may be one of several parts of the
+    images. None where there is no such pair.
+    """
+    if not path.is_dir():
+        return None
+    for folder in (path, path / "train"):
+        pair = _pair_in(folder)
+        if pair is not None:
+            train = pair[0] / "train", pair[1] / "train"
+            return train if all(part.is_dir() for part in train) else pair
+    if path.parent.name in _IMAGES:  # a part of the images
+        beside = _first_folder(path.parent.parent, _MASKS)
+        if beside is not None and _holds_masks(beside / path.name):
+            return path, beside / path.name
+    return None
+
+
+def find_held_out(path: Path) -> Path | None:
+    """The part of a folder of images and masks that is there to measure on, for `read`; None where there is none."""
+    pair = find_pair(path)
+    if pair is None or "train" not in (pair[0].name, pair[0].parent.name):
+        return None
+    if pair[0].name == "train":
+        parts = [pair[0].with_name(name) for name in _HELD]
+    else:
+        parts = [pair[0].parent.with_name(name) for name in _HELD]
+    return next((part for part in parts if part.is_dir() and find_pair(part) is not None), None)
+
+
+def read(path: Path) -> Masked | None:
+    """Images and their masks in a folder, see `find_pair`; None where it holds none.
+
+    The names of classes stand in `classes.txt`, one a line. Where masks hold 0 and 255 alone, 255 is class 1.
+
+    Raises `DataError` for masks that belong to no image, and for damaged files.
+    """
+    pair = find_pair(path)
+    if pair is None:
+        return None
+    pictures, drawn = pair
+    by_name = {str(file.relative_to(drawn).with_suffix("")): file for file in _list(drawn, _LOSSLESS)}
+    files, masks, without = list[Path](), list[Path](), 0
+    for file in _list(pictures):
+        stem = str(file.relative_to(pictures).with_suffix(""))
+        mask = next((by_name[stem + end] for end in _ENDS if stem + end in by_name), None)
+        if mask is None:
+            without += 1
+        else:
+            files.append(file)
+            masks.append(mask)
+    if not files:
+        lossy = "; JPEG does not keep numbers" if any(_list(drawn)) and not by_name else ""
+        raise DataError(
+            f"no mask in {drawn} is of an image in {pictures}: give each the name of its image, as PNG{lossy}"
+        )
+    images, found = Images(Files(files)), Masks(Files(masks))
+    images.keys()  # what is damaged is told now, and not after hours
+    notes = [f"{without} images of {pictures} have no mask, and are left out"] if without else []
+    values = _sample_values(found)
+    if values == {0, IGNORED}:
+        found = Masks(found.files, binary=True)
+        notes.append(f"masks in {drawn} hold 0 and 255 alone: 255 is read as class 1")
+    found.digest(images)
+    return Masked(images, found, _read_names(path, drawn), path.name, tuple(notes))
+
+
+def _pair_in(folder: Path) -> tuple[Path, Path] | None:
+    images, masks = _first_folder(folder, _IMAGES), _first_folder(folder, _MASKS)
+    return (images, masks) if images is not None and masks is not None and _holds_masks(masks) else None
+
+
+def _first_folder(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def _holds_masks(folder: Path) -> bool:
+    return folder.is_dir() and any(is_image(file) for file in folder.rglob("*"))
+
+
+def _list(folder: Path, suffixes: frozenset[str] | None = None) -> list[Path]:
+    files = (file for file in sorted(folder.rglob("*")) if is_image(file))
+    return [file for file in files if suffixes is None or file.suffix.lower() in suffixes]
+
+
+def _sample_values(masks: Masks) -> set[int]:
+    chosen = np.unique(np.linspace(0, len(masks) - 1, min(_SAMPLE, len(masks))).round().astype(np.int64))
+    return {value for place in chosen.tolist() for value in torch.unique(masks.original(place)).tolist()}
+
+
+def _read_names(path: Path, drawn: Path) -> tuple[str, ...]:
+    for folder in dict.fromkeys((path, path.parent, drawn.parent, drawn.parent.parent)):
+        for name in _NAMES:
+            if (folder / name).is_file():
+                lines = (folder / name).read_text("utf-8-sig").splitlines()
+                return tuple(line.strip() for line in lines if line.strip())
+    return ()
