@@ -579,7 +579,7 @@ def test_settings_left_to_the_user(given, found):
         ("evaluate_every=0", "evaluate_every=0"),
         ("patience=-1", "training setting patience=-1: give a whole number of at least 1"),
         ("patience=0", "patience=0"),
-        ("precision=int4", "precision=int4: give auto, bf16 or fp32"),
+        ("precision=int4", "precision=int4: give auto, bf16, fp16 or fp32"),
         ({"trackers": 3}, "trackers=3: give names"),
         ("clip=nan", "clip=nan: give a number above 0, or none"),
         ("clip=-1", "clip=-1"),
@@ -692,3 +692,34 @@ def test_an_unknown_optimiser_is_refused():
     net = _network()
     with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'sgd' or a function"):
         loop.train(net, _feed(), _network_objective(net), steps=1, lr=0.1, optimizer="lion", count=examples.count)
+
+
+def test_float16_scales_the_loss_and_leaves_out_steps_that_do_not_fit(tmp_path):
+    def train(precision, big=1.0, **how):
+        torch.manual_seed(0)
+        model, kinds = nn.Linear(4, 4), set()
+
+        def objective(batch, totals):
+            out = model(batch)
+            kinds.add(out.dtype)
+            return big * out.float().square().sum() / totals["examples"], {}
+
+        feed = [torch.eye(4), torch.ones(1, 4)]
+        done = loop.train(
+            model, feed, objective, steps=6, lr=1e-2, precision=precision, progress=False,
+            count=lambda batch: {"examples": len(batch)}, **how,
+        )  # fmt: skip
+        return model.weight.detach(), kinds, done
+
+    exact, near = train("fp32"), train("fp16")
+    assert near[1] == {torch.float16}
+    assert near[2].settings["precision"] == "fp16"
+    torch.testing.assert_close(near[0], exact[0], rtol=0, atol=2e-3)
+    tiny = 1e-7  # gradients that float16 has none of, without a scale
+    torch.testing.assert_close(train("fp16", tiny)[0], train("fp32", tiny)[0], rtol=0, atol=2e-3)
+    huge, _, _ = train("fp16", 1e6, checkpoint=tmp_path)
+    assert torch.isfinite(huge).all()
+    state = json.loads(storage.read(tmp_path / "training.safetensors")[1])["state"]
+    assert state["scale"] < 2**16, "steps that did not fit were left out"
+    with pytest.raises(NumericalError, match="norm of the gradient is inf at step"):
+        train("fp16", 1e37)
