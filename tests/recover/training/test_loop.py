@@ -690,7 +690,7 @@ def test_other_optimisers_resume_with_the_same_bytes(tmp_path, optimizer):
 
 def test_an_unknown_optimiser_is_refused():
     net = _network()
-    with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'sgd' or a function"):
+    with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'adamw8bit', 'sgd' or a"):
         loop.train(net, _feed(), _network_objective(net), steps=1, lr=0.1, optimizer="lion", count=examples.count)
 
 

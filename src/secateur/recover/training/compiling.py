@@ -26,18 +26,20 @@ _VARIANTS = 256
 
 
 @contextlib.contextmanager
-def compiling(student: nn.Module) -> Iterator[None]:
+def compiling(student: nn.Module, *, recomputed: bool = False) -> Iterator[None]:
     """Within the block, the repeated blocks of `student` run compiled; the whole student, where there are none.
 
     Where they can't be compiled, or something looks inside of them (hooks on their parts), they run as ever, and one
-    `TrainingWarning` says so.
+    `TrainingWarning` says so. recomputed: activations are not kept, and a student without blocks runs in pieces.
     """
-    state = _Compilation()
+    state, blocks = _Compilation(), find_blocks(student)
+    if recomputed and not blocks:
+        state.give_up("with checkpointing only repeated blocks can be compiled, and it has none")
     with (
         contextlib.ExitStack() as stack,
         torch._dynamo.config.patch(recompile_limit=_VARIANTS, accumulated_recompile_limit=16 * _VARIANTS),
     ):
-        for module in find_blocks(student) or [student]:
+        for module in blocks or [student]:
             stack.enter_context(replace_forward(module, state.compile(module)))
         yield
 
@@ -58,17 +60,18 @@ class _Compilation:
             if self.failed:
                 return forward(*args, **kwargs)
             if _is_watched(module):
-                self._give_up("hooks look at what its parts read or give")
+                self.give_up("hooks look at what its parts read or give")
                 return forward(*args, **kwargs)
             try:
                 return compiled(*args, **kwargs)
             except TorchDynamoException as error:
-                self._give_up(" ".join(str(error).split("\n")[:2]))
+                self.give_up(" ".join(str(error).split("\n")[:2]))
                 return forward(*args, **kwargs)
 
         return run
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Compile nothing from now on, and say why."""
         self.failed = True
         warnings.warn(f"compile: the student trains without torch.compile: {why}", TrainingWarning, stacklevel=3)
 

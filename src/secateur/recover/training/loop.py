@@ -232,7 +232,7 @@ def train(
             )
             stack.callback(accelerator.end_training)
         if training.compile:
-            stack.enter_context(compiling(student))
+            stack.enter_context(compiling(student, recomputed=bool(training.checkpointing)))
         if training.checkpointing:
             stack.enter_context(recomputing(student))
         shown_here = progress and accelerator.is_main_process
