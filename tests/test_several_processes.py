@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 import processes
 import secateur
 import tiny
-import trained
+import trainings
 from recover import students
 from secateur import cli, recipes
 from secateur._utils import distributed
@@ -38,7 +38,7 @@ WHOLE = ("consensus_polarization",)
 """What is a mean over the whole batch: one process has batches of twice the size in place of two micro-batches."""
 
 
-def run(name: str, toy: trained.Toy, folder: Path, *, together: bool) -> dict[str, Any]:
+def run(name: str, toy: trainings.Toy, folder: Path, *, together: bool) -> dict[str, Any]:
     """What a run found, and its files."""
     torch.manual_seed(0)
     subject, data, budget, options = toy
@@ -59,9 +59,9 @@ def files(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-@pytest.mark.parametrize("name", trained.TOYS)
+@pytest.mark.parametrize("name", trainings.TOYS)
 def test_two_processes_train_as_one_with_the_same_global_batch(name: str, tmp_path: Path) -> None:
-    toy = trained.TOYS[name]()
+    toy = trainings.TOYS[name]()
 
     def work() -> None:
         torch.save(run(name, toy, tmp_path / "two", together=True), tmp_path / os.environ["RANK"])

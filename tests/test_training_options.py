@@ -9,7 +9,7 @@ import torch
 
 import secateur
 import tiny
-import trained
+import trainings
 from secateur import recipes
 from secateur._utils.rundir import Run
 from secateur.runs import keywords
@@ -19,10 +19,10 @@ OWN_OPTIMIZER = ("ast", "otov3")
 """Their method is the optimiser's."""
 
 
-@pytest.mark.parametrize("name", trained.TOYS)
+@pytest.mark.parametrize("name", trainings.TOYS)
 def test_what_a_recipe_is_asked_for_is_in_force(name: str, tmp_path: Path) -> None:
     function = recipes.find(name)
-    subject, data, budget, options = trained.TOYS[name]()
+    subject, data, budget, options = trainings.TOYS[name]()
 
     def run(training: str) -> None:
         torch.manual_seed(0)
@@ -30,7 +30,7 @@ def test_what_a_recipe_is_asked_for_is_in_force(name: str, tmp_path: Path) -> No
         with Run.open(tmp_path / str(len(list(tmp_path.iterdir()))), {}) as directory:
             list(function(subject, data, [Budget.parse(budget)], directory, **checked))
 
-    trained.check_options(run, averaged=name != "otov3", optimizer=name not in OWN_OPTIMIZER)
+    trainings.check_options(run, averaged=name != "otov3", optimizer=name not in OWN_OPTIMIZER)
 
 
 def test_what_distill_is_asked_for_is_in_force(tmp_path: Path) -> None:
@@ -44,4 +44,4 @@ def test_what_distill_is_asked_for_is_in_force(tmp_path: Path) -> None:
         out = tmp_path / training.replace("=", "-")
         secateur.distill(student, teacher, data, out, training=training, steps=4, batch=4, length=16)
 
-    trained.check_options(run)
+    trainings.check_options(run)

@@ -1,6 +1,7 @@
 """Gradient checkpointing: the same gradients, statistics and draws, and fewer activations."""
 
 import copy
+import warnings
 from unittest.mock import patch
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from recover.students import bert, llama
-from secateur.errors import InputError
+from secateur.errors import TrainingWarning
 from secateur.recover.training import recomputing
 from secateur.recover.training.recomputing import find_blocks
 
@@ -80,9 +81,21 @@ def test_nothing_is_run_again_without_gradients():
         model(torch.zeros(1, 2, 3, 3))
 
 
-def test_a_network_without_blocks_is_refused():
-    with (
-        pytest.raises(InputError, match=r"checkpointing: Linear has no repeated blocks"),
-        recomputing.recomputing(nn.Linear(2, 2)),
-    ):
-        pass
+def test_a_network_without_blocks_keeps_all_and_says_so():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.inner(x)
+
+    def run(model):
+        with recomputing.recomputing(model):
+            model(torch.ones(1, 2)).sum().backward()
+
+    with pytest.warns(TrainingWarning, match="checkpointing: Odd has no repeated blocks"):
+        run(Odd())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(nn.Linear(2, 2))

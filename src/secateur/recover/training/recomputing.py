@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-from secateur.errors import InputError
+from secateur.errors import TrainingWarning
 
 __all__ = ["find_blocks", "recomputing", "replace_forward"]
 
@@ -49,8 +50,8 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     """Within the block, activations inside the repeated blocks of `model` are not kept, but computed again.
 
     Gradients are the same, batch norms and other trackers count each batch once, and dropout draws the same. A network
-    without repeated blocks has its longest `nn.Sequential` of n modules parted into about sqrt(n) pieces. Raises
-    `InputError` where there is neither.
+    without repeated blocks has its longest `nn.Sequential` of n modules parted into about sqrt(n) pieces. Where there
+    is neither, all is kept, and a `TrainingWarning` says so unless the model is a single layer.
     """
     blocks = find_blocks(model)
     with contextlib.ExitStack() as stack:
@@ -59,7 +60,15 @@ def recomputing(model: nn.Module) -> Iterator[None]:
                 stack.enter_context(replace_forward(block, _recompute(block.forward, [block])))
         else:
             sequence = _find_sequence(model)
-            stack.enter_context(replace_forward(sequence, partial(_run_in_pieces, sequence)))
+            if len(sequence) >= _LEAST:
+                stack.enter_context(replace_forward(sequence, partial(_run_in_pieces, sequence)))
+            elif any(True for _ in model.children()):
+                warnings.warn(
+                    f"checkpointing: {type(model).__name__} has no repeated blocks and no nn.Sequential of at least "
+                    f"{_LEAST} modules: all its activations are kept",
+                    TrainingWarning,
+                    stacklevel=3,
+                )
         yield
 
 
@@ -81,13 +90,7 @@ def _find_sequence(model: nn.Module) -> nn.Sequential:
     sequences = [
         m for m in model.modules() if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward
     ]
-    longest = max(sequences, key=len, default=nn.Sequential())
-    if len(longest) < _LEAST:
-        raise InputError(
-            f"checkpointing: {type(model).__name__} has no repeated blocks and no nn.Sequential of at least {_LEAST} "
-            "modules that could run again: leave it out"
-        )
-    return longest
+    return max(sequences, key=len, default=nn.Sequential())
 
 
 def _run_in_pieces(sequence: nn.Sequential, x: Any) -> Any:
