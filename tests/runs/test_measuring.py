@@ -270,3 +270,18 @@ def test_models_of_different_tokenizers_are_not_measured_on_each_others_tokens(p
     path.write_text(json.dumps(text))
     with pytest.raises(InputError, match=r"different tokenizers: '(tree|garden)' is"):
         measuring.measure(tiny.folder("llama", tmp_path / "llama"), other, tiny.sentences(50), batch=2, length=16)
+
+
+def test_a_model_that_comes_from_training_is_measured_without_dropout(places):
+    """Its mode is its own again afterwards: a loop goes on with it."""
+    model = tiny.model("bert")
+    subject = Language().open(model)
+    subject.tokenizer = tiny.tokenizer()
+    other = copy.deepcopy(model)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    found = measuring.measure(subject, other, str(places / "texts.txt"), batch=1, length=8)
+    assert found["both"]["fidelity"].value == pytest.approx(1.0)
+    assert all(module.training for module in model.modules())
