@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -36,8 +38,9 @@ from secateur.runs import keywords
 from secateur.runs.measuring import measure
 from secateur.score import random
 from secateur.select import ranking
-from secateur.subjects import Traced, Transformer, open_subject, open_traced
+from secateur.subjects import Traced, Transformer, open_streamed, open_subject, open_traced
 from secateur.subjects.network.detectors import open_detector
+from secateur.subjects.transformer import streamed
 from secateur.vocabulary import Budget
 
 CARD = second_device.DEVICE
@@ -478,3 +481,68 @@ def test_a_step_of_a_sparse_optimiser_copies_nothing(method: str, digits: tuple[
         for _ in range(4):
             step()
     assert (traffic.copies, traffic.synchronisations) == (0, 0), traffic.places()
+
+
+# ------------------------------------------------------------------------------------------------------- streaming
+
+
+@pytest.mark.usefixtures("card")
+def test_a_streamed_model_is_pruned_and_measured_there_as_it_is_on_the_cpu(tmp_path: Path) -> None:
+    tiny.folder("llama", tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(60)))
+    rows = []
+    for name, device in (("cpu", None), ("card", CARD)):
+        rows += secateur.run(
+            "sparsegpt", str(tmp_path / "model"), budget="weights=60%", data=str(tmp_path / "texts.txt"),
+            out=tmp_path / name, stream=True, device=device, length=16, samples=4,
+        )  # fmt: skip
+    here, there = rows
+    assert there.settings["device"] == CARD
+    assert there.cut.removed == here.cut.removed
+    for name in ("perplexity", "params", "flops", "zeros"):
+        assert there.after[name].value == pytest.approx(here.after[name].value, rel=1e-4), name
+    for file in (tmp_path / "cpu").glob("*.safetensors"):
+        theirs = load_file(tmp_path / "card" / file.name)
+        for name, tensor in load_file(file).items():
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("card")
+def test_experts_are_left_out_of_blocks_that_are_read_there(tmp_path: Path) -> None:
+    tiny.folder("mixtral", tmp_path / "mixtral")
+    subject = open_streamed(tmp_path / "mixtral")
+    units = subject.units("experts")
+    selection = ranking.by_budget(units, random.scores(units, 0), Budget.parse("params=70%"))
+    for name, place in (("cpu", "cpu"), ("card", CARD)):
+        subject.put_on(place).cut(selection)[0].save(tmp_path / f"{name}-saved")
+    for file in (tmp_path / "cpu-saved").glob("*.safetensors"):
+        theirs = load_file(tmp_path / "card-saved" / file.name)
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in load_file(file).items())
+
+
+@pytest.mark.usefixtures("card")
+def test_blocks_go_there_one_at_a_time_and_the_next_is_read_meanwhile(tmp_path: Path, monkeypatch) -> None:
+    tiny.folder("llama", tmp_path / "llama")
+    subject = open_streamed(tmp_path / "llama").put_on(CARD)
+    parameters = dict(subject.model.named_parameters())
+    size = {
+        path: sum(p.nbytes for name, p in parameters.items() if name.startswith(f"{path}."))
+        for path in subject.layers()
+    }
+    read: list[str] = []
+    plain = streamed._read
+
+    def note(places: Any) -> Any:
+        read.append(threading.current_thread().name)
+        return plain(places)
+
+    monkeypatch.setattr(streamed, "_read", note)
+    for path in subject.layers():
+        with second_device.watch() as traffic, subject.resident(path):
+            there = [p for p in subject.model.parameters() if not p.is_meta]
+            assert {p.device.type for p in there} == {second_device.NAME}
+            assert sum(p.nbytes for p in there) == size[path], "one block and nothing else"
+        assert sum(moved for _, moved, _ in traffic.uploads) == size[path], "each tensor goes once"
+    assert not read[0].startswith("blocks")
+    assert all(name.startswith("blocks") for name in read[1:])
+    assert len(read) == len(subject.layers())
