@@ -7,6 +7,7 @@ model card, and the evidence of a directory with its report.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import tempfile
@@ -284,9 +285,12 @@ class _Job:
 
         if len(finished) < len(names):
             for result in self._results(directory):
-                if result.name not in finished:
-                    finished[result.name] = distributed.by_first(partial(publish, result))
-                    yield finished[result.name]
+                name = result.name
+                if name not in finished:
+                    finished[name] = distributed.by_first(partial(publish, result))
+                    yield finished[name]
+                del result  # the recipe makes the next one now
+                gc.collect()
         rows = [finished[name] for name in names if name in finished]
 
         def publish_all() -> None:
@@ -312,7 +316,10 @@ class _Job:
         torch.manual_seed(self.seed)
         subject = self.reference.original
         for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-            yield replace(result, notes=(*result.notes, *self.notes))
+            noted = replace(result, notes=(*result.notes, *self.notes))
+            del result
+            yield noted
+            del noted
 
 
 def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:

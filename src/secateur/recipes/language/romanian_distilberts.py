@@ -148,6 +148,7 @@ def romanian_distilberts(
         loyal = run.json(f"loyalty-{budget}", measure)
         notes = tuple(f"loyal to {name}: {text}" for name, text in loyal.items())
         yield Result(str(budget), student, cut, predicted, recovery, notes)
+        del student, objective, measure  # or it would be held beside the next one
 
 
 # ------------------------------------------------------------------------------------------------------------ teachers

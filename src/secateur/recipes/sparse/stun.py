@@ -194,6 +194,7 @@ def stun(
         )
         cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
         yield Result(str(budget), student, cut, {**slim.units("experts").cost(), "weights": after["weights"]}, None, ())
+        del slim, student  # or it would be held beside the next one
 
 
 def check(subject: Mixed, uniform: bool, passes: int) -> None:

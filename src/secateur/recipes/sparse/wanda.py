@@ -104,6 +104,7 @@ def wanda(
             of_norms = partial(_scores, norms)
             blockwise.prune_globally(student, run.folder(f"global-{budget}"), of_norms, share)
         yield blockwise.make_result(subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)))
+        del student  # or it would be held beside the next one
 
 
 def _scores(norms: Mapping[str, Tensor], matrix: Matrix) -> Tensor:
