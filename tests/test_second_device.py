@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import threading
 from collections import Counter
@@ -29,12 +30,14 @@ from secateur import recipes
 from secateur._utils import rundir
 from secateur.data import examples, texts
 from secateur.data.examples import Examples
+from secateur.errors import UnsupportedError
 from secateur.methods import pruning
 from secateur.recover.distillation import mixed, teachers
 from secateur.recover.sparsity import gates, masks, sparsify
 from secateur.recover.training import loop, objectives
 from secateur.retrieval.rerankers import Reranker
 from secateur.runs import keywords
+from secateur.runs.backends.language import Language
 from secateur.runs.measuring import measure
 from secateur.score import random
 from secateur.select import ranking
@@ -302,13 +305,20 @@ def test_transformers_are_measured_on_the_card_as_on_the_cpu(kind: str) -> None:
             assert there[side][name].value == pytest.approx(row[name].value, rel=1e-3, abs=1e-5), (side, name)
 
 
+def blockwise_result(subject: Transformer, folder: Path) -> list[Any]:
+    budgets = [Budget.parse("weights=50%")]
+    with rundir.Run.open(folder, {}) as run:
+        return list(recipes.find("sparsegpt")(subject, texts.read(tiny.chains(60)), budgets, run, samples=4, length=16))
+
+
 @pytest.mark.usefixtures("card")
-def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher() -> None:
+def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(tmp_path: Path) -> None:
     model = tiny.model("llama")
     whole = open_subject(copy.deepcopy(model), tokenizer=tiny.tokenizer())
     places = {"model.embed_tokens": CARD, "model.rotary_emb": CARD, "model.norm": "cpu", "lm_head": "cpu"}
     places |= {f"model.layers.{number}": CARD if number < 2 else "cpu" for number in range(4)}
-    split = open_subject(dispatch_model(model, places, main_device=CARD, force_hooks=True), tokenizer=tiny.tokenizer())
+    dispatch = functools.partial(dispatch_model, force_hooks=True)
+    split = open_subject(dispatch(model, places, main_device=CARD), tokenizer=tiny.tokenizer())
     batch = whole.example(2, 8)
     torch.testing.assert_close(split.forward(batch).prediction.cpu(), whole.forward(batch).prediction)
     student = tiny.model("llama", 1)
@@ -317,6 +327,23 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher() -> None:
     found = loop.train(student, [batch], objective, steps=1, lr=1e-4, frozen=[split.model], progress=False)
     assert found.steps == 1
     assert {tensor.device.type for tensor in split.model.parameters()} == {"card", "meta"}, "it stays where it is"
+
+    backend, prune = Language(), functools.partial(secateur.run, data=tiny.chains(100), out=tmp_path / "out")
+    assert backend.digest(split) == backend.digest(whole)
+    for name, matrix in backend.matrices(split).items():
+        assert torch.equal(matrix.cpu(), backend.matrices(whole)[name]), name
+    with pytest.raises(UnsupportedError, match=r"is offloaded, 20 of its 39 .* give its folder with stream"):
+        prune("wanda", split, budget="weights=50%")
+    with pytest.raises(UnsupportedError, match=r"is offloaded, .* use a recipe that can stream"):
+        prune("minitron", split, budget="params=50%")
+    halves = open_subject(dispatch(tiny.model("llama"), places, main_device="cpu"), tokenizer=tiny.tokenizer())
+    with pytest.raises(UnsupportedError, match=r"is split over card:0 and cpu, and minitron needs it on one device"):
+        prune("minitron", halves, budget="params=50%")
+    assert not (tmp_path / "out").exists()
+    (there,) = blockwise_result(halves, tmp_path / "there")
+    (here,) = blockwise_result(whole, tmp_path / "here")
+    assert there.cut.removed == here.cut.removed
+    assert {p.device.type for p in there.subject.model.parameters()} == {"card", "cpu"}
 
 
 # -------------------------------------------------------------------------------------------------------- commands

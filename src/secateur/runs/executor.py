@@ -149,6 +149,7 @@ def run(
     )  # fmt: skip
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     subject = backend.open(model, device, corpus, inputs)
+    backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
