@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._dynamo.exc import TorchDynamoException
 
 from secateur.errors import TrainingWarning
 from secateur.recover.training.recomputing import find_blocks, replace_forward
@@ -52,6 +51,8 @@ class _Compilation:
 
     def compile(self, module: nn.Module) -> Callable[..., Any]:
         """The forward pass of `module`, compiled as long as that works."""
+        from torch._dynamo.exc import TorchDynamoException  # takes seconds to load
+
         forward = module.forward
         compiled = torch.compile(forward)
 
