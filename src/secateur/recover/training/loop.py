@@ -141,7 +141,8 @@ def train(
             `Recovery.tokens`.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
         evaluate: what `patience` is about; lower is better. Where `patience` or `validation` asks for an evaluation and
-            this is None, it is the objective's mean on a part that `batches.hold_out(share)` gives, each epoch.
+            this is None, it is the objective's mean on a part that `batches.hold_out(share)` gives. With those it is
+            asked each epoch, or ten times in a training of less than two.
         progress: a bar on stderr when that is a terminal, else a line each minute, at each evaluation and at the end.
         title: what the bar and the trackers call this run.
         flops_per_token: training FLOPs per token, the teacher's forward pass included, for `Recovery.flops`.
@@ -175,9 +176,10 @@ def train(
     rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
     rate_at(0)
     if evaluate is None and training.validates:
-        batches, evaluate, epoch = _validation(student, batches, objective, count, training.validation or _VALIDATION)
-        if "evaluate_every" not in asked:
-            evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
+        batches, evaluate = _validation(student, batches, objective, count, training.validation or _VALIDATION)
+    if training.validates and "evaluate_every" not in asked:
+        epoch = len(batches) if hasattr(batches, "__len__") else steps
+        evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
     keep_best = (training.keep or ("best" if training.validates else "last")) == "best"
     if keep_best and evaluate is None:
         raise InputError("keep=best needs an evaluation: set patience or validation too")
@@ -467,8 +469,8 @@ def _validation(
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
     count: Callable[[Batch], Mapping[str, int]],
     share: float,
-) -> tuple[object, Callable[[], float], int]:
-    """(what is left to learn from, the mean objective on the part held out, micro-batches of an epoch)."""
+) -> tuple[object, Callable[[], float]]:
+    """(what is left to learn from, the mean objective on the part held out)."""
     rest: Any
     held_out: Any
     if isinstance(batches, list | tuple) and len(batches) > 1:
@@ -492,7 +494,7 @@ def _validation(
             weight += size
         return total / max(1, weight)
 
-    return rest, evaluate, len(rest)
+    return rest, evaluate
 
 
 def _evaluate_after(epoch: int, steps: int) -> int:
