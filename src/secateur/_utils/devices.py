@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_device", "is_fixed", "move", "offloaded"]
+__all__ = ["find_device", "find_offloaded", "is_fixed", "move"]
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ def is_fixed(model: nn.Module) -> bool:
     return len(placed) > 1 or any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
 
 
-def offloaded(model: nn.Module) -> dict[str, Tensor]:
+def find_offloaded(model: nn.Module) -> dict[str, Tensor]:
     """Name -> values, in main memory or on the disk, of the parameters that Accelerate brings when a module runs."""
     values = dict[str, Tensor]()
     for path, module in model.named_modules():

@@ -715,7 +715,7 @@ def test_an_unknown_optimiser_is_refused():
 
 
 def test_float16_scales_the_loss_and_leaves_out_steps_that_do_not_fit(tmp_path):
-    def train(precision, big=1.0, **how):
+    def train(precision, big=1.0, steps=6, **how):
         torch.manual_seed(0)
         model, kinds = nn.Linear(4, 4), set()
 
@@ -726,7 +726,7 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_do_not_fit(tmp_path):
 
         feed = [torch.eye(4), torch.ones(1, 4)]
         done = loop.train(
-            model, feed, objective, steps=6, lr=0.1 / big, optimizer="sgd", momentum=0, clip=None, progress=False,
+            model, feed, objective, steps=steps, lr=0.1 / big, optimizer="sgd", momentum=0, clip=None, progress=False,
             weight_decay=0.0, precision=precision, count=lambda batch: {"examples": len(batch)}, **how,
         )  # fmt: skip
         return model.weight.detach(), kinds, done
@@ -741,5 +741,5 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_do_not_fit(tmp_path):
     assert torch.isfinite(huge).all()
     state = json.loads(storage.read(tmp_path / "training.safetensors")[1])["state"]
     assert state["scale"] < 2**16, "steps that did not fit were left out"
-    with pytest.raises(NumericalError, match="norm of the gradient is inf at step"):
-        train("fp16", 1e37)
+    with pytest.raises(NumericalError, match=r"norm of the gradient is (inf|nan) at step"):
+        train("fp16", 1e37, 30)

@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +48,7 @@ class _Compilation:
     def __init__(self) -> None:
         self.failed = False
 
-    def compile(self, module: nn.Module) -> Callable[..., Any]:
+    def compile(self, module: nn.Module) -> Callable[..., object]:
         """The forward pass of `module`, compiled as long as that works."""
         from torch._dynamo.exc import TorchDynamoException  # takes seconds to load
 
@@ -57,7 +56,7 @@ class _Compilation:
         compiled = torch.compile(forward)
 
         @wraps(forward)
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def run(*args: object, **kwargs: object) -> object:
             if self.failed:
                 return forward(*args, **kwargs)
             if _is_watched(module):

@@ -13,7 +13,6 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ def recomputing(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replace_forward(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
     """Within the block, `module` runs `forward`, inside of its own hooks."""
     own = vars(module).get("forward")  # Accelerate sets one of the instance
     setattr(module, "forward", forward)  # noqa: B010
@@ -93,7 +92,7 @@ def _find_sequence(model: nn.Module) -> nn.Sequential:
     return max(sequences, key=len, default=nn.Sequential())
 
 
-def _run_in_pieces(sequence: nn.Sequential, x: Any) -> Any:
+def _run_in_pieces(sequence: nn.Sequential, x: object) -> object:
     modules = list(sequence)
     size = math.ceil(len(modules) / math.ceil(math.sqrt(len(modules))))
     for start in range(0, len(modules), size):
@@ -102,17 +101,17 @@ def _run_in_pieces(sequence: nn.Sequential, x: Any) -> Any:
     return x
 
 
-def _run(modules: Sequence[nn.Module], x: Any) -> Any:
+def _run(modules: Sequence[nn.Module], x: object) -> object:
     for module in modules:
         x = module(x)
     return x
 
 
-def _recompute(forward: Callable[..., Any], modules: Sequence[nn.Module]) -> Callable[..., Any]:
+def _recompute(forward: Callable[..., object], modules: Sequence[nn.Module]) -> Callable[..., object]:
     """`forward`, whose activations are not kept where gradients are wanted."""
 
     @wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: object, **kwargs: object) -> object:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         contexts = partial(_contexts, modules)

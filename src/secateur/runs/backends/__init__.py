@@ -277,7 +277,7 @@ def commonest_share(labels: Sequence[object]) -> dict[str, float]:
 
 def hash_model(text: str, model: nn.Module) -> str:
     """sha256 of a text that tells the structure, and of every tensor: the same model wherever it lies."""
-    digest, away = hashlib.sha256(text.encode()), devices.offloaded(model)
+    digest, away = hashlib.sha256(text.encode()), devices.find_offloaded(model)
     for name, tensor in sorted({**model.state_dict(), **away}.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -215,7 +215,7 @@ class Language(TextBackend[Transformer]):
         """Name -> weights [d_out, d_in] of the blocks' matrices; quantised ones as they are multiplied."""
         found = matrices_of.matrices(subject.model, subject.layers()).items()
         if subject.stored is None:
-            away = devices.offloaded(subject.model)
+            away = devices.find_offloaded(subject.model)
             return {
                 name: matrix.view(away[matrix.leaf]) if matrix.leaf in away else matrix.weight for name, matrix in found
             }
