@@ -59,6 +59,9 @@ def plain() -> nn.Module:
 TOYS: Mapping[str, Callable[[], Toy]] = {
     "minitron": lambda: language("llama", "params=75%", steps=4, short_steps=2, candidates=2, calibration=32),
     "ziplm": lambda: language("bert", "params=75%", steps=4, calibration=32, trials=4, judged=16),
+    "shortgpt": lambda: language("llama", "params=75%", steps=4, samples=16),
+    "llm_pruner": lambda: language("llama", "params=80%", steps=4, samples=2),
+    "slicegpt": lambda: language("llama", "params=90%", steps=4, samples=16),
     "romanian_distilberts": lambda: language("masked", "params=80%", steps=4),
     "ast": lambda: language("llama", "pattern=2:4", steps=6, refresh=2, slorb=8),
     "slimmoe": lambda: language("mixtral", "params=70%", steps=6, calibration=16, stages="2"),
