@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import dispatch_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,17 +30,20 @@ from secateur import recipes
 from secateur._utils import rundir
 from secateur.data import examples, texts
 from secateur.data.examples import Examples
+from secateur.errors import UnsupportedError
 from secateur.methods import pruning
 from secateur.recover.distillation import mixed, teachers
 from secateur.recover.sparsity import gates, masks, sparsify
 from secateur.recover.training import loop, objectives
 from secateur.retrieval.rerankers import Reranker
 from secateur.runs import keywords
+from secateur.runs.backends.language import Language
 from secateur.runs.measuring import measure
 from secateur.score import random
 from secateur.select import ranking
-from secateur.subjects import Traced, Transformer, open_subject, open_traced
+from secateur.subjects import Traced, Transformer, open_streamed, open_subject, open_traced
 from secateur.subjects.network.detectors import open_detector
+from secateur.subjects.transformer import streamed
 from secateur.vocabulary import Budget
 
 CARD = second_device.DEVICE
@@ -299,13 +305,20 @@ def test_transformers_are_measured_on_the_card_as_on_the_cpu(kind: str) -> None:
             assert there[side][name].value == pytest.approx(row[name].value, rel=1e-3, abs=1e-5), (side, name)
 
 
+def blockwise_result(subject: Transformer, folder: Path) -> list[Any]:
+    budgets = [Budget.parse("weights=50%")]
+    with rundir.Run.open(folder, {}) as run:
+        return list(recipes.find("sparsegpt")(subject, texts.read(tiny.chains(60)), budgets, run, samples=4, length=16))
+
+
 @pytest.mark.usefixtures("card")
-def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher() -> None:
+def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(tmp_path: Path) -> None:
     model = tiny.model("llama")
     whole = open_subject(copy.deepcopy(model), tokenizer=tiny.tokenizer())
     places = {"model.embed_tokens": CARD, "model.rotary_emb": CARD, "model.norm": "cpu", "lm_head": "cpu"}
     places |= {f"model.layers.{number}": CARD if number < 2 else "cpu" for number in range(4)}
-    split = open_subject(dispatch_model(model, places, main_device=CARD, force_hooks=True), tokenizer=tiny.tokenizer())
+    dispatch = functools.partial(dispatch_model, force_hooks=True)
+    split = open_subject(dispatch(model, places, main_device=CARD), tokenizer=tiny.tokenizer())
     batch = whole.example(2, 8)
     torch.testing.assert_close(split.forward(batch).prediction.cpu(), whole.forward(batch).prediction)
     student = tiny.model("llama", 1)
@@ -314,6 +327,23 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher() -> None:
     found = loop.train(student, [batch], objective, steps=1, lr=1e-4, frozen=[split.model], progress=False)
     assert found.steps == 1
     assert {tensor.device.type for tensor in split.model.parameters()} == {"card", "meta"}, "it stays where it is"
+
+    backend, prune = Language(), functools.partial(secateur.run, data=tiny.chains(100), out=tmp_path / "out")
+    assert backend.digest(split) == backend.digest(whole)
+    for name, matrix in backend.matrices(split).items():
+        assert torch.equal(matrix.cpu(), backend.matrices(whole)[name]), name
+    with pytest.raises(UnsupportedError, match=r"is offloaded, 20 of its 39 .* give its folder with stream"):
+        prune("wanda", split, budget="weights=50%")
+    with pytest.raises(UnsupportedError, match=r"is offloaded, .* use a recipe that can stream"):
+        prune("minitron", split, budget="params=50%")
+    halves = open_subject(dispatch(tiny.model("llama"), places, main_device="cpu"), tokenizer=tiny.tokenizer())
+    with pytest.raises(UnsupportedError, match=r"is split over card:0 and cpu, and minitron needs it on one device"):
+        prune("minitron", halves, budget="params=50%")
+    assert not (tmp_path / "out").exists()
+    (there,) = blockwise_result(halves, tmp_path / "there")
+    (here,) = blockwise_result(whole, tmp_path / "here")
+    assert there.cut.removed == here.cut.removed
+    assert {p.device.type for p in there.subject.model.parameters()} == {"card", "cpu"}
 
 
 # -------------------------------------------------------------------------------------------------------- commands
@@ -502,3 +532,68 @@ def test_passes_over_the_data_run_where_training_would(tmp_path: Path, monkeypat
     result = run_toy("nd_loss", tmp_path, on_card=False, monkeypatch=monkeypatch)
     assert seen == [second_device.NAME] * 2
     assert {tensor.device.type for tensor in result.subject.model.parameters()} == {"cpu"}
+
+
+# ------------------------------------------------------------------------------------------------------- streaming
+
+
+@pytest.mark.usefixtures("card")
+def test_a_streamed_model_is_pruned_and_measured_there_as_it_is_on_the_cpu(tmp_path: Path) -> None:
+    tiny.folder("llama", tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(60)))
+    rows = []
+    for name, device in (("cpu", None), ("card", CARD)):
+        rows += secateur.run(
+            "sparsegpt", str(tmp_path / "model"), budget="weights=60%", data=str(tmp_path / "texts.txt"),
+            out=tmp_path / name, stream=True, device=device, length=16, samples=4,
+        )  # fmt: skip
+    here, there = rows
+    assert there.settings["device"] == CARD
+    assert there.cut.removed == here.cut.removed
+    for name in ("perplexity", "params", "flops", "zeros"):
+        assert there.after[name].value == pytest.approx(here.after[name].value, rel=1e-4), name
+    for file in (tmp_path / "cpu").glob("*.safetensors"):
+        theirs = load_file(tmp_path / "card" / file.name)
+        for name, tensor in load_file(file).items():
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("card")
+def test_experts_are_left_out_of_blocks_that_are_read_there(tmp_path: Path) -> None:
+    tiny.folder("mixtral", tmp_path / "mixtral")
+    subject = open_streamed(tmp_path / "mixtral")
+    units = subject.units("experts")
+    selection = ranking.by_budget(units, random.scores(units, 0), Budget.parse("params=70%"))
+    for name, place in (("cpu", "cpu"), ("card", CARD)):
+        subject.put_on(place).cut(selection)[0].save(tmp_path / f"{name}-saved")
+    for file in (tmp_path / "cpu-saved").glob("*.safetensors"):
+        theirs = load_file(tmp_path / "card-saved" / file.name)
+        assert all(torch.equal(theirs[name], tensor) for name, tensor in load_file(file).items())
+
+
+@pytest.mark.usefixtures("card")
+def test_blocks_go_there_one_at_a_time_and_the_next_is_read_meanwhile(tmp_path: Path, monkeypatch) -> None:
+    tiny.folder("llama", tmp_path / "llama")
+    subject = open_streamed(tmp_path / "llama").put_on(CARD)
+    parameters = dict(subject.model.named_parameters())
+    size = {
+        path: sum(p.nbytes for name, p in parameters.items() if name.startswith(f"{path}."))
+        for path in subject.layers()
+    }
+    read: list[str] = []
+    plain = streamed._read
+
+    def note(places: Any) -> Any:
+        read.append(threading.current_thread().name)
+        return plain(places)
+
+    monkeypatch.setattr(streamed, "_read", note)
+    for path in subject.layers():
+        with second_device.watch() as traffic, subject.resident(path):
+            there = [p for p in subject.model.parameters() if not p.is_meta]
+            assert {p.device.type for p in there} == {second_device.NAME}
+            assert sum(p.nbytes for p in there) == size[path], "one block and nothing else"
+        assert sum(moved for _, moved, _ in traffic.uploads) == size[path], "each tensor goes once"
+    assert not read[0].startswith("blocks")
+    assert all(name.startswith("blocks") for name in read[1:])
+    assert len(read) == len(subject.layers())

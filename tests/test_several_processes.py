@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import os
 import signal
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,75 +22,23 @@ from torch.distributed.tensor import DTensor
 import processes
 import secateur
 import tiny
-import yolo
-from recipes.vision import nets
+import trainings
 from recover import students
 from secateur import cli, recipes
 from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.data.examples import Examples
 from secateur.recover.training import loop
 from secateur.reports import evidence
 from secateur.runs import keywords
-from secateur.subjects import Traced, open_streamed, open_subject
-from secateur.subjects.network import detectors
+from secateur.subjects import open_streamed, open_subject
 from secateur.vocabulary import Budget
 
-SMALL = {"length": 16, "train_batch": 4}
-QUICK = {"batch": 8, "epochs": 1.0}
-Toy = tuple[Any, Any, str, dict[str, Any]]
-
-
-def language(kind: str, budget: str, **options: Any) -> Toy:
-    subject = open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
-    return subject, texts.read(tiny.chains(200)), budget, {**SMALL, **options}
-
-
-def network(budget: str, model: nn.Module | None = None, count: int = 64, **options: Any) -> Toy:
-    return nets.opened(model or nets.vgg()), nets.data(count), budget, {**QUICK, **options}
-
-
-@functools.cache
-def opened_detector() -> tuple[Traced, Examples]:
-    images = yolo.squares(8)
-    return detectors.open_detector(yolo.tiny(), images.inputs[:1]), images
-
-
-def detector(**options: Any) -> Toy:
-    stages = dict.fromkeys(("sparse_epochs", "finetune_epochs", "distil_epochs"), 1.0)
-    return *opened_detector(), "channels=60%", {"batch": 2, **stages, **options}
-
-
-def plain() -> nn.Module:
-    """No batch norm, whose statistics would be those of one process's part of the batch."""
-    torch.manual_seed(0)
-    inner = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*inner, nn.Flatten(), nn.Linear(128, 4))
-
-
-TOYS: Mapping[str, Callable[[], Toy]] = {
-    "minitron": lambda: language("llama", "params=75%", steps=4, short_steps=2, candidates=2, calibration=32),
-    "ziplm": lambda: language("bert", "params=75%", steps=4, calibration=32, trials=4, judged=16),
-    "romanian_distilberts": lambda: language("masked", "params=80%", steps=4),
-    "shortgpt": lambda: language("llama", "params=75%", steps=4, samples=16),
-    "llm_pruner": lambda: language("llama", "params=80%", steps=4, samples=2),
-    "slicegpt": lambda: language("llama", "params=90%", steps=4, samples=16),
-    "ast": lambda: language("llama", "pattern=2:4", steps=6, refresh=2, slorb=8),
-    "slimmoe": lambda: language("mixtral", "params=70%", steps=6, calibration=16, stages="2"),
-    "otov3": lambda: network("channels=60%"),
-    "consensus_polarization": lambda: network("channels=60%", plain(), 71),
-    "gpusq_vit": lambda: network("pattern=2:4", nets.vit(), quantise_epochs=1.0, least=8, calibration="entropy"),
-    "rethinking_pruning_value": lambda: network("channels=60%", epochs=2, scratch="E"),
-    "nd_loss": lambda: network("channels=60%"),
-    "yolov4_group_sad": lambda: detector(layer_keep=0.0, least=2, fractions=(0.5,) * 7),
-    "yolov8_cwd": lambda: detector(least=2),
-}
 WHOLE = ("consensus_polarization",)
 """What is a mean over the whole batch: one process has batches of twice the size in place of two micro-batches."""
 
 
-def run(name: str, toy: Toy, folder: Path, *, together: bool) -> dict[str, Any]:
+def run(name: str, toy: trainings.Toy, folder: Path, *, together: bool) -> dict[str, Any]:
     """What a run found, and its files."""
     torch.manual_seed(0)
     subject, data, budget, options = toy
@@ -113,9 +59,9 @@ def files(root: Path) -> set[str]:
     return {str(path.relative_to(root)) for path in root.rglob("*")}
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", trainings.TOYS)
 def test_two_processes_train_as_one_with_the_same_global_batch(name: str, tmp_path: Path) -> None:
-    toy = TOYS[name]()
+    toy = trainings.TOYS[name]()
 
     def work() -> None:
         torch.save(run(name, toy, tmp_path / "two", together=True), tmp_path / os.environ["RANK"])

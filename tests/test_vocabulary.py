@@ -326,7 +326,7 @@ def test_training_is_merged_field_by_field() -> None:
     [
         ("accumulate=0", "accumulate"),
         ("accumulate=1.5", "accumulate"),
-        ("precision=fp8", "precision=fp8: give auto, bf16 or fp32"),
+        ("precision=fp8", "precision=fp8: give auto, bf16, fp16 or fp32"),
         ("clip=-1", "clip"),
         ("speed=2", "no setting 'speed'"),
         ("accumulate", "name=value"),

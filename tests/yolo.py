@@ -137,7 +137,7 @@ class Yolo(nn.Module):
             true = torch.stack([targets[i]["boxes"][j] for i, j in zip(image.tolist(), index.tolist(), strict=True)])
             kinds = torch.stack([targets[i]["labels"][j] for i, j in zip(image.tolist(), index.tolist(), strict=True)])
             overlap, iou = _giou(boxes[image, place], true)
-            wanted[image, place, kinds] = iou.detach().clamp(min=0.3)
+            wanted[image, place, kinds] = iou.detach().clamp(min=0.3).to(wanted)
             box = (1 - overlap).sum()
         else:
             box = boxes.sum() * 0

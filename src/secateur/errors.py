@@ -16,6 +16,7 @@
 
     MendedWarning                 no error: something on disk was damaged, and is made anew
     DataWarning                   no error: a part of the data is passed over, or cut
+    TrainingWarning               no error: training goes on without an option that can't be had
 
 Each message says what was given, what was expected and what to do, in one line.
 """
@@ -40,6 +41,7 @@ __all__ = [
     "RunError",
     "SecateurError",
     "ServerError",
+    "TrainingWarning",
     "UnknownRecipeError",
     "UnsupportedError",
     "opening",
@@ -110,6 +112,10 @@ class MendedWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """A part of the data is passed over, or cut; no error, and one line for users of the command line."""
+
+
+class TrainingWarning(UserWarning):
+    """Training goes on without an option that this model or machine can't have."""
 
 
 @contextmanager

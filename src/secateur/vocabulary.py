@@ -445,7 +445,7 @@ class Training:
     weight_decay: float | None = None
     """On matrices only; norms and biases are spared."""
     optimizer: str | None = None
-    """adamw or sgd."""
+    """adamw, adamw8bit (moments in eight bits; needs torchao) or sgd."""
     momentum: float | None = None
     """Of SGD, in Nesterov's form."""
     betas: tuple[float, float] | None = None
@@ -455,7 +455,13 @@ class Training:
     clip: float | None = None
     """Largest L2 norm of the gradient; infinity for no limit."""
     precision: str | None = None
-    """bf16 (autocast, weights stay float32), fp32, or auto: bf16 on a GPU that has it."""
+    """bf16 or fp16 (autocast, weights stay float32), fp32, or auto: bf16 on a GPU that has it."""
+    ema: float | None = None
+    """Decay of an average of the weights, such as 0.999: it is what is evaluated and what training ends with."""
+    checkpointing: bool | None = None
+    """Compute activations inside of blocks again in place of keeping them: less memory, a third more time."""
+    compile: bool | None = None
+    """Run the student through torch.compile, where it can be."""
     patience: int | None = None
     """Evaluations without a new best after which training stops."""
     validation: float | None = None
@@ -516,7 +522,7 @@ class Training:
             try:
                 values[name] = setting.read(value)
                 replace(self, **{name: values[name]})
-            except (TypeError, ValueError, OverflowError, InputError) as error:
+            except (TypeError, ValueError, KeyError, OverflowError, InputError) as error:
                 raise InputError(f"training setting {name}={value}: give {setting.wanted}") from error
         return replace(self, **values)
 
@@ -532,6 +538,11 @@ def _whole(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():  # of which `int` would cut something off
         raise ValueError(value)
     return int(value)
+
+
+def _switch(value: Any) -> bool:
+    switches = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    return switches[str(value).lower()]
 
 
 def _limit(value: Any) -> float:
@@ -559,16 +570,19 @@ def _choice(*names: str) -> _Setting:
     return _Setting(str, lambda value: value in names, f"{', '.join(names[:-1])} or {names[-1]}")
 
 
+_SWITCH = _Setting(_switch, lambda value: isinstance(value, bool), "true or false")
 _AMOUNT = _Setting(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 _SETTINGS = {
     "steps": _counts(0),
     **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every"), _counts(1)),
     **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
-    "optimizer": _choice("adamw", "sgd"),
+    "optimizer": _choice("adamw", "adamw8bit", "sgd"),
+    "ema": _Setting(float, lambda value: 0 < value < 1, "a number between 0 and 1, such as 0.999"),
+    **dict.fromkeys(("checkpointing", "compile"), _SWITCH),
     "validation": _Setting(float, lambda value: 0 < value < 1, "a share between 0 and 1"),
     "keep": _choice("best", "last"),
-    "precision": _choice("auto", "bf16", "fp32"),
+    "precision": _choice("auto", "bf16", "fp16", "fp32"),
     "betas": _Setting(lambda value: tuple(map(float, parse_list(value))), lambda value: len(value) == 2, "two numbers"),
     "clip": _Setting(_limit, lambda value: value > 0, "a number above 0, or none for no limit"),
     "trackers": _Setting(_names, lambda value: isinstance(value, list | tuple), "names, joined by +"),

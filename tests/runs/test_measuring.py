@@ -18,7 +18,7 @@ from secateur.runs import executor, measuring
 from secateur.runs.backends.language import Language
 from secateur.runs.measuring import _off_pattern, _zeros_notes
 from secateur.select import pattern, weights
-from secateur.subjects import matrices
+from secateur.subjects import matrices, open_subject
 from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Figure, Pattern, Result
 
@@ -291,3 +291,16 @@ def test_a_run_is_measured_where_it_was_asked_for(places, tmp_path):
     with pytest.raises(UnsupportedError, match="has no cache"):
         executor.run("ziplm", places / "bert", out=tmp_path / "b", **{**how, "budget": "speedup=2x"})
     assert not (tmp_path / "b").exists()
+
+
+def test_a_model_that_comes_from_training_is_measured_without_dropout(places):
+    """Its mode is its own again afterwards: a loop goes on with it."""
+    model = tiny.model("bert")
+    subject, other = (open_subject(each, tokenizer=tiny.tokenizer()) for each in (model, copy.deepcopy(model)))
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    found = measuring.measure(subject, other, str(places / "texts.txt"), batch=1, length=8)
+    assert found["both"]["cosine"].value == pytest.approx(1.0)
+    assert all(module.training for module in model.modules())

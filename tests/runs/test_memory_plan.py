@@ -136,3 +136,21 @@ def test_what_can_not_be_planned_is_refused(tmp_path: Path) -> None:
 
 def test_a_machine_has_memory() -> None:
     assert memory_plan.available() > 2**28
+
+
+def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "Small", 64, 6, weights=False)
+
+    def plan(training: str, device: str = "cpu") -> float:
+        whole = memory_plan.estimate(folder, share=1.0, batch=8, length=64, device=device, training=training)
+        return whole.training / (1.0 + memory_plan.HEAP["training"] * (device == "cpu"))
+
+    params = memory_plan.estimate(folder, share=1.0).params
+    plain = plan("")
+    assert plan("ema=0.999") - plain == pytest.approx(4 * params, rel=0.01), "one more copy"
+    assert plain - plan("optimizer=adamw8bit") == pytest.approx(6 * params, rel=0.02), "two bytes in place of eight"
+    assert plain - plan("optimizer=sgd") == pytest.approx(4 * params, rel=0.01), "one moment"
+    assert plan("checkpointing=true") < plain - 0.4 * (plain - 16 * params), "activations of one block and its inputs"
+    assert plan("precision=fp32", "cuda") > plan("", "cuda"), "bfloat16 is a card's default"
+    with pytest.raises(InputError, match="training has no setting 'emma'"):
+        plan("emma=0.9")

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_device", "is_fixed", "move"]
+__all__ = ["find_device", "find_offloaded", "is_fixed", "move"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,19 @@ def is_fixed(model: nn.Module) -> bool:
     """Whether the model can't be moved: Accelerate has split it over devices, or bitsandbytes has quantised it."""
     placed = set((getattr(model, "hf_device_map", None) or {}).values())
     return len(placed) > 1 or any(getattr(model, f"is_loaded_in_{bits}bit", False) for bits in (4, 8))
+
+
+def find_offloaded(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> values, in main memory or on the disk, of the parameters that Accelerate brings when a module runs."""
+    values = dict[str, Tensor]()
+    for path, module in model.named_modules():
+        stored = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
+        if stored is None:
+            continue
+        for leaf, parameter in module.named_parameters():
+            if parameter.is_meta and leaf in stored:
+                values[f"{path}.{leaf}" if path else leaf] = stored[leaf]
+    return values
 
 
 def move(batch: T, to: torch.device | nn.Module | Tensor) -> T:

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import InputError
 
-__all__ = ["check_device", "evaluating", "move_to_device", "restore_modes"]
+__all__ = ["check_device", "evaluating", "find_place", "move_to_device", "restore_modes"]
 
 
 @contextmanager
@@ -37,10 +37,15 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 def check_device(device: str) -> None:
     """Raise `InputError` for a device that does not exist, is not available, or holds no values (meta)."""
+    find_place(device)
+
+
+def find_place(device: str) -> torch.device:
+    """The device of that name, with its number where it has several. Raises `InputError` as `check_device` does."""
     with _explain_device_errors(device):
         if torch.device(device).type == "meta":
             raise RuntimeError("it holds shapes and no values; give cpu or cuda")
-        torch.empty(1, device=device)
+        return torch.empty(1, device=device).device
 
 
 def move_to_device(model: nn.Module, device: str) -> None:

@@ -23,7 +23,7 @@ import typer
 
 from secateur import __version__
 from secateur._utils import workers
-from secateur.errors import DataWarning, MendedWarning, SecateurError
+from secateur.errors import DataWarning, MendedWarning, SecateurError, TrainingWarning
 
 __all__ = ["main"]
 
@@ -82,17 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _showing_mended() -> Iterator[None]:
-    """Print warnings of what was mended, or left out of data, as notes, whatever becomes of other warnings."""
+    """Print warnings of what was mended, or left out of data or training, as notes, whatever becomes of others."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", MendedWarning)
         warnings.simplefilter("default", DataWarning)
+        warnings.simplefilter("default", TrainingWarning)
         show_other = warnings.showwarning
 
         def show(
             message: Warning | str, category: type[Warning], filename: str, lineno: int,
             file: TextIO | None = None, line: str | None = None,
         ) -> None:  # fmt: skip
-            if issubclass(category, (MendedWarning, DataWarning)):
+            if issubclass(category, (MendedWarning, DataWarning, TrainingWarning)):
                 print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
             else:
                 show_other(message, category, filename, lineno, file, line)

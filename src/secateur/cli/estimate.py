@@ -17,7 +17,7 @@ _STAGES = {
     "score": "score: a forward pass over 16 sequences",
     "gradients": "score by gradients, reduced one by one",
     "cut": "cut: the original and its student",
-    "training": "training: AdamW, and the original as the teacher",
+    "training": "training, with the original as the teacher",
 }
 
 

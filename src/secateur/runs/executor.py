@@ -7,6 +7,7 @@ model card, and the evidence of a directory with its report.
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import tempfile
@@ -161,6 +162,7 @@ def run(
     )  # fmt: skip
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     subject = backend.open(model, device, corpus, inputs)
+    backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
@@ -310,9 +312,12 @@ class _Job:
 
         if len(finished) < len(names):
             for result in self._results(directory):
-                if result.name not in finished:
-                    finished[result.name] = distributed.by_first(partial(publish, result))
-                    yield finished[result.name]
+                name = result.name
+                if name not in finished:
+                    finished[name] = distributed.by_first(partial(publish, result))
+                    yield finished[name]
+                del result  # the recipe makes the next one now
+                gc.collect()
         rows = [finished[name] for name in names if name in finished]
 
         def publish_all() -> None:
@@ -338,7 +343,10 @@ class _Job:
         torch.manual_seed(self.seed)
         subject = self.reference.original
         for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-            yield replace(result, notes=(*result.notes, *self.notes))
+            noted = replace(result, notes=(*result.notes, *self.notes))
+            del result
+            yield noted
+            del noted
 
 
 def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from secateur._utils.modes import evaluating
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency, memory, sparsity
@@ -47,6 +48,13 @@ def with_threads(environment: latency.Environment) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _evaluating(*subjects: object) -> AbstractContextManager[None]:
+    """Have the models of subjects in evaluation mode, without dropout: one in memory may come from its training."""
+    models = [getattr(subject, "model", None) for subject in subjects]
+    heads = [module for subject in subjects for module in getattr(subject, "head", ())]
+    return evaluating(*(model for model in [*models, *heads] if isinstance(model, nn.Module)))
+
+
 def check_judges(row: Evidence, held_out: Data | None, arm: Evidence | None = None) -> None:
     """Refuse held-out data, before an `arm` is made or of one that was, on which the run's result was not measured."""
     digest = row.settings.get("held_out_sha256")
@@ -67,6 +75,10 @@ class Reference:
 
     def compare(self, student: Subject) -> tuple[Row, Row, Row, list[str]]:
         """(before, after, what the two give together, notes on what can't be measured)."""
+        with _evaluating(self.original, student):
+            return self._compare(student)
+
+    def _compare(self, student: Subject) -> tuple[Row, Row, Row, list[str]]:
         backend, environment, notes = self.backend, self.environment, list[str]()
         example = backend.make_example(self.original, environment)
         before, after = backend.sizes(self.original, example), backend.sizes(student, example)
@@ -168,7 +180,7 @@ class Reference:
     def _quality(self, student: Subject, data: Data) -> tuple[Row, Row, Row]:
         """As `Backend.compare`, on the device of the environment."""
         original, student = (self.backend.place(each, self.environment) for each in (self.original, student))
-        with self.environment.active():
+        with _evaluating(original, student), self.environment.active():
             return self.backend.compare(original, student, data, self.environment)
 
     def _measure_judged(self, result: Result, before: Row, after: Row) -> list[str]:
@@ -398,9 +410,11 @@ def measure(
         end = f" {names[number]}" if several else ""
         rows |= {"model": after | rows["model"], f"against{end}": before | run_tasks(other), f"both{end}": both}
     if several and corpus is not None:
-        rows |= ensembles.measure_ensemble(backend, subject, others, corpus, here)
+        with _evaluating(subject, *others):
+            rows |= ensembles.measure_ensemble(backend, subject, others, corpus, here)
     if not others:
-        rows["model"] = _alone(backend, subject, corpus, place)
+        with _evaluating(subject):
+            rows["model"] = _alone(backend, subject, corpus, place)
     return rows | {"model": rows["model"] | run_tasks(subject)}
 
 

@@ -7,7 +7,8 @@ of any architecture are counted and not guessed; weights, moments of the optimis
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from transformers.initialization import no_init_weights
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.measure import memory
 from secateur.recover.training import objectives
+from secateur.recover.training.recomputing import recomputing
 from secateur.reports import display
 from secateur.runs import keywords
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
 from secateur.subjects.transformer.loading import open_outline
+from secateur.vocabulary import Training
 
 __all__ = ["SCORED", "MemoryPlan", "available", "describe", "estimate", "outline", "plan_memory"]
 
@@ -34,7 +37,7 @@ _WORDS = {
     "cut": "cutting",
     "training": "training",
 }
-HEAP = {"score": 0.12, "training": 0.25}
+HEAP = {"score": 0.12, "training": 0.28}
 """Stage -> what a process takes on a CPU beyond its tensors, as a share of them, and at most a gibibyte: freed
 activations leave holes in the heap, but tensors above 32 MiB go back at once. Measured on Llamas of 8 to 24 million
 parameters."""
@@ -48,7 +51,8 @@ class MemoryPlan:
 
     score: a forward pass over 16 sequences. gradients: the same with a loss and its gradients, reduced one by one, as
     the taylor scores take them. cut: the original and the student that is cut from it. training: the student in
-    float32, its gradients and AdamW's two moments, and the original, which teaches it.
+    float32, its gradients, what the optimiser keeps of it and an average where there is one, and the original, which
+    teaches it; activations in bfloat16 on a card, unless training says otherwise.
     """
 
     model: str
@@ -75,7 +79,13 @@ def available(device: str | torch.device = "cpu") -> float:
 
 
 def estimate(
-    model: str | Path, *, share: float = 0.5, batch: int = 16, length: int = 128, device: str = "cpu"
+    model: str | Path,
+    *,
+    share: float = 0.5,
+    batch: int = 16,
+    length: int = 128,
+    device: str = "cpu",
+    training: str = "",
 ) -> MemoryPlan:
     """What scoring, cutting and training the model at `model` take, from its config.json: no weights are read.
 
@@ -85,7 +95,9 @@ def estimate(
         batch: sequences of a training step's micro-batch.
         length: tokens per sequence.
         device: where it would run, such as cuda.
+        training: what else it is trained with, such as optimizer=adamw8bit,checkpointing=true,ema=0.999.
     """
+    how = Training().merge(training)
     if not 0.0 < share <= 1.0:
         raise InputError(f"share={share:g} is not above 0 and at most 1: give the share of parameters that stays")
     keywords.check_counts(batch=batch, length=length)
@@ -94,7 +106,9 @@ def estimate(
     except RuntimeError as error:
         raise InputError(f"device={device!r} is no device of torch: give cpu or cuda") from error
     name = Path(model).parent.name if Path(model).name == "config.json" else Path(model).name
-    return plan_memory(lambda: open_outline(model), name, share=share, batch=batch, length=length, device=device)
+    return plan_memory(
+        lambda: open_outline(model), name, share=share, batch=batch, length=length, device=device, training=how
+    )
 
 
 def plan_memory(
@@ -105,13 +119,14 @@ def plan_memory(
     batch: int,
     length: int,
     device: str = "cpu",
+    training: Training = Training(),
 ) -> MemoryPlan:
     """The plan for the model that `make` gives when it is called in `memory.simulate`; see `estimate`.
 
     Raises `UnsupportedError` for a model whose forward pass can't be run without values.
     """
     try:
-        return _plan_memory(make, name, share=share, batch=batch, length=length, device=device)
+        return _plan_memory(make, name, share=share, batch=batch, length=length, device=device, how=training)
     except SecateurError:
         raise
     except Exception as error:
@@ -122,7 +137,14 @@ def plan_memory(
 
 
 def _plan_memory(
-    make: Callable[[], Transformer], name: str, *, share: float, batch: int, length: int, device: str
+    make: Callable[[], Transformer],
+    name: str,
+    *,
+    share: float,
+    batch: int,
+    length: int,
+    device: str,
+    how: Training,
 ) -> MemoryPlan:
     with memory.simulate() as ledger:
         subject = _with_even_experts(make())
@@ -134,17 +156,40 @@ def _plan_memory(
         teacher, student = _with_even_experts(make()), _with_even_experts(make())
         _widen(student.model)
         trained = list(student.model.parameters())
-        moments = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
-        held = [*trained, *student.model.buffers(), *teacher.model.parameters(), *teacher.model.buffers(), *moments]
-        training = _peak(ledger, held, lambda: _train(student, teacher, batch, length))
-    kept = 16.0 * params  # float32 weights, gradients, and two moments
+        beside = _bytes_beside(how)
+        state = [torch.zeros(round(beside * parameter.numel()), dtype=torch.uint8) for parameter in trained]
+        held = [*trained, *student.model.buffers(), *teacher.model.parameters(), *teacher.model.buffers(), *state]
+        with _forward_passes(student.model, how, torch.device(device)):
+            training = _peak(ledger, held, lambda: _train(student, teacher, batch, length))
+    kept = (8.0 + beside) * params  # float32 weights and gradients, and what stands beside them
     # torch's AdamW updates all tensors at once on a card, for which it takes as much again as the weights.
-    step = weights + kept * share * (1.25 if torch.device(device).type == "cuda" else 1.0)
+    at_once = 4.0 * params if torch.device(device).type == "cuda" and (how.optimizer or "adamw") == "adamw" else 0.0
+    step = weights + (kept + at_once) * share
     training = max(training - (1.0 - share) * kept, step)
     if torch.device(device).type == "cpu":
         score += min(HEAP["score"] * score, 2.0**30)
         training += min(HEAP["training"] * training, 2.0**30)
     return MemoryPlan(name, params, weights, score, gradients, weights * (1.0 + share), training)
+
+
+def _bytes_beside(how: Training) -> float:
+    """Bytes for each trained number beside its weight and gradient: moments of the optimiser, averaged weights."""
+    sgd = 0.0 if how.momentum == 0 else 4.0
+    moments = {"sgd": sgd, "adamw8bit": 2.0 + 8.0 / 256}  # a scale for each block of 256, of both moments
+    return moments.get(how.optimizer or "adamw", 8.0) + (4.0 if how.ema else 0.0)
+
+
+@contextmanager
+def _forward_passes(student: nn.Module, how: Training, device: torch.device) -> Iterator[None]:
+    """Within the block, passes run as in the loop: in its number type, activations kept or not."""
+    precision = how.precision or "auto"
+    narrow = torch.float16 if precision == "fp16" else torch.bfloat16
+    enabled = precision in ("bf16", "fp16") or (precision == "auto" and device.type == "cuda")
+    with (
+        recomputing(student) if how.checkpointing else nullcontext(),
+        torch.autocast("cpu", narrow, enabled=enabled),
+    ):
+        yield
 
 
 def outline(subject: Transformer) -> Transformer:

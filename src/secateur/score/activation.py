@@ -195,7 +195,7 @@ def sum_scores(scores: Mapping[str, Tensor]) -> Tensor:
     columns = list(scores.values())
     if not columns or any(column.shape != columns[0].shape for column in columns):
         raise InputError(f"scores to sum must have one shape, got {[tuple(column.shape) for column in columns]}")
-    return torch.stack(columns).sum(0)
+    return torch.stack([column.to(columns[0].device) for column in columns]).sum(0)
 
 
 class _OverSamples:

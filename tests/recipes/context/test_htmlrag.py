@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 import toys
+import trainings
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.errors import DataError, InfeasibleError, InputError
@@ -311,3 +312,16 @@ def toy(_):
         "output": partial(toys.written, texts=[*facts, filler]),
         "quality": lambda page: float("ammag" in page.to_text()),
     }
+
+
+def test_what_training_is_asked_for_is_in_force(tmp_path):
+    rows = [
+        {"question": "Where?", "documents": ["<div><p>no.</p><p>The answer is Here!</p></div>"], "answers": ["here"]}
+    ]
+
+    def run(training):
+        with Run.open(tmp_path / str(len(list(tmp_path.iterdir()))), {}) as into:
+            how = {"training": training, "epochs": 2.0, "accumulate": 1, "windows": (512,), "rates": (1.0,)}
+            keywords.call(module.train, local(512), rows, into, **how)
+
+    trainings.check_options(run)

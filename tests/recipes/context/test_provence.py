@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import keeper
 import tiny
 import toys
+import trainings
 from chat_server import served, speaking
 from keeper import WORDS, NoCheckpoints, fresh, lesson, sentence, taught, train
 from secateur._utils.rundir import Run, Transient
@@ -346,3 +347,11 @@ def toy(_):
         "output": partial(toys.written, texts=[text for part in parts for text in part]),
         "quality": lambda passages: float(gold in passages.to_text()),
     }
+
+
+def test_what_training_is_asked_for_is_in_force(tmp_path):
+    def run(training):
+        with Run.open(tmp_path / str(len(list(tmp_path.iterdir()))), {}) as into:
+            train(fresh(), lesson(8, 0), into, training=training, batch=4, longest=32, held_out=0.0)
+
+    trainings.check_options(run)

@@ -17,6 +17,7 @@ from torch import nn
 import secateur
 import small_vision as vision
 import toys
+import trainings
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
@@ -508,3 +509,11 @@ def test_images_of_the_target_become_inputs_as_those_of_the_source(tmp_path, mon
     assert json.loads((tmp_path / "out" / "work" / "transfer-classes=67%.json").read_text()).keys() == {
         "linear probe", "full fine-tuning",
     }  # fmt: skip
+
+
+def test_what_training_is_asked_for_is_in_force(tmp_path, files):
+    def run(training):
+        out, few = tmp_path / str(len(list(tmp_path.iterdir()))), {"surrogate_epochs": 1, "probe_epochs": 1}
+        results(out, files, training=training, epochs=1, tune_epochs=1, **few)
+
+    trainings.check_options(run)

@@ -18,6 +18,7 @@ import processes
 import secateur
 import small_vision as vision
 import toys
+import trainings
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -672,3 +673,12 @@ def test_shares_too_small_to_look_for_alpha_are_refused_before_any_training(tmp_
     few = DATA.take([i for kind in range(4) for i in (DATA.labels == kind).nonzero().flatten()[:6].tolist()])
     with pytest.raises(InputError, match=r"alpha=auto looks for the weight at tried=0\.05 .*give larger shares"):
         results(tmp_path, ("examples=50%",), few, alpha="auto", score="el2n", tried=(0.05, 1.0))
+
+
+def test_what_training_is_asked_for_is_in_force_in_the_trainings_of_scores_too(tmp_path):
+    def run(training):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        results(out, training=training, epochs=1.0, score="el2n")
+
+    teacher(0.0)  # which has learned before that
+    trainings.check_options(run)

@@ -323,6 +323,26 @@ def test_a_part_of_the_data_judges_where_nobody_says_what_does():
         loop.train(student, Batches(), objective, steps=1, lr=0.1, keep="best")
 
 
+@pytest.mark.parametrize(("asked", "count", "steps"), [({}, 4, [4, 8, 12]), ({}, None, [2, 4, 6, 8, 10, 12]),
+                                                       ({"evaluate_every": 5}, 4, [5, 10, 12])])  # fmt: skip
+def test_a_recipe_s_own_evaluation_comes_each_epoch_too(asked, count, steps):
+    class Endless:
+        def __getitem__(self, index):
+            return {"inputs": torch.ones(1, 2)}
+
+    model = nn.Linear(2, 1)
+    feed = Endless() if count is None else [Endless()[0]] * count
+
+    def objective(batch, totals):
+        return model(batch["inputs"]).square().sum(), {}
+
+    done = loop.train(
+        model, feed, objective, steps=12, lr=0.0, patience=20, evaluate=lambda: 1.0, progress=False,
+        count=lambda _: {"examples": 1}, **asked,
+    )  # fmt: skip
+    assert [step for step, _ in done.settings["evaluations"]] == steps
+
+
 def test_lines_tell_of_training_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]):
     student, evaluate, _ = drifting([3.0, 1.0, 2.0])
     how = {"steps": 3, "lr": 0.1, "evaluate": evaluate, "evaluate_every": 1, "patience": 3, "title": "distillation"}
@@ -579,7 +599,7 @@ def test_settings_left_to_the_user(given, found):
         ("evaluate_every=0", "evaluate_every=0"),
         ("patience=-1", "training setting patience=-1: give a whole number of at least 1"),
         ("patience=0", "patience=0"),
-        ("precision=int4", "precision=int4: give auto, bf16 or fp32"),
+        ("precision=int4", "precision=int4: give auto, bf16, fp16 or fp32"),
         ({"trackers": 3}, "trackers=3: give names"),
         ("clip=nan", "clip=nan: give a number above 0, or none"),
         ("clip=-1", "clip=-1"),
@@ -690,5 +710,36 @@ def test_other_optimisers_resume_with_the_same_bytes(tmp_path, optimizer):
 
 def test_an_unknown_optimiser_is_refused():
     net = _network()
-    with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'sgd' or a function"):
+    with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'adamw8bit', 'sgd' or a"):
         loop.train(net, _feed(), _network_objective(net), steps=1, lr=0.1, optimizer="lion", count=examples.count)
+
+
+def test_float16_scales_the_loss_and_leaves_out_steps_that_do_not_fit(tmp_path):
+    def train(precision, big=1.0, steps=6, **how):
+        torch.manual_seed(0)
+        model, kinds = nn.Linear(4, 4), set()
+
+        def objective(batch, totals):
+            out = model(batch)
+            kinds.add(out.dtype)
+            return big * (out.float() - 1).square().sum() / totals["examples"], {}
+
+        feed = [torch.eye(4), torch.ones(1, 4)]
+        done = loop.train(
+            model, feed, objective, steps=steps, lr=0.1 / big, optimizer="sgd", momentum=0, clip=None, progress=False,
+            weight_decay=0.0, precision=precision, count=lambda batch: {"examples": len(batch)}, **how,
+        )  # fmt: skip
+        return model.weight.detach(), kinds, done
+
+    exact, near = train("fp32", 0.1), train("fp16", 0.1)
+    assert near[1] == {torch.float16}
+    assert near[2].settings["precision"] == "fp16"
+    torch.testing.assert_close(near[0], exact[0], rtol=0, atol=2e-3)
+    tiny = 1e-7  # gradients that float16 has none of, without a scale
+    torch.testing.assert_close(train("fp16", tiny)[0], train("fp32", tiny)[0], rtol=0, atol=2e-3)
+    huge, _, _ = train("fp16", 1e6, checkpoint=tmp_path)
+    assert torch.isfinite(huge).all()
+    state = json.loads(storage.read(tmp_path / "training.safetensors")[1])["state"]
+    assert state["scale"] < 2**16, "steps that did not fit were left out"
+    with pytest.raises(NumericalError, match=r"norm of the gradient is (inf|nan) at step"):
+        train("fp16", 1e37, 30)

@@ -141,7 +141,7 @@ def test_what_cannot_be_streamed_is_refused(model, tmp_path):
         )
     with pytest.raises(InputError, match="give the folder"):
         secateur.run("wanda", tiny.model("llama"), tiny.sentences(50), "weights=50%", tmp_path / "b", stream=True)
-    with pytest.raises(InputError, match="leave the device out"):
+    with pytest.raises(InputError, match=r"device .cuda. can.t hold the model|has room"):
         secateur.run("wanda", str(model), tiny.sentences(50), "weights=50%", tmp_path / "c", stream=True, device="cuda")
     encoder = tiny.folder("bert", tmp_path / "bert")
     with pytest.raises(UnsupportedError, match="no causal language model"):

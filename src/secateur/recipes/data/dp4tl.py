@@ -401,7 +401,8 @@ def carry_over(
     """Step 5: name of a transfer -> accuracy on `held`. folder: of what was fine-tuned."""
     assert learned.labels is not None
     classes, accuracies = int(learned.labels.max()) + 1, dict[str, float]()
-    training = replace(training, optimizer="adamw", weight_decay=0.0, warmup=0.0, schedule="cosine")
+    adamw = "adamw" if training.optimizer == "sgd" else training.optimizer or "adamw"
+    training = replace(training, optimizer=adamw, weight_decay=0.0, warmup=0.0, schedule="cosine")
     probing = replace(training, epochs=transfers.probe_epochs, lr=transfers.probe_lr)
     tuning = replace(training, epochs=transfers.tune_epochs, lr=transfers.tune_lr)
 

@@ -159,7 +159,8 @@ def kd_data_pruning(
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:
-        short = Training(batch=batch, lr=training.lr, weight_decay=training.weight_decay, optimizer=training.optimizer)
+        same = ("batch", "lr", "weight_decay", "optimizer", "precision", "checkpointing", "compile")
+        short = Training(**{name: getattr(training, name) for name in same})
         rate = partial(score_by_training, subject.model, data, ask, score, short, epochs=score_epochs, seed=seed)
         parts = {f"{score}-{seed + number}": partial(rate, number=number) for number in range(runs)}
         if scored:

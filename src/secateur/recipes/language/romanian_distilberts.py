@@ -145,9 +145,9 @@ def romanian_distilberts(
             ),
         )  # fmt: skip
         measure = partial(describe_loyalty, student, everyone, held, training.whole("batch"), length)
-        loyal = run.json(f"loyalty-{budget}", measure)
-        notes = tuple(f"loyal to {name}: {text}" for name, text in loyal.items())
+        notes = tuple(f"loyal to {name}: {text}" for name, text in run.json(f"loyalty-{budget}", measure).items())
         yield Result(str(budget), student, cut, predicted, recovery, notes)
+        del student, objective, measure  # or it would be held beside the next one
 
 
 # ------------------------------------------------------------------------------------------------------------ teachers

@@ -189,6 +189,7 @@ def ast(
             recovery = replace(recovery, settings={**recovery.settings, "kd": kd, "flips": record})
         notes = (*describe_flips(recovery, record), *describe_branches(student, pruned, slorb))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, recovery, notes)
+        del student, forward, masks  # or it would be held beside the next one
 
 
 def open_teacher(subject: Transformer, source: str, *, kd: float, hidden: float) -> Transformer:

@@ -170,6 +170,7 @@ def d_pruner(
         student = subject.copy()
         prune(student, run.folder(f"blocks-{budget}"), read, share, pattern, scope=scope, block=block)
         yield blockwise.make_result(subject, student, budget, notes=notes, judged=judged)
+        del student  # or it would be held beside the next one
 
 
 def check(subject: Transformer | Streamed, training: Training, *, descends: bool, general_needed: bool) -> None:

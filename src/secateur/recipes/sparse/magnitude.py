@@ -60,3 +60,4 @@ def magnitude(
                 for matrix in block.values():
                     matrix.weight.mul_(choose(matrix.weight.abs()))
         yield blockwise.make_result(subject, student, budget)
+        del student  # or it would be held beside the next one

@@ -137,6 +137,7 @@ def owl(
             [told, *([blockwise.describe_losses(run, budget, subject)] if method == "sparsegpt" else [])],
             patterns=by_matrix,
         )  # fmt: skip
+        del student  # or it would be held beside the next one
 
 
 def prune_by_magnitude(student: Transformer | Streamed, folder: Path, choosers: Mapping[str, weights.Choose]) -> None:

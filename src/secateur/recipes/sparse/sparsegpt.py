@@ -114,3 +114,4 @@ def sparsegpt(
                 f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits"
             )
         yield blockwise.make_result(subject, student, budget, of_cut, [blockwise.describe_losses(run, budget, subject)])
+        del student  # or it would be held beside the next one

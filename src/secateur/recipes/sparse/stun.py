@@ -221,6 +221,7 @@ def stun(
         )
         cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
         yield Result(str(budget), student, cut, {**slim.units(what).cost(), "weights": after["weights"]}, None, ())
+        del slim, student  # or it would be held beside the next one
 
 
 def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choose: Rule = "clusters") -> None:

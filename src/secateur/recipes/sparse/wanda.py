@@ -106,6 +106,7 @@ def wanda(
         else:
             starved = blocks.count_starved(run.folder(name))
         yield blockwise.make_result(subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)))
+        del student  # or it would be held beside the next one
 
 
 def _scores(norms: Mapping[str, Tensor], matrix: Matrix) -> Tensor:

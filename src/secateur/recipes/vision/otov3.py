@@ -146,6 +146,8 @@ def otov3(
         raise InputError(f"epochs={epochs:g}: give at least 1, for nothing becomes zero without training")
     if training.optimizer:
         raise InputError(f"optimizer={training.optimizer}: give variant={' or '.join(get_args(Variant))}")
+    if training.ema:
+        raise InputError(f"ema={training.ema:g}: groups that end at zero are not zero on average; leave it out")
     if span > 1 - warm + 1e-9:
         raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
     start = subject

@@ -8,7 +8,6 @@ at any moment leaves the last checkpoint whole. A loss that is not finite stops 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import random
@@ -17,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,17 +26,21 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from secateur._utils import devices, distributed, storage
-from secateur._utils.distributed import shard_like
+from secateur._utils import devices, distributed
 from secateur._utils.modes import evaluating
-from secateur.errors import DataError, InputError, MissingExtraError, NumericalError, RunError, UnsupportedError
+from secateur.errors import InputError, MissingExtraError, NumericalError, UnsupportedError
+from secateur.recover.training import checkpoints, optimizers
+from secateur.recover.training.averaging import Average
+from secateur.recover.training.checkpoints import Best, tensors_of, whole
+from secateur.recover.training.compiling import compiling
 from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import count as count_tokens
+from secateur.recover.training.optimizers import MakeOptimizer, groups_of, make_optimizer, set_rate
+from secateur.recover.training.progress import show_progress
+from secateur.recover.training.recomputing import recomputing
 from secateur.recover.training.schedule import learning_rate
 from secateur.vocabulary import Recovery, Training
 
@@ -65,6 +68,9 @@ DEFAULTS: dict[str, Any] = {
     "evaluate_every": 100,
 }
 """Fields of `Training` that neither the user nor the recipe set."""
+
+_SWITCHES = ("ema", "checkpointing", "compile")
+"""Fields of `Training` that a record names where they are set; without checkpointing or compile, one may go on too."""
 
 
 def options(given: str | Sequence[str] | Mapping[str, Any] | Training) -> dict[str, Any]:
@@ -95,7 +101,7 @@ def train(
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
     training: Training | None = None,
     *,
-    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+    optimizer: str | MakeOptimizer | None = None,
     seed: int = 0,
     dropout: bool = True,
     extra: Sequence[nn.Module] = (),
@@ -135,7 +141,8 @@ def train(
             `Recovery.tokens`.
         checkpoint: folder of the training's own checkpoint; a run that finds one there goes on from it.
         evaluate: what `patience` is about; lower is better. Where `patience` or `validation` asks for an evaluation and
-            this is None, it is the objective's mean on a part that `batches.hold_out(share)` gives, each epoch.
+            this is None, it is the objective's mean on a part that `batches.hold_out(share)` gives. With those it is
+            asked each epoch, or ten times in a training of less than two.
         progress: a bar on stderr when that is a terminal, else a line each minute, at each evaluation and at the end.
         title: what the bar and the trackers call this run.
         flops_per_token: training FLOPs per token, the teacher's forward pass included, for `Recovery.flops`.
@@ -169,9 +176,10 @@ def train(
     rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
     rate_at(0)
     if evaluate is None and training.validates:
-        batches, evaluate, epoch = _validation(student, batches, objective, count, training.validation or _VALIDATION)
-        if "evaluate_every" not in asked:
-            evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
+        batches, evaluate = _validation(student, batches, objective, count, training.validation or _VALIDATION)
+    if training.validates and "evaluate_every" not in asked:
+        epoch = len(batches) if hasattr(batches, "__len__") else steps
+        evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
     keep_best = (training.keep or ("best" if training.validates else "last")) == "best"
     if keep_best and evaluate is None:
         raise InputError("keep=best needs an evaluation: set patience or validation too")
@@ -191,43 +199,51 @@ def train(
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
             raise InputError("the student has no parameter with requires_grad: unfreeze what is to be trained")
-        weight_decay, momentum, betas = training.number("weight_decay"), training.number("momentum"), training.betas
-        groups = _groups(student, weight_decay)
-        updater = _optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
+        weight_decay, momentum = training.number("weight_decay"), training.number("momentum")
+        betas = training.betas or DEFAULTS["betas"]
+        groups = groups_of(student, weight_decay)
+        updater = make_optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
         _broadcast(modules)
         if sharding:
             updater = stack.enter_context(_shard_student(student, updater, accelerator))
         for module in extra:
-            for group in _groups(module, weight_decay):
+            for group in groups_of(module, weight_decay):
                 updater.add_param_group(group)
         trained = [parameter for group in updater.param_groups for parameter in group["params"]]
 
         settings = {
             **course,
             "weight_decay": weight_decay,
-            **({"betas": list(betas or ())} if optimizer == "adamw" else {"optimizer": _name(optimizer)}),
+            **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": optimizers.name_of(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
             "clip": clip,
             "seed": seed,
             "precision": _precision(training.precision or "auto", device),
             "micro_batches": accumulate * share,
         }
-        state = _State()
+        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings["precision"])
+        state = checkpoints.State()
         path = None if checkpoint is None else Path(checkpoint) / "training.safetensors"
+        average = None if training.ema is None else Average(tensors_of(modules), training.ema)
+        identity = {**settings, "ema": training.ema}
         if path is not None and path.exists():
-            state = _resume(path, modules, updater, settings)
+            state = checkpoints.resume(path, modules, updater, identity, average)
         if trackers:
             accelerator.init_trackers(
                 title, config={k: v for k, v in settings.items() if isinstance(v, int | float | str)}
             )
             stack.callback(accelerator.end_training)
+        if training.compile:
+            stack.enter_context(compiling(student, recomputed=bool(training.checkpointing)))
+        if training.checkpointing:
+            stack.enter_context(recomputing(student))
         shown_here = progress and accelerator.is_main_process
-        bar = stack.enter_context(_bar(shown_here, title, steps, state.step))
-        best = _Best(modules, None if checkpoint is None else Path(checkpoint) / "best.safetensors")
+        bar = stack.enter_context(show_progress(shown_here, title, steps, state.step))
+        best = Best(modules, None if checkpoint is None else Path(checkpoint) / "best.safetensors")
 
         def save() -> None:
             if path is not None and state.saved != state.step:
-                _save(path, modules, updater, settings, state)
+                checkpoints.save(path, modules, updater, identity, state, average)
                 state.saved = state.step
 
         while state.step < steps and not state.stopped:
@@ -246,12 +262,13 @@ def train(
             for index, batch in zip(indices, micro, strict=True):
                 _seed(seed, index)
                 with (
-                    torch.autocast(device.type, torch.bfloat16, enabled=settings["precision"] == "bf16"),
+                    torch.autocast(device.type, narrow, enabled=narrow is not None),
                     _norms_fed(),
                 ):
                     value, shown = objective(devices.move(batch, device), totals)
                 # FSDP2 averages over processes, and so does _share_gradients; the normalised losses are to be added.
-                accelerator.backward(value * share if share > 1 else value)
+                factor = share * (state.scale if narrow is torch.float16 else 1.0)
+                accelerator.backward(value if factor == 1 else value * factor)
                 values.append(value.detach())
                 parts += shown.items()
             if share > 1:
@@ -263,15 +280,24 @@ def train(
             named = [(name, number) for (name, _), number in zip(parts, numbers[len(values) :], strict=True)]
             loss, shown = _add_up(numbers[: len(values)], named)
             _must_be_finite("loss", loss, state.step, path)
-            _must_be_finite("norm of the gradient", norm, state.step, path)
+            factor = 1.0
+            if narrow is torch.float16:
+                factor, norm = 1.0 / state.scale, norm / state.scale
+                state.adapt_scale(math.isfinite(norm))
+            if narrow is not torch.float16 or state.scale < 1.0:
+                _must_be_finite("norm of the gradient", norm, state.step, path)
             if clip is not None and norm > clip:
+                factor *= clip / norm
+            if factor != 1.0:
                 for gradient in gradients:
-                    gradient.mul_(clip / norm)
+                    gradient.mul_(factor)
             rate = rate_at(state.step)
-            for group in updater.param_groups:
-                group["lr"] = rate
-            updater.step()
+            set_rate(updater, rate)
+            if math.isfinite(norm):  # else float16 was too narrow, and the next step has a smaller scale
+                updater.step()
             updater.zero_grad(set_to_none=True)
+            if average is not None:
+                average.update(state.step + 1)
 
             elapsed = time.perf_counter() - began
             tokens = totals.get(unit, 0)
@@ -287,14 +313,17 @@ def train(
                 accelerator.log(record, step=state.step)
             bar.show(loss, f"{tokens / elapsed:,.0f} {unit}/s")
             if evaluate is not None and (state.step % evaluate_every == 0 or state.step == steps):
-                state.judge(_evaluate(evaluate, modules), patience)
-                if keep_best and state.best_step == state.step:
-                    best.save()
+                with contextlib.nullcontext() if average is None else average.in_place():
+                    state.judge(_evaluate(evaluate, modules), patience)
+                    if keep_best and state.best_step == state.step:
+                        best.save()
                 bar.note(f"evaluation {state.evaluations[-1][1]:.4g}, the best {state.best:.4g} at {state.best_step}")
             if state.step % every == 0 or state.step == steps or state.stopped:
                 save()
         if signals.received:
             _leave(signals.received)
+        if average is not None:
+            average.swap()
         if keep_best and 0 <= state.best_step < state.step:
             best.restore()
             bar.note(f"weights of step {state.best_step} are kept, the best by evaluation")
@@ -307,6 +336,7 @@ def train(
             losses=tuple((step, value) for step, value in state.losses),
             settings={
                 **settings,
+                **{name: training.named[name] for name in _SWITCHES if training.named.get(name)},
                 **({"counted": state.unit} if state.unit != "tokens" else {}),
                 **({"evaluations": state.evaluations} if evaluate else {}),
                 **({"kept_step": state.best_step} if keep_best and state.best_step >= 0 else {}),
@@ -315,123 +345,6 @@ def train(
 
 
 # ------------------------------------------------------------------------------------------------------- state
-
-
-@dataclass
-class _State:
-    """What a checkpoint holds beside tensors. Random states are not among it: each micro-batch seeds its own."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    losses: list[tuple[int, float]] = field(default_factory=list)
-    window: list[float] = field(default_factory=list)
-    best: float = math.inf
-    best_step: int = -1
-    unit: str = "tokens"
-    waited: int = 0
-    evaluations: list[tuple[int, float]] = field(default_factory=list)
-    stopped: bool = False
-    saved: int = -1
-
-    def advance(self, loss: float, tokens: int, seconds: float, *, stride: int, last: int) -> None:
-        """One step done; every `stride` steps the mean loss since the last point is kept."""
-        self.step += 1
-        self.tokens += tokens
-        self.seconds += seconds
-        self.window.append(loss)
-        if self.step % stride == 0 or self.step == last:
-            self.losses.append((self.step, sum(self.window) / len(self.window)))
-            self.window.clear()
-
-    def judge(self, value: float, patience: int | None) -> None:
-        """One evaluation done; `patience` of them without a new best stop the run."""
-        self.evaluations.append((self.step, value))
-        self.waited += 1
-        if value < self.best:
-            self.best, self.best_step, self.waited = value, self.step, 0
-        self.stopped = patience is not None and self.waited >= patience
-
-
-def _save(
-    path: Path,
-    modules: Sequence[nn.Module],
-    optimizer: torch.optim.Optimizer,
-    settings: Mapping[str, Any],
-    state: _State,
-) -> None:
-    tensors = {name: _whole(tensor) for name, tensor in _tensors(modules).items()}
-    for index, parameter in enumerate(_parameters(optimizer)):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if value is None:  # a momentum that is not there yet
-                continue
-            tensors[f"optimizer.{index}.{key}"] = _whole(torch.as_tensor(value))
-    text = json.dumps({"settings": settings, "state": asdict(state)})
-    distributed.by_first(lambda: storage.write(path, tensors, text))
-
-
-def _resume(
-    path: Path, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]
-) -> _State:
-    try:
-        tensors, text = storage.read(path)
-        stored = json.loads(text)
-        state = _State(**stored["state"])
-    except (DataError, ValueError, TypeError, KeyError) as problem:
-        raise RunError(f"checkpoint {path} can't be read: remove it to train from the start ({problem})") from problem
-    for key, value in settings.items():
-        if stored["settings"].get(key) != value:
-            raise RunError(
-                f"checkpoint {path} belongs to a run with {key}={stored['settings'].get(key)!r}, this one has "
-                f"{value!r}: use the same settings or another folder"
-            )
-    ours = _tensors(modules)
-    theirs = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
-    for number, module in enumerate(modules):
-        for place, part in module.named_modules():
-            upgrade = getattr(part, "upgrade_state", None)  # of what an older version wrote
-            if upgrade is not None:
-                upgrade(theirs, f"{number}.{place}." if place else f"{number}.")
-    wrong = sorted(ours.keys() ^ theirs.keys()) or [n for n in ours if ours[n].shape != theirs[n].shape]
-    if wrong:
-        raise RunError(f"checkpoint {path} is of another model, {wrong[0]} differs: use another folder")
-    with torch.no_grad():
-        for name, tensor in ours.items():
-            tensor.copy_(shard_like(theirs[name], tensor))
-    for index, parameter in enumerate(_parameters(optimizer)):
-        prefix = f"optimizer.{index}."
-        for name, tensor in tensors.items():
-            if name.startswith(prefix):
-                key = name.removeprefix(prefix)
-                # AdamW keeps its step counts on the CPU.
-                optimizer.state[parameter][key] = tensor if tensor.dim() == 0 else shard_like(tensor, parameter)
-    state.losses = [(int(step), float(value)) for step, value in state.losses]
-    state.evaluations = [(int(step), float(value)) for step, value in state.evaluations]
-    state.saved = state.step
-    return state
-
-
-def _tensors(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
-    """All that training changes: trained parameters and persistent buffers, tied ones once."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for number, module in enumerate(modules):
-        for name, tensor in module.state_dict(keep_vars=True).items():
-            if not isinstance(tensor, Tensor) or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            if tensor.requires_grad or not isinstance(tensor, nn.Parameter):
-                found[f"{number}.{name}"] = tensor
-    return found
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """The full tensor; a shard is gathered from all processes."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 # ----------------------------------------------------------------------------------------------- one step's parts
@@ -500,14 +413,14 @@ def _add_up(losses: Sequence[float], named: Sequence[tuple[str, float]]) -> tupl
 def _broadcast(modules: Sequence[nn.Module]) -> None:
     """Give every process what the first has: what is random or rounded otherwise may have left them apart."""
     with torch.no_grad():
-        for tensor in _tensors(modules).values() if distributed.count() > 1 else ():
+        for tensor in tensors_of(modules).values() if distributed.count() > 1 else ():
             distributed.broadcast(tensor)
 
 
 @torch.no_grad()
 def _average_buffers(modules: Sequence[nn.Module]) -> None:
     """The mean over processes of what each notes of its own micro-batches, such as running statistics."""
-    buffers = [tensor for tensor in _tensors(modules).values() if not tensor.requires_grad]
+    buffers = [tensor for tensor in tensors_of(modules).values() if not tensor.requires_grad]
     buffers = [buffer for buffer in buffers if buffer.is_floating_point() and buffer.numel()]
     if buffers:
         mean = distributed.total(torch.cat([buffer.reshape(-1) for buffer in buffers])) / distributed.count()
@@ -536,7 +449,7 @@ def _share_gradients(trained: Sequence[Tensor]) -> None:
 
 def _norm(gradients: Sequence[Tensor]) -> float | Tensor:
     """The joint L2 norm of the gradients."""
-    norms = [_whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]
+    norms = [whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) if norms else 0.0
 
 
@@ -556,8 +469,8 @@ def _validation(
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
     count: Callable[[Batch], Mapping[str, int]],
     share: float,
-) -> tuple[object, Callable[[], float], int]:
-    """(what is left to learn from, the mean objective on the part held out, micro-batches of an epoch)."""
+) -> tuple[object, Callable[[], float]]:
+    """(what is left to learn from, the mean objective on the part held out)."""
     rest: Any
     held_out: Any
     if isinstance(batches, list | tuple) and len(batches) > 1:
@@ -581,33 +494,12 @@ def _validation(
             weight += size
         return total / max(1, weight)
 
-    return rest, evaluate, len(rest)
+    return rest, evaluate
 
 
 def _evaluate_after(epoch: int, steps: int) -> int:
     """Steps between evaluations: an epoch, or a tenth of the training where that is shorter than two epochs."""
     return max(1, epoch if 2 * epoch <= steps else math.ceil(steps / 10))
-
-
-class _Best:
-    """The weights of the best evaluation, beside the checkpoint where there is one, else in memory."""
-
-    def __init__(self, modules: Sequence[nn.Module], path: Path | None) -> None:
-        self._modules, self._path = modules, path
-        self._tensors: dict[str, Tensor] = {}
-
-    def save(self) -> None:
-        tensors = {name: _whole(tensor) for name, tensor in _tensors(self._modules).items()}
-        if self._path is None:
-            self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        else:
-            distributed.by_first(partial(storage.write, self._path, tensors, "{}"))
-
-    def restore(self) -> None:
-        tensors = self._tensors if self._path is None else storage.read(self._path)[0]
-        with torch.no_grad():
-            for name, tensor in _tensors(self._modules).items():
-                tensor.copy_(shard_like(tensors[name], tensor))
 
 
 def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> float:
@@ -670,17 +562,17 @@ def _shard_student(
     for parameter in homes.keys() - set(student.parameters()):
         parameter.data = parameter.data.new_empty(0)
     yield updater
-    whole = dict[nn.Parameter, Tensor]()
+    gathered = dict[nn.Parameter, Tensor]()
     for module, (_, attributes) in before.items():
         for leaf, parameter in attributes["_parameters"].items():
-            if parameter is not None and parameter not in whole:
-                whole[parameter] = _whole(cast(Tensor, module._parameters[leaf])).to(homes[parameter])
+            if parameter is not None and parameter not in gathered:
+                gathered[parameter] = whole(cast(Tensor, module._parameters[leaf])).to(homes[parameter])
     for module, (kind, attributes) in before.items():
         now = {name: vars(module)[name] for name in ("training", "_buffers")}
         setattr(module, "__class__", kind)  # noqa: B010
         vars(module).clear()
         vars(module).update(attributes | now)
-    for parameter, value in whole.items():
+    for parameter, value in gathered.items():
         parameter.data = value.detach()
 
 
@@ -712,53 +604,6 @@ def _without_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.train()
-
-
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW's groups: matrices decay, norms and biases do not."""
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decays = [parameter for parameter in trained if parameter.dim() > 1]
-    spared = [parameter for parameter in trained if parameter.dim() <= 1]
-    groups = [{"params": decays, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _optimizer(
-    wanted: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-    groups: list[dict[str, Any]],
-    device: torch.device,
-    *,
-    lr: float,
-    betas: tuple[float, float] | None,
-    momentum: float,
-) -> torch.optim.Optimizer:
-    if callable(wanted):
-        return wanted(groups)
-    # On a CPU the plain AdamW takes six times as long, a tenth of a step with a large vocabulary.
-    fused = device.type == "cpu" or None
-    if wanted == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas or DEFAULTS["betas"], fused=fused)
-    if wanted == "sgd":
-        sgd = torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0, fused=fused)
-        if fused and momentum:
-            sgd.register_step_pre_hook(lambda optimizer, args, kwargs: _start_momenta(optimizer))
-        return sgd
-    raise InputError(f"optimizer={wanted!r}: give 'adamw', 'sgd' or a function that makes one")
-
-
-def _start_momenta(optimizer: torch.optim.Optimizer) -> None:
-    """A momentum of zeros for each parameter that has a gradient for the first time; its step is the same with it.
-
-    The fused SGD takes a momentum of every parameter or of none, and fails where a part of the student gets its first
-    gradient later than the rest.
-    """
-    for parameter in _parameters(optimizer):
-        if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def _name(optimizer: Any) -> str:
-    return str(optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", type(optimizer).__name__))
 
 
 def _precision(wanted: str, device: torch.device) -> str:
@@ -826,59 +671,3 @@ def _leave(number: int) -> None:
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + number)
-
-
-_LINE_EVERY = 60.0
-"""Seconds between lines where there is no terminal."""
-
-
-class _Lines:
-    """What training says: lines on stderr, or nothing at all unless `wanted`; `_Bar` says it in a terminal."""
-
-    def __init__(self, wanted: bool, title: str, steps: int, done: int) -> None:
-        self._wanted, self._title, self._steps, self._step = wanted, title, steps, done
-        self._last = time.monotonic()
-
-    def show(self, loss: float, speed: str) -> None:
-        """One step is done."""
-        self._step += 1
-        if self._step == self._steps or time.monotonic() - self._last >= _LINE_EVERY:
-            self.note(f"loss {loss:.4g}, {speed}")
-
-    def note(self, text: str) -> None:
-        """Say something at this step."""
-        self._last = time.monotonic()
-        if self._wanted:
-            print(f"{self._title}: step {self._step:,} of {self._steps:,}: {text}", file=sys.stderr, flush=True)
-
-
-class _Bar(_Lines):
-    """A progress bar."""
-
-    def __init__(self, shown: Progress, title: str, steps: int, done: int) -> None:
-        super().__init__(False, title, steps, done)
-        self._shown = shown
-        self._task = shown.add_task(title, total=steps, completed=done, loss=math.nan, speed="")
-
-    def show(self, loss: float, speed: str) -> None:
-        self._shown.update(self._task, advance=1, loss=loss, speed=speed)
-
-    def note(self, text: str) -> None:
-        self._shown.console.print(f"{self._title}: {text}", markup=False)
-
-
-@contextlib.contextmanager
-def _bar(wanted: bool, title: str, steps: int, done: int) -> Iterator[_Lines]:
-    """What tells of training: a bar on a terminal, else lines."""
-    if not wanted or not sys.stderr.isatty():
-        yield _Lines(wanted and bool(title), title, steps, done)  # one step on trial has none
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
-        yield _Bar(shown, title, steps, done)

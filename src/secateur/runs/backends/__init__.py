@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure.latency import Environment
 from secateur.vocabulary import Budget, Figure, Subject, Units
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
-    "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "resolve",
+    "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "resolve", "works_by_blocks",
 ]  # fmt: skip
 
 Row: TypeAlias = dict[str, Figure]
@@ -112,6 +113,10 @@ class Backend(Protocol[S, D, B]):
 
     def check(self, subject: S, options: Mapping[str, object]) -> None:
         """Refuse options that the subject can't follow."""
+        return None
+
+    def check_place(self, subject: S, recipe: str, *, by_blocks: bool) -> None:
+        """Refuse a subject that is not where the recipe can work on it; `by_blocks`: it takes a part at a time."""
         return None
 
     def describe_memory(
@@ -226,6 +231,11 @@ def of_recipe(function: Callable[..., object], *, stream: bool = False) -> AnyBa
     return backend or (found or [resolve(_LANGUAGE)])[0]
 
 
+def works_by_blocks(function: Callable[..., object]) -> bool:
+    """Whether a recipe needs no more than a block of a model at a time, so that it can stream."""
+    return any(backend.on_disk for backend in _backends(function))
+
+
 def _backends(function: Callable[..., object]) -> list[AnyBackend]:
     """Those of all classes in the annotation of the first parameter."""
     annotation = typing.get_type_hints(function).get(next(iter(inspect.signature(function).parameters), ""))
@@ -278,8 +288,8 @@ def commonest_share(labels: Sequence[object]) -> dict[str, float]:
 
 def hash_model(text: str, model: nn.Module) -> str:
     """sha256 of a text that tells the structure, and of every tensor: the same model wherever it lies."""
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    digest, away = hashlib.sha256(text.encode()), devices.find_offloaded(model)
+    for name, tensor in sorted({**model.state_dict(), **away}.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur._utils import modes, plugins
+from secateur._utils import devices, modes, plugins
 from secateur._utils.batches import Batch
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import labels as labelling
@@ -32,7 +32,7 @@ from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Figure
+from secateur.vocabulary import Budget, Figure, Training
 
 __all__ = [
     "TOKENS", "Language", "Model", "TextBackend", "check_documents", "check_tokens", "classifies", "classifies_tokens",
@@ -129,6 +129,23 @@ class Language(TextBackend[Transformer]):
                 modes.move_to_device(module, device)
         return subject
 
+    def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
+        """Refuse models that are offloaded, and such that are split by a recipe that does not go block by block."""
+        model, weights = type(subject.model).__name__, list(subject.model.parameters())
+        away = sum(weight.is_meta for weight in weights)
+        if away:
+            rest = "give its folder with stream (--stream)" if by_blocks else "use a recipe that can stream"
+            raise UnsupportedError(
+                f"{model} is offloaded, {away} of its {len(weights)} parameters are not in memory: open it without "
+                f"device_map, or {rest}"
+            )
+        places = sorted({str(weight.device) for weight in weights})
+        if len(places) > 1 and not by_blocks:
+            raise UnsupportedError(
+                f"{model} is split over {' and '.join(places)}, and {recipe} needs it on one device: open it there, or "
+                "on the CPU"
+            )
+
     def describe_memory(
         self,
         subject: Transformer,
@@ -140,13 +157,13 @@ class Language(TextBackend[Transformer]):
         whole = subject.units().cost()["params"]
         limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
         share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
-        batch, length = (options.get(name) for name in ("train_batch", "train_length"))
+        batch, length, training = (options.get(name) for name in ("train_batch", "train_length", "training"))
         try:
             plan = memory_plan.plan_memory(
                 partial(memory_plan.outline, subject), type(subject.model).__name__, share=min(1.0, share),
                 batch=batch if isinstance(batch, int) else 16,
                 length=length if isinstance(length, int) else environment.length or TOKENS,
-                device=environment.device,
+                device=environment.device, training=Training().merge(training if isinstance(training, str) else ""),
             )  # fmt: skip
         except UnsupportedError:
             return ""
@@ -207,7 +224,10 @@ class Language(TextBackend[Transformer]):
         """Name -> weights [d_out, d_in] of the blocks' matrices; quantised ones as they are multiplied."""
         found = matrices_of.matrices(subject.model, subject.layers()).items()
         if subject.stored is None:
-            return {name: matrix.weight for name, matrix in found}
+            away = devices.find_offloaded(subject.model)
+            return {
+                name: matrix.view(away[matrix.leaf]) if matrix.leaf in away else matrix.weight for name, matrix in found
+            }
         return {name: matrix.view(quantise.dense(matrix.parameter).detach()) for name, matrix in found}
 
     def sizes(self, subject: Transformer, batch: Batch) -> Row:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from secateur._utils.batches import Batch
+from secateur._utils.modes import find_place
 from secateur.data import texts
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.measure import latency, loyalty, quality, size, sparsity
@@ -35,25 +36,23 @@ _ROWS = 256
 
 
 class OnDisk(TextBackend[Streamed]):
-    """Causal language models in a folder or of the Hub, which are worked on a block at a time by the CPU."""
+    """Causal language models in a folder or of the Hub, which are worked on a block at a time by the CPU or a GPU."""
 
     on_disk = True
 
     def open(
         self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: object = None
     ) -> Streamed:
-        """A folder or Hub id as a subject that stays there."""
-        if device not in (None, "cpu"):
-            raise InputError(
-                f"device {device!r}: a model that is streamed is worked on by the CPU; leave the device out"
-            )
+        """A folder or Hub id as a subject that stays there; its blocks come to the device one at a time."""
+        place = None if device is None else find_place(device)
         if isinstance(source, Streamed):
-            return source
+            return source if place is None or place == source.device else source.put_on(place)
         if not isinstance(source, str | Path):
             raise InputError(
                 f"a {type(source).__name__} in memory can't be streamed: give the folder of its checkpoint"
             )
-        return open_streamed(source)
+        subject = open_streamed(source)
+        return subject if place is None or place == subject.device else subject.put_on(place)
 
     def fit_data(self, data: texts.Corpus, subject: Streamed) -> texts.Corpus:
         """The texts, if the model has a tokenizer to read them with, of tokens that it knows."""
@@ -73,7 +72,7 @@ class OnDisk(TextBackend[Streamed]):
         """What FLOPs and quality refer to; time is not measured here."""
         kind = str(subject.dtype).removeprefix("torch.")
         threads = threads or torch.get_num_threads()
-        return latency.Environment(batch or self.batch, length or TOKENS, threads, "cpu", kind)
+        return latency.Environment(batch or self.batch, length or TOKENS, threads, str(subject.device), kind)
 
     def digest(self, subject: Streamed) -> str:
         """sha256 of the configuration and of the files of the weights."""

@@ -461,7 +461,8 @@ def _replace_blocks(subject: Blocks, forward: Callable[..., object]) -> Iterator
 
 def run_ends(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
     """The model's output for `batch` when its blocks give `hidden` [B, S, d]: final norm and head are its own."""
-    with _replace_blocks(subject, lambda *_, **__: hidden), torch.no_grad(), evaluating(subject.model):
+    states = devices.move(hidden, subject.model)
+    with _replace_blocks(subject, lambda *_, **__: states), torch.no_grad(), evaluating(subject.model):
         given = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         places = devices.move(given, subject.model)
         return subject.model(**places, use_cache=False)

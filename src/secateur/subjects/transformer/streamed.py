@@ -1,4 +1,4 @@
-"""A language model on disk: blocks are read from safetensors one at a time."""
+"""A language model on disk: blocks are read from safetensors one at a time, to the CPU or to a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import copy
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -43,8 +44,9 @@ _LEFT = ("*.safetensors", files.INDEX, "README.md", "*.bin", "*.pt", "*.pth", "*
 class Streamed:
     """A causal language model in a folder. `model` is its skeleton: modules without weights, except while `resident`.
 
-    Use `open_subject(folder, stream=True)` to make one. Weights that have been changed stand in files of their own
-    (`store`), and take the place of the original's.
+    Use `open_streamed(folder)` to make one. Weights that have been changed stand in files of their own (`store`), and
+    take the place of the original's. On another `device` than the CPU a block is there while it is resident, and
+    meanwhile the next one is read from the disk: see `put_on`.
     """
 
     backend = "secateur.runs.backends.streamed:OnDisk"
@@ -63,6 +65,9 @@ class Streamed:
     ) -> None:
         self.folder, self.family = folder, family
         self.tokenizer: Any = tokenizer
+        self.device = torch.device("cpu")
+        """Where blocks are while they are resident."""
+        self._ahead = _Ahead()
         self.model = _skeleton(model, config)
         self.changed: dict[str, Path] = {}
         self.masks: dict[str, Tensor] = {}
@@ -88,8 +93,23 @@ class Streamed:
         """Another view of the same files, with changes of its own."""
         result = copy.copy(self)
         result.changed, result.masks = dict(self.changed), dict(self.masks)
-        result.model = _skeleton(type(self.model), self.model.config).to(self.dtype)
+        result._ahead = _Ahead()
+        result._set_skeleton(type(self.model), self.model.config)
         return result
+
+    def put_on(self, device: torch.device | str) -> Streamed:
+        """Another view of the same files whose blocks are on `device` while they are resident."""
+        result = copy.copy(self)
+        result.device = torch.device(device)
+        return result.copy()
+
+    def _set_skeleton(self, model: type[PreTrainedModel], config: PretrainedConfig) -> None:
+        """Take modules without weights; their buffers, which no file holds, are where the blocks will be."""
+        self.model = _skeleton(model, config).to(self.dtype)
+        for module in self.model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and not buffer.is_meta:
+                    module._buffers[name] = buffer.to(self.device)
 
     @property
     def layout(self) -> Layout:
@@ -145,7 +165,7 @@ class Streamed:
         result, paths = self.copy(), self.layers()
         if cut.is_noop:
             return result, cut
-        result.model = _skeleton(type(small.model), small.model.config).to(self.dtype)
+        result._set_skeleton(type(small.model), small.model.config)
         result.whole, result.changed, result.masks = self, {}, {}
         result.experts = {
             paths[int(name.split(".")[1])]: torch.from_numpy(np.flatnonzero(keep))
@@ -188,12 +208,9 @@ class Streamed:
         ]  # fmt: skip
 
     def _load(self, names: Sequence[str], paths: Sequence[str]) -> None:
-        if len(paths) == 1 and paths[0] in self.changed:
-            keys = files.list_tensors(self.changed[paths[0]])
-        else:
-            keys = {key: file for key, file in self._places.items() if self._belongs(key, paths)}
-        # Read, not mapped: what is mapped stays in memory as long as any view of it does.
-        state = {key: tensor.clone() for key, tensor in files.read_tensors(keys)}
+        state = self._ahead.take(self._find(paths))
+        if self.device.type != "cpu":
+            self._read_next(paths)
         # Older checkpoints of GPT-2 hold its causal masks as booleans, which the model itself makes anew.
         ignored = list(self.model._keys_to_ignore_on_load_unexpected or ())
         for key in [key for key, tensor in state.items() if tensor.dtype not in _FLOATS]:
@@ -205,9 +222,13 @@ class Streamed:
             raise ModelError(
                 f"{packed} is stored as {kind}: weights that are packed or quantised already can't be pruned"
             )
+        if self.device.type != "cpu":
+            state = {key: tensor.to(self.device) for key, tensor in state.items()}
         with saving.quiet_progress(0):
             convert_and_load_state_dict_in_model(
-                self.model, state, LoadStateDictConfig(weight_mapping=list(self._mapping), dtype=self.dtype)
+                self.model,
+                state,
+                LoadStateDictConfig(weight_mapping=list(self._mapping), dtype=self.dtype, device_map={"": self.device}),
             )
         self.model.tie_weights()
         found = dict(self.model.named_parameters())
@@ -218,6 +239,19 @@ class Streamed:
                 raise ModelError(f"{name} holds NaN or infinity: this checkpoint is broken, use an intact one")
         self._mask(names)
 
+    def _find(self, paths: Sequence[str]) -> dict[str, Path]:
+        """Name of each tensor of the blocks at `paths`, or of what is outside of blocks -> the file that holds it."""
+        if len(paths) == 1 and paths[0] in self.changed:
+            return files.list_tensors(self.changed[paths[0]])
+        return {key: file for key, file in self._places.items() if self._belongs(key, paths)}
+
+    def _read_next(self, paths: Sequence[str]) -> None:
+        """Begin to read the block behind that at `paths`, which is worked on next as a rule."""
+        layers = self.layers()
+        behind = layers.index(paths[0]) + 1 if len(paths) == 1 and paths[0] in layers else len(layers)
+        if behind < len(layers):
+            self._ahead.begin(self._find([layers[behind]]))
+
     def _take(self, names: Sequence[str], paths: Sequence[str]) -> None:
         """Take blocks from what this was cut from, without the experts that went."""
         assert self.whole is not None
@@ -226,9 +260,10 @@ class Streamed:
             for path in paths:
                 for leaf, tensor in self.whole.model.get_submodule(path).state_dict().items():
                     name, stay = f"{path}.{leaf}", self.experts.get(path)
-                    alone = stay is not None and (layout.place(name).axes or ("",))[0] == "experts"
-                    value = tensor.index_select(0, stay) if alone else tensor.clone()
-                    set_module_tensor_to_device(self.model, name, "cpu", value=value)
+                    value = tensor.clone()
+                    if stay is not None and (layout.place(name).axes or ("",))[0] == "experts":
+                        value = tensor.index_select(0, stay.to(tensor.device))
+                    set_module_tensor_to_device(self.model, name, self.device, value=value)
         self._mask(names)
 
     def _mask(self, names: Sequence[str]) -> None:
@@ -236,7 +271,7 @@ class Streamed:
         found = dict(self.model.named_parameters())
         for name in names:
             if name in self.masks:
-                found[name].data.mul_(self.masks[name])
+                found[name].data.mul_(self.masks[name].to(found[name].device))
 
     def _belongs(self, key: str, paths: Sequence[str]) -> bool:
         """Whether a tensor of the files belongs to one of the blocks at `paths`, or to none where there is no path."""
@@ -251,7 +286,8 @@ class Streamed:
         """Write the resident block at `path`, named as in a checkpoint, to `file`; from then on it is read there."""
         state = {f"{path}.{name}": tensor for name, tensor in self.model.get_submodule(path).state_dict().items()}
         written = revert_weight_conversion(self.model, state)
-        files.replace_file(file, {name: tensor.contiguous().clone() for name, tensor in written.items()})
+        files.replace_file(file, {name: tensor.cpu().contiguous().clone() for name, tensor in written.items()})
+        self._ahead.drop()
         self.recall(path, file)
 
     def recall(self, path: str, file: Path) -> None:
@@ -321,6 +357,34 @@ class Streamed:
             save_file(state, folder / name, {"format": "pt"})
             index |= dict.fromkeys(keys, name)
         files.write_index(folder, index, total)
+
+
+class _Ahead:
+    """Tensors of files, read in another thread before they are asked for."""
+
+    def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+        self._begun: tuple[Mapping[str, Path], Future[dict[str, Tensor]]] | None = None
+
+    def begin(self, places: Mapping[str, Path]) -> None:
+        """Read these from now on."""
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "blocks")
+        self._begun = places, self._thread.submit(_read, places)
+
+    def take(self, places: Mapping[str, Path]) -> dict[str, Tensor]:
+        """Name -> tensor of these, which may have been read by now."""
+        begun, self._begun = self._begun, None
+        return begun[1].result() if begun is not None and begun[0] == places else _read(places)
+
+    def drop(self) -> None:
+        """Forget what has been read: its file was written anew."""
+        self._begun = None
+
+
+def _read(places: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Read, not mapped: what is mapped stays in memory as long as any view of it does."""
+    return {key: tensor.clone() for key, tensor in files.read_tensors(places)}
 
 
 def _skeleton(model: type[PreTrainedModel], config: PretrainedConfig) -> Any:
