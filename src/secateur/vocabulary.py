@@ -450,6 +450,10 @@ class Training:
     """Of SGD, in Nesterov's form."""
     betas: tuple[float, float] | None = None
     """Of AdamW."""
+    lora: int | None = None
+    """Rank of adapters (LoRA) that are trained in place of the weights, and merged into them at the end."""
+    dora: int | None = None
+    """The same for DoRA's adapters, which learn the lengths of rows too."""
     accumulate: int | None = None
     """Micro-batches per process and step."""
     clip: float | None = None
@@ -474,6 +478,8 @@ class Training:
             setting = _SETTINGS[name]
             if not setting.fits(value):
                 raise InputError(f"{name}={value}: give {setting.wanted}")
+        if self.lora and self.dora:
+            raise InputError(f"lora={self.lora} and dora={self.dora} are two kinds of adapters: give one of them")
 
     @property
     def named(self) -> dict[str, Any]:
@@ -562,7 +568,7 @@ def _choice(*names: str) -> _Setting:
 _AMOUNT = _Setting(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 _SETTINGS = {
     "steps": _counts(0),
-    **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every"), _counts(1)),
+    **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every", "lora", "dora"), _counts(1)),
     **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
     "optimizer": _choice("adamw", "sgd"),

@@ -110,6 +110,28 @@ def test_a_student_comes_nearer_to_its_teacher_and_is_an_ordinary_model(places, 
     assert str(tmp_path) not in json.dumps(list(row.environment.values()), default=str)
 
 
+def test_patience_judges_by_what_is_not_learned_and_keeps_the_best(places, tmp_path):
+    row = taught(
+        places, tmp_path / "out", steps=40, lr=3.0, patience=2, validation=0.2, training="evaluate_every=2,warmup=0.5"
+    )
+    seen = row.recovery.settings["evaluations"]
+    best = min(seen, key=lambda pair: pair[1])[0]
+    assert row.recovery.steps == seen[-1][0] < 40
+    assert [step for step, _ in seen][-3] == best == row.recovery.settings["kept_step"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+def test_adapters_leave_a_plain_model_in_which_linears_have_moved(places, tmp_path):
+    row = taught(places, tmp_path / "out", steps=40, lr=1e-2, lora=4)
+    first, last = loyal(row)
+    assert last > first + 0.02
+    before, after = (load_file(place / "model.safetensors") for place in (places / "student", tmp_path / "out"))
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.endswith("_proj.weight") for name in moved)
+
+
 def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypatch):
     whole = taught(places, tmp_path / "whole", training="every=3")
     fetched, real = [], loop._fetch

@@ -11,9 +11,11 @@ from several teachers in Avram et al., LREC 2022 (arXiv 2112.12650); spans are t
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -265,6 +267,13 @@ class Parallel(Computed["dict[str, Tensor]"]):
                     place = _touching(reading, cover)
                     batch[f"{name}.input_ids"][row, torch.from_numpy(place)] = tokenizer.mask_token_id
         return batch
+
+    def hold_out(self, share: float) -> tuple[Parallel, Parallel]:
+        """As the batches' own, which tell their `rows` then."""
+        both = copy.copy(self), copy.copy(self)
+        for some, batches in zip(both, cast(Any, self._batches).hold_out(share), strict=True):
+            some._batches, some._rows = batches, batches.rows
+        return both
 
     def _read(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Reading]:
         return read(tokenizer, texts, self._length, lower=self._lower[id(tokenizer)])

@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -554,6 +554,12 @@ class Joined:
     def __init__(self, batches: Batches, cache: Batches, prefix: str = "teacher_") -> None:
         self._batches, self._cache, self._prefix = batches, cache, prefix
 
+    def __len__(self) -> int:
+        return len(cast(Sized, self._batches))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         answers = {f"{self._prefix}{name}": tensor for name, tensor in self._cache[index].items()}
         return {**self._batches[index], **answers}
@@ -567,6 +573,12 @@ class Told:
 
     def __init__(self, batches: Batches, rows: Callable[[int], Any], answers: Mapping[str, Tensor]) -> None:
         self._batches, self._rows, self._answers = batches, rows, answers
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self._batches))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rows = torch.as_tensor(self._rows(index))

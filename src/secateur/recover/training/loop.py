@@ -36,6 +36,7 @@ from secateur._utils import devices, distributed, storage
 from secateur._utils.distributed import shard_like
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError, MissingExtraError, NumericalError, RunError, UnsupportedError
+from secateur.recover.training import lora
 from secateur.recover.training.compose import Parts
 from secateur.recover.training.objectives import count as count_tokens
 from secateur.recover.training.schedule import learning_rate
@@ -186,6 +187,10 @@ def train(
     device, share = _choose_device(student, accelerator), distributed.count()
     sharding = accelerator.distributed_type == "FSDP" and share > 1
     with contextlib.ExitStack() as stack:
+        if training.lora or training.dora:
+            _check_adapters(optimizer)
+            rank = training.lora or training.whole("dora")
+            stack.enter_context(lora.adapt(student, rank, dora=training.dora is not None, seed=seed))
         modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, dropout))
         stack.enter_context(_own_randomness(device))
         signals = stack.enter_context(_signals())
@@ -207,6 +212,7 @@ def train(
             "weight_decay": weight_decay,
             **({"betas": list(betas or ())} if optimizer == "adamw" else {"optimizer": _name(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
+            **{name: rank for name in ("lora", "dora") if (rank := getattr(training, name)) is not None},
             "clip": clip,
             "seed": seed,
             "precision": _precision(training.precision or "auto", device),
@@ -726,6 +732,15 @@ def _optimizer(
             sgd.register_step_pre_hook(lambda optimizer, args, kwargs: _start_momenta(optimizer))
         return sgd
     raise InputError(f"optimizer={wanted!r}: give 'adamw', 'sgd' or a function that makes one")
+
+
+def _check_adapters(optimizer: object) -> None:
+    """Refuse adapters where an optimiser of its own decides on the weights themselves."""
+    if callable(optimizer):
+        raise UnsupportedError(
+            "lora and dora train adapters beside the weights, and this method's own optimiser works on the weights: "
+            "leave them out"
+        )
 
 
 def _start_momenta(optimizer: torch.optim.Optimizer) -> None:

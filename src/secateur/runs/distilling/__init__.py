@@ -19,14 +19,13 @@ from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
 from secateur.recover.distillation.assistants import chain
-from secateur.recover.training import loop
 from secateur.reports import evidence
 from secateur.runs import backends, configs, exporting, splits
 from secateur.runs.backends import Data
 from secateur.runs.cards import write_card
 from secateur.runs.distilling import measuring, models, training, trial
 from secateur.runs.distilling.models import Learner, Model, as_transformer
-from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up
+from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up, read_training
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
@@ -68,6 +67,9 @@ def distill(
     on_policy: float = 0.0,
     prompt: int = 16,
     bits: int = 0,
+    lora: int = 0,
+    patience: int = 0,
+    validation: float = 0.0,
     training: str | Mapping[str, Any] = "",
     seed: int = 0,
     device: str | None = None,
@@ -134,6 +136,10 @@ def distill(
         prompt: tokens of each text that it then continues.
         bits: 8 or 4: quantisation-aware training of the weights of the student's blocks, zeros held; the model of
             integers is measured and saved. 0 leaves them in floating point.
+        lora: rank of adapters that are trained in place of the weights of linears, and merged into them at the end;
+            `training` takes dora=RANK for the other kind. 0 trains all weights.
+        patience: stop after so many evaluations without a new best, and keep the weights of the best; 0 trains on.
+        validation: share of the training data to judge by meanwhile and not to learn from; 0.1 with patience, else 0.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: seed of the random generators.
         device: device of the models; training uses a GPU if there is one.
@@ -158,7 +164,8 @@ def distill(
         prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
         tuple(map(int, match_index)), match_loss,
         (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
-        skew, tuple(map(int, buckets)), parse_warm_up(warm_up), loop.options(training), seed, bits,
+        skew, tuple(map(int, buckets)), parse_warm_up(warm_up),
+        read_training(training, lora=lora, patience=patience, validation=validation), seed, bits,
     )  # fmt: skip
     check(chosen, sources, assistants)
     check_cache(chosen, cache_at, out)

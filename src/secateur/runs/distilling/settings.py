@@ -11,12 +11,15 @@ from secateur._utils import distributed
 from secateur.errors import InputError
 from secateur.recover.distillation import ensembles, matching
 from secateur.recover.quantization import quantise
+from secateur.recover.training import loop
 from secateur.runs import keywords
 
-__all__ = ["BETA", "Settings", "check", "check_cache", "parse_warm_up"]
+__all__ = ["BETA", "Settings", "check", "check_cache", "parse_warm_up", "read_training"]
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
+_VALIDATION = 0.1
+"""Share of what is learned from that `patience` judges by, unless told otherwise."""
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
@@ -71,6 +74,11 @@ class Settings:
     def batches_per_step(self) -> int:
         """Batches of one step."""
         return int(self.training.get("accumulate", 1))
+
+    @property
+    def validation(self) -> float:
+        """Share of what is learned from that training is judged by, where it has patience or validation."""
+        return float(self.training.get("validation", _VALIDATION))
 
     @property
     def ramps(self) -> dict[str, float]:
@@ -157,8 +165,10 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
         "on-policy scores what the student writes: leave task and hidden out":
             settings.on_policy and (settings.task or settings.hidden),
         f"on-policy has the directions {', '.join(BETA)}": settings.on_policy and settings.direction not in BETA,
-        "training setting patience waits for evaluations, and distill measures before and after: leave it out":
-            "patience" in settings.training,
+        "adapters are merged in floating point, and bits trains rounded weights: leave lora or bits out":
+            settings.bits and ("lora" in settings.training or "dora" in settings.training),
+        "on-policy writes its texts as it goes, and patience and validation judge by texts held out: leave them out":
+            settings.on_policy and ("patience" in settings.training or "validation" in settings.training),
         "prompt is to be shorter than length: give less": settings.on_policy and settings.prompt >= settings.length,
     }  # fmt: skip
     for words, holds in wrong.items():
@@ -176,6 +186,11 @@ def check_cache(settings: Settings, cache_at: str | Path, out: str | Path) -> No
         raise InputError(f"cache-at {cache_at} is a file: give a folder")
     if Path(cache_at).resolve().is_relative_to(Path(out or "?").resolve()):
         raise InputError(f"cache-at {cache_at} is in the run directory, where a cache is anyway: give another folder")
+
+
+def read_training(training: str | Mapping[str, Any], **named: float) -> dict[str, Any]:
+    """Settings of the training loop; those that have an option of their own are `named`, unless they are 0."""
+    return loop.options({**loop.options(training), **{name: value for name, value in named.items() if value}})
 
 
 def parse_warm_up(given: str | Mapping[str, float]) -> dict[str, float]:

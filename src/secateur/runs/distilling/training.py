@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
-from secateur.data.batches import Numbered
+from secateur.data.batches import Apart, Numbered
 from secateur.measure import size
 from secateur.recover.distillation import alignment, matching, policy, taps
 from secateur.recover.quantization import quantise
@@ -65,18 +65,26 @@ def _rounding(student: Learner, bits: int) -> Iterator[None]:
 def _train(
     setup: Setup, student: Learner, above: Sequence[Learner], run: Run | None, name: str, steps: int
 ) -> Recovery:
-    settings, batches = setup.settings, setup.batches
+    settings, how = setup.settings, dict(setup.settings.training)
     asked: Ask | None = None
+    if run is None:  # one step on trial is not judged
+        how = {key: value for key, value in how.items() if key not in ("patience", "validation", "keep")}
+    setup, judged = (setup, None) if run is None else setup.hold_out()
+    batches, held = setup.batches, None if judged is None else judged.batches
     torch.manual_seed(settings.seed)
     # An assistant is asked live: it has just learned, and is no large model behind a server.
     kept = run is not None and (settings.server or settings.cache) and all(one in setup.teachers for one in above)
     if run is not None and kept:
         batches, asked = caches.cache_answers(setup, student, above, run)
+        if judged is not None:
+            held, _ = caches.cache_answers(judged, student, above, run)
     elif above and not setup.by_characters(student):
         asked = setup.join(student, above, settings.temperature)
     if settings.on_policy:
         batches = rollouts(setup, student)
     objective = make_objective(setup, student, above, asked, live=not kept)
+    if held is not None:
+        batches = Apart(batches, held)
     if settings.warm_up:
         batches = Numbered(batches, settings.steps, settings.batches_per_step)
     return loop.train(
@@ -84,7 +92,7 @@ def _train(
         dropout=False, count=objective.count, extra=objective.extra,
         frozen=[] if kept else [teacher.model for teacher in above],
         checkpoint=None if run is None else run.folder(name), title=name,
-        flops_per_token=_flops(setup, student, above), **settings.training,
+        flops_per_token=_flops(setup, student, above), **how,
     )  # fmt: skip
 
 
