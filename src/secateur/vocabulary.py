@@ -470,6 +470,8 @@ class Training:
     """Steps between checkpoints."""
     evaluate_every: int | None = None
     """Steps between evaluations."""
+    teacher_device: str | None = None
+    """Where a teacher runs, such as cuda:1; with the student unless given."""
     trackers: tuple[Any, ...] | None = None
     """Names or objects as Accelerate's `log_with` takes them."""
 
@@ -576,6 +578,7 @@ _SETTINGS = {
     "keep": _choice("best", "last"),
     "precision": _choice("auto", "bf16", "fp32"),
     "betas": _Setting(lambda value: tuple(map(float, parse_list(value))), lambda value: len(value) == 2, "two numbers"),
+    "teacher_device": _Setting(str, lambda value: isinstance(value, str) and value != "", "a device, such as cuda:1"),
     "clip": _Setting(_limit, lambda value: value > 0, "a number above 0, or none for no limit"),
     "trackers": _Setting(_names, lambda value: isinstance(value, list | tuple), "names, joined by +"),
 }

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.computed import Computed
 from secateur._utils.tokenizers import Tokenizer
@@ -413,12 +414,12 @@ def at_pairs(
 
     For figures that need them whole, such as loyalty; a loss picks them in chunks (`shared_kl`).
     """
-    places = batch[f"{name}.pairs"].to(student.device).unbind(1)
+    places = batch[f"{name}.pairs"].unbind(1)
     ours, theirs = (
-        logits.flatten(0, 1)[rows[:, None], columns.to(student.device)]
+        logits.flatten(0, 1)[rows.to(logits.device)[:, None], columns.to(logits.device)]
         for logits, rows, columns in zip((student, teacher), places, shared, strict=True)
     )
-    return ours, theirs
+    return ours, devices.move(theirs, ours)
 
 
 @dataclass(frozen=True)

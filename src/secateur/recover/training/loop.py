@@ -31,10 +31,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from secateur._utils import devices, distributed, storage
 from secateur._utils.distributed import shard_like
-from secateur._utils.modes import evaluating
+from secateur._utils.modes import check_device, evaluating
 from secateur.errors import DataError, InputError, MissingExtraError, NumericalError, RunError, UnsupportedError
 from secateur.recover.training import lora
 from secateur.recover.training.compose import Parts
@@ -191,7 +192,8 @@ def train(
             _check_adapters(optimizer)
             rank = training.lora or training.whole("dora")
             stack.enter_context(lora.adapt(student, rank, dora=training.dora is not None, seed=seed))
-        modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, dropout))
+        place = _find_place(training.teacher_device, device)
+        modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, place, dropout))
         stack.enter_context(_own_randomness(device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -629,9 +631,18 @@ def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> fl
 
 @contextlib.contextmanager
 def _prepare_modules(
-    student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
+    student: nn.Module,
+    extra: Sequence[nn.Module],
+    frozen: Sequence[nn.Module],
+    device: torch.device,
+    place: torch.device | None,
+    dropout: bool,
 ) -> Iterator[list[nn.Module]]:
-    """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""
+    """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode.
+
+    place: where the frozen ones are meanwhile; where they came from if None. Networks among them answer on `device`
+    wherever they are; what the losses get of models of texts they bring there themselves, piece by piece.
+    """
     modules = [student, *extra]
     moved = [*modules, *frozen]
     before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in moved]
@@ -643,14 +654,18 @@ def _prepare_modules(
     }
     for parameter in narrow:
         parameter.data = parameter.data.float()
+    lent = contextlib.ExitStack()
     for module in frozen:
-        _move_module(module, device).eval()
+        (module if place is None else _move_module(module, place)).eval()
+        if not isinstance(module, PreTrainedModel) and place != device:
+            lent.enter_context(_answering_on(module, device))
     for module in modules:
         _move_module(module, device).train()
         if not dropout:
             _without_dropout(module)
     try:
-        yield modules
+        with lent:
+            yield modules
     finally:
         for parameter, dtype in narrow.items():
             parameter.data = parameter.data.to(dtype)
@@ -658,6 +673,34 @@ def _prepare_modules(
             module.eval()
             if home.type != "meta" and not any(isinstance(p, DTensor) for p in module.parameters()):
                 _move_module(module, home)
+
+
+def _find_place(wanted: str | None, device: torch.device) -> torch.device | None:
+    """Where teachers run: with the student on `device`, where they are asked to, or, for "auto", where they lie."""
+    if wanted is None:
+        return device
+    if wanted == "auto":
+        return None
+    check_device(wanted)
+    return torch.device(wanted)
+
+
+@contextlib.contextmanager
+def _answering_on(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Bring what `module` is asked to where it lies, and what it answers to `device`."""
+
+    def take(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        return devices.move((args, kwargs), module)
+
+    hooks = [
+        module.register_forward_pre_hook(take, with_kwargs=True),
+        module.register_forward_hook(lambda _, args, output: devices.move(output, device)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextlib.contextmanager

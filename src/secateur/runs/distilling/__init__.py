@@ -25,7 +25,7 @@ from secateur.runs.backends import Data
 from secateur.runs.cards import write_card
 from secateur.runs.distilling import measuring, models, training, trial
 from secateur.runs.distilling.models import Learner, Model, as_transformer
-from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up, read_training
+from secateur.runs.distilling.settings import Settings, check, check_cache, check_teachers, parse_warm_up, read_training
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
@@ -73,6 +73,8 @@ def distill(
     training: str | Mapping[str, Any] = "",
     seed: int = 0,
     device: str | None = None,
+    teacher_device: str = "",
+    teacher_bits: int = 0,
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
@@ -143,6 +145,10 @@ def distill(
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: seed of the random generators.
         device: device of the models; training uses a GPU if there is one.
+        teacher_device: device of the teachers, where that is another, such as cuda:1; "auto" splits them over all
+            devices, and over the memory of the host. What they say is brought to the student's device.
+        teacher_bits: 8 or 4: round the weights of the teachers' linears to so many, so that they take less room. 0
+            leaves them as they are.
         held_out: data to measure on, in the forms of `data`, which is then all for training; a part of `data` if None.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
@@ -168,6 +174,7 @@ def distill(
         read_training(training, lora=lora, patience=patience, validation=validation), seed, bits,
     )  # fmt: skip
     check(chosen, sources, assistants)
+    check_teachers(chosen, teacher_device, teacher_bits)
     check_cache(chosen, cache_at, out)
     backend = backends.of_source(student)
     corpus, apart = splits.read(
@@ -178,18 +185,33 @@ def distill(
     learner = models.open_student(backend, student, device, corpus)
     learner = models.load_weights(learner, weights) if weights else learner
     between = [models.open_student(backend, source, device, corpus, learner) for source in assistants]
-    above = [] if server else [models.open_teacher(backend, source, device, corpus, learner) for source in sources]
+    place = teacher_device or device
+    above = [
+        models.open_teacher(backend, source, place, corpus, learner, teacher_bits)
+        for source in ([] if server else sources)
+    ]
     assert corpus is not None
     parts = splits.split(backend, corpus, apart, learner, seed=seed)
     models.check_kind(chosen, learner, len(sources) > 1, parts.train)
     models.check_packing(chosen, corpus, above, between)
-    models.check_chain(learner, between, above, align)
+    models.check_chain(learner, between, above, align, bool(teacher_device))
     of_texts = isinstance(learner, Transformer)
     backend.check(learner, {"length": length} if of_texts else {})
     batches = make_batches(chosen, learner, parts.train, above)
     environment = backend.environment(learner, batch, length if of_texts else None, None)
     names = tuple(map(str, sources))
-    setup = Setup(backend, chosen, names, above, parts.train, parts.held, batches, environment, str(cache_at))
+    setup = Setup(
+        backend,
+        chosen,
+        names,
+        above,
+        parts.train,
+        parts.held,
+        batches,
+        environment,
+        str(cache_at),
+        apart=bool(teacher_device),
+    )
     trial.check_number(setup, learner)
     notes = list(parts.notes)
     trial.try_losses(setup, learner, between)
@@ -207,13 +229,14 @@ def distill(
         },
         "student_sha256": backend.digest(learner),
         "teachers_sha256": [backend.digest(teacher) for teacher in above] or names,
+        **({"teacher_bits": teacher_bits} if teacher_bits else {}),
         "assistants_sha256": [backend.digest(assistant) for assistant in between],
         **splits.columns(
             text, label, data=corpus, transform=transform, size=size, completion_only=completion_only, packing=packing
         ),
         **parts.digests,
     }
-    places = {"weights": weights, "device": device, "cache_at": cache_at}
+    places = {"weights": weights, "device": device, "teacher_device": teacher_device, "cache_at": cache_at}
     about = {
         "student": backends.name_source(student),
         "teachers": [backends.name_source(source) for source in sources],

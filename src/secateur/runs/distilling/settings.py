@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur._utils import distributed
+from secateur._utils import distributed, modes
 from secateur.errors import InputError
 from secateur.recover.distillation import ensembles, matching
 from secateur.recover.quantization import quantise
 from secateur.recover.training import loop
 from secateur.runs import keywords
 
-__all__ = ["BETA", "Settings", "check", "check_cache", "parse_warm_up", "read_training"]
+__all__ = ["BETA", "Settings", "check", "check_cache", "check_teachers", "parse_warm_up", "read_training"]
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
@@ -186,6 +186,18 @@ def check_cache(settings: Settings, cache_at: str | Path, out: str | Path) -> No
         raise InputError(f"cache-at {cache_at} is a file: give a folder")
     if Path(cache_at).resolve().is_relative_to(Path(out or "?").resolve()):
         raise InputError(f"cache-at {cache_at} is in the run directory, where a cache is anyway: give another folder")
+
+
+def check_teachers(settings: Settings, device: str, bits: int) -> None:
+    """Refuse a device that is not there, bits that weights can't have, and either for a teacher on a server."""
+    if settings.server and (device or bits):
+        raise InputError("the teacher runs on its server: leave teacher-device and teacher-bits out")
+    if bits not in (0, *quantise.BITS):
+        raise InputError(
+            f"teacher-bits={bits}: give {' or '.join(map(str, quantise.BITS))}, or 0 for the teacher as it is"
+        )
+    if device not in ("", "auto"):
+        modes.check_device(device)
 
 
 def read_training(training: str | Mapping[str, Any], **named: float) -> dict[str, Any]:

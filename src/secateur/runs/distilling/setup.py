@@ -35,6 +35,7 @@ Batches: TypeAlias = Any
 class Setup:
     """Those who teach, what is learned from, and how; a server's teacher is in `names` alone.
 
+    apart: whether teachers stay where they lie while a student is trained elsewhere.
     part: of what is learned from, where a share of it is held out to judge training by (`hold_out`).
     """
 
@@ -48,6 +49,7 @@ class Setup:
     environment: latency.Environment
     cache_at: str = ""
     part: Literal["all", "learned", "judged"] = "all"
+    apart: bool = False
 
     @property
     def batch_count(self) -> int:

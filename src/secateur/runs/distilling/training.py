@@ -70,6 +70,8 @@ def _train(
     if run is None:  # one step on trial is not judged
         how = {key: value for key, value in how.items() if key not in ("patience", "validation", "keep")}
     setup, judged = (setup, None) if run is None else setup.hold_out()
+    if setup.apart and all(one in setup.teachers for one in above):
+        how = {"teacher_device": "auto", **how}
     batches, held = setup.batches, None if judged is None else judged.batches
     torch.manual_seed(settings.seed)
     # An assistant is asked live: it has just learned, and is no large model behind a server.
