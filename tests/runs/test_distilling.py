@@ -25,6 +25,7 @@ from transformers import (
 )
 
 import secateur
+import second_device
 import tiny
 from chat_server import say, speaking
 from chat_server import served as serving
@@ -118,6 +119,32 @@ def test_patience_judges_by_what_is_not_learned_and_keeps_the_best(places, tmp_p
     best = min(seen, key=lambda pair: pair[1])[0]
     assert row.recovery.steps == seen[-1][0] < 40
     assert [step for step, _ in seen][-3] == best == row.recovery.settings["kept_step"]
+
+
+def test_a_teacher_may_lie_on_another_device(places, tmp_path):
+    with second_device.present():
+        row = taught(places, tmp_path / "out", steps=3, device=second_device.NAME, teacher_device="cpu", teacher_bits=8)
+        assert loyal(row)[1] > loyal(row)[0]
+        subjects = [open_subject(places / name) for name in ("student", "teacher")]
+        subjects[1].model.to(second_device.NAME)
+        with pytest.raises(InputError, match="say device=cpu or teacher-device=card:0"):
+            secateur.distill(*subjects, TEXTS, tmp_path / "apart", **QUICK)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"teacher_bits": 5}, "teacher-bits=5: give 8 or 4"),
+        ({"teacher_device": "cuda:99"}, "'cuda:99' can't hold the model"),
+        ({"teacher_device": "auto", "teacher_bits": 8}, "split as it is read from its folder, and not packed"),
+        ({"server": "http://localhost:1/v1", "teacher_device": "cpu"}, "runs on its server"),
+    ],
+)
+def test_where_a_teacher_can_not_be_is_told_in_a_line(places, tmp_path, how, words):
+    with pytest.raises(InputError, match=words) as caught:
+        taught(places, tmp_path / "out", **how)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")

@@ -124,7 +124,7 @@ class Averaged:
     def _states(self, batch: Batch) -> _Answer:
         answers: list[Any] = [teacher(batch, head=False) for teacher, _ in self.members]  # type: ignore[call-arg]
         if any(getattr(answer, "head", None) is None for answer in answers):
-            raise UnsupportedError("a teacher kept its head, since it is sharded: leave fused out")
+            return self._logits(batch)  # one that is split or sharded goes through its head itself
         head = Mixture(
             [answer.head for answer in answers],
             [answer.softcap for answer in answers],

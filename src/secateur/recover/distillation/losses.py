@@ -31,6 +31,7 @@ from secateur.errors import InputError
 __all__ = [
     "IGNORED",
     "Head",
+    "Passed",
     "bucketed_kl",
     "check_classes",
     "cosine",
@@ -61,6 +62,17 @@ class Head(Protocol):
     def __call__(self, states: Tensor) -> Tensor:
         """The logits."""
         ...
+
+
+class Passed:
+    """The head of a teacher that has gone through its own: what comes as its states are logits [n, out_features]."""
+
+    def __init__(self, out_features: int) -> None:
+        self.out_features = out_features
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The same, in float32."""
+        return states.to(_wide(states))
 
 
 # A formula takes a float32 chunk of student logits [n, V] and the targets' rows for it. It returns the loss of each

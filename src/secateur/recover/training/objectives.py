@@ -415,7 +415,9 @@ def distil(
             near = near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
-            sides = ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch)
+            # A teacher that is split or sharded has gone through its head itself.
+            head = getattr(theirs, "head", None) or losses.Passed(theirs.prediction.shape[-1])
+            sides = ours.prediction, through, theirs.prediction, head, mask_of(batch)
             about: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
             if direction == "js":
                 near = losses.jensen_shannon_from_hidden(*sides, **about) / totals["tokens"]
