@@ -102,7 +102,7 @@ class Apart:
         return self._feed, self._held
 
 
-def hold_out(feed: Batches, share: float) -> tuple[FiniteBatches, FiniteBatches]:
+def hold_out(feed: Batches, share: float) -> tuple[FiniteBatches, Iterable[Batch]]:
     """(batches to learn from, one epoch of a share of the data to judge by), of batches that can hold some out.
 
     Raises `InputError` for those that can't.

@@ -26,6 +26,7 @@ class PackedLinear(nn.Module):
 
     integers: Tensor
     scale: Tensor
+    bias: Tensor | None
 
     def __init__(self, linear: nn.Linear, bits: int) -> None:
         super().__init__()
@@ -43,9 +44,10 @@ class PackedLinear(nn.Module):
         """W in floating point."""
         held = self.integers
         if self.bits == 4:  # shifts keep the sign
-            held = torch.stack([held << 4 >> 4, held >> 4], -1).flatten(1)
+            held = torch.stack([(held << 4) >> 4, held >> 4], -1).flatten(1)
         groups = held.unflatten(1, (self.scale.shape[1], -1)).to(self.scale.dtype)
-        return (groups * self.scale[..., None]).flatten(1)
+        weight: Tensor = (groups * self.scale[..., None]).flatten(1)
+        return weight
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
