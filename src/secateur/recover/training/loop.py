@@ -21,12 +21,13 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ from secateur.recover.training.schedule import learning_rate
 from secateur.vocabulary import Recovery, Training
 
 __all__ = ["DEFAULTS", "check_trackers", "options", "train"]
+
+T = TypeVar("T")
 
 Batch = Any
 """What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
@@ -203,7 +206,9 @@ def train(
         updater = _optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
         _broadcast(modules)
         if sharding:
-            updater = stack.enter_context(_shard_student(student, updater, accelerator))
+            updater = stack.enter_context(_shard(student, partial(_prepare_student, accelerator, student, updater)))
+            for teacher in _choose_sharded(student, frozen) if place == device else ():
+                stack.enter_context(_shard(teacher, partial(_prepare_teacher, accelerator, teacher)))
         for module in extra:
             for group in _groups(module, weight_decay):
                 updater.add_param_group(group)
@@ -703,22 +708,49 @@ def _answering_on(module: nn.Module, device: torch.device) -> Iterator[None]:
             hook.remove()
 
 
-@contextlib.contextmanager
-def _shard_student(
-    student: nn.Module, updater: torch.optim.Optimizer, accelerator: Accelerator
-) -> Iterator[torch.optim.Optimizer]:
-    """The optimiser of `student`, which FSDP2 shards within the block: its classes, hooks and parameters come back."""
-    before = {
-        module: (type(module), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()})
-        for module in student.modules()
-    }
-    homes = {parameter: parameter.device for parameter in student.parameters()}
+def _prepare_student(
+    accelerator: Accelerator, student: nn.Module, updater: torch.optim.Optimizer
+) -> torch.optim.Optimizer:
+    """The optimiser of `student`, which is sharded."""
     sharded, updater = accelerator.prepare(student, updater)
     if sharded is not student:
         raise UnsupportedError("FSDP2 replaced the student: turn off compilation in Accelerate's configuration")
-    for parameter in homes.keys() - set(student.parameters()):
+    return updater
+
+
+def _choose_sharded(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Module]:
+    """Teachers to shard: models of transformers that can be moved, and share no weight with the student."""
+    ours = set(student.parameters())
+    return [
+        module
+        for module in frozen
+        if isinstance(module, PreTrainedModel) and not devices.is_fixed(module) and ours.isdisjoint(module.parameters())
+    ]
+
+
+def _prepare_teacher(accelerator: Accelerator, teacher: nn.Module) -> None:
+    """Shard a teacher as Accelerate shards a student, in the blocks that its own architecture names."""
+    plugin = accelerator.state.fsdp_plugin
+    before = plugin.transformer_cls_names_to_wrap, plugin.auto_wrap_policy
+    plugin.transformer_cls_names_to_wrap = sorted(getattr(teacher, "_no_split_modules", None) or ()) or before[0]
+    try:
+        fsdp2_prepare_model(accelerator, teacher)
+    finally:
+        plugin.transformer_cls_names_to_wrap, plugin.auto_wrap_policy = before
+
+
+@contextlib.contextmanager
+def _shard(model: nn.Module, prepare: Callable[[], T]) -> Iterator[T]:
+    """What `prepare` gives, which shards `model` by FSDP2: after the block classes, hooks and parameters come back."""
+    before = {
+        module: (type(module), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()})
+        for module in model.modules()
+    }
+    homes = {parameter: parameter.device for parameter in model.parameters()}
+    prepared = prepare()
+    for parameter in homes.keys() - set(model.parameters()):
         parameter.data = parameter.data.new_empty(0)
-    yield updater
+    yield prepared
     whole = dict[nn.Parameter, Tensor]()
     for module, (_, attributes) in before.items():
         for leaf, parameter in attributes["_parameters"].items():
