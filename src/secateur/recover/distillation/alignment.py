@@ -446,7 +446,7 @@ class Foreign:
 def objective(
     student: objectives.Forward, teachers: Mapping[str, Foreign], *, task: float = 0.0, temperature: float = 1.0
 ) -> objectives.Objective:
-    """``sum_k w_k KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs of tokens.
+    """``sum_k w_k T^2 KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs.
 
     For batches of `Parallel`, and totals of `make_counter`. Where the student predicts the next token, a pair is two
     tokens that end at the same character, so that both say what follows the same text. It raises `DataError` for a step
@@ -458,7 +458,7 @@ def objective(
             raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         ours = student(batch)
         parts = {
-            name: one.weight * one.kl_loss(ours.prediction, batch, name, temperature=temperature)
+            name: one.weight * temperature**2 * one.kl_loss(ours.prediction, batch, name, temperature=temperature)
             / max(1, totals[f"{name}.pairs"])
             for name, one in teachers.items()
         }  # fmt: skip

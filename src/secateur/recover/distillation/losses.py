@@ -11,7 +11,10 @@ once more and writes the student's gradient chunk by chunk into the one matrix t
 forms go through the language-model heads inside the walk, so that not even the logits exist as a whole. Teachers get no
 gradient.
 
-No loss multiplies by temperature squared: where a paper does (Hinton et al. 2015), its recipe does.
+No loss here multiplies by temperature squared; what joins it with others does (`objectives.distil`, and recipes that
+join losses themselves). A softened divergence has gradients ``(p_s - p_t) / T``, and at a large T these are about
+``(z_s - z_t) / (V T^2)`` for V classes: times T^2, as Hinton et al. 2015 (arXiv 1503.02531, section 2) have it, they
+stay as large beside a cross-entropy whatever T is.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def distill(
         lr: peak learning rate.
         batch: sequences or examples per step.
         length: tokens per sequence.
-        temperature: softmax temperature of both predictions.
+        temperature: T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015).
         direction: forward or reverse KL, js, mse or cosine on the logits.
         task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.
         skew: skewed KL (DistiLLM): share of one prediction in the mixture that the other is compared with; 0: plain KL.
