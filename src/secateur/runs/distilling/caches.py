@@ -25,7 +25,7 @@ from secateur.runs.backends.language import held_batches
 from secateur.runs.distilling.models import Learner, as_transformer
 from secateur.runs.distilling.setup import Answer, Ask, Setup, predict
 
-__all__ = ["ask_held_out", "cache_answers", "cache_cost"]
+__all__ = ["ask_held_out", "cache_answers", "cache_cost", "open_server"]
 
 _ASKED_AT_ONCE = 4
 """Batches of training that a teacher reads at a time where nothing is trained meanwhile."""
@@ -117,11 +117,16 @@ def _name(setup: Setup, name: str) -> str:
 # ------------------------------------------------------------------------------------------------------ a server's
 
 
+def open_server(setup: Setup) -> Server:
+    """The server that has the teacher."""
+    return Server(setup.settings.server, setup.names[0])
+
+
 def _ask_server(
     setup: Setup, student: Learner, run: Run, name: str, batches: Batches, count: int, key: Mapping[str, object]
 ) -> teachers.TopK:
     """What the server finds likeliest in `count` batches."""
-    server, k = Server(setup.settings.server, setup.names[0]), setup.settings.server_tokens
+    server, k = open_server(setup), setup.settings.server_tokens
     with _cache_folder(setup, run, name) as folder:
         return cache_served(folder, server, as_transformer(student).tokenizer, batches, count, key=key, k=k)
 

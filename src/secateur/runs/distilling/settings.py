@@ -132,7 +132,8 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
         f"align compares what teachers say of the same characters: leave {extra} out": settings.align and extra,
         f"{some} keeps some of the tokens: it serves forward KL{all_}": some and settings.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and settings.hidden,
-        f"{kept} keeps what is said of given texts: leave on-policy out": kept and settings.on_policy,
+        f"{kept} keeps what is said of given texts: leave on-policy out":
+            kept == "cache" and settings.on_policy,
         f"{some} and choice do not go together: name shares, or leave {some} out": some and settings.choice,
         "a server tells its likeliest tokens and not all: give cache their number": settings.server
             and settings.cache == "all",

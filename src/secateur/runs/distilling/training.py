@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from secateur._utils.rundir import Run
 from secateur.data.batches import Apart, Numbered
 from secateur.measure import size
+from secateur.methods.served_teacher import Live
 from secateur.recover.distillation import alignment, matching, policy, taps
 from secateur.recover.quantization import quantise
 from secateur.recover.sparsity import masks
@@ -75,7 +76,8 @@ def _train(
     batches, held = setup.batches, None if judged is None else judged.batches
     torch.manual_seed(settings.seed)
     # An assistant is asked live: it has just learned, and is no large model behind a server.
-    kept = run is not None and (settings.server or settings.cache) and all(one in setup.teachers for one in above)
+    known = not settings.on_policy and (settings.server or settings.cache)
+    kept = run is not None and known and all(one in setup.teachers for one in above)
     if run is not None and kept:
         batches, asked = caches.cache_answers(setup, student, above, run)
         if judged is not None:
@@ -84,6 +86,9 @@ def _train(
         asked = setup.join(student, above, settings.temperature)
     if settings.on_policy:
         batches = rollouts(setup, student)
+        if settings.server:
+            tokenizer = as_transformer(student).tokenizer
+            batches = Live(batches, caches.open_server(setup), tokenizer, k=settings.server_tokens)
     objective = make_objective(setup, student, above, asked, live=not kept)
     if held is not None:
         batches = Apart(batches, held)
@@ -103,6 +108,11 @@ def make_objective(
 ) -> Objective:
     """Towards its teachers, `asked` as one; those that are aligned by characters are asked each for itself."""
     settings = setup.settings
+    if settings.on_policy and settings.server:
+        loss = objectives.distil(
+            setup.forward(student), None, output="logits", temperature=settings.temperature, fused=True
+        )
+        return Objective(loss, policy.count)
     if settings.on_policy:
         loss = policy.objective(
             setup.forward(student), cast(Ask, asked), beta=BETA[settings.direction], temperature=settings.temperature,
