@@ -53,3 +53,14 @@ def test_what_packing_would_not_shrink_is_refused():
         packed.pack(subject.model, 8, within=subject.layers())
     with pytest.raises(InputError, match="no linear"):
         packed.pack(tiny.model("gpt2"), 8)
+
+
+def test_torchao_s_own_integers_are_taken_over():
+    model = tiny.model("llama")
+    ids = torch.arange(5, 15)[None]
+    quantise.weight_only(model, 8, within=["model.layers.0"])
+    before = model(input_ids=ids).logits
+    assert not packed.is_packed(model)
+    assert len(packed.adopt(model)) == 7
+    assert packed.is_packed(model)
+    torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-5, rtol=1e-5)

@@ -14,6 +14,8 @@ from transformers import BertForMaskedLM
 
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.recover.distillation import teachers
+from secateur.runs import exporting
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling import models
@@ -41,6 +43,10 @@ def test_a_teacher_is_opened_split_or_packed(tmp_path):
         packed = models.open_teacher(Language(), plain, None, None, student, bits=4)
         assert not torch.equal(plain.forward(batch).prediction, packed.forward(batch).prediction)
         assert isinstance(plain.model.model.layers[0].mlp.up_proj, nn.Linear), "what was given stays as it is"
+        exporting.write(plain, tmp_path / "int8", "int8")
+        stored = models.open_teacher(Language(), tmp_path / "int8", None, None, student)
+        torch.testing.assert_close(plain.forward(batch).prediction, stored.forward(batch).prediction, atol=0.05, rtol=0)
+        assert teachers.fingerprint(stored.model) != teachers.fingerprint(plain.model)
 
 
 def test_a_teacher_of_which_parts_lie_elsewhere_passes(tmp_path):

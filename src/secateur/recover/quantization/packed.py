@@ -7,6 +7,7 @@ take half a byte in 4 bits, where torchao's own layout for any device spends a w
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional
 from secateur.errors import UnsupportedError
 from secateur.recover.quantization import quantise
 
-__all__ = ["PackedLinear", "pack"]
+__all__ = ["PackedLinear", "adopt", "is_packed", "pack"]
 
 
 class PackedLinear(nn.Module):
@@ -31,7 +32,8 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, bits: int) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = linear.in_features, linear.out_features, bits
-        made = quantise.integers(linear.weight, bits)
+        given: Any = linear.weight
+        made = given if hasattr(given, "qdata") else quantise.integers(given, bits)
         held: Tensor = made.qdata
         if bits == 4:
             held = held[:, ::2] & 15 | held[:, 1::2] << 4
@@ -73,9 +75,32 @@ def pack(model: nn.Module, bits: int, *, within: Iterable[str] | None = None) ->
             f"linears hold {packed / whole:.0%} of the weights of {type(model).__name__}, and only they are packed: "
             "leave its weights as they are"
         )
-    for name in chosen:
+    _replace(model, chosen, bits)
+    return chosen
+
+
+def adopt(model: nn.Module) -> list[str]:
+    """Make linears with torchao's integers of 8 bits `PackedLinear`s, in place; returns their names.
+
+    A model that was read so is then run, moved and told apart like any other.
+    """
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and hasattr(module.weight, "qdata")
+    ]
+    _replace(model, found, 8)
+    return found
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Whether some of its linears are packed."""
+    return any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def _replace(model: nn.Module, names: Iterable[str], bits: int) -> None:
+    for name in names:
         parent, _, leaf = name.rpartition(".")
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         setattr(model.get_submodule(parent), leaf, PackedLinear(linear, bits))
-    return chosen

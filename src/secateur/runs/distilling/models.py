@@ -53,7 +53,10 @@ def open_teacher(
         if not isinstance(model, str | Path) or bits:
             raise InputError("a teacher is split as it is read from its folder, and not packed: leave one of them out")
         return open_subject(model, device_map=device, quantised=True)
-    source = open_subject(model, quantised=True) if isinstance(model, str | Path) else model
+    source = model
+    if isinstance(model, str | Path):
+        source = open_subject(model, quantised=True)
+        packed.adopt(source.model)
     teacher = cast(Transformer, backend.open(source, None if bits else device, data))
     if bits:
         teacher = teacher if isinstance(model, str | Path) else teacher.copy()
