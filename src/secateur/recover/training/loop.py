@@ -32,7 +32,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from secateur._utils import devices, distributed, storage
 from secateur._utils.distributed import shard_like
@@ -662,7 +661,7 @@ def _prepare_modules(
     lent = contextlib.ExitStack()
     for module in frozen:
         (module if place is None else _move_module(module, place)).eval()
-        if not isinstance(module, PreTrainedModel) and place != device:
+        if not _is_of_transformers(module) and place != device:
             lent.enter_context(_answering_on(module, device))
     for module in modules:
         _move_module(module, device).train()
@@ -680,6 +679,12 @@ def _prepare_modules(
                 _move_module(module, home)
 
 
+def _is_of_transformers(module: nn.Module) -> bool:
+    """Whether it is a model of transformers, which training a network does not load."""
+    library = sys.modules.get("transformers")
+    return library is not None and isinstance(module, library.PreTrainedModel)
+
+
 def _find_place(wanted: str | None, device: torch.device) -> torch.device | None:
     """Where teachers run: with the student on `device`, where they are asked to, or, for "auto", where they lie."""
     if wanted is None:
@@ -694,11 +699,10 @@ def _find_place(wanted: str | None, device: torch.device) -> torch.device | None
 def _answering_on(module: nn.Module, device: torch.device) -> Iterator[None]:
     """Bring what `module` is asked to where it lies, and what it answers to `device`."""
 
-    def take(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        return devices.move((args, kwargs), module)
-
     hooks = [
-        module.register_forward_pre_hook(take, with_kwargs=True),
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: devices.move((args, kwargs), module), with_kwargs=True
+        ),
         module.register_forward_hook(lambda _, args, output: devices.move(output, device)),
     ]
     try:
@@ -724,7 +728,7 @@ def _choose_sharded(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.
     return [
         module
         for module in frozen
-        if isinstance(module, PreTrainedModel) and not devices.is_fixed(module) and ours.isdisjoint(module.parameters())
+        if _is_of_transformers(module) and not devices.is_fixed(module) and ours.isdisjoint(module.parameters())
     ]
 
 

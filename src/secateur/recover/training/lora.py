@@ -13,12 +13,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
 
@@ -70,7 +68,7 @@ def join(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> l
         raise UnsupportedError(
             f"{type(model).__name__} is made mostly of convolutions, which LoRA leaves as they are: leave lora out"
         )
-    turned = any(isinstance(model.get_submodule(name), Conv1D) for name in linears)
+    turned = any(not isinstance(model.get_submodule(name), nn.Linear) for name in linears)
     config = peft.LoraConfig(
         r=rank, lora_alpha=_SCALE * rank, target_modules=linears, target_parameters=packed or None, use_dora=dora,
         fan_in_fan_out=turned,
@@ -121,7 +119,9 @@ def _library() -> Any:
 
 def _find_linears(model: nn.Module) -> list[str]:
     """Names of the linears to adapt, each once."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    from transformers.pytorch_utils import Conv1D  # peft loads it, too; training a network does without
+
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     found = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear | Conv1D) or module is head or not name:
