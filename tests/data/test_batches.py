@@ -37,6 +37,7 @@ def test_shifted_batches_go_on_behind_the_first():
     data = examples.Examples(torch.arange(10.0)[:, None], name="ten")
     feed = examples.batches(data, batch=2, seed=3)
     rest, held = Shifted(feed, 2).hold_out(0.3)
+    assert len(rest) == len(feed.hold_out(0.3)[0])
     learned, judged = feed.hold_out(0.3)
     assert torch.equal(rest[0]["inputs"], learned[2]["inputs"])
     assert [batch["inputs"].tolist() for batch in held] == [batch["inputs"].tolist() for batch in judged]

@@ -1049,7 +1049,7 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     elsewhere(away.model)
     elsewhere(half.model.lm_head)
     for teacher, words in [
-        (away, "the student is on cpu and its teacher on cuda:0: say device=cpu, or bring them there"),
+        (away, "the student is on cpu and its teacher on cuda:0: say device=cpu or teacher-device=cuda:0"),
         (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
         (
             tmp_path / "other",

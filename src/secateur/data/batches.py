@@ -76,6 +76,9 @@ class Shifted:
     def __init__(self, feed: Batches, first: int) -> None:
         self._feed, self._first = feed, first
 
+    def __len__(self) -> int:
+        return len(cast(Sized, self._feed))
+
     def __getitem__(self, index: int) -> Batch:
         return self._feed[self._first + index]
 
