@@ -146,13 +146,17 @@ def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callabl
 # --------------------------------------------------------------------------------------------------------- shelf
 
 
+_Entry: TypeAlias = dict[str, Any]
+"""What the index says of a file."""
+
+
 @dataclass
 class _Shelf:
     """Numbered safetensors files in a folder, and an index of their checksums; complete files only, one key only."""
 
     folder: Path
-    files: list[dict[str, Any]]
-    key: dict[str, Any]
+    files: list[_Entry]
+    key: _Entry
 
     @classmethod
     def open(cls, folder: Path, key: Mapping[str, object]) -> _Shelf:
@@ -197,13 +201,13 @@ class _Shelf:
             )
         return found
 
-    def write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> dict[str, Any]:
+    def write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> _Entry:
         """Write a file; gives its entry for the index, which does not know of it yet."""
         path = self.folder / name
         storage.write(path, tensors)
         return {"name": name, "bytes": path.stat().st_size, "sha256": storage.digest(path), **about}
 
-    def note(self, files: list[dict[str, Any]]) -> None:
+    def note(self, files: list[_Entry]) -> None:
         """Write the index."""
         storage.write_text(self.folder / "index.json", json.dumps({"key": self.key, "files": files}, indent=1))
         self.files = files
@@ -366,7 +370,7 @@ def cache_answers(
     parts = distributed.by_first(plan)
     for start in range(0, len(parts), distributed.count()):
         together = parts[start : start + distributed.count()]
-        written, problem = list[dict[str, Any]](), None
+        written, problem = list[_Entry](), None
         if distributed.index() < len(together):
             shelf = _Shelf.open(Path(folder), key)
             written, problem = _fill(shelf, together[distributed.index()], ask, batches, ahead)
@@ -399,7 +403,7 @@ class _Part:
 
 def _fill(
     shelf: _Shelf, part: _Part, ask: Callable[[Batch], Likeliest], batches: Batches, ahead: int
-) -> tuple[list[dict[str, Any]], BaseException | None]:
+) -> tuple[list[_Entry], BaseException | None]:
     """Ask for the batches of a part and write its file: (entries for the index, the error or Ctrl-C that ended it).
 
     What was asked for before that is written all the same.
@@ -427,9 +431,7 @@ def _fill(
     return entries, problem
 
 
-def _note(
-    folder: Path, key: Mapping[str, object], parts: Sequence[_Part], written: Sequence[list[dict[str, Any]]]
-) -> None:
+def _note(folder: Path, key: Mapping[str, object], parts: Sequence[_Part], written: Sequence[list[_Entry]]) -> None:
     """Enter files in the index, each process's part of them: what a part lacks stands there as a file that is missing,
     so that it is asked for next time, unless nothing follows it.
     """

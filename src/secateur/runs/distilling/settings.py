@@ -201,7 +201,7 @@ def check_teachers(settings: Settings, device: str, bits: int) -> None:
         modes.check_device(device)
 
 
-def read_training(training: str | Mapping[str, Any], **named: float) -> dict[str, Any]:
+def read_training(training: str | Mapping[str, object], **named: float) -> Mapping[str, object]:
     """Settings of the training loop; those that have an option of their own are `named`, unless they are 0."""
     return loop.options({**loop.options(training), **{name: value for name, value in named.items() if value}})
 
