@@ -146,18 +146,22 @@ def test_the_command_line_trains_in_two_processes_and_one_of_them_speaks(tmp_pat
 def curve(folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = False) -> dict[str, torch.Tensor]:
     """A student's weights and losses after six steps; the second process is asked to end in step `stop`."""
     student, teacher = students.llama(0, dropout=0.2), students.llama(1)
+    taught = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     kinds, inner, steps = [type(module) for module in student.modules()], students.logit_objective(student, teacher), []
 
     def objective(batch: Any, totals: Any) -> Any:
         steps.append(batch)
         if len(steps) == stop and distributed.index():
             signal.raise_signal(signal.SIGTERM)
-        assert any(isinstance(weight, DTensor) for weight in student.parameters()) == sharded
+        for model in (student, teacher):
+            assert any(isinstance(weight, DTensor) for weight in model.parameters()) == sharded
         return inner(batch, totals)
 
     feed, how = students.Batches(), {"steps": 6, "lr": 1e-3, "accumulate": accumulate, "progress": False}
     done = loop.train(student, feed, objective, **how, checkpoint=folder, every=4, frozen=[teacher])
-    assert [type(module) for module in copy.deepcopy(student).modules()] == kinds
+    for model in (student, teacher):
+        assert [type(module) for module in copy.deepcopy(model).modules()] == kinds
+    assert all(torch.equal(tensor, taught[name]) for name, tensor in teacher.state_dict().items())
     return {**student.state_dict(), "losses": torch.tensor([loss for _, loss in done.losses], dtype=torch.float64)}
 
 

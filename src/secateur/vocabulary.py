@@ -450,6 +450,10 @@ class Training:
     """Of SGD, in Nesterov's form."""
     betas: tuple[float, float] | None = None
     """Of AdamW."""
+    lora: int | None = None
+    """Rank of adapters (LoRA) that are trained in place of the weights, and merged into them at the end."""
+    dora: int | None = None
+    """The same for DoRA's adapters, which learn the lengths of rows too."""
     accumulate: int | None = None
     """Micro-batches per process and step."""
     clip: float | None = None
@@ -472,6 +476,8 @@ class Training:
     """Steps between checkpoints."""
     evaluate_every: int | None = None
     """Steps between evaluations."""
+    teacher_device: str | None = None
+    """Where a teacher runs, such as cuda:1; with the student unless given."""
     trackers: tuple[Any, ...] | None = None
     """Names or objects as Accelerate's `log_with` takes them."""
 
@@ -480,6 +486,8 @@ class Training:
             setting = _SETTINGS[name]
             if not setting.fits(value):
                 raise InputError(f"{name}={value}: give {setting.wanted}")
+        if self.lora and self.dora:
+            raise InputError(f"lora={self.lora} and dora={self.dora} are two kinds of adapters: give one of them")
 
     @property
     def named(self) -> dict[str, Any]:
@@ -574,7 +582,7 @@ _SWITCH = _Setting(_switch, lambda value: isinstance(value, bool), "true or fals
 _AMOUNT = _Setting(float, lambda value: 0 <= value < math.inf, "a number of at least 0")
 _SETTINGS = {
     "steps": _counts(0),
-    **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every"), _counts(1)),
+    **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every", "lora", "dora"), _counts(1)),
     **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
     "optimizer": _choice("adamw", "adamw8bit", "sgd"),
@@ -584,6 +592,7 @@ _SETTINGS = {
     "keep": _choice("best", "last"),
     "precision": _choice("auto", "bf16", "fp16", "fp32"),
     "betas": _Setting(lambda value: tuple(map(float, parse_list(value))), lambda value: len(value) == 2, "two numbers"),
+    "teacher_device": _Setting(str, lambda value: isinstance(value, str) and value != "", "a device, such as cuda:1"),
     "clip": _Setting(_limit, lambda value: value > 0, "a number above 0, or none for no limit"),
     "trackers": _Setting(_names, lambda value: isinstance(value, list | tuple), "names, joined by +"),
 }

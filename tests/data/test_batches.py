@@ -5,7 +5,7 @@ import torch
 
 from secateur._utils import distributed
 from secateur.data import examples
-from secateur.data.batches import Numbered, Shifted, count_steps
+from secateur.data.batches import Apart, Numbered, Shifted, count_steps
 from secateur.errors import DataError, InputError
 
 
@@ -34,6 +34,19 @@ def test_batches_know_how_far_training_is(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_shifted_batches_go_on_behind_the_first():
     assert Shifted([5, 6, 7], 2)[0] == 7
+    data = examples.Examples(torch.arange(10.0)[:, None], name="ten")
+    feed = examples.batches(data, batch=2, seed=3)
+    rest, held = Shifted(feed, 2).hold_out(0.3)
+    assert len(rest) == len(feed.hold_out(0.3)[0])
+    learned, judged = feed.hold_out(0.3)
+    assert torch.equal(rest[0]["inputs"], learned[2]["inputs"])
+    assert [batch["inputs"].tolist() for batch in held] == [batch["inputs"].tolist() for batch in judged]
+
+
+def test_what_was_held_out_before_is_what_is_held_out():
+    apart = Apart([1, 2, 3], [4])
+    assert (len(apart), apart[1]) == (3, 2)
+    assert apart.hold_out(0.5) == ([1, 2, 3], [4])
 
 
 def test_a_part_is_held_out_of_numbered_batches_and_seen_as_at_the_end():

@@ -59,6 +59,13 @@ def test_a_batch_is_a_function_of_seed_and_number_and_masks_each_epoch_anew():
     assert torch.equal(one.take(3)[2]["labels"], one[2]["labels"])
 
 
+def test_what_is_held_out_is_masked_alike_whenever_it_is_looked_at():
+    rest, held = masked().hold_out(0.2)
+    assert len(rest) < len(masked())
+    assert not {*rest.rows(0)} & {*held.rows(0)}
+    assert all(torch.equal(one["labels"], again["labels"]) for one, again in zip(held, held, strict=True))
+
+
 def test_smoothing_chooses_rare_tokens_more_often():
     ids = torch.tensor([[7] * 90 + [8] * 10])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -244,6 +244,32 @@ def test_padded_batches_hold_every_text_once_with_its_label(tokenizer):
     assert sorted(seen) == list(range(100))
 
 
+def test_what_is_held_out_is_never_learned_and_keeps_its_labels(tokenizer):
+    data = corpus(50, labels=list(range(50)))
+    made = texts.batches(data, tokenizer, packed=False, batch=4, length=12, seed=3)
+    learned, judged = made.hold_out(0.2)
+    rows = [{int(label) for i in range(3 * len(some)) for label in some[i]["labels"]} for some in (learned, judged)]
+    assert not rows[0] & rows[1]
+    assert sorted([*learned.members, *judged.members]) == list(range(50))
+    assert len(judged.members) == 10
+    for index in range(2 * len(learned)):
+        assert learned.rows(index).tolist() == learned[index]["labels"].tolist(), "rows are those of all texts"
+    again = texts.batches(data, tokenizer, packed=False, batch=4, length=12, seed=3).hold_out(0.2)[0]
+    assert torch.equal(again[7]["input_ids"], learned[7]["input_ids"])
+    with pytest.raises(DataError, match="leave less than a batch of 4"):
+        made.hold_out(0.95)
+
+
+def test_blocks_are_held_out_whole(tokenizer):
+    made = texts.batches(corpus(300), tokenizer, packed=True, batch=4, length=16)
+    learned, judged = made.hold_out(0.1)
+    ours, theirs = ({tuple(row.tolist()) for batch in some for row in batch["input_ids"]} for some in (learned, judged))
+    assert ours
+    assert theirs
+    assert not ours & theirs
+    assert len(learned) < len(made)
+
+
 def test_bucketing_saves_padding(tokenizer):
     made = texts.batches(corpus(2000), tokenizer, packed=False, batch=16, length=64)
     share = [float(batch["attention_mask"].float().mean()) for batch in made]

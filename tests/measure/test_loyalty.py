@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
 
+import second_device
 from secateur.errors import MeasurementError, NumericalError
 from secateur.measure import loyalty, statistics
 
@@ -23,6 +24,17 @@ def test_a_student_that_is_its_teacher_is_wholly_loyal():
     found = loyalty.regression(numbers, numbers)
     assert (found["pearson"].value, found["spearman"].value) == pytest.approx((1.0, 1.0))
     assert found["rmse"].value == 0.0
+
+
+def test_models_on_two_devices_are_held_together():
+    with second_device.present():
+        logits, mask = (drawn(2, 5, 7), drawn(2, 5, 7, seed=1)), torch.tensor([[1, 1, 1, 0, 0], [1] * 5])
+        wanted = loyalty.Tally()
+        wanted.add(logits, {"attention_mask": mask})
+        for places in (("cpu", second_device.NAME), (second_device.NAME, "cpu")):
+            tally = loyalty.Tally()
+            tally.add([part.to(place) for part, place in zip(logits, places, strict=True)], {"attention_mask": mask})
+            assert tally.figures() == wanted.figures()
 
 
 def test_a_worked_example_in_both_bases():

@@ -1,8 +1,13 @@
 """A teacher behind a real HTTP server: the cache of the live one; kept if the server stops, refused if it differs."""
 
+import os
+import threading
+import time
+
 import pytest
 import torch
 
+import processes
 from chat_server import say, speaking, telling
 from chat_server import served as serving
 from recover.students import llama
@@ -74,6 +79,71 @@ def test_a_name_of_several_tokens_leaves_its_mass_to_the_rest(tmp_path, teacher)
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(parameter.grad).all() for parameter in student.parameters())
+
+
+def test_several_are_asked_at_once_and_stay_in_their_order(tmp_path, teacher):
+    answer, lock, now, most = speaking(teacher), threading.Lock(), [0], [0]
+
+    def slow(body, headers):
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02 * (len(body["prompt"]) % 3))  # later ones are ready first
+        with lock:
+            now[0] -= 1
+        return answer(body, headers)
+
+    with serving(slow) as url:
+        apart = [asked(url, tmp_path / f"{at_once}", at_once=at_once) for at_once in (1, 5)]
+    assert 3 < most[0] <= 5, "more than one batch of three has"
+    for index in range(3):
+        assert all(torch.equal(apart[0][index][name], apart[1][index][name]) for name in apart[0][index])
+
+
+def test_how_many_tokens_a_server_gives_is_told(tmp_path):
+    said = {"error": {"message": "Requested prompt logprobs of 64, which is greater than max allowed: 20"}}
+
+    def strict(body, headers):
+        return say(said, 400) if body["logprobs"] > 20 else speaking(Local(llama(1, vocabulary=258), letters()))(
+            body, headers
+        )  # fmt: skip
+
+    with serving(strict) as url, pytest.raises(ServerError, match=r"max allowed: 20.*--max-logprobs.*k=64") as caught:
+        asked(url, tmp_path, k=64)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_asked_live_is_what_a_cache_holds(tmp_path, teacher):
+    with serving(speaking(teacher)) as url:
+        server = Server(url, "tiny")
+        live, kept = served_teacher.Live(Batches(), server, letters(), k=8), asked(url, tmp_path)
+        batch = live[1]
+    assert torch.equal(batch["input_ids"], Batches()[1]["input_ids"])
+    assert torch.equal(batch["teacher_indices"], kept[1]["indices"])
+    torch.testing.assert_close(batch["teacher_log_probabilities"], kept[1]["log_probabilities"], atol=1e-2, rtol=0)
+
+
+def test_two_processes_share_out_what_is_asked(tmp_path, teacher):
+    answer, seen = speaking(teacher), []
+
+    def noting(body, headers):
+        if not isinstance(body["prompt"], str):  # of the probes
+            seen.append(tuple(body["prompt"]))
+        return answer(body, headers)
+
+    with serving(noting) as url:
+
+        def fill():
+            found = asked(url, tmp_path / "two", count=5, shard=2)
+            torch.save([found[index] for index in range(5)], tmp_path / os.environ["RANK"])
+
+        processes.both(fill)
+        assert len(seen) == len(set(seen)) == 5 * len(TEXTS)
+        alone = asked(url, tmp_path / "one", count=5, shard=2)
+    for rank in range(2):
+        for index, entry in enumerate(torch.load(tmp_path / str(rank))):
+            assert all(torch.equal(entry[name], alone[index][name]) for name in entry)
+    assert {file.name for file in (tmp_path / "two").iterdir()} == {file.name for file in (tmp_path / "one").iterdir()}
 
 
 def test_a_server_that_stops_half_way_loses_nothing(tmp_path, teacher):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
     from torch import Tensor
 
-__all__ = ["broadcast", "by_first", "count", "end", "index", "shard_like", "total", "wait"]
+__all__ = ["broadcast", "by_first", "count", "end", "gather", "index", "shard_like", "total", "wait"]
 
 _SIGNS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """Variables by which Accelerate knows that a process has others beside it; WORLD_SIZE some clusters set in any case."""
@@ -111,6 +111,18 @@ def by_first(work: Callable[[], T]) -> T:
         raise failed or told[1]
     result: T = told[0]
     return result
+
+
+def gather(value: T) -> list[T]:
+    """The plain `value` of each process, in their order, for all of them."""
+    if count() == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * count()
+    with _explain_lost_process():
+        distributed.all_gather_object(values, value)
+    return values
 
 
 def end() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from secateur._utils import distributed
 from secateur.errors import InputError
 
-__all__ = ["Feed", "Numbered", "Shifted", "count_steps"]
+if TYPE_CHECKING:
+    from secateur._utils.batches import Batch, Batches, FiniteBatches
+
+__all__ = ["Apart", "Feed", "Numbered", "Shifted", "count_steps", "hold_out"]
 
 
 class Feed(Sized, Protocol):
@@ -51,12 +54,7 @@ class Numbered:
 
     def hold_out(self, share: float) -> tuple[Numbered, Iterable[Mapping[str, object]]]:
         """As the batches' own; what is held out is seen as at the end of training."""
-        hold_out = getattr(self._feed, "hold_out", None)
-        if hold_out is None:
-            raise InputError(
-                "patience and validation need a part of the data to judge by, and this training can't hold one out"
-            )
-        rest, held = hold_out(share)
+        rest, held = hold_out(self._feed, share)
         numbered = copy.copy(self)
         numbered._feed = rest
         return numbered, _Done(held)
@@ -75,8 +73,46 @@ class _Done:
 class Shifted:
     """Batches from number `first` on: a stage of training goes on where the one before stopped."""
 
-    def __init__(self, feed: Any, first: int) -> None:
+    def __init__(self, feed: Batches, first: int) -> None:
         self._feed, self._first = feed, first
 
-    def __getitem__(self, index: int) -> Any:
+    def __len__(self) -> int:
+        return len(cast(Sized, self._feed))
+
+    def __getitem__(self, index: int) -> Batch:
         return self._feed[self._first + index]
+
+    def hold_out(self, share: float) -> tuple[Shifted, Iterable[Batch]]:
+        """As the batches' own: the same part in every stage."""
+        rest, held = hold_out(self._feed, share)
+        return Shifted(rest, self._first), held
+
+
+class Apart:
+    """Batches of which a part was held out before: `hold_out` gives that part, whatever share is asked for."""
+
+    def __init__(self, feed: FiniteBatches, held: Iterable[Batch]) -> None:
+        self._feed, self._held = feed, held
+
+    def __len__(self) -> int:
+        return len(self._feed)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._feed[index]
+
+    def hold_out(self, share: float) -> tuple[FiniteBatches, Iterable[Batch]]:
+        """(all these batches, the part that was held out)."""
+        return self._feed, self._held
+
+
+def hold_out(feed: Batches, share: float) -> tuple[FiniteBatches, Iterable[Batch]]:
+    """(batches to learn from, one epoch of a share of the data to judge by), of batches that can hold some out.
+
+    Raises `InputError` for those that can't.
+    """
+    if not hasattr(feed, "hold_out"):
+        raise InputError(
+            "patience and validation need a part of the data to judge by, and this training can't hold one out"
+        )
+    rest, held = cast(Any, feed).hold_out(share)
+    return rest, held

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,6 +95,17 @@ class Masked(Computed["dict[str, Tensor]"]):
         """The first `count` batches, or all if those are fewer."""
         found: list[dict[str, Tensor]] = self[:count]
         return found
+
+    def rows(self, index: int) -> NDArray[np.int64]:
+        """As the batches' own: which texts stand in batch `index`."""
+        rows: NDArray[np.int64] = cast(Any, self._batches).rows(index)
+        return rows
+
+    def hold_out(self, share: float) -> tuple[Masked, Masked]:
+        """As the batches' own; what is held out is masked in one way, whenever it is looked at."""
+        rest, held = copy.copy(self), copy.copy(self)
+        rest._batches, held._batches = cast(Any, self._batches).hold_out(share)
+        return rest, held
 
     def _chosen(
         self, ids: NDArray[np.int64], real: NDArray[np.bool_], draw: np.random.Generator, index: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
+import math
 import re
 import sys
 import warnings
@@ -549,6 +551,7 @@ class Batches(Computed["dict[str, Tensor]"]):
     starts, ends: [N] of each sequence in `tokens`; without `ends` each ends where the next one starts, the last of
     `starts` being the end of all. documents: where documents start in `tokens`, if they are not to see one another.
     answers: for each of `tokens`, whether it is to be learned; all are if None.
+    members: numbers of the sequences that batches are made of: all, unless some are held out.
     """
 
     def __init__(
@@ -570,11 +573,34 @@ class Batches(Computed["dict[str, Tensor]"]):
         self.starts, self.ends = (starts[:-1], starts[1:]) if ends is None else (starts, ends)
         self.bucketed, self.labels, self.tags = bucketed, labels, tags
         self.documents, self.answers = documents, answers
+        self.members = np.arange(len(self.starts))
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty((0, batch), np.int64)
 
     def __len__(self) -> int:
-        return len(self.starts) // self.batch
+        return len(self.members) // self.batch
+
+    def hold_out(self, share: float) -> tuple[Batches, Batches]:
+        """(batches of the other sequences, those of a share of them, drawn by the seed), over the same tokens.
+
+        Raises `DataError` where not one batch would be left to learn from.
+        """
+        count = len(self.members)
+        held = max(1, round(share * count))
+        if count - held < self.batch:
+            raise DataError(
+                f"{held} of {count} sequences held out for validation leave less than a batch of {self.batch}: give "
+                "more texts, or a smaller batch"
+            )
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(self.members)
+        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
+        return self._choose(order[held:], self.batch), self._choose(order[:held], even)
+
+    def _choose(self, members: NDArray[np.int64], batch: int) -> Batches:
+        """Batches of some of the sequences."""
+        chosen = copy.copy(self)
+        chosen.members, chosen.batch, chosen._epoch = np.sort(members), batch, -1
+        return chosen
 
     def make(self, index: int) -> dict[str, Tensor]:
         """One batch: input_ids and attention_mask [batch, longest], int64, and labels where texts have them: [batch],
@@ -634,7 +660,7 @@ class Batches(Computed["dict[str, Tensor]"]):
         """[batches of an epoch, batch]: which sequences stand in which batch."""
         if epoch != self._epoch:
             draw = np.random.default_rng([self.seed, epoch])
-            order = draw.permutation(len(self.starts))[: len(self) * self.batch]
+            order = draw.permutation(self.members)[: len(self) * self.batch]
             if self.bucketed:
                 # Sorting by length inside windows of 50 batches makes batches of like lengths: little padding,
                 # and still other companions in each epoch.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur.errors import MeasurementError, NumericalError
 from secateur.measure.statistics import Values, mean_interval, pearson, per_item, proportion, spearman
 from secateur.vocabulary import Figure
@@ -146,15 +147,16 @@ class Tally:
             width = min(teacher.shape[-1], student.shape[-1])
             teacher, student = teacher[..., :width], student[..., :width]
         _alike(student, teacher)
-        counted = _token_masks(teacher, batch)
+        counted = _token_masks(student, batch)
         for mine, yours, some in zip(student, teacher, counted, strict=True):
-            rows = (mine, yours) if some is None else (mine[some], yours[some])
+            rows = (mine, yours) if some is None else (mine[some], yours[devices.move(some, yours)])
             mine, yours = (one.reshape(-1, one.shape[-1]) for one in rows)
             if not len(mine):
                 continue
             same = close = 0.0
             step = max(1, _ELEMENTS // mine.shape[-1])
             for ours, theirs in zip(mine.split(step), yours.split(step), strict=True):
+                theirs = devices.move(theirs, ours)  # which may have been said on another device
                 p, q = (functional.softmax(one.double(), -1) for one in (ours, theirs))
                 same += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
                 close += float((1.0 - divergence(p, q, base=self._base).sqrt()).sum())

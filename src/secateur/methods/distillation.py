@@ -37,7 +37,7 @@ class Losses:
     logit: float = 1.0
     """Weight of the logit loss."""
     temperature: float = 1.0
-    """Of the logit loss."""
+    """T of the logit loss, a divergence that is multiplied by T^2."""
 
 
 @dataclass(frozen=True, slots=True)

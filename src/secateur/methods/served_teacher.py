@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event, Lock
 
 import torch
+from torch import Tensor
 
 from secateur._utils.batches import Batch, Batches
 from secateur._utils.tokenizers import Tokenizer
@@ -20,7 +22,7 @@ from secateur.errors import InputError, ServerError
 from secateur.recover.distillation import teachers
 from secateur.recover.distillation.teachers import Likeliest, TopK
 
-__all__ = ["Names", "cache_served", "check_tokens", "likeliest"]
+__all__ = ["Live", "Names", "cache_served", "check_tokens", "likeliest"]
 
 _ID = "token_id:"
 """How vLLM names a token by its number, where it is asked to."""
@@ -48,6 +50,8 @@ class Names:
 
     def fits(self, name: str, number: int) -> bool:
         """Whether `name` may be token `number`; a piece of a character, which has no name of its own, may be any."""
+        if name == f"{_ID}{number}":  # also one of a row that pads the vocabulary, which has no name
+            return True
         return number in self.ids(name) or "\ufffd" in name or name.startswith("bytes:")
 
 
@@ -104,6 +108,66 @@ def _row(top: Mapping[str, float], names: Names, k: int) -> tuple[list[float], l
     return [value for _, value in filled], [number for number, _ in filled]
 
 
+class Live:
+    """Batches with what a server says of them, asked as they come: `Live(batches, server, tokenizer)[i]` is batch i and
+
+    "teacher_log_probabilities" and "teacher_indices" [n, k] and "teacher_remaining" [n] of its n tokens that count, as
+    `teachers.Joined` has them of a cache. For texts that are not there before, such as those the student writes.
+
+    Args and errors as `cache_served`; the server's tokenizer is held against the student's at the first batch.
+    """
+
+    def __init__(
+        self, batches: Batches, server: Server, tokenizer: Tokenizer, *, k: int = 20, at_once: int = 4
+    ) -> None:
+        if k < 1 or at_once < 1:
+            raise InputError(f"k={k}, at_once={at_once}: give numbers above 0")
+        self._batches, self._server, self._tokenizer, self._k = batches, server, tokenizer, k
+        self._names, self._checked, self._lock = Names(tokenizer), False, Lock()
+        self._pool = ThreadPoolExecutor(at_once)
+        self.answered = 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        batch = self._batches[index]
+        values, indices, remaining = self.ask(batch)
+        told = {"log_probabilities": values, "indices": indices, "remaining": remaining}
+        return {**batch, **{f"teacher_{name}": tensor for name, tensor in told.items()}}
+
+    def ask(self, batch: Batch) -> Likeliest:
+        """What the server finds likeliest at the tokens of a batch that count; safe over threads."""
+        with self._lock:
+            if not self._checked:
+                check_tokens(self._server, self._tokenizer, self._names)
+            self._checked = True
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True) if bool(real.any())]
+        stop = Event()  # once one has failed, those behind it are not asked
+        waiting = [self._pool.submit(self._ask_row, ids, stop) for ids in rows]
+        try:
+            said = [answer.result() for answer in waiting]
+        finally:
+            stop.set()
+            wait(waiting)
+        self.answered += 1
+        learned = batch.get("counted", mask)[mask]
+        values, indices, remaining = (torch.cat(part)[learned] for part in zip(*said, strict=True))
+        return values, indices, remaining
+
+    def _ask_row(self, ids: Sequence[int], stop: Event) -> Likeliest:
+        if stop.is_set():
+            raise CancelledError
+        try:
+            return likeliest(self._server.score(ids, self._k), ids, self._names, self._k)
+        except ServerError as error:
+            stop.set()
+            if "refused with HTTP" not in str(error) or "logprobs" not in str(error):
+                raise
+            raise ServerError(
+                f"{error}; vLLM gives as many likeliest tokens as its --max-logprobs says, 20 unless told otherwise, "
+                f"and OpenAI's completions 5: ask for fewer than k={self._k}, or start vLLM with more"
+            ) from error
+
+
 def cache_served(
     folder: str | Path,
     server: Server,
@@ -123,36 +187,24 @@ def cache_served(
         server: who is asked, one sequence at a time; it retries, and knows how many calls and tokens are allowed.
         tokenizer: the student's; the server has to have the same (`check_tokens`).
         key: what the data depend on; the server, its model and the tokenizer are added.
-        k: likeliest tokens per position. OpenAI's own servers give 5, vLLM as many as its `--max-logprobs` says.
-        at_once: how many sequences are asked for at the same time.
+        k: likeliest tokens per position. vLLM gives as many as its `--max-logprobs` says, 20 unless told otherwise;
+            OpenAI's completions give 5, and its chats 20 of what they write themselves, but none of a text.
+        at_once: how many sequences are asked for at the same time, those of the next batch among them.
 
-    The probabilities are those at temperature 1. Where the server stops half-way, what it said is kept, and the same
+    The probabilities are those at temperature 1. Of several processes each asks for its share, and no sequence is asked
+    for twice. Where the server stops half-way, what it said is kept, and the same
     call goes on there. Raises `InputError` for a server with another tokenizer, `ServerError` for one that is down or
     gives no log-probabilities, `BudgetError` where no more calls are allowed, `DataError` as `teachers.cache_topk`.
     """
-    if k < 1 or at_once < 1:
-        raise InputError(f"k={k}, at_once={at_once}: give numbers above 0")
-    names, asked = Names(tokenizer), list[Batch]()
-
-    def ask(batch: Batch) -> Likeliest:
-        if not asked:
-            check_tokens(server, tokenizer, names)
-        asked.append(batch)
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        rows = [ids[real].tolist() for ids, real in zip(batch["input_ids"], mask, strict=True) if bool(real.any())]
-        with ThreadPoolExecutor(at_once) as pool:
-            said = list(pool.map(lambda ids: likeliest(server.score(ids, k), ids, names, k), rows))
-        learned = batch.get("counted", mask)[mask]
-        values, indices, remaining = (torch.cat(part)[learned] for part in zip(*said, strict=True))
-        return values, indices, remaining
-
     key = {
         **key, "teacher": f"{server.client.url} {server.model}", "tokenizer": teachers.fingerprint(tokenizer), "k": k,
         "temperature": 1.0,
     }  # fmt: skip
+    live = Live(batches, server, tokenizer, k=k, at_once=at_once)
     try:
-        return teachers.cache_answers(folder, ask, batches, count, key=key, shard=shard)
+        ahead = min(2, at_once)
+        return teachers.cache_answers(folder, live.ask, batches, count, key=key, shard=shard, ahead=ahead)
     except ServerError as error:
-        if len(asked) < 2:  # nothing was kept
+        if not live.answered:  # nothing was kept
             raise
         raise ServerError(f"{error}; what was asked before is kept in {folder}: the same call goes on there") from error

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from secateur import recipes
-from secateur._utils import distributed, plugins
+from secateur._utils import distributed, modes, plugins
 from secateur._utils.disk import guard
 from secateur._utils.rundir import Run, read_record
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
@@ -143,7 +143,7 @@ def run(
     flags = keywords.flat(function, chosen)
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
         Training().merge(chosen["training"])
-    _check_trackers(chosen)
+    _check_training(chosen)
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -258,9 +258,11 @@ def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: boo
     return {**options, "multiple": 1} if read_record(record).get("multiple") == 1 else dict(options)
 
 
-def _check_trackers(options: Mapping[str, object]) -> None:
-    """Refuse trackers that are not installed before anything is done."""
+def _check_training(options: Mapping[str, object]) -> None:
+    """Refuse trackers that are not installed, and devices that are not there, before anything is done."""
     for value in options.values():
+        if isinstance(value, Training) and value.teacher_device not in (None, "auto"):
+            modes.check_device(str(value.teacher_device))
         if isinstance(value, Training) and value.trackers:
             from secateur.recover.training import loop  # loads accelerate
 

@@ -186,7 +186,7 @@ def test_a_student_that_is_its_teacher_has_no_divergence():
     teacher = subject()
     student = teacher.copy()
     objective = objectives.distil(
-        student.forward, teacher.forward, output="logits", logit=4.0, temperature=2.0, fused=True,
+        student.forward, teacher.forward, output="logits", logit=1.0, temperature=2.0, fused=True,
         hidden=[(0, 0), (4, 4)], measure="relative", alpha=1.0,
     )  # fmt: skip
     batch = teacher.example(2, 8)
@@ -211,7 +211,7 @@ def test_the_loss_is_the_weighted_sum_of_the_paper(tmp_path, monkeypatch):
     (teacher, first), (none, second), (_, third) = asked
     assert teacher is not None
     assert none is None
-    assert (first["task"], first["logit"], first["temperature"]) == (pytest.approx(0.33), 0.67 * 4, 2.0)
+    assert (first["task"], first["logit"], first["temperature"]) == (pytest.approx(0.33), 0.67, 2.0)
     assert (second["task"], second["logit"]) == (1.0, 0.0)
     assert (third["task"], third["logit"], third["alpha"]) == (0.0, 1.0, 0.5)
     assert third["hidden"] == [(layer, layer) for layer in range(5)]

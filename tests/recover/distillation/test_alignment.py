@@ -211,6 +211,17 @@ def test_kl_over_shared_tokens_by_hand_and_nothing_for_equal_readers():
     assert float(losses.kl(again, again)) == 0.0
 
 
+def test_what_is_held_out_is_read_by_both():
+    batches, _, data = parallel(readers.wordpiece(), readers.bpe(), masked=True, count=40)
+    for some in batches.hold_out(0.25):
+        texts_of = [data.texts[row] for row in some._rows(0)]
+        assert some[0]["B.attention_mask"].sum(1).tolist() == [
+            len(readers.bpe()(text)["input_ids"]) for text in texts_of
+        ]
+    learned, judged = batches.hold_out(0.25)
+    assert not {*learned._rows(0)} & {*judged._rows(0)}
+
+
 def test_a_teacher_s_own_reading_is_a_batch():
     home, other = readers.wordpiece(), readers.bpe()
     batch, _, _ = parallel(home, other)

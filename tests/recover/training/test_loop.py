@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import processes
+import second_device
 from recover import job
 from recover.job import run
 from recover.students import VOCABULARY, Batches, bert, llama, logit_objective, token_objective
@@ -743,3 +744,25 @@ def test_float16_scales_the_loss_and_leaves_out_steps_that_do_not_fit(tmp_path):
     assert state["scale"] < 2**16, "steps that did not fit were left out"
     with pytest.raises(NumericalError, match=r"norm of the gradient is (inf|nan) at step"):
         train("fp16", 1e37, 30)
+
+
+def test_a_frozen_network_answers_from_its_own_device():
+    places = []
+    with second_device.present():
+        student, teacher = (nn.Sequential(nn.Linear(4, 3)) for _ in range(2))
+
+        def objective(batch, totals):
+            with torch.no_grad():
+                told = teacher(batch["x"])
+            places.append((told.device.type, teacher[0].weight.device.type))
+            return (student(batch["x"]) - told).square().sum() / totals["examples"], {}
+
+        for place in ("cpu", None):
+            loop.train(
+                student, [{"x": torch.randn(2, 4)}], objective, steps=1, lr=0.1, frozen=[teacher],
+                count=lambda batch: {"examples": 2}, teacher_device=place,
+            )  # fmt: skip
+        assert teacher[0].weight.device.type == "cpu"
+        with pytest.raises(InputError, match="'cuda:9' can't hold"):
+            loop.train(student, [], objective, steps=1, lr=0.1, teacher_device="cuda:9")
+    assert places == [(second_device.NAME, "cpu"), (second_device.NAME, second_device.NAME)]

@@ -458,3 +458,40 @@ def test_what_does_not_count_changes_no_loss(how, fused):
     changed = states.clone()
     changed[0, 1] += 1.0
     assert not torch.isclose(loss(changed, theirs), first)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"direction": "reverse"}, {"direction": "js"}, {"skew": 0.1}, {"buckets": (3, 2)}, {"kept": 9}],
+    ids=["forward", "reverse", "js", "skew", "buckets", "cached"],
+)  # fmt: skip
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_as_large_at_every_high_temperature(how, fused):
+    """T^2 KL -> |z_s - z_t|^2 / 2 V of centred logits (Hinton et al. 2015); without T^2 it would vanish."""
+    torch.manual_seed(0)
+    states, head, told = torch.randn(2, 4, 6, dtype=torch.float64), torch.randn(9, 6, dtype=torch.float64), []
+    theirs = torch.randn(2, 4, 9, dtype=torch.float64)
+    direction = {name: value for name, value in how.items() if name != "kept"}
+    for temperature in (100.0, 1000.0):
+        ours, batch = states.clone().requires_grad_(), dict(BATCH)
+        if "kept" in how:  # all tokens, as a cache of the likeliest has them
+            rows = theirs[objectives.mask_of(BATCH)]
+            batch["teacher_log_probabilities"] = (rows / temperature).log_softmax(-1)
+            batch["teacher_indices"] = torch.arange(9).expand(len(rows), 9)
+            batch["teacher_remaining"] = torch.full((len(rows),), -torch.inf, dtype=torch.float64)
+
+        def student(batch, *, hidden=False, head_=head, ours=ours, **asked):
+            if asked.get("head", True):
+                return SimpleNamespace(prediction=ours @ head_.T, hidden=(), causal=True)
+            return SimpleNamespace(prediction=ours, hidden=(), causal=True, head=head_, softcap=None)
+
+        def teacher(batch, **asked):
+            return SimpleNamespace(prediction=theirs, hidden=(), causal=True)
+
+        objective = objectives.distil(
+            student, None if "kept" in how else teacher, output="logits", temperature=temperature, fused=fused,
+            **direction,
+        )  # fmt: skip
+        objective(batch, objectives.count(batch))[0].backward()
+        told.append(ours.grad)
+    assert told[0].norm() > 1e-3
+    assert float(told[0].norm() / told[1].norm()) == pytest.approx(1.0, rel=0.05)

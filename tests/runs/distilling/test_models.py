@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BertForMaskedLM
 
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.recover.distillation import teachers
+from secateur.runs import exporting
+from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling import models
 from secateur.subjects import open_subject
@@ -23,6 +28,45 @@ def test_a_learner_is_a_copy_and_a_teacher_is_not(of_networks):
     second = models.open_student(Network(), given.model, None, setup.train, first)
     assert len({id(one.model[0].weight) for one in (given, first, second)}) == 3
     assert models.open_teacher(Network(), given.model, None, setup.train, first).model is given.model
+
+
+def test_a_teacher_is_opened_split_or_packed(tmp_path):
+    student = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    folder = tiny.folder("llama", tmp_path / "teacher")
+    plain, split = (models.open_teacher(Language(), folder, place, None, student) for place in (None, "auto"))
+    batch = student.example(1, 5)
+    assert torch.equal(plain.forward(batch).prediction, split.forward(batch).prediction)
+    models.check_chain(student, [], [split], align=False)
+    with pytest.raises(InputError, match="and not packed"):
+        models.open_teacher(Language(), folder, "auto", None, student, bits=8)
+    if importlib.util.find_spec("torchao"):
+        packed = models.open_teacher(Language(), plain, None, None, student, bits=4)
+        assert not torch.equal(plain.forward(batch).prediction, packed.forward(batch).prediction)
+        assert isinstance(plain.model.model.layers[0].mlp.up_proj, nn.Linear), "what was given stays as it is"
+        exporting.write(plain, tmp_path / "int8", "int8")
+        stored = models.open_teacher(Language(), tmp_path / "int8", None, None, student)
+        torch.testing.assert_close(plain.forward(batch).prediction, stored.forward(batch).prediction, atol=0.05, rtol=0)
+        assert teachers.fingerprint(stored.model) != teachers.fingerprint(plain.model)
+
+
+def test_a_teacher_of_which_parts_lie_elsewhere_passes(tmp_path):
+    student, teacher = (open_subject(tiny.model("llama", seed), tokenizer=tiny.tokenizer()) for seed in range(2))
+    batch = student.example(2, 5)
+    wanted = teacher.forward(batch).prediction
+    places = {"model": "cpu", "lm_head": "disk"}
+    teacher.model = dispatch_model(teacher.model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+    models.check_chain(student, [], [teacher], align=False)
+    bare = teacher.forward(batch, head=False)
+    assert bare.head is None
+    assert torch.equal(bare.prediction, wanted)
+    with pytest.raises(InputError, match="the student has parameters without values"):
+        models.check_chain(teacher, [], [student], align=False)
+
+
+def test_networks_teach_whole(of_networks):
+    given, setup = of_networks()
+    with pytest.raises(UnsupportedError, match="stay whole"):
+        models.open_teacher(Network(), given.model, "auto", setup.train, given)
 
 
 def test_weights_are_read_from_a_file_of_that_network(of_networks, tmp_path):

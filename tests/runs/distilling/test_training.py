@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import dispatch_model
 
+import second_device
 from secateur._utils.rundir import Run
 from secateur.errors import InputError
 from secateur.runs.distilling import training
@@ -69,3 +71,35 @@ def test_states_of_another_width_are_projected(of_texts, plain):
     kept = replace(setup, settings=replace(setup.settings, cache=3))
     assert 0 < training._flops(kept, student, setup.teachers) < flops
     assert flops == pytest.approx(training._flops(kept, student, ()) / 3 * 5)  # forward, and twice that backward
+
+
+@pytest.mark.parametrize(
+    ("how", "above"),
+    [({"direction": "mse"}, 1), ({"match": ("model.layers.{i}.mlp",), "hidden": True}, 1), ({"align": True}, 2)],
+    ids=["mse", "features", "aligned"],
+)
+def test_teachers_stay_where_they_lie_and_teach_the_same(of_texts, plain, how, above):
+    losses = []
+    for place in ("cpu", second_device.NAME):
+        student, setup = of_texts(replace(plain, steps=2, **how))
+        with second_device.present():
+            setup.teachers[-1].model.to("cpu")
+            setup.teachers[0].model.to(place)
+            record = training.train_student(replace(setup, apart=True), student, setup.teachers[:above], None, "")
+            assert setup.teachers[0].model.device.type == place
+        losses.append([loss for _, loss in record.losses])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("how", "above"), [({}, 1), ({}, 2), ({"on_policy": 1.0}, 1)], ids=["one", "two", "on-policy"])
+def test_split_teachers_teach_the_same(of_texts, plain, tmp_path, how, above):
+    losses = []
+    for split in (False, True):
+        student, setup = of_texts(replace(plain, steps=2, **how))
+        if split:
+            model = setup.teachers[0].model
+            places = {"model": "cpu", "lm_head": "disk"}
+            dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
+        record = training.train_student(setup, student, setup.teachers[:above], None, "")
+        losses.append([loss for _, loss in record.losses])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -166,7 +166,7 @@ def ast(
                     student.model, stream,
                     objectives.distil(
                         forward, master.forward if teaching else None, output="logits", fused=True,
-                        task=1 - kd, logit=kd * temperature**2, temperature=temperature,
+                        task=1 - kd, logit=kd, temperature=temperature,
                         alpha=hidden, measure="relative",
                         hidden=[(layer, layer) for layer in range(len(paths) + 1)] if hidden else [],
                     ),

@@ -11,15 +11,18 @@ from several teachers in Avram et al., LREC 2022 (arXiv 2112.12650); spans are t
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.computed import Computed
 from secateur._utils.tokenizers import Tokenizer
@@ -266,6 +269,13 @@ class Parallel(Computed["dict[str, Tensor]"]):
                     batch[f"{name}.input_ids"][row, torch.from_numpy(place)] = tokenizer.mask_token_id
         return batch
 
+    def hold_out(self, share: float) -> tuple[Parallel, Parallel]:
+        """As the batches' own, which tell their `rows` then."""
+        both = copy.copy(self), copy.copy(self)
+        for some, batches in zip(both, cast(Any, self._batches).hold_out(share), strict=True):
+            some._batches, some._rows = batches, batches.rows
+        return both
+
     def _read(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[Reading]:
         return read(tokenizer, texts, self._length, lower=self._lower[id(tokenizer)])
 
@@ -404,12 +414,12 @@ def at_pairs(
 
     For figures that need them whole, such as loyalty; a loss picks them in chunks (`shared_kl`).
     """
-    places = batch[f"{name}.pairs"].to(student.device).unbind(1)
+    places = batch[f"{name}.pairs"].unbind(1)
     ours, theirs = (
-        logits.flatten(0, 1)[rows[:, None], columns.to(student.device)]
+        logits.flatten(0, 1)[rows.to(logits.device)[:, None], columns.to(logits.device)]
         for logits, rows, columns in zip((student, teacher), places, shared, strict=True)
     )
-    return ours, theirs
+    return ours, devices.move(theirs, ours)
 
 
 @dataclass(frozen=True)
@@ -436,7 +446,7 @@ class Foreign:
 def objective(
     student: objectives.Forward, teachers: Mapping[str, Foreign], *, task: float = 0.0, temperature: float = 1.0
 ) -> objectives.Objective:
-    """``sum_k w_k KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs of tokens.
+    """``sum_k w_k T^2 KL_k + task CE``: KL_k to teacher k over what both vocabularies have, a mean over pairs.
 
     For batches of `Parallel`, and totals of `make_counter`. Where the student predicts the next token, a pair is two
     tokens that end at the same character, so that both say what follows the same text. It raises `DataError` for a step
@@ -448,7 +458,7 @@ def objective(
             raise DataError("a whole step of padding: give texts with tokens, and an attention_mask of 1 at them")
         ours = student(batch)
         parts = {
-            name: one.weight * one.kl_loss(ours.prediction, batch, name, temperature=temperature)
+            name: one.weight * temperature**2 * one.kl_loss(ours.prediction, batch, name, temperature=temperature)
             / max(1, totals[f"{name}.pairs"])
             for name, one in teachers.items()
         }  # fmt: skip

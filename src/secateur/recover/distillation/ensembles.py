@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses
@@ -123,7 +124,7 @@ class Averaged:
     def _states(self, batch: Batch) -> _Answer:
         answers: list[Any] = [teacher(batch, head=False) for teacher, _ in self.members]  # type: ignore[call-arg]
         if any(getattr(answer, "head", None) is None for answer in answers):
-            raise UnsupportedError("a teacher kept its head, since it is sharded: leave fused out")
+            return self._logits(batch)  # one that is split or sharded goes through its head itself
         head = Mixture(
             [answer.head for answer in answers],
             [answer.softcap for answer in answers],
@@ -133,7 +134,8 @@ class Averaged:
             self.vocabulary,
         )
         wide = torch.float32 if len({answer.prediction.dtype for answer in answers}) > 1 else None
-        states = torch.cat([answer.prediction.to(wide) if wide else answer.prediction for answer in answers], -1)
+        home = answers[0].prediction.device  # teachers may lie on several
+        states = torch.cat([answer.prediction.to(home, wide or answer.prediction.dtype) for answer in answers], -1)
         return _Answer(states, True, head=head)
 
 
@@ -188,7 +190,7 @@ class Mixture:
         """``T log sum_k w_k softmax(head_k(states_k) / T)`` of a few rows, in float32."""
         mixed: Tensor | None = None
         for part, (head, softcap, weight) in zip(states.split(self.widths, -1), self.parts, strict=True):
-            logits = head(part.to(head.weight.dtype))[..., : self.out_features]
+            logits = devices.move(head(part.to(head.weight))[..., : self.out_features], states)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
             mixed = add_weighted(functional.log_softmax(logits / self.temperature, -1), mixed, weight)
@@ -232,6 +234,8 @@ class Chosen:
         for teacher in self.teachers:
             answer = teacher(batch)
             logits = answer.prediction[..., : self.vocabulary]
+            if found is not None:  # teachers may lie on several devices
+                logits = devices.move(logits, found.prediction)
             ratings = rate(logits, batch, answer.causal)
             if best is None:
                 found, best = _Answer(logits, answer.causal), ratings

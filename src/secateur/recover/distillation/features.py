@@ -17,6 +17,7 @@ from annotated_types import Ge, Lt
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
 
@@ -44,6 +45,7 @@ def norms_and_directions(
     Source: Wang et al., ECCV 2024 (arXiv 2305.17007), eq. of L_nd.
     """
     ours, theirs = losses.pair(student, centres, mask, project)
+    teacher = devices.move(teacher, student)
     length = losses.pair(teacher, teacher, mask, None)[1].norm(dim=-1)
     along = (ours * functional.normalize(theirs, dim=-1)).sum(-1)
     return (1 - along / torch.maximum(_length(ours), length).clamp_min(_TINY)).sum()

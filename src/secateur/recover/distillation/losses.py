@@ -3,13 +3,18 @@
 A sum is what stays right under padding, gradient accumulation and several processes: the training loop hands the
 objective the totals of the whole step, and the pieces add up to the mean of one big batch.
 
+A teacher may lie on another device: what it said comes to the student's as it is needed, a chunk at a time.
+
 The losses over a vocabulary never hold two full float32 [tokens, vocabulary] matrices, `mse` and `cosine` no more than
 the divergences. They walk over the tokens in chunks and keep only the logits they were given; the backward pass walks
 once more and writes the student's gradient chunk by chunk into the one matrix that has to exist. The `_from_hidden`
 forms go through the language-model heads inside the walk, so that not even the logits exist as a whole. Teachers get no
 gradient.
 
-No loss multiplies by temperature squared: where a paper does (Hinton et al. 2015), its recipe does.
+No loss here multiplies by temperature squared; what joins it with others does (`objectives.distil`, and recipes that
+join losses themselves). A softened divergence has gradients ``(p_s - p_t) / T``, and at a large T these are about
+``(z_s - z_t) / (V T^2)`` for V classes: times T^2, as Hinton et al. 2015 (arXiv 1503.02531, section 2) have it, they
+stay as large beside a cross-entropy whatever T is.
 """
 
 from __future__ import annotations
@@ -23,11 +28,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur.errors import InputError
 
 __all__ = [
     "IGNORED",
     "Head",
+    "Passed",
     "bucketed_kl",
     "check_classes",
     "cosine",
@@ -58,6 +65,17 @@ class Head(Protocol):
     def __call__(self, states: Tensor) -> Tensor:
         """The logits."""
         ...
+
+
+class Passed:
+    """The head of a teacher that has gone through its own: what comes as its states are logits [n, out_features]."""
+
+    def __init__(self, out_features: int) -> None:
+        self.out_features = out_features
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The same, in float32."""
+        return states.to(_wide(states))
 
 
 # A formula takes a float32 chunk of student logits [n, V] and the targets' rows for it. It returns the loss of each
@@ -200,8 +218,13 @@ def _chunks(
         span = slice(start, start + chunk)
         piece = logits[span if rows is None else rows[span]]
         piece = piece[:, :columns] if isinstance(columns, int) else piece.index_select(1, columns)
-        parts = [target[span if at is None else at[span]] for target, at in zip(targets, places, strict=True)]
-        yield piece.to(_wide(piece)), parts
+        yield (
+            piece.to(_wide(piece)),
+            [
+                devices.move(target[span if at is None else devices.move(at[span], target)], piece)
+                for target, at in zip(targets, places, strict=True)
+            ],
+        )
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -827,7 +850,8 @@ def _between_heads(
     teacher = _flat(teacher_hidden).detach()
 
     def targets(span: slice) -> Sequence[Tensor]:
-        return (head(teacher[span] if rows is None else teacher[rows[span]]),)
+        logits = head(teacher[span if rows is None else devices.move(rows[span], teacher)])
+        return (devices.move(logits, student_hidden),)
 
     return _through_walk(formula(width), student_hidden, weight, bias, rows, softcap, chunk, targets)
 
@@ -922,7 +946,7 @@ def pair(
     Rows are picked rather than multiplied by 0: whatever stands in the padding, NaN even, stays out of the sum.
     """
     _check_tokens(student, teacher)
-    student, teacher = _flat(student), _flat(teacher).detach()
+    student, teacher = _flat(student), devices.move(_flat(teacher).detach(), student)
     rows = _token_indices(mask, len(student))
     if rows is not None:
         student, teacher = student[rows], teacher[rows]
@@ -963,7 +987,7 @@ def _compare_rows(
     if project is not None:
         rows = _token_indices(mask, len(student))
         if rows is not None:
-            student, teacher, mask = student[rows], teacher[rows], None
+            student, teacher, mask = student[rows], teacher[devices.move(rows, teacher)], None
         student = project(student)
     if not shared:
         _check_widths(student, teacher)
@@ -1040,7 +1064,7 @@ def relational(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, 
         raise InputError(
             f"embeddings {list(student.shape)} and {list(teacher.shape)}: give [batch, width] of one batch"
         )
-    rows = _token_indices(mask, len(student))
+    teacher, rows = devices.move(teacher, student), _token_indices(mask, len(student))
     if rows is not None:
         student, teacher = student[rows], teacher[rows]
     count = len(student)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from secateur._utils import devices
 from secateur.errors import InputError
 
 __all__ = [
@@ -43,7 +44,7 @@ def channel_wise(
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: give a number above 0")
     ours = functional.log_softmax(student.float().flatten(2) / temperature, -1)
-    theirs = functional.log_softmax(teacher.detach().float().flatten(2) / temperature, -1)
+    theirs = functional.log_softmax(_bring(teacher, student).float().flatten(2) / temperature, -1)
     p = theirs.exp()
     summand = p * (theirs - ours)
     if weights is not None:
@@ -70,7 +71,7 @@ def spatial_attention(student: Tensor, teacher: Tensor, *, mask: Tensor | None =
     (arXiv 2306.01526).
     """
     _alike(student, teacher, channels=False)
-    return (attention(teacher.detach(), mask) - attention(student, mask)).square().mean(1).sum()
+    return (attention(_bring(teacher, student), mask) - attention(student, mask)).square().mean(1).sum()
 
 
 def classes(student: Tensor, teacher: Tensor, *, temperature: float = 3.0, exclusive: bool = True) -> Tensor:
@@ -84,7 +85,7 @@ def classes(student: Tensor, teacher: Tensor, *, temperature: float = 3.0, exclu
     """
     if student.shape != teacher.shape:
         raise InputError(f"logits of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they have to be alike")
-    pair = [logits.float() / temperature for logits in (student, teacher.detach())]
+    pair = [logits.float() / temperature for logits in (student, _bring(teacher, student))]
     if exclusive:
         ours, theirs = (functional.log_softmax(logits, -1) for logits in pair)
         return (theirs.exp() * (theirs - ours)).sum() * temperature**2
@@ -100,7 +101,7 @@ def boxes(student: Tensor, teacher: Tensor, positive: Tensor) -> Tensor:
     """
     if student.shape != teacher.shape:
         raise InputError(f"boxes of shape {tuple(student.shape)} and {tuple(teacher.shape)}: they have to be alike")
-    return ((student - teacher.detach()).float().square().sum(-1) * positive).sum()
+    return ((student - _bring(teacher, student)).float().square().sum(-1) * positive).sum()
 
 
 def box_weights(
@@ -136,6 +137,11 @@ def flat(output: object) -> list[Tensor]:
         return [output] if output.dim() == 4 else []
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ()
     return [one for part in parts for one in flat(part)]
+
+
+def _bring(teacher: Tensor, student: Tensor) -> Tensor:
+    """What the teacher gave, where the student is, without a gradient."""
+    return devices.move(teacher.detach(), student)
 
 
 def _alike(student: Tensor, teacher: Tensor, *, channels: bool) -> None:

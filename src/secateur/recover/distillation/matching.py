@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
@@ -95,7 +96,7 @@ def add_matching(
         with taps.tap(student, ours) as mine, taps.tap(teacher, theirs) as told:
             total, parts = objective(batch, totals)
         values = [
-            _pair_loss(kind, adapter, one, other.detach(), batch, totals)
+            _pair_loss(kind, adapter, one, devices.move(other.detach(), one), batch, totals)
             for adapter, one, other in zip(adapters, mine, told, strict=True)
         ]
         if balanced:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
@@ -163,7 +164,7 @@ def feature_error(
                 f"{name} gives {tuple(one.shape)} in the student and {tuple(other.shape)} in its teacher: features of "
                 "one shape are compared"
             )
-        each = (one - other).float().square().flatten(1).mean(1)
+        each = (one - devices.move(other, one)).float().square().flatten(1).mean(1)
         total = total + weight * (each if counts is None else each * counts).sum()
     return total
 

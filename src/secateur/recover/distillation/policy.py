@@ -57,7 +57,8 @@ def count(batch: Batch) -> dict[str, int]:
 
 def _through_heads(ours: Any, theirs: Any, mask: Tensor, beta: float, temperature: float) -> Tensor:
     """`divergence` of two answers that stopped before their heads; no logits [tokens, V] exist as a whole."""
-    sides = ours.prediction, ours.head, theirs.prediction, theirs.head, mask
+    head = getattr(theirs, "head", None) or losses.Passed(theirs.prediction.shape[-1])
+    sides = ours.prediction, ours.head, theirs.prediction, head, mask
     how: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
     if beta in (0, 1):
         return losses.kl_from_hidden(*sides, direction="reverse" if beta else "forward", **how)

@@ -7,13 +7,17 @@ key is refused, and a damaged file or one cut short is never used: who fills the
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +27,7 @@ from secateur._utils import devices, distributed, storage
 from secateur._utils.batches import Batch, Batches, FiniteBatches
 from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
-from secateur.errors import DataError, InputError, MendedWarning
+from secateur.errors import DataError, InputError, MendedWarning, RunError
 
 __all__ = [
     "PROBE",
@@ -142,13 +146,17 @@ def live(model: nn.Module, forward: Callable[..., Any] | None = None) -> Callabl
 # --------------------------------------------------------------------------------------------------------- shelf
 
 
+_Entry: TypeAlias = dict[str, Any]
+"""What the index says of a file."""
+
+
 @dataclass
 class _Shelf:
     """Numbered safetensors files in a folder, and an index of their checksums; complete files only, one key only."""
 
     folder: Path
-    files: list[dict[str, Any]]
-    key: dict[str, Any]
+    files: list[_Entry]
+    key: _Entry
 
     @classmethod
     def open(cls, folder: Path, key: Mapping[str, object]) -> _Shelf:
@@ -193,27 +201,28 @@ class _Shelf:
             )
         return found
 
-    def put(
-        self,
-        number: int,
-        tensors: Mapping[str, Tensor],
-        about: Mapping[str, object],
-        rest: Mapping[str, object] | None = None,
-    ) -> None:
-        """Write one more file, or in place of a damaged one, then the index: a kill between the two loses that alone.
-
-        rest: what of a damaged one is still to be written, behind it.
-        """
-        names = [file["name"] for file in self.files]
-        new = f"{len(names):06d}.safetensors"
-        path = self.folder / (names[number] if number < len(names) else new)
+    def write(self, name: str, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> _Entry:
+        """Write a file; gives its entry for the index, which does not know of it yet."""
+        path = self.folder / name
         storage.write(path, tensors)
-        entries = [{"name": path.name, "bytes": path.stat().st_size, "sha256": storage.digest(path), **about}]
-        if rest is not None:  # as a file that is missing, so that it is asked for next time
-            entries.append({"name": new, "bytes": 0, "sha256": "", **rest})
-        files = [*self.files[:number], *entries, *self.files[number + 1 :]]
+        return {"name": name, "bytes": path.stat().st_size, "sha256": storage.digest(path), **about}
+
+    def note(self, files: list[_Entry]) -> None:
+        """Write the index."""
         storage.write_text(self.folder / "index.json", json.dumps({"key": self.key, "files": files}, indent=1))
         self.files = files
+
+    def put(self, number: int, tensors: Mapping[str, Tensor], about: Mapping[str, object]) -> None:
+        """Write one more file, or one in place of a damaged one, then the index: a kill between loses that alone."""
+        name = self.files[number]["name"] if number < len(self.files) else next(self.free_names())
+        entry = self.write(name, tensors, about)
+        self.note([*self.files[:number], entry, *self.files[number + 1 :]])
+
+    def free_names(self, taken: Sequence[_Part] = ()) -> Iterator[str]:
+        """Names that no file has, and none of the parts that are `taken`."""
+        known = {file["name"] for file in self.files} | {part.name for part in taken}
+        names = (f"{number:06d}.safetensors" for number in itertools.count(len(self.files)))
+        return (name for name in names if name not in known)
 
     def read(self, number: int) -> dict[str, Tensor]:
         """The tensors of one file, after its checksum."""
@@ -330,30 +339,47 @@ def cache_answers(
     *,
     key: Mapping[str, object],
     shard: int = 32,
+    ahead: int = 1,
 ) -> TopK:
     """As `cache_topk`, of a teacher that gives its likeliest tokens itself.
 
     ask: batch -> log-probabilities and indices [n, k] of the likeliest tokens, and the log of the remaining mass [n],
-    over the n tokens of the batch that count, in order. key: holds "k" and "temperature", too. What was asked before an
-    error or Ctrl-C is kept.
+    over the n tokens of the batch that count, in order. key: holds "k" and "temperature", too. ahead: batches that are
+    asked for at the same time, each in a thread. What was asked before an error or Ctrl-C is kept.
+
+    Of several processes each fills its share of the files, and all read them: no batch is asked for twice.
     """
     if count < 1 or shard < 1:
         raise InputError(f"count={count}, shard={shard}: give numbers above 0")
 
-    def complete() -> None:
+    def plan() -> list[_Part]:
+        """What is still to be asked for, and the files that will hold it."""
         shelf = _Shelf.open(Path(folder), key)
         starts = [0, *(int(file["end"]) for file in shelf.files)]
         _check_order(
-            shelf, batches, [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False)]
-        )
-        for number in shelf.find_damaged():
-            _fill(shelf, number, ask, batches, starts[number], starts[number + 1])
-        done = starts[-1]
-        while done < count:
-            _fill(shelf, len(shelf.files), ask, batches, done, min(done + shard, count))
-            done = int(shelf.files[-1]["end"])
+            shelf, batches,
+            [(at, file.get("order", [""])[0]) for at, file in zip(starts, shelf.files, strict=False) if file["bytes"]],
+        )  # fmt: skip
+        parts = [
+            _Part(shelf.files[number]["name"], starts[number], starts[number + 1]) for number in shelf.find_damaged()
+        ]
+        names = shelf.free_names()
+        new = range(starts[-1], count, shard)
+        return parts + [_Part(next(names), first, min(first + shard, count)) for first in new]
 
-    distributed.by_first(complete)
+    parts = distributed.by_first(plan)
+    for start in range(0, len(parts), distributed.count()):
+        together = parts[start : start + distributed.count()]
+        written, problem = list[_Entry](), None
+        if distributed.index() < len(together):
+            shelf = _Shelf.open(Path(folder), key)
+            written, problem = _fill(shelf, together[distributed.index()], ask, batches, ahead)
+        found = distributed.gather((written, "" if problem is None else f"{problem}" or type(problem).__name__))
+        distributed.by_first(partial(_note, Path(folder), key, together, [files for files, _ in found]))
+        if problem is not None:
+            raise problem
+        if others := [words for _, words in found if words]:
+            raise RunError(f"another process could not ask for its share: {others[0]}")
     return TopK(_Shelf.open(Path(folder), key))
 
 
@@ -366,24 +392,66 @@ def count_cached(folder: str | Path) -> int:
         return 0
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Batches `first` to `end` - 1, which are to stand in one file."""
+
+    name: str
+    first: int
+    end: int
+
+
 def _fill(
-    shelf: _Shelf, number: int, ask: Callable[[Batch], Likeliest], batches: Batches, first: int, end: int
-) -> None:
-    """Ask for batches `first` to `end` - 1, and put them in file `number`; after an error or Ctrl-C, what there is."""
+    shelf: _Shelf, part: _Part, ask: Callable[[Batch], Likeliest], batches: Batches, ahead: int
+) -> tuple[list[_Entry], BaseException | None]:
+    """Ask for the batches of a part and write its file: (entries for the index, the error or Ctrl-C that ended it).
+
+    What was asked for before that is written all the same.
+    """
     tensors, order = dict[str, Tensor](), list[str]()
-    try:
-        for index in range(first, end):
-            batch = batches[index]
-            values, indices, remaining = ask(batch)
-            order.append(_tokens(batch))
-            tensors[f"{index}.values"] = values.half()
-            tensors[f"{index}.indices"] = indices.int()
-            tensors[f"{index}.remaining"] = remaining.float()
-    finally:
-        if order:
-            known, got = shelf.files[number:][:1], first + len(order)
-            rest = {"end": end, "order": known[0]["order"][len(order) :]} if known and got < end else None
-            shelf.put(number, tensors, {"end": got, "order": order}, rest)
+    problem: BaseException | None = None
+    numbers = iter(range(part.first, part.end))
+    waiting = deque[tuple[Batch, Callable[[], Likeliest]]]()
+    with ThreadPoolExecutor(ahead) as pool:
+        try:
+            for number in range(part.first, part.end):
+                for index in itertools.islice(numbers, ahead - len(waiting)):
+                    batch = batches[index]
+                    waiting.append((batch, pool.submit(ask, batch).result if ahead > 1 else partial(ask, batch)))
+                batch, answer = waiting.popleft()
+                values, indices, remaining = answer()
+                order.append(_tokens(batch))
+                tensors[f"{number}.values"] = values.half()
+                tensors[f"{number}.indices"] = indices.int()
+                tensors[f"{number}.remaining"] = remaining.float()
+        except BaseException as error:  # Ctrl-C, too
+            problem = error
+            pool.shutdown(wait=False, cancel_futures=True)
+    entries = [shelf.write(part.name, tensors, {"end": part.first + len(order), "order": order})] if order else []
+    return entries, problem
+
+
+def _note(folder: Path, key: Mapping[str, object], parts: Sequence[_Part], written: Sequence[list[_Entry]]) -> None:
+    """Enter files in the index, each process's part of them: what a part lacks stands there as a file that is missing,
+    so that it is asked for next time, unless nothing follows it.
+    """
+    shelf = _Shelf.open(folder, key)
+    places = {file["name"]: number for number, file in enumerate(shelf.files)}
+    files, names = list(shelf.files), shelf.free_names(parts)
+    for part, entries in sorted(zip(parts, written, strict=False), key=lambda pair: -pair[0].first):
+        known = places.get(part.name)
+        got = entries[0]["end"] if entries else part.first
+        behind = files[known + 1 :] if known is not None else [file for file in files if file["end"] > part.end]
+        if got < part.end and (behind or known is not None):
+            name = next(names) if entries else part.name
+            entries = [*entries, {"name": name, "bytes": 0, "sha256": "", "end": part.end}]
+        if known is not None:
+            files[known : known + 1] = entries
+        else:
+            at = len(files) - len(behind)
+            files[at:at] = entries
+    if files != shelf.files:
+        shelf.note(files)
 
 
 def _check_order(shelf: _Shelf, batches: Batches, known: Sequence[tuple[int, str]]) -> None:
@@ -554,6 +622,12 @@ class Joined:
     def __init__(self, batches: Batches, cache: Batches, prefix: str = "teacher_") -> None:
         self._batches, self._cache, self._prefix = batches, cache, prefix
 
+    def __len__(self) -> int:
+        return len(cast(Sized, self._batches))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         answers = {f"{self._prefix}{name}": tensor for name, tensor in self._cache[index].items()}
         return {**self._batches[index], **answers}
@@ -567,6 +641,12 @@ class Told:
 
     def __init__(self, batches: Batches, rows: Callable[[int], Any], answers: Mapping[str, Tensor]) -> None:
         self._batches, self._rows, self._answers = batches, rows, answers
+
+    def __len__(self) -> int:
+        return len(cast(Sized, self._batches))
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rows = torch.as_tensor(self._rows(index))

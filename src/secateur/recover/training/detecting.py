@@ -62,8 +62,8 @@ def follow(
         with tap(student, taps, maps.flat) as ours:
             task = loss(batch) * (len(batch["inputs"]) / totals["examples"])
         with torch.no_grad(), tap(teaching, taps, maps.flat) as theirs:
-            teacher(batch["inputs"])
-        near = compare(list(ours), list(theirs), batch) / totals["examples"]
+            teacher(devices.move(batch["inputs"], teaching))
+        near = compare(list(ours), devices.move(list(theirs), task), batch) / totals["examples"]
         return task + weight * near, {"task": task.detach(), "maps": near.detach()}
 
     return objective
@@ -90,13 +90,14 @@ def answering(
         images = batch["inputs"]
         with torch.no_grad():
             # What two stages judge are regions, and the teacher's are those where objects are.
-            regions = [cast(Any, teacher).proposals(images)] if getattr(teacher, "staged", False) else []
-            wanted, told = theirs(images, *regions)
+            seen = devices.move(images, teacher)
+            regions = [cast(Any, teacher).proposals(seen)] if getattr(teacher, "staged", False) else []
+            wanted, told = devices.move(theirs(seen, *regions), images)
             sure = told.sigmoid() > 0.5
             if kind:
                 sure = (told.softmax(-1) > 0.5) & (torch.arange(told.shape[-1], device=told.device) > 0)
             positive = sure if wanted.dim() == 4 else sure.any(-1)
-        boxes, logits = ours(images, *regions)
+        boxes, logits = ours(images, *devices.move(regions, images))
         soft = maps.classes(logits, told, temperature=temperature, exclusive=kind is not False)
         apart = maps.boxes(boxes, wanted, positive)
         kd, near = (weight * one / totals["examples"] for weight, one in zip(weights, (soft, apart), strict=True))

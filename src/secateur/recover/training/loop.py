@@ -20,19 +20,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from secateur._utils import devices, distributed
-from secateur._utils.modes import evaluating
+from secateur._utils.modes import check_device, evaluating
 from secateur.errors import InputError, MissingExtraError, NumericalError, UnsupportedError
-from secateur.recover.training import checkpoints, optimizers
+from secateur.recover.training import checkpoints, lora, optimizers
 from secateur.recover.training.averaging import Average
 from secateur.recover.training.checkpoints import Best, tensors_of, whole
 from secateur.recover.training.compiling import compiling
@@ -45,6 +46,8 @@ from secateur.recover.training.schedule import learning_rate
 from secateur.vocabulary import Recovery, Training
 
 __all__ = ["DEFAULTS", "check_trackers", "options", "place_for_training", "train"]
+
+T = TypeVar("T")
 
 Batch = Any
 """What `batches[i]` gives and the objective takes; usually a mapping of tensors."""
@@ -194,7 +197,12 @@ def train(
     device, share = _choose_device(student, accelerator), distributed.count()
     sharding = accelerator.distributed_type == "FSDP" and share > 1
     with contextlib.ExitStack() as stack:
-        modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, dropout))
+        if training.lora or training.dora:
+            _check_adapters(optimizer)
+            rank = training.lora or training.whole("dora")
+            stack.enter_context(lora.adapt(student, rank, dora=training.dora is not None, seed=seed))
+        place = _find_place(training.teacher_device, device)
+        modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, place, dropout))
         stack.enter_context(_own_randomness(device))
         signals = stack.enter_context(_signals())
         if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -205,7 +213,9 @@ def train(
         updater = make_optimizer(optimizer, groups, device, lr=lr, betas=betas, momentum=momentum)
         _broadcast(modules)
         if sharding:
-            updater = stack.enter_context(_shard_student(student, updater, accelerator))
+            updater = stack.enter_context(_shard(student, partial(_prepare_student, accelerator, student, updater)))
+            for teacher in _choose_sharded(student, frozen) if place == device else ():
+                stack.enter_context(_shard(teacher, partial(_prepare_teacher, accelerator, teacher)))
         for module in extra:
             for group in groups_of(module, weight_decay):
                 updater.add_param_group(group)
@@ -216,6 +226,7 @@ def train(
             "weight_decay": weight_decay,
             **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": optimizers.name_of(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
+            **{name: rank for name in ("lora", "dora") if (rank := getattr(training, name)) is not None},
             "clip": clip,
             "seed": seed,
             "precision": _precision(training.precision or "auto", device),
@@ -515,9 +526,18 @@ def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> fl
 
 @contextlib.contextmanager
 def _prepare_modules(
-    student: nn.Module, extra: Sequence[nn.Module], frozen: Sequence[nn.Module], device: torch.device, dropout: bool
+    student: nn.Module,
+    extra: Sequence[nn.Module],
+    frozen: Sequence[nn.Module],
+    device: torch.device,
+    place: torch.device | None,
+    dropout: bool,
 ) -> Iterator[list[nn.Module]]:
-    """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode."""
+    """The modules on `device`, in train mode, trained weights in float32; on exit as they came, in eval mode.
+
+    place: where the frozen ones are meanwhile; where they came from if None. Networks among them answer on `device`
+    wherever they are; what the losses get of models of texts they bring there themselves, piece by piece.
+    """
     modules = [student, *extra]
     moved = [*modules, *frozen]
     before = [next((p.device for p in module.parameters()), torch.device("cpu")) for module in moved]
@@ -529,14 +549,18 @@ def _prepare_modules(
     }
     for parameter in narrow:
         parameter.data = parameter.data.float()
+    lent = contextlib.ExitStack()
     for module in frozen:
-        _move_module(module, device).eval()
+        (module if place is None else _move_module(module, place)).eval()
+        if not _is_of_transformers(module) and place != device:
+            lent.enter_context(_answering_on(module, device))
     for module in modules:
         _move_module(module, device).train()
         if not dropout:
             _without_dropout(module)
     try:
-        yield modules
+        with lent:
+            yield modules
     finally:
         for parameter, dtype in narrow.items():
             parameter.data = parameter.data.to(dtype)
@@ -546,22 +570,82 @@ def _prepare_modules(
                 _move_module(module, home)
 
 
+def _is_of_transformers(module: nn.Module) -> bool:
+    """Whether it is a model of transformers, which training a network does not load."""
+    library = sys.modules.get("transformers")
+    return library is not None and isinstance(module, library.PreTrainedModel)
+
+
+def _find_place(wanted: str | None, device: torch.device) -> torch.device | None:
+    """Where teachers run: with the student on `device`, where they are asked to, or, for "auto", where they lie."""
+    if wanted is None:
+        return device
+    if wanted == "auto":
+        return None
+    check_device(wanted)
+    return torch.device(wanted)
+
+
 @contextlib.contextmanager
-def _shard_student(
-    student: nn.Module, updater: torch.optim.Optimizer, accelerator: Accelerator
-) -> Iterator[torch.optim.Optimizer]:
-    """The optimiser of `student`, which FSDP2 shards within the block: its classes, hooks and parameters come back."""
-    before = {
-        module: (type(module), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()})
-        for module in student.modules()
-    }
-    homes = {parameter: parameter.device for parameter in student.parameters()}
+def _answering_on(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Bring what `module` is asked to where it lies, and what it answers to `device`."""
+
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, args, kwargs: devices.move((args, kwargs), module), with_kwargs=True
+        ),
+        module.register_forward_hook(lambda _, args, output: devices.move(output, device)),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _prepare_student(
+    accelerator: Accelerator, student: nn.Module, updater: torch.optim.Optimizer
+) -> torch.optim.Optimizer:
+    """The optimiser of `student`, which is sharded."""
     sharded, updater = accelerator.prepare(student, updater)
     if sharded is not student:
         raise UnsupportedError("FSDP2 replaced the student: turn off compilation in Accelerate's configuration")
-    for parameter in homes.keys() - set(student.parameters()):
+    return updater
+
+
+def _choose_sharded(student: nn.Module, frozen: Sequence[nn.Module]) -> list[nn.Module]:
+    """Teachers to shard: models of transformers that can be moved, and share no weight with the student."""
+    ours = set(student.parameters())
+    return [
+        module
+        for module in frozen
+        if _is_of_transformers(module) and not devices.is_fixed(module) and ours.isdisjoint(module.parameters())
+    ]
+
+
+def _prepare_teacher(accelerator: Accelerator, teacher: nn.Module) -> None:
+    """Shard a teacher as Accelerate shards a student, in the blocks that its own architecture names."""
+    plugin = accelerator.state.fsdp_plugin
+    before = plugin.transformer_cls_names_to_wrap, plugin.auto_wrap_policy
+    plugin.transformer_cls_names_to_wrap = sorted(getattr(teacher, "_no_split_modules", None) or ()) or before[0]
+    try:
+        fsdp2_prepare_model(accelerator, teacher)
+    finally:
+        plugin.transformer_cls_names_to_wrap, plugin.auto_wrap_policy = before
+
+
+@contextlib.contextmanager
+def _shard(model: nn.Module, prepare: Callable[[], T]) -> Iterator[T]:
+    """What `prepare` gives, which shards `model` by FSDP2: after the block classes, hooks and parameters come back."""
+    before = {
+        module: (type(module), {k: v.copy() if isinstance(v, dict) else v for k, v in vars(module).items()})
+        for module in model.modules()
+    }
+    homes = {parameter: parameter.device for parameter in model.parameters()}
+    prepared = prepare()
+    for parameter in homes.keys() - set(model.parameters()):
         parameter.data = parameter.data.new_empty(0)
-    yield updater
+    yield prepared
     gathered = dict[nn.Parameter, Tensor]()
     for module, (_, attributes) in before.items():
         for leaf, parameter in attributes["_parameters"].items():
@@ -604,6 +688,15 @@ def _without_dropout(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.train()
+
+
+def _check_adapters(optimizer: object) -> None:
+    """Refuse adapters where an optimiser of its own decides on the weights themselves."""
+    if callable(optimizer):
+        raise UnsupportedError(
+            "lora and dora train adapters beside the weights, and this method's own optimiser works on the weights: "
+            "leave them out"
+        )
 
 
 def _precision(wanted: str, device: torch.device) -> str:

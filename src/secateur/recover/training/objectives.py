@@ -119,11 +119,11 @@ def prediction_loss(
     """How far the student's logits are from the teacher's; a mean over the whole step.
 
     Per real token of [B, S, V], per sequence of [B, C], per pixel of [B, h, w, C] that counts in the batch's masks
-    (`dense.align`). `direction`: "forward" or "reverse" KL, either with a `skew` (`losses.kl`), "js" (Jensen-Shannon),
-    "mse" or "cosine"; of one number (C = 1) "mse" alone tells anything. Of pixels also "channel-wise", per image
-    (`maps.channel_wise`). With `buckets` = (k, n), forward KL is of k tokens one by one and of the others in n buckets
-    (`losses.bucketed_kl`). Raises `InputError` for another direction there, and for other numbers of classes;
-    vocabularies may differ by padding (`losses.kl`).
+    (`dense.align`); divergences times temperature squared (`losses` says why). `direction`: "forward" or "reverse" KL,
+    either with a `skew` (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone
+    tells anything. Of pixels also "channel-wise", per image (`maps.channel_wise`). With `buckets` = (k, n), forward KL
+    is of k tokens one by one and of the others in n buckets (`losses.bucketed_kl`). Raises `InputError` for another
+    direction there, and for other numbers of classes; vocabularies may differ by padding (`losses.kl`).
     """
     mask: Tensor | None
     divide: float
@@ -144,11 +144,13 @@ def prediction_loss(
         raise InputError(f"buckets are of forward KL without skew, not of {direction!r}, skew={skew:g}: leave them out")
     if buckets:
         k, count = buckets
-        return losses.bucketed_kl(student, teacher, mask, k=k, buckets=count, temperature=temperature) / divide
+        near = losses.bucketed_kl(student, teacher, mask, k=k, buckets=count, temperature=temperature)
+        return temperature**2 * near / divide
     if direction in ("forward", "reverse"):
-        return losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew) / divide
+        near = losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew)
+        return temperature**2 * near / divide
     if direction == "js":
-        return losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
+        return temperature**2 * losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
     if direction == "mse":
         return losses.mse(student, teacher, mask, shared=True) / divide
     if direction == "cosine":
@@ -361,7 +363,8 @@ def distil(
         logit: weight of the prediction loss (`distance`).
         token: weight of ZipLM's L_token: mean over tokens of the L2 distance of the hidden states, averaged over
             `blocks`.
-        temperature: of the KL.
+        temperature: T of both predictions in a divergence, which is multiplied by T^2, so that its share beside the
+            other losses is the same at every T (Hinton et al. 2015). "mse" and "cosine" of logits have none.
         direction: of the KL, see `prediction_loss`.
         skew: of the KL, see `losses.kl`; a cache of likeliest tokens takes none.
         buckets: of forward KL, see `prediction_loss`; the whole logits are held then, fused or not.
@@ -429,15 +432,18 @@ def distil(
                 near = losses.topk_kl_from_hidden(
                     ours.prediction, through, *known, mask_of(batch), temperature=temperature, softcap=ours.softcap
                 )
-            near = near / totals["tokens"]
+            near = temperature**2 * near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
-            sides = ours.prediction, through, theirs.prediction, theirs.head, mask_of(batch)
+            # A teacher that is split or sharded has gone through its head itself.
+            head = getattr(theirs, "head", None) or losses.Passed(theirs.prediction.shape[-1])
+            sides = ours.prediction, through, theirs.prediction, head, mask_of(batch)
             about: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
             if direction == "js":
-                near = losses.jensen_shannon_from_hidden(*sides, **about) / totals["tokens"]
+                near = losses.jensen_shannon_from_hidden(*sides, **about)
             else:
-                near = losses.kl_from_hidden(*sides, direction=direction, skew=skew, **about) / totals["tokens"]
+                near = losses.kl_from_hidden(*sides, direction=direction, skew=skew, **about)
+            near = temperature**2 * near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit:
             near = distance(

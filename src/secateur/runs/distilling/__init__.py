@@ -19,14 +19,13 @@ from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
 from secateur.recover.distillation.assistants import chain
-from secateur.recover.training import loop
 from secateur.reports import evidence
 from secateur.runs import backends, configs, exporting, splits
 from secateur.runs.backends import Data
 from secateur.runs.cards import write_card
 from secateur.runs.distilling import measuring, models, training, trial
 from secateur.runs.distilling.models import Learner, Model, as_transformer
-from secateur.runs.distilling.settings import Settings, check, check_cache, parse_warm_up
+from secateur.runs.distilling.settings import Settings, check, check_cache, check_teachers, parse_warm_up, read_training
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import keep_details, open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
@@ -68,9 +67,14 @@ def distill(
     on_policy: float = 0.0,
     prompt: int = 16,
     bits: int = 0,
+    lora: int = 0,
+    patience: int = 0,
+    validation: float = 0.0,
     training: str | Mapping[str, Any] = "",
     seed: int = 0,
     device: str | None = None,
+    teacher_device: str = "",
+    teacher_bits: int = 0,
     held_out: Data | None = None,
     text: str = "text",
     label: str = "label",
@@ -107,7 +111,7 @@ def distill(
         lr: peak learning rate.
         batch: sequences or examples per step.
         length: tokens per sequence.
-        temperature: softmax temperature of both predictions.
+        temperature: T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015).
         direction: forward or reverse KL, js, mse or cosine on the logits; of classes of pixels also channel-wise, KL
             over the places of each class.
         task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.
@@ -135,9 +139,17 @@ def distill(
         prompt: tokens of each text that it then continues.
         bits: 8 or 4: quantisation-aware training of the weights of the student's blocks, zeros held; the model of
             integers is measured and saved. 0 leaves them in floating point.
+        lora: rank of adapters that are trained in place of the weights of linears, and merged into them at the end;
+            `training` takes dora=RANK for the other kind. 0 trains all weights.
+        patience: stop after so many evaluations without a new best, and keep the weights of the best; 0 trains on.
+        validation: share of the training data to judge by meanwhile and not to learn from; 0.1 with patience, else 0.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: seed of the random generators.
         device: device of the models; training uses a GPU if there is one.
+        teacher_device: device of the teachers, where that is another, such as cuda:1; "auto" splits them over all
+            devices, and over the memory of the host. What they say is brought to the student's device.
+        teacher_bits: 8 or 4: round the weights of the teachers' linears to so many, so that they take less room. 0
+            leaves them as they are.
         held_out: data to measure on, in the forms of `data`, which is then all for training; a part of `data` if None.
         text, label: columns of tables, and of an .npz file the array of classes, in both of them; label="" for no
             classes.
@@ -159,9 +171,11 @@ def distill(
         prompt, server, align, (match,) if isinstance(match, str) and match else tuple(match),
         tuple(map(int, match_index)), match_loss,
         (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
-        skew, tuple(map(int, buckets)), parse_warm_up(warm_up), loop.options(training), seed, bits,
+        skew, tuple(map(int, buckets)), parse_warm_up(warm_up),
+        read_training(training, lora=lora, patience=patience, validation=validation), seed, bits,
     )  # fmt: skip
     check(chosen, sources, assistants)
+    check_teachers(chosen, teacher_device, teacher_bits)
     check_cache(chosen, cache_at, out)
     backend = backends.of_source(student)
     corpus, apart = splits.read(
@@ -172,18 +186,33 @@ def distill(
     learner = models.open_student(backend, student, device, corpus)
     learner = models.load_weights(learner, weights) if weights else learner
     between = [models.open_student(backend, source, device, corpus, learner) for source in assistants]
-    above = [] if server else [models.open_teacher(backend, source, device, corpus, learner) for source in sources]
+    place = teacher_device or device
+    above = [
+        models.open_teacher(backend, source, place, corpus, learner, teacher_bits)
+        for source in ([] if server else sources)
+    ]
     assert corpus is not None
     parts = splits.split(backend, corpus, apart, learner, seed=seed)
     models.check_kind(chosen, learner, len(sources) > 1, parts.train)
     models.check_packing(chosen, corpus, above, between)
-    models.check_chain(learner, between, above, align)
+    models.check_chain(learner, between, above, align, bool(teacher_device))
     of_texts = isinstance(learner, Transformer)
     backend.check(learner, {"length": length} if of_texts else {})
     batches = make_batches(chosen, learner, parts.train, above)
     environment = backend.environment(learner, batch, length if of_texts else None, None)
     names = tuple(map(str, sources))
-    setup = Setup(backend, chosen, names, above, parts.train, parts.held, batches, environment, str(cache_at))
+    setup = Setup(
+        backend,
+        chosen,
+        names,
+        above,
+        parts.train,
+        parts.held,
+        batches,
+        environment,
+        str(cache_at),
+        apart=bool(teacher_device),
+    )
     trial.check_number(setup, learner)
     notes = list(parts.notes)
     trial.try_losses(setup, learner, between)
@@ -201,13 +230,14 @@ def distill(
         },
         "student_sha256": backend.digest(learner),
         "teachers_sha256": [backend.digest(teacher) for teacher in above] or names,
+        **({"teacher_bits": teacher_bits} if teacher_bits else {}),
         "assistants_sha256": [backend.digest(assistant) for assistant in between],
         **splits.columns(
             text, label, data=corpus, transform=transform, size=size, completion_only=completion_only, packing=packing
         ),
         **parts.digests,
     }
-    places = {"weights": weights, "device": device, "cache_at": cache_at}
+    places = {"weights": weights, "device": device, "teacher_device": teacher_device, "cache_at": cache_at}
     about = {
         "student": backends.name_source(student),
         "teachers": [backends.name_source(source) for source in sources],

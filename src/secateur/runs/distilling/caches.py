@@ -25,7 +25,7 @@ from secateur.runs.backends.language import held_batches
 from secateur.runs.distilling.models import Learner, as_transformer
 from secateur.runs.distilling.setup import Answer, Ask, Setup, predict
 
-__all__ = ["ask_held_out", "cache_answers", "cache_cost"]
+__all__ = ["ask_held_out", "cache_answers", "cache_cost", "open_server"]
 
 _ASKED_AT_ONCE = 4
 """Batches of training that a teacher reads at a time where nothing is trained meanwhile."""
@@ -38,7 +38,7 @@ def cache_answers(setup: Setup, student: Learner, above: Sequence[Learner], run:
     the batches bring along all that they say."""
     if setup.settings.server:
         key = _cache_key(setup)
-        answers = _ask_server(setup, student, run, "predictions", setup.batches, setup.settings.count, key)
+        answers = _ask_server(setup, student, run, _name(setup, "predictions"), setup.batches, setup.batch_count, key)
         return teachers.Joined(setup.batches, answers), None
     if setup.settings.cache != "all":
         return _cache_likeliest(setup, student, above, run), None
@@ -66,6 +66,9 @@ def cache_cost(setup: Setup, student: Learner, tokens: int) -> dict[str, float]:
             settings.batch * max(0, settings.count - train),
             sum(len(batch["input_ids"]) for batch in _held_batches(setup, student)[held:]),
         ]
+        if (judged := setup.hold_out()[1]) is not None:
+            known = teachers.count_cached(at / _name(judged, "predictions")) if setup.cache_at else 0
+            left.append(sum(len(batch["input_ids"]) for batch in judged.batches[known:]))
         calls = sum(1 + some for some in left if some)  # 1: what is asked to tell the tokenizer
         return {"server calls": float(calls), "cache bytes": float(tokens * (6 * settings.server_tokens + 4))}
     if settings.tokens:
@@ -101,17 +104,29 @@ def _cache_folder(setup: Setup, run: Run, name: str) -> Iterator[Path]:
 def _cache_key(setup: Setup) -> dict[str, object]:
     """What a cache depends on beside its teacher: data and batches."""
     settings = setup.settings
-    return {"data": setup.train.digest, "batches": f"{settings.batch} x {settings.length}, seed {settings.seed + 1}"}
+    batches = f"{settings.batch} x {settings.length}, seed {settings.seed + 1}"
+    apart = {} if setup.part == "all" else {"part": f"{setup.part}, {settings.validation:g} held out"}
+    return {"data": setup.train.digest, "batches": batches, **apart}
+
+
+def _name(setup: Setup, name: str) -> str:
+    """Of the folder in which what is said of these batches is kept."""
+    return f"{name}-judged" if setup.part == "judged" else name
 
 
 # ------------------------------------------------------------------------------------------------------ a server's
+
+
+def open_server(setup: Setup) -> Server:
+    """The server that has the teacher."""
+    return Server(setup.settings.server, setup.names[0])
 
 
 def _ask_server(
     setup: Setup, student: Learner, run: Run, name: str, batches: Batches, count: int, key: Mapping[str, object]
 ) -> teachers.TopK:
     """What the server finds likeliest in `count` batches."""
-    server, k = Server(setup.settings.server, setup.names[0]), setup.settings.server_tokens
+    server, k = open_server(setup), setup.settings.server_tokens
     with _cache_folder(setup, run, name) as folder:
         return cache_served(folder, server, as_transformer(student).tokenizer, batches, count, key=key, k=k)
 
@@ -131,9 +146,9 @@ def _cache_likeliest(setup: Setup, student: Learner, above: Sequence[Learner], r
     tokenizer = teachers.fingerprint(as_transformer(student).tokenizer)
     for number, one in enumerate(above):
         own = {"teacher": teachers.fingerprint(one.model), "tokenizer": tokenizer}
-        with _cache_folder(setup, run, f"predictions-{number}") as folder:
+        with _cache_folder(setup, run, _name(setup, f"predictions-{number}")) as folder:
             kept.append(teachers.cache_topk(
-                folder, partial(predict, setup.ask(one)), setup.batches, settings.count, key={**key, **own},
+                folder, partial(predict, setup.ask(one)), setup.batches, setup.batch_count, key={**key, **own},
                 k=settings.tokens, drawn=settings.tokens - 1, temperature=settings.temperature,
                 vocabulary=teachers.check_tokens(student, one),
             ))  # fmt: skip
@@ -171,14 +186,14 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
     for number, one in enumerate(above):
         ask = partial(predict, setup.ask(one))
         name, own = _answer_name(number), {**key, "teacher": teachers.fingerprint(one.model)}
-        with _cache_folder(setup, run, f"predictions-{number}") as folder:
+        with _cache_folder(setup, run, _name(setup, f"predictions-{number}")) as folder:
             if ask(setup.batches[0]).dim() == 2 and not _draws_anew(setup.train):
                 own |= {"batches": f"in order, {ordered.size} x {settings.length if setup.of_texts else 1}"}
                 rows = setup.batches.rows if setup.of_texts else setup.batches.places
                 batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})
                 continue
             known = teachers.fill_outputs(
-                partial(_name_answer, name, ask), setup.batches, settings.count, folder=folder, half=True, key=own
+                partial(_name_answer, name, ask), setup.batches, setup.batch_count, folder=folder, half=True, key=own
             )
             batches = teachers.Joined(batches, known, prefix="")
     return batches

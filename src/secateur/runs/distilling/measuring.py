@@ -13,6 +13,7 @@ from secateur._utils.rundir import Run
 from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
 from secateur.recover.distillation import losses
+from secateur.recover.quantization import packed
 from secateur.recover.training import objectives
 from secateur.reports.details import Details
 from secateur.runs.backends import Row
@@ -61,6 +62,8 @@ def measure_student(setup: Setup, student: Learner, run: Run | None) -> tuple[Ro
         except (DataError, MeasurementError) as error:
             return row, known, str(error)
     for teacher in setup.teachers:
+        if packed.is_packed(teacher.model):  # it has fewer weights here than parameters
+            continue
         for name, figure in backend.sizes(teacher, backend.make_example(teacher, environment)).items():
             known[name] = Figure(known[name].value + figure.value, unit=figure.unit) if name in known else figure
     if len(setup.teachers) > 1:

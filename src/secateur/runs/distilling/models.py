@@ -12,16 +12,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from secateur._utils import devices
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.distillation import teachers
-from secateur.recover.quantization import quantise
+from secateur.recover.quantization import packed, quantise
 from secateur.runs import backends
 from secateur.runs.backends import AnyBackend, Data
 from secateur.runs.backends.language import check_documents, classifies, classifies_tokens
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling.settings import Settings
-from secateur.subjects import Traced, Transformer, matrices
+from secateur.subjects import Traced, Transformer, matrices, open_subject
 from secateur.subjects.network import traced
 from secateur.subjects.transformer import low_rank, quantised
 
@@ -35,12 +36,33 @@ Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
 Learner: TypeAlias = Transformer | Traced
 
 
-def open_teacher(backend: AnyBackend, model: Model, device: str | None, data: Data, like: Learner) -> Learner:
-    """A teacher as a subject; networks take the inputs of the student they are `like`."""
+def open_teacher(
+    backend: AnyBackend, model: Model, device: str | None, data: Data, like: Learner, bits: int = 0
+) -> Learner:
+    """A teacher as a subject, on a device or, for "auto", split over all there are and the memory of the host.
+
+    Networks take the inputs of the student they are `like`. bits: of its linears, which are packed before it is moved;
+    0 leaves them as they are. Raises `UnsupportedError` for networks that are to be split or packed.
+    """
     backends.check_source(backend, model, "distill")
-    if isinstance(like, Transformer):
-        return cast(Transformer, backend.open(model, device, data))
-    return cast(Traced, backend.reopen(model, like, device))
+    if not isinstance(like, Transformer):
+        if bits or device == "auto":
+            raise UnsupportedError("teachers of networks stay whole and as they are: leave teacher-bits and auto out")
+        return cast(Traced, backend.reopen(model, like, device))
+    if device == "auto":
+        if not isinstance(model, str | Path) or bits:
+            raise InputError("a teacher is split as it is read from its folder, and not packed: leave one of them out")
+        return open_subject(model, device_map=device, quantised=True)
+    source = model
+    if isinstance(model, str | Path):
+        source = open_subject(model, quantised=True)
+        packed.adopt(source.model)
+    teacher = cast(Transformer, backend.open(source, None if bits else device, data))
+    if bits:
+        teacher = teacher if isinstance(model, str | Path) else teacher.copy()
+        packed.pack(teacher.model, bits, within=teacher.layers())
+        teacher = cast(Transformer, backend.open(teacher, device, data))
+    return teacher
 
 
 def open_student(
@@ -185,28 +207,34 @@ def _check_bits(student: Learner, bits: int) -> None:
         quantised.require_library()
 
 
-def check_chain(student: Learner, between: Sequence[Learner], above: Sequence[Learner], align: bool) -> None:
-    """Refuse a teacher and a learner that can't be compared; with `align`, whatever their tokenizers are."""
+def check_chain(
+    student: Learner, between: Sequence[Learner], above: Sequence[Learner], align: bool, apart: bool = False
+) -> None:
+    """Refuse a teacher and a learner that can't be compared; with `align`, whatever their tokenizers are.
+
+    apart: teachers may lie on another device, or on several.
+    """
     named = [("student", student), *(("assistant", one) for one in between), *(("teacher", one) for one in above)]
     for name, one in named:
         _check_place(name, one.model)
     for name, one in named[1:]:
-        ours, theirs = (next(model.parameters()).device for model in (student.model, one.model))
-        if ours != theirs:
-            raise InputError(
-                f"the student is on {ours} and its {name} on {theirs}: say device={ours}, or bring them there"
-            )
+        ours, theirs = (devices.find_device(model) for model in (student.model, one.model))
+        if ours != theirs and not (name == "teacher" and (apart or devices.is_fixed(one.model))):
+            either = f" or teacher-device={theirs}" if name == "teacher" else ""
+            raise InputError(f"the student is on {ours} and its {name} on {theirs}: say device={ours}{either}")
         if isinstance(student, Transformer) and isinstance(one, Transformer):
             _check_pair(student, one, name, align)
 
 
 def _check_place(name: str, model: nn.Module) -> None:
-    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if name == "teacher" and devices.is_fixed(model):  # Accelerate brings along what is elsewhere
+        return
+    places = sorted({str(parameter.device) for parameter in model.parameters()})
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
-    if "meta" in devices:
+    if "meta" in places:
         raise InputError(f"the {name} has parameters without values (device meta): load its weights")
-    if len(devices) > 1:
-        raise InputError(f"the {name} lies on {' and '.join(devices)}: bring it to one device")
+    if len(places) > 1:
+        raise InputError(f"the {name} lies on {' and '.join(places)}: bring it to one device")
     if kinds:
         raise InputError(f"the {name} has weights of type {kinds[0]}: give it in floating point")
 

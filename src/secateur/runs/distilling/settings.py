@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur._utils import distributed
+from secateur._utils import distributed, modes
 from secateur.errors import InputError
 from secateur.recover.distillation import ensembles, matching
 from secateur.recover.quantization import quantise
+from secateur.recover.training import loop
 from secateur.runs import keywords
 
-__all__ = ["BETA", "Settings", "check", "check_cache", "parse_warm_up"]
+__all__ = ["BETA", "Settings", "check", "check_cache", "check_teachers", "parse_warm_up", "read_training"]
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
 _DIRECTIONS = ("forward", "reverse", "js", "mse", "cosine", "channel-wise")
+_VALIDATION = 0.1
+"""Share of what is learned from that `patience` judges by, unless told otherwise."""
 _SERVED = 20
 """Likeliest tokens that a server is asked for, unless told otherwise."""
 
@@ -74,6 +77,11 @@ class Settings:
         return int(self.training.get("accumulate", 1))
 
     @property
+    def validation(self) -> float:
+        """Share of what is learned from that training is judged by, where it has patience or validation."""
+        return float(self.training.get("validation", _VALIDATION))
+
+    @property
     def ramps(self) -> dict[str, float]:
         """What warms up, and over which share of training."""
         return {name: over if over < 1 else over / self.steps for name, over in self.warm_up.items()}
@@ -125,7 +133,8 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
         f"align compares what teachers say of the same characters: leave {extra} out": settings.align and extra,
         f"{some} keeps some of the tokens: it serves forward KL{all_}": some and settings.direction != "forward",
         f"{kept} keeps predictions only: leave hidden out": kept and settings.hidden,
-        f"{kept} keeps what is said of given texts: leave on-policy out": kept and settings.on_policy,
+        f"{kept} keeps what is said of given texts: leave on-policy out":
+            kept == "cache" and settings.on_policy,
         f"{some} and choice do not go together: name shares, or leave {some} out": some and settings.choice,
         "a server tells its likeliest tokens and not all: give cache their number": settings.server
             and settings.cache == "all",
@@ -158,8 +167,10 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
         "on-policy scores what the student writes: leave task and hidden out":
             settings.on_policy and (settings.task or settings.hidden),
         f"on-policy has the directions {', '.join(BETA)}": settings.on_policy and settings.direction not in BETA,
-        "training setting patience waits for evaluations, and distill measures before and after: leave it out":
-            "patience" in settings.training,
+        "adapters are merged in floating point, and bits trains rounded weights: leave lora or bits out":
+            settings.bits and ("lora" in settings.training or "dora" in settings.training),
+        "on-policy writes its texts as it goes, and patience and validation judge by texts held out: leave them out":
+            settings.on_policy and ("patience" in settings.training or "validation" in settings.training),
         "prompt is to be shorter than length: give less": settings.on_policy and settings.prompt >= settings.length,
     }  # fmt: skip
     for words, holds in wrong.items():
@@ -177,6 +188,23 @@ def check_cache(settings: Settings, cache_at: str | Path, out: str | Path) -> No
         raise InputError(f"cache-at {cache_at} is a file: give a folder")
     if Path(cache_at).resolve().is_relative_to(Path(out or "?").resolve()):
         raise InputError(f"cache-at {cache_at} is in the run directory, where a cache is anyway: give another folder")
+
+
+def check_teachers(settings: Settings, device: str, bits: int) -> None:
+    """Refuse a device that is not there, bits that weights can't have, and either for a teacher on a server."""
+    if settings.server and (device or bits):
+        raise InputError("the teacher runs on its server: leave teacher-device and teacher-bits out")
+    if bits not in (0, *quantise.BITS):
+        raise InputError(
+            f"teacher-bits={bits}: give {' or '.join(map(str, quantise.BITS))}, or 0 for the teacher as it is"
+        )
+    if device not in ("", "auto"):
+        modes.check_device(device)
+
+
+def read_training(training: str | Mapping[str, object], **named: float) -> Mapping[str, object]:
+    """Settings of the training loop; those that have an option of their own are `named`, unless they are 0."""
+    return loop.options({**loop.options(training), **{name: value for name, value in named.items() if value}})
 
 
 def parse_warm_up(given: str | Mapping[str, float]) -> dict[str, float]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from secateur._utils.batches import Batch
 from secateur.data import examples, masking, texts
+from secateur.data.batches import hold_out
 from secateur.errors import UnsupportedError
 from secateur.measure import latency
 from secateur.recover.distillation import alignment, ensembles
@@ -20,6 +21,7 @@ from secateur.runs.backends import AnyBackend
 from secateur.runs.distilling.models import Learner, gives_masked, gives_rows, gives_tokens
 from secateur.runs.distilling.settings import Settings
 from secateur.subjects import Traced, Transformer
+from secateur.vocabulary import Training
 
 __all__ = ["Answer", "Ask", "Batches", "Setup", "class_logits", "make_batches", "predict", "reading_name"]
 
@@ -31,7 +33,11 @@ Batches: TypeAlias = Any
 
 @dataclass(frozen=True)
 class Setup:
-    """Those who teach, what is learned from, and how; a server's teacher is in `names` alone."""
+    """Those who teach, what is learned from, and how; a server's teacher is in `names` alone.
+
+    apart: whether teachers stay where they lie while a student is trained elsewhere.
+    part: of what is learned from, where a share of it is held out to judge training by (`hold_out`).
+    """
 
     backend: AnyBackend
     settings: Settings
@@ -42,6 +48,13 @@ class Setup:
     batches: Batches
     environment: latency.Environment
     cache_at: str = ""
+    part: Literal["all", "learned", "judged"] = "all"
+    apart: bool = False
+
+    @property
+    def batch_count(self) -> int:
+        """Batches of which teachers are asked in all: those of training, or one epoch of what it is judged by."""
+        return len(self.batches) if self.part == "judged" else self.settings.count
 
     @property
     def of_texts(self) -> bool:
@@ -74,6 +87,16 @@ class Setup:
         if self.settings.choice:
             return ensembles.Chosen(asked, self.settings.choice, vocabulary=width)
         return ensembles.Averaged(asked, self.settings.shares or None, temperature=temperature, vocabulary=width)
+
+    def hold_out(self) -> tuple[Setup, Setup | None]:
+        """(the same over what is learned from, over what training is judged by meanwhile); None where it is not."""
+        if not Training(**self.settings.training).validates:
+            return self, None
+        learned, judged = hold_out(self.batches, self.settings.validation)
+        return self._choose(learned, "learned"), self._choose(judged, "judged")
+
+    def _choose(self, batches: Batches, part: Literal["learned", "judged"]) -> Setup:
+        return replace(self, batches=batches, train=self.train if self.of_texts else batches.data, part=part)
 
     def foreign(self, student: Transformer) -> dict[str, alignment.Foreign]:
         """The teachers, each by what the batches call its reading."""

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.rundir import Run
-from secateur.data.batches import Numbered
+from secateur.data.batches import Apart, Numbered
 from secateur.measure import size
+from secateur.methods.served_teacher import Live
 from secateur.recover.distillation import alignment, matching, policy, taps
 from secateur.recover.quantization import quantise
 from secateur.recover.sparsity import masks
@@ -65,18 +66,32 @@ def _rounding(student: Learner, bits: int) -> Iterator[None]:
 def _train(
     setup: Setup, student: Learner, above: Sequence[Learner], run: Run | None, name: str, steps: int
 ) -> Recovery:
-    settings, batches = setup.settings, setup.batches
+    settings, how = setup.settings, dict(setup.settings.training)
     asked: Ask | None = None
+    if run is None:  # one step on trial is not judged
+        how = {key: value for key, value in how.items() if key not in ("patience", "validation", "keep")}
+    setup, judged = (setup, None) if run is None else setup.hold_out()
+    if setup.apart and all(one in setup.teachers for one in above):
+        how = {"teacher_device": "auto", **how}
+    batches, held = setup.batches, None if judged is None else judged.batches
     torch.manual_seed(settings.seed)
     # An assistant is asked live: it has just learned, and is no large model behind a server.
-    kept = run is not None and (settings.server or settings.cache) and all(one in setup.teachers for one in above)
+    known = not settings.on_policy and (settings.server or settings.cache)
+    kept = run is not None and known and all(one in setup.teachers for one in above)
     if run is not None and kept:
         batches, asked = caches.cache_answers(setup, student, above, run)
+        if judged is not None:
+            held, _ = caches.cache_answers(judged, student, above, run)
     elif above and not setup.by_characters(student):
         asked = setup.join(student, above, settings.temperature)
     if settings.on_policy:
         batches = rollouts(setup, student)
+        if settings.server:
+            tokenizer = as_transformer(student).tokenizer
+            batches = Live(batches, caches.open_server(setup), tokenizer, k=settings.server_tokens)
     objective = make_objective(setup, student, above, asked, live=not kept)
+    if held is not None:
+        batches = Apart(batches, held)
     if settings.warm_up:
         batches = Numbered(batches, settings.steps, settings.batches_per_step)
     return loop.train(
@@ -84,7 +99,7 @@ def _train(
         dropout=False, count=objective.count, extra=objective.extra,
         frozen=[] if kept else [teacher.model for teacher in above],
         checkpoint=None if run is None else run.folder(name), title=name,
-        flops_per_token=_flops(setup, student, above), **settings.training,
+        flops_per_token=_flops(setup, student, above), **how,
     )  # fmt: skip
 
 
@@ -93,6 +108,11 @@ def make_objective(
 ) -> Objective:
     """Towards its teachers, `asked` as one; those that are aligned by characters are asked each for itself."""
     settings = setup.settings
+    if settings.on_policy and settings.server:
+        loss = objectives.distil(
+            setup.forward(student), None, output="logits", temperature=settings.temperature, fused=True
+        )
+        return Objective(loss, policy.count)
     if settings.on_policy:
         loss = policy.objective(
             setup.forward(student), cast(Ask, asked), beta=BETA[settings.direction], temperature=settings.temperature,

@@ -80,6 +80,8 @@ def try_losses(setup: Setup, student: Learner, between: Sequence[Learner]) -> No
 
 def _try_rollouts(setup: Setup, learner: Learner, above: Sequence[Learner]) -> None:
     """Let a student write, and ask for the loss of that; chance and modes stay as they were."""
+    if not above:  # a server is not asked on trial
+        return
     name, batches = type(learner.model).__name__, training.rollouts(setup, learner)
     objective = training.make_objective(setup, learner, above, setup.join(learner, above, setup.settings.temperature))
     device = devices.find_device(learner.model)
@@ -106,7 +108,7 @@ def plan(setup: Setup, student: Learner) -> Evidence:
     """What would be trained, and how long that takes, by one step of a copy."""
     settings, above = setup.settings, tuple(setup.teachers)
     if not above:  # a server is not asked: the student's own time
-        alone = replace(setup, settings=replace(settings, task=1.0, server="", cache=0))
+        alone = replace(setup, settings=replace(settings, task=1.0, server="", cache=0, on_policy=0.0))
         one = training.train_student(alone, student.copy(), (), None, "", 1, settings.bits)
     else:
         one = training.train_student(setup, student.copy(), above, None, "", 1, settings.bits)

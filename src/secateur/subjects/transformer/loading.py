@@ -56,6 +56,7 @@ def open_subject(
     trust_remote_code: bool = False,
     dtype: torch.dtype | str | None = None,
     quantised: bool = False,
+    device_map: str | None = None,
 ) -> Transformer:
     """The model at `source` as something to prune.
 
@@ -65,6 +66,7 @@ def open_subject(
     and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
 
     Quantised weights can't be pruned and are refused, unless the model is to be measured only: `quantised`.
+    device_map: how Accelerate is to split what is read from a folder over devices, such as "auto".
     """
     if isinstance(source, PreTrainedModel):
         family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
@@ -73,7 +75,7 @@ def open_subject(
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)
-    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused")
+    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused", device_map)
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
     subject = _subject(model, family, tokenizer or _tokenizer(root), folder, head)
@@ -280,10 +282,12 @@ def _read(
     trust_remote_code: bool,
     dtype: torch.dtype | str | None,
     quantised: Literal["refused", "dense", "as stored"],
+    device_map: str | None = None,
 ) -> tuple[PreTrainedModel, Family]:
     """The model; quantised weights are refused, kept as they are stored, or made dense where a library packs them."""
     config, family, named = _config(place, trust_remote_code)
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    options |= {} if device_map is None else {"device_map": device_map}
     if quantised == "refused":
         _refuse_quantised(place, config)
     else:

@@ -361,7 +361,7 @@ class Transformer:
         and so does the padding. transformers derives the mask from them, as long as no other one is given.
 
         Without `head`, a causal model stops before its language-model head, for losses that are fused with it; one that
-        is sharded runs as a whole all the same, since its shards are gathered by its own forward pass.
+        is sharded, or split by Accelerate, runs as a whole all the same: its own forward pass gathers its head.
         """
         accepted = inspect.signature(self.model.forward).parameters
         inputs = devices.move({name: batch[name] for name in _INPUTS if name in batch and name in accepted}, self.model)
@@ -385,7 +385,7 @@ class Transformer:
                 for layer in layers
             ]
         last = None if head or not self.causal else self.model.get_output_embeddings()
-        if last is not None and any(isinstance(parameter, DTensor) for parameter in last.parameters()):
+        if last is not None and any(isinstance(part, DTensor) or part.is_meta for part in last.parameters()):
             last = None
         try:
             result = self.model(**inputs) if last is None else self.model.base_model(**inputs)

@@ -1,0 +1,166 @@
+"""LoRA and DoRA by peft: adapters put into a model in place, trained alone, and merged into its weights.
+
+A linear with weight W [out, in] computes ``x W^T + 2 x A^T B^T`` with A [rank, in] and B [out, rank], B = 0 at first,
+so that a model with fresh adapters is the model it was. DoRA learns the length of each row beside it:
+``m (W + 2 B A) / |W + 2 B A|`` by rows, m = |W| at first. Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353).
+
+`join` puts adapters in, `merge` adds them to the weights and takes them out, and `adapt` is both around a training.
+Weights may be cut, in half precision, or in integers (torchao): adapters are float32, the sum is made in float32.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from secateur.errors import InputError, MissingExtraError, UnsupportedError
+
+__all__ = ["adapt", "join", "merge"]
+
+_SCALE = 2
+"""alpha / rank."""
+_NAME = "secateur"
+"""Of the adapters in peft's books, so that a model with others of its own is told apart."""
+_PACKED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+"""Parameters [experts, .., ..] of transformers' mixtures, in which all experts of a layer stand."""
+
+
+@contextmanager
+def adapt(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> Iterator[None]:
+    """Within the block `model` has adapters, and nothing else of it is trained; after it they are merged.
+
+    See `join` and `merge`. What was trained before is again afterwards.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    join(model, rank, dora=dora, seed=seed)
+    try:
+        yield
+    finally:
+        merge(model)
+        for parameter in trained:
+            parameter.requires_grad_()
+
+
+def join(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> list[str]:
+    """Put adapters of `rank` into every linear of `model`, in place; returns the names of what they stand beside.
+
+    All that is no adapter stops to require gradients. Left without one are the head that predicts tokens, embeddings
+    and norms. In mixtures each expert gets its own, of all experts of a layer at once. seed: of A.
+
+    Raises `MissingExtraError` without peft, `UnsupportedError` for a model of convolutions, with weights that are held
+    at zero or computed from others, which a merged adapter would overwrite, or with experts under `dora`; `InputError`
+    for a model that has adapters already.
+    """
+    peft = _library()
+    if any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) for module in model.modules()):
+        raise InputError("the model has adapters already: merge them first")
+    linears, packed = _find_linears(model), _find_packed(model)
+    if not linears and not packed:
+        raise UnsupportedError(f"{type(model).__name__} has no linears, which are what LoRA adapts: leave lora out")
+    if dora and packed:
+        raise UnsupportedError(f"DoRA knows no experts such as {packed[0]}, which stand in one tensor: use lora")
+    if _is_convolutional(model, linears):
+        raise UnsupportedError(
+            f"{type(model).__name__} is made mostly of convolutions, which LoRA leaves as they are: leave lora out"
+        )
+    turned = any(not isinstance(model.get_submodule(name), nn.Linear) for name in linears)
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=_SCALE * rank, target_modules=linears, target_parameters=packed or None, use_dora=dora,
+        fan_in_fan_out=turned,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a mixture of Conv1D and Linear; names that end alike
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model, _NAME)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(f".{_NAME}." in name or name.endswith(f".{_NAME}"))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return [*linears, *packed]
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> list[str]:
+    """Add the adapters of `join` to the weights, in float32, and take them out, in place; returns the names.
+
+    The model is plain then, with weights of the type they had; those in integers (torchao) become floating point in
+    the type in which they compute, since rounding again would lose what was learned.
+    """
+    layers = _library().tuners.lora.LoraLayer
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, layers)}
+    # Wrappers of several parameters of one module stand in one another.
+    outer = {name: module for name, module in adapted.items() if name.rpartition(".")[0] not in adapted}
+    for name, module in outer.items():
+        place, base = module, module.get_base_layer()
+        while isinstance(place, layers):
+            _merge_into(place, base)
+            place = place.base_layer
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, base)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return list(outer)
+
+
+def _library() -> Any:
+    """peft. Raises `MissingExtraError` where it is not installed."""
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingExtraError("lora and dora need peft: pip install 'secateur[lora]'") from error
+    return peft
+
+
+def _find_linears(model: nn.Module) -> list[str]:
+    """Names of the linears to adapt, each once."""
+    from transformers.pytorch_utils import Conv1D  # peft loads it, too; training a network does without
+
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    found = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D) or module is head or not name:
+            continue
+        if type(module) not in (nn.Linear, Conv1D, nn.modules.linear.NonDynamicallyQuantizableLinear):
+            raise UnsupportedError(
+                f"{name} is a {type(module).__name__}, which computes its weight: adapters can't be merged into it, "
+                "leave lora out"
+            )
+        if nn.utils.parametrize.is_parametrized(module) or module.weight._backward_hooks:
+            raise UnsupportedError(f"weights of {name} are held by this training: a merged adapter would fill them")
+        found.append(name)
+    return found
+
+
+def _is_convolutional(model: nn.Module, linears: Sequence[str]) -> bool:
+    """Whether convolutions have more weights than linears: adapters would leave most of the model alone."""
+    beside = sum(model.get_parameter(f"{name}.weight").numel() for name in linears)
+    convolutions = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd))
+    return sum(module.weight.numel() for module in convolutions) > beside
+
+
+def _find_packed(model: nn.Module) -> list[str]:
+    """Names of parameters that hold all experts of a layer."""
+    named = model.named_parameters()
+    return [name for name, one in named if one.dim() == 3 and name.rpartition(".")[2] in _PACKED]
+
+
+def _merge_into(layer: Any, base: nn.Module) -> None:
+    """Add what one adapter learned to the weight of `base` in float32, whatever type that has."""
+    leaf = getattr(layer, "parameter_name", "weight")
+    weight = getattr(base, leaf)
+    dtype = weight.dtype
+    if hasattr(weight, "dequantize") and type(weight) not in (nn.Parameter, torch.Tensor):
+        weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+        setattr(base, leaf, weight)
+    weight.data = weight.data.float()
+    merging = type(layer).merge
+    if type(layer).__name__ == "TorchaoLoraLinear":  # its own rounds again
+        merging = _library().tuners.lora.layer.Linear.merge
+    merging(layer, adapter_names=[_NAME])
+    weight.data = weight.data.to(dtype)

@@ -1,0 +1,201 @@
+"""LoRA and DoRA: nothing changes at first, adapters alone are trained, and what they learned is in plain weights."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import second_device
+import tiny
+from recover.students import VOCABULARY, Batches, llama, logit_objective
+from secateur._utils import storage
+from secateur.errors import InputError, MissingExtraError, RunError, UnsupportedError
+from secateur.recover.sparsity import masks
+from secateur.recover.training import loop, lora
+from secateur.subjects import open_subject
+from secateur.vocabulary import Selection, Training
+
+IDS = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+needs_peft = pytest.mark.skipif(not importlib.util.find_spec("peft"), reason="needs peft")
+
+
+def say(model):
+    return model(input_ids=IDS)[0].detach()
+
+
+def shake(model, size=0.05):
+    """Adapters as if trained."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += size * torch.randn_like(parameter)
+
+
+def cut(kind):
+    """A model of which half of the first layer's neurons went."""
+    subject = open_subject(tiny.model(kind), tokenizer=tiny.tokenizer())
+    mask = np.arange(subject.model.config.intermediate_size) % 2 == 0
+    return subject.cut(Selection({"layers.0.neurons": mask}))[0].model
+
+
+@needs_peft
+@pytest.mark.parametrize(
+    ("make", "dora"),
+    [(make, dora) for make in (lambda: tiny.model("llama"), lambda: tiny.model("gpt2"), lambda: tiny.model("bert"))
+     for dora in (False, True)] + [(lambda: tiny.model("mixtral"), False)],
+    ids=["llama", "llama-dora", "gpt2", "gpt2-dora", "bert", "bert-dora", "mixtral"],
+)  # fmt: skip
+def test_merged_weights_say_what_the_adapters_said(make, dora):
+    model = make().eval()
+    kinds, names, before = {n: type(m) for n, m in model.named_modules()}, set(model.state_dict()), say(model)
+    assert lora.join(model, 4, dora=dora)
+    assert torch.allclose(say(model), before, atol=1e-6)
+    shake(model)
+    apart = say(model)
+    assert (apart - before).abs().max() > 0.1
+    assert lora.merge(model)
+    torch.testing.assert_close(say(model), apart, rtol=0, atol=1e-5)
+    assert {n: type(m) for n, m in model.named_modules()} == kinds
+    assert set(model.state_dict()) == names
+
+
+@needs_peft
+def test_the_head_embeddings_and_norms_get_no_adapter():
+    model = tiny.model("gpt2")
+    names = lora.join(model, 2)
+    assert not [name for name in names if "head" in name or "wte" in name or "ln" in name]
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters() if "lora_" in name
+    }
+
+
+@needs_peft
+def test_half_precision_is_merged_in_float32():
+    model = tiny.model("llama").bfloat16()
+    lora.join(model, 2)
+    linear = model.model.layers[0].mlp.up_proj
+    assert linear.lora_A["secateur"].weight.dtype == torch.float32
+    linear.lora_B["secateur"].weight.data.normal_(std=0.01)
+    a, b = (getattr(linear, side)["secateur"].weight.detach() for side in ("lora_A", "lora_B"))
+    wanted = (linear.get_base_layer().weight.float() + 2 * b @ a).bfloat16()
+    lora.merge(model)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, wanted)
+
+
+@needs_peft
+def test_integers_stay_below_adapters_and_become_floating_point_when_merged():
+    quantization = pytest.importorskip("torchao.quantization")
+    for kind in (quantization.Int8WeightOnlyConfig(), quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4)):
+        model = tiny.model("llama").eval()
+        quantization.quantize_(model.model, kind)
+        before = say(model)
+        lora.join(model, 4)
+        assert torch.equal(say(model), before)
+        shake(model)
+        apart = say(model)
+        lora.merge(model)
+        torch.testing.assert_close(say(model), apart, rtol=0, atol=1e-5)
+        assert type(model.model.layers[0].mlp.up_proj.weight) is nn.Parameter
+
+
+def train(student, teacher, steps=10, rank=2, folder=None, **how):
+    return loop.train(
+        student, Batches(), logit_objective(student, teacher), Training(steps=steps, lr=3e-3, lora=rank, every=5),
+        checkpoint=folder, progress=False, **how,
+    )  # fmt: skip
+
+
+@needs_peft
+def test_training_moves_what_low_rank_reaches_and_keeps_little(tmp_path):
+    teacher, student = llama(1), llama(2)
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    done = train(student, teacher, 30, folder=tmp_path)
+    assert done.losses[-1][1] < 0.98 * done.losses[0][1]
+    assert done.settings["lora"] == 2
+    after = student.state_dict()
+    assert before.keys() == after.keys()
+    moved = {name: after[name] - before[name] for name in before if not torch.equal(after[name], before[name])}
+    assert moved
+    assert all(name.endswith("proj.weight") for name in moved)
+    assert all(int(torch.linalg.matrix_rank(change, rtol=1e-4)) <= 2 for change in moved.values())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    kept = sum(tensor.numel() for tensor in storage.read(tmp_path / "training.safetensors")[0].values())
+    adapters = sum(2 * sum(change.shape) for change in moved.values())
+    assert kept < 1.1 * 3 * adapters  # adapters and their two moments
+    assert kept < sum(tensor.numel() for tensor in before.values())
+
+
+@needs_peft
+def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tmp_path, monkeypatch):
+    teacher, whole = llama(1), llama(2)
+    train(whole, teacher)
+    real, fetched = loop._fetch, []
+
+    def stopping(batches, index):
+        fetched.append(index)
+        if len(fetched) == 8:
+            raise KeyboardInterrupt
+        return real(batches, index)
+
+    monkeypatch.setattr(loop, "_fetch", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train(llama(2), teacher, folder=tmp_path)
+    monkeypatch.setattr(loop, "_fetch", real)
+    with pytest.raises(RunError, match="lora=2, this one has 3"):
+        train(llama(2), teacher, rank=3, folder=tmp_path)
+    resumed = llama(2)
+    train(resumed, teacher, folder=tmp_path)
+    assert all(torch.equal(one, resumed.state_dict()[name]) for name, one in whole.state_dict().items())
+
+
+@needs_peft
+def test_a_cut_student_is_trained_where_it_lies():
+    with second_device.present():
+        smaller = cut("llama").to(second_device.NAME)
+        assert len({layer.mlp.up_proj.out_features for layer in smaller.model.layers}) == 2
+        teacher = copy.deepcopy(smaller)
+        with torch.no_grad():
+            teacher.lm_head.weight.mul_(2)
+        before = {name: tensor.cpu() for name, tensor in smaller.state_dict().items()}
+        assert smaller.config.vocab_size >= VOCABULARY
+        train(smaller, teacher, 2)
+        after = {name: tensor.cpu() for name, tensor in smaller.state_dict().items()}
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@needs_peft
+def test_what_has_no_adapters_is_refused_in_one_line():
+    with pytest.raises(UnsupportedError, match="no linears"):
+        lora.join(nn.Sequential(nn.Conv2d(1, 2, 3)), 2)
+    with pytest.raises(UnsupportedError, match="mostly of convolutions"):
+        lora.join(nn.Sequential(nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 4)), 2)
+    with pytest.raises(UnsupportedError, match="DoRA knows no experts"):
+        lora.join(tiny.model("mixtral"), 2, dora=True)
+    held = nn.Sequential(nn.Linear(4, 4))
+    with masks.hold(held, {"0.weight": torch.eye(4).bool()}), pytest.raises(UnsupportedError, match="would fill them"):
+        lora.join(held, 2)
+    twice = nn.Sequential(nn.Linear(4, 4))
+    lora.join(twice, 2)
+    with pytest.raises(InputError, match="adapters already"):
+        lora.join(twice, 2)
+    student = llama()
+    with pytest.raises(UnsupportedError, match="own optimiser"):
+        train(student, llama(1), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1))
+    with pytest.raises(InputError, match="two kinds of adapters"):
+        Training(lora=2, dora=2)
+
+
+def test_without_peft_a_line_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'secateur\[lora\]'"):
+        train(llama(), llama(1))
