@@ -227,7 +227,7 @@ def test_scores_see_no_more_than_the_data_that_is_given(tmp_path, monkeypatch):
         "kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", score="el2n", seed=4, threads=1,
         **{**QUICK, "epochs": 0.5},
     )  # fmt: skip
-    train, held_out = replace(DATA, stratified=True).split(seed=4)
+    train, held_out = DATA.split(seed=4, stratified=True)
     assert [data.digest for data in seen] == [train.digest]
     rows = {tuple(row.flatten().tolist()) for row in seen[0].inputs}
     assert not any(tuple(row.flatten().tolist()) in rows for row in held_out.inputs)
@@ -396,7 +396,7 @@ def test_scores_that_are_not_there_or_of_something_else_are_refused(ranked, tmp_
     index = "first/work/kept-examples=20%"
     refused("is an index without scores of grand: it has those of el2n", scored=index, score="grand")
     refused("give the data that it was made of, .* held out by the seed, unless", scored=index, seed=1)
-    kept = ExampleSet.load(replace(DATA, stratified=True).split(seed=0)[0], root / index).data
+    kept = ExampleSet.load(DATA.split(seed=0, stratified=True)[0], root / index).data
     refused("has scores of 216 examples, of which .* holds the 43", scored=index, data=kept, held_out=HELD_OUT)
     with pytest.raises(InputError, match="has scores of 216 examples, not 240: its data have changed"):
         results(tmp_path / "run", score="el2n", runs=2, scored=str(bare(root / "first", tmp_path / "bare")))
@@ -553,7 +553,7 @@ def test_labels_alone_are_measured_on_what_the_result_is(tmp_path):
     how = {**QUICK, "threads": 1, "labels_alone": True}
     (row,) = secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
     theirs = row.baselines["labels alone"]
-    train, held_out = replace(DATA, stratified=True).split(seed=0)
+    train, held_out = DATA.split(seed=0, stratified=True)
     (alone,) = results(tmp_path / "alone", data=train, alpha=0.0)
     assert theirs["accuracy"].value == pytest.approx(vision.accuracy(alone.subject.model, held_out))
     assert theirs["params"] == row.after["params"]

@@ -44,7 +44,9 @@ def test_every_method_runs_and_tells_its_arms(dense, tmp_path, method):
     ours = result.subject.model.state_dict()
     for rival in result.beside.values():  # of the same shape, with weights of its own
         theirs = rival.model.state_dict()
-        assert {name: tensor.shape for name, tensor in ours.items()} == {n: tensor.shape for n, tensor in theirs.items()}
+        assert {name: tensor.shape for name, tensor in ours.items()} == {
+            n: tensor.shape for n, tensor in theirs.items()
+        }
         assert not torch.equal(ours["0.weight"], theirs["0.weight"])
 
 
