@@ -606,6 +606,7 @@ def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):
         ({"budgets": ["examples=2"]}, InfeasibleError, "leaves nothing of class"),
         ({"data": Examples(DATA.inputs)}, InputError, "has no classes"),
         ({"alpha": 1.5}, InputError, "option alpha=1.5 .*at most 1"),
+        ({"temperature": 0.0}, InputError, "option temperature=0.0 .*above 0"),
         ({"tried": ()}, InputError, "option tried=.*at least 1 of them"),
         ({"tried": (0.0,)}, InputError, "option tried=0.0 .*above 0"),
         ({"held": 1.0}, InputError, "option held=1.0 .*below 1"),

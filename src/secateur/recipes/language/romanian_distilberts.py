@@ -115,6 +115,7 @@ def romanian_distilberts(
     """
     check(subject, factors)
     everyone = gather_teachers(subject, teachers, weights, foreign, length)
+    check_something_is_told(everyone, factors, foreign)
     plans, fit = {}, partial(most_layers, subject)
     for budget in budgets:  # before the first of them is trained; times differ, and a resumed run keeps its layers
         count, predicted = run.json(f"layers-{budget}", partial(fit, budget, batch, length), alone=True)
@@ -185,6 +186,15 @@ def check(subject: Transformer, factors: Sequence[float]) -> None:
                          "masked tokens, hidden states")  # fmt: skip
 
 
+def check_something_is_told(everyone: Sequence[Teacher], factors: Sequence[float], foreign: Foreign) -> None:
+    """Refuse soft targets alone where no teacher gives any."""
+    if not any(factors[1:]) and all(teacher.foreign and teacher.shared is None for teacher in everyone):
+        raise InputError(
+            f"factors={list(factors)}: soft targets alone, and no teacher of another vocabulary gives any with "
+            f"foreign={foreign}: take foreign=tokens, or give masked tokens or hidden states a factor"
+        )
+
+
 def tells_masked(subject: Transformer) -> bool:
     """Whether it tells masked tokens."""
     return type(subject.model).__name__.endswith("ForMaskedLM")
@@ -193,12 +203,17 @@ def tells_masked(subject: Transformer) -> bool:
 def gather_teachers(
     subject: Transformer, sources: Sequence[str], weights: Sequence[float], foreign: Foreign, length: int
 ) -> list[Teacher]:
-    """The original and the other teachers, each with its share; one of share 0 is not asked, so it is left out."""
+    """The original and the other teachers, each with its share; one of share 0 is not asked, so it is left out.
+
+    The others are put where the original lies.
+    """
     original, *shares = ensembles.shares(list(weights) or None, 1 + len(sources))
     everyone = [Teacher("original", subject, original)]
     for number, (source, share) in enumerate(zip(sources, shares, strict=True), 1):
         if share:
-            everyone.append(add_teacher(subject, f"teacher{number}", open_subject(source), share, foreign, length))
+            other = open_subject(source)
+            other.model.to(subject.model.device)
+            everyone.append(add_teacher(subject, f"teacher{number}", other, share, foreign, length))
     return [teacher for teacher in everyone if teacher.weight]
 
 
