@@ -61,7 +61,7 @@ def test_a_claim_writes_a_row_by_its_card(toy, tmp_path):
     assert row == rows.read(tmp_path / "toy-headline.json")
     assert (row.verdict, row.difference.baseline, row.seeds, row.digest) == ("holds", "theirs", (0, 1, 2), "first")
     assert row.arms["ours"]["loss"].samples == 3
-    assert row.arms["ours"]["loss"].unit == "nats"
+    assert row.arms["ours"]["loss"].unit == row.difference.figure.unit == "nats"
     assert row.arms["ours"]["steps"].value == 5
     assert list(claims.claims_of("toy")) == [toy.headline]
 
