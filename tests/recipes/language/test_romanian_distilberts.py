@@ -289,7 +289,7 @@ def test_several_teachers_teach_where_the_original_lies(folders, tmp_path, forei
 
 def test_soft_targets_alone_of_teachers_that_give_none_are_refused(folders, tmp_path):
     how = {"teachers": [folders["foreign"]], "weights": [0.0, 1.0], "factors": [5.0, 0.0, 0.0]}
-    words = r"no teacher of another vocabulary gives any with foreign=words: take foreign=tokens, or give masked"
+    words = r"factors=\[5.0, 0.0, 0.0\]: no teacher gives soft targets: take foreign=tokens, or others"
     with pytest.raises(InputError, match=words):
         results(tmp_path, **how)
     assert results(tmp_path / "told", **how, foreign="tokens")

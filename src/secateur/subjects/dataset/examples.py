@@ -220,10 +220,10 @@ class ExampleSet:
         Where keys are of the beginnings of files, those with equal ones are compared whole.
         """
         keys = self.source.keys(normalised=normalised)[self.kept]
-        found = _repeated(keys)
+        found = _mark_repeats(keys)
         if found.any() and hasattr(self.source, "whole_keys"):
             alike = np.flatnonzero(np.isin(keys, keys[found]))
-            found[alike] = _repeated(self.source.take(self.kept[alike]).whole_keys())
+            found[alike] = _mark_repeats(self.source.take(self.kept[alike]).whole_keys())
         return found
 
     # ------------------------------------------------------------------------------------------------- the verbs
@@ -335,7 +335,7 @@ class ExampleSet:
         )
 
 
-def _repeated(keys: NDArray[np.void]) -> NDArray[np.bool_]:
+def _mark_repeats(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     """[K]: whether an earlier key is the same."""
     found = np.ones(len(keys), bool)
     found[np.unique(keys, return_index=True)[1]] = False
