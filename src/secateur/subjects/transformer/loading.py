@@ -35,6 +35,7 @@ from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.encoder import Encoder
 from secateur.subjects.transformer.families import FAMILIES, Family, find
 from secateur.subjects.transformer.moe import Moe
+from secateur.subjects.transformer.rotated import Rotated
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
@@ -120,7 +121,7 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
     model = saving.architecture(named, config, family)
     if family.kind != "decoder" or modules or not model.can_generate():
         raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
-    if config.is_heterogeneous:
+    if saving.needs_module(config):
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
     if low_rank.has_branches(root / low_rank.FOLDER):
         raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
@@ -178,7 +179,8 @@ def _subject(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
         )
-    kind = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
+    kind: type[Transformer] = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
+    kind = Rotated if saving.is_sliced(model.config) else kind
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
 
 
@@ -227,7 +229,9 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     data = files.read_json(folder / "config.json")
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
-    own = "per_layer_config" in data or packing.is_packed(data)  # code of ours, which is not run but done again here
+    own = (
+        "per_layer_config" in data or saving.is_sliced(data) or packing.is_packed(data)
+    )  # code of ours, which is not run but done again here
     if "auto_map" in data and not own and not trust_remote_code:
         raise ModelError(
             f"{folder} carries modelling code of its own, which is not run unasked: "
