@@ -1,4 +1,4 @@
-"""AST (Huang et al.): masks to 2:4 that move while the model is distilled, on a small Llama trained on Brown."""
+"""AST (Huang et al.): masks to 2:4 that move while the model is distilled, on small Llamas trained on Brown."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from claims._lab.settings import scaled
 TRAINING = {"steps": scaled(400, 4), "train_batch": scaled(16, 2), "lr": 1e-3, "min_lr": 1e-4}
 OPTIONS = {**TRAINING, "calibration": scaled(128, 8), "decay": 1e-2, "length": language.LENGTH}
 """The decay by how masks settle, on a seed of its own (7): against these gradients the published 1e-4 moves little."""
-SETUP = "Llama of 6 layers, width 128, trained on Brown; pattern=2:4; 400 steps of 16 x 64 tokens for every trained arm"
+SETUP = (
+    "Llamas of 4 layers, width 64, each trained on Brown from weights of its own; pattern=2:4; 400 steps of 16 x 64 "
+    "tokens for every trained arm"
+)
 SEEDS = range(3)
 
 
 @functools.cache
 def perplexity(seed: int, **changes: float | str) -> float:
     """Of AST on held-out Brown. refresh=0 keeps the first mask, which magnitude chose; kd=0 learns from texts alone."""
-    student = prune("ast", language.llama(), language.training(), "pattern=2:4", seed=seed, **{**OPTIONS, **changes})
+    how = {**OPTIONS, "seed": seed, **changes}
+    student = prune("ast", language.narrow(seed), language.training(), "pattern=2:4", **how)
     return math.exp(language.held_out(student.subject))
 
 
 def one_shot(recipe: str, seed: int) -> float:
     """Perplexity of a recipe that trains nothing."""
     how = {} if recipe == "magnitude" else {"samples": OPTIONS["calibration"], "length": language.LENGTH, "seed": seed}
-    student = prune(recipe, language.llama(), language.training(), "pattern=2:4", **how)
+    student = prune(recipe, language.narrow(seed), language.training(), "pattern=2:4", **how)
     return math.exp(language.held_out(student.subject))
 
 
@@ -72,7 +76,7 @@ def distillation(seed: int) -> Figures:
     seeds=SEEDS,
 )
 def published(seed: int) -> Figures:
-    sparse, dense = one_shot("sparsegpt", seed), math.exp(language.held_out(language.llama()))
+    sparse, dense = one_shot("sparsegpt", seed), math.exp(language.held_out(language.narrow(seed)))
     return {
         "AST, published": perplexity(seed, decay=1e-4, moment="update"),
         "midway": (sparse + dense) / 2,

@@ -19,7 +19,10 @@ OPTIONS = {
     "lr": 2e-3,
     "shape": SHAPE,
 }
-SETUP = "Llama of 6 layers, width 128, 8 query and 2 KV heads, trained on Brown; loss on held-out Brown"
+SETUP = (
+    "one Llama of 6 layers, width 128, 8 query and 2 KV heads, trained on Brown, so that the interval is of draws of "
+    "data and of training, not of models; loss on held-out Brown"
+)
 SEEDS = range(3)
 
 

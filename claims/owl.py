@@ -1,4 +1,4 @@
-"""OWL (Yin et al.): a share of weights per layer by its outliers, on a small Llama trained on Brown."""
+"""OWL (Yin et al.): a share of weights per layer by its outliers, on small Llamas trained on Brown."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from claims._lab.calling import prune
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
 
-SETUP = "Llama of 6 layers, width 128, trained on Brown; 128 windows of 64 tokens; loss on held-out Brown"
-SEEDS = range(3)
+SETUP = (
+    "five Llamas of 4 layers, width 64, trained on Brown from weights of their own; 128 windows of 64 tokens; loss on "
+    "held-out Brown"
+)
+SEEDS = range(5)
 
 
 @functools.cache
 def loss(recipe: str, budget: str, seed: int, **options: str) -> float:
     """Held-out loss after pruning."""
     how = {"samples": scaled(128, 8), "length": language.LENGTH, "seed": seed, **options}
-    return language.held_out(prune(recipe, language.llama(), language.training(), budget, **how).subject)
+    return language.held_out(prune(recipe, language.narrow(seed), language.training(), budget, **how).subject)
 
 
 @claim(

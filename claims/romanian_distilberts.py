@@ -14,21 +14,22 @@ from claims._lab import masked, timing
 from claims._lab.calling import prune
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
-from secateur.measure import loyalty
 from secateur.subjects import Transformer, open_subject
 
 OPTIONS = {"steps": scaled(200, 2), "lr": 1e-3, "train_batch": 16, "length": masked.LENGTH}
 SETUP = (
-    "BERT of 6 layers, width 64, trained on Brown; cut to 3 layers and trained for 200 steps of 16; documents of their "
-    "own for judging"
+    "one BERT of 6 layers, width 64, trained on Brown, so that the interval is of draws of batches and fine-tuning; "
+    "cut to 3 layers and trained for 200 steps of 16; documents of their own for judging"
 )
 SEEDS = range(3)
 
 
 @functools.cache
-def student(seed: int, factors: tuple[float, float, float] = (5.0, 2.0, 1.0)) -> Transformer:
-    """The recipe's student. factors: of soft targets, masked tokens and hidden states."""
-    data, how = masked.sentences("learning"), {**OPTIONS, "factors": factors, "seed": seed}
+def student(
+    seed: int, factors: tuple[float, float, float] = (5.0, 2.0, 1.0), teachers: tuple[str, ...] = ()
+) -> Transformer:
+    """The recipe's student. factors: of soft targets, masked tokens and hidden states; teachers: further ones."""
+    data, how = masked.sentences("learning"), {**OPTIONS, "factors": factors, "seed": seed, "teachers": teachers}
     return prune("romanian_distilberts", masked.teacher(), data, "layers=50%", **how).subject
 
 
@@ -41,6 +42,11 @@ def fresh(seed: int) -> Transformer:
         masked.teacher().save(folder)
         how: dict[str, Any] = {**OPTIONS, "seed": seed, "teachers": [folder], "weights": [0.0, 1.0]}
         return prune("romanian_distilberts", blank, masked.sentences("learning"), "layers=75%", **how).subject
+
+
+def mean_score(subject: Transformer, seed: int) -> float:
+    """Of a copy that is fine-tuned on each task."""
+    return float(np.mean([masked.fit_task(subject, task, seed).score for task in masked.TASKS]))
 
 
 @claim(
@@ -58,39 +64,26 @@ def headline(seed: int) -> Figures:
         "masked tokens alone": student(seed, (0.0, 2.0, 0.0)),
         "fresh weights": fresh(seed),
     }
-    return {
-        name: float(np.mean([masked.fit_task(subject, task, seed).score for task in masked.TASKS]))
-        for name, subject in arms.items()
-    }
-
-
-@torch.no_grad()
-def loyalty_on_masks(subject: Transformer) -> float:
-    """Probability loyalty to the teacher, of masked tokens of judged sentences."""
-    ours, theirs = [], []
-    for batch in masked.masked_batches(masked.teacher(), "judged", scaled(20, 2), seed=7):
-        chosen = batch["labels"] != -100
-        tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        for rows, model in ((ours, subject), (theirs, masked.teacher())):
-            rows.append(model.forward(tokens).prediction[chosen].double().softmax(-1))
-    return float(loyalty.probability(torch.cat(ours), torch.cat(theirs)).value)
+    return {name: mean_score(subject, seed) for name, subject in arms.items()}
 
 
 @claim(
-    question="Does the loyalty to the teacher's predictions fall without soft targets?",
-    setup=f"{SETUP}; probability loyalty of masked tokens",
-    measure="probability loyalty",
+    question="Are task scores of a student of two teachers no worse than those of a student of one, to 0.01?",
+    setup=f"{SETUP}; the second teacher has 4 layers, width 80 and another vocabulary, without capitals",
+    measure="score",
     better="higher",
-    ours="three losses",
-    baselines=["without soft targets"],
+    margin=0.01,
+    ours="two teachers",
+    baselines=["one teacher"],
     seeds=SEEDS,
+    note=(
+        "in the place of a claim on loyalty without soft targets (it held in 0.1), which fell by what the loss trains; "
+        "several teachers are what the paper is about"
+    ),
 )
-def losses(seed: int) -> Figures:
-    return {
-        "three losses": loyalty_on_masks(student(seed)),
-        "without soft targets": loyalty_on_masks(student(seed, (0.0, 2.0, 1.0))),
-        "without hidden states": loyalty_on_masks(student(seed, (5.0, 2.0, 0.0))),
-    }
+def teachers(seed: int) -> Figures:
+    both = student(seed, teachers=(str(masked.second_teacher()),))
+    return {"two teachers": mean_score(both, seed), "one teacher": mean_score(student(seed), seed)}
 
 
 @claim(

@@ -12,8 +12,8 @@ from secateur.subjects import Moe
 
 OPTIONS = {"steps": scaled(300, 4), "train_batch": language.BATCH, "length": language.LENGTH, "divisor": 4}
 SETUP = (
-    "Mixtral of 4 layers, width 96, 8 experts of 128, two per token, 8 query and 4 KV heads, trained on Brown; 300 "
-    "steps of 8 x 64 tokens, all stages together; loss on held-out Brown"
+    "Mixtrals of 4 layers, width 96, 8 experts of 128, two per token, 8 query and 4 KV heads, each trained on Brown "
+    "from weights of its own; 300 steps of 8 x 64 tokens, all stages together; loss on held-out Brown"
 )
 SEEDS = range(3)
 
@@ -21,7 +21,7 @@ SEEDS = range(3)
 def pruned(seed: int, stages: str, **options: Any) -> Moe:
     """The recipe's student, its experts shrunk to these shares of their width."""
     how = {**OPTIONS, "seed": seed, "stages": stages, **options}
-    student = prune("slimmoe", language.mixtral(), language.training(), "params=95%", **how).subject
+    student = prune("slimmoe", language.mixtral(seed), language.training(), "params=95%", **how).subject
     assert isinstance(student, Moe)
     return student
 
@@ -71,7 +71,7 @@ def experts(seed: int) -> Figures:
     seeds=SEEDS,
 )
 def latency(seed: int) -> Figures:
-    teacher, slim = language.mixtral(), pruned(seed, "25%", dry_run=True)
+    teacher, slim = language.mixtral(seed), pruned(seed, "25%", dry_run=True)
     example = teacher.example(16, language.LENGTH)
     faster = timing.speedup(lambda: teacher.forward(example), lambda: slim.forward(example))
     return {"slim": faster, "original": 1.0}

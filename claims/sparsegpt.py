@@ -1,4 +1,4 @@
-"""SparseGPT (Frantar and Alistarh): weights removed one by one with corrections, on a small Llama trained on Brown."""
+"""SparseGPT (Frantar and Alistarh): weights removed one by one with corrections, on small Llamas trained on Brown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from secateur.score import obs
 from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
 
-SETUP = "Llama of 6 layers, width 128, trained on Brown; 128 windows of 64 tokens; loss on held-out Brown"
+SETUP = (
+    "five Llamas of 4 layers, width 64, trained on Brown from weights of their own; 128 windows of 64 tokens; loss on "
+    "held-out Brown"
+)
+SEEDS = range(5)
 RIVALS = ("Wanda", "magnitude", "random")
 
 
@@ -24,7 +28,7 @@ def pruned(recipe: str, subject: Transformer, budget: str, seed: int, **options:
 
 def against_others(budget: str, seed: int) -> Figures:
     """Held-out loss at one budget, of SparseGPT and of its rivals."""
-    subject = language.llama()
+    subject = language.narrow(seed)
     students = {
         "SparseGPT": pruned("sparsegpt", subject, budget, seed),
         "Wanda": pruned("wanda", subject, budget, seed),
@@ -43,7 +47,7 @@ def against_others(budget: str, seed: int) -> Figures:
     better="lower",
     ours="SparseGPT",
     baselines=RIVALS,
-    seeds=range(3),
+    seeds=SEEDS,
 )
 def headline(seed: int) -> Figures:
     return against_others("weights=50%", seed)
@@ -51,13 +55,13 @@ def headline(seed: int) -> Figures:
 
 @claim(
     question="Do half of the weights and 4 bits at once lose less than 4 bits after pruning?",
-    setup="five Llamas of 4 layers, width 64, trained on Brown from weights of their own; 128 windows of 64 tokens",
+    setup=SETUP,
     measure="loss",
     unit="nats",
     better="lower",
     ours="at once",
     baselines=["pruned, then rounded"],
-    seeds=range(5),
+    seeds=SEEDS,
 )
 @torch.no_grad()
 def joint(seed: int) -> Figures:
@@ -78,7 +82,7 @@ def joint(seed: int) -> Figures:
     better="lower",
     ours="SparseGPT",
     baselines=RIVALS,
-    seeds=range(3),
+    seeds=SEEDS,
 )
 def pattern(seed: int) -> Figures:
     return against_others("pattern=2:4", seed)

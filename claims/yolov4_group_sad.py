@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from torch import nn
+
 from claims._lab import detection
 from claims._lab.calling import prune
 from claims._lab.claim import Figures, claim
 from claims._lab.settings import scaled
-from claims._lab.small_detectors import compare_precision, compare_speed
+from claims._lab.small_detectors import compare_precision
 from secateur.subjects.network.traced import Traced
 
 SPARSE, LAST = scaled((3.0, 5.5), (1.0, 0.5))
 """Epochs of sparsity training, and of distillation or, alone, of fine-tuning."""
-SETUP = f"{detection.SETUP}; flops=50%; same cut, same batches, same rates"
+SETUP = f"{detection.SETUP}; one trained detector, a seed draws batches; flops=50%; same batches and rates"
 SEEDS = range(3)
 
 
@@ -42,7 +44,7 @@ def headline(seed: int) -> Figures:
 
 @claim(
     question="Is spatial attention distilling better than as many epochs of fine-tuning alone?",
-    setup=SETUP,
+    setup=f"{SETUP}; the same cut",
     measure="AP50",
     better="higher",
     ours="distilled",
@@ -58,14 +60,19 @@ def distillation(seed: int) -> Figures:
 
 
 @claim(
-    question="Is the detector of half of the FLOPs faster?",
-    setup=f"{detection.SETUP}; flops=50%; batch 32, one thread, alternating pairs",
-    measure="speedup",
-    unit="x",
+    question="Does a threshold for each group of layers lose less than one threshold for all?",
+    setup=f"{SETUP}; shares of groups by the recipe's scan of four batches",
+    measure="AP50",
     better="higher",
-    ours="pruned",
-    baselines=["original"],
+    ours="groups",
+    baselines=["one threshold"],
     seeds=SEEDS,
+    note="in the place of a claim on speed, which claims/yolov8_cwd.py asks of the same detector and budget",
 )
-def latency(seed: int) -> Figures:
-    return compare_speed(student(seed, distil_epochs=0.0))
+def groups(seed: int) -> Figures:
+    named = detection.trained().model.named_modules()
+    first = next(name for name, module in named if isinstance(module, nn.BatchNorm2d))
+    return {
+        "groups": detection.average_precision(student(seed).model),
+        "one threshold": detection.average_precision(student(seed, groups=(first,)).model),
+    }

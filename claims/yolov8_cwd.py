@@ -13,7 +13,7 @@ from claims._lab.small_detectors import compare_precision, compare_speed
 from secateur.subjects.network.traced import Traced
 
 EPOCHS = scaled((3.0, 1.5, 4.5), (1.0, 0.5, 0.5))
-SETUP = f"{detection.SETUP}; flops=50%; same cut, same batches, same rates"
+SETUP = f"{detection.SETUP}; one trained detector, a seed draws batches; flops=50%; same cut, batches and rates"
 SEEDS = range(3)
 
 

@@ -13,7 +13,7 @@ from secateur.studies import baselines
 from secateur.subjects import Transformer
 
 STEPS = scaled(200, 2)
-MINILM = "all-MiniLM-L6-v2, Brown sentences; timed at 32 x 64 tokens"
+MINILM = "all-MiniLM-L6-v2, Brown sentences, drawn anew for each seed; timed at 32 x 64 tokens"
 TARGETS = (1.5, 2.0, 3.0)
 SEEDS = range(3)
 SMALL = scaled({}, {"calibration": 32, "judged": 16})
@@ -61,7 +61,10 @@ WAYS = {
 
 @claim(
     question="Pruned step by step, does a Llama lose less with task, logits and tokens than with logits or task alone?",
-    setup="Llama of 6 layers, width 128, trained on Brown; params=70%, then 45%; 60 steps of 8 x 64 tokens for each",
+    setup=(
+        "one Llama of 6 layers, width 128, trained on Brown, so that the interval is of draws of data, not of models; "
+        "params=70%, then 45%; 60 steps of 8 x 64 tokens for each"
+    ),
     measure="loss",
     unit="nats",
     better="lower",

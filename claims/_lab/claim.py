@@ -89,7 +89,7 @@ class Claim:
             }
             for arm, measures in values.items()
         }
-        judged = {pair: compare(*(values[arm][self.measure] for arm in pair)) for pair in self.pairs}
+        judged = {pair: compare(*(values[arm][self.measure] for arm in pair), unit=self.unit) for pair in self.pairs}
         ours, baseline = least_favourable(judged, self.better, self.margin)
         environment = describe()
         return rows.Row(

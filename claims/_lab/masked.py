@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,11 @@ from secateur.recover.distillation import alignment
 from secateur.recover.training import loop
 from secateur.subjects import Transformer, open_subject
 
-__all__ = ["LENGTH", "TASKS", "Fitted", "fit_task", "masked_batches", "sentences", "teacher"]
+__all__ = ["LENGTH", "TASKS", "Fitted", "fit_task", "masked_batches", "second_teacher", "sentences", "teacher"]
 
 LENGTH = 48
+TEACHING = scaled(3000, 10)
+"""Steps that a teacher is trained for."""
 KINDS = {
     genre: number
     for number, genres in enumerate(
@@ -65,16 +68,33 @@ def sentences(part: str) -> texts.Corpus:
 
 @functools.cache
 def teacher() -> Transformer:
-    """A BERT of 6 layers, width 64, trained on masked sentences; kept by the code that trains it."""
-    steps = scaled(3000, 10)
-    key = hashlib.sha256(repr((steps, sources.digest(__name__))).encode()).hexdigest()[:12]
-    folder = settings.CACHE / "models" / f"masked-{steps}-{key}"
+    """A BERT of 6 layers, width 64, trained on masked sentences."""
+    return _trained("masked", {"hidden_size": 64, "num_hidden_layers": 6, "intermediate_size": 256}, capitals=True)
+
+
+@functools.cache
+def second_teacher() -> Path:
+    """The folder of another: 4 layers, width 80, and a vocabulary of its own, without capitals."""
+    shape = {"hidden_size": 80, "num_hidden_layers": 4, "intermediate_size": 320}
+    _trained("masked-uncased", shape, capitals=False)
+    return _folder("masked-uncased", shape)
+
+
+def _folder(name: str, shape: Mapping[str, int]) -> Path:
+    """Where a teacher is kept, by its shape and the code that trains it."""
+    made = repr((TEACHING, sorted(shape.items()), sources.digest(__name__)))
+    return settings.CACHE / "models" / f"{name}-{TEACHING}-{hashlib.sha256(made.encode()).hexdigest()[:12]}"
+
+
+def _trained(name: str, shape: Mapping[str, int], *, capitals: bool) -> Transformer:
+    folder = _folder(name, shape)
     if not (folder / "config.json").exists():
-        tokenizer = readers.wordpiece(2000, capitals=True, texts=tuple(sentences("learning").texts[:20_000]))
+        known = tuple(sentences("learning").texts[:20_000])
+        tokenizer = readers.wordpiece(2000, capitals=capitals, texts=known)
         # Weights drawn wide, a low rate, many masks: or else models this small learn how frequent words are, no more.
         config = BertConfig(
-            vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=6, intermediate_size=256,
-            num_attention_heads=4, max_position_embeddings=128, pad_token_id=0, initializer_range=0.06,
+            vocab_size=len(tokenizer), num_attention_heads=4, max_position_embeddings=128, pad_token_id=0,
+            initializer_range=0.06, **shape,
         )  # fmt: skip
         torch.manual_seed(0)
         subject = open_subject(BertForMaskedLM(config), tokenizer=tokenizer)
@@ -83,9 +103,9 @@ def teacher() -> Transformer:
             logits = subject.forward({name: batch[name] for name in ("input_ids", "attention_mask")}).prediction
             return functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100), {}
 
-        feed = list(masked_batches(subject, "learning", steps, batch=24, share=0.3))
+        feed = list(masked_batches(subject, "learning", TEACHING, batch=24, share=0.3))
         loop.train(
-            subject.model, feed, objective, steps=steps, lr=1e-3, schedule="linear", clip=5.0, seed=0, dropout=False,
+            subject.model, feed, objective, steps=TEACHING, lr=1e-3, schedule="linear", clip=5.0, seed=0, dropout=False,
             progress=False,
         )  # fmt: skip
         subject.save(folder)

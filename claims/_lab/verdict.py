@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from scipy import stats
@@ -33,9 +34,9 @@ def judge(difference: Figure, better: Better, margin: float = 0.0) -> Verdict:
     return "refuted" if high < -margin else "undecided"
 
 
-def compare(ours: Sequence[float], baseline: Sequence[float]) -> Figure:
+def compare(ours: Sequence[float], baseline: Sequence[float], *, unit: str = "") -> Figure:
     """Ours minus the baseline, paired by seed, with Student's 95 % interval; none for a single seed."""
-    return statistics.paired_difference(list(ours), list(baseline))
+    return replace(statistics.paired_difference(list(ours), list(baseline)), unit=unit)
 
 
 def welch(ours: Figure, baseline: Figure) -> Figure:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from secateur.runs.executor import run as run
     from secateur.runs.exporting import export as export
     from secateur.runs.pruner_training import train_pruner as train_pruner
+    from secateur.runs.sources import open_index as open_index
     from secateur.subjects.network.rules import rule as rule
     from secateur.subjects.opening import load as load
     from secateur.subjects.opening import open_subject as open_subject
@@ -63,6 +64,7 @@ _PLACES = {
     "inspect": "runs.executor",
     "load": "subjects.opening",
     "open_graph": "methods.graphs",
+    "open_index": "runs.sources",
     "open_subject": "subjects.opening",
     "prune": "methods.pruning",
     "prune_context": "runs.context",
@@ -92,6 +94,7 @@ __all__ = [
     "inspect",
     "load",
     "open_graph",
+    "open_index",
     "open_subject",
     "prune",
     "prune_context",

@@ -60,7 +60,7 @@ def test_a_claim_writes_a_row_by_its_card(toy, tmp_path):
     assert row == rows.read(tmp_path / "toy-headline.json")
     assert (row.verdict, row.difference.baseline, row.seeds, row.digest) == ("holds", "theirs", (0, 1, 2), "first")
     assert row.arms["ours"]["loss"].samples == 3
-    assert row.arms["ours"]["loss"].unit == "nats"
+    assert row.arms["ours"]["loss"].unit == row.difference.figure.unit == "nats"
     assert row.arms["ours"]["steps"].value == 5
     assert list(claims.claims_of("toy")) == [toy.headline]
 
@@ -139,4 +139,5 @@ def test_every_row_is_of_a_claim_and_says_what_its_interval_says():
         assert row.claim in names, f"no claim {row.claim!r} in claims/{row.recipe}.py"
         assert names[0] == "headline"
         assert len(names) <= 3, f"claims/{row.recipe}.py has more than three claims"
-    assert {row.recipe for row in rows.read_all(ROOT / "docs" / "evidence")} == set(claims.systems())
+    # A system that has just been added has claims, and no row until they are run.
+    assert {row.recipe for row in rows.read_all(ROOT / "docs" / "evidence")} <= set(claims.systems())

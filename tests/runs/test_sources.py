@@ -12,7 +12,7 @@ from PIL import Image
 import secateur
 import tiny
 from secateur.data import texts
-from secateur.errors import DataError
+from secateur.errors import DataError, InputError
 from secateur.runs import sources
 from secateur.runs.backends.dataset import read_rows
 from secateur.runs.backends.language import Language
@@ -35,8 +35,19 @@ def places(tmp_path):
     return tmp_path
 
 
-def test_only_indices_are_indices(places):
-    assert not any(map(sources.is_index, (places, places / "data.npz", "data.npz", ["a text"], 3, None)))
+def test_an_index_is_opened_again_by_its_place_alone(places, monkeypatch, capsys):
+    monkeypatch.chdir(places)
+    (cut,) = secateur.prune_data("data.npz", "examples=50%", "out", score="random", seed=3)
+    found = secateur.open_index("out/examples=50%")
+    assert found.kept.tolist() == cut.subject.kept.tolist()
+    assert found.scores["random"].tolist() == cut.subject.scores["random"].tolist()
+    assert found.data.digest == cut.subject.data.digest
+    summary = secateur.inspect("out/examples=50%")
+    assert (summary["model"], summary["kind"]) == ("30 of 60 examples of data.npz", "examples")
+    assert summary["cost"]["examples"] == 30
+    assert summary["scores"]["random"][0] == found.scores["random"][found.kept].min()
+    with pytest.raises(InputError, match=r"data.npz is no index: give a folder or an index.npz that prune-data wrote"):
+        sources.open_index("data.npz")
 
 
 def test_an_index_is_data(places, monkeypatch):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from pictures import class_folder
+from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.runs import splits
@@ -39,6 +42,28 @@ def test_data_of_its_own_leaves_all_to_learn_from():
     assert (found.train, found.held) == (DATA, JUDGED)
     assert found.digests == {"data_sha256": DATA.digest, "held_out_sha256": JUDGED.digest}
     assert parted(DATA.take([0]), JUDGED).train.inputs.tolist() == [[0.0, 1.0]], "nothing has to be held out of it"
+
+
+def test_images_that_only_begin_alike_are_no_copies(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (120, 120, 3), np.uint8)
+    other = pixels.copy()
+    other[0, 0] ^= 1  # at the end of a BMP file
+    for folder, image in (("train", pixels), ("held", other), ("same", pixels)):
+        (tmp_path / folder / "a").mkdir(parents=True)
+        Image.fromarray(image).save(tmp_path / folder / "a" / "0.bmp")
+    train, held, same = (examples.read(tmp_path / folder) for folder in ("train", "held", "same"))
+    assert (train.keys() == held.keys()).all()
+    assert splits.copies_note(train, held, "examples") == ""
+    assert splits.copies_note(train, same, "examples").startswith("1 of 1 held-out examples are in the training part")
+
+
+def test_a_split_by_class_is_asked_for():
+    data = Examples(torch.rand(12, 2), torch.tensor([*[0] * 6, *[1] * 5, 2]))
+    train, held = data.split(seed=3, stratified=True)
+    drawn = replace(data, stratified=True).split(seed=3)
+    assert [part.digest for part in (train, held)] == [part.digest for part in drawn]
+    assert set(held.labels.tolist()) == {0, 1}
+    assert train.digest != data.split(seed=3)[0].digest
 
 
 def test_copies_are_told_of():

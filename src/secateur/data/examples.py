@@ -174,7 +174,7 @@ class Examples:
     def keys(self, *, normalised: bool = False) -> NDArray[np.void]:
         """[N] digests of 16 bytes, equal for equal inputs whatever their classes; arrays have no looser equality.
 
-        Of images that lie on the disk, equal for equal files.
+        Of images that lie on the disk, equal for files of one size and one beginning: see `whole_keys`.
         """
         if normalised:
             raise DataError(f"{self.name} holds arrays, which only repeat exactly: ask for exact duplicates")
@@ -182,6 +182,10 @@ class Examples:
             return self.inputs.keys()
         rows = (row.contiguous().flatten().view(torch.uint8).numpy().data for row in self.inputs)
         return hashes.digests(rows)
+
+    def whole_keys(self) -> NDArray[np.void]:
+        """[N] digests as `keys` gives them, but equal for equal files alone; all of each file is read."""
+        return self.inputs.whole_keys() if isinstance(self.inputs, Images) else self.keys()
 
     def take(self, indices: Sequence[int] | NDArray[np.int64] | Tensor) -> Examples:
         """The examples at `indices`, in that order; images are not read."""
@@ -220,15 +224,23 @@ class Examples:
             return map(dict, feeding.read_in_order(read, starts, workers, size))
         return map(read, starts)
 
-    def split(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[Examples, Examples]:
-        """(train, held out): the examples at `parts`."""
-        train, held = self.parts(held_out, seed=seed)
+    def split(
+        self, held_out: float = 0.1, *, seed: int = 0, stratified: bool | None = None
+    ) -> tuple[Examples, Examples]:
+        """(train, held out): the examples at `parts`.
+
+        With stratified=True and the seed of a run, these are the parts that the run has learned from and measured on,
+        and its indices are of the first.
+        """
+        train, held = self.parts(held_out, seed=seed, stratified=stratified)
         return self.take(train), self.take(held)
 
-    def parts(self, held_out: float = 0.1, *, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def parts(
+        self, held_out: float = 0.1, *, seed: int = 0, stratified: bool | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Places of (train, held out), both in the original order: a random share is held out, at least one example.
 
-        Where the examples are `stratified` the share is of each class, and at least one of each that has two.
+        stratified: the share is of each class, and at least one of each that has two; as the examples say by default.
 
         Raises:
             DataError: fewer than two examples.
@@ -236,7 +248,8 @@ class Examples:
         if len(self) < 2:
             raise DataError(f"{self.name} holds {len(self)} example, too few to hold any out: give at least 2")
         order = np.random.default_rng([seed, len(self)]).permutation(len(self))
-        if self.stratified and self.labels is not None:
+        by_class = self.stratified if stratified is None else stratified
+        if by_class and self.labels is not None and self.labels.dim() == 1:
             kinds = self.labels.numpy()[order]
             held = np.zeros(len(self), bool)
             for kind in np.unique(kinds):

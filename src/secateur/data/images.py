@@ -116,6 +116,12 @@ class Images:
         """Whether training sees other inputs in each epoch."""
         return self.transform is not None and self.transform.random
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """(mean, std) by which pixels of 0 to 1 become inputs, empty for none; None for a user's own functions."""
+        transform = self.transform or transforms.PRESETS["none"]
+        return None if transform.steps is not None else (tuple(transform.mean), tuple(transform.std))
+
     def dim(self) -> int:
         """4."""
         return 4
@@ -239,6 +245,14 @@ class Images:
         Raises `DataError` for files that are no images, or were cut short; the whole of them is not read.
         """
         return self._stamps
+
+    def whole_keys(self) -> NDArray[np.void]:
+        """[N] digests of 16 bytes, of all bytes of the files: equal for equal files alone; each is read."""
+        source = self.source
+        if not isinstance(source, Encoded):
+            return self._stamps
+        files = ((place, source.length(place)) for place in self.places.tolist())
+        return hashes.digests(source.fetch(place, 0, length) for place, length in files)
 
     @property
     def digest(self) -> bytes:

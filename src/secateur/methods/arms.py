@@ -145,12 +145,21 @@ def _add_penalty(objective: Objective, penalty: Callable[[], Tensor]) -> Objecti
     return both
 
 
-def mark_correct(model: nn.Module, data: Examples, batch: int = 256) -> NDArray[np.bool_]:
-    """[N]: whether the largest logit is that of the class, in evaluation mode."""
+def mark_correct(
+    model: nn.Module, data: Examples, batch: int = 256, attack: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> NDArray[np.bool_]:
+    """[N]: whether the largest logit is that of the class, in evaluation mode.
+
+    attack: (inputs, classes) -> the inputs that are judged in their place.
+    """
     marks = []
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model):
         for part in data.in_order(batch):
-            logits = objectives.logits(model(devices.move(part["inputs"], model)))
+            inputs = devices.move(part["inputs"], model)
+            if attack is not None:
+                inputs = attack(inputs, devices.move(part["labels"], model))
+            with torch.inference_mode():
+                logits = objectives.logits(model(inputs))
             marks.append((logits.argmax(-1).cpu() == part["labels"]).numpy())
     return np.concatenate(marks)
 

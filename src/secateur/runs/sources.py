@@ -1,101 +1,39 @@
-"""An index that `secateur prune-data` wrote, as data: the examples that stay, of the data that it is of.
-
-What a recipe packed beside its index is read from there, whatever has become of that data.
-"""
+"""An index that `secateur prune-data` wrote, as data and as a result of its own: opened again, by its place alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from secateur.data import examples
 from secateur.data.labels import DEFAULT
-from secateur.errors import DataError, RunError
-from secateur.subjects.dataset.examples import INDEX, PACKED, ExampleSet
+from secateur.errors import InputError
+from secateur.methods import indices
+from secateur.subjects.dataset.examples import ExampleSet
 
-__all__ = ["is_index", "read_index"]
-
-
-def is_index(data: object) -> bool:
-    """Whether `data` is an `ExampleSet`, an index file or its folder, or the folder of a run with several."""
-    if isinstance(data, ExampleSet):
-        return True
-    return isinstance(data, str | Path) and (
-        any(path.is_file() for path in _index_paths(data)) or bool(_index_folders(data))
-    )
+__all__ = ["open_index", "read_index"]
 
 
-def read_index(data: Any, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT) -> Any:
-    """The examples that an index keeps: packed beside it, or read from where the run that wrote it had its data.
+def open_index(
+    index: str | Path | ExampleSet, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT
+) -> ExampleSet:
+    """The index in a folder, or a file, that `prune_data` or a recipe wrote, and the data that it is of.
 
-    A path that was relative then is taken from here, or from beside the run, and columns are those that the run read.
-    shelf: see `dataset.read_rows`.
+    What it tells: `kept`, the places that stay; `scores`, name -> [N] of all of the data; `labels`; `data`, the
+    examples that stay. It is cut further as any subject is, by `units` and `cut`.
 
-    Raises `DataError` for a run in place of one of its indices, an index without its run, or data that is not there, or
-    is other data now; and for a column that was named here and is another than the run's.
+    shelf: a folder for texts of that data, see `dataset.read_rows`. Raises `InputError` for what is no index, and
+    `DataError` as `indices.open_index`.
     """
-    if isinstance(data, ExampleSet):
-        return data.data
     from secateur.runs.backends.dataset import read_rows  # which reads an index here
 
-    index = next((path for path in _index_paths(data) if path.is_file()), None)
-    if index is None:
-        raise DataError(
-            f"{data} is a run, whose indices stand in its folders: give one, such as {_index_folders(data)[0]}"
-        )
-    settings = next((path for path in _settings_paths(index) if path.is_file()), None)
-    recorded = _read_settings(settings)
-    columns = {name: str(recorded.get(name, name)) for name in ("text", "label")}
-    for name, named in (("text", text), ("label", label)):
-        if named not in (name, columns[name]):
-            raise DataError(f"{index} is of data read with {name}={columns[name]!r}, not {named!r}: leave {name} out")
-    if (packed := index.with_name(PACKED)).is_file():
-        try:
-            return ExampleSet.load(examples.read(packed), index).data
-        except RunError as error:
-            raise DataError(str(error)) from error
-    if settings is None:
-        raise DataError(f"{index} stands in no run directory, which would say what data it is of: give that data")
-    if "data" not in recorded:
-        raise DataError(f"{settings} does not say what data {index} is of: give that data")
-    source = str(recorded["data"])
-    beside = settings.parent.parent / source
-    found = beside if not Path(source).exists() and beside.exists() else source
-    try:
-        return ExampleSet.load(
-            read_rows(str(found), held=True, shelf=shelf, text=columns["text"], label=columns["label"]), index
-        ).data
-    except DataError as error:
-        raise DataError(f"{index} is of the data {source}: {error}") from error
-    except RunError as error:
-        raise DataError(str(error)) from error
+    if not indices.is_index(index):
+        raise InputError(f"{index} is no index: give a folder or an index.npz that prune-data wrote")
+    return indices.open_index(index, partial(read_rows, held=True, shelf=shelf), text=text, label=label)
 
 
-def _index_paths(data: str | Path) -> Iterator[Path]:
-    path = Path(data)
-    yield path / INDEX
-    if path.name == INDEX:
-        yield path
-
-
-def _index_folders(data: str | Path) -> list[Path]:
-    """The folders of indices in that of a run."""
-    return sorted(path.parent for path in Path(data).glob(f"*/{INDEX}"))
-
-
-def _read_settings(settings: Path | None) -> dict[str, object]:
-    """What a run's settings say; nothing where there are none to be read."""
-    try:
-        found = yaml.safe_load(settings.read_text("utf-8")) if settings else None
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _settings_paths(index: Path) -> Iterator[Path]:
-    """Where the run's settings may stand: a budget's folder is in the run's, a recipe's own work deeper."""
-    for folder in list(index.resolve().parents)[1:4]:
-        yield folder / "run.yaml"
+def read_index(
+    index: str | Path | ExampleSet, *, shelf: Path | None = None, text: str = "text", label: str = DEFAULT
+) -> Any:
+    """The examples that an index keeps, see `open_index`."""
+    return open_index(index, shelf=shelf, text=text, label=label).data

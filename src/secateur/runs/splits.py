@@ -252,7 +252,12 @@ def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False
 
     apart: they were given, and are no part of the same data.
     """
-    copies = int(np.isin(held.keys(), train.keys()).sum())
+    alike = np.isin(held.keys(), train.keys())
+    if alike.any() and isinstance(train, Examples) and isinstance(held, Examples):  # keys may be of beginnings of files
+        there = np.isin(train.keys(), held.keys())
+        ours, theirs = (part.take(np.flatnonzero(mask)).whole_keys() for part, mask in ((held, alike), (train, there)))
+        alike[alike] = np.isin(ours, theirs)
+    copies = int(alike.sum())
     if not copies:
         return ""
     where, advice = "training part", "`secateur prune-data DATA --deduplicate` leaves copies out"

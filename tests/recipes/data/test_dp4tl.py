@@ -327,9 +327,11 @@ def test_the_run_is_measured_and_met(tmp_path, files):
     assert row.cut.after["classes"] == 4
     assert any("target, 24 examples that were held out: linear probe" in note for note in row.cut.notes)
     assert (tmp_path / "out" / "work" / "subset-classes=50%" / "train" / "index.npz").is_file()
-    read = replace(secateur.data.examples.read(tmp_path / "source.npz"), stratified=True).split(seed=0)[0]
+    read = secateur.data.examples.read(tmp_path / "source.npz").split(seed=0, stratified=True)[0]
     index = ExampleSet.load(read, tmp_path / "out" / "work" / "subset-classes=50%" / "train")
     assert index.class_numbers.tolist() == [0, 1, 2, 3]
+    opened_again = secateur.open_index(tmp_path / "out" / "work" / "subset-classes=50%" / "train")
+    assert (opened_again.source.digest, opened_again.kept.tolist()) == (read.digest, index.kept.tolist())
 
 
 @pytest.fixture(scope="module")
@@ -504,6 +506,11 @@ def test_images_of_the_target_become_inputs_as_those_of_the_source(tmp_path, mon
     )
     monkeypatch.chdir(tmp_path)
     few = {"surrogate_epochs": 1, "epochs": 1, "probe_epochs": 1, "tune_epochs": 1}
+    how = {"size": 8, "transform": "imagenet", "target": "kept/examples=100%", "attack": 0.05}
+    secateur.prune_data("to", "examples=100%", "kept")  # an index is a target as the folder is
+    (row,) = secateur.run("dp4tl", "net.py:build", "from", "classes=67%", out="attacked", **how, **few)
+    told = json.loads((tmp_path / "attacked" / "work" / "transfer-classes=67%.json").read_text())
+    assert told["full fine-tuning, attacked"] <= told["full fine-tuning"]
     (row,) = secateur.run("dp4tl", "net.py:build", "from", "classes=67%", out="out", size=8, target="to", **few)
     assert row.cut.after["classes"] == 2
     assert json.loads((tmp_path / "out" / "work" / "transfer-classes=67%.json").read_text()).keys() == {

@@ -228,7 +228,7 @@ def test_scores_see_no_more_than_the_data_that_is_given(tmp_path, monkeypatch):
         "kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", score="el2n", seed=4, threads=1,
         **{**QUICK, "epochs": 0.5},
     )  # fmt: skip
-    train, held_out = replace(DATA, stratified=True).split(seed=4)
+    train, held_out = DATA.split(seed=4, stratified=True)
     assert [data.digest for data in seen] == [train.digest]
     rows = {tuple(row.flatten().tolist()) for row in seen[0].inputs}
     assert not any(tuple(row.flatten().tolist()) in rows for row in held_out.inputs)
@@ -397,7 +397,7 @@ def test_scores_that_are_not_there_or_of_something_else_are_refused(ranked, tmp_
     index = "first/work/kept-examples=20%"
     refused("is an index without scores of grand: it has those of el2n", scored=index, score="grand")
     refused("give the data that it was made of, .* held out by the seed, unless", scored=index, seed=1)
-    kept = ExampleSet.load(replace(DATA, stratified=True).split(seed=0)[0], root / index).data
+    kept = ExampleSet.load(DATA.split(seed=0, stratified=True)[0], root / index).data
     refused("has scores of 216 examples, of which .* holds the 43", scored=index, data=kept, held_out=HELD_OUT)
     with pytest.raises(InputError, match="has scores of 216 examples, not 240: its data have changed"):
         results(tmp_path / "run", score="el2n", runs=2, scored=str(bare(root / "first", tmp_path / "bare")))
@@ -554,7 +554,7 @@ def test_labels_alone_are_measured_on_what_the_result_is(tmp_path):
     how = {**QUICK, "threads": 1, "labels_alone": True}
     (row,) = secateur.run("kd_data_pruning", teacher(), DATA, "examples=20%", tmp_path / "out", **how)
     theirs = row.baselines["labels alone"]
-    train, held_out = replace(DATA, stratified=True).split(seed=0)
+    train, held_out = DATA.split(seed=0, stratified=True)
     (alone,) = results(tmp_path / "alone", data=train, alpha=0.0)
     assert theirs["accuracy"].value == pytest.approx(vision.accuracy(alone.subject.model, held_out))
     assert theirs["params"] == row.after["params"]
@@ -607,6 +607,7 @@ def test_a_run_from_the_command_line_is_judged_by_its_examples(tmp_path):
         ({"budgets": ["examples=2"]}, InfeasibleError, "leaves nothing of class"),
         ({"data": Examples(DATA.inputs)}, InputError, "has no classes"),
         ({"alpha": 1.5}, InputError, "option alpha=1.5 .*at most 1"),
+        ({"temperature": 0.0}, InputError, "option temperature=0.0 .*above 0"),
         ({"tried": ()}, InputError, "option tried=.*at least 1 of them"),
         ({"tried": (0.0,)}, InputError, "option tried=0.0 .*above 0"),
         ({"held": 1.0}, InputError, "option held=1.0 .*below 1"),

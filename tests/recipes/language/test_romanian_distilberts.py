@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import readers
+import second_device
 import tiny
 import toys
 from secateur._utils.rundir import Run
@@ -271,6 +272,27 @@ def test_teachers_stay_as_they_are_and_maps_are_left_behind(tmp_path, folders):
     stored = json.loads((tmp_path / "work" / "loyalty-layers=50%").with_suffix(".json").read_text())
     assert list(stored) == ["original", "teacher1", "teacher2", "ensemble"]
     assert any(note.startswith("loyal to ensemble: label loyalty 0.") for note in found.notes)
+
+
+@pytest.mark.parametrize("foreign", ["words", "tokens"])
+def test_several_teachers_teach_where_the_original_lies(folders, tmp_path, foreign):
+    """They come from folders, and so to the CPU; loyalty is told after all the training."""
+    with second_device.present():
+        subject = bert()
+        subject.model.to(second_device.NAME)
+        others = [folders["foreign"], folders["wide"]]
+        (found,) = results(tmp_path, subject=subject, teachers=others, foreign=foreign, steps=1)
+    assert [note.split(":")[0] for note in found.notes] == [
+        f"loyal to {name}" for name in ("original", "teacher1", "teacher2", "ensemble")
+    ]
+
+
+def test_soft_targets_alone_of_teachers_that_give_none_are_refused(folders, tmp_path):
+    how = {"teachers": [folders["foreign"]], "weights": [0.0, 1.0], "factors": [5.0, 0.0, 0.0]}
+    words = r"factors=\[5.0, 0.0, 0.0\]: no teacher gives soft targets: take foreign=tokens, or others"
+    with pytest.raises(InputError, match=words):
+        results(tmp_path, **how)
+    assert results(tmp_path / "told", **how, foreign="tokens")
 
 
 def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):

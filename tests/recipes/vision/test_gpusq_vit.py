@@ -291,6 +291,9 @@ def test_without_torchao_nothing_is_trained_in_vain(tmp_path, monkeypatch):
         ("pattern=2:4", {"labels": "none", "factors": (1.0, 0.0, 0.0)}, InputError, "leaves no loss"),
         ("pattern=2:4", {"disagreeing": -1.0}, InputError, "option disagreeing=-1"),
         ("pattern=2:4", {"calibrated": 0}, InputError, "option calibrated=0"),
+        ("pattern=2:4", {"temperature": 0.0}, InputError, "option temperature=0.0 .*above 0"),
+        ("pattern=2:4", {"quantise_epochs": -1.0}, InputError, "option quantise_epochs=-1"),
+        ("pattern=2:4", {"quantise_lr": -1.0}, InputError, "option quantise_lr=-1"),
         ("pattern=2:4", {"critical": ["nowhere"]}, InputError, "no module"),
         ("pattern=2:4", {"data": Examples(DATA.inputs, name="images")}, InputError, "no classes"),
     ],
@@ -299,6 +302,19 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path, budget, options, e
     with pytest.raises(error, match=words) as caught:
         results(tmp_path / "run", [budget], **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("second", "error", "words"),
+    [
+        ("params=50%", BudgetError, "prunes to a pattern"),
+        ("pattern=7:13", InfeasibleError, "no matrix of the network takes it"),
+    ],
+)
+def test_a_second_budget_is_refused_before_the_first_is_trained(tmp_path, monkeypatch, second, error, words):
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("the first budget was trained"))
+    with pytest.raises(error, match=words):
+        results(tmp_path / "run", ["pattern=2:4", second], bits=32)
 
 
 class Dense(nn.Module):

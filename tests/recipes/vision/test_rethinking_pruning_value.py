@@ -42,6 +42,14 @@ def test_every_method_runs_and_tells_its_arms(dense, tmp_path, method):
     for word in ("fine-tuned (classic)", "scratch-E", "scratch-B", "epochs", "FLOPs", "points"):
         assert word in result.notes[-1]
     assert not result.cut.is_noop
+    assert set(result.beside) == {"scratch-E", "scratch-B"}
+    ours = result.subject.model.state_dict()
+    for rival in result.beside.values():  # of the same shape, with weights of its own
+        theirs = rival.model.state_dict()
+        assert {name: tensor.shape for name, tensor in ours.items()} == {
+            n: tensor.shape for n, tensor in theirs.items()
+        }
+        assert not torch.equal(ours["0.weight"], theirs["0.weight"])
 
 
 def test_what_is_trained_is_augmented_and_what_is_judged_is_not(dense, tmp_path):

@@ -42,6 +42,20 @@ def test_an_attack_from_a_start_is_clipped_to_the_ball():
     assert torch.allclose(moved, torch.tensor([[0.6, 0.525, 0.6]]))
 
 
+@pytest.mark.parametrize("start", [None, torch.full((40, 1, 8, 8), 0.05)])
+def test_an_attack_on_normalised_inputs_is_the_same_attack_on_pixels(start):
+    model, data = nets.vgg().eval(), nets.data(40)
+    pixels = transfer.Pixels((0.3,), (0.2,))
+
+    def loss(inputs):
+        return functional.cross_entropy(model(inputs), data.labels, reduction="sum")
+
+    plain = transfer.attack(loss, data.inputs, 0.1, start=start)
+    moved = transfer.attack(lambda x: loss(0.2 * x + 0.3), (data.inputs - 0.3) / 0.2, 0.1, start=start, pixels=pixels)
+    assert float((0.2 * moved + 0.3 - plain).abs().max()) < 1e-5
+    assert float((moved - (data.inputs - 0.3) / 0.2).abs().max()) > 0.4, "a tenth of a pixel is half a deviation"
+
+
 def test_training_under_attack_sees_other_inputs():
     model, batch, seen = nets.vgg().eval(), nets.data(8).batch(), []
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from secateur import conformance
 from secateur.data import examples, tables, texts
@@ -123,6 +124,22 @@ def test_what_is_counted_is_a_cost():
     assert cut.after == smaller.units().cost() == {"examples": 2, "bytes": 10, "words": 3, "tokens": 10}
     with pytest.raises(InputError, match="holds no texts whose tokens"):
         ExampleSet(images()).with_costs(tokens=len)
+
+
+def test_images_repeat_where_whole_files_are_equal(tmp_path):
+    """Photographs of one camera may be of one size and begin alike, for longer than what tells files apart."""
+    draw, files = np.random.default_rng(0), []
+    pixels = draw.integers(0, 256, (120, 120, 3), np.uint8)
+    other = pixels.copy()
+    other[0, 0] ^= 1  # at the end of a BMP file
+    for number, image in enumerate((pixels, other, pixels)):
+        files.append(tmp_path / "a" / f"{number}.bmp")
+        files[-1].parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(files[-1])
+    data = examples.read(tmp_path)
+    assert len(np.unique(data.keys())) == 1, "the difference is behind what is read of a file"
+    assert ExampleSet(data).repeats().tolist() == [False, False, True]
+    assert ExampleSet(data, [1, 2]).repeats().tolist() == [False, False]
 
 
 def test_repeats_are_told():

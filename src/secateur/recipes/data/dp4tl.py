@@ -20,13 +20,13 @@ from annotated_types import Ge, Gt, Lt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur._utils import devices, disk, plugins, rundir
-from secateur._utils.modes import evaluating
+from secateur._utils import disk, plugins, rundir
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Augment, Examples
 from secateur.data.images import Images
 from secateur.errors import DataError, InputError, RunError
+from secateur.methods import indices
 from secateur.methods.arms import fit, mark_correct
 from secateur.recover.training import objectives, rehearsal, transfer
 from secateur.score import hooks, random, votes
@@ -110,8 +110,8 @@ def dp4tl(
         data: the source, with classes; without any (or with `clusters`) mapping=feature makes them.
         budgets: classes=50%, or examples=50%; 100% for the whole source.
         run: where votes, indices and checkpoints go.
-        target: examples of the target task, as `data` is given; their classes are needed for step 5. Images become
-            inputs as those of `data` do.
+        target: examples of the target task, as `data` is given, an index of `prune-data` too; their classes are needed
+            for step 5. Images become inputs as those of `data` do.
         judged: examples of the target to judge on; a fifth of `target` is held out unless given.
         batch: examples per step.
         seed: of the split, the clusters, random classes, new heads and batches.
@@ -128,8 +128,8 @@ def dp4tl(
         epochs: of pre-training, and lr, its peak with SGD: up for an eighth of it, and down in a line.
         lr: of the surrogate's training and of pre-training.
         weight_decay: of both.
-        attack: radius of an attack on each value of an input; above 0 the network is pre-trained and fine-tuned under
-            it, and judged under it too.
+        attack: radius of an attack on each pixel, of 0 to 1, whatever the transform normalises these to; above 0 the
+            network is pre-trained and fine-tuned under it, and judged under it too.
         augment: file.py:function, (inputs, generator) -> inputs, for training but never for scoring or the probe.
         dry_run: score and cut; nothing is pre-trained.
 
@@ -144,10 +144,12 @@ def dp4tl(
     """
     last = transfer.head(subject.model, head)
     classes = len(subject.model.get_parameter(f"{last}.weight".lstrip(".")))
-    check(data, classes, mapping=mapping, clusters=clusters, surrogate=surrogate, epochs=surrogate_epochs,
-          attack=attack)  # fmt: skip
+    check(data, classes, mapping=mapping, clusters=clusters, surrogate=surrogate, epochs=surrogate_epochs)
     transferred = bool(transfers.probe_epochs or transfers.tune_epochs)
     learned, held = read_targets(data, target, judged, seed, labelled=transferred)
+    pixels = pixels_of(data)
+    if attack:
+        check_pixels(attack, pixels, data, learned, held)
     moved: Augment | None = plugins.function(augment) if augment else None
     training = training.default(precision="fp32")
     pretraining = training.default(optimizer="sgd", warmup=0.125, schedule="linear")
@@ -177,14 +179,14 @@ def dp4tl(
         network, recovery = subject.copy(), None
         if not dry_run:
             recovery = fit(
-                network.model, kept.data, pretraining, objective=transfer.classify(network.model, radius=attack),
-                judged=source.take(rest) if len(rest) else None, augment=moved, seed=seed,
+                network.model, kept.data, pretraining, judged=source.take(rest) if len(rest) else None, augment=moved,
+                objective=transfer.classify(network.model, radius=attack, pixels=pixels), seed=seed,
                 folder=run.folder(f"pretrain-{budget}"),
             )  # fmt: skip
         if transferred and not dry_run:
             accuracies = run.json(f"transfer-{budget}", partial(
-                carry_over, network, last, learned, held, transfers, training, augment=moved, radius=attack, seed=seed,
-                folder=run.folder(f"tuned-{budget}"),
+                carry_over, network, last, learned, held, transfers, training, pixels, augment=moved, radius=attack,
+                seed=seed, folder=run.folder(f"tuned-{budget}"),
             ))  # fmt: skip
             shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in accuracies.items())
             notes.append(f"target, {len(held)} examples that were held out: {shown}")
@@ -194,9 +196,7 @@ def dp4tl(
 # ---------------------------------------------------------------------------------------------------- what is given
 
 
-def check(
-    data: Examples, classes: int, *, mapping: str, clusters: int, surrogate: str, epochs: float, attack: float
-) -> None:
+def check(data: Examples, classes: int, *, mapping: str, clusters: int, surrogate: str, epochs: float) -> None:
     """Refuse a source, and options, that contradict one another or the network's `classes` outputs."""
     labels = data.labels
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -214,8 +214,6 @@ def check(
     if labels is None and epochs and surrogate != "inputs":
         raise InputError(f"{data.name} has no classes to train a surrogate on: give one that comes trained, with "
                          "surrogate_epochs=0, or features, with surrogate=inputs")  # fmt: skip
-    if attack and not all(0 <= float(part.min()) <= float(part.max()) <= 1 for part in inputs_of(data)):
-        raise InputError(f"attack={attack} moves inputs between 0 and 1, and {data.name} has others: leave it out")
 
 
 def read_targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
@@ -241,11 +239,16 @@ def read_targets(source: Examples, target: str, judged: str, seed: int, *, label
 
 
 def read_as(source: Examples, path: str) -> Examples:
-    """The examples at `path`; images that lie on the disk become inputs as those of `source` do."""
-    found = examples.read(path)
+    """The examples at `path`, or those that an index there keeps; images become inputs as those of `source` do."""
+    found = indices.open_index(path, read_all).data if indices.is_index(path) else examples.read(path)
     if not (isinstance(found.inputs, Images) and isinstance(source.inputs, Images)):
         return found
     return replace(found, inputs=found.inputs.with_transform(source.inputs.transform, source.inputs.workers))
+
+
+def read_all(source: str, *, text: str, label: str) -> Examples:
+    """The data that an index is of, by its array of classes; examples have no column of texts."""
+    return examples.read(source, label=label)
 
 
 def build_surrogate(surrogate: str, subject: Traced) -> nn.Module | None:
@@ -375,14 +378,23 @@ def describe_kept(kept: ExampleSet, whole: ExampleSet, counted: Tensor, samples:
 # -------------------------------------------------------------------------------------------------------- transfer
 
 
-def attack_examples(model: nn.Module, data: Examples, radius: float) -> Examples:
-    """The examples, each value moved by `radius` against the model in evaluation mode: FGSM."""
-    with evaluating(model):
-        moved = [
-            transfer.attack(partial(transfer.loss, model, part["labels"]), part["inputs"], radius).cpu()
-            for part in (devices.move(part, model) for part in data.in_order(256))
-        ]
-    return replace(data, inputs=torch.cat(moved))
+def pixels_of(data: Examples) -> transfer.Pixels:
+    """How inputs come from pixels between 0 and 1: as the transform of images normalises them, or as they are."""
+    known = data.inputs.normalisation if isinstance(data.inputs, Images) else None
+    return transfer.Pixels() if known is None else transfer.Pixels(*known)
+
+
+def check_pixels(radius: float, pixels: transfer.Pixels, *parts: Examples) -> None:
+    """Refuse inputs that come from no pixels; images are not read, but for those of a user's own transform."""
+    for data in parts:
+        if isinstance(data.inputs, Images) and data.inputs.normalisation is not None:
+            continue
+        if any(float((pixels.clip(part) - part).abs().max()) > 1e-5 for part in inputs_of(data)):
+            told = f", of mean {pixels.mean} and std {pixels.std}" if pixels.std else ""
+            raise InputError(
+                f"attack={radius} moves pixels between 0 and 1{told}, and {data.name} holds other inputs: give images "
+                "with a transform that normalises them, such as --transform imagenet, or leave it out"
+            )
 
 
 def carry_over(
@@ -392,6 +404,7 @@ def carry_over(
     held: Examples,
     transfers: Transfers,
     training: Training,
+    pixels: transfer.Pixels,
     *,
     augment: Augment | None = None,
     radius: float = 0.0,
@@ -409,7 +422,8 @@ def carry_over(
     def judge(name: str, model: nn.Module) -> None:
         accuracies[name] = float(mark_correct(model, held).mean())
         if radius:
-            accuracies[f"{name}, attacked"] = float(mark_correct(model, attack_examples(model, held, radius)).mean())
+            against = transfer.fgsm(model, radius, pixels)
+            accuracies[f"{name}, attacked"] = float(mark_correct(model, held, attack=against).mean())
 
     if probing.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)
@@ -418,7 +432,8 @@ def carry_over(
         judge("linear probe", model)
     if tuning.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)
-        fit(model, learned, tuning, objective=transfer.classify(model, radius=radius), augment=augment, seed=seed)
+        objective = transfer.classify(model, radius=radius, pixels=pixels)
+        fit(model, learned, tuning, objective=objective, augment=augment, seed=seed)
         judge("full fine-tuning", model)
         if folder is not None:
             Traced(model, network.inputs).save(folder)

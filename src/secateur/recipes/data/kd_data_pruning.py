@@ -75,7 +75,7 @@ def kd_data_pruning(
     balanced: bool = True,
     scored: str = "",
     alpha: Annotated[float, Ge(0), Le(1)] | Literal["auto"] = "auto",
-    temperature: float = 4.0,
+    temperature: Annotated[float, Gt(0)] = 4.0,
     student: str = "",
     soft: str = "",
     pack: bool = False,

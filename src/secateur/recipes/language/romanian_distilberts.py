@@ -181,8 +181,7 @@ def check(subject: Transformer, factors: Sequence[float]) -> None:
             f"{type(subject.model).__name__} is no masked language model: give one, such as a BertForMaskedLM"
         )
     if len(factors) != 3 or any(not 0 <= factor < math.inf for factor in factors) or not any(factors):
-        raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one of them above: soft targets, "
-                         "masked tokens, hidden states")  # fmt: skip
+        raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one above (soft, masked, hidden)")
 
 
 def tells_masked(subject: Transformer) -> bool:
@@ -205,26 +204,25 @@ def gather_teachers(
 def reset_projections(everyone: Sequence[Teacher], seed: int) -> None:
     """Draw the maps P_k: each budget begins with the same ones."""
     torch.manual_seed(seed)
-    for teacher in everyone:
-        if teacher.project is not None:
-            teacher.project.reset_parameters()
+    for project in filter(None, (teacher.project for teacher in everyone)):
+        project.reset_parameters()
 
 
 def add_teacher(
     subject: Transformer, name: str, other: Transformer, weight: float, foreign: Foreign, length: int
 ) -> Teacher:
-    """A further teacher: of the same vocabulary if it tells masked tokens and its tokenizer is the original's."""
+    """A further teacher, where the original lies; of its vocabulary if it tells masked tokens by the same tokenizer."""
+    other.model.to(subject.model.device)
     if other.tokenizer is None:
         raise InputError(f"{name} has no tokenizer: give a folder with its tokenizer.json")
     most = positions(other.model)
     if most is not None and length > most:
         raise InputError(f"length={length} is beyond the {most} positions of {name}: give at most length={most}")
     widths = subject.hidden_size, other.hidden_size
-    try:
+    same = False
+    with suppress(InputError):
         teachers.check_tokens(subject, other)
         same = tells_masked(other)
-    except InputError:
-        same = False
     project = None if foreign == "sentences" and not same else nn.Linear(*widths, bias=False)
     if same:
         return Teacher(name, other, weight, project=None if widths[0] == widths[1] else project)
@@ -336,6 +334,8 @@ def triple_loss(
     by_tokens = [teacher for teacher in everyone if teacher.shared is not None]
     # Where foreign teachers tell tokens, too, the mean of the others has their share; else it is all that is told.
     home = sum(teacher.weight for teacher in same) if by_tokens else 1.0
+    if not (hard or near or same or by_tokens):
+        raise InputError(f"factors={list(factors)}: no teacher gives soft targets: take foreign=tokens, or others")
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
         ours = student.forward(batch, hidden=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from secateur._utils import distributed
@@ -66,12 +66,12 @@ def gpusq_vit(
     bits: int = 8,
     labels: Literal["true", "teacher", "none"] = "true",
     factors: Sequence[float] = (1.0, 10.0, 5.0),
-    temperature: float = 2.0,
+    temperature: Annotated[float, Gt(0)] = 2.0,
     critical: Sequence[str] = (),
     disagreeing: Annotated[float, Ge(0)] = 0.5,
-    quantise_epochs: float = 10.0,
-    quantise_lr: float = 2e-5,
-    least: int = 16,
+    quantise_epochs: Annotated[float, Ge(0)] = 10.0,
+    quantise_lr: Annotated[float, Ge(0)] = 2e-5,
+    least: Annotated[int, Ge(0)] = 16,
     pairs: bool = True,
     ranges: Ranges = Ranges(calibration="max", calibrated=8),
     settled: Annotated[float, Ge(0), Le(1)] = 0.3,
@@ -137,15 +137,15 @@ def gpusq_vit(
         mixed.objective, ask=ask, taps=taps, labels=labels, factors=factors, temperature=temperature,
         disagreeing=disagreeing,
     )  # fmt: skip
-    for budget in budgets:
-        whole = matrices(subject.model)
-        form = read_pattern(budget, 2 if pairs and bits == 4 else 1)
-        chosen, spared = eligible(whole, form, least)
+    whole = matrices(subject.model)
+    forms = [read_pattern(budget, 2 if pairs and bits == 4 else 1) for budget in budgets]
+    takers = [eligible(whole, form, least) for form in forms]  # before anything is trained
+    for budget, form, (chosen, spared) in zip(budgets, forms, takers, strict=True):
         mask = run.tensors(f"masks-{budget}", partial(magnitude_masks, chosen, form))
         sparse = subject.copy()
         sparse.masks, sparse.forms = mask, dict.fromkeys(mask, form)
-        spared |= others(subject.model, whole)
-        notes = [f"stays dense: {name}: {reason}" for name, reason in spared.items()]
+        dense = spared | others(subject.model, whole)
+        notes = [f"stays dense: {name}: {reason}" for name, reason in dense.items()]
         pruned = tuned = None
         masks.apply(sparse.model, mask)
         if not dry_run:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
+from torch import nn
 
 from secateur._utils import plugins
 from secateur._utils.rundir import Run
@@ -71,7 +72,7 @@ def rethinking_pruning_value(
 
     All arms see the same batches in the same order, and are judged by their last weights on examples held out of the
     training data; the notes of the result tell epochs, FLOPs, accuracies and a verdict. The result is the fine-tuned
-    network.
+    network; the fresh ones stand beside it as rivals, so that they are measured as it is.
 
     Args:
         subject: the large network; it stays as it is.
@@ -129,8 +130,15 @@ def rethinking_pruning_value(
         )  # fmt: skip
         tuned = arms["fine-tuned"]
         notes = pruned.notes if dry_run else (*pruned.notes, describe_arms(arms, finetune))
-        student = Traced(tuned.model, pruned.student.inputs, pruned.student.plans)
-        yield Result(str(budget), student, pruned.cut, dict(pruned.selection.spent), tuned.recovery, notes)
+        students = {name: replace_model(pruned.student, arm.model) for name, arm in arms.items()}
+        student = students.pop("fine-tuned")
+        spent = dict(pruned.selection.spent)
+        yield Result(str(budget), student, pruned.cut, spent, tuned.recovery, notes, beside=students)
+
+
+def replace_model(subject: Traced, model: nn.Module) -> Traced:
+    """The same subject with other weights."""
+    return Traced(model, subject.inputs, subject.plans)
 
 
 def check(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,17 +17,42 @@ from secateur.recover.distillation import losses
 from secateur.recover.training import objectives, rehearsal
 from secateur.recover.training.compose import Objective, Parts
 
-__all__ = ["attack", "classify", "head", "loss", "with_head"]
+__all__ = ["Pixels", "attack", "classify", "fgsm", "head", "loss", "with_head"]
 
 _LEAP = 1.25
 """The step of one-step adversarial training, in radii (arXiv 2001.03994, section 4.1)."""
 
 
-def classify(model: nn.Module, *, radius: float = 0.0) -> Objective:
+@dataclass(frozen=True)
+class Pixels:
+    """How inputs [B, C, ...] come from pixels of 0 to 1: ``(pixel - mean) / std`` of each channel, or as they are."""
+
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def scale(self, inputs: Tensor) -> Tensor | float:
+        """[C, 1, ...], how far an input moves with its pixel; 1.0 where it is one."""
+        return 1.0 / _of_channels(self.std, inputs.dim(), inputs.device) if self.std else 1.0
+
+    def clip(self, inputs: Tensor) -> Tensor:
+        """The inputs of pixels that are brought between 0 and 1."""
+        if not self.std:
+            return inputs.clamp(0.0, 1.0)
+        mean, scale = _of_channels(self.mean, inputs.dim(), inputs.device), self.scale(inputs)
+        return inputs.maximum(-mean * scale).minimum((1.0 - mean) * scale)
+
+
+@functools.lru_cache(maxsize=32)
+def _of_channels(values: tuple[float, ...], dims: int, device: torch.device) -> Tensor:
+    """[C, 1, ...] beside inputs of `dims` dimensions; kept, so that no step of training copies them to the device."""
+    return torch.tensor(values, device=device).reshape(-1, *[1] * (dims - 2))
+
+
+def classify(model: nn.Module, *, radius: float = 0.0, pixels: Pixels = Pixels()) -> Objective:
     """Cross-entropy of the classes, the mean over the examples of a step; batches of "inputs" and "labels" [B].
 
-    radius: how far each value of an input is moved against the model before it learns from it, by one step from a
-    random start: adversarial training as in Wong, Rice and Kolter (arXiv 2001.03994). Inputs lie between 0 and 1 then.
+    radius: how far each pixel is moved against the model before it learns from it, by one step from a random start:
+    adversarial training as in Wong, Rice and Kolter (arXiv 2001.03994). pixels: how inputs come from these.
     """
 
     plain = rehearsal.classes(lambda batch: objectives.logits(model(batch["inputs"])))
@@ -34,7 +61,8 @@ def classify(model: nn.Module, *, radius: float = 0.0) -> Objective:
         inputs = batch["inputs"]
         start = radius * (2 * torch.rand_like(inputs) - 1)
         against = partial(loss, model, batch["labels"])
-        return plain({**batch, "inputs": attack(against, inputs, radius, start=start, step=_LEAP * radius)}, totals)
+        moved = attack(against, inputs, radius, start=start, step=_LEAP * radius, pixels=pixels)
+        return plain({**batch, "inputs": moved}, totals)
 
     return objective if radius else plain
 
@@ -51,19 +79,26 @@ def attack(
     *,
     start: Tensor | None = None,
     step: float | None = None,
+    pixels: Pixels = Pixels(),
 ) -> Tensor:
     """Inputs x [B, ...] moved by one step of the sign of a loss's gradient: ``x + clip(d + step sign(grad L(x + d)))``.
 
-    The move stays within `radius` of x in each value, and the result between 0 and 1. against: L, a sum over the
-    inputs; start: d, nothing unless given; step: the radius unless given. With neither of the two this is FGSM
-    (Goodfellow et al., arXiv 1412.6572).
+    The move stays within `radius` of x in each pixel, and the result between 0 and 1. against: L, a sum over the
+    inputs; start: d, nothing unless given; step: the radius unless given; pixels: how inputs come from these, in which
+    radius, d and step are measured. With neither start nor step this is FGSM (Goodfellow et al., arXiv 1412.6572).
     """
+    scale = pixels.scale(inputs)
     moved = torch.zeros_like(inputs) if start is None else start
     with torch.enable_grad():
-        probe = (inputs + moved).detach().requires_grad_()
+        probe = (inputs + scale * moved).detach().requires_grad_()
         (gradient,) = torch.autograd.grad(against(probe), probe)
     moved = (moved + (radius if step is None else step) * gradient.sign()).clamp(-radius, radius)
-    return (inputs + moved).clamp(0.0, 1.0).detach()
+    return pixels.clip(inputs + scale * moved).detach()
+
+
+def fgsm(model: nn.Module, radius: float, pixels: Pixels = Pixels()) -> Callable[[Tensor, Tensor], Tensor]:
+    """The attack (inputs, classes) -> inputs that moves each pixel once by `radius` against the model; see `attack`."""
+    return lambda inputs, labels: attack(partial(loss, model, labels), inputs, radius, pixels=pixels)
 
 
 def head(model: nn.Module, path: str = "") -> str:

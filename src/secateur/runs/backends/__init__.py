@@ -45,7 +45,7 @@ B = TypeVar("B")
 
 _GROUP = "secateur.backends"
 _LANGUAGE = "secateur.runs.backends.language:Language"
-_BUILT_IN = ("secateur.runs.backends.network:Network", _LANGUAGE)
+_BUILT_IN = ("secateur.runs.backends.dataset:Datasets", "secateur.runs.backends.network:Network", _LANGUAGE)
 """Asked in this order what they take, after those of other packages: any other name is a model's folder or Hub id."""
 
 

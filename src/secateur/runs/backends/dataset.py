@@ -13,6 +13,7 @@ from secateur.data.survey import Survey, survey
 from secateur.data.tables import Table
 from secateur.data.texts import Corpus
 from secateur.errors import DataError
+from secateur.methods import indices
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Data
 from secateur.subjects import ExampleSet
@@ -29,9 +30,22 @@ class Datasets(Backend[ExampleSet, None, None]):
     family = "training sets"
     command = "prune-data"
 
+    def takes(self, source: Data) -> bool:
+        """Indices of training sets; other data is none by its looks."""
+        return indices.is_index(source)
+
     def open(self, source: Data, device: str | None = None, data: None = None, inputs: object = None) -> ExampleSet:
-        """All examples of the data, or those that an index keeps."""
-        return source if isinstance(source, ExampleSet) else ExampleSet(read_rows(source))
+        """All examples of the data, or an index with those that it keeps."""
+        return sources.open_index(source) if indices.is_index(source) else ExampleSet(read_rows(source))
+
+    def inspect(self, source: Data, *, batch: int, length: int, **options: object) -> dict[str, Any]:
+        """What stays of a training set, and what it costs; "scores": name -> (least, most) of what stays."""
+        subject = self.open(source)
+        columns = {name: column[subject.kept] for name, column in subject.scores.items()}
+        scores = {name: (float(column.min()), float(column.max())) for name, column in columns.items()}
+        title = f"{len(subject)} of {len(subject.source)} examples of {subject.source.name}"
+        found = super().inspect(subject, batch=batch, length=length, **options)
+        return {**found, "model": title, "scores": scores}
 
     def digest(self, subject: ExampleSet) -> str:
         """The hash of all of the data that the set is of."""
@@ -40,6 +54,10 @@ class Datasets(Backend[ExampleSet, None, None]):
     def save(self, subject: ExampleSet, folder: Path) -> None:
         """The index of what stays."""
         subject.save(folder)
+
+    def load_line(self, folder: Path, name: str) -> str:
+        """The lines of Python that open the index in `folder`, which the reader knows as `name`."""
+        return f'import secateur\n\nexamples = secateur.open_index("{name}").data'
 
     def saved_in(self, folder: Path) -> bool:
         """Whether there is an index."""
@@ -62,7 +80,7 @@ def read_rows(
     and where they are in memory already, that is where they are. With `ray`, or of a data set of Ray's, it is Ray Data
     that passes over them.
     """
-    if sources.is_index(data):
+    if indices.is_index(data):
         return sources.read_index(data, shelf=shelf)  # type: ignore[no-any-return]
     columns: dict[str, Any] = {"column": text, "label": label}
     if ray or ray_data.is_dataset(data):

@@ -23,7 +23,7 @@ from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
-from secateur.methods import timing
+from secateur.methods import indices, timing
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import memory_plan, sources
@@ -70,7 +70,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
 
         Raises `DataError` for a column that was named and that is not there.
         """
-        if sources.is_index(data):
+        if indices.is_index(data):
             return sources.read_index(data, text=text, label=label)  # type: ignore[no-any-return]
         corpus = texts.read(data, column=text, label=label)
         files = texts.files(Path(data)) if isinstance(data, str | Path) and Path(data).exists() else []

@@ -24,6 +24,7 @@ from secateur.data.images import Images
 from secateur.errors import DataError, InputError, MissingExtraError, ModelError, SecateurError
 from secateur.formats import integers
 from secateur.measure import detection, latency, loyalty, quality, segmentation, size, sparsity
+from secateur.methods import indices
 from secateur.methods.detector_classes import match_classes, need_boxes
 from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import sources
@@ -62,7 +63,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         Raises `DataError` for an array that was named and is not there, and for a column of texts, which is nowhere.
         """
         labels.unnamed("networks read examples, which have no column of texts", text=text)
-        return sources.read_index(data, label=label) if sources.is_index(data) else examples.read(data, label=label)
+        return sources.read_index(data, label=label) if indices.is_index(data) else examples.read(data, label=label)
 
     def open(
         self, source: NetworkSource, device: str | None = None, data: Examples | None = None, inputs: Any = None

@@ -215,11 +215,15 @@ class ExampleSet:
         return result
 
     def repeats(self, *, normalised: bool = False) -> NDArray[np.bool_]:
-        """[K] which examples repeat an earlier one that is left; `normalised`: have its words, for texts."""
+        """[K] which examples repeat an earlier one that is left; `normalised`: have its words, for texts.
+
+        Where keys are of the beginnings of files, those with equal ones are compared whole.
+        """
         keys = self.source.keys(normalised=normalised)[self.kept]
-        first = np.unique(keys, return_index=True)[1]
-        found = np.ones(len(keys), bool)
-        found[first] = False
+        found = _mark_repeats(keys)
+        if found.any() and hasattr(self.source, "whole_keys"):
+            alike = np.flatnonzero(np.isin(keys, keys[found]))
+            found[alike] = _mark_repeats(self.source.take(self.kept[alike]).whole_keys())
         return found
 
     # ------------------------------------------------------------------------------------------------- the verbs
@@ -329,6 +333,13 @@ class ExampleSet:
             f"{path} is an index of {name}, {count} examples of digest {digest[:8]}; {data.name} has {len(data)} "
             f"of digest {data.digest[:8]}: give the data that it was made of{more}"
         )
+
+
+def _mark_repeats(keys: NDArray[np.void]) -> NDArray[np.bool_]:
+    """[K]: whether an earlier key is the same."""
+    found = np.ones(len(keys), bool)
+    found[np.unique(keys, return_index=True)[1]] = False
+    return found
 
 
 def _keeps(index: Path) -> str:

@@ -1,8 +1,9 @@
 """Subject `knowledge_graph`: a graph of facts in a store, and the facts or paths of it that a model is to read.
 
 Facts are RDF triples between IRIs, or from an IRI to a literal. Names are `rdfs:label` and its kin; kinds of things
-`rdf:type`; what is known of one fact (its sources, scores) stands on an `rdf:Statement` about it. So any SPARQL 1.1
-endpoint can be read, and what `data.triples` loads is read the same way.
+`rdf:type`; what is known of one fact (its sources, scores) stands on an `rdf:Statement` about it, or in Wikidata on its
+statement there (see `wikibase`). So any SPARQL 1.1 endpoint can be read, and what `data.triples` loads is read the same
+way.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from secateur._utils.http import LargeError
 from secateur.clients.stores import ENTITY, RDF, Embedded, Row, Store, Value, iri, is_usable, literal, one_line
 from secateur.errors import InputError, ServerError
+from secateur.subjects.graph import wikibase
 from secateur.vocabulary import Cut, Selection, Site, Units
 
 __all__ = ["Fact", "Facts", "KnowledgeGraph", "Line", "Neighbourhood"]
@@ -34,8 +36,6 @@ NAMES = (
     "http://rdf.freebase.com/ns/type.object.name",
 )
 """What gives a thing its name, the first that is there."""
-_DIRECT = "http://wikiba.se/ontology#directClaim"
-"""In Wikidata a predicate, .../prop/direct/P31, has no name of its own: what points at it by this has one."""
 ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
 """What else a thing is called."""
 _ABOUT = (f"{RDF}subject", f"{RDF}predicate", f"{RDF}object")
@@ -170,6 +170,7 @@ class KnowledgeGraph:
         kept += " FILTER(isIRI(?s))" if end else ""
         kept += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if end and self._named_statements else ""
         kept += "" if end or literals else " FILTER(isIRI(?o))"
+        kept += f" {wikibase.ONCE}" if self._told_twice else ""
         if len(nodes) > 1:
             values = f"VALUES {asked} {{ {' '.join(bound.values())} }}"
             with suppress(LargeError):
@@ -197,6 +198,11 @@ class KnowledgeGraph:
         """Whether statements have IRIs, and so may be taken for things; those of `data.triples` have none."""
         return bool(self.store.select(f"SELECT ?s WHERE {{ ?s {iri(_ABOUT[0])} ?o FILTER(isIRI(?s)) }} LIMIT 1"))
 
+    @cached_property
+    def _told_twice(self) -> bool:
+        """Whether statements of a Wikibase stand beside its direct facts."""
+        return all(self.store.select(probe) for probe in wikibase.PROBES)
+
     def _select_all(self, items: Sequence[Item], query: Callable[[Sequence[Item]], str], least: int = 1) -> list[Row]:
         """The rows about items; in halves, where an answer is too large to be read, as long as they have `least`."""
         try:
@@ -211,7 +217,7 @@ class KnowledgeGraph:
         """What is known of each fact, such as {"source": ("PubMed",), "score": ("0.9",)}: sorted, empty for nothing.
 
         It stands on an `rdf:Statement` about the fact, of which there may be several; a property is called by the end
-        of its IRI.
+        of its IRI. Of a direct fact of Wikidata it is the qualifiers of its statements, by name.
         """
         asked = sorted(set(facts))
         many = Counter(end for fact in asked for end in (fact.subject, fact.object))
@@ -229,9 +235,25 @@ class KnowledgeGraph:
                     if fact in values and _sound(key) and key.text not in _TECHNICAL:
                         told = one_line(row[4].text, _LONGEST_TEXT)
                         values[fact].setdefault(self.identifier(key.text), set()).add(told)
+        direct = [fact for fact in asked if wikibase.is_direct(fact.predicate)]
+        if direct and self._told_twice:
+            self._add_qualifiers(direct, values)
         return {
             fact: {key: tuple(sorted(told)) for key, told in sorted(found.items())} for fact, found in values.items()
         }
+
+    def _add_qualifiers(self, facts: Sequence[Fact], values: Mapping[Fact, dict[str, set[str]]]) -> None:
+        """Add to `values` what the statements behind direct facts of a Wikibase say: name of a qualifier -> values."""
+        rows = list[tuple[Fact, Value, Value]]()
+        for start in range(0, len(facts), _AT_ONCE):
+            pairs = sorted({fact[:2] for fact in facts[start : start + _AT_ONCE]})
+            for row in map(_whole, self._select_all(pairs, wikibase.ask_qualifiers, 16)):
+                if len(row) == 5 and _sound(row[3]) and (fact := _fact(*row[:3])) in values:
+                    rows.append((fact, row[3], row[4]))
+        named = self.names({value.text for _, *pair in rows for value in pair if _sound(value)})
+        for fact, key, value in rows:
+            told = named[value.text] if _sound(value) else one_line(value.text, _LONGEST_TEXT)
+            values[fact].setdefault(named[key.text], set()).add(told)
 
     def sample(self, count: int, *, each: int = 4) -> list[Fact]:
         """About so many facts between things, each of another thing, the same each time; fewer where there are none.
@@ -240,6 +262,7 @@ class KnowledgeGraph:
         """
         kept = f"FILTER(isIRI(?s)) FILTER(isIRI(?o)) FILTER(?p NOT IN ({', '.join(map(iri, sorted(_TECHNICAL)))}))"
         kept += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if self._named_statements else ""
+        kept += f" {wikibase.ONCE} {wikibase.THINGS}" if self._told_twice else ""
         rows = self.store.select(f"SELECT DISTINCT ?s WHERE {{ ?s ?p ?o {kept} }} LIMIT {_ROOM}")
         things = sorted({row[0].text for row in rows if len(row) == 1 and row[0] and _sound(row[0])})
         draw = np.random.default_rng(0)
@@ -263,8 +286,8 @@ class KnowledgeGraph:
             return f"SELECT ?s ?p ?n WHERE {{ {' UNION '.join(each)} }}"
 
         def ask_items(part: Sequence[str]) -> str:
-            names = ", ".join(map(iri, NAMES))
-            where = f"?item {iri(_DIRECT)} ?s ; ?p ?n FILTER(?p IN ({names}))"
+            names, links = (", ".join(map(iri, some)) for some in (NAMES, wikibase.LINKS))
+            where = f"?item ?link ?s ; ?p ?n FILTER(?link IN ({links})) FILTER(?p IN ({names}))"
             return f"SELECT ?s ?p ?n WHERE {{ VALUES ?s {{ {' '.join(map(iri, part))} }} {where} }}"
 
         for start in range(0, len(new), _AT_ONCE):
@@ -272,8 +295,8 @@ class KnowledgeGraph:
             found = _Named(self.language)
             for row in self._select_all(part, query, 16):
                 found.add(row)
-            direct = [node for node in part if "/prop/direct" in node and node not in found.best]
-            for row in self._select_all(direct, ask_items) if direct else ():
+            predicates = [node for node in part if "/prop/" in node and node not in found.best]
+            for row in self._select_all(predicates, ask_items) if predicates else ():
                 found.add(row)
             self._names |= {node: found.best[node][2] if node in found.best else iri_in_words(node) for node in part}
         return {node: self._names[node] for node in asked}
