@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from secateur.errors import UnsupportedError
 from secateur.formats import reload
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.families import Family
@@ -31,6 +32,7 @@ __all__ = [
     "mark_config",
     "module_source",
     "original_class",
+    "plain_class",
     "quiet_progress",
     "save",
     "write_module",
@@ -70,20 +72,33 @@ def quiet_progress(size: int) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-_resized: dict[type[PreTrainedModel], type[PreTrainedModel]] = {}
+_resized: dict[tuple[type[PreTrainedModel], str], type[PreTrainedModel]] = {}
+
+
+def plain_class(model: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """transformers' own class of a model: itself, or what its `Resized` form was mixed into.
+
+    Raises `UnsupportedError` for a class of somebody else's.
+    """
+    plain = next((base for base in model.__mro__ if base.__module__.startswith("transformers.models.")), None)
+    if plain is None:
+        raise UnsupportedError(f"{model.__name__} is no class of transformers' own: secateur.prune takes any network")
+    return plain
 
 
 def architecture(model: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:
     """The class that builds `config`: transformers' own, or its `Resized` form where layers differ."""
-    plain = next(base for base in model.__mro__ if base.__module__.startswith("transformers.models."))
+    plain = plain_class(model)
     if not config.is_heterogeneous:
         return plain
-    if plain not in _resized:
+    table = family.plain()
+    key = plain, repr(table)  # tables are tried out for a class whose family is derived
+    if key not in _resized:
         name = _PREFIX + plain.__name__
-        body = {"family": family.plain(), "__module__": reload.__name__, "__doc__": f"{plain.__name__}, resized."}
-        _resized[plain] = type(name, (reload.Resized, plain), body)
-        setattr(reload, name, _resized[plain])  # where pickling by name looks for it
-    return _resized[plain]
+        body = {"family": table, "__module__": reload.__name__, "__doc__": f"{plain.__name__}, resized."}
+        _resized[key] = type(name, (reload.Resized, plain), body)
+        setattr(reload, name, _resized[key])  # where pickling by name looks for it
+    return _resized[key]
 
 
 def original_class(name: str) -> type[PreTrainedModel] | None:
