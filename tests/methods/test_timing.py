@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import tiny
+from secateur._utils.rundir import Run
 from secateur.errors import MeasurementError
 from secateur.methods import timing
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget
 
 
 def subject(kind: str = "bert") -> Transformer:
@@ -92,3 +95,41 @@ def test_without_a_clock_or_a_limit_the_first_choice_stands():
 def test_a_students_share_is_its_time_in_the_originals(monkeypatch):
     monkeypatch.setattr(timing.latency, "compare", lambda *_, **__: SimpleNamespace(speedup=SimpleNamespace(value=4.0)))
     assert timing.time_share(subject(), subject(), 1, 8) == 0.25
+
+
+def test_layers_share_the_time_that_the_whole_model_takes_beyond_half_of_them(monkeypatch):
+    start = subject("llama")  # of four layers; the half model has two
+
+    def interleaved(probes, **_):
+        return {name: SimpleNamespace(value=0.01 + 0.02 * len(p.func.__self__.layers())) for name, p in probes.items()}
+
+    monkeypatch.setattr(timing.latency, "time_interleaved", interleaved)
+    table = timing.time_layers(start, 1, 8)
+    assert table["layers"] == {"0": 0.0, "4": pytest.approx(0.08)}
+    assert table["rest"]["0"] == pytest.approx(0.01)
+
+
+def test_a_choice_within_a_latency_is_corrected_by_the_clock_and_kept(tmp_path, monkeypatch):
+    """The table says 10 ms a layer; the clock says that the rest takes 10 ms more."""
+    start, asked = subject("llama"), []
+    table = {"layers": {"0": 0.0, "4": 0.04}, "rest": {"0": 0.0}}
+
+    def share(_, student, *place):
+        asked.append(len(student.layers()))
+        return (0.01 * len(student.layers()) + 0.01) / 0.04
+
+    def choose(units, budget):
+        masks = [np.arange(4) < n for n in range(1, 5)]
+        fitting = [mask for mask in masks if units.cost({"layers": mask})["latency"] <= budget.limits[0].value]
+        return {"layers": fitting[-1]}
+
+    monkeypatch.setattr(timing, "time_share", share)
+    for _ in range(2):
+        with Run.open(tmp_path, {}) as run:
+            found, notes = timing.select_in_time(
+                run, start, start.units("layers"), table, Budget.parse("speedup=1.33x"), choose, batch=1, length=8
+            )
+        assert (found.keep["layers"].sum(), notes) == (2, ())
+        assert found.spent["latency"] == pytest.approx(0.03)
+        assert found.spent["speedup"] == pytest.approx(4 / 3)
+    assert asked == [3, 2], "the second run takes the choice from the first"

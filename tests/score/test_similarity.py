@@ -74,3 +74,34 @@ def test_units_of_several_indices_are_compared_index_by_index():
     weight = torch.tensor([[0.0, 5.0, 0.0, 9.0, 3.0, 9.0]])
     found = similarity.geometric_median({"a": [(weight, 1, torch.tensor([0, 1, 0, 1, -1, -1]))]})
     assert found["a"].tolist() == pytest.approx([(25 + 81) ** 0.5] * 2)
+
+
+def test_distances_between_all_layers_come_from_one_pass():
+    passes = []
+
+    def watched(batch):
+        passes.append(1)
+        return states(batch)
+
+    data = [{"x": torch.randn(2, 3, 2)} for _ in range(3)]
+    table = similarity.distances(watched, data)
+    assert len(passes) == 3
+    assert table.diagonal(1).tolist() == pytest.approx(similarity.collect(states, data).tolist())
+    assert table.diagonal(2).tolist() == pytest.approx(similarity.collect(states, data, span=2).tolist())
+    assert table.tril().abs().max() == 0
+    angles = similarity.distances(states, data, similarity.angular_distance)
+    assert angles.diagonal(1).tolist() == pytest.approx([0.0, 0.5, 1.0], abs=1e-3)
+    assert angles[0].tolist() == pytest.approx([0.0, 0.0, 0.5, 0.5], abs=1e-3)
+
+
+def test_of_last_tokens_padding_on_either_side_is_none():
+    x = torch.randn(2, 4, 8)
+    y = torch.randn(2, 4, 8)
+    mask = torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
+    data = [{"x": x, "y": y, "attention_mask": mask}]
+    found = similarity.distances(lambda b: [b["x"], b["y"]], data, similarity.angular_distance, last=True)
+    ends = x[[0, 1], [2, 3]], y[[0, 1], [2, 3]]
+    expected = torch.arccos(torch.cosine_similarity(*ends, dim=-1)) / torch.pi
+    torch.testing.assert_close(found[0, 1], expected.mean())
+    whole = similarity.distances(lambda b: [b["x"], b["y"]], [{"x": x, "y": y}], last=True)
+    torch.testing.assert_close(whole[0, 1], 1 - torch.cosine_similarity(x[:, -1], y[:, -1], dim=-1).mean())

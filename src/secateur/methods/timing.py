@@ -5,22 +5,27 @@ Source: ZipLM (arXiv 2302.04089), inference-aware pruning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, TypeVar
 
 import numpy as np
+import torch
 
+from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, MeasurementError
 from secateur.measure import latency
 from secateur.select import levels
 from secateur.subjects import Transformer
-from secateur.vocabulary import Selection
+from secateur.vocabulary import Array, Budget, Selection, Units
 
-__all__ = ["Heads", "meet_target", "time_blocks", "time_share"]
+__all__ = ["NOISY", "Heads", "meet_target", "select_in_time", "time_blocks", "time_layers", "time_share"]
 
 T = TypeVar("T")
 Heads = Literal["heads", "kv_groups"]
+
+NOISY = "the clock disagrees with the latency table or with itself: repeat on a quiet machine"
+"""What a result says where its latency could not be met on the clock."""
 
 
 def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: int, length: int) -> levels.Table:
@@ -56,6 +61,75 @@ def time_blocks(subject: Transformer, axis: Heads, grid: Sequence[int], batch: i
     units = subject.units(*axes, batch=batch, length=length)
     scale = times["dense", 0].value / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
     return {kind: {count: scale * seconds for count, seconds in row.items()} for kind, row in table.items()}
+
+
+def time_layers(subject: Transformer, batch: int, length: int) -> levels.Table:
+    """Seconds of all layers at every number of them, each taking as long as any other, and of the rest.
+
+    From the whole model and one without every second of its layers, timed in turns. A model of one layer has none to
+    spare: all its time is the rest.
+    """
+    count = len(subject.layers())
+    stays = np.arange(count) % 2 == 0
+    half = subject.cut(Selection({"layers": stays}))[0]
+    example = subject.example(batch, length)
+    times = latency.time_interleaved(
+        {"whole": partial(subject.forward, example), "half": partial(half.forward, example)},
+        rounds=20, progress=True, device=str(subject.model.device),
+    )  # fmt: skip
+    whole = times["whole"].value
+    gone = count - int(stays.sum())
+    each = min(whole / count, max(0.0, whole - times["half"].value) / gone) if gone else 0.0
+    return {"layers": {str(kept): kept * each for kept in (0, count)}, "rest": {"0": whole - count * each}}
+
+
+def select_in_time(
+    run: Run,
+    subject: Transformer,
+    units: Units,
+    table: levels.Table | None,
+    budget: Budget,
+    choose: Callable[[Units, Budget], Mapping[str, Array]],
+    *,
+    batch: int,
+    length: int,
+    tolerance: float = 0.02,
+    corrections: int = 4,
+) -> tuple[Selection, tuple[str, ...]]:
+    """What `choose` keeps of `units` within `budget`, with its predicted costs; and notes.
+
+    Where the budget limits latency, seconds come from `table` and the cut is timed itself (`meet_target`). The choice
+    is kept in the run directory, for a clock would not repeat it.
+
+    choose: (units with the seconds that they take, absolute budget) -> site -> [count] booleans to what stays.
+    """
+    rest = table["rest"]["0"] if table else 0.0
+    dense = levels.with_latency(units, table, rest).cost()
+    limits = budget.absolute(dense)
+
+    def solve(fixed: float) -> dict[str, np.ndarray]:
+        keep = choose(levels.with_latency(units, table, fixed), Budget.of(limits))
+        return {name: np.asarray(mask, bool) for name, mask in keep.items()}
+
+    def predict(keep: dict[str, np.ndarray], fixed: float) -> float:
+        return levels.with_latency(units, table, fixed).cost(keep)["latency"]
+
+    def measure(keep: dict[str, np.ndarray]) -> float:
+        return time_share(subject, subject.cut(Selection(keep))[0], batch, length) * dense["latency"]
+
+    def decide() -> dict[str, torch.Tensor]:
+        keep, fixed, noisy = meet_target(
+            solve, predict, measure, limits.get("latency"), rest, tolerance=tolerance, corrections=corrections
+        )
+        decided = {f"{name}.keep": torch.from_numpy(mask) for name, mask in keep.items()}
+        return decided | {"fixed": torch.tensor(fixed, dtype=torch.float64), "noisy": torch.tensor(noisy)}
+
+    decided = run.tensors(f"cut-{budget}", decide, alone=True)
+    keep = {name.removesuffix(".keep"): mask.numpy() for name, mask in decided.items() if name.endswith(".keep")}
+    spent = levels.with_latency(units, table, float(decided["fixed"])).cost(keep)
+    if "latency" in spent:
+        spent["speedup"] = dense["latency"] / spent["latency"]
+    return Selection(keep, spent, budget), (NOISY,) if decided["noisy"] else ()
 
 
 def meet_target(

@@ -35,3 +35,12 @@ def test_every_family_is_tested_and_plain_data() -> None:
     assert tested == set(FAMILIES)
     for family in FAMILIES.values():
         assert ast.literal_eval(repr(family.plain())) == family.plain()
+
+
+def test_what_reads_and_writes_the_residual_stream_is_read_from_the_table() -> None:
+    llama, gpt2 = FAMILIES["llama"].stream(), FAMILIES["gpt2"].stream()
+    assert llama["attention"]["reads"] == ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
+    assert llama["ffn"]["norm"] == "post_attention_layernorm"
+    assert llama["ffn"]["reads"] == ["mlp.gate_proj", "mlp.up_proj"]
+    assert (gpt2["embeddings"], gpt2["final"], gpt2["conv1d"]) == (["wte", "wpe"], "ln_f", True)
+    assert gpt2["attention"]["reads"] == ["attn.c_attn"]

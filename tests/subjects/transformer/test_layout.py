@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -66,3 +67,24 @@ def test_what_leaves_with_a_block() -> None:
     for name, expected in leaves.items():
         assert layout.leaves_with_block(layout.place(f"model.layers.1.{name}")) is expected, name
     assert not layout.leaves_with_block(layout.place("model.norm.weight"))
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama-tied-bias", "gemma2", "phi3", "qwen2-moe"])
+def test_the_slices_of_a_unit_are_what_its_cut_removes(name):
+    """The weights of each unit's slices add up to what its going saves, where nothing else goes with it."""
+    subject = make(name)
+    units, slices = subject.units(), subject.slices()
+    checked = 0
+    for site in units.free():
+        if site.kind not in ("neurons", "shared_neurons", "kv_groups", "experts") or site.count < 2:
+            continue
+        keep = np.ones(site.count, bool)
+        keep[-1] = False
+        saved = units.cost()["params"] - units.cost({site.name: keep})["params"]
+        weights = sum(
+            int((unit == site.count - 1).sum()) * weight.numel() // weight.shape[dim]
+            for weight, dim, unit in slices[site.name]
+        )
+        assert weights == saved, site.name
+        checked += 1
+    assert checked

@@ -18,8 +18,9 @@ from torch import Tensor
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import BudgetError, InfeasibleError
+from secateur.errors import InfeasibleError
 from secateur.methods import distillation, timing
+from secateur.methods.budgets import refuse_patterns
 from secateur.methods.distillation import BlockLosses
 from secateur.recover.training import objectives
 from secateur.score import database, hessian
@@ -114,9 +115,7 @@ def ziplm(
     embeddings. The paper's FFN grid, its 1,000 trials, its lambdas and its learning rates (8e-5 for BERT, 1e-3 for
     GPT-2) are known at second hand; 200 trials, (0, 1, 1) or (0.5, 1, 0.5), and 5e-4 are this project's choice.
     """
-    for budget in budgets:
-        if budget.pattern is not None or not budget.limits:
-            raise BudgetError(f"ziplm can't meet {budget}: it cuts units, for such as speedup=2x or params=50%")
+    refuse_patterns("ziplm", budgets)
     train, _ = data.split(seed=seed)
     packed = subject.kind == "decoder"
     feed = texts.batches(train, subject.tokenizer, packed=packed, batch=16, length=train_length, seed=seed)
@@ -189,9 +188,8 @@ def ziplm(
             subject, student, data, run.folder(f"train-{budget}"), seed=seed, train_length=train_length,
             losses=losses, training=training,
         )  # fmt: skip
-        notes = ("the clock disagrees with the latency table or with itself: repeat on a quiet machine",)
         cut = replace(shapes.receipt(subject, student), notes=cut.notes)  # of the original, not of the last student
-        yield Result(str(budget), student, cut, predicted, recovery, notes if decided["noisy"] else ())
+        yield Result(str(budget), student, cut, predicted, recovery, (timing.NOISY,) if decided["noisy"] else ())
         current = student
 
 

@@ -32,6 +32,7 @@ from secateur.vocabulary import Cut
 __all__ = [
     "Block",
     "Blocks",
+    "Call",
     "Reader",
     "count",
     "receipt",

@@ -164,6 +164,8 @@ def _check_llama_shaped(subject: Transformer, widths: list[Widths]) -> None:
         raise UnsupportedError(
             f"DeciLM is a Llama-shaped language model: it can't hold a {type(subject.model).__name__}"
         )
+    if saving.is_sliced(config):
+        raise UnsupportedError("DeciLM has no linears on residual connections, as this rotated and sliced model has")
     if getattr(config, "sliding_window", None):
         raise UnsupportedError(
             "DeciLM has no sliding window: set sliding_window to null if the context is short enough"

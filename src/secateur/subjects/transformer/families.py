@@ -120,6 +120,23 @@ class Family:
         names = ("layers", "attention", "ffn", "neurons", "conv1d", "own_config", "experts", "whole")
         return {name: data[name] for name in names}
 
+    def stream(self) -> dict[str, Any]:
+        """What reads and writes the residual stream of a decoder with norms before its sub-blocks, as a literal.
+
+        For the modelling file of one that was rotated and sliced, see `formats.sliced`.
+        """
+        found: dict[str, Any] = {
+            "layers": self.layers,
+            "embeddings": [name for name in ("embed_tokens", "wte", "wpe") if name in self.shared],
+            "final": next(name for name, axes in self.shared.items() if axes == _CHANNELS),
+            "conv1d": self.conv1d,
+        }
+        for kind, block in (("attention", self.attention), ("ffn", self.ffn)):
+            reading = 0 if self.conv1d else 1
+            reads = [name for name, axes in block.tensors.items() if len(axes) == 2 and axes[reading] == "channels"]
+            found[kind] = {"module": block.module, "norm": block.before[0], "out": block.out, "reads": reads}
+        return found
+
 
 _CHANNELS: Axes = ("channels",)
 _TABLE: Axes = ("", "channels")

@@ -6,12 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from secateur.subjects.transformer.families import Axes, Block, Family
 
-__all__ = ["Layout", "Place", "Widths"]
+__all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
+
+SHORTCUTS = ("attention_shortcut", "ffn_shortcut")
+"""Linears on the residual connections of a model that was rotated and sliced, see `formats.sliced`."""
 
 
 @dataclass(frozen=True)
@@ -145,13 +149,52 @@ class Layout:
                 if (linear and leaf == "weight") or "experts" in (self.place(name).axes or ()):
                     yield name, parameter
 
+    def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
+
+        Of channels, heads, groups of keys and values with their query heads, neurons, and experts as a whole. Neurons
+        inside packed experts are no slices: they stand along two dimensions at once. A fused projection has one entry
+        for each of its parts; the linear back into the residual stream is a sub-block's last.
+        """
+        found: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
+        outputs = (self.family.attention.out, self.family.ffn.out)
+        weights = sorted(self.model.named_parameters(), key=lambda pair: self.place(pair[0]).module in outputs)
+        for name, weight in weights:
+            place = self.place(name)
+            for dim, axis in enumerate(place.axes or ()):
+                start = 0
+                for part in axis.split("+"):
+                    owners = self._owners(part, place.layer)
+                    size = max((count * block for count, block in owners.values()), default=0)
+                    for site, (_, block) in owners.items():
+                        unit = torch.full((weight.shape[dim],), -1)
+                        unit[start : start + size] = torch.arange(size) // block
+                        found.setdefault(site, []).append((weight, dim, unit))
+                    start += size
+        return found
+
+    def _owners(self, part: str, layer: int | None) -> dict[str, tuple[int, int]]:
+        """Site -> (units, numbers of each), of the sites whose units stand along one part of an axis."""
+        if part == "channels":
+            return {"channels": (self.hidden_size, 1)}
+        if layer is None or part in ("", "expert_neurons"):
+            return {}
+        width, name = self.widths[layer], f"layers.{layer}"
+        if part == "heads*":
+            inside = width.heads // width.kv if width.kv else 1
+            groups = {f"{name}.kv_groups": (width.kv, inside * self.head_dim)} if width.has_groups else {}
+            return {f"{name}.heads": (width.heads, self.head_dim)} | groups
+        if part == "kv*":
+            return {f"{name}.{'kv_groups' if width.has_groups else 'heads'}": (width.kv, self.head_dim)}
+        return {f"{name}.{part}": (getattr(width, part), 1)}
+
     def block(self, kind: str) -> Block | None:
         """The sub-block of that kind ("attention" or "ffn")."""
         return {"attention": self.family.attention, "ffn": self.family.ffn}.get(kind)
 
     @cached_property
     def _layer_tables(self) -> dict[str, dict[str, Axes]]:
-        tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer)}
+        tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer) | dict.fromkeys(SHORTCUTS, ("", ""))}
         for kind, block in (("attention", self.family.attention), ("ffn", self.family.ffn)):
             norms: dict[str, Axes] = dict.fromkeys((*block.before, *block.after), ("channels",))
             mixture = self.family.experts.tensors if self.family.experts and kind == "ffn" else {}

@@ -120,7 +120,7 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
     model = saving.architecture(named, config, family)
     if family.kind != "decoder" or modules or not model.can_generate():
         raise UnsupportedError(f"{source} is no causal language model: only those can be streamed from the disk")
-    if config.is_heterogeneous:
+    if saving.needs_module(config):
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
     if low_rank.has_branches(root / low_rank.FOLDER):
         raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
@@ -211,7 +211,9 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     data = files.read_json(folder / "config.json")
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
-    own = "per_layer_config" in data or packing.is_packed(data)  # code of ours, which is not run but done again here
+    own = (
+        "per_layer_config" in data or saving.is_sliced(data) or packing.is_packed(data)
+    )  # code of ours, which is not run but done again here
     if "auto_map" in data and not own and not trust_remote_code:
         raise ModelError(
             f"{folder} carries modelling code of its own, which is not run unasked: "

@@ -10,10 +10,12 @@ from transformers import PreTrainedModel
 
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import UnsupportedError
+from secateur.subjects.transformer import saving
 from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.encoder import Encoder
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.moe import Moe
+from secateur.subjects.transformer.rotated import Rotated
 from secateur.subjects.transformer.subject import Transformer
 
 __all__ = ["make_subject"]
@@ -35,5 +37,6 @@ def make_subject(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
         )
-    kind = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
+    kind: type[Transformer] = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
+    kind = Rotated if saving.is_sliced(model.config) else kind
     return kind(model, family, tokenizer=tokenizer, folder=folder, head=list(head))

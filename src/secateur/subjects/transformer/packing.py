@@ -182,7 +182,9 @@ def _describe(
     module = "# Written by secateur beside packed weights; licensed under Apache-2.0.\n"
     module += inspect.getsource(unpacking).rstrip()
     for name in sorted(set(names.values())):
-        base, place = (f"Secateur{name}", ".modeling_secateur") if config.is_heterogeneous else (name, "transformers")
+        base, place = (
+            (f"Secateur{name}", ".modeling_secateur") if saving.needs_module(config) else (name, "transformers")
+        )
         module += (
             f"\n\n\nfrom {place} import {base}  # noqa: E402\n\n\nclass {_PREFIX}{name}(Unpacking, {base}):\n"
             f'    """{name} from packed weights."""\n'

@@ -8,9 +8,10 @@ import logging
 import pprint
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -19,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from secateur.errors import UnsupportedError
-from secateur.formats import reload
+from secateur.formats import reload, sliced
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.families import Family
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 __all__ = [
     "architecture",
     "classes",
+    "is_sliced",
     "mark_config",
     "module_source",
+    "needs_module",
     "original_class",
     "plain_class",
     "quiet_progress",
@@ -72,9 +75,6 @@ def quiet_progress(size: int) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-_resized: dict[tuple[type[PreTrainedModel], str], type[PreTrainedModel]] = {}
-
-
 def plain_class(model: type[PreTrainedModel]) -> type[PreTrainedModel]:
     """transformers' own class of a model: itself, or what its `Resized` form was mixed into.
 
@@ -87,18 +87,37 @@ def plain_class(model: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def architecture(model: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:
-    """The class that builds `config`: transformers' own, or its `Resized` form where layers differ."""
+    """The class that builds `config`: transformers' own, or its `Resized` or `Sliced` form where that is none."""
     plain = plain_class(model)
-    if not config.is_heterogeneous:
+    if not needs_module(config):
         return plain
-    table = family.plain()
-    key = plain, repr(table)  # tables are tried out for a class whose family is derived
-    if key not in _resized:
-        name = _PREFIX + plain.__name__
-        body = {"family": table, "__module__": reload.__name__, "__doc__": f"{plain.__name__}, resized."}
-        _resized[key] = type(name, (reload.Resized, plain), body)
-        setattr(reload, name, _resized[key])  # where pickling by name looks for it
-    return _resized[key]
+    home, mixin, table = _form_of(config, family)
+    name = _PREFIX + plain.__name__
+    known = vars(home).get(name)
+    if known is None or known.family != table:  # tables are tried out for a class whose family is derived
+        body = {"family": table, "__module__": home.__name__, "__doc__": f"{plain.__name__}, {mixin.__name__.lower()}."}
+        known = type(name, (mixin, plain), body)
+        setattr(home, name, known)  # where pickling by name looks for it
+    made: type[PreTrainedModel] = known
+    return made
+
+
+def is_sliced(config: PreTrainedConfig | Mapping[str, object]) -> bool:
+    """Whether the residual stream of a config's model, or of a config.json's, was rotated and sliced."""
+    said = config.get("secateur") if isinstance(config, Mapping) else getattr(config, "secateur", None)
+    return isinstance(said, Mapping) and "widths" in said
+
+
+def needs_module(config: PreTrainedConfig) -> bool:
+    """Whether transformers' own class can't build the model, so that a modelling file travels with its weights."""
+    return bool(config.is_heterogeneous) or is_sliced(config)
+
+
+def _form_of(config: PreTrainedConfig, family: Family) -> tuple[ModuleType, type, Mapping[str, object]]:
+    """The module that rebuilds such a model, its class to mix in, and what of the family's table this class reads."""
+    if is_sliced(config):
+        return sliced, sliced.Sliced, family.stream()
+    return reload, reload.Resized, family.plain()
 
 
 def original_class(name: str) -> type[PreTrainedModel] | None:
@@ -123,16 +142,16 @@ def mark_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def module_source(config: PreTrainedConfig, family: Family) -> str:
-    """The modelling file: `reload.py`, the family's table, and one class per task."""
+    """The modelling file: `reload.py` or `sliced.py`, the family's table, and one class per task."""
     models = {model.__name__: model for model in classes(config).values()}
+    home, mixin, table = _form_of(config, family)
     parts = [
-        "# Written by secateur beside a pruned model; licensed under Apache-2.0.\n"
-        + inspect.getsource(reload).rstrip(),
-        "FAMILY = " + pprint.pformat(family.plain(), width=110, sort_dicts=False),
+        "# Written by secateur beside a pruned model; licensed under Apache-2.0.\n" + inspect.getsource(home).rstrip(),
+        "FAMILY = " + pprint.pformat(table, width=110, sort_dicts=False),
     ]
     parts += [
         f"from transformers import {name}  # noqa: E402\n\n\n"
-        f"class {_PREFIX}{name}(Resized, {name}):\n"
+        f"class {_PREFIX}{name}({mixin.__name__}, {name}):\n"
         f'    """{name} with layers of their own widths."""\n\n    family = FAMILY'
         for name in sorted(models)
     ]
@@ -140,8 +159,8 @@ def module_source(config: PreTrainedConfig, family: Family) -> str:
 
 
 def write_module(config: PreTrainedConfig, family: Family, folder: Path) -> None:
-    """Write the modelling file into `folder`, where layers differ so that the weights need one."""
-    if config.is_heterogeneous:
+    """Write the modelling file into `folder`, where the weights need one."""
+    if needs_module(config):
         (folder / f"{_MODULE}.py").write_text(module_source(config, family), encoding="utf-8")
 
 

@@ -52,7 +52,7 @@ def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, int]:
     Raises `InputError` for an axis that is not there, and for a size that no cut can have.
     """
     result, multiples = sizes(subject), steps(subject)
-    least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units())}
+    least = dict.fromkeys(result, 1) | {"layers": _fewest_layers(subject.units("layers"))}
     for part in parse_list(given):
         axis, _, number = part.partition("=")
         if axis not in result or not number.isdigit() or not least[axis] <= int(number) <= result[axis]:
@@ -80,7 +80,7 @@ def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> d
 
     Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`).
     """
-    result, fewest = {}, _fewest_layers(subject.units())
+    result, fewest = {}, _fewest_layers(subject.units("layers"))
     for axis, size in sizes(subject).items():
         step = steps(subject)[axis]
         step *= max(1, size // 8 // step)

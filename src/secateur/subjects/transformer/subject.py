@@ -173,6 +173,13 @@ class Transformer:
                 result[f"layers.{index}.shared_neurons"] = Consumer(out, 1, conv1d)
         return result
 
+    def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
+        """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
+
+        See `Layout.slices`; scores of coupled weights take it, as they take that of any network.
+        """
+        return self.layout.slices()
+
     def head_slices(self, layer: int) -> Iterator[tuple[str, int, int, int]]:
         """Where each whole set of heads stands in the input projections of `layer`: parameter, dim, start, length.
 

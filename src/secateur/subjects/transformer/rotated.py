@@ -1,0 +1,291 @@
+"""Decoders whose residual stream is written in other bases, and narrower, than that of the model they come from.
+
+An RMSNorm without gain commutes with any rotation. So once gains (and a LayerNorm's mean) have moved into the linears
+around, the residual stream may be turned at each of its points, after the embeddings and after each sub-block, by an
+orthogonal matrix of its own, and nothing changes in what the model says: what writes the point is turned, what reads it
+is turned back, and a linear on the residual connection leads from one basis to the next.
+
+Source: SliceGPT (arXiv 2401.15024), sections 3.1 to 3.3.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from secateur._utils import devices
+from secateur._utils.modes import evaluating
+from secateur.errors import UnsupportedError
+from secateur.subjects.transformer import costs, cutting, low_rank, saving
+from secateur.subjects.transformer.blocks import Call
+from secateur.subjects.transformer.decoder import Decoder
+from secateur.subjects.transformer.subject import Transformer
+from secateur.vocabulary import Units
+
+__all__ = ["Rotated", "fold_norms"]
+
+
+class Rotated(Decoder):
+    """A decoder with a basis of its own at each point of its residual stream; see `fold_norms`.
+
+    Point 0 is after the embeddings, 2 l + 1 after the attention of layer l, 2 l + 2 after its FFN. Its widths stand in
+    the config under "secateur"; GPT-2's class wants the first and the last to be equal. Nothing of it can be cut any
+    more.
+    """
+
+    @property
+    def stream(self) -> list[int]:
+        """The width at each point: 1 + 2 x layers of them."""
+        return list(self.model.config.secateur["widths"])
+
+    def units(self, *axes: str, multiple: int = 8, batch: int = 1, length: int = 128) -> Units:
+        """No unit can go, so all of the cost is the base; the measures of `Transformer.units`."""
+        if axes:
+            self._refuse()
+        return Units({}, (), self.price(self.stream, batch=batch, length=length))
+
+    def cut(self, *_: object, **__: object) -> NoReturn:
+        """Refused with `UnsupportedError`."""
+        self._refuse()
+
+    def silence(self, *_: object) -> NoReturn:
+        """Refused with `UnsupportedError`."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise UnsupportedError(
+            "the residual stream of this model was rotated and sliced, so its units can't be cut: cut the original "
+            "first, and slice the result"
+        )
+
+    def price(self, widths: Sequence[int], *, batch: int = 1, length: int = 128) -> dict[str, float]:
+        """What the model would cost with these widths of its points, in the measures of `Transformer.units`."""
+        layout, now = self.layout, self.stream
+        points = self._points()
+        products = {name for name, _ in layout.products()}
+        total = {"params": 0.0, "bytes": 0.0, "flops": 0.0}
+        for name, parameter in self.model.named_parameters():
+            own = points.get(name, ())
+            size = parameter.numel() // math.prod(now[point] for point in own) * math.prod(widths[p] for p in own)
+            total["params"] += size
+            total["bytes"] += size * parameter.element_size()
+            if name in products:
+                total["flops"] += 2.0 * batch * length * size
+        heads = sum(width.heads for width in layout.widths)
+        total["flops"] += 4.0 * batch * length**2 * layout.attention_width * heads
+        cached = Units(costs.sites(layout), tuple(self._cache(layout, batch, length))).cost().get("kv_cache", 0.0)
+        return total | {"kv_cache": cached, "memory": total["bytes"] + cached}
+
+    def _points(self) -> dict[str, tuple[int, ...]]:
+        """Parameter -> the points along whose channels its dimensions lie, for those that have such."""
+        table, prefix = self.family.stream(), self.layout.prefix
+        found: dict[str, tuple[int, ...]] = {f"{prefix}{name}.weight": (0,) for name in table["embeddings"]}
+        found |= {f"{name}.weight": (len(self.stream) - 1,) for name in self._heads()}
+        for index, path in enumerate(self.layers()):
+            for half, kind in enumerate(("attention", "ffn")):
+                before, out = 2 * index + half, f"{path}.{table[kind]['out']}"
+                found |= {f"{path}.{name}.weight": (before,) for name in table[kind]["reads"]}
+                found |= {f"{out}.weight": (before + 1,), f"{out}.bias": (before + 1,)}
+                found[f"{path}.{kind}_shortcut.weight"] = (before, before + 1)
+        return found
+
+    def _heads(self) -> list[str]:
+        return [name for name, head in self.model.named_children() if isinstance(head, nn.Linear)]
+
+    @torch.no_grad()
+    def turn(self, point: int, basis: Tensor) -> None:
+        """Write the residual stream at `point` in another basis, in place.
+
+        basis: [width now, width then] with orthonormal columns, float64; as many columns as rows only rotate, which
+        changes no output, fewer lose what lies across them.
+        """
+        table, paths = self.family.stream(), self.layers()
+        base, conv1d = self.model.base_model, self.family.conv1d
+        if point == 0:
+            for name in table["embeddings"]:
+                embedding = base.get_submodule(name)
+                embedding.weight = nn.Parameter(_times(embedding.weight, basis))
+                embedding.embedding_dim = basis.shape[1]
+        else:
+            layer, kind = self._half(point - 1)
+            _turn_rows(layer.get_submodule(table[kind]["out"]), basis, conv1d)
+            _turn_rows(layer.get_submodule(f"{kind}_shortcut"), basis, False)
+        if point == 2 * len(paths):
+            for name in self._heads():
+                _turn_columns(self.model.get_submodule(name), basis, False)
+        else:
+            layer, kind = self._half(point)
+            for name in table[kind]["reads"]:
+                _turn_columns(layer.get_submodule(name), basis, conv1d)
+            _turn_columns(layer.get_submodule(f"{kind}_shortcut"), basis, False)
+        self.model.config.secateur["widths"][point] = basis.shape[1]
+
+    def _half(self, point: int) -> tuple[Any, str]:
+        """The layer, and the sub-block of it, that reads the stream at `point`."""
+        layer = self.model.get_submodule(self.layers()[point // 2])
+        return layer, ("attention", "ffn")[point % 2]
+
+    @torch.no_grad()
+    def run_half(self, point: int, states: Tensor, call: Call) -> Tensor:
+        """What stands at `point` + 1, [B, S, width], when `states` [B, S, width] stand at `point`.
+
+        call: with what else the model calls the layer that reads them, see `blocks.record_calls`.
+        """
+        layer, kind = self._half(point)
+        states = devices.move(states, layer)
+        with evaluating(layer):
+            result: Tensor = (
+                layer.attend(states, **layer.name_arguments(*call)) if kind == "attention" else (layer.feed(states))
+            )
+        return result
+
+    def restore(self, widths: Sequence[int], state: Mapping[str, Tensor]) -> Rotated:
+        """The model of these widths with the weights `state`, made by the class that reloads it."""
+        model = cutting.build(self.layout, self._with_widths(widths), state)
+        result = self._copy(model, self.layer_index)
+        assert isinstance(result, Rotated)
+        return result
+
+    def _with_widths(self, widths: Sequence[int]) -> PretrainedConfig:
+        config: Any = copy.deepcopy(self.model.config)
+        config.secateur = config.secateur | {"widths": list(widths)}
+        made: PretrainedConfig = config
+        return made
+
+    def make_random(self, widths: Sequence[int]) -> Rotated:
+        """A model of these widths with fresh weights, where this one is: what takes as long as a sliced one."""
+        config = self._with_widths(widths)
+        model = saving.architecture(type(self.model), config, self.family)(config)
+        result = self._copy(model.to(self.model.device, self.model.dtype).eval(), self.layer_index)
+        assert isinstance(result, Rotated)
+        return result
+
+
+def fold_norms(subject: Transformer) -> Rotated:
+    """The same model, its logits too, with norms that have no weights and linears on its residual connections.
+
+    Gains g and shifts b of a norm go into the linears that read it: W' = W diag(g), and W b is added to their biases.
+    The mean that a LayerNorm subtracts is subtracted from what is written instead, M = I - 1 1^T / D: rows of the
+    embeddings, outputs of the sub-blocks. Embeddings and head are no longer tied, since only the head takes the last
+    norm's gain. The linears on the residual connections are the identity.
+
+    Raises `UnsupportedError` for what this is not exact for: models with norms after their sub-blocks, with experts,
+    with layers that differ, or without a head.
+    """
+    _check_rotatable(subject)
+    layout, model = subject.layout, subject.model
+    table, prefix, conv1d = subject.family.stream(), layout.prefix, subject.family.conv1d
+    final = model.get_submodule(f"{prefix}{table['final']}")
+    config: Any = copy.deepcopy(model.config)
+    config.tie_word_embeddings = False
+    config.secateur = (getattr(config, "secateur", None) or {}) | {
+        "layer_index": list(subject.layer_index),
+        "widths": [layout.hidden_size] * (1 + 2 * len(layout.widths)),
+        "head_bias": getattr(final, "bias", None) is not None,
+    }
+    norms = set(layout.norms())
+    state = {
+        name: tensor.detach().clone()
+        for name, tensor in model.state_dict().items()
+        if name.rpartition(".")[0] not in norms
+    }
+    heads = [name for name, head in model.named_children() if isinstance(head, nn.Linear)]
+    for name in heads:
+        _fold(state, name, final, False)
+    centred = bool(cutting.layer_norms(layout))
+    for name in table["embeddings"] if centred else ():
+        _centre(state, f"{prefix}{name}.weight", 1)
+    for path in layout.layers():
+        for kind in ("attention", "ffn"):
+            norm = model.get_submodule(f"{path}.{table[kind]['norm']}")
+            for name in table[kind]["reads"]:
+                _fold(state, f"{path}.{name}", norm, conv1d)
+            out = f"{path}.{table[kind]['out']}"
+            if centred:
+                _centre(state, f"{out}.weight", 1 if conv1d else 0)
+                _centre(state, f"{out}.bias", 0)
+            like = state[f"{out}.weight"]
+            eye = torch.eye(layout.hidden_size, dtype=like.dtype, device=like.device)
+            state[f"{path}.{kind}_shortcut.weight"] = eye
+    built = cutting.build(layout, saving.mark_config(config), state)
+    result = Rotated(built, subject.family, tokenizer=subject.tokenizer, folder=subject.folder)
+    result.layer_index = subject.layer_index
+    return result
+
+
+def _check_rotatable(subject: Transformer) -> None:
+    family, kind = subject.family, subject.family.model_type
+    if isinstance(subject, Rotated):
+        subject._refuse()
+    if not family.attention.before or family.attention.after:
+        raise UnsupportedError(
+            f"{kind} has norms after its sub-blocks, with which no rotation commutes: give a model with norms before "
+            "them alone, such as llama, mistral, qwen2, qwen3, phi3 or gpt2"
+        )
+    if family.experts:
+        raise UnsupportedError(f"{kind} has experts, whose router reads the residual stream: give a dense model")
+    if subject.model.config.is_heterogeneous:
+        raise UnsupportedError("the layers of this model differ: slice the uncut model")
+    if subject.output != "logits":
+        raise UnsupportedError(
+            f"{type(subject.model).__name__} gives the residual stream itself, whose channels a rotation mixes: give "
+            "a model with its head"
+        )
+    branches = low_rank.find_branches(subject.model)
+    if branches:
+        raise UnsupportedError(f"{next(iter(branches))} has a branch beside it: merge it first")
+
+
+def _fold(state: dict[str, Tensor], name: str, norm: nn.Module, conv1d: bool) -> None:
+    """Move gain and shift of a norm into the linear `name` that reads it."""
+    gain, shift = (getattr(norm, leaf, None) for leaf in ("weight", "bias"))
+    assert gain is not None
+    key, bias = f"{name}.weight", f"{name}.bias"
+    weight = state[key].double()
+    weight = weight.T if conv1d else weight
+    if shift is not None:
+        more = weight @ shift.detach().double()
+        state[bias] = (more + state[bias].double() if bias in state else more).to(state[key].dtype)
+    weight = weight * gain.detach().double()
+    state[key] = (weight.T if conv1d else weight).to(state[key].dtype).contiguous()
+
+
+def _centre(state: dict[str, Tensor], key: str, dim: int) -> None:
+    """Subtract its mean along the channels from what is written into the residual stream."""
+    if key in state:
+        wide = state[key].double()
+        state[key] = (wide - wide.mean(dim, keepdim=True)).to(state[key].dtype)
+
+
+def _times(weight: Tensor, basis: Tensor) -> Tensor:
+    return (weight.double() @ basis.to(weight.device)).to(weight.dtype).contiguous()
+
+
+def _turn_columns(module: nn.Module, basis: Tensor, conv1d: bool) -> None:
+    """Let a linear read its inputs in another basis: W basis."""
+    linear: Any = module
+    weight = linear.weight.T if conv1d else linear.weight
+    _set_weight(linear, _times(weight, basis), conv1d)
+
+
+def _turn_rows(module: nn.Module, basis: Tensor, conv1d: bool) -> None:
+    """Let a linear write its outputs in another basis: basis^T W, basis^T b."""
+    linear: Any = module
+    weight = linear.weight.T if conv1d else linear.weight
+    _set_weight(linear, _times(weight.T, basis).T, conv1d)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(_times(linear.bias, basis))
+
+
+def _set_weight(linear: nn.Module, weight: Tensor, conv1d: bool) -> None:
+    rows, columns = weight.shape
+    linear.weight = nn.Parameter((weight.T if conv1d else weight).contiguous())
+    for name, value in (("in_features", columns), ("out_features", rows), ("nx", columns), ("nf", rows)):
+        if hasattr(linear, name):
+            setattr(linear, name, value)

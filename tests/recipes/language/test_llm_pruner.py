@@ -1,0 +1,228 @@
+"""LLM-Pruner on models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+import tiny
+import toys
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
+from secateur.recipes.language import llm_pruner
+from secateur.recipes.language.llm_pruner import Importance
+from secateur.runs import keywords
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Result
+
+QUICK = {"samples": 6, "train_length": 16, "length": 16, "steps": 0}
+DATA = texts.read(tiny.chains(200))
+
+
+def toy(folder):
+    return toys.language("llama", "params=75%", **QUICK)
+
+
+def subject(kind: str = "llama") -> Transformer:
+    return open_subject(tiny.uneven(tiny.model(kind)), tokenizer=tiny.tokenizer())
+
+
+def results(root, *budgets, model=None, kind="llama", data=DATA, **options) -> list[Result]:
+    how = keywords.check_options(llm_pruner.llm_pruner, {**QUICK, **options})
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(budget) for budget in budgets]
+        return list(llm_pruner.llm_pruner(model or subject(kind), data, wanted, run, **how))
+
+
+def scores(start: Transformer, axes=("kv_groups", "neurons"), **importance) -> dict[str, torch.Tensor]:
+    _, units = llm_pruner.choose_units(start, axes, 0, 0, batch=1, length=16)
+    batches = llm_pruner.sequences(start, DATA, 3, length=16, seed=0)
+    return llm_pruner.score_units(start, units, batches, Importance(**importance), seed=0)
+
+
+def gradients(start: Transformer) -> list[dict[str, torch.Tensor]]:
+    """Name -> gradient of the next token's loss, sequence by sequence."""
+    found = []
+    for batch in llm_pruner.sequences(start, DATA, 3, length=16, seed=0):
+        start.model.zero_grad()
+        logits = start.model(input_ids=batch["input_ids"]).logits
+        functional.cross_entropy(logits[0, :-1], batch["input_ids"][0, 1:]).backward()
+        found.append({name: p.grad.clone() for name, p in start.model.named_parameters()})
+    start.model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("within", ["vector", "element"])
+@pytest.mark.parametrize("aggregation", ["sum", "prod", "max", "last"])
+def test_the_importance_of_a_group_is_that_of_the_equations(order, within, aggregation):
+    start, layer = subject(), "model.layers.1"
+    passes, weights = gradients(start), dict(start.model.named_parameters())
+
+    def change(name: str, dim: int) -> torch.Tensor:
+        w, each = weights[name].detach(), torch.stack([one[name] for one in passes])
+        moved = w * each.mean(0) - (0.5 * w.square() * each.square().mean(0) if order == 2 else 0)
+        return moved.sum(1 - dim).abs() if within == "vector" else moved.abs().sum(1 - dim)
+
+    def together(matrices: list[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(matrices).double()
+        return {"sum": stacked.sum(0), "prod": stacked.prod(0), "max": stacked.amax(0), "last": stacked[-1]}[
+            aggregation
+        ]
+
+    found = scores(start, order=order, within=within, aggregation=aggregation)
+    neurons = together(
+        [change(f"{layer}.mlp.{name}_proj.weight", dim) for name, dim in (("gate", 0), ("up", 0), ("down", 1))]
+    )
+    torch.testing.assert_close(found["layers.1.neurons"], neurons, rtol=1e-4, atol=1e-9)
+    heads = [
+        (name, change(f"{layer}.self_attn.{name}_proj.weight", dim))
+        for name, dim in (("q", 0), ("k", 0), ("v", 0), ("o", 1))
+    ]
+    groups = together([moved.unflatten(0, (2, -1)).sum(1) for _, moved in heads])
+    torch.testing.assert_close(found["layers.1.kv_groups"], groups, rtol=1e-4, atol=1e-9)
+
+
+def test_heads_of_gpt2_take_their_columns_of_the_fused_projection():
+    start = subject("gpt2")
+    found = scores(start, ("heads", "channels"), score="l2")
+    attention = start.model.transformer.h[0].attn
+    fused = attention.c_attn.weight.detach().square().sum(0) + attention.c_attn.bias.detach().square()
+    expected = fused.unflatten(0, (3, 4, -1)).sum((0, 2)) + attention.c_proj.weight.detach().square().sum(1).unflatten(
+        0, (4, -1)
+    ).sum(1)
+    torch.testing.assert_close(found["layers.0.heads"].float(), expected)
+    assert found["channels"].shape == (32,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "axes", "budget"),
+    [
+        ("llama", ("kv_groups", "neurons"), "params=85%"),
+        ("llama", ("heads", "neurons", "channels"), "params=85%"),
+        ("qwen3", ("channels",), "params=85%"),
+        ("gpt2", ("kv_groups", "neurons", "channels"), "params=85%"),
+        ("masked", ("kv_groups", "neurons"), "params=85%"),
+        ("mixtral", ("kv_groups", "neurons"), "params=95%"),
+    ],
+)
+def test_every_family_with_a_loss_meets_its_budget_as_predicted(tmp_path, kind, axes, budget):
+    (found,) = results(tmp_path, budget, kind=kind, axes=axes)
+    assert found.predicted["params"] == sum(p.numel() for p in found.subject.model.parameters())
+    limit = Budget.parse(budget).absolute(subject(kind).units().cost())
+    assert found.predicted["params"] <= limit["params"]
+    assert found.predicted == found.subject.units(batch=1, length=16).cost()
+
+
+def test_the_first_and_last_layers_stay_whole(tmp_path):
+    start = subject()
+    assert [round(32 / 8), round(32 / 16)] == [4, 2]
+    (found,) = results(tmp_path / "a", "params=90%", model=start, first=1, last=1)
+    before, after = start.widths(), found.subject.widths()
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False, True]
+    with pytest.raises(InputError, match="first=3 and last=1 keep all 4 layers whole"):
+        results(tmp_path / "b", "params=90%", model=start, first=3, last=1)
+
+
+def test_silent_neurons_go_first_whatever_the_score_but_chance(tmp_path):
+    """Half the neurons of each layer are nearly silent; a random choice keeps about half of them."""
+
+    def silent(found: Result) -> float:
+        norms = [layer.mlp.down_proj.weight.norm(dim=0) for layer in found.subject.model.model.layers]
+        return float(torch.cat([norm < 0.1 for norm in norms]).float().mean())
+
+    for name, how in {
+        "first": {},
+        "second": {"order": 2},
+        "vector": {"within": "vector"},
+        "last": {"aggregation": "last"},
+        "prod": {"aggregation": "prod"},
+    }.items():
+        (found,) = results(tmp_path / name, "params=75%", axes=("neurons",), **how)
+        assert silent(found) < 0.2, name
+    (found,) = results(tmp_path / "random", "params=75%", axes=("neurons",), score="random")
+    assert silent(found) > 0.3
+
+
+def test_a_classifier_is_scored_by_its_labels_and_needs_them(tmp_path):
+    start = open_subject(tiny.classifier(), tokenizer=tiny.tokenizer())
+    lines = tiny.sentences(40)
+    labelled = (
+        texts.read(lines).labelled({}, 2)
+        if False
+        else texts.Corpus(texts=lines, name="told", digest="0", labels=[0, 1] * 20)
+    )
+    (found,) = results(tmp_path / "a", "params=98%", model=start, data=labelled, axes=("neurons",))
+    assert found.predicted["params"] <= 0.98 * start.units().cost()["params"]
+    with pytest.raises(InputError, match="scores by the gradient of a loss, and this model has none"):
+        results(tmp_path / "b", "params=98%", model=start, axes=("neurons",))
+    (found,) = results(tmp_path / "c", "params=98%", model=start, axes=("neurons",), score="l2")
+    assert not found.cut.is_noop
+
+
+def test_it_recovers_with_the_loop_of_all_recipes(tmp_path):
+    start = subject()
+    before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
+    (found,) = results(tmp_path, "params=85%", model=start, steps=2, train_batch=4)
+    assert found.recovery is not None
+    assert found.recovery.steps == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+
+
+def test_scores_are_taken_once_for_all_budgets_and_a_run_resumes(tmp_path, monkeypatch):
+    counted = []
+    real = llm_pruner.score_units
+    monkeypatch.setattr(llm_pruner, "score_units", lambda *a, **how: counted.append(1) or real(*a, **how))
+    first = results(tmp_path, "params=85%", "params=75%")
+    again = results(tmp_path, "params=85%", "params=75%")
+    assert len(counted) == 1
+    for one, two in zip(first, again, strict=True):
+        assert one.cut.removed == two.cut.removed
+    gone = [sum(lost for lost, _ in found.cut.removed.values()) for found in first]
+    assert gone[0] < gone[1]
+
+
+def test_a_latency_is_met_by_the_table_and_the_clock(tmp_path, monkeypatch):
+    """Here a neuron takes 1 us, a group of heads 10 us, and nothing else takes time, as the clock says, too."""
+    table = {"neurons": {"0": 0.0, "128": 128e-6}, "kv_groups": {"0": 0.0, "2": 20e-6}, "rest": {"0": 0.0}}
+
+    def seconds(model: Transformer) -> float:
+        return sum(1e-6 * width.neurons + 1e-5 * width.kv for width in model.widths())
+
+    monkeypatch.setattr(llm_pruner.timing, "time_blocks", lambda *_: table)
+    monkeypatch.setattr(llm_pruner.timing, "time_share", lambda whole, cut, *_: seconds(cut) / seconds(whole))
+    (found,) = results(tmp_path / "a", "speedup=1.5x")
+    assert found.predicted["latency"] == pytest.approx(seconds(found.subject))
+    assert found.predicted["speedup"] >= 1.5
+    with pytest.raises(UnsupportedError, match="a latency is predicted for one of heads and kv_groups, and neurons"):
+        results(tmp_path / "b", "speedup=1.5x", axes=("neurons", "channels"))
+
+
+@pytest.mark.parametrize(
+    ("options", "budget", "error", "words"),
+    [
+        ({"axes": ("layers",)}, "params=80%", InputError, "axes=layers: give one or more of heads, kv_groups"),
+        ({"score": "loudness"}, "params=80%", InputError, "score 'loudness' is not one of taylor, l2, random"),
+        ({"axes": ("channels",), "token": 0.5}, "params=80%", InputError, "token compares states of equal width"),
+        ({}, "pattern=2:4", BudgetError, "llm_pruner can't meet pattern=2:4"),
+        ({}, "params=1%", InfeasibleError, "params can go down to"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(tmp_path, options, budget, error, words):
+    with pytest.raises(error, match=words):
+        results(tmp_path, budget, **options)
+
+
+def test_a_score_of_ones_own_is_taken_from_a_file(tmp_path):
+    place = tmp_path / "mine.py"
+    place.write_text(
+        "def worth(subject, batches):\n    return {s.name: range(s.count) for s in subject.units().free()}\n"
+    )
+    (found,) = results(tmp_path / "run", "params=80%", axes=("neurons",), score=f"{place}:worth")
+    kept = found.subject.model.model.layers[0].mlp.down_proj.weight
+    start = subject().model.model.layers[0].mlp.down_proj.weight
+    assert torch.equal(kept, start[:, -kept.shape[1] :])
+    assert np.isfinite(found.predicted["params"])

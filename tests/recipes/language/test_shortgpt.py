@@ -1,0 +1,149 @@
+"""ShortGPT and the angular rule on models of a few layers."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+import toys
+from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.errors import BudgetError, InfeasibleError
+from secateur.recipes.language import shortgpt
+from secateur.runs import keywords
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Result
+
+QUICK = {"samples": 16, "train_length": 16, "length": 16}
+DATA = texts.read(tiny.chains(200))
+
+
+def toy(folder):
+    found = toys.language("llama", "params=80%", **QUICK)
+    return {**found, "subject": idle_layers(found["subject"].copy(), (2,))}
+
+
+def idle_layers(made: Transformer, idle: tuple[int, ...]) -> Transformer:
+    """The model, of which the layers `idle` now add next to nothing."""
+    with torch.no_grad():
+        for index in idle:
+            layer = made.model.get_submodule(made.layers()[index])
+            for block in (made.family.attention, made.family.ffn):
+                for parameter in layer.get_submodule(block.out).parameters():
+                    parameter.mul_(1e-3)
+    return made
+
+
+def subject(kind: str = "llama", idle: tuple[int, ...] = ()) -> Transformer:
+    return idle_layers(open_subject(tiny.model(kind), tokenizer=tiny.tokenizer()), idle)
+
+
+def results(root, *budgets, model=None, **options) -> list[Result]:
+    how = keywords.check_options(shortgpt.shortgpt, {**QUICK, **options})
+    with Run.open(root, {}) as run:
+        wanted = [Budget.parse(budget) for budget in budgets]
+        return list(shortgpt.shortgpt(model or subject(), DATA, wanted, run, **how))
+
+
+def test_the_layers_of_least_influence_go_wherever_they_stand(tmp_path):
+    loose, tight = results(tmp_path, "flops=80%", "flops=60%", model=subject(idle=(0, 2)))
+    assert loose.subject.layer_index in {(1, 2, 3), (0, 1, 3)}
+    assert tight.subject.layer_index == (1, 3)
+    for found in (loose, tight):
+        assert found.predicted == found.subject.units(batch=1, length=16).cost()
+        assert found.recovery is None
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "qwen3", "mixtral"])
+@pytest.mark.parametrize("rule", ["influence", "angular", "deepest"])
+def test_every_rule_takes_every_family_and_meets_the_budget(tmp_path, kind, rule):
+    start = subject(kind)
+    (found,) = results(tmp_path, "params=80%", model=start, rule=rule)
+    left = len(found.subject.layers())
+    assert 0 < left < len(start.layers())
+    assert found.predicted["params"] == sum(p.numel() for p in found.subject.model.parameters())
+    assert found.predicted["params"] <= 0.8 * start.units().cost()["params"]
+
+
+def test_the_angular_rule_takes_the_run_of_the_least_angle(tmp_path):
+    start = subject(idle=(1, 2))
+    (found,) = results(tmp_path / "a", "flops=60%", model=start, rule="angular")
+    assert found.subject.layer_index == (0, 3)
+    (all_tokens,) = results(tmp_path / "b", "flops=60%", model=start, rule="angular", tokens="all")
+    assert all_tokens.subject.layer_index == (0, 3)
+    (deepest,) = results(tmp_path / "c", "flops=60%", model=start, rule="deepest")
+    assert deepest.subject.layer_index == (0, 3)
+    (one,) = results(tmp_path / "d", "flops=80%", model=start, rule="deepest")
+    assert one.subject.layer_index == (0, 1, 3)
+
+
+def test_a_run_of_layers_may_do_less_together_than_its_layers_alone():
+    """Layers 1 and 2 turn the states and turn them back: each alone looks important, both together do nothing."""
+    units = subject().units("layers")
+    distances = np.triu(np.full((5, 5), 0.5, np.float32), 1)
+    distances[0, 1] = distances[3, 4] = 0.4
+    distances[1, 3] = 0.1
+    budget = Budget.of({"params": 0.7 * units.cost()["params"]})
+    angular = shortgpt.keep_layers(units, budget, rule="angular", distances=distances)
+    assert angular["layers"].tolist() == [True, False, False, True]
+    influence = shortgpt.keep_layers(units, budget, rule="influence", distances=distances)
+    assert influence["layers"].tolist() == [False, True, True, False]
+
+
+def test_the_distances_are_measured_once_and_a_run_resumes(tmp_path, monkeypatch):
+    counted = []
+    real = shortgpt.similarity.distances
+    monkeypatch.setattr(shortgpt.similarity, "distances", lambda *a, **k: counted.append(1) or real(*a, **k))
+    first = results(tmp_path, "flops=80%", "flops=60%")
+    again = results(tmp_path, "flops=80%", "flops=60%")
+    assert len(counted) == 1
+    assert [found.subject.layer_index for found in first] == [found.subject.layer_index for found in again]
+
+
+def test_healing_compares_each_layer_with_the_one_it_was(tmp_path, monkeypatch):
+    asked = []
+    real = shortgpt.distillation.objectives.distil
+    monkeypatch.setattr(
+        shortgpt.distillation.objectives, "distil", lambda *a, **how: asked.append(how) or real(*a, **how)
+    )
+    start = subject(idle=(1,))
+    before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
+    (found,) = results(tmp_path / "a", "flops=80%", model=start, steps=2, train_batch=4, token=0.5)
+    assert asked[0]["blocks"] == [(1, 1), (2, 3), (3, 4)]
+    assert (asked[0]["task"], asked[0]["logit"], asked[0]["token"]) == (0.5, 1.0, 0.5)
+    assert found.recovery is not None
+    assert found.recovery.steps == 2
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+    (dry,) = results(tmp_path / "dry", "flops=80%", model=start, steps=2, dry_run=True)
+    assert dry.recovery is None
+    trained, cut = (one.subject.model.state_dict() for one in (found, dry))
+    assert not torch.equal(trained["model.norm.weight"], cut["model.norm.weight"])
+
+
+def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
+    """Here a layer takes 10 ms and the rest 4 ms, as both the timer and the pairs say."""
+
+    def seconds(model: Transformer) -> float:
+        return 0.004 + 0.01 * len(model.layers())
+
+    def interleaved(probes, **_):
+        return {name: SimpleNamespace(value=seconds(probe.func.__self__)) for name, probe in probes.items()}
+
+    monkeypatch.setattr(shortgpt.timing.latency, "time_interleaved", interleaved)
+    monkeypatch.setattr(shortgpt.timing, "time_share", lambda whole, cut, *_: seconds(cut) / seconds(whole))
+    (found,) = results(tmp_path, "speedup=1.8x", model=subject(idle=(1, 2)))
+    assert found.subject.layer_index == (0, 3)
+    assert found.predicted["latency"] == pytest.approx(0.024)
+    assert found.predicted["speedup"] == pytest.approx(44 / 24)
+
+
+def test_what_no_number_of_layers_meets_is_refused(tmp_path):
+    for rule in ("influence", "angular", "deepest"):
+        with pytest.raises(InfeasibleError, match="params"):
+            results(tmp_path / rule, "params=1%", rule=rule)
+    with pytest.raises(BudgetError, match=r"shortgpt can't meet pattern=2:4: it cuts layers"):
+        results(tmp_path / "d", "pattern=2:4")
