@@ -39,16 +39,22 @@ class Removed(nn.Module):
 
     def __init__(self, inner: str, bias: torch.Tensor | None, layer: int | None) -> None:
         super().__init__()
-        self.inner, self.layer = inner, layer
+        self.inner, self.layer, self.biased = inner, layer, False
         if inner and bias is not None:
-            self.add_module(inner, Bias(bias))
+            *outer, last = inner.split(".")
+            place: nn.Module = self
+            for name in outer:
+                place.add_module(name, nn.Module())
+                place = place.get_submodule(name)
+            place.add_module(last, Bias(bias))
+            self.biased = True
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """[B, S, d] -> what the module that stood here would have returned, with nothing computed."""
         if not self.inner:
             output = hidden_states[..., :0]
-        elif hasattr(self, self.inner):
-            output = getattr(self, self.inner)(hidden_states)
+        elif self.biased:
+            output = self.get_submodule(self.inner)(hidden_states)
         else:
             output = hidden_states.new_zeros(1)
         if self.layer is None:
@@ -75,9 +81,9 @@ class LayerConfig:
 def resize(model: Any, family: dict[str, Any]) -> None:
     """Give each layer of `model` the widths of `model.config.per_layer_config`, in place.
 
-    `family` is a table of module -> axes of its weight; an axis is "", "channels", "neurons", "heads*" (head_dim
-    numbers per query head), "kv*" (the same per key/value head), "experts", "expert_neurons" and "shared_neurons" of
-    a mixture, or several of them joined by "+".
+    `family` is a table of module -> axes of its weight; an axis is "", "channels", "neurons", "heads" (one number per
+    query head), "heads*" (head_dim numbers for each; "heads*3" three times as many), "kv*" (the same per key/value
+    head), "experts", "expert_neurons" and "shared_neurons" of a mixture, or several of them joined by "+".
     """
     experts = family["experts"]
     for index, layer in enumerate(model.base_model.get_submodule(family["layers"])):
@@ -88,6 +94,7 @@ def resize(model: Any, family: dict[str, Any]) -> None:
         sizes = {
             "channels": config.hidden_size,
             "neurons": getattr(config, family["neurons"]),
+            "heads": heads,
             "heads*": heads * head_dim,
             "kv*": kv * head_dim,
         }
@@ -103,13 +110,18 @@ def resize(model: Any, family: dict[str, Any]) -> None:
                 sizes |= _mixture(layer, experts, config)
             for name, axes in tensors.items():
                 if any(axes) and "" not in axes:
-                    shape = [sum(sizes[part] for part in axis.split("+")) for axis in axes]
+                    shape = [sum(_size(part, sizes) for part in axis.split("+")) for axis in axes]
                     _reshape(layer, name, shape, family["conv1d"])
         if "attention" not in skip and "heads" not in family["whole"]:
             attention = layer.get_submodule(family["attention"]["module"])
             _recount(attention, heads, kv, head_dim)
             if family["own_config"]:
                 attention.config = LayerConfig(model.config, num_attention_heads=heads, num_key_value_heads=kv)
+
+
+def _size(part: str, sizes: dict[str, int]) -> int:
+    name, star, times = part.partition("*")
+    return sizes[name + star] * int(times or 1)
 
 
 def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]:
@@ -163,8 +175,9 @@ def _reshape(layer: Any, name: str, shape: list[int], conv1d: bool) -> None:
 
 def _recount(attention: Any, heads: int, kv: int, head_dim: int) -> None:
     """Set the counts which attention modules keep beside their weights; models name them differently."""
-    built = getattr(attention, "head_dim", None) or attention.attention_head_size
-    if built != head_dim and getattr(attention, "scale_attn_weights", True):
+    sizes = (getattr(attention, name, None) for name in ("head_dim", "attention_head_size", "head_size"))
+    built = next(filter(None, sizes), head_dim)
+    if built != head_dim and hasattr(attention, "scaling") and getattr(attention, "scale_attn_weights", True):
         attention.scaling *= (built / head_dim) ** 0.5
     counts = {
         "num_heads": heads,
@@ -174,7 +187,10 @@ def _recount(attention: Any, heads: int, kv: int, head_dim: int) -> None:
         "num_key_value_groups": heads // kv,
         "head_dim": head_dim,
         "attention_head_size": head_dim,
+        "head_size": head_dim,
         "all_head_size": heads * head_dim,
+        "embed_dim": heads * head_dim,
+        "hidden_size": heads * head_dim,
         "split_size": heads * head_dim,
     }
     for name, value in counts.items():

@@ -157,8 +157,8 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
     width, parts = layout.widths[layer], stays.parts[layer]
     pieces, offset = [], 0
     for part in axis.split("+"):
-        name = part.removesuffix("*")
-        block = layout.head_dim if part.endswith("*") else 1
+        name, star, times = part.partition("*")
+        block = layout.head_dim * int(times or 1) if star else 1
         pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
         offset += getattr(width, name) * block
     return torch.cat(pieces, -1)
@@ -225,12 +225,13 @@ def new_config(
     else:
         expressible = channels == heads * layout.head_dim
     alike = [Widths(heads, kv, neurons), *([replace(mixture, heads=heads, kv=kv)] if mixture.experts else [])]
-    plain = expressible and all(width in alike for width in widths)
-    if layout.fixed_ratio:
-        heads = data[heads_name]  # the class refuses any other count; every layer states its own
+    said = family.states_neurons or all(width.neurons == layout.widths[0].neurons for width in widths)
+    plain = expressible and said and all(width in alike for width in widths)
+    if layout.fixed_ratio or (not plain and not family.states_head_dim and channels == layout.hidden_size):
+        heads = data[heads_name]  # the class refuses others, or knows head_dim by it; every layer states its own
     elif not plain and (family.heads_divide or not family.states_head_dim):
         heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
-    data |= {heads_name: heads, family.neurons: neurons}
+    data |= {heads_name: heads} | ({family.neurons: neurons} if family.states_neurons or not plain else {})
     plain = _say_mixture(layout, widths, mixture, data, plain)
     if has_kv:
         data["num_key_value_heads"] = min(kv, heads)
@@ -407,7 +408,7 @@ def silence(layout: Layout, stays: Kept) -> PreTrainedModel:
             model.set_submodule(path, _KeptLayerNorm(norm, stays.channels))
     for number, path in enumerate(layout.layers()):
         if number not in stays.parts:
-            model.set_submodule(path, _Bypass())
+            model.set_submodule(path, _Bypass(model.get_submodule(path)))
     return model
 
 
@@ -455,10 +456,21 @@ class _BarredRouter(nn.Module):
 
 
 class _Bypass(nn.Module):
-    """A layer that passes its input on."""
+    """A layer that passes its input on, in the form in which it gives its output: alone, or first of a tuple."""
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return hidden_states
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # models ask layers which kind they are
+            return getattr(super().__getattr__("layer"), name)
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
+        out = self.layer(hidden_states, *args, **kwargs)
+        return (hidden_states, *out[1:]) if isinstance(out, tuple) else hidden_states
 
 
 class _KeptLayerNorm(nn.Module):

@@ -9,7 +9,8 @@ An axis is written as
     ""           fixed: never cut (vocabulary, positions, labels)
     "channels"   the residual stream
     "neurons"    FFN neurons
-    "heads*"     query heads, `head_dim` rows each
+    "heads*"     query heads, `head_dim` rows each; "heads*3": three times as many, queries, keys and values of a head
+    "heads"      query heads, one number each
     "kv*"        key/value heads, `head_dim` rows each (the query heads themselves where there are no groups)
     "experts"    the experts of a mixture
     "expert_neurons", "shared_neurons"  the FFN neurons of each expert, and of the expert that every token passes
@@ -88,7 +89,9 @@ class Family:
     per_sequence: tuple[str, ...] = ()
     """Shared linears that run once per sequence, not per token."""
     neurons: str = "intermediate_size"
-    """The config's name for the FFN width."""
+    """The config's name for the FFN width; one of our own where the class knows none."""
+    states_neurons: bool = True
+    """The class reads the FFN width from its config; otherwise it is a multiple of the hidden size."""
     states_head_dim: bool = True
     """The config may state head_dim; otherwise head_dim is always hidden_size / heads."""
     heads_divide: bool = False

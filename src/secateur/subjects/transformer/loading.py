@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -24,6 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from secateur._utils.finite import all_finite
 from secateur._utils.modes import move_to_device
@@ -31,11 +33,9 @@ from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
 from secateur.subjects.transformer import files, low_rank, packing, saving
-from secateur.subjects.transformer.decoder import Decoder
-from secateur.subjects.transformer.encoder import Encoder
-from secateur.subjects.transformer.families import FAMILIES, Family, find
-from secateur.subjects.transformer.moe import Moe
-from secateur.subjects.transformer.rotated import Rotated
+from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.families import Family, find
+from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
@@ -45,7 +45,6 @@ _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -69,16 +68,16 @@ def open_subject(
     device_map: how Accelerate is to split what is read from a folder over devices, such as "auto".
     """
     if isinstance(source, PreTrainedModel):
-        family = _family(getattr(source.config, "model_type", "?"), type(source).__name__)
+        family = find_family(saving.plain_class(type(source)), source.config)
         _check_finite(source)
-        return _subject(source, family, tokenizer, None, [])
+        return make_subject(source, family, tokenizer)
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)
     model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused", device_map)
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
-    subject = _subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    subject = make_subject(model, family, tokenizer or _tokenizer(root), folder, head)
     method = files.read_json(root / "config.json").get("quantization_config")
     if method is not None:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
@@ -149,7 +148,7 @@ def open_outline(source: str | Path) -> Transformer:
         model.tie_weights()
     finally:
         torch.set_default_dtype(before)
-    return _subject(model.eval(), family, None, None, [])
+    return make_subject(model.eval(), family)
 
 
 def load(path: str | Path) -> PreTrainedModel:
@@ -172,29 +171,12 @@ def _tokenizer(root: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def _subject(
-    model: PreTrainedModel, family: Family, tokenizer: Tokenizer | None, folder: Path | None, head: list[nn.Module]
-) -> Transformer:
-    name = type(model).__name__
-    if model.base_model is not model and not name.endswith(_TASKS):
+def _check_type(model_type: str, place: str) -> None:
+    if find(model_type) is None and model_type not in CONFIG_MAPPING:
         raise UnsupportedError(
-            f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
-            "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
+            f"{place} is of the architecture {model_type!r}, which transformers {transformers.__version__} doesn't "
+            "have, so it can't be opened: install a newer version, or give a model of another architecture"
         )
-    kind: type[Transformer] = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
-    kind = Rotated if saving.is_sliced(model.config) else kind
-    return kind(model, family, tokenizer=tokenizer, folder=folder, head=head)
-
-
-def _family(model_type: str, place: str) -> Family:
-    family = find(model_type)
-    if family is None:
-        hint = "; of gemma3, open the text model" if model_type == "gemma3" else ""
-        raise UnsupportedError(
-            f"{place} is of the architecture {model_type!r}, which secateur can't prune: "
-            f"it knows {', '.join(sorted(FAMILIES))}{hint}"
-        )
-    return family
 
 
 def _local(source: str | Path, fetched: Sequence[str] = _FETCHED) -> Path:
@@ -239,7 +221,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
             f"{folder} carries modelling code of its own, which is not run unasked: "
             "pass trust_remote_code=True if you trust it"
         )
-    _family(data["model_type"], str(folder))
+    _check_type(data["model_type"], str(folder))
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
@@ -268,13 +250,13 @@ def _config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Fam
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(f"{place / 'config.json'} can't be used ({_line(error)})") from error
-    family = _family(config.model_type, str(place))
     known = (saving.original_class(name) for name in config.architectures or [])
     named = next((kind for kind in known if kind), None)
     if named is None:
-        automatic = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
-        named = automatic._model_mapping[type(config)]
-    return config, family, named
+        written, causal = find(config.model_type), AutoModelForCausalLM._model_mapping
+        encoder = written.kind == "encoder" if written else type(config) not in causal
+        named = (AutoModel._model_mapping if encoder else causal)[type(config)]
+    return config, find_family(named, config), named
 
 
 def _read(

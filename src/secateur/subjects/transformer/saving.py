@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from secateur.errors import UnsupportedError
 from secateur.formats import reload, sliced
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.families import Family
@@ -34,6 +35,7 @@ __all__ = [
     "module_source",
     "needs_module",
     "original_class",
+    "plain_class",
     "quiet_progress",
     "save",
     "write_module",
@@ -73,15 +75,26 @@ def quiet_progress(size: int) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def plain_class(model: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """transformers' own class of a model: itself, or what its `Resized` form was mixed into.
+
+    Raises `UnsupportedError` for a class of somebody else's.
+    """
+    plain = next((base for base in model.__mro__ if base.__module__.startswith("transformers.models.")), None)
+    if plain is None:
+        raise UnsupportedError(f"{model.__name__} is no class of transformers' own: secateur.prune takes any network")
+    return plain
+
+
 def architecture(model: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:
     """The class that builds `config`: transformers' own, or its `Resized` or `Sliced` form where that is none."""
-    plain = next(base for base in model.__mro__ if base.__module__.startswith("transformers.models."))
+    plain = plain_class(model)
     if not needs_module(config):
         return plain
     home, mixin, table = _form_of(config, family)
-    known = vars(home).get(_PREFIX + plain.__name__)
-    if known is None:
-        name = _PREFIX + plain.__name__
+    name = _PREFIX + plain.__name__
+    known = vars(home).get(name)
+    if known is None or known.family != table:  # tables are tried out for a class whose family is derived
         body = {"family": table, "__module__": home.__name__, "__doc__": f"{plain.__name__}, {mixin.__name__.lower()}."}
         known = type(name, (mixin, plain), body)
         setattr(home, name, known)  # where pickling by name looks for it

@@ -1,0 +1,42 @@
+"""Make a subject of a model in memory whose family is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from secateur._utils.tokenizers import Tokenizer
+from secateur.errors import UnsupportedError
+from secateur.subjects.transformer import saving
+from secateur.subjects.transformer.decoder import Decoder
+from secateur.subjects.transformer.encoder import Encoder
+from secateur.subjects.transformer.families import Family
+from secateur.subjects.transformer.moe import Moe
+from secateur.subjects.transformer.rotated import Rotated
+from secateur.subjects.transformer.subject import Transformer
+
+__all__ = ["make_subject"]
+
+_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
+
+
+def make_subject(
+    model: PreTrainedModel,
+    family: Family,
+    tokenizer: Tokenizer | None = None,
+    folder: Path | None = None,
+    head: Sequence[nn.Module] = (),
+) -> Transformer:
+    """The subject of a model in memory, of the kind that its family says."""
+    name = type(model).__name__
+    if model.base_model is not model and not name.endswith(_TASKS):
+        raise UnsupportedError(
+            f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
+            "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"
+        )
+    kind: type[Transformer] = Encoder if family.kind == "encoder" else Moe if family.experts else Decoder
+    kind = Rotated if saving.is_sliced(model.config) else kind
+    return kind(model, family, tokenizer=tokenizer, folder=folder, head=list(head))

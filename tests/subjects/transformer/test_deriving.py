@@ -1,0 +1,97 @@
+"""Families that nobody wrote down: derived, proved, kept on the disk, and cut like the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from secateur.errors import UnsupportedError
+from secateur.subjects import open_subject
+from secateur.subjects.transformer import deriving, families
+from secateur.subjects.transformer.deriving import derive, find_family, prove
+from secateur.vocabulary import Selection
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(deriving, "_known", {})
+
+
+def smollm3() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.SmolLM3Config(**SMALL, num_key_value_heads=2)
+    return transformers.SmolLM3ForCausalLM(config).eval()
+
+
+def test_a_cut_of_a_derived_family_loads_without_secateur(tmp_path: Path) -> None:
+    """Sizes differ by layer, and the folder is read by transformers alone."""
+    subject = open_subject(smollm3())
+    sites = subject.units().sites
+    assert {"layers.0.heads", "layers.1.kv_groups", "layers.2.neurons", "channels", "layers"} <= set(sites)
+    keep = {"layers.0.neurons": torch.arange(48) < 24, "layers.1.heads": torch.tensor([True, False, True, False])}
+    small, _ = subject.cut(Selection({name: stays.numpy() for name, stays in keep.items()}))
+    small.save(tmp_path / "small")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
+    tokens = subject.example(2, 9)
+    torch.testing.assert_close(loaded(**tokens).logits, small.forward(tokens).prediction)
+    again = open_subject(tmp_path / "small")
+    assert again.family == subject.family
+    assert [width.neurons for width in again.widths()] == [24, 48, 48]
+
+
+def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    architecture, config = transformers.SmolLM3ForCausalLM, smollm3().config
+    found = find_family(architecture, config)
+    (kept,) = (tmp_path / "cache" / "families").iterdir()
+    monkeypatch.setattr(deriving, "_known", {})
+    monkeypatch.setattr(deriving, "derive", lambda model: pytest.fail("derived twice"))
+    assert find_family(architecture, config) == found
+    monkeypatch.undo()
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(deriving, "_known", {})
+    kept.write_text('{"model_type": 3}')  # damaged, or of another version
+    assert find_family(architecture, config) == found
+
+
+def test_an_axis_that_fails_stays_whole_with_the_reason() -> None:
+    with torch.device("meta"):
+        olmo2 = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(num_hidden_layers=4))
+    family = derive(olmo2)  # its query norm runs over all heads at once
+    assert "heads" in family.whole
+    assert "neurons" not in family.whole
+    wrong = replace(families.FAMILIES["llama"], norm_offset=1.0)
+    assert prove(smollm3(), wrong).whole == {"channels": "a cut of its channels gives other outputs than silencing"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "said"),
+    [
+        ("T5ForConditionalGeneration", "T5Config", "can't be traced"),
+        ("Gemma3ForConditionalGeneration", "Gemma3Config", r"open one of its parts \(text_config, vision_config\)"),
+        ("Qwen3NextForCausalLM", "Qwen3NextConfig", "has other tensors"),
+        ("MambaForCausalLM", "MambaConfig", "does not say sizes, heads and layers"),
+    ],
+)
+def test_what_fits_no_table_is_said_in_a_line(architecture: str, config: str, said: str) -> None:
+    kind, made = getattr(transformers, architecture), getattr(transformers, config)()
+    with pytest.raises(UnsupportedError, match=said) as raised:
+        find_family(kind, made)
+    assert "\n" not in str(raised.value)

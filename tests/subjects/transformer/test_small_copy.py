@@ -1,0 +1,54 @@
+"""Small copies have the structure of their originals."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from secateur.errors import UnsupportedError
+from secateur.subjects.transformer import small_copy
+from secateur.subjects.transformer.small_copy import copy_small, describe_error, plain_config, shrink_config
+
+
+def test_sizes_shrink_and_structure_stays() -> None:
+    config = transformers.Gemma2Config(num_hidden_layers=26)
+    small = shrink_config(config)
+    assert (small.num_hidden_layers, small.hidden_size, small.num_attention_heads) == (2, 32, 4)
+    assert small.num_key_value_heads == 2  # grouped, as the original is
+    assert small.head_dim == 8
+    assert small.layer_types == config.layer_types[:2]
+    assert small.final_logit_softcapping == config.final_logit_softcapping
+
+
+def test_equal_sizes_stay_equal() -> None:
+    small = shrink_config(transformers.Qwen2MoeConfig(intermediate_size=1024, moe_intermediate_size=1024))
+    assert small.intermediate_size == small.moe_intermediate_size
+
+
+def test_a_copy_reads_tokens() -> None:
+    with torch.device("meta"):
+        model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config())
+    tokens = small_copy.make_tokens()
+    logits = small_copy.run_model(copy_small(model), tokens).logits
+    assert logits.shape == (*tokens.shape, small_copy.VOCABULARY)
+    assert bool(logits.isfinite().all())
+
+
+def test_a_copy_of_other_tensors_is_refused() -> None:
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=2, n_embd=32, n_head=4, vocab_size=61))
+    model.transformer.h[0].extra = torch.nn.Linear(2, 2)
+    with pytest.raises(UnsupportedError, match=r"other tensors: transformer\.h\.\*\.extra\.bias is not in both"):
+        copy_small(model)
+
+
+def test_a_plain_config_says_nothing_of_a_cut() -> None:
+    config = transformers.LlamaConfig(secateur={"layer_index": [0]}, quantization_config={"quant_method": "gptq"})
+    plain = plain_config(config)
+    assert not hasattr(plain, "secateur")
+    assert getattr(plain, "quantization_config", None) is None
+
+
+def test_an_error_is_its_first_line() -> None:
+    assert describe_error(ValueError("one\ntwo")) == "one"
+    assert describe_error(KeyError()) == "KeyError"

@@ -1,0 +1,73 @@
+"""Tables written by hand test those that are derived: of every family that has both, they say the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from secateur.errors import UnsupportedError
+from secateur.subjects.network.traced import open_traced
+from secateur.subjects.transformer import families
+from secateur.subjects.transformer.deriving import derive
+from secateur.subjects.transformer.small_copy import copy_small, make_tokens, run_model
+from secateur.subjects.transformer.table_reader import read_family
+from subjects.tiny import MODELS, make
+
+ALIKE = (
+    "bert",
+    "distilbert",
+    "gpt2",
+    "gpt2-scaled",
+    "llama-tied-bias",
+    "qwen3",
+    "gemma2-untied",
+    "gemma3",
+    "phi3",
+    "mixtral",
+)
+EXACT = (
+    "kind", "layers", "attention", "layer", "neurons", "states_head_dim", "heads_divide", "conv1d", "norm_offset",
+    "scaled_embedding", "qk_norms", "own_config", "experts", "whole", "states_neurons",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_a_derived_table_is_the_one_written_by_hand(name: str) -> None:
+    assert name in MODELS
+    model = make(name).model
+    derived, written = derive(model), families.FAMILIES[model.config.model_type]
+    for field in EXACT:
+        assert getattr(derived, field) == getattr(written, field), field
+    if written.experts is None:
+        assert derived.ffn == written.ffn
+    else:
+        assert (derived.ffn.module, derived.ffn.before) == (written.ffn.module, written.ffn.before)
+    assert derived.shared.items() <= written.shared.items()
+    assert set(derived.per_sequence) <= set(written.per_sequence)
+
+
+def test_several_heads_in_one_axis_are_read_as_they_lie() -> None:
+    config = transformers.GPTNeoXConfig(num_hidden_layers=4)
+    with torch.device("meta"):
+        model = transformers.GPTNeoXForCausalLM(config)
+    assert derive(model).attention.tensors["attention.query_key_value"] == ("heads*3", "channels")
+
+
+def test_experts_in_another_layout_are_refused() -> None:
+    with torch.device("meta"):
+        model = transformers.GptOssForCausalLM(transformers.GptOssConfig(num_hidden_layers=2))
+    small = copy_small(model)
+
+    class Reader(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = small
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = run_model(self.model, tokens).logits
+            return logits
+
+    groups = open_traced(Reader(), (make_tokens(),), prove=False).groups()
+    with pytest.raises(UnsupportedError, match=r"mlp\.experts is not \[experts, gate and up, channels\]"):
+        read_family(small, groups)
