@@ -32,6 +32,7 @@ from secateur.score import hessian
 from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import blocks
+from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.loading import open_streamed
 
 SMALL = {
@@ -311,7 +312,7 @@ def test_experts_count_the_tokens_that_they_got(routed, tmp_path):
         def layers(self):
             return [f"model.layers.{i}" for i in range(3)]
 
-        resident, store, recall = open_subject.__globals__["Decoder"].resident, None, None
+        resident, store, recall = Decoder.resident, None, None
 
     data = batches(padded=True)
     seen = {}

@@ -181,11 +181,10 @@ def stun(
                 choose_experts, mixed, tables, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
             )
             first = run.json(f"experts-{target}", decide)
-            groups, chosen = (
-                {int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen")
-            )
-            slim, gone = keep_experts(mixed, groups, chosen, kappa, run.folder(f"means-{target}"))
-            what, told = "experts", [describe_experts(mixed, groups), f"experts judged in {passed}"]
+            found = {key: {int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen")}
+            clusters, chosen = found["clusters"], found["chosen"]
+            slim, gone = keep_experts(mixed, clusters, chosen, kappa, run.folder(f"means-{target}"))
+            what, told = "experts", [describe_experts(mixed, clusters), f"experts judged in {passed}"]
         else:
             slim, gone, target = drop_neurons(dense, worths, neurons, most)
             what, told = "neurons", [f"{target} neurons of all layers stay"]

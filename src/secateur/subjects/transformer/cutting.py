@@ -462,13 +462,14 @@ class _Bypass(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
         try:
             return super().__getattr__(name)
         except AttributeError:  # models ask layers which kind they are
-            return getattr(super().__getattr__("layer"), name)
+            value: Tensor | nn.Module = getattr(super().__getattr__("layer"), name)
+            return value
 
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         out = self.layer(hidden_states, *args, **kwargs)
         return (hidden_states, *out[1:]) if isinstance(out, tuple) else hidden_states
 

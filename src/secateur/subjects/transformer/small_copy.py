@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
 
@@ -57,7 +58,7 @@ def plain_config(config: PretrainedConfig) -> PretrainedConfig:
     return type(config).from_dict(_list_plainly(config))
 
 
-def _list_plainly(config: PretrainedConfig) -> dict[str, Any]:
+def _list_plainly(config: PretrainedConfig) -> dict[str, object]:
     data = config.to_dict()
     return {name: value for name, value in data.items() if name not in _OURS}
 
@@ -96,7 +97,7 @@ def shrink_config(config: PretrainedConfig) -> PretrainedConfig:
             data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else EXPERTS)
         elif isinstance(value, int) and "group" in name:
             data[name] = min(value, 1 if "top" in name else 2)
-        elif name in DENSE:
+        elif name in DENSE and isinstance(value, list | int):
             data[name] = [number for number in value if number < 1] if isinstance(value, list) else min(value, 1)
         elif isinstance(value, int) and "rotary" in name:
             data[name] = min(value, HEAD_DIM // 2)
@@ -154,7 +155,7 @@ def make_tokens() -> Tensor:
     return torch.arange(2 * TOKENS).reshape(2, TOKENS) % (VOCABULARY - 4) + 3
 
 
-def run_model(model: PreTrainedModel, tokens: Tensor) -> Any:
+def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
     """What the model gives for tokens [B, S], without a cache, whose length some classes ask of its layers."""
     accepted = inspect.signature(model.forward).parameters
     return model(input_ids=tokens, **({"use_cache": False} if "use_cache" in accepted else {}))

@@ -348,7 +348,9 @@ class _Reading:
         found, hooks = list[_Call](), []
         for path, module in self.modules.items():
 
-            def note(_: nn.Module, args: Any, kwargs: Any, out: Any, path: str = path) -> None:
+            def note(
+                _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], out: object, path: str = path
+            ) -> None:
                 found.append(_Call(path, tuple(_tensors([*args, *kwargs.values()])), tuple(_tensors(out))))
 
             hooks.append(module.register_forward_hook(note, with_kwargs=True))
@@ -401,7 +403,7 @@ class _Reading:
                 parameter.data.zero_()
         seen = list[Tensor]()
 
-        def note(_: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
+        def note(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], out: object) -> None:
             seen.extend((next(_tensors([*args, *kwargs.values()])), next(_tensors(out))))
 
         copied.get_submodule(start.removesuffix(".")).register_forward_hook(note, with_kwargs=True)
@@ -494,7 +496,7 @@ class _Reading:
         return {name: list(parameter.shape) for name, parameter in built.named_parameters()}
 
 
-def _tensors(nest: Any) -> Iterator[Tensor]:
+def _tensors(nest: object) -> Iterator[Tensor]:
     if isinstance(nest, Tensor):
         yield nest
     elif isinstance(nest, Mapping):
