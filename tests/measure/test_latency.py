@@ -134,6 +134,21 @@ def test_a_clock_too_noisy_is_refused_after_more_pairs(busy):
     assert len(calls) == 1 + 24
 
 
+def test_a_noisy_clock_is_given_up_after_some_time(busy):
+    """On a machine that others use, a run timed for an hour; the first pairs are timed however long they take."""
+    rng = np.random.default_rng(0)
+    busy.pace = lambda: float(rng.lognormal(0, 0.7))
+    calls = []
+    erratic = busy(1.0)
+    for limit, pairs in ((60.0, range(20, 40)), (0.0, range(20, 21))):
+        calls.clear()
+        with pytest.raises(MeasurementError, match="too noisy to tell: after"):
+            latency.compare(
+                lambda: (calls.append(1), erratic()), busy(1.0), warmup=1, resolution=0.01, most=2000, limit=limit
+            )
+        assert len(calls) - 1 in pairs
+
+
 def test_more_pairs_are_tried_before_giving_up(busy):
     calls = itertools.count()
     busy.pace = lambda: 1.0 + 3.0 * (next(calls) % 3) if next(calls) < 24 else 1.0

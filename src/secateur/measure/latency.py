@@ -176,6 +176,7 @@ def compare(
     most: int | None = None,
     lasting: float = 0.0,
     enough: int = 1000,
+    limit: float = 300.0,
 ) -> Comparison:
     """Time two callables in turns and say how much faster the second is, or refuse.
 
@@ -184,7 +185,8 @@ def compare(
     more than 6 x `BLOCKS` pairs, an interval as wide as that of the medians of `BLOCKS` blocks of neighbours.
     Pairs are timed until they have taken `lasting` seconds, or are `enough`. While half of the interval is wider than
     `resolution` of the speedup, the number of pairs is doubled, up to `most` (default 8 x `pairs`) or to what
-    `lasting` asked for; all pairs count, none is thrown away.
+    `lasting` asked for; all pairs count, none is thrown away. None but the first `pairs` begins after `limit` seconds:
+    on a machine that others use, no number of pairs may be enough.
 
     Raises `MeasurementError` when the interval is too wide even then: the clock can't tell.
     """
@@ -196,9 +198,11 @@ def compare(
     with _quiet():
         repeats = _warm(before, device, warmup), _warm(after, device, warmup)
         wanted = pairs
-        until = time.perf_counter() + lasting
+        until, last = time.perf_counter() + lasting, time.perf_counter() + max(lasting, limit)
         while True:
             while len(a) < wanted or (len(a) < enough and time.perf_counter() < until):
+                if len(a) >= pairs and time.perf_counter() > last:
+                    break
                 if len(a) % 2:
                     b.append(_seconds(after, device, repeats[1]))
                     a.append(_seconds(before, device, repeats[0]))
@@ -209,7 +213,7 @@ def compare(
             noise = _half_width(speedup)
             if noise <= resolution:
                 break
-            if len(a) >= most:
+            if len(a) >= most or time.perf_counter() > last:
                 raise MeasurementError(
                     f"the clock is too noisy to tell: after {len(a)} pairs the speedup is {speedup.value:.3g}x "
                     f"+-{noise:.0%}, wanted +-{resolution:.0%}; stop other work on this machine, use fewer threads "

@@ -316,10 +316,13 @@ def meet_target(
 
 
 def time_share(subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()) -> float:
-    """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand."""
+    """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand.
+
+    Raises `MeasurementError` where a minute of them does not tell.
+    """
     place = clock.place(subject, batch, length)
     times = latency.compare(
         make_run(subject, place), make_run(student, place), resolution=0.03, device=place.device, lasting=15.0,
-        most=2000,
+        most=2000, limit=60.0,
     )  # fmt: skip
     return 1 / times.speedup.value
