@@ -304,3 +304,9 @@ def test_a_model_that_comes_from_training_is_measured_without_dropout(places):
     found = measuring.measure(subject, other, str(places / "texts.txt"), batch=1, length=8)
     assert found["both"]["cosine"].value == pytest.approx(1.0)
     assert all(module.training for module in model.modules())
+
+
+def test_a_predicted_time_is_of_the_machine_as_it_is_now():
+    """The demo predicted 142 ms beside a target of 121 that it met: its table was timed on a slower machine."""
+    assert measuring._at_this_pace({"latency": 0.142, "speedup": 2.0}, 0.242) == {"latency": pytest.approx(0.121)}
+    assert measuring._at_this_pace({"latency": 0.1}, 0.242) == {"speedup": pytest.approx(2.42)}

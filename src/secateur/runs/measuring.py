@@ -138,7 +138,7 @@ class Reference:
         notes += [*more, *filter(None, (_quality_note(name, ours, row) for name, row in rivals.items()))]
         predicted = dict(result.predicted)
         if "latency" in predicted and "latency" in before:
-            predicted.setdefault("speedup", before["latency"].value / predicted["latency"])
+            predicted |= _at_this_pace(predicted, before["latency"].value)
         row = Evidence(
             recipe=str(settings["recipe"]),
             target=str(budget),
@@ -209,6 +209,16 @@ class Reference:
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality of {name}: {error}")
         return rows, notes
+
+
+def _at_this_pace(predicted: Mapping[str, float], now: float) -> dict[str, float]:
+    """What was predicted of time, where the original takes `now` seconds.
+
+    A table was timed when the machine had another pace: what it tells for sure is a share of the original's time.
+    """
+    if "speedup" in predicted:
+        return {"latency": now / predicted["speedup"]}
+    return {"speedup": now / predicted["latency"]}
 
 
 def _times(seconds: Figure, environment: latency.Environment) -> Row:
