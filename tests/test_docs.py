@@ -214,7 +214,7 @@ def test_flags_in_text_exist() -> None:
         starts += [["prune-context", "--recipe", name] if card["family"] == "context" else ["run", name]]
         starts += [["train-pruner", name]] if name in ("htmlrag", "provence") else []
     starts += [["study", name] for name in studies.cards()]
-    known = set[str]().union(*map(flags, starts), {"--version", "--nproc-per-node"})
+    known = set[str]().union(*map(flags, starts), {"--version", "--nproc-per-node", "--max-logprobs"})
     wrong = []
     for page in PAGES:
         if page.parent.name in ("log", "evidence", "benchmarks"):

@@ -20,7 +20,7 @@ def test_a_config_alone_says_what_each_stage_takes(tmp_path: Path, capsys: pytes
     assert found["weights"] < found["score"] < found["training"]
     assert cli.main(words) == 0
     shown = capsys.readouterr().out
-    assert "training: AdamW" in shown
+    assert "training, with the original as the teacher" in shown
     assert "cpu has" in shown
     assert cli.main(["estimate", str(tmp_path)]) == 2
     assert "has no config.json" in capsys.readouterr().err

@@ -18,6 +18,7 @@ import numpy as np
 from torch import nn
 
 from secateur import recipes
+from secateur._utils import plugins
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
@@ -246,10 +247,12 @@ def _try(
     scratch: str,
     norm: float,
     training: Training,
+    augment: str,
     **arms_settings: Any,
 ) -> dict[str, object]:
     """One cut and its arms: what of `rethinking_pruning_value` is to be kept of them."""
-    learn = partial(fit, data=train, training=training, seed=seed)
+    moved = plugins.function(augment) if augment else None
+    learn = partial(fit, data=train, training=training, seed=seed, augment=moved)
     start, batch = subject, training.whole("batch")
     if untrained:
         first = initialise.fresh(subject.model, seed=seed, norm=norm)[0]
@@ -270,6 +273,7 @@ def _try(
         norm=norm,
         chance=chance,
         watch=False,
+        augment=moved,
         folder=place,
         **arms_settings,
     )

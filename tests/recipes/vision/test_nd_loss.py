@@ -407,7 +407,7 @@ def rows() -> nn.Module:
             InputError,
             r"cutmix=1 is for images \[N, C, H, W\], and inputs of rows are \[160, 64\]",
         ),
-        ({"optimizer": "adam"}, InputError, "optimizer=adam: give adamw or sgd"),
+        ({"optimizer": "adam"}, InputError, "optimizer=adam: give adamw, adamw8bit or sgd"),
         ({"warmup": -1.0}, InputError, "option warmup=-1"),
         ({"temperature": 0.0}, InputError, "option temperature=0"),
         ({"dropout": 1.0}, InputError, "option dropout=1"),

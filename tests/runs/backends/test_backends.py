@@ -53,7 +53,8 @@ def test_a_network_is_found_without_asking_the_backend_of_language_models(monkey
     asked, resolve = [], backends.resolve
     monkeypatch.setattr(backends, "resolve", lambda name: asked.append(name) or resolve(name))
     backends.of_source("nets.py:build")
-    assert asked == ["secateur.runs.backends.network:Network"]
+    assert asked[-1] == "secateur.runs.backends.network:Network"
+    assert "secateur.runs.backends.language:Language" not in asked
 
 
 def test_a_folder_says_it_by_its_files(tmp_path):
