@@ -340,6 +340,7 @@ for epochs in (0, 0.05):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is bounded by Linux's means")
+@pytest.mark.memory
 def test_a_model_scores_texts_that_memory_can_not_hold(corpus):
     """In a process of its own that may take 16 MB more than what it has loaded, of a file of 22 MB."""
     root, rows = corpus

@@ -1140,3 +1140,12 @@ def test_masks_and_networks_that_do_not_fit_are_refused_in_a_line(shapes, tmp_pa
     with pytest.raises(UnsupportedError, match="channel-wise is of classes of pixels"):
         taught_pixels(rows, rows, shapes, tmp_path / "out", label="", direction="channel-wise")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("training", "named"), [("lr=1e-5", "lr"), ("epochs=3", "steps"), ("batch=8", "batch")])
+def test_what_has_an_option_of_its_own_is_not_set_twice(training, named):
+    """The first ended in a raw TypeError after everything was measured, the others were ignored in silence."""
+    from secateur.runs.distilling import settings
+
+    with pytest.raises(InputError, match=f"which distill has an option for: give {named} itself"):
+        settings.read_training(training, lr=1e-4)

@@ -411,3 +411,13 @@ def test_measure_alone_and_against(places, run_of_one, monkeypatch):
     both = measuring.measure(small, places / "llama", batch=8, length=32)
     assert both["model"]["params"].value < both["against"]["params"].value
     assert both["both"]["speedup"].samples >= 20
+
+
+def test_a_recipe_without_a_clock_meets_no_latency_of_decoding(tmp_path):
+    """Its table was of a forward pass, its evidence of decoding, and nothing said so."""
+    folder = tiny.folder("llama", tmp_path / "llama")
+    with pytest.raises(InputError, match=r"shortgpt meets a latency of a forward pass .* leave environment out"):
+        executor.run(
+            "shortgpt", folder, tiny.sentences(100), "speedup=1.2x", tmp_path / "out", environment="decode", length=8
+        )
+    assert not (tmp_path / "out").exists()

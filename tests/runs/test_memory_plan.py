@@ -139,14 +139,14 @@ def test_a_machine_has_memory() -> None:
 
 
 def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
-    folder = save_llama(tmp_path / "Small", 64, 6, weights=False)
+    folder = save_llama(tmp_path / "Small", 64, 3, weights=False)
 
     def plan(training: str, device: str = "cpu", model: Path = folder) -> float:
         whole = memory_plan.estimate(model, share=1.0, batch=8, length=64, device=device, training=training)
         return whole.training / (1.0 + memory_plan.HEAP["training"] * (device == "cpu"))
 
     def growth(training: str) -> float:
-        """What the activations of six more blocks take."""
+        """What the activations of three more blocks take."""
         more = memory_plan.estimate(deep, share=1.0).params - params
         return plan(training, model=deep) - plan(training) - 16 * more
 
@@ -155,7 +155,7 @@ def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
     assert plan("ema=0.999") - plain == pytest.approx(4 * params, rel=0.01), "one more copy"
     assert plain - plan("optimizer=adamw8bit") == pytest.approx(6 * params, rel=0.02), "two bytes in place of eight"
     assert plain - plan("optimizer=sgd") == pytest.approx(4 * params, rel=0.01), "one moment"
-    deep = save_llama(tmp_path / "Deep", 64, 12, weights=False)
+    deep = save_llama(tmp_path / "Deep", 64, 6, weights=False)
     assert growth("checkpointing=true") < 0.3 * growth(""), "of a block, its input alone"
     assert plan("precision=fp32", "cuda") > plan("", "cuda"), "bfloat16 is a card's default"
     with pytest.raises(InputError, match="training has no setting 'emma'"):

@@ -76,7 +76,7 @@ class Clock:
 def check_place(subject: Transformer, place: latency.Environment) -> None:
     """Raise a one-line error for a model that can't be timed there: no cache to decode with, not for onnxruntime."""
     if place.phase == "decode":
-        steps.check_decodes(subject)
+        steps.check_decodes(subject, place.length or 1)
     if place.timer == "onnx":
         onnx_files.check_installed()
         if torch.device(place.device).type != "cpu" or place.dtype != "float32":

@@ -13,7 +13,6 @@ from torch import Tensor
 from secateur._utils import devices
 from secateur.data.examples import Examples, Ordered
 from secateur.data.images import Images
-from secateur.errors import SecateurError
 from secateur.measure import detection, segmentation
 from secateur.recover.training.objectives import logits as logits_of
 from secateur.reports import details
@@ -41,7 +40,8 @@ def describe(
 ) -> Details | None:
     """The details of two networks that were measured on examples with classes; None for what has none.
 
-    A report does without them where they can't be had. sides: what the two are called.
+    A report does without them where they can't be had, whatever fails: figures never wait for pictures. sides: what the
+    two are called.
     """
     if not isinstance(held_out, Examples) or not (held_out.has_classes or held_out.targets):
         return None
@@ -54,7 +54,7 @@ def describe(
         if data.per_pixel:
             return _describe_masks(backend, pair, data, batch, sides)
         return _describe_classes(backend, pair, data, batch, sides)
-    except SecateurError:
+    except Exception:
         return None
 
 

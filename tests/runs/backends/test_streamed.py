@@ -132,9 +132,7 @@ def test_what_cannot_be_streamed_is_refused(model, tmp_path):
         secateur.run("minitron", str(model), tiny.sentences(50), "params=50%", tmp_path / "a", stream=True)
     with pytest.raises(UnsupportedError, match=r"^slimmoe needs the whole model in memory: leave stream out$"):
         secateur.run("slimmoe", str(model), tiny.sentences(50), "params=50%", tmp_path / "a", stream=True)
-    with pytest.raises(
-        UnsupportedError, match="without experts, stun cuts neurons, in memory"
-    ):
+    with pytest.raises(UnsupportedError, match="without experts, stun cuts neurons, in memory"):
         secateur.run("stun", str(model), tiny.sentences(50), "weights=50%", tmp_path / "a", stream=True)
     mixture = tiny.folder("mixtral", tmp_path / "mixtral")
     with pytest.raises(InputError, match=r"^where tokens go is counted in memory: with stream, leave distance at"):

@@ -50,3 +50,10 @@ def test_a_stack_has_one_kind_of_block_alone() -> None:
         stack = subject.stack(kind, count, 2)
         assert [(layer.heads, layer.neurons) for layer in stack.widths()] == [width] * 2
         assert steps.decode(stack, 2, LENGTH)().shape == (2, 1, subject.hidden_size)
+
+
+def test_a_cache_that_fills_all_positions_leaves_none_for_the_next_token() -> None:
+    subject = make("gpt2")
+    assert steps.decode(subject, 1, 47)().shape[1] == 1
+    with pytest.raises(UnsupportedError, match=r"has 48 positions, .* give a length of at most 47"):
+        steps.decode(subject, 1, 48)

@@ -111,7 +111,7 @@ def fingerprint(thing: Any) -> str:
     """
     found = hashlib.sha256()
     if isinstance(thing, nn.Module):
-        for name, tensor in sorted(thing.state_dict().items()):
+        for name, tensor in sorted((thing.state_dict() | devices.find_offloaded(thing)).items()):
             flat = tensor.detach().flatten()
             found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             found.update(storage.bits(flat[:: max(1, len(flat) // 1024)]))

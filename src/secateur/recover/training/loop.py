@@ -196,6 +196,9 @@ def train(
 
     device, share = _choose_device(student, accelerator), distributed.count()
     sharding = accelerator.distributed_type == "FSDP" and share > 1
+    if sharding and training.ema is not None and evaluate is not None:
+        # An evaluation leaves gathered weights behind, which would be the averages in the next step.
+        raise UnsupportedError("ema is not evaluated in a sharded student: leave ema, or patience and validation, out")
     with contextlib.ExitStack() as stack:
         if training.lora or training.dora:
             _check_adapters(optimizer)

@@ -111,7 +111,8 @@ def distill(
         lr: peak learning rate.
         batch: sequences or examples per step.
         length: tokens per sequence.
-        temperature: T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015).
+        temperature: T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015), but
+            on-policy.
         direction: forward or reverse KL, js, mse or cosine on the logits; of classes of pixels also channel-wise, KL
             over the places of each class.
         task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, StaticCache
 
 from secateur.errors import UnsupportedError
-from secateur.subjects.transformer.subject import Transformer
+from secateur.subjects.transformer.subject import Transformer, positions
 
 __all__ = ["CachedStep", "ForwardPass", "check_decodes", "decode", "flatten_step"]
 
@@ -65,11 +65,17 @@ class CachedStep(nn.Module):
         return (states, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
 
 
-def check_decodes(subject: Transformer) -> None:
-    """Raise `UnsupportedError` for a model that reads whole texts, without a cache of keys and values."""
+def check_decodes(subject: Transformer, length: int) -> None:
+    """Raise `UnsupportedError` for a model without a cache of keys and values, or of `length` positions only."""
     if subject.kind != "decoder" or (subject.output == "logits" and not subject.causal):
         raise UnsupportedError(
             f"a {type(subject.model).__name__} reads whole texts and has no cache: time it with environment=prefill"
+        )
+    most = positions(subject.model)
+    if most is not None and length >= most:
+        raise UnsupportedError(
+            f"this {type(subject.model).__name__} has {most} positions, and the next token behind a cache of {length} "
+            f"has none: give a length of at most {most - 1}"
         )
 
 
@@ -80,7 +86,7 @@ def decode(subject: Transformer, batch: int, length: int, *, static: bool = Fals
     torch.compile wants it; otherwise the cache grows by the token, as in `generate`, and the call before is forgotten.
     A static window that is full moves on with each call, at the same cost.
     """
-    check_decodes(subject)
+    check_decodes(subject, length)
     config, call = subject.model.config, _cached_call(subject.model)
     ids, places = _last_token(subject, batch, length)
     last = ids[:, length:]
@@ -108,7 +114,7 @@ def decode(subject: Transformer, batch: int, length: int, *, static: bool = Fals
 
 def flatten_step(subject: Transformer, batch: int, length: int) -> tuple[CachedStep, tuple[Tensor, ...]]:
     """The step of `decode` as a module from tensors to tensors, and the tensors that it takes."""
-    check_decodes(subject)
+    check_decodes(subject, length)
     ids, places = _last_token(subject, batch, length)
     layers = _fill(subject, DynamicCache(config=subject.model.config), ids).layers
     past = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
