@@ -61,10 +61,7 @@ def test_parameters_of_a_function_are_read_where_it_is_defined():
     found = {option.name: option for option in recipes.parameters("secateur.distill")}
     assert list(found)[:4] == ["student", "teachers", "data", "out"]
     assert found["steps"].default == 1000
-    assert (
-        found["temperature"].help
-        == "T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015)."
-    )
+    assert found["temperature"].help.startswith("T of both predictions' softmax; their divergence is")
 
 
 MODULE = '''raise RuntimeError("nobody imports it")
