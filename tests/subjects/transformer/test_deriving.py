@@ -95,3 +95,33 @@ def test_what_fits_no_table_is_said_in_a_line(architecture: str, config: str, sa
     with pytest.raises(UnsupportedError, match=said) as raised:
         find_family(kind, made)
     assert "\n" not in str(raised.value)
+
+
+def test_what_a_layer_does_by_its_number_goes_with_it() -> None:
+    """Every fourth layer of SmolLM3 has no rotary positions: the list of them stayed as it was when a layer went."""
+    torch.manual_seed(0)
+    config = transformers.SmolLM3Config(**SMALL | {"num_hidden_layers": 8}, num_key_value_heads=2)
+    subject = open_subject(transformers.SmolLM3ForCausalLM(config).eval())
+    keep = Selection({"layers": torch.arange(8).ne(1).numpy()})
+    small, _ = subject.cut(keep)
+    assert small.model.config.no_rope_layers == [1, 1, 0, 1, 1, 1, 0]
+    tokens = subject.example(2, 9)
+    torch.testing.assert_close(
+        small.forward(tokens).prediction, subject.silence(keep).forward(tokens).prediction, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_layers_whose_kind_only_their_number_tells_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of two layers can't show it: the pattern is longer."""
+    from secateur.subjects.transformer import cutting
+
+    def keep_the_list(*given: Any) -> Any:
+        config = plain(*given)
+        config.no_rope_layers = ([1, 1, 1, 0] * 2)[: config.num_hidden_layers]
+        return config
+
+    plain = cutting.new_config
+    monkeypatch.setattr(cutting, "new_config", keep_the_list)
+    with torch.device("meta"):
+        model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(num_hidden_layers=12))
+    assert derive(model).whole == {"layers": "a cut of its layers gives other outputs than silencing"}

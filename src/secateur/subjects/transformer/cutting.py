@@ -209,8 +209,10 @@ def new_config(
     native = _Native(type(old).attribute_map)
     heads_name = native["num_attention_heads"]
     data[native["num_hidden_layers"]], data[native["hidden_size"]] = len(widths), channels
-    if data.get("layer_types"):
-        data["layer_types"] = [data["layer_types"][index] for index in layers]
+    for name, value in data.items():  # layer_types, no_rope_layers and the like; not ids of tokens or layers
+        by_layer = isinstance(value, list) and len(value) == len(layout.widths)
+        if by_layer and not name.endswith(("_id", "_ids")) and name != "mlp_only_layers":
+            data[name] = [value[index] for index in layers]
     data["secateur"] = (data.get("secateur") or {}) | {"layer_index": layer_index}
 
     has_kv = "num_key_value_heads" in data

@@ -42,6 +42,8 @@ from secateur.vocabulary import Selection
 __all__ = ["derive", "find_family", "prove"]
 
 _KINDS = [axis for axis in AXES if axis != "layers"] + ["layers"]
+_DEPTH = 8
+"""Layers of the copy on which the loss of one is tried: kinds of layers alternate by two to six."""
 _FAMILY = TypeAdapter(Family)
 _known: dict[str, Family] = {}
 
@@ -121,7 +123,16 @@ def derive(model: PreTrainedModel) -> Family:
         groups = open_traced(_Read(small), (make_tokens(),), prove=False).groups()
     except SecateurError as error:
         raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
-    return prove(small, read_family(small, groups))
+    family = prove(small, read_family(small, groups))
+    return family if "layers" in family.whole else _prove_depth(model, family)
+
+
+def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
+    """`family`, its layers whole where what a layer does goes by its index: patterns are longer than two layers."""
+    depth = min(_DEPTH, int(model.config.num_hidden_layers))
+    subject = make_subject(copy_small(model, depth), family)
+    why = _compare(subject, "layers", {"layers": np.arange(depth) != 1}) if depth > 1 else ""
+    return replace(family, whole={**family.whole, "layers": why}) if why else family
 
 
 def prove(tiny: PreTrainedModel, family: Family) -> Family:

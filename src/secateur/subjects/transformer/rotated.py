@@ -25,6 +25,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import costs, cutting, low_rank, saving
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.decoder import Decoder
+from secateur.subjects.transformer.families import find
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Units
 
@@ -236,6 +237,11 @@ def _check_rotatable(subject: Transformer) -> None:
         raise UnsupportedError(
             f"{type(subject.model).__name__} gives the residual stream itself, whose channels a rotation mixes: give "
             "a model with its head"
+        )
+    if find(kind) is None:
+        # Factors on residual connections, gains with an offset and the like: not in a table that was derived.
+        raise UnsupportedError(
+            f"rotating {kind} was never proved exact: give a dense model such as llama, mistral, qwen3, phi3 or gpt2"
         )
     branches = low_rank.find_branches(subject.model)
     if branches:

@@ -63,8 +63,8 @@ def _list_plainly(config: PretrainedConfig) -> dict[str, object]:
     return {name: value for name, value in data.items() if name not in _OURS}
 
 
-def shrink_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The same configuration with two layers and small sizes: what it says of structure stays.
+def shrink_config(config: PretrainedConfig, depth: int = LAYERS) -> PretrainedConfig:
+    """The same configuration with `depth` layers, two if not given, and small sizes: what it says of structure stays.
 
     Sizes that were equal stay equal, as far as their names say that they are sizes. Raises `UnsupportedError` where
     the class refuses them.
@@ -89,8 +89,8 @@ def shrink_config(config: PretrainedConfig) -> PretrainedConfig:
     for name, value in data.items():
         if isinstance(value, bool) or name in names.values():
             continue
-        if isinstance(value, list) and len(value) == layers and layers > LAYERS:
-            data[name] = value[:LAYERS]
+        if isinstance(value, list) and len(value) == layers and layers > depth:
+            data[name] = value[:depth]
         elif isinstance(value, int) and _LENGTH.search(name):
             data[name] = min(value, 64)
         elif isinstance(value, int) and "expert" in name and not _SIZE.search(name):
@@ -105,7 +105,7 @@ def shrink_config(config: PretrainedConfig) -> PretrainedConfig:
             if value not in sizes:
                 sizes[value] = next(fresh)
             data[name] = sizes[value]
-    data |= {names["num_hidden_layers"]: LAYERS, names["num_attention_heads"]: HEADS, names["hidden_size"]: small}
+    data |= {names["num_hidden_layers"]: depth, names["num_attention_heads"]: HEADS, names["hidden_size"]: small}
     data["vocab_size"] = VOCABULARY
     if kv is not None:
         data[native.get("num_key_value_heads", "num_key_value_heads")] = small_kv
@@ -120,12 +120,12 @@ def shrink_config(config: PretrainedConfig) -> PretrainedConfig:
     return result
 
 
-def copy_small(model: PreTrainedModel) -> PreTrainedModel:
+def copy_small(model: PreTrainedModel, depth: int = LAYERS) -> PreTrainedModel:
     """A model of the same class with the shrunk configuration and random weights, none of them 0 or 1.
 
     Raises `UnsupportedError` where its modules are not those of the original.
     """
-    config = shrink_config(model.config)
+    config = shrink_config(model.config, depth)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
