@@ -359,9 +359,7 @@ def test_commands_on_models_run_there(tmp_path: Path) -> None:
     assert evidence.after["perplexity"].value > 0
     rows = measure(str(tmp_path / "run"), against=model, data=data, **quick)
     assert rows["both"]["speedup"].value > 0
-    taught = secateur.distill(
-        str(tmp_path / "run"), [model], data, out=tmp_path / "taught", steps=2, training="batch=4", **quick
-    )
+    taught = secateur.distill(str(tmp_path / "run"), [model], data, out=tmp_path / "taught", steps=2, **quick)
     assert taught.recovery is not None
 
 
@@ -376,7 +374,7 @@ def test_commands_on_networks_run_there(tmp_path: Path, digits: tuple[Examples, 
     subject = open_traced(copy.deepcopy(net), data.inputs[:2])
     taught = secateur.distill(
         halve(subject),
-        [subject], data, out=tmp_path / "taught", steps=2, training="batch=8",
+        [subject], data, out=tmp_path / "taught", steps=2, batch=8,
     )  # fmt: skip
     assert taught.recovery is not None
 

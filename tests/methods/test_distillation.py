@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import tiny
 from secateur._utils.rundir import Run
@@ -54,3 +55,16 @@ def test_a_remembered_teacher_has_answered_every_micro_batch(tmp_path):
     with Run.open(tmp_path, {}) as run:
         items = distillation.remember_teacher(run, start, DATA, stream, 2, training, k=4, length=16, seed=1)
     assert all("input_ids" in items[number] and len(items[number]) > len(stream[0]) for number in range(4))
+
+
+def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp_path, monkeypatch):
+    """They ran together, and their classes were lost: task=1 asked for labels that were there."""
+    config = LlamaConfig(**tiny.model("llama").config.to_dict() | {"num_labels": 2, "architectures": None})
+    start = open_subject(LlamaForSequenceClassification(config), tokenizer=tiny.tokenizer())
+    data, batches, train = texts.Corpus(tiny.sentences(80), labels=[0, 1] * 40), [], loop.train
+    monkeypatch.setattr(loop, "train", lambda *m, **how: batches.append(m[1][0]) or train(*m, **how))
+    losses = distillation.BlockLosses(task=1.0)
+    done = distillation.distil(start, start.copy(), data, tmp_path, train_length=32, losses=losses, training=SHORT)
+    assert "labels" in batches[0]
+    assert batches[0]["input_ids"].shape[1] < 32, "a text to each row, not as many as fill 32 tokens"
+    assert np.isfinite(done.losses[-1][1])

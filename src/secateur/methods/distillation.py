@@ -194,7 +194,9 @@ def distil(
     )  # fmt: skip
 
     def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
-        return texts.batches(corpus, subject.tokenizer, packed=decoder, batch=batch, length=train_length, seed=seed)
+        return texts.batches(
+            corpus, subject.tokenizer, packed=subject.joins_texts, batch=batch, length=train_length, seed=seed
+        )
 
     judged = sequences(held, min(16, batch), seed).take(16) if training.validates else []
     evaluate = partial(

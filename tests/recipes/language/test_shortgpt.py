@@ -147,3 +147,18 @@ def test_what_no_number_of_layers_meets_is_refused(tmp_path):
             results(tmp_path / rule, "params=1%", rule=rule)
     with pytest.raises(BudgetError, match=r"shortgpt can't meet pattern=2:4: it cuts layers"):
         results(tmp_path / "d", "pattern=2:4")
+
+
+def test_a_model_that_comes_from_training_is_judged_without_dropout(tmp_path):
+    """Its distances were others in each run; its mode is its own again afterwards."""
+    start = subject("gpt2")
+    (calm,) = results(tmp_path / "a", "flops=80%", model=start)
+    start.model.train()
+    with Run.open(tmp_path / "b", {}) as run:
+        how = keywords.check_options(shortgpt.shortgpt, QUICK)
+        (found,) = shortgpt.shortgpt(start, DATA, [Budget.parse("flops=80%")], run, **how)
+        again = run.tensors("distances", lambda: pytest.fail("measured twice"))["distances"]
+    with Run.open(tmp_path / "a", {}) as run:
+        torch.testing.assert_close(again, run.tensors("distances", lambda: pytest.fail("gone"))["distances"])
+    assert found.subject.layer_index == calm.subject.layer_index
+    assert start.model.training

@@ -195,7 +195,7 @@ def sequences(subject: Transformer, data: Corpus, samples: int, *, length: int, 
 
     Raises `InputError` for a model whose loss needs labels that the data has not.
     """
-    packed = subject.kind == "decoder" and subject.causal
+    packed = subject.joins_texts
     one_by_one = texts.batches(data, subject.tokenizer, packed=packed, batch=1, length=length, seed=seed)
     batches: Sequence[Batch] = one_by_one.take(samples)
     if type(subject.model).__name__.endswith("MaskedLM"):

@@ -192,7 +192,7 @@ def minitron(
 
     first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained
     train, held = data.split(seed=seed)
-    packed, train_batch = subject.kind == "decoder", training.whole("batch")
+    packed, train_batch = subject.joins_texts, training.whole("batch")
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=packed, length=length)
     stream = make(train, batch=train_batch, seed=seed + 1)
     samples = make(train, batch=16, seed=seed).take(max(1, ranking.calibration // 16))

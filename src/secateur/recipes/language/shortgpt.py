@@ -15,6 +15,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
@@ -96,12 +97,13 @@ def shortgpt(
         table = run.json("latency", partial(timing.time_layers, subject, batch, length), alone=True)
 
     def compare_states() -> dict[str, Tensor]:
-        packed, many = subject.kind == "decoder", min(16, samples)
+        packed, many = subject.joins_texts, min(16, samples)
         feed = texts.batches(train, subject.tokenizer, packed=packed, batch=many, length=train_length, seed=seed)
         how = similarity.angular_distance if rule == "angular" else similarity.block_influence
         states = partial(subject.forward, hidden=True)
         items = feed.take(max(1, samples // many))
-        return {"distances": similarity.distances(lambda item: states(item).hidden, items, how, last=last)}
+        with evaluating(subject.model):  # one in memory may come from training
+            return {"distances": similarity.distances(lambda item: states(item).hidden, items, how, last=last)}
 
     distances = run.tensors("distances", compare_states)["distances"].numpy()
     choose = partial(keep_layers, rule=rule, distances=distances)

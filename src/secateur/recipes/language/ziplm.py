@@ -118,7 +118,7 @@ def ziplm(
     """
     refuse_patterns("ziplm", budgets)
     train, _ = data.split(seed=seed)
-    packed = subject.kind == "decoder"
+    packed = subject.joins_texts
     feed = texts.batches(train, subject.tokenizer, packed=packed, batch=16, length=train_length, seed=seed)
     samples = feed.take(max(1, calibration // 16))
 

@@ -139,6 +139,11 @@ class Transformer:
         return self.output == "logits" and self.model.can_generate()
 
     @property
+    def joins_texts(self) -> bool:
+        """Whether texts may stand behind one another in its sequences: a decoder, but no classifier of whole texts."""
+        return self.kind == "decoder" and (self.causal or self.output != "logits")
+
+    @property
     def hidden_size(self) -> int:
         """Residual channels."""
         return self.layout.hidden_size
