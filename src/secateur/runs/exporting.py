@@ -97,8 +97,7 @@ def write(
     if not isinstance(subject, Transformer):
         return onnx_files.write_program(subject, folder / "model.onnx")
     if to == "onnx":
-        forms.to_onnx(subject, folder)
-        return ()
+        return forms.to_onnx(subject, folder)
     if to == "decilm":
         return forms.to_decilm(subject, folder)
     if to == "packed":
