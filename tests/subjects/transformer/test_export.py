@@ -140,7 +140,7 @@ def test_onnx_equals_pytorch(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral"])
 def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
-    """Greedily, from prompts of unequal lengths, with a layer cut that had a cache and one that has lost its attention."""
+    """Greedily, from prompts of unequal lengths; one layer is gone, one has lost its attention and so its cache."""
     onnxruntime = pytest.importorskip("onnxruntime")
     cut = cuts(make(name))["mixed"]
     assert to_onnx(cut, tmp_path / "out") == ()

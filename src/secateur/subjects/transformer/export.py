@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
