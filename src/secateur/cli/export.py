@@ -25,7 +25,7 @@ COMMAND = Command(
     arguments=("folder",),
     help={
         "folder": "the folder of a model, usually a result.",
-        "to": "onnx, decilm (for vLLM), packed, packed-int8, masks, int8 or int4.",
+        "to": "onnx, gguf (for llama.cpp), decilm (for vLLM), packed, packed-int8, masks, int8 or int4.",
         "out": "where to; FOLDER/onnx and so on if not given.",
         "data": "texts to measure the quality of integers on.",
         "stream": "read the model block by block from the disk.",

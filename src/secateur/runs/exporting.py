@@ -22,7 +22,7 @@ from secateur.reports import display
 from secateur.runs.backends import Data
 from secateur.runs.backends.language import Language, stored_bytes
 from secateur.subjects import Transformer, matrices, open_streamed, open_subject
-from secateur.subjects.transformer import blocks, dequantising, packing, quantised
+from secateur.subjects.transformer import blocks, dequantising, gguf_export, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.streamed import Streamed
 
@@ -32,7 +32,7 @@ QUANTISED = {"int8": 0.05, "int4": 0.5}
 """How far outputs of quantised weights may be from the original's: norm of the difference by norm of the outputs."""
 
 
-FORMS = ("onnx", "decilm", "packed", "packed-int8", "masks", "int8", "int4")
+FORMS = ("onnx", "gguf", "decilm", "packed", "packed-int8", "masks", "int8", "int4")
 """What `export` writes."""
 
 
@@ -41,7 +41,8 @@ def export(
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the model or network in `folder` in another form, checked against its own output.
 
-    - onnx: any model or network; decilm: Llama-shaped models, for inference engines
+    - onnx: any model or network; gguf: Llama- and Qwen-shaped models, for llama.cpp
+    - decilm: Llama-shaped models, for inference engines
     - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
     - int8, int4: weights of the blocks' matrices quantised, zeros kept; `QUANTISED` says how near outputs
       have to be, and with `data` quality is measured before and after
@@ -100,6 +101,8 @@ def write(
         return onnx_files.write_program(subject, folder / "model.onnx")
     if to == "onnx":
         return forms.to_onnx(subject, folder)
+    if to == "gguf":
+        return gguf_export.to_gguf(subject, folder)
     if to == "decilm":
         return forms.to_decilm(subject, folder)
     if to == "packed":

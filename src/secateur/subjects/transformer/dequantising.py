@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -10,13 +11,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
-from secateur.errors import DataWarning, ModelError
+from secateur._utils.tokenizers import Tokenizer
+from secateur.errors import DataWarning, MissingExtraError, ModelError
 from secateur.subjects.transformer import files
 
-__all__ = ["ask_for_floats", "finish", "name_method", "refuse", "refuse_twice"]
+__all__ = ["ask_for_floats", "finish", "name_method", "read_gguf", "refuse", "refuse_twice"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -90,3 +92,23 @@ def finish(model: PreTrainedModel, place: Path, name: str) -> None:
         DataWarning,
         stacklevel=1,
     )
+
+
+def read_gguf(file: Path, dtype: torch.dtype | str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
+    """The language model and tokenizer in a GGUF file, as transformers makes floats of it; warn.
+
+    Raises `ModelError` for a file that it can't read, `MissingExtraError` without the gguf library.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError(f"{file} needs gguf: pip install 'secateur[gguf]'")
+    how = {"gguf_file": file.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **how, **({} if dtype is None else {"dtype": dtype}))
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise ModelError(
+            f"{file} can't be read as a GGUF language model ({line}): give its folder of safetensors"
+        ) from error
+    finish(model, file, "GGUF")
+    return model.eval(), tokenizer

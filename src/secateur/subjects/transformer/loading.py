@@ -58,10 +58,11 @@ def open_subject(
 ) -> Transformer:
     """The model at `source` as something to prune.
 
-    source: a folder (plain, sentence-transformers, or an earlier result), a Hub id, or a model in memory (which is
-    not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint that is
-    missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know
-    and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
+    source: a folder (plain, sentence-transformers, or an earlier result), a Hub id, a GGUF file, or a model in memory
+    (which is not copied; cuts copy). dtype: of the weights; as stored if None. Raises `ModelError` for a checkpoint
+    that is missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't
+    know and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple
+    choice).
 
     Weights that are stored as integers or in eight bits become floating point as they are read, as a warning says, for
     only those can be cut; what is saved then says nothing of integers any more. quantised: the model is to be measured
@@ -73,6 +74,9 @@ def open_subject(
         family = find_family(saving.plain_class(type(source)), source.config)
         _check_finite(source)
         return make_subject(source, family, tokenizer)
+    if str(source).endswith(".gguf") and Path(source).expanduser().is_file():
+        made, own = dequantising.read_gguf(Path(source).expanduser(), dtype)
+        return open_subject(made, tokenizer=tokenizer or own)
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)

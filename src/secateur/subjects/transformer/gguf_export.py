@@ -1,0 +1,220 @@
+"""GGUF, the file of llama.cpp: Llama-shaped decoders, of layers alike or each of its own widths."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
+from secateur.subjects.transformer import low_rank, saving
+from secateur.subjects.transformer.subject import Transformer
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+__all__ = ["to_gguf"]
+
+_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Model type -> the architecture of GGUF that holds it."""
+_UNEVEN = "deci"
+"""The architecture whose layers have widths of their own, or no attention or FFN: Llama-shaped (Nemotron-NAS)."""
+_SPLITS = {"qwen2": r"|\p{N}| ?[^\s", "llama-bpe": r"|\p{N}{1,3}| ?[^\s"}
+"""How llama.cpp calls the splitting of a byte-level tokenizer -> what its pattern alone says, of numbers."""
+
+
+def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
+    """Write `model.gguf` into `folder`, in the floats that the model has; returns notes.
+
+    Head counts, KV heads and FFN widths that differ between layers stand as arrays, in the architecture that knows them
+    (`deci`, Llama-shaped). The file is read again by gguf's own reader and compared, tensor by tensor;
+    `NumericalError` where one differs. A tokenizer of bytes or of SentencePiece's kind goes along with its merges,
+    special tokens and chat template; a note says where another is left out.
+
+    Raises:
+        MissingExtraError: gguf is not installed.
+        UnsupportedError: the model is of a family that is not written here, or its widths fit no architecture.
+    """
+    gguf = _library()
+    kind = _choose(subject)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(folder / "model.gguf", kind)
+    _write_shape(writer, subject)
+    notes = _write_tokenizer(writer, subject)
+    tensors = dict(_name_tensors(subject, kind))
+    for name, tensor in tensors.items():
+        writer.add_tensor(name, *_as_stored(tensor))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    _check(folder / "model.gguf", tensors)
+    return notes
+
+
+def _choose(subject: Transformer) -> str:
+    """The architecture that can hold the model."""
+    config, name = subject.model.config, saving.plain_class(type(subject.model)).__name__
+    kind = _ARCHITECTURES.get(config.model_type)
+    if kind is None or not subject.causal:
+        known = ", ".join(_ARCHITECTURES)
+        raise UnsupportedError(f"a {name} can't be written as GGUF here: language models of {known} can")
+    if saving.is_sliced(config) or low_rank.find_branches(subject.model):
+        raise UnsupportedError("GGUF has no linears on residual connections and no branches: export without them")
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") not in ("default", "linear", "llama3"):
+        raise UnsupportedError(f"GGUF is written here for plain, linear and llama3 rotary positions: {rope}")
+    widths = subject.widths()
+    if all(width == widths[0] for width in widths) and widths[0].heads and widths[0].neurons:
+        return kind
+    if kind != "llama" or getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        raise UnsupportedError(
+            f"layers of unequal widths are in GGUF Llama-shaped and without biases, and this is a {name}: cut all "
+            "layers alike"
+        )
+    return _UNEVEN
+
+
+def _write_shape(writer: GGUFWriter, subject: Transformer) -> None:
+    config, widths = subject.model.config, subject.widths()
+    writer.add_block_count(len(widths))
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(subject.hidden_size)
+    for add, counts in (
+        (writer.add_feed_forward_length, [width.neurons for width in widths]),
+        (writer.add_head_count, [width.heads for width in widths]),
+        (writer.add_head_count_kv, [width.kv for width in widths]),
+    ):
+        add(counts[0] if len(set(counts)) == 1 else counts)
+    writer.add_key_length(subject.head_dim)
+    writer.add_value_length(subject.head_dim)
+    writer.add_rope_dimension_count(subject.head_dim)
+    writer.add_rope_freq_base(float((config.rope_parameters or {}).get("rope_theta", 10000.0)))
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+
+
+def _name_tensors(subject: Transformer, kind: str) -> Iterator[tuple[str, Tensor]]:
+    """GGUF's names and the tensors, as llama.cpp wants them."""
+    gguf = _library()
+    config, widths = subject.model.config, subject.widths()
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    names = gguf.get_tensor_name_map(number, len(widths))
+    for name, tensor in subject.model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if found is None:
+            raise UnsupportedError(f"GGUF's {kind} has no place for {name}")
+        place = subject.layout.place(name)
+        if kind in ("llama", _UNEVEN) and place.layer is not None and re.search(r"\.[qk]_proj\.", name):
+            width = widths[place.layer]
+            tensor = _interleave(tensor, width.heads if ".q_proj." in name else width.kv)
+        yield found, tensor
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") != "default":
+        scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
+        powers = torch.arange(0, subject.head_dim, 2).float() / subject.head_dim
+        yield "rope_freqs.weight", float(rope["rope_theta"]) ** -powers / scaled
+
+
+def _interleave(tensor: Tensor, heads: int) -> Tensor:
+    """Rows of each head in the order of llama.cpp's rotary positions: pairs side by side, not half a head apart."""
+    halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
+    return halves.transpose(1, 2).reshape(tensor.shape)
+
+
+def _as_stored(tensor: Tensor) -> tuple[np.ndarray, tuple[int, ...] | None, Any]:
+    """(array, shape, type): matrices in the model's own floats, vectors in 32 bits, as llama.cpp keeps them."""
+    gguf = _library()
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dim() < 2 or tensor.dtype not in (torch.float16, torch.bfloat16):
+        return tensor.float().numpy(), None, gguf.GGMLQuantizationType.F32
+    if tensor.dtype == torch.float16:
+        return tensor.numpy(), None, gguf.GGMLQuantizationType.F16
+    return tensor.view(torch.uint8).numpy(), None, gguf.GGMLQuantizationType.BF16
+
+
+def _check(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Compare what gguf reads with what was to be written."""
+    gguf = _library()
+    read = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    for name, tensor in tensors.items():
+        found = torch.from_numpy(np.array(gguf.dequantize(read[name].data, read[name].tensor_type)))
+        if not torch.equal(found.reshape(tensor.shape), tensor.detach().cpu().float()):
+            raise NumericalError(f"{name} is not the same in the GGUF file: it is not usable")
+    if read.keys() != tensors.keys():
+        raise NumericalError("the GGUF file has other tensors than were written: it is not usable")
+
+
+def _write_tokenizer(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...]:
+    """The tokens, merges, special tokens and chat template; or "none", with a note, for what GGUF can't hold."""
+    gguf = _library()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        if subject.tokenizer is not None:
+            subject.tokenizer.save_pretrained(folder)
+        file = folder / "tokenizer.json"
+        said = json.loads(file.read_text("utf-8")) if file.is_file() else {"model": {}}
+        if said["model"].get("type") != "BPE":
+            writer.add_tokenizer_model("none")
+            kind = said["model"].get("type", "no tokenizer.json")
+            return (f"GGUF can't hold its tokenizer ({kind}): the file takes and gives token ids",)
+        (folder / "config.json").write_text(json.dumps({"vocab_size": subject.model.config.vocab_size}))
+        splitting = "default" if said["model"].get("byte_fallback") else _name_splitting(said)
+        tokens, types = _list_tokens(said, subject.model.config.vocab_size)
+        if said["model"].get("byte_fallback"):
+            rows = list(gguf.LlamaHfVocab(folder).all_tokens())
+            writer.add_token_scores([score for _, score, _ in rows])
+            tokens, types = [token.decode() for token, _, _ in rows], [int(kind) for _, _, kind in rows]
+        writer.add_tokenizer_model("llama" if said["model"].get("byte_fallback") else "gpt2")
+        writer.add_tokenizer_pre(splitting or "default")
+        writer.add_token_list(tokens)
+        writer.add_token_types(types)
+        gguf.SpecialVocab(folder, load_merges=not said["model"].get("byte_fallback")).add_to_gguf(writer, quiet=True)
+    if not splitting:
+        return (
+            "how its tokenizer splits words is none that is known here: llama.cpp will do it as it does by default",
+        )
+    return ()
+
+
+def _list_tokens(said: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+    """Tokens of a byte-level tokenizer by number, and what kind each is; numbers that it has not are padding."""
+    kinds = _library().TokenType
+    tokens, types = [f"[PAD{number}]" for number in range(size)], [int(kinds.UNUSED)] * size
+    found = [(number, token, kinds.NORMAL) for token, number in said["model"]["vocab"].items()]
+    for added in said.get("added_tokens", []):
+        found.append((added["id"], added["content"], kinds.CONTROL if added["special"] else kinds.USER_DEFINED))
+    for number, token, kind in found:
+        if number < size:  # the model has no embedding of those behind
+            tokens[number], types[number] = token, int(kind)
+    return tokens, types
+
+
+def _name_splitting(said: Mapping[str, Any]) -> str:
+    """llama.cpp's name of how a byte-level tokenizer splits text before its merges; "" where it has none here."""
+    splitter = said.get("pre_tokenizer") or {}
+    if splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True):
+        return "gpt-2"
+    pattern = json.dumps(splitter).replace("\\\\", "\\")
+    return next((name for name, part in _SPLITS.items() if part in pattern), "")
+
+
+def _library() -> Any:
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingExtraError("GGUF export needs gguf: pip install 'secateur[gguf]'") from error
+    return gguf
