@@ -195,8 +195,10 @@ def _list_tokens(said: Mapping[str, Any], size: int) -> tuple[list[str], list[in
     kinds = _library().TokenType
     tokens, types = [f"[PAD{number}]" for number in range(size)], [int(kinds.UNUSED)] * size
     found = [(number, token, kinds.NORMAL) for token, number in said["model"]["vocab"].items()]
-    for added in said.get("added_tokens", []):
-        found.append((added["id"], added["content"], kinds.CONTROL if added["special"] else kinds.USER_DEFINED))
+    found += [
+        (added["id"], added["content"], kinds.CONTROL if added["special"] else kinds.USER_DEFINED)
+        for added in said.get("added_tokens", [])
+    ]
     for number, token, kind in found:
         if number < size:  # the model has no embedding of those behind
             tokens[number], types[number] = token, int(kind)
