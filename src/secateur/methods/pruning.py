@@ -150,10 +150,12 @@ def prune_subject(
     scope: Scope = "local",
     normalise: ranking.Normalise | None = None,
     offsets: bool = False,
+    even: bool = False,
 ) -> tuple[Selection, Traced, Cut]:
     """What is kept of a subject within the budget, the smaller one, and the receipt: `prune` of what is open already.
 
-    rate: of `make_scorer`. What can't be cut after all, is noted in `subject`. Raises as `prune` does.
+    even: sites of one kind and size keep equally many units. rate: of `make_scorer`. What can't be cut after all, is
+    noted in `subject`. Raises as `prune` does.
     """
     if isinstance(scope, Mapping):
         unknown = sorted(set(scope) - set(subject.coupling.sites))
@@ -181,7 +183,7 @@ def prune_subject(
         )
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
-        return selection
+        return ranking.even_out(units, scores, selection.keep) if even else selection
 
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets)
     if scope == "local" and not shares:

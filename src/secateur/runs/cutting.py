@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -18,14 +20,15 @@ from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import InputError
+from secateur.errors import InfeasibleError, InputError
 from secateur.methods import pruning
 from secateur.recover.training import dense, objectives
 from secateur.runs import configs, executor, keywords
-from secateur.subjects.network import segments
+from secateur.subjects.network import pretrained, segments
 from secateur.subjects.network.detectors import Detector
+from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Cut, Result, Selection
 
 __all__ = ["configured", "prune"]
 
@@ -43,6 +46,7 @@ def prune(
     protect: Sequence[str] = (),
     shares: str | dict[str, float] = "",
     offsets: bool = False,
+    even: bool | None = None,
     looks: int = 512,
     batch: int = 32,
     seed: int = 0,
@@ -64,6 +68,8 @@ def prune(
         protect: modules, parameters or sites that stay whole.
         shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         offsets: fold the constants that channels leave behind into what reads them.
+        even: sites of one kind and size keep equally many units, so that a config can say how many. None: in folders of
+            transformers, with scope local and no shares, so that the result is such a folder again.
         looks: examples that a score looks at.
         batch: of them at a time, and of the timed environment.
         seed: of random scores, and of which examples are looked at.
@@ -76,11 +82,15 @@ def prune(
     rate = _make_score(subject, data, score, looks=looks, batch=batch, seed=seed)
     whole = subject.copy()  # what turns out to stay is noted there
     whole.protect(protect)
+    plain = pretrained.is_pretrained(history(subject.model).built_by) and pools == "local" and not own
+    alike = plain if even is None else even
+    choose = partial(
+        pruning.prune_subject, rate=rate, multiple=multiple, shares=own, scope=pools, normalise=normalise or None,
+        offsets=offsets, even=alike,
+    )  # fmt: skip
     for budget in budgets:
-        selection, small, cut = pruning.prune_subject(
-            whole, budget, rate, multiple=multiple, shares=own, scope=pools, normalise=normalise or None,
-            offsets=offsets,
-        )  # fmt: skip
+        cutting = partial(_cut_described, choose) if plain and alike else choose
+        selection, small, cut = cutting(whole, budget)
         yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
 
 
@@ -92,6 +102,37 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     named = {"recipe": prune.__name__, **(given or {})}
     found = configs.read(path, prune.__name__, executor.run, named, more=lambda _: keywords.of(prune))
     return {name: value for name, value in found.items() if name != "recipe"}
+
+
+def _cut_described(
+    choose: Callable[[Traced, Budget], tuple[Selection, Traced, Cut]], whole: Traced, budget: Budget
+) -> tuple[Selection, Traced, Cut]:
+    """The cut, with as few kinds of sites left whole as let a config say what is left; none whole if none says it.
+
+    Classes compute sizes from one another, such as a head's from the hidden size. Raises what the first try raises
+    where the budget can't be met.
+    """
+    free: dict[tuple[str, int], list[str]] = {}
+    for site in whole.units().free():
+        free.setdefault((site.kind, site.count), []).append(site.name)
+    several = chain.from_iterable(combinations(free, many) for many in range(min(3, len(free))))
+    first: tuple[Selection, Traced, Cut] | None = None
+    for left in several:
+        trial = whole.copy() if left else whole
+        trial.protect([name for group in left for name in free[group]])
+        try:
+            found = choose(trial, budget)
+        except InfeasibleError:
+            if not left:
+                raise
+            continue
+        first = first or found
+        if pretrained.describes(found[1].model):
+            said = ", ".join(f"{kind} of {count}" for kind, count in left)
+            note = f"{said} stay whole, so that the config says what is left: even=false cuts them as well"
+            return (*found[:2], replace(found[2], notes=(*found[2].notes, note))) if left else found
+    assert first is not None
+    return first
 
 
 _UNMEASURED = "quality was not measured: no data was given"

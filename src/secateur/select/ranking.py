@@ -18,7 +18,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalE
 from secateur.select.arrays import as_numpy, mask_like
 from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
 
-__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "fewest", "threshold"]
+__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "even_out", "fewest", "threshold"]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
 Scope = Literal["global", "kind", "local"] | Mapping[str, str]
@@ -62,6 +62,21 @@ def by_shares(units: Units, scores: Scores, shares: Mapping[str, float]) -> dict
         wanted = allowed.max() if allowed.size else chain.kept.min()
         keep[name] = chain.step >= np.flatnonzero(chain.kept == wanted)[0]
     return keep
+
+
+def even_out(units: Units, scores: Scores, keep: Mapping[str, Array]) -> Selection:
+    """The same with sites of one kind and size keeping equally many units, as many as the one that keeps least.
+
+    keep: site -> [count] booleans, within a budget: what is left is within it too.
+    """
+    free = [site for site in units.free() if site.name in keep]
+    least: dict[tuple[str, int], float] = {}
+    for site in free:
+        group = (site.kind, site.count)
+        least[group] = min(least.get(group, 1.0), float(keep[site.name].sum()) / site.count)
+    chosen = by_shares(units, scores, {site.name: least[site.kind, site.count] for site in free})
+    evened = {name: mask_like(chosen[name], mask) if name in chosen else mask for name, mask in keep.items()}
+    return Selection(evened, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in evened.items()}))
 
 
 def by_budget(

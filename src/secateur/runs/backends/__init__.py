@@ -75,6 +75,10 @@ class Backend(Protocol[S, D, B]):
         """Whether `open` can make a subject of `source`, by its name or its kind; what it holds is not read."""
         return False
 
+    def accepts(self, source: Source) -> bool:
+        """Whether `open` can where a recipe of this family asks for it, though another backend is asked first."""
+        return self.takes(source)
+
     def read(self, data: Data, text: str = "text", label: str = "label") -> D:
         """Read the data, from wherever the caller has it; texts and classes are in the columns named.
 
@@ -269,7 +273,7 @@ def _registered_backends() -> Iterator[AnyBackend]:
 
 def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
     """Raise `InputError` for a name of a subject that is not of the recipe's family."""
-    if isinstance(source, str | Path) and not backend.takes(source):
+    if isinstance(source, str | Path) and not backend.accepts(source):
         raise InputError(
             f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "
             f"recipe on {of_source(source).family} (secateur list)"

@@ -30,7 +30,7 @@ from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
-from secateur.subjects.network import detectors
+from secateur.subjects.network import detectors, pretrained
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
 from secateur.subjects.network.shrinking import history, remember, twin
@@ -47,15 +47,21 @@ class Network(Backend[Traced, Examples, Arguments]):
     """Modules, or functions that build one, of PyTorch; transformers models have a backend of their own."""
 
     family = "networks"
-    example = "a function that builds one, such as net.py:build, or the folder of a cut one"
+    example = "a function that builds one, such as net.py:build, a folder of transformers, or that of a cut one"
     dense_allowed = True
     has_inputs = True
 
     def takes(self, source: NetworkSource) -> bool:
-        """Modules that are no transformers model, names of functions that build one, and folders of saved cuts."""
+        """Modules, names of functions that build one, folders of saved cuts, and of transformers that read no texts."""
         if isinstance(source, nn.Module):
             return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
-        return plugins.names_function(source) or is_saved(source)
+        if plugins.names_function(source) or is_saved(source):
+            return True
+        return pretrained.is_pretrained(source) and not pretrained.reads_texts(str(source))
+
+    def accepts(self, source: NetworkSource) -> bool:
+        """Folders and Hub ids of every model of transformers, too: what reads texts can be cut as any network."""
+        return self.takes(source) or pretrained.is_pretrained(source)
 
     def read(self, data: Any, text: str = "text", label: str = labels.DEFAULT) -> Examples:
         """The examples in `data`, or those that an index keeps; `label` is the array of an .npz file of their classes.
@@ -234,8 +240,14 @@ class Network(Backend[Traced, Examples, Arguments]):
         return inspection.inspect(source, **options)
 
     def save(self, subject: Traced, folder: Path) -> None:
-        """Weights, what was cut, and a torch.export program that needs nothing of ours."""
-        subject.save(folder, program=True)
+        """Weights, what was cut, and a torch.export program that needs nothing of ours; a plain folder of transformers
+        where it came from one, and its config describes it.
+        """
+        original = history(subject.model).built_by
+        if pretrained.is_pretrained(original) and pretrained.describes(subject.model):
+            pretrained.save(subject, folder, original)
+        else:
+            subject.save(folder, program=True)
 
     def saved_in(self, folder: Path) -> bool:
         """Whether the folder says what was cut, and has no config of a transformers model."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from secateur._utils import plugins, rundir
 from secateur.errors import InputError, ModelError, SecateurError
 from secateur.formats import onnx_files
-from secateur.subjects.network import detectors, files
+from secateur.subjects.network import detectors, files, pretrained
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.shrinking import history, remember
 from secateur.subjects.network.traced import Traced, reload_traced
@@ -55,11 +55,13 @@ def build_network(
     inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first` of the module,
     if None.
     """
-    module, example = _build(str(model)) if isinstance(model, str | Path) else (model, None)
+    module, example = _build(model) if isinstance(model, str | Path) else (model, None)
     if inputs is not None:
         example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
     if example is None and first is not None:
         example = first(module)
+    if example is None and isinstance(model, str | Path) and pretrained.is_pretrained(model):
+        example = pretrained.make_inputs(module)
     if example is None:
         what = model if isinstance(model, str | Path) else type(model).__name__
         raise InputError(
@@ -95,7 +97,7 @@ def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.
         module = original
     else:
         name = original or files.read_history(folder).built_by or _first_original(_read_record(folder))
-        if ":" not in name:
+        if ":" not in name and not pretrained.is_pretrained(name):
             raise InputError(
                 f"{folder} was cut from {name or 'a network'} that was given in Python, and the record names no "
                 f"function that builds it: give the original, secateur.load({str(folder)!r}, original=network) or "
@@ -108,9 +110,12 @@ def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.
     return module, example
 
 
-def _build(name: str) -> tuple[nn.Module, object]:
-    module, example = plugins.network(name)
-    remember(module, replace(history(module), built_by=name))
+def _build(source: str | Path) -> tuple[nn.Module, object]:
+    if pretrained.is_pretrained(source):
+        module, example = pretrained.open_pretrained(source), None
+    else:
+        module, example = plugins.network(str(source))
+    remember(module, replace(history(module), built_by=str(source)))
     return module, example
 
 

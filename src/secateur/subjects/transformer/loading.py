@@ -39,7 +39,7 @@ from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["Folders", "load", "open_outline", "open_streamed", "open_subject"]
+__all__ = ["Folders", "find_folder", "load", "open_outline", "open_streamed", "open_subject", "read_any"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
@@ -164,6 +164,39 @@ def load(path: str | Path) -> PreTrainedModel:
     model = _read(root, False, None, "as stored")[0]
     low_rank.restore(model, root / low_rank.FOLDER)
     return model
+
+
+def read_any(source: str | Path) -> PreTrainedModel:
+    """The model at `source`, a folder or a Hub id, of any class that transformers has: no family is looked for.
+
+    Raises `ModelError` as `open_subject` does.
+    """
+    root = find_folder(source)
+    _check_folder(root, trust_remote_code=False)
+    if {"per_layer_config", "secateur"} & files.read_json(root / "config.json").keys():
+        return load(root)
+    try:
+        config = AutoConfig.from_pretrained(root)
+    except Exception as error:
+        raise ModelError(f"{root / 'config.json'} can't be used ({_line(error)})") from error
+    dequantising.refuse(root, config)
+    known = (saving.original_class(name) for name in config.architectures or [])
+    kind = next((one for one in known if one), None) or AutoModel
+    try:
+        model: PreTrainedModel
+        model, report = kind.from_pretrained(root, config=config, use_safetensors=True, output_loading_info=True)
+    except Exception as error:
+        raise ModelError(f"the weights of {root} can't be loaded as {kind.__name__} ({_line(error)})") from error
+    if report["missing_keys"]:
+        lacking = report["missing_keys"]
+        raise ModelError(f"the weights of {root} lack {min(lacking)} ({len(lacking)} are missing): fetch them again")
+    _check_finite(model)
+    return model.eval()
+
+
+def find_folder(source: str | Path) -> Path:
+    """Where the transformer of a folder or a Hub id stands on this machine."""
+    return _layout(_local(source))[0]
 
 
 def _tokenizer(root: Path) -> Tokenizer | None:
