@@ -349,14 +349,21 @@ def test_what_is_tried_of_a_student_that_writes_changes_nothing_and_refuses_befo
     assert not (tmp_path / "out").exists()
 
 
-def test_hidden_states_of_another_width_go_through_a_projection(places, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(torch.float32, {}), (torch.bfloat16, {"match": "model.layers.1", "validation": 0.2, "lora": 2})],
+    ids=["float32", "half precision"],
+)
+def test_hidden_states_of_another_width_go_through_a_projection(places, tmp_path, kind, how):
+    if "lora" in how:
+        pytest.importorskip("peft")
     thin = tiny.LlamaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, pad_token_id=0, eos_token_id=6, bos_token_id=5,
     )  # fmt: skip
     torch.manual_seed(0)
-    save(tiny.LlamaForCausalLM(thin), tmp_path / "thin")
-    row = secateur.distill(tmp_path / "thin", places / "teacher", TEXTS, tmp_path / "out", hidden=True, **QUICK)
+    save(tiny.LlamaForCausalLM(thin).to(kind), tmp_path / "thin")
+    row = secateur.distill(tmp_path / "thin", places / "teacher", TEXTS, tmp_path / "out", hidden=True, **QUICK, **how)
     assert row.verdict.startswith("met")
     assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "projection" in name]
 

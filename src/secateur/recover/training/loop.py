@@ -55,6 +55,9 @@ Batch = Any
 _POINTS = 300
 """Loss points kept in a `Recovery`."""
 
+_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions in which the objective is autocast."""
+
 
 DEFAULTS: dict[str, Any] = {
     "warmup": 0.05,
@@ -179,7 +182,8 @@ def train(
     rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
     rate_at(0)
     if evaluate is None and training.validates:
-        batches, evaluate = _validation(student, batches, objective, count, training.validation or _VALIDATION)
+        held = training.validation or _VALIDATION
+        batches, evaluate = _validation(student, batches, objective, count, held, training.precision or "auto")
     if training.validates and "evaluate_every" not in asked:
         epoch = len(batches) if hasattr(batches, "__len__") else steps
         evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
@@ -235,7 +239,7 @@ def train(
             "precision": _precision(training.precision or "auto", device),
             "micro_batches": accumulate * share,
         }
-        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings["precision"])
+        narrow = _NARROW.get(settings["precision"])
         state = checkpoints.State()
         path = None if checkpoint is None else Path(checkpoint) / "training.safetensors"
         average = None if training.ema is None else Average(tensors_of(modules), training.ema)
@@ -483,8 +487,9 @@ def _validation(
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
     count: Callable[[Batch], Mapping[str, int]],
     share: float,
+    precision: str,
 ) -> tuple[object, Callable[[], float]]:
-    """(what is left to learn from, the mean objective on the part held out)."""
+    """(what is left to learn from, the mean objective on the part held out, in the precision of the training)."""
     rest: Any
     held_out: Any
     if isinstance(batches, list | tuple) and len(batches) > 1:
@@ -501,10 +506,13 @@ def _validation(
     def evaluate() -> float:
         total, weight = 0.0, 0
         device = next(student.parameters()).device
+        narrow = _NARROW.get(_precision(precision, device))
         for batch in held_out:
             batch, counts = devices.move(batch, device), count(batch)
             size = counts.get("tokens", counts.get("examples", 1))
-            total += float(objective(batch, counts)[0].detach()) * size
+            with torch.autocast(device.type, narrow, enabled=narrow is not None):
+                loss, _ = objective(batch, counts)
+            total += float(loss.detach()) * size
             weight += size
         return total / max(1, weight)
 
