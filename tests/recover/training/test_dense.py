@@ -100,3 +100,12 @@ def test_classes_of_pixels_and_of_examples_have_one_loss():
         float(functional.cross_entropy(rows, kinds, reduction="sum")), rel=1e-5
     )
     assert dense.count_pixels({"labels": kinds}) == 0
+
+
+@pytest.mark.parametrize("classes", [4, 300])
+def test_what_is_divided_by_are_the_pixels_that_are_added_up(classes):
+    batch = {"labels": labels_of()}
+    outputs = torch.zeros(3, classes, 6, 6)
+    totals = {"examples": 3, "sequences": 3, "pixels": dense.count_pixels(batch, classes)}
+    task = objectives.task_loss(dense.pixels(outputs), batch, totals, causal=False)
+    assert float(task) == pytest.approx(float(torch.tensor(classes).log()), rel=1e-5)

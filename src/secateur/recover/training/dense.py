@@ -27,10 +27,10 @@ def pixels(logits: Tensor) -> Tensor:
     return logits.permute(0, 2, 3, 1)
 
 
-def count_pixels(batch: Batch) -> int:
-    """How many pixels of a batch's masks `labels` [B, H, W] count; 0 where it has none."""
+def count_pixels(batch: Batch, classes: int = 0) -> int:
+    """How many pixels of a batch's masks `labels` [B, H, W] count for a network of so many classes; 0 without masks."""
     labels = batch.get("labels")
-    return 0 if labels is None or labels.dim() != 3 else int(((labels >= 0) & (labels != _VOID)).sum())
+    return 0 if labels is None or labels.dim() != 3 else int(_mark_counted(labels, classes).sum())
 
 
 def align(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
@@ -117,7 +117,14 @@ class Setup:
         """What the sums of a loss are divided by."""
         if self.of_texts:
             return objectives.count(batch)
-        return {**examples.count(batch), "sequences": len(batch["inputs"]), "pixels": dense.count_pixels(batch)}
+        pixels = dense.count_pixels(batch, self.classes) if self.train.per_pixel else 0
+        return {**examples.count(batch), "sequences": len(batch["inputs"]), "pixels": pixels}
+
+    @cached_property
+    def classes(self) -> int:
+        """How many classes a network's teachers, and so its student, tell of each example or pixel."""
+        first = {name: part[:1] for name, part in self.batches[0].items() if isinstance(part, Tensor)}
+        return int(self.ask(self.teachers[0])(first).prediction.shape[-1])
 
 
 def make_batches(settings: Settings, student: Learner, train: Any, teachers: Sequence[Any] = ()) -> Batches:
