@@ -104,7 +104,9 @@ def test_a_value_that_two_classes_do_not_have_is_refused_where_a_later_mask_hold
         data.batch()
 
 
-@pytest.mark.parametrize(("value", "words"), [(3, "holds the label 3: .* 3 classes, 0 to 2"), (-1, "holds the label -1")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(3, "holds the label 3: .* 3 classes, 0 to 2"), (-1, "holds the label -1")]
+)
 def test_a_label_that_is_no_class_of_the_network_is_refused_where_it_is_read(tmp_path, value, words):
     mask_folder(tmp_path, 2)
     file = tmp_path / "masks" / "001.png"

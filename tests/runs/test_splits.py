@@ -173,7 +173,7 @@ def test_what_255_is_in_masks_is_decided_once_by_what_is_learned_from(tmp_path, 
     data, apart = splits.read(Network(), tmp_path, transform="none", size=24, workers=0)
     subject = Network().open(vision_models.fcn(4, classes=2), None, data)
     if white == "train":
-        with pytest.raises(DataError, match="holds the value 1, and masks .* hold 0 and 255 alone"):
+        with pytest.raises(DataError, match=r"holds the value 1, and masks .* hold 0 and 255 alone"):
             splits.split(Network(), data, apart, subject, seed=0)
         return
     parts = splits.split(Network(), data, apart, subject, seed=0)
@@ -192,5 +192,5 @@ def test_a_rare_class_that_the_network_lacks_is_refused_where_its_mask_is_read(t
     data, _ = splits.read(Network(), tmp_path, transform="none", size="24x32", workers=0)
     subject = Network().open(vision_models.fcn(4), None, data)
     parts = splits.split(Network(), data, None, subject, seed=0)
-    with pytest.raises(DataError, match="001.png holds the label 7: the model has 3 classes"):
+    with pytest.raises(DataError, match=r"001.png holds the label 7: the model has 3 classes"):
         (parts.train.batch(), parts.held.batch())

@@ -284,7 +284,7 @@ def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, Any]:
 
 
 def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
-    """Held-out examples with the classes numbered as in `data`, where it names all of theirs, and masks read as there."""
+    """Held-out examples with the classes numbered as in `data`, if it names all of theirs; masks are read as there."""
     if not isinstance(data, Examples) or not isinstance(judged, Examples):
         return judged
     if data.masks is not None and judged.masks is not None:
