@@ -517,6 +517,30 @@ def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled
         assert len(kept(tmp_path / f"{number}-all")) == files
 
 
+def test_each_text_is_asked_once_where_some_of_them_judge_the_training(labelled, tmp_path, monkeypatch):
+    asked, real = [], teachers.Outputs._ask
+
+    def ask(outputs, index):
+        asked.append(len(outputs._batches[index]["input_ids"]))
+        return real(outputs, index)
+
+    monkeypatch.setattr(teachers.Outputs, "_ask", ask)
+    how = {**QUICK, "steps": 2, "validation": 0.2}
+    live, cached = (
+        secateur.distill(
+            labelled / "student",
+            labelled / "teacher",
+            labelled / "data.jsonl",
+            tmp_path / f"{cache}",
+            cache=cache,
+            **how,
+        )
+        for cache in (0, "all")
+    )
+    same(live, cached)
+    assert sum(asked) == 380, "each text that is not measured on"
+
+
 def test_masked_tokens_are_kept_by_their_number_or_all(tmp_path):
     save_masked_pair(tmp_path)
     rows = [
