@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from secateur._utils import devices, distributed
@@ -200,9 +201,6 @@ def train(
 
     device, share = _choose_device(student, accelerator), distributed.count()
     sharding = accelerator.distributed_type == "FSDP" and share > 1
-    if sharding and training.ema is not None and evaluate is not None:
-        # An evaluation leaves gathered weights behind, which would be the averages in the next step.
-        raise UnsupportedError("ema is not evaluated in a sharded student: leave ema, or patience and validation, out")
     with contextlib.ExitStack() as stack:
         if training.lora or training.dora:
             _check_adapters(optimizer)
@@ -528,8 +526,17 @@ def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> fl
     """The evaluation in eval mode, the mean over processes."""
     with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
+    _reshard(modules)
     # Divided first: what one process alone finds stays as it is.
     return float(distributed.total(torch.tensor(value / distributed.count(), dtype=torch.float64)))
+
+
+def _reshard(modules: Sequence[nn.Module]) -> None:
+    """Let go of the weights that a pass without a backward pass has gathered: what is written is the shards."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 # ----------------------------------------------------------------------------------------------- around the loop
