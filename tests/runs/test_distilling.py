@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -1158,6 +1159,18 @@ def test_masks_train_a_segmenter_and_their_void_counts_nowhere(shapes, tmp_path)
     )
     assert row.after["mIoU"].value > row.before["mIoU"].value + 0.2
     assert "255" not in str(row.settings)
+
+
+def test_a_segmenter_of_one_logit_learns_two_classes(shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path / "two")
+    for file in tmp_path.rglob("masks/*.png"):
+        drawn = np.asarray(Image.open(file))
+        Image.fromarray(np.where((drawn == 1) | (drawn == 2), 255, 0).astype(np.uint8)).save(file)
+    models = (vision_models.fcn(6, classes=1, seed=seed) for seed in (3, 0))
+    row = taught_pixels(*models, tmp_path / "two", tmp_path / "out", task=1.0, steps=40, lr=2e-2)
+    assert row.after["mIoU"].value > row.before["mIoU"].value + 0.2
+    assert {"ground/IoU", "red/IoU"} <= row.after.keys()
+    assert row.before["pixel_agreement"].value < 1.0
 
 
 def test_masks_and_networks_that_do_not_fit_are_refused_in_a_line(shapes, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_two
 from secateur.recover.distillation import losses
 
 __all__ = ["align", "class_loss", "count_pixels", "cross_entropy", "pixels"]
@@ -62,10 +63,12 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
 def class_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of a network's classes summed over examples: of [B, C] and [B], or of [B, C, h, w] and [B, H, W].
 
-    Of an image with a class for each pixel it is the mean over the pixels of its batch that count.
+    Of an image with a class for each pixel it is the mean over the pixels of its batch that count; with one logit for
+    each pixel, [B, 1, h, w], it is binary cross-entropy.
     """
     if outputs.dim() != 4:
         return losses.cross_entropy(outputs, labels)
+    outputs = of_two(outputs)
     counted = _mark_counted(labels, outputs.shape[1]).sum().clamp(min=1)
     return cross_entropy(pixels(outputs), labels) * (len(labels) / counted)
 

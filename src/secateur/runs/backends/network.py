@@ -318,6 +318,7 @@ def _limit_labels(data: Examples, subject: Traced) -> Examples:
         return data
     count = given.shape[1]
     if data.per_pixel:
+        count = max(2, count)  # one logit tells two classes apart
         low, high = 0, len(_count_pixels(data)) - 1
         if data.labels is not None:
             labelled = data.labels[data.labels != segmentation.IGNORED[0]]

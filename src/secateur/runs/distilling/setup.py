@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_two
 from secateur.data import examples, masking, texts
 from secateur.data.batches import hold_out
 from secateur.errors import UnsupportedError
@@ -178,7 +179,8 @@ def class_logits(subject: Traced, batch: Batch, *, hidden: bool = False) -> Answ
 
     logits = objectives.logits(run_network(subject, batch))
     if logits.dim() == 4:
-        return Answer(dense.pixels(logits))
+        labels = batch.get("labels")  # without masks a network of one map tells numbers
+        return Answer(dense.pixels(logits if labels is None or labels.dim() != 3 else of_two(logits)))
     if logits.dim() != 2:
         raise UnsupportedError(
             f"the network gives {list(logits.shape)}, no classes of examples or pixels: distil it by a recipe on "
