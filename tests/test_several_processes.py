@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import math
 import os
 import signal
@@ -28,7 +29,7 @@ from secateur import cli, recipes
 from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.recover.training import loop
+from secateur.recover.training import loop, objectives
 from secateur.reports import evidence
 from secateur.runs import keywords
 from secateur.subjects import open_streamed, open_subject
@@ -143,9 +144,15 @@ def test_the_command_line_trains_in_two_processes_and_one_of_them_speaks(tmp_pat
     assert row.recovery.settings["micro_batches"] == 2
 
 
-def curve(folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = False) -> dict[str, torch.Tensor]:
-    """A student's weights and losses after six steps; the second process is asked to end in step `stop`."""
+def curve(
+    folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = False, judged: bool = False, **more: Any
+) -> dict[str, torch.Tensor]:
+    """A student's weights and losses after six steps, and evaluations of those that are judged.
+
+    The second process is asked to end in step `stop`.
+    """
     student, teacher = students.llama(0, dropout=0.2), students.llama(1)
+    student.config.use_cache = False  # a block that runs again would find its first run's keys there
     taught = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     kinds, inner, steps = [type(module) for module in student.modules()], students.logit_objective(student, teacher), []
 
@@ -153,21 +160,33 @@ def curve(folder: Path, *, accumulate: int = 1, stop: int = 0, sharded: bool = F
         steps.append(batch)
         if len(steps) == stop and distributed.index():
             signal.raise_signal(signal.SIGTERM)
-        for model in (student, teacher):
+        for model in (student, teacher)[: 2 if len(steps) == 1 else 1]:  # a teacher has no backward pass to wait for
             assert any(isinstance(weight, DTensor) for weight in model.parameters()) == sharded
         return inner(batch, totals)
 
+    def evaluate() -> float:
+        batch = students.Batches(seed=7)[0]
+        return float(inner(batch, objectives.count(batch))[0])
+
     feed, how = students.Batches(), {"steps": 6, "lr": 1e-3, "accumulate": accumulate, "progress": False}
+    how |= {"evaluate": evaluate, "evaluate_every": 2, "keep": "best"} if judged else {}
+    how |= more
     done = loop.train(student, feed, objective, **how, checkpoint=folder, every=4, frozen=[teacher])
     for model in (student, teacher):
         assert [type(module) for module in copy.deepcopy(model).modules()] == kinds
     assert all(torch.equal(tensor, taught[name]) for name, tensor in teacher.state_dict().items())
-    return {**student.state_dict(), "losses": torch.tensor([loss for _, loss in done.losses], dtype=torch.float64)}
+    points = {"losses": done.losses, "evaluations": done.settings.get("evaluations", ())}
+    values = {name: torch.tensor([value for _, value in some], dtype=torch.float64) for name, some in points.items()}
+    return {**student.state_dict(), **values}
 
 
-def shard_by_fsdp2() -> None:
-    """What Accelerate's configuration makes of processes with GPUs; on CPUs it leaves the plug-in out."""
+def shard_by_fsdp2(*, gather: str = "each pass") -> None:
+    """What Accelerate's configuration makes of processes with GPUs; on CPUs it leaves the plug-in out.
+
+    gather: what blocks have gathered goes after "each pass", or stays until "backward".
+    """
     settings = {"VERSION": "2", "AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+    settings["RESHARD_AFTER_FORWARD"] = "true" if gather == "each pass" else "false"
     settings["TRANSFORMER_CLS_TO_WRAP"] = "LlamaDecoderLayer"
     os.environ |= {"ACCELERATE_USE_FSDP": "true", **{f"FSDP_{name}": value for name, value in settings.items()}}
     Accelerator()
@@ -194,6 +213,34 @@ def test_a_training_that_one_of_two_processes_was_asked_to_end_goes_on(tmp_path:
     for name, wanted in curve(tmp_path / "alone", accumulate=2).items():
         assert torch.equal(found[0][name], found[1][name])
         torch.testing.assert_close(found[0][name], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp2"])
+def test_each_way_of_training_is_that_of_one_process(tmp_path: Path, sharded: bool) -> None:
+    ways: dict[str, dict[str, Any]] = {
+        "ema": {"ema": 0.5, "judged": True, "keep": "last"},
+        "fp16": {"precision": "fp16", "checkpointing": True, "judged": True},
+    }
+    if importlib.util.find_spec("peft"):
+        ways["lora"] = {"lora": 2, "ema": 0.9, "judged": True}
+
+    def work() -> None:
+        if sharded:
+            shard_by_fsdp2(gather="backward")
+        torch.save(
+            {way: curve(tmp_path / f"{way} of two", sharded=sharded, steps=4, **how) for way, how in ways.items()},
+            tmp_path / os.environ["RANK"],
+        )
+
+    processes.both(work)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    for way, how in ways.items():
+        near = {"rtol": 1e-5, "atol": 1e-6} if way != "fp16" else {"rtol": 1e-3, "atol": 2e-4}
+        for name, wanted in curve(tmp_path / way, accumulate=2, steps=4, **how).items():
+            assert torch.equal(first[way][name], second[way][name]), (way, name)
+            torch.testing.assert_close(
+                first[way][name], wanted, **near, msg=lambda text, way=way, name=name: f"{way}, {name}: {text}"
+            )
 
 
 def test_statistics_of_batch_norms_are_those_of_all_processes(tmp_path: Path) -> None:

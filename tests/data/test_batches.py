@@ -5,7 +5,7 @@ import torch
 
 from secateur._utils import distributed
 from secateur.data import examples
-from secateur.data.batches import Apart, Numbered, Shifted, count_steps
+from secateur.data.batches import Apart, Numbered, Repeated, Shifted, count_steps
 from secateur.errors import DataError, InputError
 
 
@@ -64,3 +64,20 @@ def test_a_part_is_held_out_of_numbered_batches_and_seen_as_at_the_end():
         Numbered([{"inputs": 1}], 10).hold_out(0.5)
     with pytest.raises(DataError, match="none can be held out"):
         examples.batches(data.take([0]), batch=1).hold_out(0.5)
+
+
+def test_what_is_held_out_of_repeated_batches_is_in_no_epoch_with_all_of_its_group():
+    batches, groups = [{"number": i} for i in range(8)], [i // 2 for i in range(8)]
+    order = [*range(8), *reversed(range(8))]
+    feed = Repeated(batches, order, groups, seed=0)
+    assert len(feed) == 8
+    assert [feed[i]["number"] for i in range(17)] == [*order, 0]
+    rest, held = feed.hold_out(0.3)
+    judged = [batch["number"] for batch in held]
+    assert len(judged) == 2
+    assert judged[0] // 2 == judged[1] // 2
+    assert [rest[i]["number"] for i in range(12)] == [i for i in order if i not in judged]
+    assert len(rest) == 6
+    assert [batch["number"] for batch in feed.hold_out(0.3)[1]] == judged
+    with pytest.raises(DataError, match="none of it can be held out"):
+        Repeated(batches, order, ["a page"] * 8, seed=0).hold_out(0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,34 @@ def test_masks_of_0_and_255_alone_have_two_classes(tmp_path):
     data = examples.with_transform(examples.read(tmp_path), "none", 24, workers=0)
     assert set(data.batch()["labels"].unique().tolist()) == {0, 1}
     assert any("255 is read as class 1" in note for note in data.notes)
+
+
+def test_a_value_that_two_classes_do_not_have_is_refused_where_a_later_mask_holds_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(masks, "_SAMPLE", 2)  # the first and the last
+    mask_folder(tmp_path, 3)
+    for number in (0, 2):
+        file = tmp_path / "masks" / f"{number:03}.png"
+        Image.fromarray(np.where(np.asarray(Image.open(file)) == 1, 255, 0).astype(np.uint8)).save(file)
+    data = examples.with_transform(examples.read(tmp_path), "none", 24, workers=0)
+    with pytest.raises(DataError, match=r"001.png holds the value 2, and masks .* hold 0 and 255 alone"):
+        data.batch()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(3, "holds the label 3: .* 3 classes, 0 to 2"), (-1, "holds the label -1")]
+)
+def test_a_label_that_is_no_class_of_the_network_is_refused_where_it_is_read(tmp_path, value, words):
+    mask_folder(tmp_path, 2)
+    file = tmp_path / "masks" / "001.png"
+    drawn = np.asarray(Image.open(file)).astype(np.int32)
+    drawn[8, 8] = value
+    file.unlink()
+    Image.fromarray(drawn).save(file.with_suffix(".tif"))  # numbers of 32 bits, where 255 is void as well
+    data = examples.with_transform(examples.read(tmp_path), "none", 24, workers=0)
+    data = replace(data, masks=data.masks.limit(3))
+    assert set(data.take([0]).batch()["labels"].unique().tolist()) <= {masks.IGNORED, 0, 1, 2}
+    with pytest.raises(DataError, match=f"001.tif {words}"):
+        data.batch()
 
 
 def test_images_without_masks_are_left_out_and_said(tmp_path):

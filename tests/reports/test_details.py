@@ -43,6 +43,7 @@ def test_boxes_and_masks_are_drawn_where_they_are() -> None:
     painted = details.overlay_mask(grey, mask)
     assert (painted[:30] != grey[:30]).any(2).all()
     assert (painted[30:] == grey[30:]).all()
+    assert (details.overlay_mask(grey, mask[::2, ::2]) == painted).all(), "a mask of other sides lies over it all"
 
 
 def test_details_come_back_as_they_were_and_damage_is_passed_over(tmp_path) -> None:

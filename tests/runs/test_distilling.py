@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -349,14 +350,21 @@ def test_what_is_tried_of_a_student_that_writes_changes_nothing_and_refuses_befo
     assert not (tmp_path / "out").exists()
 
 
-def test_hidden_states_of_another_width_go_through_a_projection(places, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [(torch.float32, {}), (torch.bfloat16, {"match": "model.layers.1", "validation": 0.2, "lora": 2})],
+    ids=["float32", "half precision"],
+)
+def test_hidden_states_of_another_width_go_through_a_projection(places, tmp_path, kind, how):
+    if "lora" in how:
+        pytest.importorskip("peft")
     thin = tiny.LlamaConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
         intermediate_size=64, pad_token_id=0, eos_token_id=6, bos_token_id=5,
     )  # fmt: skip
     torch.manual_seed(0)
-    save(tiny.LlamaForCausalLM(thin), tmp_path / "thin")
-    row = secateur.distill(tmp_path / "thin", places / "teacher", TEXTS, tmp_path / "out", hidden=True, **QUICK)
+    save(tiny.LlamaForCausalLM(thin).to(kind), tmp_path / "thin")
+    row = secateur.distill(tmp_path / "thin", places / "teacher", TEXTS, tmp_path / "out", hidden=True, **QUICK, **how)
     assert row.verdict.startswith("met")
     assert not [name for name in load_file(tmp_path / "out" / "model.safetensors") if "projection" in name]
 
@@ -508,6 +516,30 @@ def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled
         )
         same(live, cached)
         assert len(kept(tmp_path / f"{number}-all")) == files
+
+
+def test_each_text_is_asked_once_where_some_of_them_judge_the_training(labelled, tmp_path, monkeypatch):
+    asked, real = [], teachers.Outputs._ask
+
+    def ask(outputs, index):
+        asked.append(len(outputs._batches[index]["input_ids"]))
+        return real(outputs, index)
+
+    monkeypatch.setattr(teachers.Outputs, "_ask", ask)
+    how = {**QUICK, "steps": 2, "validation": 0.2}
+    live, cached = (
+        secateur.distill(
+            labelled / "student",
+            labelled / "teacher",
+            labelled / "data.jsonl",
+            tmp_path / f"{cache}",
+            cache=cache,
+            **how,
+        )
+        for cache in (0, "all")
+    )
+    same(live, cached)
+    assert sum(asked) == 380, "each text that is not measured on"
 
 
 def test_masked_tokens_are_kept_by_their_number_or_all(tmp_path):
@@ -1127,6 +1159,18 @@ def test_masks_train_a_segmenter_and_their_void_counts_nowhere(shapes, tmp_path)
     )
     assert row.after["mIoU"].value > row.before["mIoU"].value + 0.2
     assert "255" not in str(row.settings)
+
+
+def test_a_segmenter_of_one_logit_learns_two_classes(shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path / "two")
+    for file in tmp_path.rglob("masks/*.png"):
+        drawn = np.asarray(Image.open(file))
+        Image.fromarray(np.where((drawn == 1) | (drawn == 2), 255, 0).astype(np.uint8)).save(file)
+    models = (vision_models.fcn(6, classes=1, seed=seed) for seed in (3, 0))
+    row = taught_pixels(*models, tmp_path / "two", tmp_path / "out", task=1.0, steps=40, lr=2e-2)
+    assert row.after["mIoU"].value > row.before["mIoU"].value + 0.2
+    assert {"ground/IoU", "red/IoU"} <= row.after.keys()
+    assert row.before["pixel_agreement"].value < 1.0
 
 
 def test_masks_and_networks_that_do_not_fit_are_refused_in_a_line(shapes, tmp_path):

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pictures import class_folder
-from secateur.data import examples
+import vision_models
+from pictures import class_folder, mask_folder
+from secateur.data import examples, masks
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.runs import splits
@@ -155,3 +156,41 @@ def test_names_of_classes_are_recorded():
     found = splits.names_of(data=("photos", DATA), held_out=(None, None))
     assert found == {"data": "photos", "class_names": ["a", "b", "c"]}
     assert splits.names_of(data=(JUDGED, JUDGED)) == {"data": "judged"}
+
+
+def grey_white(folder, white):
+    """Masks in a folder without class 2, and with 255 in place of class 1 where `white`."""
+    for file in folder.iterdir():
+        drawn = np.asarray(Image.open(file))
+        Image.fromarray(np.where((drawn == 1) | (drawn == 2), 255 if white else 1, 0).astype(np.uint8)).save(file)
+
+
+@pytest.mark.parametrize("white", ["train", "val", "both"])
+def test_what_255_is_in_masks_is_decided_once_by_what_is_learned_from(tmp_path, white):
+    mask_folder(tmp_path, 4, held=2)
+    for part in ("train", "val"):
+        grey_white(tmp_path / part / "masks", white in (part, "both"))
+    data, apart = splits.read(Network(), tmp_path, transform="none", size=24, workers=0)
+    subject = Network().open(vision_models.fcn(4, classes=2), None, data)
+    if white == "train":
+        with pytest.raises(DataError, match=r"holds the value 1, and masks .* hold 0 and 255 alone"):
+            splits.split(Network(), data, apart, subject, seed=0)
+        return
+    parts = splits.split(Network(), data, apart, subject, seed=0)
+    assert parts.train.batch()["labels"].unique().tolist() == [0, 1]
+    assert parts.held.batch()["labels"].unique().tolist() == ([0, 1] if white == "both" else [-100, 0])
+    assert any("read as class 1" in note for note in parts.notes) == (white == "both")
+
+
+def test_a_rare_class_that_the_network_lacks_is_refused_where_its_mask_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(masks, "_SAMPLE", 2)
+    mask_folder(tmp_path, 4)
+    for file in (tmp_path / "masks").iterdir():
+        drawn = np.array(Image.open(file))
+        drawn[8, 8] = 7 if file.stem == "001" else 0
+        Image.fromarray(drawn).save(file)
+    data, _ = splits.read(Network(), tmp_path, transform="none", size="24x32", workers=0)
+    subject = Network().open(vision_models.fcn(4), None, data)
+    parts = splits.split(Network(), data, None, subject, seed=0)
+    with pytest.raises(DataError, match=r"001.png holds the label 7: the model has 3 classes"):
+        (parts.train.batch(), parts.held.batch())

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["leaves"]
+__all__ = ["leaves", "of_two"]
 
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
@@ -23,6 +24,11 @@ def leaves(output: Any) -> tuple[list[Tensor], list[Tensor]]:
             (side if any(name in str(key) for name in _SIDE) else main).append(value)
         return _tensors(main), _tensors(side)
     return _tensors(output), []
+
+
+def of_two(maps: Tensor) -> Tensor:
+    """Logits [B, 2, H, W] of no and yes, 0 and z, of maps of one logit z, whose sigmoid is yes; others as they are."""
+    return torch.cat([torch.zeros_like(maps), maps], 1) if maps.dim() == 4 and maps.shape[1] == 1 else maps
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import numpy as np
+
 from secateur._utils import distributed
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from secateur._utils.batches import Batch, Batches, FiniteBatches
 
-__all__ = ["Apart", "Feed", "Numbered", "Shifted", "count_steps", "hold_out"]
+__all__ = ["Apart", "Feed", "Numbered", "Repeated", "Shifted", "count_steps", "hold_out"]
 
 
 class Feed(Sized, Protocol):
@@ -103,6 +105,43 @@ class Apart:
     def hold_out(self, share: float) -> tuple[FiniteBatches, Iterable[Batch]]:
         """(all these batches, the part that was held out)."""
         return self._feed, self._held
+
+
+class Repeated:
+    """Batches that come several times in a given order; those of a group are held out together.
+
+    batches: each once. order: numbers of batches, of all epochs together. groups: of each batch, what it belongs to,
+    such as the page that it was made of. seed: of which groups are held out.
+    """
+
+    def __init__(
+        self, batches: Sequence[Batch], order: Sequence[int], groups: Sequence[Hashable], *, seed: int
+    ) -> None:
+        self._batches, self._order, self._groups, self._seed = batches, list(order), groups, seed
+
+    def __len__(self) -> int:
+        return len(set(self._order))
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._batches[self._order[index % len(self._order)]]
+
+    def hold_out(self, share: float) -> tuple[Repeated, Iterable[Batch]]:
+        """(batches of the other groups, in their order; each batch of a share of the groups once).
+
+        Raises `DataError` where all are of one group.
+        """
+        names = list(dict.fromkeys(self._groups))
+        if len(names) < 2:
+            raise DataError(
+                "all there is to learn from belongs together, such as to one page, and none of it can be held out: "
+                "give more rows, or leave patience and validation out"
+            )
+        count = min(len(names) - 1, max(1, round(share * len(names))))
+        chosen = np.random.default_rng([self._seed, len(names)]).permutation(len(names))[:count]
+        back = {names[number] for number in chosen}
+        order = [number for number in self._order if self._groups[number] not in back]
+        held = [batch for batch, group in zip(self._batches, self._groups, strict=True) if group in back]
+        return Repeated(self._batches, order, self._groups, seed=self._seed), held
 
 
 def hold_out(feed: Batches, share: float) -> tuple[FiniteBatches, Iterable[Batch]]:

@@ -22,7 +22,7 @@ from secateur.data import transforms
 from secateur.data.images import Files, Images, Places, is_image, naming
 from secateur.errors import DataError
 
-__all__ = ["IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "read"]
+__all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "read"]
 
 IGNORED = -100
 """Label of a pixel that counts nowhere."""
@@ -36,16 +36,29 @@ _NAMES = ("classes.txt", "labels.txt")
 _HELD = ("val", "valid", "validation", "dev", "test")
 _SAMPLE = 200
 """Masks that are looked into before any is asked for."""
+_VOID = 255
+"""What counts nowhere, of networks of no more classes, in masks of any depth."""
+BINARY = "255 is read as class 1"
+"""What is said of masks that are `Masks.binary`."""
 
 
 class Masks:
     """A mask for each image of a source, [H, W] int64: only those that are asked for are in memory.
 
-    files: the masks in the order of the source's images. binary: 255 is class 1, and not what counts nowhere.
+    files: the masks in the order of the source's images. binary: 255 is class 1, and not what counts nowhere. classes:
+    of the network that learns from them, if one is known: a label that is none of them is refused where it is read.
     """
 
-    def __init__(self, files: Files, binary: bool = False) -> None:
-        self.files, self.binary = files, binary
+    def __init__(self, files: Files, binary: bool = False, classes: int | None = None) -> None:
+        self.files, self.binary, self.classes = files, binary, classes
+
+    def limit(self, classes: int) -> Masks:
+        """The same masks, for a network of so many classes."""
+        return Masks(self.files, self.binary, classes)
+
+    def follow(self, other: Masks) -> Masks:
+        """The same masks, in which 255 is what it is in the `other` ones."""
+        return Masks(self.files, other.binary, self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -61,19 +74,37 @@ class Masks:
     def original(self, place: int) -> Tensor:
         """The mask of the image at a place of the source, [H, W] int32, in its own size.
 
-        Raises `DataError` for a file that can't be read, or whose colours are no numbers of classes.
+        Raises `DataError` for a file that can't be read, whose colours are no numbers of classes, or that holds a label
+        which is none of the `classes`; where masks are `binary`, for any value but 0 and 255.
         """
         name = self.files.name(place)
         with naming(name), Image.open(BytesIO(self.files.fetch(place, 0, self.files.length(place)))) as image:
-            if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+            mode = image.mode
+            if mode not in ("P", "L", "1") and not mode.startswith("I"):
                 raise DataError(
-                    f"{name} is in {image.mode}: give masks whose pixels are numbers of classes, in grey or with a "
-                    "palette"
+                    f"{name} is in {mode}: give masks whose pixels are numbers of classes, in grey or with a palette"
                 )
             values = torch.from_numpy(np.asarray(image).astype(np.int32))
+        void = 65535 if mode.startswith("I") else 255
         if self.binary:
+            others = values[(values != 0) & (values != void)]
+            if len(others) and mode != "1":
+                raise DataError(
+                    f"{name} holds the value {int(others[0])}, and masks that the data was read by hold 0 and {void} "
+                    f"alone, where {void} is class 1: write the classes as 0, 1, 2, ... in all of them"
+                )
             return (values > 0).int()
-        return values.masked_fill_(values == (65535 if image.mode.startswith("I") else 255), IGNORED)
+        values.masked_fill_(values == void, IGNORED)
+        if self.classes is not None:
+            if self.classes <= _VOID:
+                values.masked_fill_(values == _VOID, IGNORED)
+            wrong = values[(values != IGNORED) & ((values < 0) | (values >= self.classes))]
+            if len(wrong):
+                raise DataError(
+                    f"{name} holds the label {int(wrong[0])}: the model has {self.classes} classes, 0 to "
+                    f"{self.classes - 1}"
+                )
+        return values
 
     def read(self, images: Images, indices: Places, draw: Sequence[int] | None = None) -> Tensor:
         """[n, H, W] int64: the masks of the images at `indices`, moved as these are; see `Images.read`.
@@ -99,11 +130,10 @@ class Masks:
             found.append(moved.long())
         return torch.stack(found) if found else torch.zeros(0, *images.shape[2:], dtype=torch.long)
 
-    def count_classes(self, images: Images, sample: int = _SAMPLE) -> NDArray[np.int64]:
+    def count_classes(self, images: Images) -> NDArray[np.int64]:
         """[classes]: pixels of each class in a sample of the images' masks, evenly spaced."""
-        chosen = np.linspace(0, len(images) - 1, min(sample, len(images))).round().astype(np.int64)
         counts = np.zeros(1, np.int64)
-        for place in images.places[np.unique(chosen)].tolist():
+        for place in images.places[_sample(len(images))].tolist():
             mask = self.original(place)
             own = torch.bincount(mask[mask >= 0]).numpy()
             longer = np.zeros(max(len(counts), len(own)), np.int64)
@@ -189,7 +219,7 @@ def read(path: Path) -> Masked | None:
     values = _sample_values(found)
     if values == {0, IGNORED}:
         found = Masks(found.files, binary=True)
-        notes.append(f"masks in {drawn} hold 0 and 255 alone: 255 is read as class 1")
+        notes.append(f"masks in {drawn} hold 0 and 255 alone: {BINARY}")
     found.digest(images)
     return Masked(images, found, _read_names(path, drawn), path.name, tuple(notes))
 
@@ -212,9 +242,13 @@ def _list(folder: Path, suffixes: frozenset[str] | None = None) -> list[Path]:
     return [file for file in files if suffixes is None or file.suffix.lower() in suffixes]
 
 
+def _sample(count: int) -> NDArray[np.int64]:
+    """At most `_SAMPLE` of so many places, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(_SAMPLE, count)).round().astype(np.int64))
+
+
 def _sample_values(masks: Masks) -> set[int]:
-    chosen = np.unique(np.linspace(0, len(masks) - 1, min(_SAMPLE, len(masks))).round().astype(np.int64))
-    return {value for place in chosen.tolist() for value in torch.unique(masks.original(place)).tolist()}
+    return {value for place in _sample(len(masks)).tolist() for value in torch.unique(masks.original(place)).tolist()}
 
 
 def _read_names(path: Path, drawn: Path) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from secateur._utils.outputs import of_two
 from secateur.errors import DataError, MeasurementError
 from secateur.measure import statistics
 from secateur.vocabulary import Figure
@@ -40,7 +41,11 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def resize(logits: Tensor, sides: Sequence[int]) -> Tensor:
-    """Logits [B, C, h, w] for other sides (H, W), between their pixels; as they are where they have these."""
+    """Logits [B, C, h, w] for other sides (H, W), between their pixels; as they are where they have these.
+
+    One logit for each pixel, [B, 1, h, w], becomes those of two classes.
+    """
+    logits = of_two(logits)
     if tuple(logits.shape[2:]) == tuple(sides):
         return logits
     return torch.nn.functional.interpolate(logits.float(), tuple(sides), mode="bilinear", align_corners=False)

@@ -140,7 +140,14 @@ def draw_boxes(pixels: Pixels, boxes: Sequence[Sequence[float]], labels: Sequenc
 
 
 def overlay_mask(pixels: Pixels, mask: NDArray[np.int64]) -> Pixels:
-    """The picture with each class above 0 of a mask [H, W] in a colour over it; below 0 nothing counts."""
+    """The picture [H, W, 3] with each class above 0 of a mask in a colour over it; below 0 nothing counts.
+
+    mask: [h, w]; where its sides are others, the nearest of its places is taken.
+    """
+    rows, columns = (
+        (2 * np.arange(side) + 1) * own // (2 * side) for side, own in zip(pixels.shape, mask.shape, strict=False)
+    )
+    mask = mask[rows[:, None], columns]
     painted = pixels.astype(np.float64)
     for label in np.unique(mask[mask > 0]).tolist():
         there = mask == label

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import examples, labels, transforms
+from secateur.data import examples, labels, masks, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
@@ -284,8 +284,13 @@ def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, Any]:
 
 
 def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
-    """Held-out examples with the classes numbered as in `data`, where it names all of theirs."""
-    if not isinstance(data, Examples) or not isinstance(judged, Examples) or judged.labels is None:
+    """Held-out examples with the classes numbered as in `data`, if it names all of theirs; masks are read as there."""
+    if not isinstance(data, Examples) or not isinstance(judged, Examples):
+        return judged
+    if data.masks is not None and judged.masks is not None:
+        notes = tuple(note for note in judged.notes if masks.BINARY not in note or data.masks.binary)
+        return replace(judged, masks=judged.masks.follow(data.masks), notes=notes)
+    if judged.labels is None:
         return judged
     names = judged.classes
     if data.classes == names or not set(names) <= set(data.classes) or int(judged.labels.max()) >= len(names):

@@ -24,7 +24,7 @@ from secateur.recipes.context.htmlrag import htmlrag
 from secateur.runs import keywords
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Training
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
 
@@ -257,6 +257,30 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
     assert recovery.steps == 24
     assert "32 samples of 32 rows" in notes[0]
     assert right() == 6 > before
+
+
+def test_pages_that_judge_a_training_are_in_none_of_its_epochs(monkeypatch, tmp_path):
+    def page(number):
+        return "<div>" + "".join(f"<h{i}>fact {number}{i}</h{i}>" for i in (1, 2, 3, 4)) + "</div>"
+
+    seen, real = dict[bool, list[str]]([(True, []), (False, [])]), module.objectives.answer_loss
+
+    def note(model, batch, totals):
+        seen[torch.is_grad_enabled()].append(tiny.letters().decode(batch["input_ids"][0]))
+        return real(model, batch, totals)
+
+    monkeypatch.setattr(module.objectives, "answer_loss", note)
+    rows = [{"question": "?", "documents": [page(n)], "answers": [f"fact {n}3"]} for n in range(6)]
+    training = Training(epochs=2.0, lr=1e-3, accumulate=1, validation=0.34)
+    with Run.open(tmp_path / "run", {}) as into:
+        recovery, _ = module.train(
+            local(), rows, into, windows=(2048, 4096), rates=(1.0, 1.0), fine=1, training=training
+        )
+    learned, judged = (set(seen[training]) for training in (True, False))
+    assert len(judged) == 2
+    assert len(learned) == 4
+    assert not learned & judged
+    assert [step for step, _ in recovery.settings["evaluations"]] == [8, 16, 24]
 
 
 def test_a_sample_is_the_prompt_then_the_path_then_the_block():

@@ -100,3 +100,20 @@ def test_classes_of_pixels_and_of_examples_have_one_loss():
         float(functional.cross_entropy(rows, kinds, reduction="sum")), rel=1e-5
     )
     assert dense.count_pixels({"labels": kinds}) == 0
+
+
+def test_one_logit_for_each_pixel_learns_by_binary_cross_entropy():
+    outputs, labels = maps_of(0, classes=1), (labels_of() > 1).long()
+    labels[0, 0] = 255
+    counted = labels != 255
+    expected = functional.binary_cross_entropy_with_logits(outputs[:, 0][counted], labels[counted].float())
+    assert float(dense.class_loss(outputs, labels)) == pytest.approx(3 * float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [4, 300])
+def test_what_is_divided_by_are_the_pixels_that_are_added_up(classes):
+    batch = {"labels": labels_of()}
+    outputs = torch.zeros(3, classes, 6, 6)
+    totals = {"examples": 3, "sequences": 3, "pixels": dense.count_pixels(batch, classes)}
+    task = objectives.task_loss(dense.pixels(outputs), batch, totals, causal=False)
+    assert float(task) == pytest.approx(float(torch.tensor(classes).log()), rel=1e-5)

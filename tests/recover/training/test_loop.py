@@ -432,7 +432,8 @@ def test_half_precision_weights_train_as_float32_and_come_back():
         seen.append((student.model.norm.weight.dtype, torch.is_autocast_enabled("cpu")))
         return inner(batch, totals)
 
-    loop.train(student, Batches(), objective, steps=3, lr=1e-3, precision="bf16")
+    data = Held(Batches()[index] for index in range(4))
+    loop.train(student, data, objective, steps=3, lr=1e-3, precision="bf16", validation=0.25)
     assert set(seen) == {(torch.float32, True)}
     assert {tensor.dtype for tensor in student.parameters()} == {torch.bfloat16}
     assert not equal(before, weights(student))

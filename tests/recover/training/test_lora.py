@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import swin_transformer, vision_transformer
 
 import second_device
 import tiny
@@ -66,6 +67,79 @@ def test_merged_weights_say_what_the_adapters_said(make, dora):
     torch.testing.assert_close(say(model), apart, rtol=0, atol=1e-5)
     assert {n: type(m) for n, m in model.named_modules()} == kinds
     assert set(model.state_dict()) == names
+
+
+def vit():
+    model = vision_transformer.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=3)
+    nn.init.normal_(model.heads.head.weight)  # zeros by default
+    return model
+
+
+def swin():
+    return swin_transformer.SwinTransformer([4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=3)
+
+
+class Crossing(nn.Module):
+    """Attention of 16 channels to what has 12 and 20."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = nn.MultiheadAttention(16, 2, kdim=12, vdim=20, batch_first=True)
+
+    def forward(self, x):
+        states = x.flatten(2).mT[..., :3]
+        return self.attend(*(states.repeat(1, 1, 8)[..., :width] for width in (16, 12, 20)))[0]
+
+
+@needs_peft
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize(("make", "names"), [
+    (vit, ["encoder.layers.encoder_layer_0.self_attention.in_proj_weight",
+           "encoder.layers.encoder_layer_0.self_attention.out_proj.weight", "encoder.layers.encoder_layer_0.mlp.0"]),
+    (swin, ["features.1.0.attn.qkv.weight", "features.1.0.attn.proj.weight"]),
+    (Crossing, ["attend.q_proj_weight", "attend.k_proj_weight", "attend.v_proj_weight", "attend.out_proj.weight"]),
+], ids=["vit", "swin", "crossing"])  # fmt: skip
+def test_weights_that_no_linear_reads_are_adapted_too(make, names, dora):
+    torch.manual_seed(0)
+    model, images = make().eval(), torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    kinds, leaves, before = {n: type(m) for n, m in model.named_modules()}, set(model.state_dict()), model(images)
+    found = lora.join(model, 2, dora=dora)
+    assert set(names) <= set(found)
+    assert len(found) == len(set(found))
+    with pytest.raises(InputError, match="adapters already"):
+        lora.join(model, 2)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=1e-6)
+    shake(model, 0.2)
+    apart = model(images)
+    assert (apart - before).abs().max() > 0.05
+    apart.square().sum().backward()
+    silent = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert not silent
+    assert set(lora.merge(model)) == set(found)
+    torch.testing.assert_close(model(images), apart, rtol=0, atol=1e-5)
+    assert {n: type(m) for n, m in model.named_modules()} == kinds
+    assert set(model.state_dict()) == leaves
+
+
+@needs_peft
+def test_attention_of_networks_is_trained_by_its_adapters(tmp_path):
+    torch.manual_seed(0)
+    student, images = vit().bfloat16(), torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    loop.train(
+        student, [{"inputs": images}], lambda batch, _: (student(batch["inputs"]).square().sum(), {}),
+        Training(steps=3, lr=0.05, lora=2, every=1, checkpointing=True), count=lambda batch: {"examples": 4},
+        checkpoint=tmp_path, progress=False,
+    )  # fmt: skip
+    after = student.state_dict()
+    moved = {name for name in before if not torch.equal(after[name], before[name])}
+    assert {name.partition("encoder_layer_0.")[2] for name in moved if "encoder_layer_0" in name} == {
+        "self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight",
+    }  # fmt: skip
+    assert all(tensor.dtype == torch.bfloat16 for tensor in after.values())
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    kept = storage.read(tmp_path / "training.safetensors")[0]
+    assert not any(name.endswith(".original") for name in kept)
 
 
 @needs_peft
@@ -183,6 +257,10 @@ def test_what_has_no_adapters_is_refused_in_one_line():
         lora.join(tiny.model("mixtral"), 2, dora=True)
     held = nn.Sequential(nn.Linear(4, 4))
     with masks.hold(held, {"0.weight": torch.eye(4).bool()}), pytest.raises(UnsupportedError, match="would fill them"):
+        lora.join(held, 2)
+    held = nn.Sequential(nn.MultiheadAttention(4, 2))
+    closed = {"0.in_proj_weight": torch.eye(4).bool().repeat(3, 1)}
+    with masks.hold(held, closed), pytest.raises(UnsupportedError, match="would fill them"):
         lora.join(held, 2)
     twice = nn.Sequential(nn.Linear(4, 4))
     lora.join(twice, 2)

@@ -7,6 +7,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import nn
+from torchvision.models import mobilenet_v2
+from transformers import T5Config, T5Model
 
 from recover.students import bert, llama
 from secateur.errors import TrainingWarning
@@ -34,6 +36,54 @@ def flat() -> nn.Module:
     return nn.Sequential(*layers, nn.Dropout(0.5))
 
 
+class Stage(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(2, 2, 1)
+        self.layers = nn.ModuleList(Residual() for _ in range(depth))
+
+    def forward(self, x):
+        x = self.reduce(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Twice(nn.Module):
+    """A block with two parts of one class, as a decoder that attends to itself and to an encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Residual(), Residual()
+
+
+class Dense(nn.ModuleDict):
+    """Blocks in a container of its own class, as DenseNet's."""
+
+    def __init__(self) -> None:
+        super().__init__({"first": Residual(), "second": Residual()})
+
+
+def staged() -> nn.Module:
+    return nn.Sequential(Stage(2), Stage(3))
+
+
+def test_within_stages_that_repeat_blocks_are_those_that_repeat_in_each():
+    network = staged()
+    assert find_blocks(network) == [*network[0].layers, *network[1].layers]
+    network = nn.Sequential(Stage(1), Stage(1))
+    assert find_blocks(network) == list(network), "a stage of one block is one"
+    network = nn.Sequential(Twice(), Twice())
+    assert find_blocks(network) == list(network)
+    network = nn.Sequential(Dense(), Dense())
+    assert find_blocks(network) == [block for one in network for block in one.values()]
+    both = T5Model(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2))
+    assert find_blocks(both) == [*both.encoder.block, *both.decoder.block]
+    mobile = mobilenet_v2(width_mult=0.1)
+    assert {type(block).__name__ for block in find_blocks(mobile)} == {"InvertedResidual", "Conv2dNormActivation"}
+    assert len(find_blocks(mobile)) == len(mobile.features)
+
+
 def test_blocks_are_the_outermost_that_repeat():
     model = llama()
     assert find_blocks(model) == list(model.model.layers)
@@ -44,7 +94,7 @@ def test_blocks_are_the_outermost_that_repeat():
     assert find_blocks(flat()) == []
 
 
-@pytest.mark.parametrize("make", [residual, flat])
+@pytest.mark.parametrize("make", [residual, flat, staged])
 @pytest.mark.parametrize("narrow", [False, True])
 def test_gradients_statistics_and_draws_are_the_same(make, narrow):
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -12,10 +13,12 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
+import second_device
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.score import hessian
 from secateur.subjects.transformer import blocks
+from secateur.subjects.transformer import streamed as streamed_module
 from secateur.subjects.transformer.loading import open_streamed, open_subject
 from secateur.vocabulary import Selection
 from subjects.tiny import make
@@ -176,3 +179,31 @@ def test_a_block_that_is_there_is_not_read_again(tmp_path):
         assert not weight.is_meta
         assert streamed.model.get_submodule(path).mlp.down_proj.weight is weight
     assert all(p.is_meta for p in streamed.model.parameters())
+
+
+def test_each_block_is_read_once_and_ahead_where_blocks_are_stored(tmp_path, monkeypatch):
+    whole = subject()
+    whole.save(tmp_path / "model")
+    read, alone = streamed_module._read, []
+
+    def note(places):
+        numbers = {int(key.split(".layers.")[1].split(".")[0]) for key in places if ".layers." in key}
+        alone.append((threading.current_thread() is threading.main_thread(), numbers))
+        return read(places)
+
+    monkeypatch.setattr(streamed_module, "_read", note)
+    with second_device.present():
+        one = open_streamed(tmp_path / "model").put_on(second_device.NAME)
+        for block in blocks.visit(one, batches(), tmp_path / "states"):
+            for matrix in block.matrices.values():
+                matrix.weight.mul_(0.5)
+        count = len(one.layers())
+        assert [numbers for _, numbers in alone if numbers] == [{number} for number in range(count)]
+        assert [here for here, numbers in alone if numbers] == [True] + [False] * (count - 1)
+        path = one.layers()[1]
+        with one.resident(one.layers()[0]), one.resident(path):  # what is read ahead of a file that is written is old
+            one.model.get_submodule(path).mlp.down_proj.weight.data.zero_()
+            one._read_next([one.layers()[0]])
+            one.store(path, one.changed[path])
+        with one.resident(path):
+            assert not one.model.get_submodule(path).mlp.down_proj.weight.any()

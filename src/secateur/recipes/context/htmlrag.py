@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
+from secateur.data.batches import Repeated
 from secateur.errors import DataError, InputError
 from secateur.methods.similarity import Similarity
 from secateur.recover.training import loop, objectives
@@ -298,7 +299,8 @@ def train(
         windows: tokens of the model that a page is cut to.
         rates: how likely a row is used at each window.
         fine: words above which a tag is split.
-        training: see `Training`; the learning rate is constant after a warm-up of 1 %, and a batch is one sample.
+        training: see `Training`; the learning rate is constant after a warm-up of 1 %, and a batch is one sample. What
+            it is validated by are all samples of a share of the pages, which are in no epoch.
         seed: of which rows are used at which window, and of their order.
 
     A sample's target is the block with the largest share of the answers in it, the first of them; rows without are
@@ -306,7 +308,7 @@ def train(
     """
     if len(windows) != len(rates) or not windows:
         raise InputError(f"windows={list(windows)}, rates={list(rates)}: give one rate for each window")
-    made, lost = list[dict[str, Tensor]](), 0
+    made, pages, lost = list[dict[str, Tensor]](), list[tuple[str, ...]](), 0
     draw = np.random.default_rng(seed)
     similarity = Similarity(encoders.encoder(embedder, str(model.model.device)) if embedder else None)
     for number, row in enumerate(rows, start=1):
@@ -322,13 +324,14 @@ def train(
             sample = make_sample(smaller.split(fine), question, row["answers"], model)
             lost += sample is None
             made += [] if sample is None else [sample]
+            pages += [] if sample is None else [tuple(row["documents"])]
     if not made:
         raise DataError(f"none of {len(rows)} rows gives a sample: their answers stand in no block of their pages")
     epochs = training.number("epochs")
-    order = [made[i] for _ in range(math.ceil(epochs)) for i in draw.permutation(len(made))]
+    order = [int(i) for _ in range(math.ceil(epochs)) for i in draw.permutation(len(made))]
     steps = max(1, round(epochs * len(made) / training.whole("accumulate")))
     recovery = loop.train(
-        model.model, order, partial(objectives.answer_loss, model.model),
+        model.model, Repeated(made, order, pages, seed=seed), partial(objectives.answer_loss, model.model),
         training.default(steps=steps, warmup=0.01, schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4),
         seed=seed, count=objectives.count_answers, checkpoint=run.folder("training"), title="path model",
     )  # fmt: skip

@@ -144,7 +144,7 @@ class FeatureLoss:
     def __call__(self, student: Tensor, teacher: Tensor, means: Tensor, project: nn.Module) -> Tensor:
         """The sum over rows: features [N, ours] of the student, [N, d] of the teacher, and class means [N, d]."""
         if self.variant == "norm":
-            return growth(project(student), step=self.step)
+            return growth(losses.lift(project, student), step=self.step)
         if self.variant == "features":
             return teacher.shape[1] * losses.mse(student, teacher, project=project)
         if self.variant == "direction":

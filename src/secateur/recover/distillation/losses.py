@@ -46,6 +46,7 @@ __all__ = [
     "kl",
     "kl_at",
     "kl_from_hidden",
+    "lift",
     "mse",
     "next_tokens",
     "pair",
@@ -951,9 +952,18 @@ def pair(
     if rows is not None:
         student, teacher = student[rows], teacher[rows]
     if project is not None:
-        student = project(student)
+        student = lift(project, student)
     _check_widths(student, teacher)
     return student.to(_wide(student)), teacher.to(_wide(student))
+
+
+def lift(project: Callable[[Tensor], Tensor], student: Tensor) -> Tensor:
+    """``project(student)``, the student's features in the number type of the weights of `project`, if it has any.
+
+    Projections are float32, and a student that is tried, evaluated or has adapters may answer in half precision.
+    """
+    weight = next(project.parameters(), None) if isinstance(project, nn.Module) else None
+    return project(student if weight is None else student.to(weight.dtype))
 
 
 def _check_tokens(student: Tensor, teacher: Tensor) -> None:
@@ -988,7 +998,7 @@ def _compare_rows(
         rows = _token_indices(mask, len(student))
         if rows is not None:
             student, teacher, mask = student[rows], teacher[devices.move(rows, teacher)], None
-        student = project(student)
+        student = lift(project, student)
     if not shared:
         _check_widths(student, teacher)
     width = min(student.shape[-1], teacher.shape[-1])

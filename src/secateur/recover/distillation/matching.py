@@ -138,7 +138,7 @@ def _pair_loss(
         raise InputError(
             f"{kind} is of a row for each of {len(mask)} texts, and a module gives {len(ours)}: name another"
         )
-    ours = adapter(ours)
+    ours = losses.lift(adapter, ours)
     if kind in _OF_MAPS:
         return _OF_MAPS[kind](ours, theirs) / divide
     if kind in _OF_EXAMPLES:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
+from secateur.recover.distillation import losses
 
 __all__ = [
     "Adapters",
@@ -281,4 +282,4 @@ class Adapters(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The student's features in the teacher's widths."""
-        return [one(feature) for one, feature in zip(self.each, features, strict=True)]
+        return [losses.lift(one, feature) for one, feature in zip(self.each, features, strict=True)]

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_two
 from secateur.recover.distillation import losses
 
 __all__ = ["align", "class_loss", "count_pixels", "cross_entropy", "pixels"]
@@ -27,10 +28,10 @@ def pixels(logits: Tensor) -> Tensor:
     return logits.permute(0, 2, 3, 1)
 
 
-def count_pixels(batch: Batch) -> int:
-    """How many pixels of a batch's masks `labels` [B, H, W] count; 0 where it has none."""
+def count_pixels(batch: Batch, classes: int = 0) -> int:
+    """How many pixels of a batch's masks `labels` [B, H, W] count for a network of so many classes; 0 without masks."""
     labels = batch.get("labels")
-    return 0 if labels is None or labels.dim() != 3 else int(((labels >= 0) & (labels != _VOID)).sum())
+    return 0 if labels is None or labels.dim() != 3 else int(_mark_counted(labels, classes).sum())
 
 
 def align(
@@ -62,10 +63,12 @@ def cross_entropy(prediction: Tensor, labels: Tensor) -> Tensor:
 def class_loss(outputs: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of a network's classes summed over examples: of [B, C] and [B], or of [B, C, h, w] and [B, H, W].
 
-    Of an image with a class for each pixel it is the mean over the pixels of its batch that count.
+    Of an image with a class for each pixel it is the mean over the pixels of its batch that count; with one logit for
+    each pixel, [B, 1, h, w], it is binary cross-entropy.
     """
     if outputs.dim() != 4:
         return losses.cross_entropy(outputs, labels)
+    outputs = of_two(outputs)
     counted = _mark_counted(labels, outputs.shape[1]).sum().clamp(min=1)
     return cross_entropy(pixels(outputs), labels) * (len(labels) / counted)
 

@@ -28,6 +28,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from secateur._utils import devices, distributed
@@ -54,6 +55,9 @@ Batch = Any
 
 _POINTS = 300
 """Loss points kept in a `Recovery`."""
+
+_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions in which the objective is autocast."""
 
 
 DEFAULTS: dict[str, Any] = {
@@ -179,7 +183,8 @@ def train(
     rate_at: Callable[[int], float] = partial(learning_rate, **{**course, "steps": max(1, steps)})
     rate_at(0)
     if evaluate is None and training.validates:
-        batches, evaluate = _validation(student, batches, objective, count, training.validation or _VALIDATION)
+        held = training.validation or _VALIDATION
+        batches, evaluate = _validation(student, batches, objective, count, held, training.precision or "auto")
     if training.validates and "evaluate_every" not in asked:
         epoch = len(batches) if hasattr(batches, "__len__") else steps
         evaluate_every = _evaluate_after(math.ceil(epoch / (accumulate * distributed.count())), steps)
@@ -196,9 +201,6 @@ def train(
 
     device, share = _choose_device(student, accelerator), distributed.count()
     sharding = accelerator.distributed_type == "FSDP" and share > 1
-    if sharding and training.ema is not None and evaluate is not None:
-        # An evaluation leaves gathered weights behind, which would be the averages in the next step.
-        raise UnsupportedError("ema is not evaluated in a sharded student: leave ema, or patience and validation, out")
     with contextlib.ExitStack() as stack:
         if training.lora or training.dora:
             _check_adapters(optimizer)
@@ -235,7 +237,7 @@ def train(
             "precision": _precision(training.precision or "auto", device),
             "micro_batches": accumulate * share,
         }
-        narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings["precision"])
+        narrow = _NARROW.get(settings["precision"])
         state = checkpoints.State()
         path = None if checkpoint is None else Path(checkpoint) / "training.safetensors"
         average = None if training.ema is None else Average(tensors_of(modules), training.ema)
@@ -483,8 +485,9 @@ def _validation(
     objective: Callable[[Batch, Mapping[str, int]], tuple[Tensor, Parts]],
     count: Callable[[Batch], Mapping[str, int]],
     share: float,
+    precision: str,
 ) -> tuple[object, Callable[[], float]]:
-    """(what is left to learn from, the mean objective on the part held out)."""
+    """(what is left to learn from, the mean objective on the part held out, in the precision of the training)."""
     rest: Any
     held_out: Any
     if isinstance(batches, list | tuple) and len(batches) > 1:
@@ -501,10 +504,13 @@ def _validation(
     def evaluate() -> float:
         total, weight = 0.0, 0
         device = next(student.parameters()).device
+        narrow = _NARROW.get(_precision(precision, device))
         for batch in held_out:
             batch, counts = devices.move(batch, device), count(batch)
             size = counts.get("tokens", counts.get("examples", 1))
-            total += float(objective(batch, counts)[0].detach()) * size
+            with torch.autocast(device.type, narrow, enabled=narrow is not None):
+                loss, _ = objective(batch, counts)
+            total += float(loss.detach()) * size
             weight += size
         return total / max(1, weight)
 
@@ -520,8 +526,17 @@ def _evaluate(evaluate: Callable[[], float], modules: Sequence[nn.Module]) -> fl
     """The evaluation in eval mode, the mean over processes."""
     with evaluating(*modules), torch.no_grad():
         value = float(evaluate())
+    _reshard(modules)
     # Divided first: what one process alone finds stays as it is.
     return float(distributed.total(torch.tensor(value / distributed.count(), dtype=torch.float64)))
+
+
+def _reshard(modules: Sequence[nn.Module]) -> None:
+    """Let go of the weights that a pass without a backward pass has gathered: what is written is the shards."""
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
 
 
 # ----------------------------------------------------------------------------------------------- around the loop

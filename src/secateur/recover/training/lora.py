@@ -6,17 +6,24 @@ so that a model with fresh adapters is the model it was. DoRA learns the length 
 
 `join` puts adapters in, `merge` adds them to the weights and takes them out, and `adapt` is both around a training.
 Weights may be cut, in half precision, or in integers (torchao): adapters are float32, the sum is made in float32.
+
+peft's adapters stand beside linears that are called. Attention of torch (`nn.MultiheadAttention`) and of torchvision's
+Swin calls none: it reads their weights, and there the weight itself is W + 2 B A as long as there are adapters.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
 
@@ -24,10 +31,34 @@ __all__ = ["adapt", "join", "merge"]
 
 _SCALE = 2
 """alpha / rank."""
+_TINY = 1e-12
 _NAME = "secateur"
 """Of the adapters in peft's books, so that a model with others of its own is told apart."""
 _PACKED = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
 """Parameters [experts, .., ..] of transformers' mixtures, in which all experts of a layer stand."""
+_OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+"""Matrices that `nn.MultiheadAttention` itself has: one for all three, or one for each."""
+
+
+class _LowRank(nn.Module):
+    """W -> ``W + 2 B A``, or by rows ``m (W + 2 B A) / |W + 2 B A|``, in the number type of W [out, in].
+
+    As in DoRA (section 4.3) the length that is divided by has no gradient.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, *, dora: bool) -> None:
+        super().__init__()
+        self.A = nn.Parameter(weight.new_empty(rank, weight.shape[1], dtype=torch.float32))
+        self.B = nn.Parameter(weight.new_zeros(len(weight), rank, dtype=torch.float32))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        self.m = nn.Parameter(weight.detach().float().norm(dim=1, keepdim=True)) if dora else None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            value = weight.float() + _SCALE * self.B @ self.A
+            if self.m is not None:  # a row of zeros stays one
+                value = self.m / value.detach().norm(dim=1, keepdim=True).clamp_min(_TINY) * value
+        return value.to(weight.dtype)
 
 
 @contextmanager
@@ -49,40 +80,49 @@ def adapt(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> 
 def join(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> list[str]:
     """Put adapters of `rank` into every linear of `model`, in place; returns the names of what they stand beside.
 
-    All that is no adapter stops to require gradients. Left without one are the head that predicts tokens, embeddings
-    and norms. In mixtures each expert gets its own, of all experts of a layer at once. seed: of A.
+    Those are linears, or weights where no linear is called. All that is no adapter stops to require gradients. Left
+    without one are the head that predicts tokens, embeddings and norms. In mixtures each expert gets its own, of all
+    experts of a layer at once. seed: of A.
 
     Raises `MissingExtraError` without peft, `UnsupportedError` for a model of convolutions, with weights that are held
     at zero or computed from others, which a merged adapter would overwrite, or with experts under `dora`; `InputError`
     for a model that has adapters already.
     """
     peft = _library()
-    if any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer) for module in model.modules()):
+    if any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer | _LowRank) for module in model.modules()):
         raise InputError("the model has adapters already: merge them first")
-    linears, packed = _find_linears(model), _find_packed(model)
-    if not linears and not packed:
+    read = _find_read(model)
+    linears, packed = [name for name in _find_linears(model) if f"{name}.weight" not in read], _find_packed(model)
+    if not linears and not packed and not read:
         raise UnsupportedError(f"{type(model).__name__} has no linears, which are what LoRA adapts: leave lora out")
     if dora and packed:
         raise UnsupportedError(f"DoRA knows no experts such as {packed[0]}, which stand in one tensor: use lora")
-    if _is_convolutional(model, linears):
+    if _is_convolutional(model, [*(f"{name}.weight" for name in linears), *read]):
         raise UnsupportedError(
             f"{type(model).__name__} is made mostly of convolutions, which LoRA leaves as they are: leave lora out"
         )
     turned = any(not isinstance(model.get_submodule(name), nn.Linear) for name in linears)
-    config = peft.LoraConfig(
-        r=rank, lora_alpha=_SCALE * rank, target_modules=linears, target_parameters=packed or None, use_dora=dora,
-        fan_in_fan_out=turned,
-    )  # fmt: skip
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture of Conv1D and Linear; names that end alike
         torch.manual_seed(seed)
-        peft.inject_adapter_in_model(config, model, _NAME)
+        if linears or packed:
+            config = peft.LoraConfig(
+                r=rank, lora_alpha=_SCALE * rank, target_modules=linears, target_parameters=packed or None,
+                use_dora=dora, fan_in_fan_out=turned,
+            )  # fmt: skip
+            peft.inject_adapter_in_model(config, model, _NAME)
+        for name in read:
+            path, _, leaf = name.rpartition(".")
+            module = model.get_submodule(path)
+            parametrize.register_parametrization(module, leaf, _LowRank(getattr(module, leaf), rank, dora=dora))
+    own = {id(p) for module in model.modules() if isinstance(module, _LowRank) for p in module.parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(f".{_NAME}." in name or name.endswith(f".{_NAME}"))
+        adapter = f".{_NAME}." in name or name.endswith(f".{_NAME}") or id(parameter) in own
+        parameter.requires_grad_(adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    return [*linears, *packed]
+    return [*linears, *packed, *read]
 
 
 @torch.no_grad()
@@ -105,7 +145,17 @@ def merge(model: nn.Module) -> list[str]:
         setattr(model.get_submodule(parent), leaf, base)
     if hasattr(model, "peft_config"):
         del model.peft_config
-    return list(outer)
+    read = [name for name, module in model.named_modules() if isinstance(module, _LowRank)]
+    merged = [_take_out(model, name) for name in read]
+    return [*outer, *merged]
+
+
+def _take_out(model: nn.Module, name: str) -> str:
+    """Merge the `_LowRank` of that name into its weight; returns the name of the weight."""
+    path, _, leaf = name.removesuffix(".0").rpartition(".")
+    path = path.removesuffix("parametrizations").removesuffix(".")
+    parametrize.remove_parametrizations(model.get_submodule(path), leaf)
+    return f"{path}.{leaf}".removeprefix(".")
 
 
 def _library() -> Any:
@@ -131,15 +181,47 @@ def _find_linears(model: nn.Module) -> list[str]:
                 f"{name} is a {type(module).__name__}, which computes its weight: adapters can't be merged into it, "
                 "leave lora out"
             )
-        if nn.utils.parametrize.is_parametrized(module) or module.weight._backward_hooks:
-            raise UnsupportedError(f"weights of {name} are held by this training: a merged adapter would fill them")
+        _check_free(module, "weight", name)
         found.append(name)
     return found
 
 
-def _is_convolutional(model: nn.Module, linears: Sequence[str]) -> bool:
-    """Whether convolutions have more weights than linears: adapters would leave most of the model alone."""
-    beside = sum(model.get_parameter(f"{name}.weight").numel() for name in linears)
+def _find_read(model: nn.Module) -> list[str]:
+    """Names of the weights of linears, and of attention, that a module reads itself, calling no linear."""
+    found = []
+    for name, module in model.named_modules():
+        attends = isinstance(module, nn.MultiheadAttention)
+        for leaf in _OF_ATTENTION if attends else ():
+            if getattr(module, leaf) is not None:
+                _check_free(module, leaf, name)
+                found.append(f"{name}.{leaf}".removeprefix("."))
+        for leaf, child in module.named_children():
+            if isinstance(child, nn.Linear) and (attends or _reads_weight(model, module, leaf)):
+                found.append(f"{name}.{leaf}.weight".removeprefix("."))
+    return found
+
+
+def _reads_weight(model: nn.Module, module: nn.Module, leaf: str) -> bool:
+    """Whether the forward pass of a network's module names the linear `leaf`, and a `weight`, as torchvision's Swin.
+
+    Models of transformers name weights, too, but for their number types: their linears are all called.
+    """
+    library = sys.modules.get("transformers")
+    if library is not None and isinstance(model, library.PreTrainedModel):
+        return False
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and {leaf, "weight"} <= set(code.co_names)
+
+
+def _check_free(module: nn.Module, leaf: str, name: str) -> None:
+    """Refuse a weight that is computed from others, or whose gradients a training holds at zero."""
+    if parametrize.is_parametrized(module) or getattr(module, leaf)._backward_hooks:
+        raise UnsupportedError(f"weights of {name} are held by this training: a merged adapter would fill them")
+
+
+def _is_convolutional(model: nn.Module, weights: Sequence[str]) -> bool:
+    """Whether convolutions have more weights than these: adapters would leave most of the model alone."""
+    beside = sum(model.get_parameter(name).numel() for name in weights)
     convolutions = (module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd))
     return sum(module.weight.numel() for module in convolutions) > beside
 

@@ -205,7 +205,7 @@ def distance(
                     f"{output} of {student.shape[-1]} channels can't be compared with the teacher's of "
                     f"{teacher.shape[-1]}: give a projection, or leave channels uncut"
                 )
-            student = projection(student)
+            student = losses.lift(projection, student)
         return losses.cosine(student, teacher, mask) / totals["tokens" if output == "states" else "sequences"]
     return prediction_loss(
         student, teacher, batch, totals, temperature=temperature, direction=direction, skew=skew, buckets=buckets
@@ -470,7 +470,7 @@ def distil(
                 if measure == "relative":
                     apart = apart + losses.relative(ours.hidden[i], theirs.hidden[j], mask) / totals["tokens"]
                     continue
-                mapped = projection(ours.hidden[i]) if projection is not None else ours.hidden[i]
+                mapped = losses.lift(projection, ours.hidden[i]) if projection is not None else ours.hidden[i]
                 apart = apart + losses.cosine(mapped, theirs.hidden[j], mask) / totals["tokens"]
             if alpha != "dynamic":
                 add("hidden", alpha, apart)

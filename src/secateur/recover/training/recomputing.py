@@ -29,7 +29,10 @@ _LEAST = 4
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules with parts of their own whose class occurs more than once, such as transformer layers."""
+    """The outermost modules with parts of their own whose class occurs more than once, such as transformer layers.
+
+    Of stages, which hold a row of blocks of one class (Swin, ConvNeXt, the stacks of T5), not these but their blocks.
+    """
     inner = [
         module
         for module in model.modules()
@@ -38,10 +41,33 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     counts = Counter(type(module) for module in inner)
     blocks, covered = list[nn.Module](), set[nn.Module]()
     for module in inner:  # outer ones come first
-        if counts[type(module)] > 1 and module not in covered:
+        if counts[type(module)] > 1 and module not in covered and not _is_stage(module):
             blocks.append(module)
             covered.update(module.modules())
     return blocks
+
+
+def _is_stage(module: nn.Module) -> bool:
+    """Whether a list or sequence right inside it, or it as one, holds several blocks of one class.
+
+    Two parts of one class that it has by names of their own make no stage (a decoder layer attends twice), nor do short
+    sequences such as a convolution with its norm.
+    """
+    rows = [module] if isinstance(module, _CONTAINERS) else [one for one in module.children() if _is_plain(one)]
+    return any(count > 1 for row in rows for count in Counter(type(block) for block in _members(row)).values())
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) in _CONTAINERS
+
+
+def _members(row: nn.Module) -> Iterator[nn.Module]:
+    """The modules with parts of their own in a container, and in containers in it."""
+    for member in row.children():
+        if _is_plain(member):
+            yield from _members(member)
+        elif not isinstance(member, nn.Sequential) and any(True for _ in member.children()):
+            yield member
 
 
 @contextlib.contextmanager

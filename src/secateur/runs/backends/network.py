@@ -117,7 +117,7 @@ class Network(Backend[Traced, Examples, Arguments]):
             need_boxes(data)
         _check_type(data, subject)
         if data.has_classes:
-            _check_labels(data, subject)
+            data = _limit_labels(data, subject)
         if data.targets and isinstance(subject.model, Detector):
             data = match_classes(data, subject.model)
             _check_loss(data, subject.model)
@@ -311,22 +311,26 @@ def _check_type(data: Examples, subject: Traced) -> None:
         ) from error
 
 
-def _check_labels(data: Examples, subject: Traced) -> None:
-    """Raise `DataError` for a label beyond the classes that the network gives; of masks in files in a sample."""
+def _limit_labels(data: Examples, subject: Traced) -> Examples:
+    """The examples, where no label is beyond the classes that the network gives.
+
+    Raises `DataError` for one that is; of masks in files in a sample, the others are refused where they are read.
+    """
     with torch.inference_mode():
         output = Network().forward(subject, data.inputs[:2])
     given = output.get("out", output) if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(given, Tensor):
-        return
+        return data
     if given.dim() != (4 if data.per_pixel else 2):
         if data.per_pixel:
             raise DataError(
                 f"{data.name} has a class for each pixel, and {type(subject.model).__name__} gives "
                 f"{list(given.shape)}: expected [B, C, H, W]"
             )
-        return
+        return data
     count = given.shape[1]
     if data.per_pixel:
+        count = max(2, count)  # one logit tells two classes apart
         low, high = 0, len(_count_pixels(data)) - 1
         if data.labels is not None:
             labelled = data.labels[data.labels != segmentation.IGNORED[0]]
@@ -337,6 +341,7 @@ def _check_labels(data: Examples, subject: Traced) -> None:
     if low < 0 or high >= count:
         wrong = low if low < 0 else high
         raise DataError(f"{data.name} has the label {wrong}: the model has {count} classes, 0 to {count - 1}")
+    return data if data.masks is None else replace(data, masks=data.masks.limit(count))
 
 
 def _count_pixels(data: Examples) -> NDArray[np.int64]:

@@ -186,8 +186,14 @@ def _cache_all(setup: Setup, student: Learner, above: Sequence[Learner], run: Ru
     for number, one in enumerate(above):
         ask = partial(predict, setup.ask(one))
         name, own = _answer_name(number), {**key, "teacher": teachers.fingerprint(one.model)}
-        with _cache_folder(setup, run, _name(setup, f"predictions-{number}")) as folder:
-            if ask(setup.batches[0]).dim() == 2 and not _draws_anew(setup.train):
+        in_rows = ask(setup.batches[0]).dim() == 2 and not _draws_anew(setup.train)
+        place = f"predictions-{number}"
+        if in_rows and setup.of_texts:  # those of all texts: both parts find theirs among them
+            own.pop("part", None)
+        else:
+            place = _name(setup, place)
+        with _cache_folder(setup, run, place) as folder:
+            if in_rows:
                 own |= {"batches": f"in order, {ordered.size} x {settings.length if setup.of_texts else 1}"}
                 rows = setup.batches.rows if setup.of_texts else setup.batches.places
                 batches = teachers.Told(batches, rows, {name: teachers.cache_rows(folder, ask, ordered, key=own)})

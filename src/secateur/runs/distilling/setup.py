@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_two
 from secateur.data import examples, masking, texts
 from secateur.data.batches import hold_out
 from secateur.errors import UnsupportedError
@@ -117,7 +118,14 @@ class Setup:
         """What the sums of a loss are divided by."""
         if self.of_texts:
             return objectives.count(batch)
-        return {**examples.count(batch), "sequences": len(batch["inputs"]), "pixels": dense.count_pixels(batch)}
+        pixels = dense.count_pixels(batch, self.classes) if self.train.per_pixel else 0
+        return {**examples.count(batch), "sequences": len(batch["inputs"]), "pixels": pixels}
+
+    @cached_property
+    def classes(self) -> int:
+        """How many classes a network's teachers, and so its student, tell of each example or pixel."""
+        first = {name: part[:1] for name, part in self.batches[0].items() if isinstance(part, Tensor)}
+        return int(self.ask(self.teachers[0])(first).prediction.shape[-1])
 
 
 def make_batches(settings: Settings, student: Learner, train: Any, teachers: Sequence[Any] = ()) -> Batches:
@@ -171,7 +179,8 @@ def class_logits(subject: Traced, batch: Batch, *, hidden: bool = False) -> Answ
 
     logits = objectives.logits(run_network(subject, batch))
     if logits.dim() == 4:
-        return Answer(dense.pixels(logits))
+        labels = batch.get("labels")  # without masks a network of one map tells numbers
+        return Answer(dense.pixels(logits if labels is None or labels.dim() != 3 else of_two(logits)))
     if logits.dim() != 2:
         raise UnsupportedError(
             f"the network gives {list(logits.shape)}, no classes of examples or pixels: distil it by a recipe on "

@@ -287,7 +287,7 @@ class Streamed:
         state = {f"{path}.{name}": tensor for name, tensor in self.model.get_submodule(path).state_dict().items()}
         written = revert_weight_conversion(self.model, state)
         files.replace_file(file, {name: tensor.cpu().contiguous().clone() for name, tensor in written.items()})
-        self._ahead.drop()
+        self._ahead.drop(file)
         self.recall(path, file)
 
     def recall(self, path: str, file: Path) -> None:
@@ -377,9 +377,10 @@ class _Ahead:
         begun, self._begun = self._begun, None
         return begun[1].result() if begun is not None and begun[0] == places else _read(places)
 
-    def drop(self) -> None:
-        """Forget what has been read: its file was written anew."""
-        self._begun = None
+    def drop(self, file: Path) -> None:
+        """Forget what has been read of a file that was written anew; what is of other files stays."""
+        if self._begun is not None and file in self._begun[0].values():
+            self._begun = None
 
 
 def _read(places: Mapping[str, Path]) -> dict[str, Tensor]:
