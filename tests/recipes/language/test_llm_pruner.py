@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -69,9 +72,8 @@ def test_the_importance_of_a_group_is_that_of_the_equations(order, within, aggre
 
     def together(matrices: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(matrices).double()
-        return {"sum": stacked.sum(0), "prod": stacked.prod(0), "max": stacked.amax(0), "last": stacked[-1]}[
-            aggregation
-        ]
+        how = {"sum": stacked.sum(0), "prod": stacked.prod(0).log(), "max": stacked.amax(0), "last": stacked[-1]}
+        return how[aggregation]
 
     found = scores(start, order=order, within=within, aggregation=aggregation)
     neurons = together(
@@ -115,6 +117,40 @@ def test_every_family_with_a_loss_meets_its_budget_as_predicted(tmp_path, kind, 
     limit = Budget.parse(budget).absolute(subject(kind).units().cost())
     assert found.predicted["params"] <= limit["params"]
     assert found.predicted == found.subject.units(batch=1, length=16).cost()
+
+
+def test_products_of_many_small_factors_rank_as_exact_ones_do():
+    """28 matrices of squared norms near 1e-16 multiply to 1e-448: as a float of any size, zero for every channel."""
+    start = subject()
+    with torch.no_grad():
+        for parameter in start.model.parameters():
+            parameter.mul_(1e-8)
+    found = scores(start, ("channels",), score="l2", aggregation="prod")["channels"]
+    parts = start.slices()["channels"]
+    factors = [
+        [
+            weight.detach().select(dim, int((unit == channel).nonzero())).double().square().sum()
+            for weight, dim, unit in parts
+        ]
+        for channel in range(len(found))
+    ]
+    assert torch.tensor(factors, dtype=torch.float64).prod(1).max() == 0
+    exact = [math.prod(Fraction(float(factor)) for factor in row) for row in factors]
+    assert found.argsort().tolist() == sorted(range(len(exact)), key=exact.__getitem__)
+
+
+def test_a_product_with_a_factor_of_zero_is_below_all_others_and_still_tells_what_else_is_there():
+    start = subject()
+    mlp = start.model.model.layers[1].mlp
+    with torch.no_grad():
+        mlp.gate_proj.weight[[3, 7]] = 0
+        mlp.up_proj.weight[[3]] = 0
+        start.model.model.layers[2].mlp.down_proj.weight.zero_()
+    found = scores(start, ("neurons",), score="l2", aggregation="prod")
+    assert found["layers.1.neurons"].argsort()[:2].tolist() == [3, 7]
+    assert found["layers.2.neurons"].unique().numel() > 100
+    assert found["layers.2.neurons"].max() < found["layers.0.neurons"].min()
+    assert all(score.isfinite().all() for score in found.values())
 
 
 def test_the_first_and_last_layers_stay_whole(tmp_path):
