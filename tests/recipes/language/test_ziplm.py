@@ -21,7 +21,7 @@ from secateur.runs import keywords
 from secateur.score import database
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Result, Selection
 
 QUICK = {"calibration": 32, "judged": 16, "trials": 3, "steps": 0, "train_batch": 8, "train_length": 16}
 DATA = texts.read(tiny.sentences(200))
@@ -110,6 +110,15 @@ def test_the_grid_dampening_and_losses_are_what_the_options_say(tmp_path, monkey
     assert not list((tmp_path / "work").glob("database*"))  # it has served
     assert levels_of["layers.0.neurons"] == [64, 56, 48, 32, 0]
     assert {name: asked[0][name] for name in losses} == losses
+
+
+def test_the_grid_reaches_to_the_widest_layer_whichever_it_is(tmp_path, monkeypatch):
+    built, build = [], database.build
+    monkeypatch.setattr(database, "build", lambda *given, **how: built.append(given[4]) or build(*given, **how))
+    start, _ = subject().cut(Selection({"layers.2.neurons": np.arange(64) < 16}))
+    results(tmp_path, ["params=90%"], start, ratio=0.5, trials=0)
+    assert built[0]["layers.0.neurons"] == [64, 56, 48, 32, 0]
+    assert built[0]["layers.2.neurons"] == [16, 8, 0]
 
 
 def test_two_budgets_are_a_family_that_resumes(tmp_path):

@@ -184,7 +184,7 @@ def time_units(subject: Transformer, axes: Sequence[str], batch: int, length: in
             "a latency is predicted for one of heads and kv_groups, and neurons: leave the others out of axes, or give "
             "a budget of params or flops"
         )
-    widths = {site.kind: site.count for site in subject.units().sites.values()}
+    widths = levels.widest(subject.units())
     grid = allocate.grid(widths["neurons"]) if "neurons" in widths else []
     axis: timing.Heads = "kv_groups" if heads == ["kv_groups"] else "heads"
     return timing.time_blocks(subject, axis, grid, batch, length)

@@ -123,7 +123,7 @@ def ziplm(
     samples = feed.take(max(1, calibration // 16))
 
     whole = subject.units(batch=batch, length=length)
-    kinds = {site.kind: site.count for site in whole.sites.values()}
+    kinds = levels.widest(whole)
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
     axes = tuple(name for name in (axis, "neurons") if name in kinds)
     grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
