@@ -61,8 +61,8 @@ def with_latency(units: Units, table: Table | None, fixed: float) -> Units:
             counts, seconds = zip(*sorted((int(k), value) for k, value in table[site.kind].items()), strict=True)
             if site.count > counts[-1]:
                 raise InputError(
-                    f"{name} has {site.count} units, and the latency table ends at {counts[-1]}: give a new out folder, "
-                    "so that all widths are timed"
+                    f"{name} has {site.count} units, and the latency table ends at {counts[-1]}: "
+                    "give a new out folder, so that all widths are timed"
                 )
             columns[name] = np.interp(np.arange(site.count + 1), counts, seconds)
     return units.with_table("latency", columns, fixed)

@@ -43,7 +43,7 @@ AXES = ("heads", "kv_groups", "neurons", "channels")
 Aggregation = Literal["sum", "prod", "max", "last"]
 
 _LOG_OF_ZERO = -1e6
-"""Of a factor: below the sum of the logarithms of some thousand positive float32 numbers, which are -104 at the least."""
+"""Of a factor: below the logarithms of some thousand positive float32 numbers, each -104 at the least, together."""
 
 
 @dataclass(frozen=True, slots=True)
