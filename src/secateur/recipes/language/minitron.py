@@ -94,7 +94,7 @@ class StateLosses(Losses):
     hidden: bool | None = None
     """Hidden-state loss; by default where a quarter of the layers or more went."""
     direction: str = "forward"
-    """forward or reverse KL, js, mse or cosine on the logits."""
+    """forward or reverse KL, js, mse or cosine on the logits; mse where the model tells a number."""
 
 
 def minitron(
@@ -214,9 +214,7 @@ def minitron(
     def judge(student: Transformer) -> float:
         if ruling is not None:
             return float(ruling(student, judged))
-        return objectives.held_out(
-            student.forward, teacher=teacher.forward, output=teacher.output, batches=judged, relational=lifted
-        )
+        return distillation.held_out(student, teacher, judged, relational=lifted)
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if losses.hidden is None else losses.hidden
@@ -226,7 +224,8 @@ def minitron(
         projection = nn.Linear(ours, theirs, bias=False) if (pairs or lifted) and ours != theirs else None
         objective = objectives.distil(
             student.forward, None if cache else teacher.forward, output=teacher.output, task=losses.task,
-            logit=losses.logit, temperature=losses.temperature, direction=losses.direction, hidden=pairs,
+            logit=losses.logit, temperature=losses.temperature, hidden=pairs,
+            direction=distillation.choose_direction(teacher, losses.direction),
             projection=projection, fused=True,
         )  # fmt: skip
         batches = stream if not cache else distillation.remember_teacher(
@@ -288,6 +287,7 @@ def check(
     known = ("layers", *WIDTHS)
     if not axes or not set(axes) <= set(known):
         raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")
+    distillation.check_task(subject, losses.task)
     if correction_steps and not subject.causal:
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
     if cache and (not subject.causal or losses.hidden or losses.direction != "forward"):

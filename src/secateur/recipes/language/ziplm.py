@@ -272,6 +272,7 @@ def search_coefficients(
     if not trials:
         return [1.0] * len(base)
     items = samples[: max(1, judged // 16)]
+    direction = distillation.choose_direction(subject)
     with torch.no_grad():
         answers = [subject.forward(item).prediction for item in items]
 
@@ -283,7 +284,9 @@ def search_coefficients(
     def evaluate(chosen: dict[str, int]) -> float:
         with database.running(start.model, start.consumers(), base, chosen):
             losses = [
-                objectives.distance(start.forward(item).prediction, answer, item, output=subject.output)
+                objectives.distance(
+                    start.forward(item).prediction, answer, item, output=subject.output, direction=direction
+                )
                 for item, answer in zip(items, answers, strict=True)
             ]
         return float(sum(losses)) / len(items)
