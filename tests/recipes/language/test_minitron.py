@@ -454,10 +454,15 @@ def test_losses_and_calibration_are_what_the_options_say(tmp_path, monkeypatch, 
         lambda *rest, **how: asked.append(how) or remember(*rest, **how),
     )  # fmt: skip
     rank = minitron.scores
-    monkeypatch.setattr(minitron, "scores", lambda s, items, **how: counts.append(len(items)) or rank(s, items, **how))
+
+    def spy(start, items, **how):
+        counts.append([len(item["input_ids"]) for item in items])
+        return rank(start, items, **how)
+
+    monkeypatch.setattr(minitron, "scores", spy)
     losses = {"task": 0.5, "logit": 2.0, "temperature": 3.0, **({} if cache else {"direction": "reverse"})}
-    results(tmp_path, "params=90%", shape="neurons=64", steps=1, calibration=64, cache=cache, **losses)
-    assert counts == [4]  # batches of 16
+    results(tmp_path, "params=90%", shape="neurons=64", steps=1, calibration=37, cache=cache, **losses)
+    assert counts == [[16, 16, 5]]
     assert {name: asked[0][name] for name in losses} == losses
     assert [how["temperature"] for how in asked] == [3.0, 3.0] if cache else [3.0]
 

@@ -21,7 +21,7 @@ from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InputError
-from secateur.methods import distillation
+from secateur.methods import calibration, distillation
 from secateur.methods.distillation import Losses
 from secateur.recover.sparsity import compensate
 from secateur.recover.training import objectives, records
@@ -62,7 +62,7 @@ class Ranking:
     """Reducer over samples."""
     over_sequence: Reducer = "mean"
     """Reducer over tokens."""
-    calibration: int = 1024
+    calibration: Annotated[int, Ge(1)] = 1024
     """Sequences scored."""
     depth: Literal["perplexity", "influence"] = "perplexity"
     """How layers are ranked."""
@@ -195,7 +195,7 @@ def minitron(
     packed, train_batch = subject.joins_texts, training.whole("batch")
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=packed, length=length)
     stream = make(train, batch=train_batch, seed=seed + 1)
-    samples = make(train, batch=16, seed=seed).take(max(1, ranking.calibration // 16))
+    samples = calibration.make_feed(subject, train, length=length, seed=seed).sequences(ranking.calibration)
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
     lifted = subject.output != "logits" and (
