@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 import toys
@@ -154,8 +155,13 @@ def test_a_product_with_a_factor_of_zero_is_below_all_others_and_still_tells_wha
 
 
 def test_the_first_and_last_layers_stay_whole(tmp_path):
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 8}
+    _, units = llm_pruner.choose_units(
+        open_subject(LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=32))), ("neurons",), None, None,
+        batch=1, length=16,
+    )  # fmt: skip
+    assert [site.name for site in units.free()] == [f"layers.{index}.neurons" for index in range(4, 30)]
     start = subject()
-    assert [round(32 / 8), round(32 / 16)] == [4, 2]
     (found,) = results(tmp_path / "a", "params=90%", model=start, first=1, last=1)
     before, after = start.widths(), found.subject.widths()
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False, True]
@@ -186,11 +192,17 @@ def test_silent_neurons_go_first_whatever_the_score_but_chance(tmp_path):
 def test_a_classifier_is_scored_by_its_labels_and_needs_them(tmp_path):
     start = open_subject(tiny.classifier(), tokenizer=tiny.tokenizer())
     lines = tiny.sentences(40)
-    labelled = (
-        texts.read(lines).labelled({}, 2)
-        if False
-        else texts.Corpus(texts=lines, name="told", digest="0", labels=[0, 1] * 20)
+    labelled = texts.Corpus(texts=lines, name="told", digest="0", labels=[0, 1] * 20)
+    _, units = llm_pruner.choose_units(start, ("neurons",), 0, 0, batch=1, length=16)
+    batches = llm_pruner.sequences(start, labelled, 5, length=16, seed=0)
+    assert {int(batch["labels"]) for batch in batches} == {0, 1}
+    worth = llm_pruner.score_units(start, units, batches, Importance(aggregation="last"), seed=0)
+    last = start.model.bert.encoder.layer[0].output.dense
+    (torch.stack([start.model(**batch).loss for batch in batches]).mean()).backward()
+    torch.testing.assert_close(
+        worth["layers.0.neurons"].float(), (last.weight * last.weight.grad).abs().sum(0).detach()
     )
+    start.model.zero_grad()
     (found,) = results(tmp_path / "a", "params=98%", model=start, data=labelled, axes=("neurons",))
     assert found.predicted["params"] <= 0.98 * start.units().cost()["params"]
     with pytest.raises(InputError, match="scores by the gradient of a loss, and this model has none"):
