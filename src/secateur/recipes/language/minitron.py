@@ -282,7 +282,7 @@ def check(
     for budget in budgets:
         if budget.pattern is not None or not budget.limits:
             raise BudgetError(
-                f"minitron can't meet {budget}: it makes smaller shapes, such as params=50% or memory=2GB"
+                f"minitron can't meet {budget.brief()}: it makes smaller shapes, such as params=50% or memory=2GB"
             )
     known = ("layers", *WIDTHS)
     if not axes or not set(axes) <= set(known):

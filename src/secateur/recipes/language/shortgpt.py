@@ -142,4 +142,6 @@ def keep_layers(
             cost = units.cost(keep)
             if all(cost[limit.measure] <= limit.value for limit in budget.limits):
                 return keep
-    raise InfeasibleError(f"no run of neighbouring layers meets {budget}: give rule=influence, or a larger budget")
+    raise InfeasibleError(
+        f"no run of neighbouring layers meets {budget.brief()}: give rule=influence, or a larger budget"
+    )

@@ -261,8 +261,8 @@ def choose_widths(
         for name, limit in limits.items():
             if least[name] > limit:
                 raise InfeasibleError(
-                    f"budget {budget} can't be met: with {max(ladder[0])} channels {name} is {least[name]:.6g}, the "
-                    f"limit is {limit:.6g}",
+                    f"budget {budget.brief()} can't be met: with {max(ladder[0])} channels {name} is "
+                    f"{least[name]:.6g}, the limit is {limit:.6g}",
                     least[name],
                 )
         low, high = 0, len(ladder) - 1
