@@ -268,13 +268,15 @@ class _Adapter:
             module.register_parameter(f"adapter_{name}", parameter)
 
     def __call__(self, module: nn.Linear | Conv1D, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        branch = nn.functional.linear(nn.functional.linear(given[0].to(self.down.dtype), self.down), self.up)
+        total: Tensor = out + nn.functional.linear(
+            nn.functional.linear(given[0].to(self.down.dtype), self.down), self.up
+        )
         if self.lengths is None:
-            return (out + branch).to(out.dtype)
+            return total.to(out.dtype)
         with torch.no_grad():
             weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
             lengths = torch.linalg.vector_norm(weight.float() + self.up @ self.down, dim=1)
-        return ((self.lengths / lengths) * (out + branch)).to(out.dtype)
+        return (self.lengths / lengths * total).to(out.dtype)
 
 
 def _peak(ledger: memory.Ledger, held: list[Tensor], run: Callable[[], object]) -> float:
