@@ -346,12 +346,16 @@ class Units:
                 total[measure] = total.get(measure, 0.0) + float(part.sum())
             for measure, table in site.table.items():
                 total[measure] = total.get(measure, 0.0) + float(table[kept[name]])
-        for term in self.terms:
-            value = term.coefficient * math.prod(kept[name] for name in term.sites)
-            value = value / math.prod(kept[name] or math.inf for name in term.per) if term.per else value
-            if not all(kept[name] for name in term.present):
+        for term in self.terms:  # searches of shapes pass here a thousand times
+            count = 1
+            for name in term.sites:
+                count *= kept[name]
+            value = term.coefficient * count
+            if term.per:
+                value /= math.prod(kept[name] or math.inf for name in term.per)
+            if term.present and not all(kept[name] for name in term.present):
                 value = 0.0
-            if not all(stays[name][index] for name, index in term.units if name in stays):
+            if term.units and not all(stays[name][index] for name, index in term.units if name in stays):
                 value = 0.0
             total[term.measure] = total.get(term.measure, 0.0) + value
         return total

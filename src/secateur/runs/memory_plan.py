@@ -275,7 +275,7 @@ class _Adapter:
             return total.to(out.dtype)
         with torch.no_grad():
             weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
-            lengths = torch.linalg.vector_norm(weight.float() + self.up @ self.down, dim=1)
+            lengths: Tensor = torch.linalg.vector_norm(weight.float() + self.up @ self.down, dim=1)
         return (self.lengths / lengths * total).to(out.dtype)
 
 

@@ -126,8 +126,9 @@ def test_candidates_are_the_shapes_of_the_least_estimated_loss(tmp_path, monkeyp
     alone = json.loads((tmp_path / "work" / "axes-params=75%-1.json").read_text())
     grid = shapes.grid(subject(), ("layers", "heads", "neurons", "channels"))
     assert all(int(size) in grid[axis] for axis, row in alone.items() for size in row)
-    limit = {"params": 0.75 * subject().units().cost()["params"]}
-    near = minitron.under(grid, lambda shape: shapes.cost(subject().units(), shape), limit, tolerance=0.1)
+    units = subject().units()
+    limit = {"params": 0.75 * units.cost()["params"]}
+    near = minitron.under(grid, lambda shape: shapes.cost(units, shape), limit, tolerance=0.1)
     tried = [row["shape"] for row in rows]
     assert tried == minitron.likeliest(near, alone, 3, each="layers")
     assert len({shape["layers"] for shape in tried}) == len({shape["layers"] for shape in near})
