@@ -1,4 +1,4 @@
-"""SliceGPT (Ashkboos et al.): the residual stream in its principal components, on a small Llama of Brown."""
+"""SliceGPT (Ashkboos et al.): the residual stream in its principal components, on small Llamas of Brown."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from secateur.subjects import Transformer
 
 OPTIONS = {"samples": scaled(128, 16), "length": language.LENGTH, "train_length": language.LENGTH}
 BUDGET = "params=80%"
-SETUP = f"Llama of 6 layers, width 128, trained on Brown; {BUDGET}; 128 windows of 64 tokens; loss on held-out Brown"
+LLAMAS = "Llamas of 4 layers, width 64, trained on Brown from weights of their own"
+SETUP = f"{LLAMAS}; {BUDGET}; 128 windows of 64 tokens; loss on held-out Brown"
 SEEDS = range(3)
 
 
-def sliced(seed: int, budget: str = BUDGET, **options: object) -> Transformer:
+def sliced(seed: int, subject: Transformer, budget: str = BUDGET, **options: object) -> Transformer:
     """The recipe's student."""
     how = {**OPTIONS, "seed": seed, **options}
-    return prune("slicegpt", language.llama(), language.training(), budget, **how).subject
+    return prune("slicegpt", subject, language.training(), budget, **how).subject
+
+
+def loss(seed: int, **options: object) -> float:
+    """Held-out loss of the student of the seed's own model."""
+    return language.held_out(sliced(seed, language.narrow(seed), **options))
 
 
 @claim(
@@ -31,7 +37,7 @@ def sliced(seed: int, budget: str = BUDGET, **options: object) -> Transformer:
     seeds=SEEDS,
 )
 def headline(seed: int) -> Figures:
-    return {rotation: language.held_out(sliced(seed, rotation=rotation)) for rotation in ("pca", "none", "random")}
+    return {rotation: loss(seed, rotation=rotation) for rotation in ("pca", "none", "random")}
 
 
 @claim(
@@ -45,7 +51,7 @@ def headline(seed: int) -> Figures:
     seeds=SEEDS,
 )
 def constant(seed: int) -> Figures:
-    return {widths: language.held_out(sliced(seed, widths=widths)) for widths in ("constant", "variance")}
+    return {widths: loss(seed, widths=widths) for widths in ("constant", "variance")}
 
 
 @claim(
@@ -59,7 +65,8 @@ def constant(seed: int) -> Figures:
     seeds=SEEDS,
 )
 def latency(seed: int) -> Figures:
-    teacher, student = language.llama(), sliced(seed, "flops=70%")
+    teacher = language.llama()
+    student = sliced(seed, teacher, "flops=70%")
     example = teacher.example(16, language.LENGTH)
     faster = timing.speedup(lambda: teacher.forward(example), lambda: student.forward(example))
     return {"sliced": faster, "1.2 times": 1.2}

@@ -84,6 +84,27 @@ def test_a_budget_is_printed_with_all_its_digits_and_no_more(text, printed):
     assert str(Budget.parse(text)) == printed
 
 
+@pytest.mark.parametrize(
+    ("limit", "brief"),
+    [
+        (Limit("params", 1685.1200000000001), "params=1685"),
+        (Limit("params", 10138.5), "params=10138"),
+        (Limit("experts", 12.3456789), "experts=12.35"),
+        (Limit("params", 1 / 3, relative=True), "params=33.33%"),
+        (Limit("latency", 1 / 1.23456789, relative=True), "speedup=1.235x"),
+        (Limit("latency", 0.0123456789), "latency=12.35ms"),
+        (Limit("memory", 1685.1200000000001), "memory=1685B"),
+        (Limit("tokens", 4096), "tokens=4096"),
+    ],
+)
+def test_a_message_has_four_digits_of_a_budget(limit, brief):
+    pattern = Budget.parse("pattern=2:4").pattern
+    assert Budget((limit,), pattern).brief() == f"{brief},pattern=2:4"
+    if not limit.relative:
+        with pytest.raises(BudgetError, match=f"budget {brief}: {limit.measure} has no cost here"):
+            Budget((limit,)).absolute({})
+
+
 @given(st.sampled_from(["params", "latency", "tokens", "memory"]), st.floats(1e-9, 1e12), st.booleans())
 @example("tokens", 1.0, False)
 def test_what_is_printed_is_read_as_the_same_limit(measure, value, relative):

@@ -26,6 +26,8 @@ from secateur.subjects.network import detectors
 
 SMALL = {"length": 16, "train_batch": 4}
 QUICK = {"batch": 8, "epochs": 1.0}
+MINITRON = {"steps": 4, "short_steps": 2, "candidates": 2, "calibration": 32}
+MINITRON |= {"tolerance": 0.1, "shape": "layers=3..4,neurons=72+112"}  # two shapes, no search
 Toy = tuple[Any, Any, str, dict[str, Any]]
 
 
@@ -57,7 +59,7 @@ def plain() -> nn.Module:
 
 
 TOYS: Mapping[str, Callable[[], Toy]] = {
-    "minitron": lambda: language("llama", "params=75%", steps=4, short_steps=2, candidates=2, calibration=32),
+    "minitron": lambda: language("llama", "params=75%", **MINITRON),
     "ziplm": lambda: language("bert", "params=75%", steps=4, calibration=32, trials=4, judged=16),
     "shortgpt": lambda: language("llama", "params=75%", steps=4, samples=16),
     "llm_pruner": lambda: language("llama", "params=80%", steps=4, samples=2),

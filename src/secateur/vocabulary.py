@@ -91,6 +91,19 @@ class Limit:
             return f"latency={milli}ms" if milli else f"latency={value!r}s"
         return f"{name}={_plain(value)}{'B' if _UNIT_TABLES.get(name) is _BYTES else ''}"
 
+    def brief(self) -> str:
+        """For people: four digits, or a whole number where that has more."""
+        name, value = self.measure, self.value
+        if self.relative:
+            return f"speedup={_brief(1 / value)}x" if name == "latency" else f"{name}={_brief(100 * value)}%"
+        if name == "latency":
+            return f"latency={_brief(1e3 * value)}ms"
+        return f"{name}={_brief(value)}{'B' if _UNIT_TABLES.get(name) is _BYTES else ''}"
+
+
+def _brief(number: float) -> str:
+    return f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
+
 
 def _decimal(about: float, exact: Callable[[float], bool]) -> str:
     """The shortest decimal near `about` that is `exact`; empty if it would take more than 12 digits."""
@@ -161,7 +174,7 @@ class Budget:
         for limit in self.limits:
             if limit.measure == measure:
                 return limit
-        raise BudgetError(f"budget {self} does not limit {measure}: add {measure}=...")
+        raise BudgetError(f"budget {self.brief()} does not limit {measure}: add {measure}=...")
 
     def __contains__(self, measure: object) -> bool:
         return any(limit.measure == measure for limit in self.limits)
@@ -171,12 +184,16 @@ class Budget:
         missing = [limit.measure for limit in self.limits if limit.measure not in whole]
         if missing:
             known = ", ".join(sorted(whole)) or "none"
-            raise BudgetError(f"budget {self}: {missing[0]} has no cost here; costs known: {known}")
+            raise BudgetError(f"budget {self.brief()}: {missing[0]} has no cost here; costs known: {known}")
         return {limit.measure: limit.absolute(whole[limit.measure]) for limit in self.limits}
 
     def __str__(self) -> str:
         parts = [str(limit) for limit in self.limits]
         return ",".join(parts + ([str(self.pattern)] if self.pattern else []))
+
+    def brief(self) -> str:
+        """For people, as a message has it: see `Limit.brief`. Names of results and folders have all digits (`str`)."""
+        return ",".join([limit.brief() for limit in self.limits] + ([str(self.pattern)] if self.pattern else []))
 
 
 def _parse_pattern(amount: str, text: object) -> Pattern:
@@ -329,12 +346,16 @@ class Units:
                 total[measure] = total.get(measure, 0.0) + float(part.sum())
             for measure, table in site.table.items():
                 total[measure] = total.get(measure, 0.0) + float(table[kept[name]])
-        for term in self.terms:
-            value = term.coefficient * math.prod(kept[name] for name in term.sites)
-            value = value / math.prod(kept[name] or math.inf for name in term.per) if term.per else value
-            if not all(kept[name] for name in term.present):
+        for term in self.terms:  # searches of shapes pass here a thousand times
+            count = 1
+            for name in term.sites:
+                count *= kept[name]
+            value = term.coefficient * count
+            if term.per:
+                value /= math.prod(kept[name] or math.inf for name in term.per)
+            if term.present and not all(kept[name] for name in term.present):
                 value = 0.0
-            if not all(stays[name][index] for name, index in term.units if name in stays):
+            if term.units and not all(stays[name][index] for name, index in term.units if name in stays):
                 value = 0.0
             total[term.measure] = total.get(term.measure, 0.0) + value
         return total

@@ -260,6 +260,26 @@ def test_what_is_held_out_is_never_learned_and_keeps_its_labels(tokenizer):
         made.hold_out(0.95)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_as_many_sequences_as_asked_no_one_twice_the_last_batch_smaller(tokenizer, packed):
+    made = texts.batches(texts.read(sentences(43)), tokenizer, packed=packed, batch=8, length=10, seed=3)
+    total = len(made.members)
+    for count in (1, 8, 21, total, 10_000):
+        found = made.sequences(count)
+        sizes = [len(batch["input_ids"]) for batch in found]
+        assert sum(sizes) == min(count, total)
+        assert all(size == 8 for size in sizes[:-1])
+        rows = [
+            tuple(row[mask.bool()].tolist())
+            for b in found
+            for row, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
+        ]
+        assert len(set(rows)) == len(rows)
+        again = made.sequences(count)
+        assert all(torch.equal(one["input_ids"], two["input_ids"]) for one, two in zip(found, again, strict=True))
+    assert torch.equal(made.sequences(16)[1]["input_ids"], made[1]["input_ids"])
+
+
 def test_blocks_are_held_out_whole(tokenizer):
     made = texts.batches(corpus(300), tokenizer, packed=True, batch=4, length=16)
     learned, judged = made.hold_out(0.1)

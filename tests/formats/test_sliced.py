@@ -72,7 +72,9 @@ def test_every_point_of_the_stream_has_a_width_of_its_own():
 def test_a_layer_is_both_its_halves_beside_the_residual_connections():
     model = make([16] * 5)
     layer = model.model.layers[0]
-    layer.name_arguments((None, torch.zeros(1)), {"encoder_hidden_states": None, "use_cache": False})
+    positions = torch.zeros(1)
+    named = layer.name_arguments((None, positions), {"encoder_hidden_states": None, "use_cache": False})
+    assert named == {"attention_mask": None, "position_ids": positions, "use_cache": False}
     for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
         nn.init.zeros_(linear.weight)
     states = torch.randn(1, 3, 16)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import tiny
 from secateur._utils.rundir import Run
 from secateur.data import texts
+from secateur.errors import SecateurError
 from secateur.methods import distillation
+from secateur.recipes.language import llm_pruner, minitron, shortgpt, ziplm
 from secateur.recover.training import loop, objectives
+from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Selection, Training
+from secateur.vocabulary import Budget, Result, Selection, Training
 
 DATA = texts.read(tiny.sentences(200))
 SHORT = Training(steps=2, batch=8, lr=5e-4, weight_decay=0.03)
@@ -68,3 +71,56 @@ def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp
     assert "labels" in batches[0]
     assert batches[0]["input_ids"].shape[1] < 32, "a text to each row, not as many as fill 32 tokens"
     assert np.isfinite(done.losses[-1][1])
+
+
+def regressor(outputs: int = 1) -> Transformer:
+    """A BERT of four layers that tells `outputs` numbers for each text."""
+    small = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
+    config = BertConfig(vocab_size=64, **small, num_labels=outputs, problem_type="regression" if outputs > 1 else None)
+    return open_subject(BertForSequenceClassification(config), tokenizer=tiny.tokenizer())
+
+
+QUICK = {"length": 16, "steps": 2, "train_batch": 4}
+RECIPES = {
+    "llm_pruner": (llm_pruner.llm_pruner, {"samples": 2, "train_length": 16}),
+    "shortgpt": (shortgpt.shortgpt, {"samples": 4, "train_length": 16}),
+    "ziplm": (ziplm.ziplm, {"calibration": 8, "judged": 8, "trials": 2, "train_length": 16}),
+    "minitron": (minitron.minitron, {"calibration": 8, "short_steps": 0, "axes": ["layers"], "tolerance": 0.5}),
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "model", "given", "error", "advice"),
+    [
+        ("llm_pruner", regressor, {}, "or score=l2", {"score": "l2"}),
+        ("llm_pruner", regressor, {"score": "l2", "task": 1.0}, "set task=0", {"score": "l2", "task": 0.0}),
+        ("shortgpt", regressor, {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("ziplm", regressor, {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("ziplm", lambda: regressor(2), {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("minitron", regressor, {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("minitron", regressor, {"direction": "js"}, "use mse", {"direction": "mse"}),
+        ("llm_pruner", "bert", {}, "or score=l2", {"score": "l2"}),
+        ("llm_pruner", "llama", {"token": 1.0, "axes": ["channels"]}, "set token=0", {"axes": ["channels"]}),
+        ("ziplm", "bert", {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("minitron", "bert", {"correction_steps": 1}, "leave it out", {}),
+        ("minitron", "llama", {"cache": 2, "direction": "js"}, "serves forward KL", {"cache": 2}),
+    ],
+)
+def test_what_a_refusal_advises_works(tmp_path, recipe, model, given, error, advice):
+    """Models that tell numbers have no cross-entropy and no divergence: they learn by the distance of the numbers."""
+    made = subject(model) if isinstance(model, str) else model()
+    function, options = RECIPES[recipe]
+    data = texts.Corpus(DATA.texts, [0, 1] * 100, "labelled", "0") if made.output == "logits" else DATA
+
+    def go(folder: str, **more: object) -> Result:
+        how = keywords.check_options(function, {**QUICK, **options, **more})
+        with Run.open(tmp_path / folder, {}) as run:
+            (found,) = function(made, data, [Budget.parse("params=80%")], run, **how)
+        return found
+
+    with pytest.raises(SecateurError, match=error):
+        go("refused", **given)
+    found = go("mended", **advice)
+    assert found.recovery is not None
+    assert found.recovery.steps == 2
+    assert found.recovery.losses[-1][1] > 0

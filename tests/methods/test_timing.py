@@ -15,9 +15,10 @@ from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency
 from secateur.methods import timing
 from secateur.methods.timing import Clock
+from secateur.recipes.language import llm_pruner
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Selection
 
 
 def subject(kind: str = "bert") -> Transformer:
@@ -59,6 +60,23 @@ def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
     whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]
     assert whole == pytest.approx(50)
     assert table["neurons"]["8"] / table["heads"]["1"] == pytest.approx(16 / 3)
+
+
+@pytest.mark.parametrize("narrow", [0, 3])
+def test_layers_of_unequal_widths_are_each_timed_as_wide_as_they_are(narrow):
+    """A pruned model that is pruned again: whichever layer is the narrow one, the others have seconds of their own."""
+    whole = subject("llama")
+    half = {f"layers.{narrow}.neurons": np.arange(128) < 64, f"layers.{narrow}.kv_groups": np.arange(2) < 1}
+    start, _ = whole.cut(Selection(half))
+    for table in (
+        timing.time_blocks(start, "kv_groups", [0, 32, 64], 2, 8),
+        llm_pruner.time_units(start, ("kv_groups", "neurons"), 2, 8),
+    ):
+        assert max(map(int, table["neurons"])) == 128
+        assert max(map(int, table["kv_groups"])) == 2
+        units = levels.with_latency(start.units("kv_groups", "neurons"), table, 0.0)
+        assert units[f"layers.{narrow}.neurons"].table["latency"][-1] == table["neurons"]["64"]
+        assert units["layers.1.neurons"].table["latency"][-1] == table["neurons"]["128"]
 
 
 def test_in_decoding_the_table_is_of_single_tokens_behind_a_cache(monkeypatch):

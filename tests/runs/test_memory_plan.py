@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 from secateur.errors import InputError, ModelError
+from secateur.recover.training import lora
 from secateur.runs import memory_plan
 
 SIZES = [(256, 4, 96), (384, 6, 64), (512, 4, 128)]
@@ -150,11 +152,22 @@ def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
         more = memory_plan.estimate(deep, share=1.0).params - params
         return plan(training, model=deep) - plan(training) - 16 * more
 
+    def trained(join: Callable[[LlamaForCausalLM], object]) -> int:
+        join(model := LlamaForCausalLM(LlamaConfig.from_pretrained(folder)))
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
     params = memory_plan.estimate(folder, share=1.0).params
     plain = plan("")
     assert plan("ema=0.999") - plain == pytest.approx(4 * params, rel=0.01), "one more copy"
     assert plain - plan("optimizer=adamw8bit") == pytest.approx(6 * params, rel=0.02), "two bytes in place of eight"
     assert plain - plan("optimizer=sgd") == pytest.approx(4 * params, rel=0.01), "one moment"
+    assert plain - plan("lora=2") > 0.8 * 12 * params, "no gradients and moments of the weights"
+    for kind in ("lora", "dora"):
+        alone = plan(f"{kind}=2")
+        assert alone < plain
+        learned = trained(lambda model, dora=kind == "dora": lora.join(model, 2, dora=dora))
+        assert plan(f"{kind}=2,ema=0.999") - alone == pytest.approx(4 * learned, rel=0.01), "of the adapters alone"
+        assert alone - plan(f"{kind}=2,optimizer=sgd") == pytest.approx(4 * learned, rel=0.01)
     deep = save_llama(tmp_path / "Deep", 64, 6, weights=False)
     assert growth("checkpointing=true") < 0.3 * growth(""), "of a block, its input alone"
     assert plan("precision=fp32", "cuda") > plan("", "cuda"), "bfloat16 is a card's default"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.select import levels
 from secateur.vocabulary import Site, Term, Units
 
@@ -52,3 +52,14 @@ def test_a_measured_table_is_interpolated_and_the_rest_is_fixed():
     nothing = {name: np.zeros(site.count, dtype=bool) for name, site in units.sites.items() if not site.frozen}
     assert timed.cost(nothing)["latency"] == pytest.approx(2.0)
     assert levels.with_latency(units, None, fixed) is units
+
+
+def test_a_site_wider_than_what_was_timed_is_refused():
+    """Its seconds would be those of a narrower one."""
+    table = {"neurons": {"0": 0.0, "4": 1.0}, "rest": {"0": 2.0}}
+    with pytest.raises(
+        InputError, match=r"layers\.0\.neurons has 8 units, and the latency table ends at 4: give a new"
+    ):
+        levels.with_latency(network(), table, 2.0)
+    sites = {name: Site(name, count) for name, count in (("a.neurons", 8), ("b.neurons", 4), ("c.heads", 2))}
+    assert levels.widest(Units(sites)) == {"neurons": 8, "heads": 2}

@@ -596,6 +596,16 @@ class Batches(Computed["dict[str, Tensor]"]):
         even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
         return self._choose(order[held:], self.batch), self._choose(order[:held], even)
 
+    def sequences(self, count: int) -> list[dict[str, Tensor]]:
+        """`count` different sequences, or all there are: the first batches, the last of them perhaps a smaller one."""
+        whole = self.take(count // self.batch)
+        rest = min(count, len(self.members)) - len(whole) * self.batch
+        if not rest:
+            return whole
+        used = [self.rows(index) for index in range(len(whole))]
+        left = np.setdiff1d(self.members, np.concatenate(used)) if used else self.members
+        return [*whole, self._choose(left, rest)[0]]
+
     def _choose(self, members: NDArray[np.int64], batch: int) -> Batches:
         """Batches of some of the sequences."""
         chosen = copy.copy(self)

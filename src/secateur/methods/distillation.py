@@ -8,21 +8,26 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 from torch import nn
 
 from secateur._utils import distributed
-from secateur._utils.batches import Batches
+from secateur._utils.batches import Batch, Batches
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
+from secateur.errors import InputError
 from secateur.measure import size
 from secateur.recover.distillation import teachers
 from secateur.recover.training import loop, objectives, routing, schedule
 from secateur.subjects import Moe, Transformer
 from secateur.vocabulary import Recovery, Training
 
-__all__ = ["RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "distil", "remember_teacher", "train_student"]
+__all__ = [
+    "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction", "distil",
+    "held_out", "remember_teacher", "tells_numbers", "train_student",
+]  # fmt: skip
 
 RECORDED = (
     "train_batch", "train_length", "lr", "weight_decay", "task", "logit", "token", "temperature", "training",
@@ -156,6 +161,42 @@ def remember_teacher(
     )  # fmt: skip
 
 
+def tells_numbers(subject: Transformer) -> bool:
+    """Whether the logits are numbers, as of a regression or a ranking, and no classes or tokens."""
+    config, heads = subject.model.config, ("ForSequenceClassification", "ForTokenClassification")
+    return type(subject.model).__name__.endswith(heads) and (
+        config.num_labels == 1 or config.problem_type == "regression"
+    )
+
+
+def check_task(subject: Transformer, task: float | None) -> None:
+    """Raise `InputError` for cross-entropy of a model that tells numbers, whatever labels its data has."""
+    if task and tells_numbers(subject):
+        raise InputError(f"task={task:g} is cross-entropy of classes, and this model tells numbers: set task=0")
+
+
+def choose_direction(subject: Transformer, direction: str = "forward") -> str:
+    """How predictions are compared (`objectives.prediction_loss`): of numbers by "mse" in place of the default."""
+    return "mse" if direction == "forward" and tells_numbers(subject) else direction
+
+
+@torch.no_grad()
+def held_out(
+    student: Transformer, teacher: Transformer, batches: Sequence[Batch], *, relational: bool = False
+) -> float:
+    """`objectives.held_out`; of models that tell numbers their mean squared distance."""
+    if not tells_numbers(teacher):
+        return objectives.held_out(
+            student.forward, teacher=teacher.forward, output=teacher.output, batches=batches, relational=relational
+        )
+    far = (
+        objectives.distance(student.forward(batch).prediction, teacher.forward(batch).prediction, batch,
+                            output=teacher.output, direction="mse")
+        for batch in batches
+    )  # fmt: skip
+    return float(sum(far)) / len(batches)
+
+
 def distil(
     subject: Transformer,
     student: Transformer,
@@ -183,6 +224,7 @@ def distil(
     """
     if not training.steps:
         return None
+    check_task(subject, losses.task)
     train, held = data.split(seed=seed)
     decoder, batch = subject.kind == "decoder", training.whole("batch")
     if blocks is None:
@@ -191,6 +233,7 @@ def distil(
         student.forward, subject.forward, output=subject.output, logit=losses.logit, temperature=losses.temperature,
         task=(0.5 if subject.causal else 0.0) if losses.task is None else losses.task,
         token=(0.5 if decoder else 1.0) if losses.token is None else losses.token, blocks=blocks, fused=True,
+        direction=choose_direction(subject),
     )  # fmt: skip
 
     def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
@@ -199,9 +242,7 @@ def distil(
         )
 
     judged = sequences(held, min(16, batch), seed).take(16) if training.validates else []
-    evaluate = partial(
-        objectives.held_out, student.forward, teacher=subject.forward, output=subject.output, batches=judged
-    )
+    evaluate = partial(held_out, student, subject, judged)
     return train_student(
         student, subject, sequences(train, batch, seed + 1), objective, training.default(schedule="linear", warmup=0.1),
         length=train_length, checkpoint=folder, seed=seed, evaluate=evaluate,

@@ -107,7 +107,7 @@ def erase(graph: Segments, scores: Tensor, count: int, budget: Budget, *, hierar
     if len(gone) < count:
         least = len(names) - len(gone)
         raise InfeasibleError(
-            f"budget {budget} can't be met: {len(gone)} of {len(names)} segments can go before no way leads from the "
-            f"input to the output; ask for at least segments={least}", float(least),
+            f"budget {budget.brief()} can't be met: {len(gone)} of {len(names)} segments can go before no way "
+            f"leads from the input to the output; ask for at least segments={least}", float(least),
         )  # fmt: skip
     return torch.tensor([name not in gone for name in names])

@@ -182,7 +182,7 @@ def prune_subject(
             units, scores, budget, scope=_pools(subject, scope), normalise=normalise, given=chosen
         )
         if all(bool(mask.all()) for mask in selection.keep.values()):
-            raise InfeasibleError(f"budget {budget} would change nothing: every unit fits in it; ask for less")
+            raise InfeasibleError(f"budget {budget.brief()} would change nothing: every unit fits in it; ask for less")
         return ranking.even_out(units, scores, selection.keep) if even else selection
 
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets)

@@ -176,7 +176,9 @@ def refuse_larger(budget: Budget, selection: Selection, whole: Mapping[str, floa
         spent = selection.spent[measure]
         if spent > limit:
             raise InfeasibleError(
-                f"these widths cost {measure}={spent:.6g}, budget {budget} allows {limit:.6g}: give smaller ones", spent
+                f"these widths cost {measure}={spent:.6g}, budget {budget.brief()} allows {limit:.6g}: "
+                "give smaller ones",
+                spent,
             )
 
 

@@ -170,10 +170,10 @@ def time_blocks(
     check_place(subject, place)
     axes: tuple[Heads | Literal["neurons"], ...] = (axis, "neurons") if grid else (axis,)
     sites = subject.units(*axes).free()
-    most = {kind: max(site.count for site in sites if site.kind == kind) for kind in axes}
+    most = levels.widest(subject.units(*axes))
     counts: dict[Heads | Literal["neurons"], list[int]] = {axis: list(range(1, 1 + most[axis]))}
     if grid:
-        counts["neurons"] = [k for k in grid if 0 < k <= most["neurons"]]
+        counts["neurons"] = sorted({most["neurons"], *(k for k in grid if 0 < k < most["neurons"])})
     if clock.timer != "eager":
         counts = {kind: _thin_out(row) for kind, row in counts.items()}
     probes: dict[tuple[str, int], Callable[[], object]] = {}

@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.measure import memory
@@ -52,7 +54,8 @@ class MemoryPlan:
     score: a forward pass over 16 sequences. gradients: the same with a loss and its gradients, reduced one by one, as
     the taylor scores take them. cut: the original and the student that is cut from it. training: the student in
     float32, its gradients, what the optimiser keeps of it and an average where there is one, and the original, which
-    teaches it; activations in bfloat16 on a card, unless training says otherwise.
+    teaches it; activations in bfloat16 on a card, unless training says otherwise. Of a training of adapters (lora,
+    dora) gradients, and what the optimiser keeps, are of the adapters alone.
     """
 
     model: str
@@ -154,16 +157,26 @@ def _plan_memory(
         gradients = _peak(ledger, own, lambda: _score_by_gradients(subject, length))
     with memory.simulate() as ledger:
         teacher, student = _with_even_experts(make()), _with_even_experts(make())
+        if how.lora or how.dora:
+            _adapt(student.model, how.lora or how.whole("dora"), dora=how.dora is not None)
         _widen(student.model)
-        trained = list(student.model.parameters())
+        trained = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
         beside = _bytes_beside(how)
         state = [torch.zeros(round(beside * parameter.numel()), dtype=torch.uint8) for parameter in trained]
-        held = [*trained, *student.model.buffers(), *teacher.model.parameters(), *teacher.model.buffers(), *state]
+        held = [
+            *student.model.parameters(),
+            *student.model.buffers(),
+            *teacher.model.parameters(),
+            *teacher.model.buffers(),
+            *state,
+        ]
         with _forward_passes(student.model, how, torch.device(device)):
             training = _peak(ledger, held, lambda: _train(student, teacher, batch, length))
-    kept = (8.0 + beside) * params  # float32 weights and gradients, and what stands beside them
+        learned = sum(parameter.numel() for parameter in trained)
+        frozen = _count(student.model)[1] - 4.0 * learned  # bytes of weights beside which adapters are trained
+    kept = frozen + (8.0 + beside) * learned  # float32 weights and gradients, and what stands beside them
     # torch's AdamW updates all tensors at once on a card, for which it takes as much again as the weights.
-    at_once = 4.0 * params if torch.device(device).type == "cuda" and (how.optimizer or "adamw") == "adamw" else 0.0
+    at_once = 4.0 * learned if torch.device(device).type == "cuda" and (how.optimizer or "adamw") == "adamw" else 0.0
     step = weights + (kept + at_once) * share
     training = max(training - (1.0 - share) * kept, step)
     if torch.device(device).type == "cpu":
@@ -220,13 +233,50 @@ def _count(model: nn.Module) -> tuple[float, float]:
 
 
 def _widen(model: nn.Module) -> None:
-    """Have all parameters in float32; tied ones stay tied."""
+    """Have all trained parameters in float32; tied ones stay tied."""
     wide: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             if parameter not in wide:
                 wide[parameter] = nn.Parameter(parameter.detach().float())
             module.register_parameter(name, wide[parameter])
+
+
+def _adapt(model: PreTrainedModel, rank: int, *, dora: bool) -> None:
+    """What `lora.adapt` adds, in place, and nothing else trained: peft itself can't move tensors without memory."""
+    head = model.get_output_embeddings()
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    packed = [weight for weight in model.parameters() if weight.dim() == 3]  # of all experts of a layer
+    model.requires_grad_(requires_grad=False)
+    for module in linears:
+        rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
+        module.register_forward_hook(_Adapter(module, rank, int(rows), int(columns), dora=dora))
+    for number, weight in enumerate(packed):
+        experts, rows, columns = weight.shape
+        model.register_parameter(f"adapters_{number}", nn.Parameter(torch.zeros(experts, rank, rows + columns)))
+
+
+class _Adapter:
+    """A linear's output with the branch B A x beside it, and under DoRA with rows of a learned length."""
+
+    def __init__(self, module: nn.Linear | Conv1D, rank: int, rows: int, columns: int, *, dora: bool) -> None:
+        self.down, self.up = nn.Parameter(torch.zeros(rank, columns)), nn.Parameter(torch.zeros(rows, rank))
+        self.lengths = nn.Parameter(torch.zeros(rows)) if dora else None
+        for name, parameter in (("down", self.down), ("up", self.up), ("lengths", self.lengths)):
+            module.register_parameter(f"adapter_{name}", parameter)
+
+    def __call__(self, module: nn.Linear | Conv1D, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        total: Tensor = out + nn.functional.linear(
+            nn.functional.linear(given[0].to(self.down.dtype), self.down), self.up
+        )
+        if self.lengths is None:
+            return total.to(out.dtype)
+        with torch.no_grad():
+            weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
+            lengths: Tensor = torch.linalg.vector_norm(weight.float() + self.up @ self.down, dim=1)
+        return (self.lengths / lengths * total).to(out.dtype)
 
 
 def _peak(ledger: memory.Ledger, held: list[Tensor], run: Callable[[], object]) -> float:

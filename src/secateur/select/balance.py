@@ -56,8 +56,8 @@ def by_budget(
         first, many = int(empty[0]), int((member == empty[0]).sum())
         called = repr(names[first]) if first < len(names) else str(first)
         raise InfeasibleError(
-            f"budget {budget} leaves nothing of class {called}, which has {many} of {len(member)} units: "
-            f"{measure}={needed:.0f} keeps some of each class, or do not balance classes",
+            f"budget {Budget.parse(budget).brief()} leaves nothing of class {called}, which has {many} of "
+            f"{len(member)} units: {measure}={needed:.0f} keeps some of each class, or do not balance classes",
             needed,
         )
     return chosen

@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.vocabulary import Units
 
-__all__ = ["Table", "costs", "with_latency"]
+__all__ = ["Table", "costs", "widest", "with_latency"]
 
 Table = dict[str, dict[str, float]]
 """Kind of site -> kept count (as text, for JSON) -> seconds; under "rest" what no block takes."""
+
+
+def widest(units: Units) -> dict[str, int]:
+    """Kind of site -> the most units that a site of it has: they differ in a model that was cut before."""
+    counts: dict[str, int] = {}
+    for site in units.sites.values():
+        counts[site.kind] = max(site.count, counts.get(site.kind, 0))
+    return counts
 
 
 def costs(units: Units, levels: Mapping[str, Sequence[int]], measure: str) -> tuple[dict[str, np.ndarray], float]:
@@ -42,7 +50,8 @@ def costs(units: Units, levels: Mapping[str, Sequence[int]], measure: str) -> tu
 def with_latency(units: Units, table: Table | None, fixed: float) -> Units:
     """`units` with the seconds of `table` as one more cost beside `fixed` seconds that nothing selected changes.
 
-    Counts between two timed ones are interpolated. Without a table, `units` as they are.
+    Counts between two timed ones are interpolated. Without a table, `units` as they are. Raises `InputError` for a site
+    of more units than were timed.
     """
     if table is None:
         return units
@@ -50,5 +59,10 @@ def with_latency(units: Units, table: Table | None, fixed: float) -> Units:
     for name, site in units.sites.items():
         if site.kind in table:
             counts, seconds = zip(*sorted((int(k), value) for k, value in table[site.kind].items()), strict=True)
+            if site.count > counts[-1]:
+                raise InputError(
+                    f"{name} has {site.count} units, and the latency table ends at {counts[-1]}: "
+                    "give a new out folder, so that all widths are timed"
+                )
             columns[name] = np.interp(np.arange(site.count + 1), counts, seconds)
     return units.with_table("latency", columns, fixed)

@@ -20,14 +20,16 @@ def limits_of_cut(
     measure that it has no cost in, and for a pattern.
     """
     if budget.pattern or not budget.limits:
-        raise BudgetError(f"budget {budget}: no pattern is made here; limit one of {', '.join(sorted(whole))}")
+        raise BudgetError(f"budget {budget.brief()}: no pattern is made here; limit one of {', '.join(sorted(whole))}")
     limits = budget.absolute(whole)
     if all(limit >= whole[measure] for measure, limit in limits.items()):
-        raise InfeasibleError(f"budget {budget} would change nothing: all of the model fits in it; ask for less")
+        raise InfeasibleError(
+            f"budget {budget.brief()} would change nothing: all of the model fits in it; ask for less"
+        )
     for measure, limit in limits.items():
         if least is not None and least[measure] > limit:
             raise InfeasibleError(
-                f"budget {budget} can't be met: {measure} can go down to {least[measure]:.6g}, the limit is "
+                f"budget {budget.brief()} can't be met: {measure} can go down to {least[measure]:.6g}, the limit is "
                 f"{limit:.6g}; allow more{f', or {hint}' if hint else ''}", least[measure],
             )  # fmt: skip
     return limits
@@ -41,13 +43,15 @@ def limits_of_text(budget: Budget, whole: Mapping[str, float], what: str) -> dic
     """
     unknown = next((limit.measure for limit in budget.limits if limit.measure not in ("words", "tokens")), None)
     if unknown or budget.pattern or not budget.limits:
-        raise InputError(f"budget {budget}: {what} is cut to tokens or words, such as tokens=2048")
+        raise InputError(f"budget {budget.brief()}: {what} is cut to tokens or words, such as tokens=2048")
     if "tokens" in budget and "tokens" not in whole:
-        raise InputError(f"budget {budget} needs the reader's tokenizer: give one (--tokenizer), or a budget in words")
+        raise InputError(
+            f"budget {budget.brief()} needs the reader's tokenizer: give one (--tokenizer), or a budget in words"
+        )
     limits = budget.absolute(whole)
     for name, limit in limits.items():
         if limit < 1 <= whole[name]:
             raise InfeasibleError(
-                f"budget {budget} leaves {limit:.3g} {name} of {whole[name]:.0f}: give at least 1", 1.0
+                f"budget {budget.brief()} leaves {limit:.3g} {name} of {whole[name]:.0f}: give at least 1", 1.0
             )
     return limits

@@ -109,7 +109,7 @@ def by_budget(
     """
     budget = Budget.parse(budget)
     if not budget.limits:
-        raise BudgetError(f"budget {budget} limits no cost: n:m patterns are made by pattern.n_of_m")
+        raise BudgetError(f"budget {budget.brief()} limits no cost: n:m patterns are made by pattern.n_of_m")
     plain = _in_numpy(units)
     limits = budget.absolute(plain.cost())
     asked = replace(plain, terms=tuple(term for term in plain.terms if term.measure in limits))
@@ -131,7 +131,7 @@ def by_budget(
     low, high = 0, len(order)  # fewest and most steps that may be needed
     for name, least in excess(high):
         raise InfeasibleError(
-            f"budget {budget} can't be met: {name} can go down to {least:.6g}, the limit is {limits[name]:.6g}",
+            f"budget {budget.brief()} can't be met: {name} can go down to {least:.6g}, the limit is {limits[name]:.6g}",
             least,
         )
     while low < high:
@@ -158,8 +158,8 @@ def by_budget(
             keep, spent, over = measure_cut(high)
         if over:
             raise InfeasibleError(
-                f"budget {budget} can't be met: {over[0]} was measured at {spent[over[0]]:.6g} with the fewest units, "
-                f"the limit is {limits[over[0]]:.6g}",
+                f"budget {budget.brief()} can't be met: {over[0]} was measured at {spent[over[0]]:.6g} with the fewest "
+                f"units, the limit is {limits[over[0]]:.6g}",
                 spent[over[0]],
             )
     return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, spent, budget)

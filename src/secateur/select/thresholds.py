@@ -150,7 +150,7 @@ def uniform(units: Units, scores: Scores, budget: Budget | str, *, least: int = 
         found = ranking.by_counts(units, scores, counts(shares[-1] if shares else 0.0))
         measure = next(name for name, limit in limits.items() if found.spent[name] > limit)
         raise InfeasibleError(
-            f"budget {budget} can't be met: with at least {least} units per site, {measure} can go down to "
+            f"budget {budget.brief()} can't be met: with at least {least} units per site, {measure} can go down to "
             f"{found.spent[measure]:.6g}, the limit is {limits[measure]:.6g}",
             found.spent[measure],
         )

@@ -165,7 +165,7 @@ def read_budget(
     if others or bool(budget.limits) == (budget.pattern is not None):
         what = others[0] if others else "both weights and a pattern" if budget.limits else "nothing"
         raise BudgetError(
-            f"{recipe} can't follow budget {budget}, which limits {what}: give weights=50% or pattern=2:4"
+            f"{recipe} can't follow budget {budget.brief()}, which limits {what}: give weights=50% or pattern=2:4"
         )
     most = 1.0
     if budget.pattern is not None:
@@ -174,7 +174,7 @@ def read_budget(
         most = 1.0 if held is None or held > 0.995 * whole else held / whole
         share = min(most, budget["weights"].absolute(most * whole) / whole)
     if share >= most:
-        raise BudgetError(f"budget {budget} lets every weight stay, so that nothing would change: ask for less")
+        raise BudgetError(f"budget {budget.brief()} lets every weight stay, so that nothing would change: ask for less")
     return share, budget.pattern
 
 

@@ -76,7 +76,7 @@ def magnitude(
         recovery: options of `distillation.distil`, so that nothing but the cut differs.
     """
     whole = subject.units(batch=batch, length=length)
-    kinds = {site.kind: site.count for site in whole.sites.values()}
+    kinds = levels.widest(whole)
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
     axes = [name for name in (axis, "neurons") if name in kinds]
     units = subject.units(*axes, batch=batch, length=length)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import tiny
 import toys
@@ -69,9 +73,8 @@ def test_the_importance_of_a_group_is_that_of_the_equations(order, within, aggre
 
     def together(matrices: list[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(matrices).double()
-        return {"sum": stacked.sum(0), "prod": stacked.prod(0), "max": stacked.amax(0), "last": stacked[-1]}[
-            aggregation
-        ]
+        how = {"sum": stacked.sum(0), "prod": stacked.prod(0).log(), "max": stacked.amax(0), "last": stacked[-1]}
+        return how[aggregation]
 
     found = scores(start, order=order, within=within, aggregation=aggregation)
     neurons = together(
@@ -117,9 +120,48 @@ def test_every_family_with_a_loss_meets_its_budget_as_predicted(tmp_path, kind, 
     assert found.predicted == found.subject.units(batch=1, length=16).cost()
 
 
-def test_the_first_and_last_layers_stay_whole(tmp_path):
+def test_products_of_many_small_factors_rank_as_exact_ones_do():
+    """28 matrices of squared norms near 1e-16 multiply to 1e-448: as a float of any size, zero for every channel."""
     start = subject()
-    assert [round(32 / 8), round(32 / 16)] == [4, 2]
+    with torch.no_grad():
+        for parameter in start.model.parameters():
+            parameter.mul_(1e-8)
+    found = scores(start, ("channels",), score="l2", aggregation="prod")["channels"]
+    parts = start.slices()["channels"]
+    factors = [
+        [
+            weight.detach().select(dim, int((unit == channel).nonzero())).double().square().sum()
+            for weight, dim, unit in parts
+        ]
+        for channel in range(len(found))
+    ]
+    assert torch.tensor(factors, dtype=torch.float64).prod(1).max() == 0
+    exact = [math.prod(Fraction(float(factor)) for factor in row) for row in factors]
+    assert found.argsort().tolist() == sorted(range(len(exact)), key=exact.__getitem__)
+
+
+def test_a_product_with_a_factor_of_zero_is_below_all_others_and_still_tells_what_else_is_there():
+    start = subject()
+    mlp = start.model.model.layers[1].mlp
+    with torch.no_grad():
+        mlp.gate_proj.weight[[3, 7]] = 0
+        mlp.up_proj.weight[[3]] = 0
+        start.model.model.layers[2].mlp.down_proj.weight.zero_()
+    found = scores(start, ("neurons",), score="l2", aggregation="prod")
+    assert found["layers.1.neurons"].argsort()[:2].tolist() == [3, 7]
+    assert found["layers.2.neurons"].unique().numel() > 100
+    assert found["layers.2.neurons"].max() < found["layers.0.neurons"].min()
+    assert all(score.isfinite().all() for score in found.values())
+
+
+def test_the_first_and_last_layers_stay_whole(tmp_path):
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "vocab_size": 8}
+    _, units = llm_pruner.choose_units(
+        open_subject(LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=32))), ("neurons",), None, None,
+        batch=1, length=16,
+    )  # fmt: skip
+    assert [site.name for site in units.free()] == [f"layers.{index}.neurons" for index in range(4, 30)]
+    start = subject()
     (found,) = results(tmp_path / "a", "params=90%", model=start, first=1, last=1)
     before, after = start.widths(), found.subject.widths()
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False, True]
@@ -150,11 +192,17 @@ def test_silent_neurons_go_first_whatever_the_score_but_chance(tmp_path):
 def test_a_classifier_is_scored_by_its_labels_and_needs_them(tmp_path):
     start = open_subject(tiny.classifier(), tokenizer=tiny.tokenizer())
     lines = tiny.sentences(40)
-    labelled = (
-        texts.read(lines).labelled({}, 2)
-        if False
-        else texts.Corpus(texts=lines, name="told", digest="0", labels=[0, 1] * 20)
+    labelled = texts.Corpus(texts=lines, name="told", digest="0", labels=[0, 1] * 20)
+    _, units = llm_pruner.choose_units(start, ("neurons",), 0, 0, batch=1, length=16)
+    batches = llm_pruner.sequences(start, labelled, 5, length=16, seed=0)
+    assert {int(batch["labels"]) for batch in batches} == {0, 1}
+    worth = llm_pruner.score_units(start, units, batches, Importance(aggregation="last"), seed=0)
+    last = start.model.bert.encoder.layer[0].output.dense
+    (torch.stack([start.model(**batch).loss for batch in batches]).mean()).backward()
+    torch.testing.assert_close(
+        worth["layers.0.neurons"].float(), (last.weight * last.weight.grad).abs().sum(0).detach()
     )
+    start.model.zero_grad()
     (found,) = results(tmp_path / "a", "params=98%", model=start, data=labelled, axes=("neurons",))
     assert found.predicted["params"] <= 0.98 * start.units().cost()["params"]
     with pytest.raises(InputError, match="scores by the gradient of a loss, and this model has none"):
@@ -208,7 +256,7 @@ def test_a_latency_is_met_by_the_table_and_the_clock(tmp_path, monkeypatch):
         ({"score": "loudness"}, "params=80%", InputError, "score 'loudness' is not one of taylor, l2, random"),
         ({"axes": ("channels",), "token": 0.5}, "params=80%", InputError, "token compares states of equal width"),
         ({}, "pattern=2:4", BudgetError, "llm_pruner can't meet pattern=2:4"),
-        ({}, "params=1%", InfeasibleError, "params can go down to"),
+        ({}, "params=1%", InfeasibleError, r"budget params=\d+ can't be met: params can go down to"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(tmp_path, options, budget, error, words):

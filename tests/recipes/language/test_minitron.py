@@ -126,8 +126,9 @@ def test_candidates_are_the_shapes_of_the_least_estimated_loss(tmp_path, monkeyp
     alone = json.loads((tmp_path / "work" / "axes-params=75%-1.json").read_text())
     grid = shapes.grid(subject(), ("layers", "heads", "neurons", "channels"))
     assert all(int(size) in grid[axis] for axis, row in alone.items() for size in row)
-    limit = {"params": 0.75 * subject().units().cost()["params"]}
-    near = minitron.under(grid, lambda shape: shapes.cost(subject().units(), shape), limit, tolerance=0.1)
+    units = subject().units()
+    limit = {"params": 0.75 * units.cost()["params"]}
+    near = minitron.under(grid, lambda shape: shapes.cost(units, shape), limit, tolerance=0.1)
     tried = [row["shape"] for row in rows]
     assert tried == minitron.likeliest(near, alone, 3, each="layers")
     assert len({shape["layers"] for shape in tried}) == len({shape["layers"] for shape in near})
@@ -454,10 +455,15 @@ def test_losses_and_calibration_are_what_the_options_say(tmp_path, monkeypatch, 
         lambda *rest, **how: asked.append(how) or remember(*rest, **how),
     )  # fmt: skip
     rank = minitron.scores
-    monkeypatch.setattr(minitron, "scores", lambda s, items, **how: counts.append(len(items)) or rank(s, items, **how))
+
+    def spy(start, items, **how):
+        counts.append([len(item["input_ids"]) for item in items])
+        return rank(start, items, **how)
+
+    monkeypatch.setattr(minitron, "scores", spy)
     losses = {"task": 0.5, "logit": 2.0, "temperature": 3.0, **({} if cache else {"direction": "reverse"})}
-    results(tmp_path, "params=90%", shape="neurons=64", steps=1, calibration=64, cache=cache, **losses)
-    assert counts == [4]  # batches of 16
+    results(tmp_path, "params=90%", shape="neurons=64", steps=1, calibration=37, cache=cache, **losses)
+    assert counts == [[16, 16, 5]]
     assert {name: asked[0][name] for name in losses} == losses
     assert [how["temperature"] for how in asked] == [3.0, 3.0] if cache else [3.0]
 

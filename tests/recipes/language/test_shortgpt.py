@@ -104,6 +104,21 @@ def test_the_distances_are_measured_once_and_a_run_resumes(tmp_path, monkeypatch
     assert [found.subject.layer_index for found in first] == [found.subject.layer_index for found in again]
 
 
+@pytest.mark.parametrize("asked", [1, 5, 20])
+def test_as_many_sequences_are_looked_at_as_asked_and_none_for_the_deepest(tmp_path, monkeypatch, asked):
+    seen, start, real = [], subject(), shortgpt.similarity.distances
+
+    def spy(ask, items, *rest, **how):
+        seen.append(sum(len(item["input_ids"]) for item in items))
+        return real(ask, items, *rest, **how)
+
+    monkeypatch.setattr(shortgpt.similarity, "distances", spy)
+    results(tmp_path / "a", "flops=80%", model=start, samples=asked)
+    assert seen == [asked]
+    monkeypatch.setattr(start, "forward", None)
+    results(tmp_path / "b", "flops=80%", model=start, samples=asked, rule="deepest")
+
+
 def test_healing_compares_each_layer_with_the_one_it_was(tmp_path, monkeypatch):
     asked = []
     real = shortgpt.distillation.objectives.distil

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -145,14 +146,24 @@ def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
     """Here a channel takes 1 ms, beside 10 ms that the table does not know."""
 
     def interleaved(probes, **_):
-        return {size: SimpleNamespace(value=(size or 74) * 1e-3) for size in probes}
+        models = {name: probe.func.__self__ for name, probe in probes.items()}
+        return {name: SimpleNamespace(value=getattr(model, "stream", [74])[0] * 1e-3) for name, model in models.items()}
 
     def share(whole, student, *_):
         return (student.stream[0] + 10) / 74
 
+    def make_random(self, widths):
+        assert all(model() is None for model in made), "one model of fresh weights is held at a time"
+        model = real(self, widths)
+        made.append(weakref.ref(model.model))
+        return model
+
+    made, real = [], Rotated.make_random
+    monkeypatch.setattr(Rotated, "make_random", make_random)
     monkeypatch.setattr(slicegpt.latency, "time_interleaved", interleaved)
     monkeypatch.setattr(slicegpt.timing, "time_share", share)
     (found,) = results(tmp_path / "a", "speedup=1.5x")
+    assert len(made) > 4
     assert found.subject.stream == [32] * 9  # of 74 ms, 49 may stay: 39 channels
     assert found.predicted["latency"] == pytest.approx(0.042)
     assert found.predicted["speedup"] == pytest.approx(74 / 42)

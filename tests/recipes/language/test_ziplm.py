@@ -21,7 +21,7 @@ from secateur.runs import keywords
 from secateur.score import database
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Result, Selection
 
 QUICK = {"calibration": 32, "judged": 16, "trials": 3, "steps": 0, "train_batch": 8, "train_length": 16}
 DATA = texts.read(tiny.sentences(200))
@@ -101,15 +101,30 @@ def test_what_hardly_speaks_goes_first(tmp_path):
 
 def test_the_grid_dampening_and_losses_are_what_the_options_say(tmp_path, monkeypatch):
     built, asked, build, distil = [], [], database.build, objectives.distil
-    monkeypatch.setattr(database, "build", lambda *given, **how: built.append((given[4], how)) or build(*given, **how))
+    monkeypatch.setattr(
+        database, "build", lambda *given, **how: built.append((given[4], how, given[2])) or build(*given, **how)
+    )
+    read, seek = [], ziplm.search_coefficients
+    monkeypatch.setattr(ziplm, "search_coefficients", lambda *given: read.append(given[4]) or seek(*given))
     monkeypatch.setattr(objectives, "distil", lambda *models, **how: asked.append(how) or distil(*models, **how))
     losses = {"task": 0.0, "logit": 2.0, "token": 0.25, "temperature": 3.0}
-    results(tmp_path, ["params=80%"], ratio=0.5, damp=0.1, steps=1, trials=0, **losses)
-    ((levels_of, how),) = built
+    results(tmp_path, ["params=80%"], ratio=0.5, damp=0.1, steps=1, trials=0, calibration=21, judged=3, **losses)
+    ((levels_of, how, samples),) = built
+    assert [len(batch["input_ids"]) for batch in samples] == [16, 5]
+    assert [len(batch["input_ids"]) for batch in read[0]] == [3]
     assert how == {"damp": 0.1}
     assert not list((tmp_path / "work").glob("database*"))  # it has served
     assert levels_of["layers.0.neurons"] == [64, 56, 48, 32, 0]
     assert {name: asked[0][name] for name in losses} == losses
+
+
+def test_the_grid_reaches_to_the_widest_layer_whichever_it_is(tmp_path, monkeypatch):
+    built, build = [], database.build
+    monkeypatch.setattr(database, "build", lambda *given, **how: built.append(given[4]) or build(*given, **how))
+    start, _ = subject().cut(Selection({"layers.2.neurons": np.arange(64) < 16}))
+    results(tmp_path, ["params=90%"], start, ratio=0.5, trials=0)
+    assert built[0]["layers.0.neurons"] == [64, 56, 48, 32, 0]
+    assert built[0]["layers.2.neurons"] == [16, 8, 0]
 
 
 def test_two_budgets_are_a_family_that_resumes(tmp_path):
@@ -209,10 +224,10 @@ def test_the_search_never_ends_above_its_start():
     items = batches(start)
     limit = {"params": 0.7 * units.cost()["params"]}
     solve = partial(ziplm.choose_levels, units, None, base, limit, 0.0)
-    plain = ziplm.search_coefficients(start, start, base, solve, items, 16, 0, 0)
+    plain = ziplm.search_coefficients(start, start, base, solve, items, 0, 0)
     assert set(plain) == {1.0}
-    found = ziplm.search_coefficients(start, start, base, solve, items, 16, 10, 0)
-    assert found == ziplm.search_coefficients(start, start, base, solve, items, 16, 10, 0)
+    found = ziplm.search_coefficients(start, start, base, solve, items, 10, 0)
+    assert found == ziplm.search_coefficients(start, start, base, solve, items, 10, 0)
 
     def loss(weights) -> float:
         chosen = {site: base[site].weights[level] for site, level in solve(weights).items()}
@@ -243,7 +258,7 @@ def test_the_search_starts_from_each_sites_weight_in_the_whole_loss(monkeypatch)
         return search(*args, scale=scale, **options)
 
     monkeypatch.setattr(ziplm.search, "coefficients", spy)
-    ziplm.search_coefficients(start, start, base, solve, items, 16, 2, 0)
+    ziplm.search_coefficients(start, start, base, solve, items, 2, 0)
     assert max(given.values()) == 1
     assert given[last] == min(given.values()) < 0.01
 
@@ -318,7 +333,7 @@ def test_the_search_starts_from_a_level_that_loses_something(monkeypatch):
     real = ziplm.search.coefficients
     monkeypatch.setattr(ziplm.search, "coefficients", lambda *given, **how: seen.update(how) or real(*given, **how))
     items = batches(start)
-    ziplm.search_coefficients(start, start, only, lambda _: dict.fromkeys(only, 5), items, 16, 1, 0)
+    ziplm.search_coefficients(start, start, only, lambda _: dict.fromkeys(only, 5), items, 1, 0)
     assert min(seen["scale"]) > 0.01
 
 

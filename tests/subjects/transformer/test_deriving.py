@@ -41,6 +41,20 @@ def smollm3() -> PreTrainedModel:
     return transformers.SmolLM3ForCausalLM(config).eval()
 
 
+@pytest.mark.parametrize(
+    ("architecture", "config", "kind"),
+    [
+        (transformers.SmolLM3Model, transformers.SmolLM3Config, "decoder"),
+        (transformers.SmolLM3ForSequenceClassification, transformers.SmolLM3Config, "decoder"),
+        (transformers.ElectraModel, transformers.ElectraConfig, "encoder"),
+    ],
+)
+def test_a_decoder_is_told_by_what_its_tokens_see_and_not_by_its_head(
+    architecture: type[PreTrainedModel], config: type[transformers.PretrainedConfig], kind: str
+) -> None:
+    assert derive(architecture(config(**SMALL))).kind == kind
+
+
 def test_a_cut_of_a_derived_family_loads_without_secateur(tmp_path: Path) -> None:
     """Sizes differ by layer, and the folder is read by transformers alone."""
     subject = open_subject(smollm3())
@@ -55,6 +69,13 @@ def test_a_cut_of_a_derived_family_loads_without_secateur(tmp_path: Path) -> Non
     again = open_subject(tmp_path / "small")
     assert again.family == subject.family
     assert [width.neurons for width in again.widths()] == [24, 48, 48]
+
+
+def test_deriving_leaves_the_users_random_numbers_as_they_were() -> None:
+    model = smollm3()
+    before = torch.get_rng_state()
+    derive(model)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

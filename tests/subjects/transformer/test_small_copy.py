@@ -52,3 +52,10 @@ def test_a_plain_config_says_nothing_of_a_cut() -> None:
 def test_an_error_is_its_first_line() -> None:
     assert describe_error(ValueError("one\ntwo")) == "one"
     assert describe_error(KeyError()) == "KeyError"
+
+
+def test_a_window_of_attention_is_shorter_than_what_is_read() -> None:
+    """Of Gemma 3's layers all but every sixth see as far; the numbers of layers beside it stay."""
+    assert shrink_config(transformers.Gemma3TextConfig(sliding_window=4096)).sliding_window < small_copy.TOKENS
+    assert shrink_config(transformers.GPTNeoConfig()).window_size < small_copy.TOKENS
+    assert shrink_config(transformers.Qwen2Config(max_window_layers=28)).max_window_layers == 28

@@ -42,6 +42,9 @@ CARD = {
 AXES = ("heads", "kv_groups", "neurons", "channels")
 Aggregation = Literal["sum", "prod", "max", "last"]
 
+_LOG_OF_ZERO = -1e6
+"""Of a factor: below the logarithms of some thousand positive float32 numbers, each -104 at the least, together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Importance:
@@ -54,7 +57,7 @@ class Importance:
     order: Literal[1, 2] = 1
     """1: |w g|; 2: with the Fisher diagonal in place of the Hessian, |w g - w^2 E[g^2] / 2|."""
     aggregation: Aggregation = "sum"
-    """How the matrices of a group add up; last: only that of its output."""
+    """How the matrices of a group add up; prod ranks by the logarithm of the product, last by the output's alone."""
     samples: Annotated[int, Ge(1)] = 10
     """Sequences whose gradients are taken."""
 
@@ -181,7 +184,7 @@ def time_units(subject: Transformer, axes: Sequence[str], batch: int, length: in
             "a latency is predicted for one of heads and kv_groups, and neurons: leave the others out of axes, or give "
             "a budget of params or flops"
         )
-    widths = {site.kind: site.count for site in subject.units().sites.values()}
+    widths = levels.widest(subject.units())
     grid = allocate.grid(widths["neurons"]) if "neurons" in widths else []
     axis: timing.Heads = "kv_groups" if heads == ["kv_groups"] else "heads"
     return timing.time_blocks(subject, axis, grid, batch, length)
@@ -233,10 +236,11 @@ def score_vectors(
     subject: Transformer, vectors: Slices, batches: Sequence[Batch], importance: Importance
 ) -> dict[str, Tensor]:
     """Importance of every row or column of `vectors`, by the gradients of the model's own loss."""
-    if not subject.causal and (subject.output != "logits" or "labels" not in batches[0]):
+    no_loss = subject.output != "logits" or "labels" not in batches[0] or distillation.tells_numbers(subject)
+    if not subject.causal and no_loss:
         raise InputError(
             "llm_pruner scores by the gradient of a loss, and this model has none on these data: give a language "
-            "model, a classifier with labels in its data, or score=l2"
+            "model, a classifier of classes with labels in its data, or score=l2"
         )
 
     def loss(batch: Batch) -> Tensor:
@@ -257,7 +261,9 @@ def aggregate(
     """[count]: the importance of a site's units, from that of the vectors of each matrix.
 
     parts: the site's slices; vectors: "site/number" of each -> [size of its dimension]. The bias of a matrix counts
-    with it, and each part of a fused projection as a matrix.
+    with it, and each part of a fused projection as a matrix. Products are given as their logarithms, the sums of those
+    of the factors: of hundreds of matrices, as channels have, no float holds the product. A factor of 0 lowers the sum
+    further than any others raise it.
     """
     count = 1 + max(int(unit.max()) for _, _, unit in parts)
     sums: dict[tuple[str, int], Tensor] = {}
@@ -270,5 +276,5 @@ def aggregate(
     if how == "sum":
         return matrices.sum(0)
     if how == "prod":
-        return matrices.prod(0)
+        return matrices.log().clamp(min=_LOG_OF_ZERO).sum(0)
     return matrices.amax(0) if how == "max" else matrices[-1]

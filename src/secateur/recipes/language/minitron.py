@@ -21,7 +21,7 @@ from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InputError
-from secateur.methods import distillation
+from secateur.methods import calibration, distillation
 from secateur.methods.distillation import Losses
 from secateur.recover.sparsity import compensate
 from secateur.recover.training import objectives, records
@@ -62,7 +62,7 @@ class Ranking:
     """Reducer over samples."""
     over_sequence: Reducer = "mean"
     """Reducer over tokens."""
-    calibration: int = 1024
+    calibration: Annotated[int, Ge(1)] = 1024
     """Sequences scored."""
     depth: Literal["perplexity", "influence"] = "perplexity"
     """How layers are ranked."""
@@ -94,7 +94,7 @@ class StateLosses(Losses):
     hidden: bool | None = None
     """Hidden-state loss; by default where a quarter of the layers or more went."""
     direction: str = "forward"
-    """forward or reverse KL, js, mse or cosine on the logits."""
+    """forward or reverse KL, js, mse or cosine on the logits; mse where the model tells a number."""
 
 
 def minitron(
@@ -195,7 +195,7 @@ def minitron(
     packed, train_batch = subject.joins_texts, training.whole("batch")
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=packed, length=length)
     stream = make(train, batch=train_batch, seed=seed + 1)
-    samples = make(train, batch=16, seed=seed).take(max(1, ranking.calibration // 16))
+    samples = calibration.make_feed(subject, train, length=length, seed=seed).sequences(ranking.calibration)
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
     lifted = subject.output != "logits" and (
@@ -214,9 +214,7 @@ def minitron(
     def judge(student: Transformer) -> float:
         if ruling is not None:
             return float(ruling(student, judged))
-        return objectives.held_out(
-            student.forward, teacher=teacher.forward, output=teacher.output, batches=judged, relational=lifted
-        )
+        return distillation.held_out(student, teacher, judged, relational=lifted)
 
     def distil(student: Transformer, name: str, steps: int) -> Recovery:
         deep = 4 * len(student.layers()) <= 3 * len(teacher.layers()) if losses.hidden is None else losses.hidden
@@ -226,7 +224,8 @@ def minitron(
         projection = nn.Linear(ours, theirs, bias=False) if (pairs or lifted) and ours != theirs else None
         objective = objectives.distil(
             student.forward, None if cache else teacher.forward, output=teacher.output, task=losses.task,
-            logit=losses.logit, temperature=losses.temperature, direction=losses.direction, hidden=pairs,
+            logit=losses.logit, temperature=losses.temperature, hidden=pairs,
+            direction=distillation.choose_direction(teacher, losses.direction),
             projection=projection, fused=True,
         )  # fmt: skip
         batches = stream if not cache else distillation.remember_teacher(
@@ -283,11 +282,12 @@ def check(
     for budget in budgets:
         if budget.pattern is not None or not budget.limits:
             raise BudgetError(
-                f"minitron can't meet {budget}: it makes smaller shapes, such as params=50% or memory=2GB"
+                f"minitron can't meet {budget.brief()}: it makes smaller shapes, such as params=50% or memory=2GB"
             )
     known = ("layers", *WIDTHS)
     if not axes or not set(axes) <= set(known):
         raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")
+    distillation.check_task(subject, losses.task)
     if correction_steps and not subject.causal:
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
     if cache and (not subject.causal or losses.hidden or losses.direction != "forward"):

@@ -17,10 +17,9 @@ from torch import Tensor
 
 from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError
-from secateur.methods import distillation, timing
+from secateur.methods import calibration, distillation, timing
 from secateur.methods.budgets import refuse_patterns
 from secateur.methods.distillation import BlockLosses
 from secateur.score import similarity
@@ -59,7 +58,8 @@ def shortgpt(
 ) -> Iterator[Result]:
     """Remove the layers that change the residual stream least, in one shot, and heal what is left if asked to.
 
-    1. One forward pass over `samples` sequences gives the states x_0 (embeddings) to x_L (after each layer).
+    1. One forward pass over `samples` sequences gives the states x_0 (embeddings) to x_L (after each layer); the rule
+       deepest needs none.
     2. Which layers go, until the budget is met:
        influence: those of the least BI_i = 1 - E[cos(x_{i-1}, x_i)], wherever they stand (ShortGPT, equation 1);
        angular: the run of n neighbouring layers of the least d(x_l, x_{l+n}) = E[arccos(cos(x_l, x_{l+n}))] / pi, n
@@ -97,15 +97,13 @@ def shortgpt(
         table = run.json("latency", partial(timing.time_layers, subject, batch, length), alone=True)
 
     def compare_states() -> dict[str, Tensor]:
-        packed, many = subject.joins_texts, min(16, samples)
-        feed = texts.batches(train, subject.tokenizer, packed=packed, batch=many, length=train_length, seed=seed)
         how = similarity.angular_distance if rule == "angular" else similarity.block_influence
         states = partial(subject.forward, hidden=True)
-        items = feed.take(max(1, samples // many))
+        items = calibration.make_feed(subject, train, length=train_length, seed=seed).sequences(samples)
         with evaluating(subject.model):  # one in memory may come from training
             return {"distances": similarity.distances(lambda item: states(item).hidden, items, how, last=last)}
 
-    distances = run.tensors("distances", compare_states)["distances"].numpy()
+    distances = None if rule == "deepest" else run.tensors("distances", compare_states)["distances"].numpy()
     choose = partial(keep_layers, rule=rule, distances=distances)
     chosen = {
         budget: timing.select_in_time(run, subject, units, table, budget, choose, batch=batch, length=length)
@@ -122,24 +120,28 @@ def shortgpt(
 
 
 def keep_layers(
-    units: Units, budget: Budget, *, rule: Rule, distances: NDArray[np.float32]
+    units: Units, budget: Budget, *, rule: Rule, distances: NDArray[np.float32] | None
 ) -> Mapping[str, NDArray[np.bool_]]:
     """Which layers stay within an absolute budget: {"layers": [L] booleans}.
 
-    distances [L + 1, L + 1]: of the states before layer i and before layer j, as `similarity.distances` gives them.
+    distances [L + 1, L + 1]: of the states before layer i and before layer j, as `similarity.distances` gives them;
+    None for the rule deepest.
     Raises `InfeasibleError`, with what is reachable, where one layer alone costs more.
     """
-    worth = {"layers": np.diagonal(distances, 1)}
+    count = units["layers"].count
+    worth = {"layers": np.zeros(count) if distances is None else np.diagonal(distances, 1)}
     influential = ranking.by_budget(units, worth, budget).keep
     if rule == "influence":
         return influential
-    count = units["layers"].count
     for gone in range(count):
-        firsts = range(count - gone + 1) if rule == "angular" else [count - 1 - gone]
-        runs = [(distances[first, first + gone], first) for first in firsts]
-        for _, first in sorted(runs):
+        firsts = [count - 1 - gone]
+        if distances is not None and rule == "angular":
+            firsts = sorted(range(count - gone + 1), key=distances.diagonal(gone).__getitem__)
+        for first in firsts:
             keep = {"layers": (np.arange(count) < first) | (np.arange(count) >= first + gone)}
             cost = units.cost(keep)
             if all(cost[limit.measure] <= limit.value for limit in budget.limits):
                 return keep
-    raise InfeasibleError(f"no run of neighbouring layers meets {budget}: give rule=influence, or a larger budget")
+    raise InfeasibleError(
+        f"no run of neighbouring layers meets {budget.brief()}: give rule=influence, or a larger budget"
+    )

@@ -214,15 +214,23 @@ def grow(full: Widths, multiple: int, shares: Tensor | None) -> list[Widths]:
 
 
 def time_widths(subject: Transformer, folded: Rotated, multiple: int, batch: int, length: int) -> levels.Table:
-    """Seconds of the whole model, and of models of fresh weights with a quarter, half and all of its channels."""
+    """Seconds of the whole model, and of models of fresh weights with a quarter, half and all of its channels.
+
+    Each is timed in turns with the whole model, by whose median their shares are counted: they need not all be held.
+    """
     whole, example = folded.stream[0], subject.example(batch, length)
     sizes = sorted({max(1, whole * part // 4 // multiple) * multiple for part in (1, 2, 3)} | {whole})
-    probes: dict[int, Callable[[], object]] = {0: partial(subject.forward, example)}
+    device, wholes, shares = str(subject.model.device), list[float](), dict[int, float]()
     for size in sizes:
-        probes[size] = partial(folded.make_random([size] * len(folded.stream)).forward, example)
-    times = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
-    smooth = latency.monotone({size: times[size].value for size in sizes})
-    return {"whole": {"0": times[0].value}, "sliced": {str(size): seconds for size, seconds in smooth.items()}}
+        sliced = folded.make_random([size] * len(folded.stream))
+        probes = {"whole": partial(subject.forward, example), "sliced": partial(sliced.forward, example)}
+        times = latency.time_interleaved(probes, rounds=20, progress=True, device=device)
+        wholes.append(times["whole"].value)
+        shares[size] = times["sliced"].value / wholes[-1]
+        del sliced, probes  # before the next is made
+    seconds = float(np.median(wholes))
+    smooth = latency.monotone({size: share * seconds for size, share in shares.items()})
+    return {"whole": {"0": seconds}, "sliced": {str(size): value for size, value in smooth.items()}}
 
 
 def choose_widths(
@@ -253,8 +261,8 @@ def choose_widths(
         for name, limit in limits.items():
             if least[name] > limit:
                 raise InfeasibleError(
-                    f"budget {budget} can't be met: with {max(ladder[0])} channels {name} is {least[name]:.6g}, the "
-                    f"limit is {limit:.6g}",
+                    f"budget {budget.brief()} can't be met: with {max(ladder[0])} channels {name} is "
+                    f"{least[name]:.6g}, the limit is {limit:.6g}",
                     least[name],
                 )
         low, high = 0, len(ladder) - 1

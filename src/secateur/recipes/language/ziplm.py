@@ -8,19 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError
 from secateur.methods import distillation, timing
 from secateur.methods.budgets import refuse_patterns
+from secateur.methods.calibration import make_feed
 from secateur.methods.distillation import BlockLosses
 from secateur.methods.timing import Clock
 from secateur.recover.training import objectives
@@ -53,11 +55,11 @@ def ziplm(
     batch: int = 32,
     length: int = 64,
     seed: int = 0,
-    calibration: int = 256,
+    calibration: Annotated[int, Ge(1)] = 256,
     ratio: float = 0.9,
     damp: float = 0.01,
     trials: int = 200,
-    judged: int = 32,
+    judged: Annotated[int, Ge(1)] = 32,
     gradual: bool = True,
     train_length: int = 128,
     losses: BlockLosses = BlockLosses(task=None, logit=1.0, token=None, temperature=1.0),
@@ -118,12 +120,11 @@ def ziplm(
     """
     refuse_patterns("ziplm", budgets)
     train, _ = data.split(seed=seed)
-    packed = subject.joins_texts
-    feed = texts.batches(train, subject.tokenizer, packed=packed, batch=16, length=train_length, seed=seed)
-    samples = feed.take(max(1, calibration // 16))
+    feed = make_feed(subject, train, length=train_length, seed=seed)
+    samples, items = feed.sequences(calibration), feed.sequences(judged)
 
     whole = subject.units(batch=batch, length=length)
-    kinds = {site.kind: site.count for site in whole.sites.values()}
+    kinds = levels.widest(whole)
     axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
     axes = tuple(name for name in (axis, "neurons") if name in kinds)
     grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
@@ -160,7 +161,7 @@ def ziplm(
         ) -> dict[str, Tensor]:
             base = sweeps(start, name)
             solve = partial(choose_levels, units, table, base, limit, dense=dense)
-            weights = search_coefficients(subject, start, base, partial(solve, rest), samples, judged, trials, seed)
+            weights = search_coefficients(subject, start, base, partial(solve, rest), items, trials, seed)
 
             def predict(chosen: dict[str, int], fixed: float) -> float:
                 return levels.with_latency(units, table, fixed).cost(kept_units(base, chosen))["latency"]
@@ -258,8 +259,7 @@ def search_coefficients(
     start: Transformer,
     base: Sweeps,
     solve: Callable[[Sequence[float]], dict[str, int]],
-    samples: Sequence[Mapping[str, Tensor]],
-    judged: int,
+    items: Sequence[Mapping[str, Tensor]],
     trials: int,
     seed: int,
 ) -> Sequence[float]:
@@ -271,7 +271,7 @@ def search_coefficients(
     """
     if not trials:
         return [1.0] * len(base)
-    items = samples[: max(1, judged // 16)]
+    direction = distillation.choose_direction(subject)
     with torch.no_grad():
         answers = [subject.forward(item).prediction for item in items]
 
@@ -283,10 +283,12 @@ def search_coefficients(
     def evaluate(chosen: dict[str, int]) -> float:
         with database.running(start.model, start.consumers(), base, chosen):
             losses = [
-                objectives.distance(start.forward(item).prediction, answer, item, output=subject.output)
+                objectives.distance(
+                    start.forward(item).prediction, answer, item, output=subject.output, direction=direction
+                )
                 for item, answer in zip(items, answers, strict=True)
             ]
-        return float(sum(losses)) / len(items)
+        return float(np.average([float(loss) for loss in losses], weights=[len(item["input_ids"]) for item in items]))
 
     uncut, weights = evaluate({}), []
     for site, sweep in base.items():

@@ -30,6 +30,7 @@ from secateur.subjects.transformer.small_copy import (
     TOKENS,
     copy_small,
     describe_error,
+    draw_apart,
     make_tokens,
     plain_config,
     run_model,
@@ -118,6 +119,11 @@ def derive(model: PreTrainedModel) -> Family:
     Only its config and the names of its weights are read: it may lie on the meta device. Raises `UnsupportedError`
     naming what fits no table: layers that differ, several sites of one kind.
     """
+    with draw_apart():
+        return _derive(model)
+
+
+def _derive(model: PreTrainedModel) -> Family:
     small = copy_small(model)
     try:
         groups = open_traced(_Read(small), (make_tokens(),), prove=False).groups()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -23,6 +25,8 @@ __all__ = [
     "VOCABULARY",
     "copy_small",
     "describe_error",
+    "draw_apart",
+    "is_causal",
     "make_tokens",
     "plain_config",
     "run_model",
@@ -35,6 +39,8 @@ HEAD_DIM = 8
 EXPERTS = 4
 VOCABULARY = 61
 TOKENS = 7
+_SEEN = 4
+"""Tokens of a window of attention: fewer than `TOKENS`, or it would cut nothing off."""
 
 DENSE: tuple[Literal["mlp_only_layers", "first_k_dense_replace"], ...] = ("mlp_only_layers", "first_k_dense_replace")
 """Where a config says which layers have a plain FFN and no experts."""
@@ -50,6 +56,7 @@ _OURS = {
     "torch_dtype",
 }
 _SIZE = re.compile(r"size|dim|width|inner|hidden|rank|embd|d_ff|ffn|d_model")
+_WINDOW = re.compile(r"window(_size)?$|^attention_chunk_size$|^local_attention$")
 _LENGTH = re.compile(r"position|length|window|context|seq|vocab")
 
 
@@ -91,6 +98,8 @@ def shrink_config(config: PretrainedConfig, depth: int = LAYERS) -> PretrainedCo
             continue
         if isinstance(value, list) and len(value) == layers and layers > depth:
             data[name] = value[:depth]
+        elif isinstance(value, int) and _WINDOW.search(name):
+            data[name] = min(value, _SEEN)
         elif isinstance(value, int) and _LENGTH.search(name):
             data[name] = min(value, 64)
         elif isinstance(value, int) and "expert" in name and not _SIZE.search(name):
@@ -126,8 +135,7 @@ def copy_small(model: PreTrainedModel, depth: int = LAYERS) -> PreTrainedModel:
     Raises `UnsupportedError` where its modules are not those of the original.
     """
     config = shrink_config(model.config, depth)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with draw_apart():
         try:
             small_model: PreTrainedModel = type(model)(config).float().eval()
         except Exception as error:
@@ -143,6 +151,25 @@ def copy_small(model: PreTrainedModel, depth: int = LAYERS) -> PreTrainedModel:
     if lacks:
         raise UnsupportedError(f"a small copy of {type(model).__name__} has other tensors: {min(lacks)} is not in both")
     return small_model
+
+
+@contextlib.contextmanager
+def draw_apart() -> Iterator[None]:
+    """Random numbers from a seed of their own: those of the user go on afterwards as if none had been drawn."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        yield
+
+
+@torch.no_grad()
+def is_causal(model: PreTrainedModel) -> bool:
+    """Whether no state of a small copy depends on a later token: it is a decoder, with whatever head or none."""
+    tokens = make_tokens()
+    other = tokens.clone()
+    other[:, -1] += 1
+    before, after = (run_model(model.base_model, one)[0][:, :-1] for one in (tokens, other))
+    return torch.allclose(before, after, atol=1e-5)
 
 
 def _outline(model: nn.Module) -> set[str]:

@@ -453,7 +453,9 @@ class Transformer:
         """(a layer of `kept` units of the kind and nothing else, the sub-block that has them)."""
         needed = "neurons" if kind == "neurons" else "heads"
         complete = [width for width in self.widths() if width.heads and width.ffn]
-        first = next((width for width in complete if getattr(width, needed)), None)
+        first = max(
+            (width for width in complete if getattr(width, needed)), key=lambda w: (w.kv, w.heads), default=None
+        )
         if first is None and complete:
             raise UnsupportedError(
                 f"no layer of this {self.family.model_type} model has {needed}: it has experts alone"
@@ -461,19 +463,20 @@ class Transformer:
         if first is None:
             raise UnsupportedError("no layer has both its attention and its FFN: open the uncut model to probe it")
         if kind == "neurons":
-            width, block, whole = Widths(0, 0, kept), self.family.ffn, first.neurons
+            width, block, field = Widths(0, 0, kept), self.family.ffn, "neurons"
         elif kind == "kv_groups" and first.kv < first.heads:
-            width, block, whole = Widths(kept * first.heads // first.kv, kept, 0), self.family.attention, first.kv
+            width, block, field = Widths(kept * first.heads // first.kv, kept, 0), self.family.attention, "kv"
         elif kind == "heads" and first.kv < first.heads:
             if kept % first.kv:
                 raise InputError(f"heads={kept} does not spread evenly over {first.kv} KV groups")
-            width, block, whole = Widths(kept, first.kv, 0), self.family.attention, first.heads
+            width, block, field = Widths(kept, first.kv, 0), self.family.attention, "heads"
         elif kind == "heads":
-            width, block, whole = Widths(kept, kept, 0), self.family.attention, first.heads
+            width, block, field = Widths(kept, kept, 0), self.family.attention, "heads"
         else:
             raise InputError(f"probe kind {kind!r}: expected heads, neurons, or kv_groups in a grouped model")
-        if not 0 <= kept <= whole:
-            raise InputError(f"probe of {kept} {kind}: a layer here has {whole}")
+        most = max(getattr(width, field) for width in self.widths())
+        if not 0 <= kept <= most:
+            raise InputError(f"probe of {kept} {kind}: a layer here has {most}")
         return width, block
 
     def _build_layers(self, widths: list[Widths]) -> PreTrainedModel:

@@ -23,7 +23,16 @@ from transformers.pytorch_utils import Conv1D
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family
-from secateur.subjects.transformer.small_copy import DENSE, EXPERTS, HEAD_DIM, HEADS, LAYERS, make_tokens, run_model
+from secateur.subjects.transformer.small_copy import (
+    DENSE,
+    EXPERTS,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    is_causal,
+    make_tokens,
+    run_model,
+)
 
 __all__ = ["read_family"]
 
@@ -119,7 +128,7 @@ class _Reading:
         states_head_dim = self._states_head_dim(f"{self.prefix}{self.layers}.0.{attention.out}.weight")
         return Family(
             self.config.model_type,
-            "decoder" if self.tiny.can_generate() else "encoder",
+            "decoder" if is_causal(self.tiny) else "encoder",
             layers=self.layers,
             attention=attention,
             ffn=ffn,
