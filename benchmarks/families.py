@@ -1,4 +1,4 @@
-"""Every model class of transformers' auto-mappings: is its family derived, is it cut, and is the result an ordinary model?
+"""Every model class of transformers' auto-mappings: is it derived, is it cut, and is the result an ordinary model?
 
 Each class is built with a tiny configuration and random weights and saved. A process with secateur opens the folder,
 which derives the family, takes 25 % of the heads and neurons of each layer out by magnitude, and saves the result. A
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import os
@@ -33,11 +34,15 @@ from support.processes import Tell, describe, run_apart
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT = 60
 """Seconds that deriving, cutting and saving a class may take; loading the result, too."""
-SHARE, LAYERS, NEW = 0.75, 4, 8
-"""Of each site stays; layers of a tiny model; tokens that are generated."""
+SHARE, NEW = 0.75, 8
+"""Of each site stays; tokens that are generated."""
+LAYERS = (4, 8)
+"""Of a tiny model; more where fewer don't run: some have their first attention late."""
 CLOSE = 1e-4
 """Largest difference of logits, as a share of the largest of them: attention kernels differ between processes."""
-LARGE = 30_000_000
+TRIES = 10
+"""Tiny configurations of a class that are built at most."""
+LARGE = 80_000_000
 """Parameters of a tiny model at most."""
 
 KINDS = {
@@ -69,40 +74,79 @@ def list_classes() -> list[dict[str, str]]:
         for mapping in mappings:
             for config, models in getattr(modeling_auto, mapping).items():
                 model = models[0] if isinstance(models, list | tuple) else models
+                if model.config_class in getattr(config, "sub_configs", {}).values():
+                    config = model.config_class  # as the auto class has it
                 key = (model.__name__, config.__name__)
                 found[key] = {"kind": kind, "mapping": mapping, "config": config.__name__, "model": model.__name__}
     return sorted(found.values(), key=lambda row: (list(KINDS).index(row["kind"]), row["model"].lower()))
 
 
-def shrink(data: dict[str, Any], kind: type, factor: int) -> dict[str, Any]:
-    """A configuration as a dictionary, its parts with it: few layers and tokens, and sizes divided by `factor`."""
+_EACH = re.compile(r"experts?_per_tok|top_?k$|(^|_)k$")
+_WIDE = re.compile(r"size|dim|width|inner|rank|ffn|d_model|d_ff|n_embd|d_inner")
+_FIXED = re.compile(r"vocab|image|patch|num_|n_")
+
+
+def shrink(data: Mapping[str, Any], kind: Any, factor: int, depth: int, *, heads: bool) -> dict[str, Any]:
+    """A configuration as a dictionary, with its parts: few layers, tokens and experts, and sizes divided by `factor`.
+
+    heads: divide the numbers of heads, too, whose own sizes stay; otherwise their sizes are divided.
+    """
     native = {common: name for common, name in kind.attribute_map.items() if isinstance(name, str)}
     layers = {native.get("num_hidden_layers", "num_hidden_layers"), "num_layers", "n_layer", "depth"}
-    parts = getattr(kind, "sub_configs", {})
-    small = dict(data)
-    depth = next((data[name] for name in layers if isinstance(data.get(name), int)), 0)
+    whole = next((data[name] for name in layers if isinstance(data.get(name), int)), 0)
+    parts, small = getattr(kind, "sub_configs", {}), dict(data)
     for name, value in data.items():
         if isinstance(value, dict) and name in parts:
-            part = type_of_part(parts[name], value)
-            small[name] = shrink(value, part, factor) if part else value
-        elif isinstance(value, bool) or value is None:
+            part = find_part(parts[name], value)
+            small[name] = shrink(value, part, factor, depth, heads=heads) if part else value
+        elif isinstance(value, list) and whole and len(value) == whole > depth:
+            small[name] = value[:depth]
+        elif isinstance(value, bool) or not isinstance(value, int):
             continue
-        elif name.endswith("_token_id") and isinstance(value, int):
+        elif name.endswith("_token_id"):
             small[name] = min(value, len(name) % 3)
-        elif isinstance(value, int) and (name in layers or re.fullmatch(r"(num_)?(en|de)coder_layers", name)):
-            small[name] = min(value, LAYERS)
-        elif isinstance(value, list) and depth and len(value) == depth > LAYERS:
-            small[name] = value[:LAYERS]
+        elif name in layers or re.fullmatch(r"(num_)?(en|de)coder_layers", name):
+            small[name] = depth
         elif name == "vocab_size":
             small[name] = min(value, 61)
-        elif isinstance(value, int) and "expert" in name and "size" not in name:
-            small[name] = min(value, 2 if "tok" in name or "shared" in name else 4)
-        elif isinstance(value, int) and value >= 64 and re.search(r"size|dim|width|inner|rank|ffn|d_model|d_ff", name):
-            small[name] = value if re.search(r"vocab|image|patch", name) else max(8, value // factor)
+        elif "group" in name and not _WIDE.search(name):
+            small[name] = min(value, 1 if "top" in name else 2)
+        elif _EACH.search(name):
+            small[name] = min(value, 2)
+        elif "expert" in name and not _WIDE.search(name):
+            small[name] = min(value, 2 if "shared" in name else 4)
+        elif re.search(r"heads$|n_head$", name):
+            small[name] = max(1, value // factor) if heads else value
+        elif "head" in name and heads:
+            continue
+        elif value >= 64 and _WIDE.search(name) and not _FIXED.match(name):
+            small[name] = max(8, value // factor)
     return small
 
 
-def type_of_part(part: Any, value: Mapping[str, Any]) -> Any:
+def fill(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as a dictionary with numbers of experts and heads, where a class has none of its own."""
+    more = dict(data)
+    heads, layers = data.get("num_attention_heads"), data.get("num_hidden_layers")
+    for name, value in data.items():
+        if value is not None:
+            continue
+        if _EACH.search(name):
+            more[name] = 2
+        elif re.search(r"experts$", name):
+            more[name] = 1 if "shared" in name else 4
+        elif re.search(r"n_group$|topk_group$", name):
+            more[name] = 1
+        elif name == "num_key_value_heads" and heads:
+            more[name] = heads
+        elif name == "head_dim" and heads:
+            more[name] = data["hidden_size"] // heads
+        elif name == "layer_types" and layers:
+            more[name] = ["full_attention"] * layers
+    return more
+
+
+def find_part(part: Any, value: Mapping[str, Any]) -> Any:
     """The configuration class of a part, which a class may leave to the part's own `model_type`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -111,21 +155,33 @@ def type_of_part(part: Any, value: Mapping[str, Any]) -> Any:
 
 
 def tiny_configs(kind: Any, decoder: bool) -> Iterator[Any]:
-    """Tiny configurations of a class, the smallest first: as the library shrinks one, then sizes divided."""
+    """Tiny configurations of a class: as the library shrinks one, then with sizes divided, the smallest first.
+
+    Raises what stood in the way of the first of those that a class refuses, where it refuses all.
+    """
     from secateur.subjects.transformer.small_copy import shrink_config
 
     default = kind()
     if decoder and hasattr(default, "is_decoder"):
         default.is_decoder = True
-    try:
-        yield shrink_config(default, LAYERS)
-    except Exception:  # whatever stands in the way there
-        pass
-    for factor in (64, 16, 8, 4, 2):
-        try:
-            yield kind.from_dict(shrink(default.to_dict(), kind, factor))
-        except Exception:
-            continue
+    data = default.to_dict()
+    bases = [data] if fill(data) == data else [data, fill(data)]
+    ways: list[Any] = [lambda base, depth=depth: shrink_config(kind.from_dict(base), depth) for depth in LAYERS]
+    ways += [
+        lambda base, how=how: kind.from_dict(shrink(base, kind, *how[:2], heads=how[2]))
+        for how in ((factor, depth, heads) for depth in LAYERS for factor in (32, 16, 8, 4) for heads in (False, True))
+    ]
+    refused: list[Exception] = []
+    for way in ways:
+        for base in bases:
+            try:
+                config = way(base)
+            except Exception as error:  # whatever stands in the way there
+                refused.append(error)
+                continue
+            yield config
+    if len(refused) == len(ways) * len(bases):
+        raise refused[1]
 
 
 def make_inputs(model: Any) -> dict[str, Any]:
@@ -148,13 +204,12 @@ def make_inputs(model: Any) -> dict[str, Any]:
 
 
 def build(row: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
-    """The tiny model of a class with random weights, and its inputs. Raises what the last try raised."""
+    """The tiny model of a class with random weights, and its inputs. Raises what the first try raised."""
     import torch
-    import transformers
 
     kind, model = find_class(row["config"]), find_class(row["model"])
-    last: Exception = ValueError("no tiny configuration")
-    for config in tiny_configs(kind, row["kind"] == "decoder"):
+    first: Exception | None = None
+    for config in itertools.islice(tiny_configs(kind, row["kind"] == "decoder"), TRIES):
         try:
             with torch.device("meta"):
                 size = sum(parameter.numel() for parameter in model(copy.deepcopy(config)).parameters())
@@ -168,11 +223,11 @@ def build(row: Mapping[str, str]) -> tuple[Any, dict[str, Any]]:
             inputs = make_inputs(tiny)
             logits_of(tiny, inputs)
         except Exception as error:
-            last = error
+            first = first or error
             continue
-        transformers.utils.logging.set_verbosity_error()
         return tiny, inputs
-    raise last
+    assert first is not None
+    raise first
 
 
 def find_class(name: str) -> Any:
@@ -185,7 +240,8 @@ def find_class(name: str) -> Any:
     for mappings in KINDS.values():
         for mapping in mappings:
             for config, models in getattr(modeling_auto, mapping).items():
-                for one in (config, *(models if isinstance(models, list | tuple) else (models,))):
+                models = models if isinstance(models, list | tuple) else (models,)
+                for one in (config, *models, *(model.config_class for model in models)):
                     if one.__name__ == name:
                         return one
     raise ValueError(f"transformers has no {name}")
@@ -222,6 +278,7 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     """Build the class, open it from its folder, cut it, and leave result and expectations in `folder`."""
     import torch
     from safetensors.torch import save_file
+
     from secateur.errors import SecateurError
 
     torch.set_num_threads(1)
@@ -237,7 +294,7 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     tell({"params": sum(parameter.numel() for parameter in tiny.parameters()), "generates": generates})
     start = time.perf_counter()
     try:
-        subject, small, found = cut(folder / "original", tell)
+        small, found = cut(folder / "original", tell)
         tell({"seconds": time.perf_counter() - start, **found})
         small.save(folder / "small")
     except SecateurError as error:
@@ -257,8 +314,8 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     return {"status": "cut"}
 
 
-def cut(folder: Path, tell: Tell) -> tuple[Any, Any, dict[str, Any]]:
-    """The opened subject, what is left of it, and what of it went."""
+def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
+    """What is left of the model, and what of it went."""
     import secateur
     from secateur.score import magnitude
     from secateur.select import ranking
@@ -282,7 +339,7 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, Any, dict[str, Any]]:
     gone = Counter[str]()
     for name, (count, _) in receipt.removed.items():
         gone[units[name].kind] += count
-    return subject, small, {"cut": {kind: gone[kind] for kind in CUT if gone[kind]}}
+    return small, {"cut": {kind: gone[kind] for kind in CUT if gone[kind]}}
 
 
 # ------------------------------------------------------------------------------------------------- without secateur
@@ -303,8 +360,10 @@ def read(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
         raise RuntimeError("secateur is here")
     expected = load_file(folder / "expected.safetensors")
     inputs = {name.removeprefix("input."): value for name, value in expected.items() if name.startswith("input.")}
-    auto = getattr(transformers, KINDS[row["kind"]][row["mapping"]])
+    auto: Any = getattr(transformers, KINDS[row["kind"]][row["mapping"]])
     travels = any((folder / "small").glob("*.py"))
+    if not travels and find_class(row["config"]) not in auto._model_mapping:
+        auto = find_class(row["model"])  # the mapping has the configuration of which this one is a part
     try:
         model = auto.from_pretrained(folder / "small", trust_remote_code=travels).eval()
         logits = logits_of(model, inputs)
@@ -383,8 +442,12 @@ class Server:
         }
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", role],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=None if show else subprocess.DEVNULL, env=environment, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if show else subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
 
     def ask(self, task: str, **more: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
@@ -453,7 +516,8 @@ def reason(row: Mapping[str, Any]) -> str:
     text = text.removeprefix("UnsupportedError: ").removeprefix("ModelError: ")
     text = text.replace(row["model"], "CLASS").replace(row["config"], "CONFIG")
     text = re.sub(r"\S*/(original|small)\S*", "FOLDER", text)
-    return f"{row['status']}: {re.sub(r'[0-9]+', 'N', text)}"
+    text = re.sub(r"one of its parts \([^)]*\)", "one of its parts", re.sub(r"[0-9]+", "N", text))
+    return f"{row['status']}: {text[:150].strip()}"
 
 
 def describe_units(row: Mapping[str, Any]) -> str:
@@ -468,8 +532,8 @@ def describe_units(row: Mapping[str, Any]) -> str:
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each kind."""
     lines = [
-        "| kind | classes | built here | cut and equal | share | goal | heads and neurons | median seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| kind | classes | built here | derived | cut and equal | share | goal | heads and neurons | median seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for kind, goal in GOALS.items():
         mine = [row for row in rows if row["kind"] == kind]
@@ -480,7 +544,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         both = [row for row in done if "heads" in row["cut"] and len(row["cut"]) > 1]
         seconds = statistics.median(row["seconds"] for row in done) if done else 0.0
         lines.append(
-            f"| {kind} | {len(mine)} | {len(built)} | {len(done)} | {len(done) / len(built):.0%} | {goal:.0%} | "
+            f"| {kind} | {len(mine)} | {len(built)} | {sum('units' in row for row in built)} | "
+            f"{len(done)} | {len(done) / len(built):.0%} | {goal:.0%} | "
             f"{len(both)} | {seconds:.1f} |"
         )
     return lines
@@ -505,13 +570,13 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
         [
             "# Families of transformers",
             "",
-            "Every model class of transformers' auto-mappings with a tiny configuration and random weights: opened from",
-            "its folder, which derives the family if no table is written for it; 25 % of the heads and neurons of each",
-            "layer taken out by magnitude; saved; loaded by transformers' auto class in a process that can't import",
-            "secateur. *Cut and equal*: logits and eight tokens generated with the cache are those of the cut in",
-            "memory, and those generated without the cache. *Heads and neurons*: of these, both were cut; elsewhere one",
-            "of them stays whole. Shares are of the classes whose tiny model could be built and run. Models of images",
-            "and text get tokens alone.",
+            "Every model class of transformers' auto-mappings with a tiny configuration and random weights: opened",
+            "from its folder, which derives the family if no table is written for it; 25 % of the heads and neurons",
+            "of each layer taken out by magnitude; saved; loaded by transformers' auto class in a process that can't",
+            "import secateur. *Cut and equal*: logits and eight tokens generated with the cache are those of the cut",
+            "in memory, and those generated without the cache. *Heads and neurons*: of these, both were cut;",
+            "elsewhere one of them stays whole. Shares are of the classes whose tiny model could be built and run.",
+            "Models of images and text get tokens alone.",
             "",
             *summarise(rows),
             "",

@@ -353,10 +353,17 @@ class _Job:
         torch.manual_seed(self.seed)
         subject = self.reference.original
         for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-            noted = replace(result, notes=(*result.notes, *self.notes))
+            noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
             del result
             yield noted
             del noted
+
+    def _predict(self, result: Result) -> Mapping[str, float]:
+        """What the recipe predicts; of measures per batch at that of the measurement, where it has no batch itself."""
+        if "batch" in self.options:
+            return result.predicted
+        costs = self.reference.backend.costs(result.subject, self.reference.environment)
+        return {name: costs.get(name, value) for name, value in result.predicted.items()}
 
 
 def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
