@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from claims._lab import rows, settings
+from claims._lab import ran, rows, settings
 from claims._lab.claim import Claim, claims_of, systems
 
 
@@ -22,10 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no claims/{unknown[0]}.py: there are {', '.join(systems())}")
     for system in chosen.systems or systems():
-        for claim in claims_of(system):
-            wanted = chosen.only in ("", claim.name)
-            if wanted and (not chosen.stale or is_stale(claim)):
-                run(claim)
+        wanted = [claim for claim in claims_of(system) if chosen.only in ("", claim.name)]
+        asked = [claim for claim in wanted if not chosen.stale or is_stale(claim)]
+        if asked and not settings.PILOT:
+            ran.note(system)
+        for claim in asked:
+            run(claim)
     return 0
 
 

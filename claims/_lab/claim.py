@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from claims import ROOT
-from claims._lab import rows, settings, sources
+from claims._lab import ran, rows, settings
 from claims._lab.verdict import Better, compare, judge
 from secateur._utils.disk import atomic_write
 from secateur.measure import statistics
@@ -55,18 +55,22 @@ class Claim:
 
     def figures(self, seed: int) -> dict[str, dict[str, float]]:
         """Arm -> measure -> figure of one seed; kept in the cache, by the digest of the code, but for a pilot's."""
-        key = sources.digest(f"claims.{self.recipe}")
+        if settings.PILOT:
+            return self._draw(seed)
+        key = ran.digest(self.recipe) or ran.note(self.recipe)
         file = settings.CACHE / "seeds" / f"{self.recipe}-{self.name}-{seed}-{key}.json"
-        if file.exists() and not settings.PILOT:
+        if file.exists():
             kept: dict[str, dict[str, float]] = json.loads(file.read_text("utf-8"))
             return kept
-        found = {
+        found = self._draw(seed)
+        atomic_write(file, json.dumps(found))
+        return found
+
+    def _draw(self, seed: int) -> dict[str, dict[str, float]]:
+        return {
             arm: dict(value) if isinstance(value, Mapping) else {self.measure: float(value)}
             for arm, value in self.run(seed).items()
         }
-        if not settings.PILOT:
-            atomic_write(file, json.dumps(found))
-        return found
 
     def judged(self, folder: Path = settings.ROWS) -> rows.Row:
         """Run all seeds and write the row; of a pilot, run one seed and write nothing."""
@@ -104,7 +108,7 @@ class Claim:
             difference=rows.Difference(ours, baseline, judged[ours, baseline]),
             seeds=seeds,
             commit=environment.pop("commit", ""),
-            digest=sources.digest(f"claims.{self.recipe}"),
+            digest=ran.digest(self.recipe),
             note=self.note,
             environment=environment,
         )

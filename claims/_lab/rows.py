@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from claims._lab import settings, sources
+from claims._lab import ran, settings
 from claims._lab.verdict import Better, Verdict, judge
 from secateur._utils.disk import atomic_write
 from secateur.vocabulary import Figure
@@ -42,7 +42,7 @@ class Row:
     seeds: tuple[int, ...]
     commit: str
     digest: str | None
-    """Of the sources that the figures depend on (`sources.digest`); None where it was not taken."""
+    """Of the functions that the figures come from (`ran.digest`); None where it was not taken."""
     withdrawn: str = ""
     """Why the figures answer nothing, for an experiment that was wrong."""
     note: str = ""
@@ -60,7 +60,7 @@ class Row:
     @property
     def stale(self) -> bool:
         """Whether the code that the figures depend on has changed since."""
-        return self.digest is None or self.digest != sources.digest(f"claims.{self.recipe}")
+        return self.digest is None or self.digest != ran.digest(self.recipe)
 
 
 def path(folder: Path, recipe: str, claim: str) -> Path:

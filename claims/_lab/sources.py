@@ -10,16 +10,18 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from claims import ROOT
 
-__all__ = ["digest", "files"]
+__all__ = ["digest", "files", "of_functions"]
 
 PLACES = {"secateur": ROOT / "src", "claims": ROOT}
 HELPERS = ROOT / "tests"
 """Where modules of other names are looked for: fetchers of data and small networks, which the tests use as well."""
-LEFT_OUT = ("claims", "claims._lab.claim", "claims._lab.rows", "claims._lab.sources", "claims._lab.verdict")
+LEFT_OUT = ("claims", *(f"claims._lab.{name}" for name in ("claim", "ran", "rows", "sources", "verdict")))
 """What judges and stores figures does not make them."""
 
 
@@ -28,6 +30,28 @@ def digest(*modules: str) -> str:
     total = hashlib.sha256()
     for name in sorted(files(*modules)):
         total.update(f"{name}\0{_read(name)[0]}\0".encode())
+    return total.hexdigest()[:16]
+
+
+def of_functions(module: str, names: Iterable[str]) -> str:
+    """SHA-256, 16 digits, of functions named `file:name`, and of the constants and classes whose names they use.
+
+    Constants and fields of classes are looked for by name in all that `module` imports. Words and layout do not count.
+    What stands nowhere any more counts as empty. A method that overrides one of them from now on is not noticed.
+    """
+    asked = [name for name in names if ROOT / name.partition(":")[0] not in map(_path, LEFT_OUT)]
+    places = {*files(module).values(), *(ROOT / name.partition(":")[0] for name in asked)}
+    known = {path.relative_to(ROOT).as_posix(): _definitions(path) for path in places if path.is_file()}
+    constants = {f"{file}:{name}": code for file, (_, named) in known.items() for name, code in named.items()}
+    found = {name: known.get(name.partition(":")[0], _NOTHING)[0].get(name.partition(":")[2], _GONE) for name in asked}
+    owners = {part for name in asked for part in name.partition(":")[2].split(".")[:-1]}
+    while True:
+        used = owners.union(*(code.uses for code in found.values()))
+        more = {name for name in constants if name not in found and name.partition(":")[2] in used}
+        if not more:
+            break
+        found |= {name: constants[name] for name in more}
+    total = hashlib.sha256("".join(f"{name}\0{code.text}\0" for name, code in sorted(found.items())).encode())
     return total.hexdigest()[:16]
 
 
@@ -117,3 +141,67 @@ def _read(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 def _is_for_types(node: ast.AST) -> bool:
     """Whether it is a block that only type checkers see."""
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+class _Code(NamedTuple):
+    """What a function, a constant or the head of a class says, and the names that it uses."""
+
+    text: str
+    uses: frozenset[str]
+
+
+_GONE = _Code("", frozenset())
+_NOTHING: tuple[dict[str, _Code], dict[str, _Code]] = ({}, {})
+
+
+@functools.cache
+def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
+    """(functions and methods, constants and classes without their methods) of a file, by name."""
+    functions: dict[str, _Code] = {}
+    constants: dict[str, _Code] = {}
+
+    def visit(body: Sequence[ast.stmt], inside: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions[inside + node.name] = _code(functions.get(inside + node.name), _without_words(node))
+            elif isinstance(node, ast.ClassDef):
+                rest = [part for part in _without_words(node).body if not isinstance(part, _BLOCKS)]
+                constants[node.name] = _code(None, *node.bases, *node.keywords, *node.decorator_list, *rest)
+                visit(node.body, f"{inside}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for name in {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}:
+                    constants[name] = _code(constants.get(name), node)
+
+    visit(ast.parse(path.read_text("utf-8")).body, "")
+    return functions, constants
+
+
+_BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+def _code(before: _Code | None, *nodes: ast.AST) -> _Code:
+    """Of `nodes`, behind what stands under the same name `before` (a property and its setter, overloads)."""
+    inside = [part for node in nodes for part in ast.walk(node)]
+    uses = {part.id for part in inside if isinstance(part, ast.Name)}
+    uses |= {part.attr for part in inside if isinstance(part, ast.Attribute)}
+    uses |= {part.name for part in inside if isinstance(part, ast.alias)}
+    text, known = before or _GONE
+    return _Code(text + "".join(map(ast.dump, nodes)), known | uses)
+
+
+T = TypeVar("T", bound=ast.stmt)
+
+
+def _without_words(node: T) -> T:
+    """The same function or class, its docstrings and those of its fields and of what stands inside it left out."""
+    for block in ast.walk(node):
+        if isinstance(block, _BLOCKS):
+            kept = [part for part in block.body if not _is_words(part)]
+            block.body = kept or [ast.Pass()]
+    return node
+
+
+def _is_words(node: ast.stmt) -> bool:
+    """Whether it is a docstring, of a function or of the field above it."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

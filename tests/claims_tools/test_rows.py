@@ -11,7 +11,7 @@ import pytest
 
 from claims import __main__ as runner
 from claims._lab import claim as claims
-from claims._lab import rows, settings, sources
+from claims._lab import ran, rows, settings
 from claims._lab.rows import Difference, Row
 from secateur.vocabulary import Figure
 
@@ -39,8 +39,9 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "claims.toy", module)
     monkeypatch.setattr(settings, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(settings, "PILOT", False)
-    monkeypatch.setattr(sources, "digest", lambda *modules: "first")
-    module.runs = []
+    monkeypatch.setattr(ran, "digest", lambda system: "first")
+    monkeypatch.setattr(ran, "note", lambda system: module.notes.append(system) or "first")
+    module.runs, module.notes = [], []
 
     def headline(seed):
         module.runs.append(seed)
@@ -70,7 +71,7 @@ def test_a_seed_is_run_once_for_the_same_code(toy, tmp_path, monkeypatch):
     assert toy.headline.judged(tmp_path) == first
     assert toy.runs == [0, 1, 2]
     assert not rows.read(tmp_path / "toy-headline.json").stale
-    monkeypatch.setattr(sources, "digest", lambda *modules: "second")
+    monkeypatch.setattr(ran, "digest", lambda system: "second")
     assert rows.read(tmp_path / "toy-headline.json").stale
     toy.headline.judged(tmp_path)
     assert toy.runs == [0, 1, 2, 0, 1, 2]
@@ -82,11 +83,12 @@ def test_only_rows_of_older_code_are_run_again(toy, tmp_path, monkeypatch, capsy
     monkeypatch.setattr(claims.Claim, "judged", lambda self, folder=None: toy.runs.append(self.name) or ROW)
     rows.write(replace(ROW, digest="first"), tmp_path)
     assert runner.main(["toy", "--stale"]) == 0
-    assert toy.runs == []
+    assert toy.runs == toy.notes == []
     assert runner.main(["toy"]) == 0
     rows.write(ROW, tmp_path)
     assert runner.main(["--stale"]) == 0
     assert toy.runs == ["headline", "headline"]
+    assert toy.notes == ["toy", "toy"], "what its pilots run is noted anew before its claims are run"
     assert "ours - theirs: -1 [-1.2, -0.8] nats: holds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         runner.main(["nothing"])

@@ -22,7 +22,7 @@ from secateur.reports import display
 from secateur.runs.backends import Data
 from secateur.runs.backends.language import Language, stored_bytes
 from secateur.subjects import Transformer, matrices, open_streamed, open_subject
-from secateur.subjects.transformer import blocks, packing, quantised
+from secateur.subjects.transformer import blocks, dequantising, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.streamed import Streamed
 
@@ -78,6 +78,8 @@ def _open(folder: str | Path, to: str, *, stream: bool = False) -> object:
     if stream:
         return open_streamed(folder)
     if not (Path(folder) / "cut.json").is_file():
+        if "int" in to and (Path(folder) / "config.json").is_file():
+            dequantising.refuse_twice(Path(folder))
         return open_subject(folder)
     if to != "onnx":
         raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
@@ -97,8 +99,7 @@ def write(
     if not isinstance(subject, Transformer):
         return onnx_files.write_program(subject, folder / "model.onnx")
     if to == "onnx":
-        forms.to_onnx(subject, folder)
-        return ()
+        return forms.to_onnx(subject, folder)
     if to == "decilm":
         return forms.to_decilm(subject, folder)
     if to == "packed":

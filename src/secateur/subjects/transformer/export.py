@@ -9,41 +9,61 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
 from secateur.subjects.transformer import low_rank, saving
 from secateur.subjects.transformer.layout import Widths
-from secateur.subjects.transformer.steps import ForwardPass
+from secateur.subjects.transformer.steps import CachedPass, ForwardPass
 from secateur.subjects.transformer.subject import Transformer
 
 __all__ = ["to_decilm", "to_onnx"]
 
 
-def to_onnx(subject: Transformer, folder: str | Path) -> Path:
-    """Write `model.onnx` into `folder`, with the tokenizer and config beside it; returns its path.
+def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
+    """Write `model.onnx` into `folder`, with the tokenizer and config beside it; returns notes.
 
     Inputs: input_ids, attention_mask, int64 [batch, sequence], both axes dynamic. Outputs: logits; or
-    last_hidden_state, and sentence_embedding where the subject is a sentence-transformers folder. Decoders are
-    exported without cache. The file is run under onnxruntime on inputs of other sizes than the traced ones, with
-    padding; `NumericalError` if any output is off by more than 1e-4 of its largest value.
+    last_hidden_state, and sentence_embedding where the subject is a sentence-transformers folder.
+
+    A language model generates: position_ids [batch, sequence] and past_key_values.I.key and .value [batch, KV heads,
+    past, head size] go in too, with a mask [batch, past + sequence]; present.I.key and .value come out, by the names
+    that Optimum and onnxruntime's generators know. past is 0 for a prompt. I counts the layers that have attention.
+    One that keeps other states is written without them, which a note says.
+
+    The file is run under onnxruntime on inputs of other sizes than the traced ones, with padding; `NumericalError` if
+    any output is off by more than 1e-4 of its largest value.
     """
     onnx_files.check_installed()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    model = copy.deepcopy(subject.model).float().cpu().eval()
+    if hasattr(model, "set_experts_implementation") and subject.family.experts is not None:
+        model.set_experts_implementation("batched_mm")  # grouped products have no counterpart in ONNX
+    whole = subject._copy(model, subject.layer_index)
+    notes = (
+        _write_generating(whole, folder / "model.onnx") if whole.causal else _write_pass(whole, folder / "model.onnx")
+    )
+    subject.model.config.save_pretrained(folder)
+    if whole.causal and subject.model.generation_config is not None:
+        subject.model.generation_config.save_pretrained(folder)
+    if subject.tokenizer is not None:
+        subject.tokenizer.save_pretrained(folder)
+    return notes
+
+
+def _write_pass(subject: Transformer, path: Path) -> tuple[str, ...]:
+    """A pass over whole sequences."""
     names = {
         "logits": ["logits"],
         "states": ["last_hidden_state"],
         "embedding": ["last_hidden_state", "sentence_embedding"],
     }[subject.output]
-    model = copy.deepcopy(subject.model).float().cpu().eval()
-    whole = subject._copy(model, subject.layer_index)
-    runnable = ForwardPass(whole).eval()
-    example = whole.example(3, 11)
+    runnable = ForwardPass(subject).eval()
+    example = subject.example(3, 11)
     example["attention_mask"][1, 7:] = 0  # a mask of ones would be folded away
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence")}
-    path = folder / "model.onnx"
     onnx_files.write(
         runnable,
         path,
@@ -52,14 +72,6 @@ def to_onnx(subject: Transformer, folder: str | Path) -> Path:
         input_names=["input_ids", "attention_mask"],
         output_names=names,
     )
-    _check_onnx(path, whole, runnable)
-    subject.model.config.save_pretrained(folder)
-    if subject.tokenizer is not None:
-        subject.tokenizer.save_pretrained(folder)
-    return path
-
-
-def _check_onnx(path: Path, subject: Transformer, runnable: nn.Module) -> None:
     batches = []
     for batch, length in ((1, 5), (4, 17)):
         example = subject.example(batch, length)
@@ -70,6 +82,46 @@ def _check_onnx(path: Path, subject: Transformer, runnable: nn.Module) -> None:
         real = example["attention_mask"].bool()
         batches.append((example, [(one, real if one.shape[:2] == (batch, length) else ...) for one in expected]))
     onnx_files.check(path, batches)
+    return ()
+
+
+def _write_generating(subject: Transformer, path: Path) -> tuple[str, ...]:
+    """A pass over tokens behind a cache, or a pass over whole sequences where there is no cache of keys and values."""
+    try:
+        runnable = CachedPass(subject).eval()
+    except UnsupportedError as error:
+        return (*_write_pass(subject, path), f"{error}, so the file reads whole texts and does not generate")
+    names = [f"{index}.{part}" for index in range(len(runnable.layers)) for part in ("key", "value")]
+    inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)]
+    batch, sequence, past = (torch.export.Dim(name) for name in ("batch", "sequence", "past"))
+    tokens, all_tokens = {0: batch, 1: sequence}, {0: batch, 1: torch.export.Dim.DYNAMIC}
+    onnx_files.write(
+        runnable,
+        path,
+        runnable.make_inputs(subject, batch=3, past=7, length=4),
+        dynamic_shapes={
+            "input_ids": tokens,
+            "attention_mask": all_tokens,
+            "position_ids": tokens,
+            "past": tuple({0: batch, 2: past} for _ in names),
+        },
+        input_names=inputs,
+        output_names=["logits", *(f"present.{name}" for name in names)],
+    )
+    batches = []
+    for sizes in ((1, 0, 5), (2, 0, 9), (4, 8, 1), (2, 5, 3)):
+        given = runnable.make_inputs(subject, *sizes)
+        with torch.no_grad():
+            expected = runnable(*given)
+        # What stands at padded positions is never used, and runtimes fill masks differently.
+        real = given[1].bool()
+        counted = [
+            (one, real[:, sizes[1] :] if index == 0 else real[:, None, :, None].expand_as(one))
+            for index, one in enumerate(expected)
+        ]
+        batches.append((dict(zip(inputs, given, strict=True)), counted))
+    onnx_files.check(path, batches)
+    return ()
 
 
 def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ from secateur._utils.modes import move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
-from secateur.subjects.transformer import files, low_rank, packing, saving
+from secateur.subjects.transformer import dequantising, files, low_rank, packing, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
@@ -44,7 +44,6 @@ __all__ = ["Folders", "load", "open_outline", "open_streamed", "open_subject"]
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
@@ -64,7 +63,10 @@ def open_subject(
     missing, damaged, pickled, or holds NaN or infinity, `UnsupportedError` for an architecture secateur doesn't know
     and for a task whose model does not give one tensor of logits (question answering, pre-training, multiple choice).
 
-    Quantised weights can't be pruned and are refused, unless the model is to be measured only: `quantised`.
+    Weights that are stored as integers or in eight bits become floating point as they are read, as a warning says, for
+    only those can be cut; what is saved then says nothing of integers any more. quantised: the model is to be measured
+    as it is stored, by its bytes and bits.
+
     device_map: how Accelerate is to split what is read from a folder over devices, such as "auto".
     """
     if isinstance(source, PreTrainedModel):
@@ -74,12 +76,12 @@ def open_subject(
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)
-    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "refused", device_map)
+    model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "floats", device_map)
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
     subject = make_subject(model, family, tokenizer or _tokenizer(root), folder, head)
     method = files.read_json(root / "config.json").get("quantization_config")
-    if method is not None:
+    if method is not None and quantised:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
         subject.stored = Stored(_bits(method), float(stored))
     low_rank.restore(subject.model, root / low_rank.FOLDER)
@@ -114,7 +116,7 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code=False)
     config, family, named = _config(root, trust_remote_code=False)
-    _refuse_quantised(root, config)
+    dequantising.refuse(root, config)
     if packing.is_packed(config.to_dict()):
         raise UnsupportedError(
             f"{source} holds packed weights, which can't be streamed: open it whole and save it again"
@@ -139,7 +141,7 @@ def open_outline(source: str | Path) -> Transformer:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source} has no config.json: give the folder or the file of a model's configuration")
     config, family, named = _config(folder, trust_remote_code=False)
-    _refuse_quantised(folder, config)
+    dequantising.refuse(folder, config)
     before, dtype = torch.get_default_dtype(), getattr(config, "dtype", None)
     torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) else torch.float32)
     try:
@@ -263,17 +265,15 @@ def _read(
     place: Path,
     trust_remote_code: bool,
     dtype: torch.dtype | str | None,
-    quantised: Literal["refused", "dense", "as stored"],
+    quantised: Literal["floats", "dense", "as stored"],
     device_map: str | None = None,
 ) -> tuple[PreTrainedModel, Family]:
-    """The model; quantised weights are refused, kept as they are stored, or made dense where a library packs them."""
+    """The model; quantised weights become floats, are kept as they are stored, or dense where a library packs them."""
     config, family, named = _config(place, trust_remote_code)
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     options |= {} if device_map is None else {"device_map": device_map}
-    if quantised == "refused":
-        _refuse_quantised(place, config)
-    else:
-        _ready(place, config, dense=quantised == "dense")
+    _ready(place, config, dense=quantised != "as stored")
+    undone = dequantising.ask_for_floats(place, config) if quantised == "floats" else ""
     source: Path | None = place
     try:
         if packing.is_packed(config.to_dict()):
@@ -286,6 +286,8 @@ def _read(
             )
     except Exception as error:
         raise ModelError(f"the weights of {place} can't be loaded as {named.__name__} ({_line(error)})") from error
+    if undone:
+        dequantising.finish(model, place, undone)
     if source is None and model.can_generate() and (place / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(place)
     missing = set(report["missing_keys"])
@@ -300,37 +302,16 @@ def _read(
     return model.eval(), family
 
 
-def _refuse_quantised(place: Path, config: PretrainedConfig) -> None:
-    method = getattr(config, "quantization_config", None)
-    if method is not None:
-        raise ModelError(
-            f"the weights of {place} are already quantised ({_method(method)}): give the model as it was before, with "
-            "weights in floating point"
-        )
-    # Integers without a word in the configuration would be taken for weights as they stand, without their scales.
-    for key, path in files.find_tensors(place).items():
-        with safe_open(path, framework="pt") as opened:
-            kind = opened.get_slice(key).get_dtype() if key.endswith(".weight") else "F32"
-        if kind not in _FLOATS:
-            raise ModelError(f"{key} is stored as {kind}: give the model as it was before it was quantised")
-
-
 def _ready(place: Path, config: PretrainedConfig, *, dense: bool) -> None:
     """Whether the library of quantised weights is there; if `dense`, packed ones will be unpacked at once."""
     method = getattr(config, "quantization_config", None)
     if method is None:
         return
     for name in ("torchao", "compressed-tensors"):
-        if _method(method) == name and importlib.util.find_spec(name.replace("-", "_")) is None:
+        if dequantising.name_method(method) == name and importlib.util.find_spec(name.replace("-", "_")) is None:
             raise MissingExtraError(f"the weights of {place} need {name}: pip install 'secateur[quantise]'")
-    if dense and _method(method) == "compressed-tensors":
+    if dense and dequantising.name_method(method) == "compressed-tensors":
         config.quantization_config = {**method, "dequantize": True}
-
-
-def _method(said: object) -> str:
-    """How weights are quantised, by what a config says of it: plain data, or transformers' own class for it."""
-    found = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", "")
-    return str(getattr(found, "value", found))
 
 
 def _bits(said: object) -> int:

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.transformer.subject import Transformer, positions
 
-__all__ = ["CachedStep", "ForwardPass", "check_decodes", "decode", "flatten_step"]
+__all__ = ["CachedPass", "CachedStep", "ForwardPass", "check_decodes", "decode", "flatten_step"]
 
 
 class ForwardPass(nn.Module):
@@ -63,6 +64,58 @@ class CachedStep(nn.Module):
             cache.update(key, value, index)
         states = self.call(input_ids, position_ids, cache)
         return (states, *(tensor for layer in cache.layers for tensor in (layer.keys, layer.values)))
+
+
+class CachedPass(nn.Module):
+    """Tokens behind a cache of any length, none too, with padding: what exporters write of a decoder that generates.
+
+    forward(input_ids [B, S], attention_mask [B, P + S], position_ids [B, S], key [B, KV, P, D] and value of each layer
+    that has them) gives the logits [B, S, V] and keys and values of all P + S tokens. Nothing falls out of a sliding
+    window's cache: the model's own mask hides it.
+
+    Raises `UnsupportedError` where the model keeps other states than keys and values.
+    """
+
+    def __init__(self, subject: Transformer) -> None:
+        super().__init__()
+        self.model = subject.model
+        self.call = _cached_call(subject.model)
+        ids, _ = _last_token(subject, 1, 1)
+        cache = DynamicCache(config=subject.model.config)
+        with torch.no_grad():
+            self.call(ids, torch.arange(2)[None], cache)
+        filled = [(index, layer) for index, layer in enumerate(cache.layers) if layer.is_initialized]
+        plain = (DynamicLayer, DynamicSlidingWindowLayer)
+        if not filled or not all(type(layer) in plain for layer in cache.layers):
+            raise UnsupportedError(f"a {type(subject.model).__name__} keeps other states than keys and values")
+        self.layers = [index for index, _ in filled]
+        self.sizes = [
+            (tensor.shape[1], tensor.shape[3]) for _, layer in filled for tensor in (layer.keys, layer.values)
+        ]
+        """Heads and width of each tensor of the cache."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The logits, and the cache behind the tokens."""
+        cache = DynamicCache()
+        for index, key, value in zip(self.layers, past[::2], past[1::2], strict=True):
+            cache.update(key, value, index)
+        logits = self.call(input_ids, position_ids, cache, attention_mask)
+        held = [cache.layers[index] for index in self.layers]
+        return (logits, *(tensor for layer in held for tensor in (layer.keys, layer.values)))
+
+    def make_inputs(self, subject: Transformer, batch: int, past: int, length: int) -> tuple[Tensor, ...]:
+        """What `forward` takes, of random tokens; the last sequence is shorter and padded on the left."""
+        ids = subject.example(batch, past + length)["input_ids"]
+        mask = torch.ones_like(ids)
+        mask[-1, : (past + length) // 3 if batch > 1 else 0] = 0
+        places = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = tuple(torch.zeros(batch, heads, 0, width) for heads, width in self.sizes)
+        if past:
+            with torch.no_grad():
+                cache = self(ids[:, :past], mask[:, :past], places[:, :past], *cache)[1:]
+        return ids[:, past:], mask, places[:, past:], *cache
 
 
 def check_decodes(subject: Transformer, length: int) -> None:
@@ -136,13 +189,13 @@ def _fill(subject: Transformer, cache: Cache, ids: Tensor) -> Cache:
     return cache
 
 
-def _cached_call(model: nn.Module) -> Callable[[Tensor, Tensor, Cache], Tensor]:
-    """(ids [B, S], their positions [B, S], a cache, which takes them in) -> the prediction."""
+def _cached_call(model: nn.Module) -> Callable[..., Tensor]:
+    """(ids [B, S], their positions [B, S], a cache, which takes them in, a mask of all tokens) -> the prediction."""
     accepted = inspect.signature(model.forward).parameters
     name = "cache" if "cache" in accepted else "past_key_values"  # what older releases call it
 
-    def call(ids: Tensor, places: Tensor, cache: Cache) -> Tensor:
-        result = model(input_ids=ids, position_ids=places, use_cache=True, **{name: cache})
+    def call(ids: Tensor, places: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
+        result = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, **{name: cache})
         states: Tensor = result.logits if hasattr(result, "logits") else result.last_hidden_state
         return states
 

@@ -1,0 +1,92 @@
+"""Checkpoints whose weights are integers, or floats of eight bits or fewer, as floating point: only that can be cut."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from secateur.errors import DataWarning, ModelError
+from secateur.subjects.transformer import files
+
+__all__ = ["ask_for_floats", "finish", "name_method", "refuse", "refuse_twice"]
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def name_method(said: object) -> str:
+    """How weights are quantised, by what a config says of it: plain data, or transformers' own class for it."""
+    found = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", "")
+    return str(getattr(found, "value", found))
+
+
+def refuse(place: Path, config: PretrainedConfig) -> None:
+    """Raise `ModelError` for weights that are no floating point."""
+    _refuse_method(place, getattr(config, "quantization_config", None))
+    # Integers without a word in the configuration would be taken for weights as they stand, without their scales.
+    for key, path in files.find_tensors(place).items():
+        with safe_open(path, framework="pt") as opened:
+            kind = opened.get_slice(key).get_dtype() if key.endswith(".weight") else "F32"
+        if kind not in _FLOATS:
+            raise ModelError(f"{key} is stored as {kind}: give the model as it was before it was quantised")
+
+
+def refuse_twice(place: Path) -> None:
+    """Raise `ModelError` for a folder whose config.json says that its weights are quantised."""
+    said = files.read_json(place / "config.json")
+    _refuse_method(place, said.get("quantization_config") if isinstance(said, dict) else None)
+
+
+def _refuse_method(place: Path, said: object) -> None:
+    if said is not None:
+        raise ModelError(
+            f"the weights of {place} are already quantised ({name_method(said)}): give the model as it was before, "
+            "with weights in floating point"
+        )
+
+
+def ask_for_floats(place: Path, config: PretrainedConfig) -> str:
+    """Let transformers make floats of the weights at `place` as it reads them; how they are quantised, or "".
+
+    Raises `ModelError` where it can't for this way of quantising, or where the config says nothing of it.
+    """
+    said = getattr(config, "quantization_config", None)
+    name = name_method(said)
+    kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(name)
+    if kind is not None and "dequantize" in inspect.signature(kind).parameters:
+        plain = said if isinstance(said, Mapping) else said.to_dict()  # type: ignore[union-attr]
+        config.quantization_config = {**plain, "dequantize": True}
+    elif name != "torchao":  # whose tensors make floats of themselves
+        refuse(place, config)
+    return name if said is not None else ""
+
+
+def finish(model: PreTrainedModel, place: Path, name: str) -> None:
+    """Leave plain floating point in a model that was quantised by `name`, and nothing that says otherwise; warn."""
+    dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else torch.get_default_dtype()
+    for module in model.modules():
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            if type(parameter).__module__.startswith("torchao"):
+                floats = parameter.dequantize().to(dtype)
+                module.register_parameter(leaf, nn.Parameter(floats, requires_grad=True))
+    for holder, leaf in (
+        (model.config, "quantization_config"),
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+    ):
+        vars(holder).pop(leaf, None)
+    model.is_quantized = False
+    kind = str(model.dtype).removeprefix("torch.")
+    warnings.warn(
+        f"the weights of {place} were quantised ({name}) and are {kind} from here on: export the result "
+        "again to have them small",
+        DataWarning,
+        stacklevel=1,
+    )

@@ -1,0 +1,103 @@
+"""Quantised checkpoints as a start: floats when they are read, cut on a CPU, plain folders when they are written."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from secateur.errors import DataWarning, ModelError
+from secateur.recover.quantization import quantise
+from secateur.subjects import Transformer, open_subject
+from secateur.subjects.transformer import quantised
+from secateur.vocabulary import Selection
+from strangers import run_without_secateur
+from subjects.tiny import without
+from subjects.transformer.test_quantised import wide
+
+pytest.importorskip("torchao", reason="the extra `quantise`")
+pytest.importorskip("compressed_tensors", reason="the extra `quantise`")
+
+INSIDE = ["model.layers.0.self_attn", "model.layers.1.mlp"]
+CODE = """
+import json, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained("small")
+assert not hasattr(model.config, "quantization_config")
+torch.save(model(torch.tensor([[3, 4, 5, 6]])).logits, "logits.pt")
+"""
+
+
+def write_int8(subject: Transformer, folder: Path) -> Transformer:
+    model = copy.deepcopy(subject.model)
+    _, left = quantise.weight_only(model, 8, within=INSIDE)
+    rounded = quantised.with_model(subject, model)
+    quantised.save_int8(rounded, folder, quantise.config(8), list(left))
+    return rounded
+
+
+def write_int4(subject: Transformer, folder: Path) -> Transformer:
+    model = copy.deepcopy(subject.model)
+    names, left = quantise.weight_only(model, 4, within=INSIDE)
+    subject.save(folder)
+    chosen = quantised.find_weights(subject.model, [f"{name}.weight" for name in names], folder)
+    quantised.pack(folder, chosen, list(left), 4, partial(quantise.integers, bits=4), dense=False)
+    return quantised.with_model(subject, model)
+
+
+def write_fp8(subject: Transformer, folder: Path) -> Transformer:
+    """As fine-grained FP8 checkpoints are: a scale for each block of 32 by 32 weights."""
+    subject.save(folder)
+    state, rounded = load_file(folder / "model.safetensors"), subject.copy()
+    left = rounded.model.state_dict()
+    for name in [name for name in state if any(name.startswith(inside) for inside in INSIDE)]:
+        blocks = state[name].unfold(0, 32, 32).unfold(1, 32, 32)
+        scale = blocks.abs().amax((2, 3)) / 448
+        wide_scale = scale.repeat_interleave(32, 0).repeat_interleave(32, 1)
+        state[name] = (state[name] / wide_scale).to(torch.float8_e4m3fn)
+        state[f"{name}_scale_inv"] = scale
+        left[name].copy_(state[name].float() * wide_scale)
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    ignored = [f"model.layers.{layer}.{part}" for layer, part in ((0, "mlp"), (1, "self_attn"))]
+    how = {"quant_method": "fp8", "weight_block_size": [32, 32], "activation_scheme": "dynamic"}
+    config["quantization_config"] = {**how, "modules_to_not_convert": [*ignored, "lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    return rounded
+
+
+@pytest.mark.parametrize("write", [write_int8, write_int4, write_fp8])
+def test_a_quantised_folder_is_cut_and_loads_again_as_a_plain_one(write, tmp_path, monkeypatch):
+    subject = wide()
+    rounded = write(subject, tmp_path / "packed")
+    with pytest.warns(DataWarning, match=r"were quantised \([\w-]+\) and are float32 from here on"):
+        opened = open_subject(tmp_path / "packed")
+    batch = subject.example(2, 7)
+    with torch.no_grad():
+        wanted = rounded.forward(batch).prediction
+        assert (wanted - subject.forward(batch).prediction).abs().max() > 1e-4, "nothing was rounded"
+        torch.testing.assert_close(opened.forward(batch).prediction, wanted, atol=2e-5, rtol=1e-4)
+    assert all(
+        weight.is_floating_point() and type(weight) is torch.nn.Parameter for weight in opened.model.parameters()
+    )
+    small, _ = opened.cut(Selection({f"layers.{layer}.neurons": without(96, *range(40)) for layer in range(2)}))
+    small.save(tmp_path / "small")
+    monkeypatch.chdir(tmp_path)
+    run_without_secateur(CODE, tmp_path)
+    found = torch.load(tmp_path / "logits.pt", weights_only=True)
+    with torch.no_grad():
+        torch.testing.assert_close(found, small.model(torch.tensor([[3, 4, 5, 6]])).logits)
+
+
+def test_ways_of_quantising_that_can_not_be_undone_here_are_named(tmp_path):
+    wide().save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"already quantised \(gptq\): give the model as it was before"):
+        open_subject(tmp_path)
