@@ -11,13 +11,13 @@ import torch
 
 import tiny
 from secateur._utils.rundir import Run
-from secateur.errors import InputError, MeasurementError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency
 from secateur.methods import timing
 from secateur.methods.timing import Clock
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Figure
 
 
 def subject(kind: str = "bert") -> Transformer:
@@ -59,6 +59,23 @@ def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
     whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]
     assert whole == pytest.approx(50)
     assert table["neurons"]["8"] / table["heads"]["1"] == pytest.approx(16 / 3)
+
+
+def test_a_speedup_far_out_of_reach_is_refused_before_the_table_is_timed(monkeypatch):
+    """speedup=900x took the minutes of a whole table; what is advised in its place passes."""
+    asked = []
+
+    def ten_times(probes, **_):
+        asked.append(set(probes))
+        return {"dense": Figure(1.0), "rest": Figure(0.1)}
+
+    monkeypatch.setattr(timing.latency, "time_interleaved", ten_times)
+    far = [Budget.parse("params=50%"), Budget.parse("speedup=900x")]
+    with pytest.raises(InfeasibleError, match=r"^budget speedup=900x can't be met: .*at most speedup=8x$") as refused:
+        timing.time_blocks(subject(), "heads", [0, 8], 2, 8, budgets=far)
+    assert asked == [{"dense", "rest"}]
+    assert refused.value.reachable == 0.1
+    timing.refuse_far([Budget.parse("speedup=8x"), Budget.parse("latency=60ms")], len, len)
 
 
 def test_in_decoding_the_table_is_of_single_tokens_behind_a_cache(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,13 +44,22 @@ def print_evidence(row: Evidence) -> None:
 
 
 def _describe_removed(removed: Mapping[str, tuple[int, int]]) -> str:
-    """Per kind of unit: how many of how many went."""
-    total: dict[str, tuple[int, int]] = {}
-    for site, (gone, count) in removed.items():
-        kind = site.rsplit(".", 1)[-1]
-        before = total.get(kind, (0, 0))
-        total[kind] = (before[0] + gone, before[1] + count)
-    return ", ".join(f"{gone} of {count} {kind}" for kind, (gone, count) in total.items() if gone) or "nothing"
+    """Per kind of unit: how many of how many went, and in how many layers where the others are not named.
+
+    A receipt may leave out what lost nothing: "2 of 2 kv_groups in 1 layer" are not all that the model has.
+    """
+    sites: dict[str, list[tuple[int, int]]] = {}
+    layers = Counter[str]()
+    for site, counts in removed.items():
+        place, _, kind = site.rpartition(".")
+        sites.setdefault(kind, []).append(counts)
+        layers[kind] += bool(re.fullmatch(r"layers\.\d+", place))
+    parts = []
+    for kind, pairs in sites.items():
+        gone, count = (sum(numbers) for numbers in zip(*pairs, strict=True))
+        inside = f" in {len(pairs)} layer{'s' if len(pairs) > 1 else ''}" if layers[kind] else ""
+        parts += [f"{gone} of {count} {kind}" + (inside if all(lost for lost, _ in pairs) else "")] if gone else []
+    return ", ".join(parts) or "nothing"
 
 
 def print_first(row: Evidence) -> None:

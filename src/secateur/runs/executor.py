@@ -390,7 +390,7 @@ def _record(directory: Run, name: str) -> Path:
 
 def parse_budgets(budget: str | Budget | Sequence[str | Budget], example: str = "speedup=2x") -> list[Budget]:
     """One budget or several, each once. Raises `InputError` for none, and `BudgetError`."""
-    several = [budget] if isinstance(budget, str | Budget) else list(budget)
+    several = list(budget) if isinstance(budget, Iterable) and not isinstance(budget, str | Budget) else [budget]
     parsed = {str(each): each for each in map(Budget.parse, several)}
     if not parsed:
         raise InputError(f"no budget was given: say for example budget='{example}'")
