@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,27 +37,8 @@ def print_evidence(row: Evidence) -> None:
 
     console().print(evidence.rich_table(evidence.table(row), title=f"{row.recipe}, {row.target}"))
     if row.cut:
-        print_lines(f"cut: {_describe_removed(row.cut.removed)}", *(f"note: {note}" for note in row.cut.notes))
+        print_lines(f"cut: {row.cut.describe()}", *(f"note: {note}" for note in row.cut.notes))
     print_lines(f"verdict: {evidence.describe_verdict(row)}")
-
-
-def _describe_removed(removed: Mapping[str, tuple[int, int]]) -> str:
-    """Per kind of unit: how many of how many went, and in how many layers where the others are not named.
-
-    A receipt may leave out what lost nothing: "2 of 2 kv_groups in 1 layer" are not all that the model has.
-    """
-    sites: dict[str, list[tuple[int, int]]] = {}
-    layers = Counter[str]()
-    for site, counts in removed.items():
-        place, _, kind = site.rpartition(".")
-        sites.setdefault(kind, []).append(counts)
-        layers[kind] += bool(re.fullmatch(r"layers\.\d+", place))
-    parts = []
-    for kind, pairs in sites.items():
-        gone, count = (sum(numbers) for numbers in zip(*pairs, strict=True))
-        inside = f" in {len(pairs)} layer{'s' if len(pairs) > 1 else ''}" if layers[kind] else ""
-        parts += [f"{gone} of {count} {kind}" + (inside if all(lost for lost, _ in pairs) else "")] if gone else []
-    return ", ".join(parts) or "nothing"
 
 
 def print_first(row: Evidence) -> None:
