@@ -246,8 +246,9 @@ def test_a_clock_too_noisy_to_tell_is_said(places, tmp_path, monkeypatch):
     assert "speedup" not in row.measured
     assert "time: the clock is too noisy to tell" in row.cut.notes
     assert row.verdict == "met"  # parameters were asked for, and they are met
-    with pytest.raises(MeasurementError, match="too noisy"):
-        measuring.measure(tmp_path / "out", places / "llama", batch=2, length=8)
+    figures = measuring.measure(tmp_path / "out", places / "llama", batch=2, length=8)
+    assert figures.notes == ("time: the clock is too noisy to tell",)
+    assert "params" in figures["model"]
 
 
 def test_in_memory_models_and_lists_of_texts(tmp_path):

@@ -14,7 +14,7 @@ __all__: list[str] = []
 class _Measure(ModuleType):
     """The folder of measures as the function of the same name, which an attribute of `secateur` can't be beside it."""
 
-    def __call__(self, *args: object, **options: object) -> Any:
+    def __call__(self, *args: object, **options: object) -> object:
         """Measure a model, alone or against others: `secateur.runs.measuring.measure`."""
         function: Any = load_name("secateur", {"measure": "runs.measuring"}, "measure")
         return function(*args, **options)
