@@ -15,17 +15,15 @@ import importlib.util
 import json
 import os
 import platform
-import select
-import signal
 import statistics
 import subprocess
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from support.processes import Tell, describe, run_apart
 
 ROOT = Path(__file__).parents[1]
 PEER = "torch-pruning==1.6.1"
@@ -252,9 +250,6 @@ def names() -> list[str]:
     ]
 
 
-Tell = Callable[[dict[str, Any]], None]
-
-
 def measure(name: str, tell: Tell) -> dict[str, Any]:
     """What secateur makes of a network at 50 % of channels."""
     pruning = importlib.import_module("secateur.methods.pruning")
@@ -301,7 +296,7 @@ def measure(name: str, tell: Tell) -> dict[str, Any]:
     try:
         row |= _timed(once, lambda: None, tell)
     except Exception as error:
-        return row | {"status": "refused", "why": _line(error)}
+        return row | {"status": "refused", "why": describe(error)}
     finally:
         traced.Traced.cut = original
         for key, prove in proofs.items():
@@ -355,13 +350,13 @@ def peer(name: str, tell: Tell) -> dict[str, Any]:
     try:
         row |= _timed(once, fresh, tell)
     except Exception as error:
-        return row | {"status": "refused", "why": _line(error)}
+        return row | {"status": "refused", "why": describe(error)}
     row["left"] = _size(smaller) / row["params"]
     try:
         with torch.no_grad():
             smaller(*args, **kwargs)
     except Exception as error:
-        return row | {"status": "does not run after the cut", "why": _line(error)}
+        return row | {"status": "does not run after the cut", "why": describe(error)}
     return row | {"status": "cut" if row["left"] < 1 else "nothing cut"}
 
 
@@ -389,7 +384,7 @@ def laws(name: str, tell: Tell) -> dict[str, Any]:
         follows = {"flops"} if traced.Traced(model, recording.Example.of(inputs)).run.reads else set()
         found = check(lambda: traced.open_traced(model, inputs), output=output, reload=reload, ignore=follows)
     except (AssertionError, Exception) as error:
-        return row | {"status": "does not conform", "why": _line(error)}
+        return row | {"status": "does not conform", "why": describe(error)}
     return row | {"status": "conforms", "laws": sorted(found), "seconds": time.perf_counter() - start}
 
 
@@ -408,10 +403,6 @@ def _timed(once: Callable[[], None], before: Callable[[], None], tell: Tell) -> 
 
 def _size(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _one(count: int) -> Any:
@@ -470,49 +461,13 @@ TOOLS: dict[str, Callable[[str, Tell], dict[str, Any]]] = {"secateur": measure, 
 
 def apart(tool: str, name: str, threads: int) -> dict[str, Any]:
     """A tool's row, made in a process of its own, which dies when a step takes too long."""
-    out, into = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            os.close(out)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            if not os.environ.get("ZOO_SHOW"):
-                os.dup2(1, 2)
-            warnings.simplefilter("ignore")
-            importlib.import_module("torch").set_num_threads(threads)
 
-            def tell(row: dict[str, Any]) -> None:
-                os.write(into, json.dumps(row).encode() + b"\n")
+    def task(tell: Tell) -> Mapping[str, Any]:
+        importlib.import_module("torch").set_num_threads(threads)
+        made: Mapping[str, Any] = TOOLS[tool](name, tell)
+        return made
 
-            try:
-                tell(TOOLS[tool](name, tell))
-            except Exception as error:
-                traceback.print_exc()
-                tell({"status": "not built", "why": _line(error)})
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(into)
-    last, text = time.monotonic(), b""
-    late = False
-    while True:
-        if not select.select([out], [], [], max(0.0, last + LIMIT - time.monotonic()))[0]:
-            late = True
-            os.kill(child, signal.SIGKILL)
-            break
-        part = os.read(out, 1 << 16)
-        if not part:
-            break
-        last, text = time.monotonic(), text + part
-    os.close(out)
-    code = os.waitpid(child, 0)[1]
-    row: dict[str, Any] = {}
-    for line in text.splitlines():
-        row |= json.loads(line)
-    if late:
-        return row | {"status": "timeout", "why": f"over {LIMIT} s"}
-    return row | ({"status": "died", "why": f"the process ended with {code}"} if code else {})
+    return run_apart(task, LIMIT, show=bool(os.environ.get("ZOO_SHOW")))
 
 
 def collect(wanted: list[str], tools: list[str], threads: int) -> list[dict[str, Any]]:

@@ -357,3 +357,16 @@ def test_training_is_merged_field_by_field() -> None:
 def test_training_refuses_what_makes_no_sense(text: str, wanted: str) -> None:
     with pytest.raises(InputError, match=wanted):
         Training(steps=1).merge(text)
+
+
+def test_receipts_and_evidence_show_themselves_in_a_line_and_in_a_table():
+    """A notebook used to get every site and every setting of a run."""
+    cut = Cut({f"layers.{n}.neurons": (8, 32) for n in range(24)}, {"params": 2e6}, {"params": 1e6}, ("a note",))
+    assert repr(cut) == "Cut(192 of 768 neurons in 24 layers; params 2,000,000 -> 1,000,000)"
+    figures = {"params": Figure(2e6)}, {"params": Figure(1e6)}, {"speedup": Figure(2.0, 1.9, 2.1, "x")}
+    row = Evidence("toy", "speedup=2x", {"params": 1e6}, figures[2], figures[0], figures[1], verdict="met", cut=cut)
+    assert repr(row) == "Evidence(toy, speedup=2x: met, speedup 2 [1.9, 2.1] x)"
+    for shown in (cut._repr_html_(), row._repr_html_()):
+        assert shown.startswith("<table><caption>")
+        assert "params" in shown
+    assert "&lt;b&gt;" in Evidence("<b>", "params=50%")._repr_html_()

@@ -20,6 +20,7 @@ from secateur._utils.lazy import load_name
 __version__ = "0.2.0.dev0"
 
 if TYPE_CHECKING:
+    from secateur import recipes as recipes
     from secateur.errors import SecateurError as SecateurError
     from secateur.methods.graphs import open_graph as open_graph
     from secateur.methods.pruning import prune as prune
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from secateur.runs.executor import report as report
     from secateur.runs.executor import run as run
     from secateur.runs.exporting import export as export
+    from secateur.runs.measuring import measure as measure
     from secateur.runs.pruner_training import train_pruner as train_pruner
     from secateur.runs.sources import open_index as open_index
     from secateur.subjects.network.rules import rule as rule
@@ -63,6 +65,7 @@ _PLACES = {
     "export": "runs.exporting",
     "inspect": "runs.executor",
     "load": "subjects.opening",
+    "measure": "",
     "open_graph": "methods.graphs",
     "open_index": "runs.sources",
     "open_subject": "subjects.opening",
@@ -70,6 +73,7 @@ _PLACES = {
     "prune_context": "runs.context",
     "prune_data": "runs.data",
     "prune_file": "runs.context_files",
+    "recipes": "",
     "report": "runs.executor",
     "rule": "subjects.network.rules",
     "run": "runs.executor",
@@ -93,6 +97,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "measure",
     "open_graph",
     "open_index",
     "open_subject",
@@ -100,6 +105,7 @@ __all__ = [
     "prune_context",
     "prune_data",
     "prune_file",
+    "recipes",
     "report",
     "rule",
     "run",

@@ -7,6 +7,7 @@ either, so this module costs nothing to load.
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -439,6 +440,41 @@ class Cut:
         """True when nothing went: never to be reported as a success."""
         return not any(gone for gone, _ in self.removed.values())
 
+    def describe(self) -> str:
+        """Per kind of unit how many of how many went, and in how many layers where the others are not named.
+
+        A receipt may leave out what lost nothing: "2 of 2 kv_groups in 1 layer" are not all that the model has.
+        """
+        sites: dict[str, list[tuple[int, int]]] = {}
+        inside = set[str]()
+        for site, counts in self.removed.items():
+            place, _, kind = site.rpartition(".")
+            sites.setdefault(kind, []).append(counts)
+            inside |= {kind} if re.fullmatch(r"layers\.\d+", place) else set()
+        parts = []
+        for kind, pairs in sites.items():
+            gone, count = (sum(numbers) for numbers in zip(*pairs, strict=True))
+            layers = f" in {len(pairs)} layer{'s' if len(pairs) > 1 else ''}" if kind in inside else ""
+            parts += [f"{gone} of {count} {kind}" + (layers if all(lost for lost, _ in pairs) else "")] if gone else []
+        return ", ".join(parts) or "nothing"
+
+    def __repr__(self) -> str:
+        costs = [f"{name} {cost:,.0f} -> {self.after[name]:,.0f}" for name, cost in self.before.items()
+                 if name in self.after]  # fmt: skip
+        return f"Cut({'; '.join([self.describe(), *costs[:3]])})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{cost:,.0f}", f"{self.after[name]:,.0f}") for name, cost in self.before.items()
+                if name in self.after]  # fmt: skip
+        return _html_table(f"Cut: {self.describe()}", ("Measure", "Before", "After"), rows)
+
+
+def _html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for notebooks."""
+    lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
+    return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
@@ -675,6 +711,20 @@ class Evidence:
     """`met`, `missed: why` or `failed: why`."""
     stages: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
     """Name -> figures of a model on the way to the result, in their order."""
+
+    def __repr__(self) -> str:
+        figures = "".join(f", {name} {figure}" for name, figure in self.measured.items())
+        return f"Evidence({self.recipe}, {self.target}: {self.verdict or 'not judged'}{figures})"
+
+    def _repr_html_(self) -> str:
+        names = dict.fromkeys((*self.predicted, *self.before, *self.after, *self.measured))
+        rows = []
+        for name in names:
+            predicted = f"{self.predicted[name]:.4g}" if name in self.predicted else ""
+            after = self.measured.get(name) or self.after.get(name)
+            rows.append((name, str(self.before.get(name, "")), predicted, "" if after is None else str(after)))
+        title = f"{self.recipe}, {self.target}: {self.verdict or 'not judged'}"
+        return _html_table(title, ("Measure", "Before", "Predicted", "Measured"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -32,6 +32,15 @@ def test_evidence_says_how_many_units_of_each_kind_went(capsys):
     assert "cut: nothing\n" in printed
 
 
+def test_units_of_some_layers_are_not_taken_for_all_that_there_are(capsys):
+    """A Qwen2 of 24 layers that lost one was told to have lost "2 of 2 kv_groups, 14 of 14 heads"."""
+    printing.print_first(row({"layers": (1, 24), "layers.3.kv_groups": (2, 2), "layers.3.heads": (14, 14)}))
+    printing.print_first(row({"layers.3.kv_groups": (1, 2), "layers.4.kv_groups": (1, 2), "channels": (8, 32)}))
+    printed = capsys.readouterr().out
+    assert "cut: 1 of 24 layers, 2 of 2 kv_groups in 1 layer, 14 of 14 heads in 1 layer\n" in printed
+    assert "cut: 2 of 4 kv_groups in 2 layers, 8 of 32 channels\n" in printed
+
+
 def test_places_are_of_what_is_there_and_a_missed_target_ends_with_one(tmp_path, capsys):
     (tmp_path / "report.html").touch()
     printing.print_places([row({"a.heads": (1, 2)})], tmp_path)

@@ -11,14 +11,14 @@ import torch
 
 import tiny
 from secateur._utils.rundir import Run
-from secateur.errors import InputError, MeasurementError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency
 from secateur.methods import timing
 from secateur.methods.timing import Clock
 from secateur.recipes.language import llm_pruner
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Selection
+from secateur.vocabulary import Budget, Figure, Selection
 
 
 def subject(kind: str = "bert") -> Transformer:
@@ -77,6 +77,23 @@ def test_layers_of_unequal_widths_are_each_timed_as_wide_as_they_are(narrow):
         units = levels.with_latency(start.units("kv_groups", "neurons"), table, 0.0)
         assert units[f"layers.{narrow}.neurons"].table["latency"][-1] == table["neurons"]["64"]
         assert units["layers.1.neurons"].table["latency"][-1] == table["neurons"]["128"]
+
+
+def test_a_speedup_far_out_of_reach_is_refused_before_the_table_is_timed(monkeypatch):
+    """speedup=900x took the minutes of a whole table; what is advised in its place passes."""
+    asked = []
+
+    def ten_times(probes, **_):
+        asked.append(set(probes))
+        return {"dense": Figure(1.0), "rest": Figure(0.1)}
+
+    monkeypatch.setattr(timing.latency, "time_interleaved", ten_times)
+    far = [Budget.parse("params=50%"), Budget.parse("speedup=900x")]
+    with pytest.raises(InfeasibleError, match=r"^budget speedup=900x can't be met: .*at most speedup=8x$") as refused:
+        timing.time_blocks(subject(), "heads", [0, 8], 2, 8, budgets=far)
+    assert asked == [{"dense", "rest"}]
+    assert refused.value.reachable == 0.1
+    timing.refuse_far([Budget.parse("speedup=8x"), Budget.parse("latency=60ms")], len, len)
 
 
 def test_in_decoding_the_table_is_of_single_tokens_behind_a_cache(monkeypatch):

@@ -124,3 +124,16 @@ def test_every_recipe_that_trains_can_be_asked_to_validate():
         keywords.check_options(lambda *, lr=1.0: None, {"patience": 2})
     named = [option.name for option in recipes.signature("otov3")]
     assert named.count("patience") == named.count("validation") == 1
+
+
+def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given():
+    from secateur.recipes.language.ziplm import ziplm
+
+    usual, less = keywords.defaults(ziplm), keywords.quicken(ziplm, {"trials"})
+    assert {"steps", "calibration", "corrections", "judged"} == set(less)
+    assert all(less[name] < usual[name] for name in less)
+    keywords.check_options(ziplm, less)
+
+    def frugal(subject, data, budgets, run, *, steps: int = 0, samples: int = 8): ...
+
+    assert keywords.quicken(frugal, ()) == {}  # what takes no time as it is, stays

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 
 import secateur
 import tiny
-from secateur.errors import InfeasibleError, InputError, NumericalError, UnsupportedError
+from secateur import cli
+from secateur.errors import InfeasibleError, InputError, MeasurementError, NumericalError, UnsupportedError
 from secateur.measure import latency
 from secateur.reports import evidence
 from secateur.runs import executor, measuring
@@ -310,3 +311,44 @@ def test_a_predicted_time_is_of_the_machine_as_it_is_now():
     """The demo predicted 142 ms beside a target of 121 that it met: its table was timed on a slower machine."""
     assert measuring._at_this_pace({"latency": 0.142, "speedup": 2.0}, 0.242) == {"latency": pytest.approx(0.121)}
     assert measuring._at_this_pace({"latency": 0.1}, 0.242) == {"speedup": pytest.approx(2.42)}
+
+
+def test_a_noisy_clock_leaves_the_other_figures(places, monkeypatch, capsys):
+    """`measure --against` used to end with the clock's complaint alone, sizes and quality being thrown away."""
+    asked = {}
+
+    def noisy(*_, **how):
+        asked.update(how)
+        raise MeasurementError("the clock is too noisy to tell: allow more pairs")
+
+    monkeypatch.setattr(measuring.latency, "compare", noisy)
+    llama = str(places / "llama")
+    figures = measuring.measure(llama, llama, str(places / "texts.txt"), batch=2, length=8, pairs=30)
+    assert asked["pairs"] == 30
+    assert figures["model"]["params"] == figures["against"]["params"]
+    assert "perplexity" in figures["model"]
+    assert "speedup" not in figures["both"]
+    assert figures.notes == ("time: the clock is too noisy to tell: allow more pairs",)
+    with pytest.raises(InputError, match="pairs=5: an interval needs at least 6, 20 are usual"):
+        measuring.measure(llama, llama, pairs=5)
+    with pytest.raises(InputError, match="pairs are of two models timed in turns: give against, too"):
+        measuring.measure(llama, pairs=30)
+    how = ["measure", llama, "--against", llama, "--batch", "2", "--length", "8"]
+    assert cli.main(how) == 0
+    shown = capsys.readouterr().out
+    assert "Parameters" in shown
+    assert "note: time: the clock is too noisy to tell" in " ".join(shown.split())
+    assert cli.main([*how, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == list(figures.notes)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_predicted_work_is_of_the_batch_that_is_measured(stream, places, tmp_path):
+    """stun has no batch of its own: FLOPs of one sequence of 128 tokens stood beside those of the batch."""
+    (row,) = executor.run(
+        "stun", str(tiny.folder("mixtral", tmp_path / "model")), places / "texts.txt", "weights=60%", tmp_path / "out",
+        batch=4, length=16, samples=12, stream=stream,
+    )  # fmt: skip
+    assert {"flops", "kv_cache", "memory", "params"} <= row.predicted.keys()
+    for name in row.predicted.keys() & row.after.keys():
+        assert row.predicted[name] == pytest.approx(row.after[name].value), name

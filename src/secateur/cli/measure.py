@@ -8,7 +8,7 @@ from typing import Any
 
 from secateur.cli.command import Command
 from secateur.cli.flags import AS_JSON
-from secateur.cli.printing import console
+from secateur.cli.printing import console, print_lines
 from secateur.cli.run import SHAPE
 
 __all__ = ["execute"]
@@ -22,7 +22,10 @@ def execute(given: dict[str, Any]) -> None:
     as_json = given.pop("as_json", False)
     figures = measuring.measure(**given)
     if as_json:
-        plain = {part: {name: asdict(figure) for name, figure in row.items()} for part, row in figures.items()}
+        plain: dict[str, Any] = {
+            part: {name: asdict(figure) for name, figure in row.items()} for part, row in figures.items()
+        }
+        plain |= {"notes": list(figures.notes)} if figures.notes else {}
         print(json.dumps(plain, indent=1))
         return
     names = display.order(name for part in figures.values() for name in part)
@@ -35,6 +38,8 @@ def execute(given: dict[str, Any]) -> None:
         title = title.replace(f"{length} tokens", f"1 token behind a cache of {length}")
     title += {"compile": ", torch.compile", "onnx": ", onnxruntime"}.get(given.get("timer", ""), "")
     console().print(evidence.rich_table(rows, title=title))
+    for note in figures.notes:
+        print_lines(f"note: {note}")
 
 
 COMMAND = Command(

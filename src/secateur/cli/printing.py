@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,18 +37,8 @@ def print_evidence(row: Evidence) -> None:
 
     console().print(evidence.rich_table(evidence.table(row), title=f"{row.recipe}, {row.target}"))
     if row.cut:
-        print_lines(f"cut: {_describe_removed(row.cut.removed)}", *(f"note: {note}" for note in row.cut.notes))
+        print_lines(f"cut: {row.cut.describe()}", *(f"note: {note}" for note in row.cut.notes))
     print_lines(f"verdict: {evidence.describe_verdict(row)}")
-
-
-def _describe_removed(removed: Mapping[str, tuple[int, int]]) -> str:
-    """Per kind of unit: how many of how many went."""
-    total: dict[str, tuple[int, int]] = {}
-    for site, (gone, count) in removed.items():
-        kind = site.rsplit(".", 1)[-1]
-        before = total.get(kind, (0, 0))
-        total[kind] = (before[0] + gone, before[1] + count)
-    return ", ".join(f"{gone} of {count} {kind}" for kind, (gone, count) in total.items() if gone) or "nothing"
 
 
 def print_first(row: Evidence) -> None:

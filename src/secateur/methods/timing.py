@@ -6,6 +6,7 @@ Source: ZipLM (arXiv 2302.04089), inference-aware pruning.
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -156,15 +157,21 @@ def _first_sentence(error: Exception) -> str:
 # ----------------------------------------------------------------------------------------------------- the table
 
 
+_FAR, _SAFE = 0.5, 0.8
+"""A share of the least time that no noise makes up for, and of the speedup that a few runs promise."""
+
+
 def time_blocks(
-    subject: Transformer, axis: Heads, grid: Sequence[int], batch: int, length: int, clock: Clock = Clock()
-) -> levels.Table:
+    subject: Transformer, axis: Heads, grid: Sequence[int], batch: int, length: int, clock: Clock = Clock(),
+    budgets: Sequence[Budget] = (),
+) -> levels.Table:  # fmt: skip
     """Seconds of one attention and one FFN block at every level, and of what is left without them ("rest").
 
     The rest is the time of a model with next to nothing in its blocks: taken as the difference of two large times,
     it would hold all their noise. A block alone is a little slower than inside the model, so that all entries are
     scaled alike until the whole model's add up to its own time. An empty `grid` leaves the FFN out, as where every
-    layer has experts: they are part of the rest.
+    layer has experts: they are part of the rest. Raises `InfeasibleError` for one of the `budgets` that the rest alone
+    is far above, before the table is timed.
     """
     place = clock.place(subject, batch, length)
     check_place(subject, place)
@@ -176,7 +183,16 @@ def time_blocks(
         counts["neurons"] = sorted({most["neurons"], *(k for k in grid if 0 < k < most["neurons"])})
     if clock.timer != "eager":
         counts = {kind: _thin_out(row) for kind, row in counts.items()}
-    probes: dict[tuple[str, int], Callable[[], object]] = {}
+    least = min(counts["neurons"]) if grid else 0
+    bare, _ = subject.cut(
+        Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
+    )
+    probes: dict[tuple[str, int], Callable[[], object]] = {
+        ("rest", 0): make_run(bare, place),
+        ("dense", 0): make_run(subject, place),
+    }
+    if any("latency" in budget for budget in budgets):
+        refuse_far(budgets, probes["rest", 0], probes["dense", 0], place.device)
     in_stacks = clock.environment == "decode" or clock.timer != "eager"
     for kind, row in counts.items():
         for count in row:
@@ -186,11 +202,6 @@ def time_blocks(
                 probes[kind, count] = subject.probe(kind, count, batch, length)
     if in_stacks:
         probes["empty", 0] = make_run(subject.stack(axis, 0, _LAYERS), place)
-    least = min(counts["neurons"]) if grid else 0
-    bare, _ = subject.cut(
-        Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
-    )
-    probes |= {("rest", 0): make_run(bare, place), ("dense", 0): make_run(subject, place)}
     figures = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
     times = {key: figure.value for key, figure in figures.items()}
     if in_stacks:
@@ -204,6 +215,24 @@ def time_blocks(
     units = subject.units(*axes, batch=batch, length=length)
     scale = times["dense", 0] / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
     return {kind: {count: scale * seconds for count, seconds in row.items()} for kind, row in table.items()}
+
+
+def refuse_far(
+    budgets: Sequence[Budget], rest: Callable[[], object], dense: Callable[[], object], device: str = "cpu"
+) -> None:
+    """Raise `InfeasibleError` for a latency of less than half of what `rest` takes, the model without its blocks.
+
+    Some runs of it and of the whole model, `dense`, tell as much within seconds, where a table takes minutes.
+    """
+    times = latency.time_interleaved({"rest": rest, "dense": dense}, rounds=7, device=device)
+    whole, least = times["dense"].value, times["rest"].value
+    for budget in budgets:
+        if "latency" in budget and budget["latency"].absolute(whole) < _FAR * least:
+            reachable = math.floor(10 * _SAFE * whole / least) / 10
+            raise InfeasibleError(
+                f"budget {budget} can't be met: without heads and neurons the model is about {whole / least:.2g}x as "
+                f"fast; ask for at most speedup={reachable:g}x", least,
+            )  # fmt: skip
 
 
 def _thin_out(counts: Sequence[int]) -> list[int]:

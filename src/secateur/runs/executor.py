@@ -67,6 +67,7 @@ def run(
     size: int | str | None = None,
     workers: int | None = None,
     dry_run: bool = False,
+    quick: bool = False,
     overwrite: bool = False,
     seed: int = 0,
     threads: int | None = None,
@@ -109,6 +110,8 @@ def run(
         size: of the inputs that images become: 224, "224x160" (height x width) or "1x28x28" (greyscale).
         workers: processes that read images ahead; by the machine's cores if None.
         dry_run: print what would be cut and what that saves; nothing is trained or written.
+        quick: calibrate, search and train less than the recipe does, where nothing else is said: a first look within
+            minutes, not what it can do.
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
         threads: number of torch threads, also while measuring; torch's default if None.
@@ -134,6 +137,8 @@ def run(
     budgets = parse_budgets(budget)
     timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
     given = {name: value for name, value in timed.items() if value is not None}
+    less = keywords.quicken(function, {*options, *given}) if quick else {}
+    options = {**less, **options}
     chosen = keywords.check_options(
         function, keywords.fitting(function, {**options, **given}, timed, seed=seed, dry_run=dry_run)
     )
@@ -166,6 +171,7 @@ def run(
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
+    notes += [f"a quick look, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch", batch), flags.get("length", length), threads, device)
     place = replace(place, phase=flags.get("environment") or environment or place.phase)
@@ -353,10 +359,17 @@ class _Job:
         torch.manual_seed(self.seed)
         subject = self.reference.original
         for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-            noted = replace(result, notes=(*result.notes, *self.notes))
+            noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
             del result
             yield noted
             del noted
+
+    def _predict(self, result: Result) -> Mapping[str, float]:
+        """What the recipe predicts; of measures per batch at that of the measurement, where it has no batch itself."""
+        if "batch" in self.options:
+            return result.predicted
+        costs = self.reference.backend.costs(result.subject, self.reference.environment)
+        return {name: costs.get(name, value) for name, value in result.predicted.items()}
 
 
 def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
@@ -383,7 +396,7 @@ def _record(directory: Run, name: str) -> Path:
 
 def parse_budgets(budget: str | Budget | Sequence[str | Budget], example: str = "speedup=2x") -> list[Budget]:
     """One budget or several, each once. Raises `InputError` for none, and `BudgetError`."""
-    several = [budget] if isinstance(budget, str | Budget) else list(budget)
+    several = list(budget) if isinstance(budget, Iterable) and not isinstance(budget, str | Budget) else [budget]
     parsed = {str(each): each for each in map(Budget.parse, several)}
     if not parsed:
         raise InputError(f"no budget was given: say for example budget='{example}'")

@@ -28,6 +28,7 @@ __all__ = [
     "names",
     "of",
     "pack",
+    "quicken",
     "spares",
 ]
 
@@ -111,6 +112,28 @@ def fitting(
     known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags), *_shorthands(function)}
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
+
+
+QUICK = {
+    "steps": 30,
+    "short_steps": 5,
+    "candidates": 2,
+    "calibration": 64,
+    "samples": 16,
+    "seen": 64,
+    "looks": 64,
+    "trials": 10,
+    "judged": 16,
+    "corrections": 1,
+}
+"""Options that take time -> as much of them as a first look needs."""
+
+
+def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, int]:
+    """Smaller values of the options in `QUICK` that the recipe has, has larger, and that are not among `given`."""
+    usual = defaults(function)
+    smaller = {name: most for name, most in QUICK.items() if isinstance(usual.get(name), int) and usual[name] > most}
+    return {name: most for name, most in smaller.items() if name not in given}
 
 
 def spares(function: Callable[..., object], name: str) -> bool:

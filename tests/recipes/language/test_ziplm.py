@@ -190,7 +190,7 @@ def test_levels_never_cost_more_than_the_limit():
 def test_one_clock_times_the_table_and_the_cuts(tmp_path, monkeypatch):
     """As the flags say: here a step of decoding, by torch.compile."""
     seen = []
-    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *given: seen.append(given[-1]) or TABLE)
+    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *given, **_: seen.append(given[-1]) or TABLE)
     monkeypatch.setattr(ziplm.timing, "time_share", lambda *_, clock, **__: seen.append(clock) or 0.5)
     (found,) = results(tmp_path, ["speedup=2x"], environment="decode", timer="compile", corrections=1)
     assert found.predicted["speedup"] >= 2

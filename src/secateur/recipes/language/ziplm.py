@@ -130,7 +130,7 @@ def ziplm(
     grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
     table = None
     if any("latency" in budget for budget in budgets):
-        timed = partial(timing.time_blocks, subject, axis, grid, batch, length, clock)
+        timed = partial(timing.time_blocks, subject, axis, grid, batch, length, clock, budgets=budgets)
         table = run.json("latency", timed, alone=True)
     rest = table["rest"]["0"] if table else 0.0
     dense = levels.with_latency(whole, table, rest).cost()

@@ -158,6 +158,10 @@ class Backend(Protocol[S, D, B]):
         costs = cast(Subject, subject).units().cost()
         return {name: Figure(cost, unit="B" if name == "bytes" else "") for name, cost in costs.items()}
 
+    def costs(self, subject: S, environment: Environment) -> Mapping[str, float]:
+        """What the subject itself says that it costs in the environment, of measures that depend on it."""
+        return {}
+
     def compare(self, original: S, student: S, held_out: D, environment: Environment) -> tuple[Row, Row, Row]:
         """(before, after, both): quality of each, and of the two together."""
         return {}, {}, {}

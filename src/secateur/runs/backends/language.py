@@ -32,11 +32,11 @@ from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Figure, Training
+from secateur.vocabulary import Budget, Figure, Training, Units
 
 __all__ = [
     "TOKENS", "Language", "Model", "TextBackend", "check_documents", "check_tokens", "classifies", "classifies_tokens",
-    "held_batches", "stored_bytes", "tells_number",
+    "held_batches", "per_batch", "stored_bytes", "tells_number",
 ]  # fmt: skip
 
 TOKENS = 64
@@ -254,6 +254,10 @@ class Language(TextBackend[Transformer]):
             row["memory"] = row["bytes"]
         return row
 
+    def costs(self, subject: Transformer, environment: latency.Environment) -> dict[str, float]:
+        """FLOPs of a batch of the size that is timed, and what a decoder caches of it."""
+        return per_batch(subject.units(batch=environment.batch, length=environment.length or TOKENS))
+
     def compare(
         self, original: Transformer, student: Transformer, held_out: texts.Corpus, environment: latency.Environment
     ) -> tuple[Row, Row, Row]:
@@ -324,6 +328,12 @@ class Language(TextBackend[Transformer]):
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__
         return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+
+
+def per_batch(units: Units) -> dict[str, float]:
+    """The costs that depend on the batch, of units that were counted at its size."""
+    whole = units.cost()
+    return {name: whole[name] for name in ("flops", "kv_cache", "memory") if name in whole}
 
 
 def classifies(subject: Transformer) -> bool:

@@ -19,7 +19,7 @@ from secateur.data import texts
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.measure import latency, loyalty, quality, size, sparsity
 from secateur.runs.backends import Row
-from secateur.runs.backends.language import TOKENS, TextBackend, check_tokens, held_batches
+from secateur.runs.backends.language import TOKENS, TextBackend, check_tokens, held_batches, per_batch
 from secateur.subjects import Streamed, open_streamed
 from secateur.subjects.matrices import matrices as matrices_of
 from secateur.subjects.transformer import blocks
@@ -93,6 +93,17 @@ class OnDisk(TextBackend[Streamed]):
     def matrices(self, subject: Streamed) -> Mapping[str, Tensor]:
         """Name -> weights [d_out, d_in] of the blocks' matrices."""
         return _Matrices(subject)
+
+    def costs(self, subject: Streamed, environment: latency.Environment) -> dict[str, float]:
+        """FLOPs of a batch of the size that is measured, and what is cached of it, of a mixture of experts.
+
+        Memory is that of the weights, as it is counted of what was never run whole.
+        """
+        if not subject.family.experts:
+            return {}
+        length = environment.length or TOKENS
+        units = subject.units("experts", batch=environment.batch, length=length)
+        return {**per_batch(units), "memory": units.cost()["bytes"]}
 
     def sizes(self, subject: Streamed, batch: Batch) -> Row:
         """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `batch`."""

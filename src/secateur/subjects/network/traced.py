@@ -87,6 +87,10 @@ class Traced:
     # The search for a config that describes a cut takes longer than the cut of a small network, and many a cut is only
     # tried. So it waits until the network is handed out, saved, or the notes are read: nobody sees the config of old.
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self._model.parameters())
+        return f"Traced({type(self._model).__name__}, {count:,} parameters)"
+
     @property
     def model(self) -> nn.Module:
         """The network; its configs say what it is, where one of their kind can."""

@@ -124,14 +124,14 @@ class Streamed:
         """The mixture of experts without weights: what could go, and what it costs."""
         return Moe(self.model, self.family, tokenizer=self.tokenizer, folder=self.folder)
 
-    def units(self, *axes: str) -> Units:
+    def units(self, *axes: str, batch: int = 1, length: int = 128) -> Units:
         """Single weights: one site for each parameter with matrices, such as "layers.0.self_attn_q_proj".
 
         Measure: weights, those that are not zero (of a model without zeros). With the axis "experts" those of a
         mixture, and the measures of `Transformer.units`. Raises `UnsupportedError` for any other axis.
         """
         if axes == ("experts",) and self.family.experts:
-            return self._outline().units(*axes)
+            return self._outline().units(*axes, batch=batch, length=length)
         if axes:
             raise UnsupportedError(
                 f"axis {axes[0]!r}: only single weights, and experts, can go in a model that is streamed"

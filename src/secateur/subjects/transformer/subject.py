@@ -121,6 +121,11 @@ class Transformer:
                     "merge adapters and drop cross-attention first"
                 )
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        name, layers = type(self.model).__name__, len(self.layers())
+        return f"{type(self).__name__}({name}, {layers} layers, {self.hidden_size} channels, {count:,} parameters)"
+
     # ------------------------------------------------------------------------------------------- structure
 
     @property
