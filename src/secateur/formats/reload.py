@@ -127,9 +127,10 @@ def find_blocks(layer: Any, family: dict[str, Any], gone: Any = ()) -> dict[str,
 def resize(model: Any, family: dict[str, Any]) -> None:
     """Give each layer of `model` the widths of `model.config.per_layer_config`, in place.
 
-    `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its weight; an axis is "", "channels", "neurons", "heads" (one number per
-    query head), "heads*" (head_dim numbers for each; "heads*3" three times as many), "kv*" (the same per key/value
-    head), "experts", "expert_neurons" and "shared_neurons" of a mixture, or several of them joined by "+".
+    `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its
+    weight; an axis is "", "channels", "neurons", "heads" (one number per query head), "heads*" (head_dim numbers for
+    each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" and
+    "shared_neurons" of a mixture, or several of them joined by "+".
     """
     experts = family["experts"]
     for index, layer in enumerate(model.base_model.get_submodule(family["layers"])):

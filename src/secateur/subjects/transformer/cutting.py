@@ -230,7 +230,6 @@ def new_config(
     for name in ("per_layer_config", "allow_global_per_layer_attribute_access", "auto_map", "architectures"):
         data.pop(name, None)
     native = _Native(type(old).attribute_map)
-    heads_name = native["num_attention_heads"]
     data[native["num_hidden_layers"]], data[native["hidden_size"]] = len(widths), channels
     data |= take_layers(data, layers, len(layout.widths))
     data["secateur"] = (data.get("secateur") or {}) | {"layer_index": layer_index}
@@ -258,7 +257,10 @@ def _say_widths(
     data: dict[str, Any],
     native: Mapping[str, str],
 ) -> tuple[dict[str, Any], bool]:
-    """`data` with the widths that most layers have, and whether they say all; blocks: kinds of each layer's sub-blocks."""
+    """`data` with the widths that most layers have, and whether they say all.
+
+    blocks: of each layer, the kinds of sub-blocks that the class gives it.
+    """
     family, data = layout.family, dict(data)
     heads_name = native["num_attention_heads"]
     attends = any(block.kind == "attention" for block in family.blocks)

@@ -40,8 +40,9 @@ class Block:
     A mixer is any other sub-block that writes into the residual stream, such as a Mamba, a gated delta rule or a short
     convolution. module: what is called on the hidden states; out: the linear back into the residual stream (inside
     `module` or after it); tensors: module -> axes; before, after: norms which serve this sub-block alone and leave with
-    it (`after` stays where `out` has a bias, for the bias passes through it); gives: values in the tuple that the module
-    returns, 0 where it returns the states alone; beside: a module without which a layer has this one with other norms.
+    it (`after` stays where `out` has a bias, for the bias passes through it); gives: values in the tuple that the
+    module returns, 0 where it returns the states alone; beside: a module without which a layer has this one with other
+    norms.
     """
 
     kind: Kind

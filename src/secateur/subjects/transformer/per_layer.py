@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 __all__ = ["take_layers"]
 
@@ -41,6 +42,6 @@ def _is_pattern(name: str, value: Sequence[object], count: int) -> bool:
 def _lists_layers(name: str, value: Sequence[object], count: int) -> bool:
     numbers = [number for number in value if isinstance(number, int) and not isinstance(number, bool)]
     rising = len(numbers) == len(value) and all(0 <= number < count for number in numbers)
-    rising = rising and all(first < second for first, second in zip(numbers, numbers[1:], strict=False))
+    rising = rising and all(first < second for first, second in pairwise(numbers))
     # Of two layers, [0, 1] may as well be an entry for each.
     return rising and bool(_NUMBERS.search(name)) and (len(value) != count or count > 2)

@@ -34,9 +34,11 @@ def sizes(subject: Transformer) -> dict[str, int]:
         raise UnsupportedError(
             "the layers of this model differ, so no one shape describes it: start from the uncut model"
         )
-    found = {"layers": len(widths)} | {"heads": count for count, _ in heads}
-    if not mixtures:
-        found |= {"neurons": count for count in neurons}
+    found = {"layers": len(widths)}
+    if heads:
+        found["heads"] = max(heads)[0]
+    if neurons and not mixtures:
+        found["neurons"] = max(neurons)
     return found | {"channels": subject.hidden_size}
 
 
