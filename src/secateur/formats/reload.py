@@ -8,10 +8,14 @@ heterogeneous result, so that it loads anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+Table = dict[str, Any]
+"""Part of a family's table, as plain data."""
 
 
 class Bias(nn.Module):
@@ -52,13 +56,14 @@ class Removed(nn.Module):
             self.biased = True
         self.__dict__["was"] = was.to("meta")  # no module of this one
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         try:
             return super().__getattr__(name)
         except AttributeError:
             if "was" not in self.__dict__:
                 raise
-            return getattr(self.__dict__["was"], name)
+            found: torch.Tensor | nn.Module = getattr(self.__dict__["was"], name)
+            return found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """States [B, S, d], and more -> what the module that stood here would have returned, with nothing computed."""
@@ -92,13 +97,13 @@ class LayerConfig:
     def __init__(self, shared: Any, **own: Any) -> None:
         self.__dict__.update(own, shared=shared)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         if name.startswith("__") or "shared" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.__dict__["shared"], name)
 
 
-def find_blocks(layer: Any, family: dict[str, Any], gone: Any = ()) -> dict[str, dict[str, Any]]:
+def find_blocks(layer: nn.Module, family: Table, gone: Sequence[str] = ()) -> dict[str, Table]:
     """Kind -> the sub-block of `family` that a layer has; `gone` are the kinds that a cut took away, which count.
 
     Layers are told apart by the modules that stand in them. Where several sub-blocks have an output of one name, it is
@@ -106,7 +111,7 @@ def find_blocks(layer: Any, family: dict[str, Any], gone: Any = ()) -> dict[str,
     """
     names = dict(layer.named_modules())
     experts = family["experts"]
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Table] = {}
     fits: dict[str, tuple[bool, int]] = {}
     for block in family["blocks"]:
         packed = bool(experts) and experts["packed"] in names and experts["packed"].startswith(block["module"] + ".")
@@ -124,7 +129,7 @@ def find_blocks(layer: Any, family: dict[str, Any], gone: Any = ()) -> dict[str,
     return found
 
 
-def resize(model: Any, family: dict[str, Any]) -> None:
+def resize(model: Any, family: Table) -> None:
     """Give each layer of `model` the widths of `model.config.per_layer_config`, in place.
 
     `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its
@@ -165,7 +170,7 @@ def resize(model: Any, family: dict[str, Any]) -> None:
                     attention.config = LayerConfig(model.config, num_attention_heads=heads, num_key_value_heads=kv)
 
 
-def _has(layer: Any, name: str) -> bool:
+def _has(layer: nn.Module, name: str) -> bool:
     """Whether a layer has that module, or that tensor: one of two kinds of layers may lack a norm or a bias."""
     owner, _, leaf = name.rpartition(".")
     names = dict(layer.named_modules())

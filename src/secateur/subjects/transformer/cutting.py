@@ -37,6 +37,9 @@ __all__ = [
 ]
 
 
+_Settings = dict[str, Any]
+"""The values of a config by name."""
+
 _BLOCKS = ("attention", "ffn", "mixer")
 """Kinds of sub-blocks, whose sites have one unit for each layer."""
 
@@ -254,9 +257,9 @@ def _say_widths(
     blocks: Sequence[Collection[str]],
     widths: list[Widths],
     channels: int,
-    data: dict[str, Any],
+    data: _Settings,
     native: Mapping[str, str],
-) -> tuple[dict[str, Any], bool]:
+) -> tuple[_Settings, bool]:
     """`data` with the widths that most layers have, and whether they say all.
 
     blocks: of each layer, the kinds of sub-blocks that the class gives it.
@@ -324,7 +327,7 @@ def _widest(layout: Layout, widths: list[Widths]) -> Widths:
     return Widths(0, 0, 0, *(max(getattr(width, name) for width in mixtures) for name in names))
 
 
-def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: dict[str, Any], plain: bool) -> bool:
+def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: _Settings, plain: bool) -> bool:
     """Write what the config says of experts into `data`; whether the config class still can say all that there is."""
     experts = layout.family.experts
     if experts is None:

@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from secateur.errors import UnsupportedError
+from secateur.formats.reload import Table
 
 __all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "Kind", "find"]
 
@@ -141,7 +142,7 @@ class Family:
             raise UnsupportedError(f"the layers of a {self.model_type} model have no {kind}")
         return block
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> Table:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
         names = ("layers", "blocks", "neurons", "conv1d", "own_config", "experts", "whole")

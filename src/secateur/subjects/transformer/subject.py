@@ -235,7 +235,7 @@ class Transformer:
         sites = costs.sites(layout, multiple)
         kinds = {site.kind for site in sites.values()}
         for axis in axes:
-            if axis not in kinds:
+            if axis not in kinds and axis not in layout.whole:
                 there = ", ".join(name for name in AXES if name in kinds - set(layout.whole))
                 raise UnsupportedError(f"axis {axis!r} is not one of this {self.family.model_type} model's: {there}")
             if axis in layout.whole:

@@ -25,6 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
+from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind
 from secateur.subjects.transformer.small_copy import (
     DENSE,
@@ -87,6 +88,8 @@ class _Reading:
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
+        self.whole = dict[str, str]()
+        """Axis that stays whole -> why."""
         self.besides = dict[str, list[set[str]]]()
         """Module of a sub-block -> those of the sub-blocks beside it, of every layer that has it."""
         self.attending = ""
@@ -152,6 +155,7 @@ class _Reading:
             scaled_embedding=self._scales_embedding(),
             qk_norms=() if attention is None else self._find_query_norms(attention),
             experts=self.experts,
+            whole=self.whole,
         )
 
     def _add_block(self, blocks: list[Block], block: Block, layer: set[str]) -> None:
@@ -371,22 +375,30 @@ class _Reading:
     # -------------------------------------------------------------------------------------------------- experts
 
     def _find_packed(self, start: str) -> str:
-        """The module of all experts in a layer, relative to it; "" where there is none."""
+        """The module of all experts in a layer, relative to it; "" where there is none, or none that is understood."""
         for path, module in self.modules.items():
             names = ("gate_up_proj", "down_proj")
             if path.startswith(start) and all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in names):
-                return path.removeprefix(start)
+                if self._is_packed(path):
+                    return path.removeprefix(start)
+                self.whole["experts"] = (
+                    f"{path} is not [experts, gate and up, channels] and [experts, channels, neurons]"
+                )
         return ""
+
+    def _is_packed(self, path: str) -> bool:
+        """Whether it has gate_up_proj [E, 2 I, d], the rows of the gate first, and down_proj [E, d, I]."""
+        first, second = (f"{path}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
+        inner, outer = self.axes.get((first, 1)), self.axes.get((second, 2))
+        twice = np.tile(np.arange(self.tiny.state_dict()[second].shape[2]), 2)
+        same = inner is not None and outer is not None and inner.site == outer.site
+        return same and inner is not None and np.array_equal(inner.units, twice)
 
     def _read_experts(self, start: str, packed: str, shared: str | None) -> Experts:
         mixture, tensors = packed.rpartition(".")[0], dict[str, Axes]()
         first, second = (f"{start}{packed}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
-        inner, outer = self.axes.get((first, 1)), self.axes.get((second, 2))
         state = self.tiny.state_dict()
         count = state[first].shape[0]
-        twice = np.tile(np.arange(state[second].shape[2]), 2)
-        if inner is None or outer is None or inner.site != outer.site or not np.array_equal(inner.units, twice):
-            raise self._refuse(f"{packed} is not [experts, gate and up, channels] and [experts, channels, neurons]")
         tensors[f"{packed}.gate_up_proj"] = ("experts", "expert_neurons+expert_neurons", "channels")
         tensors[f"{packed}.down_proj"] = ("experts", "channels", "expert_neurons")
         own = {} if shared is None else {shared: "neurons"}
@@ -517,10 +529,10 @@ class _Reading:
         return next(_tensors([*args, *kwargs.values()])), next(_tensors(out))
 
     @cached_property
-    def arguments(self) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    def arguments(self) -> dict[str, Call]:
         """Layer -> what it was called with."""
         layers = [f"{self.prefix}{self.layers}.{number}" for number in range(self.count)]
-        found = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]()
+        found = dict[str, Call]()
         with ExitStack() as stack:
             for path in layers:
                 layer = self.modules[path]
