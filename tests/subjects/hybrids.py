@@ -49,11 +49,11 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_hybrid(name: str) -> PreTrainedModel:
-    """A random model with no weight of 0 or 1."""
+def make_hybrid(name: str, **changes: Any) -> PreTrainedModel:
+    """A random model with no weight of 0 or 1; changes: to its config."""
     torch.manual_seed(0)
     kind = getattr(transformers, f"{name}ForCausalLM")
-    model: PreTrainedModel = kind(kind.config_class(**HYBRIDS[name])).eval()
+    model: PreTrainedModel = kind(kind.config_class(**HYBRIDS[name] | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))

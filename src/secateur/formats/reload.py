@@ -97,7 +97,7 @@ class LayerConfig:
     def __init__(self, shared: Any, **own: Any) -> None:
         self.__dict__.update(own, shared=shared)
 
-    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or "shared" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.__dict__["shared"], name)

@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from secateur.errors import UnsupportedError
-from secateur.subjects import open_subject
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import deriving, families
 from secateur.subjects.transformer.deriving import derive, find_family, prove
 from secateur.vocabulary import Selection
@@ -142,12 +142,22 @@ UNITS = {
 }
 
 
+def count_cached(subject: Transformer) -> float | None:
+    """Bytes of keys and values after 9 tokens of 2 sequences; None where the model keeps them to itself."""
+    cache = subject.model(**subject.example(2, 9), use_cache=True).get("cache")
+    if cache is None:
+        return None
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None))
+
+
 @pytest.mark.parametrize("name", HYBRIDS)
 def test_layers_of_several_kinds_are_cut_as_silenced(name: str, tmp_path: Path) -> None:
     subject = open_subject(make_hybrid(name))
     units = subject.units()
     assert {site.kind for site in units.free()} >= UNITS[name]
     assert units.cost()["params"] == subject.model.num_parameters()
+    assert count_cached(subject) in (None, subject.units(batch=2, length=9).cost()["kv_cache"])
     keep = {}
     for site in units.free():
         if site.kind in ("neurons", "attention", "ffn", "mixer", "shared_neurons"):

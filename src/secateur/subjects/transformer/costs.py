@@ -23,7 +23,7 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     """Every site of the model, whole; `multiple` rounds neurons and channels."""
     widths = layout.widths
     every = np.arange(len(widths))
-    attends = np.array(["attention" in layout.blocks(index) for index in every])
+    attends = np.array(["attention" in layout.blocks(index) for index in range(len(widths))])
     # By an attention, or the mark it leaves, the cache counts tokens: the only layer that has one stays.
     only = attends if attends.sum() == 1 and len(widths) > 1 else None
     found = {"layers": Site("layers", len(widths), minimum=1, fixed=only)}

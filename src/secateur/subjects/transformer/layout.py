@@ -120,8 +120,8 @@ class Layout:
         parts = self._modules(layer)
         if experts is None or experts.packed not in parts:
             return 0, 0, 0
-        count, _, neurons = parts[experts.packed].down_proj.shape
-        shared = parts[f"{experts.shared}.gate_proj"].weight.shape[0] if experts.shared else 0
+        count, _, neurons = parts[experts.packed].get_parameter("down_proj").shape
+        shared = parts[f"{experts.shared}.gate_proj"].get_parameter("weight").shape[0] if experts.shared else 0
         return int(count), int(neurons), int(shared)
 
     @cached_property

@@ -30,7 +30,7 @@ def sizes(subject: Transformer) -> dict[str, int]:
     heads = {(width.heads, width.kv) for width in widths if width.heads}
     neurons = {width.neurons for width in widths if width.neurons}
     mixtures = {(width.experts, width.expert_neurons, width.shared_neurons) for width in widths if width.experts}
-    if not complete or max(map(len, (heads, neurons, mixtures))) > 1:
+    if not complete or len(heads) > 1 or len(neurons) > 1 or len(mixtures) > 1:
         raise UnsupportedError(
             "the layers of this model differ, so no one shape describes it: start from the uncut model"
         )
@@ -70,7 +70,7 @@ def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, list[in
     Raises `InputError` for an axis that is not there, and for a size that no cut can have.
     """
     whole, multiples = sizes(subject), steps(subject)
-    least = dict.fromkeys(whole, 1) | {"layers": _fewest_layers(subject.units())}
+    least = dict.fromkeys(whole, 1) | {"layers": _fewest_layers(subject)}
     result = {axis: [size] for axis, size in whole.items()}
     for part in parse_list(given):
         axis, _, text = part.partition("=")
@@ -106,7 +106,7 @@ def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> d
 
     Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`).
     """
-    result, fewest = {}, _fewest_layers(subject.units())
+    result, fewest = {}, _fewest_layers(subject)
     for axis, size in sizes(subject).items():
         step = steps(subject)[axis]
         step *= max(1, size // 8 // step)
@@ -118,10 +118,11 @@ def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> d
     return result
 
 
-def _fewest_layers(units: Units) -> int:
+def _fewest_layers(subject: Transformer) -> int:
     """Layers that can't go, and one of those that can."""
-    if units["layers"].frozen:
-        return units["layers"].count
+    if "layers" in subject.layout.whole:
+        return len(subject.widths())
+    units = subject.units("layers")
     return units["layers"].count - len(removable_layers(units)) + 1
 
 

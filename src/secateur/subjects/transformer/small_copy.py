@@ -72,9 +72,9 @@ def _list_plainly(config: PretrainedConfig) -> dict[str, object]:
 
 def find_layers(model: PreTrainedModel) -> str:
     """Path of the list of layers, relative to the base model; `UnsupportedError` where there is not one."""
-    count = int(model.config.num_hidden_layers)
-    lists = [
-        path for path, module in model.base_model.named_modules()
+    count, base = int(model.config.num_hidden_layers), model.base_model
+    lists: list[str] = [
+        path for path, module in base.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]  # fmt: skip
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]

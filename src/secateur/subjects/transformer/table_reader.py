@@ -84,7 +84,7 @@ class _Reading:
         self.modules: dict[str, nn.Module] = dict(tiny.named_modules())
         self.prefix: str = "" if tiny.base_model is tiny else f"{tiny.base_model_prefix}."
         self.layers = find_layers(tiny)
-        self.count = len(tiny.get_submodule(f"{self.prefix}{self.layers}"))  # type: ignore[arg-type]
+        self.count = int(tiny.config.num_hidden_layers)
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
@@ -177,43 +177,46 @@ class _Reading:
                 continue
             mine, theirs = ({(name, norm) for name in _NORMS for norm in getattr(one, name)} for one in (block, other))
             if not (mine <= theirs or theirs <= mine):
-                beside = next(iter(layer - set.union(*self.besides[block.module][:-1])), "")
+                beside = next(iter(layer.difference(*self.besides[block.module][:-1])), "")
                 there = next(iter(self.besides[block.module][0] - layer), "")
                 if not beside or not there:
                     continue
                 blocks[place] = replace(other, beside=other.beside or there)
                 block = replace(block, beside=beside)
                 continue
-            norms = {name: tuple(dict.fromkeys(getattr(other, name) + getattr(block, name))) for name in _NORMS}
-            blocks[place] = replace(other, out=out, tensors=tensors, **norms)
+            before, after = (tuple(dict.fromkeys(getattr(other, n) + getattr(block, n))) for n in _NORMS)
+            blocks[place] = replace(other, out=out, tensors=tensors, before=before, after=after)
             return
         blocks.append(block)
 
     def _find_dense(self) -> str:
-        """The setting that says how many layers have a plain FFN, before those with experts; "" where there is none."""
-        dense = [not any("expert" in name for name in kind) for kind in list_kinds(self.tiny)]
-        first = dense.index(False) if False in dense else len(dense)
-        if any(dense[first:]):
+        """The setting that counts the layers with a plain FFN, which stand before those with experts; "" for none."""
+        dense = self._list_dense(self.tiny)
+        first = sum(dense)
+        if not all(dense[:first]):
             return ""
-        for name, value in self.config.to_dict().items():
+        settings: dict[str, object] = self.config.to_dict()
+        for name, value in settings.items():
             if isinstance(value, bool) or value != first:
                 continue
             try:
                 with torch.device("meta"):
-                    changed = type(self.config).from_dict(self.config.to_dict() | {name: first - 1})
-                    kinds = list_kinds(type(self.tiny)(changed))
+                    changed = type(self.tiny)(type(self.config).from_dict(settings | {name: first - 1}))
+                fewer = self._list_dense(changed)
             except Exception:
                 continue
-            if [not any("expert" in name for name in kind) for kind in kinds] == [True] * (first - 1) + [False] * (
-                len(dense) - first + 1
-            ):
+            if fewer == [number < first - 1 for number in range(self.count)]:
                 return name
         return ""
 
+    def _list_dense(self, model: PreTrainedModel) -> list[bool]:
+        """Of each layer, whether it has no experts."""
+        return [not any("expert" in name for name in kind) for kind in list_kinds(model)]
+
     def _leave_norms(self, block: Block, layer: Mapping[str, Axes]) -> Block:
         """Without the norms that serve others too in some layer."""
-        norms = {name: tuple(norm for norm in getattr(block, name) if norm not in layer) for name in _NORMS}
-        return replace(block, **norms)
+        before, after = (tuple(norm for norm in norms if norm not in layer) for norms in (block.before, block.after))
+        return replace(block, before=before, after=after)
 
     # ----------------------------------------------------------------------------------------------------- axes
 
@@ -252,7 +255,8 @@ class _Reading:
         return blocks, rest
 
     def _count_outputs(self, start: str, block: Block) -> int:
-        return next((call.gives for call in self.calls if call.path == f"{start}{block.module}"), 0)
+        gives = {call.path: call.gives for call in self.calls}
+        return gives.get(f"{start}{block.module}", 0)
 
     def _writes(self, group: Group) -> bool:
         """Whether the units are read by a linear that writes the channels."""
@@ -421,8 +425,8 @@ class _Reading:
         biased = [name for name in tensors if name.startswith(f"{router}.")]
         tensors |= dict.fromkeys(biased, ("experts",))
         wide = f"{start}{beside}.down_proj.weight" if beside else ""
-        own = self._find_setting(wide, 1, 72, stays=second, exact=True) if wide else ""
-        common = self._find_setting(wide, 1, 3, stays=second) if wide and not own else ""
+        width = self._find_setting(wide, 1, 72, stays=second, exact=True) if wide else ""
+        common = self._find_setting(wide, 1, 3, stays=second) if wide and not width else ""
         return Experts(
             tensors,
             packed,
@@ -430,7 +434,7 @@ class _Reading:
             beside,
             count=self._find_setting(first, 0, 2 * EXPERTS),
             neurons=self._find_setting(second, 2, 72),
-            shared_neurons=own or "shared_expert_intermediate_size",
+            shared_neurons=width or "shared_expert_intermediate_size",
             shared_count=common,
             least=2 if biased and getattr(self.config, "n_group", None) else 1,
             dense=next((name for name in DENSE if hasattr(self.config, name)), ""),
