@@ -171,7 +171,7 @@ def test_layers_of_several_kinds(tmp_path, monkeypatch):
     tokenizer = tiny.tokenizer()
     model = make_hybrid("Bamba", vocab_size=len(tokenizer), attn_layer_indices=[1])
     hybrid = open_subject(model, tokenizer=tokenizer)
-    (found,) = results(tmp_path, "flops=60%", model=idle_attention(hybrid))
+    (found,) = results(tmp_path / "run", "flops=60%", model=idle_attention(hybrid))
     assert 1 in found.subject.layer_index
     assert found.subject.model.config.attn_layer_indices == [found.subject.layer_index.index(1)]
     assert found.predicted == found.subject.units(batch=1, length=16).cost()

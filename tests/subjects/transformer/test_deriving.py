@@ -144,7 +144,8 @@ UNITS = {
 
 def count_cached(subject: Transformer) -> float | None:
     """Bytes of keys and values after 9 tokens of 2 sequences; None where the model keeps them to itself."""
-    cache = subject.model(**subject.example(2, 9), use_cache=True).get("cache")
+    with torch.no_grad():
+        cache = subject.model(**subject.example(2, 9), use_cache=True).get("cache")
     if cache is None:
         return None
     held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
