@@ -23,12 +23,12 @@ def test_bias_and_removed() -> None:
     assert bias(torch.randn(2, 3, 7)).shape == (2, 3, 4)
     states = torch.randn(2, 3, 4)
     cache = transformers.DynamicCache()
-    output, weights = reload.Removed("o_proj", None, 0)(states, cache=cache)
+    output, weights = reload.Removed(torch.nn.Identity(), "o_proj", None, 0, 2)(states, cache=cache)
     assert weights is None
     assert torch.equal(states + output, states)
     assert cache.get_seq_length() == 3
-    assert reload.Removed("down_proj", torch.zeros(4), None)(states).shape == states.shape
-    assert reload.Removed("", torch.zeros(4), None)(states).shape == (2, 3, 0)
+    assert reload.Removed(torch.nn.Identity(), "down_proj", torch.zeros(4), None, 0)(states).shape == states.shape
+    assert reload.Removed(torch.nn.Identity(), "", torch.zeros(4), None, 0)(states).shape == (2, 3, 0)
 
 
 def test_layer_config_overrides_and_follows_the_shared_one() -> None:

@@ -8,10 +8,14 @@ heterogeneous result, so that it loads anywhere.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+Table = dict[str, Any]
+"""Part of a family's table, as plain data."""
 
 
 class Bias(nn.Module):
@@ -32,14 +36,16 @@ class Bias(nn.Module):
 class Removed(nn.Module):
     """Stands where a sub-block was: adds its output bias, if it had one, and nothing else.
 
-    inner: name of the output linear inside the sub-block's module, "" where it comes after the module.
+    inner: name of the output linear inside the sub-block's module, "" where it comes after the module. gives: values
+    in the tuple that the module returned, 0 where it returned the states alone.
     A decoder's cache tells the sequence length by its layers, so a removed attention (`layer` is its index)
-    still leaves one number per token there, [batch, 1, tokens, 1].
+    still leaves one number per token there, [batch, 1, tokens, 1]. Models ask sub-blocks for what they hold, to fill
+    it with first values, say: `was`, which is without memory, answers.
     """
 
-    def __init__(self, inner: str, bias: torch.Tensor | None, layer: int | None) -> None:
+    def __init__(self, was: nn.Module, inner: str, bias: torch.Tensor | None, layer: int | None, gives: int) -> None:
         super().__init__()
-        self.inner, self.layer, self.biased = inner, layer, False
+        self.inner, self.layer, self.gives, self.biased = inner, layer, gives, False
         if inner and bias is not None:
             *outer, last = inner.split(".")
             place: nn.Module = self
@@ -48,22 +54,41 @@ class Removed(nn.Module):
                 place = place.get_submodule(name)
             place.add_module(last, Bias(bias))
             self.biased = True
+        self.__dict__["was"] = was.to("meta")  # no module of this one
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """[B, S, d] -> what the module that stood here would have returned, with nothing computed."""
+    def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "was" not in self.__dict__:
+                raise
+            found: torch.Tensor | nn.Module = getattr(self.__dict__["was"], name)
+            return found
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """States [B, S, d], and more -> what the module that stood here would have returned, with nothing computed."""
+        hidden_states = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        hidden_states = kwargs.get("hidden_states", hidden_states)
         if not self.inner:
             output = hidden_states[..., :0]
         elif self.biased:
             output = self.get_submodule(self.inner)(hidden_states)
         else:
             output = hidden_states.new_zeros(1)
-        if self.layer is None:
-            return output
-        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        cache = None if self.layer is None else kwargs.get("cache", kwargs.get("past_key_values"))
         if cache is not None:
             mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(mark, mark, self.layer)
-        return output, None
+        return (output, *[None] * (self.gives - 1)) if self.gives else output
+
+
+class Gone(nn.Identity):
+    """Stands where a norm was, and passes its input on; layers may ask for the data type of its weight."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        weight = getattr(norm, "weight", None)
+        self.register_buffer("weight", None if weight is None else weight.detach()[:0].clone(), persistent=False)
 
 
 class LayerConfig:
@@ -78,29 +103,55 @@ class LayerConfig:
         return getattr(self.__dict__["shared"], name)
 
 
-def resize(model: Any, family: dict[str, Any]) -> None:
+def find_blocks(layer: nn.Module, family: Table, gone: Sequence[str] = ()) -> dict[str, Table]:
+    """Kind -> the sub-block of `family` that a layer has; `gone` are the kinds that a cut took away, which count.
+
+    Layers are told apart by the modules that stand in them. Where several sub-blocks have an output of one name, it is
+    the one of which the most is there.
+    """
+    names = dict(layer.named_modules())
+    experts = family["experts"]
+    found: dict[str, Table] = {}
+    fits: dict[str, tuple[bool, int]] = {}
+    for block in family["blocks"]:
+        packed = bool(experts) and experts["packed"] in names and experts["packed"].startswith(block["module"] + ".")
+        packed = packed and block["kind"] == "ffn"
+        stands = (bool(block["tensors"]) and block["out"] in names) or packed
+        beside = not block["beside"] or block["beside"] in names
+        if not beside or not (stands or (block["kind"] in gone and block["module"] in names)):
+            continue
+        fit = (stands, 0 if packed else -sum(name not in names for name in block["tensors"]))
+        rivals = [kind for kind, other in found.items() if kind == block["kind"] or other["module"] == block["module"]]
+        if all(fit > fits[kind] for kind in rivals):
+            for kind in rivals:
+                del found[kind], fits[kind]
+            found[block["kind"]], fits[block["kind"]] = block, fit
+    return found
+
+
+def resize(model: Any, family: Table) -> None:
     """Give each layer of `model` the widths of `model.config.per_layer_config`, in place.
 
-    `family` is a table of module -> axes of its weight; an axis is "", "channels", "neurons", "heads" (one number per
-    query head), "heads*" (head_dim numbers for each; "heads*3" three times as many), "kv*" (the same per key/value
-    head), "experts", "expert_neurons" and "shared_neurons" of a mixture, or several of them joined by "+".
+    `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its
+    weight; an axis is "", "channels", "neurons", "heads" (one number per query head), "heads*" (head_dim numbers for
+    each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" and
+    "shared_neurons" of a mixture, or several of them joined by "+".
     """
     experts = family["experts"]
     for index, layer in enumerate(model.base_model.get_submodule(family["layers"])):
         config = model.config.per_layer_config[index]
-        heads = config.num_attention_heads
+        heads = getattr(config, "num_attention_heads", None) or 1
         kv = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         sizes = {
             "channels": config.hidden_size,
-            "neurons": getattr(config, family["neurons"]),
+            "neurons": getattr(config, family["neurons"], None),
             "heads": heads,
             "heads*": heads * head_dim,
             "kv*": kv * head_dim,
         }
         skip = getattr(config, "skip", [])
-        for kind in ("attention", "ffn"):
-            block = family[kind]
+        for kind, block in find_blocks(layer, family).items():
             if kind in skip:
                 _remove(layer, block, index if kind == "attention" else None)
                 continue
@@ -109,14 +160,21 @@ def resize(model: Any, family: dict[str, Any]) -> None:
                 tensors = experts["tensors"]
                 sizes |= _mixture(layer, experts, config)
             for name, axes in tensors.items():
-                if any(axes) and "" not in axes:
+                if any(axes) and "" not in axes and _has(layer, name):
                     shape = [sum(_size(part, sizes) for part in axis.split("+")) for axis in axes]
                     _reshape(layer, name, shape, family["conv1d"])
-        if "attention" not in skip and "heads" not in family["whole"]:
-            attention = layer.get_submodule(family["attention"]["module"])
-            _recount(attention, heads, kv, head_dim)
-            if family["own_config"]:
-                attention.config = LayerConfig(model.config, num_attention_heads=heads, num_key_value_heads=kv)
+            if kind == "attention" and "heads" not in family["whole"]:
+                attention = layer.get_submodule(block["module"])
+                _recount(attention, heads, kv, head_dim)
+                if family["own_config"]:
+                    attention.config = LayerConfig(model.config, num_attention_heads=heads, num_key_value_heads=kv)
+
+
+def _has(layer: nn.Module, name: str) -> bool:
+    """Whether a layer has that module, or that tensor: one of two kinds of layers may lack a norm or a bias."""
+    owner, _, leaf = name.rpartition(".")
+    names = dict(layer.named_modules())
+    return name in names or getattr(names.get(owner), leaf, None) is not None
 
 
 def _size(part: str, sizes: dict[str, int]) -> int:
@@ -140,14 +198,15 @@ def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]
 
 def _remove(layer: Any, block: dict[str, Any], index: int | None) -> None:
     out: Any = dict(layer.named_modules()).get(block["out"])  # a layer with experts has none
-    bias: Any = None if out is None else out.bias
+    bias: Any = getattr(out, "bias", None)
     inside = block["out"].startswith(block["module"] + ".")
     inner = block["out"][len(block["module"]) + 1 :] if inside else ""
-    layer.set_submodule(block["module"], Removed(inner, bias, index))
+    was = layer.get_submodule(block["module"])
+    layer.set_submodule(block["module"], Removed(was, inner, bias, index, block["gives"]))
     if not inside:
         layer.set_submodule(block["out"], Bias(bias))
     for norm in (*block["before"], *(block["after"] if bias is None else ())):
-        layer.set_submodule(norm, nn.Identity())
+        layer.set_submodule(norm, Gone(layer.get_submodule(norm)))
 
 
 def _reshape(layer: Any, name: str, shape: list[int], conv1d: bool) -> None:

@@ -17,6 +17,7 @@ from secateur.recipes.language import shortgpt
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result
+from subjects.hybrids import make_hybrid
 
 QUICK = {"samples": 16, "train_length": 16, "length": 16}
 DATA = texts.read(tiny.chains(200))
@@ -177,3 +178,24 @@ def test_a_model_that_comes_from_training_is_judged_without_dropout(tmp_path):
         torch.testing.assert_close(again, run.tensors("distances", lambda: pytest.fail("gone"))["distances"])
     assert found.subject.layer_index == calm.subject.layer_index
     assert start.model.training
+
+
+def test_layers_of_several_kinds(tmp_path, monkeypatch):
+    """The only layer with an attention stays: the cache counts tokens by it."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    tokenizer = tiny.tokenizer()
+    model = make_hybrid("Bamba", vocab_size=len(tokenizer), attn_layer_indices=[1])
+    hybrid = open_subject(model, tokenizer=tokenizer)
+    (found,) = results(tmp_path / "run", "flops=60%", model=idle_attention(hybrid))
+    assert 1 in found.subject.layer_index
+    assert found.subject.model.config.attn_layer_indices == [found.subject.layer_index.index(1)]
+    assert found.predicted == found.subject.units(batch=1, length=16).cost()
+
+
+def idle_attention(made: Transformer) -> Transformer:
+    """The model, of which the layer with an attention now adds next to nothing."""
+    with torch.no_grad():
+        for name, parameter in made.model.get_submodule(made.layers()[1]).named_parameters():
+            if name in ("self_attn.o_proj.weight", "feed_forward.down_proj.weight"):
+                parameter.mul_(1e-3)
+    return made

@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from secateur.errors import UnsupportedError
-from secateur.subjects import open_subject
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import deriving, families
 from secateur.subjects.transformer.deriving import derive, find_family, prove
 from secateur.vocabulary import Selection
+from subjects.hybrids import HYBRIDS, make_hybrid
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -105,10 +107,9 @@ def test_an_axis_that_fails_stays_whole_with_the_reason() -> None:
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [
-        ("T5ForConditionalGeneration", "T5Config", "can't be traced"),
+        ("T5ForConditionalGeneration", "T5Config", "has 2 lists of 6 layers"),
         ("Gemma3ForConditionalGeneration", "Gemma3Config", r"open one of its parts \(text_config, vision_config\)"),
-        ("Qwen3NextForCausalLM", "Qwen3NextConfig", "has other tensors"),
-        ("MambaForCausalLM", "MambaConfig", "does not say sizes, heads and layers"),
+        ("Zamba2ForCausalLM", "Zamba2Config", "has other tensors"),
     ],
 )
 def test_what_fits_no_table_is_said_in_a_line(architecture: str, config: str, said: str) -> None:
@@ -146,3 +147,51 @@ def test_layers_whose_kind_only_their_number_tells_stay(monkeypatch: pytest.Monk
     with torch.device("meta"):
         model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(num_hidden_layers=12))
     assert derive(model).whole == {"layers": "a cut of its layers gives other outputs than silencing"}
+
+
+BLOCKS = {"layers", "ffn", "mixer"}
+ATTENTION = {"attention", "heads", "kv_groups"}
+UNITS = {
+    "Qwen3_5": BLOCKS | ATTENTION | {"neurons"},
+    "Qwen3Next": BLOCKS | ATTENTION | {"experts", "expert_neurons", "shared_neurons"},
+    "Lfm2": BLOCKS | ATTENTION | {"neurons"},
+    "Bamba": BLOCKS | ATTENTION | {"neurons"},
+    "NemotronH": BLOCKS | ATTENTION | {"neurons"},
+    "RecurrentGemma": BLOCKS | ATTENTION | {"neurons", "channels"},
+    "FalconH1": BLOCKS | ATTENTION | {"neurons", "channels"},
+    "Mamba": {"layers", "mixer", "channels"},
+}
+
+
+def count_cached(subject: Transformer) -> float | None:
+    """Bytes of keys and values after 9 tokens of 2 sequences; None where the model keeps them to itself."""
+    with torch.no_grad():
+        cache = subject.model(**subject.example(2, 9), use_cache=True).get("cache")
+    if cache is None:
+        return None
+    held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    return float(sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None))
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_layers_of_several_kinds_are_cut_as_silenced(name: str, tmp_path: Path) -> None:
+    subject = open_subject(make_hybrid(name))
+    units = subject.units()
+    assert {site.kind for site in units.free()} >= UNITS[name]
+    assert units.cost()["params"] == subject.model.num_parameters()
+    assert count_cached(subject) in (None, subject.units(batch=2, length=9).cost()["kv_cache"])
+    keep = {}
+    for site in units.free():
+        if site.kind in ("neurons", "attention", "ffn", "mixer", "shared_neurons"):
+            keep[site.name] = np.arange(site.count) % 2 == 1
+            keep[site.name] |= False if site.fixed is None else site.fixed
+    small, receipt = subject.cut(Selection(keep))
+    assert units.cost(keep)["params"] == receipt.after["params"]
+    tokens = subject.example(2, 9)
+    prediction = small.forward(tokens).prediction
+    silenced = subject.silence(Selection(keep)).forward(tokens).prediction
+    torch.testing.assert_close(prediction, silenced, rtol=1e-4, atol=1e-5)
+    small.save(tmp_path / "small")
+    again = open_subject(tmp_path / "small")
+    assert again.widths() == small.widths()
+    torch.testing.assert_close(again.forward(tokens).prediction, prediction, rtol=0, atol=0)

@@ -6,12 +6,8 @@ import pytest
 import torch
 import transformers
 
-from secateur.errors import UnsupportedError
-from secateur.subjects.network.traced import open_traced
 from secateur.subjects.transformer import families
 from secateur.subjects.transformer.deriving import derive
-from secateur.subjects.transformer.small_copy import copy_small, make_tokens, run_model
-from secateur.subjects.transformer.table_reader import read_family
 from subjects.tiny import MODELS, make
 
 ALIKE = (
@@ -54,20 +50,11 @@ def test_several_heads_in_one_axis_are_read_as_they_lie() -> None:
     assert derive(model).attention.tensors["attention.query_key_value"] == ("heads*3", "channels")
 
 
-def test_experts_in_another_layout_are_refused() -> None:
+def test_experts_in_another_layout_stay_whole() -> None:
+    """gpt-oss has the numbers of gate and up in turns, inputs before outputs."""
     with torch.device("meta"):
         model = transformers.GptOssForCausalLM(transformers.GptOssConfig(num_hidden_layers=2))
-    small = copy_small(model)
-
-    class Reader(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = small
-
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = run_model(self.model, tokens).logits
-            return logits
-
-    groups = open_traced(Reader(), (make_tokens(),), prove=False).groups()
-    with pytest.raises(UnsupportedError, match=r"mlp\.experts is not \[experts, gate and up, channels\]"):
-        read_family(small, groups)
+    family = derive(model)
+    assert set(family.whole) == {"experts"}
+    assert "mlp.experts is not [experts, gate and up, channels]" in family.whole["experts"]
+    assert family.attention.tensors["self_attn.sinks"] == ("heads",)

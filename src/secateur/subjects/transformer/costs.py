@@ -23,10 +23,13 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     """Every site of the model, whole; `multiple` rounds neurons and channels."""
     widths = layout.widths
     every = np.arange(len(widths))
-    gone = {"attention": [not width.heads for width in widths], "ffn": [not width.ffn for width in widths]}
-    found = {"layers": Site("layers", len(widths), minimum=1)}
-    for kind, missing in gone.items():
-        # What has gone in an earlier cut keeps its index here, and costs nothing.
+    attends = np.array(["attention" in layout.blocks(index) for index in range(len(widths))])
+    # By an attention, or the mark it leaves, the cache counts tokens: the only layer that has one stays.
+    only = attends if attends.sum() == 1 and len(widths) > 1 else None
+    found = {"layers": Site("layers", len(widths), minimum=1, fixed=only)}
+    for kind in dict.fromkeys(block.kind for block in layout.family.blocks):
+        # What a layer has not, or has lost in an earlier cut, keeps its index here, and costs nothing.
+        missing = [not width.has(kind) for width in widths]
         fixed = np.array(missing) if any(missing) else None
         found[kind] = Site(kind, len(widths), owner=("layers", every), fixed=fixed)
     for index, width in enumerate(widths):
@@ -138,7 +141,8 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
         if name in _COUNTED:
             return 1, f"layers.{place.layer}.{name}"
         grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].has_groups
-        return layout.head_dim, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
+        block = layout.head_dim * int(name.partition("*")[2] or 1) if "*" in name else 1
+        return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
 
     axes = [
         [part(name) for name in axis.split("+")] if axis else [(size, "")]
@@ -156,6 +160,8 @@ def _condition(layout: Layout, place: Place) -> dict[str, object]:
     if not layout.leaves_with_block(place):
         return with_layer
     width = layout.widths[place.layer]
+    if place.block == "mixer":
+        return {"units": (*with_layer["units"], ("mixer", place.layer))}
     site = "heads" if place.block == "attention" else "experts" if width.experts else "neurons"
     return with_layer | {"present": (f"layers.{place.layer}.{site}",)}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Place, Widths
+from secateur.subjects.transformer.per_layer import take_layers
 from secateur.vocabulary import Selection, Site, Units
 
 __all__ = [
@@ -35,6 +37,17 @@ __all__ = [
 ]
 
 
+_Settings = dict[str, Any]
+"""The values of a config by name."""
+
+_BLOCKS = ("attention", "ffn", "mixer")
+"""Kinds of sub-blocks, whose sites have one unit for each layer."""
+
+
+def _kind(site: str) -> str:
+    return site.rpartition(".")[2]
+
+
 @dataclass
 class Kept:
     """Indices of the units that stay, per layer that stays; channels is None where they stay whole."""
@@ -42,8 +55,8 @@ class Kept:
     layers: list[int]
     channels: Tensor | None
     parts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Layer -> indices of its "heads", "kv", "neurons", "experts", "shared_neurons"; of its "expert_neurons" one row
-    for each expert that stays, counted inside that expert."""
+    """Layer -> indices of its "heads", "kv", "neurons", "mixer", "experts", "shared_neurons"; of its "expert_neurons"
+    one row for each expert that stays, counted inside that expert."""
 
     def widths(self) -> list[Widths]:
         """The widths of the result, layer by layer."""
@@ -84,15 +97,24 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
                     f"selection keeps {counts} query heads in the KV groups of {name}.heads: grouped attention "
                     "needs equally many in each; rank inside the groups"
                 )
-        result.parts[index] = {"heads": heads, "kv": kv, "neurons": indices(f"{name}.neurons", width.neurons)}
+        mixer = width.mixer and bool(keep["mixer"][index] if "mixer" in keep else True)
+        neurons = indices(f"{name}.neurons", width.neurons)
+        result.parts[index] = {"heads": heads, "kv": kv, "neurons": neurons, "mixer": torch.arange(int(mixer))}
         if width.experts:
             result.parts[index] |= _mixture(layout, index, indices)
     for kind, why in layout.whole.items():
-        if any(name.rpartition(".")[2] == kind and 0 < stays.sum() < len(stays) for name, stays in keep.items()):
+        partly = (stays[layers] if kind in _BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind)
+        if any(0 < stays.sum() < len(stays) or (kind in _BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
+    attends = ["attention" in layout.blocks(index) for index in range(len(layout.widths))]
+    if any(attends) and layers and not any(attends[index] for index in layers):
+        raise UnsupportedError(
+            f"selection keeps no layer that has, or had, an attention: the cache of a {layout.family.model_type} model "
+            "counts tokens by one; drop the attention in place of its layer"
+        )
     if layout.family.experts:
         _check_alignment(layout, result, len(channels))
-    if not layers or not len(channels) or not any(width.heads or width.ffn for width in result.widths()):
+    if not layers or not len(channels) or not any(width.heads or width.ffn or width.mixer for width in result.widths()):
         what = (
             "no layer" if not layers else "no channel" if not len(channels) else "no attention and no FFN in any layer"
         )
@@ -190,7 +212,11 @@ def slice_state(layout: Layout, stays: Kept) -> dict[str, Tensor]:
 
 def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
     parts = stays.parts[place.layer or 0]
-    emptied = {"attention": not len(parts["heads"]), "ffn": not len(parts["neurons"]) + len(parts.get("experts", ()))}
+    emptied = {
+        "attention": not len(parts["heads"]),
+        "ffn": not len(parts["neurons"]) + len(parts.get("experts", ())),
+        "mixer": not len(parts["mixer"]),
+    }
     return emptied.get(place.block, False) and layout.leaves_with_block(place)
 
 
@@ -207,47 +233,84 @@ def new_config(
     for name in ("per_layer_config", "allow_global_per_layer_attribute_access", "auto_map", "architectures"):
         data.pop(name, None)
     native = _Native(type(old).attribute_map)
-    heads_name = native["num_attention_heads"]
     data[native["num_hidden_layers"]], data[native["hidden_size"]] = len(widths), channels
-    for name, value in data.items():  # layer_types, no_rope_layers and the like; not ids of tokens or layers
-        by_layer = isinstance(value, list) and len(value) == len(layout.widths)
-        if by_layer and not name.endswith(("_id", "_ids")) and name != "mlp_only_layers":
-            data[name] = [value[index] for index in layers]
+    data |= take_layers(data, layers, len(layout.widths))
     data["secateur"] = (data.get("secateur") or {}) | {"layer_index": layer_index}
 
-    has_kv = "num_key_value_heads" in data
-    heads = max(width.heads for width in widths) or data[heads_name]
-    kv = max(width.kv for width in widths) or data.get("num_key_value_heads") or heads
-    neurons = max(width.neurons for width in widths) or layout.widths[0].neurons or data.get(family.neurons) or 1
-    mixture = _widest(layout, widths)
-    if layout.fixed_ratio:
-        expressible = heads == data[heads_name]
-    elif family.states_head_dim:
-        expressible = not family.heads_divide or channels % heads == 0
-    else:
-        expressible = channels == heads * layout.head_dim
-    alike = [Widths(heads, kv, neurons), *([replace(mixture, heads=heads, kv=kv)] if mixture.experts else [])]
-    said = family.states_neurons or all(width.neurons == layout.widths[0].neurons for width in widths)
-    plain = expressible and said and all(width in alike for width in widths)
-    if layout.fixed_ratio or (not plain and not family.states_head_dim and channels == layout.hidden_size):
-        heads = data[heads_name]  # the class refuses others, or knows head_dim by it; every layer states its own
-    elif not plain and (family.heads_divide or not family.states_head_dim):
-        heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
-    data |= {heads_name: heads} | ({family.neurons: neurons} if family.states_neurons or not plain else {})
-    plain = _say_mixture(layout, widths, mixture, data, plain)
-    if has_kv:
-        data["num_key_value_heads"] = min(kv, heads)
-    if family.states_head_dim or not plain:
-        data["head_dim"] = layout.head_dim
+    blocks = [layout.blocks(index) for index in layers]
+    data, plain = _say_widths(layout, blocks, widths, channels, data, native)
     if not plain:
+        has_kv = "num_key_value_heads" in data
         data["allow_global_per_layer_attribute_access"] = True
         data["per_layer_config"] = {
-            index: _overrides(width, has_kv, family, native) for index, width in enumerate(widths)
+            index: _overrides(width, kinds, has_kv, family, native)
+            for index, (width, kinds) in enumerate(zip(widths, blocks, strict=True))
         }
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
     config._experts_implementation = getattr(old, "_experts_implementation", None)
     return config if plain else saving.mark_config(config)
+
+
+def _say_widths(
+    layout: Layout,
+    blocks: Sequence[Collection[str]],
+    widths: list[Widths],
+    channels: int,
+    data: _Settings,
+    native: Mapping[str, str],
+) -> tuple[_Settings, bool]:
+    """`data` with the widths that most layers have, and whether they say all.
+
+    blocks: of each layer, the kinds of sub-blocks that the class gives it.
+    """
+    family, data = layout.family, dict(data)
+    heads_name = native["num_attention_heads"]
+    attends = any(block.kind == "attention" for block in family.blocks)
+    heads = max(width.heads for width in widths) or data.get(heads_name) or 1
+    kv = max(width.kv for width in widths) or data.get("num_key_value_heads") or heads
+    neurons = max(width.neurons for width in widths) or max(width.neurons for width in layout.widths)
+    neurons = neurons or data.get(family.neurons) or 1
+    mixture = _widest(layout, widths)
+    stays = layout.fixed_ratio or family.keeps_heads
+    if stays:
+        expressible = heads == data[heads_name]
+    elif not attends:
+        expressible = True
+    elif family.states_head_dim:
+        expressible = not family.heads_divide or channels % heads == 0
+    else:
+        expressible = channels == heads * layout.head_dim
+    whole = Widths(heads, kv, neurons, mixture.experts, mixture.expert_neurons, mixture.shared_neurons, 1)
+    before = {width.neurons for width in layout.widths if width.neurons}
+    said = family.states_neurons or all({width.neurons} <= before | {0} for width in widths)
+    if family.experts and family.experts.neurons == family.neurons and mixture.experts:  # one number says both
+        said = said and {width.neurons for width in widths} <= {0, mixture.expert_neurons}
+    plain = expressible and said and all(map(partial(_is_whole, whole), widths, blocks))
+    if stays or (not plain and not family.states_head_dim and channels == layout.hidden_size):
+        heads = data.get(heads_name)  # the class refuses others, or knows head_dim by it; every layer states its own
+    elif not plain and (family.heads_divide or not family.states_head_dim):
+        heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
+    if attends:
+        data[heads_name] = heads
+    if any(block.kind == "ffn" for block in family.blocks):
+        data |= {family.neurons: neurons} if family.states_neurons or not plain else {}
+    plain = _say_mixture(layout, widths, mixture, data, plain)
+    if "num_key_value_heads" in data and attends:
+        data["num_key_value_heads"] = min(kv, heads)
+    if attends and (family.states_head_dim or not plain):
+        data["head_dim"] = layout.head_dim
+    return data, plain
+
+
+def _is_whole(whole: Widths, width: Widths, kinds: Collection[str]) -> bool:
+    """Whether a layer has all of its sub-blocks, of the widths of all layers."""
+    if not all(width.has(kind) for kind in kinds):
+        return False
+    names = ["heads", "kv"] if width.heads else []
+    names += ["neurons"] if width.neurons else []
+    names += ["experts", "expert_neurons", "shared_neurons"] if width.experts else []
+    return all(getattr(width, name) == getattr(whole, name) for name in names)
 
 
 class _Native(dict[str, str]):
@@ -264,7 +327,7 @@ def _widest(layout: Layout, widths: list[Widths]) -> Widths:
     return Widths(0, 0, 0, *(max(getattr(width, name) for width in mixtures) for name in names))
 
 
-def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: dict[str, Any], plain: bool) -> bool:
+def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: _Settings, plain: bool) -> bool:
     """Write what the config says of experts into `data`; whether the config class still can say all that there is."""
     experts = layout.family.experts
     if experts is None:
@@ -290,8 +353,10 @@ def _say_mixture(layout: Layout, widths: list[Widths], mixture: Widths, data: di
     return plain
 
 
-def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str, str]) -> dict[str, object]:
-    """One layer's entry of `per_layer_config`."""
+def _overrides(
+    width: Widths, kinds: Collection[str], has_kv: bool, family: Family, native: Mapping[str, str]
+) -> dict[str, object]:
+    """One layer's entry of `per_layer_config`; kinds: of the sub-blocks that the class gives it."""
     own: dict[str, Any] = {}
     if width.heads:
         own["num_attention_heads"] = width.heads
@@ -303,7 +368,7 @@ def _overrides(width: Widths, has_kv: bool, family: Family, native: Mapping[str,
         own |= {native[family.experts.count]: width.experts, family.experts.neurons: width.expert_neurons}
         if family.experts.shared:
             own[family.experts.shared_neurons] = width.shared_neurons
-    skip = [kind for kind, there in (("attention", width.heads), ("ffn", width.ffn)) if not there]
+    skip = [kind for kind in kinds if not width.has(kind)]
     return own | ({"skip": skip} if skip else {})
 
 
@@ -336,11 +401,12 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
     the same table, the final norm drops its factor. Returns notes.
     """
     family = layout.family
-    if not hasattr(config, "rms_norm_eps") or layer_norms(layout):
+    epsilons = [name for name, value in config.to_dict().items() if "eps" in name and isinstance(value, float)]
+    if len(epsilons) != 1 or layer_norms(layout):
         return []
     ratio = layout.hidden_size / channels
     root = math.sqrt(ratio)
-    config.rms_norm_eps = config.rms_norm_eps * ratio
+    setattr(config, epsilons[0], getattr(config, epsilons[0]) * ratio)
     tied = bool(getattr(config, "tie_word_embeddings", False)) and layout.model.get_output_embeddings() is not None
     folded = family.scaled_embedding and tied
     for name, tensor in state.items():
@@ -402,8 +468,8 @@ def silence(layout: Layout, stays: Kept) -> PreTrainedModel:
                 mine, experts = gone.repeat(len(tensor), 1), stays.parts[place.layer or 0]["experts"]
                 mine[experts] = mine[experts].scatter(-1, index, False)
                 tensor.masked_fill_((mine[:, None] if dim == 2 else mine[..., None]).to(tensor.device), 0.0)
-    for number in stays.parts:
-        _bar(layout, model, number, stays.parts[number].get("experts"))
+        for number in stays.parts:
+            _bar(layout, model, number, stays.parts[number].get("experts"))
     for path in layout.norms() if stays.channels is not None else ():
         norm = model.get_submodule(path)
         if isinstance(norm, nn.LayerNorm) and stays.channels is not None:
@@ -421,8 +487,14 @@ def _bar(layout: Layout, model: PreTrainedModel, layer: int, experts: Tensor | N
         return
     gone = torch.ones(count, dtype=torch.bool)
     gone[experts] = False
-    path = f"{layout.layers()[layer]}.{family.experts.router}"
-    model.set_submodule(path, _BarredRouter(model.get_submodule(path), gone))
+    inside = model.get_submodule(layout.layers()[layer])
+    for name, axes in family.experts.tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        bias = getattr(inside.get_submodule(owner), leaf, None) if axes == ("experts",) else None
+        if bias is not None:  # DeepSeek-V3 adds it to the scores it chooses by
+            bias.data.masked_fill_(gone.to(bias.device), -torch.inf)
+    router = inside.get_submodule(family.experts.router)
+    inside.set_submodule(family.experts.router, _BarredRouter(router, gone))
 
 
 class _Barring(TorchFunctionMode):
@@ -449,12 +521,10 @@ class _BarredRouter(nn.Module):
     def __init__(self, router: nn.Module, gone: Tensor) -> None:
         super().__init__()
         self.router, self.gone = router, gone
-        for name, bias in router.named_buffers():  # DeepSeek-V3 adds it to the scores it chooses by
-            setattr(router, name, bias.masked_fill(gone.to(bias.device), -torch.inf))
 
-    def forward(self, hidden_states: Tensor) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         with _Barring(self.gone):
-            return self.router(hidden_states)
+            return self.router(*args, **kwargs)
 
 
 class _Bypass(nn.Module):

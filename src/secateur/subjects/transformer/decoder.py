@@ -21,11 +21,15 @@ class Decoder(Transformer):
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
         """Bytes of keys and values after `length` tokens: 2 B T head_dim per KV head, T at most window - 1.
 
-        Where all heads share one latent, its numbers are cached instead. A layer without attention keeps a mark of
-        2 B T numbers, by which the cache knows its length.
+        Where all heads share one latent, its numbers are cached instead. A layer that has lost its attention keeps a
+        mark of 2 B T numbers, by which the cache knows its length. The states of mixers, which do not grow with the
+        tokens, are not counted.
         """
         layers = DynamicCache(config=self.model.config).layers
         for index, (width, layer) in enumerate(zip(layout.widths, layers, strict=True)):
+            if "attention" not in layout.blocks(index):
+                yield Term("kv_cache", 0.0, units=(("layers", index),))
+                continue
             window = getattr(layer, "sliding_window", None)
             tokens = min(length, window - 1) if window else length
             mark = 2.0 * batch * tokens * self.model.dtype.itemsize

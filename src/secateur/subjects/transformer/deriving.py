@@ -31,6 +31,7 @@ from secateur.subjects.transformer.small_copy import (
     copy_small,
     describe_error,
     draw_apart,
+    list_kinds,
     make_tokens,
     plain_config,
     run_model,
@@ -58,10 +59,12 @@ def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -
     if written is not None:
         return written
     small = shrink_config(config)
-    said = [architecture.__name__, small.to_json_string(), transformers.__version__, secateur.__version__, _digest()]
-    key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]
+    outline = _build_outline(architecture, config)
+    kinds = sorted(set(list_kinds(outline)))
+    said = [architecture.__name__, small.to_json_string(), kinds, transformers.__version__, _digest()]
+    key = hashlib.sha256(json.dumps([*said, secateur.__version__]).encode()).hexdigest()[:24]
     if key not in _known:
-        _known[key] = _read_kept(key) or _derive_and_keep(architecture, config, key)
+        _known[key] = _read_kept(key) or _derive_and_keep(outline, key)
     return _known[key]
 
 
@@ -79,13 +82,21 @@ def _read_kept(key: str) -> Family | None:
         return None
 
 
-def _derive_and_keep(architecture: type[PreTrainedModel], config: PretrainedConfig, key: str) -> Family:
+def _build_outline(architecture: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            outline = architecture(plain_config(config))
+            return architecture(plain_config(config))
     except Exception as error:
         raise UnsupportedError(f"{architecture.__name__} can't be built ({describe_error(error)})") from error
-    family = derive(outline)
+
+
+def _derive_and_keep(outline: PreTrainedModel, key: str) -> Family:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # its tensors are so small that threads would only wait for one another
+    try:
+        family = derive(outline)
+    finally:
+        torch.set_num_threads(threads)
     with writing(_file(key)) as path:
         path.write_bytes(_FAMILY.dump_json(family))
     return family
@@ -117,7 +128,7 @@ def derive(model: PreTrainedModel) -> Family:
     """The table of `model`'s family, as `families.FAMILIES` has it for those written by hand.
 
     Only its config and the names of its weights are read: it may lie on the meta device. Raises `UnsupportedError`
-    naming what fits no table: layers that differ, several sites of one kind.
+    naming what fits no table: no one list of layers, or nothing that could be cut.
     """
     with draw_apart():
         return _derive(model)
@@ -136,8 +147,12 @@ def _derive(model: PreTrainedModel) -> Family:
 def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
     """`family`, its layers whole where what a layer does goes by its index: patterns are longer than two layers."""
     depth = min(_DEPTH, int(model.config.num_hidden_layers))
-    subject = make_subject(copy_small(model, depth), family)
-    why = _compare(subject, "layers", {"layers": np.arange(depth) != 1}) if depth > 1 else ""
+    deep = copy_small(model, range(depth))
+    subject, kinds = make_subject(deep, family), list_kinds(deep)
+    several = [kind for kind in set(kinds) if kinds.count(kind) > 1]
+    first = {kinds.index(kind) for kind in several} if len(set(kinds)) > 1 else {1}
+    trials = [{"layers": np.arange(depth) != gone} for gone in sorted(first)] if depth > 1 else []
+    why = next((why for keep in trials if (why := _compare(subject, "layers", keep))), "")
     return replace(family, whole={**family.whole, "layers": why}) if why else family
 
 
@@ -147,13 +162,19 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
     Raises `UnsupportedError` where nothing can be cut.
     """
     whole, failed = dict(family.whole), dict[str, str]()
-    if not any("heads" in axis or "kv" in axis for axes in family.attention.tensors.values() for axis in axes):
+    attentions = [block for block in family.blocks if block.kind == "attention"]
+    if attentions and not any(
+        "heads" in axis or "kv" in axis for block in attentions for axes in block.tensors.values() for axis in axes
+    ):
         whole["heads"] = "the rows of its attention's linears can't be told apart by heads"
     for kind in _KINDS:
         if kind == "heads" and "heads" in whole:
             continue
-        for own_config in (False, True) if kind == "heads" else (family.own_config,):
-            trial = replace(family, own_config=own_config)
+        if kind == "layers" and len(set(list_kinds(tiny))) > 1:
+            continue  # a copy of one layer of each kind has none that could go
+        others = ({"own_config": True}, {"keeps_heads": True}) if kind == "heads" else ()
+        for changes in ({}, *others):
+            trial = replace(family, **changes)
             why = _try_cut(make_subject(tiny, trial), kind)
             if not why:
                 family = trial
@@ -161,8 +182,8 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
         else:
             failed[kind] = why
     whole |= failed
-    if {"neurons", "heads", "layers"} <= failed.keys():
-        raise UnsupportedError(f"{type(tiny).__name__}: {failed['neurons']}")
+    if {site.kind for site in make_subject(tiny, family).units().sites.values()} <= whole.keys():
+        raise UnsupportedError(f"{type(tiny).__name__}: {next(iter(failed.values()))}")
     return replace(family, whole=whole)
 
 
@@ -171,7 +192,7 @@ def _try_cut(subject: Transformer, kind: str) -> str:
     units = subject.units()
     sites = {name: site.count for name, site in units.sites.items() if name.rpartition(".")[2] == kind}
     keep = {name: np.arange(count) % 2 == 0 for name, count in sites.items()}
-    if kind == "layers":  # those that go may be the first, which some models build in another way
+    if kind in ("layers", "attention", "ffn", "mixer"):  # those that go may be the first, built in another way
         trials = [keep, {name: ~stays for name, stays in keep.items()}]
     else:  # layers of unequal widths are built by other means
         trials = [keep, *([dict(list(keep.items())[:1])] if len(keep) > 1 else [])]

@@ -25,25 +25,35 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "find"]
+from secateur.errors import UnsupportedError
+from secateur.formats.reload import Table
+
+__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "Kind", "find"]
 
 Axes = tuple[str, ...]
+Kind = Literal["attention", "ffn", "mixer"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """An attention or FFN sub-block; names are relative to the layer.
+    """A sub-block: an attention, an FFN, or a mixer; names are relative to the layer.
 
-    module: what is called on the hidden states; out: the linear back into the residual stream (inside `module`
-    or after it); tensors: module -> axes; before, after: norms which serve this sub-block alone and leave with it
-    (`after` stays where `out` has a bias, for the bias passes through it).
+    A mixer is any other sub-block that writes into the residual stream, such as a Mamba, a gated delta rule or a short
+    convolution. module: what is called on the hidden states; out: the linear back into the residual stream (inside
+    `module` or after it); tensors: module -> axes; before, after: norms which serve this sub-block alone and leave with
+    it (`after` stays where `out` has a bias, for the bias passes through it); gives: values in the tuple that the
+    module returns, 0 where it returns the states alone; beside: a module without which a layer has this one with other
+    norms.
     """
 
+    kind: Kind
     module: str
     out: str
     tensors: Mapping[str, Axes]
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    gives: int = 0
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,8 +79,8 @@ class Experts:
     """The config's number of experts that the shared one is as wide as (DeepSeek)."""
     least: int = 1
     """Experts by which a group of experts is chosen, so that each group holds as many."""
-    dense: Literal["", "mlp_only_layers", "first_k_dense_replace"] = ""
-    """Where the config says which layers have a plain FFN."""
+    dense: str = ""
+    """Where the config says which layers have a plain FFN: mlp_only_layers lists them, others count the first ones."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,12 @@ class Family:
     model_type: str
     kind: Literal["encoder", "decoder"]
     layers: str
-    attention: Block
-    ffn: Block
+    blocks: tuple[Block, ...]
+    """The sub-blocks that layers have: each layer those which stand in it, at most one of a kind."""
     shared: Mapping[str, Axes]
     """Embeddings, final norm, pooler and task heads."""
     layer: Mapping[str, Axes] = field(default_factory=dict)
-    """What belongs to a layer but to neither sub-block (the LayerNorms of a post-norm layer)."""
+    """What belongs to a layer but to none of its sub-blocks (the LayerNorms of a post-norm layer)."""
     per_sequence: tuple[str, ...] = ()
     """Shared linears that run once per sequence, not per token."""
     neurons: str = "intermediate_size"
@@ -108,16 +118,34 @@ class Family:
     """The config class measures long-context rope factors by hidden_size / heads, whatever head_dim says (Phi-3)."""
     own_config: bool = False
     """The attention reads head counts from its config in every forward pass (Phi-3)."""
+    keeps_heads: bool = False
+    """The config's number of heads is that of something else, too: it stays, and every layer states its own."""
     experts: Experts | None = None
     """The mixture of experts that all layers have, or all but some."""
     whole: Mapping[str, str] = field(default_factory=dict)
     """Axis that stays whole -> why."""
     notes: str = ""
 
-    def plain(self) -> dict[str, object]:
+    @property
+    def attention(self) -> Block:
+        """The attention of its layers; `UnsupportedError` where none of them has one."""
+        return self._find_block("attention")
+
+    @property
+    def ffn(self) -> Block:
+        """The FFN of its layers; `UnsupportedError` where none of them has one."""
+        return self._find_block("ffn")
+
+    def _find_block(self, kind: Kind) -> Block:
+        block = next((block for block in self.blocks if block.kind == kind), None)
+        if block is None:
+            raise UnsupportedError(f"the layers of a {self.model_type} model have no {kind}")
+        return block
+
+    def plain(self) -> Table:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
-        names = ("layers", "attention", "ffn", "neurons", "conv1d", "own_config", "experts", "whole")
+        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "experts", "whole")
         return {name: data[name] for name in names}
 
     def stream(self) -> dict[str, Any]:
@@ -151,6 +179,7 @@ _HEADS_OUT: Axes = ("channels", "heads*")
 # ------------------------------------------------------------------------------------------------- encoders
 
 _BERT_ATTENTION = Block(
+    "attention",
     module="attention.self",
     out="attention.output.dense",
     tensors={
@@ -159,8 +188,10 @@ _BERT_ATTENTION = Block(
         "attention.self.value": _HEADS,
         "attention.output.dense": _HEADS_OUT,
     },
+    gives=2,
 )
 _BERT_FFN = Block(
+    "ffn",
     module="intermediate",
     out="output.dense",
     tensors={"intermediate.dense": _IN, "output.dense": _OUT},
@@ -179,8 +210,7 @@ _BERT = Family(
     "bert",
     "encoder",
     layers="encoder.layer",
-    attention=_BERT_ATTENTION,
-    ffn=_BERT_FFN,
+    blocks=(_BERT_ATTENTION, _BERT_FFN),
     layer=_BERT_LAYER,
     shared=_BERT_SHARED
     | {
@@ -213,17 +243,21 @@ _DISTILBERT = Family(
     "distilbert",
     "encoder",
     layers="transformer.layer",
-    attention=Block(
-        module="attention",
-        out="attention.out_lin",
-        tensors={
-            "attention.q_lin": _HEADS,
-            "attention.k_lin": _HEADS,
-            "attention.v_lin": _HEADS,
-            "attention.out_lin": _HEADS_OUT,
-        },
+    blocks=(
+        Block(
+            "attention",
+            module="attention",
+            out="attention.out_lin",
+            tensors={
+                "attention.q_lin": _HEADS,
+                "attention.k_lin": _HEADS,
+                "attention.v_lin": _HEADS,
+                "attention.out_lin": _HEADS_OUT,
+            },
+            gives=2,
+        ),
+        Block("ffn", module="ffn", out="ffn.lin2", tensors={"ffn.lin1": _IN, "ffn.lin2": _OUT}),
     ),
-    ffn=Block(module="ffn", out="ffn.lin2", tensors={"ffn.lin1": _IN, "ffn.lin2": _OUT}),
     layer={"sa_layer_norm": _CHANNELS, "output_layer_norm": _CHANNELS},
     shared={
         "embeddings.word_embeddings": _TABLE,
@@ -247,17 +281,22 @@ _GPT2 = Family(
     "gpt2",
     "decoder",
     layers="h",
-    attention=Block(
-        module="attn",
-        out="attn.c_proj",
-        tensors={"attn.c_attn": ("channels", "heads*+heads*+heads*"), "attn.c_proj": ("heads*", "channels")},
-        before=("ln_1",),
-    ),
-    ffn=Block(
-        module="mlp",
-        out="mlp.c_proj",
-        tensors={"mlp.c_fc": ("channels", "neurons"), "mlp.c_proj": ("neurons", "channels")},
-        before=("ln_2",),
+    blocks=(
+        Block(
+            "attention",
+            module="attn",
+            out="attn.c_proj",
+            tensors={"attn.c_attn": ("channels", "heads*+heads*+heads*"), "attn.c_proj": ("heads*", "channels")},
+            before=("ln_1",),
+            gives=2,
+        ),
+        Block(
+            "ffn",
+            module="mlp",
+            out="mlp.c_proj",
+            tensors={"mlp.c_fc": ("channels", "neurons"), "mlp.c_proj": ("neurons", "channels")},
+            before=("ln_2",),
+        ),
     ),
     shared={"wte": _TABLE, "wpe": _TABLE, "ln_f": _CHANNELS, "lm_head": _TABLE, "score": _TABLE},
     neurons="n_inner",
@@ -287,19 +326,24 @@ def _llama(model_type: str, *, qk_norms: bool = False, sandwich: bool = False, *
         model_type,
         "decoder",
         layers="layers",
-        attention=Block(
-            module="self_attn",
-            out="self_attn.o_proj",
-            tensors=_LLAMA_QKVO | (_QK_NORMS if qk_norms else {}),
-            before=("input_layernorm",),
-            after=("post_attention_layernorm",) if sandwich else (),
-        ),
-        ffn=Block(
-            module="mlp",
-            out="mlp.down_proj",
-            tensors=_GATED,
-            before=("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm",),
-            after=("post_feedforward_layernorm",) if sandwich else (),
+        blocks=(
+            Block(
+                "attention",
+                module="self_attn",
+                out="self_attn.o_proj",
+                tensors=_LLAMA_QKVO | (_QK_NORMS if qk_norms else {}),
+                before=("input_layernorm",),
+                after=("post_attention_layernorm",) if sandwich else (),
+                gives=2,
+            ),
+            Block(
+                "ffn",
+                module="mlp",
+                out="mlp.down_proj",
+                tensors=_GATED,
+                before=("pre_feedforward_layernorm" if sandwich else "post_attention_layernorm",),
+                after=("post_feedforward_layernorm",) if sandwich else (),
+            ),
         ),
         shared=_LLAMA_SHARED,
         qk_norms=("self_attn.q_proj", "self_attn.k_proj") if qk_norms else (),
@@ -311,17 +355,22 @@ _PHI3 = Family(
     "phi3",
     "decoder",
     layers="layers",
-    attention=Block(
-        module="self_attn",
-        out="self_attn.o_proj",
-        tensors={"self_attn.qkv_proj": ("heads*+kv*+kv*", "channels"), "self_attn.o_proj": _HEADS_OUT},
-        before=("input_layernorm",),
-    ),
-    ffn=Block(
-        module="mlp",
-        out="mlp.down_proj",
-        tensors={"mlp.gate_up_proj": ("neurons+neurons", "channels"), "mlp.down_proj": _OUT},
-        before=("post_attention_layernorm",),
+    blocks=(
+        Block(
+            "attention",
+            module="self_attn",
+            out="self_attn.o_proj",
+            tensors={"self_attn.qkv_proj": ("heads*+kv*+kv*", "channels"), "self_attn.o_proj": _HEADS_OUT},
+            before=("input_layernorm",),
+            gives=2,
+        ),
+        Block(
+            "ffn",
+            module="mlp",
+            out="mlp.down_proj",
+            tensors={"mlp.gate_up_proj": ("neurons+neurons", "channels"), "mlp.down_proj": _OUT},
+            before=("post_attention_layernorm",),
+        ),
     ),
     shared=_LLAMA_SHARED,
     checks_ropes=True,
@@ -367,7 +416,7 @@ def _latent(model_type: str, experts: Experts, **more: Any) -> Family:
         "self_attn.o_proj": ("channels", ""),
     }
     plain = _llama(model_type, experts=experts, **more)
-    return replace(plain, attention=replace(plain.attention, tensors=tensors))
+    return replace(plain, blocks=(replace(plain.attention, tensors=tensors), plain.ffn))
 
 
 _MIXTURES = (

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from secateur.formats.reload import find_blocks
 from secateur.subjects.transformer.families import Axes, Block, Family
 
 __all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
@@ -20,7 +21,7 @@ SHORTCUTS = ("attention_shortcut", "ffn_shortcut")
 
 @dataclass(frozen=True)
 class Widths:
-    """How many units a layer has; 0 heads: no attention, neither neurons nor experts: no FFN."""
+    """How many units a layer has; 0 heads: no attention, neither neurons nor experts: no FFN, 0 mixer: none."""
 
     heads: int
     kv: int
@@ -30,11 +31,17 @@ class Widths:
     """Of each expert."""
     shared_neurons: int = 0
     """Of the expert that every token passes."""
+    mixer: int = 0
+    """1 where there is a mixer, which stays whole or goes."""
 
     @property
     def ffn(self) -> bool:
         """Whether there is an FFN, plain or of experts."""
         return bool(self.neurons or self.experts)
+
+    def has(self, kind: str) -> bool:
+        """Whether the sub-block of that kind is there."""
+        return bool({"attention": self.heads, "ffn": self.ffn, "mixer": self.mixer}[kind])
 
     @property
     def has_groups(self) -> bool:
@@ -44,7 +51,7 @@ class Widths:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor belongs: its layer, sub-block ("attention", "ffn" or ""), module and leaf, and its axes as stored.
+    """Where a tensor belongs: its layer, kind of sub-block or "", module and leaf, and its axes as stored.
 
     axes is None for a tensor the family's table does not know.
     """
@@ -63,7 +70,8 @@ class Layout:
         self.model, self.family = model, family
         config = model.config
         self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        heads = getattr(config, "num_attention_heads", None) or 1
+        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         self.hidden_size = int(config.hidden_size)
         ropes = getattr(config, "rope_parameters", None) or {}
         self.fixed_ratio = family.checks_ropes and "short_factor" in ropes
@@ -71,25 +79,49 @@ class Layout:
 
     @cached_property
     def widths(self) -> list[Widths]:
-        """Heads, key/value heads and neurons of every layer that exists."""
+        """Units of every layer that exists."""
         result: list[Widths] = []
-        for config in self.model.config.per_layer_config:
-            skip = getattr(config, "skip", [])
-            heads = 0 if "attention" in skip else config.num_attention_heads
-            kv = 0 if "attention" in skip else getattr(config, "num_key_value_heads", None) or heads
-            neurons = getattr(config, self.family.neurons, None) or 4 * config.hidden_size
-            mixture = self._mixture(len(result))
-            result.append(Widths(heads, kv, 0 if "ffn" in skip or mixture[0] else neurons, *mixture))
+        for index, config in enumerate(self.model.config.per_layer_config):
+            there = self.blocks(index).keys() - set(getattr(config, "skip", []))
+            heads = (getattr(config, "num_attention_heads", None) or 1) if "attention" in there else 0
+            kv = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
+            mixture = self._mixture(index) if "ffn" in there else (0, 0, 0)
+            neurons = self._count_neurons(index, config) if "ffn" in there and not mixture[0] else 0
+            result.append(Widths(heads, kv, neurons, *mixture, mixer=int("mixer" in there)))
         return result
+
+    def _count_neurons(self, layer: int, config: PretrainedConfig) -> int:
+        """Neurons of a plain FFN: inputs of its output linear, for a config may say something else than a width."""
+        out = self._modules(layer)[self.blocks(layer)["ffn"].out]
+        said = getattr(config, self.family.neurons, None) or 4 * config.hidden_size
+        return int(getattr(out, "in_features", None) or getattr(out, "nx", None) or said)
+
+    def _modules(self, layer: int) -> dict[str, nn.Module]:
+        return dict(self.model.get_submodule(f"{self.prefix}{self.family.layers}.{layer}").named_modules())
+
+    def blocks(self, layer: int) -> dict[str, Block]:
+        """Kind -> the sub-block of a layer, which an earlier cut may have taken away."""
+        return self._blocks[layer]
+
+    @cached_property
+    def _blocks(self) -> list[dict[str, Block]]:
+        table = self.family.plain()
+        order = {id(plain): block for plain, block in zip(table["blocks"], self.family.blocks, strict=True)}
+        found = []
+        layers = self.model.get_submodule(f"{self.prefix}{self.family.layers}")
+        for layer, config in zip(layers.children(), self.model.config.per_layer_config, strict=True):
+            stands = find_blocks(layer, table, getattr(config, "skip", []))
+            found.append({kind: order[id(block)] for kind, block in stands.items()})
+        return found
 
     def _mixture(self, layer: int) -> tuple[int, int, int]:
         """Experts, neurons of each, neurons of the shared one, as the layer's tensors have them."""
         experts = self.family.experts
-        parts = dict(self.model.get_submodule(f"{self.prefix}{self.family.layers}.{layer}").named_modules())
+        parts = self._modules(layer)
         if experts is None or experts.packed not in parts:
             return 0, 0, 0
-        count, _, neurons = parts[experts.packed].down_proj.shape
-        shared = parts[f"{experts.shared}.gate_proj"].weight.shape[0] if experts.shared else 0
+        count, _, neurons = parts[experts.packed].get_parameter("down_proj").shape
+        shared = parts[f"{experts.shared}.gate_proj"].get_parameter("weight").shape[0] if experts.shared else 0
         return int(count), int(neurons), int(shared)
 
     @cached_property
@@ -157,7 +189,7 @@ class Layout:
         for each of its parts; the linear back into the residual stream is a sub-block's last.
         """
         found: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
-        outputs = (self.family.attention.out, self.family.ffn.out)
+        outputs = {block.out for block in self.family.blocks}
         weights = sorted(self.model.named_parameters(), key=lambda pair: self.place(pair[0]).module in outputs)
         for name, weight in weights:
             place = self.place(name)
@@ -180,26 +212,31 @@ class Layout:
         if layer is None or part in ("", "expert_neurons"):
             return {}
         width, name = self.widths[layer], f"layers.{layer}"
-        if part == "heads*":
+        if part.startswith("heads*"):
             inside = width.heads // width.kv if width.kv else 1
-            groups = {f"{name}.kv_groups": (width.kv, inside * self.head_dim)} if width.has_groups else {}
-            return {f"{name}.heads": (width.heads, self.head_dim)} | groups
+            block = self.head_dim * int(part.removeprefix("heads*") or 1)
+            groups = {f"{name}.kv_groups": (width.kv, inside * block)} if width.has_groups else {}
+            return {f"{name}.heads": (width.heads, block)} | groups
         if part == "kv*":
             return {f"{name}.{'kv_groups' if width.has_groups else 'heads'}": (width.kv, self.head_dim)}
         return {f"{name}.{part}": (getattr(width, part), 1)}
 
-    def block(self, kind: str) -> Block | None:
-        """The sub-block of that kind ("attention" or "ffn")."""
-        return {"attention": self.family.attention, "ffn": self.family.ffn}.get(kind)
+    @cached_property
+    def _layer_tables(self) -> list[dict[str, dict[str, Axes]]]:
+        """For each layer: kind of sub-block, "" last -> its tensors."""
+        return [
+            {kind: self._list_tensors(block) for kind, block in blocks.items()} | {"": self._rest}
+            for blocks in self._blocks
+        ]
 
     @cached_property
-    def _layer_tables(self) -> dict[str, dict[str, Axes]]:
-        tables: dict[str, dict[str, Axes]] = {"": dict(self.family.layer) | dict.fromkeys(SHORTCUTS, ("", ""))}
-        for kind, block in (("attention", self.family.attention), ("ffn", self.family.ffn)):
-            norms: dict[str, Axes] = dict.fromkeys((*block.before, *block.after), ("channels",))
-            mixture = self.family.experts.tensors if self.family.experts and kind == "ffn" else {}
-            tables[kind] = {**block.tensors, **mixture, **norms}
-        return tables
+    def _rest(self) -> dict[str, Axes]:
+        return dict(self.family.layer) | dict.fromkeys(SHORTCUTS, ("", ""))
+
+    def _list_tensors(self, block: Block) -> dict[str, Axes]:
+        norms: dict[str, Axes] = dict.fromkeys((*block.before, *block.after), ("channels",))
+        mixture = self.family.experts.tensors if self.family.experts and block.kind == "ffn" else {}
+        return {**block.tensors, **mixture, **norms}
 
     def place(self, name: str) -> Place:
         """Where a parameter or buffer belongs."""
@@ -210,7 +247,7 @@ class Layout:
         tables: Mapping[str, Mapping[str, Axes]] = {"": family.shared}
         if inner.startswith(f"{family.layers}."):
             number, _, module = module.removeprefix(f"{family.layers}.").partition(".")
-            layer, tables = int(number), self._layer_tables
+            layer, tables = int(number), self._layer_tables[int(number)]
         for kind, table in tables.items():
             if f"{module}.{leaf}" in table:
                 return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])
@@ -223,11 +260,10 @@ class Layout:
 
     def leaves_with_block(self, place: Place) -> bool:
         """Whether a tensor leaves with its sub-block; the output bias stays, and a norm after it then stays too."""
-        block = self.block(place.block)
-        if block is None or place.layer is None:
+        if not place.block or place.layer is None:
             return False
-        width = self.widths[place.layer]
-        if not (width.heads if place.block == "attention" else width.ffn):
+        block = self.blocks(place.layer)[place.block]
+        if not self.widths[place.layer].has(place.block):
             return False  # what an earlier cut has left
         if place.module == block.out:
             return place.leaf != "bias"

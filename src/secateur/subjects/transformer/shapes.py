@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,33 +22,44 @@ def sizes(subject: Transformer) -> dict[str, int]:
     """Axis -> size: layers, heads per layer, neurons per layer, channels.
 
     Where some layers have experts there is no axis of neurons: experts, and the FFNs of layers without, stay whole.
-    Raises `UnsupportedError` where layers of one kind differ.
+    Layers may be of several kinds: then heads are those of each layer with an attention, and neurons likewise. Raises
+    `UnsupportedError` where layers of one kind differ, or have lost a sub-block.
     """
-    widths = subject.widths()
-    mixed = any(width.experts for width in widths)
-    kinds = {(width.heads, width.kv, bool(width.experts)): width for width in widths}
-    if len(set(widths)) > len(kinds) or not all(width.heads and width.ffn for width in widths):
-        alike = False
-    else:
-        alike = len({(width.heads, width.kv) for width in widths}) == 1
-    if not alike:
+    widths, layout = subject.widths(), subject.layout
+    complete = all(width.has(kind) for index, width in enumerate(widths) for kind in layout.blocks(index))
+    heads = {(width.heads, width.kv) for width in widths if width.heads}
+    neurons = {width.neurons for width in widths if width.neurons}
+    mixtures = {(width.experts, width.expert_neurons, width.shared_neurons) for width in widths if width.experts}
+    if not complete or len(heads) > 1 or len(neurons) > 1 or len(mixtures) > 1:
         raise UnsupportedError(
             "the layers of this model differ, so no one shape describes it: start from the uncut model"
         )
-    found = {"layers": len(widths), "heads": widths[0].heads}
-    if not mixed:
-        found["neurons"] = widths[0].neurons
+    found = {"layers": len(widths)}
+    if heads:
+        found["heads"] = max(heads)[0]
+    if neurons and not mixtures:
+        found["neurons"] = max(neurons)
     return found | {"channels": subject.hidden_size}
 
 
 def removable_layers(units: Units) -> list[int]:
     """The layers that a shape may drop: all, or, where some have experts and some have not, those with experts.
 
-    Otherwise a number of layers would not say what a shape costs.
+    Otherwise a number of layers would not say what a shape costs. For the same reason, of layers with different
+    sub-blocks those go that most others are like.
     """
     count = units["layers"].count
     mixed = [layer for layer in range(count) if f"layers.{layer}.experts" in units.sites]
-    return mixed or list(range(count))
+    candidates = mixed or list(range(count))
+    kinds = {layer: _list_blocks(units, layer) for layer in candidates}
+    common = Counter(kinds.values()).most_common(1)[0][0]
+    return [layer for layer in candidates if kinds[layer] == common]
+
+
+def _list_blocks(units: Units, layer: int) -> tuple[str, ...]:
+    """The kinds of sub-blocks that a layer has."""
+    sites = [units[kind] for kind in ("attention", "ffn", "mixer") if kind in units.sites]
+    return tuple(site.name for site in sites if site.fixed is None or not site.fixed[layer])
 
 
 def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, list[int]]:
@@ -58,7 +70,7 @@ def parse(given: str | Sequence[str], subject: Transformer) -> dict[str, list[in
     Raises `InputError` for an axis that is not there, and for a size that no cut can have.
     """
     whole, multiples = sizes(subject), steps(subject)
-    least = dict.fromkeys(whole, 1) | {"layers": _fewest_layers(subject.units("layers"))}
+    least = dict.fromkeys(whole, 1) | {"layers": _fewest_layers(subject)}
     result = {axis: [size] for axis, size in whole.items()}
     for part in parse_list(given):
         axis, _, text = part.partition("=")
@@ -83,7 +95,7 @@ def steps(subject: Transformer) -> dict[str, int]:
 
     Channels that must stay (see `Layout.fixed_ratio`) go by their whole number.
     """
-    width = subject.widths()[0]
+    width = max(subject.widths(), key=lambda width: width.heads)
     heads = width.kv if width.kv < width.heads else 1
     channels = subject.hidden_size if subject.layout.fixed_ratio else 8
     return {"layers": 1, "heads": heads, "neurons": 8, "channels": channels}
@@ -94,7 +106,7 @@ def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> d
 
     Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`).
     """
-    result, fewest = {}, _fewest_layers(subject.units("layers"))
+    result, fewest = {}, _fewest_layers(subject)
     for axis, size in sizes(subject).items():
         step = steps(subject)[axis]
         step *= max(1, size // 8 // step)
@@ -106,8 +118,11 @@ def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> d
     return result
 
 
-def _fewest_layers(units: Units) -> int:
+def _fewest_layers(subject: Transformer) -> int:
     """Layers that can't go, and one of those that can."""
+    if "layers" in subject.layout.whole:
+        return len(subject.widths())
+    units = subject.units("layers")
     return units["layers"].count - len(removable_layers(units)) + 1
 
 
@@ -137,8 +152,8 @@ def receipt(before: Transformer, after: Transformer) -> Cut:
     for name, site in after.units().sites.items():
         layer, _, rest = name.removeprefix("layers.").partition(".")
         left[f"layers.{after.layer_index[int(layer)]}.{rest}" if rest else name] = site.count
-    # A sub-block without units is gone, though its layer stays.
-    left |= {"attention": sum(width.heads > 0 for width in after.widths())}
-    left |= {"ffn": sum(width.ffn for width in after.widths())}
     gone = {name: (site.count - left.get(name, 0), site.count) for name, site in before.units().sites.items()}
+    for kind in gone.keys() & {"attention", "ffn", "mixer"}:  # without units it is gone, though its layer stays
+        there, stays = (sum(width.has(kind) for width in subject.widths()) for subject in (before, after))
+        gone[kind] = (there - stays, gone[kind][1])
     return Cut(gone, before.units().cost(), after.units().cost())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -14,26 +14,27 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
+from secateur.subjects.transformer.per_layer import take_layers
 
 __all__ = [
     "DENSE",
     "EXPERTS",
     "HEADS",
     "HEAD_DIM",
-    "LAYERS",
     "TOKENS",
     "VOCABULARY",
     "copy_small",
     "describe_error",
     "draw_apart",
+    "find_layers",
     "is_causal",
+    "list_kinds",
     "make_tokens",
     "plain_config",
     "run_model",
     "shrink_config",
 ]
 
-LAYERS = 2
 HEADS = 4
 HEAD_DIM = 8
 EXPERTS = 4
@@ -55,8 +56,13 @@ _OURS = {
     "secateur",
     "torch_dtype",
 }
-_SIZE = re.compile(r"size|dim|width|inner|hidden|rank|embd|d_ff|ffn|d_model")
+_MOST = 12
+"""Layers of a copy in which every kind of layer is looked for."""
+_SIZE = re.compile(r"size|dim|width|inner|hidden|rank|embd|d_ff|ffn|d_model|state|ssm|d_head")
 _WINDOW = re.compile(r"window(_size)?$|^attention_chunk_size$|^local_attention$")
+_COUNT = re.compile(r"(^|_)(n|num)_(.*_)?heads$")
+_PER_HEAD = re.compile(r"head_?(dim|size)$|d_head$")
+_WORDS = {"n", "num", "heads", "head", "d", "dim", "size", "headdim"}
 _LENGTH = re.compile(r"position|length|window|context|seq|vocab")
 
 
@@ -70,11 +76,34 @@ def _list_plainly(config: PretrainedConfig) -> dict[str, object]:
     return {name: value for name, value in data.items() if name not in _OURS}
 
 
-def shrink_config(config: PretrainedConfig, depth: int = LAYERS) -> PretrainedConfig:
-    """The same configuration with `depth` layers, two if not given, and small sizes: what it says of structure stays.
+def find_layers(model: PreTrainedModel) -> str:
+    """Path of the list of layers, relative to the base model; `UnsupportedError` where there is not one."""
+    count, base = int(model.config.num_hidden_layers), model.base_model
+    lists: list[str] = [
+        path for path, module in base.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]  # fmt: skip
+    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
+    if len(outer) != 1:
+        there = ", ".join(outer) or "none"
+        raise UnsupportedError(f"{type(model).__name__} has {len(outer)} lists of {count} layers ({there})")
+    return outer[0]
 
-    Sizes that were equal stay equal, as far as their names say that they are sizes. Raises `UnsupportedError` where
-    the class refuses them.
+
+def list_kinds(model: PreTrainedModel) -> list[tuple[str, ...]]:
+    """The kind of every layer: the names and dimensions of its tensors."""
+    layers = model.base_model.get_submodule(find_layers(model))
+    return [
+        tuple(sorted(f"{name} {tensor.dim()}" for name, tensor in layer.named_parameters()))
+        for layer in layers.children()
+    ]
+
+
+def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> PretrainedConfig:
+    """The same configuration with some of its layers, and small sizes: what it says of structure stays.
+
+    Sizes that were equal stay equal, as far as their names say that they are sizes, and so do products of heads and
+    their sizes. Raises `UnsupportedError` where the class refuses them.
     """
     data = _list_plainly(config)
     native = type(config).attribute_map
@@ -82,23 +111,28 @@ def shrink_config(config: PretrainedConfig, depth: int = LAYERS) -> PretrainedCo
         common: native.get(common, common) for common in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     }
     try:
-        layers, heads, hidden = (int(getattr(config, name)) for name in reversed(list(names)))
+        count, hidden = (int(getattr(config, name)) for name in ("num_hidden_layers", "hidden_size"))
     except (AttributeError, TypeError) as error:
         parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
         hint = f": open one of its parts ({', '.join(parts)})" if parts else ""
-        raise UnsupportedError(f"{type(config).__name__} does not say sizes, heads and layers{hint}") from error
+        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
+    heads = getattr(config, "num_attention_heads", None)
     kv = data.get(native.get("num_key_value_heads", "num_key_value_heads"))
     small_kv = HEADS if kv in (None, heads) else 2
     small = HEADS * HEAD_DIM
     stated = data.get(native.get("head_dim", "head_dim"))
-    sizes = {hidden // heads: HEAD_DIM, stated if isinstance(stated, int) else 0: HEAD_DIM, hidden: small}
+    sizes = {stated if isinstance(stated, int) else 0: HEAD_DIM, hidden: small}
+    if heads:
+        sizes |= {hidden // heads: HEAD_DIM}
     fresh = iter(range(40, 10**6, 16))
+    inner = _shrink_heads(
+        data, hidden, set(names.values()) | {native.get("num_key_value_heads", "num_key_value_heads")}
+    )
+    data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
     for name, value in data.items():
-        if isinstance(value, bool) or name in names.values():
+        if isinstance(value, bool) or name in names.values() or name in inner:
             continue
-        if isinstance(value, list) and len(value) == layers and layers > depth:
-            data[name] = value[:depth]
-        elif isinstance(value, int) and _WINDOW.search(name):
+        if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
         elif isinstance(value, int) and _LENGTH.search(name):
             data[name] = min(value, 64)
@@ -106,16 +140,18 @@ def shrink_config(config: PretrainedConfig, depth: int = LAYERS) -> PretrainedCo
             data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else EXPERTS)
         elif isinstance(value, int) and "group" in name:
             data[name] = min(value, 1 if "top" in name else 2)
-        elif name in DENSE and isinstance(value, list | int):
-            data[name] = [number for number in value if number < 1] if isinstance(value, list) else min(value, 1)
+        elif name == DENSE[1] and isinstance(value, int):
+            data[name] = min(value, 1)
         elif isinstance(value, int) and "rotary" in name:
             data[name] = min(value, HEAD_DIM // 2)
         elif isinstance(value, int) and value > 8 and _SIZE.search(name):
             if value not in sizes:
                 sizes[value] = next(fresh)
             data[name] = sizes[value]
-    data |= {names["num_hidden_layers"]: depth, names["num_attention_heads"]: HEADS, names["hidden_size"]: small}
-    data["vocab_size"] = VOCABULARY
+    data |= inner
+    data |= {names["num_hidden_layers"]: len(layers), names["hidden_size"]: small, "vocab_size": VOCABULARY}
+    if heads:
+        data[names["num_attention_heads"]] = HEADS
     if kv is not None:
         data[native.get("num_key_value_heads", "num_key_value_heads")] = small_kv
     for name, value in data.items():
@@ -129,12 +165,44 @@ def shrink_config(config: PretrainedConfig, depth: int = LAYERS) -> PretrainedCo
     return result
 
 
-def copy_small(model: PreTrainedModel, depth: int = LAYERS) -> PreTrainedModel:
+def _shrink_heads(data: Mapping[str, object], hidden: int, main: Collection[str]) -> dict[str, int]:
+    """Small counts and sizes of heads beside those of the attention (`main`), such as those of a mixer's states.
+
+    A count and a size belong together where their names share all other words. Their product stays as many times the
+    hidden size, or equal to the other size that it was equal to.
+    """
+    numbers = {name: value for name, value in data.items() if isinstance(value, int) and not isinstance(value, bool)}
+    found: dict[str, int] = {}
+    for name, count in numbers.items():
+        if not _COUNT.search(name) or name in main or count < 1:
+            continue
+        partner = next((other for other in numbers if _PER_HEAD.search(other) and _words(other) == _words(name)), "")
+        if not partner:
+            found[name] = min(count, HEADS)
+            continue
+        product, whole = count * numbers[partner], HEADS * HEAD_DIM
+        wide, rest = divmod(product * whole, hidden * HEAD_DIM)
+        found |= {name: wide if wide and not rest else HEADS, partner: HEAD_DIM}
+        same = [
+            other for other, value in numbers.items()
+            if value == product != hidden and _SIZE.search(other) and _words(name) & _words(other)
+        ]  # fmt: skip
+        found |= dict.fromkeys(same, found[name] * HEAD_DIM)
+    return found
+
+
+def _words(name: str) -> set[str]:
+    return set(name.split("_")) - _WORDS
+
+
+def copy_small(model: PreTrainedModel, layers: Sequence[int] = ()) -> PreTrainedModel:
     """A model of the same class with the shrunk configuration and random weights, none of them 0 or 1.
 
-    Raises `UnsupportedError` where its modules are not those of the original.
+    Of the layers it has those that are given; if none are, enough to show each kind. Raises `UnsupportedError` where
+    its modules are not those of the original.
     """
-    config = shrink_config(model.config, depth)
+    chosen = layers or _choose_layers(model)
+    config = shrink_config(model.config, chosen)
     with draw_apart():
         try:
             small_model: PreTrainedModel = type(model)(config).float().eval()
@@ -147,7 +215,7 @@ def copy_small(model: PreTrainedModel, depth: int = LAYERS) -> PreTrainedModel:
                 parameter.add_(0.05 * torch.randn_like(parameter))
     if getattr(model, "pooler", small_model) is None:
         small_model.pooler = None
-    lacks = _outline(model) ^ _outline(small_model)
+    lacks = set() if layers else _outline(model) ^ _outline(small_model)
     if lacks:
         raise UnsupportedError(f"a small copy of {type(model).__name__} has other tensors: {min(lacks)} is not in both")
     return small_model
@@ -170,6 +238,24 @@ def is_causal(model: PreTrainedModel) -> bool:
     other[:, -1] += 1
     before, after = (run_model(model.base_model, one)[0][:, :-1] for one in (tokens, other))
     return torch.allclose(before, after, atol=1e-5)
+
+
+def _choose_layers(model: PreTrainedModel) -> Sequence[int]:
+    """Layers among which each kind is: the first of each, at least two, or all up to the last first one.
+
+    The second where a copy of the first has others: what a config says may go by the numbers of layers.
+    """
+    kinds = list_kinds(model)
+    first = sorted({kind: number for number, kind in reversed(list(enumerate(kinds)))}.values())
+    for chosen in (first if len(first) > 1 else [0, 1], range(min(max(first) + 1, _MOST))):
+        try:
+            with torch.device("meta"):
+                built = type(model)(shrink_config(model.config, chosen))
+            if set(list_kinds(built)) == set(kinds):
+                return chosen
+        except Exception:  # a class may want a whole pattern
+            continue
+    return (0, 1)
 
 
 def _outline(model: nn.Module) -> set[str]:

@@ -120,7 +120,7 @@ class CachedPass(nn.Module):
 
 def check_decodes(subject: Transformer, length: int) -> None:
     """Raise `UnsupportedError` for a model without a cache of keys and values, or of `length` positions only."""
-    if not subject.joins_texts:
+    if not subject.decodes:
         raise UnsupportedError(
             f"a {type(subject.model).__name__} reads whole texts and has no cache: time it with environment=prefill"
         )

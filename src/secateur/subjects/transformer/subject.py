@@ -25,7 +25,7 @@ from secateur._utils import devices
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files, low_rank, saving
-from secateur.subjects.transformer.families import Block, Family
+from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.vocabulary import Cut, Selection, Term, Units
 
@@ -35,6 +35,7 @@ AXES = (
     "layers",
     "attention",
     "ffn",
+    "mixer",
     "heads",
     "kv_groups",
     "neurons",
@@ -113,8 +114,9 @@ class Transformer:
         self.output: Literal["logits", "embedding", "states"] = (
             "embedding" if self.head else "states" if model.base_model is model else "logits"
         )
+        layout = self.layout
         for name, _ in model.named_parameters():
-            place = self.layout.place(name)
+            place = layout.place(name)
             if place.layer is not None and place.axes is None:
                 raise UnsupportedError(
                     f"{name} is no part of a plain {family.model_type} layer, so it can't be cut with it: "
@@ -145,7 +147,15 @@ class Transformer:
 
     @property
     def joins_texts(self) -> bool:
-        """Whether texts may stand behind one another in its sequences: a decoder, but no classifier of whole texts."""
+        """Whether texts may stand behind one another in its sequences: a decoder, but no classifier of whole texts.
+
+        Nor may they where mixers carry their states over from one text to the next.
+        """
+        return self.decodes and not any(block.kind == "mixer" for block in self.family.blocks)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it goes on from a cache: a decoder, but no classifier of whole texts."""
         return self.kind == "decoder" and (self.causal or self.output != "logits")
 
     @property
@@ -170,14 +180,15 @@ class Transformer:
         result = {}
         layout, conv1d = self.layout, self.family.conv1d
         for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
-            out = f"{path}.{self.family.attention.out}"
+            blocks = layout.blocks(index)
+            out = f"{path}.{blocks['attention'].out}" if width.heads else ""
             if width.heads:
                 result[f"layers.{index}.heads"] = Consumer(out, layout.head_dim, conv1d)
             if width.has_groups:
                 block = layout.head_dim * width.heads // width.kv
                 result[f"layers.{index}.kv_groups"] = Consumer(out, block, conv1d)
             if width.neurons:
-                result[f"layers.{index}.neurons"] = Consumer(f"{path}.{self.family.ffn.out}", 1, conv1d)
+                result[f"layers.{index}.neurons"] = Consumer(f"{path}.{blocks['ffn'].out}", 1, conv1d)
             if width.shared_neurons and self.family.experts:
                 out = f"{path}.{self.family.experts.shared}.down_proj"
                 result[f"layers.{index}.shared_neurons"] = Consumer(out, 1, conv1d)
@@ -199,7 +210,9 @@ class Transformer:
         width = layout.widths[layer]
         for name, _ in self.model.named_parameters():
             place = layout.place(name)
-            if place.layer != layer or place.block != "attention" or place.module == self.family.attention.out:
+            if place.layer != layer or place.block != "attention":
+                continue
+            if place.module == layout.blocks(layer)["attention"].out:
                 continue
             for dim, axis in enumerate(place.axes or ()):
                 start = 0
@@ -227,7 +240,7 @@ class Transformer:
         sites = costs.sites(layout, multiple)
         kinds = {site.kind for site in sites.values()}
         for axis in axes:
-            if axis not in kinds:
+            if axis not in kinds and axis not in layout.whole:
                 there = ", ".join(name for name in AXES if name in kinds - set(layout.whole))
                 raise UnsupportedError(f"axis {axis!r} is not one of this {self.family.model_type} model's: {there}")
             if axis in layout.whole:
@@ -443,59 +456,64 @@ class Transformer:
         the residual sum, are part of it; the LayerNorm of a post-norm layer stays when the sub-block goes, so it is
         not. With 0 units it does nothing.
         """
-        width, block = self._width_of(kind, kept)
-        return self._probe(width, block, batch, length) if kept else lambda: None
+        width, layer = self._width_of(kind, kept)
+        return self._probe(width, layer, kind, batch, length) if kept else lambda: None
 
     def stack(self, kind: Literal["heads", "kv_groups", "neurons"], kept: int, layers: int) -> Transformer:
         """A base model of `layers` layers that have one attention or FFN sub-block with `kept` units and nothing else.
 
         It has random weights, a vocabulary of 8 tokens, and is where this model is. With 0 units its layers are empty.
         """
-        width, _ = self._width_of(kind, kept)
-        return type(self)(self._build_layers([width if kept else Widths(0, 0, 0)] * layers), self.family)
+        width, layer = self._width_of(kind, kept)
+        model = self._build_layers([width if kept else Widths(0, 0, 0)] * layers, layer)
+        return type(self)(model, self.family)
 
-    def _width_of(self, kind: str, kept: int) -> tuple[Widths, Block]:
-        """(a layer of `kept` units of the kind and nothing else, the sub-block that has them)."""
+    def _width_of(self, kind: str, kept: int) -> tuple[Widths, int]:
+        """(a layer of `kept` units of the kind and nothing else, the layer of this model that it is made after)."""
         needed = "neurons" if kind == "neurons" else "heads"
-        complete = [width for width in self.widths() if width.heads and width.ffn]
-        first = max(
-            (width for width in complete if getattr(width, needed)), key=lambda w: (w.kv, w.heads), default=None
-        )
-        if first is None and complete:
-            raise UnsupportedError(
-                f"no layer of this {self.family.model_type} model has {needed}: it has experts alone"
-            )
-        if first is None:
-            raise UnsupportedError("no layer has both its attention and its FFN: open the uncut model to probe it")
+        layout = self.layout
+        complete = [
+            index for index, width in enumerate(layout.widths)
+            if layout.blocks(index) and all(map(width.has, layout.blocks(index)))
+        ]  # fmt: skip
+        with_them = [index for index in complete if getattr(layout.widths[index], needed)]
+        if not with_them and complete:
+            rest = "experts" if self.family.experts else "others"
+            raise UnsupportedError(f"no layer of this {self.family.model_type} model has {needed}: it has {rest} alone")
+        if not with_them:
+            raise UnsupportedError("no layer has all of its sub-blocks: open the uncut model to probe it")
+        layer = max(with_them, key=lambda index: (layout.widths[index].kv, layout.widths[index].heads))
+        first = layout.widths[layer]
         if kind == "neurons":
-            width, block, field = Widths(0, 0, kept), self.family.ffn, "neurons"
+            width, field = Widths(0, 0, kept), "neurons"
         elif kind == "kv_groups" and first.kv < first.heads:
-            width, block, field = Widths(kept * first.heads // first.kv, kept, 0), self.family.attention, "kv"
+            width, field = Widths(kept * first.heads // first.kv, kept, 0), "kv"
         elif kind == "heads" and first.kv < first.heads:
             if kept % first.kv:
                 raise InputError(f"heads={kept} does not spread evenly over {first.kv} KV groups")
-            width, block, field = Widths(kept, first.kv, 0), self.family.attention, "heads"
+            width, field = Widths(kept, first.kv, 0), "heads"
         elif kind == "heads":
-            width, block, field = Widths(kept, kept, 0), self.family.attention, "heads"
+            width, field = Widths(kept, kept, 0), "heads"
         else:
             raise InputError(f"probe kind {kind!r}: expected heads, neurons, or kv_groups in a grouped model")
-        most = max(getattr(width, field) for width in self.widths())
+        most = max(getattr(width, field) for width in layout.widths)
         if not 0 <= kept <= most:
             raise InputError(f"probe of {kept} {kind}: a layer here has {most}")
-        return width, block
+        return width, layer
 
-    def _build_layers(self, widths: list[Widths]) -> PreTrainedModel:
-        """A base model of such layers, with random weights, where this model is; it knows 8 tokens."""
+    def _build_layers(self, widths: list[Widths], layer: int) -> PreTrainedModel:
+        """A base model of such layers, all made after one of this model, with random weights; it knows 8 tokens."""
         layout = self.layout
-        config = cutting.new_config(layout, widths, self.hidden_size, [0] * len(widths), [*range(len(widths))])
+        config = cutting.new_config(layout, widths, self.hidden_size, [layer] * len(widths), [*range(len(widths))])
         config.vocab_size = 8
         config.bos_token_id = config.eos_token_id = None
         config.pad_token_id = None if config.pad_token_id is None else 0
         base = saving.architecture(type(self.model.base_model), config, self.family)
         return base(config).to(device=self.model.device, dtype=self.model.dtype).eval()
 
-    def _probe(self, width: Widths, block: Block, batch: int, length: int) -> Callable[[], Tensor]:
-        device, model = self.model.device, self._build_layers([width])
+    def _probe(self, width: Widths, index: int, kind: str, batch: int, length: int) -> Callable[[], Tensor]:
+        device, model = self.model.device, self._build_layers([width], index)
+        block = self.layout.blocks(index)["ffn" if kind == "neurons" else "attention"]
         layer = model.get_submodule(self.family.layers)[0]
         calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         module = layer.get_submodule(block.module)

@@ -8,39 +8,47 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+from transformers import Cache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
-from secateur.subjects.transformer.families import Axes, Block, Experts, Family
+from secateur.subjects.transformer.blocks import Call
+from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind
 from secateur.subjects.transformer.small_copy import (
     DENSE,
     EXPERTS,
     HEAD_DIM,
     HEADS,
-    LAYERS,
+    TOKENS,
+    find_layers,
     is_causal,
+    list_kinds,
     make_tokens,
     run_model,
 )
 
 __all__ = ["read_family"]
 
+_NORMS = ("before", "after")
+
 
 def read_family(tiny: PreTrainedModel, groups: Groups) -> Family:
     """The table of a small copy, by the groups that its analysis found under the name "model".
 
-    Raises `UnsupportedError` naming what fits no table: layers that differ, several sites of one kind.
+    Raises `UnsupportedError` naming what fits no table: no one list of layers, tensors of one name with other axes.
     """
     return _Reading(tiny, groups).find_family()
 
@@ -60,6 +68,8 @@ class _Call:
     path: str
     entered: tuple[Tensor, ...]
     left: tuple[Tensor, ...]
+    gives: int
+    """Values in the tuple that it returned; 0: the states alone."""
 
     def reads(self, other: _Call) -> bool:
         """Whether what the other gave came in as it was."""
@@ -74,10 +84,17 @@ class _Reading:
         self.config: Any = tiny.config
         self.modules: dict[str, nn.Module] = dict(tiny.named_modules())
         self.prefix: str = "" if tiny.base_model is tiny else f"{tiny.base_model_prefix}."
-        self.layers = self._find_layers()
+        self.layers = find_layers(tiny)
+        self.count = int(tiny.config.num_hidden_layers)
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
+        self.whole = dict[str, str]()
+        """Axis that stays whole -> why."""
+        self.besides = dict[str, list[set[str]]]()
+        """Module of a sub-block -> those of the sub-blocks beside it, of every layer that has it."""
+        self.attending = ""
+        """The layer that an attention was read from, as its names begin."""
         self.axes = dict[tuple[str, int], _Axis]()
         state = tiny.state_dict()
         alike = {
@@ -93,7 +110,7 @@ class _Reading:
 
     def _find_channels(self) -> str:
         """The site of the residual stream: of those in all layers, the one with the most tensors."""
-        starts = {f"model.{self.prefix}{self.layers}.{number}." for number in range(LAYERS)}
+        starts = {f"model.{self.prefix}{self.layers}.{number}." for number in range(self.count)}
         wide = {
             name: len(group.members) for name, group in self.groups.items()
             if all(any(member.module.startswith(start) for member in group.members) for start in starts)
@@ -103,35 +120,30 @@ class _Reading:
         return max(wide, key=wide.__getitem__)
 
     def _refuse(self, why: str) -> UnsupportedError:
-        return UnsupportedError(f"{type(self.tiny).__name__} fits no table of one attention and one FFN a layer: {why}")
-
-    def _find_layers(self) -> str:
-        """Path of the list of layers, relative to the base model."""
-        lists = [
-            path for path, module in self.modules.items()
-            if isinstance(module, nn.ModuleList) and len(module) == LAYERS and path.startswith(self.prefix)
-        ]  # fmt: skip
-        outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
-        if len(outer) != 1:
-            raise self._refuse(f"{len(outer)} lists of {LAYERS} layers ({', '.join(outer) or 'none'})")
-        return outer[0].removeprefix(self.prefix)
+        return UnsupportedError(f"{type(self.tiny).__name__} fits no table of attentions, FFNs and mixers: {why}")
 
     def find_family(self) -> Family:
         """The table."""
-        read = [self._read_layer(f"{self.prefix}{self.layers}.{number}.") for number in range(LAYERS)]
-        attention, ffn = (reduce(self._join, blocks) for blocks in ([one[0] for one in read], [one[1] for one in read]))
-        layer = {name: axes for one in read for name, axes in one[2].items()}
-        if any(one[2].get(name, axes) != axes for one in read for name, axes in layer.items()):
-            raise self._refuse("its layers differ")
+        blocks, layer = list[Block](), dict[str, Axes]()
+        for number in range(self.count):
+            mine, rest = self._read_layer(f"{self.prefix}{self.layers}.{number}.")
+            for block in mine:
+                self._add_block(blocks, block, {other.module for other in mine})
+            if any(layer.get(name, axes) != axes for name, axes in rest.items()):
+                raise self._refuse("its layers differ")
+            layer |= rest
+        blocks = [self._leave_norms(block, layer) for block in blocks]
+        if self.experts is not None and not self.experts.dense and self.dense:
+            self.experts = replace(self.experts, dense=self._find_dense())
         conv1d = any(isinstance(module, Conv1D) for module in self.modules.values())
         width = self._find_setting(self.dense, 0 if conv1d else 1, 72) if self.dense else "intermediate_size"
-        states_head_dim = self._states_head_dim(f"{self.prefix}{self.layers}.0.{attention.out}.weight")
+        attention = next((block for block in blocks if block.kind == "attention"), None)
+        states_head_dim = attention is not None and self._states_head_dim(f"{self.attending}{attention.out}.weight")
         return Family(
             self.config.model_type,
             "decoder" if is_causal(self.tiny) else "encoder",
             layers=self.layers,
-            attention=attention,
-            ffn=ffn,
+            blocks=tuple(sorted(blocks, key=lambda block: block.kind)),
             layer=layer,
             shared=self._read_shared(),
             per_sequence=self._find_per_sequence(),
@@ -142,56 +154,110 @@ class _Reading:
             conv1d=conv1d,
             norm_offset=self._find_offset(),
             scaled_embedding=self._scales_embedding(),
-            qk_norms=self._find_query_norms(attention),
+            qk_norms=() if attention is None else self._find_query_norms(attention),
             experts=self.experts,
+            whole=self.whole,
         )
 
-    def _join(self, one: Block, other: Block) -> Block:
-        """The block of two layers, of which one may lack a norm or a bias."""
-        tensors = {**one.tensors, **other.tensors}
-        if one.module == other.module and not (
-            one.tensors and other.tensors
-        ):  # experts, which have a table of their own
-            one, other = (one, other) if one.tensors else (other, one)
-            tensors, other = dict(one.tensors), one
-        same = {**other.tensors, **one.tensors} == tensors and (one.module, one.out) == (other.module, other.out)
-        if not same:
-            raise self._refuse(f"its layers differ in {one.module} and {other.module}")
-        before, after = (tuple(dict.fromkeys(a + b)) for a, b in ((one.before, other.before), (one.after, other.after)))
-        return Block(one.module, one.out, tensors, before, after)
+    def _add_block(self, blocks: list[Block], block: Block, layer: set[str]) -> None:
+        """Add a layer's sub-block to those of others; one that some of them have too may lack a norm or a bias.
+
+        layer: the modules of all its sub-blocks. With norms of another place it is a sub-block of another layer.
+        """
+        self.besides.setdefault(block.module, []).append(layer)
+        for place, other in enumerate(blocks):
+            if (block.kind, block.module) != (other.kind, other.module):
+                continue
+            if not (block.tensors and other.tensors):  # experts, which have a table of their own
+                out, tensors = (block.out, block.tensors) if block.tensors else (other.out, other.tensors)
+            elif block.out == other.out:
+                out, tensors = block.out, {**other.tensors, **block.tensors}
+                if {**block.tensors, **other.tensors} != tensors:
+                    raise self._refuse(f"its layers differ in {block.module}")
+            else:
+                continue
+            mine, theirs = ({(name, norm) for name in _NORMS for norm in getattr(one, name)} for one in (block, other))
+            if not (mine <= theirs or theirs <= mine):
+                beside = next(iter(layer.difference(*self.besides[block.module][:-1])), "")
+                there = next(iter(self.besides[block.module][0] - layer), "")
+                if not beside or not there:
+                    continue
+                blocks[place] = replace(other, beside=other.beside or there)
+                block = replace(block, beside=beside)
+                continue
+            before, after = (tuple(dict.fromkeys(getattr(other, n) + getattr(block, n))) for n in _NORMS)
+            blocks[place] = replace(other, out=out, tensors=tensors, before=before, after=after)
+            return
+        blocks.append(block)
+
+    def _find_dense(self) -> str:
+        """The setting that counts the layers with a plain FFN, which stand before those with experts; "" for none."""
+        dense = self._list_dense(self.tiny)
+        first = sum(dense)
+        if not all(dense[:first]):
+            return ""
+        settings: dict[str, object] = self.config.to_dict()
+        for name, value in settings.items():
+            if isinstance(value, bool) or value != first:
+                continue
+            try:
+                with torch.device("meta"):
+                    changed = type(self.tiny)(type(self.config).from_dict(settings | {name: first - 1}))
+                fewer = self._list_dense(changed)
+            except Exception:
+                continue
+            if fewer == [number < first - 1 for number in range(self.count)]:
+                return name
+        return ""
+
+    def _list_dense(self, model: PreTrainedModel) -> list[bool]:
+        """Of each layer, whether it has no experts."""
+        return [not any("expert" in name for name in kind) for kind in list_kinds(model)]
+
+    def _leave_norms(self, block: Block, layer: Mapping[str, Axes]) -> Block:
+        """Without the norms that serve others too in some layer."""
+        before, after = (tuple(norm for norm in norms if norm not in layer) for norms in (block.before, block.after))
+        return replace(block, before=before, after=after)
 
     # ----------------------------------------------------------------------------------------------------- axes
 
-    def _read_layer(self, start: str) -> tuple[Block, Block, dict[str, Axes]]:
-        """Attention, FFN, and what belongs to neither, of the layer whose names begin with `start`."""
-        sites: dict[str, str] = {}
+    def _read_layer(self, start: str) -> tuple[list[Block], dict[str, Axes]]:
+        """The sub-blocks, and what belongs to none, of the layer whose names begin with `start`."""
+        packed = self._find_packed(start)
+        mixture = packed.rpartition(".")[0]
+        found = dict[Kind, Block]()
+        shared: str | None = None
         for site, group in self.groups.items():
             if site == self.channels or not all(member.module.startswith(f"model.{start}") for member in group.members):
                 continue
             if not self._writes(group):
                 continue  # of a latent inside a sub-block
-            kind = "heads" if any(_has_blocks(member.units) for member in group.members) else "neurons"
-            if kind in sites:
-                raise self._refuse(f"{sites[kind]} and {site} are both {kind}")
-            sites[kind] = site
-        packed = self._find_packed(start)
-        mixture = packed.rpartition(".")[0]
+            if packed and all(member.module.startswith(f"model.{start}{mixture}.") for member in group.members):
+                shared = site
+                continue
+            block = self._read_block(start, site)
+            if block is not None:
+                found.setdefault(block.kind, block)
+        beside = [found["ffn"]] if packed and "ffn" in found else []  # an FFN beside the experts, which stays
         if packed:
-            ffn = Block(mixture, f"{mixture}.down_proj", {})
-            self.experts = self._read_experts(start, packed, sites.get("neurons"))
-        elif "neurons" in sites:
-            ffn = self._read_block(start, "neurons", sites["neurons"])
-            self.dense = f"{start}{ffn.out}.weight"
-        else:
-            raise self._refuse(f"no neurons that could go in {start.removesuffix('.')}")
-        attention = (
-            self._read_block(start, "heads", sites["heads"]) if "heads" in sites else self._read_whole(start, ffn)
-        )
-        attention, ffn = self._add_norms(start, attention, ffn)
-        taken = {name for block in (attention, ffn) for name in (*block.tensors, *block.before, *block.after)}
+            found["ffn"] = Block("ffn", mixture, f"{mixture}.down_proj", {})
+            self.experts = self.experts or self._read_experts(start, packed, shared)
+        elif "ffn" in found:
+            self.dense = f"{start}{found['ffn'].out}.weight"
+        for block in self._read_whole(start, [*found.values(), *beside]):
+            found.setdefault(block.kind, block)
+        if "attention" in found:
+            self.attending = self.attending or start
+        blocks = [replace(block, gives=self._count_outputs(start, block)) for block in found.values()]
+        blocks = self._add_norms(start, blocks)
+        taken = {name for block in blocks for name in (*block.tensors, *block.before, *block.after)}
         taken |= {name for name in self._list(start) if packed and name.startswith(f"{mixture}.")}
         rest = {name: self._read_axes(start, name, {}) for name in self._list(start) if name not in taken}
-        return attention, ffn, rest
+        return blocks, rest
+
+    def _count_outputs(self, start: str, block: Block) -> int:
+        gives = {call.path: call.gives for call in self.calls}
+        return gives.get(f"{start}{block.module}", 0)
 
     def _writes(self, group: Group) -> bool:
         """Whether the units are read by a linear that writes the channels."""
@@ -203,43 +269,60 @@ class _Reading:
                 return axis is not None and axis.site == self.channels
         return False
 
-    def _read_block(self, start: str, kind: str, site: str) -> Block:
+    def _read_block(self, start: str, site: str) -> Block | None:
+        """The attention or FFN whose heads or neurons are the site's units; None where it is neither, or too odd."""
         inputs, outs = list[str](), list[str]()
+        plain = True
         for member in self.groups[site].members:
             path = member.module.removeprefix("model.")
             module = self.modules[path]
-            if isinstance(module, nn.Linear | Conv1D) and member.axis.startswith("weight"):
+            if isinstance(module, nn.Linear | Conv1D):
                 columns = "weight[1]" if isinstance(module, nn.Linear) else "weight[0]"
-                (outs if member.axis == columns else inputs).append(path.removeprefix(start))
+                if member.axis.startswith("weight"):
+                    (outs if member.axis == columns else inputs).append(path.removeprefix(start))
+            else:
+                plain = False
         if len(outs) != 1 or not inputs:
-            raise self._refuse(f"{site} has {len(inputs)} linears before and {len(outs)} behind it")
+            return None
         parents = [name.rpartition(".")[0] for name in inputs]
         common = os.path.commonpath([parent.replace(".", "/") for parent in parents]) if all(parents) else ""
         if not common and len(inputs) > 1:
-            raise self._refuse(f"the linears before {site} stand in the layer itself")
+            return None  # they stand in the layer itself
         path = common.replace("/", ".") or inputs[0]
-        own = {site: kind}
+        attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
+        heads = any(_has_blocks(member.units) for member in self.groups[site].members)
+        if attends != heads or not (heads or plain):
+            return None
+        own = {site: "heads" if heads else "neurons"}
         inside = [
             name for name in self._list(start)
             if name.startswith(f"{path}.") or name in (path, *outs) or self._carries(start + name, site)
         ]  # fmt: skip
-        return Block(path, outs[0], {name: self._read_axes(start, name, own) for name in inside})
+        tensors = {name: self._read_axes(start, name, own) for name in inside}
+        return Block("attention" if heads else "ffn", path, outs[0], tensors)
 
-    def _read_whole(self, start: str, ffn: Block) -> Block:
-        """An attention of which nothing but the whole can go: what writes the channels beside the FFN."""
+    def _is_inside(self, path: str, name: str) -> bool:
+        return name == path or name.startswith(f"{path}.")
+
+    def _read_whole(self, start: str, known: Sequence[Block]) -> Iterator[Block]:
+        """Sub-blocks of which nothing but the whole can go: what else writes the channels, alone in its module."""
         outs = list[str]()
         for name in self._list(start):
             module = self.modules.get(start + name)
-            if isinstance(module, nn.Linear | Conv1D) and name != ffn.out and not name.startswith(f"{ffn.module}."):
+            mine = any(name == block.out or name.startswith(f"{block.module}.") for block in known)
+            if isinstance(module, nn.Linear | Conv1D) and not mine:
                 written = self._read_axes(start, name, {})[1 if isinstance(module, Conv1D) else 0]
                 outs += [name] if written == "channels" else []
-        if len(outs) != 1:
-            raise self._refuse(
-                f"no heads that could go in {start.removesuffix('.')}, and {len(outs)} linears that write"
-            )
-        path = outs[0].partition(".")[0]
-        inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
-        return Block(path, outs[0], {name: self._read_axes(start, name, {}) for name in inside})
+        for out in outs:
+            parts = out.split(".")
+            paths = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+            others = [other for other in outs if other != out] + [block.module for block in known]
+            path = next((path for path in paths if not any(self._is_inside(path, other) for other in others)), "")
+            if path:
+                inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
+                attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
+                tensors = {name: self._read_axes(start, name, {}) for name in inside}
+                yield Block("attention" if attends else "mixer", path, out, tensors)
 
     def _read_shared(self) -> dict[str, Axes]:
         """What stands outside the layers; names relative to the base model where it is inside that."""
@@ -253,7 +336,7 @@ class _Reading:
         state = self.tiny.state_dict()
         for name in state:
             module, _, leaf = name.rpartition(".")
-            if name.startswith(start) and (leaf == "weight" or f"{module}.weight" not in state):
+            if name.startswith(start) and (leaf != "bias" or f"{module}.weight" not in state):
                 found[(module if leaf == "weight" else name).removeprefix(start)] = None
         return list(found)
 
@@ -288,8 +371,7 @@ class _Reading:
         for start in range(0, len(runs), count):
             lengths = {length for _, length in runs[start : start + count]}
             sizes = {HEAD_DIM * count: "kv*", HEAD_DIM * HEADS: "heads*", HEADS: "heads"}
-            if count == HEADS:
-                sizes[3 * HEAD_DIM * HEADS] = "heads*3"
+            sizes |= {times * HEAD_DIM * HEADS: f"heads*{times}" for times in (2, 3)}
             name = "neurons" if kind == "neurons" and lengths == {1} else sizes.get(count * min(lengths))
             if len(lengths) > 1 or name is None or (kind == "heads") == (name == "neurons"):
                 raise self._refuse(f"{tensor} has {sorted(lengths)} indices for each of {count} {kind}")
@@ -298,22 +380,30 @@ class _Reading:
     # -------------------------------------------------------------------------------------------------- experts
 
     def _find_packed(self, start: str) -> str:
-        """The module of all experts in a layer, relative to it; "" where there is none."""
+        """The module of all experts in a layer, relative to it; "" where there is none, or none that is understood."""
         for path, module in self.modules.items():
             names = ("gate_up_proj", "down_proj")
             if path.startswith(start) and all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in names):
-                return path.removeprefix(start)
+                if self._is_packed(path):
+                    return path.removeprefix(start)
+                self.whole["experts"] = (
+                    f"{path} is not [experts, gate and up, channels] and [experts, channels, neurons]"
+                )
         return ""
+
+    def _is_packed(self, path: str) -> bool:
+        """Whether it has gate_up_proj [E, 2 I, d], the rows of the gate first, and down_proj [E, d, I]."""
+        first, second = (f"{path}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
+        inner, outer = self.axes.get((first, 1)), self.axes.get((second, 2))
+        twice = np.tile(np.arange(self.tiny.state_dict()[second].shape[2]), 2)
+        same = inner is not None and outer is not None and inner.site == outer.site
+        return same and inner is not None and np.array_equal(inner.units, twice)
 
     def _read_experts(self, start: str, packed: str, shared: str | None) -> Experts:
         mixture, tensors = packed.rpartition(".")[0], dict[str, Axes]()
         first, second = (f"{start}{packed}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
-        inner, outer = self.axes.get((first, 1)), self.axes.get((second, 2))
         state = self.tiny.state_dict()
         count = state[first].shape[0]
-        twice = np.tile(np.arange(state[second].shape[2]), 2)
-        if inner is None or outer is None or inner.site != outer.site or not np.array_equal(inner.units, twice):
-            raise self._refuse(f"{packed} is not [experts, gate and up, channels] and [experts, channels, neurons]")
         tensors[f"{packed}.gate_up_proj"] = ("experts", "expert_neurons+expert_neurons", "channels")
         tensors[f"{packed}.down_proj"] = ("experts", "channels", "expert_neurons")
         own = {} if shared is None else {shared: "neurons"}
@@ -323,7 +413,9 @@ class _Reading:
             if full in tensors:
                 continue
             axes = self._read_axes(start, full, own)
-            if state.get(f"{start}{full}.weight", torch.ones(1)).shape[0] == count and axes[-1] == "channels":
+            if axes == ("",) and state.get(f"{start}{full}", torch.ones(0)).shape == (count,):
+                axes = ("experts",)
+            elif state.get(f"{start}{full}.weight", torch.ones(1)).shape[0] == count and axes[-1] == "channels":
                 router, axes = full, ("experts", "channels")
             elif "neurons" in axes:
                 beside = full.rpartition(".")[0]
@@ -334,7 +426,8 @@ class _Reading:
         biased = [name for name in tensors if name.startswith(f"{router}.")]
         tensors |= dict.fromkeys(biased, ("experts",))
         wide = f"{start}{beside}.down_proj.weight" if beside else ""
-        common = self._find_setting(wide, 1, 3, stays=second) if wide else ""
+        width = self._find_setting(wide, 1, 72, stays=second, exact=True) if wide else ""
+        common = self._find_setting(wide, 1, 3, stays=second) if wide and not width else ""
         return Experts(
             tensors,
             packed,
@@ -342,8 +435,7 @@ class _Reading:
             beside,
             count=self._find_setting(first, 0, 2 * EXPERTS),
             neurons=self._find_setting(second, 2, 72),
-            shared_neurons=(self._find_setting(wide, 1, 72, stays=second) if wide and not common else "")
-            or "shared_expert_intermediate_size",
+            shared_neurons=width or "shared_expert_intermediate_size",
             shared_count=common,
             least=2 if biased and getattr(self.config, "n_group", None) else 1,
             dense=next((name for name in DENSE if hasattr(self.config, name)), ""),
@@ -354,46 +446,77 @@ class _Reading:
     @cached_property
     def calls(self) -> list[_Call]:
         """What every module took and gave, in the order in which they ended."""
-        found, hooks = list[_Call](), []
+        return self._record[0]
+
+    @cached_property
+    def attentions(self) -> frozenset[str]:
+        """The innermost modules in which every token looks at the others: that weigh them by a softmax."""
+        return self._record[1]
+
+    @cached_property
+    def _record(self) -> tuple[list[_Call], frozenset[str]]:
+        found, hooks, running = list[_Call](), list[RemovableHandle](), list[str]()
+        watch = _WeighedTokens(running)
         for path, module in self.modules.items():
+
+            def enter(_: nn.Module, args: tuple[object, ...], path: str = path) -> None:
+                running.append(path)
 
             def note(
                 _: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], out: object, path: str = path
             ) -> None:
-                found.append(_Call(path, tuple(_tensors([*args, *kwargs.values()])), tuple(_tensors(out))))
+                running.pop()
+                gives = len(out) if isinstance(out, tuple) and not hasattr(out, "_fields") else 0
+                found.append(_Call(path, tuple(_tensors([*args, *kwargs.values()])), tuple(_tensors(out)), gives))
 
+            hooks.append(module.register_forward_pre_hook(enter))
             hooks.append(module.register_forward_hook(note, with_kwargs=True))
         try:
-            with torch.no_grad():
+            with torch.no_grad(), watch:
                 run_model(self.tiny, make_tokens())
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return found, frozenset(watch.found)
 
-    def _add_norms(self, start: str, attention: Block, ffn: Block) -> tuple[Block, Block]:
-        """The norms that serve one sub-block alone, and leave with it."""
-        if not self._passes_through(start, attention, ffn):
-            return attention, ffn
+    def _add_norms(self, start: str, blocks: list[Block]) -> list[Block]:
+        """The sub-blocks with the norms that serve one of them alone, and leave with it."""
+        if not self._passes_through(start, blocks):
+            return blocks
         calls = {call.path.removeprefix(start): call for call in self.calls if call.path.startswith(start)}
-        blocks = {"attention": attention, "ffn": ffn}
-        serves = {name: {block.module, *block.tensors} for name, block in blocks.items()}
+        result = {block.kind: block for block in blocks}
+        serves = {block.kind: {block.module, *block.tensors} for block in blocks}
         norms = [name for name in self._list(start) if self._read_norm(start, name) and name in calls]
         for norm in norms:
             readers = {
-                name for name, modules in serves.items()
+                kind for kind, modules in serves.items()
                 if norm not in modules and any(calls[module].reads(calls[norm]) for module in modules & calls.keys())
             }  # fmt: skip
             sources = {
-                name for name, block in blocks.items()
-                if norm not in serves[name]
+                kind for kind, block in result.items()
+                if norm not in serves[kind]
                 and any(calls[norm].reads(calls[path]) for path in {block.module, block.out} & calls.keys())
             }  # fmt: skip
-            for name in sources:
-                blocks[name] = replace(blocks[name], after=(*blocks[name].after, norm))
-            for name in readers if len(readers) == 1 and not sources else ():
-                blocks[name] = replace(blocks[name], before=(*blocks[name].before, norm))
-        return blocks["attention"], blocks["ffn"]
+            for kind in sources:
+                result[kind] = replace(result[kind], after=(*result[kind].after, norm))
+            for kind in readers if len(readers) == 1 and not sources else ():
+                if self._serves_alone(start, norm, result[kind]):
+                    result[kind] = replace(result[kind], before=(*result[kind].before, norm))
+        return list(result.values())
+
+    def _serves_alone(self, start: str, norm: str, block: Block) -> bool:
+        """Whether nothing but a sub-block reads a norm: what the layer gives without that one."""
+
+        def run(scale: float) -> Tensor:
+            copied = copy.deepcopy(self.tiny)
+            for name, parameter in copied.named_parameters():
+                if name == f"{start}{norm}.weight":
+                    parameter.data.mul_(scale)
+                elif name.startswith(start) and _closes(name.removeprefix(start), block):
+                    parameter.data.zero_()
+            return self._run_layer(copied, start)[1]
+
+        return torch.allclose(run(1.0), run(3.0), atol=1e-5)
 
     def _read_norm(self, start: str, name: str) -> bool:
         """Whether it has one weight, over the channels."""
@@ -401,24 +524,39 @@ class _Reading:
         weight = self.tiny.state_dict().get(f"{start}{name}.weight")
         return axis is not None and axis.site == self.channels and weight is not None and weight.dim() == 1
 
-    def _passes_through(self, start: str, attention: Block, ffn: Block) -> bool:
+    def _run_layer(self, model: PreTrainedModel, start: str) -> tuple[Tensor, Tensor]:
+        """The states that a layer took when the model ran, and what that of a changed copy gives for them."""
+        path = start.removesuffix(".")
+        args, kwargs = self.arguments[path]
+        kwargs = {name: None if isinstance(value, Cache) else value for name, value in kwargs.items()}
+        with torch.no_grad():
+            out = model.get_submodule(path)(*args, **kwargs)
+        return next(_tensors([*args, *kwargs.values()])), next(_tensors(out))
+
+    @cached_property
+    def arguments(self) -> dict[str, Call]:
+        """Layer -> what it was called with."""
+        layers = [f"{self.prefix}{self.layers}.{number}" for number in range(self.count)]
+        found = dict[str, Call]()
+        with ExitStack() as stack:
+            for path in layers:
+                layer = self.modules[path]
+                hook = partial(lambda path, _, args, kwargs: found.setdefault(path, (args, kwargs)) and None, path)
+                stack.callback(layer.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            with torch.no_grad():
+                run_model(self.tiny, make_tokens())
+        return found
+
+    def _passes_through(self, start: str, blocks: Sequence[Block]) -> bool:
         """Whether a layer whose sub-blocks give nothing passes its input on: its norms lie beside the stream."""
         copied = copy.deepcopy(self.tiny)
         for name, parameter in copied.named_parameters():
             inner = name.removeprefix(start)
-            mine = any(inner.startswith(f"{block.out}.") for block in (attention, ffn))
-            mine = mine or (not ffn.tensors and inner.startswith(f"{ffn.module}."))
-            if name.startswith(start) and (mine or inner.endswith(".bias")):
+            closed = any(_closes(inner, block) for block in blocks) or inner.endswith(".bias")
+            if name.startswith(start) and closed:
                 parameter.data.zero_()
-        seen = list[Tensor]()
-
-        def note(_: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], out: object) -> None:
-            seen.extend((next(_tensors([*args, *kwargs.values()])), next(_tensors(out))))
-
-        copied.get_submodule(start.removesuffix(".")).register_forward_hook(note, with_kwargs=True)
-        with torch.no_grad():
-            run_model(copied, make_tokens())
-        return torch.allclose(seen[0], seen[1], atol=1e-5)
+        before, after = self._run_layer(copied, start)
+        return torch.allclose(before, after, atol=1e-5)
 
     # --------------------------------------------------------------------------------------------------- trials
 
@@ -453,7 +591,7 @@ class _Reading:
 
     def _find_query_norms(self, attention: Block) -> tuple[str, ...]:
         """Projections whose output is normalised per head."""
-        start = f"{self.prefix}{self.layers}.0."
+        start = self.attending
         calls = {call.path.removeprefix(start): call for call in self.calls if call.path.startswith(start)}
         found = list[str]()
         for norm, axes in attention.tensors.items():
@@ -462,12 +600,13 @@ class _Reading:
             source = calls[norm].entered[0].untyped_storage().data_ptr()
             found += [
                 name for name in attention.tensors
-                if name in calls and name != norm and calls[name].left[0].untyped_storage().data_ptr() == source
+                if name in calls and name != norm and attention.tensors[name][0] in ("heads*", "kv*")
+                and calls[name].left[0].untyped_storage().data_ptr() == source
             ]  # fmt: skip
         return tuple(found)
 
-    def _find_setting(self, tensor: str, dim: int, value: int, *, stays: str = "") -> str:
-        """The integer of the config by which one dimension of `tensor` becomes `value`, or a multiple of it.
+    def _find_setting(self, tensor: str, dim: int, value: int, *, stays: str = "", exact: bool = False) -> str:
+        """The integer of the config by which one dimension of `tensor` becomes `value`, or, if not `exact`, a multiple.
 
         The others do not change, nor does the tensor `stays`. "" where there is none.
         """
@@ -480,7 +619,7 @@ class _Reading:
             pairs = enumerate(zip(plain[tensor], changed.get(tensor, ()), strict=False))
             differ = {place: new for place, (was, new) in pairs if was != new}
             alike = not stays or changed.get(stays) == plain[stays]
-            if list(differ) == [dim] and differ[dim] % value == 0 and alike:
+            if list(differ) == [dim] and (differ[dim] == value or (differ[dim] % value == 0 and not exact)) and alike:
                 return name
         return ""
 
@@ -503,6 +642,34 @@ class _Reading:
         except Exception:
             return {}
         return {name: list(parameter.shape) for name, parameter in built.named_parameters()}
+
+
+class _WeighedTokens(TorchDispatchMode):
+    """Notes which module, of those that run, weighs tokens by a softmax, or attends in one product."""
+
+    def __init__(self, running: Sequence[str]) -> None:
+        super().__init__()
+        self.running = running
+        self.found = set[str]()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        name = str(func)
+        weights = isinstance(out, Tensor) and out.dim() > 2 and out.shape[-2] == TOKENS and out.shape[-1] >= TOKENS
+        if ("softmax" in name and weights) or "scaled_dot_product" in name:
+            self.found.update(self.running[-1:])
+        return out
+
+
+def _closes(name: str, block: Block) -> bool:
+    """Whether a parameter of a layer is one without which the sub-block gives nothing."""
+    return name.startswith(f"{block.out}.") or (not block.tensors and name.startswith(f"{block.module}."))
 
 
 def _tensors(nest: object) -> Iterator[Tensor]:

@@ -1,0 +1,47 @@
+"""What a config says of single layers: lists with an entry for each, and lists of the layers of one kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+__all__ = ["take_layers"]
+
+_TOKENS = re.compile(r"token_ids?$")
+_NUMBERS = re.compile(r"layer|idx|indices|indexes")
+
+
+def take_layers(data: Mapping[str, object], layers: Sequence[int], count: int) -> dict[str, object]:
+    """The lists of a config of `count` layers as they are for `layers` of them, in this order; only those that change.
+
+    A list as long as there are layers has an entry for each (layer_types, no_rope_layers); a list of rising numbers
+    whose name speaks of layers has the numbers of those of a kind (attn_layer_indices, mlp_only_layers); a shorter list
+    of names of types is a pattern that repeats itself (block_types).
+    """
+    changed: dict[str, object] = {}
+    for name, value in data.items():
+        if not isinstance(value, list) or _TOKENS.search(name):
+            continue
+        if _lists_layers(name, value, count):
+            changed[name] = [new for new, old in enumerate(layers) if old in value]
+        elif (len(value) == count and _may_go_by_layer(name, value)) or _is_pattern(name, value, count):
+            changed[name] = [value[layer % len(value)] for layer in layers]
+    return changed
+
+
+def _may_go_by_layer(name: str, value: Sequence[object]) -> bool:
+    """Two numbers may as well be the ends of a range, and identifiers those of tokens."""
+    return not name.endswith(("_id", "_ids")) and ("layer" in name or not isinstance(value[0], float))
+
+
+def _is_pattern(name: str, value: Sequence[object], count: int) -> bool:
+    return name.endswith("types") and 0 < len(value) < count and all(isinstance(entry, str) for entry in value)
+
+
+def _lists_layers(name: str, value: Sequence[object], count: int) -> bool:
+    numbers = [number for number in value if isinstance(number, int) and not isinstance(number, bool)]
+    rising = len(numbers) == len(value) and all(0 <= number < count for number in numbers)
+    rising = rising and all(first < second for first, second in pairwise(numbers))
+    # Of two layers, [0, 1] may as well be an entry for each.
+    return rising and bool(_NUMBERS.search(name)) and (len(value) != count or count > 2)
