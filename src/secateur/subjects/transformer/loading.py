@@ -36,10 +36,11 @@ from secateur.subjects.transformer import files, low_rank, packing, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.origin import Origin
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["Folders", "load", "open_outline", "open_streamed", "open_subject"]
+__all__ = ["Folders", "load", "locate", "open_outline", "open_streamed", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
@@ -78,6 +79,7 @@ def open_subject(
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
     subject = make_subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    subject.origin = Origin.find(model, subject.layout, root, str(source))
     method = files.read_json(root / "config.json").get("quantization_config")
     if method is not None:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
@@ -126,7 +128,9 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
     if low_rank.has_branches(root / low_rank.FOLDER):
         raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
-    return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
+    subject = Streamed(root, model, config, family, tokenizer or _tokenizer(root))
+    subject.origin = Origin.find(subject.model, subject.layout, root, str(source))
+    return subject
 
 
 def open_outline(source: str | Path) -> Transformer:
@@ -149,6 +153,13 @@ def open_outline(source: str | Path) -> Transformer:
     finally:
         torch.set_default_dtype(before)
     return make_subject(model.eval(), family)
+
+
+def locate(source: str | Path) -> Path:
+    """The folder in which the transformer at `source` stands, a folder or a Hub id. Raises `ModelError` for none."""
+    root, _ = _layout(_local(source))
+    _check_folder(root, trust_remote_code=False)
+    return root
 
 
 def load(path: str | Path) -> PreTrainedModel:
@@ -208,6 +219,7 @@ def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    low_rank.refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json")
     data = files.read_json(folder / "config.json")
