@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from secateur.cli.command import Command
 
 __all__ = ["execute"]
 
 
-def execute(given: dict[str, str]) -> None:
+def execute(given: dict[str, str]) -> Path:
     """Slice a LoRA or DoRA of the dense model so that it fits a result: equal to cutting the merged model."""
     from secateur.subjects.transformer import adapters
 
@@ -15,6 +17,7 @@ def execute(given: dict[str, str]) -> None:
     for note in notes:
         print(f"note: {note}")
     print(place)
+    return place
 
 
 COMMAND = Command(
@@ -25,7 +28,7 @@ COMMAND = Command(
         "to": "the folder of the result.",
         "out": "where to; ADAPTER-RESULT if not given.",
     },
-    config="",
     needed={"ADAPTER": "adapter", "--to": "to"},
     example="secateur translate-adapter adapter --to small",
+    pushes=True,
 )

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCardData
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from secateur._utils import hub
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.transformer import cutting, files, loading, low_rank, saving
@@ -109,6 +112,7 @@ def translate_adapter(
         save_file(translated, temporary / low_rank.WEIGHTS, {"format": "pt"})
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
         (temporary / low_rank.CONFIG).write_text(text, encoding="utf-8")
+        (temporary / "README.md").write_text(_write_card(target.name, str(to), notes), encoding="utf-8")
     return target, notes
 
 
@@ -295,7 +299,7 @@ class _Translation:
         if not said or (weights is not None and (Path(said) / "config.json").is_file()):
             return
         names = [self.origin.name, *([] if self.base is None else [str(self.base)])]
-        renamed = self.base is not None and not all(map(_looks_like_hub_id, (said, self.origin.name)))
+        renamed = self.base is not None and not all(map(hub.is_id, (said, self.origin.name)))
         if not renamed and not any(_are_alike(said, name) for name in names):
             raise InputError(
                 f"{self.folder} is an adapter of {said}, and {self.name} was cut from {self._cut_from}: translate an "
@@ -564,6 +568,17 @@ class _Translation:
         return False
 
 
+def _write_card(name: str, small: str, notes: Sequence[str]) -> str:
+    """The card of an adapter that was made to fit the model `small`."""
+    base: dict[str, Any] = {"base_model": small, "base_model_relation": "adapter"} if hub.is_id(small) else {}
+    data = ModelCardData(library_name="peft", tags=["secateur", "lora"], **base)
+    shown = Path(small).name
+    lines = [f"---\n{data.to_yaml()}\n---", f"# An adapter of {shown}", "Sliced by `secateur translate-adapter`."]
+    lines += [f"- {note}" for note in notes]
+    load = f'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "{name}")  # a model of {shown}'
+    return "\n\n".join([*lines, f"```python\n{load}\n```"]) + "\n"
+
+
 def _pick_factors(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The factors "A" and "B" of a module, of a linear or of an embedding, as far as they are there."""
     names = [(kind, name) for kind in "AB" for name in (f"lora_{kind}.weight", f"lora_embedding_{kind}")]
@@ -573,9 +588,5 @@ def _pick_factors(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _are_alike(one: str, other: str) -> bool:
     """Whether two names are of one model: the same Hub id, or folders of one name wherever they are."""
     return one == other or (
-        bool(other) and Path(one).name == Path(other).name and not all(map(_looks_like_hub_id, (one, other)))
+        bool(other) and Path(one).name == Path(other).name and not all(map(hub.is_id, (one, other)))
     )
-
-
-def _looks_like_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)) and not Path(name).exists()

@@ -43,7 +43,17 @@ from secateur.subjects.transformer.subject import Stored, Transformer
 __all__ = ["Folders", "load", "locate", "open_outline", "open_streamed", "open_subject"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
+_FETCHED = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "README.md",
+]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
