@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback: each request that is posted is answered by a function."""
+"""A real HTTP server on loopback: each request is answered by a function."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 class Request(NamedTuple):
-    """What was posted."""
+    """What was asked."""
 
     path: str
     headers: dict[str, str]
     body: bytes
+    method: str = "POST"
 
 
 @contextmanager
@@ -25,9 +26,9 @@ def serve(answer: Callable[[Request], Reply]) -> Iterator[str]:
     """The root of the server's URLs while it answers."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, headers, content = answer(Request(self.path, dict(self.headers), body))
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            status, headers, content = answer(Request(self.path, dict(self.headers), body, self.command))
             try:
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(content))}.items():
@@ -36,6 +37,8 @@ def serve(answer: Callable[[Request], Reply]) -> Iterator[str]:
                 self.wfile.write(content)
             except OSError:  # who asked has left
                 pass
+
+        do_GET = do_HEAD = do_POST = do_PUT = answer
 
         def log_message(self, *_: object) -> None:
             pass

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from secateur.subjects.network.rules import rule as rule
     from secateur.subjects.opening import load as load
     from secateur.subjects.opening import open_subject as open_subject
+    from secateur.subjects.transformer.adapters import translate_adapter as translate_adapter
     from secateur.vocabulary import Budget as Budget
     from secateur.vocabulary import Cut as Cut
     from secateur.vocabulary import Evidence as Evidence
@@ -78,6 +79,7 @@ _PLACES = {
     "rule": "subjects.network.rules",
     "run": "runs.executor",
     "train_pruner": "runs.pruner_training",
+    "translate_adapter": "subjects.transformer.adapters",
 }
 
 __all__ = [
@@ -110,6 +112,7 @@ __all__ = [
     "rule",
     "run",
     "train_pruner",
+    "translate_adapter",
 ]
 
 

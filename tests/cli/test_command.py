@@ -16,9 +16,9 @@ def test_each_flag_is_a_parameter_that_is_explained(name):
     flags = {flag.option.name: flag for flag in command.flags()}
     assert {*command.arguments, *command.words, *command.help, *command.again, *command.without} <= parameters
     assert set(command.needed.values()) <= set(flags)
-    assert set(flags) == parameters - set(command.without) | {flag.option.name for flag in command.more} | (
-        {"config"} if command.config else set()
-    )
+    more = {flag.option.name for flag in command.more} | ({"config"} if command.config else set())
+    more |= {"push_to_hub", "public"} if command.pushes else set()
+    assert set(flags) == parameters - set(command.without) | more
     assert [flag for flag in flags.values() if not flag.help()] == []
     assert "config" in flags or name in ("list", "show")
 
@@ -36,6 +36,8 @@ def test_each_flag_is_a_parameter_that_is_explained(name):
         ("export llama", "export needs --to"),
         *((name, f"{name} needs ") for name in ("prune", "measure", "inspect", "report", "show", "prune-data")),
         ("prune m --budget lots", "budget 'lots' was not understood"),
+        ("export small --to onnx --public", "--public is of a repository: give --push-to-hub OWNER/NAME"),
+        ("export small --to onnx --push-to-hub a/b/c", "'a/b/c' is no name of a repository on the Hub"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said_in_one_line(line, error, capsys):

@@ -1,23 +1,72 @@
-"""The model card says what was made of what, with its figures, and how to load it."""
+"""The model card says what was made of what, with its figures, how to load it, and in the Hub's metadata."""
 
 from __future__ import annotations
 
-import pytest
+import json
 
-from secateur.runs.cards import write_card
+import pytest
+from huggingface_hub import ModelCard
+
+from secateur.runs.cards import write_card, write_export_card
 from secateur.vocabulary import Cut, Evidence, Figure
+
+LOAD = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("out", trust_remote_code=True)'
 
 
 @pytest.mark.parametrize("cut", [None, Cut({"layers.0.heads": (2, 4), "layers.1.heads": (0, 4)}, {}, {}, ("a note",))])
 def test_a_card_has_evidence_what_was_cut_and_the_lines_that_load_it(cut, tmp_path):
     row = Evidence("ziplm", "params=50%", after={"params": Figure(15.0)}, cut=cut, verdict="met",
                    environment={"measured_at": "noon"})  # fmt: skip
-    load = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("out", trust_remote_code=True)'
-    write_card(tmp_path, row, load, tag="pruned", title="thin", origin="Cut from wide.")
+    write_card(tmp_path, row, LOAD, tag="pruned", title="thin", origin="Cut from wide.")
     card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: transformers\ntags: [secateur, pruned]\n---\n\n# thin\n\nCut from wide.")
+    assert card.startswith(
+        "---\nlibrary_name: transformers\ntags:\n- secateur\n- pruned\n---\n\n# thin\n\nCut from wide."
+    )
     assert "Verdict: met." in card
     assert "Measured at noon." in card
-    assert f"```python\n{load}\n```" in card
+    assert f"```python\n{LOAD}\n```" in card
     assert ("layers.0.heads | 2 | 4" in card) == ("- a note" in card) == ("secateur.load" in card) == (cut is not None)
     assert "layers.1.heads" not in card
+
+
+def test_the_metadata_name_base_licence_task_language_data_and_figures(tmp_path):
+    base, small, integers = (tmp_path / name for name in ("base", "small", "small-int8"))
+    for folder in (base, small, integers):
+        folder.mkdir()
+    (base / "README.md").write_text("---\nlicense: llama3.2\nlanguage: [en, de]\ninference: false\n---\n# Base")
+    (small / "config.json").write_text(json.dumps({"architectures": ["SecateurLlamaForCausalLM"]}))
+    (small / "cut_map.json").write_text(json.dumps({"base": {"name": "somebody/base"}}))
+    figures = {"perplexity": Figure(12.5), "arc/acc": Figure(0.5), "bytes": Figure(9.0), "loss": Figure(float("inf"))}
+    settings = {"model": str(base), "data": "hub:somebody/texts", "held_out": "corpus/held.txt"}
+    row = Evidence("ziplm", "params=50%", after=figures, measured={"spearman": Figure(0.9)}, settings=settings)
+    write_card(small, row, LOAD, tag="pruned", title="thin", origin="Cut from wide.", base=base)
+    held = ModelCard.load(small / "README.md").data
+    assert held.base_model == "somebody/base"
+    assert held.base_model_relation == "finetune"
+    assert (held.license, held.language, held.pipeline_tag) == ("llama3.2", ["en", "de"], "text-generation")
+    assert held.datasets == ["somebody/texts"]
+    assert set(held.metrics) == {"perplexity", "arc/acc", "spearman"}
+    assert "inference" not in held.to_dict()
+    told = {result.metric_type: (result.metric_value, result.metric_name) for result in held.eval_results}
+    assert told == {"perplexity": (12.5, "Perplexity"), "arc/acc": (0.5, "arc: accuracy"),
+                    "spearman": (0.9, "Fidelity (Spearman)")}  # fmt: skip
+    assert {(one.task_type, one.dataset_type, one.dataset_name) for one in held.eval_results} == {
+        ("text-generation", "local", "held.txt")
+    }
+    write_export_card(integers, str(small), small, "int8", ["12 linears in 8 bits"], LOAD)
+    rounded = ModelCard.load(integers / "README.md")
+    assert "- 12 linears in 8 bits\n" in rounded.text
+    assert "# small as int8" in rounded.text
+    assert (rounded.data.base_model, rounded.data.base_model_relation) == ("somebody/base", "quantized")
+    assert (rounded.data.license, rounded.data.eval_results) == ("llama3.2", None)
+    write_export_card(integers, str(small), small, "packed", [], LOAD)
+    packed = ModelCard.load(integers / "README.md").data
+    assert packed.base_model_relation == "finetune"
+    assert [one.metric_value for one in packed.eval_results] == [one.metric_value for one in held.eval_results]
+
+
+@pytest.mark.parametrize(("source", "named"), [("somebody/base", "somebody/base"), ("folder/of/mine", None)])
+def test_a_folder_here_is_no_base_on_the_hub(source, named, tmp_path):
+    row = Evidence("distill", "5 steps", settings={"student": source})
+    write_card(tmp_path, row, "from secateur import load", tag="distilled", title="thin", origin="Taught.")
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == named

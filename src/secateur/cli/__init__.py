@@ -42,6 +42,7 @@ COMMANDS = {
     "measure": "measure",
     "report": "report",
     "export": "export",
+    "translate-adapter": "translate_adapter",
 }
 """Command -> its module, in the order of `secateur --help`."""
 _INTERRUPTED = "interrupted; the same command resumes where it stopped"

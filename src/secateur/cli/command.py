@@ -10,9 +10,13 @@ import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import typer
+
 from secateur import recipes
+from secateur._utils import distributed, hub
 from secateur.cli.flags import Flag, extra
 from secateur.errors import InputError
 from secateur.recipes import Option
@@ -25,6 +29,10 @@ _HELP = {
     "label": "the column of classes, or of an .npz file the array; '' for none.",
 }
 """Explanations of parameters that share one in docstrings."""
+_PUSH = (
+    extra("push_to_hub", "str", "upload the model to this repository of the Hub.", metavar="OWNER/NAME"),
+    extra("public", "bool", "a new repository is for everybody; private if not given."),
+)
 _METAVARS = {"budget": "MEASURE=AMOUNT", "sizes": "LOW,HIGH", "config": "FILE"}
 
 
@@ -33,7 +41,8 @@ class Command:
     """What a command does, with which flags.
 
     Args:
-        execute: takes settings by the names of parameters; its docstring is the command's help.
+        execute: takes settings by the names of parameters; its docstring is the command's help. It may return the
+            folder that it wrote, else that is `out`.
         functions: whose parameters the flags are, by their names in full, such as "secateur.run".
         arguments: parameters that stand on the command line without a flag.
         words: parameter -> its flag, where that is not --name.
@@ -50,9 +59,10 @@ class Command:
         configured: from a config's path and what was typed to settings, by its name in full; the keys are the flags'
             if empty.
         adapt: changes what was typed, before a config is read.
+        pushes: whether it writes a model, which can be pushed to the Hub.
     """
 
-    execute: Callable[[dict[str, Any]], None]
+    execute: Callable[[dict[str, Any]], Path | None]
     functions: Sequence[str] = ()
     arguments: Collection[str] = ()
     words: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +77,7 @@ class Command:
     config: str = "a run.yaml with the same keys; flags win over it."
     configured: str = ""
     adapt: Callable[[dict[str, Any]], None] = lambda typed: None
+    pushes: bool = False
 
     def callback(self, line: Sequence[str] | None) -> Callable[..., None]:
         """A function with the parameters that typer is to read, by the words after the command.
@@ -105,20 +116,35 @@ class Command:
             metavar = metavars.get(name, name.upper() if argument else "")
             flags.append(Flag(replace(option, help=text), "" if argument else words[name], metavar, name in self.again))
         flags += [extra("config", "str", self.config, metavar="FILE")] if self.config else []
-        return [*flags, *self.more]
+        return [*flags, *self.more, *(_PUSH if self.pushes else [])]
 
     def run(self, typed: dict[str, Any]) -> None:
         """Do what the command does, by what was typed and what a config says as well."""
         for budget in [typed["budget"]] if isinstance(typed.get("budget"), str) else typed.get("budget", ()):
             Budget.parse(budget)  # before torch takes its seconds to load
         self.adapt(typed)
+        repository, public = typed.pop("push_to_hub", None), typed.pop("public", False)
+        if public and not repository:
+            raise InputError("--public is of a repository: give --push-to-hub OWNER/NAME")
+        if repository:
+            hub.check_id(repository)  # before hours of work
         if self.config and (config := typed.pop("config", None)):
             typed = self.read(config, typed)
         if typed.get("dry_run"):
             typed.setdefault("out", "")
         if missing := [word for word, name in self.needed.items() if name not in typed]:
             raise InputError(f"{self.example.split()[1]} needs {', '.join(missing)}: say for example {self.example}")
-        self.execute(typed)
+        if repository and not isinstance(typed.get("budget", ""), str) and len(typed["budget"]) > 1:
+            raise InputError(f"--push-to-hub {repository} holds one model, and there are several budgets: give one")
+        missed: typer.Exit | None = None
+        try:
+            place = self.execute(typed)
+        except typer.Exit as stop:  # a budget that was missed has a model all the same
+            place, missed = None, stop
+        if repository and not typed.get("dry_run") and distributed.index() == 0:
+            print(f"pushed  {hub.push(Path(place or typed['out']), repository, public=public)}")
+        if missed is not None:
+            raise missed
 
     def read(self, config: str, typed: dict[str, Any]) -> dict[str, Any]:
         """The settings in a config, where those that were typed do not say otherwise."""

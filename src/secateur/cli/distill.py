@@ -80,6 +80,7 @@ COMMAND = Command(
     without=("shares",),
     needed={"STUDENT": "student", "--from": "teachers", "--data": "data", "--out": "out"},
     example="secateur distill STUDENT --from TEACHER --data texts.txt --out taught",
+    pushes=True,
     configured="secateur.runs.distilling.configured",
     adapt=_divide,
 )

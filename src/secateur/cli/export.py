@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from secateur.cli.command import Command
@@ -9,7 +10,7 @@ from secateur.cli.command import Command
 __all__ = ["execute"]
 
 
-def execute(given: dict[str, Any]) -> None:
+def execute(given: dict[str, Any]) -> Path:
     """Write a model in another form, checked against the original's output."""
     from secateur.runs import exporting
 
@@ -17,6 +18,7 @@ def execute(given: dict[str, Any]) -> None:
     for note in notes:
         print(f"note: {note}")
     print(place)
+    return place
 
 
 COMMAND = Command(
@@ -32,4 +34,5 @@ COMMAND = Command(
     },
     needed={"FOLDER": "folder", "--to": "to"},
     example="secateur export small --to onnx",
+    pushes=True,
 )

@@ -44,5 +44,6 @@ COMMAND = Command(
     without=("recipe", "length", "stream", "on_result", "subject", "budgets", "run"),
     needed={"MODEL": "model", "--budget": "budget", "--out": "out"},
     example="secateur prune net.py:build --budget channels=50% --out small",
+    pushes=True,
     configured="secateur.runs.cutting.configured",
 )

@@ -88,6 +88,7 @@ COMMAND = Command(
     recipe_flags=_recipe_flags,
     needed={"RECIPE": "recipe", "MODEL": "model", "--budget": "budget", "--data": "data", "--out": "out"},
     example="secateur run ziplm MODEL --budget speedup=2x --data texts.txt --out small",
+    pushes=True,
     configured="secateur.runs.executor.configured",
     adapt=_check,
 )

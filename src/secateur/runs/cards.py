@@ -2,21 +2,45 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from secateur.reports import evidence
+from secateur._utils import hub
+from secateur.reports import display, evidence
 from secateur.vocabulary import Evidence
 
-__all__ = ["write_card"]
+__all__ = ["write_card", "write_export_card"]
+
+_TASKS = {
+    "ForCausalLM|LMHeadModel": "text-generation",
+    "ForMaskedLM": "fill-mask",
+    "ForSequenceClassification": "text-classification",
+    "ForTokenClassification": "token-classification",
+    "Model": "feature-extraction",
+}
+"""How transformers' classes of texts end -> the Hub's name of the task."""
+_HUB = "hub:"
+"""How data sets of the Hub are named."""
+_COPIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
+"""What a card says of a model that holds for what was made of it."""
 
 
-def write_card(folder: Path, row: Evidence, load: str, *, tag: str, title: str, origin: str) -> None:
+def write_card(
+    folder: Path, row: Evidence, load: str, *, tag: str, title: str, origin: str, base: Path | None = None
+) -> None:
     """Write README.md for the model in `folder`.
 
-    load: the lines of Python that load it. tag: pruned or distilled. origin: a sentence on what it was made of.
+    load: the lines of Python that load it. tag: pruned or distilled. origin: a sentence on what it was made of. base:
+    the folder of what it was made of, whose card tells licence, language and task.
     """
+    known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", tag]}
+    source = str(row.settings.get("model", row.settings.get("student", "")))
     lines = [
-        f"---\nlibrary_name: {load.split()[1].replace('_', '-')}\ntags: [secateur, {tag}]\n---",
+        _front(folder, known, hub.read_card(base) if base else {}, source, row),
         f"# {title}",
         f"{origin} Verdict: {evidence.describe_verdict(row)}.",
         "## Evidence",
@@ -34,3 +58,106 @@ def write_card(folder: Path, row: Evidence, load: str, *, tag: str, title: str, 
             "`secateur.load(...)`."
         )
     (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_export_card(folder: Path, name: str, source: Path, to: str, notes: Sequence[str], load: str) -> None:
+    """Write README.md for the other form `to` of the model `name`, which stands in `source`, in `folder`.
+
+    notes: what was said of the export. load: the lines of Python that load it. Figures that the card in `source` states
+    are repeated where the form holds the same weights, and not where they were rounded.
+    """
+    rounded, told = "int" in to, hub.read_card(source)
+    known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", to]}
+    known |= {key: told[key] for key in ("datasets", "metrics", "model-index") if key in told and not rounded}
+    if rounded:
+        known["base_model_relation"] = "quantized"
+    said = told.get("base_model")
+    lines = [
+        _front(source, known, told, said if isinstance(said, str) else name, None),
+        f"# {Path(name).name} as {to}",
+        f"{Path(name).name} in another form, written and checked by `secateur export --to {to}`.",
+        *(f"- {note}" for note in notes),
+        "## How to load it",
+        f"```python\n{load}\n```",
+    ]
+    (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _front(
+    folder: Path, known: Mapping[str, object], told: Mapping[str, object], source: str, row: Evidence | None
+) -> str:
+    """The metadata at the head of a card; see huggingface.co/docs/hub/model-cards.
+
+    folder: where the model stands. known: what the caller says. told: the card of what it was made of. source: what
+    that is called; a Hub id is named as the base. The Hub knows no relation of pruned models: they are finetunes of it.
+    """
+    from huggingface_hub import ModelCardData
+
+    about: dict[str, object] = {name: told[name] for name in _COPIED if _is_plain(told.get(name))}
+    about.setdefault("pipeline_tag", _find_task(folder))
+    base = next((name for name in (_cut_from(folder), source) if hub.is_id(name)), None)
+    if base is not None:
+        about |= {"base_model": base, "base_model_relation": "finetune"}
+    if row is not None:
+        about |= _figures(row, str(about["pipeline_tag"] or "other"), folder.resolve().name)
+    values: dict[str, Any] = {**about, **known}
+    card = ModelCardData(ignore_metadata_errors=True, **values)
+    return f"---\n{card.to_yaml()}\n---"
+
+
+def _figures(row: Evidence, task: str, name: str) -> dict[str, object]:
+    """What a card says of data and of quality measured on the result `name`, as keys of its metadata."""
+    from huggingface_hub import EvalResult
+
+    data = str(row.settings.get("data", ""))
+    judged, figures = str(row.settings.get("held_out", data)), {**row.measured, **row.after}
+    names = [name for name in display.order(figures) if display.measure(name).role == "quality"]
+    names = [name for name in names if math.isfinite(figures[name].value)]
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=judged.removeprefix(_HUB) if judged.startswith(_HUB) else "local",
+            dataset_name=Path(judged).name,
+            metric_type=name,
+            metric_name=display.measure(name).label,
+            metric_value=figures[name].value,
+        )
+        for name in names
+    ]
+    datasets = [data.removeprefix(_HUB)] if data.startswith(_HUB) else None
+    told = {"metrics": names, "model_name": name, "eval_results": results} if results else {}
+    return {"datasets": datasets, **told}
+
+
+def _library(load: str) -> str:
+    """The library of the first import in lines of Python, as the Hub writes it."""
+    return load.split()[1].partition(".")[0].replace("_", "-")
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value of a card's is a text, or several."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+
+
+def _cut_from(folder: Path) -> str:
+    """What the model in `folder` was cut from, by its map; "" where it has none."""
+    base = _read(folder / "cut_map.json").get("base")
+    return str(base.get("name", "")) if isinstance(base, dict) else ""
+
+
+def _find_task(folder: Path) -> str | None:
+    """The Hub's name of what the model in `folder` is for, by its class; None where that does not tell."""
+    if (folder / "modules.json").is_file():
+        return "sentence-similarity"
+    named = _read(folder / "config.json").get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    return next((task for ends, task in _TASKS.items() if re.search(f"({ends})$", architecture)), None)
+
+
+def _read(file: Path) -> dict[str, object]:
+    """The table in a JSON file; empty where there is none."""
+    try:
+        data = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}

@@ -350,6 +350,7 @@ class _Job:
         write_card(
             folder, row, backend.load_line(folder, name), tag="pruned", title=f"{base} cut to {row.target}",
             origin=f"Cut from {base} by secateur's recipe `{row.recipe}`{training}.",
+            base=getattr(self.reference.original, "folder", None),
         )  # fmt: skip
 
     def _results(self, directory: Run) -> Iterator[Result]:

@@ -21,6 +21,7 @@ from secateur.recover.quantization import quantise
 from secateur.reports import display
 from secateur.runs.backends import Data
 from secateur.runs.backends.language import Language, stored_bytes
+from secateur.runs.cards import write_export_card
 from secateur.subjects import Transformer, matrices, open_streamed, open_subject
 from secateur.subjects.transformer import blocks, dequantising, gguf_export, packing, quantised
 from secateur.subjects.transformer import export as forms
@@ -71,7 +72,18 @@ def export(
     subject = _open(folder, to, stream=stream)
     with writing(target) as temporary:
         notes = write(subject, temporary, to, data)
+        source = getattr(subject, "folder", None) or Path(folder)
+        write_export_card(temporary, str(folder), source, to, notes, _load_line(temporary, to, target.name))
     return target, notes
+
+
+def _load_line(folder: Path, to: str, name: str) -> str:
+    """The lines of Python that load the form `to` in `folder`, which the reader knows as `name`."""
+    if to == "onnx":
+        return f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}/model.onnx")'
+    if to == "masks":
+        return f'from safetensors.torch import load_file\n\nmasks = load_file("{name}/masks.safetensors")'
+    return Language().load_line(folder, name)
 
 
 def _open(folder: str | Path, to: str, *, stream: bool = False) -> object:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from secateur._utils import devices
 from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.measure.latency import Environment
+from secateur.subjects.transformer import low_rank
 from secateur.vocabulary import Budget, Figure, Subject, Units
 
 __all__ = [
@@ -276,7 +277,9 @@ def _registered_backends() -> Iterator[AnyBackend]:
 
 
 def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
-    """Raise `InputError` for a name of a subject that is not of the recipe's family."""
+    """Raise `InputError` for a name of a subject that is not of the recipe's family, or that is an adapter's."""
+    if isinstance(source, str | Path):
+        low_rank.refuse_adapter(Path(source))
     if isinstance(source, str | Path) and not backend.accepts(source):
         raise InputError(
             f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "

@@ -353,4 +353,5 @@ def _save(setup: Setup, student: Learner, row: Evidence, run: Run, folder: Path)
     write_card(
         folder, row, setup.backend.load_line(folder, run.root.resolve().name), tag="distilled",
         title=f"{name} taught by {above}", origin=f"Distilled from {above} by secateur, in {steps} steps.",
+        base=getattr(student, "folder", None),
     )  # fmt: skip

@@ -9,15 +9,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from secateur._utils import plugins
 from secateur.subjects.network.traced import Traced
-from secateur.subjects.transformer import files, loading, saving
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["describes", "is_pretrained", "make_inputs", "open_pretrained", "reads_texts", "save"]
 
@@ -40,6 +41,8 @@ def reads_texts(source: str | Path) -> bool:
     file = Path(source) / "config.json"
     if not file.is_file():
         return True
+    from secateur.subjects.transformer import files, saving  # which load transformers
+
     said = files.read_json(file)
     named = said.get("architectures") if isinstance(said, Mapping) else None
     known = [saving.original_class(str(name)) for name in named or []]
@@ -48,6 +51,8 @@ def reads_texts(source: str | Path) -> bool:
 
 def open_pretrained(source: str | Path) -> PreTrainedModel:
     """The model at `source`, of any class that transformers has. Raises as `subjects.open_subject` does."""
+    from secateur.subjects.transformer import loading  # which loads transformers
+
     return loading.read_any(source)
 
 
@@ -59,7 +64,7 @@ def make_inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, Tensor | bo
     name = model.main_input_name
     inputs: dict[str, Tensor] = {}
     if name == "pixel_values":
-        part: Any = getattr(config, "vision_config", None) or config
+        part = getattr(config, "vision_config", None) or config
         size = getattr(part, "image_size", None) or 224
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
         inputs[name] = torch.randn(batch, getattr(part, "num_channels", 3), *sides, generator=draw)
@@ -79,11 +84,12 @@ def make_inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, Tensor | bo
 
 def describes(model: nn.Module) -> bool:
     """Whether a model's class builds tensors of its shapes from its config, so that `from_pretrained` loads it."""
-    if not isinstance(model, PreTrainedModel):
+    config = getattr(model, "config", None)
+    if not hasattr(model, "save_pretrained") or not hasattr(type(config), "from_dict"):
         return False
     try:
         with torch.device("meta"):
-            built = type(model)(type(model.config).from_dict(model.config.to_dict()))
+            built = type(model)(type(config).from_dict(config.to_dict()))
     except Exception:  # whatever a class says against it
         return False
     shapes, own = ({name: one.shape for name, one in each.state_dict().items()} for each in (built, model))
@@ -92,11 +98,11 @@ def describes(model: nn.Module) -> bool:
 
 def save(subject: Traced, folder: Path, original: str) -> None:
     """Write a model that its config describes, and beside it what the folder at `original` has beside its weights."""
+    from secateur.subjects.transformer import loading  # which loads transformers
+
     folder.mkdir(parents=True, exist_ok=True)
-    model = subject.model
-    assert isinstance(model, PreTrainedModel)
-    model.save_pretrained(folder)
-    home = loading.find_folder(original)
+    cast("PreTrainedModel", subject.model).save_pretrained(folder)
+    home = loading.locate(original)
     for pattern in _BESIDE:
         for path in home.glob(pattern):
             if path.is_file() and path.name not in _WRITTEN and not (folder / path.name).exists():

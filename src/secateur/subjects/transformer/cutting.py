@@ -26,14 +26,18 @@ from secateur.vocabulary import Selection, Site, Units
 __all__ = [
     "Kept",
     "build",
+    "compose",
+    "correct",
     "correct_norms",
     "find_kept",
     "fold_layer_scale",
     "layer_norms",
     "new_config",
+    "new_name",
     "resolve",
     "silence",
     "slice_state",
+    "slice_tensor",
 ]
 
 
@@ -122,6 +126,19 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
     return result
 
 
+def compose(first: Kept, then: Kept) -> Kept:
+    """What stays of a model of which `first` stays, and of that result `then`: indices of the model's own units."""
+    result = Kept([first.layers[index] for index in then.layers], then.channels)
+    if first.channels is not None:
+        result.channels = first.channels if then.channels is None else first.channels[then.channels]
+    for new, old in zip(then.layers, result.layers, strict=True):
+        before, after = first.parts[old], then.parts[new]
+        result.parts[old] = parts = {name: before[name][index] for name, index in after.items() if index.dim() == 1}
+        if len(after.get("experts", ())):  # neurons are counted inside each expert
+            parts["expert_neurons"] = before["expert_neurons"][after["experts"]].gather(1, after["expert_neurons"])
+    return result
+
+
 def _check_alignment(layout: Layout, stays: Kept, channels: int) -> None:
     """Refuse widths that grouped matrix products can't take: their rows are multiples of 16 bytes."""
     step = max(1, 16 // layout.model.dtype.itemsize)
@@ -188,26 +205,38 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
 
 def slice_state(layout: Layout, stays: Kept) -> dict[str, Tensor]:
     """The state dict of the result: every tensor cut along its axes and renamed to its new layer, never shared."""
-    number = {old: new for new, old in enumerate(stays.layers)}
     state = {}
     for name, tensor in layout.model.state_dict().items():
-        place, new_name = layout.place(name), name
-        if place.layer is not None:
-            if place.layer not in number or _goes(layout, place, stays):
-                continue
-            new_name = f"{layout.prefix}{layout.family.layers}.{number[place.layer]}.{place.module}.{place.leaf}"
-        result = tensor.detach()
-        for dim, axis in enumerate(place.axes or ()):
-            index = _positions(layout, axis, place.layer, stays)
-            if index is None:
-                continue
-            index = index.to(tensor.device)
-            if index.dim() == 1:
-                result = result.index_select(dim, index)
-            else:  # experts along dim 0, which have been chosen by now; each has its own neurons
-                result = result.take_along_dim(index[:, None] if dim == 2 else index[..., None], dim)
-        state[new_name] = result.clone() if result.data_ptr() == tensor.data_ptr() else result
+        place = layout.place(name)
+        target = new_name(layout, name, place, stays)
+        if target is not None:
+            result = slice_tensor(layout, tensor.detach(), place.axes or (), place.layer, stays)
+            state[target] = result.clone() if result.data_ptr() == tensor.data_ptr() else result
     return state
+
+
+def new_name(layout: Layout, name: str, place: Place, stays: Kept) -> str | None:
+    """What the tensor `name` is called in the result; None where it goes with its layer or its sub-block."""
+    if place.layer is None:
+        return name
+    if place.layer not in stays.layers or _goes(layout, place, stays):
+        return None
+    layer = stays.layers.index(place.layer)
+    return f"{layout.prefix}{layout.family.layers}.{layer}.{place.module}.{place.leaf}"
+
+
+def slice_tensor(layout: Layout, tensor: Tensor, axes: Sequence[str], layer: int | None, stays: Kept) -> Tensor:
+    """What stays of `tensor`, whose dimensions are these axes of a layer; itself where all of it does."""
+    for dim, axis in enumerate(axes):
+        index = _positions(layout, axis, layer, stays)
+        if index is None:
+            continue
+        index = index.to(tensor.device)
+        if index.dim() == 1:
+            tensor = tensor.index_select(dim, index)
+        else:  # experts along dim 0, which have been chosen by now; each has its own neurons
+            tensor = tensor.take_along_dim(index[:, None] if dim == 2 else index[..., None], dim)
+    return tensor
 
 
 def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
@@ -392,9 +421,10 @@ def build(layout: Layout, config: PretrainedConfig, state: Mapping[str, Tensor])
 # ---------------------------------------------------------------------------------------------------- corrections
 
 
-def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, channels: int) -> list[str]:
+def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, ratio: float) -> list[str]:
     """RMSNorm over d of D channels, made equal to D channels of which D - d are zero; changes state and config.
 
+    ratio: D / d.
     w / sqrt(S/D + eps) = w sqrt(D/d) / sqrt(S/d + eps D/d), S the sum of squares. The config has one epsilon,
     which per-head norms of queries and keys share: their inputs grow by sqrt(D/d), and so does the root.
     Gemma multiplies embeddings by sqrt(hidden_size): the table grows by sqrt(D/d), and where the LM head is
@@ -404,7 +434,6 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
     epsilons = [name for name, value in config.to_dict().items() if "eps" in name and isinstance(value, float)]
     if len(epsilons) != 1 or layer_norms(layout):
         return []
-    ratio = layout.hidden_size / channels
     root = math.sqrt(ratio)
     setattr(config, epsilons[0], getattr(config, epsilons[0]) * ratio)
     tied = bool(getattr(config, "tie_word_embeddings", False)) and layout.model.get_output_embeddings() is not None
@@ -416,10 +445,24 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
         elif place.module in family.qk_norms or (family.scaled_embedding and place.module == "embed_tokens"):
             tensor.mul_(root)
         elif folded and place.module == "lm_head":
-            tensor.copy_(state[f"{layout.prefix}embed_tokens.weight"])
+            tensor.mul_(root)  # as its embeddings
     if not folded:
         return []
     return ["sqrt(hidden_size) was folded into the tied embeddings: logits are exact, the final hidden state is scaled"]
+
+
+def correct(
+    layout: Layout, state: dict[str, Tensor], stays: Kept, ratio: float, layer_index: list[int]
+) -> tuple[PretrainedConfig, list[str]]:
+    """What a cut does beside slicing: the config of the result, changes of its weights `state`, and notes on them.
+
+    ratio: D / d where norms are to be exact for d of D channels, else 1. layer_index: see `new_config`.
+    """
+    channels = layout.hidden_size if stays.channels is None else len(stays.channels)
+    config = new_config(layout, stays.widths(), channels, stays.layers, layer_index)
+    notes = [] if ratio == 1 else correct_norms(layout, state, config, ratio)
+    fold_layer_scale(layout, state, config, stays.layers)
+    return config, notes
 
 
 def layer_norms(layout: Layout) -> list[str]:

@@ -36,13 +36,24 @@ from secateur.subjects.transformer import dequantising, files, low_rank, packing
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.origin import Origin
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["Folders", "find_folder", "load", "open_outline", "open_streamed", "open_subject", "read_any"]
+__all__ = ["Folders", "load", "locate", "open_outline", "open_streamed", "open_subject", "read_any"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"]
+_FETCHED = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "README.md",
+]
 _LEFT = ["onnx/*", "openvino/*", "consolidated*"]
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
@@ -84,6 +95,7 @@ def open_subject(
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
     subject = make_subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    subject.origin = Origin.find(model, subject.layout, root, str(source))
     method = files.read_json(root / "config.json").get("quantization_config")
     if method is not None and quantised:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
@@ -132,7 +144,9 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
     if low_rank.has_branches(root / low_rank.FOLDER):
         raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
-    return Streamed(root, model, config, family, tokenizer or _tokenizer(root))
+    subject = Streamed(root, model, config, family, tokenizer or _tokenizer(root))
+    subject.origin = Origin.find(subject.model, subject.layout, root, str(source))
+    return subject
 
 
 def open_outline(source: str | Path) -> Transformer:
@@ -157,10 +171,16 @@ def open_outline(source: str | Path) -> Transformer:
     return make_subject(model.eval(), family)
 
 
+def locate(source: str | Path) -> Path:
+    """The folder in which the transformer at `source` stands, a folder or a Hub id. Raises `ModelError` for none."""
+    root, _ = _layout(_local(source))
+    _check_folder(root, trust_remote_code=False)
+    return root
+
+
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
-    root, _ = _layout(_local(path))
-    _check_folder(root, trust_remote_code=False)
+    root = locate(path)
     model = _read(root, False, None, "as stored")[0]
     low_rank.restore(model, root / low_rank.FOLDER)
     return model
@@ -171,8 +191,7 @@ def read_any(source: str | Path) -> PreTrainedModel:
 
     Raises `ModelError` as `open_subject` does.
     """
-    root = find_folder(source)
-    _check_folder(root, trust_remote_code=False)
+    root = locate(source)
     if {"per_layer_config", "secateur"} & files.read_json(root / "config.json").keys():
         return load(root)
     try:
@@ -192,11 +211,6 @@ def read_any(source: str | Path) -> PreTrainedModel:
         raise ModelError(f"the weights of {root} lack {min(lacking)} ({len(lacking)} are missing): fetch them again")
     _check_finite(model)
     return model.eval()
-
-
-def find_folder(source: str | Path) -> Path:
-    """Where the transformer of a folder or a Hub id stands on this machine."""
-    return _layout(_local(source))[0]
 
 
 def _tokenizer(root: Path) -> Tokenizer | None:
@@ -247,6 +261,7 @@ def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
+    low_rank.refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json")
     data = files.read_json(folder / "config.json")

@@ -20,14 +20,29 @@ from torch.nn import functional
 
 from secateur.errors import InputError, ModelError
 
-__all__ = ["FOLDER", "Branch", "attach", "find_branches", "has_branches", "restore", "save", "without_branches"]
+__all__ = [
+    "CONFIG",
+    "FOLDER",
+    "PREFIX",
+    "WEIGHTS",
+    "Branch",
+    "attach",
+    "find_branches",
+    "has_branches",
+    "refuse_adapter",
+    "restore",
+    "save",
+    "without_branches",
+]
 
 FOLDER = "side"
 """Where the branches of a saved model lie, inside its folder."""
 
 _NAME = "side"
-_PREFIX = "base_model.model."
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+"""Before the names of an adapter's tensors in peft's files."""
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""peft's files of an adapter."""
 
 
 class Branch(nn.Module):
@@ -98,7 +113,7 @@ def save(branches: Mapping[str, Branch], folder: Path, *, conv1d: bool = False) 
     there go.
     """
     if not branches:
-        for name in (_CONFIG, _WEIGHTS):
+        for name in (CONFIG, WEIGHTS):
             (folder / name).unlink(missing_ok=True)
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,17 +134,26 @@ def save(branches: Mapping[str, Branch], folder: Path, *, conv1d: bool = False) 
         "alpha_pattern": others,
         "target_modules": sorted(branches),
     }
-    (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tensors = {}
     for path, branch in branches.items():
-        tensors[f"{_PREFIX}{path}.lora_A.weight"] = branch.X.detach().cpu().contiguous()
-        tensors[f"{_PREFIX}{path}.lora_B.weight"] = branch.S.detach().cpu().contiguous()
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+        tensors[f"{PREFIX}{path}.lora_A.weight"] = branch.X.detach().cpu().contiguous()
+        tensors[f"{PREFIX}{path}.lora_B.weight"] = branch.S.detach().cpu().contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
 def has_branches(folder: Path) -> bool:
     """Whether branches lie in `folder`."""
-    return any((folder / name).exists() for name in (_CONFIG, _WEIGHTS))
+    return any((folder / name).exists() for name in (CONFIG, WEIGHTS))
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise `ModelError` for the folder of an adapter: transformers would open the base that it names in its place."""
+    if (folder / CONFIG).is_file():
+        raise ModelError(
+            f"{folder} holds an adapter, which is no model of its own: merge it first (merge_and_unload() of peft, "
+            "then save_pretrained), or fit it to a pruned model with secateur translate-adapter"
+        )
 
 
 def restore(model: nn.Module, folder: Path) -> None:
@@ -140,12 +164,12 @@ def restore(model: nn.Module, folder: Path) -> None:
     if not has_branches(folder):
         return
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / _WEIGHTS)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
         like: Any = model
         found = {}
         for path in config["target_modules"]:
-            X, S = (tensors.pop(f"{_PREFIX}{path}.lora_{which}.weight") for which in "AB")
+            X, S = (tensors.pop(f"{PREFIX}{path}.lora_{which}.weight") for which in "AB")
             scale = config["alpha_pattern"].get(path, config["lora_alpha"]) / len(X)
             found[path] = tuple(part.to(like.device, like.dtype) for part in (X, S if scale == 1 else S * scale))
         if tensors:

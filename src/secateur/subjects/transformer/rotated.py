@@ -216,7 +216,7 @@ def fold_norms(subject: Transformer) -> Rotated:
             state[f"{path}.{kind}_shortcut.weight"] = eye
     built = cutting.build(layout, saving.mark_config(config), state)
     result = Rotated(built, subject.family, tokenizer=subject.tokenizer, folder=subject.folder)
-    result.layer_index = subject.layer_index
+    result.layer_index, result.origin = subject.layer_index, subject.origin
     return result
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
 __all__ = [
+    "MAP",
     "architecture",
     "classes",
     "is_sliced",
@@ -40,6 +41,9 @@ __all__ = [
     "save",
     "write_module",
 ]
+
+MAP = "cut_map.json"
+"""Name of the file that says what a result was cut from, and what of it stays, see `origin`."""
 
 _MODULE = "modeling_secateur"
 _PREFIX = "Secateur"
@@ -165,13 +169,14 @@ def write_module(config: PreTrainedConfig, family: Family, folder: Path) -> None
 
 
 def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Tensor] | None = None) -> None:
-    """Write model, tokenizer, generation config, licence, model card and sentence-transformers modules.
+    """Write model, tokenizer, generation config, licence, map, model card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
     folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
     linears lie in a folder of their own (`sides`). `state` takes the place of the model's own tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    origin = subject.origin.describe(subject.layout)  # before the files that it speaks of are overwritten
     model, config = subject.model, subject.model.config
     recorded = getattr(config, "secateur", None) or {}
     if list(subject.layer_index) != list(range(config.num_hidden_layers)):
@@ -181,6 +186,7 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     low_rank.save(branches, folder / low_rank.FOLDER, conv1d=subject.family.conv1d)
     write_module(config, subject.family, folder)
+    (folder / MAP).write_text(origin, encoding="utf-8")
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     if subject.folder is not None and subject.folder.is_dir():

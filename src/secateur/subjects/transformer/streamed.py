@@ -32,6 +32,7 @@ from secateur.subjects.transformer import blocks, files, saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.moe import Mixture, Moe
+from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Cut, Selection, Site, Term, Units
 
 __all__ = ["Streamed"]
@@ -69,6 +70,8 @@ class Streamed:
         """Where blocks are while they are resident."""
         self._ahead = _Ahead()
         self.model = _skeleton(model, config)
+        self.origin = Origin.of_model(self.model, str(folder), folder)
+        """What this was cut from, see `Transformer.origin`."""
         self.changed: dict[str, Path] = {}
         self.masks: dict[str, Tensor] = {}
         self.whole: Streamed | None = None
@@ -122,7 +125,9 @@ class Streamed:
 
     def _outline(self) -> Moe:
         """The mixture of experts without weights: what could go, and what it costs."""
-        return Moe(self.model, self.family, tokenizer=self.tokenizer, folder=self.folder)
+        outline = Moe(self.model, self.family, tokenizer=self.tokenizer, folder=self.folder)
+        outline.origin = self.origin
+        return outline
 
     def units(self, *axes: str, batch: int = 1, length: int = 128) -> Units:
         """Single weights: one site for each parameter with matrices, such as "layers.0.self_attn_q_proj".
@@ -166,6 +171,7 @@ class Streamed:
         if cut.is_noop:
             return result, cut
         result._set_skeleton(type(small.model), small.model.config)
+        result.origin = small.origin
         result.whole, result.changed, result.masks = self, {}, {}
         result.experts = {
             paths[int(name.split(".")[1])]: torch.from_numpy(np.flatnonzero(keep))
@@ -344,6 +350,7 @@ class Streamed:
             config.architectures, config.dtype = [type(self.model).__name__], self.dtype
             config.save_pretrained(folder)
             saving.write_module(config, self.family, folder)
+        (folder / saving.MAP).write_text(self.origin.describe(self.layout), encoding="utf-8")
         groups: dict[int, dict[str, Path]] = {}
         for key, file in self.files().items():
             place_of = self._number(key)

@@ -27,6 +27,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files, low_rank, saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
+from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Cut, Selection, Term, Units
 
 __all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions"]
@@ -109,6 +110,7 @@ class Transformer:
         self.folder = folder
         self.head: list[nn.Module] = head or []
         self.stored: Stored | None = None  # of a quantised model, which can be measured only
+        self._origin: Origin | None = None
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
         self.output: Literal["logits", "embedding", "states"] = (
@@ -134,6 +136,21 @@ class Transformer:
     def layout(self) -> Layout:
         """Where everything stands in the model as it is now."""
         return Layout(self.model, self.family)
+
+    @property
+    def origin(self) -> Origin:
+        """The model that this was cut from, by however many cuts, and what stays of it; itself where nothing was cut.
+
+        Of a model that was given in memory the weights are hashed at the first copy or cut, or the first look here.
+        """
+        if self._origin is None:
+            self._origin = Origin.of_model(self.model)
+        return self._origin
+
+    @origin.setter
+    def origin(self, origin: Origin) -> None:
+        """Set by whoever reads or cuts the model."""
+        self._origin = origin
 
     @property
     def head_dim(self) -> int:
@@ -288,11 +305,11 @@ class Transformer:
         if kept.channels is not None:
             notes += self._check_channels(layout)
         state = cutting.slice_state(layout, kept)
-        config = cutting.new_config(layout, widths, channels, kept.layers, layer_index)
-        if kept.channels is not None and norm_correction:
-            notes += cutting.correct_norms(layout, state, config, channels)
-        cutting.fold_layer_scale(layout, state, config, kept.layers)
+        ratio = layout.hidden_size / channels if norm_correction else 1.0
+        config, more = cutting.correct(layout, state, kept, ratio, layer_index)
+        notes += more
         result = self._copy(cutting.build(layout, config, state), tuple(layer_index))
+        result.origin = self.origin.cut(kept, ratio)
         result._resize_head(channels)
         return result, Cut(removed, before, result._count(), tuple(notes))
 
@@ -328,7 +345,8 @@ class Transformer:
         self.model.get_submodule(path).load_state_dict(load_file(file))
 
     def _copy(self, model: PreTrainedModel, layer_index: tuple[int, ...]) -> Transformer:
-        result = copy.copy(self)
+        origin, result = self.origin, copy.copy(self)
+        result.origin = origin
         result.model, result.layer_index, result.head = model, layer_index, copy.deepcopy(self.head)
         return result
 

@@ -1,0 +1,592 @@
+"""Adapters of a dense model made to fit what was cut from it: LoRA and DoRA in peft's files, sliced by its map.
+
+A linear with weight W [out, in] and factors A [r, in], B [out, r] has the merged weight V = W + s B A. A cut keeps rows
+and columns of V, and so rows of B and columns of A: nothing is lost, and nothing is approximated. DoRA's merged weight
+is m V / |V| with the norms of the rows of V, which change where columns go: there m grows by |V'| / |V|, for which the
+weights themselves are needed. Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353); the files are those of peft.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCardData
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from secateur._utils import hub
+from secateur._utils.disk import writing
+from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects.transformer import cutting, files, loading, low_rank, saving
+from secateur.subjects.transformer.cutting import Kept
+from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.layout import Layout, Place
+from secateur.subjects.transformer.origin import Origin, hash_folder
+from secateur.subjects.transformer.subject import Transformer
+
+__all__ = ["translate_adapter"]
+
+_FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+_INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
+"""Ways to begin with an adapter that leave the base's weights as they are."""
+_HARMLESS = {
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "bias",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "lora_alpha",
+    "lora_bias",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "modules_to_save",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_dora",
+    "use_rslora",
+}
+"""Keys of adapter_config.json that are followed here, or change nothing of what the factors mean."""
+
+
+def translate_adapter(
+    adapter: str | Path, to: str | Path, out: str | Path | None = None, *, base: str | Path | None = None
+) -> tuple[Path, tuple[str, ...]]:
+    """Make an adapter of the dense model fit a result that was cut from it; returns its folder, and notes.
+
+    LoRA's and DoRA's factors are sliced by the map that the result carries: the same as merging the adapter into the
+    dense model and cutting that. What the adapter had on layers and sub-blocks that went goes as well. The new folder
+    is loaded by peft: `PeftModel.from_pretrained(model, out)`. No adapter of another base is taken: the weights of the
+    folder that it names, or else the name, must be those of the result's base.
+
+    Args:
+        adapter: the folder that peft saved: adapter_config.json and adapter_model.safetensors.
+        to: the folder of the result.
+        out: where to; the adapter's folder with the result's name behind it if None.
+        base: the dense model, as a folder or a Hub id; where it still is if None. DoRA needs its weights where the
+            inputs of a linear were cut; with them it is also checked whether training has changed the result.
+
+    Raises:
+        InputError: an adapter that is damaged or of another base, all whose modules were cut away, or of which the
+            base's weights are lacking; no result with a map; `out` is there already.
+        UnsupportedError: a kind of adapter that can't be sliced, or a result whose channels were rotated.
+    """
+    source, small = Path(adapter).expanduser(), loading.locate(to)
+    target = Path(out) if out is not None else source.with_name(f"{source.resolve().name}-{Path(to).resolve().name}")
+    if target.exists():
+        raise InputError(f"{target} is there already: choose another folder, or remove it")
+    translation = _Translation(source, _Settings.read(source), small, str(to), base)
+    tensors = _read_tensors(source / low_rank.WEIGHTS)
+    translation.check_base()
+    translated, config, notes = translation.translate(tensors)
+    with writing(target) as temporary:
+        temporary.mkdir()
+        save_file(translated, temporary / low_rank.WEIGHTS, {"format": "pt"})
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        (temporary / low_rank.CONFIG).write_text(text, encoding="utf-8")
+        (temporary / "README.md").write_text(_write_card(target.name, str(to), notes), encoding="utf-8")
+    return target, notes
+
+
+# --------------------------------------------------------------------------------------------------- what is read
+
+
+class _Settings(BaseModel):
+    """What adapter_config.json says of how factors are scaled; all of it stands in `data`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    peft_type: str
+    base_model_name_or_path: str | None = None
+    r: PositiveInt = 8
+    lora_alpha: float = 8
+    rank_pattern: dict[str, PositiveInt] | None = None
+    alpha_pattern: dict[str, float] | None = None
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str | None = True
+    modules_to_save: list[str] | None = None
+    data: dict[str, object] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> _Settings:
+        """Of an adapter's folder. Raises `InputError` for what is none, `UnsupportedError` for another kind."""
+        place = folder / low_rank.CONFIG
+        if not place.is_file():
+            raise ModelError(f"{folder} holds no {low_rank.CONFIG}: give the folder of an adapter that peft saved")
+        data = files.read_json(place)
+        if not isinstance(data, dict):
+            raise ModelError(f"{place} is damaged: it holds no settings")
+        try:
+            settings = cls.model_validate({**data, "data": data})
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ModelError(f"{place} is damaged: {where}: {first['msg']}") from error
+        if settings.peft_type != "LORA":
+            raise UnsupportedError(f"{folder} is an adapter of type {settings.peft_type}: LORA, with DoRA, is sliced")
+        if settings.init_lora_weights not in _INITIAL:
+            raise UnsupportedError(
+                f"{folder} was begun by {settings.init_lora_weights}, which changed the base's weights: save it as a "
+                "plain LoRA first (save_pretrained of peft, path_initial_model_for_weight_conversion)"
+            )
+        other = next((key for key, value in data.items() if value and key not in _HARMLESS), None)
+        if other is not None:
+            raise UnsupportedError(f"{folder} sets {other}, with which factors can't be sliced: LoRA and DoRA are")
+        return settings
+
+    def pattern(self, name: str, module: str, default: float) -> float:
+        """The value of a module by `rank_pattern` or `alpha_pattern`: its keys end the module's path, as peft does."""
+        patterns: Mapping[str, float] = getattr(self, name) or {}
+        for key, value in patterns.items():
+            try:
+                if re.match(rf"(.*\.)?({key})$", module):
+                    return value
+            except re.error as error:
+                raise ModelError(f"{name} of the adapter has {key!r}, which is no pattern ({error})") from error
+        return default
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """Name -> tensor of an adapter, on the CPU. Raises `ModelError` for a file that is none, or that is not finite."""
+    if not file.is_file():
+        raise ModelError(f"{file.parent} has no {file.name} (pickles are never opened): save the adapter again")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file} is damaged or truncated ({str(error)[:120]}): save the adapter again") from error
+    for name, tensor in tensors.items():
+        if not name.startswith(low_rank.PREFIX):
+            raise ModelError(f"{file} holds {name}, which is no name of an adapter's: save it again by peft")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"{file} holds NaN or infinity in {name.removeprefix(low_rank.PREFIX)}: use an intact adapter"
+            )
+    return {name.removeprefix(low_rank.PREFIX): tensor for name, tensor in tensors.items()}
+
+
+def _outline(origin: Origin, kept: Kept, where: Path) -> Layout:
+    """The base by its config alone. Raises `ModelError` where a map does not fit it."""
+    kind = saving.original_class(origin.architecture)
+    try:
+        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+            raise ValueError(f"{origin.architecture} is no model of transformers")
+        config = CONFIG_MAPPING[origin.config["model_type"]].from_dict(dict(origin.config))
+        family = find_family(kind, config)
+        with torch.device("meta"):
+            layout = Layout(saving.architecture(kind, config, family)(config), family)
+        limits = [(torch.tensor(kept.layers), len(layout.widths))]
+        limits += [] if kept.channels is None else [(kept.channels, layout.hidden_size)]
+        for layer, parts in kept.parts.items():
+            limits += [(index, getattr(layout.widths[layer], part)) for part, index in parts.items()]
+        if any(len(index) and int(index.max()) >= count for index, count in limits):
+            raise ValueError("it names units that its base has not")
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise ModelError(f"{where / saving.MAP} is damaged ({error}): cut the model again") from error
+    return layout
+
+
+# ------------------------------------------------------------------------------------------------------ translation
+
+
+@dataclass
+class _Module:
+    """A module that an adapter is on: its path, where it stands, its path in the result, its factors by peft's names.
+
+    axes: of the weight [out, in]; `turned`: it is stored [in, out].
+    """
+
+    path: str
+    place: Place
+    new: str
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    axes: tuple[str, str] = ("", "")
+    turned: bool = False
+    rank: int = 0
+    alpha: float = 0.0
+    scale: float = 0.0
+
+
+@dataclass
+class _Translation:
+    """One adapter, the result that it is to fit, and the base of both."""
+
+    folder: Path
+    settings: _Settings
+    small: Path
+    name: str
+    base: str | Path | None
+
+    @cached_property
+    def origin(self) -> Origin:
+        found = Origin.read(self.small)
+        if found is None:
+            raise InputError(
+                f"{self.name} carries no {saving.MAP}, so nothing tells what was cut: run its recipe again"
+            )
+        if saving.is_sliced(files.read_json(self.small / "config.json")):
+            raise UnsupportedError(
+                f"the channels of {self.name} were rotated, so none of the base's is one of them: adapt the result "
+                "itself, or cut by another recipe"
+            )
+        return found
+
+    @cached_property
+    def kept(self) -> Kept:
+        assert self.origin.kept is not None
+        return self.origin.kept
+
+    @cached_property
+    def layout(self) -> Layout:
+        return _outline(self.origin, self.kept, self.small)
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """The folder of the base, if its weights are at hand and the same as those that were cut."""
+        said = self.settings.base_model_name_or_path
+        for source in (self.base, said, self.origin.name):
+            if not source or (source is not self.base and not (Path(source) / "config.json").is_file()):
+                continue
+            folder = loading.locate(source)
+            if self.origin.sha256 is None or hash_folder(folder) == self.origin.sha256:
+                return folder
+            if source is self.base:
+                raise InputError(
+                    f"the weights of {source} are not those that {self.name} was cut from ({self._cut_from}): give "
+                    "--base that model"
+                )
+            if source == said:
+                raise InputError(
+                    f"{self.folder} is an adapter of {said}, whose weights are not those that {self.name} was cut from "
+                    f"({self._cut_from}): translate an adapter of that model"
+                )
+        return None
+
+    @property
+    def _cut_from(self) -> str:
+        return self.origin.name or f"a {self.origin.architecture} in memory"
+
+    def check_base(self) -> None:
+        """Refuse an adapter of another base: by the weights of the folder it names, else by its name."""
+        said, weights = self.settings.base_model_name_or_path, self.weights
+        if not said or (weights is not None and (Path(said) / "config.json").is_file()):
+            return
+        names = [self.origin.name, *([] if self.base is None else [str(self.base)])]
+        renamed = self.base is not None and not all(map(hub.is_id, (said, self.origin.name)))
+        if not renamed and not any(_are_alike(said, name) for name in names):
+            raise InputError(
+                f"{self.folder} is an adapter of {said}, and {self.name} was cut from {self._cut_from}: translate an "
+                "adapter of that model, or give --base its folder if it was renamed"
+            )
+
+    def translate(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object], tuple[str, ...]]:
+        """(tensors under their new names, settings, notes)."""
+        modules, whole = self._sort(tensors)
+        stays = {path: module for path, module in modules.items() if module.new}
+        names = {name: new for name in whole if (new := self._rename(name))}
+        count = len(modules) + len(whole)
+        if not stays and not names:
+            raise InputError(
+                f"all {count} modules that {self.folder} is on were cut away from {self.name}: nothing is left to "
+                "translate"
+            )
+        state = self._correct(stays, {name: whole[name] for name in names})
+        found = dict[str, Tensor]()
+        for path, module in stays.items():
+            gain = state[self._inner(f"{path}.weight")].flatten()
+            for name, tensor in self._slice(module, gain).items():
+                found[f"{low_rank.PREFIX}{module.new}.{name}"] = tensor.to(module.factors[name].dtype).contiguous()
+        inside = {module.new for module in stays.values()}
+        for name, new in names.items():
+            path, _, leaf = new.rpartition(".")
+            key = f"{path}.base_layer.{leaf}" if path in inside else new
+            found[f"{low_rank.PREFIX}{key}"] = state[self._inner(name)].to(whole[name].dtype).contiguous()
+        gone = sorted({*modules, *whole} - {*stays, *names})
+        return found, self._describe(list(stays.values()), names), self._notes(count, gone)
+
+    # ------------------------------------------------------------------------------------------------ names and shapes
+
+    def _inner(self, path: str) -> str:
+        """A path in the adapter's model as the base's layout has it: one may have a head, and the other not."""
+        bare = path.removeprefix(f"{self.layout.model.base_model_prefix}.")
+        inside = path != bare or bare.startswith(f"{self.layout.family.layers}.")
+        return f"{self.layout.prefix}{bare}" if inside else path
+
+    def _rename(self, name: str) -> str | None:
+        """What a tensor of the adapter's model is called in the result's; None where it was cut away."""
+        inner, prefix = self._inner(name), self.layout.prefix
+        place = self.layout.place(inner)
+        new = cutting.new_name(self.layout, inner, place, self.kept)
+        if new is None or place.layer is None:
+            return None if new is None else name
+        return name.removesuffix(inner.removeprefix(prefix)) + new.removeprefix(prefix)
+
+    def _sort(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, _Module], dict[str, Tensor]]:
+        """(path -> module with its factors, name -> tensor that was saved whole); refuses what fits no base."""
+        modules, whole = dict[str, _Module](), dict[str, Tensor]()
+        for name, tensor in tensors.items():
+            match = _FACTOR.fullmatch(name)
+            if match is None:
+                path = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+                self._check_whole(path, tensor)
+                whole[path] = tensor
+                continue
+            path = match[1]
+            if path not in modules:
+                place = self._place(f"{path}.weight", factors=True)
+                new = (self._rename(f"{path}.weight") or "").removesuffix(".weight")
+                modules[path] = _Module(path, place, new)
+            modules[path].factors[name.removeprefix(f"{path}.")] = tensor
+        for module in modules.values():
+            self._check_factors(module)
+        return modules, whole
+
+    def _place(self, name: str, *, factors: bool) -> Place:
+        """Where a tensor stands in the base; refuses layers and modules that it has not."""
+        place, depth = self.layout.place(self._inner(name)), len(self.layout.widths)
+        if place.layer is not None and place.layer >= depth:
+            raise self._refuse_base(f"it has {name}, and the base has {depth} layers")
+        if place.axes is None and (factors or place.layer is not None):
+            raise self._refuse_base(f"it has {name}, which is none of the base's weights that can be cut")
+        if factors and len(place.axes or ()) != 2:
+            raise UnsupportedError(f"{self.folder} has factors of {name}, which is no matrix: they can't be sliced")
+        return place
+
+    def _sizes(self, name: str, axes: Sequence[str]) -> list[int | None]:
+        """The base's length of each axis of a tensor; None where only the adapter's model has it, such as a head."""
+        shape = self._shapes.get(self._inner(name))
+        if shape is not None and len(shape) == len(axes):
+            return list(shape)
+        return [self.layout.hidden_size if axis == "channels" else None for axis in axes]
+
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: parameter.shape for name, parameter in self.layout.model.named_parameters(remove_duplicate=False)}
+
+    def _check_whole(self, name: str, tensor: Tensor) -> None:
+        """Refuse a tensor that was saved whole where an axis that can be cut is not as long as the base's."""
+        axes = self._place(name, factors=False).axes or ()
+        wanted = self._sizes(name, axes)
+        if axes and (
+            len(axes) != tensor.dim()
+            or any(axis and size not in (None, n) for axis, size, n in zip(axes, wanted, tensor.shape, strict=True))
+        ):
+            raise self._refuse_base(f"its {name} is {list(tensor.shape)}, and the base's {wanted}")
+
+    def _check_factors(self, module: _Module) -> None:
+        """Find axes and scale of a module; refuse factors that are not all there, or whose shapes or rank don't fit."""
+        path, factors = module.path, module.factors
+        A, B = (_pick_factors(factors).get(kind) for kind in "AB")
+        dora = any(name.startswith("lora_magnitude_vector") for name in factors)
+        if not module.new and "lora_B.bias" in factors and self._rename(f"{path}.bias"):
+            raise UnsupportedError(
+                f"{self.folder} adds a bias by lora_bias to {path}, which went but for its own bias: merge the adapter "
+                "into the dense model and cut that"
+            )
+        if A is None or B is None or dora != self.settings.use_dora:
+            held = ", ".join(sorted(factors))
+            raise ModelError(f"{self.folder} is damaged: it has {held} of {path}, and its settings say otherwise")
+        axes, sizes = module.place.axes or ("", ""), self._sizes(f"{path}.weight", module.place.axes or ())
+        if self._is_stored_by_input(path, "lora_embedding_A" in factors):
+            module.turned, axes, sizes = True, axes[::-1], sizes[::-1]
+        module.axes = (axes[0], axes[1])
+        rank = self.settings.pattern("rank_pattern", path, self.settings.r)
+        wanted = [sizes[0], rank, rank, sizes[1]]
+        shape = [*B.shape, *A.shape]
+        if len(shape) != 4 or any(size not in (None, n) for size, n in zip(wanted, shape, strict=True)):
+            raise self._refuse_base(
+                f"its factors of {path} are {list(B.shape)} x {list(A.shape)}, and the base's weight and the rank "
+                f"pattern ask for {wanted[:2]} x {wanted[2:]}"
+            )
+        alpha = self.settings.pattern("alpha_pattern", path, self.settings.lora_alpha)
+        module.rank, module.alpha = int(rank), alpha
+        module.scale = alpha / (math.sqrt(rank) if self.settings.use_rslora else rank)
+
+    def _is_stored_by_input(self, path: str, embedding: bool) -> bool:
+        """Whether the weight of a module is stored [in, out]: embeddings, and GPT-2's linears."""
+        parts = dict(self.layout.model.named_modules())
+        return embedding or type(parts.get(self._inner(path))).__name__ == "Conv1D"
+
+    def _refuse_base(self, why: str) -> InputError:
+        return InputError(f"{self.folder} does not fit {self._cut_from}, which {self.name} was cut from: {why}")
+
+    # ------------------------------------------------------------------------------------------------------- slicing
+
+    def _correct(self, modules: Mapping[str, _Module], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the cut did to weights beside slicing them, by their names in the base.
+
+        Of modules with factors a row of what each output was multiplied by, of whole tensors what stays of them.
+        """
+        layout, kept, state, names = self.layout, self.kept, dict[str, Tensor](), dict[str, str]()
+        for name, tensor in whole.items():
+            place = layout.place(self._inner(name))
+            names[self._inner(name)] = cutting.new_name(layout, self._inner(name), place, kept) or ""
+            value = cutting.slice_tensor(layout, tensor, place.axes or (), place.layer, kept)
+            state[names[self._inner(name)]] = value.float().clone()
+        for path, module in modules.items():
+            name = self._inner(f"{path}.weight")
+            names[name] = cutting.new_name(layout, name, module.place, kept) or ""
+            state[names[name]] = torch.ones(1, len(_pick_factors(self._cut_factors(module))["B"]))
+        cutting.correct(layout, state, kept, self.origin.norm_ratio, kept.layers)
+        return {name: state[new] for name, new in names.items()}
+
+    def _cut_factors(self, module: _Module) -> dict[str, Tensor]:
+        """The factors of a module, and its magnitudes, without the rows and columns that went."""
+        rows, columns = module.axes
+        kinds: dict[str, tuple[str, ...]] = {"lora_A.weight": ("", columns), "lora_embedding_A": ("", columns)}
+        kinds |= {"lora_B.weight": (rows, ""), "lora_embedding_B": (rows, "")}
+        return {
+            name: cutting.slice_tensor(self.layout, factor, kinds.get(name, (rows,)), module.place.layer, self.kept)
+            for name, factor in module.factors.items()
+        }
+
+    def _slice(self, module: _Module, gain: Tensor) -> dict[str, Tensor]:
+        """The factors of a module as the result's, `gain` [out]: what its outputs were multiplied by."""
+        found = self._cut_factors(module)
+        for name, factor in found.items():
+            if "_B" in name:
+                found[name] = factor.float() * (gain[:, None] if factor.dim() == 2 else gain)
+        for name in [name for name in found if name.startswith("lora_magnitude_vector")]:
+            before, after = (_pick_factors(factors)["A"] for factors in (module.factors, found))
+            growth = gain if before.shape == after.shape else self._growth(module, found)
+            found[name] = found[name].float() * growth
+        return found
+
+    def _growth(self, module: _Module, found: Mapping[str, Tensor]) -> Tensor:
+        """[out]: |V'| / |V| by rows, of the merged weights after and before columns went."""
+        if self.weights is None:
+            raise InputError(
+                f"{self.folder} is a DoRA, whose magnitudes need the base's weights where inputs of {module.path} were "
+                f"cut: give --base the folder of {self._cut_from}"
+            )
+        norms = list[Tensor]()
+        for subject, path, factors in ((self._dense, module.path, module.factors), (self._result, module.new, found)):
+            A, B = (factor.double() for factor in _pick_factors(factors).values())
+            weight = self._weight(subject, f"{path}.weight").double()
+            norms.append(((weight.T if module.turned else weight) + module.scale * B @ A).norm(dim=1))
+        before = cutting.slice_tensor(self.layout, norms[0], module.axes[:1], module.place.layer, self.kept)
+        growth: Tensor = norms[1] / before.clamp_min(torch.finfo(torch.float32).tiny)
+        return growth.float()
+
+    def _weight(self, subject: Transformer, name: str) -> Tensor:
+        """A weight by its name in the adapter's model."""
+        state: dict[str, Tensor] = dict(subject.model.named_parameters(remove_duplicate=False))
+        bare = self._inner(name).removeprefix(self.layout.prefix)
+        found = state.get(f"{subject.layout.prefix}{bare}", state.get(bare))
+        if found is None:
+            raise InputError(f"{self.folder} has a DoRA on {name}, which is not in the base: translate it without")
+        return found.detach()
+
+    @cached_property
+    def _dense(self) -> Transformer:
+        assert self.weights is not None
+        return loading.open_subject(self.weights)
+
+    @cached_property
+    def _result(self) -> Transformer:
+        return loading.open_subject(self.small, quantised=True)
+
+    # ------------------------------------------------------------------------------------------------------- telling
+
+    def _describe(self, modules: Sequence[_Module], names: Mapping[str, str]) -> dict[str, object]:
+        """adapter_config.json of what stays: modules by their full paths, which no pattern has to match."""
+        data, settings = dict(self.settings.data), self.settings
+        data["base_model_name_or_path"] = self.name
+        data["target_modules"] = sorted(module.new for module in modules)
+        data["rank_pattern"] = {one.new: one.rank for one in modules if one.rank != settings.r}
+        data["alpha_pattern"] = {one.new: one.alpha for one in modules if one.alpha != settings.lora_alpha}
+        for key in ("layers_to_transform", "layers_pattern", "exclude_modules", "revision"):
+            data.pop(key, None)
+        if settings.modules_to_save:
+            moved = {
+                new.rpartition(".")[0]
+                for new in names.values()
+                if self.layout.place(self._inner(new)).layer is not None
+            }
+            if moved:
+                data["modules_to_save"] = sorted({new.rpartition(".")[0] for new in names.values()})
+        return data
+
+    def _notes(self, count: int, gone: Sequence[str]) -> tuple[str, ...]:
+        """What the reader has to know of the result."""
+        notes = []
+        if gone:
+            shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
+            notes.append(f"{len(gone)} of {count} modules of the adapter went with what was cut away: {shown}")
+        if not self.settings.base_model_name_or_path:
+            notes.append("the adapter does not say of which base it is: its names and shapes fit")
+        if self.weights is None:
+            notes.append(
+                "the base's weights are not at hand (--base): if the result was trained after the cut, the adapter is "
+                "a start and not exact"
+            )
+        elif self._differs():
+            notes.append(
+                "the result's own weights were changed after the cut, by training or by the recipe: the adapter is "
+                "a start and not exact"
+            )
+        return tuple(notes)
+
+    def _differs(self) -> bool:
+        """Whether the weights of the result are others than those that the cut took from the base."""
+        dense, result = self._dense.layout, self._result.model.state_dict()
+        state = cutting.slice_state(dense, self.kept)
+        cutting.correct(dense, state, self.kept, self.origin.norm_ratio, self.kept.layers)
+        if state.keys() != result.keys():
+            return True
+        for name, tensor in state.items():
+            bound = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max()) if tensor.is_floating_point() else 0
+            if tensor.shape != result[name].shape or bool(((tensor - result[name]).abs() > bound).any()):
+                return True
+        return False
+
+
+def _write_card(name: str, small: str, notes: Sequence[str]) -> str:
+    """The card of an adapter that was made to fit the model `small`."""
+    base: dict[str, Any] = {"base_model": small, "base_model_relation": "adapter"} if hub.is_id(small) else {}
+    data = ModelCardData(library_name="peft", tags=["secateur", "lora"], **base)
+    shown = Path(small).name
+    lines = [f"---\n{data.to_yaml()}\n---", f"# An adapter of {shown}", "Sliced by `secateur translate-adapter`."]
+    lines += [f"- {note}" for note in notes]
+    load = f'from peft import PeftModel\n\nmodel = PeftModel.from_pretrained(model, "{name}")  # a model of {shown}'
+    return "\n\n".join([*lines, f"```python\n{load}\n```"]) + "\n"
+
+
+def _pick_factors(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The factors "A" and "B" of a module, of a linear or of an embedding, as far as they are there."""
+    names = [(kind, name) for kind in "AB" for name in (f"lora_{kind}.weight", f"lora_embedding_{kind}")]
+    return {kind: factors[name] for kind, name in names if name in factors}
+
+
+def _are_alike(one: str, other: str) -> bool:
+    """Whether two names are of one model: the same Hub id, or folders of one name wherever they are."""
+    return one == other or (
+        bool(other) and Path(one).name == Path(other).name and not all(map(hub.is_id, (one, other)))
+    )

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import peft
+import pytest
+
+from commands import forked
+from secateur.subjects import load
+
+
+@pytest.fixture(scope="module")
+def adapter(places):
+    """A LoRA of the model that `small` was cut from."""
+    model = load(places / "llama")
+    model.name_or_path = model.config._name_or_path = "llama"
+    options = {"target_modules": ["q_proj", "down_proj"], "init_lora_weights": False}
+    peft.get_peft_model(model, peft.LoraConfig(r=2, **options)).save_pretrained(places / "adapter")
+    return places / "adapter"
+
+
+def test_an_adapter_is_translated_and_what_is_not_exact_is_said(places, adapter):
+    done = forked(places, "translate-adapter", "adapter", "--to", "small", "--out", "fit")
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.startswith("note: the result's own weights were changed after the cut")
+    assert done.stdout.endswith("fit\n")
+    fit = peft.PeftModel.from_pretrained(load(places / "small"), str(places / "fit"))
+    assert any("lora_A" in name for name, _ in fit.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (
+            ["translate-adapter", "adapter", "--to", "other"],
+            "other carries no cut_map.json, so nothing tells what was cut",
+        ),
+        (
+            ["translate-adapter", "adapter", "--to", "small", "--base", "other"],
+            "the weights of other are not those that",
+        ),
+        (["translate-adapter", "llama", "--to", "small"], "llama holds no adapter_config.json"),
+        (["translate-adapter", "adapter"], "translate-adapter needs --to: say for example"),
+        (["measure", "adapter"], "adapter holds an adapter, which is no model of its own: merge it first"),
+        (
+            ["run", "ziplm", "adapter", "--budget", "params=80%", "--data", "texts.txt", "--out", "never"],
+            "adapter holds an adapter, which is no model of its own: merge it first",
+        ),
+        (
+            ["prune", "adapter", "--budget", "channels=50%", "--out", "never"],
+            "adapter holds an adapter, which is no model of its own: merge it first",
+        ),
+    ],
+)
+def test_a_mistake_gets_one_line(places, adapter, words, error):
+    done = forked(places, *words)
+    assert done.code == 2
+    assert done.stderr.startswith(f"secateur: {error}"), done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (places / "never").exists()

@@ -1,0 +1,269 @@
+"""A translated adapter on the cut model is the merged model cut, and no adapter of another base is taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import secateur
+from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
+from secateur.subjects import Transformer, load, open_subject
+from secateur.subjects.transformer.adapters import translate_adapter
+from secateur.vocabulary import Selection
+from subjects.tiny import make, padded, run, selections, without
+
+FAMILIES = ("llama", "qwen3", "gpt2-scaled", "bert-mlm")
+CUTS = ("a layer", "heads alike", "kv groups alike", "neurons alike", "channels")
+MIXED = [
+    *((family, True, ("channels", "mixed again")) for family in FAMILIES),
+    *((family, False, ("mixed again",)) for family in ("gemma2-untied", "phi3", "mixtral")),
+]
+"""DoRA, whose magnitudes follow the columns, and tables of other shapes: fused projections, experts beside."""
+
+
+def linears(subject: Transformer) -> list[str]:
+    """The linears of the layers, by their full paths; in mixtures those beside the packed experts."""
+    inside = tuple(f"{path}." for path in subject.layers())
+    kinds = (nn.Linear,) if not subject.family.conv1d else (nn.Linear, type(subject.model.base_model.h[0].attn.c_attn))
+    return [n for n, m in subject.model.named_modules() if n.startswith(inside) and isinstance(m, kinds)]
+
+
+def adapt(folder: Path, out: Path, seed: int = 0, **options: Any) -> nn.Module:
+    """A random adapter of the model in `folder`, saved to `out`: the model that it is merged into."""
+    subject = open_subject(folder)
+    torch.manual_seed(seed)
+    options = {"target_modules": linears(subject), "r": 3, "lora_alpha": 5} | options
+    config = peft.LoraConfig(fan_in_fan_out=subject.family.conv1d, init_lora_weights=False, **options)
+    model = peft.get_peft_model(subject.model, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or "modules_to_save" in name or (options.get("bias") == "all" and "bias" in name):
+                parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
+    model.save_pretrained(out, save_embedding_layers=False)
+    merged = model.merge_and_unload()
+    return merged
+
+
+def compare(base: Path, merged: nn.Module, keep: dict[str, np.ndarray], adapter: Path, place: Path) -> tuple[str, ...]:
+    """Translate `adapter` to the base without what goes; its outputs must be those of the merged model cut alike."""
+    small, _ = open_subject(base).cut(Selection(keep))
+    small.save(place / "small")
+    folder, notes = translate_adapter(adapter, place / "small", place / "fit", base=base)
+    wanted, _ = open_subject(merged).cut(Selection(keep))
+    fit = peft.PeftModel.from_pretrained(load(place / "small"), str(folder)).merge_and_unload()
+    batch = padded(wanted)
+    theirs, ours = run(wanted, batch), run(open_subject(fit), batch)
+    if theirs.dim() == 3:  # what is said of padding does not count
+        theirs, ours = (one[batch["attention_mask"].bool()] for one in (theirs, ours))
+    assert float((theirs - ours).abs().max()) < 1e-5 * max(1.0, float(theirs.abs().max()))
+    return notes
+
+
+def prepare(name: str, place: Path, **options: Any) -> tuple[Transformer, nn.Module]:
+    """base: a saved model; adapter: one of it. Returns the base and the model that it is merged into."""
+    subject = make(name)
+    subject.model.save_pretrained(place / "base")
+    return subject, adapt(place / "base", place / "adapter", **options)
+
+
+@pytest.mark.parametrize(("family", "dora", "labels"), [*((family, False, CUTS) for family in FAMILIES), *MIXED])
+def test_a_translated_adapter_equals_the_merged_model_cut(
+    family: str, dora: bool, labels: tuple[str, ...], tmp_path: Path
+) -> None:
+    paths = linears(make(family))
+    patterns = {"rank_pattern": {paths[0]: 2, paths[-1].rpartition(".")[2]: 4}, "alpha_pattern": {paths[1]: 7}}
+    subject, merged = prepare(family, tmp_path, use_dora=dora, use_rslora=dora, **patterns)
+    there = selections(subject)
+    for label in labels:
+        if label in there:
+            notes = compare(tmp_path / "base", merged, there[label], tmp_path / "adapter", tmp_path / label)
+            assert not any("changed" in note or "at hand" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama-tied-bias", {"bias": "all"}),
+        ("llama", {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}),
+        (
+            "llama-tied-bias",
+            {"target_modules": ["q_proj"], "modules_to_save": ["norm", "down_proj"], "lora_bias": True},
+        ),
+        ("bert-classifier", {"target_modules": "all-linear", "modules_to_save": ["classifier"]}),
+    ],
+    ids=["biases", "ends", "saved whole", "classifier"],
+)
+def test_what_else_an_adapter_holds_is_cut_too(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    subject, merged = prepare(family, tmp_path, **options)
+    compare(tmp_path / "base", merged, selections(subject)["mixed again"], tmp_path / "adapter", tmp_path / "cut")
+
+
+def test_the_map_leads_through_repeated_cuts_to_the_dense_model(tmp_path: Path) -> None:
+    _, merged = prepare("qwen3", tmp_path, use_dora=True)
+    first = {"layers": without(3, 1), "channels": without(48, *range(8)), "layers.0.kv_groups": without(2, 0)}
+    then = {"layers": without(2, 0), "channels": without(40, *range(8)), "layers.1.neurons": without(40, *range(8))}
+    open_subject(tmp_path / "base").cut(Selection(first))[0].save(tmp_path / "half")
+    again, _ = open_subject(tmp_path / "half").cut(Selection(then))
+    again.save(tmp_path / "small")
+    fit, notes = secateur.translate_adapter(tmp_path / "adapter", tmp_path / "small", base=tmp_path / "base")
+    assert fit == tmp_path / "adapter-small"
+    assert len(notes) == 1
+    assert notes[0].startswith("14 of 21 modules of the adapter went with what was cut away: model.layers.0.")
+    wanted = open_subject(merged).cut(Selection(first))[0].cut(Selection(then))[0]
+    ours = open_subject(peft.PeftModel.from_pretrained(load(tmp_path / "small"), str(fit)).merge_and_unload())
+    batch = wanted.example(2, 9)
+    torch.testing.assert_close(run(ours, batch), run(wanted, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base, adapter (a LoRA), dora: of a Llama; small: without its layer 1 and some channels; other: a model alike."""
+    place = tmp_path_factory.mktemp("llama")
+    prepare("llama", place, target_modules=["q_proj", "down_proj"])
+    adapt(place / "base", place / "dora", use_dora=True)
+    subject = open_subject(place / "base")
+    subject.cut(Selection({"layers": without(3, 1), "channels": without(48, *range(8))}))[0].save(place / "small")
+    with torch.no_grad():
+        subject.model.lm_head.weight[0, 0] += 1
+    subject.save(place / "other")
+    return place
+
+
+def edit(adapter: Path, place: Path, changes: dict[str, Any] | None = None, **tensors: torch.Tensor) -> Path:
+    """A copy of an adapter with other settings, and with tensors more."""
+    place.mkdir(exist_ok=True)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (place / "adapter_config.json").write_text(json.dumps(config | (changes or {})))
+    held = load_file(adapter / "adapter_model.safetensors")
+    save_file(held | {f"base_model.model.{n}": t for n, t in tensors.items()}, place / "adapter_model.safetensors")
+    return place
+
+
+def test_what_is_not_exact_is_said(llama: Path, tmp_path: Path) -> None:
+    unnamed = edit(llama / "adapter", tmp_path / "unnamed", {"base_model_name_or_path": None})
+    trained = open_subject(llama / "small")
+    with torch.no_grad():
+        trained.model.lm_head.weight.mul_(1.01)
+    trained.save(tmp_path / "trained")
+    _, notes = translate_adapter(unnamed, tmp_path / "trained", tmp_path / "fit")
+    assert "which base it is" in notes[1]
+    assert "weights were changed after the cut" in notes[2]
+    text = (tmp_path / "trained/cut_map.json").read_text()
+    (tmp_path / "trained/cut_map.json").write_text(text.replace(str(llama / "base"), "somebody/base"))
+    named = edit(llama / "adapter", tmp_path / "named", {"base_model_name_or_path": "somebody/base"})
+    assert "not at hand (--base)" in translate_adapter(named, tmp_path / "trained", tmp_path / "again")[1][1]
+    with pytest.raises(
+        InputError, match=r"is a DoRA, whose magnitudes need .* give --base the folder of somebody/base"
+    ):
+        translate_adapter(
+            edit(llama / "dora", tmp_path / "dora", {"base_model_name_or_path": "somebody/base"}),
+            tmp_path / "trained",
+            tmp_path / "never",
+        )
+    assert not (tmp_path / "never").exists()
+
+
+OTHER = "adapter of {other}, whose weights are not those that .*small was cut from"
+BAD: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], type[SecateurError], str]] = {
+    "another folder": ({"base_model_name_or_path": "{other}"}, {}, InputError, OTHER),
+    "another name": (
+        {"base_model_name_or_path": "somebody/else"},
+        {},
+        InputError,
+        "is an adapter of somebody/else, and",
+    ),
+    "rank pattern": (
+        {"rank_pattern": {"down_proj": 5}},
+        {},
+        InputError,
+        r"the rank pattern ask for \[48, 5\] x \[5, 40\]",
+    ),
+    "no pattern": ({"rank_pattern": {"(": 5}}, {}, ModelError, "which is no pattern"),
+    "rank": ({"r": "three"}, {}, ModelError, "adapter_config.json is damaged: r: Input should be"),
+    "kind": ({"peft_type": "IA3"}, {}, UnsupportedError, "is an adapter of type IA3"),
+    "pissa": ({"init_lora_weights": "pissa"}, {}, UnsupportedError, "begun by pissa, which changed the base's weights"),
+    "tokens": ({"trainable_token_indices": [1]}, {}, UnsupportedError, "sets trainable_token_indices"),
+    "no vector": ({"use_dora": True}, {}, ModelError, "damaged: it has lora_A.weight, lora_B.weight of model.layers.0"),
+    "layer": ({}, {"model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(3, 48)}, InputError, "the base has 3 layers"),
+    "module": (
+        {},
+        {"model.layers.0.mlp.w1.lora_A.weight": torch.ones(3, 48)},
+        InputError,
+        "which is none of the base's",
+    ),
+    "width": (
+        {},
+        {"lm_head.lora_A.weight": torch.ones(3, 64), "lm_head.lora_B.weight": torch.ones(61, 3)},
+        InputError,
+        r"its factors of lm_head are \[61, 3\] x \[3, 64\], and",
+    ),
+    "whole": ({}, {"model.norm.weight": torch.ones(64)}, InputError, r"its model.norm.weight is \[64\], and"),
+    "half": ({}, {"lm_head.lora_A.weight": torch.ones(3, 48)}, ModelError, "damaged: it has lora_A.weight of lm_head"),
+    "norm": ({}, {"model.norm.lora_A.weight": torch.ones(3, 48)}, UnsupportedError, "which is no matrix"),
+    "nan": (
+        {},
+        {"lm_head.lora_A.weight": torch.full((3, 48), torch.nan)},
+        ModelError,
+        "holds NaN or infinity in lm_head",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_an_adapter_that_does_not_fit_is_refused(case: str, llama: Path, tmp_path: Path) -> None:
+    changes, tensors, kind, message = BAD[case]
+    other = str(llama / "other")
+    changes = {key: other if value == "{other}" else value for key, value in changes.items()}
+    adapter = edit(llama / "adapter", tmp_path / "adapter", changes, **tensors)
+    with pytest.raises(kind, match=message.replace("{other}", other)) as told:
+        translate_adapter(adapter, llama / "small", tmp_path / "fit")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "fit").exists()
+
+
+def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"other are not those that .*small was cut from .* give --base that model"):
+        translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=llama / "other")
+    with pytest.raises(InputError, match="is there already"):
+        translate_adapter(llama / "adapter", llama / "small", llama / "base")
+    with pytest.raises(ModelError, match=r"holds no adapter_config.json"):
+        translate_adapter(llama / "base", llama / "small", tmp_path / "fit")
+    held = json.loads((llama / "adapter/adapter_config.json").read_text())
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "adapter_config.json").write_text(json.dumps(held))
+    (bare / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match=r"has no adapter_model.safetensors \(pickles are never opened\)"):
+        translate_adapter(bare, llama / "small", tmp_path / "fit")
+    (bare / "adapter_model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ModelError, match="is damaged or truncated"):
+        translate_adapter(bare, llama / "small", tmp_path / "fit")
+    prepare("llama", tmp_path, target_modules=["down_proj"], layers_to_transform=[1])
+    small, _ = make("llama-tied-bias").cut(Selection({"attention": without(3, 0)}))
+    small.save(tmp_path / "biased")
+    dense = make("llama-tied-bias").model
+    model = peft.get_peft_model(dense, peft.LoraConfig(target_modules=["o_proj"], lora_bias=True))
+    model.save_pretrained(tmp_path / "biases")
+    with pytest.raises(UnsupportedError, match=r"adds a bias by lora_bias to model.layers.0.self_attn.o_proj, which"):
+        translate_adapter(tmp_path / "biases", tmp_path / "biased", tmp_path / "fit")
+    with pytest.raises(InputError, match=r"all 1 modules .* were cut away .* nothing is left to translate"):
+        translate_adapter(tmp_path / "adapter", llama / "small", tmp_path / "fit")
+    make("gpt2").save(tmp_path / "plain")
+    (tmp_path / "plain/cut_map.json").unlink()
+    with pytest.raises(InputError, match=r"carries no cut_map.json, .* run its recipe again"):
+        translate_adapter(llama / "adapter", tmp_path / "plain", tmp_path / "fit")
+    assert not (tmp_path / "fit").exists()
+
+
+def test_an_adapter_is_no_model(llama: Path) -> None:
+    for read in (open_subject, load):
+        with pytest.raises(ModelError, match=r"holds an adapter, .*merge it first .* translate-adapter"):
+            read(llama / "adapter")
