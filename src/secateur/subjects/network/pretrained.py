@@ -84,9 +84,9 @@ def make_inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, Tensor | bo
 
 def describes(model: nn.Module) -> bool:
     """Whether a model's class builds tensors of its shapes from its config, so that `from_pretrained` loads it."""
-    config = getattr(model, "config", None)
-    if not hasattr(model, "save_pretrained") or not hasattr(type(config), "from_dict"):
+    if not hasattr(model, "save_pretrained") or not hasattr(model, "config"):
         return False
+    config = cast("PreTrainedModel", model).config
     try:
         with torch.device("meta"):
             built = type(model)(type(config).from_dict(config.to_dict()))

@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def _interleave(tensor: Tensor, heads: int) -> Tensor:
     return halves.transpose(1, 2).reshape(tensor.shape)
 
 
-def _as_stored(tensor: Tensor) -> tuple[np.ndarray, tuple[int, ...] | None, Any]:
+def _as_stored(tensor: Tensor) -> tuple[np.ndarray, tuple[int, ...] | None, object]:
     """(array, shape, type): matrices in the model's own floats, vectors in 32 bits, as llama.cpp keeps them."""
     gguf = _library()
     tensor = tensor.detach().cpu().contiguous()
@@ -214,7 +215,7 @@ def _name_splitting(said: Mapping[str, Any]) -> str:
     return next((name for name, part in _SPLITS.items() if part in pattern), "")
 
 
-def _library() -> Any:
+def _library() -> ModuleType:
     try:
         import gguf
     except ImportError as error:
