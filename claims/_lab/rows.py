@@ -47,6 +47,17 @@ class Row:
     """Why the figures answer nothing, for an experiment that was wrong."""
     note: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
+    first: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Arm -> measure -> figure of the first seed: code that gives it again to the last digit gives the rest, too."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """(our arm, baseline): each had to hold."""
+    confirmed: str = ""
+    """The commit at which the first seed was run again, and gave the same; "" where all seeds are of `commit`."""
+
+    @property
+    def card(self) -> tuple[object, ...]:
+        """What was asked, as it stood before the first judged run."""
+        return self.question, self.setup, self.measure, self.better, self.margin, self.seeds, self.pairs
 
     @property
     def verdict(self) -> Verdict:
@@ -88,7 +99,15 @@ def read(file: Path) -> Row:
         arm: {measure: Figure(**figure) for measure, figure in measures.items()}
         for arm, measures in record.pop("arms").items()
     }
-    row = Row(**{**record, "arms": arms, "difference": difference, "seeds": tuple(record["seeds"])})
+    row = Row(
+        **{
+            **record,
+            "arms": arms,
+            "difference": difference,
+            "seeds": tuple(record["seeds"]),
+            "pairs": tuple(map(tuple, record.get("pairs", ()))),
+        }
+    )
     if row.verdict != verdict:
         raise ValueError(f"{file.name} says {verdict!r}; by its interval it is {row.verdict!r}: run the claim again")
     return row

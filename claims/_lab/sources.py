@@ -21,8 +21,13 @@ __all__ = ["digest", "files", "of_functions"]
 PLACES = {"secateur": ROOT / "src", "claims": ROOT}
 HELPERS = ROOT / "tests"
 """Where modules of other names are looked for: fetchers of data and small networks, which the tests use as well."""
-LEFT_OUT = ("claims", *(f"claims._lab.{name}" for name in ("claim", "ran", "rows", "sources", "verdict")))
-"""What judges and stores figures does not make them."""
+LEFT_OUT = (
+    "claims",
+    "secateur",
+    "secateur._utils.lazy",
+    *(f"claims._lab.{name}" for name in ("claim", "ran", "rows", "sources", "verdict")),
+)
+"""What judges and stores figures does not make them, nor do lists of where names stand."""
 
 
 def digest(*modules: str) -> str:
@@ -36,21 +41,31 @@ def digest(*modules: str) -> str:
 def of_functions(module: str, names: Iterable[str]) -> str:
     """SHA-256, 16 digits, of functions named `file:name`, and of the constants and classes whose names they use.
 
-    Constants and fields of classes are looked for by name in all that `module` imports. Words and layout do not count.
-    What stands nowhere any more counts as empty. A method that overrides one of them from now on is not noticed.
+    Constants and classes are looked for by name in the files that these stand in, and in those that they import, as far
+    as `module` reaches. Words and layout do not count. What stands nowhere any more counts as empty. A method that
+    overrides one of them from now on is not noticed.
     """
     asked = [name for name in names if ROOT / name.partition(":")[0] not in map(_path, LEFT_OUT)]
-    places = {*files(module).values(), *(ROOT / name.partition(":")[0] for name in asked)}
-    known = {path.relative_to(ROOT).as_posix(): _definitions(path) for path in places if path.is_file()}
-    constants = {f"{file}:{name}": code for file, (_, named) in known.items() for name, code in named.items()}
+    modules = {path.relative_to(ROOT).as_posix(): name for name, path in files(module).items()}
+    places = {*modules, *(name.partition(":")[0] for name in asked)}
+    known = {file: _definitions(ROOT / file) for file in places if (ROOT / file).is_file()}
     found = {name: known.get(name.partition(":")[0], _NOTHING)[0].get(name.partition(":")[2], _GONE) for name in asked}
+    leads = {file: {_find(*pair) for pair in _read(name)[1]} for file, name in modules.items()}
     owners = {part for name in asked for part in name.partition(":")[2].split(".")[:-1]}
     while True:
         used = owners.union(*(code.uses for code in found.values()))
-        more = {name for name in constants if name not in found and name.partition(":")[2] in used}
+        ran = {name.partition(":")[0] for name in found}
+        imported = set[str]().union(*(leads.get(file, ()) for file in ran))
+        within = ran | {file for file, name in modules.items() if name in imported}
+        more = {
+            f"{file}:{name}": code
+            for file in within & known.keys()
+            for name, code in known[file][1].items()
+            if name in used and f"{file}:{name}" not in found
+        }
         if not more:
             break
-        found |= {name: constants[name] for name in more}
+        found |= more
     total = hashlib.sha256("".join(f"{name}\0{code.text}\0" for name, code in sorted(found.items())).encode())
     return total.hexdigest()[:16]
 
@@ -168,7 +183,7 @@ def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
                 rest = [part for part in _without_words(node).body if not isinstance(part, _BLOCKS)]
                 constants[node.name] = _code(None, *node.bases, *node.keywords, *node.decorator_list, *rest)
                 visit(node.body, f"{inside}{node.name}.")
-            elif isinstance(node, ast.Assign | ast.AnnAssign):
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and not inside:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 for name in {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}:
                     constants[name] = _code(constants.get(name), node)

@@ -41,11 +41,12 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setattr(settings, "PILOT", False)
     monkeypatch.setattr(ran, "digest", lambda system: "first")
     monkeypatch.setattr(ran, "note", lambda system: module.notes.append(system) or "first")
-    module.runs, module.notes = [], []
+    module.runs, module.notes, module.shift = [], [], 0.0
 
     def headline(seed):
         module.runs.append(seed)
-        return {"ours": {"loss": 1.0 + 0.01 * seed, "steps": 5.0}, "theirs": 2.0, "worse": 3.0}
+        loss = 1.0 + 0.01 * seed + module.shift
+        return {"ours": {"loss": loss, "steps": 5.0}, "theirs": 2.0, "worse": 3.0}
 
     headline.__module__ = "claims.toy"
     card = claims.claim(
@@ -73,8 +74,26 @@ def test_a_seed_is_run_once_for_the_same_code(toy, tmp_path, monkeypatch):
     assert not rows.read(tmp_path / "toy-headline.json").stale
     monkeypatch.setattr(ran, "digest", lambda system: "second")
     assert rows.read(tmp_path / "toy-headline.json").stale
+    toy.shift = 0.1
     toy.headline.judged(tmp_path)
     assert toy.runs == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_row_whose_first_seed_gives_the_same_is_of_this_code_too(toy, tmp_path, monkeypatch):
+    first = toy.headline.judged(tmp_path)
+    monkeypatch.setattr(ran, "digest", lambda system: "second")
+    again = toy.headline.judged(tmp_path)
+    assert toy.runs == [0, 1, 2, 0], "one seed was enough"
+    assert again == replace(first, digest="second", confirmed=again.confirmed)
+    assert not rows.read(tmp_path / "toy-headline.json").stale
+    toy.shift = 1e-12
+    monkeypatch.setattr(ran, "digest", lambda system: "third")
+    assert toy.headline.judged(tmp_path).confirmed == ""
+    assert toy.runs == [0, 1, 2, 0, 0, 1, 2], "another figure: all seeds"
+    toy.headline = replace(toy.headline, margin=0.5)
+    monkeypatch.setattr(ran, "digest", lambda system: "fourth")
+    toy.headline.judged(tmp_path)
+    assert toy.runs[7:] == [0, 1, 2], "another question: all seeds"
 
 
 def test_only_rows_of_older_code_are_run_again(toy, tmp_path, monkeypatch, capsys):
