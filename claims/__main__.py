@@ -24,9 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for system in chosen.systems or systems():
         wanted = [claim for claim in claims_of(system) if chosen.only in ("", claim.name)]
         asked = [claim for claim in wanted if not chosen.stale or is_stale(claim)]
-        if asked and not settings.PILOT:
-            ran.note(system)
         for claim in asked:
+            if not settings.PILOT:
+                ran.note(system, claim.name)
             run(claim)
     return 0
 

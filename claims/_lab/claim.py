@@ -62,7 +62,7 @@ class Claim:
         """Arm -> measure -> figure of one seed; kept in the cache, by the digest of the code, but for a pilot's."""
         if settings.PILOT:
             return self._draw(seed)
-        key = ran.digest(self.recipe) or ran.note(self.recipe)
+        key = ran.digest(self.recipe, self.name) or ran.note(self.recipe, self.name)
         file = settings.CACHE / "seeds" / f"{self.recipe}-{self.name}-{seed}-{key}.json"
         if file.exists():
             kept: dict[str, dict[str, float]] = json.loads(file.read_text("utf-8"))
@@ -107,7 +107,7 @@ class Claim:
             return None
         if not row.stale:
             return row
-        return replace(row, digest=ran.digest(self.recipe), confirmed=describe().get("commit", ""))
+        return replace(row, digest=ran.digest(self.recipe, self.name), confirmed=describe().get("commit", ""))
 
     def _row(self, values: Mapping[str, Mapping[str, Sequence[float]]], seeds: tuple[int, ...]) -> rows.Row:
         arms = {
@@ -132,7 +132,7 @@ class Claim:
             difference=rows.Difference(ours, baseline, judged[ours, baseline]),
             seeds=seeds,
             commit=environment.pop("commit", ""),
-            digest=ran.digest(self.recipe),
+            digest=ran.digest(self.recipe, self.name),
             note=self.note,
             pairs=self.pairs,
             environment=environment,

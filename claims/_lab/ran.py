@@ -1,7 +1,8 @@
-"""Which functions a system's figures come from: those that a pilot of its claims runs, from an empty cache.
+"""Which functions a claim's figures come from: those that its pilot runs, from an empty cache.
 
-`python -m claims._lab.ran SYSTEM FILE` runs the pilots, originals trained anew, and writes the list. A pilot takes the
-place of the judged run since following every call costs time, which some claims judge.
+`python -m claims._lab.ran SYSTEM CLAIM FILE` runs the pilot, originals trained anew, and writes the list. A pilot takes
+the place of the judged run since following every call costs time, which some claims judge; what only the judged run
+enters is not in the list.
 """
 
 from __future__ import annotations
@@ -19,27 +20,43 @@ from types import CodeType, FrameType
 from claims import ROOT
 from claims._lab import settings, sources
 
-__all__ = ["FOLDER", "digest", "follow", "names", "note"]
+__all__ = ["FOLDER", "digest", "follow", "names", "note", "read", "write"]
 
 FOLDER = ROOT / "docs" / "evidence" / "ran"
-"""One list for each system, a line for each function: `file:name`."""
+"""One list for each claim: a line for each file, with the functions in it."""
 PLACES = ("src", "claims", "tests")
 
 
-def digest(system: str) -> str | None:
-    """Of the code that the functions in a system's list now have; None without a list."""
-    file = FOLDER / f"{system}.txt"
-    return sources.of_functions(f"claims.{system}", file.read_text("utf-8").split()) if file.exists() else None
+def digest(system: str, claim: str) -> str | None:
+    """Of the code that the functions in a claim's list now have; None without a list."""
+    file = FOLDER / f"{system}-{claim}.txt"
+    return sources.of_functions(f"claims.{system}", read(file)) if file.exists() else None
 
 
-def note(system: str) -> str:
-    """Run the pilots of a system in a process of their own and keep what they ran; its digest."""
+def read(file: Path) -> list[str]:
+    """The functions in a list, as `file:name`."""
+    lines = (line.partition(":")[::2] for line in file.read_text("utf-8").splitlines())
+    return [f"{place}:{name}" for place, named in lines for name in named.split()]
+
+
+def write(file: Path, functions: Iterable[str]) -> None:
+    """Write a list of functions, each as `file:name`."""
+    by_file: dict[str, list[str]] = {}
+    for function in functions:
+        place, _, name = function.partition(":")
+        by_file.setdefault(place, []).append(name)
+    file.write_text("".join(f"{place}: {' '.join(named)}\n" for place, named in by_file.items()), encoding="utf-8")
+
+
+def note(system: str, claim: str) -> str:
+    """Run the pilot of a claim in a process of its own and keep what it ran; its digest."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    file = FOLDER / f"{system}-{claim}.txt"
     with tempfile.TemporaryDirectory() as cache:
         places = {"PILOT": "1", "SECATEUR_CLAIMS_CACHE": cache}
-        command = [sys.executable, "-m", "claims._lab.ran", system, str(FOLDER / f"{system}.txt")]
+        command = [sys.executable, "-m", "claims._lab.ran", system, claim, str(file)]
         subprocess.run(command, check=True, env=os.environ | places, cwd=ROOT, stdout=subprocess.DEVNULL)
-    found = digest(system)
+    found = digest(system, claim)
     assert found is not None
     return found
 
@@ -65,19 +82,20 @@ def names(seen: Iterable[CodeType]) -> Iterator[str]:
     yield from sorted(found)
 
 
-def main(system: str, file: Path) -> None:
-    """Run the pilots of a system and write what they ran."""
+def main(system: str, name: str, file: Path) -> None:
+    """Run the pilot of a claim and write what it ran."""
     from claims._lab.claim import claims_of
 
-    assert settings.PILOT, "the list is made of pilots"
+    assert settings.PILOT, "the list is made of a pilot"
     seen = set[CodeType]()
     follow(seen)
     for claim in claims_of(system):
-        claim.figures(claim.seeds[0])
+        if claim.name == name:
+            claim.figures(claim.seeds[0])
     sys.settrace(None)
     threading.settrace(None)  # type: ignore[arg-type]
-    file.write_text("".join(f"{name}\n" for name in names(seen)), encoding="utf-8")
+    write(file, names(seen))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

@@ -71,7 +71,7 @@ class Row:
     @property
     def stale(self) -> bool:
         """Whether the code that the figures depend on has changed since."""
-        return self.digest is None or self.digest != ran.digest(self.recipe)
+        return self.digest is None or self.digest != ran.digest(self.recipe, self.claim)
 
 
 def path(folder: Path, recipe: str, claim: str) -> Path:

@@ -42,8 +42,9 @@ def of_functions(module: str, names: Iterable[str]) -> str:
     """SHA-256, 16 digits, of functions named `file:name`, and of the constants and classes whose names they use.
 
     Constants and classes are looked for by name in the files that these stand in, and in those that they import, as far
-    as `module` reaches. Words and layout do not count. What stands nowhere any more counts as empty. A method that
-    overrides one of them from now on is not noticed.
+    as `module` reaches. Of the files where functions stand, also where they import what is used from, and what else
+    runs on import. Words and layout do not count. What stands nowhere any more counts as empty. Not noticed: a method
+    that overrides one of them from now on, a function that registers itself in its place.
     """
     asked = [name for name in names if ROOT / name.partition(":")[0] not in map(_path, LEFT_OUT)]
     modules = {path.relative_to(ROOT).as_posix(): name for name, path in files(module).items()}
@@ -61,11 +62,14 @@ def of_functions(module: str, names: Iterable[str]) -> str:
             f"{file}:{name}": code
             for file in within & known.keys()
             for name, code in known[file][1].items()
-            if name in used and f"{file}:{name}" not in found
+            if (name in used or (not name and file in ran)) and f"{file}:{name}" not in found
         }
         if not more:
             break
         found |= more
+    for file in ran & modules.keys():
+        pairs = sorted(pair for pair in _read(modules[file])[1] if pair[1] in used)
+        found[f"{file}: imports"] = _Code(repr(pairs), frozenset())
     total = hashlib.sha256("".join(f"{name}\0{code.text}\0" for name, code in sorted(found.items())).encode())
     return total.hexdigest()[:16]
 
@@ -171,7 +175,10 @@ _NOTHING: tuple[dict[str, _Code], dict[str, _Code]] = ({}, {})
 
 @functools.cache
 def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
-    """(functions and methods, constants and classes without their methods) of a file, by name."""
+    """(functions and methods, constants and classes without their methods) of a file, by name.
+
+    Under "" what else runs when it is imported.
+    """
     functions: dict[str, _Code] = {}
     constants: dict[str, _Code] = {}
 
@@ -187,6 +194,10 @@ def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 for name in {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}:
                     constants[name] = _code(constants.get(name), node)
+            elif not (
+                inside or isinstance(node, ast.Import | ast.ImportFrom) or _is_words(node) or _is_for_types(node)
+            ):
+                constants[""] = _code(constants.get(""), node)
 
     visit(ast.parse(path.read_text("utf-8")).body, "")
     return functions, constants

@@ -59,13 +59,18 @@ def test_what_ran_counts_with_the_constants_and_classes_that_it_names(package):
     first = package()
     for changed in ({"top": TOP.replace("SCALE = 2", "SCALE = 3")}, {"top": TOP.replace("y * SCALE", "y + SCALE")},
                     {"low": LOW.replace("RATE = 1", "RATE = 2")}, {"low": LOW.replace("'a'", "'b'")},
-                    {"top": TOP.replace("int = 3", "int = 4")}):  # fmt: skip
+                    {"top": TOP.replace("int = 3", "int = 4")}, {"top": f"{TOP}\nRATE = other()\n"},
+                    {"top": f"{TOP}\nif other():\n    SCALE += 1\n"}):  # fmt: skip
         assert package(**changed) != first, changed
     for same in ({"top": TOP.replace("ords", "ording")}, {"top": TOP.replace("return other()", "return None")},
                  {"low": LOW.replace("UNUSED = 5", "UNUSED = 6")}, {"top": TOP.replace("inner(x)", "inner( x )")},
                  {"top": f"NEW = 1\n\n{TOP}\ndef new():\n    return NEW\n"}):  # fmt: skip
         assert package(**same) == first, same
     assert package(top=TOP.replace("def run", "def walk")) != first
+    assert (
+        package(top=TOP.replace("low import RATE, Base, other", "low import Base, other\nfrom math import pi as RATE"))
+        != first
+    )
 
 
 def test_functions_are_noted_by_file_and_name_in_all_threads(package, tmp_path):
@@ -85,4 +90,11 @@ def test_functions_are_noted_by_file_and_name_in_all_threads(package, tmp_path):
 
 
 def test_rows_of_systems_without_a_list_are_stale(package):
-    assert ran.digest("nothing") is None
+    assert ran.digest("nothing", "headline") is None
+
+
+def test_lists_have_a_line_for_each_file(tmp_path):
+    functions = ["a.py:One.run", "a.py:two", "b/c.py:three"]
+    ran.write(tmp_path / "list.txt", functions)
+    assert (tmp_path / "list.txt").read_text() == "a.py: One.run two\nb/c.py: three\n"
+    assert ran.read(tmp_path / "list.txt") == functions

@@ -39,8 +39,8 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "claims.toy", module)
     monkeypatch.setattr(settings, "CACHE", tmp_path / "cache")
     monkeypatch.setattr(settings, "PILOT", False)
-    monkeypatch.setattr(ran, "digest", lambda system: "first")
-    monkeypatch.setattr(ran, "note", lambda system: module.notes.append(system) or "first")
+    monkeypatch.setattr(ran, "digest", lambda system, claim: "first")
+    monkeypatch.setattr(ran, "note", lambda system, claim: module.notes.append(claim) or "first")
     module.runs, module.notes, module.shift = [], [], 0.0
 
     def headline(seed):
@@ -72,7 +72,7 @@ def test_a_seed_is_run_once_for_the_same_code(toy, tmp_path, monkeypatch):
     assert toy.headline.judged(tmp_path) == first
     assert toy.runs == [0, 1, 2]
     assert not rows.read(tmp_path / "toy-headline.json").stale
-    monkeypatch.setattr(ran, "digest", lambda system: "second")
+    monkeypatch.setattr(ran, "digest", lambda system, claim: "second")
     assert rows.read(tmp_path / "toy-headline.json").stale
     toy.shift = 0.1
     toy.headline.judged(tmp_path)
@@ -81,17 +81,17 @@ def test_a_seed_is_run_once_for_the_same_code(toy, tmp_path, monkeypatch):
 
 def test_a_row_whose_first_seed_gives_the_same_is_of_this_code_too(toy, tmp_path, monkeypatch):
     first = toy.headline.judged(tmp_path)
-    monkeypatch.setattr(ran, "digest", lambda system: "second")
+    monkeypatch.setattr(ran, "digest", lambda system, claim: "second")
     again = toy.headline.judged(tmp_path)
     assert toy.runs == [0, 1, 2, 0], "one seed was enough"
     assert again == replace(first, digest="second", confirmed=again.confirmed)
     assert not rows.read(tmp_path / "toy-headline.json").stale
     toy.shift = 1e-12
-    monkeypatch.setattr(ran, "digest", lambda system: "third")
+    monkeypatch.setattr(ran, "digest", lambda system, claim: "third")
     assert toy.headline.judged(tmp_path).confirmed == ""
     assert toy.runs == [0, 1, 2, 0, 0, 1, 2], "another figure: all seeds"
     toy.headline = replace(toy.headline, margin=0.5)
-    monkeypatch.setattr(ran, "digest", lambda system: "fourth")
+    monkeypatch.setattr(ran, "digest", lambda system, claim: "fourth")
     toy.headline.judged(tmp_path)
     assert toy.runs[7:] == [0, 1, 2], "another question: all seeds"
 
@@ -107,7 +107,7 @@ def test_only_rows_of_older_code_are_run_again(toy, tmp_path, monkeypatch, capsy
     rows.write(ROW, tmp_path)
     assert runner.main(["--stale"]) == 0
     assert toy.runs == ["headline", "headline"]
-    assert toy.notes == ["toy", "toy"], "what its pilots run is noted anew before its claims are run"
+    assert toy.notes == ["headline", "headline"], "what its pilot runs is noted anew before its claims are run"
     assert "ours - theirs: -1 [-1.2, -0.8] nats: holds" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         runner.main(["nothing"])

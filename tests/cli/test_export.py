@@ -17,7 +17,7 @@ def test_export_writes_another_form(places):
     [
         ("--to packed", "nothing gets smaller without its zeros"),
         ("--to packed --data texts.txt", "--data goes with int8, int4 and packed-int8: packed changes no quality"),
-        ("--to gguf", "'gguf' is no form to export to: choose onnx, decilm"),
+        ("--to gguff", "'gguff' is no form to export to: choose onnx, gguf, decilm"),
     ],
 )
 def test_a_form_that_makes_no_sense_is_refused(places, words, error):

@@ -399,8 +399,8 @@ def test_exports_are_whole_and_never_overwrite(run_of_one, tmp_path):
     assert isinstance(notes, tuple)
     with pytest.raises(InputError, match="is there already"):
         secateur.export(small, "decilm", tmp_path / "deci")
-    with pytest.raises(InputError, match="choose onnx, decilm, packed, packed-int8, masks, int8 or int4"):
-        secateur.export(small, "gguf")
+    with pytest.raises(InputError, match="choose onnx, gguf, decilm, packed, packed-int8, masks, int8 or int4"):
+        secateur.export(small, "gguff")
     assert os.listdir(tmp_path) == ["deci"]
 
 

@@ -48,7 +48,7 @@ def test_single_weights_do_not_cancel():
     model, data = Block(), batches()
     unit = gradient.taylor(loss_of(model), model, data, {"n": Linear("down")})["n"]
     weight = gradient.taylor(loss_of(model), model, data, {"n": Linear("down")}, within="weight")["n"]
-    assert (weight >= unit).all()
+    assert (weight >= unit * (1 - 1e-5)).all(), "but for rounding"
     assert (weight > unit).any()
 
 
