@@ -128,7 +128,7 @@ def test_one_timer_serves_the_table_and_the_cuts(timer, monkeypatch):
     table = timing.time_blocks(start, "heads", list(range(0, 65, 4)), 2, 8, clock)
     assert list(table["heads"]) == ["0", "1", "2", "3", "4"]
     assert len(table["neurons"]) == 1 + 8
-    assert [int(count) for count in table["neurons"]][::8] == [0, 64]
+    assert [int(count) for count in table["neurons"]][::8] == [0, 128], "as wide as the layers are"
     monkeypatch.setattr(timing.latency, "compare", lambda *_, **__: SimpleNamespace(speedup=SimpleNamespace(value=4.0)))
     timing.time_share(start, start, 2, 8, clock)
     assert ran == [timer] * (4 + 8 + 3 + 2)
