@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 Table = dict[str, Any]
 """Part of a family's table, as plain data."""
@@ -75,8 +76,8 @@ class Removed(nn.Module):
             output = self.get_submodule(self.inner)(hidden_states)
         else:
             output = hidden_states.new_zeros(1)
-        cache = None if self.layer is None else kwargs.get("cache", kwargs.get("past_key_values"))
-        if cache is not None:
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)  # of any name
+        if cache is not None and self.layer is not None:
             mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(mark, mark, self.layer)
         return (output, *[None] * (self.gives - 1)) if self.gives else output
