@@ -8,7 +8,6 @@ heterogeneous result, so that it loads anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,7 +103,7 @@ class LayerConfig:
         return getattr(self.__dict__["shared"], name)
 
 
-def find_blocks(layer: nn.Module, family: Table, gone: Sequence[str] = ()) -> dict[str, Table]:
+def find_blocks(layer: nn.Module, family: Table, gone: tuple[str, ...] | list[str] = ()) -> dict[str, Table]:
     """Kind -> the sub-block of `family` that a layer has; `gone` are the kinds that a cut took away, which count.
 
     Layers are told apart by the modules that stand in them. Where several sub-blocks have an output of one name, it is
