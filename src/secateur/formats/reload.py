@@ -8,11 +8,11 @@ heterogeneous result, so that it loads anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import Cache
 
 Table = dict[str, Any]
 """Part of a family's table, as plain data."""
@@ -75,8 +75,8 @@ class Removed(nn.Module):
             output = self.get_submodule(self.inner)(hidden_states)
         else:
             output = hidden_states.new_zeros(1)
-        cache = None if self.layer is None else kwargs.get("cache", kwargs.get("past_key_values"))
-        if cache is not None:
+        cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)  # of any name
+        if cache is not None and self.layer is not None:
             mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
             cache.update(mark, mark, self.layer)
         return (output, *[None] * (self.gives - 1)) if self.gives else output
@@ -103,7 +103,7 @@ class LayerConfig:
         return getattr(self.__dict__["shared"], name)
 
 
-def find_blocks(layer: nn.Module, family: Table, gone: Sequence[str] = ()) -> dict[str, Table]:
+def find_blocks(layer: nn.Module, family: Table, gone: tuple[str, ...] | list[str] = ()) -> dict[str, Table]:
     """Kind -> the sub-block of `family` that a layer has; `gone` are the kinds that a cut took away, which count.
 
     Layers are told apart by the modules that stand in them. Where several sub-blocks have an output of one name, it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from secateur.errors import UnsupportedError
+from secateur.formats import reload
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import deriving, families
+from secateur.subjects.transformer import deriving, families, shapes
 from secateur.subjects.transformer.deriving import derive, find_family, prove
 from secateur.vocabulary import Selection
 from subjects.hybrids import HYBRIDS, make_hybrid
@@ -119,6 +121,105 @@ def test_what_fits_no_table_is_said_in_a_line(architecture: str, config: str, sa
     assert "\n" not in str(raised.value)
 
 
+def find_change(subject: Transformer, keep: dict[str, np.ndarray]) -> float:
+    """By how much a cut differs from silencing, in parts of the largest output."""
+    tokens, selection = subject.example(2, 9), Selection(keep)
+    both = subject.cut(selection)[0], subject.silence(selection)
+    cut, silenced = (one.forward(tokens).prediction.detach() for one in both)
+    return float((cut - silenced).abs().max() / silenced.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("GPTNeoX", {}),
+        ("GPTNeo", {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 64}),
+    ],
+)
+def test_generation_without_an_attention_goes_on_behind_the_cache(name: str, more: dict[str, Any]) -> None:
+    """Whatever the argument is called by which a layer gets it."""
+    torch.manual_seed(0)
+    kind, config = (getattr(transformers, f"{name}{part}") for part in ("ForCausalLM", "Config"))
+    sizes = {setting: value for setting, value in SMALL.items() if setting != "num_hidden_layers"}
+    model = kind(config(**sizes | (more or {"num_hidden_layers": 2}))).eval()
+    subject = open_subject(model)
+    small, _ = subject.cut(Selection({"attention": np.array([False, True])}))
+    tokens = subject.example(2, 9)["input_ids"]
+    mask = torch.ones_like(tokens)
+    mask[1, :3] = 0
+    with torch.no_grad():
+        whole = small.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, -1]
+        before = small.model(input_ids=tokens[:, :8], attention_mask=mask[:, :8], use_cache=True).past_key_values
+        behind = small.model(input_ids=tokens[:, 8:], attention_mask=mask, past_key_values=before).logits[:, -1]
+    torch.testing.assert_close(behind, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_an_attention_without_which_the_cache_goes_wrong_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload, "Cache", np.ndarray)  # what is removed leaves no mark
+    found = prove(smollm3(), families.FAMILIES["llama"])
+    assert found.whole["attention"].startswith("without one, a step behind its cache ")
+
+
+def test_a_users_own_class_is_no_class_of_transformers() -> None:
+    class Mine(transformers.LlamaForCausalLM):
+        """With a forward pass of its own, which a cut would not have."""
+
+    model = Mine(transformers.LlamaConfig(**SMALL))
+    with pytest.raises(UnsupportedError, match="Mine is no class of transformers' own"):
+        open_subject(model)
+
+
+def test_a_first_layer_unlike_the_others_stays() -> None:
+    """That of ModernBERT has no norm before its attention."""
+    torch.manual_seed(0)
+    config = transformers.ModernBertConfig(**SMALL | {"num_hidden_layers": 4}, cls_token_id=1, sep_token_id=2)
+    subject = open_subject(transformers.ModernBertForMaskedLM(config).eval())
+    site = subject.units()["layers"]
+    assert not site.frozen
+    assert np.asarray(site.fixed).tolist() == [True, False, False, False]
+    assert shapes.removable_layers(subject.units()) == [1, 2, 3]
+    assert find_change(subject, {"layers": np.arange(4) != 1}) < 1e-5
+    with pytest.raises(UnsupportedError, match="layer 0 of this modernbert model can't go"):
+        subject.cut(Selection({"layers": np.arange(4) > 0}))
+
+
+def test_layers_of_which_none_could_be_tried_stay() -> None:
+    with torch.device("meta"):
+        model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(num_hidden_layers=1))
+    assert derive(model).whole == {"layers": "the loss of none of them can be tried on a small copy"}
+
+
+def test_what_depends_on_the_number_of_layers_is_kept_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def note(model: PreTrainedModel) -> families.Family:
+        return replace(families.FAMILIES["llama"], notes=str(model.config.num_hidden_layers))
+
+    monkeypatch.setattr(deriving, "derive", note)
+    architecture, config = transformers.SmolLM3ForCausalLM, transformers.SmolLM3Config
+    found = [find_family(architecture, config(**SMALL | {"num_hidden_layers": n})).notes for n in (2, 4, 8, 12)]
+    assert found == ["2", "4", "8", "8"]
+
+
+def test_one_head_of_keys_for_all_is_counted_once_and_quietly() -> None:
+    """Falcon's config knows no number of them, and its class no setting for the size of a head."""
+    torch.manual_seed(0)
+    lines, handler = list[str](), logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    try:
+        subject = open_subject(transformers.FalconForCausalLM(transformers.FalconConfig(**SMALL)).eval())
+        small, _ = subject.cut(Selection({"attention": np.array([False, True, True])}))
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)
+    assert not lines
+    for one in (subject, small):
+        assert one.units(batch=2, length=9).cost()["kv_cache"] == count_cached(one)
+
+
+def test_a_scale_of_embeddings_in_bfloat16_is_folded_as_it_is() -> None:
+    subject = open_subject(make_hybrid("RecurrentGemma"))
+    assert find_change(subject, {"channels": np.arange(32) < 24}) < 1e-5
+
+
 def test_what_a_layer_does_by_its_number_goes_with_it() -> None:
     """Every fourth layer of SmolLM3 has no rotary positions: the list of them stayed as it was when a layer went."""
     torch.manual_seed(0)
@@ -166,7 +267,8 @@ UNITS = {
 def count_cached(subject: Transformer) -> float | None:
     """Bytes of keys and values after 9 tokens of 2 sequences; None where the model keeps them to itself."""
     with torch.no_grad():
-        cache = subject.model(**subject.example(2, 9), use_cache=True).get("cache")
+        out = subject.model(**subject.example(2, 9), use_cache=True)
+    cache = next((value for value in out.values() if isinstance(value, Cache)), None)
     if cache is None:
         return None
     held = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
@@ -187,6 +289,10 @@ def test_layers_of_several_kinds_are_cut_as_silenced(name: str, tmp_path: Path) 
             keep[site.name] |= False if site.fixed is None else site.fixed
     small, receipt = subject.cut(Selection(keep))
     assert units.cost(keep)["params"] == receipt.after["params"]
+    for kind in {"attention", "ffn", "mixer"} & receipt.removed.keys():
+        assert receipt.removed[kind][1] == sum(width.has(kind) for width in subject.widths())
+        assert shapes.receipt(subject, small).removed[kind] == receipt.removed[kind]
+    assert any("flops" in note for note in receipt.notes) == any(width.mixer for width in small.widths())
     tokens = subject.example(2, 9)
     prediction = small.forward(tokens).prediction
     silenced = subject.silence(Selection(keep)).forward(tokens).prediction

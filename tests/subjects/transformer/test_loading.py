@@ -104,6 +104,11 @@ def test_remote_code_is_not_run_unasked(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(data | {"auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
     (folder / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     refused(folder, ModelError, "trust_remote_code=True")
+    data["model_type"] = "mine"  # with code for it: to trust it would not help
+    (folder / "config.json").write_text(json.dumps(data | {"auto_map": {"AutoConfig": "evil.Config"}}))
+    refused(folder, UnsupportedError, "'mine'", "code of others is not supported")
+    with pytest.raises(UnsupportedError, match="is not supported, trusted or not"):
+        open_subject(folder, trust_remote_code=True)
     assert not (folder / "ran").exists()
 
 

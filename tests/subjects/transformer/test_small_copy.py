@@ -26,6 +26,12 @@ def test_equal_sizes_stay_equal() -> None:
     assert small.intermediate_size == small.moe_intermediate_size
 
 
+def test_a_head_as_large_as_the_states_stays_a_head() -> None:
+    """A cut of channels leaves the heads as they are."""
+    config = transformers.SmolLM3Config(hidden_size=16, head_dim=16, num_attention_heads=4)
+    assert (shrink_config(config).head_dim, shrink_config(config).hidden_size) == (8, 32)
+
+
 def test_a_copy_reads_tokens() -> None:
     with torch.device("meta"):
         model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config())
@@ -52,6 +58,7 @@ def test_a_plain_config_says_nothing_of_a_cut() -> None:
 def test_an_error_is_its_first_line() -> None:
     assert describe_error(ValueError("one\ntwo")) == "one"
     assert describe_error(KeyError()) == "KeyError"
+    assert describe_error(RuntimeError("in loading:\n\tMissing key(s): a\n\tmore")) == "in loading: Missing key(s): a"
 
 
 def test_a_window_of_attention_is_shorter_than_what_is_read() -> None:

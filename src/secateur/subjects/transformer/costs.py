@@ -25,8 +25,10 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     every = np.arange(len(widths))
     attends = np.array(["attention" in layout.blocks(index) for index in range(len(widths))])
     # By an attention, or the mark it leaves, the cache counts tokens: the only layer that has one stays.
-    only = attends if attends.sum() == 1 and len(widths) > 1 else None
-    found = {"layers": Site("layers", len(widths), minimum=1, fixed=only)}
+    stays = attends & (attends.sum() == 1)
+    stays[0] |= bool(layout.family.first_stays)
+    alone = stays if stays.any() and len(widths) > 1 else None
+    found = {"layers": Site("layers", len(widths), minimum=1, fixed=alone)}
     for kind in dict.fromkeys(block.kind for block in layout.family.blocks):
         # What a layer has not, or has lost in an earlier cut, keeps its index here, and costs nothing.
         missing = [not width.has(kind) for width in widths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -110,6 +111,9 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
         partly = (stays[layers] if kind in _BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind)
         if any(0 < stays.sum() < len(stays) or (kind in _BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
+    if layout.family.first_stays and 0 not in layers:
+        why = layout.family.first_stays
+        raise UnsupportedError(f"layer 0 of this {layout.family.model_type} model can't go: {why}; keep it")
     attends = ["attention" in layout.blocks(index) for index in range(len(layout.widths))]
     if any(attends) and layers and not any(attends[index] for index in layers):
         raise UnsupportedError(
@@ -327,7 +331,8 @@ def _say_widths(
     plain = _say_mixture(layout, widths, mixture, data, plain)
     if "num_key_value_heads" in data and attends:
         data["num_key_value_heads"] = min(kv, heads)
-    if attends and (family.states_head_dim or not plain):
+    derived = isinstance(inspect.getattr_static(type(layout.model.config), "head_dim", None), property)
+    if attends and not derived and (family.states_head_dim or not plain):
         data["head_dim"] = layout.head_dim
     return data, plain
 
@@ -435,20 +440,28 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
     if len(epsilons) != 1 or layer_norms(layout):
         return []
     root = math.sqrt(ratio)
+    grown = _scale_embedding(family, layout.hidden_size) / _scale_embedding(family, config.hidden_size)
     setattr(config, epsilons[0], getattr(config, epsilons[0]) * ratio)
     tied = bool(getattr(config, "tie_word_embeddings", False)) and layout.model.get_output_embeddings() is not None
     folded = family.scaled_embedding and tied
     for name, tensor in state.items():
         place = layout.place(name)
-        if place.axes == ("channels",) and place.leaf == "weight" and not (folded and place.layer is None):
-            tensor.copy_((tensor.double() + family.norm_offset) * root - family.norm_offset)
-        elif place.module in family.qk_norms or (family.scaled_embedding and place.module == "embed_tokens"):
+        if place.axes == ("channels",) and place.leaf == "weight":
+            factor = root / grown if folded and place.layer is None else root
+            tensor.copy_((tensor.double() + family.norm_offset) * factor - family.norm_offset)
+        elif place.module in family.qk_norms:
             tensor.mul_(root)
-        elif folded and place.module == "lm_head":
-            tensor.mul_(root)  # as its embeddings
+        elif (family.scaled_embedding and place.module == "embed_tokens") or (folded and place.module == "lm_head"):
+            tensor.mul_(grown)
     if not folded:
         return []
     return ["sqrt(hidden_size) was folded into the tied embeddings: logits are exact, the final hidden state is scaled"]
+
+
+def _scale_embedding(family: Family, channels: int) -> float:
+    """What embeddings of so many channels are multiplied by."""
+    root = torch.tensor(channels, dtype=torch.float64).sqrt()
+    return float(root.bfloat16() if family.rounds_scale else root)
 
 
 def correct(

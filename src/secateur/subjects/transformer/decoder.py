@@ -41,5 +41,7 @@ class Decoder(Transformer):
                 yield Term("kv_cache", -mark, present=(heads,), units=with_layer)
                 if layout.latent:
                     yield Term("kv_cache", mark / 2 * layout.latent, (), (heads,), with_layer)
+                elif layout.cached:
+                    yield Term("kv_cache", mark * layout.head_dim * layout.cached, (), (heads,), with_layer)
                 else:
                     yield Term("kv_cache", mark * layout.head_dim, (site,), (heads,), with_layer)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,8 @@ import torch
 import transformers
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 import secateur
 from secateur._utils.disk import cache_folder, writing
@@ -46,6 +49,8 @@ __all__ = ["derive", "find_family", "prove"]
 _KINDS = [axis for axis in AXES if axis != "layers"] + ["layers"]
 _DEPTH = 8
 """Layers of the copy on which the loss of one is tried: kinds of layers alternate by two to six."""
+_NEAR = 2e-4
+"""Largest difference that rounding makes, and an epsilon that no setting says, in parts of the largest output."""
 _FAMILY = TypeAdapter(Family)
 _known: dict[str, Family] = {}
 
@@ -60,8 +65,11 @@ def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -
         return written
     small = shrink_config(config)
     outline = _build_outline(architecture, config)
-    kinds = sorted(set(list_kinds(outline)))
-    said = [architecture.__name__, small.to_json_string(), kinds, transformers.__version__, _digest()]
+    kinds = list_kinds(outline)
+    tried = range(min(_DEPTH, len(kinds)))
+    counts = sorted((kind, min(kinds.count(kind), 2)) for kind in set(kinds))
+    depth = [shrink_config(config, tried).to_json_string(), [kinds[layer] for layer in tried], counts]
+    said = [architecture.__name__, small.to_json_string(), depth, transformers.__version__, _digest()]
     key = hashlib.sha256(json.dumps([*said, secateur.__version__]).encode()).hexdigest()[:24]
     if key not in _known:
         _known[key] = _read_kept(key) or _derive_and_keep(outline, key)
@@ -130,8 +138,19 @@ def derive(model: PreTrainedModel) -> Family:
     Only its config and the names of its weights are read: it may lie on the meta device. Raises `UnsupportedError`
     naming what fits no table: no one list of layers, or nothing that could be cut.
     """
-    with draw_apart():
+    with draw_apart(), _quiet():
         return _derive(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers logs: of configs that are tried out, most are wrong on purpose."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def _derive(model: PreTrainedModel) -> Family:
@@ -140,20 +159,60 @@ def _derive(model: PreTrainedModel) -> Family:
         groups = open_traced(_Read(small), (make_tokens(),), prove=False).groups()
     except SecateurError as error:
         raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
-    family = prove(small, read_family(small, groups))
+    family = prove(small, replace(read_family(small, groups), cached=_find_cached(small)))
     return family if "layers" in family.whole else _prove_depth(model, family)
 
 
+def _find_cached(model: PreTrainedModel) -> int | str:
+    """See `Family.cached`."""
+    count, settings = _count_cached(model), model.config.to_dict()
+    said = getattr(model.config, "num_key_value_heads", None) or getattr(model.config, "num_attention_heads", None)
+    if count in (0, 1, said):
+        return 0 if count == said else count
+    for name, value in settings.items():
+        if value == count and not isinstance(value, bool):
+            try:
+                changed = type(model)(type(model.config).from_dict(settings | {name: 1}))
+            except Exception:  # a class may want another number
+                continue
+            if _count_cached(changed) == 1:
+                return str(name)
+    return 0
+
+
+def _count_cached(model: PreTrainedModel) -> int:
+    """Heads of the keys that a layer of `model` caches; 0 where none does, or not so that it can be read."""
+    try:
+        with torch.no_grad():
+            out = model.base_model(input_ids=make_tokens(), use_cache=True)
+    except Exception:
+        return 0
+    layers = [layer for value in out.values() if isinstance(value, Cache) for layer in value.layers]
+    keys = [layer.keys for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)]
+    return next((int(one.shape[1]) for one in keys if one.dim() == 4), 0)
+
+
 def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
-    """`family`, its layers whole where what a layer does goes by its index: patterns are longer than two layers."""
+    """`family`, its layers whole where what a layer does goes by its index: patterns are longer than two layers.
+
+    Where it is the first alone that can't go, as one without a norm, it is that one that stays.
+    """
     depth = min(_DEPTH, int(model.config.num_hidden_layers))
     deep = copy_small(model, range(depth))
-    subject, kinds = make_subject(deep, family), list_kinds(deep)
-    several = [kind for kind in set(kinds) if kinds.count(kind) > 1]
-    first = {kinds.index(kind) for kind in several} if len(set(kinds)) > 1 else {1}
-    trials = [{"layers": np.arange(depth) != gone} for gone in sorted(first)] if depth > 1 else []
-    why = next((why for keep in trials if (why := _compare(subject, "layers", keep))), "")
-    return replace(family, whole={**family.whole, "layers": why}) if why else family
+    subject, kinds, every = make_subject(deep, family), list_kinds(deep), list_kinds(model)
+    fixed = subject.units()["layers"].fixed
+    trials = [
+        gone for gone, kind in enumerate(kinds)
+        if depth > 1 and (kinds.count(kind) > 1 or every.count(kind) == 1) and not (fixed is not None and fixed[gone])
+    ]  # fmt: skip
+    found = {gone: _compare(subject, "layers", {"layers": np.arange(depth) != gone}) for gone in trials}
+    failed = {gone: why for gone, why in found.items() if why}
+    if trials and not failed:
+        return family
+    if len(trials) > 1 and failed.keys() == {0}:
+        return replace(family, first_stays=failed[0])
+    why = next(iter(failed.values()), "the loss of none of them can be tried on a small copy")
+    return replace(family, whole={**family.whole, "layers": why})
 
 
 def prove(tiny: PreTrainedModel, family: Family) -> Family:
@@ -181,6 +240,9 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
                 break
         else:
             failed[kind] = why
+    if "attention" not in failed:
+        why = _try_cache(make_subject(tiny, family))
+        failed |= {"attention": why} if why else {}
     whole |= failed
     if {site.kind for site in make_subject(tiny, family).units().sites.values()} <= whole.keys():
         raise UnsupportedError(f"{type(tiny).__name__}: {next(iter(failed.values()))}")
@@ -199,6 +261,39 @@ def _try_cut(subject: Transformer, kind: str) -> str:
     return next((why for one in trials if (why := _compare(subject, kind, one))), "")
 
 
+def _try_cache(subject: Transformer) -> str:
+    """Take the first attention off; what is wrong with a step behind the cache, "" where it is as it should be."""
+    attends = np.array([width.heads > 0 for width in subject.widths()])
+    if not attends.any() or not subject.decodes or _step_behind(subject.model):
+        return ""  # by itself it has no cache to step behind
+    keep = {"attention": np.arange(len(attends)) != attends.argmax()}
+    try:
+        wrong = _step_behind(subject.cut(Selection(keep))[0].model)
+    except Exception as error:
+        wrong = f"fails: {type(error).__name__}: {describe_error(error)}"
+    return f"without one, a step behind its cache {wrong}" if wrong else ""
+
+
+def _step_behind(model: PreTrainedModel) -> str:
+    """What is wrong with the last token behind a cache of the others, beside all at once; one text is padded left."""
+    tokens = make_tokens()
+    mask = torch.ones_like(tokens)
+    mask[1, :2] = 0
+    base: nn.Module = model.base_model
+    with torch.no_grad():
+        plain = base(input_ids=tokens, attention_mask=mask, use_cache=False)[0][:, -1]
+        before = base(input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+        caches = {name: value for name, value in before.items() if isinstance(value, Cache)}
+        if not caches:
+            return "has none"
+        behind = base(input_ids=tokens[:, -1:], attention_mask=mask, use_cache=True, **caches)[0][:, -1]
+    return "" if _differ(behind, plain) < _NEAR else "gives other outputs than all tokens at once"
+
+
+def _differ(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-6))
+
+
 def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray]) -> str:
     if not keep:
         return ""
@@ -211,5 +306,4 @@ def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray]) ->
         return f"a cut of its {kind} fails: {type(error).__name__}: {describe_error(error)}"
     if kind == "channels" and cut.shape != silenced.shape:
         silenced = silenced[..., keep["channels"]]
-    difference = float((cut - silenced).abs().max() / silenced.abs().max().clamp_min(1e-6))
-    return "" if difference < 1e-3 else f"a cut of its {kind} gives other outputs than silencing"
+    return "" if _differ(cut, silenced) < _NEAR else f"a cut of its {kind} gives other outputs than silencing"

@@ -112,6 +112,8 @@ class Family:
     """The norm multiplies by offset + weight (1 in Gemma)."""
     scaled_embedding: bool = False
     """Embeddings are multiplied by sqrt(hidden_size)."""
+    rounds_scale: bool = False
+    """That root is rounded to bfloat16, whatever the type of the weights (RecurrentGemma)."""
     qk_norms: tuple[str, ...] = ()
     """Projections whose output is RMS-normalised per head, with the config's one epsilon."""
     checks_ropes: bool = False
@@ -124,6 +126,10 @@ class Family:
     """The mixture of experts that all layers have, or all but some."""
     whole: Mapping[str, str] = field(default_factory=dict)
     """Axis that stays whole -> why."""
+    cached: int | str = 0
+    """Key/value heads that a layer caches, or the config's name for them, where num_key_value_heads doesn't say it."""
+    first_stays: str = ""
+    """Why the first layer can't go, where others can."""
     notes: str = ""
 
     @property

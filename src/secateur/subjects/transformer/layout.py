@@ -158,6 +158,12 @@ class Layout:
         return int(rank + config.qk_rope_head_dim) if rank else 0
 
     @cached_property
+    def cached(self) -> int:
+        """Key/value heads that every layer caches, whatever the number of its query heads; 0: those of its widths."""
+        said = self.family.cached
+        return int(getattr(self.model.config, said)) if isinstance(said, str) else said
+
+    @cached_property
     def attention_width(self) -> float:
         """Numbers per head of a query and of a value, on average."""
         config = self.model.config

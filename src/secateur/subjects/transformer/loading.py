@@ -224,8 +224,12 @@ def _tokenizer(root: Path) -> Tokenizer | None:
     return tokenizer
 
 
+def _has_type(model_type: str) -> bool:
+    return find(model_type) is not None or model_type in CONFIG_MAPPING
+
+
 def _check_type(model_type: str, place: str) -> None:
-    if find(model_type) is None and model_type not in CONFIG_MAPPING:
+    if not _has_type(model_type):
         raise UnsupportedError(
             f"{place} is of the architecture {model_type!r}, which transformers {transformers.__version__} doesn't "
             "have, so it can't be opened: install a newer version, or give a model of another architecture"
@@ -270,6 +274,11 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     own = (
         "per_layer_config" in data or saving.is_sliced(data) or packing.is_packed(data)
     )  # code of ours, which is not run but done again here
+    if "auto_map" in data and not own and not _has_type(data["model_type"]):
+        raise UnsupportedError(
+            f"{folder} is of the architecture {data['model_type']!r}, for which it brings code of its own: model code "
+            "of others is not supported, trusted or not; give a model of an architecture that transformers has"
+        )
     if "auto_map" in data and not own and not trust_remote_code:
         raise ModelError(
             f"{folder} carries modelling code of its own, which is not run unasked: "

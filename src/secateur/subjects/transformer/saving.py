@@ -80,14 +80,16 @@ def quiet_progress(size: int) -> Iterator[None]:
 
 
 def plain_class(model: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """transformers' own class of a model: itself, or what its `Resized` form was mixed into.
+    """transformers' own class of a model: itself, or what its `Resized` form, or torch's sharding, was mixed into.
 
-    Raises `UnsupportedError` for a class of somebody else's.
+    Raises `UnsupportedError` for a class of somebody else's, whose forward pass a cut would not have.
     """
-    plain = next((base for base in model.__mro__ if base.__module__.startswith("transformers.models.")), None)
-    if plain is None:
-        raise UnsupportedError(f"{model.__name__} is no class of transformers' own: secateur.prune takes any network")
-    return plain
+    for base in model.__mro__:
+        if base.__module__.startswith("transformers.models."):
+            return base
+        if not (base.__module__.startswith(("secateur.formats.", "torch.")) or base.__module__.endswith(_MODULE)):
+            break
+    raise UnsupportedError(f"{model.__name__} is no class of transformers' own: secateur.prune takes any network")
 
 
 def architecture(model: type[PreTrainedModel], config: PreTrainedConfig, family: Family) -> type[PreTrainedModel]:

@@ -49,8 +49,9 @@ def removable_layers(units: Units) -> list[int]:
     sub-blocks those go that most others are like.
     """
     count = units["layers"].count
-    mixed = [layer for layer in range(count) if f"layers.{layer}.experts" in units.sites]
-    candidates = mixed or list(range(count))
+    fixed = units["layers"].fixed
+    free = [layer for layer in range(count) if fixed is None or not fixed[layer]]
+    candidates = [layer for layer in free if f"layers.{layer}.experts" in units.sites] or free
     kinds = {layer: _list_blocks(units, layer) for layer in candidates}
     common = Counter(kinds.values()).most_common(1)[0][0]
     return [layer for layer in candidates if kinds[layer] == common]
@@ -155,5 +156,5 @@ def receipt(before: Transformer, after: Transformer) -> Cut:
     gone = {name: (site.count - left.get(name, 0), site.count) for name, site in before.units().sites.items()}
     for kind in gone.keys() & {"attention", "ffn", "mixer"}:  # without units it is gone, though its layer stays
         there, stays = (sum(width.has(kind) for width in subject.widths()) for subject in (before, after))
-        gone[kind] = (there - stays, gone[kind][1])
+        gone[kind] = (there - stays, there)
     return Cut(gone, before.units().cost(), after.units().cost())

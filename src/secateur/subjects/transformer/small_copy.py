@@ -120,10 +120,10 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     kv = data.get(native.get("num_key_value_heads", "num_key_value_heads"))
     small_kv = HEADS if kv in (None, heads) else 2
     small = HEADS * HEAD_DIM
-    stated = data.get(native.get("head_dim", "head_dim"))
-    sizes = {stated if isinstance(stated, int) else 0: HEAD_DIM, hidden: small}
-    if heads:
-        sizes |= {hidden // heads: HEAD_DIM}
+    head_dim = native.get("head_dim", "head_dim")
+    stated = data.get(head_dim)
+    sizes = {hidden // heads: HEAD_DIM} if heads else {}
+    sizes |= {stated if isinstance(stated, int) else 0: HEAD_DIM, hidden: small}
     fresh = iter(range(40, 10**6, 16))
     inner = _shrink_heads(
         data, hidden, set(names.values()) | {native.get("num_key_value_heads", "num_key_value_heads")}
@@ -152,6 +152,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     data |= {names["num_hidden_layers"]: len(layers), names["hidden_size"]: small, "vocab_size": VOCABULARY}
     if heads:
         data[names["num_attention_heads"]] = HEADS
+    if isinstance(stated, int):  # it may be as large as other sizes
+        data[head_dim] = HEAD_DIM
     if kv is not None:
         data[native.get("num_key_value_heads", "num_key_value_heads")] = small_kv
     for name, value in data.items():
@@ -275,5 +277,8 @@ def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
 
 
 def describe_error(error: BaseException) -> str:
-    """The first line of an error that is not ours."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an error that is not ours, and the next where it ends in a colon."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":") and rest:
+        first += f" {rest.strip().partition(chr(10))[0]}"
+    return first or type(error).__name__

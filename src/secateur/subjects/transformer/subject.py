@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -248,7 +249,8 @@ class Transformer:
 
         Measures: params; bytes (weights as saved); flops (one forward pass of `batch` x `length` tokens, as
         `torch.utils.flop_counter` counts: 2 per multiply-add of the matrix products, attention as two full
-        [length, length] products per head without a discount for causality or sliding windows); kv_cache
+        [length, length] products per head without a discount for causality or sliding windows; of mixers their linears
+        alone, not the scans and convolutions between them, which depend on the kernel); kv_cache
         (decoders: bytes of keys and values after `length` tokens); memory = bytes + kv_cache; with experts also
         active_params, those which one token passes.
         `multiple` rounds neurons and channels. Raises `UnsupportedError` for an axis that isn't there.
@@ -294,7 +296,9 @@ class Transformer:
         sites = costs.sites(layout)
         keep = cutting.resolve(selection, sites)
         kept = cutting.find_kept(layout, keep)
-        removed = {name: (int((~stays).sum()), sites[name].count) for name, stays in keep.items() if not stays.all()}
+        there = {name: self._find_there(layout, name, sites[name].count) for name in keep}
+        gone = {name: (int((~stays & there[name]).sum()), int(there[name].sum())) for name, stays in keep.items()}
+        removed = {name: counts for name, counts in gone.items() if counts[0]}
         before = self._count()
         if not removed:
             return self.copy(), Cut({}, before, before)
@@ -304,6 +308,8 @@ class Transformer:
         notes = _odd_widths(layout, widths, channels)
         if kept.channels is not None:
             notes += self._check_channels(layout)
+        if any(width.mixer for width in widths):
+            notes += ["flops count the linears of mixers alone: a flops budget is of less than what they compute"]
         state = cutting.slice_state(layout, kept)
         ratio = layout.hidden_size / channels if norm_correction else 1.0
         config, more = cutting.correct(layout, state, kept, ratio, layer_index)
@@ -312,6 +318,13 @@ class Transformer:
         result.origin = self.origin.cut(kept, ratio)
         result._resize_head(channels)
         return result, Cut(removed, before, result._count(), tuple(notes))
+
+    @staticmethod
+    def _find_there(layout: Layout, site: str, count: int) -> np.ndarray:
+        """Which units of a site are there: of sub-blocks, those that their layer has and has not lost."""
+        if site not in ("attention", "ffn", "mixer"):
+            return np.ones(count, dtype=bool)
+        return np.array([width.has(site) for width in layout.widths])
 
     def silence(self, selection: Selection) -> Transformer:
         """The same shapes with the units that go set to zero: the reference which a cut must equal.

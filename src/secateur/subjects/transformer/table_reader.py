@@ -138,6 +138,8 @@ class _Reading:
         conv1d = any(isinstance(module, Conv1D) for module in self.modules.values())
         width = self._find_setting(self.dense, 0 if conv1d else 1, 72) if self.dense else "intermediate_size"
         attention = next((block for block in blocks if block.kind == "attention"), None)
+        scale = float(self.config.hidden_size) ** 0.5
+        rounded = float(torch.tensor(scale, dtype=torch.bfloat16))
         states_head_dim = attention is not None and self._states_head_dim(f"{self.attending}{attention.out}.weight")
         return Family(
             self.config.model_type,
@@ -153,7 +155,8 @@ class _Reading:
             heads_divide=states_head_dim and self._refuses_heads(),
             conv1d=conv1d,
             norm_offset=self._find_offset(),
-            scaled_embedding=self._scales_embedding(),
+            scaled_embedding=self._scales_embedding(scale),
+            rounds_scale=self._scales_embedding(rounded, rtol=1e-6),
             qk_norms=() if attention is None else self._find_query_norms(attention),
             experts=self.experts,
             whole=self.whole,
@@ -579,15 +582,17 @@ class _Reading:
                     return float(norm(call.entered[0]).abs().max() > 0)
         return 0.0
 
-    def _scales_embedding(self) -> bool:
-        """Whether embeddings are multiplied by the root of their size before they enter the first layer."""
+    def _scales_embedding(self, scale: float, rtol: float = 1e-3) -> bool:
+        """Whether embeddings are multiplied by `scale`, such as the root of their size, before the first layer."""
         embeddings = self.tiny.get_input_embeddings()
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
             return False
         first = next(call for call in self.calls if call.path == f"{self.prefix}{self.layers}.0")
-        scaled = embeddings.get_parameter("weight")[table.entered[0]] * float(self.config.hidden_size) ** 0.5
-        return any(one.shape == scaled.shape and torch.allclose(one, scaled, rtol=1e-3) for one in first.entered)
+        scaled = embeddings.get_parameter("weight")[table.entered[0]] * scale
+        return any(
+            one.shape == scaled.shape and torch.allclose(one, scaled, rtol=rtol, atol=0) for one in first.entered
+        )
 
     def _find_query_norms(self, attention: Block) -> tuple[str, ...]:
         """Projections whose output is normalised per head."""
