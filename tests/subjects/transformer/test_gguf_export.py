@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,8 +24,9 @@ from transformers import (
 
 import tiny
 from secateur.errors import DataWarning, ModelError, UnsupportedError
-from secateur.subjects import open_subject
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.gguf_export import to_gguf
+from secateur.subjects.transformer.subject import Stored
 from secateur.vocabulary import Selection
 from subjects.tiny import make, without
 
@@ -263,12 +266,68 @@ def test_what_gguf_can_not_hold_is_named(tmp_path, name, keep, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gguf_file_is_a_start(tmp_path):
-    subject = open_subject(tiny.model("llama"), tokenizer=bytes_tokenizer())
+def write_eight_bits(file: Path, out: Path) -> None:
+    """A copy of a GGUF file with the matrices in eight bits."""
+    read, eight = gguf.GGUFReader(file), gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(out, read.fields["general.architecture"].contents())
+    for name, field in read.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for one in read.tensors:
+        values = gguf.dequantize(one.data, one.tensor_type)
+        matrix = values.ndim > 1
+        writer.add_tensor(
+            one.name, gguf.quantize(values, eight) if matrix else values, raw_dtype=eight if matrix else None
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def start(folder: Path, dtype: torch.dtype) -> Transformer:
+    """A model with a tokenizer, and `model.gguf` of it in `folder`."""
+    subject = open_subject(tiny.model("llama").to(dtype), tokenizer=bytes_tokenizer())
     subject.model.resize_token_embeddings(len(subject.tokenizer))
-    to_gguf(subject, tmp_path)
+    to_gguf(subject, folder)
+    return subject
+
+
+def test_integers_are_floats_that_can_be_cut_or_are_measured_as_they_are_stored(tmp_path):
+    subject = start(tmp_path / "floats", torch.float32)
+    file = tmp_path / "model.gguf"
+    write_eight_bits(tmp_path / "floats/model.gguf", file)
     with pytest.warns(DataWarning, match=r"model.gguf were quantised \(GGUF\) and are float32 from here on"):
-        opened = open_subject(tmp_path / "model.gguf")
+        opened = open_subject(file)
+    assert opened.stored is None
+    ids = subject.example(2, 5)["input_ids"]
+    with torch.no_grad():
+        error = (opened.model(ids).logits - subject.model(ids).logits).abs().max()
+    assert 1e-5 < error < 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        held = open_subject(file, quantised=True)
+    assert held.stored == Stored(8, float(file.stat().st_size))
+
+
+@pytest.mark.filterwarnings("error::secateur.errors.DataWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_floats_of_a_gguf_file_stay_as_they_are_with_what_lies_beside_them(tmp_path, dtype):
+    start(tmp_path, dtype)
+    (tmp_path / "LICENSE").write_text("do as you like")
+    opened = open_subject(tmp_path / "model.gguf", quantised=True)
+    assert (opened.model.dtype, opened.stored, opened.folder) == (dtype, None, tmp_path)
+    opened.save(tmp_path / "small")
+    assert (tmp_path / "small/LICENSE").read_text() == "do as you like"
+    assert json.loads((tmp_path / "small/config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    (tmp_path / "other.gguf").write_bytes((tmp_path / "model.gguf").read_bytes())
+    assert open_subject(tmp_path / "other.gguf", dtype=torch.float32).folder is None  # whose licence is it?
+
+
+def test_a_gguf_file_is_a_start(tmp_path):
+    subject = start(tmp_path, torch.float32)
+    opened = open_subject(tmp_path / "model.gguf")
     small, _ = opened.cut(Selection({"layers": without(4, 2)}))
     small.save(tmp_path / "small")
     again = open_subject(tmp_path / "small")
