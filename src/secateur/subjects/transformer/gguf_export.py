@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["to_gguf"]
 
+_Table = Mapping[str, Any]
+"""What stands in tokenizer.json."""
+
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """Model type -> the architecture of GGUF that holds it."""
 _UNEVEN = "deci"
@@ -233,7 +236,7 @@ def _write_tokenizer(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...
     return tuple(notes)
 
 
-def _list_tokens(said: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+def _list_tokens(said: _Table, size: int) -> tuple[list[str], list[int]]:
     """Tokens of a tokenizer by number, and what kind each is; numbers that it has not are padding."""
     kinds, model = _library().TokenType, said["model"]
     tokens, types = [f"[PAD{number}]" for number in range(size)], [int(kinds.UNUSED)] * size
@@ -254,7 +257,7 @@ def _list_tokens(said: Mapping[str, Any], size: int) -> tuple[list[str], list[in
     return tokens, types
 
 
-def _score_tokens(said: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[float]:
+def _score_tokens(said: _Table, tokens: Sequence[str], types: Sequence[int]) -> list[float]:
     """What llama.cpp merges pieces by, the highest first: -r for what merge number r makes, special tokens 0."""
     ranks = dict[str, int]()
     for rank, merge in enumerate(_list_merges(said)):
@@ -266,11 +269,11 @@ def _score_tokens(said: Mapping[str, Any], tokens: Sequence[str], types: Sequenc
     ]
 
 
-def _list_merges(said: Mapping[str, Any]) -> list[Sequence[str]]:
+def _list_merges(said: _Table) -> list[Sequence[str]]:
     return [merge.split(" ") if isinstance(merge, str) else merge for merge in said["model"]["merges"]]
 
 
-def _check_pieces(said: Mapping[str, Any]) -> tuple[bool, list[str]]:
+def _check_pieces(said: _Table) -> tuple[bool, list[str]]:
     """(whether a space is put before a text, notes) of a tokenizer of SentencePiece's kind; refuses any other."""
     shown = json.dumps([said.get("normalizer"), said.get("pre_tokenizer")], ensure_ascii=False)
     vocab = said["model"]["vocab"]
@@ -293,7 +296,7 @@ def _check_pieces(said: Mapping[str, Any]) -> tuple[bool, list[str]]:
     ]
 
 
-def _name_splitting(said: Mapping[str, Any]) -> str:
+def _name_splitting(said: _Table) -> str:
     """llama.cpp's name of how a byte-level tokenizer splits text before its merges; "" where it has none here."""
     splitter = said.get("pre_tokenizer") or {}
     steps = splitter.get("pretokenizers", [splitter])
