@@ -17,7 +17,7 @@ LOAD = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained(
 def test_a_card_has_evidence_what_was_cut_and_the_lines_that_load_it(cut, tmp_path):
     row = Evidence("ziplm", "params=50%", after={"params": Figure(15.0)}, cut=cut, verdict="met",
                    environment={"measured_at": "noon"})  # fmt: skip
-    write_card(tmp_path, row, LOAD, tag="pruned", title="thin", origin="Cut from wide.")
+    write_card(tmp_path, row, LOAD, name="out", tag="pruned", title="thin", origin="Cut from wide.")
     card = (tmp_path / "README.md").read_text()
     assert card.startswith(
         "---\nlibrary_name: transformers\ntags:\n- secateur\n- pruned\n---\n\n# thin\n\nCut from wide."
@@ -39,11 +39,12 @@ def test_the_metadata_name_base_licence_task_language_data_and_figures(tmp_path)
     figures = {"perplexity": Figure(12.5), "arc/acc": Figure(0.5), "bytes": Figure(9.0), "loss": Figure(float("inf"))}
     settings = {"model": str(base), "data": "hub:somebody/texts", "held_out": "corpus/held.txt"}
     row = Evidence("ziplm", "params=50%", after=figures, measured={"spearman": Figure(0.9)}, settings=settings)
-    write_card(small, row, LOAD, tag="pruned", title="thin", origin="Cut from wide.", base=base)
+    write_card(small, row, LOAD, name="out", tag="pruned", title="thin", origin="Cut from wide.", base=base)
     held = ModelCard.load(small / "README.md").data
     assert held.base_model == "somebody/base"
     assert held.base_model_relation == "finetune"
     assert (held.license, held.language, held.pipeline_tag) == ("llama3.2", ["en", "de"], "text-generation")
+    assert held.model_name == "out"
     assert held.datasets == ["somebody/texts"]
     assert set(held.metrics) == {"perplexity", "arc/acc", "spearman"}
     assert "inference" not in held.to_dict()
@@ -68,5 +69,5 @@ def test_the_metadata_name_base_licence_task_language_data_and_figures(tmp_path)
 @pytest.mark.parametrize(("source", "named"), [("somebody/base", "somebody/base"), ("folder/of/mine", None)])
 def test_a_folder_here_is_no_base_on_the_hub(source, named, tmp_path):
     row = Evidence("distill", "5 steps", settings={"student": source})
-    write_card(tmp_path, row, "from secateur import load", tag="distilled", title="thin", origin="Taught.")
+    write_card(tmp_path, row, "from secateur import load", name="out", tag="distilled", title="thin", origin="Taught.")
     assert ModelCard.load(tmp_path / "README.md").data.base_model == named

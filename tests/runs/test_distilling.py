@@ -105,6 +105,7 @@ def test_a_student_comes_nearer_to_its_teacher_and_is_an_ordinary_model(places, 
     assert all(torch.equal(before[n], t) for n, t in load_file(places / "student" / "model.safetensors").items())
     card = (tmp_path / "out" / "README.md").read_text("utf-8")
     assert "# student taught by teacher" in card
+    assert "\nmodel-index:\n- name: out\n" in card
     assert "AutoModelForCausalLM" in card
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert "distill trained student for 40 steps" in page

@@ -101,6 +101,7 @@ def test_one_budget_leaves_a_model_that_loads_its_evidence_and_a_report(run_of_o
     uneven = "per_layer_config" in json.loads((small / "config.json").read_text())
     flag = ", trust_remote_code=True" if uneven else ""
     assert f'AutoModelForCausalLM.from_pretrained("small"{flag})' in card
+    assert "\nmodel-index:\n- name: small\n" in card
     assert "params=80%" in (small / "report.html").read_text()
     assert str(small.parent) not in card
     stored = json.loads((small / "evidence.json").read_text())["results"]

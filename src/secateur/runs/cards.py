@@ -30,17 +30,18 @@ _COPIED = ("license", "license_name", "license_link", "language", "pipeline_tag"
 
 
 def write_card(
-    folder: Path, row: Evidence, load: str, *, tag: str, title: str, origin: str, base: Path | None = None
+    folder: Path, row: Evidence, load: str, *, name: str, tag: str, title: str, origin: str, base: Path | None = None
 ) -> None:
     """Write README.md for the model in `folder`.
 
-    load: the lines of Python that load it. tag: pruned or distilled. origin: a sentence on what it was made of. base:
+    load: the lines of Python that load it. name: by which readers know it, for `folder` may be one that is renamed when
+    all is written. tag: pruned or distilled. origin: a sentence on what it was made of. base:
     the folder of what it was made of, whose card tells licence, language and task.
     """
     known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", tag]}
     source = str(row.settings.get("model", row.settings.get("student", "")))
     lines = [
-        _front(folder, known, hub.read_card(base) if base else {}, source, row),
+        _front(folder, known, hub.read_card(base) if base else {}, source, row, name),
         f"# {title}",
         f"{origin} Verdict: {evidence.describe_verdict(row)}.",
         "## Evidence",
@@ -84,12 +85,18 @@ def write_export_card(folder: Path, name: str, source: Path, to: str, notes: Seq
 
 
 def _front(
-    folder: Path, known: Mapping[str, object], told: Mapping[str, object], source: str, row: Evidence | None
+    folder: Path,
+    known: Mapping[str, object],
+    told: Mapping[str, object],
+    source: str,
+    row: Evidence | None,
+    name: str = "",
 ) -> str:
     """The metadata at the head of a card; see huggingface.co/docs/hub/model-cards.
 
     folder: where the model stands. known: what the caller says. told: the card of what it was made of. source: what
-    that is called; a Hub id is named as the base. The Hub knows no relation of pruned models: they are finetunes of it.
+    that is called; a Hub id is named as the base. name: of the model, for the figures of `row`.
+    The Hub knows no relation of pruned models: they are finetunes of it.
     """
     from huggingface_hub import ModelCardData
 
@@ -99,7 +106,7 @@ def _front(
     if base is not None:
         about |= {"base_model": base, "base_model_relation": "finetune"}
     if row is not None:
-        about |= _figures(row, str(about["pipeline_tag"] or "other"), folder.resolve().name)
+        about |= _figures(row, str(about["pipeline_tag"] or "other"), name)
     values: dict[str, Any] = {**about, **known}
     card = ModelCardData(ignore_metadata_errors=True, **values)
     return f"---\n{card.to_yaml()}\n---"

@@ -348,7 +348,7 @@ class _Job:
         backend.save(result.subject, folder)
         training = f", then trained for {row.recovery.steps} steps against the original" if row.recovery else ""
         write_card(
-            folder, row, backend.load_line(folder, name), tag="pruned", title=f"{base} cut to {row.target}",
+            folder, row, backend.load_line(folder, name), name=name, tag="pruned", title=f"{base} cut to {row.target}",
             origin=f"Cut from {base} by secateur's recipe `{row.recipe}`{training}.",
             base=getattr(self.reference.original, "folder", None),
         )  # fmt: skip

@@ -47,7 +47,7 @@ def adapt(folder: Path, out: Path, seed: int = 0, **options: Any) -> nn.Module:
         for name, parameter in model.named_parameters():
             if "lora_" in name or "modules_to_save" in name or (options.get("bias") == "all" and "bias" in name):
                 parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
-    model.save_pretrained(out, save_embedding_layers=False)
+    model.save_pretrained(out)  # with the embeddings that it is on
     merged = model.merge_and_unload()
     return merged
 
@@ -93,13 +93,16 @@ def test_a_translated_adapter_equals_the_merged_model_cut(
     [
         ("llama-tied-bias", {"bias": "all"}),
         ("llama", {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}),
+        ("gemma2-untied", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+        ("llama-tied-bias", {"target_modules": ["embed_tokens"], "use_dora": True}),
+        ("llama-tied-bias", {"target_modules": ["q_proj", "lm_head"]}),
         (
             "llama-tied-bias",
             {"target_modules": ["q_proj"], "modules_to_save": ["norm", "down_proj"], "lora_bias": True},
         ),
         ("bert-classifier", {"target_modules": "all-linear", "modules_to_save": ["classifier"]}),
     ],
-    ids=["biases", "ends", "saved whole", "classifier"],
+    ids=["biases", "ends", "both ends", "tied", "tied head", "saved whole", "classifier"],
 )
 def test_what_else_an_adapter_holds_is_cut_too(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     subject, merged = prepare(family, tmp_path, **options)
@@ -214,7 +217,64 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, torch.Tensor], type[SecateurError
         ModelError,
         "holds NaN or infinity in lm_head",
     ),
+    "no number": ({}, {"model.layers.x.mlp.up_proj.lora_A.weight": torch.ones(3, 48)}, InputError, "has 3 layers"),
+    "layer below": ({}, {"model.layers.-1.mlp.up_proj.lora_A.weight": torch.ones(3, 48)}, InputError, "has 3 layers"),
+    "huge layer": ({}, {f"model.layers.{'9' * 20}.mlp.up_proj.weight": torch.ones(3)}, InputError, "has 3 layers"),
+    "stranger": ({}, {"foo.weight": torch.ones(3)}, InputError, "has 'foo.weight', which is none of the base's"),
+    "no name": ({"modules_to_save": [""]}, {"": torch.ones(3)}, InputError, "has '', which is none of the base's"),
+    "float8": (
+        {},
+        {"lm_head.lora_A.weight": torch.ones(3, 48).to(torch.float8_e4m3fn)},
+        ModelError,
+        "as float8_e4m3fn: factors",
+    ),
+    "integers": ({}, {"lm_head.lora_A.weight": torch.ones(3, 48, dtype=torch.int32)}, ModelError, "as int32: factors"),
+    "alpha": ({"lora_alpha": float("nan")}, {}, ModelError, "lora_alpha: Input should be a finite number"),
+    "alphas": ({"alpha_pattern": {"q_proj": float("inf")}}, {}, ModelError, "alpha_pattern.q_proj: Input should be"),
+    "long name": ({"base_model_name_or_path": "x" * 5000}, {}, ModelError, "which can be no folder and no Hub id"),
 }
+
+
+def test_settings_nested_too_deep_are_damaged(llama: Path, tmp_path: Path) -> None:
+    adapter = edit(llama / "adapter", tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"adapter_config.json is damaged \(maximum recursion depth"):
+        translate_adapter(adapter, llama / "small", tmp_path / "fit")
+
+
+DAMAGE: dict[str, tuple[dict[str, Any], str]] = {
+    "ragged": ({"parts": {"0": {"heads": ["0-3", "1"]}}}, "unequal numbers"),
+    "rows": ({"parts": {"0": {"heads": ["0-3", "0-3"]}}}, "layer 0 has lists of units where one was to be"),
+    "experts": ({"parts": {"0": {"experts": "0-3"}}}, "it names units that its base has not"),
+    "groups": ({"parts": {"0": {"kv": "0"}}}, "the heads and kv of layer 0 do not fit"),
+    "order": ({"layers": [2, 0]}, "are no ascending numbers"),
+    "below": ({"layers": [-1, 0, 2], "parts": {"-1": {"heads": "", "kv": "", "neurons": ""}}}, "no ascending numbers"),
+    "size": ({"base": {"config": {"hidden_size": "big"}}}, ""),
+    "depth": ({"base": {"config": {"num_hidden_layers": 10**6}}}, "its base has 1000000 layers"),
+    "ratio": ({"norm_ratio": 1e300}, r"norm_ratio is 1e\+300"),
+    "name": ({"base": {"name": "a\0b"}}, "no folder and no Hub id"),
+}
+"""What was changed in a map -> what is said of it."""
+
+
+def merge(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`table` with `changes`, table by table."""
+    inner = {key: merge(table.get(key, {}), value) for key, value in changes.items() if isinstance(value, dict)}
+    return table | changes | inner
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_map_is_refused(case: str, llama: Path, tmp_path: Path) -> None:
+    changes, message = DAMAGE[case]
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/config.json").write_bytes((llama / "small/config.json").read_bytes())
+    (tmp_path / "small/model.safetensors").write_bytes((llama / "small/model.safetensors").read_bytes())
+    table = json.loads((llama / "small/cut_map.json").read_text())
+    (tmp_path / "small/cut_map.json").write_text(json.dumps(merge(table, changes)))
+    with pytest.raises(ModelError, match=rf"cut_map.json is damaged.*{message}") as told:
+        translate_adapter(edit(llama / "adapter", tmp_path / "adapter"), tmp_path / "small", tmp_path / "fit")
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "fit").exists()
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -12,7 +12,7 @@ import torch
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm
 from secateur.subjects import open_subject
-from secateur.subjects.transformer import export
+from secateur.subjects.transformer import export, steps
 from secateur.subjects.transformer.export import to_decilm, to_onnx
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
@@ -137,6 +137,21 @@ def test_onnx_equals_pytorch(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("gone", [(0,), (1, 2), (0, 1, 2)])
+def test_a_pass_behind_a_cache_holds_only_what_attention_needs(gone: tuple[int, ...]) -> None:
+    cut, _ = make("llama").cut(Selection({"attention": without(3, *gone)}))
+    runnable = steps.CachedPass(cut)
+    if len(gone) < 3:
+        assert runnable.sizes == [(2, 8)] * 2 * (3 - len(gone))
+    ids = cut.example(1, 9)["input_ids"]
+    mask, places = torch.ones_like(ids), torch.arange(9)[None]
+    empty = [torch.zeros(1, heads, 0, width) for heads, width in runnable.sizes]
+    with torch.no_grad():
+        first, *held = runnable(ids[:, :5], mask[:, :5], places[:, :5], *empty)
+        then, *_ = runnable(ids[:, 5:], mask, places[:, 5:], *held)
+        torch.testing.assert_close(torch.cat([first, then], 1), cut.model(ids).logits, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "gemma2", "mixtral"])
 def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
@@ -153,6 +168,8 @@ def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
         wanted = cut.model.generate(input_ids=ids, attention_mask=mask, **how)[:, 9:]
     shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past")}
     state = {one: np.zeros((2, shape[1], 0, shape[3]), np.float32) for one, shape in shapes.items()}
+    assert len(shapes) == 2 * sum(bool(width.heads) for width in cut.widths())
+    assert "auto_map" not in json.loads((tmp_path / "out/config.json").read_text())
     names = [one.name for one in session.get_outputs()]
     assert [one.removeprefix("past_key_values.") for one in shapes] == [n.removeprefix("present.") for n in names[1:]]
     step, found = ids, []

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
 )
 
 import tiny
 from secateur.errors import DataWarning, ModelError, UnsupportedError
-from secateur.subjects import open_subject
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.gguf_export import to_gguf
+from secateur.subjects.transformer.subject import Stored
 from secateur.vocabulary import Selection
 from subjects.tiny import make, without
-from subjects.transformer.test_saving import cuts
 
 gguf = pytest.importorskip("gguf", reason="the extra `gguf`")
 
@@ -68,31 +73,181 @@ def test_layers_alike_give_what_transformers_reads_back(tmp_path, name):
     assert read("the old tree grows").input_ids == small.tokenizer("the old tree grows").input_ids
 
 
-def test_layers_of_their_own_widths_stand_as_arrays(tmp_path):
-    subject = make("llama")
-    small = cuts(subject)["mixed"]
-    (note,) = to_gguf(small, tmp_path)
-    assert note.startswith("GGUF can't hold its tokenizer (no tokenizer.json)")
+def run_deci(path: Path, ids: torch.Tensor) -> torch.Tensor:
+    """Logits [S, V] of tokens [S], by what llama.cpp does with a file of its architecture deci."""
+    said, tensors = fields(path), {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    read = {
+        name: torch.from_numpy(np.array(gguf.dequantize(one.data, one.tensor_type))) for name, one in tensors.items()
+    }
+    size, epsilon = said["deci.attention.key_length"], said["deci.attention.layer_norm_rms_epsilon"]
+    speeds = said["deci.rope.freq_base"] ** (-torch.arange(0, size, 2).float() / size)
+    turns = torch.arange(len(ids))[:, None] * speeds / said.get("deci.rope.scaling.factor", 1.0)
+
+    def norm(x, weight):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
+
+    def turn(x, heads):  # pairs side by side
+        pairs = torch.view_as_complex(x.reshape(len(ids), heads, size // 2, 2).contiguous())
+        return torch.view_as_real(pairs * torch.exp(1j * turns)[:, None]).flatten(-2)
+
+    def count(name):
+        value = said[f"deci.{name}"]
+        return value if isinstance(value, list) else [value] * said["deci.block_count"]
+
+    state = read["token_embd.weight"][ids]
+    counts = zip(*map(count, ("attention.head_count", "attention.head_count_kv", "feed_forward_length")), strict=True)
+    for layer, (heads, kv, neurons) in enumerate(counts):
+        own = {name.split(".")[2]: one for name, one in read.items() if name.startswith(f"blk.{layer}.")}
+        before = state
+        if heads:
+            x = norm(state, own["attn_norm"])
+            q, k, v = turn(x @ own["attn_q"].T, heads), turn(x @ own["attn_k"].T, kv), x @ own["attn_v"].T
+            k, v = (one.reshape(len(ids), kv, size).repeat_interleave(heads // kv, 1).transpose(0, 1) for one in (k, v))
+            mixed = torch.nn.functional.scaled_dot_product_attention(q.transpose(0, 1), k, v, is_causal=True)
+            state = state + mixed.transpose(0, 1).flatten(1) @ own["attn_output"].T
+        if not neurons:
+            state = before  # llama.cpp goes on with the next layer
+            continue
+        x = norm(state, own["ffn_norm"])
+        state = state + (torch.nn.functional.silu(x @ own["ffn_gate"].T) * (x @ own["ffn_up"].T)) @ own["ffn_down"].T
+    return norm(state, read["output_norm.weight"]) @ read.get("output.weight", read["token_embd.weight"]).T
+
+
+def test_layers_of_their_own_widths_stand_as_arrays_and_give_the_same_outputs(tmp_path):
+    keep = {"attention": without(3, 1), "ffn": without(3, 2), "layers.0.neurons": without(40, *range(8))}
+    small, _ = make("llama").cut(Selection(keep | {"layers.2.heads": without(4, 0, 3)}))
+    note, other = to_gguf(small, tmp_path)
+    assert note.startswith("layers 2 have no FFN and got one of 32 neurons that are zero")
+    assert other.startswith("GGUF can't hold its tokenizer (no tokenizer.json)")
     said, widths = fields(tmp_path / "model.gguf"), small.widths()
     assert said["general.architecture"] == "deci"
     assert said["deci.attention.head_count"] == [width.heads for width in widths]
     assert 0 in said["deci.attention.head_count"]
-    assert said["deci.feed_forward_length"] == [width.neurons for width in widths]
+    assert said["deci.feed_forward_length"] == [32, 40, 32]
     assert said["tokenizer.ggml.model"] == "none"
+    ids = small.example(1, 9)["input_ids"]
+    with torch.no_grad():
+        wanted = small.model(ids).logits[0]
+        torch.testing.assert_close(run_deci(tmp_path / "model.gguf", ids[0]), wanted, atol=1e-5, rtol=1e-4)
+
+
+def wide_rope(kind: type, **scaling: object) -> PreTrainedModel:
+    """A model of a class, with rotary positions of base 500,000 that reach further by `scaling`."""
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    rope = {"rope_theta": 5e5, **scaling}
+    torch.manual_seed(0)
+    config = kind.config_class(**shape, num_key_value_heads=2, rope_parameters=rope, max_position_embeddings=512)
+    return kind(config)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64}  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 4.0}
 
 
 def test_rotary_positions_of_long_context_are_written_as_factors(tmp_path):
-    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    rope = {"rope_theta": 5e5, "original_max_position_embeddings": 64, **scaling}
-    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
-    model = LlamaForCausalLM(LlamaConfig(**shape, rope_parameters=rope, max_position_embeddings=512))
+    model = wide_rope(LlamaForCausalLM, **LLAMA3)
     wanted = model.model.rotary_emb.inv_freq.clone()
     to_gguf(open_subject(model.to(torch.bfloat16)), tmp_path)
     read = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
-    plain = 5e5 ** -(np.arange(0, 16, 2) / 16)
+    said = fields(tmp_path / "model.gguf")
+    plain = said["llama.rope.freq_base"] ** -(np.arange(0, 16, 2) / 16)
     np.testing.assert_allclose(plain / read["rope_freqs.weight"].data, wanted, rtol=1e-5)
+    assert not any("rope.scaling" in key for key in said)
     assert read["blk.0.ffn_up.weight"].tensor_type == gguf.GGMLQuantizationType.BF16
     assert read["output_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
+
+
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, Qwen2ForCausalLM])
+def test_linear_positions_are_written_as_a_setting(tmp_path, kind):
+    small = open_subject(wide_rope(kind, **LINEAR))
+    if kind is LlamaForCausalLM:  # unlike layers, as `run_deci` reads
+        small, _ = small.cut(Selection({"layers.0.neurons": without(24, 3)}))
+    to_gguf(small, tmp_path)
+    said = fields(tmp_path / "model.gguf")
+    name = said["general.architecture"]
+    assert said[f"{name}.rope.freq_base"] == 5e5
+    assert (said[f"{name}.rope.scaling.type"], said[f"{name}.rope.scaling.factor"]) == ("linear", 4.0)
+    assert not any("rope" in tensor.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors)
+    ids = torch.arange(9)
+    if name == "deci":
+        with torch.no_grad():
+            wanted = small.model(ids[None]).logits[0]
+        torch.testing.assert_close(run_deci(tmp_path / "model.gguf", ids), wanted, atol=1e-5, rtol=1e-4)
+
+
+def pieces_tokenizer(**parts: object) -> PreTrainedTokenizerFast:
+    """Of SentencePiece's kind: merges, and bytes for what has no piece; `parts` of it are set."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    merges = [("b", "c"), ("a", "b"), ("\u2581", "a")]
+    vocab |= {piece: 259 + number for number, piece in enumerate([*map("".join, merges), *"\u2581abcd"])}
+    base = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    base.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    for name, part in parts.items():
+        setattr(base, name, part)
+    return PreTrainedTokenizerFast(tokenizer_object=base, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("more", [0, 50, -1])
+def test_pieces_are_merged_by_their_scores(tmp_path, more):
+    tokenizer = pieces_tokenizer()
+    subject = open_subject(wide_rope(LlamaForCausalLM), tokenizer=tokenizer)
+    subject.model.resize_token_embeddings(len(tokenizer) + more)
+    assert to_gguf(subject, tmp_path) == ()
+    said = fields(tmp_path / "model.gguf")
+    tokens, kinds = said["tokenizer.ggml.tokens"], said["tokenizer.ggml.token_type"]
+    assert len(tokens) == len(kinds) == len(said["tokenizer.ggml.scores"]) == len(tokenizer) + more
+    assert (said["tokenizer.ggml.model"], said["tokenizer.ggml.add_space_prefix"]) == ("llama", True)
+    assert kinds[:4] == [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL, gguf.TokenType.BYTE]
+    assert kinds[len(tokenizer) :] == [gguf.TokenType.UNUSED] * max(0, more)
+    scores = dict(zip(tokens, said["tokenizer.ggml.scores"], strict=True))
+    assert [scores[piece] for piece in ("bc", "ab", "\u2581a", "\u2581", "</s>")] == [0, -1, -2, -3, 0]
+    for text in ("abc", "aab", "a ab cab"):  # as llama.cpp does it: the pair of the best score, the leftmost first
+        parts = list("\u2581" + text.replace(" ", "\u2581"))
+        while places := [(-scores[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in scores]:
+            place = min(places)[1]
+            parts[place : place + 2] = ["".join(parts[place : place + 2])]
+        assert parts == tokenizer.tokenize(text)
+
+
+def test_bytes_to_fall_back_on_without_pieces_are_refused(tmp_path):
+    odd = pieces_tokenizer(normalizer=None, pre_tokenizer=pre_tokenizers.Whitespace())
+    with pytest.raises(UnsupportedError, match=r"is not of SentencePiece's kind .* export the model without a tok"):
+        to_gguf(open_subject(wide_rope(LlamaForCausalLM), tokenizer=odd), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+CASED = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        (WORDS + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+", "qwen2"),
+        (WORDS + r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+", "llama-bpe"),
+        (CASED + r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+", "tekken"),
+        (r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+", "default"),
+    ],
+)
+def test_the_whole_pattern_tells_how_text_is_split(tmp_path, pattern, name):
+    tokenizer = bytes_tokenizer()
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bare])
+    notes = to_gguf(open_subject(wide_rope(LlamaForCausalLM), tokenizer=tokenizer), tmp_path)
+    assert fields(tmp_path / "model.gguf")["tokenizer.ggml.pre"] == name
+    assert [note for note in notes if "how its tokenizer splits" in note] == list(notes)
+    assert bool(notes) == (name == "default")
+
+
+@pytest.mark.parametrize("kind", [Qwen2ForCausalLM, Qwen3ForCausalLM])
+def test_positions_of_llama3_are_refused_where_llama_cpp_has_none(tmp_path, kind):
+    with pytest.raises(UnsupportedError, match=r"for llama3's in models of llama and mistral, and those of this Qwen"):
+        to_gguf(open_subject(wide_rope(kind, **LLAMA3)), tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +256,7 @@ def test_rotary_positions_of_long_context_are_written_as_factors(tmp_path):
         ("gpt2", {}, r"a GPT2LMHeadModel can't be written as GGUF here: language models of llama, mistral"),
         ("qwen3", {"layers.0.neurons": without(40, 0)}, r"unequal widths .* this is a Qwen3ForCausalLM: cut all"),
         ("bert", {}, r"a BertModel can't be written"),
+        ("llama", {"attention": without(3, 0)}, r"from layer 0: keep unit 0 of the attention site"),
     ],
 )
 def test_what_gguf_can_not_hold_is_named(tmp_path, name, keep, words):
@@ -110,12 +266,68 @@ def test_what_gguf_can_not_hold_is_named(tmp_path, name, keep, words):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gguf_file_is_a_start(tmp_path):
-    subject = open_subject(tiny.model("llama"), tokenizer=bytes_tokenizer())
+def write_eight_bits(file: Path, out: Path) -> None:
+    """A copy of a GGUF file with the matrices in eight bits."""
+    read, eight = gguf.GGUFReader(file), gguf.GGMLQuantizationType.Q8_0
+    writer = gguf.GGUFWriter(out, read.fields["general.architecture"].contents())
+    for name, field in read.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for one in read.tensors:
+        values = gguf.dequantize(one.data, one.tensor_type)
+        matrix = values.ndim > 1
+        writer.add_tensor(
+            one.name, gguf.quantize(values, eight) if matrix else values, raw_dtype=eight if matrix else None
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def start(folder: Path, dtype: torch.dtype) -> Transformer:
+    """A model with a tokenizer, and `model.gguf` of it in `folder`."""
+    subject = open_subject(tiny.model("llama").to(dtype), tokenizer=bytes_tokenizer())
     subject.model.resize_token_embeddings(len(subject.tokenizer))
-    to_gguf(subject, tmp_path)
+    to_gguf(subject, folder)
+    return subject
+
+
+def test_integers_are_floats_that_can_be_cut_or_are_measured_as_they_are_stored(tmp_path):
+    subject = start(tmp_path / "floats", torch.float32)
+    file = tmp_path / "model.gguf"
+    write_eight_bits(tmp_path / "floats/model.gguf", file)
     with pytest.warns(DataWarning, match=r"model.gguf were quantised \(GGUF\) and are float32 from here on"):
-        opened = open_subject(tmp_path / "model.gguf")
+        opened = open_subject(file)
+    assert opened.stored is None
+    ids = subject.example(2, 5)["input_ids"]
+    with torch.no_grad():
+        error = (opened.model(ids).logits - subject.model(ids).logits).abs().max()
+    assert 1e-5 < error < 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        held = open_subject(file, quantised=True)
+    assert held.stored == Stored(8, float(file.stat().st_size))
+
+
+@pytest.mark.filterwarnings("error::secateur.errors.DataWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_floats_of_a_gguf_file_stay_as_they_are_with_what_lies_beside_them(tmp_path, dtype):
+    start(tmp_path, dtype)
+    (tmp_path / "LICENSE").write_text("do as you like")
+    opened = open_subject(tmp_path / "model.gguf", quantised=True)
+    assert (opened.model.dtype, opened.stored, opened.folder) == (dtype, None, tmp_path)
+    opened.save(tmp_path / "small")
+    assert (tmp_path / "small/LICENSE").read_text() == "do as you like"
+    assert json.loads((tmp_path / "small/config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    (tmp_path / "other.gguf").write_bytes((tmp_path / "model.gguf").read_bytes())
+    assert open_subject(tmp_path / "other.gguf", dtype=torch.float32).folder is None  # whose licence is it?
+
+
+def test_a_gguf_file_is_a_start(tmp_path):
+    subject = start(tmp_path, torch.float32)
+    opened = open_subject(tmp_path / "model.gguf")
     small, _ = opened.cut(Selection({"layers": without(4, 2)}))
     small.save(tmp_path / "small")
     again = open_subject(tmp_path / "small")

@@ -347,11 +347,11 @@ def _save(setup: Setup, student: Learner, row: Evidence, run: Run, folder: Path)
         shutil.copytree(run.folder("integers"), folder, dirs_exist_ok=True)
     else:
         setup.backend.save(student, folder)
-    name = Path(str(row.settings["model"])).name
+    source, name = Path(str(row.settings["model"])).name, run.root.resolve().name
     above = " and ".join(Path(str(teacher)).name for teacher in row.settings["teachers"])
     steps = row.recovery.steps if row.recovery else 0
     write_card(
-        folder, row, setup.backend.load_line(folder, run.root.resolve().name), tag="distilled",
-        title=f"{name} taught by {above}", origin=f"Distilled from {above} by secateur, in {steps} steps.",
+        folder, row, setup.backend.load_line(folder, name), name=name, tag="distilled",
+        title=f"{source} taught by {above}", origin=f"Distilled from {above} by secateur, in {steps} steps.",
         base=getattr(student, "folder", None),
     )  # fmt: skip

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCardData
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -39,6 +39,9 @@ from secateur.subjects.transformer.subject import Transformer
 __all__ = ["translate_adapter"]
 
 _FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MOST_LAYERS = 10_000
+"""A config that says more is no model's, and would be built for hours."""
 _INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin with an adapter that leave the base's weights as they are."""
 _HARMLESS = {
@@ -126,9 +129,9 @@ class _Settings(BaseModel):
     peft_type: str
     base_model_name_or_path: str | None = None
     r: PositiveInt = 8
-    lora_alpha: float = 8
+    lora_alpha: FiniteFloat = 8
     rank_pattern: dict[str, PositiveInt] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    alpha_pattern: dict[str, FiniteFloat] | None = None
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | str | None = True
@@ -150,6 +153,7 @@ class _Settings(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ModelError(f"{place} is damaged: {where}: {first['msg']}") from error
+        _check_name(settings.base_model_name_or_path or "", place)
         if settings.peft_type != "LORA":
             raise UnsupportedError(f"{folder} is an adapter of type {settings.peft_type}: LORA, with DoRA, is sliced")
         if settings.init_lora_weights not in _INITIAL:
@@ -174,6 +178,12 @@ class _Settings(BaseModel):
         return default
 
 
+def _check_name(name: str, file: Path) -> None:
+    """Refuse what no system takes for the name of a file: a Hub id and a folder are both looked for as one."""
+    if "\0" in name or len(name) > 4000 or any(len(part.encode()) > 255 for part in name.split("/")):
+        raise ModelError(f"{file} is damaged: it names the base {name[:40]!r}..., which can be no folder and no Hub id")
+
+
 def _read_tensors(file: Path) -> dict[str, Tensor]:
     """Name -> tensor of an adapter, on the CPU. Raises `ModelError` for a file that is none, or that is not finite."""
     if not file.is_file():
@@ -185,6 +195,10 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not name.startswith(low_rank.PREFIX):
             raise ModelError(f"{file} holds {name}, which is no name of an adapter's: save it again by peft")
+        trained = tensor.is_floating_point() or _FACTOR.fullmatch(name) is not None
+        if trained and tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(f"{file} holds {name} as {kind}: factors are floats of 16 bits or more, save it again so")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"{file} holds NaN or infinity in {name.removeprefix(low_rank.PREFIX)}: use an intact adapter"
@@ -195,22 +209,46 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 def _outline(origin: Origin, kept: Kept, where: Path) -> Layout:
     """The base by its config alone. Raises `ModelError` where a map does not fit it."""
     kind = saving.original_class(origin.architecture)
+    _check_name(origin.name, where / saving.MAP)
     try:
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             raise ValueError(f"{origin.architecture} is no model of transformers")
         config = CONFIG_MAPPING[origin.config["model_type"]].from_dict(dict(origin.config))
+        if config.num_hidden_layers > _MOST_LAYERS:
+            raise ValueError(f"it says that its base has {config.num_hidden_layers} layers")
         family = find_family(kind, config)
         with torch.device("meta"):
             layout = Layout(saving.architecture(kind, config, family)(config), family)
-        limits = [(torch.tensor(kept.layers), len(layout.widths))]
-        limits += [] if kept.channels is None else [(kept.channels, layout.hidden_size)]
-        for layer, parts in kept.parts.items():
-            limits += [(index, getattr(layout.widths[layer], part)) for part, index in parts.items()]
-        if any(len(index) and int(index.max()) >= count for index, count in limits):
-            raise ValueError("it names units that its base has not")
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-        raise ModelError(f"{where / saving.MAP} is damaged ({error}): cut the model again") from error
+        _check_map(layout, kept, origin.norm_ratio)
+    except Exception as error:  # a config that is damaged raises whatever its class does
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise ModelError(f"{where / saving.MAP} is damaged ({line}): cut the model again") from error
     return layout
+
+
+def _check_map(layout: Layout, kept: Kept, ratio: float) -> None:
+    """Raise `ValueError` for a map that no cut of the base `layout` leaves."""
+    if not kept.layers or kept.layers != sorted(set(kept.layers)) or kept.layers[0] < 0:
+        raise ValueError(f"its layers {kept.layers[:5]} are no ascending numbers")
+    limits = [(torch.tensor(kept.layers), len(layout.widths))]
+    limits += [] if kept.channels is None else [(kept.channels, layout.hidden_size)]
+    for layer, parts in kept.parts.items():
+        limits += [(index, getattr(layout.widths[layer], part)) for part, index in parts.items()]
+    if any(index.numel() and int(index.max()) >= count for index, count in limits):
+        raise ValueError("it names units that its base has not")
+    for layer, parts in kept.parts.items():
+        if any(index.dim() != (2 if part == "expert_neurons" else 1) for part, index in parts.items()):
+            raise ValueError(f"layer {layer} has lists of units where one was to be")
+        if len(parts.get("experts", ())) != len(parts.get("expert_neurons", ())):
+            raise ValueError(f"layer {layer} has neurons of other experts than it keeps")
+        width = layout.widths[layer]
+        inside = width.heads // width.kv if width.kv else 1
+        groups, counts = (parts["heads"] // inside).unique(return_counts=True)
+        if not torch.equal(groups, parts["kv"]) or len(counts.unique()) > 1:
+            raise ValueError(f"the heads and kv of layer {layer} do not fit each other")
+    channels = layout.hidden_size if kept.channels is None else len(kept.channels)
+    if not 1 <= ratio <= (layout.hidden_size / channels) * (1 + 1e-6):
+        raise ValueError(f"its norm_ratio is {ratio:g}")
 
 
 # ------------------------------------------------------------------------------------------------------ translation
@@ -317,17 +355,16 @@ class _Translation:
                 f"all {count} modules that {self.folder} is on were cut away from {self.name}: nothing is left to "
                 "translate"
             )
-        state = self._correct(stays, {name: whole[name] for name in names})
+        values, gains = self._correct_whole({name: whole[name] for name in names}), self._correct_factors(stays)
         found = dict[str, Tensor]()
         for path, module in stays.items():
-            gain = state[self._inner(f"{path}.weight")].flatten()
-            for name, tensor in self._slice(module, gain).items():
+            for name, tensor in self._slice(module, gains[path]).items():
                 found[f"{low_rank.PREFIX}{module.new}.{name}"] = tensor.to(module.factors[name].dtype).contiguous()
         inside = {module.new for module in stays.values()}
         for name, new in names.items():
             path, _, leaf = new.rpartition(".")
             key = f"{path}.base_layer.{leaf}" if path in inside else new
-            found[f"{low_rank.PREFIX}{key}"] = state[self._inner(name)].to(whole[name].dtype).contiguous()
+            found[f"{low_rank.PREFIX}{key}"] = values[name].to(whole[name].dtype).contiguous()
         gone = sorted({*modules, *whole} - {*stays, *names})
         return found, self._describe(list(stays.values()), names), self._notes(count, gone)
 
@@ -371,7 +408,7 @@ class _Translation:
     def _place(self, name: str, *, factors: bool) -> Place:
         """Where a tensor stands in the base; refuses layers and modules that it has not."""
         place, depth = self.layout.place(self._inner(name)), len(self.layout.widths)
-        if place.layer is not None and place.layer >= depth:
+        if place.layer is not None and place.layer not in range(depth):
             raise self._refuse_base(f"it has {name}, and the base has {depth} layers")
         if place.axes is None and (factors or place.layer is not None):
             raise self._refuse_base(f"it has {name}, which is none of the base's weights that can be cut")
@@ -387,12 +424,20 @@ class _Translation:
         return [self.layout.hidden_size if axis == "channels" else None for axis in axes]
 
     @cached_property
+    def _names(self) -> set[str]:
+        return set(self.layout.model.state_dict())
+
+    @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
         return {name: parameter.shape for name, parameter in self.layout.model.named_parameters(remove_duplicate=False)}
 
     def _check_whole(self, name: str, tensor: Tensor) -> None:
         """Refuse a tensor that was saved whole where an axis that can be cut is not as long as the base's."""
-        axes = self._place(name, factors=False).axes or ()
+        place = self._place(name, factors=False)
+        axes, parts = place.axes or (), name.split(".")[:-1]
+        own = any(f".{saved}." in f".{'.'.join(parts)}." for saved in self.settings.modules_to_save or () if saved)
+        if place.axes is None and self._inner(name) not in self._names and not own:
+            raise self._refuse_base(f"it has {name!r}, which is none of the base's weights, nor in modules_to_save")
         wanted = self._sizes(name, axes)
         if axes and (
             len(axes) != tensor.dim()
@@ -439,23 +484,33 @@ class _Translation:
 
     # ------------------------------------------------------------------------------------------------------- slicing
 
-    def _correct(self, modules: Mapping[str, _Module], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the cut did to weights beside slicing them, by their names in the base.
-
-        Of modules with factors a row of what each output was multiplied by, of whole tensors what stays of them.
-        """
-        layout, kept, state, names = self.layout, self.kept, dict[str, Tensor](), dict[str, str]()
+    def _correct_whole(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What stays of tensors that were saved whole: sliced, and changed by what the cut did beside that."""
+        values = dict[str, Tensor]()
         for name, tensor in whole.items():
-            place = layout.place(self._inner(name))
-            names[self._inner(name)] = cutting.new_name(layout, self._inner(name), place, kept) or ""
-            value = cutting.slice_tensor(layout, tensor, place.axes or (), place.layer, kept)
-            state[names[self._inner(name)]] = value.float().clone()
-        for path, module in modules.items():
-            name = self._inner(f"{path}.weight")
-            names[name] = cutting.new_name(layout, name, module.place, kept) or ""
-            state[names[name]] = torch.ones(1, len(_pick_factors(self._cut_factors(module))["B"]))
+            place = self.layout.place(self._inner(name))
+            value = cutting.slice_tensor(self.layout, tensor, place.axes or (), place.layer, self.kept)
+            values[name] = value.float().clone()
+        return self._correct({name: self._inner(name) for name in whole}, values)
+
+    def _correct_factors(self, modules: Mapping[str, _Module]) -> dict[str, Tensor]:
+        """By what the cut multiplied each output of a module with factors, beside slicing it: [out] for each."""
+        values = {
+            path: torch.ones(1, len(_pick_factors(self._cut_factors(module))["B"])) for path, module in modules.items()
+        }
+        gains = self._correct({path: self._inner(f"{path}.weight") for path in modules}, values)
+        return {path: gain.flatten() for path, gain in gains.items()}
+
+    def _correct(self, names: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`values` after what a cut does to weights beside slicing them; `names`: of the same keys, in the base.
+
+        An embedding with factors may have been saved whole beside them, as peft does: the two are corrected apart.
+        """
+        layout, kept = self.layout, self.kept
+        new = {key: cutting.new_name(layout, name, layout.place(name), kept) or "" for key, name in names.items()}
+        state = {new[key]: value for key, value in values.items()}
         cutting.correct(layout, state, kept, self.origin.norm_ratio, kept.layers)
-        return {name: state[new] for name, new in names.items()}
+        return {key: state[name] for key, name in new.items()}
 
     def _cut_factors(self, module: _Module) -> dict[str, Tensor]:
         """The factors of a module, and its magnitudes, without the rows and columns that went."""
@@ -525,13 +580,9 @@ class _Translation:
         for key in ("layers_to_transform", "layers_pattern", "exclude_modules", "revision"):
             data.pop(key, None)
         if settings.modules_to_save:
-            moved = {
-                new.rpartition(".")[0]
-                for new in names.values()
-                if self.layout.place(self._inner(new)).layer is not None
-            }
-            if moved:
-                data["modules_to_save"] = sorted({new.rpartition(".")[0] for new in names.values()})
+            saved = {new.rpartition(".")[0] for new in names.values()} - {module.new for module in modules}
+            if any(self.layout.place(self._inner(f"{path}.weight")).layer is not None for path in saved):
+                data["modules_to_save"] = sorted(saved)
         return data
 
     def _notes(self, count: int, gone: Sequence[str]) -> tuple[str, ...]:

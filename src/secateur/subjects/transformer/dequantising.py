@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,6 +73,11 @@ def ask_for_floats(place: Path, config: PretrainedConfig) -> str:
 
 def finish(model: PreTrainedModel, place: Path, name: str) -> None:
     """Leave plain floating point in a model that was quantised by `name`, and nothing that says otherwise; warn."""
+    _make_plain(model)
+    _warn_of_floats(place, name, model.dtype)
+
+
+def _make_plain(model: PreTrainedModel) -> None:
     dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else torch.get_default_dtype()
     for module in model.modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
@@ -85,7 +91,10 @@ def finish(model: PreTrainedModel, place: Path, name: str) -> None:
     ):
         vars(holder).pop(leaf, None)
     model.is_quantized = False
-    kind = str(model.dtype).removeprefix("torch.")
+
+
+def _warn_of_floats(place: Path, name: str, dtype: torch.dtype) -> None:
+    kind = str(dtype).removeprefix("torch.")
     warnings.warn(
         f"the weights of {place} were quantised ({name}) and are {kind} from here on: export the result "
         "again to have them small",
@@ -94,15 +103,22 @@ def finish(model: PreTrainedModel, place: Path, name: str) -> None:
     )
 
 
-def read_gguf(file: Path, dtype: torch.dtype | str | None = None) -> tuple[PreTrainedModel, Tokenizer]:
-    """The language model and tokenizer in a GGUF file, as transformers makes floats of it; warn.
+def read_gguf(
+    file: Path, dtype: torch.dtype | str | None = None, *, quantised: bool = False
+) -> tuple[PreTrainedModel, Tokenizer, int | None]:
+    """The language model and tokenizer in a GGUF file as transformers makes floats of it, and bits of its weights.
+
+    None for bits where the file holds floats, whose number type stays unless `dtype` says another. Other weights become
+    float32, as a warning says unless they are to be measured as they are stored (`quantised`).
 
     Raises `ModelError` for a file that it can't read, `MissingExtraError` without the gguf library.
     """
     if importlib.util.find_spec("gguf") is None:
         raise MissingExtraError(f"{file} needs gguf: pip install 'secateur[gguf]'")
-    how = {"gguf_file": file.name}
+    how: dict[str, object] = {"gguf_file": file.name}
     try:
+        stored, bits = _read_types(file)
+        dtype = stored if dtype is None else dtype
         model = AutoModelForCausalLM.from_pretrained(file.parent, **how, **({} if dtype is None else {"dtype": dtype}))
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
     except Exception as error:
@@ -110,5 +126,23 @@ def read_gguf(file: Path, dtype: torch.dtype | str | None = None) -> tuple[PreTr
         raise ModelError(
             f"{file} can't be read as a GGUF language model ({line}): give its folder of safetensors"
         ) from error
-    finish(model, file, "GGUF")
-    return model.eval(), tokenizer
+    _make_plain(model)
+    if bits is not None and not quantised:
+        _warn_of_floats(file, "GGUF", model.dtype)
+    return model.eval(), tokenizer, bits
+
+
+def _read_types(file: Path) -> tuple[torch.dtype | None, int | None]:
+    """(number type, None) of most weights in the matrices of a GGUF file of floats; else (None, bits of each)."""
+    import gguf
+
+    floats = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    counts = Counter[gguf.GGMLQuantizationType]()
+    for tensor in gguf.GGUFReader(file).tensors:
+        if len(tensor.shape) > 1:
+            counts[tensor.tensor_type] += int(tensor.n_elements)
+    rounded = {kind: count for kind, count in counts.items() if kind.name not in floats}
+    if not rounded:
+        return floats[counts.most_common(1)[0][0].name] if counts else None, None
+    block, size = gguf.GGML_QUANT_SIZES[max(rounded, key=lambda kind: rounded[kind])]
+    return None, 8 * size // block

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
-from secateur.subjects.transformer import low_rank, saving
+from secateur.subjects.transformer import files, low_rank, saving
 from secateur.subjects.transformer.layout import Widths
 from secateur.subjects.transformer.steps import CachedPass, ForwardPass
 from secateur.subjects.transformer.subject import Transformer
@@ -29,7 +29,9 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
 
     A language model generates: position_ids [batch, sequence] and past_key_values.I.key and .value [batch, KV heads,
     past, head size] go in too, with a mask [batch, past + sequence]; present.I.key and .value come out, by the names
-    that Optimum and onnxruntime's generators know. past is 0 for a prompt. I counts the layers that have attention.
+    that Optimum and onnxruntime's generators know. past is 0 for a prompt. I counts the layers that have attention, and
+    leaves out those that have lost it: a generator must take names and shapes from the file and not from config.json,
+    whose layers count all. (Where none has attention, all are there, with one head of width 1 that counts tokens.)
     One that keeps other states is written without them, which a note says.
 
     The file is run under onnxruntime on inputs of other sizes than the traced ones, with padding; `NumericalError` if
@@ -46,6 +48,9 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
         _write_generating(whole, folder / "model.onnx") if whole.causal else _write_pass(whole, folder / "model.onnx")
     )
     subject.model.config.save_pretrained(folder)
+    config = files.read_json(folder / "config.json")
+    config.pop("auto_map", None)  # the modelling file does not go along
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if whole.causal and subject.model.generation_config is not None:
         subject.model.generation_config.save_pretrained(folder)
     if subject.tokenizer is not None:

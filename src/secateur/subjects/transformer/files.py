@@ -35,7 +35,7 @@ def read_json(path: Path) -> Any:
     """A JSON file of a checkpoint; `ModelError` when it can't be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
         raise ModelError(f"{path} is damaged ({error}): fetch the model again") from error
 
 

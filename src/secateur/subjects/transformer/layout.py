@@ -253,7 +253,8 @@ class Layout:
         tables: Mapping[str, Mapping[str, Axes]] = {"": family.shared}
         if inner.startswith(f"{family.layers}."):
             number, _, module = module.removeprefix(f"{family.layers}.").partition(".")
-            layer, tables = int(number), self._layer_tables[int(number)]
+            layer = int(number) if number.isdecimal() and len(number) < 10 else -1  # an adapter may name any
+            tables = self._layer_tables[layer] if 0 <= layer < len(self._layer_tables) else {}
         for kind, table in tables.items():
             if f"{module}.{leaf}" in table:
                 return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])

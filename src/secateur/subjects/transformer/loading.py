@@ -86,8 +86,7 @@ def open_subject(
         _check_finite(source)
         return make_subject(source, family, tokenizer)
     if str(source).endswith(".gguf") and Path(source).expanduser().is_file():
-        made, own = dequantising.read_gguf(Path(source).expanduser(), dtype)
-        return open_subject(made, tokenizer=tokenizer or own)
+        return _open_gguf(Path(source).expanduser(), tokenizer, dtype, quantised)
     folder = _local(source)
     root, modules = _layout(folder)
     _check_folder(root, trust_remote_code)
@@ -101,6 +100,20 @@ def open_subject(
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
         subject.stored = Stored(_bits(method), float(stored))
     low_rank.restore(subject.model, root / low_rank.FOLDER)
+    return subject
+
+
+def _open_gguf(
+    file: Path, tokenizer: Tokenizer | None, dtype: torch.dtype | str | None, quantised: bool
+) -> Transformer:
+    """The model in a GGUF file. Its folder is what lies beside it, licence and card too, if no other model does."""
+    model, own, bits = dequantising.read_gguf(file, dtype, quantised=quantised)
+    subject = open_subject(model, tokenizer=tokenizer or own)
+    if bits is not None and quantised:
+        subject.stored = Stored(bits, float(file.stat().st_size))
+    others = {path for pattern in ("*.gguf", "*.safetensors", "config.json") for path in file.parent.glob(pattern)}
+    if others == {file}:
+        subject.folder = file.parent
     return subject
 
 

@@ -161,6 +161,8 @@ def _indices(text: str) -> Tensor:
 
 def _rows(texts: Iterable[str]) -> Tensor:
     rows = [_indices(text) for text in texts]
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("its experts keep unequal numbers of neurons")
     return torch.stack(rows) if rows else torch.zeros(0, 0, dtype=torch.long)
 
 

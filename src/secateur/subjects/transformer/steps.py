@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from secateur.errors import UnsupportedError
+from secateur.formats.reload import Removed
 from secateur.subjects.transformer.subject import Transformer, positions
 
 __all__ = ["CachedPass", "CachedStep", "ForwardPass", "check_decodes", "decode", "flatten_step"]
@@ -70,8 +71,9 @@ class CachedPass(nn.Module):
     """Tokens behind a cache of any length, none too, with padding: what exporters write of a decoder that generates.
 
     forward(input_ids [B, S], attention_mask [B, P + S], position_ids [B, S], key [B, KV, P, D] and value of each layer
-    that has them) gives the logits [B, S, V] and keys and values of all P + S tokens. Nothing falls out of a sliding
-    window's cache: the model's own mask hides it.
+    that has them) gives the logits [B, S, V] and keys and values of all P + S tokens. A layer that has lost its
+    attention has none: the marks by which it counts tokens are made as long as the others' keys. Nothing falls out of a
+    sliding window's cache: the model's own mask hides it.
 
     Raises `UnsupportedError` where the model keeps other states than keys and values.
     """
@@ -88,6 +90,11 @@ class CachedPass(nn.Module):
         plain = (DynamicLayer, DynamicSlidingWindowLayer)
         if not filled or not all(type(layer) in plain for layer in cache.layers):
             raise UnsupportedError(f"a {type(subject.model).__name__} keeps other states than keys and values")
+        lost = {module.layer for module in subject.model.modules() if isinstance(module, Removed)}
+        self.marks = [index for index, _ in filled if index in lost]
+        if len(self.marks) == len(filled):
+            self.marks = []  # nothing else would tell how many tokens there were
+        filled = [(index, layer) for index, layer in filled if index not in self.marks]
         self.layers = [index for index, _ in filled]
         self.sizes = [
             (tensor.shape[1], tensor.shape[3]) for _, layer in filled for tensor in (layer.keys, layer.values)
@@ -99,11 +106,13 @@ class CachedPass(nn.Module):
     ) -> tuple[Tensor, ...]:
         """The logits, and the cache behind the tokens."""
         cache = DynamicCache()
-        for index, key, value in zip(self.layers, past[::2], past[1::2], strict=True):
-            cache.update(key, value, index)
+        held = dict(zip(self.layers, zip(past[::2], past[1::2], strict=True), strict=True))
+        mark = past[0].new_zeros(past[0].shape[0], 1, past[0].shape[2], 1)
+        for index in sorted([*self.layers, *self.marks]):
+            cache.update(*held.get(index, (mark, mark)), index)
         logits = self.call(input_ids, position_ids, cache, attention_mask)
-        held = [cache.layers[index] for index in self.layers]
-        return (logits, *(tensor for layer in held for tensor in (layer.keys, layer.values)))
+        layers = [cache.layers[index] for index in self.layers]
+        return (logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
     def make_inputs(self, subject: Transformer, batch: int, past: int, length: int) -> tuple[Tensor, ...]:
         """What `forward` takes, of random tokens; the last sequence is shorter and padded on the left."""
