@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from pictures import class_folder, mask_folder
 from secateur.data import examples, masks, transforms
 from secateur.errors import DataError, InputError
+from secateur.runs.backends.network import Network
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
 
 
 def test_a_folder_of_images_and_masks_is_read_with_its_names(tmp_path):
@@ -119,6 +123,20 @@ def test_a_label_that_is_no_class_of_the_network_is_refused_where_it_is_read(tmp
     assert set(data.take([0]).batch()["labels"].unique().tolist()) <= {masks.IGNORED, 0, 1, 2}
     with pytest.raises(DataError, match=f"001.tif {words}"):
         data.batch()
+
+
+@pytest.mark.parametrize("bits", [np.uint8, np.uint16])
+def test_255_is_no_class_of_a_small_network_in_masks_of_any_depth(tmp_path, bits):
+    mask_folder(tmp_path, 2)
+    for file in (tmp_path / "masks").iterdir():
+        drawn = np.asarray(Image.open(file)).astype(bits)
+        drawn[:4] = 255
+        Image.fromarray(drawn).save(file)
+    data = examples.with_transform(examples.read(tmp_path), "none", 24, workers=0)
+    fitted = Network().fit_data(data, Traced(nn.Conv2d(3, 3, 1).eval(), Example((torch.zeros(1, 3, 24, 24),))))
+    assert set(fitted.batch()["labels"].unique().tolist()) <= {masks.IGNORED, 0, 1, 2}
+    with pytest.raises(DataError, match="has the label 2: the model has 2 classes"):
+        Network().fit_data(data, Traced(nn.Conv2d(3, 2, 1).eval(), Example((torch.zeros(1, 3, 24, 24),))))
 
 
 def test_images_without_masks_are_left_out_and_said(tmp_path):

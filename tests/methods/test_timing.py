@@ -93,6 +93,8 @@ def test_a_speedup_far_out_of_reach_is_refused_before_the_table_is_timed(monkeyp
         timing.time_blocks(subject(), "heads", [0, 8], 2, 8, budgets=far)
     assert asked == [{"dense", "rest"}]
     assert refused.value.reachable == 0.1
+    with pytest.raises(InfeasibleError, match=r"^budget latency=33.33ms can't be met"):
+        timing.refuse_far([Budget.parse("latency=33.33333333ms")], len, len)
     timing.refuse_far([Budget.parse("speedup=8x"), Budget.parse("latency=60ms")], len, len)
 
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -82,6 +84,63 @@ def test_a_larger_budget_keeps_a_superset(problem, one_share, other_share, scope
         return
     more = ranking.by_budget(units, scores, f"tokens={large}", scope=scope)
     assert all((more.keep[name] | ~less.keep[name]).all() for name in units)
+
+
+@given(problems(), st.integers(1, 3), st.floats(0.05, 1.0), st.sampled_from(["global", "local"]))
+@settings(max_examples=100, deadline=None)
+def test_evened_sites_keep_equally_many_and_as_many_as_fit(problem, copies, share, scope):
+    units, scores = problem
+    rng = np.random.default_rng(copies)
+    for name, site in list(units.sites.items()):
+        for number in range(1, copies):
+            units.sites[f"{number}.{name}"] = replace(site, name=f"{number}.{name}")
+            scores[f"{number}.{name}"] = rng.permutation(scores[name])
+    budget = Budget.parse(f"tokens={share},seconds={share}")
+    limits = budget.absolute(units.cost())
+    try:
+        keep = ranking.by_budget(units, scores, budget, scope=scope).keep
+    except InfeasibleError:
+        return
+    evened = ranking.even_out(units, scores, keep, budget)
+
+    def fits(masks):
+        cost = units.cost(masks)
+        return all(cost[measure] <= limit for measure, limit in limits.items())
+
+    assert fits(evened.keep)
+    assert evened.spent == units.cost(evened.keep)
+    levels = {n: [int(m.sum()) for m in ranking_levels(units, scores, n)] for n in units}
+    groups = {}
+    for name, site in units.sites.items():
+        groups.setdefault((site.kind, site.count), []).append(name)
+    for names in groups.values():
+        common = sorted(set.intersection(*(set(levels[name]) for name in names)))
+        if min(common) > min(int(keep[name].sum()) for name in names):
+            continue  # their rules have no such count in common
+        (count,) = {int(evened.keep[name].sum()) for name in names}
+        more = [level for level in common if level > count][:1]
+        assert not more or not fits(dict(evened.keep) | {
+            name: next(m for m in ranking_levels(units, scores, name) if m.sum() == more[0]) for name in names
+        })  # fmt: skip
+
+
+def ranking_levels(units, scores, name):
+    """The selections of one site, largest first, as shares of it ask for them."""
+    site = units[name]
+    found = [ranking.by_shares(units, scores, {name: kept / site.count})[name] for kept in range(site.count + 1)]
+    return [np.ones(site.count, bool), *found]
+
+
+def test_evened_sites_fill_the_budget():
+    """Those that keep least set the pace of all, and what the others gave stayed unused."""
+    sizes = {"a.same": 12, "b.same": 12, "c.other": 10}
+    units = Units({name: Site(name, size, {"units": np.ones(size)}) for name, size in sizes.items()})
+    scores = {name: np.arange(float(size)) for name, size in sizes.items()}
+    keep = {name: scores[name] >= least for name, least in zip(sizes, (10, 0, 10), strict=True)}
+    evened = ranking.even_out(units, scores, keep, "units=15")
+    assert [int(evened.keep[name].sum()) for name in units] == [5, 5, 5]
+    held = ranking.even_out(units, scores, keep, "units=15", held=["a.same"])
+    assert [int(held.keep[name].sum()) for name in units] == [2, 2, 10]
 
 
 @given(problems())

@@ -130,12 +130,16 @@ class Masks:
             found.append(moved.long())
         return torch.stack(found) if found else torch.zeros(0, *images.shape[2:], dtype=torch.long)
 
-    def count_classes(self, images: Images) -> NDArray[np.int64]:
-        """[classes]: pixels of each class in a sample of the images' masks, evenly spaced."""
+    def count_classes(self, images: Images, classes: int | None = None) -> NDArray[np.int64]:
+        """[classes]: pixels of each class in a sample of the images' masks, evenly spaced.
+
+        classes: of a network: where these are no more than 255, the value 255 is no class in masks of any depth.
+        """
         counts = np.zeros(1, np.int64)
         for place in images.places[_sample(len(images))].tolist():
             mask = self.original(place)
-            own = torch.bincount(mask[mask >= 0]).numpy()
+            void = classes is not None and classes <= _VOID
+            own = torch.bincount(mask[(mask >= 0) & ~((mask == _VOID) & void)]).numpy()
             longer = np.zeros(max(len(counts), len(own)), np.int64)
             longer[: len(counts)] += counts
             longer[: len(own)] += own

@@ -17,7 +17,12 @@ __all__ = ["cut_with_retries", "open_student"]
 
 
 def cut_with_retries(
-    subject: Traced, select: Callable[[], Selection], *, offsets: bool = False, seed: int | None = None
+    subject: Traced,
+    select: Callable[[], Selection],
+    *,
+    offsets: bool = False,
+    seed: int | None = None,
+    prove: bool = True,
 ) -> tuple[Selection, Traced, Cut]:
     """What stays of `subject`, the smaller network, and the receipt.
 
@@ -36,6 +41,7 @@ def cut_with_retries(
         select: gives what stays, within the budget.
         offsets: fold the constants that channels leave behind into what reads them; see `Traced.cut`.
         seed: of the noise by which these constants are found; the caller's generator unless given.
+        prove: compare the outputs; without it a cut fails only where the smaller network can't be built.
 
     Raises what `select` raises, such as `InfeasibleError` once too much has to stay, and `ModelError` where no site
     explains the fault.
@@ -47,7 +53,7 @@ def cut_with_retries(
                 stack.enter_context(torch.random.fork_rng(devices=[]))
                 torch.manual_seed(seed)
             try:
-                small, cut = subject.cut(selection, offsets=offsets)
+                small, cut = subject.cut(selection, offsets=offsets, prove=prove)
             except CutError as error:
                 subject.without(error.fault, selection)
                 continue

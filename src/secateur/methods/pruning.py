@@ -151,11 +151,13 @@ def prune_subject(
     normalise: ranking.Normalise | None = None,
     offsets: bool = False,
     even: bool = False,
+    prove: bool = True,
 ) -> tuple[Selection, Traced, Cut]:
     """What is kept of a subject within the budget, the smaller one, and the receipt: `prune` of what is open already.
 
-    even: sites of one kind and size keep equally many units. rate: of `make_scorer`. What can't be cut after all, is
-    noted in `subject`. Raises as `prune` does.
+    even: sites of one kind and size keep equally many units. rate: of `make_scorer`. prove: whether outputs are
+    compared with those of the silenced original; leave it out for a look at widths alone. What can't be cut after all,
+    is noted in `subject`. Raises as `prune` does.
     """
     if isinstance(scope, Mapping):
         unknown = sorted(set(scope) - set(subject.coupling.sites))
@@ -183,9 +185,9 @@ def prune_subject(
         )
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget.brief()} would change nothing: every unit fits in it; ask for less")
-        return ranking.even_out(units, scores, selection.keep) if even else selection
+        return ranking.even_out(units, scores, selection.keep, budget, chosen) if even else selection
 
-    selection, small, cut = cut_with_retries(subject, select, offsets=offsets)
+    selection, small, cut = cut_with_retries(subject, select, offsets=offsets, prove=prove)
     if scope == "local" and not shares:
         cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
     return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut

@@ -230,8 +230,8 @@ def refuse_far(
         if "latency" in budget and budget["latency"].absolute(whole) < _FAR * least:
             reachable = math.floor(10 * _SAFE * whole / least) / 10
             raise InfeasibleError(
-                f"budget {budget} can't be met: without heads and neurons the model is about {whole / least:.2g}x as "
-                f"fast; ask for at most speedup={reachable:g}x", least,
+                f"budget {budget.brief()} can't be met: without heads and neurons the model is about "
+                f"{whole / least:.2g}x as fast; ask for at most speedup={reachable:g}x", least,
             )  # fmt: skip
 
 

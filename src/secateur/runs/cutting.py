@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain, combinations
+from itertools import chain, combinations, islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import InfeasibleError, InputError
+from secateur.errors import InputError, SecateurError
 from secateur.methods import pruning
 from secateur.recover.training import dense, objectives
 from secateur.runs import configs, executor, keywords
@@ -104,35 +106,64 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     return {name: value for name, value in found.items() if name != "recipe"}
 
 
-def _cut_described(
-    choose: Callable[[Traced, Budget], tuple[Selection, Traced, Cut]], whole: Traced, budget: Budget
-) -> tuple[Selection, Traced, Cut]:
+_TRIES = 8
+"""Cuts that are looked at for one that a config describes."""
+_LOPSIDED = 0.5
+"""Of the share that the plain cut keeps of a site, how much a described one has to keep: a network that is sound goes
+before a config that says what it is."""
+_PATIENCE = 2.0
+"""Seconds after which the search says what it does."""
+_REASON = "stays whole, so that the config says what is left"
+
+
+class _Choose(Protocol):
+    """`pruning.prune_subject` with all but the subject, the budget and the proof."""
+
+    def __call__(self, subject: Traced, budget: Budget, *, prove: bool = True) -> tuple[Selection, Traced, Cut]: ...
+
+
+def _cut_described(choose: _Choose, whole: Traced, budget: Budget) -> tuple[Selection, Traced, Cut]:
     """The cut, with as few kinds of sites left whole as let a config say what is left; none whole if none says it.
 
-    Classes compute sizes from one another, such as a head's from the hidden size. Raises what the first try raises
-    where the budget can't be met.
+    Classes compute sizes from one another, such as a head's from the hidden size. Variants are looked at before they
+    are proved, and left where a site keeps less than `_LOPSIDED` allows. Raises what the first try raises where the
+    budget can't be met.
     """
+    started = time.monotonic()
+    plain = choose(whole, budget)
+    if pretrained.describes(plain[1].model):
+        return plain
     free: dict[tuple[str, int], list[str]] = {}
     for site in whole.units().free():
         free.setdefault((site.kind, site.count), []).append(site.name)
-    several = chain.from_iterable(combinations(free, many) for many in range(min(3, len(free))))
-    first: tuple[Selection, Traced, Cut] | None = None
-    for left in several:
-        trial = whole.copy() if left else whole
-        trial.protect([name for group in left for name in free[group]])
+    rarest = sorted(free, key=lambda group: group[1] * len(free[group]))  # what costs the fewest units to leave
+    several = chain.from_iterable(combinations(rarest, many) for many in range(1, min(3, len(free))))
+    for number, left in enumerate(islice(several, _TRIES - 1), 2):
+        if time.monotonic() - started > _PATIENCE:
+            print(f"prune: looks for a cut that a config describes: try {number}", file=sys.stderr, flush=True)
+        trial = whole.copy()
+        trial.protect([name for group in left for name in free[group]], _REASON)
         try:
-            found = choose(trial, budget)
-        except InfeasibleError:
-            if not left:
-                raise
+            selection, small, _ = choose(trial, budget, prove=False)
+            if not (_is_balanced(selection, plain[0]) and pretrained.describes(small.model)):
+                continue
+            selection, small, cut = choose(trial, budget)
+        except SecateurError:  # out of the budget's reach, or no cut
             continue
-        first = first or found
-        if pretrained.describes(found[1].model):
+        if _is_balanced(selection, plain[0]) and pretrained.describes(small.model):
             said = ", ".join(f"{kind} of {count}" for kind, count in left)
-            note = f"{said} stay whole, so that the config says what is left: even=false cuts them as well"
-            return (*found[:2], replace(found[2], notes=(*found[2].notes, note))) if left else found
-    assert first is not None
-    return first
+            note = f"{said} stay whole, so that the config says what is left: --no-even (even=False) cuts them as well"
+            return selection, small, replace(cut, notes=(*cut.notes, note))
+    return plain
+
+
+def _is_balanced(selection: Selection, plain: Selection) -> bool:
+    """Whether each site keeps at least `_LOPSIDED` of the share that the plain cut keeps of it."""
+    return all(
+        float(mask.sum()) >= _LOPSIDED * float(plain.keep[name].sum())
+        for name, mask in selection.keep.items()
+        if name in plain.keep
+    )
 
 
 _UNMEASURED = "quality was not measured: no data was given"

@@ -22,7 +22,9 @@ from secateur.reports import display
 from secateur.runs.backends import Data
 from secateur.runs.backends.language import Language, stored_bytes
 from secateur.runs.cards import write_export_card
-from secateur.subjects import Transformer, matrices, open_streamed, open_subject
+from secateur.subjects import Traced, Transformer, matrices, open_streamed, open_subject
+from secateur.subjects.network import pretrained
+from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import blocks, dequantising, gguf_export, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.streamed import Streamed
@@ -93,10 +95,26 @@ def _open(folder: str | Path, to: str, *, stream: bool = False) -> object:
     if not (Path(folder) / "cut.json").is_file():
         if "int" in to and (Path(folder) / "config.json").is_file():
             dequantising.refuse_twice(Path(folder))
-        return open_subject(folder)
+        return _open_model(folder, to)
     if to != "onnx":
-        raise UnsupportedError(f"{folder} holds a network, which {to} can't hold: choose onnx")
+        raise UnsupportedError(_ONNX_ALONE.format(folder=folder, to=to))
     return onnx_files.load_program(folder)
+
+
+_ONNX_ALONE = "{folder} holds a network, which {to} can't hold: choose onnx"
+
+
+def _open_model(folder: str | Path, to: str) -> Transformer | Traced:
+    """A language model, or as a network what reads no texts, and for ONNX what no family of theirs fits."""
+    if pretrained.reads_texts(folder):
+        try:
+            return open_subject(folder)
+        except UnsupportedError:
+            if to != "onnx" or not pretrained.is_pretrained(folder):
+                raise
+    elif to != "onnx":
+        raise UnsupportedError(_ONNX_ALONE.format(folder=folder, to=to))
+    return open_network(str(folder))
 
 
 def write(
@@ -109,6 +127,8 @@ def write(
     folder.mkdir(exist_ok=True)
     if isinstance(subject, Streamed):
         return _write_streamed(subject, folder, to)
+    if isinstance(subject, Traced):  # in float32, as its example inputs are given
+        return onnx_files.write_module(subject.model.float(), *subject.inputs.fresh(), folder / "model.onnx")
     if not isinstance(subject, Transformer):
         return onnx_files.write_program(subject, folder / "model.onnx")
     if to == "onnx":

@@ -20,6 +20,7 @@ from secateur.reports import display, evidence
 from secateur.reports.details import Details
 from secateur.runs import backends, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Row, Source
+from secateur.subjects.network.opening import is_saved
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject
 
 __all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "measure", "with_threads"]
@@ -404,7 +405,8 @@ def measure(
         from secateur.runs.distilling import ensembles  # one model does without
 
         names = ensembles.name_models(others)
-    backend = backends.of_source(next(iter(others), model))
+    # A language model that was cut as a network is compared with its original as a network.
+    backend = backends.of_source(model if is_saved(model) else next(iter(others), model))
     model, others = backend.load_any(model), [backend.load_any(source) for source in others]
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")

@@ -7,7 +7,7 @@ many per `group`, `coupled` units together); ties keep the lower index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
@@ -64,19 +64,43 @@ def by_shares(units: Units, scores: Scores, shares: Mapping[str, float]) -> dict
     return keep
 
 
-def even_out(units: Units, scores: Scores, keep: Mapping[str, Array]) -> Selection:
-    """The same with sites of one kind and size keeping equally many units, as many as the one that keeps least.
+def even_out(
+    units: Units, scores: Scores, keep: Mapping[str, Array], budget: Budget | str, held: Collection[str] = ()
+) -> Selection:
+    """The same with sites of one kind and size keeping equally many units, as many as the budget lets all of them keep.
 
-    keep: site -> [count] booleans, within a budget: what is left is within it too.
+    Each group of such sites starts from the one that keeps least. Then all groups rise to the largest share of their
+    units that fits in common; a group whose next step does not fit stays, and the others rise on. In the end one more
+    step of any group would not fit.
+
+    keep: site -> [count] booleans, within the budget. held: sites whose groups don't rise. Sites whose rules have no
+    such count in common stay as they are.
     """
-    free = [site for site in units.free() if site.name in keep]
-    least: dict[tuple[str, int], float] = {}
-    for site in free:
-        group = (site.kind, site.count)
-        least[group] = min(least.get(group, 1.0), float(keep[site.name].sum()) / site.count)
-    chosen = by_shares(units, scores, {site.name: least[site.kind, site.count] for site in free})
-    evened = {name: mask_like(chosen[name], mask) if name in chosen else mask for name, mask in keep.items()}
-    return Selection(evened, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in evened.items()}))
+    plain = _in_numpy(units)
+    limits = Budget.parse(budget).absolute(plain.cost())
+    masks = {name: as_numpy(mask, bool) for name, mask in keep.items()}
+    alike: dict[tuple[str, int], dict[str, _Chain]] = {}
+    for site in units.free():
+        if site.name in keep:
+            alike.setdefault((site.kind, site.count), {})[site.name] = _chain(site, _scores_of(site, scores))
+    groups = list[_Group]()
+    for (_, count), chains in alike.items():
+        kept = np.unique(reduce(np.intersect1d, (chain.kept for chain in chains.values())))  # ascending
+        within = np.flatnonzero(kept <= min(masks[name].sum() for name in chains))
+        if within.size:
+            groups.append(_Group(chains, kept, kept / count, int(within[-1])))
+
+    def fits(places: Sequence[int]) -> bool:
+        chosen = dict(masks)
+        for group, place in zip(groups, places, strict=True):
+            chosen |= group.masks(place)
+        cost = plain.cost(chosen)
+        return all(cost[measure] <= limit for measure, limit in limits.items())
+
+    places = _raise_in_common(groups, {n for n, group in enumerate(groups) if not set(held) & set(group.chains)}, fits)
+    for group, place in zip(groups, places, strict=True):
+        masks |= group.masks(place)
+    return Selection({name: mask_like(mask, keep[name]) for name, mask in masks.items()}, plain.cost(masks))
 
 
 def by_budget(
@@ -193,6 +217,49 @@ def fewest(units: Units, floors: Mapping[str, int] | None = None) -> Selection:
         chain = _chain(replace(site, minimum=floor), np.zeros(site.count))
         keep[site.name] = chain.step >= len(chain.value)
     return Selection(keep, _in_numpy(units).cost(keep))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Group:
+    """Sites that keep equally many units: the counts that they have in common, and the one they start from."""
+
+    chains: Mapping[str, _Chain]
+    kept: np.ndarray  # [levels], ascending
+    shares: np.ndarray  # [levels]: of the units of a site
+    start: int
+
+    def masks(self, place: int) -> dict[str, np.ndarray]:
+        """Site -> [count] booleans of the units that stay at a level."""
+        count = self.kept[place]
+        return {name: one.step >= np.flatnonzero(one.kept == count)[0] for name, one in self.chains.items()}
+
+
+def _raise_in_common(
+    groups: Sequence[_Group], rising: Collection[int], fits: Callable[[Sequence[int]], bool]
+) -> list[int]:
+    """The level of each group, of which those that are `rising` have risen together as long as it fits."""
+    places = [group.start for group in groups]
+    active = set(rising)
+    while active:
+        shares = np.unique(np.concatenate([groups[n].shares for n in active]))
+        low, high = 0, len(shares)  # below all levels it fits
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if fits(_reach(groups, places, active, shares[middle])) else (low, middle)
+        places = _reach(groups, places, active, shares[low - 1]) if low else places
+        for n in sorted(active):
+            if places[n] + 1 == len(groups[n].kept) or not fits([*places[:n], places[n] + 1, *places[n + 1 :]]):
+                active.remove(n)
+        if active:  # several can take a step, though not all at once
+            lowest = min(active, key=lambda n: groups[n].shares[places[n] + 1])
+            places[lowest] += 1
+    return places
+
+
+def _reach(groups: Sequence[_Group], places: Sequence[int], active: Collection[int], share: float) -> list[int]:
+    """The levels where the `active` groups keep at most this share, or what they have already."""
+    tops = {n: int(np.searchsorted(groups[n].shares, share, side="right")) - 1 for n in active}
+    return [max(place, tops.get(n, place)) for n, place in enumerate(places)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from secateur._utils import plugins
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.network import pretrained
 from secateur.subjects.network.opening import is_saved, load_saved, open_network, open_saved
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.subjects.transformer import loading
@@ -30,7 +31,14 @@ def load(path: str | Path, *, original: nn.Module | str | None = None) -> nn.Mod
     if is_saved(path):
         return load_saved(path, original).eval()
     _refuse(path, original=original)
-    model: nn.Module = loading.load(path)
+    model: nn.Module
+    if not pretrained.reads_texts(loading.locate(path)):
+        model = loading.read_any(path)
+        return model
+    try:
+        model = loading.load(path)
+    except UnsupportedError:  # of no family of language models
+        model = loading.read_any(path)
     return model
 
 

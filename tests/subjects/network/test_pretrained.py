@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    SiglipConfig,
+    SiglipModel,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -21,9 +24,11 @@ from transformers import (
 
 import secateur
 from secateur import cli
-from secateur.runs import backends, cutting
+from secateur.errors import InputError
+from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import opening, pretrained
+from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -41,7 +46,7 @@ MODELS = {
         LlamaConfig(**SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
     ),
     "two stacks": lambda: T5ForConditionalGeneration(
-        T5Config(**SMALL, d_model=40, d_kv=8, d_ff=80, num_layers=1, num_heads=5, decoder_start_token_id=0)
+        T5Config(**SMALL, d_model=40, d_kv=8, d_ff=240, num_layers=1, num_heads=5, decoder_start_token_id=0)
     ),
 }  # fmt: skip
 CODE = """
@@ -60,6 +65,7 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     model = MODELS[kind]().eval()
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "LICENSE").write_text("as it is")
+    (tmp_path / "model" / "cut_map.json").write_text("{}")  # by which adapters of an earlier original are cut
     if kind == "pixels":
         ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     small = tmp_path / "small"
@@ -67,17 +73,58 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     assert cli.main(["prune", str(tmp_path / "model"), "--budget", budget, "--out", str(small)]) == 0
     capsys.readouterr()
     assert (small / "LICENSE").read_text() == "as it is"
+    assert not (small / "cut_map.json").exists()
     assert (small / "preprocessor_config.json").is_file() == (kind == "pixels")
     torch.save(inputs := pretrained.make_inputs(model), tmp_path / "inputs.pt")
     run_without_secateur(CODE, tmp_path)
     found = torch.load(tmp_path / "logits.pt", weights_only=True)
-    again = pretrained.open_pretrained(small)
+    again = secateur.load(small)
+    assert type(again) is type(model)
     now, before = (sum(one.numel() for one in each.parameters()) for each in (again, model))
     assert now <= 0.8 * before
     with torch.no_grad():
         torch.testing.assert_close(found, again(**inputs).logits)
     assert isinstance(backends.of_source(str(small)), Network) == (kind in ("pixels", "sound"))
     opening.open_network(small).forward()
+    if kind != "texts":
+        exporting.export(small, "onnx", tmp_path / "onnx")
+    if kind == "pixels":
+        compare_with_the_original(small, tmp_path)
+
+
+def compare_with_the_original(small: Path, place: Path) -> None:
+    """Its folder is taken to be measured against, and to learn from."""
+    rng = np.random.default_rng(0)
+    inputs, labels = rng.normal(size=(8, 3, 32, 32)).astype(np.float32), rng.integers(0, 3, 8)
+    np.savez(place / "images.npz", inputs=inputs, labels=labels)
+    rows = measuring.measure(small, place / "model", place / "images.npz", batch=4, pairs=6)
+    assert "probability_loyalty" in rows["both"]
+    secateur.distill(small, place / "model", place / "images.npz", place / "taught", steps=1, batch=4)
+    assert type(secateur.load(place / "taught")) is ViTForImageClassification
+
+
+def test_a_model_of_text_and_image_is_given_both() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, vision = {**sizes, "vocab_size": 64}, {**sizes, "image_size": 16, "patch_size": 8}
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    assert set(pretrained.make_inputs(model)) == {"input_ids", "pixel_values"}
+    assert set(pretrained.make_inputs(MODELS["texts"]())) == {"input_ids", "use_cache"}
+
+
+def test_the_shape_of_tokens_gives_tokens() -> None:
+    model = MODELS["two stacks"]().eval()
+    subject = opening.open_network(model, "3x8")
+    assert subject.inputs.kwargs["input_ids"].shape == (3, 8)
+    subject.forward()
+    with pytest.raises(InputError, match=r"takes tokens \[B, T\], and not inputs of \[1, 3, 8\]"):
+        opening.open_network(model, "1x3x8")
+
+
+def test_a_config_does_not_go_before_the_network() -> None:
+    """A cut that keeps less than half of what the plain one keeps of a site is not taken for its config."""
+    wide, thin = (Selection({"a": np.arange(64) < count, "b": np.ones(8, bool)}, {}) for count in (40, 6))
+    assert cutting._is_balanced(Selection({"a": np.arange(64) < 20}, {}), wide)
+    assert not cutting._is_balanced(thin, wide)
 
 
 def test_what_no_config_describes_is_kept_as_a_network_and_comes_back(tmp_path: Path) -> None:
@@ -90,13 +137,28 @@ def test_what_no_config_describes_is_kept_as_a_network_and_comes_back(tmp_path: 
     assert secateur.load(tmp_path / "small") is not None
 
 
+def test_a_text_model_of_unequal_layers_is_compared_with_its_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    MODELS["texts"]().save_pretrained(tmp_path / "model")
+    secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small", even=False)
+    rows = measuring.measure(tmp_path / "small", tmp_path / "model", batch=2, pairs=6)
+    assert rows["model"]["params"].value < rows["against"]["params"].value
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     MODELS["texts"]().save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
+    MODELS["texts"]().save_pretrained(tmp_path / "st")
+    (tmp_path / "st" / "modules.json").write_text('[{"path": "", "type": "sentence_transformers.models.Transformer"}]')
     capsys.readouterr()
-    for source, words in (("empty", "names none"), ("cut", "is damaged or truncated"), ("./no", "no model at")):
+    for source, words in (
+        ("empty", "names none"),
+        ("st", "secateur run magnitude"),
+        ("cut", "is damaged or truncated"),
+        ("./no", "no model at"),
+    ):
         place = source if source.startswith(".") else str(tmp_path / source)
         assert cli.main(["prune", place, "--budget", "params=75%", "--out", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err

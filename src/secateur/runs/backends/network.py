@@ -92,6 +92,8 @@ class Network(Backend[Traced, Examples, Arguments]):
 
     def reopen(self, source: NetworkSource, original: Traced, device: str | None = None) -> Traced:
         """Another network on the inputs of `original`, or the folder of one that was cut from it."""
+        if isinstance(source, str | Path) and pretrained.is_pretrained(source):
+            return open_network(source, original.inputs)
         if isinstance(source, str | Path) and Path(source).is_dir():
             try:
                 return reload_traced(source, original.model, original.inputs)
@@ -331,7 +333,7 @@ def _limit_labels(data: Examples, subject: Traced) -> Examples:
     count = given.shape[1]
     if data.per_pixel:
         count = max(2, count)  # one logit tells two classes apart
-        low, high = 0, len(_count_pixels(data)) - 1
+        low, high = 0, len(_count_pixels(data, count)) - 1
         if data.labels is not None:
             labelled = data.labels[data.labels != segmentation.IGNORED[0]]
             low = int(labelled.min()) if len(labelled) else 0
@@ -344,10 +346,10 @@ def _limit_labels(data: Examples, subject: Traced) -> Examples:
     return data if data.masks is None else replace(data, masks=data.masks.limit(count))
 
 
-def _count_pixels(data: Examples) -> NDArray[np.int64]:
-    """[classes]: pixels of each class; of masks in files in a sample."""
+def _count_pixels(data: Examples, classes: int | None = None) -> NDArray[np.int64]:
+    """[classes]: pixels of each class; of masks in files in a sample, as a network of so many `classes` has them."""
     if data.masks is not None and isinstance(data.inputs, Images):
-        return data.masks.count_classes(data.inputs)
+        return data.masks.count_classes(data.inputs, classes)
     masks = cast(Tensor, data.labels)
     counted = (masks >= 0) & (masks != segmentation.IGNORED[1])
     return torch.bincount(masks[counted], minlength=1).numpy()

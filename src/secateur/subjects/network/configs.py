@@ -102,7 +102,8 @@ def behind(model: nn.Module, paths: Iterable[str] | None = None) -> list[str]:
         notes.append(
             f"config: no config of {name} describes what is left (widths differ between layers, or its class computes "
             "one from another), so the config is still the original's: what save_pretrained writes, from_pretrained "
-            "won't load. Keep it by save() of secateur.subjects.open_traced's subject, and reload_traced"
+            "won't load. Folders that commands wrote, and save() of secateur.subjects.open_traced's subject, keep it, "
+            "and secateur.load opens them"
         )
     return notes
 

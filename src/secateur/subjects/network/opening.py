@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from secateur.subjects.network import detectors, files, pretrained
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.shrinking import history, remember
 from secateur.subjects.network.traced import Traced, reload_traced
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["NetworkSource", "build_network", "is_saved", "load_saved", "open_network", "open_saved"]
 
@@ -57,7 +60,7 @@ def build_network(
     """
     module, example = _build(model) if isinstance(model, str | Path) else (model, None)
     if inputs is not None:
-        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
+        example = _random_inputs(inputs, module) if isinstance(inputs, str) else inputs
     if example is None and first is not None:
         example = first(module)
     if example is None and isinstance(model, str | Path) and pretrained.is_pretrained(model):
@@ -86,7 +89,7 @@ def open_saved(folder: str | Path, original: nn.Module | str | None = None, inpu
     module, example = _build_original(folder, original)
     inputs = inputs if inputs is not None else _read_record(folder).get("inputs")
     if inputs is not None:
-        example = _random_inputs(inputs) if isinstance(inputs, str) else inputs
+        example = _random_inputs(inputs, module) if isinstance(inputs, str) else inputs
     return reload_traced(folder, module, _inputs_of_program(folder) if example is None else example)
 
 
@@ -163,9 +166,12 @@ def _inputs_of_program(folder: Path) -> Example:
     return Example(args, kwargs)
 
 
-def _random_inputs(shape: str) -> Tensor:
-    """Random numbers of a shape such as 1x3x224x224."""
+def _random_inputs(shape: str, module: nn.Module) -> object:
+    """Random numbers of a shape such as 1x3x224x224; tokens for a model of transformers that reads these."""
     sizes = shape.lower().split("x")
     if not all(number.isdigit() and int(number) for number in sizes):
         raise InputError(f"input {shape!r} is no shape: say for example 1x3x224x224")
-    return torch.rand([int(number) for number in sizes], generator=torch.Generator().manual_seed(0))
+    wanted = [int(number) for number in sizes]
+    if pretrained.takes_tokens(module):
+        return pretrained.make_inputs(cast("PreTrainedModel", module), wanted)
+    return torch.rand(wanted, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,9 @@ whose config describes it is a plain folder, as the original's was, with what re
 
 from __future__ import annotations
 
+import inspect
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,18 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils import plugins
+from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.traced import Traced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describes", "is_pretrained", "make_inputs", "open_pretrained", "reads_texts", "save"]
+__all__ = ["describes", "is_pretrained", "make_inputs", "open_pretrained", "reads_texts", "save", "takes_tokens"]
 
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "LICEN[SC]E*", "NOTICE*")
-"""What travels with the weights: tokenizer, processors, chat template, generation config, licence."""
-_WRITTEN = ("config.json", "cut.json", "evidence.json", "model.safetensors.index.json")
-"""What is written anew, or was the original's own record."""
+_BESIDE = (
+    "tokenizer*.json", "tokenizer*.model", "vocab*.json", "vocab*.txt", "merges*.txt", "*.model", "*.spm",
+    "special_tokens_map.json", "added_tokens.json", "normalizer.json", "*processor_config.json",
+    "feature_extractor*.json", "chat_template*", "*.jinja", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
+)  # fmt: skip
+"""What travels with the weights: what reads inputs and writes answers, and the licence. No record of the original."""
 _TOKENS = 12
+_IDS, _DRAWN = "input_ids", ("pixel_values", "input_values", "input_features")
+"""Names of inputs in transformers: ids of tokens, and images, samples of sound and frames."""
 
 
 def is_pretrained(source: object) -> bool:
@@ -50,36 +56,78 @@ def reads_texts(source: str | Path) -> bool:
 
 
 def open_pretrained(source: str | Path) -> PreTrainedModel:
-    """The model at `source`, of any class that transformers has. Raises as `subjects.open_subject` does."""
+    """The model at `source`, of any class that transformers has.
+
+    Raises as `subjects.open_subject` does, and `UnsupportedError` for a folder of sentence-transformers, whose other
+    modules would be lost.
+    """
     from secateur.subjects.transformer import loading  # which loads transformers
 
+    home = loading.locate(source)
+    if any((place / "modules.json").is_file() for place in (home, Path(source))):
+        raise UnsupportedError(
+            f"{source} is of sentence-transformers, whose pooling and other modules a cut as a network would lose: "
+            "use a recipe that keeps them, such as `secateur run magnitude` or `secateur run ziplm` (secateur list)"
+        )
     return loading.read_any(source)
 
 
-def make_inputs(model: PreTrainedModel, batch: int = 2) -> dict[str, Tensor | bool]:
-    """Short inputs of the model's own kind, drawn with a generator of their own: tokens, pixels, samples or frames."""
+def takes_tokens(model: nn.Module) -> bool:
+    """Whether a model of transformers takes ids of tokens first."""
+    return getattr(model, "main_input_name", "") == _IDS
+
+
+def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, Tensor | bool]:
+    """Short inputs of the model's own kind, drawn with a generator of their own: tokens, pixels, samples or frames.
+
+    Those of its main input alone where it runs on them, else of all that its class takes, as of text and image.
+    shape: of the tokens, [B, T], of a model that takes these. Raises `InputError` for one of other than two dimensions.
+    """
+    if shape and len(shape) != 2:
+        raise InputError(f"{type(model).__name__} takes tokens [B, T], and not inputs of {list(shape)}: say 2x12")
     draw, config = torch.Generator().manual_seed(0), model.config
-    text = config.get_text_config()
-    tokens = torch.randint(3, min(int(getattr(text, "vocab_size", 0) or 64), 30000), (batch, _TOKENS), generator=draw)
-    name = model.main_input_name
-    inputs: dict[str, Tensor] = {}
+    batch, length = shape or (2, _TOKENS)
+    vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0) or 64)
+    tokens = torch.randint(3, min(vocabulary, 30000), (batch, length), generator=draw)
+    main = model.main_input_name
+    rest: dict[str, Tensor | bool] = {}
+    if config.is_encoder_decoder:
+        rest["decoder_input_ids"] = tokens[:, : max(1, length // 2)]
+    if getattr(config, "use_cache", False):
+        rest["use_cache"] = False
+    first = _draw_input(model, main, draw) if main in _DRAWN else tokens
+    inputs: dict[str, Tensor | bool] = {main: first}
+    known = [name for name in inspect.signature(model.forward).parameters if name in (_IDS, *_DRAWN) and name != main]
+    if known and not _runs(model, inputs | rest):
+        inputs |= {name: tokens if name == _IDS else _draw_input(model, name, draw) for name in known}
+    return inputs | rest
+
+
+def _draw_input(model: PreTrainedModel, name: str, draw: torch.Generator) -> Tensor:
+    """Pixels [B, C, H, W], samples [B, T] or frames [B, mel bins, T], in the precision of the model."""
+    config, batch = model.config, 2
     if name == "pixel_values":
         part = getattr(config, "vision_config", None) or config
         size = getattr(part, "image_size", None) or 224
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        inputs[name] = torch.randn(batch, getattr(part, "num_channels", 3), *sides, generator=draw)
+        drawn = torch.randn(batch, getattr(part, "num_channels", 3), *sides, generator=draw)
     elif name == "input_values":
-        inputs[name] = torch.randn(batch, 16000, generator=draw)
-    elif name == "input_features":
+        drawn = torch.randn(batch, 16000, generator=draw)
+    else:
         bins = getattr(config, "num_mel_bins", None) or getattr(config, "feature_size", None) or 80
         frames = 2 * (getattr(config, "max_source_positions", None) or 100)
-        inputs[name] = torch.randn(batch, bins, frames, generator=draw)
-    else:
-        inputs[name] = tokens
-    if config.is_encoder_decoder:
-        inputs["decoder_input_ids"] = tokens[:, : _TOKENS // 2]
-    dtype, whole = model.dtype, {"use_cache": False} if getattr(config, "use_cache", False) else {}
-    return {key: one.to(dtype) if one.is_floating_point() else one for key, one in inputs.items()} | whole
+        drawn = torch.randn(batch, bins, frames, generator=draw)
+    return drawn.to(model.dtype)
+
+
+def _runs(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> bool:
+    place = model.device
+    try:
+        with torch.no_grad():
+            model(**{key: one.to(place) if isinstance(one, Tensor) else one for key, one in inputs.items()})
+    except Exception:  # whatever a class says against it
+        return False
+    return True
 
 
 def describes(model: nn.Module) -> bool:
@@ -105,5 +153,5 @@ def save(subject: Traced, folder: Path, original: str) -> None:
     home = loading.locate(original)
     for pattern in _BESIDE:
         for path in home.glob(pattern):
-            if path.is_file() and path.name not in _WRITTEN and not (folder / path.name).exists():
+            if path.is_file() and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)
