@@ -103,6 +103,8 @@ def _derive_and_keep(outline: PreTrainedModel, key: str) -> Family:
     torch.set_num_threads(1)  # its tensors are so small that threads would only wait for one another
     try:
         family = derive(outline)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}: secateur prune cuts it as any network") from error
     finally:
         torch.set_num_threads(threads)
     with writing(_file(key)) as path:
