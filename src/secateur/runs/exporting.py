@@ -83,6 +83,8 @@ def _load_line(folder: Path, to: str, name: str) -> str:
     """The lines of Python that load the form `to` in `folder`, which the reader knows as `name`."""
     if to == "onnx":
         return f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{name}/model.onnx")'
+    if to == "gguf":
+        return f'from llama_cpp import Llama\n\nmodel = Llama("{name}/model.gguf")'
     if to == "masks":
         return f'from safetensors.torch import load_file\n\nmasks = load_file("{name}/masks.safetensors")'
     return Language().load_line(folder, name)

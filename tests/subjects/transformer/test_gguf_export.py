@@ -22,6 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import secateur
 import tiny
 from secateur.errors import DataWarning, ModelError, UnsupportedError
 from secateur.subjects import Transformer, open_subject
@@ -330,6 +331,8 @@ def test_a_gguf_file_is_a_start(tmp_path):
     opened = open_subject(tmp_path / "model.gguf")
     small, _ = opened.cut(Selection({"layers": without(4, 2)}))
     small.save(tmp_path / "small")
+    place, _ = secateur.export(tmp_path / "small", "gguf")
+    assert 'Llama("gguf/model.gguf")' in (place / "README.md").read_text()
     again = open_subject(tmp_path / "small")
     assert again.tokenizer("the old tree").input_ids == subject.tokenizer("the old tree").input_ids
     to_gguf(again, tmp_path / "again")  # transformers' tokenizer has tokens by now that the model has not
