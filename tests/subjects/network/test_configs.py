@@ -99,7 +99,7 @@ def test_what_no_config_describes_is_said(name: str, heads: bool, even: bool) ->
     small, notes = cut(open_traced(model, inputs), heads=heads, even=even)
     assert len(notes) == 1
     assert f"no config of {type(model).__name__} describes what is left" in notes[0]
-    assert "reload_traced" in notes[0]
+    assert "secateur.load" in notes[0]
     assert small.model.config.to_dict() == model.config.to_dict()
 
 
