@@ -157,7 +157,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("empty", "names none"),
         ("st", "secateur run magnitude"),
         ("cut", "is damaged or truncated"),
-        ("./no", "no model at"),
+        ("./no", "names none"),
     ):
         place = source if source.startswith(".") else str(tmp_path / source)
         assert cli.main(["prune", place, "--budget", "params=75%", "--out", str(tmp_path / "out")]) == 2

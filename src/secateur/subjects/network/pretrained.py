@@ -7,6 +7,7 @@ whose config describes it is a plain folder, as the original's was, with what re
 from __future__ import annotations
 
 import inspect
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,10 +37,11 @@ _IDS, _DRAWN = "input_ids", ("pixel_values", "input_values", "input_features")
 
 
 def is_pretrained(source: object) -> bool:
-    """Whether it names a folder with a config of transformers, or a Hub id."""
+    """Whether it names a folder with a config of transformers, or a Hub id, owner/name."""
     if not isinstance(source, str | Path) or not str(source) or plugins.names_function(source):
         return False
-    return (Path(source) / "config.json").is_file() or not Path(source).exists()
+    hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not Path(source).parent.exists()
+    return (Path(source) / "config.json").is_file() or bool(hub)
 
 
 def reads_texts(source: str | Path) -> bool:
