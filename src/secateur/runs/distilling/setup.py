@@ -179,7 +179,8 @@ def class_logits(subject: Traced, batch: Batch, *, hidden: bool = False) -> Answ
 
     logits = objectives.logits(run_network(subject, batch))
     if logits.dim() == 4:
-        labels = batch.get("labels")  # without masks a network of one map tells numbers
+        # Without masks a network of one map tells numbers; from a cache come inputs alone.
+        labels = batch.get("labels") if isinstance(batch, Mapping) else None
         return Answer(dense.pixels(logits if labels is None or labels.dim() != 3 else of_two(logits)))
     if logits.dim() != 2:
         raise UnsupportedError(
