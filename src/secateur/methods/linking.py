@@ -13,7 +13,8 @@ from secateur.clients.stores import is_usable
 from secateur.methods import graphs
 from secateur.methods.asking import Record
 from secateur.retrieval.encoders import Embed
-from secateur.retrieval.names import COMMON, Names
+from secateur.retrieval.names import Names
+from secateur.retrieval.words import COMMON
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
 __all__ = ["NOTHING", "Linking", "NodeLinking", "link_names", "link_question", "link_topics"]

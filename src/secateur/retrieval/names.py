@@ -21,17 +21,10 @@ import numpy as np
 
 from secateur._utils.disk import cache_folder, writing
 from secateur.errors import DataError, InputError
-from secateur.retrieval.encoders import Embed
+from secateur.retrieval.encoders import Embed, for_questions
+from secateur.retrieval.words import COMMON
 
-__all__ = ["COMMON", "Match", "Mention", "Names", "phrases"]
-
-_COMMON = (
-    "a about all also an and any are as at be been but by can could did do does for from had has have he her his how i "
-    "if in into is it its may me most my no not of on one or our out she so some such than that the their them there "
-    "they this to too up was we were what when where which who whom whose why will with would you your"
-)
-COMMON = frozenset(_COMMON.split())
-"""English words that are no mention of a thing on their own, though some thing is called so."""
+__all__ = ["Match", "Mention", "Names", "phrases"]
 
 LONGEST = 16
 """Words of a name that is looked for in a text; longer ones are found by their vectors alone."""
@@ -171,7 +164,7 @@ class Names:
             raise InputError(f"k={k}: give how many things are wanted for each text, at least 1")
         if not len(texts) or not self.names:
             return [[] for _ in texts]
-        asked = _normal(embed, texts)
+        asked = _normal(for_questions(embed), texts)
         rows = self._vectors(embed)
         if asked.shape[1] != rows.shape[1]:
             raise InputError(f"the encoder gives vectors of {asked.shape[1]} numbers, and names have {rows.shape[1]}")
