@@ -20,11 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, runtime_checkable
 
-import torch
-
 from secateur._utils import http
 from secateur._utils.http import PassingError
-from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import BudgetError, InputError, ServerError, opening
 
@@ -288,6 +285,8 @@ def open_local(source: str | Local, device: str = "") -> Local:
 def _open_checkpoint(name: str, device: str) -> Local:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from secateur._utils.modes import move_to_device
+
     with opening("language model", name):
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -326,9 +325,12 @@ class Local:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    @torch.no_grad()
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
         """Answer in at most `most` tokens. Raises `InputError` for a question longer than the model can read."""
+        import torch  # which servers do not need
+
+        from secateur._utils.modes import evaluating
+
         _at_least_one(most)
         ids = self.prompt(question)
         if len(ids) + most > self.window:
@@ -344,7 +346,8 @@ class Local:
         )
         end = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
-        with evaluating(self.model), torch.random.fork_rng(devices=[given.device] if given.is_cuda else []):
+        devices = [given.device] if given.is_cuda else []
+        with torch.no_grad(), evaluating(self.model), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             out = self.model.generate(
                 given, attention_mask=torch.ones_like(given), max_new_tokens=most, pad_token_id=pad, **how
