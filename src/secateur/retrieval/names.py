@@ -171,11 +171,12 @@ class Names:
 
     # ----------------------------------------------------------------------------------------------------- by spelling
 
-    def spelt_alike(self, texts: Sequence[str], least: float = 0.85) -> list[list[Match]]:
+    def spelt_alike(self, texts: Sequence[str], least: float = 0.8) -> list[list[Match]]:
         """The things whose names are spelt most like each text, equals together, in the order of nodes; none below it.
 
         Alike is 1 - edits / letters of the longer one, where an edit puts in, takes out or alters a letter, or swaps two
-        neighbours. Letter case does not count. Names of fewer than `SHORT` letters are left out: one letter makes
+        neighbours; of up to 13 letters one is allowed, of up to 20 two, and so on: hypotension is no misspelt
+        hypertension. Letter case does not count. Names of fewer than `SHORT` letters are left out: one letter makes
         another word of them. Without an encoder this is how a name is found that is spelt wrong.
         """
         folded = [" ".join(word for word, _, _ in _words(text)) for text in texts]
@@ -187,13 +188,14 @@ class Names:
         shared = _count_pairs([folded[place] for place in asked], letters) @ index.T
         for place, row in zip(asked, shared, strict=True):
             text, best = folded[place], least
-            # Each edit spoils two pairs of letters at most; few names share so many.
-            enough = (1 - 2 * (1 - least)) * len(text) - 1
+            allowed = max(1, len(text) // 7)
+            enough = len(set(itertools.pairwise(f" {text} "))) - 3 * allowed  # an edit spoils three at most
             near = sorted(zip(-row.data, row.indices, strict=True))[:_NEAREST]
             for many, column in near:
                 name = self._spellings[column]
-                score = 1 - _edits(text, name) / max(len(text), len(name)) if -many >= enough else 0.0
-                if score >= best:
+                edits = _edits(text, name) if -many >= enough else allowed + 1
+                score = 1 - edits / max(len(text), len(name))
+                if score >= best and edits <= allowed:
                     found[place] = [] if score > best else found[place]
                     best = score
                     found[place] += [

@@ -40,6 +40,7 @@ _INSIDE = re.compile(r"[a-z][A-Z]|\w[._:/\\]\w|_|\w(?:\+\+|#)$")
 """What makes a run of letters and signs an identifier: maxDepth, os.path, a::b, max_depth, C++."""
 _AHEAD = re.compile(r"--?[^\W\d_]|[$@%.][^\W\d_]")
 """How an option, variable, decorator or suffix begins: -s, --depth, $HOME, @property, .txt"""
+_ENDING = re.compile(r"(?:ing|ed|es|s|e)$")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -55,7 +56,7 @@ class Words:
             compared as they stand, or all of them.
 
     Raises `InputError` for what is no code, `MissingExtraError` without bm25s, whose stop words these are. Without
-    PyStemmer words keep their endings, which is warned of.
+    PyStemmer a short rule takes endings of English alone, which is warned of.
     """
 
     def __init__(self, language: str = "en") -> None:
@@ -129,10 +130,11 @@ def _stemmer(language: str) -> Callable[[str], str]:
         import Stemmer
     except ImportError:
         warnings.warn(
-            "PyStemmer is not installed, so words are compared with their endings: pip install 'secateur[context]'",
+            "PyStemmer is not installed, so that only the commonest endings of English are known: pip install "
+            "'secateur[context]'",
             stacklevel=3,
         )
-        return str
+        return (lambda word: _ENDING.sub("", word)) if language == "en" else str
     code = _STEMMERS.get(language, language)
     try:
         Stemmer.Stemmer(code)
