@@ -17,7 +17,10 @@ pytest.importorskip("bm25s")
         ("what does -s do?", ["-s"]),
         ("-S and --Max-Depth=3", ["-S", "--max-depth", "max", "depth", "3"]),
         ("set max_depth", ["set", "max_depth", "max", "depth"]),
-        ("maxDepth of C++ or os.path.join()", ["maxdepth", "max", "depth", "c++", "os.path.join", "os", "path", "join"]),
+        (
+            "maxDepth of C++ or os.path.join()",
+            ["maxdepth", "max", "depth", "c++", "os.path.join", "os", "path", "join"],
+        ),
         ("IT support, it is", ["it", "support"]),
         ("it is", ["it", "is"]),  # nothing else is there
         ("the user's 東京", ["user", "東", "京"]),

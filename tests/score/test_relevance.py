@@ -92,5 +92,5 @@ def test_rankings_are_joined_by_their_ranks():
     tied = relevance.reciprocal_ranks([np.array([1.0, 1.0, np.nan])])
     assert tied == pytest.approx([61 / 61.5, 61 / 61.5, 61 / 63])
     assert relevance.reciprocal_ranks([np.zeros(0)]).tolist() == []
-    with pytest.raises(InputError, match="rankings of 2, 3 texts|rankings of 3, 2 texts"):
+    with pytest.raises(InputError, match="rankings of 3, 2 texts"):
         relevance.reciprocal_ranks([one, other[:2]])

@@ -50,7 +50,16 @@ _SPLITS = ("train.txt", "valid.txt", "test.txt")
 _COLUMNS = {
     "subject": ("subject", "subject id", "head", "head id", "subj", "s", "h"),
     "predicate": (
-        "predicate", "predicate id", "relation", "relation id", "relationship", "edge", "property", "pred", "rel", "p",
+        "predicate",
+        "predicate id",
+        "relation",
+        "relation id",
+        "relationship",
+        "edge",
+        "property",
+        "pred",
+        "rel",
+        "p",
         "r",
     ),
     "object": ("object", "object id", "tail", "tail id", "obj", "o", "t"),
@@ -460,13 +469,13 @@ def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str,
     for ends in _ENDS:
         if not {"subject", "object"} & places.keys() and all(folds.count(end) == 1 for end in ends):
             places |= {"subject": folds.index(ends[0]), "object": folds.index(ends[1])}
-    known = [heads[place] for part, place in places.items() if len(heads[place]) > 1]
+    named_so = [heads[place] for place in places.values() if len(heads[place]) > 1]
     if not set(three) <= places.keys():
-        if known:
-            missing = " and ".join(part for part in three if part not in places)
+        if named_so:
+            lacking = " and ".join(part for part in three if part not in places)
             raise DataError(
-                f"{path}, line 1 names {', '.join(known)[:100]} and no {missing}: call the columns subject, predicate "
-                "and object, or name all three (graph_columns); if it is a fact, put such a line before it"
+                f"{path}, line 1 names {', '.join(named_so)[:100]} and no {lacking}: call the columns subject, "
+                "predicate and object, or name all three (graph_columns); if it is a fact, put such a line before it"
             )
         return {}, {}
     others = {place: head for place, head in enumerate(heads) if head and place not in places.values()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
@@ -19,9 +19,31 @@ from secateur.retrieval.words import COMMON, stop_words
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
 __all__ = [
-    "NOTHING", "Linking", "NodeLinking", "Span", "find_spans", "link_names", "link_question", "link_topics",
+    "NOTHING",
+    "Linking",
+    "NodeLinking",
+    "Span",
+    "Spelling",
+    "correct",
+    "find_spans",
+    "link_names",
+    "link_question",
+    "link_topics",
     "rank_homonyms",
-]  # fmt: skip
+]
+
+
+class Spelling(NamedTuple):
+    """What stands in a question, and the name in the graph that is taken for it."""
+
+    written: str
+    name: str
+
+    @property
+    def note(self) -> str:
+        """For whoever asked."""
+        return f"nothing in the graph is called {self.written!r}: {self.name!r} is taken for it"
+
 
 Span = tuple[int, int, list[str]]
 """Where a name starts and ends in a question, and the nodes that it may mean, the best first."""
@@ -92,9 +114,9 @@ def link_topics(
         for topic in topics
     }
     lost = [topic for topic in topics if not nodes[topic]]
-    for topic, (spelt, note) in zip(lost, _spelt(graph, names, lost, question, embed, linking), strict=True):
+    for topic, (spelt, spelling) in zip(lost, _spelt(graph, names, lost, question, embed, linking), strict=True):
         nodes[topic] = spelt[:nearest]
-        notes += [note] if note else []
+        notes += [spelling.note] if spelling else []
     lost = [topic for topic in topics if not nodes[topic]]
     if lost and embed is not None:
         nodes |= dict(zip(lost, _nearest(names, lost, embed, nearest, linking.least), strict=True))
@@ -110,12 +132,12 @@ def link_names(
     linked = list[tuple[str, list[str]]]()
     near = _nearest(names, listed, embed, linking.nearest, linking.least) if embed is not None else [[] for _ in listed]
     spelt = _spelt(graph, names, listed, question, embed, linking)
-    for name, by_vectors, (by_spelling, note) in zip(listed, near, spelt, strict=True):
+    for name, by_vectors, (by_spelling, spelling) in zip(listed, near, spelt, strict=True):
         exact = [node for mention in names.mentions(name) for node in mention.nodes]
         same = names.find_named(name)
         nodes = rank_homonyms(graph, question, same or ([] if by_vectors else exact), embed)
-        if not nodes and by_spelling:
-            nodes, notes = by_spelling, [*notes, note]
+        if not nodes and spelling:
+            nodes, notes = by_spelling, [*notes, spelling.note]
         linked.append((name, (nodes or by_vectors)[: linking.nearest]))
     return _record(names, question, linked, notes, embed, linking)
 
@@ -125,10 +147,11 @@ def link_question(
 ) -> tuple[list[str], Record]:
     """The nodes that a question names, in the order of their names in it; the nearest to all of it where there is none.
 
-    The record holds entities (names in the question), fallback (whether the nearest stand in) and notes.
+    The record holds entities (names in the question), fallback (whether the nearest stand in) and notes; and, where
+    names were spelt otherwise than in the graph, the question with their names there.
     """
     names, notes = graphs.find_names(graph, [question], tuple(linking.kinds), linking.lookup)
-    spans, more = find_spans(graph, names, question, embed, linking)
+    spans, spellings = find_spans(graph, names, question, embed, linking)
     spans = [(start, end, nodes[: linking.nearest]) for start, end, nodes in spans]
     if embed is not None:
         parts = [(start, end) for start, end in _parts(question, graph) if _is_free(spans, start, end)][:PARTS]
@@ -139,13 +162,16 @@ def link_question(
             if _is_free(spans, start, end):
                 spans.append((start, end, [match.node for match in near]))
     linked = [(question[start:end], nodes) for start, end, nodes in sorted(spans)]
-    return _record(names, question, linked, [*notes, *more], embed, linking)
+    found, record = _record(
+        names, question, linked, [*notes, *(spelling.note for spelling in spellings)], embed, linking
+    )
+    return found, {**record, "question": correct(question, spellings)} if spellings else record
 
 
 def find_spans(
     graph: KnowledgeGraph, names: Names, question: str, embed: Embed | None, linking: Linking
-) -> tuple[list[Span], list[str]]:
-    """The names that stand in a question as they are, or spelt a little otherwise; and notes on the latter.
+) -> tuple[list[Span], list[Spelling]]:
+    """The names that stand in a question as they are, or spelt a little otherwise; and those of the latter.
 
     Words that say nothing (`stop_words` of the graph's language) are no names on their own. Things of one name are in
     the order of what they have to do with the question.
@@ -157,13 +183,24 @@ def find_spans(
     parts = [(start, end) for start, end in _parts(question, graph, inner=True) if _is_free(spans, start, end)][:PARTS]
     texts = [question[start:end] for start, end in parts]
     matches = names.spelt_alike(texts, max(linking.least, SPELT))
-    close = [(-near[0].score, start - end, start, end, near) for (start, end), near in zip(parts, matches, strict=True) if near]
-    notes = list[str]()
+    close = [
+        (-near[0].score, start - end, start, end, near)
+        for (start, end), near in zip(parts, matches, strict=True)
+        if near
+    ]
+    otherwise = list[Spelling]()
     for _, _, start, end, near in sorted(close):
         if _is_free(spans, start, end):
             spans.append((start, end, rank_homonyms(graph, question, [match.node for match in near], embed)))
-            notes.append(_note_spelling(question[start:end], near[0].name))
-    return sorted(spans), notes
+            otherwise.append(Spelling(question[start:end], near[0].name))
+    return sorted(spans), otherwise
+
+
+def correct(question: str, spellings: Sequence[Spelling]) -> str:
+    """The question with names as the graph spells them: what is compared with it knows no others."""
+    for written, name in spellings:
+        question = re.sub(rf"(?<!\w){re.escape(written)}(?!\w)", lambda _, name=name: name, question)
+    return question
 
 
 def rank_homonyms(graph: KnowledgeGraph, question: str, nodes: Sequence[str], embed: Embed | None) -> list[str]:
@@ -194,17 +231,13 @@ def _spelt(
     question: str,
     embed: Embed | None,
     linking: Linking,
-) -> list[tuple[list[str], str]]:
-    """Of each text the nodes of the name that it is a misspelling of, and a note; nothing where it is of none."""
-    found = list[tuple[list[str], str]]()
+) -> list[tuple[list[str], Spelling | None]]:
+    """Of each text the nodes of the name that it is a misspelling of, and that; nothing where it is of none."""
+    found = list[tuple[list[str], Spelling | None]]()
     for text, near in zip(texts, names.spelt_alike(texts, max(linking.least, SPELT)), strict=True):
         nodes = rank_homonyms(graph, question, [match.node for match in near], embed)
-        found.append((nodes, _note_spelling(text, near[0].name) if near else ""))
+        found.append((nodes, Spelling(text, near[0].name) if near else None))
     return found
-
-
-def _note_spelling(text: str, name: str) -> str:
-    return f"nothing in the graph is called {text!r}: {name!r} is taken for it"
 
 
 def _record(

@@ -210,7 +210,7 @@ class PathSearch:
         return self.sufficient
 
     def conclude(self, best: Sequence[Cluster], force: bool) -> None:
-        """Where no phase sufficed there is no answer; unless `force`, then that which the best paths come nearest to."""
+        """Where no phase sufficed there is no answer, or with `force` that which the best paths come nearest to."""
         if not self.sufficient and best and force:
             self.answer = self.judge.guess(self.question, self.verbalise(best)) or self._name_answer(best[0])
 

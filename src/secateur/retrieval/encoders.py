@@ -165,7 +165,7 @@ def _lengths(model: Encoder, texts: Sequence[str]) -> list[int]:
     tokenizer = getattr(model, "tokenizer", None)
     if count is not None:
         lengths = list(count(texts))
-    elif hasattr(tokenizer, "backend_tokenizer"):
+    elif tokenizer is not None and hasattr(tokenizer, "backend_tokenizer"):
         lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
     else:
         lengths = [len(text) // 4 + 1 for text in texts]

@@ -100,7 +100,9 @@ class OnnxEncoder:
             import onnxruntime
         except ImportError as error:
             raise MissingExtraError("an encoder in ONNX needs onnxruntime: pip install 'secateur[onnx]'") from error
-        folder = next((place for place in (file.parent, file.parent.parent) if (place / "tokenizer.json").is_file()), None)
+        folder = next(
+            (place for place in (file.parent, file.parent.parent) if (place / "tokenizer.json").is_file()), None
+        )
         if folder is None:
             raise InputError(f"{file} has no tokenizer.json beside it or in the folder above: put it there")
         options = onnxruntime.SessionOptions()
@@ -149,10 +151,14 @@ class OnnxEncoder:
             given["ids"][row, : len(ids)], given["types"][row, : len(ids)] = ids, types
             given["mask"][row, : len(ids)] = 1
         feed = {"input_ids": given["ids"], "attention_mask": given["mask"], "token_type_ids": given["types"]}
-        made = dict(zip(self.outputs, self.session.run(None, {n: v for n, v in feed.items() if n in self.inputs}), strict=True))
+        made = dict(
+            zip(self.outputs, self.session.run(None, {n: v for n, v in feed.items() if n in self.inputs}), strict=True)
+        )
         vectors = made["sentence_embedding"] if "sentence_embedding" in made else self._pool(made, given["mask"])
         vectors = np.asarray(vectors, dtype=np.float32)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if self.normalise else vectors
+        return (
+            vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12) if self.normalise else vectors
+        )
 
     def _pool(self, made: Mapping[str, np.ndarray], mask: np.ndarray) -> np.ndarray:
         states = made.get("last_hidden_state", made[self.outputs[0]])

@@ -142,7 +142,9 @@ class Names:
             key = ""
             for count in range(1, min(self._most, len(words) - first) + 1):
                 key += (" " if key else "") + words[first + count - 1][0]
-                if key in self._places and not self._is_common(key, text[words[first][1] : words[first + count - 1][2]], common):
+                if key in self._places and not self._is_common(
+                    key, text[words[first][1] : words[first + count - 1][2]], common
+                ):
                     spans.append((count, first, key))
         taken, chosen = [False] * len(words), list[tuple[int, Mention]]()
         for count, first, key in sorted(spans, key=lambda span: (-span[0], span[1])):
@@ -174,8 +176,8 @@ class Names:
     def spelt_alike(self, texts: Sequence[str], least: float = 0.8) -> list[list[Match]]:
         """The things whose names are spelt most like each text, equals together, in the order of nodes; none below it.
 
-        Alike is 1 - edits / letters of the longer one, where an edit puts in, takes out or alters a letter, or swaps two
-        neighbours; of up to 13 letters one is allowed, of up to 20 two, and so on: hypotension is no misspelt
+        Alike is 1 - edits / letters of the longer one, where an edit puts in, takes out or alters a letter, or swaps
+        two neighbours; of up to 13 letters one is allowed, of up to 20 two, and so on: hypotension is no misspelt
         hypertension. Letter case does not count. Names of fewer than `SHORT` letters are left out: one letter makes
         another word of them. Without an encoder this is how a name is found that is spelt wrong.
         """

@@ -51,7 +51,9 @@ class VectorFile:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 with closing(self._connect()) as connection, connection:
-                    connection.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, used REAL, vector BLOB)")
+                    connection.execute(
+                        "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, used REAL, vector BLOB)"
+                    )
                     connection.execute("CREATE TABLE IF NOT EXISTS probe (vector BLOB)")
                     row = connection.execute("SELECT vector FROM probe").fetchone()
                     before = np.frombuffer(row[0], dtype=np.float32) if row else None
@@ -83,7 +85,9 @@ class VectorFile:
                 for start in range(0, len(asked), _AT_ONCE):
                     part = asked[start : start + _AT_ONCE]
                     marks = ", ".join("?" * len(part))
-                    rows = connection.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part).fetchall()
+                    rows = connection.execute(
+                        f"SELECT key, vector FROM vectors WHERE key IN ({marks})", part
+                    ).fetchall()
                     found |= {keys[key]: np.frombuffer(raw, np.float32).copy() for key, raw in rows}
                     now = time.time()
                     connection.execute(f"UPDATE vectors SET used = ? WHERE key IN ({marks})", (now, *part))

@@ -27,7 +27,7 @@ _LISTS = {
     "nb": "NORWEGIAN", "nl": "DUTCH", "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH",
     "tr": "TURKISH",
 }  # fmt: skip
-"""Language -> its list of stop words in bm25s. That of Chinese is left out: it is of words, and letters are compared."""
+"""Language -> its list of stop words in bm25s; that of Chinese is of words, and letters are compared."""
 _STEMMERS = {"nb": "no", "nn": "no"}
 """Languages that Snowball knows by another code."""
 
@@ -108,7 +108,9 @@ def _read_lists() -> object:
     package = importlib.util.find_spec("bm25s")
     if package is None or package.origin is None:
         raise MissingExtraError("stop words are those of bm25s: pip install 'secateur[context]'")
-    spec = importlib.util.spec_from_file_location("_secateur_stop_words", Path(package.origin).with_name("stopwords.py"))
+    spec = importlib.util.spec_from_file_location(
+        "_secateur_stop_words", Path(package.origin).with_name("stopwords.py")
+    )
     if spec is None or spec.loader is None:
         raise MissingExtraError("this bm25s has no stop words: pip install --upgrade bm25s")
     module = importlib.util.module_from_spec(spec)

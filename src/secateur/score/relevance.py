@@ -45,9 +45,7 @@ def bm25(
     return scores
 
 
-def reciprocal_ranks(
-    rankings: Sequence[np.ndarray], weights: Sequence[float] = (), *, k: float = 60.0
-) -> np.ndarray:
+def reciprocal_ranks(rankings: Sequence[np.ndarray], weights: Sequence[float] = (), *, k: float = 60.0) -> np.ndarray:
     """Float64 [texts]: sum over rankings i of w_i / (k + r_i), brought to 1 for what is first in all.
 
     r_i: the rank of a text in ranking i, 1 for the highest score; equal scores share the mean of their ranks, and a

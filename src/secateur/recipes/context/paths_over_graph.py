@@ -15,7 +15,7 @@ from secateur._utils.rundir import Run
 from secateur.methods import graphs
 from secateur.methods.asking import Record
 from secateur.methods.fitting import fit_to_limits
-from secateur.methods.linking import NOTHING, Linking, find_spans, link_topics
+from secateur.methods.linking import NOTHING, Linking, correct, find_spans, link_topics
 from secateur.methods.path_judges import TOPICS, Judging, SimilarityJudge, open_judge
 from secateur.methods.path_questions import find_phrases, find_position, order_topics
 from secateur.methods.path_search import Exploring, Hops, PathSearch, Widths
@@ -114,14 +114,15 @@ def paths_over_graph(
     most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
     most like the question.
     """
-    counts, similarity = encoding.counts(), Similarity(
-        encoding.open_embedder(), digits=6, matching=Matching(encoding.language)
+    counts, similarity = (
+        encoding.counts(),
+        Similarity(encoding.open_embedder(), digits=6, matching=Matching(encoding.language)),
     )
     judge = open_judge(judging, similarity, enough, seed, encoding.device)
 
     def find_paths() -> Record:
         text = " ".join(data.split())
-        topics, notes = link(subject, text, linking, judge, similarity)
+        topics, notes, text = link(subject, text, linking, judge, similarity)
         names = subject.names(topics)
         question = judge.read(text, topics, [names[node] for node in topics], indicator)
         if not ordered:
@@ -160,8 +161,8 @@ def paths_over_graph(
 
 def link(
     graph: KnowledgeGraph, question: str, linking: Linking, judge: SimilarityJudge, similarity: Similarity
-) -> tuple[list[str], list[str]]:
-    """The nodes that a question is about, and notes on those that were not found.
+) -> tuple[list[str], list[str], str]:
+    """The nodes that a question is about, notes on those that were not found, and the question in the graph's names.
 
     Where no topics are given, they are what a language model finds in the question, or the names of the graph that
     stand in it, or what its phrases are nearest to.
@@ -175,7 +176,8 @@ def link(
         names, lost = graphs.find_names(graph, [question], lookup=linking.lookup)
         notes += lost
         spans, spelt = find_spans(graph, names, question, similarity.embed, linking)
-        nodes, notes = [found[0] for _, _, found in spans], notes + spelt
+        nodes, notes = [found[0] for _, _, found in spans], notes + [spelling.note for spelling in spelt]
+        question = correct(question, spelt)
         if not nodes and similarity.embed:
             phrases = find_phrases(question, "", ()) or [question]
             matches = names.nearest(phrases, similarity.embed, 1, linking.least)
@@ -185,7 +187,7 @@ def link(
         notes.append(NOTHING)
     if len(nodes) > TOPICS:
         notes.append(f"the question names {len(nodes)} things, of which {TOPICS} are looked at")
-    return nodes[:TOPICS], notes
+    return nodes[:TOPICS], notes, question
 
 
 def cut_paths(

@@ -355,7 +355,8 @@ class KnowledgeGraph:
 
     def _nameless(self, kinds: Collection[str]) -> set[str]:
         """What facts between things are about, named or not; of kinds alone, if some are given."""
-        where = f"?s ?p ?n FILTER(isIRI(?s)) FILTER(isIRI(?n)) FILTER(?p NOT IN ({', '.join(map(iri, sorted(_TECHNICAL)))}))"
+        skip = ", ".join(map(iri, sorted(_TECHNICAL)))
+        where = f"?s ?p ?n FILTER(isIRI(?s)) FILTER(isIRI(?n)) FILTER(?p NOT IN ({skip}))"
         where += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if self._named_statements else ""
         nodes = set[str]()
         for row in map(_whole, self._all(where)):
