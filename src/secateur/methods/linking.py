@@ -199,7 +199,7 @@ def find_spans(
 def correct(question: str, spellings: Sequence[Spelling]) -> str:
     """The question with names as the graph spells them: what is compared with it knows no others."""
     for written, name in spellings:
-        question = re.sub(rf"(?<!\w){re.escape(written)}(?!\w)", lambda _, name=name: name, question)
+        question = re.sub(rf"(?<!\w){re.escape(written)}(?!\w)", name.replace("\\", r"\\"), question)
     return question
 
 

@@ -178,9 +178,8 @@ def kg_rag(
             site["rows"] = describe_node(subject, site["node"], site["name"], wording, filters)
             record["notes"] += [f"{site['name']} has more facts than are read"] * (site["node"] in subject.crowded)
         score_sites(sites, record.get("question", question), embed, terms, Words(encoding.language), paper)
-        for site in sites:
-            site["rows"] = rank_rows(site["rows"], wording.evidence)
-        return {"told": {**record, "nodes": nodes}, "sites": sites}
+        ranked = [{**site, "rows": rank_rows(site["rows"], wording.evidence)} for site in sites]
+        return {"told": {**record, "nodes": nodes}, "sites": ranked}
 
     found = run.json("retrieved", retrieve)
     if floor is None:
@@ -327,11 +326,8 @@ def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
     def raise_score(row: Row) -> Row:
         subject, _, end, literal = row["fact"] or ("", "", "", True)
         both = not literal and subject != end and {subject, end} <= nodes
-        values = {name: float(row[name]) for name in ("score", "cosine")}
-        return {
-            **row,
-            **{name: round(value + joins * (1 - value), 6) if both else value for name, value in values.items()},
-        }
+        values = {name: float(row[name]) for name in ("score", "cosine") if both}
+        return {**row, **{name: round(value + joins * (1 - value), 6) for name, value in values.items()}}
 
     if not joins:
         return list(sites)
