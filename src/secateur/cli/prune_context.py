@@ -93,7 +93,7 @@ def _prune_lines(own: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _prune_one(own: Mapping[str, Any], documents: Any, files: Sequence[str], options: Mapping[str, Any]) -> None:
+def _prune_one(own: Mapping[str, Any], documents: object, files: Sequence[str], options: Mapping[str, Any]) -> None:
     """One question on the files, or the graph."""
     from secateur.runs import context
 

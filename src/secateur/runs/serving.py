@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge
 
@@ -57,7 +57,7 @@ class Service:
         self.job.check_graph(graph)
         self.job.check_trial()
 
-    def answer(self, row: Mapping[str, object]) -> dict[str, Any]:
+    def answer(self, row: Mapping[str, object]) -> dict[str, object]:
         """What stays of what a row holds: text, documents (each in its place), before and after, and what is told."""
         budget = row.get("budget", self.job.budget)
         if not isinstance(budget, str | Budget):
@@ -116,7 +116,7 @@ def open_app(service: Service, *, workers: int = 4, waiting: int = 64, largest: 
         return JSONResponse(answer)
 
     @app.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> dict[str, object]:
         served = {"recipe": service.job.recipe, "budget": str(service.job.budget)}
         return {"status": "ok", **served, **counts.__dict__}
 

@@ -30,6 +30,7 @@ from secateur.reports.sheet import Sheet, Table, percent
 from secateur.retrieval.encoders import Count, Embed, Encoding
 from secateur.runs import keywords
 from secateur.runs.backends import documents as reading
+from secateur.runs.backends.documents import Document
 from secateur.runs.context import Job
 from secateur.runs.context_files import parse_line, read_lines
 from secateur.subjects import Page, open_page
@@ -106,7 +107,7 @@ def _read_question(row: Mapping[str, object], folder: Path) -> Question:
     return Question(question, tuple(right), tuple(read), None if titles is None else tuple(titles))
 
 
-def _read_documents(row: Mapping[str, object], folder: Path) -> tuple[Sequence[Any], Sequence[str | None] | None]:
+def _read_documents(row: Mapping[str, object], folder: Path) -> tuple[Sequence[Document], Sequence[str | None] | None]:
     files = row.get("files")
     if files is None:
         return reading.read_row(row, None)
@@ -136,12 +137,12 @@ class Pipeline:
 
 
 @lru_cache(maxsize=64)
-def _page(document: Any) -> Page | None:
+def _page(document: Document) -> Page | None:
     """A document as a page, where it is HTML: it is read once for all pipelines that ask of it in turn."""
     return open_page(document, block=0) if reading.is_html(document) else None
 
 
-def _text(document: Any) -> str:
+def _text(document: Document) -> str:
     """A document's text, of HTML that of its blocks, one behind the other."""
     page = _page(document)
     if page is not None:
