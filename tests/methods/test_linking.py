@@ -42,11 +42,14 @@ def test_what_names_nothing_is_stood_in_for_by_what_is_near():
         assert (nodes, record["notes"]) == ([], [NOTHING])
 
 
-def test_listed_names_and_topics_count_as_written_without_an_encoder():
+def test_listed_names_and_topics_are_found_by_their_letters_without_an_encoder():
     nodes, record = link_names(HERE, "?", ["Flu", "zzz"], None, NodeLinking())
     assert (nodes, record["notes"]) == (["urn:x:flu"], ["no name in the graph is near 'zzz'"])
-    linked, notes = link_topics(HERE, ["Flu", "urn:x:any", "asthmaa"], None, Linking())
-    assert linked == {"Flu": ["urn:x:flu"], "urn:x:any": ["urn:x:any"], "asthmaa": []}
-    assert notes == ["nothing in the graph is called 'asthmaa'"]
+    linked, notes = link_topics(HERE, ["Flu", "urn:x:any", "asthmaa", "fluu"], None, Linking())
+    assert linked == {"Flu": ["urn:x:flu"], "urn:x:any": ["urn:x:any"], "asthmaa": ["urn:x:asthma"], "fluu": []}
+    assert notes == [
+        "nothing in the graph is called 'asthmaa': 'asthma' is taken for it", "nothing in the graph is called 'fluu'"
+    ]  # fmt: skip
+    assert link_topics(HERE, ["asthmaa"], None, Linking(least=0.9))[0] == {"asthmaa": []}
     linked, notes = link_topics(HERE, ["asthmaa"], by_letters, Linking(least=0.9))
     assert (linked, notes) == ({"asthmaa": ["urn:x:asthma"]}, [])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from secateur.retrieval.names import COMMON
+from secateur.retrieval.words import COMMON
 
 __all__ = [
     "PathQuestion", "find_phrases", "find_position", "order_topics", "read_question", "split_indicator", "with_phrases",

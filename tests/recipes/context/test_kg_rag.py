@@ -59,7 +59,7 @@ def medicine():
 
 
 def test_what_stays_is_above_both_thresholds_and_the_best_comes_first():
-    result, trace, told = one(medicine(), QUESTION, embedder=bag, floor=0.2)
+    result, trace, told = one(medicine(), QUESTION, embedder=bag, floor=0.2, fill=False)
     rows = trace["facts.asthma"]
     values = np.array([row["score"] for row in rows])
     stays = np.array([row["kept"] for row in rows])
@@ -104,7 +104,7 @@ def test_each_node_has_its_share_of_the_volume():
 
 
 def test_even_percentile_0_leaves_out_the_least():
-    _, trace, _ = one(medicine(), QUESTION, embedder=bag, percentile=0, floor=-1, volume=1000)
+    _, trace, _ = one(medicine(), QUESTION, embedder=bag, percentile=0, floor=-1, volume=1000, fill=False)
     rows = trace["facts.asthma"]
     least = min(row["score"] for row in rows)
     assert {row["text"] for row in rows if row["score"] > least} == kept(trace)["facts.asthma"]
@@ -161,14 +161,14 @@ def test_a_fact_that_joins_two_nodes_comes_before_those_as_alike():
 def test_of_few_facts_none_goes_by_percentile():
     here = graph(("a1", "has", "b1"), ("a1", "has", "b2"))
     assert len(one(here, "a1", embedder=bag, floor=0)[0].subject.lines) == 2
-    assert len(one(here, "a1 has b1", embedder=bag, floor=0, few=0, percentile=0)[0].subject.lines) == 1
-    assert len(one(here, "a1 has b1", embedder=bag, floor=0, few=0)[0].subject.lines) == 1
+    assert len(one(here, "a1 has b1", embedder=bag, floor=0, few=0, percentile=0, fill=False)[0].subject.lines) == 1
+    assert len(one(here, "a1 has b1", embedder=bag, floor=0, few=0, fill=False)[0].subject.lines) == 1
 
 
 def test_of_facts_that_are_equally_the_most_alike_none_goes():
     """A strict percentile would leave none of four in ten."""
     here = graph(*((f"drug{i}", "treats" if i < 4 else "worsens", "asthma") for i in range(10)))
-    assert len(one(here, QUESTION, embedder=bag)[0].subject.lines) == 4
+    assert len(one(here, QUESTION, embedder=bag, fill=False)[0].subject.lines) == 4
 
 
 def test_a_question_that_is_a_fact_is_as_like_it_as_can_be():
@@ -205,7 +205,7 @@ def test_no_fact_above_the_floor_is_told():
     result, trace, told = one(medicine(), QUESTION, embedder=bag, floor=0.99)
     assert (result.subject.to_text(), result.cut.after) == ("", {"words": 0.0})
     assert not kept(trace)["facts.asthma"]
-    assert told["notes"] == ["no fact of asthma is above the floor 0.99: the best has 0.767"]
+    assert told["notes"] == ["no fact of asthma is above the floor 0.99: the best has 0.667"]
     assert result.cut.notes == tuple(told["notes"])
 
 
@@ -225,9 +225,8 @@ def test_a_floor_is_found_for_an_encoder_that_finds_all_alike():
         _, trace, told = one(here, QUESTION, embedder=embed, calibrate=95, **how)
         floors.append(told["floor"])
         stays.append(kept(trace))
-        assert told["floor"] == module.calibrate_floor(here, embed, 95, 0.0)
-        assert module.calibrate_floor(here, embed, 95, 0.25) == pytest.approx(0.75 * floors[-1], abs=1e-6)
-        assert module.calibrate_floor(here, embed, 20, 0.0) < floors[-1]
+        assert told["floor"] == module.calibrate_floor(here, embed, 95)
+        assert module.calibrate_floor(here, embed, 20) < floors[-1]
     assert floors[0] < 0.6 < 0.8 < floors[1] == pytest.approx((floors[0] + 4) / 5, abs=1e-3)
     assert stays[0] == stays[1] == {"facts.asthma": {"drug7 treats Disease asthma"}}
     assert len(kept(one(here, QUESTION, embedder=alike, **how)[1])["facts.asthma"]) == 2
@@ -239,7 +238,7 @@ def test_a_floor_is_found_for_an_encoder_that_finds_all_alike():
 def test_a_floor_is_found_by_facts_that_share_no_thing():
     """Twelve facts without a word in common: what is alike are a fact and its own question, and these do not count."""
     here = graph(*((f"left{i}", f"verb{i}", f"right{i}") for i in range(12)))
-    assert module.calibrate_floor(here, bag, 90, 0.0) == 0.0
+    assert module.calibrate_floor(here, bag, 90) == 0.0
     questions, texts, _ = module.sample_questions(here)
     vectors = bag([*questions, *texts])
     assert (vectors[:12] * vectors[12:]).sum(1).min() >= 2
@@ -280,7 +279,7 @@ def test_a_share_is_one_of_all_facts_of_the_nodes():
 
 
 def test_a_budget_smaller_than_one_fact_gives_nothing_and_says_so():
-    result, _, told = one(medicine(), QUESTION, "words=2", embedder=bag)
+    result, _, told = one(medicine(), QUESTION, "words=2", embedder=bag, fill=False)
     assert result.subject.to_text() == ""
     assert told["notes"] == ["3 of 3 facts are longer than the whole budget: nothing is left"]
 

@@ -24,7 +24,7 @@ Document: TypeAlias = Any
 Titles: TypeAlias = Sequence[str | None] | None
 
 FIELDS = ("html", "text", "passages")
-_OWN = ("topics", "choices")
+_OWN = ("topics", "choices", "prior")
 """Options of a recipe that are about one question: a row may bring its own."""
 
 S = TypeVar("S")
@@ -118,11 +118,17 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
     """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
 
     Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what
-    is no list of texts.
+    is no list of texts, or of `prior`, what a retriever scored, no list of numbers.
     """
     found = dict[str, Any]()
     for name in _OWN:
         if name not in known or row.get(name) is None or (name == "choices" and not known.get("llm")):
+            continue
+        if name == "prior":
+            scores = row[name]
+            if not isinstance(scores, list) or not all(isinstance(score, int | float) for score in scores):
+                raise DataError("this line has a prior that is no list of numbers: give a score for each document")
+            found[name] = [float(score) for score in scores]
             continue
         texts = [row[name]] if isinstance(row[name], str) else row[name]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
