@@ -166,7 +166,7 @@ def tiny_configs(kind: Any, decoder: bool) -> Iterator[Any]:
         default.is_decoder = True
     data = default.to_dict()
     bases = [data] if fill(data) == data else [data, fill(data)]
-    ways: list[Any] = [lambda base, depth=depth: shrink_config(kind.from_dict(base), depth) for depth in LAYERS]
+    ways: list[Any] = [lambda base, depth=depth: shrink_config(kind.from_dict(base), range(depth)) for depth in LAYERS]
     ways += [
         lambda base, how=how: kind.from_dict(shrink(base, kind, *how[:2], heads=how[2]))
         for how in ((factor, depth, heads) for depth in LAYERS for factor in (32, 16, 8, 4) for heads in (False, True))
