@@ -63,13 +63,12 @@ def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -
     written = find(config.model_type)
     if written is not None:
         return written
-    small = shrink_config(config)
     outline = _build_outline(architecture, config)
     kinds = list_kinds(outline)
     tried = range(min(_DEPTH, len(kinds)))
     counts = sorted((kind, min(kinds.count(kind), 2)) for kind in set(kinds))
     depth = [shrink_config(config, tried).to_json_string(), [kinds[layer] for layer in tried], counts]
-    said = [architecture.__name__, small.to_json_string(), depth, transformers.__version__, _digest()]
+    said = [architecture.__name__, depth, transformers.__version__, _digest()]
     key = hashlib.sha256(json.dumps([*said, secateur.__version__]).encode()).hexdigest()[:24]
     if key not in _known:
         _known[key] = _read_kept(key) or _derive_and_keep(outline, key)
@@ -227,9 +226,9 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
     if attentions and not any(
         "heads" in axis or "kv" in axis for block in attentions for axes in block.tensors.values() for axis in axes
     ):
-        whole["heads"] = "the rows of its attention's linears can't be told apart by heads"
+        whole.setdefault("heads", "the rows of its attention's linears can't be told apart by heads")
     for kind in _KINDS:
-        if kind == "heads" and "heads" in whole:
+        if kind in whole or (kind == "kv_groups" and "heads" in whole):
             continue
         if kind == "layers" and len(set(list_kinds(tiny))) > 1:
             continue  # a copy of one layer of each kind has none that could go

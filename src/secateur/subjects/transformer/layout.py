@@ -256,8 +256,9 @@ class Layout:
             layer = int(number) if number.isdecimal() and len(number) < 10 else -1  # an adapter may name any
             tables = self._layer_tables[layer] if 0 <= layer < len(self._layer_tables) else {}
         for kind, table in tables.items():
-            if f"{module}.{leaf}" in table:
-                return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])
+            own = f"{module}.{leaf}" if module else leaf  # a layer, or the model, may have tensors of its own
+            if own in table:
+                return Place(layer, kind, module, leaf, table[own])
             if module in table:
                 axes = table[module]
                 if leaf == "bias":

@@ -130,7 +130,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
     for name, value in data.items():
-        if isinstance(value, bool) or name in names.values() or name in inner:
+        if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
             continue
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
@@ -237,8 +237,8 @@ def is_causal(model: PreTrainedModel) -> bool:
     """Whether no state of a small copy depends on a later token: it is a decoder, with whatever head or none."""
     tokens = make_tokens()
     other = tokens.clone()
-    other[:, -1] += 1
-    before, after = (run_model(model.base_model, one)[0][:, :-1] for one in (tokens, other))
+    other[:, 1:] += 1
+    before, after = (run_model(model.base_model, one)[0][:, :1] for one in (tokens, other))
     return torch.allclose(before, after, atol=1e-5)
 
 

@@ -153,7 +153,7 @@ class _Reading:
         if self.experts is not None and not self.experts.dense and self.dense:
             self.experts = replace(self.experts, dense=self._find_dense())
         conv1d = any(isinstance(module, Conv1D) for module in self.modules.values())
-        width = self._find_setting(self.dense, 0 if conv1d else 1, 72) if self.dense else "intermediate_size"
+        width = self._find_width(blocks, 0 if conv1d else 1) if self.dense else "intermediate_size"
         attention = next((block for block in blocks if block.kind == "attention"), None)
         scale = float(self.config.hidden_size) ** 0.5
         rounded = float(torch.tensor(scale, dtype=torch.bfloat16))
@@ -166,7 +166,7 @@ class _Reading:
             layer=layer,
             shared=self._read_shared(),
             per_sequence=self._find_per_sequence(),
-            neurons=width or "intermediate_size",
+            neurons=width or ("ffn_neurons" if hasattr(self.config, "intermediate_size") else "intermediate_size"),
             states_neurons=bool(width),
             states_head_dim=states_head_dim,
             heads_divide=states_head_dim and self._refuses_heads(),
@@ -341,6 +341,8 @@ class _Reading:
             if name.startswith(f"{path}.") or name in (path, *outs) or self._carries(start + name, site)
         ]  # fmt: skip
         tensors = {name: self._read_axes(start, name, own) for name in inside}
+        if not heads and "neurons" not in tensors[outs[0]]:
+            return None  # several of them make one, as the numbers of heads in an attention of an odd kind
         return Block("attention" if heads else "ffn", path, outs[0], tensors)
 
     def _is_inside(self, path: str, name: str) -> bool:
@@ -355,16 +357,24 @@ class _Reading:
             if isinstance(module, nn.Linear | Conv1D) and not mine:
                 written = self._read_axes(start, name, {})[1 if isinstance(module, Conv1D) else 0]
                 outs += [name] if written == "channels" else []
+        found = dict[str, str]()
         for out in outs:
             parts = out.split(".")
             paths = [".".join(parts[:depth]) for depth in range(1, len(parts))]
             others = [other for other in outs if other != out] + [block.module for block in known]
             path = next((path for path in paths if not any(self._is_inside(path, other) for other in others)), "")
             if path:
-                inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
-                attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
-                tensors = {name: self._read_axes(start, name, {}) for name in inside}
-                yield Block("attention" if attends else "mixer", path, out, tensors)
+                found[path] = out
+        calls = {call.path: call for call in self.calls}
+        readers = [calls[start + path] for path in (*found, *(block.module for block in known)) if start + path in calls]
+        for path, out in found.items():
+            call = calls.get(start + path)
+            if call is not None and any(reader.reads(call) for reader in readers):
+                continue  # a norm with weights of its own kind before a sub-block
+            inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
+            attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
+            tensors = {name: self._read_axes(start, name, {}) for name in inside}
+            yield Block("attention" if attends else "mixer", path, out, tensors)
 
     def _read_shared(self) -> dict[str, Axes]:
         """What stands outside the layers; names relative to the base model where it is inside that."""
@@ -642,7 +652,9 @@ class _Reading:
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
             return False
-        first = next(call for call in self.calls if call.path == f"{self.prefix}{self.layers}.0")
+        first = next((call for call in self.calls if call.path == f"{self.prefix}{self.layers}.0"), None)
+        if first is None:  # it is not called as a module
+            return False
         scaled = embeddings.get_parameter("weight")[table.entered[0]] * scale
         return any(
             one.shape == scaled.shape and torch.allclose(one, scaled, rtol=rtol, atol=0) for one in first.entered
@@ -681,6 +693,18 @@ class _Reading:
             if list(differ) == [dim] and (differ[dim] == value or (differ[dim] % value == 0 and not exact)) and alike:
                 return name
         return ""
+
+    def _find_width(self, blocks: Sequence[Block], dim: int) -> str:
+        """The setting by which a plain FFN is as wide as it says, and which nothing else but experts goes by."""
+        setting = self._find_setting(self.dense, dim, 72, exact=True)
+        tables = [block.tensors for block in blocks] + ([self.experts.tensors] if self.experts else [])
+        wide = {name for table in tables for name, axes in table.items() if any("neurons" in axis for axis in axes)}
+        plain, changed = self._build_shapes({}), self._build_shapes({setting: 72} if setting else {})
+        for name in plain:
+            inside = name.removeprefix(f"{self.prefix}{self.layers}.").partition(".")[2]
+            if plain[name] != changed.get(name) and not {inside, inside.rpartition(".")[0]} & wide:
+                return ""
+        return setting
 
     def _states_head_dim(self, out: str) -> bool:
         """Whether the config may say how large a head is; out: the output linear of an attention."""
