@@ -366,7 +366,9 @@ class _Reading:
             if path:
                 found[path] = out
         calls = {call.path: call for call in self.calls}
-        readers = [calls[start + path] for path in (*found, *(block.module for block in known)) if start + path in calls]
+        readers = [
+            calls[start + path] for path in (*found, *(block.module for block in known)) if start + path in calls
+        ]
         for path, out in found.items():
             call = calls.get(start + path)
             if call is not None and any(reader.reads(call) for reader in readers):
