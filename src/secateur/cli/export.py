@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.cli.command import Command
+from secateur.cli.printing import print_folder
 
 __all__ = ["execute"]
 
@@ -14,11 +15,7 @@ def execute(given: dict[str, Any]) -> Path:
     """Write a model in another form, checked against the original's output."""
     from secateur.runs import exporting
 
-    place, notes = exporting.export(**given)
-    for note in notes:
-        print(f"note: {note}")
-    print(place)
-    return place
+    return print_folder(*exporting.export(**given))
 
 
 COMMAND = Command(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from secateur.runs.estimates import Estimate
     from secateur.vocabulary import Evidence
 
-__all__ = ["console", "print_estimate", "print_evidence", "print_first", "print_lines", "print_places"]
+__all__ = ["console", "print_estimate", "print_evidence", "print_first", "print_folder", "print_lines", "print_places"]
 
 
 def console() -> Console:
@@ -59,6 +59,14 @@ def print_places(rows: Sequence[Evidence], out: str | Path) -> None:
         print_lines("", *lines)
     if any(row.verdict != "met" for row in rows):
         raise typer.Exit(1)
+
+
+def print_folder(place: Path, notes: Sequence[str]) -> Path:
+    """What was said of a folder that was written, and its path on a line of its own, for scripts; the path."""
+    for note in notes:
+        print(f"note: {note}")
+    print(place)
+    return place
 
 
 def print_estimate(estimate: Estimate) -> None:

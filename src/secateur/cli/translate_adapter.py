@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from secateur.cli.command import Command
+from secateur.cli.printing import print_folder
 
 __all__ = ["execute"]
 
@@ -13,11 +14,7 @@ def execute(given: dict[str, str]) -> Path:
     """Slice a LoRA or DoRA of the dense model so that it fits a result: equal to cutting the merged model."""
     from secateur.subjects.transformer import adapters
 
-    place, notes = adapters.translate_adapter(**given)
-    for note in notes:
-        print(f"note: {note}")
-    print(place)
-    return place
+    return print_folder(*adapters.translate_adapter(**given))
 
 
 COMMAND = Command(

@@ -74,7 +74,7 @@ class Removed(nn.Module):
         elif self.biased:
             output = self.get_submodule(self.inner)(hidden_states)
         else:
-            output = hidden_states.new_zeros(1)
+            output = torch.zeros_like(hidden_states)  # as large as what layers may add to in place
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)  # of any name
         if cache is not None and self.layer is not None:
             mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)

@@ -96,14 +96,42 @@ def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert find_family(architecture, config) == found
 
 
-def test_an_axis_that_fails_stays_whole_with_the_reason() -> None:
+@pytest.mark.parametrize(
+    ("architecture", "more", "whole"),
+    [
+        ("Olmo2ForCausalLM", {}, {"heads", "channels"}),  # its query norm runs over all heads at once
+        ("XGLMForCausalLM", {"d_model": 32, "ffn_dim": 48}, {"channels"}),  # positions are added that are no weights
+        ("DogeForCausalLM", {}, {"heads"}),  # it has weights on the residual stream that are no module's
+        ("BertGenerationDecoder", {"is_decoder": True}, set()),  # a language model by another name
+        ("LukeForMaskedLM", {"entity_vocab_size": 9}, {"heads", "channels"}),  # entities have queries of their own
+        ("MraForMaskedLM", {"max_position_embeddings": 64}, {"channels"}),  # an attention that is none of ours
+    ],
+)
+def test_an_axis_that_fails_stays_whole_with_the_reason(
+    architecture: str, more: dict[str, Any], whole: set[str]
+) -> None:
+    kind = getattr(transformers, architecture)
     with torch.device("meta"):
-        olmo2 = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(num_hidden_layers=4))
-    family = derive(olmo2)  # its query norm runs over all heads at once
-    assert "heads" in family.whole
-    assert "neurons" not in family.whole
+        model = kind(kind.config_class(**SMALL | more))
+    found = derive(model).whole
+    assert found.keys() - {"attention", "layers", "ffn", "mixer"} == whole
+
+
+def test_a_table_that_is_wrong_is_not_believed() -> None:
     wrong = replace(families.FAMILIES["llama"], norm_offset=1.0)
     assert prove(smollm3(), wrong).whole == {"channels": "a cut of its channels gives other outputs than silencing"}
+
+
+def test_widths_by_which_experts_go_too_are_said_of_each_layer(tmp_path: Path) -> None:
+    """One number says the sizes of experts, of another form than ours, and of the expert that all tokens pass."""
+    torch.manual_seed(0)
+    config = transformers.AriaTextConfig(**SMALL | {"num_hidden_layers": 2}, moe_num_experts=4, moe_topk=2)
+    subject = open_subject(transformers.AriaTextForCausalLM(config).eval())
+    assert "experts" in subject.layout.whole
+    keep = {f"layers.{layer}.neurons": np.arange(96) < 48 for layer in range(2)}
+    assert find_change(subject, keep) < 1e-5
+    subject.cut(Selection(keep))[0].save(tmp_path / "small")
+    assert [width.neurons for width in open_subject(tmp_path / "small").widths()] == [48, 48]
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from secateur.subjects.text import markup
 from secateur.vocabulary import Subject
 
 __all__ = [
-    "FIELDS", "AnyReader", "Document", "Pages", "PassageTexts", "Reader", "Titles", "field_of", "of_document_recipe",
-    "paragraphs", "parts_of", "read_row", "row_options", "with_documents",
+    "FIELDS", "AnyReader", "Document", "Pages", "PassageTexts", "Reader", "Titles", "as_text", "field_of", "is_html",
+    "of_document_recipe", "paragraphs", "parts_of", "read_row", "row_options", "with_documents",
 ]  # fmt: skip
 
 Document: TypeAlias = Any
@@ -175,6 +175,14 @@ class Pages(Reader[Page]):
         return self.open_documents(["<p>word</p>"])
 
 
+def is_html(document: Document) -> bool:
+    """Whether a document is HTML: by the name of its file, or by what it says."""
+    if isinstance(document, Path):
+        return document.suffix.lower() in (".html", ".htm")
+    text = markup.decode(document) if isinstance(document, bytes) else document
+    return isinstance(text, _Html) or (isinstance(text, str) and not isinstance(text, _Plain) and markup.is_html(text))
+
+
 def _as_html(document: Document) -> Document:
     """Plain text, files of it, and lists of sentences, as HTML; what is HTML or its bytes already, as it is."""
     if isinstance(document, list | tuple):
@@ -215,18 +223,18 @@ class PassageTexts(Reader[Passages]):
         """Each document is a passage."""
         if titles is not None:
             titles = [title if title is None else markup.whole(title) for title in titles]
-        return open_passages([_as_text(document) for document in documents], titles=titles)
+        return open_passages([as_text(document) for document in documents], titles=titles)
 
     def read_document(self, document: Document) -> Document:
         """The document as text, or as a list of sentences."""
-        return _as_text(document)
+        return as_text(document)
 
     def open_trial(self) -> Passages:
         """A passage of one sentence."""
         return self.open_documents(["A word."])
 
 
-def _as_text(document: Document) -> Document:
+def as_text(document: Document) -> Document:
     """Texts and lists of sentences as they are; HTML as the text of its blocks."""
     if isinstance(document, Path) and document.suffix.lower() not in (".html", ".htm"):
         return _read_bytes(document).decode("utf-8", "replace")

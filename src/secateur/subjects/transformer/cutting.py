@@ -226,7 +226,8 @@ def new_name(layout: Layout, name: str, place: Place, stays: Kept) -> str | None
     if place.layer not in stays.layers or _goes(layout, place, stays):
         return None
     layer = stays.layers.index(place.layer)
-    return f"{layout.prefix}{layout.family.layers}.{layer}.{place.module}.{place.leaf}"
+    inner = f"{place.module}.{place.leaf}" if place.module else place.leaf
+    return f"{layout.prefix}{layout.family.layers}.{layer}.{inner}"
 
 
 def slice_tensor(layout: Layout, tensor: Tensor, axes: Sequence[str], layer: int | None, stays: Kept) -> Tensor:
@@ -326,7 +327,7 @@ def _say_widths(
         heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
     if attends:
         data[heads_name] = heads
-    if any(block.kind == "ffn" for block in family.blocks):
+    if any(width.neurons for width in (*widths, *layout.widths)):
         data |= {family.neurons: neurons} if family.states_neurons or not plain else {}
     plain = _say_mixture(layout, widths, mixture, data, plain)
     if "num_key_value_heads" in data and attends:

@@ -121,7 +121,7 @@ class Layout:
         if experts is None or experts.packed not in parts:
             return 0, 0, 0
         count, _, neurons = parts[experts.packed].get_parameter("down_proj").shape
-        shared = parts[f"{experts.shared}.gate_proj"].get_parameter("weight").shape[0] if experts.shared else 0
+        shared = parts[f"{experts.shared}.down_proj"].get_parameter("weight").shape[1] if experts.shared else 0
         return int(count), int(neurons), int(shared)
 
     @cached_property
@@ -256,8 +256,9 @@ class Layout:
             layer = int(number) if number.isdecimal() and len(number) < 10 else -1  # an adapter may name any
             tables = self._layer_tables[layer] if 0 <= layer < len(self._layer_tables) else {}
         for kind, table in tables.items():
-            if f"{module}.{leaf}" in table:
-                return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])
+            own = f"{module}.{leaf}" if module else leaf  # a layer, or the model, may have tensors of its own
+            if own in table:
+                return Place(layer, kind, module, leaf, table[own])
             if module in table:
                 axes = table[module]
                 if leaf == "bias":
@@ -275,6 +276,6 @@ class Layout:
         if place.module == block.out:
             return place.leaf != "bias"
         if place.module in block.after:
-            out = self.model.base_model.get_submodule(f"{self.family.layers}.{place.layer}.{block.out}")
-            return out.bias is None
+            out = self._modules(place.layer).get(block.out)  # a layer with experts has none
+            return getattr(out, "bias", None) is None
         return True

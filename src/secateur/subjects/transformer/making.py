@@ -21,6 +21,8 @@ from secateur.subjects.transformer.subject import Transformer
 __all__ = ["make_subject"]
 
 _TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
+_AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+"""Auto classes whose models give logits, whatever they are called."""
 
 
 def make_subject(
@@ -32,7 +34,9 @@ def make_subject(
 ) -> Transformer:
     """The subject of a model in memory, of the kind that its family says."""
     name = type(model).__name__
-    if model.base_model is not model and not name.endswith(_TASKS):
+    mapped = saving.classes(model.config)
+    spoken = name.endswith(_TASKS) or saving.plain_class(type(model)) in map(mapped.get, _AUTO)
+    if model.base_model is not model and not spoken:
         raise UnsupportedError(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"

@@ -78,7 +78,7 @@ def _list_plainly(config: PretrainedConfig) -> dict[str, object]:
 
 def find_layers(model: PreTrainedModel) -> str:
     """Path of the list of layers, relative to the base model; `UnsupportedError` where there is not one."""
-    count, base = int(model.config.num_hidden_layers), model.base_model
+    count, base = _read_sizes(model.config)[0], model.base_model
     lists: list[str] = [
         path for path, module in base.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
@@ -88,6 +88,17 @@ def find_layers(model: PreTrainedModel) -> str:
         there = ", ".join(outer) or "none"
         raise UnsupportedError(f"{type(model).__name__} has {len(outer)} lists of {count} layers ({there})")
     return outer[0]
+
+
+def _read_sizes(config: PretrainedConfig) -> tuple[int, int]:
+    """Layers and channels; `UnsupportedError` where a config does not say them."""
+    try:
+        return int(config.num_hidden_layers), int(config.hidden_size)
+    except (AttributeError, TypeError) as error:
+        data = config.to_dict()
+        parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
+        hint = f": open one of its parts ({', '.join(parts)})" if parts else ""
+        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
 
 
 def list_kinds(model: PreTrainedModel) -> list[tuple[str, ...]]:
@@ -110,12 +121,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     names = {
         common: native.get(common, common) for common in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     }
-    try:
-        count, hidden = (int(getattr(config, name)) for name in ("num_hidden_layers", "hidden_size"))
-    except (AttributeError, TypeError) as error:
-        parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
-        hint = f": open one of its parts ({', '.join(parts)})" if parts else ""
-        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
+    count, hidden = _read_sizes(config)
     heads = getattr(config, "num_attention_heads", None)
     kv = data.get(native.get("num_key_value_heads", "num_key_value_heads"))
     small_kv = HEADS if kv in (None, heads) else 2
@@ -130,7 +136,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
     for name, value in data.items():
-        if isinstance(value, bool) or name in names.values() or name in inner:
+        if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
             continue
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
@@ -237,8 +243,8 @@ def is_causal(model: PreTrainedModel) -> bool:
     """Whether no state of a small copy depends on a later token: it is a decoder, with whatever head or none."""
     tokens = make_tokens()
     other = tokens.clone()
-    other[:, -1] += 1
-    before, after = (run_model(model.base_model, one)[0][:, :-1] for one in (tokens, other))
+    other[:, 1:] += 1
+    before, after = (run_model(model.base_model, one)[0][:, :1] for one in (tokens, other))
     return torch.allclose(before, after, atol=1e-5)
 
 

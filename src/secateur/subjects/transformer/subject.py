@@ -115,7 +115,7 @@ class Transformer:
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
         self.output: Literal["logits", "embedding", "states"] = (
-            "embedding" if self.head else "states" if model.base_model is model else "logits"
+            "embedding" if self.head else "states" if _is_base(model) else "logits"
         )
         layout = self.layout
         for name, _ in model.named_parameters():
@@ -438,7 +438,8 @@ class Transformer:
                 )
                 for layer in layers
             ]
-        last = None if head or not self.causal else self.model.get_output_embeddings()
+        whole = head or not self.causal or self.model.base_model is self.model
+        last = None if whole else self.model.get_output_embeddings()
         if last is not None and any(isinstance(part, DTensor) or part.is_meta for part in last.parameters()):
             last = None
         try:
@@ -594,6 +595,11 @@ def positions(model: nn.Module) -> int | None:
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
     ]  # fmt: skip
     return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+
+
+def _is_base(model: PreTrainedModel) -> bool:
+    """Whether a model has no head: some classes with one name no base model that they have."""
+    return model.base_model is model and not model.can_generate()
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:
