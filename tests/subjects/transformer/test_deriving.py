@@ -103,7 +103,6 @@ def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("XGLMForCausalLM", {"d_model": 32, "ffn_dim": 48}, {"channels"}),  # positions are added that are no weights
         ("DogeForCausalLM", {}, {"heads"}),  # it has weights on the residual stream that are no module's
         ("BertGenerationDecoder", {"is_decoder": True}, set()),  # a language model by another name
-        ("LukeForMaskedLM", {"entity_vocab_size": 9}, {"heads", "channels"}),  # entities have queries of their own
         ("MraForMaskedLM", {"max_position_embeddings": 64}, {"channels"}),  # an attention that is none of ours
     ],
 )
