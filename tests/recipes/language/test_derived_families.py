@@ -37,7 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
     "ModernBertForMaskedLM": SIZES | {"cls_token_id": 2, "sep_token_id": 3},
 }
-DATA = texts.read(tiny.sentences(60))
+DATA = texts.read(tiny.sentences(200))
 HOW: dict[str, Any] = {"calibration": 16, "steps": 0, "train_batch": 8}
 ZIPLM = HOW | {"judged": 8, "trials": 2, "train_length": 16}
 MINITRON = HOW | {"candidates": 1, "short_steps": 0, "length": 16, "tolerance": 0.5, "axes": ("heads", "neurons")}

@@ -103,7 +103,6 @@ def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ("XGLMForCausalLM", {"d_model": 32, "ffn_dim": 48}, {"channels"}),  # positions are added that are no weights
         ("DogeForCausalLM", {}, {"heads"}),  # it has weights on the residual stream that are no module's
         ("BertGenerationDecoder", {"is_decoder": True}, set()),  # a language model by another name
-        ("LukeForMaskedLM", {"entity_vocab_size": 9}, {"heads", "channels"}),  # entities have queries of their own
         ("MraForMaskedLM", {"max_position_embeddings": 64}, {"channels"}),  # an attention that is none of ours
     ],
 )
@@ -122,16 +121,32 @@ def test_a_table_that_is_wrong_is_not_believed() -> None:
     assert prove(smollm3(), wrong).whole == {"channels": "a cut of its channels gives other outputs than silencing"}
 
 
-def test_widths_by_which_experts_go_too_are_said_of_each_layer(tmp_path: Path) -> None:
-    """One number says the sizes of experts, of another form than ours, and of the expert that all tokens pass."""
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        # One number says the sizes of experts, of another form than ours, and of the expert that all tokens pass.
+        ("AriaTextForCausalLM", {"moe_num_experts": 4, "moe_topk": 2}),
+        # Its class gives every few layers heads of another size.
+        ("Gemma4ForCausalLM", {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16}),
+    ],
+)
+def test_what_layers_have_of_their_own_stays_when_neurons_go(
+    architecture: str, more: dict[str, Any], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    config = transformers.AriaTextConfig(**SMALL | {"num_hidden_layers": 2}, moe_num_experts=4, moe_topk=2)
-    subject = open_subject(transformers.AriaTextForCausalLM(config).eval())
-    assert "experts" in subject.layout.whole
-    keep = {f"layers.{layer}.neurons": np.arange(96) < 48 for layer in range(2)}
-    assert find_change(subject, keep) < 1e-5
-    subject.cut(Selection(keep))[0].save(tmp_path / "small")
-    assert [width.neurons for width in open_subject(tmp_path / "small").widths()] == [48, 48]
+    kind = getattr(transformers, architecture)
+    subject = open_subject(kind(kind.config_class(**SMALL | {"num_hidden_layers": 2} | more)).eval())
+    width = subject.widths()[0].neurons
+    for keep in (
+        {"layers.1.neurons": np.arange(width) < 24},
+        {f"layers.{n}.neurons": np.arange(width) < 24 for n in (0, 1)},
+    ):
+        assert find_change(subject, keep) < 1e-5
+        small = subject.cut(Selection(keep))[0]
+        small.save(tmp_path / "small")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
+        tokens = subject.example(2, 9)
+        torch.testing.assert_close(loaded(**tokens).logits, small.forward(tokens).prediction)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.per_layer import get_setting
 from secateur.subjects.transformer.small_copy import (
     TOKENS,
     copy_small,
@@ -193,7 +194,7 @@ def _keep_idle(traced: Traced, small: PreTrainedModel, family: Family) -> dict[s
 def _find_cached(model: PreTrainedModel) -> int | str:
     """See `Family.cached`."""
     count, settings = _count_cached(model), model.config.to_dict()
-    said = getattr(model.config, "num_key_value_heads", None) or getattr(model.config, "num_attention_heads", None)
+    said = get_setting(model.config, "num_key_value_heads") or get_setting(model.config, "num_attention_heads")
     if count in (0, 1, said):
         return 0 if count == said else count
     for name, value in settings.items():

@@ -122,6 +122,8 @@ class Family:
     """The attention reads head counts from its config in every forward pass (Phi-3)."""
     keeps_heads: bool = False
     """The config's number of heads is that of something else, too: it stays, and every layer states its own."""
+    own_settings: tuple[str, ...] = ()
+    """What the class itself gives layers values of their own of, such as head_dim (Gemma 4)."""
     experts: Experts | None = None
     """The mixture of experts that all layers have, or all but some."""
     whole: Mapping[str, str] = field(default_factory=dict)
@@ -151,7 +153,7 @@ class Family:
     def plain(self) -> Table:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
-        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "experts", "whole")
+        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "own_settings", "experts", "whole")
         return {name: data[name] for name in names}
 
     def stream(self) -> dict[str, Any]:

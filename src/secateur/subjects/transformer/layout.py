@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from secateur.formats.reload import find_blocks
 from secateur.subjects.transformer.families import Axes, Block, Family
+from secateur.subjects.transformer.per_layer import get_setting
 
 __all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
 
@@ -70,8 +71,8 @@ class Layout:
         self.model, self.family = model, family
         config = model.config
         self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-        heads = getattr(config, "num_attention_heads", None) or 1
-        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        heads = get_setting(config, "num_attention_heads") or 1
+        self.head_dim = int(get_setting(config, "head_dim") or config.hidden_size // heads)
         self.hidden_size = int(config.hidden_size)
         ropes = getattr(config, "rope_parameters", None) or {}
         self.fixed_ratio = family.checks_ropes and "short_factor" in ropes
@@ -163,11 +164,15 @@ class Layout:
         said = self.family.cached
         return int(getattr(self.model.config, said)) if isinstance(said, str) else said
 
-    @cached_property
-    def attention_width(self) -> float:
+    def attention_width(self, layer: int) -> float:
         """Numbers per head of a query and of a value, on average."""
         config = self.model.config
-        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.head_dim)
+        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.find_head_dim(layer))
+
+    def find_head_dim(self, layer: int) -> int:
+        """Numbers per head of a layer, where the class gives layers heads of unequal sizes."""
+        own = "head_dim" in self.family.own_settings
+        return int(self.model.config.per_layer_config[layer].head_dim) if own else self.head_dim
 
     def layers(self) -> list[str]:
         """Module paths of the layers."""

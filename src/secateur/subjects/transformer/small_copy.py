@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
-from secateur.subjects.transformer.per_layer import take_layers
+from secateur.subjects.transformer.per_layer import get_setting, take_layers
 
 __all__ = [
     "DENSE",
@@ -122,7 +122,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         common: native.get(common, common) for common in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     }
     count, hidden = _read_sizes(config)
-    heads = getattr(config, "num_attention_heads", None)
+    heads = get_setting(config, "num_attention_heads")
     kv = data.get(native.get("num_key_value_heads", "num_key_value_heads"))
     small_kv = HEADS if kv in (None, heads) else 2
     small = HEADS * HEAD_DIM

@@ -27,6 +27,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind
+from secateur.subjects.transformer.per_layer import get_setting, list_own
 from secateur.subjects.transformer.small_copy import (
     DENSE,
     EXPERTS,
@@ -90,7 +91,7 @@ class _Reading:
         self.prefix: str = "" if tiny.base_model is tiny else f"{tiny.base_model_prefix}."
         self.layers = find_layers(tiny)
         self.count = int(tiny.config.num_hidden_layers)
-        self.key_heads = int(getattr(tiny.config, "num_key_value_heads", None) or HEADS)
+        self.key_heads = int(get_setting(tiny.config, "num_key_value_heads") or HEADS)
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
@@ -175,6 +176,7 @@ class _Reading:
             scaled_embedding=self._scales_embedding(scale),
             rounds_scale=self._scales_embedding(rounded, rtol=1e-6),
             qk_norms=() if attention is None else self._find_query_norms(attention),
+            own_settings=list_own(self.config),
             experts=self.experts,
             whole=self.whole,
         )
