@@ -190,7 +190,7 @@ def _rivals(embed: Embed | None, count: Count, words: Sequence[int], letters: in
         ways[SPLITTER] = lambda question: [
             piece for text in _texts(question) for piece in chunking.split_recursively(text, letters)
         ]
-    judges = {"BM25": Similarity(None, markup.stems), **({"embedder": Similarity(embed)} if embed else {})}
+    judges = {"BM25": Similarity(None), **({"embedder": Similarity(embed)} if embed else {})}
     ranked = [rank(name, split, by, alike) for by, alike in judges.items() for name, split in ways.items()]
     return [Pipeline(FIRST, cut_off), *ranked]
 
