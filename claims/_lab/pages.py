@@ -140,12 +140,3 @@ class CachedEmbedder:
         new = sorted({text for text in texts if text not in self.known}, key=len)
         self.known |= dict(zip(new, self.embed(new), strict=True)) if new else {}
         return np.stack([self.known[text] for text in texts])
-
-
-def first_words(page, budget: int, count: encoders.Count) -> str:
-    """As many of a page's first words as fit."""
-    fits, many = 0, len(page.text().split()) + 1
-    while many - fits > 1:
-        middle = (fits + many) // 2
-        fits, many = (middle, many) if count([page.head(middle).html()])[0] <= budget else (fits, middle)
-    return page.head(fits).html()
