@@ -258,17 +258,18 @@ def _recount(attention: Any, heads: int, kv: int, head_dim: int) -> None:
             setattr(attention, name, value)
 
 
-def _narrow(spec: Any, names: tuple[str, ...]) -> Any:
+def _narrow(spec: object, names: tuple[str, ...]) -> object:
     """The values of single layers that a config holds, of these names alone."""
+    whole: Any = spec
     layers = {
         index: {name: value for name, value in values.items() if name in names}
-        for index, values in spec.per_layer_overrides.items()
+        for index, values in whole.per_layer_overrides.items()
     }
     return dataclasses.replace(
-        spec,
+        whole,
         per_layer_overrides={index: values for index, values in layers.items() if values},
-        per_layer_attributes=spec.per_layer_attributes & set(names),
-        explicit_per_layer_attributes=spec.explicit_per_layer_attributes & set(names),
+        per_layer_attributes=whole.per_layer_attributes & set(names),
+        explicit_per_layer_attributes=whole.explicit_per_layer_attributes & set(names),
     )
 
 

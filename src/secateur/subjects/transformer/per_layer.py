@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -15,12 +14,13 @@ _TOKENS = re.compile(r"token_ids?$")
 _NUMBERS = re.compile(r"layer|idx|indices|indexes")
 
 
-def get_setting(config: PretrainedConfig, name: str) -> Any:
-    """A value of the config, or of its first layer where layers have values of their own; None where it has none."""
+def get_setting(config: PretrainedConfig, name: str) -> int | None:
+    """A number of the config, or of its first layer where layers have numbers of their own; None where it has none."""
     try:
-        return getattr(config, name, None)
+        value: int | None = getattr(config, name, None)
     except RuntimeError:  # it asks which layer is meant
-        return getattr(config.per_layer_config[0], name, None)
+        value = getattr(config.per_layer_config[0], name, None)
+    return value
 
 
 def list_own(config: PretrainedConfig) -> tuple[str, ...]:
