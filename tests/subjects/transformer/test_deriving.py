@@ -127,7 +127,11 @@ def test_a_table_that_is_wrong_is_not_believed() -> None:
         # One number says the sizes of experts, of another form than ours, and of the expert that all tokens pass.
         ("AriaTextForCausalLM", {"moe_num_experts": 4, "moe_topk": 2}),
         # Its class gives every few layers heads of another size.
-        ("Gemma4ForCausalLM", {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16}),
+        (
+            "Gemma4ForCausalLM",
+            {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16}
+            | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 61},
+        ),
     ],
 )
 def test_what_layers_have_of_their_own_stays_when_neurons_go(
