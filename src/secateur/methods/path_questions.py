@@ -132,9 +132,11 @@ def find_phrases(text: str, topic: str, names: Sequence[str]) -> list[str]:
         if word not in STOP and word[0].isalnum():
             run.append(word)
             continue
-        if run and not phrases and before in ASKING and (len(run) > 1 or word in STOP):
-            run = run[1:]
         far = max(at - number + 1, number - len(run) - at)
+        if run and not phrases and before in ASKING and (len(run) > 1 or word in STOP):
+            kinds.append((far, " ".join(run if number <= asked else run[:1])))
+            run = [] if number <= asked else run[1:]
+            far = max(at - number + 1, number - len(run) - at)
         if run and word == "of" and number < at <= number + 2:
             far = 0
         if run and word in _DESCRIBING:
