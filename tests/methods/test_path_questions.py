@@ -29,6 +29,15 @@ def test_phrases_are_those_nearest_to_the_topic_first():
     assert find_phrases("", "x", ["x"]) == []
 
 
+def test_what_is_asked_for_and_what_is_described_are_phrases_where_nothing_else_is():
+    for text, wanted in (
+        ("What part of the body does gout affect?", ["affect"]), ("Which colour has gout?", ["colour"]),
+        ("What side effect does gout have?", ["side effect"]), ("Where is the maker of gout born?", ["maker", "born"]),
+        ("In which city is the seat of the firm that makes gout?", ["makes", "seat"]), ("What is gout?", []),
+    ):  # fmt: skip
+        assert find_phrases(text, "gout", ["gout"]) == wanted
+
+
 def test_an_indicator_is_entities_and_relations_in_turn():
     assert split_indicator('"A b" - treats - x -> causes - "C"') == ["A b", "treats", "x", "causes", "C"]
     assert split_indicator("heart-attack") == ["heart-attack"]

@@ -26,7 +26,8 @@ _VERBS = frozenset(
 )
 """What stands behind the thing that is asked for: "which part of the body does"."""
 _DESCRIBING = frozenset(("that", "which", "who", "whose"))
-"""What stands behind the kind of a thing that is described: "the company that makes"."""
+_ARTICLES = frozenset(("the", "a", "an", "any", "some"))
+"""What stands around the kind of a thing that is described: "the company that makes"."""
 OPEN = re.compile(r"(?:answer\b.*|[a-z]|\?.*)$", re.IGNORECASE)
 """What stands in an indicator for what is not known."""
 
@@ -132,12 +133,14 @@ def find_phrases(text: str, topic: str, names: Sequence[str]) -> list[str]:
         if word not in STOP and word[0].isalnum():
             run.append(word)
             continue
-        if run and not phrases and before in ASKING and (len(run) > 1 or word in STOP):
-            run = run[1:]
         far = max(at - number + 1, number - len(run) - at)
+        if run and not phrases and before in ASKING and (len(run) > 1 or word in STOP):
+            kinds.append((far, " ".join(run if number <= asked else run[:1])))
+            run = [] if number <= asked else run[1:]
+            far = max(at - number + 1, number - len(run) - at)
         if run and word == "of" and number < at <= number + 2:
             far = 0
-        if run and word in _DESCRIBING:
+        if run and word in _DESCRIBING and before in _ARTICLES:
             kinds.append((far, run.pop()))
         if run:
             (kinds if number <= asked else phrases).append((far, " ".join(run)))
