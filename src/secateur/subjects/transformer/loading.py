@@ -285,7 +285,10 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
     own = (
-        "per_layer_config" in data or saving.is_sliced(data) or packing.is_packed(data)
+        "per_layer_config" in data
+        or saving.is_sliced(data)
+        or saving.has_stacks(data)
+        or packing.is_packed(data)
     )  # code of ours, which is not run but done again here
     if "auto_map" in data and not own and not _has_type(data["model_type"]):
         raise UnsupportedError(

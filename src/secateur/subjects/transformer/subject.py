@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,11 +31,12 @@ from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Cut, Selection, Term, Units
 
-__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions"]
+__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions", "record_states"]
 
 AXES = (
     "layers",
     "attention",
+    "cross",
     "ffn",
     "mixer",
     "heads",
@@ -113,7 +114,7 @@ class Transformer:
         self.stored: Stored | None = None  # of a quantised model, which can be measured only
         self._origin: Origin | None = None
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
-        self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
+        self.layer_index: tuple[int, ...] = tuple(recorded or range(len(self.layout.layers())))
         self.output: Literal["logits", "embedding", "states"] = (
             "embedding" if self.head else "states" if model.base_model is model else "logits"
         )
@@ -205,6 +206,9 @@ class Transformer:
             if width.has_groups:
                 block = layout.head_dim * width.heads // width.kv
                 result[f"layers.{index}.kv_groups"] = Consumer(out, block, conv1d)
+            if width.cross:
+                out = f"{path}.{blocks['cross'].out}"
+                result[f"layers.{index}.cross.heads"] = Consumer(out, layout.head_dim, conv1d)
             if width.neurons:
                 result[f"layers.{index}.neurons"] = Consumer(f"{path}.{blocks['ffn'].out}", 1, conv1d)
             if width.shared_neurons and self.family.experts:
@@ -322,7 +326,7 @@ class Transformer:
     @staticmethod
     def _find_there(layout: Layout, site: str, count: int) -> np.ndarray:
         """Which units of a site are there: of sub-blocks, those that their layer has and has not lost."""
-        if site not in ("attention", "ffn", "mixer"):
+        if site not in cutting.BLOCKS:
             return np.ones(count, dtype=bool)
         return np.array([width.has(site) for width in layout.widths])
 
@@ -423,29 +427,11 @@ class Transformer:
             inputs.pop("attention_mask", None)
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        states: list[Tensor] = []
-        hooks = []
-        if hidden:
-            layers = [self.model.get_submodule(path) for path in self.layers()]
-            hooks.append(
-                layers[0].register_forward_pre_hook(
-                    lambda _, args, kw: states.append(_states(args, kw)), with_kwargs=True
-                )
-            )
-            hooks += [
-                layer.register_forward_hook(
-                    lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out)
-                )
-                for layer in layers
-            ]
         last = None if head or not self.causal else self.model.get_output_embeddings()
         if last is not None and any(isinstance(part, DTensor) or part.is_meta for part in last.parameters()):
             last = None
-        try:
+        with record_states(self, hidden) as states:
             result = self.model(**inputs) if last is None else self.model.base_model(**inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if last is None:
             return Output(self._prediction(result, batch), tuple(states), self.causal)
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -582,6 +568,25 @@ class Transformer:
     def save(self, folder: str | Path, *, card: str | None = None) -> None:
         """Write the model and all that belongs to it into `folder` (see `saving.save`)."""
         saving.save(self, Path(folder), card)
+
+
+@contextmanager
+def record_states(subject: Transformer, wanted: bool) -> Iterator[list[Tensor]]:
+    """Within the block, what enters the first layer and what leaves each one are put into the list, if wanted."""
+    states: list[Tensor] = []
+    with ExitStack() as stack:
+        layers = [subject.model.get_submodule(path) for path in subject.layers()] if wanted else []
+        for layer in layers[:1]:
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, kw: states.append(_states(args, kw)), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        for layer in layers:
+            hook = layer.register_forward_hook(
+                lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out)
+            )
+            stack.callback(hook.remove)
+        yield states
 
 
 def positions(model: nn.Module) -> int | None:

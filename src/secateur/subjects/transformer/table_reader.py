@@ -26,14 +26,15 @@ from transformers.pytorch_utils import Conv1D
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
-from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind
+from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack
 from secateur.subjects.transformer.small_copy import (
     DENSE,
     EXPERTS,
     HEAD_DIM,
     HEADS,
     TOKENS,
-    find_layers,
+    find_stacks,
+    has_encoder,
     is_causal,
     list_kinds,
     make_tokens,
@@ -84,8 +85,12 @@ class _Reading:
         self.config: Any = tiny.config
         self.modules: dict[str, nn.Module] = dict(tiny.named_modules())
         self.prefix: str = "" if tiny.base_model is tiny else f"{tiny.base_model_prefix}."
-        self.layers = find_layers(tiny)
-        self.count = int(tiny.config.num_hidden_layers)
+        self.lists = find_stacks(tiny)
+        self.starts = [
+            f"{self.prefix}{path}.{number}." for path in self.lists for number in range(len(tiny.base_model.get_submodule(path)))
+        ]
+        """Of the layers, as their names begin."""
+        self.count = len(self.starts)
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
@@ -106,15 +111,18 @@ class _Reading:
                 name = f"{member.module}.{leaf}".removeprefix("model.")
                 for tied in alike.get(name, ()):
                     self.axes[tied, int(dim[:-1])] = _Axis(site, member.units)
-        self.channels = self._find_channels()
+        self.channels = {self._find_channels(f"{self.prefix}{path}.") for path in self.lists}
+        if len(self.channels) > 1:
+            self.whole["channels"] = "its encoder and its decoder have channels of their own"
 
-    def _find_channels(self) -> str:
-        """The site of the residual stream: of those in all layers, the one with the most tensors."""
-        starts = {f"model.{self.prefix}{self.layers}.{number}." for number in range(self.count)}
+    def _find_channels(self, inside: str) -> str:
+        """The site of the residual stream: of those in all layers of a list, the one with the most tensors."""
+        starts = {f"model.{start}" for start in self.starts if start.startswith(inside)}
         wide = {
-            name: len(group.members) for name, group in self.groups.items()
+            name: sum(member.module.startswith(f"model.{inside}") for member in group.members)
+            for name, group in self.groups.items()
             if all(any(member.module.startswith(start) for member in group.members) for start in starts)
-        }  # fmt: skip
+        }
         if not wide:
             raise self._refuse("no channels run through all its layers")
         return max(wide, key=wide.__getitem__)
@@ -125,8 +133,8 @@ class _Reading:
     def find_family(self) -> Family:
         """The table."""
         blocks, layer = list[Block](), dict[str, Axes]()
-        for number in range(self.count):
-            mine, rest = self._read_layer(f"{self.prefix}{self.layers}.{number}.")
+        for start in self.starts:
+            mine, rest = self._read_layer(start)
             for block in mine:
                 self._add_block(blocks, block, {other.module for other in mine})
             if any(layer.get(name, axes) != axes for name, axes in rest.items()):
@@ -143,8 +151,8 @@ class _Reading:
         states_head_dim = attention is not None and self._states_head_dim(f"{self.attending}{attention.out}.weight")
         return Family(
             self.config.model_type,
-            "decoder" if is_causal(self.tiny) else "encoder",
-            layers=self.layers,
+            "decoder" if has_encoder(self.config) or is_causal(self.tiny) else "encoder",
+            layers=self.lists[0],
             blocks=tuple(sorted(blocks, key=lambda block: block.kind)),
             layer=layer,
             shared=self._read_shared(),
@@ -160,7 +168,40 @@ class _Reading:
             qk_norms=() if attention is None else self._find_query_norms(attention),
             experts=self.experts,
             whole=self.whole,
+            stacks=self._find_stacks(blocks),
         )
+
+    def _find_stacks(self, blocks: Sequence[Block]) -> tuple[Stack, ...]:
+        """What the config calls the sizes of each list of layers; none where its common names say them."""
+        found = list[Stack]()
+        for path in self.lists:
+            number = len(self.tiny.base_model.get_submodule(path))
+            names = [name for name, value in self.config.to_dict().items() if value == number and "layers" in name]
+            inside = f"{self.prefix}{path}."
+            counting = [name for name in names if self._count_layers({name: number - 1}).get(path) == number - 1]
+            if len(counting) != 1:
+                raise self._refuse(f"no setting says the number of {path}")
+            outs = {
+                block.kind: f"{start}{block.out}.weight"
+                for start in self.starts if start.startswith(inside)
+                for block in blocks if f"{start}{block.out}" in self.modules
+            }  # fmt: skip
+            neurons = self._find_setting(outs["ffn"], 1, 72) if "ffn" in outs else ""
+            heads = [name for name, value in self.config.to_dict().items() if value == HEADS and name.endswith("heads")]
+            side = "decoder" if path is self.lists[-1] else "encoder"
+            heads.sort(key=lambda name: (side not in name, "coder" in name))
+            found.append(Stack(path, counting[0], heads[0] if heads else "", neurons))
+        common = type(self.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        return () if len(found) == 1 and found[0].count == common else tuple(found)
+
+    def _count_layers(self, values: Mapping[str, int]) -> dict[str, int]:
+        """The layers of each list under a config with other values; none where the class refuses them."""
+        shapes = self._build_shapes(values)
+        begins = {path: f"{self.prefix}{path}." for path in self.lists}
+        return {
+            path: len({name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)})
+            for path, start in begins.items()
+        }
 
     def _add_block(self, blocks: list[Block], block: Block, layer: set[str]) -> None:
         """Add a layer's sub-block to those of others; one that some of them have too may lack a norm or a bias.
@@ -231,7 +272,7 @@ class _Reading:
         found = dict[Kind, Block]()
         shared: str | None = None
         for site, group in self.groups.items():
-            if site == self.channels or not all(member.module.startswith(f"model.{start}") for member in group.members):
+            if site in self.channels or not all(member.module.startswith(f"model.{start}") for member in group.members):
                 continue
             if not self._writes(group):
                 continue  # of a latent inside a sub-block
@@ -269,7 +310,7 @@ class _Reading:
             outwards = {nn.Linear: ("weight[1]", 0), Conv1D: ("weight[0]", 1)}.get(type(self.modules[path]))
             if outwards is not None and member.axis == outwards[0]:
                 axis = self.axes.get((f"{path}.weight", outwards[1]))
-                return axis is not None and axis.site == self.channels
+                return axis is not None and axis.site in self.channels
         return False
 
     def _read_block(self, start: str, site: str) -> Block | None:
@@ -296,13 +337,23 @@ class _Reading:
         heads = any(_has_blocks(member.units) for member in self.groups[site].members)
         if attends != heads or not (heads or plain):
             return None
-        own = {site: "heads" if heads else "neurons"}
+        kind: Kind = "ffn" if not heads else "cross" if self._reads_encoder(start, inputs) else "attention"
+        own = {site: "neurons" if kind == "ffn" else "heads"}
         inside = [
             name for name in self._list(start)
             if name.startswith(f"{path}.") or name in (path, *outs) or self._carries(start + name, site)
         ]  # fmt: skip
         tensors = {name: self._read_axes(start, name, own) for name in inside}
-        return Block("attention" if heads else "ffn", path, outs[0], tensors)
+        if kind == "cross":
+            tensors = {name: tuple(axis.replace("heads*", "cross*") for axis in axes) for name, axes in tensors.items()}
+        return Block(kind, path, outs[0], tensors)
+
+    def _reads_encoder(self, start: str, inputs: Sequence[str]) -> bool:
+        """Whether some of an attention's projections read the same tensor in every layer: what an encoder gives."""
+        if len(self.lists) < 2:
+            return False
+        entered = [call.entered[:1] for call in self.calls if call.path in {start + name for name in inputs}]
+        return any(one is not other for first in entered[:1] for one in first for rest in entered[1:] for other in rest)
 
     def _is_inside(self, path: str, name: str) -> bool:
         return name == path or name.startswith(f"{path}.")
@@ -329,7 +380,7 @@ class _Reading:
 
     def _read_shared(self) -> dict[str, Axes]:
         """What stands outside the layers; names relative to the base model where it is inside that."""
-        inside = f"{self.prefix}{self.layers}."
+        inside = tuple(f"{self.prefix}{path}." for path in self.lists)
         outside = [name for name in self._list("") if not name.startswith(inside)]
         return {name.removeprefix(self.prefix): self._read_axes("", name, {}) for name in outside}
 
@@ -357,7 +408,7 @@ class _Reading:
         axis = self.axes.get((tensor, dim))
         if axis is None:
             return ""
-        if axis.site == self.channels:
+        if axis.site in self.channels:
             if not np.array_equal(axis.units, np.arange(len(axis.units))):
                 raise self._refuse(f"the channels of {tensor} have an order of their own")
             return "channels"
@@ -525,7 +576,7 @@ class _Reading:
         """Whether it has one weight, over the channels."""
         axis = self.axes.get((f"{start}{name}.weight", 0))
         weight = self.tiny.state_dict().get(f"{start}{name}.weight")
-        return axis is not None and axis.site == self.channels and weight is not None and weight.dim() == 1
+        return axis is not None and axis.site in self.channels and weight is not None and weight.dim() == 1
 
     def _run_layer(self, model: PreTrainedModel, start: str) -> tuple[Tensor, Tensor]:
         """The states that a layer took when the model ran, and what that of a changed copy gives for them."""
@@ -539,7 +590,7 @@ class _Reading:
     @cached_property
     def arguments(self) -> dict[str, Call]:
         """Layer -> what it was called with."""
-        layers = [f"{self.prefix}{self.layers}.{number}" for number in range(self.count)]
+        layers = [start.removesuffix(".") for start in self.starts]
         found = dict[str, Call]()
         with ExitStack() as stack:
             for path in layers:
@@ -568,7 +619,7 @@ class _Reading:
         found = list[str]()
         for call in self.calls:
             linear = isinstance(self.modules[call.path], nn.Linear)
-            if linear and not call.path.startswith(f"{self.prefix}{self.layers}."):
+            if linear and not call.path.startswith(tuple(self.starts)):
                 found += [call.path.removeprefix(self.prefix)] if call.entered[0].dim() == 2 else []
         return tuple(found)
 
@@ -588,7 +639,7 @@ class _Reading:
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
             return False
-        first = next(call for call in self.calls if call.path == f"{self.prefix}{self.layers}.0")
+        first = next(call for call in self.calls if f"{call.path}." == self.starts[0])
         scaled = embeddings.get_parameter("weight")[table.entered[0]] * scale
         return any(
             one.shape == scaled.shape and torch.allclose(one, scaled, rtol=rtol, atol=0) for one in first.entered
@@ -666,7 +717,8 @@ class _WeighedTokens(TorchDispatchMode):
     ) -> object:
         out = func(*args, **(kwargs or {}))
         name = str(func)
-        weights = isinstance(out, Tensor) and out.dim() > 2 and out.shape[-2] == TOKENS and out.shape[-1] >= TOKENS
+        weights = isinstance(out, Tensor) and out.dim() > 2 and out.shape[-1] >= TOKENS
+        weights = weights and out.shape[-2] in (TOKENS, out.shape[-1])
         if ("softmax" in name and weights) or "scaled_dot_product" in name:
             self.found.update(self.running[-1:])
         return out
