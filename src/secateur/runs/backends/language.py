@@ -241,13 +241,13 @@ class Language(TextBackend[Transformer]):
             "params": Figure(float(sum(p.numel() for p in weights))),
             "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
             "bytes": Figure(stored_bytes(subject), unit="B"),
-            "flops": Figure(size.flops(subject.model, batch)),
+            "flops": Figure(size.flops(subject.model, subject.arguments(batch))),
             **sparsity.figures(self.matrices(subject), stored_bytes(subject), bits),
         }
         if isinstance(subject, Moe):
             row["active_params"] = Figure(subject.active_params())
         if subject.kind == "decoder":
-            cache = size.kv_cache_bytes(subject.model, batch)
+            cache = size.kv_cache_bytes(subject.model, subject.arguments(batch))
             row["kv_cache"] = Figure(cache, unit="B")
             row["memory"] = Figure(row["bytes"].value + cache, unit="B")
         else:

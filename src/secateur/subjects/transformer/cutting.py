@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
@@ -340,6 +340,12 @@ def new_stacks(
         ]
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
+    if family.has_encoder and len(DynamicCache(config=config).layers) < data[family.stacks[-1].count]:
+        first, last = (data[stack.count] for stack in family.stacks)
+        raise UnsupportedError(
+            f"selection keeps {first} of the encoder's layers and {last} of the decoder's: generation in a "
+            f"{family.model_type} model caches as many as the encoder has, so keep at least as many there"
+        )
     return config if plain else saving.mark_config(config)
 
 

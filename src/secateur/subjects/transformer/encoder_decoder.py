@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur._utils import devices
+from secateur._utils.modes import evaluating
 from secateur.errors import UnsupportedError
+from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
-from secateur.subjects.transformer.subject import Output, Transformer, record_states
+from secateur.subjects.transformer.small_copy import make_source
+from secateur.subjects.transformer.subject import Output, Transformer, find_states, record_states
 from secateur.vocabulary import Term
 
 __all__ = ["EncoderDecoder"]
@@ -42,7 +46,7 @@ class EncoderDecoder(Transformer):
         """No: each text has an encoding of its own."""
         return False
 
-    def arguments(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+    def arguments(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the model is called with for texts `input_ids` and `attention_mask` [B, S].
 
         The decoder reads the token with which it starts and then the text but for its last token. Raises
@@ -58,8 +62,12 @@ class EncoderDecoder(Transformer):
         found = {main: batch[main], "decoder_input_ids": self._shift(tokens)}
         if main == "input_ids" and "attention_mask" in batch:
             mask = batch["attention_mask"]
-            found |= {"attention_mask": mask, "decoder_attention_mask": mask.roll(1, 1).index_fill(1, mask.new_zeros(1), 1)}
-        return devices.move(found, self.model) | {"use_cache": False}
+            first = torch.ones_like(mask[:, :1])
+            found |= {"attention_mask": mask, "decoder_attention_mask": torch.cat([first, mask[:, :-1]], 1)}
+        return devices.move(found, self.model)
+
+    def _inputs_of(self, model: PreTrainedModel, tokens: Tensor) -> Mapping[str, Tensor]:
+        return {"decoder_input_ids": tokens} | make_source(model, tokens)
 
     def _shift(self, tokens: Tensor) -> Tensor:
         config = self.model.config
@@ -75,14 +83,34 @@ class EncoderDecoder(Transformer):
         both, those of the encoder first. The head always runs, for classes add to what it gives, or scale what it reads.
         """
         with record_states(self, hidden) as states:
-            result = self.model(**self.arguments(batch))
+            result = self.model(**self.arguments(batch), use_cache=False)
         given = result.logits if self.output == "logits" else result.last_hidden_state
         return Output(torch.cat([given[:, 1:], given[:, -1:]], 1), tuple(states), self.causal)
 
+    @property
+    def starts(self) -> list[int]:
+        """The first layers of encoder and decoder."""
+        return self.layout.starts
+
+    def record(self, batch: Mapping[str, Tensor], begin: int) -> tuple[Tensor, list[Call]]:
+        """What enters layer `begin`, [B, S, d], and with what else it and those behind it in its stack are called.
+
+        Layers hand on more than their states, such as positions, so that they run.
+        """
+        end = next((start for start in self.starts if start > begin), len(self.layers()))
+        calls = list[Call]()
+        with ExitStack() as stack, torch.no_grad(), evaluating(self.model):
+            for path in self.layers()[begin:end]:
+                hook = self.model.get_submodule(path).register_forward_pre_hook(
+                    lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+                )
+                stack.callback(hook.remove)
+            self.forward(batch)
+        entering = find_states(*calls[0])
+        return entering, [_without_states(*call) for call in calls]
+
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
         """A random input, with what the encoder reads where that is no text."""
-        from secateur.subjects.transformer.small_copy import make_source
-
         data = super().example(batch, length)
         return data | devices.move(make_source(self.model, data["input_ids"]), self.model)
 
@@ -98,3 +126,7 @@ class EncoderDecoder(Transformer):
                 if count:
                     name = f"layers.{index}.{site}"
                     yield Term("kv_cache", per_head, (name,), (name,), with_layer)
+
+
+def _without_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    return (args[1:], dict(kwargs)) if args else ((), {key: kwargs[key] for key in kwargs if key != "hidden_states"})

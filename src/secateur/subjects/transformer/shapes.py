@@ -48,12 +48,16 @@ def removable_layers(units: Units) -> list[int]:
     """The layers that a shape may drop: all, or, where some have experts and some have not, those with experts.
 
     Otherwise a number of layers would not say what a shape costs. For the same reason, of layers with different
-    sub-blocks those go that most others are like.
+    sub-blocks those go that most others are like, and of an encoder and its decoder the decoder's: these run for each
+    token that is written.
     """
     count = units["layers"].count
     fixed = units["layers"].fixed
     free = [layer for layer in range(count) if fixed is None or not fixed[layer]]
     candidates = [layer for layer in free if f"layers.{layer}.experts" in units.sites] or free
+    if "cross" in units.sites:
+        cross = units["cross"].fixed
+        candidates = [layer for layer in candidates if cross is None or not cross[layer]] or candidates
     kinds = {layer: _list_blocks(units, layer) for layer in candidates}
     common = Counter(kinds.values()).most_common(1)[0][0]
     return [layer for layer in candidates if kinds[layer] == common]

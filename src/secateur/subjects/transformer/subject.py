@@ -31,7 +31,7 @@ from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Cut, Selection, Term, Units
 
-__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions", "record_states"]
+__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "find_states", "positions", "record_states"]
 
 AXES = (
     "layers",
@@ -412,6 +412,10 @@ class Transformer:
 
     # ------------------------------------------------------------------------------------------------- run
 
+    def arguments(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the model itself is called with for a batch of texts."""
+        return batch
+
     def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
         """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside.
 
@@ -528,6 +532,10 @@ class Transformer:
         base = saving.architecture(type(self.model.base_model), config, self.family)
         return base(config).to(device=self.model.device, dtype=self.model.dtype).eval()
 
+    def _inputs_of(self, model: PreTrainedModel, tokens: Tensor) -> Mapping[str, Tensor]:
+        """What another model of this kind is called with for tokens [B, S]."""
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
     def _probe(self, width: Widths, index: int, kind: str, batch: int, length: int) -> Callable[[], Tensor]:
         device, model = self.model.device, self._build_layers([width], index)
         block = self.layout.blocks(index)["ffn" if kind == "neurons" else "attention"]
@@ -537,11 +545,8 @@ class Transformer:
         hook = module.register_forward_pre_hook(lambda _, args, kw: calls.append((args, kw)), with_kwargs=True)
         with torch.no_grad():
             tokens = torch.ones(batch, length, dtype=torch.long, device=device)
-            model(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                **({"use_cache": False} if self.kind == "decoder" else {}),
-            )
+            inputs = self._inputs_of(model, tokens)
+            model(**inputs, **({"use_cache": False} if self.kind == "decoder" else {}))
         hook.remove()
         args, kwargs = calls[0]
         hidden = torch.randn(batch, length, self.hidden_size, device=device, dtype=self.model.dtype)
@@ -578,7 +583,7 @@ def record_states(subject: Transformer, wanted: bool) -> Iterator[list[Tensor]]:
         layers = [subject.model.get_submodule(path) for path in subject.layers()] if wanted else []
         for layer in layers[:1]:
             hook = layer.register_forward_pre_hook(
-                lambda _, args, kw: states.append(_states(args, kw)), with_kwargs=True
+                lambda _, args, kw: states.append(find_states(args, kw)), with_kwargs=True
             )
             stack.callback(hook.remove)
         for layer in layers:
@@ -609,6 +614,7 @@ def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str
     return [f"widths that are no multiple of 8 run slower: {', '.join(map(str, sorted(odd)))}"] if odd else []
 
 
-def _states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def find_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a layer is called with."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states
