@@ -42,8 +42,8 @@ class Removed(nn.Module):
     in the tuple that the module returned, 0 where it returned the states alone.
     A decoder's cache tells the sequence length by its layers, so a removed attention (`layer` is its index)
     still leaves one number per token there, [batch, 1, tokens, 1]. The table of positions that all layers of a stack
-    share is in the first one, and stays there: `tables` are such modules by name. Models ask sub-blocks for what they hold, to fill
-    it with first values, say: `was`, which is without memory, answers.
+    share is in the first one, and stays there: `tables` are such modules by name. Models ask sub-blocks for what they
+    hold, to fill it with first values, say: `was`, which is without memory, answers.
     """
 
     def __init__(

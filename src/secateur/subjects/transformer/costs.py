@@ -174,7 +174,7 @@ def _condition(layout: Layout, place: Place) -> dict[str, object]:
     if place.block == "mixer":
         return {"units": (*with_layer["units"], ("mixer", place.layer))}
     names = {"attention": "heads", "cross": "cross.heads"}
-    site = names[place.block] if place.block in names else "experts" if width.experts else "neurons"
+    site = names.get(place.block, "experts" if width.experts else "neurons")
     return with_layer | {"present": (f"layers.{place.layer}.{site}",)}
 
 

@@ -61,8 +61,8 @@ class Kept:
     layers: list[int]
     channels: Tensor | None
     parts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Layer -> indices of its "heads", "kv", "neurons", "mixer", "cross", "experts", "shared_neurons"; of its "expert_neurons"
-    one row for each expert that stays, counted inside that expert."""
+    """Layer -> indices of its "heads", "kv", "neurons", "mixer", "cross", "experts", "shared_neurons"; of its
+    "expert_neurons" one row for each expert that stays, counted inside that expert."""
 
     def widths(self) -> list[Widths]:
         """The widths of the result, layer by layer."""
@@ -118,7 +118,9 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
             why = layout.family.first_stays
             raise UnsupportedError(f"layer {start} of this {layout.family.model_type} model can't go: {why}; keep it")
         if len(layout.counts) > 1 and layers and not set(range(start, start + count)) & set(layers):
-            raise UnsupportedError(f"selection keeps none of layers {start} to {start + count - 1}, a whole stack: keep one")
+            raise UnsupportedError(
+                f"selection keeps none of layers {start} to {start + count - 1}, a whole stack: keep one"
+            )
     attends = ["attention" in layout.blocks(index) for index in range(len(layout.widths))]
     if any(attends) and layers and not any(attends[index] for index in layers):
         raise UnsupportedError(

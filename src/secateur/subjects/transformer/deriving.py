@@ -231,7 +231,7 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
     Where it is the first alone that can't go, as one without a norm, it is that one that stays.
     """
     every = list_kinds(model)
-    depth = min(_DEPTH, len(every)) // max(len(family.stacks), 1)
+    depth = 2 if family.has_encoder else min(_DEPTH, len(every))
     deep = copy_small(model, range(depth))
     subject, kinds = make_subject(deep, family), list_kinds(deep)
     fixed = subject.units()["layers"].fixed

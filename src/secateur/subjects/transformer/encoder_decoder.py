@@ -80,7 +80,7 @@ class EncoderDecoder(Transformer):
 
         The prediction at a position is of the token after it, as of any language model: what the decoder says there is
         moved by one place, and at the last place, which predicts nothing, the last one stands twice. hidden: states of
-        both, those of the encoder first. The head always runs, for classes add to what it gives, or scale what it reads.
+        both, those of the encoder first. The head always runs: classes add to what it gives, or scale what it reads.
         """
         with record_states(self, hidden) as states:
             result = self.model(**self.arguments(batch), use_cache=False)

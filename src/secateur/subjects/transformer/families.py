@@ -39,12 +39,12 @@ Kind = Literal["attention", "cross", "ffn", "mixer"]
 class Block:
     """A sub-block: an attention, a cross-attention, an FFN, or a mixer; names are relative to the layer.
 
-    A cross-attention ("cross") takes its keys and values from what the encoder gives. A mixer is any other sub-block that writes into the residual stream, such as a Mamba, a gated delta rule or a short
-    convolution. module: what is called on the hidden states; out: the linear back into the residual stream (inside
-    `module` or after it); tensors: module -> axes; before, after: norms which serve this sub-block alone and leave with
-    it (`after` stays where `out` has a bias, for the bias passes through it); gives: values in the tuple that the
-    module returns, 0 where it returns the states alone; beside: a module without which a layer has this one with other
-    norms.
+    A cross-attention ("cross") takes its keys and values from what the encoder gives. A mixer is any other sub-block
+    that writes into the residual stream, such as a Mamba, a gated delta rule or a short convolution. module: what is
+    called on the hidden states; out: the linear back into the residual stream (inside `module` or after it); tensors:
+    module -> axes; before, after: norms which serve this sub-block alone and leave with it (`after` stays where `out`
+    has a bias, for the bias passes through it); gives: values in the tuple that the module returns, 0 where it returns
+    the states alone; beside: a module without which a layer has this one with other norms.
     """
 
     kind: Kind

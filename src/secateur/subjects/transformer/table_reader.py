@@ -87,7 +87,9 @@ class _Reading:
         self.prefix: str = "" if tiny.base_model is tiny else f"{tiny.base_model_prefix}."
         self.lists = find_stacks(tiny)
         self.starts = [
-            f"{self.prefix}{path}.{number}." for path in self.lists for number in range(len(tiny.base_model.get_submodule(path)))
+            f"{self.prefix}{path}.{number}."
+            for path in self.lists
+            for number in range(len(list(tiny.base_model.get_submodule(path).children())))
         ]
         """Of the layers, as their names begin."""
         self.count = len(self.starts)
@@ -175,7 +177,7 @@ class _Reading:
         """What the config calls the sizes of each list of layers; none where its common names say them."""
         found = list[Stack]()
         for path in self.lists:
-            number = len(self.tiny.base_model.get_submodule(path))
+            number = len(list(self.tiny.base_model.get_submodule(path).children()))
             names = [name for name, value in self.config.to_dict().items() if value == number and "layers" in name]
             inside = f"{self.prefix}{path}."
             counting = [name for name in names if self._count_layers({name: number - 1}).get(path) == number - 1]
