@@ -107,12 +107,8 @@ def test_the_prediction_is_of_the_token_behind_and_padding_changes_nothing() -> 
     given = subject.forward(batch, hidden=True)
     assert given.causal
     assert len(given.hidden) == 6
-    plain = subject.model(input_ids=batch["input_ids"], labels=batch["input_ids"])
-    wanted = torch.nn.functional.cross_entropy(plain.logits[:, 1:].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
-    ours = torch.nn.functional.cross_entropy(
-        given.prediction[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten()
-    )
-    assert abs(float(ours - wanted)) < 1e-5 or subject.model.config.decoder_start_token_id != 1
+    plain = subject.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).logits  # shifted by the class
+    torch.testing.assert_close(given.prediction[:, :-1], plain[:, 1:])
     padded = {name: torch.nn.functional.pad(tensor, (0, 2)) for name, tensor in batch.items()}
     torch.testing.assert_close(subject.forward(padded).prediction[:, :7], given.prediction[:, :7], rtol=1e-4, atol=1e-5)
 
@@ -145,4 +141,4 @@ def test_a_decoder_alone_has_numbers_of_its_own() -> None:
     tokens = subject.example(2, 9)
     change = subject.cut(keep)[0].forward(tokens).prediction - subject.silence(keep).forward(tokens).prediction
     assert change.abs().max() < 1e-5
-    assert "never runs" in subject.layout.whole["channels"] or "channels" in subject.layout.whole
+    assert "channels" in subject.layout.whole  # those of the cross-attentions, which never run, are as many

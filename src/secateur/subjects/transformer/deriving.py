@@ -23,7 +23,7 @@ import torch
 import transformers
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import secateur
@@ -220,7 +220,7 @@ def _count_cached(model: PreTrainedModel) -> int:
             out = model.base_model(input_ids=make_tokens(), use_cache=True)
     except Exception:
         return 0
-    layers = [layer for value in out.values() if isinstance(value, DynamicCache) for layer in value.layers]
+    layers = [layer for value in out.values() if isinstance(value, Cache) for layer in getattr(value, "layers", [])]
     keys = [layer.keys for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)]
     return next((int(one.shape[1]) for one in keys if one.dim() == 4), 0)
 

@@ -87,15 +87,17 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
     Raises `UnsupportedError` where there are more or fewer.
     """
     count, base = int(model.config.num_hidden_layers), model.base_model
-    lists: dict[str, int] = {
-        path: len(module) for path, module in base.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    }
-    outer = {path: size for path, size in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    lists = {path: len(module) for path, module in base.named_modules() if isinstance(module, nn.ModuleList)}
+
+    def find(sizes: Sequence[object]) -> list[str]:
+        """The outermost lists of these sizes."""
+        paths: list[str] = [path for path, size in lists.items() if size in sizes]
+        return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+
     wanted = 2 if has_encoder(model.config) else 1
-    found = [path for path, size in outer.items() if size == count]
+    found = find([count])
     if wanted == 2 or not found:  # numbers of their own say how many an encoder's and a decoder's are
-        said = [value for name, value in model.config.to_dict().items() if _LAYERS.search(name)]
-        found = [path for path, size in outer.items() if size in said]
+        found = find([value for name, value in model.config.to_dict().items() if _LAYERS.search(name)])
     if len(found) != wanted:
         there = ", ".join(found) or "none"
         raise UnsupportedError(f"{type(model).__name__} has {len(found)} lists of {count} layers ({there})")
