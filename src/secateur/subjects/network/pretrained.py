@@ -23,9 +23,19 @@ from secateur.subjects.network.traced import Traced
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describes", "draw_input", "is_pretrained", "make_inputs", "open_pretrained", "reads_texts", "save", "takes_tokens"]
+__all__ = [
+    "BESIDE",
+    "describes",
+    "draw_input",
+    "is_pretrained",
+    "make_inputs",
+    "open_pretrained",
+    "reads_texts",
+    "save",
+    "takes_tokens",
+]
 
-_BESIDE = (
+BESIDE = (
     "tokenizer*.json", "tokenizer*.model", "vocab*.json", "vocab*.txt", "merges*.txt", "*.model", "*.spm",
     "special_tokens_map.json", "added_tokens.json", "normalizer.json", "*processor_config.json",
     "feature_extractor*.json", "chat_template*", "*.jinja", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
@@ -153,7 +163,7 @@ def save(subject: Traced, folder: Path, original: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     cast("PreTrainedModel", subject.model).save_pretrained(folder)
     home = loading.locate(original)
-    for pattern in _BESIDE:
+    for pattern in BESIDE:
         for path in home.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)

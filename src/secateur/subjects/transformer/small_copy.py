@@ -133,7 +133,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         count, hidden = (int(getattr(config, name)) for name in ("num_hidden_layers", "hidden_size"))
     except (AttributeError, TypeError) as error:
         parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
-        hint = f": open one of its parts ({', '.join(parts)})" if parts else ""
+        hint = f": open one of its parts ({', '.join(parts)}), as with --part" if parts else ""
         raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
     heads = getattr(config, "num_attention_heads", None)
     kv = data.get(native.get("num_key_value_heads", "num_key_value_heads"))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Cut, Selection, Term, Units
+
+if TYPE_CHECKING:
+    from secateur.subjects.transformer.parts import Whole
 
 __all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "find_states", "positions", "record_states"]
 
@@ -113,6 +116,8 @@ class Transformer:
         self.head: list[nn.Module] = head or []
         self.stored: Stored | None = None  # of a quantised model, which can be measured only
         self._origin: Origin | None = None
+        self.whole: Whole | None = None
+        """The model that this is a part of."""
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(len(self.layout.layers())))
         self.output: Literal["logits", "embedding", "states"] = (
@@ -317,6 +322,8 @@ class Transformer:
         state = cutting.slice_state(layout, kept)
         ratio = layout.hidden_size / channels if norm_correction else 1.0
         config, more = cutting.correct(layout, state, kept, ratio, layer_index)
+        if self.whole is not None:
+            self.whole.check(config)
         notes += more
         result = self._copy(cutting.build(layout, config, state), tuple(layer_index))
         result.origin = self.origin.cut(kept, ratio)
@@ -571,7 +578,10 @@ class Transformer:
         return run
 
     def save(self, folder: str | Path, *, card: str | None = None) -> None:
-        """Write the model and all that belongs to it into `folder` (see `saving.save`)."""
+        """Write the model and all that belongs to it into `folder` (see `saving.save`); a part within its whole."""
+        if self.whole is not None:
+            self.whole.save(self, Path(folder))
+            return
         saving.save(self, Path(folder), card)
 
 

@@ -176,11 +176,16 @@ class _Reading:
     def _find_stacks(self, blocks: Sequence[Block]) -> tuple[Stack, ...]:
         """What the config calls the sizes of each list of layers; none where its common names say them."""
         found = list[Stack]()
+        settings = self.config.to_dict()
+        if len(self.lists) == 1 and not any(name.endswith(("encoder_layers", "decoder_layers")) for name in settings):
+            return ()
         for path in self.lists:
             number = len(list(self.tiny.base_model.get_submodule(path).children()))
             names = [name for name, value in self.config.to_dict().items() if value == number and "layers" in name]
             inside = f"{self.prefix}{path}."
             counting = [name for name in names if self._count_layers({name: number - 1}).get(path) == number - 1]
+            if len(counting) != 1 and len(self.lists) == 1:
+                return ()
             if len(counting) != 1:
                 raise self._refuse(f"no setting says the number of {path}")
             outs = {
