@@ -16,6 +16,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
+from secateur.subjects.transformer.subject import positions
 from secateur.vocabulary import Selection
 
 SPECIAL = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -101,12 +102,24 @@ def test_what_a_config_can_say_is_a_plain_folder(name: str, tmp_path: Path) -> N
     torch.testing.assert_close(loaded(**inputs).logits, small.model(**inputs).logits)
 
 
+def test_a_result_is_cut_again() -> None:
+    """As many heads in all layers, and fewer than the table of positions that they share has."""
+    subject = make("T5")
+    sites = subject.units().sites.values()
+    heads, _ = subject.cut(Selection({site.name: np.arange(4) > 1 for site in sites if site.kind == "heads"}))
+    keep = Selection({site.name: np.arange(64) < 32 for site in sites if site.kind == "neurons"})
+    batch = subject.example(2, 9)
+    small, silenced = heads.cut(keep)[0].forward(batch), heads.silence(keep).forward(batch)
+    torch.testing.assert_close(small.prediction, silenced.prediction, rtol=1e-4, atol=1e-5)
+
+
 def test_the_prediction_is_of_the_token_behind_and_padding_changes_nothing() -> None:
     subject = make("Bart")
     batch = {"input_ids": torch.arange(16).reshape(2, 8) + 3, "attention_mask": torch.ones(2, 8, dtype=torch.long)}
     given = subject.forward(batch, hidden=True)
     assert given.causal
     assert len(given.hidden) == 6
+    assert positions(subject.model) == 32
     plain = subject.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).logits  # shifted by the class
     torch.testing.assert_close(given.prediction[:, :-1], plain[:, 1:])
     padded = {name: torch.nn.functional.pad(tensor, (0, 2)) for name, tensor in batch.items()}

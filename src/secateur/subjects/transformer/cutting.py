@@ -320,7 +320,7 @@ def new_stacks(
                 says.setdefault(stack.neurons or family.neurons, set()).add(width.neurons)
             plain = plain and all(width.has(kind) for kind in kinds) and width.kv == width.heads
             plain = plain and (family.states_head_dim or heads <= {channels // layout.head_dim})
-            plain = plain and not (family.shares_positions and width.heads < old_width.heads)
+            plain = plain and not (family.shares_positions and heads != {getattr(old, stack.heads)})  # the table's
             plain = plain and (bool(stack.neurons) or width.neurons == old_width.neurons)
     plain = plain and all(len(sizes) == 1 for sizes in says.values())
     if plain:
@@ -342,7 +342,8 @@ def new_stacks(
         ]
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
-    if family.has_encoder and len(DynamicCache(config=config).layers) < data[family.stacks[-1].count]:
+    counted = [len(DynamicCache(config=one).layers) for one in (old, config)]
+    if family.has_encoder and counted[0] >= layout.counts[-1] and counted[1] < data[family.stacks[-1].count]:
         first, last = (data[stack.count] for stack in family.stacks)
         raise UnsupportedError(
             f"selection keeps {first} of the encoder's layers and {last} of the decoder's: generation in a "

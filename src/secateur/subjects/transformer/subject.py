@@ -604,16 +604,26 @@ def record_states(subject: Transformer, wanted: bool) -> Iterator[list[Tensor]]:
         yield states
 
 
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""Names of tables of positions."""
+
+
 def positions(model: nn.Module) -> int | None:
     """How many tokens a sequence may have, by the model's table of positions; None for rotary positions, without end.
 
-    RoBERTa counts its positions from behind the padding's.
+    RoBERTa counts its positions from behind the padding's, and BART leaves the first two out.
     """
     tables = [
         module for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS
     ]  # fmt: skip
-    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+    return min((t.num_embeddings - _count_left_out(t) for t in tables), default=None)
+
+
+def _count_left_out(table: nn.Embedding) -> int:
+    """Rows at the start of a table of positions that no position has."""
+    offset = getattr(table, "offset", None)
+    return int(offset) if offset is not None else 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:
