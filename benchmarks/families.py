@@ -1,10 +1,10 @@
 """Every model class of transformers' auto-mappings: is it derived, is it cut, and is the result an ordinary model?
 
 Each class is built with a tiny configuration and random weights and saved. A process with secateur opens the folder,
-which derives the family, takes 25 % of the heads and neurons of each layer out by magnitude, and saves the result. A
-process in which secateur can't be imported loads that with transformers' auto class, compares the logits, and
-generates eight tokens with the cache. No class is known by name. Writes docs/evidence/families.md and
-docs/evidence/benchmarks/families.json; with names or kinds it only prints.
+which derives the family, takes 25 % of the heads and neurons of each layer out by magnitude (of the layers, where
+neither can go), and saves the result. A process in which secateur can't be imported loads that with transformers' auto
+class, compares the logits, and generates eight tokens with the cache. No class is known by name. Writes
+docs/evidence/families.md and docs/evidence/benchmarks/families.json; with names or kinds it only prints.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from typing import Any
 from support.processes import Tell, describe, run_apart
 
 ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "evidence"
 LIMIT = 60
 """Seconds that deriving, cutting and saving a class may take; loading the result, too."""
 SHARE, NEW = 0.75, 8
@@ -166,7 +167,7 @@ def tiny_configs(kind: Any, decoder: bool) -> Iterator[Any]:
         default.is_decoder = True
     data = default.to_dict()
     bases = [data] if fill(data) == data else [data, fill(data)]
-    ways: list[Any] = [lambda base, depth=depth: shrink_config(kind.from_dict(base), depth) for depth in LAYERS]
+    ways: list[Any] = [lambda base, depth=depth: shrink_config(kind.from_dict(base), range(depth)) for depth in LAYERS]
     ways += [
         lambda base, how=how: kind.from_dict(shrink(base, kind, *how[:2], heads=how[2]))
         for how in ((factor, depth, heads) for depth in LAYERS for factor in (32, 16, 8, 4) for heads in (False, True))
@@ -296,6 +297,8 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     try:
         small, found = cut(folder / "original", tell, part=row["kind"] == "image-text")
         tell({"seconds": time.perf_counter() - start, **found})
+        if not found["cut"]:
+            return {"status": "nothing cut", "why": "; ".join(small.layout.whole.values())}
         small.save(folder / "small")
     except SecateurError as error:
         return {"status": "refused", "why": describe(error), "seconds": time.perf_counter() - start}
@@ -337,11 +340,34 @@ def cut(folder: Path, tell: Tell, *, part: bool) -> tuple[Any, dict[str, Any]]:
         rows = mixture.experts.down_proj.detach().transpose(1, 2).flatten(0, 1)  # [E, d, width] -> [E width, d]
         scores[f"layers.{layer}.expert_neurons"] = magnitude.norm(rows, dim=0)
     keep = ranking.by_shares(units, scores, dict.fromkeys(sites, SHARE))
+    if not sites:
+        keep = choose_layers(subject, units)
     small, receipt = subject.cut(Selection(keep))
     gone = Counter[str]()
     for name, (count, _) in receipt.removed.items():
         gone[units[name].kind] += count
-    return small, {"cut": {kind: gone[kind] for kind in CUT if gone[kind]}}
+    return small, {"cut": {kind: gone[kind] for kind in (*CUT, "layers") if gone[kind]}}
+
+
+def choose_layers(subject: Any, units: Any) -> dict[str, Any]:
+    """Of a model without heads and neurons that could go: its layers, without the quarter of the smallest weights."""
+    import numpy as np
+
+    site = units["layers"]
+    if site.frozen:
+        return {}
+    sizes = np.array(
+        [
+            sum(
+                float(parameter.detach().square().sum()) for parameter in subject.model.get_submodule(path).parameters()
+            )
+            for path in subject.layers()
+        ]
+    )
+    sizes[np.zeros(site.count, dtype=bool) if site.fixed is None else site.fixed] = np.inf
+    keep = np.ones(site.count, dtype=bool)
+    keep[np.argsort(sizes)[: round((1 - SHARE) * site.count)]] = False
+    return {"layers": keep}
 
 
 # ------------------------------------------------------------------------------------------------- without secateur
@@ -577,7 +603,8 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "of each layer taken out by magnitude; saved; loaded by transformers' auto class in a process that can't",
             "import secateur. *Cut and equal*: logits and eight tokens generated with the cache are those of the cut",
             "in memory, and those generated without the cache. *Heads and neurons*: of these, both were cut;",
-            "elsewhere one of them stays whole. Shares are of the classes whose tiny model could be built and run.",
+            "elsewhere one of them stays whole, or both, as in state-space models: there 25 % of the layers go.",
+            "Shares are of the classes whose tiny model could be built and run.",
             "Models of images and text get tokens alone.",
             "",
             *summarise(rows),
@@ -616,6 +643,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="leave models and results in this folder")
     parser.add_argument("--show", action="store_true", help="what the processes write to standard error, too")
     parser.add_argument("--write", action="store_true", help="write the pages though not all kinds were asked for")
+    parser.add_argument("--failed", action="store_true", help="only those that failed last time; other rows stay")
     parser.add_argument("--serve", choices=["make", "read"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -638,18 +666,23 @@ def main() -> None:
                 place[row["kind"]] += 1
                 chosen += [row] if place[row["kind"]] <= options.first else []
             classes = chosen
-        rows = collect(classes, folder, options)
+        last = json.loads((OUT / "benchmarks" / "families.json").read_text(encoding="utf-8")) if options.failed else []
+        done = {(row["model"], row["config"]): row for row in last if row["status"] == "done"}
+        tried = [row for row in classes if (row["model"], row["config"]) not in done]
+        new = {(row["model"], row["config"]): row for row in collect(tried, folder, options)}
+        rows = [(done | new)[row["model"], row["config"]] for row in classes]
     from importlib.metadata import version
 
     command = "python " + " ".join(["benchmarks/families.py", *sys.argv[1:]])
     versions = f"torch {version('torch')}, transformers {version('transformers')}"
     about = f"{time.monotonic() - start:.0f} s on {os.cpu_count()} cores, {versions}."
+    if options.failed:
+        about += f" {len(rows) - len(tried)} classes that were done before were not tried again."
     text = page(rows, command, about)
     print(text)
     if not (options.only or options.first) and (options.write or options.kind == list(KINDS)):
-        out = ROOT / "docs" / "evidence"
-        (out / "benchmarks" / "families.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        (out / "families.md").write_text(text, encoding="utf-8")
+        (OUT / "benchmarks" / "families.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        (OUT / "families.md").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

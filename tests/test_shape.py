@@ -330,6 +330,7 @@ def test_imports_are_declared() -> None:
     }
     aliases = {
         "yaml": "pyyaml",
+        "Stemmer": "pystemmer",
         "huggingface_hub": "transformers",
         "tokenizers": "transformers",
         "click": "typer",

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -65,3 +67,24 @@ def test_a_limit_of_the_run_that_is_reached_is_said_once(tmp_path):
     assert summary == "4 lines, 0 of them with an error: out.jsonl"
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert ["salbutamol" in row["pruned"] for row in rows] == [True] * 4
+
+
+def test_a_page_is_cut_by_bm25_without_torch(tmp_path):
+    """A call took 4 s and 365 MB, nearly all of it for libraries that it did not use."""
+    (tmp_path / "page.html").write_text("<h1>Options</h1><p>Use -s to be silent.</p><p>max_depth is the depth.</p>")
+    code = """
+import sys
+from secateur.__main__ import main
+
+sys.argv = ["secateur", "prune-context", "page.html", "--question", "what does -s do", "--budget", "words=6",
+            "--recipe", "htmlrag", "--out", "out.html"]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+large = {"torch", "scipy", "transformers", "bm25s", "matplotlib", "rich", "jinja2"} & sys.modules.keys()
+assert not large, large
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Use -s to be silent." in (tmp_path / "out.html").read_text()

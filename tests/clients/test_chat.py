@@ -11,7 +11,7 @@ import torch
 
 import processes
 import tiny
-from chat_server import GOOD, say, served, speaking, telling
+from chat_server import GOOD, Scripted, say, served, speaking, telling
 from secateur._utils import http
 from secateur.clients import chat
 from secateur.clients.chat import LanguageModel, Ledger, Local, Meter, Server
@@ -380,3 +380,34 @@ def test_a_language_model_is_named_by_address_or_folder(local):
         chat.open_model("http://localhost:1/v1")
     with pytest.raises(InputError, match="int"):
         chat.open_model(3)
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("<think>asthma; or not</think>\n\nflu", "flu"),
+        ("it may be <b>...</think> flu", "flu"),  # the template has begun it
+        ("<|channel|>analysis<|message|>hm<|end|><|channel|>final<|message|>flu", "flu"),
+        ("no thoughts", "no thoughts"),
+        ("<think>cut off before", ""),
+    ],
+)
+def test_what_a_model_thinks_is_no_answer(said, answer):
+    model = Scripted(said)
+    assert chat.ask_text(model, "?", most=8) == answer
+    assert [most for _, most, *_ in model.asked] == ([8] if answer else [8, 8 + chat.THINKING])
+
+
+def test_a_model_that_thinks_has_room_for_it():
+    def reply(text, end):
+        return say({"choices": [{"message": {"content": text}, "finish_reason": end}]})
+
+    replies = (reply("Let me see", "length"), reply("Let me see.</think>flu", "stop"), reply("hm</think>gout", "stop"))
+    with telling(*replies) as (server, asked):
+        assert [chat.ask_text(server, "?", most=8) for _ in range(2)] == ["flu", "gout"]
+    assert [body["max_tokens"] for body, _ in asked] == [8, 8 + chat.THINKING, 8 + chat.THINKING]
+    with telling(reply("plain and long", "length")) as (server, asked):
+        assert [chat.ask_text(server, "?", most=8, room=100) for _ in range(2)] == ["plain and long"] * 2
+    assert [body["max_tokens"] for body, _ in asked] == [8, 100, 8]  # it does not think: that is known now
+    bounded = Scripted("<think>on and on", most_calls=1)
+    assert chat.ask_text(bounded, "?", most=8) == ""

@@ -323,3 +323,29 @@ def test_movielens():
     assert names[entity("m.0dt1p_")] == "Howling, The"
     row = graph.store.select("SELECT (COUNT(*) AS ?n) WHERE { ?s ?p ?o FILTER(isIRI(?o)) }")[0]
     assert row[0].text == "91631"
+
+
+@pytest.mark.parametrize("head", ["source,target,relation", "from,to,edge", "Source,Target,Relationship"])
+def test_a_table_of_edges_is_understood(tmp_path, head):
+    """Its header was a fact, and its third column an object: a wrong graph, without a word."""
+    found = loaded(tmp_path / "edges.csv", f"{head}\naspirin,heart attack,treats\n")
+    assert facts(found) == {("aspirin", "treats", "heart attack")}
+
+
+def test_a_source_beside_a_subject_is_where_a_fact_is_from(tmp_path):
+    found = loaded(tmp_path / "a.csv", "subject,relation,object,source\nx1,has,y1,PubMed\n")
+    assert facts(found) == {("x1", "has", "y1")}
+    assert list(found.annotations(found.around([entity("x1")])).values()) == [{"source": ("PubMed",)}]
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ("person,company,relation", "names relation and no subject and object"),
+        ("subject,verb,object", "names subject, object and no predicate"),
+        ("source,target,weight", "names source, target and no predicate"),
+    ],
+)
+def test_a_header_that_is_known_in_part_is_refused(tmp_path, head, told):
+    with pytest.raises(DataError, match=f"line 1 {told}: call the columns subject, predicate and object"):
+        loaded(tmp_path / "a.csv", f"{head}\nx,y,z\n")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 
 pytest.importorskip("pyoxigraph")
 
@@ -164,7 +165,7 @@ def test_two_processes_make_one_store(tmp_path, cache):
 
 def test_a_bar_shows_on_a_terminal_and_where_it_takes_long(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(graphs.Progress, "start", lambda self: started.append(not self.disable))
+    monkeypatch.setattr(Progress, "start", lambda self: started.append(not self.disable))
     clock = iter(range(0, 10**6, 3))
     monkeypatch.setattr(graphs.time, "monotonic", lambda: float(next(clock)))
     open_graph(table(tmp_path / "a.tsv"))

@@ -42,11 +42,49 @@ def test_what_names_nothing_is_stood_in_for_by_what_is_near():
         assert (nodes, record["notes"]) == ([], [NOTHING])
 
 
-def test_listed_names_and_topics_count_as_written_without_an_encoder():
+def test_listed_names_and_topics_are_found_by_their_letters_without_an_encoder():
     nodes, record = link_names(HERE, "?", ["Flu", "zzz"], None, NodeLinking())
     assert (nodes, record["notes"]) == (["urn:x:flu"], ["no name in the graph is near 'zzz'"])
-    linked, notes = link_topics(HERE, ["Flu", "urn:x:any", "asthmaa"], None, Linking())
-    assert linked == {"Flu": ["urn:x:flu"], "urn:x:any": ["urn:x:any"], "asthmaa": []}
-    assert notes == ["nothing in the graph is called 'asthmaa'"]
+    linked, notes = link_topics(HERE, ["Flu", "urn:x:any", "asthmaa", "fluu"], None, Linking())
+    assert linked == {"Flu": ["urn:x:flu"], "urn:x:any": ["urn:x:any"], "asthmaa": ["urn:x:asthma"], "fluu": []}
+    assert notes == [
+        "nothing in the graph is called 'asthmaa': 'asthma' is taken for it", "nothing in the graph is called 'fluu'"
+    ]  # fmt: skip
+    assert link_topics(HERE, ["asthmaa"], None, Linking(least=0.9))[0] == {"asthmaa": []}
     linked, notes = link_topics(HERE, ["asthmaa"], by_letters, Linking(least=0.9))
     assert (linked, notes) == ({"asthmaa": ["urn:x:asthma"]}, [])
+
+
+def test_of_things_of_one_name_that_comes_first_of_which_the_question_speaks():
+    here = graph(
+        ("mercury1", "orbits", "sun"), ("mercury2", "melts_at", "234 K"), ("thermometer", "contains", "mercury2"),
+        names=[("mercury1", "Mercury"), ("mercury2", "Mercury")],
+    )  # fmt: skip
+    for question, node in (
+        ("What does Mercury orbit?", "urn:x:mercury1"), ("When melts Mercury?", "urn:x:mercury2"),
+        ("Does a thermometer contain Mercury?", "urn:x:mercury2"),
+    ):  # fmt: skip
+        nodes, _ = link_question(here, question, None, NodeLinking())
+        assert node in nodes
+        assert len({"urn:x:mercury1", "urn:x:mercury2"} & set(nodes)) == 1
+        assert link_topics(here, ["mercury"], None, Linking(), question=question)[0] == {"mercury": [node]}
+
+
+def test_words_that_say_nothing_name_nothing():
+    here = graph(("During", "is", "a_film"), ("The Who", "play", "rock"), ("die", "is", "a_cube"))
+    assert link_question(here, "What plays during the show, and who?", None, NodeLinking())[0] == []
+    assert link_question(here, "What do The Who play?", None, NodeLinking())[0] == ["urn:x:The_Who"]
+    here.language = "de"
+    assert link_question(here, "Was ist die Frage?", None, NodeLinking())[0] == []
+
+
+def test_a_thing_without_a_name_is_called_by_its_iri():
+    here = graph()
+    here.store.graph.update("INSERT DATA { <urn:x:HeartAttack> <urn:r:treatedBy> <urn:x:acetyl_acid> }")
+    assert link_question(here, "What helps at a heart attack?", None, NodeLinking())[0] == ["urn:x:HeartAttack"]
+    mixed = graph(("flu", "causes", "cough"))
+    mixed.store.graph.update("INSERT DATA { <urn:x:flu> <urn:r:causes> <urn:x:high_fever> }")
+    assert link_question(mixed, "Is a high fever like flu?", None, NodeLinking())[0] == [
+        "urn:x:high_fever",
+        "urn:x:flu",
+    ]

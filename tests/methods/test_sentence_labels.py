@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -30,9 +32,16 @@ def test_labels_are_the_sentences_that_a_language_model_cites():
 
 
 def test_labels_over_http_are_those_that_are_cited():
-    told = iter(["It is so [0].", "So [0, 1].", "No answer"])
-    with served(lambda body, headers: say({"choices": [{"message": {"content": next(told)}}]})) as url:
-        rows = [{"question": "q", "documents": ["One. Two."]} for _ in range(3)]
+    told = ["It is so [0].", "So [0, 1].", "No answer"]
+    together = threading.Barrier(3, timeout=30)  # all of them are asked at once
+
+    def answer(body, headers):
+        together.wait()
+        (number,) = (n for n in range(3) if f"Question: q{n}" in body["messages"][0]["content"])
+        return say({"choices": [{"message": {"content": told[number]}}]})
+
+    with served(answer) as url:
+        rows = [{"question": f"q{n}", "documents": ["One. Two."]} for n in range(3)]
         pairs, lost = label_pairs(rows, Transient(), chat.open_model(url, "x"), "answer", "en")
     assert [pair["kept"] for pair in pairs] == [[0, 1], []]
     assert lost == 1

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.methods.similarity import Similarity
+from secateur.errors import DataError, InputError
+from secateur.methods import similarity
+from secateur.methods.similarity import Matching, Similarity
 from secateur.score import naming, relevance
 
 TEXTS = ["the old garden", "a new house", ""]
@@ -29,3 +31,40 @@ def test_cosine_of_vectors_or_words(digits):
     for either in (vectors, words):
         assert either.compare([], TEXTS).shape == (0, 3)
         assert either.rank("old", []).shape == (0,)
+
+
+def ranking(scores):
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def test_both_rankings_and_that_of_a_retriever_are_joined():
+    texts = ["an old house e e e", "house", "nothing"]
+    vectors, words = Similarity(embed), Similarity(None, str.split)
+    both = Similarity(embed, str.split, matching=Matching(hybrid=True))
+    expected = relevance.reciprocal_ranks([vectors.rank("house", texts), words.rank("house", texts)])
+    assert np.array_equal(both.rank("house", texts), expected)
+    prior = Similarity(None, str.split, matching=Matching(prior=(0.1, 900.0, float("nan")), trust=10.0))
+    assert ranking(prior.rank("nothing", texts, [0, 1, 2])) == [1, 0, 2]
+    assert ranking(prior.rank("nothing", texts)) == [2, 0, 1]  # nobody says which document each is of
+    with pytest.raises(InputError, match="prior has 3 scores, and there are 4 documents or more"):
+        prior.rank("nothing", texts, [0, 1, 3])
+
+
+def test_a_corpus_counts_beside_the_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    texts = ["common words here", "rare words here"]
+    (tmp_path / "corpus").mkdir()
+    page = "<p>common <b>words</b></p>" * 50 + "<p>rare</p>"
+    (tmp_path / "corpus" / "a.html").write_text(page)
+    (tmp_path / "corpus" / "b.md").write_text("some common words\n\nmore of them")
+    (tmp_path / "lines.txt").write_text("common words\n" * 50)
+    alone = Similarity(None).rank("common rare", texts)
+    assert alone[0] == alone[1]
+    for source in ("corpus", "lines.txt"):
+        for _ in range(2):  # counted, then from the cache
+            found = Similarity(None, matching=Matching(corpus=str(tmp_path / source))).rank("common rare", texts)
+            assert found[1] > 2 * found[0]
+            similarity._count.cache_clear()
+    assert len(list((tmp_path / "cache" / "frequencies").glob("*.json"))) == 2
+    with pytest.raises(DataError, match="is not there"):
+        Similarity(None, matching=Matching(corpus=str(tmp_path / "none")))

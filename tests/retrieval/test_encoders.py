@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
@@ -79,6 +81,55 @@ def test_what_is_no_encoder_is_refused_by_name(tmp_path):
         encoders.tokenizer(str(tmp_path))
     with pytest.raises(InputError, match="not int"):
         encoders.encoder(3)
+
+
+# ------------------------------------------------------------------------------------------------ prompts and batches
+
+
+class Asymmetric:
+    """A model that reads questions otherwise than passages; it tells what it read."""
+
+    prompts: ClassVar = {"query": "ask: ", "document": "read: ", "sts": "alike: "}
+
+    def __init__(self):
+        self.batches = []
+
+    def encode(self, sentences, prompt="", **options):
+        self.batches.append([prompt + text for text in sentences])
+        return np.array([[len(prompt + text), 1.0] for text in sentences])
+
+
+def test_questions_and_passages_have_the_prompts_of_the_model():
+    for opens in (encoders.encoder, encoders.open_remembering):
+        model = Asymmetric()
+        asked, read = encoders.encode_pair(opens(model), ["why", "same"], ["because", "same"])
+        assert (asked[:, 0].tolist(), read[:, 0].tolist()) == ([8.0, 9.0], [13.0, 10.0])
+        texts = {text for batch in model.batches for text in batch} - {f"read: {encoders._PROBE}"}
+        assert texts == {"ask: why", "ask: same", "read: because", "read: same"}
+    plain = encoders.encoder(len)
+    assert encoders.for_questions(plain) is plain
+
+
+def test_a_batch_has_texts_of_about_one_length():
+    """In one batch 994 tokens became 5,404: each text was as long as the longest."""
+    model, rng = Asymmetric(), np.random.default_rng(0)
+    model.prompts, model.count_tokens = {}, lambda texts: [len(text.split()) for text in texts]
+    many = [200, 150, *rng.integers(1, 40, 30)]
+    texts = [" ".join(["w"] * count) for count in many]
+    found = encoders.encoder(model)(texts)
+    assert found[:, 0].tolist() == [len(text) for text in texts]  # in their order
+    padded = sum(len(batch) * max(len(text.split()) for text in batch) for batch in model.batches)
+    assert sum(many) <= padded < 1.3 * sum(many) < 0.3 * len(many) * max(many)
+    assert len(model.batches) < 12
+
+
+def test_vectors_of_another_dimension_are_refused_in_one_line():
+    width = [2]
+    remembered = encoders.open_remembering(lambda texts: np.ones((len(texts), width[0]), np.float32))
+    remembered(["a"])
+    width[0] = 3
+    with pytest.raises(InputError, match="the embedder gives vectors of 3 numbers, and gave some of 2"):
+        remembered(["b"])
 
 
 # ------------------------------------------------------------------------------------------------ what is remembered

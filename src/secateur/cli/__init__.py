@@ -34,6 +34,7 @@ COMMANDS = {
     "prune": "prune",
     "distill": "distill",
     "prune-context": "prune_context",
+    "serve-context": "serve_context",
     "train-pruner": "train_pruner",
     "prune-data": "prune_data",
     "study": "study",

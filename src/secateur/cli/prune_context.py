@@ -20,7 +20,7 @@ from secateur.cli.printing import print_estimate
 from secateur.errors import InputError
 from secateur.vocabulary import Budget
 
-__all__ = ["execute"]
+__all__ = ["execute", "recipe_flags"]
 
 _OWN = ("files", "recipe", "question", "budget", "in", "out", "trace", "strict", "overwrite", "processes", "page",
         "dry_run")  # fmt: skip
@@ -93,7 +93,7 @@ def _prune_lines(own: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _prune_one(own: Mapping[str, Any], documents: Any, files: Sequence[str], options: Mapping[str, Any]) -> None:
+def _prune_one(own: Mapping[str, Any], documents: object, files: Sequence[str], options: Mapping[str, Any]) -> None:
     """One question on the files, or the graph."""
     from secateur.runs import context
 
@@ -136,7 +136,7 @@ def _noting(kind: type[Warning]) -> Iterator[None]:
             warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
 
 
-def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
+def recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
     """The flags of the recipe that the command line names, and of the servers that it asks."""
     config = line.flag_value(words, "--config")
     recipe = line.flag_value(words, "--recipe") or (line.named_in_file(config) if config else None)
@@ -178,6 +178,6 @@ COMMAND = Command(
         extra("dry_run", "bool", "print what would be cut at what cost, by the first 8 lines; write nothing."),
         extra("config", "str", "a file with the same keys, such as OUT.run.yaml; flags win over it.", metavar="FILE"),
     ],
-    recipe_flags=_recipe_flags,
+    recipe_flags=recipe_flags,
     config="",
 )

@@ -60,7 +60,7 @@ COMMAND = Command(
     help={
         "study": "a study's name; without one, all are listed.",
         "model": "file.py:function for any network.",
-        "data": "examples: an .npz file, a folder of images, file.py:function.",
+        "data": "examples: an .npz file, a folder of images, file.py:function; of rag a .jsonl file of questions.",
     },
     recipe_flags=_recipe_flags,
     needed={"STUDY": "study", "--out": "out"},

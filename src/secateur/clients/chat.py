@@ -12,6 +12,7 @@ import functools
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, runtime_checkable
 
-import torch
-
 from secateur._utils import http
 from secateur._utils.http import PassingError
-from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import BudgetError, InputError, ServerError, opening
 
@@ -204,12 +202,70 @@ class LanguageModel(Protocol):
         ...
 
 
-def ask_text(model: LanguageModel, question: Question, **how: Any) -> str:
+THINKING = 4096
+"""Tokens that a model may think before it answers, where it does."""
+_THOUGHT = re.compile(r"^.*(?:</think(?:ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>)", re.DOTALL | re.IGNORECASE)
+"""What a model thinks, up to the last mark of its end; its beginning may stand in the prompt."""
+_BEGUN = re.compile(r"<think(?:ing)?>|\[THINK\]|<\|channel\|>analysis", re.IGNORECASE)
+_READ = 500_000
+"""Letters that are looked at for the end of thinking."""
+
+
+@dataclass(slots=True)
+class Habits:
+    """What was seen of a model: whether it thinks before it answers; None until that is known."""
+
+    thinks: bool | None = None
+
+
+def ask_text(model: LanguageModel, question: Question, *, most: int = 256, room: float = math.inf, **how: Any) -> str:
     """The first letters of what a model answers, of `LONGEST` at most: whoever reads them is not to be kept busy.
 
-    how: most, temperature and seed, see `LanguageModel.ask`.
+    What it thinks before it answers, between <think> and </think> and their kin, is left out, and is not counted in
+    `most`: a model that is cut off while it thinks, and a server whose first answer is cut off, is asked once more with
+    up to `THINKING` tokens more; one that is known to think has them from the start.
+
+    most: tokens of the answer. room: tokens of both together, at most. how: temperature and seed, see
+    `LanguageModel.ask`.
     """
-    return model.ask(question, **how).text[:LONGEST]
+    habits = getattr(model, "habits", None) or Habits()
+    longer = most + int(max(0, min(THINKING, min(room, _room(model, question)) - most)))
+    answer = model.ask(question, most=longer if habits.thinks else most, **how)
+    text, thought = _behind_thoughts(answer.text)
+    thought = thought or (not answer.finished and _opens_thinking(model, question, answer.text))
+    unsure = isinstance(model, Server) and habits.thinks is None
+    cut = not answer.finished and (thought or not text or unsure)
+    if not habits.thinks and longer > most and (cut or (thought and not text)):
+        try:
+            answer = model.ask(question, most=longer, **how)
+        except BudgetError:
+            return "" if thought else text[:LONGEST]  # what there is
+        text, closed = _behind_thoughts(answer.text)
+        thought = thought or closed
+    habits.thinks = thought or bool(habits.thinks)
+    return text[:LONGEST]
+
+
+def _behind_thoughts(text: str) -> tuple[str, bool]:
+    """What stands behind a model's thinking, nothing while that is not over; and whether there is any."""
+    text = text[:_READ]
+    end = _THOUGHT.match(text)
+    if end is not None:
+        return text[end.end() :].strip(), True
+    return ("", True) if _BEGUN.match(text.lstrip()) else (text, False)
+
+
+def _opens_thinking(model: LanguageModel, question: Question, text: str) -> bool:
+    """Whether the chat template of a local model begins its thinking, so that an answer has the end of it alone."""
+    if not isinstance(model, Local) or not getattr(model.tokenizer, "chat_template", None) or _THOUGHT.match(text):
+        return False
+    end = model.tokenizer.decode(model.prompt(question)[-16:])
+    return bool(_BEGUN.search(end)) and not _THOUGHT.search(end)
+
+
+def _room(model: LanguageModel, question: Question) -> float:
+    """Tokens that a model can still say, of one that knows its window."""
+    return model.window - len(model.prompt(question)) if isinstance(model, Local) else math.inf
 
 
 def _at_least_one(most: int) -> None:
@@ -288,6 +344,8 @@ def open_local(source: str | Local, device: str = "") -> Local:
 def _open_checkpoint(name: str, device: str) -> Local:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from secateur._utils.modes import move_to_device
+
     with opening("language model", name):
         model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -299,7 +357,7 @@ class Local:
     """A causal language model of transformers with its tokenizer; its chat template is used where it has one."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, meter: Meter | None = None) -> None:
-        self.model, self.tokenizer, self.meter = model, tokenizer, meter or Meter()
+        self.model, self.tokenizer, self.meter, self.habits = model, tokenizer, meter or Meter(), Habits()
 
     @property
     def window(self) -> float:
@@ -326,9 +384,12 @@ class Local:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
-    @torch.no_grad()
     def ask(self, question: Question, *, most: int = 256, temperature: float = 0.0, seed: int = 0) -> Answer:
         """Answer in at most `most` tokens. Raises `InputError` for a question longer than the model can read."""
+        import torch  # which servers do not need
+
+        from secateur._utils.modes import evaluating
+
         _at_least_one(most)
         ids = self.prompt(question)
         if len(ids) + most > self.window:
@@ -344,7 +405,8 @@ class Local:
         )
         end = self.tokenizer.eos_token_id
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
-        with evaluating(self.model), torch.random.fork_rng(devices=[given.device] if given.is_cuda else []):
+        devices = [given.device] if given.is_cuda else []
+        with torch.no_grad(), evaluating(self.model), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             out = self.model.generate(
                 given, attention_mask=torch.ones_like(given), max_new_tokens=most, pad_token_id=pad, **how
@@ -381,7 +443,7 @@ class Server:
     ) -> None:
         key = http.check_key(key) if key else _variable(url)
         self.client = http.Client(url, example="http://localhost:8000/v1", key=key, **requests)
-        self.model, self.key, self.meter = model, key, meter or Meter()
+        self.model, self.key, self.meter, self.habits = model, key, meter or Meter(), Habits()
 
     def close(self) -> None:
         """Close its connections, for good."""

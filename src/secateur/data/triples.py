@@ -49,7 +49,19 @@ _SPLITS = ("train.txt", "valid.txt", "test.txt")
 
 _COLUMNS = {
     "subject": ("subject", "subject id", "head", "head id", "subj", "s", "h"),
-    "predicate": ("predicate", "predicate id", "relation", "relation id", "pred", "rel", "p", "r"),
+    "predicate": (
+        "predicate",
+        "predicate id",
+        "relation",
+        "relation id",
+        "relationship",
+        "edge",
+        "property",
+        "pred",
+        "rel",
+        "p",
+        "r",
+    ),
     "object": ("object", "object id", "tail", "tail id", "obj", "o", "t"),
     "subject name": ("subject name", "head name", "subject label", "head label"),
     "object name": ("object name", "tail name", "object label", "tail label"),
@@ -57,6 +69,9 @@ _COLUMNS = {
     "object kind": ("object kind", "tail kind", "object type", "tail type"),
 }
 """What a column says, and what it may be called: letter case aside, underscores as spaces, without RecBole's types."""
+_ENDS = (("source", "target"), ("from", "to"))
+"""What subject and object are called where neither has such a name: a table of edges. Else a source is where a fact is
+from."""
 
 
 def list_files(source: Path) -> list[Path]:
@@ -95,14 +110,15 @@ def load(
         source: see the top of this module.
         store: opened for writing, or in memory.
         columns: of a table, the columns of subject, predicate and object: their names in its header. Without it,
-            they are found by their names there (subject or head, predicate or relation, object or tail); a table
-            without a header has three columns in this order.
+            they are found by their names there (subject or head, predicate or relation, object or tail; or source and
+            target); a table without a header has three columns in this order.
         progress: told bytes that were read since it was last told.
 
     Blank nodes of RDF become IRIs behind `stores.BLANK`, so that paths lead through them; one without a label gets
     another one each time that it is read.
 
-    Raises `DataError`: a line that holds no fact, by file and line; what was read before it stays in the store.
+    Raises `DataError`: a line that holds no fact, by file and line; what was read before it stays in the store; and a
+    header of which some columns are known, and not all three.
     """
     source = Path(source)
     found, ox = list_files(source), store.library
@@ -429,6 +445,10 @@ class _Reader:
             yield number, [fields[heads.index(name)] for name in names]
 
 
+def _fold(head: str) -> str:
+    return " ".join(head.casefold().replace("_", " ").split())
+
+
 def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str, int], dict[int, str]]:
     """What stands in which column of a table, and the names of those of what else is known; nothing without header."""
     heads = [field.partition(":")[0].strip() for field in first.fields]
@@ -441,11 +461,22 @@ def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str,
     else:
         places = {}
     for place, head in enumerate(heads):
-        folded = " ".join(head.casefold().replace("_", " ").split())
-        part = next((part for part, names in _COLUMNS.items() if folded in names), "")
+        part = next((part for part, names in _COLUMNS.items() if _fold(head) in names), "")
         if part and part not in places and place not in places.values():
             places[part] = place
-    if not {"subject", "predicate", "object"} <= places.keys():
+    three = ("subject", "predicate", "object")
+    folds = [_fold(head) for head in heads]
+    for ends in _ENDS:
+        if not {"subject", "object"} & places.keys() and all(folds.count(end) == 1 for end in ends):
+            places |= {"subject": folds.index(ends[0]), "object": folds.index(ends[1])}
+    named_so = [heads[place] for place in places.values() if len(heads[place]) > 1]
+    if not set(three) <= places.keys():
+        if named_so:
+            lacking = " and ".join(part for part in three if part not in places)
+            raise DataError(
+                f"{path}, line 1 names {', '.join(named_so)[:100]} and no {lacking}: call the columns subject, "
+                "predicate and object, or name all three (graph_columns); if it is a fact, put such a line before it"
+            )
         return {}, {}
     others = {place: head for place, head in enumerate(heads) if head and place not in places.values()}
     return places, others

@@ -8,6 +8,7 @@ heterogeneous result, so that it loads anywhere.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import Any
 
@@ -91,7 +92,7 @@ class Removed(nn.Module):
         elif self.biased:
             output = self.get_submodule(self.inner)(hidden_states)
         else:
-            output = hidden_states.new_zeros(1)
+            output = torch.zeros_like(hidden_states)  # as large as what layers may add to in place
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)  # of any name
         positions = kwargs.get("position_bias")  # of all layers, which each hands to the next
         if self.tables and positions is None:
@@ -331,6 +332,20 @@ def _recount(attention: Any, heads: int, kv: int, head_dim: int, biased: bool = 
             setattr(attention, name, value)
 
 
+def _narrow(spec: Any, names: tuple[str, ...]) -> Any:
+    """The values of single layers that a config holds, of these names alone."""
+    layers = {
+        index: {name: value for name, value in values.items() if name in names}
+        for index, values in spec.per_layer_overrides.items()
+    }
+    return dataclasses.replace(
+        spec,
+        per_layer_overrides={index: values for index, values in layers.items() if values},
+        per_layer_attributes=spec.per_layer_attributes & set(names),
+        explicit_per_layer_attributes=spec.explicit_per_layer_attributes & set(names),
+    )
+
+
 class Resized:
     """Mixed in before a transformers class: builds it with the layers its `per_layer_config` describes."""
 
@@ -342,6 +357,9 @@ class Resized:
         hidden = {
             name: config.__dict__.pop(name) for name in ("_heterogeneity_spec", "auto_map") if name in config.__dict__
         }
+        own = self.family.get("own_settings")
+        if own and "_heterogeneity_spec" in hidden:  # the class reads these of single layers
+            config.__dict__["_heterogeneity_spec"] = _narrow(hidden["_heterogeneity_spec"], own)
         try:
             super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         finally:

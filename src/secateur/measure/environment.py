@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import psutil
-import torch
 
 import secateur
 
@@ -21,18 +19,24 @@ PACKAGES = ("torch", "transformers", "sentence-transformers", "accelerate", "num
 
 
 def describe() -> dict[str, Any]:
-    """What a reader needs to judge or repeat a figure: processor, cores, threads, memory, system, versions, commit."""
+    """What a reader needs to judge or repeat a figure: processor, cores, threads, memory, system, versions, commit.
+
+    What torch would tell is left out where nothing has needed it so far: to load it takes seconds.
+    """
+    import psutil
+
+    torch: Any = sys.modules.get("torch")
     record: dict[str, Any] = {
         "cpu": _processor(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "logical_cores": _usable_cores(),
-        "threads": torch.get_num_threads(),
+        **({"threads": torch.get_num_threads()} if torch else {}),
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{_system()} {platform.machine()}",
         "python": platform.python_version(),
         "secateur": secateur.__version__,
     }
-    if torch.cuda.is_available():
+    if torch and torch.cuda.is_available():
         record["gpu"] = torch.cuda.get_device_name()
         record["cuda"] = torch.version.cuda
     record.update({name: version for name in PACKAGES if (version := _version(name))})
@@ -52,7 +56,7 @@ def _processor() -> str:
 
 def _usable_cores() -> int:
     """Cores this process may run on, which a container or a job scheduler can make fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _system() -> str:

@@ -17,9 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from secateur._utils import http
 from secateur._utils.disk import cache_folder, guard, writing
 from secateur.clients.stores import Embedded, Endpoint, Store, one_line
@@ -168,6 +165,9 @@ def _alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def _show_progress(source: Path, found: Sequence[Path]) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal where it takes more than two seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn(f"loading {source.name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     task, began = bar.add_task("", total=sum(path.stat().st_size for path in found)), time.monotonic()

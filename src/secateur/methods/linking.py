@@ -5,24 +5,58 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
 from secateur.clients.stores import is_usable
 from secateur.methods import graphs
 from secateur.methods.asking import Record
+from secateur.methods.similarity import Similarity
 from secateur.retrieval.encoders import Embed
-from secateur.retrieval.names import COMMON, Names
+from secateur.retrieval.names import Names
+from secateur.retrieval.words import COMMON, stop_words
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
-__all__ = ["NOTHING", "Linking", "NodeLinking", "link_names", "link_question", "link_topics"]
+__all__ = [
+    "NOTHING",
+    "Linking",
+    "NodeLinking",
+    "Span",
+    "Spelling",
+    "correct",
+    "find_spans",
+    "link_names",
+    "link_question",
+    "link_topics",
+    "rank_homonyms",
+]
+
+
+class Spelling(NamedTuple):
+    """What stands in a question, and the name in the graph that is taken for it."""
+
+    written: str
+    name: str
+
+    @property
+    def note(self) -> str:
+        """For whoever asked."""
+        return f"nothing in the graph is called {self.written!r}: {self.name!r} is taken for it"
+
+
+Span = tuple[int, int, list[str]]
+"""Where a name starts and ends in a question, and the nodes that it may mean, the best first."""
 
 NOTHING = "nothing in the graph was found for the question"
 LONGEST = 6
 """Words of a part of a question that is compared with names."""
 PARTS = 512
 """Parts of a question that are compared with names, at most."""
+SPELT = 0.8
+"""How like a name a part of a question is spelt, at least; see `Names.spelt_alike`."""
+HOMONYMS, BESIDE = 20, 30
+"""Things of one name that are told apart by the question, and facts of each that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +98,25 @@ def link_topics(
     linking: Linking,
     kinds: Sequence[str] = (),
     nearest: int = 1,
+    question: str = "",
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """Topic -> nodes, IRIs as they are; and notes on those without any. Without an encoder names count as written."""
+    """Topic -> nodes, IRIs as they are; and notes on those without any, and on those that were spelt otherwise.
+
+    Of several things of one name those come first that have most to do with the question. What nothing is called is
+    looked for by its spelling, then by an encoder where there is one.
+    """
     called = [topic for topic in topics if not is_usable(topic)]
     if not called:
         return {topic: [topic] for topic in topics}, []
     names, notes = graphs.find_names(graph, called, tuple(kinds), linking.lookup)
-    nodes = {topic: [topic] if is_usable(topic) else names.find_named(topic)[:nearest] for topic in topics}
+    nodes = {
+        topic: [topic] if is_usable(topic) else rank_homonyms(graph, question, names.find_named(topic), embed)[:nearest]
+        for topic in topics
+    }
+    lost = [topic for topic in topics if not nodes[topic]]
+    for topic, (spelt, spelling) in zip(lost, _spelt(graph, names, lost, question, embed, linking), strict=True):
+        nodes[topic] = spelt[:nearest]
+        notes += [spelling.note] if spelling else []
     lost = [topic for topic in topics if not nodes[topic]]
     if lost and embed is not None:
         nodes |= dict(zip(lost, _nearest(names, lost, embed, nearest, linking.least), strict=True))
@@ -82,15 +128,18 @@ def link_names(
     graph: KnowledgeGraph, question: str, listed: Sequence[str], embed: Embed | None, linking: NodeLinking
 ) -> tuple[list[str], Record]:
     """The nodes of names that a language model listed, and the record of them, as `link_question`."""
-    names, lost = graphs.find_names(graph, listed, tuple(linking.kinds), linking.lookup)
-    if embed is not None:
-        linked = list(zip(listed, _nearest(names, listed, embed, linking.nearest, linking.least), strict=True))
-    else:
-        linked = []
-        for name in listed:
-            nodes = [node for mention in names.mentions(name) for node in mention.nodes]
-            linked.append((name, nodes[: linking.nearest]))
-    return _record(names, question, linked, lost, embed, linking)
+    names, notes = graphs.find_names(graph, listed, tuple(linking.kinds), linking.lookup)
+    linked = list[tuple[str, list[str]]]()
+    near = _nearest(names, listed, embed, linking.nearest, linking.least) if embed is not None else [[] for _ in listed]
+    spelt = _spelt(graph, names, listed, question, embed, linking)
+    for name, by_vectors, (by_spelling, spelling) in zip(listed, near, spelt, strict=True):
+        exact = [node for mention in names.mentions(name) for node in mention.nodes]
+        same = names.find_named(name)
+        nodes = rank_homonyms(graph, question, same or ([] if by_vectors else exact), embed)
+        if not nodes and spelling:
+            nodes, notes = by_spelling, [*notes, spelling.note]
+        linked.append((name, (nodes or by_vectors)[: linking.nearest]))
+    return _record(names, question, linked, notes, embed, linking)
 
 
 def link_question(
@@ -98,10 +147,97 @@ def link_question(
 ) -> tuple[list[str], Record]:
     """The nodes that a question names, in the order of their names in it; the nearest to all of it where there is none.
 
-    The record holds entities (names in the question), fallback (whether the nearest stand in) and notes.
+    The record holds entities (names in the question), fallback (whether the nearest stand in) and notes; and, where
+    names were spelt otherwise than in the graph, the question with their names there.
     """
-    names, lost = graphs.find_names(graph, [question], tuple(linking.kinds), linking.lookup)
-    return _record(names, question, _find_mentions(names, question, embed, linking), lost, embed, linking)
+    names, notes = graphs.find_names(graph, [question], tuple(linking.kinds), linking.lookup)
+    spans, spellings = find_spans(graph, names, question, embed, linking)
+    spans = [(start, end, nodes[: linking.nearest]) for start, end, nodes in spans]
+    if embed is not None:
+        parts = [(start, end) for start, end in _parts(question, graph) if _is_free(spans, start, end)][:PARTS]
+        texts = [question[start:end] for start, end in parts]
+        matches = names.nearest(texts, embed, linking.nearest, linking.least)
+        close = [(-near[0].score, *part, near) for part, near in zip(parts, matches, strict=True) if near]
+        for _, start, end, near in sorted(close):
+            if _is_free(spans, start, end):
+                spans.append((start, end, [match.node for match in near]))
+    linked = [(question[start:end], nodes) for start, end, nodes in sorted(spans)]
+    found, record = _record(
+        names, question, linked, [*notes, *(spelling.note for spelling in spellings)], embed, linking
+    )
+    return found, {**record, "question": correct(question, spellings)} if spellings else record
+
+
+def find_spans(
+    graph: KnowledgeGraph, names: Names, question: str, embed: Embed | None, linking: Linking
+) -> tuple[list[Span], list[Spelling]]:
+    """The names that stand in a question as they are, or spelt a little otherwise; and those of the latter.
+
+    Words that say nothing (`stop_words` of the graph's language) are no names on their own. Things of one name are in
+    the order of what they have to do with the question.
+    """
+    found = names.mentions(question, common=_common(graph))
+    spans: list[Span] = [
+        (mention.start, mention.end, rank_homonyms(graph, question, mention.nodes, embed)) for mention in found
+    ]
+    parts = [(start, end) for start, end in _parts(question, graph, inner=True) if _is_free(spans, start, end)][:PARTS]
+    texts = [question[start:end] for start, end in parts]
+    matches = names.spelt_alike(texts, max(linking.least, SPELT))
+    close = [
+        (-near[0].score, start - end, start, end, near)
+        for (start, end), near in zip(parts, matches, strict=True)
+        if near
+    ]
+    otherwise = list[Spelling]()
+    for _, _, start, end, near in sorted(close):
+        if _is_free(spans, start, end):
+            spans.append((start, end, rank_homonyms(graph, question, [match.node for match in near], embed)))
+            otherwise.append(Spelling(question[start:end], near[0].name))
+    return sorted(spans), otherwise
+
+
+def correct(question: str, spellings: Sequence[Spelling]) -> str:
+    """The question with names as the graph spells them: what is compared with it knows no others."""
+    for written, name in spellings:
+        question = re.sub(rf"(?<!\w){re.escape(written)}(?!\w)", name.replace("\\", r"\\"), question)
+    return question
+
+
+def rank_homonyms(graph: KnowledgeGraph, question: str, nodes: Sequence[str], embed: Embed | None) -> list[str]:
+    """Things of one name, those first whose kind and facts are most like the question; equals as they were given.
+
+    Of more than `HOMONYMS` the others come behind.
+    """
+    several = list(dict.fromkeys(nodes))
+    if len(several) < 2 or not question.strip():
+        return several
+    first, rest = several[:HOMONYMS], several[HOMONYMS:]
+    kinds, beside = graph.kinds(first), graph.around(first, most=BESIDE)
+    names = graph.names({end for fact in beside for end in (fact.subject, fact.predicate, fact.object)} | set(first))
+    said: dict[str, list[str]] = {node: [kinds[node]] for node in first}
+    for fact in beside:
+        for node, other in ((fact.subject, fact.object), (fact.object, fact.subject)):
+            if node in said:
+                said[node] += [names[fact.predicate], names[other]]
+    scores = Similarity(embed, digits=6).rank(question, [" ".join(dict.fromkeys(said[node])) for node in first])
+    order = sorted(range(len(first)), key=lambda i: -scores[i])
+    return [*(first[i] for i in order), *rest]
+
+
+def _spelt(
+    graph: KnowledgeGraph,
+    names: Names,
+    texts: Sequence[str],
+    question: str,
+    embed: Embed | None,
+    linking: Linking,
+) -> list[tuple[list[str], Spelling | None]]:
+    """Of each text the nodes of the name that it is a misspelling of, and that; nothing where it is of none."""
+    found = list[tuple[list[str], Spelling | None]]()
+    for text, near in zip(texts, names.spelt_alike(texts, max(linking.least, SPELT)), strict=True):
+        nodes = rank_homonyms(graph, question, [match.node for match in near], embed)
+        found.append((nodes, Spelling(text, near[0].name) if near else None))
+    return found
 
 
 def _record(
@@ -123,32 +259,23 @@ def _record(
     return found, {"entities": [name for name, _ in linked], "fallback": stands_in, "notes": notes}
 
 
-def _find_mentions(
-    names: Names, question: str, embed: Embed | None, linking: NodeLinking
-) -> list[tuple[str, list[str]]]:
-    """(part of the question, nodes): names that stand in it, and parts of the rest that are near to a name."""
-    spans = [(found.start, found.end, list(found.nodes)[: linking.nearest]) for found in names.mentions(question)]
-
-    def is_free(start: int, end: int) -> bool:
-        return not any(start < right and left < end for left, right, _ in spans)
-
-    if embed is not None:
-        parts = [(start, end) for start, end in _parts(question) if is_free(start, end)][:PARTS]
-        texts = [question[start:end] for start, end in parts]
-        matches = names.nearest(texts, embed, linking.nearest, linking.least)
-        close = [(-near[0].score, *part, near) for part, near in zip(parts, matches, strict=True) if near]
-        for _, start, end, near in sorted(close):
-            if is_free(start, end):
-                spans.append((start, end, [match.node for match in near]))
-    return [(question[start:end], nodes) for start, end, nodes in sorted(spans)]
+def _common(graph: KnowledgeGraph) -> frozenset[str]:
+    """Words of English, and of the graph's language, that name nothing."""
+    return COMMON | stop_words(graph.language.partition("-")[0])
 
 
-def _parts(question: str) -> Iterator[tuple[int, int]]:
-    """Where runs of words start and end that are not common words alone."""
-    words = list(re.finditer(r"[^\W_](?:[\w'-]*\w)?", question))[:PARTS]
+def _is_free(spans: Sequence[Span], start: int, end: int) -> bool:
+    return not any(start < right and left < end for left, right, _ in spans)
+
+
+def _parts(question: str, graph: KnowledgeGraph, inner: bool = False) -> Iterator[tuple[int, int]]:
+    """Where runs of words start and end that are not common words alone; `inner`: that neither start nor end so."""
+    words, common = list(re.finditer(r"[^\W_](?:[\w'-]*\w)?", question))[:PARTS], _common(graph)
     for first in range(len(words)):
         for last in range(first, min(first + LONGEST, len(words))):
-            if not COMMON.issuperset(word[0].lower() for word in words[first : last + 1]):
+            run = [word[0].lower() for word in words[first : last + 1]]
+            plain = (run[0] in common or run[-1] in common) if inner else common.issuperset(run)
+            if not plain:
                 yield words[first].start(), words[last].end()
 
 

@@ -123,6 +123,14 @@ class SimilarityJudge:
         """The best answer that there is, though the paths do not suffice; empty without a language model."""
         return ""
 
+    def may_expand(self, question: PathQuestion, steps: int) -> bool:
+        """Whether longer paths may help where the best, of so many steps, do not suffice.
+
+        Without a language model, where they are shorter than what the question speaks of: longer ones that align as
+        well say something else.
+        """
+        return steps < question.steps
+
     def record(self) -> Record:
         """Calls, tokens and what went wrong."""
         return {"calls": 0, "prompt_tokens": 0, "answer_tokens": 0, "notes": []}
@@ -213,10 +221,13 @@ class ModelJudge(SimilarityJudge):
 
     def ask(self, prompt: str, most: int = 256, temperature: float = WARM, attempt: int = 0) -> str:
         """What it answers; empty where it gives no answer."""
-        if self.lost or self._size(prompt) + most > self.window:
+        room = self.window - self._size(prompt)
+        if self.lost or most > room:
             return ""
         try:
-            return chat.ask_text(self.model, prompt, most=most, temperature=temperature, seed=self.seed + attempt)
+            return chat.ask_text(
+                self.model, prompt, most=most, room=room, temperature=temperature, seed=self.seed + attempt
+            )
         except SecateurError as error:
             # What is wrong with this prompt alone may be right with the next; the rest will be no better then.
             self.lost = isinstance(error, BudgetError) or not isinstance(error, InputError)
@@ -317,6 +328,10 @@ class ModelJudge(SimilarityJudge):
     def guess(self, question: PathQuestion, texts: Sequence[str]) -> str:
         """Its answer by the paths and by what it knows."""
         return " ".join(self.ask(FORCED.format(question=question.text, paths="\n".join(texts))).split())[:500]
+
+    def may_expand(self, question: PathQuestion, steps: int) -> bool:
+        """As long as it answers: it has seen the paths, and said why not."""
+        return not self.lost or super().may_expand(question, steps)
 
     def record(self) -> Record:
         """What its meter counted since, and the notes."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from secateur.retrieval.names import COMMON
+from secateur.retrieval.words import COMMON
 
 __all__ = [
     "PathQuestion", "find_phrases", "find_position", "order_topics", "read_question", "split_indicator", "with_phrases",
@@ -21,6 +21,12 @@ _FUNCTION = (
 )
 STOP = COMMON | set(_FUNCTION.split())
 ASKING = frozenset(("what", "which"))
+_VERBS = frozenset(
+    ("is", "are", "was", "were", "do", "does", "did", "has", "have", "had", "can", "could", "will", "would", "should")
+)
+"""What stands behind the thing that is asked for: "which part of the body does"."""
+_DESCRIBING = frozenset(("that", "which", "who", "whose"))
+"""What stands behind the kind of a thing that is described: "the company that makes"."""
 OPEN = re.compile(r"(?:answer\b.*|[a-z]|\?.*)$", re.IGNORECASE)
 """What stands in an indicator for what is not known."""
 
@@ -113,20 +119,38 @@ def order_topics(question: PathQuestion, topics: Sequence[str]) -> PathQuestion:
 def find_phrases(text: str, topic: str, names: Sequence[str]) -> list[str]:
     """Phrases of a text, those nearest to the topic first: runs of words between names and function words.
 
-    What it asks for at its start is none: "which drug treats" asks for a drug.
+    What it asks for at its start is none, "which drug treats" asks for a drug, and neither is the kind of what is
+    described, "the company that makes"; unless it says nothing else. "Of" binds closer than what stands behind a name.
     """
     for name in sorted(names, key=len, reverse=True):
         text = re.sub(re.escape(name), " ¦ " if name == topic else " , ", text, flags=re.IGNORECASE)
     words = [*re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[,;.?!:¦]", text.casefold()), "."]
     at = words.index("¦") if "¦" in words else 0
-    phrases, run, before = list[tuple[int, str]](), list[str](), ""
+    phrases, kinds, run, before = list[tuple[int, str]](), list[tuple[int, str]](), list[str](), ""
+    asked = _end_of_asking(words)
     for number, word in enumerate(words):
         if word not in STOP and word[0].isalnum():
             run.append(word)
             continue
         if run and not phrases and before in ASKING and (len(run) > 1 or word in STOP):
             run = run[1:]
+        far = max(at - number + 1, number - len(run) - at)
+        if run and word == "of" and number < at <= number + 2:
+            far = 0
+        if run and word in _DESCRIBING:
+            kinds.append((far, run.pop()))
         if run:
-            phrases.append((max(at - number + 1, number - len(run) - at), " ".join(run)))
+            (kinds if number <= asked else phrases).append((far, " ".join(run)))
         run, before = [], word
-    return [phrase for _, phrase in sorted(phrases, key=lambda pair: pair[0])]
+    return [phrase for _, phrase in sorted(phrases or kinds, key=lambda pair: pair[0])]
+
+
+def _end_of_asking(words: Sequence[str]) -> int:
+    """Where the thing that a question asks for ends, at a verb such as "does"; -1 where it names none."""
+    start = next((number for number, word in enumerate(words[:3]) if word in ASKING), len(words))
+    for number in range(start + 1, len(words)):
+        if words[number] in _VERBS:
+            return number
+        if not words[number][0].isalnum():
+            break
+    return -1

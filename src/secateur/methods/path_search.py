@@ -209,9 +209,9 @@ class PathSearch:
         self.answer = answer or self._name_answer(best[0]) if self.sufficient else ""
         return self.sufficient
 
-    def conclude(self, best: Sequence[Cluster]) -> None:
-        """Where no phase sufficed, the answer that the best paths come nearest to."""
-        if not self.sufficient and best:
+    def conclude(self, best: Sequence[Cluster], force: bool) -> None:
+        """Where no phase sufficed there is no answer, or with `force` that which the best paths come nearest to."""
+        if not self.sufficient and best and force:
             self.answer = self.judge.guess(self.question, self.verbalise(best)) or self._name_answer(best[0])
 
     def _name_answer(self, path: Cluster) -> str:

@@ -6,6 +6,7 @@ Chirkova, Formal, Nikoulina and Clinchant, "Provence", ICLR 2025 (arXiv 2501.162
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,8 @@ ORACLES = {
         'matters, say "No answer". Say nothing else.'
     ),
 }
+AT_ONCE = 8
+"""Rows that a server is asked about at once."""
 READ, SAID = 2048, 256
 """Tokens that a labeller reads, about, and says."""
 PROBE = "Is water wet? Answer yes or no."
@@ -82,19 +85,20 @@ def _with_labels(sentences: Any, labels: Any) -> list[list[tuple[str, bool]]] | 
 def label_pairs(
     rows: Sequence[Row], run: Run, model: chat.LanguageModel | None, oracle: str, language: str
 ) -> tuple[list[Record], int]:
-    """Pairs of question, sentences, numbers of those that matter, and perhaps a score; and how many had no label."""
+    """Pairs of question, sentences, numbers of those that matter, and perhaps a score; and how many had no label.
+
+    A server is asked for the labels of `AT_ONCE` rows at once, a model in memory for one after another.
+    """
     pairs, lost = list[Record](), 0
-    for number, row in enumerate(rows):
-        passages = open_passages(row["documents"], titles=row.get("titles"), split=language).by_passage()
+    opened = [open_passages(row["documents"], titles=row.get("titles"), split=language).by_passage() for row in rows]
+    asked = {number: opened[number] for number, row in enumerate(rows) if row.get("kept") is None} if model else {}
+    made = _ask_rows(rows, run, model, asked, ORACLES[oracle]) if model else {}
+    for number, (row, passages) in enumerate(zip(rows, opened, strict=True)):
         labels = row.get("kept")
         if labels is not None and len(labels) != len(passages):
             raise DataError(f"row {number + 1} has {len(passages)} passages and {len(labels)} lists of kept sentences")
         if labels is None and model is not None:
-            ask = partial(_ask_labels, model, str(row["question"]), passages, ORACLES[oracle])
-            try:
-                labels = run.json(f"labels-{number}", ask)
-            except BudgetError as error:  # no refusal: what was paid for stays in the run
-                raise RunError(f"{error}, and run the same command again: {number} rows have their labels") from error
+            labels = made[number]
         elif labels is None:
             labels = [_find_answers(passage, row.get("answers") or ()) for passage in passages]
         scores = row.get("scores") or [None] * len(passages)
@@ -103,6 +107,41 @@ def label_pairs(
             if kept is not None and passage:
                 pairs.append({"question": str(row["question"]), "sentences": passage, "kept": kept, "score": score})
     return pairs, lost
+
+
+def _ask_rows(
+    rows: Sequence[Row],
+    run: Run,
+    model: chat.LanguageModel,
+    asked: Mapping[int, Sequence[Sequence[str]]],
+    task: str,
+) -> dict[int, list[list[int] | None]]:
+    """The labels of rows, by their numbers; each is kept in the run as soon as it is there.
+
+    Raises `RunError` where no more calls or tokens are allowed.
+    """
+
+    def ask(number: int) -> list[list[int] | None]:
+        question = str(rows[number]["question"])
+        labels: list[list[int] | None] = run.json(
+            f"labels-{number}", partial(_ask_labels, model, question, asked[number], task)
+        )
+        return labels
+
+    found = dict[int, list[list[int] | None]]()
+    with ThreadPoolExecutor(AT_ONCE if isinstance(model, chat.Server) else 1) as pool:
+        waiting = {number: pool.submit(ask, number) for number in asked}
+        try:
+            for number, answer in waiting.items():
+                found[number] = answer.result()
+        except BudgetError as error:  # no refusal: what was paid for stays in the run
+            pool.shutdown(cancel_futures=True)
+            count = sum(one.done() and not one.cancelled() and one.exception() is None for one in waiting.values())
+            raise RunError(f"{error}, and run the same command again: {count} rows have their labels") from error
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return found
 
 
 def _ask_labels(

@@ -1,16 +1,55 @@
-"""Similarity of texts: of vectors of an encoder, or of their words without one."""
+"""Similarity of texts: of vectors of an encoder, of their words, or both by their ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 
+from secateur._utils.disk import atomic_write, cache_folder
+from secateur.errors import DataError, InputError
+from secateur.retrieval import encoders
 from secateur.retrieval.encoders import Embed
-from secateur.score import naming, relevance
+from secateur.retrieval.words import Words, count_documents
+from secateur.score import relevance
 from secateur.subjects.text import markup
 
-__all__ = ["Similarity"]
+__all__ = ["Frequencies", "Matching", "Similarity", "read_frequencies"]
+
+_FORM = "1"
+"""Of what is kept of a corpus: another one makes it anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """How blocks of documents are matched with a question."""
+
+    language: str = "en"
+    """Whose stop words and endings do not count where words are compared, such as en or de."""
+    hybrid: bool = False
+    """With an embedder, rank by words, too: both rankings are joined by reciprocal rank fusion."""
+    corpus: str = ""
+    """File or folder of texts or pages (.txt, .jsonl, .parquet, .html, .md), whose words count beside those of the
+    documents where it is told how rare a word is."""
+    prior: Sequence[float] = ()
+    """Scores that a retriever gave to the documents, in their order, on any scale on which higher is better: their
+    ranking is joined with the others."""
+    trust: Annotated[float, Ge(0)] = 0.5
+    """What the ranking of `prior` counts, where each of the others counts 1."""
+
+
+class Frequencies(NamedTuple):
+    """Of a corpus: how many texts it has, and term -> how many of them hold it."""
+
+    total: int = 0
+    held: Mapping[str, int] = {}
 
 
 class Similarity:
@@ -18,32 +57,126 @@ class Similarity:
 
     Args:
         embed: texts -> vectors [texts, d]; without it terms are compared.
-        terms: text -> what is compared of it without an encoder.
+        terms: text -> what is compared of it without an encoder; by default `Words` of the language.
         digits: values are rounded to as many, since the last ones depend on what a text was read together with.
+        matching: see `Matching`.
     """
 
     def __init__(
-        self, embed: Embed | None, terms: Callable[[str], list[str]] = markup.terms, digits: int | None = None
+        self,
+        embed: Embed | None,
+        terms: Callable[[str], list[str]] | None = None,
+        digits: int | None = None,
+        matching: Matching = Matching(),
     ) -> None:
-        self.embed, self.terms, self.digits = embed, terms, digits
+        self.embed, self.digits, self.matching = embed, digits, matching
+        self.terms = terms or Words(matching.language)
+        corpus = matching.corpus
+        self._corpus = read_frequencies(corpus, self.terms, matching.language) if corpus else Frequencies()
 
     def compare(self, questions: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """[questions, texts]: cosine of vectors, or of terms weighted by their rarity."""
         if not questions or not texts:
             return np.zeros((len(questions), len(texts)))
         if self.embed is None:
+            from secateur.score import naming  # scipy, which a page cut by BM25 does without
+
             values = naming.tfidf([self.terms(text) for text in questions], [self.terms(text) for text in texts])
         else:
-            vectors = self.embed([*questions, *texts])
-            of_texts = vectors[len(questions) :]
-            values = np.stack([relevance.cosine(vector, of_texts) for vector in vectors[: len(questions)]])
+            of_questions, of_texts = encoders.encode_pair(self.embed, questions, texts)
+            values = np.stack([relevance.cosine(vector, of_texts) for vector in of_questions])
         return self._round(values)
 
-    def rank(self, question: str, texts: Sequence[str]) -> np.ndarray:
-        """[texts]: cosine of vectors, or BM25."""
+    def rank(self, question: str, texts: Sequence[str], owners: Sequence[int] = ()) -> np.ndarray:
+        """[texts]: cosine of vectors, or BM25; where there are several rankings, what reciprocal rank fusion gives.
+
+        owners: the document of each text, by its number, which has its score in `matching.prior`.
+
+        Raises `InputError` where there is no score for a document.
+        """
+        rankings, weights, prior = list[np.ndarray](), list[float](), self.matching.prior
         if self.embed is not None:
-            return np.asarray(self.compare([question], texts)[0])
-        return self._round(relevance.bm25(self.terms(question), [self.terms(text) for text in texts]))
+            rankings.append(np.asarray(self.compare([question], texts)[0]))
+        if self.embed is None or self.matching.hybrid:
+            words = [self.terms(text) for text in texts]
+            total, held = self._corpus
+            rankings.append(relevance.bm25(self.terms(question), words, held=held, total=total))
+        weights = [1.0] * len(rankings)
+        if len(prior) and len(owners):
+            if max(owners) >= len(prior):
+                raise InputError(
+                    f"prior has {len(prior)} scores, and there are {max(owners) + 1} documents or more: give one for "
+                    "each, in their order"
+                )
+            rankings.append(np.array([float(prior[owner]) for owner in owners]))
+            weights.append(self.matching.trust)
+        if len(rankings) == 1:
+            return self._round(rankings[0])
+        return self._round(relevance.reciprocal_ranks(rankings, weights))
 
     def _round(self, values: np.ndarray) -> np.ndarray:
         return values if self.digits is None else np.round(values, self.digits)
+
+
+def read_frequencies(source: str | Path, terms: Callable[[str], list[str]], language: str) -> Frequencies:
+    """How many texts of a corpus hold each term: counted once, and kept in the cache as long as its files are the same.
+
+    source: a page (.html, .htm), a Markdown file (.md), a folder of such, or whatever `data.texts.read` reads. A text
+    is a paragraph of a page, a line of text, or a row. language: that of `terms`, by which the cache tells it.
+
+    Raises `DataError` for what is not there or holds no text.
+    """
+    path = Path(source)
+    files = _list_pages(path)
+    if not files and not path.exists():
+        raise DataError(f"corpus {source} is not there: give a file or folder of texts or pages")
+    stamps = [(str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in files or _walk(path)]
+    return _count(path, tuple(stamps), terms, language)
+
+
+@functools.lru_cache(maxsize=4)
+def _count(
+    path: Path, stamps: tuple[tuple[str, int, int], ...], terms: Callable[[str], list[str]], language: str
+) -> Frequencies:
+    key = hashlib.sha256(json.dumps([_FORM, language, type(terms).__name__, stamps]).encode()).hexdigest()[:32]
+    kept = cache_folder() / "frequencies" / f"{key}.json"
+    try:
+        found = json.loads(kept.read_text("utf-8"))
+        return Frequencies(int(found["total"]), {str(term): int(many) for term, many in found["held"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # it is not there, or damaged
+    texts = [terms(text) for text in _read_texts(path)]
+    if not texts:
+        raise DataError(f"corpus {path} holds no text: give a file or folder of texts or pages")
+    frequencies = Frequencies(len(texts), count_documents(texts))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(kept, json.dumps(frequencies._asdict(), ensure_ascii=False))
+    return frequencies
+
+
+def _list_pages(path: Path) -> list[Path]:
+    found = _walk(path) if path.is_dir() else [path]
+    return [file for file in found if file.is_file() and file.suffix.lower() in (".html", ".htm", ".md")]
+
+
+def _walk(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _read_texts(path: Path) -> list[str]:
+    """The texts of a corpus: of pages their paragraphs, else lines or rows."""
+    pages = _list_pages(path)
+    if not pages:
+        from secateur.data import texts
+
+        return list(texts.read(path).texts)
+    found = list[str]()
+    for page in pages:
+        text = markup.decode(page.read_bytes())
+        if page.suffix.lower() == ".md":
+            parts = text.split("\n\n")
+        else:
+            tree = markup.plain(markup.parse(text))
+            parts = [said for tag, said in zip(tree.tag, tree.text, strict=True) if not tag]
+        found += [part for part in parts if part.strip()]
+    return found

@@ -59,6 +59,8 @@ class Sheet:
     """What study.json keeps: seed by seed, with means and intervals."""
     notes: Sequence[str] = ()
     chart: Chart | None = None
+    items: Sequence[Mapping[str, Any]] = ()
+    """What items.jsonl keeps beside it, a line each."""
 
 
 def percent(share: Figure, *, signed: bool = False) -> str:
@@ -102,5 +104,8 @@ def write(
     }  # fmt: skip
     text = json.dumps(evidence.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write(Path(folder) / "study.json", text + "\n")
+    if sheet.items:
+        lines = (json.dumps(evidence.plain(item), ensure_ascii=False, allow_nan=False) for item in sheet.items)
+        atomic_write(Path(folder) / "items.jsonl", "".join(f"{line}\n" for line in lines))
     about = [Path(str(settings[name])).name for name in ("model", "data") if settings.get(name)]
     atomic_write(Path(folder) / "study.html", render(sheet, about=about, run_yaml=run_yaml))

@@ -6,9 +6,10 @@ import functools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from secateur._utils import http
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
+from secateur.retrieval import light
+from secateur.retrieval.batching import ONCE, batches
+from secateur.retrieval.vectors import VectorFile
 
 __all__ = [
     "Count",
@@ -24,7 +28,9 @@ __all__ = [
     "Encoding",
     "checkpoint_of",
     "counter",
+    "encode_pair",
     "encoder",
+    "for_questions",
     "open_remembering",
     "tokenizer",
 ]
@@ -49,14 +55,20 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
 
     Args:
         source: a folder or Hub id that sentence-transformers opens, a model of its kind, a function as wanted, or the
-            address of a server that has one, see `remote`.
+            address of a server that has one, see `clients.embeddings`. The folder of a static model (model2vec), and a
+            file that ends in .onnx, int8 ones among them, are read without torch, see `retrieval.light`.
         device: where one that is opened is held, "cuda"; the processor if empty. A model stays where it is.
+
+    Texts are read as passages; `for_questions` gives the same encoder for questions.
 
     Raises `MissingExtraError` without sentence-transformers, `InputError` for what it can't open. Weights are read from
     safetensors alone and no code of a checkpoint is run.
     """
     if isinstance(source, str):
-        source = embeddings.embedder(source) if http.is_address(source) else _open_checkpoint(source, device or "cpu")
+        if http.is_address(source):
+            source = embeddings.embedder(source)
+        else:
+            source = light.open_light(source, device) or _open_checkpoint(source, device or "cpu")
     if hasattr(source, "encode"):
         return functools.partial(_encode, source)
     if not callable(source):
@@ -71,11 +83,14 @@ class Encoding:
     """What compares texts, and what counts their tokens."""
 
     embedder: Any = ""
-    """Folder or Hub id of a bi-encoder, or such a model; without one texts are compared by their words."""
+    """Folder or Hub id of a bi-encoder, a file of one in ONNX, the address of a server that has one, or such a model;
+    without one texts are compared by their words."""
     tokenizer: Any = ""
     """Folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if not given."""
     device: str = ""
     """Where encoders and a language model are held if given by name, "cuda"; the processor if empty."""
+    language: str = "en"
+    """Whose stop words and endings do not count where words are compared, such as en or de."""
 
     def open_embedder(self) -> Embed | None:
         """The embedder, which remembers what it encoded; None without one."""
@@ -92,11 +107,75 @@ def checkpoint_of(source: str | Encoder | Embed) -> str:
     return source if isinstance(source, str) and not http.is_address(source) else ""
 
 
-def _encode(model: Encoder, texts: Sequence[str]) -> np.ndarray:
+Role: TypeAlias = Literal["passage", "query"]
+"""What a text is to an encoder that reads questions otherwise than what is searched."""
+_PROMPTS: Mapping[Role, tuple[str, ...]] = {
+    "passage": ("document", "passage", "search_document", "corpus", "retrieval.passage"),
+    "query": ("query", "search_query", "question", "retrieval.query"),
+}
+"""What sentence-transformers' models call the prompt of each, the first that is there."""
+
+
+def _prompt(model: Encoder, role: Role) -> str:
+    """What the model wants before a text; "" where it says nothing, and then its own default holds."""
+    prompts = getattr(model, "prompts", None) or {}
+    return next((str(prompts[name]) for name in _PROMPTS[role] if prompts.get(name)), "")
+
+
+def for_questions(embed: Embed) -> Embed:
+    """The same encoder as it reads questions: with the prompt for them that a model of sentence-transformers has."""
+    if not isinstance(embed, functools.partial):
+        return embed
+    if embed.func is _encode_new:
+        asked = for_questions(embed.args[0])
+        return embed if asked is embed.args[0] else functools.partial(_encode_new, asked, *embed.args[1:])
+    if embed.func is _encode and (_prompt(embed.args[0], "query") or _prompt(embed.args[0], "passage")):
+        return functools.partial(_encode, embed.args[0], role="query")
+    return embed
+
+
+def encode_pair(embed: Embed, questions: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors of questions [questions, d] and of texts [texts, d], each read as what it is, by one encoder."""
+    asking = for_questions(embed)
+    if asking is not embed:
+        return asking(questions), embed(texts)
+    both = embed([*questions, *texts])
+    return both[: len(questions)], both[len(questions) :]
+
+
+def _encode(model: Encoder, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
     if not len(texts):
         return np.zeros((0, 1), dtype=np.float32)
-    found = model.encode(list(texts), batch_size=32, convert_to_numpy=True, show_progress_bar=False)
-    return np.asarray(found, dtype=np.float32)
+    prompt = _prompt(model, role)
+    options: dict[str, object] = {"convert_to_numpy": True, "show_progress_bar": False}
+    options |= {"prompt": prompt} if prompt else {}
+    found = list[np.ndarray | None]([None] * len(texts))
+    # Each batch holds texts of about one length: a long one would be the length of all that are read with it.
+    for places in batches(_lengths(model, texts), once=_once(model)):
+        vectors = model.encode([texts[place] for place in places], batch_size=len(places), **options)
+        for place, vector in zip(places, np.asarray(vectors, dtype=np.float32), strict=True):
+            found[place] = vector
+    return np.stack([vector for vector in found if vector is not None])
+
+
+def _lengths(model: Encoder, texts: Sequence[str]) -> list[int]:
+    """About how many tokens a model reads of each text."""
+    longest = int(getattr(model, "max_seq_length", None) or 2**30)
+    count = getattr(model, "count_tokens", None)
+    tokenizer = getattr(model, "tokenizer", None)
+    if count is not None:
+        lengths = list(count(texts))
+    elif tokenizer is not None and hasattr(tokenizer, "backend_tokenizer"):
+        lengths = [len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]]
+    else:
+        lengths = [len(text) // 4 + 1 for text in texts]
+    return [max(1, min(length, longest)) for length in lengths]
+
+
+def _once(model: Encoder) -> int:
+    """Tokens of one pass: a graphics card wants more of them at once."""
+    device = str(getattr(model, "device", "cpu"))
+    return ONCE if device.startswith("cpu") else 16 * ONCE
 
 
 @functools.lru_cache(maxsize=2)
@@ -122,11 +201,15 @@ _LOCK = threading.Lock()
 def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: int = 2**26) -> Embed:
     """The same encoder, which reads a text once: what it made of the last texts is kept in memory, for all callers.
 
-    Facts of a graph come back with every question about their neighbours. An encoder that was changed since is found
-    out, by a text that is read anew on each call of this function, and what was kept of it is forgotten.
+    Facts of a graph come back with every question about their neighbours, and blocks of a page with every question
+    about the page. Of an encoder that is given by name it is kept on the disk, too, for other processes
+    (`vectors.VectorFile`). An encoder that was changed since is found out, by a text that is read anew on each call of
+    this function, and what was kept of it is forgotten.
 
     device: see `encoder`. most: bytes of vectors that are kept of one encoder; those that were not asked for the
     longest leave.
+
+    Raises `InputError`, when it is called, where an encoder gives vectors of another dimension than those it gave.
     """
     embed = encoder(source, device)
     owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encode else embed
@@ -140,23 +223,55 @@ def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: i
         if _PROBE not in known or not np.array_equal(known[_PROBE], probe):
             known.clear()
         known[_PROBE] = probe
-    return functools.partial(_encode_new, embed, known, most)
+    name = source if not isinstance(source, str) or http.is_address(source) else _whole_name(source)
+    kept = VectorFile.open(f"{name} {device}", probe) if isinstance(name, str) else None
+    return functools.partial(_encode_new, embed, known, most, kept)
 
 
-def _encode_new(embed: Embed, known: OrderedDict[str, np.ndarray], most: int, texts: Sequence[str]) -> np.ndarray:
+def _whole_name(source: str) -> str:
+    """A folder by its whole path, since another folder of that name may stand elsewhere; a Hub id as it is."""
+    return str(Path(source).resolve()) if Path(source).exists() else source
+
+
+def _encode_new(
+    embed: Embed,
+    known: OrderedDict[str, np.ndarray],
+    most: int,
+    kept: VectorFile | None,
+    texts: Sequence[str],
+) -> np.ndarray:
+    # A question and a passage of the same words may have different vectors.
+    role = embed.keywords.get("role", "") if isinstance(embed, functools.partial) else ""
+    keys = {text: f"{role}\0{text}" if role else text for text in texts}
     with _LOCK:
-        found = {text: known[text] for text in texts if text in known}
-    new = list(dict.fromkeys(text for text in texts if text not in found))
+        found = {text: known[key] for text, key in keys.items() if key in known}
+    new = [text for text in keys if text not in found]
+    if new and kept is not None:
+        found |= kept.read(new, role)
+        new = [text for text in new if text not in found]
     if new:
+        vectors = np.asarray(embed(new))
+        _check_width(vectors, known)
         # Copies: a row of one large array would keep all of that array.
-        found |= {text: row.copy() for text, row in zip(new, np.asarray(embed(new)), strict=True)}
+        made = {text: row.copy() for text, row in zip(new, vectors, strict=True)}
+        if kept is not None:
+            kept.write(made, role)
+        found |= made
     with _LOCK:
         for text, vector in found.items():
-            known[text] = vector
-            known.move_to_end(text)
+            known[keys[text]] = vector
+            known.move_to_end(keys[text])
         while len(known) * next(iter(known.values())).nbytes > most and len(known) > 1:
             known.popitem(last=False)
     return np.stack([found[text] for text in texts]) if len(texts) else np.asarray(embed([]))
+
+
+def _check_width(vectors: np.ndarray, known: Mapping[str, np.ndarray]) -> None:
+    """Refuse vectors of another length than those that were kept of the same encoder."""
+    width = next((len(vector) for vector in known.values()), None)
+    if vectors.ndim != 2 or (width is not None and vectors.shape[1] != width):
+        shape = f"{vectors.shape[1]} numbers" if vectors.ndim == 2 else f"shape {vectors.shape}"
+        raise InputError(f"the embedder gives vectors of {shape}, and gave some of {width}: give one model for all")
 
 
 def tokenizer(source: object) -> Any:

@@ -7,34 +7,35 @@ encoder made of a few texts, which is compared before it is used.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from secateur._utils.disk import cache_folder, writing
 from secateur.errors import DataError, InputError
-from secateur.retrieval.encoders import Embed
+from secateur.retrieval.encoders import Embed, for_questions
+from secateur.retrieval.words import COMMON
 
-__all__ = ["COMMON", "Match", "Mention", "Names", "phrases"]
+if TYPE_CHECKING:
+    from scipy import sparse
 
-_COMMON = (
-    "a about all also an and any are as at be been but by can could did do does for from had has have he her his how i "
-    "if in into is it its may me most my no not of on one or our out she so some such than that the their them there "
-    "they this to too up was we were what when where which who whom whose why will with would you your"
-)
-COMMON = frozenset(_COMMON.split())
-"""English words that are no mention of a thing on their own, though some thing is called so."""
+__all__ = ["Match", "Mention", "Names", "phrases"]
 
 LONGEST = 16
 """Words of a name that is looked for in a text; longer ones are found by their vectors alone."""
+SHORT = 5
+"""Letters of a name that is found where it is spelt wrong, at least."""
+_NEAREST = 50
+"""Names whose letters are compared one by one."""
 _PROBES = ("What is pruned?", "heart attack", "The 3rd of May, 1808")
 _ROWS = 65_536
 """Vectors that are compared at once."""
@@ -132,7 +133,8 @@ class Names:
     def mentions(self, text: str, *, common: Collection[str] = COMMON) -> list[Mention]:
         """The names that stand in a text, in their order there; where two overlap, the longer one, then the first.
 
-        Whole words count, without letter case, punctuation and underscores. common: words that are none on their own.
+        Whole words count, without letter case, punctuation and underscores. common: words that are no name, alone or
+        with one another, unless they are written as the name is, each with a capital: "The Who".
         The time is that of the text's words times those of the longest name, whatever the number of names.
         """
         words, spans = list(_words(text)), list[tuple[int, int, str]]()
@@ -140,7 +142,9 @@ class Names:
             key = ""
             for count in range(1, min(self._most, len(words) - first) + 1):
                 key += (" " if key else "") + words[first + count - 1][0]
-                if key in self._places and not (count == 1 and key in common):
+                if key in self._places and not self._is_common(
+                    key, text[words[first][1] : words[first + count - 1][2]], common
+                ):
                     spans.append((count, first, key))
         taken, chosen = [False] * len(words), list[tuple[int, Mention]]()
         for count, first, key in sorted(spans, key=lambda span: (-span[0], span[1])):
@@ -154,10 +158,69 @@ class Names:
             chosen.append((first, Mention((exact or [self.names[found[0]]])[0], nodes, start, end)))
         return [mention for _, mention in sorted(chosen)]
 
+    def _is_common(self, key: str, written: str, common: Collection[str]) -> bool:
+        """Whether common words stand in a text as such, though something is called so."""
+        parts = key.split(" ")
+        if not all(part in common for part in parts):
+            return False
+        proper = len(parts) > 1 and all(part[:1].isupper() for part in written.split())
+        return not (proper and any(self.names[index] == written for index in self._places[key]))
+
     def find_named(self, name: str) -> list[str]:
         """The things that are called so, letter case and what stands around the name aside; none where none is."""
         found = self.mentions(name, common=())
         return list(found[0].nodes) if [(one.start, one.end) for one in found] == [_span(name)] else []
+
+    # ----------------------------------------------------------------------------------------------------- by spelling
+
+    def spelt_alike(self, texts: Sequence[str], least: float = 0.8) -> list[list[Match]]:
+        """The things whose names are spelt most like each text, equals together, in the order of nodes; none below it.
+
+        Alike is 1 - edits / letters of the longer one, where an edit puts in, takes out or alters a letter, or swaps
+        two neighbours; of up to 13 letters one is allowed, of up to 20 two, and so on: hypotension is no misspelt
+        hypertension. Letter case does not count. Names of fewer than `SHORT` letters are left out: one letter makes
+        another word of them. Without an encoder this is how a name is found that is spelt wrong.
+        """
+        folded = [" ".join(word for word, _, _ in _words(text)) for text in texts]
+        found: list[list[Match]] = [[] for _ in texts]
+        asked = [place for place, text in enumerate(folded) if len(text) >= SHORT]
+        if not asked or not self._spellings:
+            return found
+        index, letters = self._pairs
+        shared = _count_pairs([folded[place] for place in asked], letters) @ index.T
+        for place, row in zip(asked, shared, strict=True):
+            text, best = folded[place], least
+            allowed = max(1, len(text) // 7)
+            enough = len(set(itertools.pairwise(f" {text} "))) - 3 * allowed  # an edit spoils three at most
+            near = sorted(zip(-row.data, row.indices, strict=True))[:_NEAREST]
+            for many, column in near:
+                name = self._spellings[column]
+                edits = _edits(text, name) if -many >= enough else allowed + 1
+                score = 1 - edits / max(len(text), len(name))
+                if score >= best and edits <= allowed:
+                    found[place] = [] if score > best else found[place]
+                    best = score
+                    found[place] += [
+                        Match(node, self.names[number], round(score, 6))
+                        for number in self._places[name]
+                        for node in self.nodes[number]
+                    ]
+            found[place] = sorted(dict.fromkeys(found[place]))
+        return found
+
+    @cached_property
+    def _spellings(self) -> list[str]:
+        """The folded names that are long enough to be known if they are spelt wrong."""
+        return [name for name in self._places if len(name) >= SHORT]
+
+    @cached_property
+    def _pairs(self) -> tuple[sparse.csr_matrix, dict[str, int]]:
+        """Which pairs of letters each of these has [names, pairs], and the column of each pair."""
+        letters: dict[str, int] = {}
+        for name in self._spellings:
+            for pair in itertools.pairwise(f" {name} "):
+                letters.setdefault("".join(pair), len(letters))
+        return _count_pairs(self._spellings, letters), letters
 
     # ------------------------------------------------------------------------------------------------------ by vectors
 
@@ -171,7 +234,7 @@ class Names:
             raise InputError(f"k={k}: give how many things are wanted for each text, at least 1")
         if not len(texts) or not self.names:
             return [[] for _ in texts]
-        asked = _normal(embed, texts)
+        asked = _normal(for_questions(embed), texts)
         rows = self._vectors(embed)
         if asked.shape[1] != rows.shape[1]:
             raise InputError(f"the encoder gives vectors of {asked.shape[1]} numbers, and names have {rows.shape[1]}")
@@ -289,6 +352,36 @@ def phrases(text: str, *, longest: int = LONGEST, most: int = 512, common: Colle
         if not (count == 1 and words[first][0] in common)
     )
     return list(islice(dict.fromkeys(parts), most))
+
+
+def _count_pairs(names: Sequence[str], letters: Mapping[str, int]) -> sparse.csr_matrix:
+    """[names, pairs]: 1 for each pair of letters that a name has, of those that `letters` knows."""
+    from scipy import sparse  # which names that are spelt right do without
+
+    rows, columns = list[int](), list[int]()
+    for row, name in enumerate(names):
+        pairs = {letters.get("".join(pair)) for pair in itertools.pairwise(f" {name} ")} - {None}
+        columns += [pair for pair in pairs if pair is not None]
+        rows += [row] * (len(columns) - len(rows))
+    return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(names), len(letters)))
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters put in, taken out or altered, and neighbours swapped, to make the other of the one.
+
+    Source: Damerau, A technique for computer detection and correction of spelling errors (1964); no part is edited
+    twice.
+    """
+    before, last = list[int](), list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        row = [i]
+        for j, wanted in enumerate(other, start=1):
+            least = min(row[-1] + 1, last[j] + 1, last[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                least = min(least, before[j - 2] + 1)
+            row.append(least)
+        before, last = last, row
+    return last[-1]
 
 
 def _span(text: str) -> tuple[int, int]:

@@ -30,6 +30,7 @@ from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
+from secateur.retrieval.batching import ONCE, batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,6 @@ __all__ = [
     "RemoteRanker",
     "Reranker",
     "Settings",
-    "batches",
     "open_ranker",
     "open_reranker",
     "pad",
@@ -49,10 +49,6 @@ __all__ = [
 HEAD = "keep_head.safetensors"
 """The file of the second head: weight [2, d] and bias [2] on the encoder's last hidden state; class 1 is to keep."""
 
-_ONCE = 2048
-"""Tokens of one forward pass, padding included. On a processor more of them at once are no faster, each by itself."""
-_BEGUN = 32
-"""Tokens that take as long as the beginning of one more pass."""
 _WORTH = 256
 """Tokens for which a thread of its own is worth while."""
 _SLACK = 1.1
@@ -243,8 +239,8 @@ class Reranker(nn.Module):
         scores: list[list[float]] = [[] for _ in pairs]
         kept: list[list[np.ndarray]] = [[] for _ in pairs]
         lengths, many = [len(block.ids) for _, block in made], threads.count(devices.find_device(self.model))
-        share = _ONCE if many == 1 else max(_WORTH, math.ceil(_SLACK * sum(lengths) / many))
-        passes = batches(lengths, min(_ONCE, share))
+        share = ONCE if many == 1 else max(_WORTH, math.ceil(_SLACK * sum(lengths) / many))
+        passes = batches(lengths, min(ONCE, share))
         with evaluating(self):
             read = threads.each(lambda chosen: self._pass([made[i][1] for i in chosen]), passes, many)
         found = dict(zip(chain.from_iterable(passes), chain.from_iterable(read), strict=True))
@@ -285,31 +281,6 @@ def _drop_out(model: PreTrainedModel, states: Tensor) -> Tensor:
     rates = [getattr(model.config, name, None) for name in ("classifier_dropout", "hidden_dropout_prob")]
     rate = next((float(rate) for rate in rates if rate is not None), 0.0)
     return nn.functional.dropout(states, rate, model.training)
-
-
-def batches(lengths: Sequence[int], once: int = _ONCE, begun: int = _BEGUN) -> list[list[int]]:
-    """Indices by falling length, in the passes that take the least: tokens with padding, and `begun` for each pass.
-
-    A pass pads to at most `once` tokens, unless one sequence alone is longer.
-    """
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    least, starts = [0], list[int]()  # of the first so many: what they take, and where their last pass starts
-    for end in range(1, len(order) + 1):
-        start = end - 1
-        cost = least[start] + lengths[order[start]] + begun
-        for first in range(end - 2, -1, -1):
-            taken = (end - first) * lengths[order[first]]  # the longest of a pass is its first
-            if taken > once:
-                break
-            if least[first] + taken + begun < cost:
-                cost, start = least[first] + taken + begun, first
-        least.append(cost)
-        starts.append(start)
-    found, end = list[list[int]](), len(order)
-    while end:
-        found.append(order[starts[end - 1] : end])
-        end = starts[end - 1]
-    return found[::-1]
 
 
 def pad(blocks: Sequence[Block], pad: int) -> dict[str, Tensor]:

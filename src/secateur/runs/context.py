@@ -20,7 +20,6 @@ from secateur._utils.rundir import Transient
 from secateur.clients import chat
 from secateur.clients.chat import Meter
 from secateur.errors import InfeasibleError, InputError, SecateurError
-from secateur.reports import decisions
 from secateur.runs import keywords, records, servers
 from secateur.runs.backends import documents as reading
 from secateur.runs.backends.documents import AnyReader, Document, Titles
@@ -55,6 +54,8 @@ class Pruned:
 
     def save(self, path: str | Path) -> None:
         """Write a page that shows what was cut, greyed out, with each block's score."""
+        from secateur.reports import decisions  # its templates, which no other call needs
+
         with guard(Path(path)):
             atomic_write(path, markup.whole(decisions.page(self.question, self.trace, self.before, self.after)))
 

@@ -29,7 +29,7 @@ from secateur.runs.estimates import Estimate
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
-__all__ = ["Line", "estimate_file", "parse_line", "prune_file", "read_lines"]
+__all__ = ["Line", "estimate_file", "parse_line", "prune_file", "prune_row", "read_lines"]
 
 _WANTED = "each is to be an object with question and html, text or passages"
 Line: TypeAlias = tuple[str, str]
@@ -154,7 +154,7 @@ def estimate_file(
     job.check_trial()
 
     def prune(line: Line, meter: Meter) -> Pruned:
-        return _prune_row(job, str(graph), line[0], parse_line(line[1]), meter)
+        return prune_row(job, str(graph), parse_line(line[1]), meter, Path(line[0]))
 
     return estimate(job, count, [partial(prune, line) for line in first])
 
@@ -246,7 +246,7 @@ def _prune_line(job: Job, graph: str, trace: bool, strict: bool, ledger: Path | 
     row: dict[str, Any] = {}
     try:
         row = parse_line(line[1])
-        pruned = _prune_row(job, graph, line[0], row, job.servers.meter(ledger))
+        pruned = prune_row(job, graph, row, job.servers.meter(ledger), Path(line[0]))
     except Exception as error:
         if is_disk_full(error):  # no other line can be written either
             raise
@@ -272,10 +272,10 @@ def _to_json(row: Mapping[str, object]) -> str:
     return (text if text == markup.whole(text) else json.dumps(row)) + "\n"
 
 
-def _prune_row(job: Job, graph: str, where: str, row: Mapping[str, object], meter: Meter) -> Pruned:
-    """What stays of what a line holds, or of the graph that all lines ask."""
+def prune_row(job: Job, graph: str, row: Mapping[str, object], meter: Meter, file: Path | None = None) -> Pruned:
+    """What stays of what a row holds, or of the graph that all ask; a row of a folder's pages names its `file`."""
     if job.reader.brings_documents:
-        documents, titles = reading.read_row(row, Path(where))
+        documents, titles = reading.read_row(row, file)
     else:
         documents, titles = [job.servers.open_graph(graph)], None
     job = replace(job, options={**job.options, **reading.row_options(row, job.options)})

@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from secateur.reports import display
-
 __all__ = ["Estimate"]
 
 
@@ -45,6 +43,8 @@ class Estimate:
 
     def rows(self) -> list[list[str]]:
         """The table, its header first."""
+        from secateur.reports import display  # its templates, which only estimates need
+
         table, all_of_them = [["Measure", "Target", "Before", "After", "Change"]], f"all {self.count}, estimated"
         for name in display.order(self.before):
             label, costs = display.measure(name).label, (self.before[name], self.after[name])
@@ -70,5 +70,7 @@ class Estimate:
 
 
 def _row(name: str, label: str, target: str, before: float, after: float) -> list[str]:
+    from secateur.reports import display
+
     shown = (display.number(name, round(value)) for value in (before, after))
     return [label, target, *shown, display.change(name, before, after) or "–"]

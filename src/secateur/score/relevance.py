@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from secateur.errors import InputError, MissingExtraError, NumericalError
 
-__all__ = ["bm25", "cosine", "kept_mean", "kept_share", "lexical"]
+__all__ = ["bm25", "cosine", "kept_mean", "kept_share", "lexical", "reciprocal_ranks"]
 
 
-def bm25(question: Sequence[str], texts: Sequence[Sequence[str]], *, k1: float = 1.5, b: float = 0.75) -> np.ndarray:
+def bm25(
+    question: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    *,
+    k1: float = 1.5,
+    b: float = 0.75,
+    held: Mapping[str, int] | None = None,
+    total: int = 0,
+) -> np.ndarray:
     """Float64 [texts]: sum over the question's terms t of idf(t) f (k1 + 1) / (f + k1 (1 - b + b |x| / mean |x|)).
 
     f: how often t stands in the text x; idf(t) = ln(1 + (N - n_t + 0.5) / (n_t + 0.5)); n_t of N texts hold t.
 
-    question, texts: terms, as they are to be compared; a term asked twice counts twice. `lexical`: many questions.
+    question, texts: terms, as they are to be compared; a term asked twice counts twice. held, total: n_t and N of a
+    corpus, which count beside the texts: of a few texts all of which hold a word nothing is known of how rare it is.
+    `lexical`: many questions of many texts.
 
-    Raises `MissingExtraError` without bm25s. Source: Robertson and Zaragoza, The Probabilistic Relevance Framework:
-    BM25 and Beyond (2009), with Lucene's idf.
+    Source: Robertson and Zaragoza, The Probabilistic Relevance Framework: BM25 and Beyond (2009), with Lucene's idf.
     """
-    return lexical(texts, k1=k1, b=b)(question)
+    scores = np.zeros(len(texts))
+    lengths = np.array([len(text) for text in texts], dtype=np.float64)
+    if not lengths.any():
+        return scores
+    spread = k1 * (1 - b + b * lengths / lengths.mean())
+    counts, known = [Counter(text) for text in texts], held or {}
+    for term, times in Counter(question).items():
+        f = np.array([count[term] for count in counts], dtype=np.float64)
+        n, of = float(np.count_nonzero(f)) + known.get(term, 0), len(texts) + max(total, known.get(term, 0))
+        scores += times * math.log1p((of - n + 0.5) / (n + 0.5)) * f * (k1 + 1) / (f + spread)
+    return scores
+
+
+def reciprocal_ranks(rankings: Sequence[np.ndarray], weights: Sequence[float] = (), *, k: float = 60.0) -> np.ndarray:
+    """Float64 [texts]: sum over rankings i of w_i / (k + r_i), brought to 1 for what is first in all.
+
+    r_i: the rank of a text in ranking i, 1 for the highest score; equal scores share the mean of their ranks, and a
+    score that is NaN ranks behind all. Scales of scores do not matter.
+
+    rankings: scores [texts] each, higher is better. weights: one for each; 1 if not given.
+
+    Raises `InputError` for rankings of different lengths. Source: Cormack, Clarke and Buettcher, Reciprocal rank fusion
+    outperforms Condorcet and individual rank learning methods (2009).
+    """
+    if len({len(ranking) for ranking in rankings}) > 1:
+        raise InputError(f"rankings of {', '.join(str(len(one)) for one in rankings)} texts: give each a score for all")
+    shares = list(weights) or [1.0] * len(rankings)
+    parts = [share * (k + 1) / (k + _ranks(one)) for share, one in zip(shares, rankings, strict=True)]
+    return np.asarray(np.sum(parts, axis=0) / sum(shares))
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """[texts]: 1 for the highest; equals share their mean rank."""
+    column = np.where(np.isnan(scores), -np.inf, np.asarray(scores, dtype=np.float64))
+    _, place, many = np.unique(-column, return_inverse=True, return_counts=True)
+    last = np.cumsum(many)
+    return np.asarray((last - (many - 1) / 2)[place])
 
 
 def lexical(
     texts: Sequence[Sequence[str]], *, k1: float = 1.5, b: float = 0.75
 ) -> Callable[[Sequence[str]], np.ndarray]:
-    """`bm25` of texts, for any number of questions: a question's terms -> float64 [texts]."""
+    """`bm25` of texts, for any number of questions: a question's terms -> float64 [texts].
+
+    Raises `MissingExtraError` without bm25s, which keeps an index of them.
+    """
     try:
         import bm25s
     except ImportError as error:

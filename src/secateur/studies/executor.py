@@ -79,6 +79,11 @@ def study(
         if examples.targets:
             raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
         hashes = {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
+    elif reads := card.get("reads"):
+        if model is not None or data is None:
+            raise InputError(f"study {study} takes no MODEL and reads {reads}: give it as --data")
+        examples = module.read(data)
+        hashes = {"data_sha256": examples.digest}
     elif model is not None or data is not None:
         raise InputError(f"study {study} takes no MODEL and no --data: everything is drawn")
     planned = module.plan(subject, examples, **own, **rest)
@@ -95,7 +100,7 @@ def study(
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
     named = _source_names(subject, model, data, examples)
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite) as run:
-        progress = _announce if card["recipe"] else iter
+        progress = iter if examples is None else _announce
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
         record = run.root / "run.yaml"
         before = yaml.safe_load(record.read_text("utf-8"))
@@ -137,11 +142,13 @@ def _split_options(
 
 
 def _source_names(subject: Traced | None, model: Source, data: Data, examples: Examples | None) -> dict[str, str]:
-    """The network and the data as they were given, to be found again."""
-    if subject is None or examples is None:
+    """The network, if there is one, and the data as they were given, to be found again."""
+    if examples is None:
         return {}
-    network_name = str(model) if isinstance(model, str | Path) else type(subject.model).__name__
-    return {"model": network_name, "data": str(data) if isinstance(data, str | Path) else examples.name}
+    named = {"data": str(data) if isinstance(data, str | Path) else examples.name}
+    if subject is None:
+        return named
+    return {"model": str(model) if isinstance(model, str | Path) else type(subject.model).__name__, **named}
 
 
 def _announce(trials: Sequence[T]) -> Iterator[T]:

@@ -16,6 +16,7 @@ import sparql
 import tiny
 import toys
 from chat_server import Scripted, say, served, speaking
+from claims._lab import fifty_facts
 from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Local
 from secateur.clients.stores import Embedded, Endpoint
@@ -554,3 +555,44 @@ def toy(_):
     lines = [f"alpha -[{r}]-> {m} -[{s}]-> omega" for r, m, s in ways]
     question, topics = "What is it that alpha feeds and that heals omega?", ["urn:x:alpha", "urn:x:omega"]
     return toys.graph("paths_over_graph", triples, lines, question, "ammag", topics=topics)
+
+
+def test_without_enough_evidence_there_is_no_answer_unless_it_is_forced():
+    here = graph(MEDICINE)
+    for question in ("Who paints asthma?", "Which colour has Acme?"):
+        result, found, _ = told(here, question)
+        assert (found["answer"], found["sufficient"]) == ("", False)
+        assert result.subject.lines  # what there is of it may be read
+        assert told(here, question, force=True)[1]["answer"]
+
+
+def test_what_expanding_adds_leaves_again_where_it_does_not_help():
+    here = graph([("asthma", "affects", "lung"), ("lung", "lies in", "chest"), ("chest", "is part of", "body")])
+    question = "Who paints asthma?"
+    plain, *_ = told(here, question, depth=1, expand=False)
+    expanded, found, _ = told(here, question, depth=1, llm=Scripted("{No} nothing is said"))
+    assert found["phase"] == "expand"
+    assert expanded.subject.to_text() == plain.subject.to_text()
+    assert told(here, question, depth=1)[1]["phase"] != "expand"  # the path is as long as the question already
+
+
+def test_a_name_that_is_spelt_wrong_is_read_as_the_graph_spells_it():
+    _, found, _ = told(graph(MEDICINE), "Which drug treats asthmma and causes tremorr?")
+    assert (found["answer"], found["sufficient"], found["names"]) == ("salbutamol", True, ["asthma", "tremor"])
+    assert "nothing in the graph is called 'asthmma': 'asthma' is taken for it" in found["notes"]
+
+
+def test_a_language_model_that_thinks_is_read_behind_its_thinking():
+    def answer(prompt):
+        said = "asthma; tremor" if "Which things" in prompt else "{Yes} salbutamol" if "suffice" in prompt else "1"
+        return f"<think>no; {{No}} 2, 3</think>\n{said}"
+
+    _, found, _ = told(graph(MEDICINE), QUESTION, llm=Scripted(answer))
+    assert (found["answer"], found["sufficient"], found["names"]) == ("salbutamol", True, ["asthma", "tremor"])
+
+
+def test_questions_on_fifty_facts_are_answered_or_rightly_not(tmp_path):
+    rows = list(fifty_facts.judge("paths_over_graph", fifty_facts.write_graph(tmp_path)))
+    assert len(rows) == 24
+    assert all(fine for question, _, fine in rows if question.kind == "none")
+    assert sum(fine for *_, fine in rows) >= 18

@@ -96,14 +96,57 @@ def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert find_family(architecture, config) == found
 
 
-def test_an_axis_that_fails_stays_whole_with_the_reason() -> None:
+@pytest.mark.parametrize(
+    ("architecture", "more", "whole"),
+    [
+        ("Olmo2ForCausalLM", {}, {"heads", "channels"}),  # its query norm runs over all heads at once
+        ("XGLMForCausalLM", {"d_model": 32, "ffn_dim": 48}, {"channels"}),  # positions are added that are no weights
+        ("DogeForCausalLM", {}, {"heads"}),  # it has weights on the residual stream that are no module's
+        ("BertGenerationDecoder", {"is_decoder": True}, set()),  # a language model by another name
+        ("MraForMaskedLM", {"max_position_embeddings": 64}, {"channels"}),  # an attention that is none of ours
+    ],
+)
+def test_an_axis_that_fails_stays_whole_with_the_reason(
+    architecture: str, more: dict[str, Any], whole: set[str]
+) -> None:
+    kind = getattr(transformers, architecture)
     with torch.device("meta"):
-        olmo2 = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(num_hidden_layers=4))
-    family = derive(olmo2)  # its query norm runs over all heads at once
-    assert "heads" in family.whole
-    assert "neurons" not in family.whole
+        model = kind(kind.config_class(**SMALL | more))
+    found = derive(model).whole
+    assert found.keys() - {"attention", "layers", "ffn", "mixer"} == whole
+
+
+def test_a_table_that_is_wrong_is_not_believed() -> None:
     wrong = replace(families.FAMILIES["llama"], norm_offset=1.0)
     assert prove(smollm3(), wrong).whole == {"channels": "a cut of its channels gives other outputs than silencing"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        # One number says the sizes of experts, of another form than ours, and of the expert that all tokens pass.
+        ("AriaTextForCausalLM", {"moe_num_experts": 4, "moe_topk": 2}),
+        # Its class gives every few layers heads of another size.
+        ("Gemma4ForCausalLM", {"num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 16}),
+    ],
+)
+def test_what_layers_have_of_their_own_stays_when_neurons_go(
+    architecture: str, more: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    kind = getattr(transformers, architecture)
+    subject = open_subject(kind(kind.config_class(**SMALL | {"num_hidden_layers": 2} | more)).eval())
+    width = subject.widths()[0].neurons
+    for keep in (
+        {"layers.1.neurons": np.arange(width) < 24},
+        {f"layers.{n}.neurons": np.arange(width) < 24 for n in (0, 1)},
+    ):
+        assert find_change(subject, keep) < 1e-5
+        small = subject.cut(Selection(keep))[0]
+        small.save(tmp_path / "small")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=True)
+        tokens = subject.example(2, 9)
+        torch.testing.assert_close(loaded(**tokens).logits, small.forward(tokens).prediction)
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
-from secateur.data.batches import Repeated
 from secateur.errors import DataError, InputError
-from secateur.methods.similarity import Similarity
-from secateur.recover.training import loop, objectives
+from secateur.methods.similarity import Matching, Similarity
 from secateur.retrieval import encoders
 from secateur.retrieval.encoders import Count, Encoding
-from secateur.score import paths as likely
 from secateur.select import limits, ranking
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
 from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Training, Units
+
+if TYPE_CHECKING:  # pages are cut by BM25 without torch
+    from torch import Tensor
 
 CARD = {
     "title": "HtmlRAG: HTML is Better Than Plain Text for Modeling Retrieved Knowledge in RAG Systems",
@@ -69,6 +67,7 @@ def htmlrag(
     path_model: Any = "",
     instruction: str = "",
     headed: bool = True,
+    matching: Matching = Matching(),
     wide: Annotated[float, Ge(1)] = 2.0,
     block: Annotated[int, Ge(0)] = 0,
     fine: Annotated[int, Ge(0)] = 0,
@@ -102,6 +101,7 @@ def htmlrag(
         instruction: what is put before the question for the embedder; BAAI/bge wants "Represent this sentence for
             searching relevant passages: ".
         headed: a block is ranked with the headings, terms and table heads that it stands under.
+        matching: see this class: words of which language, rank fusion, a corpus, scores of a retriever.
         wide: the coarse cut's budget, as a multiple.
         block: words above which a tag is split for step 1; 0 for a size that suits page and budget (`suit_block`).
         fine: the same for step 2.
@@ -123,7 +123,8 @@ def htmlrag(
     """
     counts, question = Encoding(embedder, tokenizer).counts(), " ".join(data.split())
     scorer = chat.open_local(path_model, device) if path_model else None
-    similarity = Similarity(encoders.encoder(embedder, device) if embedder else None)
+    embed = encoders.open_remembering(embedder, device=device) if embedder else None
+    similarity = Similarity(embed, matching=matching)
     asked = instruction + question if embedder else question
     rate = partial(score_texts, question=asked, similarity=similarity, headed=headed)
     whole = cost(subject, counts)
@@ -240,7 +241,7 @@ def block_texts(page: Page, headed: bool) -> list[str]:
 
 def score_texts(page: Page, *, question: str, similarity: Similarity, headed: bool) -> np.ndarray:
     """Cosine of the question and each block's text, or BM25."""
-    return similarity.rank(question, block_texts(page, headed))
+    return similarity.rank(question, block_texts(page, headed), [page.owner(i) for i in range(len(page.blocks))])
 
 
 def score_paths(
@@ -249,6 +250,8 @@ def score_paths(
     """Log-likelihood of the path to each block; `spent` gets the calls of the model that took, and their tokens."""
     if not page.blocks:
         return np.zeros(0)
+    from secateur.score import paths as likely
+
     prompt = model.prompt(PROMPT.format(html=page.html(numbered=True), question=question))
     paths = [tag_path(page, i) for i in range(len(page.blocks))]
     tokens = model.tokenizer(paths, add_special_tokens=False)["input_ids"]
@@ -306,9 +309,13 @@ def train(
     A sample's target is the block with the largest share of the answers in it, the first of them; rows without are
     left out, as are windows that the model can't read. The loss is that of the target's tokens alone.
     """
+    from secateur.data.batches import Repeated
+    from secateur.recover.training import loop, objectives
+
     if len(windows) != len(rates) or not windows:
         raise InputError(f"windows={list(windows)}, rates={list(rates)}: give one rate for each window")
-    made, pages, lost = list[dict[str, Tensor]](), list[tuple[str, ...]](), 0
+    made: list[dict[str, Tensor]] = []
+    pages, lost = list[tuple[str, ...]](), 0
     draw = np.random.default_rng(seed)
     similarity = Similarity(encoders.encoder(embedder, str(model.model.device)) if embedder else None)
     for number, row in enumerate(rows, start=1):
@@ -340,6 +347,8 @@ def train(
 
 def make_sample(page: Page, question: str, answers: Sequence[str], model: chat.Local) -> dict[str, Tensor] | None:
     """Token ids and labels [1, S] of prompt and answer; None where no block holds an answer."""
+    import torch
+
     wanted = [normalise(answer) for answer in answers]
     found = [normalise(page.text(i)) for i in range(len(page.blocks))]
     worth = [sum(bool(answer) and answer in text for answer in wanted) for text in found]

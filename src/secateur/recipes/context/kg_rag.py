@@ -6,7 +6,6 @@ Baranzini, Bioinformatics 40(9), 2024 (arXiv 2311.17330).
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,19 +23,21 @@ from secateur.methods.fitting import fit_to_limits
 from secateur.methods.linking import NOTHING, NodeLinking, link_names, link_question, link_topics
 from secateur.retrieval import encoders
 from secateur.retrieval.encoders import Count, Embed, Encoding
+from secateur.retrieval.words import Words
 from secateur.score import relevance
 from secateur.select import limits, thresholds
-from secateur.subjects.graph.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
+from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 from secateur.subjects.graph.sentences import (
     Row,
+    Site,
     Wording,
+    as_facts,
     describe_node,
-    name_ends,
+    label_nodes,
+    leave_out,
     parse_filter,
-    predicate_in_words,
-    state_fact,
-)  # fmt: skip
-from secateur.subjects.text import markup
+    sample_questions,
+)
 from secateur.vocabulary import Budget, Cut, Result
 
 CARD = {
@@ -48,8 +49,9 @@ CARD = {
     "family": "context",
 }
 
-FLOOR = 0.3
-"""How like the question a fact must be, by all-MiniLM-L6-v2."""
+FLOOR, PAPERS = 0.2, 0.5
+"""Cosine that a fact must exceed, for all-MiniLM-L6-v2 without the node's name; and in the paper, or where nodes of
+another name stand in."""
 UNRELATED = 128
 """Facts of a graph by which its floor is found, each of another thing."""
 ENOUGH = 100
@@ -68,8 +70,8 @@ CHOOSING = 'Answer with JSON alone, {{"answer": "..."}}, and give one of these: 
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
-    """What is asked of the language model with the facts that stay."""
+class Answering(Asking):
+    """Which language model is asked, and what with the facts that stay."""
 
     answer: bool = False
     """Also ask the language model the question, with what is kept."""
@@ -87,7 +89,6 @@ def kg_rag(
     *,
     encoding: Encoding = Encoding(),
     linking: NodeLinking = NodeLinking(least=0.6),
-    asking: Asking = Asking(),
     wording: Wording = Wording(),
     answering: Answering = Answering(),
     percentile: Annotated[float, Ge(0), Le(100)] = 75.0,
@@ -95,9 +96,10 @@ def kg_rag(
     calibrate: Annotated[float, Ge(0), Lt(100)] = 0.0,
     volume: Annotated[int, Ge(0)] = 150,
     few: Annotated[int, Ge(0)] = 4,
-    fill: bool = False,
+    fill: bool = True,
     joins: Annotated[float, Ge(0), Le(1)] = 0.0,
     terms: Annotated[float, Ge(0), Le(1)] = 0.3,
+    paper: bool = False,
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -108,9 +110,10 @@ def kg_rag(
        where nothing is found, the `fallback` nodes nearest to the whole question stand in.
     2. Each node's facts, one hop around it, become a sentence each, "Compound ibuprofen treats Disease headache,
        according to DrugCentral".
-    3. s, how like the question a sentence is, is (1 - terms) cosine + terms BM25 / its highest at the node. Of n nodes,
-       each keeps the floor(volume / n) facts with the highest s among those with s > P and s > `floor`, P the
-       percentile of that node's own s. Both are strict.
+    3. s, how like the question a sentence is, is (1 - terms) cosine + terms BM25 / its highest, of all facts of all
+       nodes; both without what the node is called, which stands in each of its facts. Of n nodes, each keeps the
+       floor(volume / n) facts with the highest s among those with s > P and a cosine above `floor`, P the percentile of
+       that node's own s. Both are strict. Without an embedder s is BM25 alone, and the floor is of that.
     4. Facts leave, the least similar first, until what is left fits into the budget, counted anew each time.
 
     Args:
@@ -118,14 +121,17 @@ def kg_rag(
         data: the question.
         budgets: tokens=1000, or words=600 where there is no tokenizer; or a share of all facts around the nodes.
         run: where scores go.
-        encoding, linking, asking, wording, answering: see these classes.
+        encoding, linking, wording, answering: see these classes.
         percentile: of a node's similarities, from 0 to 100.
-        floor: what s must exceed whatever the others have. It depends on the encoder: unless given it is 0.3, which
-            suits all-MiniLM-L6-v2, or 0 without an embedder. The paper has 0.5 for its encoder's cosine alone.
-        calibrate: put the floor at this percentile of s of facts and questions of the graph that have nothing to do
-            with one another, 95 say: it is found so for any embedder. 0 for the floor as it is given.
+        floor: what the cosine must exceed whatever the others have. It depends on the encoder: unless given it is 0.2,
+            which suits all-MiniLM-L6-v2, or the paper's 0.5 where nodes stand in; 0 without an embedder.
+        calibrate: put the floor at this percentile of the cosine of facts and questions of the graph that have nothing
+            to do with one another, 95 say: it is found so for any embedder. 0 for the floor as it is given.
         volume: facts of all nodes together, at most.
         terms: share of BM25 in s, from 0 (the paper) to 1.
+        paper: choose as the paper does: by the cosine of whole sentences alone, by its floor of 0.5 unless one is
+            given, and by the percentile without exception; `terms`, `few`, `fill` and `joins` do not count. It needs an
+            embedder.
         few: a node with at most so many facts is not cut by percentile.
         fill: facts that only their percentile takes come behind the others, the most alike first, as far as the budget
             has room; the floor and the volume hold as before.
@@ -139,39 +145,47 @@ def kg_rag(
     is reached, names are found without it. A graph that does not answer raises `ServerError`.
 
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
-    facts that answer stay with both than with either. The paper's floor is for its own encoder. A percentile says
-    nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of facts
-    are equally the most alike it would leave none: these stay; `fill` and `joins` are this project's. A fact that two
-    nodes share is told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list, where
-    the released code joins them and splits them at ". ", so that names with a full stop break. Facts are cut by the
-    budget in tokens too, not by their number alone. What the paper's prompt says of medical advice is left out, as are
-    the renaming of two sources and the descriptions that name proteins of one graph.
+    facts that answer stay with both than with either; the floor is of the cosine, or the best fact by its words would
+    pass any. What a node is called is left out where its facts are compared: facts of several nodes are on one scale
+    so, and what has nothing to do with the question is near 0. The paper's floor is for its own encoder. A percentile
+    says nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of
+    facts are equally the most alike it would leave none: these stay; `fill` and `joins` are this project's. A fact that
+    two nodes share is told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list,
+    where the released code joins them and splits them at ". ", so that names with a full stop break. Facts are cut by
+    the budget in tokens too, not by their number alone. What the paper's prompt says of medical advice is left out, as
+    are the renaming of two sources and the descriptions that name proteins of one graph.
     """
-    if (answering.answer or answering.choices) and not asking.llm:
+    if (answering.answer or answering.choices) and not answering.llm:
         raise InputError("an answer needs a language model: give one (--llm)")
     if calibrate and not (encoding.embedder and floor is None):
         raise InputError(f"calibrate={calibrate:g}: give an embedder, and no floor")
+    if paper and not encoding.embedder:
+        raise InputError("paper: the paper compares by an embedder alone: give one (--embedder)")
+    if paper:
+        terms, few, fill, joins = 0.0, 0, False, 0.0
     filters = tuple(map(parse_filter, wording.filters))
-    question, counts, model = " ".join(data.split()), encoding.counts(), asking.open_model(encoding.device)
+    question, counts, model = " ".join(data.split()), encoding.counts(), answering.open_model(encoding.device)
     embed = encoding.open_embedder()
     embed_names = encoders.open_remembering(linking.namer, device=encoding.device) if linking.namer else embed
-    if floor is None:
-        floor = FLOOR if embed else 0.0
+    usual, strict = (FLOOR, PAPERS) if embed else (0.0, 0.0)
     if calibrate and embed:
-        floor = run.json("floor", lambda: calibrate_floor(subject, embed, calibrate, terms))
+        usual = strict = run.json("floor", lambda: calibrate_floor(subject, embed, calibrate))
 
     def retrieve() -> Record:
         nodes, record = find_nodes(subject, question, model, embed_names, linking, seed)
         sites = label_nodes(subject, nodes)
         for site in sites:
-            rows = describe_node(subject, site["node"], site["name"], wording, filters)
-            site["rows"] = score_rows(rows, question, embed, terms, wording.evidence)
+            site["rows"] = describe_node(subject, site["node"], site["name"], wording, filters)
             record["notes"] += [f"{site['name']} has more facts than are read"] * (site["node"] in subject.crowded)
-        return {"told": {**record, "nodes": nodes}, "sites": sites}
+        score_sites(sites, record.get("question", question), embed, terms, Words(encoding.language), paper)
+        ranked = [{**site, "rows": rank_rows(site["rows"], wording.evidence)} for site in sites]
+        return {"told": {**record, "nodes": nodes}, "sites": ranked}
 
     found = run.json("retrieved", retrieve)
+    if floor is None:
+        floor = strict if paper or found["told"]["fallback"] else usual
     sites = raise_joins(found["sites"], joins)
-    whole = as_facts(merge_rows(sites, [np.ones(len(site["rows"]), bool) for site in sites])).cost(counts)
+    whole = as_facts(merge_rows(sites, [np.ones(len(site["rows"]), bool) for site in sites]).values()).cost(counts)
     most = volume // max(1, len(sites))
     above = partial(pass_thresholds, sites, percentile=percentile, floor=floor, most=most)
     for budget in budgets:
@@ -179,7 +193,7 @@ def kg_rag(
         passing = above(few=few)
         further = above(few=sum(len(site["rows"]) for site in sites)) if fill else passing
         kept, lost = fit_rows(further, limit, counts, {row["text"] for row in passing.values()})
-        facts = as_facts(kept)
+        facts = as_facts(kept.values())
         after, rows = facts.cost(counts), trace(sites, kept, counts)
         record = {
             **found["told"], **({"floor": floor} if calibrate else {}),
@@ -195,8 +209,6 @@ def kg_rag(
         yield Result(str(budget), facts, Cut(gone, whole, after, tuple(record["notes"])), after)
 
 
-Site = dict[str, Any]
-"""A node and its facts: site, node, name, rows; a row also has score and rank."""
 Place = tuple[int, int]
 """Which site, and which of its rows."""
 
@@ -216,7 +228,7 @@ def find_nodes(
     asked: Record = {"llm_calls": 0, "llm_tokens": 0} if model else {}
     topics = linking.clean_topics()
     if topics:
-        linked, notes = link_topics(graph, topics, embed, linking, linking.kinds, linking.nearest)
+        linked, notes = link_topics(graph, topics, embed, linking, linking.kinds, linking.nearest, question)
         nodes = list(dict.fromkeys(node for found in linked.values() for node in found))
         notes += [] if nodes else [NOTHING]
         return nodes, {**asked, "entities": list(linked), "fallback": False, "notes": notes}
@@ -251,35 +263,57 @@ def list_names(
     return names, {"llm_calls": spending.calls, "llm_tokens": spending.tokens, "notes": notes}
 
 
-def label_nodes(graph: KnowledgeGraph, nodes: Sequence[str]) -> list[Site]:
-    """Site, node and name of each node; no two sites have the same name."""
-    names, sites = graph.names(nodes), dict[str, Site]()
-    for node in nodes:
-        site = f"facts.{names[node]}"
-        site = site if site not in sites else f"{site} ({node})"
-        sites[site] = {"site": site, "node": node, "name": names[node]}
-    return list(sites.values())
-
-
 # ------------------------------------------------------------------------------------ 3. how like the question it is
 
 
-def score_rows(rows: Sequence[Row], question: str, embed: Embed | None, terms: float, evidence: bool) -> list[Row]:
-    """The rows with their scores, the best first; and with evidence in their texts where it is to be told."""
-    texts = [row["text"] for row in rows]
-    if not rows:
-        return []
-    scores = np.zeros(len(rows))
-    if embed is None or terms > 0:
-        lexical = relevance.bm25(markup.terms(question), [markup.terms(text) for text in texts])
-        scores = lexical / max(lexical.max(), 1e-9)
-    if embed is not None:
-        vectors = embed([question, *texts])
-        scores = terms * scores + (1 - terms) * relevance.cosine(vectors[0], vectors[1:])
-    # The last digits depend on what a text was read together with.
-    scores = np.round(scores, 6)
-    order = np.argsort(-scores, kind="stable")
-    ranked = [{**rows[i], "score": float(scores[i]), "rank": rank} for rank, i in enumerate(order, start=1)]
+def score_sites(
+    sites: Sequence[Site], question: str, embed: Embed | None, terms: float, words: Words, named: bool
+) -> None:
+    """Give each row its score and cosine, which are of one scale at all nodes.
+
+    named: compare what nodes are called, too. It stands in the question and in each of a node's facts, and says nothing
+    of which of them answers.
+    """
+    texts = list(dict.fromkeys(row["text"] for site in sites for row in site["rows"]))
+    lexical = [np.zeros(len(site["rows"])) for site in sites]
+    if texts and (embed is None or terms > 0):
+        lexical = score_words(sites, question, texts, words)
+    for site, shares in zip(sites, lexical, strict=True):
+        rows, cosines = site["rows"], shares
+        if embed is not None and rows:
+            asked = question if named else leave_out(question, site["name"], words.stop)
+            name = site["name"] if asked != question else ""
+            (vector,), others = encoders.encode_pair(embed, [asked], [leave_out(row["text"], name) for row in rows])
+            cosines = relevance.cosine(vector, others)
+        for row, share, cosine in zip(rows, shares, cosines, strict=True):
+            # The last digits depend on what a text was read together with.
+            score = terms * float(share) + (1 - terms) * float(cosine) if embed else float(share)
+            row |= {"score": round(score, 6), "cosine": round(float(cosine), 6)}
+
+
+def score_words(sites: Sequence[Site], question: str, texts: Sequence[str], words: Words) -> list[np.ndarray]:
+    """Of each node [rows]: BM25 of the question without the node's name, as a share of the highest of all nodes.
+
+    Where no fact of any node has a word of the question but names, names count.
+    """
+    read, place = [words(text) for text in texts], {text: number for number, text in enumerate(texts)}
+    asked = words(question)
+    for named in (True, False):
+        found = list[np.ndarray]()
+        for site in sites:
+            own = set(words(site["name"])) if named else set()
+            scores = relevance.bm25([term for term in asked if term not in own], read)
+            found.append(scores[[place[row["text"]] for row in site["rows"]]])
+        highest = max((float(scores.max()) for scores in found if len(scores)), default=0.0)
+        if highest > 0:
+            return [scores / highest for scores in found]
+    return found
+
+
+def rank_rows(rows: Sequence[Row], evidence: bool) -> list[Row]:
+    """The rows with their ranks, the best first; and with evidence in their texts where it is to be told."""
+    order = sorted(rows, key=lambda row: -row["score"])
+    ranked = [{**row, "rank": rank} for rank, row in enumerate(order, start=1)]
     for row in ranked if evidence else []:
         row["text"] += f" {json.dumps(row['evidence'], ensure_ascii=False)}" if row["evidence"] else ""
     return ranked
@@ -289,44 +323,30 @@ def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
     """The same, the best facts first; s of those that join two nodes is raised by a share of what it lacks to 1."""
     nodes = {site["node"] for site in sites}
 
-    def raise_score(row: Row) -> float:
+    def raise_score(row: Row) -> Row:
         subject, _, end, literal = row["fact"] or ("", "", "", True)
         both = not literal and subject != end and {subject, end} <= nodes
-        score = float(row["score"])
-        return round(score + joins * (1 - score), 6) if both else score
+        values = {name: float(row[name]) for name in ("score", "cosine") if both}
+        return {**row, **{name: round(value + joins * (1 - value), 6) for name, value in values.items()}}
 
     if not joins:
         return list(sites)
-    found = list[Site]()
-    for site in sites:
-        rows = sorted(({**row, "score": raise_score(row)} for row in site["rows"]), key=lambda row: -row["score"])
-        found.append({**site, "rows": [{**row, "rank": rank} for rank, row in enumerate(rows, start=1)]})
-    return found
+    return [{**site, "rows": rank_rows([raise_score(row) for row in site["rows"]], False)} for site in sites]
 
 
-def calibrate_floor(graph: KnowledgeGraph, embed: Embed, percentile: float, terms: float) -> float:
+def calibrate_floor(graph: KnowledgeGraph, embed: Embed, percentile: float) -> float:
     """How like a question is a fact that has nothing to do with it, at that percentile; 0 where the graph is too small.
 
-    Each fact of a sample becomes a question, "What treats asthma?", and is compared with those that share no thing with
-    it. Such facts share hardly a word with it either: of s only the share of the cosine is left.
+    Each fact of a sample becomes a question, "What treats asthma?", and is compared with those that share neither a
+    thing nor a relation with it.
     """
-    questions, texts, ends = sample_questions(graph)
+    questions, texts, ends = sample_questions(graph, UNRELATED)
     apart = np.array([[one.isdisjoint(other) for other in ends] for one in ends]).reshape(len(ends), -1)
     if apart.sum() < ENOUGH:
         return 0.0
-    of_questions, of_texts = embed(questions), embed(texts)
+    of_questions, of_texts = encoders.encode_pair(embed, questions, texts)
     cosines = np.stack([relevance.cosine(vector, of_texts) for vector in of_questions])[apart]
-    return round(float((1 - terms) * np.percentile(cosines, percentile)), 6)
-
-
-@functools.lru_cache(maxsize=2)
-def sample_questions(graph: KnowledgeGraph) -> tuple[list[str], list[str], list[set[str]]]:
-    """Facts of a graph, mostly of different things: a question to which each is the answer, its sentence, its ends."""
-    facts = graph.sample(UNRELATED)
-    names, titles = name_ends(graph, facts, {end for fact in facts for end in (fact.subject, fact.object)})
-    texts = [state_fact(fact, names, titles) for fact in facts]
-    questions = [f"What {predicate_in_words(fact.predicate, names)} {titles[fact.object]}?" for fact in facts]
-    return questions, texts, [{fact.subject, fact.object} for fact in facts]
+    return round(float(np.percentile(cosines, percentile)), 6)
 
 
 # --------------------------------------------------------------------------------------------- 3. and 4. what is kept
@@ -347,22 +367,15 @@ def merge_rows(sites: Sequence[Site], masks: Sequence[np.ndarray]) -> dict[Place
 
 def pass_thresholds(sites: Sequence[Site], *, percentile: float, floor: float, most: int, few: int) -> dict[Place, Row]:
     """The rows of each node that are above both thresholds, at most so many of each; a fact of two nodes once."""
-    above = partial(thresholds.above, percentile=percentile, floor=floor, most=most, few=few)
-    return merge_rows(sites, [above(scores_of(site["rows"])) for site in sites])
+    # The floor comes last: what it takes leaves its place empty, so that a lower one never takes a fact away.
+    above = partial(thresholds.above, percentile=percentile, floor=-np.inf, most=most, few=few)
+    masks = [above(scores_of(site["rows"])) & (scores_of(site["rows"], "cosine") > floor) for site in sites]
+    return merge_rows(sites, masks)
 
 
-def scores_of(rows: Sequence[Row]) -> np.ndarray:
+def scores_of(rows: Sequence[Row], name: str = "score") -> np.ndarray:
     """[rows]."""
-    return np.array([row["score"] for row in rows], dtype=float)
-
-
-def as_facts(kept: Mapping[Place, Row]) -> Facts:
-    """What is to be read."""
-    lines = list[Line]()
-    for row in kept.values():
-        facts = (Fact(*row["fact"]),) if row["fact"] else ()
-        lines.append(Line(row["text"], facts, tuple(row["provenance"])))
-    return Facts(lines)
+    return np.array([row[name] for row in rows], dtype=float)
 
 
 def fit_rows(
@@ -381,7 +394,7 @@ def fit_rows(
         return {}, [f"{note}: nothing is left" for note in notes]
     scores = scores_of(list(short.values()))
     ahead = (np.ptp(scores) + 1.0) * np.array([row["text"] in first for row in short.values()])
-    stays = fit_to_limits(as_facts(short), scores + ahead, limit, counts).keep["facts"]
+    stays = fit_to_limits(as_facts(short.values()), scores + ahead, limit, counts).keep["facts"]
     return {place: row for (place, row), stay in zip(short.items(), stays, strict=True) if stay}, notes
 
 
@@ -389,7 +402,7 @@ def trace(sites: Sequence[Site], kept: Mapping[Place, Row], counts: Mapping[str,
     """What a trace tells of each fact: itself, where it stands, its score and costs, and whether it is kept."""
     found = {}
     for i, site in enumerate(sites):
-        costs = as_facts({(i, j): row for j, row in enumerate(site["rows"])}).units(**counts)["facts"].cost
+        costs = as_facts(site["rows"]).units(**counts)["facts"].cost
         found[site["site"]] = [
             {**row, "node": site["node"],
              **{measure: float(column[j]) for measure, column in costs.items()}, "kept": (i, j) in kept}
@@ -402,7 +415,7 @@ def explain_empty(sites: Sequence[Site], floor: float, most: int) -> list[str]:
     """Why a node has no fact above its thresholds."""
     notes = []
     for site in sites:
-        best = max((row["score"] for row in site["rows"]), default=None)
+        best = max((row["cosine"] for row in site["rows"]), default=None)
         if best is None:
             notes.append(f"{site['name']} has no facts")
         elif best <= floor:

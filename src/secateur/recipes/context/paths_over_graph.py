@@ -15,11 +15,11 @@ from secateur._utils.rundir import Run
 from secateur.methods import graphs
 from secateur.methods.asking import Record
 from secateur.methods.fitting import fit_to_limits
-from secateur.methods.linking import NOTHING, Linking, link_topics
+from secateur.methods.linking import NOTHING, Linking, correct, find_spans, link_topics
 from secateur.methods.path_judges import TOPICS, Judging, SimilarityJudge, open_judge
 from secateur.methods.path_questions import find_phrases, find_position, order_topics
 from secateur.methods.path_search import Exploring, Hops, PathSearch, Widths
-from secateur.methods.similarity import Similarity
+from secateur.methods.similarity import Matching, Similarity
 from secateur.retrieval.encoders import Count, Encoding
 from secateur.score import naming
 from secateur.select import beams, limits
@@ -57,6 +57,7 @@ def paths_over_graph(
     expand: bool = True,
     summarise: bool = True,
     enough: float = 0.5,
+    force: bool = False,
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -89,9 +90,11 @@ def paths_over_graph(
         ordered: lead paths through topics in the order in which the indicator names them, or the question does without
             one; otherwise in the order in which they are given or found.
         supplement: the second phase.
-        expand: the third phase.
+        expand: the third phase. Without a language model it is left out where the best paths are as long as what the
+            question speaks of.
         summarise: let the language model shorten the paths before it judges whether they suffice.
         enough: cosine at which a relation says what a phrase of the question asks, without a language model.
+        force: answer even where no paths suffice, as the paper does; otherwise there is no answer then.
         seed: of the language model's answers.
         dry_run: as a run; nothing is kept.
 
@@ -100,7 +103,8 @@ def paths_over_graph(
     model that is down, or answers nonsense three times, is replaced by the judge without one, and a graph that stops
     answering midway by what was read of it; one that never answers raises `ServerError`.
 
-    Departures: the released code ends its search where it has seen the gold answer; here nothing but the question is
+    Departures: where no paths suffice there is no answer, unless `force`, and what the third phase added leaves again.
+    The released code ends its search where it has seen the gold answer; here nothing but the question is
     read. It mixes up topics whose searches end out of order, extends only the first arrival at an entity, and asks
     without end for a list that it can read; none of these is kept. D is the number of steps of the indicator, as in
     the code; of more than two topics, those from one to the next. Branches of paths with the same relations are one,
@@ -110,12 +114,15 @@ def paths_over_graph(
     most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
     most like the question.
     """
-    counts, similarity = encoding.counts(), Similarity(encoding.open_embedder(), markup.stems, digits=6)
+    counts, similarity = (
+        encoding.counts(),
+        Similarity(encoding.open_embedder(), digits=6, matching=Matching(encoding.language)),
+    )
     judge = open_judge(judging, similarity, enough, seed, encoding.device)
 
     def find_paths() -> Record:
         text = " ".join(data.split())
-        topics, notes = link(subject, text, linking, judge, similarity)
+        topics, notes, text = link(subject, text, linking, judge, similarity)
         names = subject.names(topics)
         question = judge.read(text, topics, [names[node] for node in topics], indicator)
         if not ordered:
@@ -130,9 +137,11 @@ def paths_over_graph(
         best = explore(search) if question.topics else []
         if question.topics and supplement and not search.sufficient:
             best = add_guesses(search, best)
-        if best and expand and not search.sufficient:
-            best = add_neighbours(search, best)
-        search.conclude(best)
+        steps = max((len(path.steps) for path in best), default=0)
+        if best and expand and not search.sufficient and judge.may_expand(search.question, steps):
+            longer = add_neighbours(search, best)
+            best = longer if search.sufficient else best  # what did not help is not read
+        search.conclude(best, force)
         return search.record(best)
 
     found = run.json("found", find_paths)
@@ -152,19 +161,23 @@ def paths_over_graph(
 
 def link(
     graph: KnowledgeGraph, question: str, linking: Linking, judge: SimilarityJudge, similarity: Similarity
-) -> tuple[list[str], list[str]]:
-    """The nodes that a question is about, and notes on those that were not found.
+) -> tuple[list[str], list[str], str]:
+    """The nodes that a question is about, notes on those that were not found, and the question in the graph's names.
 
     Where no topics are given, they are what a language model finds in the question, or the names of the graph that
     stand in it, or what its phrases are nearest to.
     """
     given = linking.clean_topics()
-    linked, notes = link_topics(graph, given or judge.list_names(question), similarity.embed, linking)
+    linked, notes = link_topics(
+        graph, given or judge.list_names(question), similarity.embed, linking, question=question
+    )
     nodes = [found[0] for found in linked.values() if found]
     if not nodes and not given:
         names, lost = graphs.find_names(graph, [question], lookup=linking.lookup)
         notes += lost
-        nodes = [mention.nodes[0] for mention in names.mentions(question)]
+        spans, spelt = find_spans(graph, names, question, similarity.embed, linking)
+        nodes, notes = [found[0] for _, _, found in spans], notes + [spelling.note for spelling in spelt]
+        question = correct(question, spelt)
         if not nodes and similarity.embed:
             phrases = find_phrases(question, "", ()) or [question]
             matches = names.nearest(phrases, similarity.embed, 1, linking.least)
@@ -174,7 +187,7 @@ def link(
         notes.append(NOTHING)
     if len(nodes) > TOPICS:
         notes.append(f"the question names {len(nodes)} things, of which {TOPICS} are looked at")
-    return nodes[:TOPICS], notes
+    return nodes[:TOPICS], notes, question
 
 
 def cut_paths(

@@ -17,17 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from secateur._utils import devices
 from secateur.errors import InputError, MeasurementError, UnsupportedError
-from secateur.measure.latency import Environment
-from secateur.subjects.transformer import low_rank
 from secateur.vocabulary import Budget, Figure, Subject, Units
+
+if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
+    from torch import Tensor, nn
+
+    from secateur.measure.latency import Environment
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
@@ -113,6 +113,10 @@ class Backend(Protocol[S, D, B]):
         self, subject: S, batch: int | None, length: int | None, threads: int | None, device: str | None = None
     ) -> Environment:
         """Where the subject is measured: `device` if given, else where its kind is usually measured."""
+        import torch
+
+        from secateur.measure.latency import Environment
+
         return Environment(batch or self.batch, length, threads or torch.get_num_threads(), device or "cpu")
 
     def check_clock(self, subject: S, environment: Environment) -> None:
@@ -285,6 +289,8 @@ def _registered_backends() -> Iterator[AnyBackend]:
 def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
     """Raise `InputError` for a name of a subject that is not of the recipe's family, or that is an adapter's."""
     if isinstance(source, str | Path):
+        from secateur.subjects.transformer import low_rank
+
         low_rank.refuse_adapter(Path(source))
     if isinstance(source, str | Path) and not backend.accepts(source):
         raise InputError(
@@ -305,6 +311,10 @@ def commonest_share(labels: Sequence[object]) -> dict[str, float]:
 
 def hash_model(text: str, model: nn.Module) -> str:
     """sha256 of a text that tells the structure, and of every tensor: the same model wherever it lies."""
+    import torch
+
+    from secateur._utils import devices
+
     digest, away = hashlib.sha256(text.encode()), devices.find_offloaded(model)
     for name, tensor in sorted({**model.state_dict(), **away}.items()):
         digest.update(name.encode())

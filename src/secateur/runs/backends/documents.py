@@ -15,8 +15,8 @@ from secateur.subjects.text import markup
 from secateur.vocabulary import Subject
 
 __all__ = [
-    "FIELDS", "AnyReader", "Document", "Pages", "PassageTexts", "Reader", "Titles", "field_of", "of_document_recipe",
-    "paragraphs", "parts_of", "read_row", "row_options", "with_documents",
+    "FIELDS", "AnyReader", "Document", "Pages", "PassageTexts", "Reader", "Titles", "as_text", "field_of", "is_html",
+    "of_document_recipe", "paragraphs", "parts_of", "read_row", "row_options", "with_documents",
 ]  # fmt: skip
 
 Document: TypeAlias = Any
@@ -24,7 +24,7 @@ Document: TypeAlias = Any
 Titles: TypeAlias = Sequence[str | None] | None
 
 FIELDS = ("html", "text", "passages")
-_OWN = ("topics", "choices")
+_OWN = ("topics", "choices", "prior")
 """Options of a recipe that are about one question: a row may bring its own."""
 
 S = TypeVar("S")
@@ -118,11 +118,17 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
     """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
 
     Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what
-    is no list of texts.
+    is no list of texts, or of `prior`, what a retriever scored, no list of numbers.
     """
     found = dict[str, Any]()
     for name in _OWN:
         if name not in known or row.get(name) is None or (name == "choices" and not known.get("llm")):
+            continue
+        if name == "prior":
+            scores = row[name]
+            if not isinstance(scores, list) or not all(isinstance(score, int | float) for score in scores):
+                raise DataError("this line has a prior that is no list of numbers: give a score for each document")
+            found[name] = [float(score) for score in scores]
             continue
         texts = [row[name]] if isinstance(row[name], str) else row[name]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -169,6 +175,14 @@ class Pages(Reader[Page]):
         return self.open_documents(["<p>word</p>"])
 
 
+def is_html(document: Document) -> bool:
+    """Whether a document is HTML: by the name of its file, or by what it says."""
+    if isinstance(document, Path):
+        return document.suffix.lower() in (".html", ".htm")
+    text = markup.decode(document) if isinstance(document, bytes) else document
+    return isinstance(text, _Html) or (isinstance(text, str) and not isinstance(text, _Plain) and markup.is_html(text))
+
+
 def _as_html(document: Document) -> Document:
     """Plain text, files of it, and lists of sentences, as HTML; what is HTML or its bytes already, as it is."""
     if isinstance(document, list | tuple):
@@ -209,18 +223,18 @@ class PassageTexts(Reader[Passages]):
         """Each document is a passage."""
         if titles is not None:
             titles = [title if title is None else markup.whole(title) for title in titles]
-        return open_passages([_as_text(document) for document in documents], titles=titles)
+        return open_passages([as_text(document) for document in documents], titles=titles)
 
     def read_document(self, document: Document) -> Document:
         """The document as text, or as a list of sentences."""
-        return _as_text(document)
+        return as_text(document)
 
     def open_trial(self) -> Passages:
         """A passage of one sentence."""
         return self.open_documents(["A word."])
 
 
-def _as_text(document: Document) -> Document:
+def as_text(document: Document) -> Document:
     """Texts and lists of sentences as they are; HTML as the text of its blocks."""
     if isinstance(document, Path) and document.suffix.lower() not in (".html", ".htm"):
         return _read_bytes(document).decode("utf-8", "replace")

@@ -8,6 +8,7 @@ way.
 
 from __future__ import annotations
 
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ NAMES = (
 """What gives a thing its name, the first that is there."""
 ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
 """What else a thing is called."""
+_HUMP = re.compile(r"(?<=[a-z][a-z])(?=[A-Z][a-z])")
+"""Where a word begins inside an IRI; not in CtD."""
 _ABOUT = (f"{RDF}subject", f"{RDF}predicate", f"{RDF}object")
 _TECHNICAL = frozenset({TYPE, ALIAS, *NAMES, *_ABOUT})
 _AT_ONCE = 256
@@ -50,6 +53,8 @@ _PAGE = 10_000
 """The same where all of a graph is read of an endpoint; many give no more."""
 _THINGS = 10_000_000
 """Things whose names are read of an endpoint."""
+_SMALL = 2**19
+"""Facts of an embedded graph all of which are read for what has no name."""
 LONGEST = 500
 """Letters of a name that are read."""
 _LONGEST_TEXT = 10_000
@@ -322,6 +327,9 @@ class KnowledgeGraph:
     def things(self, kinds: Iterable[str] = (), *, aliases: bool = False) -> Iterator[tuple[str, str]]:
         """(node, name) of all that has a name, in the order of nodes.
 
+        In a graph that names nothing, or a small embedded one that does not name all, what facts are about is called by
+        the end of its IRI.
+
         Args:
             kinds: only things of one of these, by name or IRI.
             aliases: what else they are called (`skos:altLabel`), too; a thing is there several times then.
@@ -329,17 +337,34 @@ class KnowledgeGraph:
         Raises `InputError` for a kind that the graph has not.
         """
         wanted = [iri(name) for name in (*NAMES, *((ALIAS,) if aliases else ()))]
-        where = f"VALUES ?p {{ {' '.join(wanted)} }} ?s ?p ?n FILTER(isIRI(?s))"
+        where, where_kinds = f"VALUES ?p {{ {' '.join(wanted)} }} ?s ?p ?n FILTER(isIRI(?s))", set[str]()
         chosen = list(kinds)
         if chosen:
-            where += f" VALUES ?k {{ {' '.join(map(iri, self._chosen(chosen)))} }} ?s {iri(TYPE)} ?k"
+            where_kinds = set(self._chosen(chosen))
+            where += f" VALUES ?k {{ {' '.join(map(iri, sorted(where_kinds)))} }} ?s {iri(TYPE)} ?k"
         found = _Named(self.language)
         for row in self._all(where):
             found.add(row)
-        for node in sorted(found.best.keys() | found.aliases.keys()):
+        named = found.best.keys() | found.aliases.keys()
+        small = isinstance(self.store, Embedded) and len(self.store.graph) <= _SMALL
+        nameless = self._nameless(where_kinds) - named if small or not named else set()
+        for node in sorted(named | nameless):
             name = found.best[node][2] if node in found.best else iri_in_words(node)
             yield node, name
             yield from ((node, other) for other in sorted(found.aliases.get(node, set()) - {name}))
+
+    def _nameless(self, kinds: Collection[str]) -> set[str]:
+        """What facts between things are about, named or not; of kinds alone, if some are given."""
+        skip = ", ".join(map(iri, sorted(_TECHNICAL)))
+        where = f"?s ?p ?n FILTER(isIRI(?s)) FILTER(isIRI(?n)) FILTER(?p NOT IN ({skip}))"
+        where += f" FILTER NOT EXISTS {{ ?s {iri(_ABOUT[0])} ?about }}" if self._named_statements else ""
+        nodes = set[str]()
+        for row in map(_whole, self._all(where)):
+            nodes.update(value.text for value in row[::2] if _sound(value))
+        if kinds:
+            each = f"VALUES ?n {{ {' '.join(map(iri, sorted(kinds)))} }} ?s ?p ?n FILTER(?p = {iri(TYPE)})"
+            nodes &= {row[0].text for row in map(_whole, self._all(each)) if row and _sound(row[0])}
+        return nodes
 
     def find_named(
         self, texts: Iterable[str], kinds: Iterable[str] = (), *, how: How = "written", most: int = 1_000
@@ -544,8 +569,9 @@ def _end(node: str) -> str:
 
 
 def iri_in_words(node: str) -> str:
-    """The end of an IRI in words: http://x/heart_attack -> heart attack."""
-    return one_line(unquote(_end(node)).replace("_", " ").replace(".", " "), LONGEST) or node[:LONGEST]
+    """The end of an IRI in words: http://x/heart_attack -> heart attack, http://x/HeartAttack -> Heart Attack."""
+    words = _HUMP.sub(" ", unquote(_end(node)).replace("_", " ").replace(".", " "))
+    return one_line(words, LONGEST) or node[:LONGEST]
 
 
 # --------------------------------------------------------------------------------------------------- what is to be read

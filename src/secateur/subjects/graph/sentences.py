@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from secateur.errors import InputError
-from secateur.subjects.graph.knowledge_graph import Fact, KnowledgeGraph
+from secateur.subjects.graph.knowledge_graph import Fact, Facts, KnowledgeGraph, Line
 from secateur.subjects.text import markup
 
-__all__ = ["Filter", "Row", "Wording", "describe_node", "name_ends", "parse_filter", "predicate_in_words", "state_fact"]
+__all__ = [
+    "Filter",
+    "Row",
+    "Site",
+    "Wording",
+    "as_facts",
+    "describe_node",
+    "label_nodes",
+    "leave_out",
+    "name_ends",
+    "parse_filter",
+    "predicate_in_words",
+    "sample_questions",
+    "state_fact",
+]
 
 Row = dict[str, Any]
 """A fact of a node: fact, text, path, predicate, target, provenance, evidence.
@@ -26,6 +41,10 @@ PROVENANCE = {"sources": "", "source": "", "preprint_list": "", "pmid_list": "pu
 _SPOKE = re.compile(r"([A-Z]+)_[A-Z][A-Za-z]*[a-z][A-Z][A-Za-z]*")
 """TREATS_CtD: what it says, then the kinds of its ends and a letter between them."""
 _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?(e-?\d{1,2})?")
+
+
+Site = dict[str, Any]
+"""A node and its facts: site, node, name, rows; a row also has score, cosine (without an embedder score) and rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +130,46 @@ def name_ends(
     """What things and the predicates of facts are called; and things with their kinds before that."""
     kinds, names = graph.kinds(ends), graph.names([*ends, *(fact.predicate for fact in facts)])
     return names, {end: f"{kinds[end]} {names[end]}" if kinds.get(end) else names[end] for end in ends}
+
+
+def leave_out(text: str, name: str, stop: Collection[str] = ()) -> str:
+    """A text without a name that stands in it; the text itself where only words of `stop` would be left."""
+    rest = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text, flags=re.IGNORECASE) if name else text
+    rest = " ".join(rest.split())
+    return rest if set(re.findall(r"\w+", rest.casefold())) - set(stop) else text
+
+
+def label_nodes(graph: KnowledgeGraph, nodes: Sequence[str]) -> list[Site]:
+    """Site, node and name of each node; no two sites have the same name."""
+    names, sites = graph.names(nodes), dict[str, Site]()
+    for node in nodes:
+        site = f"facts.{names[node]}"
+        site = site if site not in sites else f"{site} ({node})"
+        sites[site] = {"site": site, "node": node, "name": names[node]}
+    return list(sites.values())
+
+
+@functools.lru_cache(maxsize=2)
+def sample_questions(graph: KnowledgeGraph, count: int) -> tuple[list[str], list[str], list[set[str]]]:
+    """Facts of a graph, mostly of different things: a question to which each is the answer, its sentence, and
+    its three parts.
+
+    count: facts, at most.
+    """
+    facts = graph.sample(count)
+    names, titles = name_ends(graph, facts, {end for fact in facts for end in (fact.subject, fact.object)})
+    texts = [state_fact(fact, names, titles) for fact in facts]
+    questions = [f"What {predicate_in_words(fact.predicate, names)} {titles[fact.object]}?" for fact in facts]
+    return questions, texts, [{fact.subject, fact.predicate, fact.object} for fact in facts]
+
+
+def as_facts(rows: Iterable[Row]) -> Facts:
+    """What is to be read of some rows."""
+    lines = list[Line]()
+    for row in rows:
+        facts = (Fact(*row["fact"]),) if row["fact"] else ()
+        lines.append(Line(row["text"], facts, tuple(row["provenance"])))
+    return Facts(lines)
 
 
 def state_fact(fact: Fact, names: Mapping[str, str], titles: Mapping[str, str]) -> str:

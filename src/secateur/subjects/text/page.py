@@ -212,6 +212,10 @@ class Page:
             node = self.tree.parent[node]
         return tuple(reversed(found))
 
+    def owner(self, index: int) -> int:
+        """The number of the document that a block is of."""
+        return self._owners[self.blocks[index][0]] if self.blocks[index][0] else 0
+
     def headings(self, index: int) -> list[str]:
         """What a block stands under, from the top: headings, captions and heads of tables, terms of definitions."""
         node, found = self.blocks[index][0], list[str]()

@@ -127,7 +127,7 @@ def terms(
             add("flops", 2.0 * tokens * size * times, names, _condition(layout, place) | per_expert)
     for index, width in enumerate(layout.widths):
         if width.heads:
-            products = 4.0 * batch * length**2 * layout.attention_width  # queries by keys, and weights by values
+            products = 4.0 * batch * length**2 * layout.attention_width(index)  # queries by keys, and weights by values
             add("flops", products, [f"layers.{index}.heads"], {"units": (("layers", index),)})
         if width.cross:
             products = 4.0 * batch * length**2 * layout.attention_width

@@ -232,7 +232,8 @@ def new_name(layout: Layout, name: str, place: Place, stays: Kept) -> str | None
         return name
     if place.layer not in stays.layers or _goes(layout, place, stays):
         return None
-    return f"{layout.new_paths(stays.layers)[place.layer]}.{place.module}.{place.leaf}"
+    inner = f"{place.module}.{place.leaf}" if place.module else place.leaf
+    return f"{layout.new_paths(stays.layers)[place.layer]}.{inner}"
 
 
 def slice_tensor(layout: Layout, tensor: Tensor, axes: Sequence[str], layer: int | None, stays: Kept) -> Tensor:
@@ -272,6 +273,11 @@ def new_config(
     if family.stacks:
         return new_stacks(layout, widths, channels, layers, layer_index)
     data = old.to_dict()
+    own = {int(index): values for index, values in (data.get("per_layer_config") or {}).items()}
+    own = {
+        new: {name: value for name, value in own[index].items() if name in family.own_settings}
+        for new, index in enumerate(layers) if index in own and family.own_settings
+    }  # fmt: skip
     for name in ("per_layer_config", "allow_global_per_layer_attribute_access", "auto_map", "architectures"):
         data.pop(name, None)
     native = _Native(type(old).attribute_map)
@@ -281,11 +287,13 @@ def new_config(
 
     blocks = [layout.blocks(index) for index in layers]
     data, plain = _say_widths(layout, blocks, widths, channels, data, native)
+    if plain and own:
+        data["per_layer_config"] = own
     if not plain:
         has_kv = "num_key_value_heads" in data
         data["allow_global_per_layer_attribute_access"] = True
         data["per_layer_config"] = {
-            index: _overrides(width, kinds, has_kv, family, native)
+            index: own.get(index, {}) | _overrides(width, kinds, has_kv, family, native)
             for index, (width, kinds) in enumerate(zip(widths, blocks, strict=True))
         }
     config = type(old).from_dict(data)
@@ -393,12 +401,13 @@ def _say_widths(
         heads = math.gcd(channels, heads)  # the class refuses other counts; every layer states its own
     if attends:
         data[heads_name] = heads
-    if any(block.kind == "ffn" for block in family.blocks):
+    if any(width.neurons for width in (*widths, *layout.widths)):
         data |= {family.neurons: neurons} if family.states_neurons or not plain else {}
     plain = _say_mixture(layout, widths, mixture, data, plain)
-    if "num_key_value_heads" in data and attends:
+    if "num_key_value_heads" in data and attends and "num_key_value_heads" not in family.own_settings:
         data["num_key_value_heads"] = min(kv, heads)
     derived = isinstance(inspect.getattr_static(type(layout.model.config), "head_dim", None), property)
+    derived = derived or "head_dim" in family.own_settings
     if attends and not derived and (family.states_head_dim or not plain):
         data["head_dim"] = layout.head_dim
     return data, plain

@@ -42,6 +42,6 @@ class Decoder(Transformer):
                 if layout.latent:
                     yield Term("kv_cache", mark / 2 * layout.latent, (), (heads,), with_layer)
                 elif layout.cached:
-                    yield Term("kv_cache", mark * layout.head_dim * layout.cached, (), (heads,), with_layer)
+                    yield Term("kv_cache", mark * layout.find_head_dim(index) * layout.cached, (), (heads,), with_layer)
                 else:
-                    yield Term("kv_cache", mark * layout.head_dim, (site,), (heads,), with_layer)
+                    yield Term("kv_cache", mark * layout.find_head_dim(index), (site,), (heads,), with_layer)

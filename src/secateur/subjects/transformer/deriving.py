@@ -29,10 +29,14 @@ from transformers.utils import logging as transformers_logging
 import secateur
 from secateur._utils.disk import cache_folder, writing
 from secateur.errors import SecateurError, UnsupportedError
-from secateur.subjects.network.traced import open_traced
+from secateur.subjects.network.checks import check_branches
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.families import Family, find
+from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.per_layer import get_setting
 from secateur.subjects.transformer.small_copy import (
     TOKENS,
     copy_small,
@@ -56,6 +60,8 @@ _DEPTH = 8
 """Layers of the copy on which the loss of one is tried: kinds of layers alternate by two to six."""
 _NEAR = 2e-4
 """Largest difference that rounding makes, and an epsilon that no setting says, in parts of the largest output."""
+_INSIDE = {"attention": "heads", "ffn": "neurons"}
+"""Kind of a sub-block -> the axis inside it."""
 _FAMILY = TypeAdapter(Family)
 _known: dict[str, Family] = {}
 
@@ -68,13 +74,12 @@ def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -
     written = find(config.model_type)
     if written is not None:
         return written
-    small = shrink_config(config)
     outline = _build_outline(architecture, config)
     kinds = list_kinds(outline)
     tried = range(min(_DEPTH, len(kinds)))
     counts = sorted((kind, min(kinds.count(kind), 2)) for kind in set(kinds))
     depth = [shrink_config(config, tried).to_json_string(), [kinds[layer] for layer in tried], counts]
-    said = [architecture.__name__, small.to_json_string(), depth, transformers.__version__, _digest()]
+    said = [architecture.__name__, depth, transformers.__version__, _digest()]
     key = hashlib.sha256(json.dumps([*said, secateur.__version__]).encode()).hexdigest()[:24]
     if key not in _known:
         _known[key] = _read_kept(key) or _derive_and_keep(outline, key)
@@ -163,12 +168,14 @@ def _quiet() -> Iterator[None]:
 def _derive(model: PreTrainedModel) -> Family:
     small = copy_small(model)
     with _same_positions(small) as shared:
+        traced = Traced(_Read(small), Example.of((make_tokens(),)))
         try:
-            groups = open_traced(_Read(small), (make_tokens(),), prove=False).groups()
+            groups = traced.groups()
         except SecateurError as error:
             raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
         family = read_family(small, groups)
-    family = prove(small, replace(family, cached=_find_cached(small), shares_positions=bool(shared)))
+    family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
+    family = prove(small, replace(family, whole={**family.whole, **_keep_idle(traced, small, family)}))
     return family if "layers" in family.whole else _prove_depth(model, family)
 
 
@@ -196,10 +203,29 @@ def _same_positions(model: PreTrainedModel) -> Iterator[list[object]]:
         vars(module)["eager_attention_forward"] = own
 
 
+def _keep_idle(traced: Traced, small: PreTrainedModel, family: Family) -> dict[str, str]:
+    """Axis -> why it stays whole: other inputs than tokens alone may run a tensor beside those that are cut."""
+    try:
+        check_branches(traced.model, traced.run)
+    except UnsupportedError:
+        found, layout = dict[str, str](), Layout(small, family)
+        for name, tensor in small.named_parameters():
+            if f"model.{name}" in traced.run.used:
+                continue
+            why = f"{name} takes no part where tokens alone are read"
+            inside = layout.place(name).module
+            kinds = {block.kind for block in family.blocks if inside.startswith(f"{block.module}.")}
+            axes = [_INSIDE[kind] for kind in kinds if kind in _INSIDE]
+            axes += ["channels"] if layout.hidden_size in tensor.shape else []
+            found |= {axis: why for axis in axes if axis not in found}
+        return found
+    return {}
+
+
 def _find_cached(model: PreTrainedModel) -> int | str:
     """See `Family.cached`."""
     count, settings = _count_cached(model), model.config.to_dict()
-    said = getattr(model.config, "num_key_value_heads", None) or getattr(model.config, "num_attention_heads", None)
+    said = get_setting(model.config, "num_key_value_heads") or get_setting(model.config, "num_attention_heads")
     if count in (0, 1, said):
         return 0 if count == said else count
     for name, value in settings.items():
@@ -259,9 +285,9 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
     if attentions and not any(
         "heads" in axis or "kv" in axis for block in attentions for axes in block.tensors.values() for axis in axes
     ):
-        whole["heads"] = "the rows of its attention's linears can't be told apart by heads"
+        whole.setdefault("heads", "the rows of its attention's linears can't be told apart by heads")
     for kind in _KINDS:
-        if kind in whole:
+        if kind in whole or (kind == "kv_groups" and "heads" in whole):
             continue
         if kind == "layers" and len(set(list_kinds(tiny))) > 1:
             continue  # a copy of one layer of each kind has none that could go

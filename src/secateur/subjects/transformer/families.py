@@ -133,6 +133,8 @@ class Family:
     """The attention reads head counts from its config in every forward pass (Phi-3)."""
     keeps_heads: bool = False
     """The config's number of heads is that of something else, too: it stays, and every layer states its own."""
+    own_settings: tuple[str, ...] = ()
+    """What the class itself gives layers values of their own of, such as head_dim (Gemma 4)."""
     experts: Experts | None = None
     """The mixture of experts that all layers have, or all but some."""
     whole: Mapping[str, str] = field(default_factory=dict)
@@ -166,8 +168,8 @@ class Family:
     def plain(self) -> Table:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
-        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "experts", "whole", "shares_positions")
-        return {name: data[name] for name in names} | {"stacks": self.lists}
+        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "own_settings", "experts", "whole")
+        return {name: data[name] for name in (*names, "shares_positions")} | {"stacks": self.lists}
 
     @property
     def lists(self) -> list[str]:

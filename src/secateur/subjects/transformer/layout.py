@@ -12,6 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from secateur.formats.reload import find_blocks, list_configs
 from secateur.subjects.transformer.families import Axes, Block, Family, Stack
+from secateur.subjects.transformer.per_layer import get_setting
 
 __all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
 
@@ -72,8 +73,8 @@ class Layout:
         self.model, self.family = model, family
         config = model.config
         self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-        heads = getattr(config, family.stacks[-1].heads if family.stacks else "num_attention_heads", None) or 1
-        self.head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+        heads = get_setting(config, family.stacks[-1].heads if family.stacks else "num_attention_heads") or 1
+        self.head_dim = int(get_setting(config, "head_dim") or config.hidden_size // heads)
         self.hidden_size = int(config.hidden_size)
         ropes = getattr(config, "rope_parameters", None) or {}
         self.fixed_ratio = family.checks_ropes and "short_factor" in ropes
@@ -143,7 +144,7 @@ class Layout:
         if experts is None or experts.packed not in parts:
             return 0, 0, 0
         count, _, neurons = parts[experts.packed].get_parameter("down_proj").shape
-        shared = parts[f"{experts.shared}.gate_proj"].get_parameter("weight").shape[0] if experts.shared else 0
+        shared = parts[f"{experts.shared}.down_proj"].get_parameter("weight").shape[1] if experts.shared else 0
         return int(count), int(neurons), int(shared)
 
     @cached_property
@@ -185,11 +186,15 @@ class Layout:
         said = self.family.cached
         return int(getattr(self.model.config, said)) if isinstance(said, str) else said
 
-    @cached_property
-    def attention_width(self) -> float:
+    def attention_width(self, layer: int) -> float:
         """Numbers per head of a query and of a value, on average."""
         config = self.model.config
-        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.head_dim)
+        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.find_head_dim(layer))
+
+    def find_head_dim(self, layer: int) -> int:
+        """Numbers per head of a layer, where the class gives layers heads of unequal sizes."""
+        own = "head_dim" in self.family.own_settings
+        return int(self.model.config.per_layer_config[layer].head_dim) if own else self.head_dim
 
     def layers(self) -> list[str]:
         """Module paths of the layers."""
@@ -318,8 +323,9 @@ class Layout:
                 layer = start + place if 0 <= place < count else -1
                 tables = self._layer_tables[layer] if layer >= 0 else {}
         for kind, table in tables.items():
-            if f"{module}.{leaf}" in table:
-                return Place(layer, kind, module, leaf, table[f"{module}.{leaf}"])
+            own = f"{module}.{leaf}" if module else leaf  # a layer, or the model, may have tensors of its own
+            if own in table:
+                return Place(layer, kind, module, leaf, table[own])
             if module in table:
                 axes = table[module]
                 if leaf == "bias":
@@ -339,6 +345,6 @@ class Layout:
         if place.module == block.out:
             return place.leaf != "bias"
         if place.module in block.after:
-            out = self.model.get_submodule(f"{self._paths[place.layer]}.{block.out}")
-            return out.bias is None
+            out = self._modules(place.layer).get(block.out)  # a layer with experts has none
+            return getattr(out, "bias", None) is None
         return True

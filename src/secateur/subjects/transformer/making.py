@@ -22,6 +22,8 @@ from secateur.subjects.transformer.subject import Transformer
 __all__ = ["make_subject"]
 
 _TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
+_AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
+"""Auto classes whose models give logits, whatever they are called."""
 
 
 def make_subject(
@@ -35,7 +37,9 @@ def make_subject(
     name = type(model).__name__
     if family.has_encoder and (model.base_model is model or model.can_generate()):
         return EncoderDecoder(model, family, tokenizer=tokenizer, folder=folder)
-    if model.base_model is not model and not name.endswith(_TASKS):
+    mapped = saving.classes(model.config)
+    spoken = name.endswith(_TASKS) or saving.plain_class(type(model)) in map(mapped.get, _AUTO)
+    if model.base_model is not model and not spoken:
         raise UnsupportedError(
             f"{name} gives more or other than one tensor of logits, so it can't be pruned as it is: save the "
             "checkpoint again as its base model (AutoModel), a language model, or a sequence or token classifier"

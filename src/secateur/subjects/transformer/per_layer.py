@@ -5,11 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
-__all__ = ["take_layers"]
+from transformers import PretrainedConfig
+
+__all__ = ["get_setting", "list_own", "take_layers"]
 
 _TOKENS = re.compile(r"token_ids?$")
 _NUMBERS = re.compile(r"layer|idx|indices|indexes")
+
+
+def get_setting(config: PretrainedConfig, name: str) -> Any:
+    """A value of the config, or of its first layer where layers have values of their own; None where it has none."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # it asks which layer is meant
+        return getattr(config.per_layer_config[0], name, None)
+
+
+def list_own(config: PretrainedConfig) -> tuple[str, ...]:
+    """The settings that a class itself gives single layers, such as the size of a head (Gemma 4)."""
+    spec = vars(config).get("_heterogeneity_spec")
+    return tuple(sorted(spec.per_layer_attributes)) if spec is not None else ()
 
 
 def take_layers(data: Mapping[str, object], layers: Sequence[int], count: int) -> dict[str, object]:

@@ -78,8 +78,8 @@ class Rotated(Decoder):
             total["bytes"] += size * parameter.element_size()
             if name in products:
                 total["flops"] += 2.0 * batch * length * size
-        heads = sum(width.heads for width in layout.widths)
-        total["flops"] += 4.0 * batch * length**2 * layout.attention_width * heads
+        heads = sum(layout.attention_width(layer) * width.heads for layer, width in enumerate(layout.widths))
+        total["flops"] += 4.0 * batch * length**2 * heads
         cached = Units(costs.sites(layout), tuple(self._cache(layout, batch, length))).cost().get("kv_cache", 0.0)
         return total | {"kv_cache": cached, "memory": total["bytes"] + cached}
 

@@ -125,7 +125,8 @@ def has_stacks(config: PreTrainedConfig | Mapping[str, object]) -> bool:
 
 def needs_module(config: PreTrainedConfig) -> bool:
     """Whether transformers' own class can't build the model, so that a modelling file travels with its weights."""
-    return bool(config.is_heterogeneous) or is_sliced(config) or has_stacks(config)
+    ours = config.is_heterogeneous and config.allow_global_per_layer_attribute_access  # some classes have own ones
+    return bool(ours) or is_sliced(config) or has_stacks(config)
 
 
 def _form_of(config: PreTrainedConfig, family: Family) -> tuple[ModuleType, type, Mapping[str, object]]:

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.pretrained import draw_input
-from secateur.subjects.transformer.per_layer import take_layers
+from secateur.subjects.transformer.per_layer import get_setting, take_layers
 
 __all__ = [
     "DENSE",
@@ -86,7 +86,7 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
 
     Raises `UnsupportedError` where there are more or fewer.
     """
-    count, base = int(model.config.num_hidden_layers), model.base_model
+    count, base = _read_sizes(model.config)[0], model.base_model
     lists = {path: len(module) for path, module in base.named_modules() if isinstance(module, nn.ModuleList)}
 
     def find(sizes: Sequence[object]) -> list[str]:
@@ -109,6 +109,17 @@ def has_encoder(config: PretrainedConfig) -> bool:
     return bool(getattr(config, "is_encoder_decoder", False))
 
 
+def _read_sizes(config: PretrainedConfig) -> tuple[int, int]:
+    """Layers and channels; `UnsupportedError` where a config does not say them."""
+    try:
+        return int(config.num_hidden_layers), int(config.hidden_size)
+    except (AttributeError, TypeError) as error:
+        data = config.to_dict()
+        parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
+        hint = f": open one of its parts ({', '.join(parts)}), as with --part" if parts else ""
+        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
+
+
 def list_kinds(model: PreTrainedModel) -> list[tuple[str, ...]]:
     """The kind of every layer: the names and dimensions of its tensors."""
     return [
@@ -129,13 +140,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     names = {
         common: native.get(common, common) for common in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     }
-    try:
-        count, hidden = (int(getattr(config, name)) for name in ("num_hidden_layers", "hidden_size"))
-    except (AttributeError, TypeError) as error:
-        parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
-        hint = f": open one of its parts ({', '.join(parts)}), as with --part" if parts else ""
-        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
-    heads = getattr(config, "num_attention_heads", None)
+    count, hidden = _read_sizes(config)
+    heads = get_setting(config, "num_attention_heads")
     kv = data.get(native.get("num_key_value_heads", "num_key_value_heads"))
     small_kv = HEADS if kv in (None, heads) else 2
     small = HEADS * HEAD_DIM
@@ -149,7 +155,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
     for name, value in data.items():
-        if isinstance(value, bool) or name in names.values() or name in inner:
+        if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
             continue
         if isinstance(value, int) and (_LAYERS.search(name) or _SIDE.search(name)):
             data[name] = len(layers) if _LAYERS.search(name) else HEADS
@@ -259,8 +265,8 @@ def is_causal(model: PreTrainedModel) -> bool:
     """Whether no state of a small copy depends on a later token: it is a decoder, with whatever head or none."""
     tokens = make_tokens()
     other = tokens.clone()
-    other[:, -1] += 1
-    before, after = (run_model(model.base_model, one)[0][:, :-1] for one in (tokens, other))
+    other[:, 1:] += 1
+    before, after = (run_model(model.base_model, one)[0][:, :1] for one in (tokens, other))
     return torch.allclose(before, after, atol=1e-5)
 
 

@@ -121,7 +121,7 @@ class Transformer:
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(len(self.layout.layers())))
         self.output: Literal["logits", "embedding", "states"] = (
-            "embedding" if self.head else "states" if model.base_model is model else "logits"
+            "embedding" if self.head else "states" if _is_base(model) else "logits"
         )
         layout = self.layout
         for name, _ in model.named_parameters():
@@ -438,7 +438,8 @@ class Transformer:
             inputs.pop("attention_mask", None)
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        last = None if head or not self.causal else self.model.get_output_embeddings()
+        whole = head or not self.causal or self.model.base_model is self.model
+        last = None if whole else self.model.get_output_embeddings()
         if last is not None and any(isinstance(part, DTensor) or part.is_meta for part in last.parameters()):
             last = None
         with record_states(self, hidden) as states:
@@ -624,6 +625,11 @@ def _count_left_out(table: nn.Embedding) -> int:
     """Rows at the start of a table of positions that no position has."""
     offset = getattr(table, "offset", None)
     return int(offset) if offset is not None else 0 if table.padding_idx is None else table.padding_idx + 1
+
+
+def _is_base(model: PreTrainedModel) -> bool:
+    """Whether a model has no head: some classes with one name no base model that they have."""
+    return model.base_model is model and not model.can_generate()
 
 
 def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str]:

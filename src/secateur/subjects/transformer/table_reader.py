@@ -27,6 +27,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack
+from secateur.subjects.transformer.per_layer import get_setting, list_own
 from secateur.subjects.transformer.small_copy import (
     DENSE,
     EXPERTS,
@@ -52,6 +53,10 @@ def read_family(tiny: PreTrainedModel, groups: Groups) -> Family:
     Raises `UnsupportedError` naming what fits no table: no one list of layers, tensors of one name with other axes.
     """
     return _Reading(tiny, groups).find_family()
+
+
+class _OddAxisError(Exception):
+    """An axis of heads or neurons that no table can say: its kind, and why."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +98,14 @@ class _Reading:
         ]
         """Of the layers, as their names begin."""
         self.count = len(self.starts)
+        self.key_heads = int(get_setting(tiny.config, "num_key_value_heads") or HEADS)
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
         self.whole = dict[str, str]()
         """Axis that stays whole -> why."""
+        self.left = set[str]()
+        """Norms before or after a sub-block of some layers alone, which stay with the layer."""
         self.besides = dict[str, list[set[str]]]()
         """Module of a sub-block -> those of the sub-blocks beside it, of every layer that has it."""
         self.attending = ""
@@ -113,7 +121,7 @@ class _Reading:
                 name = f"{member.module}.{leaf}".removeprefix("model.")
                 for tied in alike.get(name, ()):
                     self.axes[tied, int(dim[:-1])] = _Axis(site, member.units)
-        self.channels = {self._find_channels(f"{self.prefix}{path}.") for path in self.lists}
+        self.channels = {self._find_channels(f"{self.prefix}{path}.") for path in self.lists} - {""}
         if len(self.channels) > 1:
             self.whole["channels"] = "its encoder and its decoder have channels of their own"
 
@@ -126,8 +134,17 @@ class _Reading:
             if all(any(member.module.startswith(start) for member in group.members) for start in starts)
         }
         if not wide:
-            raise self._refuse("no channels run through all its layers")
+            self.whole["channels"] = "no channels run through all its layers"
+            return ""
         return max(wide, key=wide.__getitem__)
+
+    def _is_stream(self, tensor: str, dim: int) -> bool:
+        """Whether a dimension of a tensor is the residual stream; where that stays whole, its size tells."""
+        axis = self.axes.get((tensor, dim))
+        if self.channels:
+            return axis is not None and axis.site in self.channels
+        state = self.tiny.state_dict()
+        return axis is None and tensor in state and state[tensor].shape[dim] == self.config.hidden_size
 
     def _refuse(self, why: str) -> UnsupportedError:
         return UnsupportedError(f"{type(self.tiny).__name__} fits no table of attentions, FFNs and mixers: {why}")
@@ -142,11 +159,12 @@ class _Reading:
             if any(layer.get(name, axes) != axes for name, axes in rest.items()):
                 raise self._refuse("its layers differ")
             layer |= rest
-        blocks = [self._leave_norms(block, layer) for block in blocks]
+        layer |= dict.fromkeys(self.left, ("channels",))
+        blocks = [self._fix_axes(self._leave_norms(block, layer)) for block in blocks]
         if self.experts is not None and not self.experts.dense and self.dense:
             self.experts = replace(self.experts, dense=self._find_dense())
         conv1d = any(isinstance(module, Conv1D) for module in self.modules.values())
-        width = self._find_setting(self.dense, 0 if conv1d else 1, 72) if self.dense else "intermediate_size"
+        width = self._find_width(blocks, 0 if conv1d else 1) if self.dense else "intermediate_size"
         attention = next((block for block in blocks if block.kind == "attention"), None)
         scale = float(self.config.hidden_size) ** 0.5
         rounded = float(torch.tensor(scale, dtype=torch.bfloat16))
@@ -159,7 +177,7 @@ class _Reading:
             layer=layer,
             shared=self._read_shared(),
             per_sequence=self._find_per_sequence(),
-            neurons=width or "intermediate_size",
+            neurons=width or ("ffn_neurons" if hasattr(self.config, "intermediate_size") else "intermediate_size"),
             states_neurons=bool(width),
             states_head_dim=states_head_dim,
             heads_divide=states_head_dim and self._refuses_heads(),
@@ -168,6 +186,7 @@ class _Reading:
             scaled_embedding=self._scales_embedding(scale),
             rounds_scale=self._scales_embedding(rounded, rtol=1e-6),
             qk_norms=() if attention is None else self._find_query_norms(attention),
+            own_settings=list_own(self.config),
             experts=self.experts,
             whole=self.whole,
             stacks=self._find_stacks(blocks),
@@ -222,24 +241,33 @@ class _Reading:
             if not (block.tensors and other.tensors):  # experts, which have a table of their own
                 out, tensors = (block.out, block.tensors) if block.tensors else (other.out, other.tensors)
             elif block.out == other.out:
-                out, tensors = block.out, {**other.tensors, **block.tensors}
-                if {**block.tensors, **other.tensors} != tensors:
-                    raise self._refuse(f"its layers differ in {block.module}")
+                out, tensors = block.out, self._merge_tensors(block, other)
             else:
                 continue
             mine, theirs = ({(name, norm) for name in _NORMS for norm in getattr(one, name)} for one in (block, other))
             if not (mine <= theirs or theirs <= mine):
                 beside = next(iter(layer.difference(*self.besides[block.module][:-1])), "")
                 there = next(iter(self.besides[block.module][0] - layer), "")
-                if not beside or not there:
+                if beside and there:
+                    blocks[place] = replace(other, beside=other.beside or there)
+                    block = replace(block, beside=beside)
                     continue
-                blocks[place] = replace(other, beside=other.beside or there)
-                block = replace(block, beside=beside)
-                continue
+                self.left |= {norm for _, norm in mine ^ theirs}
             before, after = (tuple(dict.fromkeys(getattr(other, n) + getattr(block, n))) for n in _NORMS)
             blocks[place] = replace(other, out=out, tensors=tensors, before=before, after=after)
             return
         blocks.append(block)
+
+    def _merge_tensors(self, block: Block, other: Block) -> dict[str, Axes]:
+        """The tensors of a sub-block of two layers; axes that are not the same in both stay whole in all layers."""
+        merged = {**other.tensors, **block.tensors}
+        for name in block.tensors.keys() & other.tensors.keys():
+            mine, theirs = block.tensors[name], other.tensors[name]
+            if mine != theirs:
+                kind = "heads" if block.kind == "attention" else "neurons"
+                self.whole.setdefault(kind, f"layers differ in {name}")
+                merged[name] = tuple(a if a == b == "channels" else "" for a, b in zip(mine, theirs, strict=False))
+        return merged
 
     def _find_dense(self) -> str:
         """The setting that counts the layers with a plain FFN, which stand before those with experts; "" for none."""
@@ -270,6 +298,16 @@ class _Reading:
         before, after = (tuple(norm for norm in norms if norm not in layer) for norms in (block.before, block.after))
         return replace(block, before=before, after=after)
 
+    def _fix_axes(self, block: Block) -> Block:
+        """With fixed axes in place of heads or neurons that some layer can't do without."""
+        gone = {"attention": ("heads", "kv"), "ffn": ("neurons",)}.get(block.kind, ())
+        if {"attention": "heads", "ffn": "neurons"}.get(block.kind, "") not in self.whole:
+            return block
+        tensors = {
+            name: tuple("" if axis.startswith(gone) else axis for axis in axes) for name, axes in block.tensors.items()
+        }
+        return replace(block, tensors=tensors)
+
     # ----------------------------------------------------------------------------------------------------- axes
 
     def _read_layer(self, start: str) -> tuple[list[Block], dict[str, Axes]]:
@@ -286,7 +324,11 @@ class _Reading:
             if packed and all(member.module.startswith(f"model.{start}{mixture}.") for member in group.members):
                 shared = site
                 continue
-            block = self._read_block(start, site)
+            try:
+                block = self._read_block(start, site)
+            except _OddAxisError as error:
+                self.whole.setdefault(*error.args)
+                continue  # it is read as one that stays whole inside
             if block is not None:
                 found.setdefault(block.kind, block)
         beside = [found["ffn"]] if packed and "ffn" in found else []  # an FFN beside the experts, which stays
@@ -316,8 +358,7 @@ class _Reading:
             path = member.module.removeprefix("model.")
             outwards = {nn.Linear: ("weight[1]", 0), Conv1D: ("weight[0]", 1)}.get(type(self.modules[path]))
             if outwards is not None and member.axis == outwards[0]:
-                axis = self.axes.get((f"{path}.weight", outwards[1]))
-                return axis is not None and axis.site in self.channels
+                return self._is_stream(f"{path}.weight", outwards[1])
         return False
 
     def _read_block(self, start: str, site: str) -> Block | None:
@@ -351,6 +392,8 @@ class _Reading:
             if name.startswith(f"{path}.") or name in (path, *outs) or self._carries(start + name, site)
         ]  # fmt: skip
         tensors = {name: self._read_axes(start, name, own) for name in inside}
+        if not heads and "neurons" not in tensors[outs[0]]:
+            return None  # several of them make one, as the numbers of heads in an attention of an odd kind
         if kind == "cross":
             tensors = {name: tuple(axis.replace("heads*", "cross*") for axis in axes) for name, axes in tensors.items()}
         return Block(kind, path, outs[0], tensors)
@@ -374,16 +417,26 @@ class _Reading:
             if isinstance(module, nn.Linear | Conv1D) and not mine:
                 written = self._read_axes(start, name, {})[1 if isinstance(module, Conv1D) else 0]
                 outs += [name] if written == "channels" else []
+        found = dict[str, str]()
         for out in outs:
             parts = out.split(".")
             paths = [".".join(parts[:depth]) for depth in range(1, len(parts))]
             others = [other for other in outs if other != out] + [block.module for block in known]
             path = next((path for path in paths if not any(self._is_inside(path, other) for other in others)), "")
             if path:
-                inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
-                attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
-                tensors = {name: self._read_axes(start, name, {}) for name in inside}
-                yield Block("attention" if attends else "mixer", path, out, tensors)
+                found[path] = out
+        calls = {call.path: call for call in self.calls}
+        readers = [
+            calls[start + path] for path in (*found, *(block.module for block in known)) if start + path in calls
+        ]
+        for path, out in found.items():
+            call = calls.get(start + path)
+            if call is not None and any(reader.reads(call) for reader in readers):
+                continue  # a norm with weights of its own kind before a sub-block
+            inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
+            attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
+            tensors = {name: self._read_axes(start, name, {}) for name in inside}
+            yield Block("attention" if attends else "mixer", path, out, tensors)
 
     def _read_shared(self) -> dict[str, Axes]:
         """What stands outside the layers; names relative to the base model where it is inside that."""
@@ -413,13 +466,11 @@ class _Reading:
 
     def _read_axis(self, tensor: str, dim: int, own: Mapping[str, str]) -> str:
         axis = self.axes.get((tensor, dim))
-        if axis is None:
-            return ""
-        if axis.site in self.channels:
-            if not np.array_equal(axis.units, np.arange(len(axis.units))):
-                raise self._refuse(f"the channels of {tensor} have an order of their own")
-            return "channels"
-        if axis.site not in own:
+        if self._is_stream(tensor, dim):
+            if axis is None or np.array_equal(axis.units, np.arange(len(axis.units))):
+                return "channels"
+            self.whole.setdefault("channels", f"those of {tensor} have an order of their own")
+        if axis is None or axis.site not in own:
             return ""
         return "+".join(self._split_axis(tensor, axis.units, own[axis.site]))
 
@@ -428,14 +479,15 @@ class _Reading:
         runs = [(unit, len(list(indices))) for unit, indices in groupby(units.tolist())]
         count = int(units.max()) + 1
         if [unit for unit, _ in runs] != list(range(count)) * (len(runs) // count):
-            raise self._refuse(f"the indices of {tensor} have an order of their own")
+            raise _OddAxisError(kind, f"the indices of {tensor} have an order of their own")
         for start in range(0, len(runs), count):
             lengths = {length for _, length in runs[start : start + count]}
-            sizes = {HEAD_DIM * count: "kv*", HEAD_DIM * HEADS: "heads*", HEADS: "heads"}
+            sizes = {HEAD_DIM * count: "kv*"} if count == self.key_heads else {}
+            sizes |= {HEAD_DIM * HEADS: "heads*", HEADS: "heads"}
             sizes |= {times * HEAD_DIM * HEADS: f"heads*{times}" for times in (2, 3)}
             name = "neurons" if kind == "neurons" and lengths == {1} else sizes.get(count * min(lengths))
             if len(lengths) > 1 or name is None or (kind == "heads") == (name == "neurons"):
-                raise self._refuse(f"{tensor} has {sorted(lengths)} indices for each of {count} {kind}")
+                raise _OddAxisError(kind, f"{tensor} has {sorted(lengths)} indices for each of {count}")
             yield name
 
     # -------------------------------------------------------------------------------------------------- experts
@@ -445,11 +497,14 @@ class _Reading:
         for path, module in self.modules.items():
             names = ("gate_up_proj", "down_proj")
             if path.startswith(start) and all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in names):
-                if self._is_packed(path):
-                    return path.removeprefix(start)
-                self.whole["experts"] = (
-                    f"{path} is not [experts, gate and up, channels] and [experts, channels, neurons]"
-                )
+                inside = path.removeprefix(start)
+                if not self._is_packed(path):
+                    shapes = "[experts, gate and up, channels] and [experts, channels, neurons]"
+                    self.whole["experts"] = f"{path} is not {shapes}"
+                elif not self._find_router(start, inside):
+                    self.whole["experts"] = f"no router stands beside {path}"
+                else:
+                    return inside
         return ""
 
     def _is_packed(self, path: str) -> bool:
@@ -460,6 +515,18 @@ class _Reading:
         same = inner is not None and outer is not None and inner.site == outer.site
         return same and inner is not None and np.array_equal(inner.units, twice)
 
+    def _find_router(self, start: str, packed: str) -> str:
+        """The module beside packed experts that has a row for each of them; "" where there is none."""
+        mixture, state = packed.rpartition(".")[0], self.tiny.state_dict()
+        count = state[f"{start}{packed}.down_proj"].shape[0]
+        for name in self._list(f"{start}{mixture}."):
+            inside = f"{mixture}.{name}"
+            full = f"{start}{inside}.weight"
+            rows = state[full].shape[0] if full in state else 0
+            if rows == count and self._read_axes(start, inside, {})[-1] == "channels":
+                return inside
+        return ""
+
     def _read_experts(self, start: str, packed: str, shared: str | None) -> Experts:
         mixture, tensors = packed.rpartition(".")[0], dict[str, Axes]()
         first, second = (f"{start}{packed}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
@@ -468,7 +535,7 @@ class _Reading:
         tensors[f"{packed}.gate_up_proj"] = ("experts", "expert_neurons+expert_neurons", "channels")
         tensors[f"{packed}.down_proj"] = ("experts", "channels", "expert_neurons")
         own = {} if shared is None else {shared: "neurons"}
-        router = beside = ""
+        router, beside = self._find_router(start, packed), ""
         for name in self._list(f"{start}{mixture}."):
             full = f"{mixture}.{name}"
             if full in tensors:
@@ -476,16 +543,16 @@ class _Reading:
             axes = self._read_axes(start, full, own)
             if axes == ("",) and state.get(f"{start}{full}", torch.ones(0)).shape == (count,):
                 axes = ("experts",)
-            elif state.get(f"{start}{full}.weight", torch.ones(1)).shape[0] == count and axes[-1] == "channels":
-                router, axes = full, ("experts", "channels")
-            elif "neurons" in axes:
+            elif full == router:
+                axes = ("experts", "channels")
+            elif any("neurons" in axis for axis in axes):
                 beside = full.rpartition(".")[0]
                 axes = tuple(axis.replace("neurons", "shared_neurons") for axis in axes)
             tensors[full] = axes
-        if not router:
-            raise self._refuse(f"no router beside {packed}")
         biased = [name for name in tensors if name.startswith(f"{router}.")]
-        tensors |= dict.fromkeys(biased, ("experts",))
+        for name in biased:  # [E], or [1, E]
+            shape = state[f"{start}{name}" if f"{start}{name}" in state else f"{start}{name}.weight"].shape
+            tensors[name] = tuple("experts" if size == count else "" for size in shape)
         wide = f"{start}{beside}.down_proj.weight" if beside else ""
         width = self._find_setting(wide, 1, 72, stays=second, exact=True) if wide else ""
         common = self._find_setting(wide, 1, 3, stays=second) if wide and not width else ""
@@ -581,9 +648,8 @@ class _Reading:
 
     def _read_norm(self, start: str, name: str) -> bool:
         """Whether it has one weight, over the channels."""
-        axis = self.axes.get((f"{start}{name}.weight", 0))
         weight = self.tiny.state_dict().get(f"{start}{name}.weight")
-        return axis is not None and axis.site in self.channels and weight is not None and weight.dim() == 1
+        return weight is not None and weight.dim() == 1 and self._is_stream(f"{start}{name}.weight", 0)
 
     def _run_layer(self, model: PreTrainedModel, start: str) -> tuple[Tensor, Tensor]:
         """The states that a layer took when the model ran, and what that of a changed copy gives for them."""
@@ -610,6 +676,8 @@ class _Reading:
 
     def _passes_through(self, start: str, blocks: Sequence[Block]) -> bool:
         """Whether a layer whose sub-blocks give nothing passes its input on: its norms lie beside the stream."""
+        if start.removesuffix(".") not in self.arguments:
+            return False  # it is not called as a module
         copied = copy.deepcopy(self.tiny)
         for name, parameter in copied.named_parameters():
             inner = name.removeprefix(start)
@@ -637,7 +705,7 @@ class _Reading:
                 norm = copy.deepcopy(self.modules[call.path])
                 with torch.no_grad():
                     norm.get_parameter("weight").zero_()
-                    return float(norm(call.entered[0]).abs().max() > 0)
+                    return float(next(_tensors(norm(call.entered[0]))).abs().max() > 0)
         return 0.0
 
     def _scales_embedding(self, scale: float, rtol: float = 1e-3) -> bool:
@@ -646,7 +714,9 @@ class _Reading:
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
             return False
-        first = next(call for call in self.calls if f"{call.path}." == self.starts[0])
+        first = next((call for call in self.calls if f"{call.path}." == self.starts[0]), None)
+        if first is None:  # it is not called as a module
+            return False
         scaled = embeddings.get_parameter("weight")[table.entered[0]] * scale
         return any(
             one.shape == scaled.shape and torch.allclose(one, scaled, rtol=rtol, atol=0) for one in first.entered
@@ -685,6 +755,18 @@ class _Reading:
             if list(differ) == [dim] and (differ[dim] == value or (differ[dim] % value == 0 and not exact)) and alike:
                 return name
         return ""
+
+    def _find_width(self, blocks: Sequence[Block], dim: int) -> str:
+        """The setting by which a plain FFN is as wide as it says, and which nothing else but experts goes by."""
+        setting = self._find_setting(self.dense, dim, 72, exact=True)
+        tables = [block.tensors for block in blocks] + ([self.experts.tensors] if self.experts else [])
+        wide = {name for table in tables for name, axes in table.items() if any("neurons" in axis for axis in axes)}
+        plain, changed = self._build_shapes({}), self._build_shapes({setting: 72} if setting else {})
+        for name in plain:
+            inside = next((name.removeprefix(start) for start in self.starts if name.startswith(start)), name)
+            if plain[name] != changed.get(name) and not {inside, inside.rpartition(".")[0]} & wide:
+                return ""
+        return setting
 
     def _states_head_dim(self, out: str) -> bool:
         """Whether the config may say how large a head is; out: the output linear of an attention."""

@@ -1,0 +1,80 @@
+"""The service: answers as prune_context gives them, many at once, and one line for what can't be answered."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fastapi.testclient import TestClient
+
+import secateur
+from secateur.errors import InputError
+from secateur.runs import serving
+
+PAGE = "<p>Apple trees are pruned in winter.</p><p>Cherry trees are pruned in summer.</p>"
+ROW = {"question": "When are cherry trees pruned?", "html": PAGE}
+
+
+@pytest.fixture(scope="module")
+def client():
+    return TestClient(serving.open_app(serving.Service("htmlrag", "words=6"), workers=2, largest=2000))
+
+
+def test_it_answers_as_python_does_and_a_request_may_bring_its_budget(client):
+    found = client.post("/prune", json=ROW).json()
+    alone = secateur.prune_context("htmlrag", PAGE, ROW["question"], "words=6")
+    assert found["text"] == alone.text == "<p>Cherry trees are pruned in summer.</p>"
+    assert (found["before"], found["after"]) == (dict(alone.before), dict(alone.after))
+    assert found["documents"] == list(alone.documents)
+    assert client.post("/prune", json={**ROW, "budget": "words=2"}).json()["after"] == {"words": 2}
+
+
+def test_many_at_once_get_their_own_answers(client):
+    def ask(number):
+        page = f"<p>About town{number}.</p><p>{'More. ' * 9}</p>"
+        return client.post("/prune", json={"question": f"town{number}", "html": page}).json()["text"]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(24))) == [f"<p>About town{number}.</p>" for number in range(24)]
+    health = client.get("/health").json()
+    assert (health["status"], health["recipe"], health["in_work"]) == ("ok", "htmlrag", 0)
+    assert health["answered"] >= 24
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("no json", 400, "this line is no JSON"),
+        ("[1]", 400, "this line is a list"),
+        (json.dumps({"question": "why?"}), 400, "no html, text, passages"),
+        (json.dumps({"html": PAGE}), 400, "there is no question"),
+        (json.dumps({"question": "why?", "file": "/etc/passwd"}), 400, "no html, text, passages"),
+        (json.dumps({**ROW, "budget": "words=no"}), 400, "words=no"),
+        (json.dumps({**ROW, "budget": 5}), 400, "budget 5 is no text"),
+        (json.dumps({**ROW, "html": "x" * 3000}), 413, "at most 2000 bytes"),
+        (b"\xff\xfe", 400, "this line is no JSON"),
+        ("[" * 1500, 400, "this line is no JSON"),
+    ],
+)
+def test_what_can_not_be_answered_gets_one_line(client, body, status, words):
+    answer = client.post("/prune", content=body)
+    assert answer.status_code == status
+    assert words in answer.json()["error"]
+    assert "\n" not in answer.json()["error"]
+
+
+def test_who_comes_when_all_are_busy_is_turned_away():
+    client = TestClient(serving.open_app(serving.Service("htmlrag", "words=6"), workers=0 + 1, waiting=-1))
+    answer = client.post("/prune", json=ROW)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert client.get("/health").json()["turned_away"] == 1
+
+
+def test_a_recipe_or_option_that_is_none_is_refused_before_anything_is_served():
+    for given, words in [(("ziplm", "params=50%"), "does not prune what a model reads"), (("htmlrag", "x"), "budget"),
+                         (("kg_rag", "words=5"), "give the graph")]:  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            serving.Service(*given)
+    with pytest.raises(InputError, match="wide"):
+        serving.Service("htmlrag", "words=6", wide=0.5)

@@ -1,0 +1,120 @@
+"""Pipelines side by side: what they keep of answers at equal limits, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from chat_server import say, served
+from secateur.errors import DataError, InputError
+from secateur.studies import executor, rag
+
+TREES = (
+    "<h1>Trees</h1><p>" + "Much is said of gardens and their owners. " * 12 + "</p>"
+    "<h2>Cherry</h2><p>Cherry trees are pruned in summer.</p><h2>Apple</h2><p>Apple trees are pruned in winter.</p>"
+)
+ROWS = [
+    {"question": "When are cherry trees pruned?", "answers": ["pruned in summer"], "html": TREES},
+    {"question": "When are apple trees pruned?", "answers": ["in spring", "in winter"], "html": TREES},
+    {"question": "Who owns the moon?", "answer": "Nobody", "passages": ["A.", "Nobody owns the moon."],
+     "titles": ["Letters", None]},
+]  # fmt: skip
+QUICK = {"budgets": ("words=20", "words=60"), "words": (10,)}
+
+
+@pytest.fixture
+def questions(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return file
+
+
+def test_pipelines_are_judged_at_equal_limits_and_nothing_is_cut_twice(questions, tmp_path, monkeypatch):
+    found = executor.study("rag", None, questions, tmp_path / "out", **QUICK, letters=80)
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert len(items) == 3 + 3 * 2 * 5, "nothing cut, and five pipelines under two budgets"
+    for item in items:
+        assert not item["budget"] or item["cost"] <= float(item["budget"].removeprefix("words="))
+    kept = {(i["pipeline"], i["budget"], i["question"]): i["kept"] for i in items}
+    assert all(kept[rag.WHOLE, "", row["question"]] for row in ROWS)
+    assert all(kept["htmlrag", "words=20", row["question"]] for row in ROWS)
+    assert not kept[rag.FIRST, "words=60", ROWS[0]["question"]], "the garden's owners come first"
+    header, whole, first = found.tables[0].rows[:3]
+    assert header == ["Pipeline", "words=20", "words=60"]
+    assert whole[1].startswith("100.0 [")
+    assert first[0] == rag.FIRST
+    assert "htmlrag keeps the answers of 100.0" in found.headline
+    assert "htmlrag" in (tmp_path / "out" / "study.html").read_text()
+    monkeypatch.setattr(rag, "_answer", lambda *_: pytest.fail("cut again"))
+    assert executor.study("rag", None, questions, tmp_path / "out", **QUICK, letters=80).headline == found.headline
+
+
+def test_a_reader_answers_by_what_is_left(questions, tmp_path):
+    def answer(body, headers):
+        text = body["messages"][0]["content"]
+        said = "In summer, perhaps.\nOr not." if "summer" in text else "I can't say"
+        return say({"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": {}})
+
+    data = rag.read(questions)
+    with served(answer) as url:
+        found = rag.rag(None, data, tmp_path / "run", **QUICK, reader=url, reader_name="small")
+    item = found.items["htmlrag"]["words=20"][0]
+    assert item["answer"] == "In summer, perhaps."
+    assert item["f1"] == pytest.approx(2 * 2 / 6)
+    assert any(table.title.startswith("What a reader answers") for table in found.sheet().tables)
+
+
+def test_a_file_may_be_named_from_the_folder_of_the_questions_and_counts_among_what_is_asked(tmp_path):
+    (tmp_path / "page.html").write_text(TREES)
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({**ROWS[0], "files": ["page.html"]}) + "\n")
+    before = rag.read(file)
+    assert before.rows[0].documents == (tmp_path / "page.html",)
+    (tmp_path / "page.html").write_text(TREES.replace("summer", "autumn"))
+    assert rag.read(file).digest != before.digest
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "Why?", "html": TREES}, "line 1: this line has no answers"),
+        ({"question": "Why?", "answers": [" "], "html": TREES}, "line 1: this line has no answers"),
+        ({"answers": ["x"], "html": TREES}, "line 1: this line has no question"),
+        ({"question": "Why?", "answers": ["x"]}, "line 1: this line has no html, text, passages"),
+        ({"question": "Why?", "answers": ["x"], "files": ["none.html"]}, "none.html is no file"),
+        ({"question": "Why?", "answers": ["x"], "files": "a.html"}, "no list of paths"),
+    ],
+)
+def test_lines_that_can_not_be_asked_are_named(tmp_path, row, words):
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=words):
+        rag.read(tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"budgets": ("words=20%",)}, "give equal limits"),
+        ({"budgets": ("words=20", "tokens=20")}, "give equal limits"),
+        ({"budgets": ()}, "give equal limits"),
+        ({"budgets": ("tokens=20",)}, "tokens are counted by a tokenizer"),
+        ({"recipes": ("ziplm",)}, "ziplm does not prune what a model reads"),
+        ({"settings": ("htmlrag.wide",)}, "was not understood: give RECIPE.OPTION=VALUE"),
+        ({"settings": ("htmlrag.wide=0.5",)}, "wide"),
+        ({"words": (0,)}, "sizes of chunks"),
+    ],
+)
+def test_what_can_not_be_compared_is_refused_before_any_work(questions, tmp_path, given, words):
+    with pytest.raises(InputError, match=words):
+        executor.study("rag", None, questions, tmp_path / "out", **{**QUICK, **given})
+    assert not (tmp_path / "out" / "study.json").exists()
+
+
+def test_a_study_of_questions_takes_no_network_and_wants_its_questions(questions):
+    with pytest.raises(InputError, match="takes no MODEL and reads questions with answers"):
+        executor.study("rag", "net.py:build", questions, "out")
+    with pytest.raises(InputError, match="give it as --data"):
+        executor.study("rag", None, None, "out")
+    found = executor.study("rag", None, questions, "out", dry_run=True, **QUICK)
+    assert found.headline == "dry run: 3 questions, 24 cuts"
