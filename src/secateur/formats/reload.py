@@ -9,11 +9,13 @@ heterogeneous result, so that it loads anywhere.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 Table = dict[str, Any]
 """Part of a family's table, as plain data."""
@@ -40,11 +42,20 @@ class Removed(nn.Module):
     inner: name of the output linear inside the sub-block's module, "" where it comes after the module. gives: values
     in the tuple that the module returned, 0 where it returned the states alone.
     A decoder's cache tells the sequence length by its layers, so a removed attention (`layer` is its index)
-    still leaves one number per token there, [batch, 1, tokens, 1]. Models ask sub-blocks for what they hold, to fill
-    it with first values, say: `was`, which is without memory, answers.
+    still leaves one number per token there, [batch, 1, tokens, 1]. The table of positions that all layers of a stack
+    share is in the first one, and stays there: `tables` are such modules by name. Models ask sub-blocks for what they
+    hold, to fill it with first values, say: `was`, which is without memory, answers.
     """
 
-    def __init__(self, was: nn.Module, inner: str, bias: torch.Tensor | None, layer: int | None, gives: int) -> None:
+    def __init__(
+        self,
+        was: nn.Module,
+        inner: str,
+        bias: torch.Tensor | None,
+        layer: int | None,
+        gives: int,
+        tables: dict[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.inner, self.layer, self.gives, self.biased = inner, layer, gives, False
         if inner and bias is not None:
@@ -55,7 +66,13 @@ class Removed(nn.Module):
                 place = place.get_submodule(name)
             place.add_module(last, Bias(bias))
             self.biased = True
+        self.tables = list(tables or {})
+        for name, table in (tables or {}).items():
+            self.add_module(name, table)
+            delattr(was, name)
         self.__dict__["was"] = was.to("meta")  # no module of this one
+        for name in self.tables:
+            was.add_module(name, self.get_submodule(name))
 
     def __getattr__(self, name: str) -> torch.Tensor | nn.Module:
         try:
@@ -77,10 +94,15 @@ class Removed(nn.Module):
         else:
             output = torch.zeros_like(hidden_states)  # as large as what layers may add to in place
         cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)  # of any name
+        positions = kwargs.get("position_bias")  # of all layers, which each hands to the next
+        if self.tables and positions is None:
+            new, seen = hidden_states.shape[1], 0 if cache is None else cache.get_seq_length(self.layer)
+            positions = self.__dict__["was"].compute_bias(new, seen + new, hidden_states.device, seen)
         if cache is not None and self.layer is not None:
             mark = hidden_states.new_zeros(hidden_states.shape[0], 1, hidden_states.shape[1], 1)
+            cache = getattr(cache, "self_attention_cache", cache)  # of a decoder that has an encoder
             cache.update(mark, mark, self.layer)
-        return (output, *[None] * (self.gives - 1)) if self.gives else output
+        return (output, *[positions, *[None] * self.gives][: self.gives - 1]) if self.gives else output
 
 
 class Gone(nn.Identity):
@@ -102,6 +124,17 @@ class LayerConfig:
         if name.startswith("__") or "shared" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.__dict__["shared"], name)
+
+
+def list_configs(config: Any, count: int) -> list[Any]:
+    """What the config says of each of `count` layers, those of an encoder before its decoder's.
+
+    transformers' `per_layer_config` knows one list of layers; two lists have "layers" under the config's "secateur".
+    """
+    own = (getattr(config, "secateur", None) or {}).get("layers")
+    if own is not None:
+        return [LayerConfig(config, **values) for values in own]
+    return [config.per_layer_config[index] for index in range(count)] if config.is_heterogeneous else [config] * count
 
 
 def find_blocks(layer: nn.Module, family: Table, gone: tuple[str, ...] | list[str] = ()) -> dict[str, Table]:
@@ -136,11 +169,12 @@ def resize(model: Any, family: Table) -> None:
     `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its
     weight; an axis is "", "channels", "neurons", "heads" (one number per query head), "heads*" (head_dim numbers for
     each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" and
-    "shared_neurons" of a mixture, or several of them joined by "+".
+    "shared_neurons" of a mixture, "cross*" (the same per head of a cross-attention), or several of them joined by "+".
     """
     experts = family["experts"]
-    for index, layer in enumerate(model.base_model.get_submodule(family["layers"])):
-        config = model.config.per_layer_config[index]
+    lists = [model.base_model.get_submodule(path) for path in family["stacks"]]
+    places = [(number, layer) for layers in lists for number, layer in enumerate(layers)]
+    for (index, layer), config in zip(places, list_configs(model.config, len(places)), strict=True):
         heads = getattr(config, "num_attention_heads", None) or 1
         kv = getattr(config, "num_key_value_heads", None) or heads
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -150,11 +184,13 @@ def resize(model: Any, family: Table) -> None:
             "heads": heads,
             "heads*": heads * head_dim,
             "kv*": kv * head_dim,
+            "cross*": getattr(config, "cross_heads", 0) * head_dim,
         }
         skip = getattr(config, "skip", [])
         for kind, block in find_blocks(layer, family).items():
             if kind in skip:
-                _remove(layer, block, index if kind == "attention" else None)
+                decodes = len(lists) == 1 or layer in [*lists[-1]]
+                _remove(layer, block, index if kind == "attention" and decodes else None, family["shares_positions"])
                 continue
             tensors = block["tensors"]
             if kind == "ffn" and experts and experts["packed"] in dict(layer.named_modules()):
@@ -164,9 +200,18 @@ def resize(model: Any, family: Table) -> None:
                 if any(axes) and "" not in axes and _has(layer, name):
                     shape = [sum(_size(part, sizes) for part in axis.split("+")) for axis in axes]
                     _reshape(layer, name, shape, family["conv1d"])
+            if kind == "cross" and "heads" not in family["whole"]:
+                attention, biased = layer.get_submodule(block["module"]), bool(family["shares_positions"])
+                _recount(attention, config.cross_heads, config.cross_heads, head_dim, biased)
+                if biased:
+                    attention.config = LayerConfig(model.config, _attn_implementation="secateur_heads")
             if kind == "attention" and "heads" not in family["whole"]:
                 attention = layer.get_submodule(block["module"])
-                _recount(attention, heads, kv, head_dim)
+                biased = bool(family["shares_positions"])
+                _recount(attention, heads, kv, head_dim, biased)
+                if biased:
+                    attention.position_heads = list(config.position_heads)
+                    attention.config = LayerConfig(model.config, _attn_implementation="secateur_heads")
                 if family["own_config"]:
                     attention.config = LayerConfig(model.config, num_attention_heads=heads, num_key_value_heads=kv)
 
@@ -197,13 +242,15 @@ def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]
     return {"experts": count, "expert_neurons": neurons, "shared_neurons": shared}
 
 
-def _remove(layer: Any, block: dict[str, Any], index: int | None) -> None:
+def _remove(layer: Any, block: dict[str, Any], index: int | None, shared: bool) -> None:
     out: Any = dict(layer.named_modules()).get(block["out"])  # a layer with experts has none
     bias: Any = getattr(out, "bias", None)
     inside = block["out"].startswith(block["module"] + ".")
     inner = block["out"][len(block["module"]) + 1 :] if inside else ""
     was = layer.get_submodule(block["module"])
-    layer.set_submodule(block["module"], Removed(was, inner, bias, index, block["gives"]))
+    own = {name[len(block["module"]) + 1 :] for name, axes in block["tensors"].items() if not any(axes)}
+    tables = {name: was.get_submodule(name) for name in own if shared and name in dict(was.named_modules())}
+    layer.set_submodule(block["module"], Removed(was, inner, bias, index, block["gives"], tables))
     if not inside:
         layer.set_submodule(block["out"], Bias(bias))
     for norm in (*block["before"], *(block["after"] if bias is None else ())):
@@ -233,8 +280,35 @@ def _reshape(layer: Any, name: str, shape: list[int], conv1d: bool) -> None:
             setattr(linear, name, value)
 
 
-def _recount(attention: Any, heads: int, kv: int, head_dim: int) -> None:
-    """Set the counts which attention modules keep beside their weights; models name them differently."""
+def _attend(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    position_bias: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The model's own kind of attention, of heads that went with what the first layer says of all heads' positions.
+
+    query [B, H, S, d]; position_bias [1, heads of the uncut model, S, S], the same for all layers.
+    """
+    if position_bias is not None and position_bias.shape[1] != query.shape[1]:
+        kept = getattr(module, "position_heads", None)  # none of a cross-attention, whose are zeros
+        position_bias = position_bias[:, :1] if kept is None else position_bias[:, kept]
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    run: Any = ALL_ATTENTION_FUNCTIONS.get_interface(module.config.shared._attn_implementation, own)
+    return run(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
+
+
+ALL_ATTENTION_FUNCTIONS.register("secateur_heads", _attend)
+
+
+def _recount(attention: Any, heads: int, kv: int, head_dim: int, biased: bool = False) -> None:
+    """Set the counts which attention modules keep beside their weights; models name them differently.
+
+    biased: the class makes zeros for the positions of as many heads as others have, too, and takes that from n_heads.
+    """
     sizes = (getattr(attention, name, None) for name in ("head_dim", "attention_head_size", "head_size"))
     built = next(filter(None, sizes), head_dim)
     if built != head_dim and hasattr(attention, "scaling") and getattr(attention, "scale_attn_weights", True):
@@ -254,7 +328,7 @@ def _recount(attention: Any, heads: int, kv: int, head_dim: int) -> None:
         "split_size": heads * head_dim,
     }
     for name, value in counts.items():
-        if hasattr(attention, name):
+        if hasattr(attention, name) and not (biased and name == "n_heads"):
             setattr(attention, name, value)
 
 

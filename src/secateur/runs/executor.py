@@ -77,6 +77,7 @@ def run(
     environment: Phase | None = None,
     timer: Timer | None = None,
     stream: bool = False,
+    part: str | None = None,
     on_result: Callable[[Evidence], object] | None = None,
     **options: object,
 ) -> list[Evidence]:
@@ -125,6 +126,8 @@ def run(
             CPU); eager if None.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
             not measured then. Only some recipes can.
+        part: of a model of several, such as one that reads images, too, the one that is cut: language_model, say. The
+            result is the whole model with that part in its place.
         on_result: called with each budget's evidence as soon as its model is in place.
         options: the recipe's own.
 
@@ -166,7 +169,7 @@ def run(
         completion_only=completion_only, packing=packing,
     )  # fmt: skip
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
-    subject = backend.open(model, device, corpus, inputs)
+    subject = backend.open(model if part is None else backend.open_part(model, part), device, corpus, inputs)
     backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
@@ -196,6 +199,7 @@ def run(
         **({} if place.length is None else {"length": place.length}),
         **{name: value for name, value in (("environment", environment), ("timer", timer)) if value is not None},
         **({"stream": True} if stream else {}),
+        **({} if part is None else {"part": part}),
         **splits.columns(
             text,
             label,

@@ -156,7 +156,7 @@ def test_what_layers_have_of_their_own_stays_when_neurons_go(
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [
-        ("T5ForConditionalGeneration", "T5Config", "has 2 lists of 6 layers"),
+        ("AlbertForMaskedLM", "AlbertConfig", "has 0 lists of 12 layers"),
         ("Gemma3ForConditionalGeneration", "Gemma3Config", r"open one of its parts \(text_config, vision_config\)"),
         ("Zamba2ForCausalLM", "Zamba2Config", "has other tensors"),
     ],

@@ -93,10 +93,9 @@ def test_an_unknown_architecture(folder: Path) -> None:
     data = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(data | {"model_type": "mamba3000"}))
     refused(folder, UnsupportedError, "'mamba3000'", f"transformers {transformers.__version__} doesn't have")
-    model = transformers.T5ForConditionalGeneration(
-        transformers.T5Config(vocab_size=8, d_model=8, d_ff=8, num_layers=1, num_heads=1)
-    )
-    refused(model, UnsupportedError, "T5ForConditionalGeneration has 2 lists of 1 layers")
+    small = {"vocab_size": 8, "hidden_size": 8, "embedding_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    model = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**small, num_hidden_layers=2))
+    refused(model, UnsupportedError, "AlbertForMaskedLM has 0 lists of 2 layers")
 
 
 def test_remote_code_is_not_run_unasked(folder: Path) -> None:

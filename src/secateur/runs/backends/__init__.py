@@ -91,6 +91,12 @@ class Backend(Protocol[S, D, B]):
         """Open the source as a subject, on the device; `inputs` are example inputs of networks."""
         ...
 
+    def open_part(self, source: Source, part: str) -> S:
+        """Open a part of a model of several as a subject."""
+        raise InputError(
+            f"part={part} is of language models in memory, and this recipe works on {self.family}: leave it out"
+        )
+
     def reopen(self, source: Source, original: S, device: str | None = None) -> S:
         """Open another subject, to be compared with `original`."""
         return self.open(source, device)

@@ -30,7 +30,7 @@ from secateur.runs import memory_plan, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
-from secateur.subjects.transformer import low_rank
+from secateur.subjects.transformer import low_rank, parts
 from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
@@ -41,6 +41,9 @@ __all__ = [
 
 TOKENS = 64
 """Of a sequence of the timed environment, for recipes without an option of their own."""
+
+_WRITE = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq", "AutoModelForImageTextToText")
+"""Automatic classes of models whose names end otherwise."""
 
 _SAME = 1e-4
 """How far apart outputs may be that should be the same but for rounding, relative to their size."""
@@ -107,7 +110,9 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         else:
             task = re.search(r"For[A-Z]\w*$", architecture)
             automatic = f"AutoModel{task[0]}" if task else "AutoModel"
-            automatic = automatic if hasattr(transformers, automatic) else "AutoModel"
+            named = architecture.removeprefix("Secateur")
+            writes = (name for name in _WRITE if named in str(_names_of(name).get(config.get("model_type"))))
+            automatic = automatic if hasattr(transformers, automatic) else next(writes, "AutoModel")
             library, call = "transformers", f"{automatic}.from_pretrained"
         imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
         if low_rank.has_branches(folder / low_rank.FOLDER):
@@ -128,6 +133,12 @@ class Language(TextBackend[Transformer]):
             for module in (subject.model, *subject.head):
                 modes.move_to_device(module, device)
         return subject
+
+    def open_part(self, source: Model, part: str) -> Transformer:
+        """The part with that name, see `subjects.transformer.parts`."""
+        if isinstance(source, Transformer):
+            raise InputError(f"part={part} is of a model that is opened here: give its folder, its Hub id or the model")
+        return parts.open_part(source, part)
 
     def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
         """Refuse models that are offloaded, and such that are split by a recipe that does not go block by block."""
@@ -241,13 +252,13 @@ class Language(TextBackend[Transformer]):
             "params": Figure(float(sum(p.numel() for p in weights))),
             "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
             "bytes": Figure(stored_bytes(subject), unit="B"),
-            "flops": Figure(size.flops(subject.model, batch)),
+            "flops": Figure(size.flops(subject.model, subject.arguments(batch))),
             **sparsity.figures(self.matrices(subject), stored_bytes(subject), bits),
         }
         if isinstance(subject, Moe):
             row["active_params"] = Figure(subject.active_params())
         if subject.kind == "decoder":
-            cache = size.kv_cache_bytes(subject.model, batch)
+            cache = size.kv_cache_bytes(subject.model, subject.arguments(batch))
             row["kv_cache"] = Figure(cache, unit="B")
             row["memory"] = Figure(row["bytes"].value + cache, unit="B")
         else:
@@ -328,6 +339,12 @@ class Language(TextBackend[Transformer]):
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__
         return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+
+
+def _names_of(automatic: str) -> Mapping[str, object]:
+    """Model type -> the names of the classes that an automatic class makes of it."""
+    found: Mapping[str, object] = getattr(transformers, automatic)._model_mapping._model_mapping
+    return found
 
 
 def per_batch(units: Units) -> dict[str, float]:

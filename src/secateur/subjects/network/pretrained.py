@@ -23,9 +23,19 @@ from secateur.subjects.network.traced import Traced
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["describes", "is_pretrained", "make_inputs", "open_pretrained", "reads_texts", "save", "takes_tokens"]
+__all__ = [
+    "BESIDE",
+    "describes",
+    "draw_input",
+    "is_pretrained",
+    "make_inputs",
+    "open_pretrained",
+    "reads_texts",
+    "save",
+    "takes_tokens",
+]
 
-_BESIDE = (
+BESIDE = (
     "tokenizer*.json", "tokenizer*.model", "vocab*.json", "vocab*.txt", "merges*.txt", "*.model", "*.spm",
     "special_tokens_map.json", "added_tokens.json", "normalizer.json", "*processor_config.json",
     "feature_extractor*.json", "chat_template*", "*.jinja", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
@@ -97,15 +107,15 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
         rest["decoder_input_ids"] = tokens[:, : max(1, length // 2)]
     if getattr(config, "use_cache", False):
         rest["use_cache"] = False
-    first = _draw_input(model, main, draw) if main in _DRAWN else tokens
+    first = draw_input(model, main, draw) if main in _DRAWN else tokens
     inputs: dict[str, Tensor | bool] = {main: first}
     known = [name for name in inspect.signature(model.forward).parameters if name in (_IDS, *_DRAWN) and name != main]
     if known and not _runs(model, inputs | rest):
-        inputs |= {name: tokens if name == _IDS else _draw_input(model, name, draw) for name in known}
+        inputs |= {name: tokens if name == _IDS else draw_input(model, name, draw) for name in known}
     return inputs | rest
 
 
-def _draw_input(model: PreTrainedModel, name: str, draw: torch.Generator) -> Tensor:
+def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator) -> Tensor:
     """Pixels [B, C, H, W], samples [B, T] or frames [B, mel bins, T], in the precision of the model."""
     config, batch = model.config, 2
     if name == "pixel_values":
@@ -153,7 +163,7 @@ def save(subject: Traced, folder: Path, original: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     cast("PreTrainedModel", subject.model).save_pretrained(folder)
     home = loading.locate(original)
-    for pattern in _BESIDE:
+    for pattern in BESIDE:
         for path in home.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)

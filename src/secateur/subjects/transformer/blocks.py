@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -36,6 +36,7 @@ __all__ = [
     "Blocks",
     "Call",
     "Reader",
+    "Recording",
     "count",
     "count_starved",
     "receipt",
@@ -80,6 +81,18 @@ class Blocks(Protocol):
 
     def recall(self, path: str, file: Path) -> None:
         """Take the block at `path` from a `file` that `store` wrote."""
+        ...
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A subject of several lists of blocks, each of which reads what an earlier one gives."""
+
+    starts: Sequence[int]
+    """The first block of each list."""
+
+    def record(self, batch: Mapping[str, Tensor], begin: int) -> tuple[Tensor, list[Call]]:
+        """As `record_calls`, of the list of blocks that begins at `begin`."""
         ...
 
 
@@ -304,15 +317,17 @@ def visit(
     if start == len(paths):
         return
     current = _States(own, start)
-    written = current.complete(len(mine))
-    if start and not written:
+    begins: Sequence[int] = subject.starts if isinstance(subject, Recording) else [0]
+    again = start in begins  # nothing of earlier blocks enters it
+    written = not again and current.complete(len(mine))
+    if not again and not written:
         raise ModelError(
             f"{folder} lacks the states of block {start} for {many} process{'es' if many > 1 else ''}: go on with as "
             "many as before, or delete it and run the same command again"
         )
     inside: list[list[Call]] = []
     with subject.resident():
-        entering = _entering(subject, mine, inside)
+        entering = _entering(subject, mine, inside, max(begin for begin in begins if begin <= start))
         if written:
             for _ in entering:
                 pass
@@ -324,6 +339,9 @@ def visit(
     console = Console(stderr=True)
     for index in track(range(start, len(paths)), title, console=console, disable=not shown, transient=True):
         path = paths[index]
+        if index in begins and index > start:
+            inside.clear()
+            current.write(_entering(subject, mine, inside, index))
         with subject.resident(path):
             module = subject.model.get_submodule(path)
             block = Block(
@@ -332,7 +350,7 @@ def visit(
                 module,
                 matrices(subject.model, [path]),
                 current,
-                [each[index] for each in inside],
+                [each[index - max(begin for begin in begins if begin <= index)] for each in inside],
                 masks,
             )
             following = _States(own, index + 1)
@@ -365,15 +383,17 @@ def _keep(subject: Blocks, path: str, file: Path) -> None:
         subject.recall(path, file)
 
 
-def _entering(subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]]) -> Iterator[Tensor]:
-    """What enters the first block, batch by batch; the calls of all blocks are put into `inside`.
+def _entering(
+    subject: Blocks, batches: Sequence[Mapping[str, Tensor]], inside: list[list[Call]], begin: int = 0
+) -> Iterator[Tensor]:
+    """What enters block `begin`, batch by batch; the calls of it and all behind it are put into `inside`.
 
     States are not held: they are as many as all texts together. What calls hand over, such as rotary tables and causal
     masks, mostly is the same for every batch, and is held once.
     """
     pool: dict[Any, list[Tensor]] = {}
     for batch in batches:
-        states, noted = record_calls(subject, batch)
+        states, noted = subject.record(batch, begin) if isinstance(subject, Recording) else record_calls(subject, batch)
         known: dict[int, Tensor] = {}
         inside.append([_pooled_call(call, pool, known) for call in noted])
         del noted, known

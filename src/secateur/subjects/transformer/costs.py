@@ -26,7 +26,8 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     attends = np.array(["attention" in layout.blocks(index) for index in range(len(widths))])
     # By an attention, or the mark it leaves, the cache counts tokens: the only layer that has one stays.
     stays = attends & (attends.sum() == 1)
-    stays[0] |= bool(layout.family.first_stays)
+    for start, count in zip(layout.starts, layout.counts, strict=True):
+        stays[start] |= bool(layout.family.first_stays) or (count == 1 and len(layout.counts) > 1)
     alone = stays if stays.any() and len(widths) > 1 else None
     found = {"layers": Site("layers", len(widths), minimum=1, fixed=alone)}
     for kind in dict.fromkeys(block.kind for block in layout.family.blocks):
@@ -42,6 +43,9 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
             found[heads] = Site(heads, width.heads, group=group, owner=(groups, group))
         elif width.heads:
             found[heads] = Site(heads, width.heads, owner=("attention", np.full(width.heads, index)))
+        if width.cross:
+            name = f"layers.{index}.cross.heads"
+            found[name] = Site(name, width.cross, owner=("cross", np.full(width.cross, index)))
         if width.neurons:
             owner = ("ffn", np.full(width.neurons, index))
             found[neurons] = Site(neurons, width.neurons, owner=owner, multiple=multiple)
@@ -125,6 +129,9 @@ def terms(
         if width.heads:
             products = 4.0 * batch * length**2 * layout.attention_width(index)  # queries by keys, and weights by values
             add("flops", products, [f"layers.{index}.heads"], {"units": (("layers", index),)})
+        if width.cross:
+            products = 4.0 * batch * length**2 * layout.attention_width
+            add("flops", products, [f"layers.{index}.cross.heads"], {"units": (("layers", index),)})
     found = [replace(term, coefficient=value) for term, value in total.items()]
     cached = [term for part in cache for term in (part, replace(part, measure="memory"))]
     return (*found, *cached), base
@@ -142,6 +149,8 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
             return 1, ""  # the site of the neurons counts those of all experts
         if name in _COUNTED:
             return 1, f"layers.{place.layer}.{name}"
+        if name == "cross*":
+            return layout.head_dim, f"layers.{place.layer}.cross.heads"
         grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].has_groups
         block = layout.head_dim * int(name.partition("*")[2] or 1) if "*" in name else 1
         return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
@@ -164,7 +173,8 @@ def _condition(layout: Layout, place: Place) -> dict[str, object]:
     width = layout.widths[place.layer]
     if place.block == "mixer":
         return {"units": (*with_layer["units"], ("mixer", place.layer))}
-    site = "heads" if place.block == "attention" else "experts" if width.experts else "neurons"
+    names = {"attention": "heads", "cross": "cross.heads"}
+    site = names.get(place.block, "experts" if width.experts else "neurons")
     return with_layer | {"present": (f"layers.{place.layer}.{site}",)}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
@@ -25,6 +25,7 @@ from secateur.subjects.transformer.per_layer import take_layers
 from secateur.vocabulary import Selection, Site, Units
 
 __all__ = [
+    "BLOCKS",
     "Kept",
     "build",
     "compose",
@@ -45,7 +46,7 @@ __all__ = [
 _Settings = dict[str, Any]
 """The values of a config by name."""
 
-_BLOCKS = ("attention", "ffn", "mixer")
+BLOCKS = ("attention", "cross", "ffn", "mixer")
 """Kinds of sub-blocks, whose sites have one unit for each layer."""
 
 
@@ -60,8 +61,8 @@ class Kept:
     layers: list[int]
     channels: Tensor | None
     parts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """Layer -> indices of its "heads", "kv", "neurons", "mixer", "experts", "shared_neurons"; of its "expert_neurons"
-    one row for each expert that stays, counted inside that expert."""
+    """Layer -> indices of its "heads", "kv", "neurons", "mixer", "cross", "experts", "shared_neurons"; of its
+    "expert_neurons" one row for each expert that stays, counted inside that expert."""
 
     def widths(self) -> list[Widths]:
         """The widths of the result, layer by layer."""
@@ -105,15 +106,21 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
         mixer = width.mixer and bool(keep["mixer"][index] if "mixer" in keep else True)
         neurons = indices(f"{name}.neurons", width.neurons)
         result.parts[index] = {"heads": heads, "kv": kv, "neurons": neurons, "mixer": torch.arange(int(mixer))}
+        result.parts[index]["cross"] = indices(f"{name}.cross.heads", width.cross)
         if width.experts:
             result.parts[index] |= _mixture(layout, index, indices)
     for kind, why in layout.whole.items():
-        partly = (stays[layers] if kind in _BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind)
-        if any(0 < stays.sum() < len(stays) or (kind in _BLOCKS and not stays.all()) for stays in partly):
+        partly = (stays[layers] if kind in BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind)
+        if any(0 < stays.sum() < len(stays) or (kind in BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
-    if layout.family.first_stays and 0 not in layers:
-        why = layout.family.first_stays
-        raise UnsupportedError(f"layer 0 of this {layout.family.model_type} model can't go: {why}; keep it")
+    for start, count in zip(layout.starts, layout.counts, strict=True):
+        if layout.family.first_stays and start not in layers:
+            why = layout.family.first_stays
+            raise UnsupportedError(f"layer {start} of this {layout.family.model_type} model can't go: {why}; keep it")
+        if len(layout.counts) > 1 and layers and not set(range(start, start + count)) & set(layers):
+            raise UnsupportedError(
+                f"selection keeps none of layers {start} to {start + count - 1}, a whole stack: keep one"
+            )
     attends = ["attention" in layout.blocks(index) for index in range(len(layout.widths))]
     if any(attends) and layers and not any(attends[index] for index in layers):
         raise UnsupportedError(
@@ -225,9 +232,8 @@ def new_name(layout: Layout, name: str, place: Place, stays: Kept) -> str | None
         return name
     if place.layer not in stays.layers or _goes(layout, place, stays):
         return None
-    layer = stays.layers.index(place.layer)
     inner = f"{place.module}.{place.leaf}" if place.module else place.leaf
-    return f"{layout.prefix}{layout.family.layers}.{layer}.{inner}"
+    return f"{layout.new_paths(stays.layers)[place.layer]}.{inner}"
 
 
 def slice_tensor(layout: Layout, tensor: Tensor, axes: Sequence[str], layer: int | None, stays: Kept) -> Tensor:
@@ -250,6 +256,7 @@ def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
         "attention": not len(parts["heads"]),
         "ffn": not len(parts["neurons"]) + len(parts.get("experts", ())),
         "mixer": not len(parts["mixer"]),
+        "cross": not len(parts["cross"]),
     }
     return emptied.get(place.block, False) and layout.leaves_with_block(place)
 
@@ -263,6 +270,8 @@ def new_config(
     keeps under "secateur".
     """
     family, old = layout.family, layout.model.config
+    if family.stacks:
+        return new_stacks(layout, widths, channels, layers, layer_index)
     data = old.to_dict()
     own = {int(index): values for index, values in (data.get("per_layer_config") or {}).items()}
     own = {
@@ -290,6 +299,64 @@ def new_config(
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
     config._experts_implementation = getattr(old, "_experts_implementation", None)
+    return config if plain else saving.mark_config(config)
+
+
+def new_stacks(
+    layout: Layout, widths: list[Widths], channels: int, layers: list[int], layer_index: list[int]
+) -> PretrainedConfig:
+    """`new_config` of a model whose config has names of its own for each list of layers.
+
+    Where one number can't say what all layers have, the config keeps its old ones, and "secateur" the layers'.
+    """
+    family, old = layout.family, layout.model.config
+    data = old.to_dict()
+    for name in ("auto_map", "architectures"):
+        data.pop(name, None)
+    said = {name: value for name, value in (data.get("secateur") or {}).items() if name != "layers"}
+    data["secateur"] = said | {"layer_index": layer_index}
+    data[_Native(type(old).attribute_map)["hidden_size"]] = channels
+    says, plain = dict[str, set[int]](), not channels % layout.head_dim
+    for stack, start, count in zip(family.stacks, layout.starts, layout.counts, strict=True):
+        stay = [place for place, layer in enumerate(layers) if start <= layer < start + count]
+        data[stack.count] = len(stay)
+        for place in stay:
+            width, old_width, kinds = widths[place], layout.widths[layers[place]], layout.blocks(layers[place])
+            heads = {size for kind, size in (("attention", width.heads), ("cross", width.cross)) if kind in kinds}
+            says.setdefault(stack.heads, set()).update(heads)
+            if "ffn" in kinds:
+                says.setdefault(stack.neurons or family.neurons, set()).add(width.neurons)
+            plain = plain and all(width.has(kind) for kind in kinds) and width.kv == width.heads
+            plain = plain and (family.states_head_dim or heads <= {channels // layout.head_dim})
+            plain = plain and not (family.shares_positions and heads != {getattr(old, stack.heads)})  # the table's
+            plain = plain and (bool(stack.neurons) or width.neurons == old_width.neurons)
+    plain = plain and all(len(sizes) == 1 for sizes in says.values())
+    if plain:
+        data |= {name: min(sizes) for name, sizes in says.items() if name in data}
+    elif channels != layout.hidden_size:  # a class may want heads that divide it; every layer states its own
+        data |= {stack.heads: math.gcd(channels, data[stack.heads]) for stack in family.stacks}
+    if not plain:
+        data["secateur"]["layers"] = [
+            {
+                "num_attention_heads": width.heads,
+                "num_key_value_heads": width.kv,
+                "cross_heads": width.cross,
+                family.neurons: width.neurons,
+                "head_dim": layout.head_dim,
+                "position_heads": [*range(width.heads)],
+                "skip": [kind for kind in layout.blocks(layer) if not width.has(kind)],
+            }
+            for layer, width in zip(layers, widths, strict=True)
+        ]
+    config = type(old).from_dict(data)
+    config._attn_implementation = old._attn_implementation
+    counted = [len(DynamicCache(config=one).layers) for one in (old, config)]
+    if family.has_encoder and counted[0] >= layout.counts[-1] and counted[1] < data[family.stacks[-1].count]:
+        first, last = (data[stack.count] for stack in family.stacks)
+        raise UnsupportedError(
+            f"selection keeps {first} of the encoder's layers and {last} of the decoder's: generation in a "
+            f"{family.model_type} model caches as many as the encoder has, so keep at least as many there"
+        )
     return config if plain else saving.mark_config(config)
 
 
@@ -482,6 +549,9 @@ def correct(
     """
     channels = layout.hidden_size if stays.channels is None else len(stays.channels)
     config = new_config(layout, stays.widths(), channels, stays.layers, layer_index)
+    for place, own in enumerate(config.secateur.get("layers", ()) if layout.family.shares_positions else ()):
+        columns = layout.position_heads(stays.layers[place])
+        own["position_heads"] = [columns[head] for head in stays.parts[stays.layers[place]]["heads"].tolist()]
     notes = [] if ratio == 1 else correct_norms(layout, state, config, ratio)
     fold_layer_scale(layout, state, config, stays.layers)
     return config, notes

@@ -7,13 +7,16 @@ with the reason. What was found is kept on the disk, by class, structure and ver
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +32,7 @@ from secateur.errors import SecateurError, UnsupportedError
 from secateur.subjects.network.checks import check_branches
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
+from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
@@ -38,6 +42,7 @@ from secateur.subjects.transformer.small_copy import (
     copy_small,
     describe_error,
     draw_apart,
+    has_encoder,
     list_kinds,
     make_tokens,
     plain_config,
@@ -162,14 +167,40 @@ def _quiet() -> Iterator[None]:
 
 def _derive(model: PreTrainedModel) -> Family:
     small = copy_small(model)
-    traced = Traced(_Read(small), Example.of((make_tokens(),)))
-    try:
-        groups = traced.groups()
-    except SecateurError as error:
-        raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
-    family = replace(read_family(small, groups), cached=_find_cached(small))
+    with _same_positions(small) as shared:
+        traced = Traced(_Read(small), Example.of((make_tokens(),)))
+        try:
+            groups = traced.groups()
+        except SecateurError as error:
+            raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
+        family = read_family(small, groups)
+    family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
     family = prove(small, replace(family, whole={**family.whole, **_keep_idle(traced, small, family)}))
     return family if "layers" in family.whole else _prove_depth(model, family)
+
+
+@contextmanager
+def _same_positions(model: PreTrainedModel) -> Iterator[list[object]]:
+    """Within the block, all heads are given the positions of the first, where layers hand them on by heads.
+
+    Through them heads of all layers hang together, while each layer can take of them what its own heads need. The list
+    has something in it once that was done.
+    """
+    module, found = sys.modules[type(model).__module__], list[object]()
+    own = getattr(module, "eager_attention_forward", None)
+    if own is None or "position_bias" not in inspect.signature(own).parameters or not has_encoder(model.config):
+        yield found
+        return
+
+    def attend(*args: Any, position_bias: Tensor | None = None, **kwargs: Any) -> object:
+        found.extend([] if position_bias is None else [True])
+        return own(*args, position_bias=None if position_bias is None else position_bias[:, :1], **kwargs)
+
+    vars(module)["eager_attention_forward"] = attend
+    try:
+        yield found
+    finally:
+        vars(module)["eager_attention_forward"] = own
 
 
 def _keep_idle(traced: Traced, small: PreTrainedModel, family: Family) -> dict[str, str]:
@@ -182,7 +213,7 @@ def _keep_idle(traced: Traced, small: PreTrainedModel, family: Family) -> dict[s
             if f"model.{name}" in traced.run.used:
                 continue
             why = f"{name} takes no part where tokens alone are read"
-            inside = name.removeprefix(f"{layout.prefix}{family.layers}.").partition(".")[2]
+            inside = layout.place(name).module
             kinds = {block.kind for block in family.blocks if inside.startswith(f"{block.module}.")}
             axes = [_INSIDE[kind] for kind in kinds if kind in _INSIDE]
             axes += ["channels"] if layout.hidden_size in tensor.shape else []
@@ -215,7 +246,7 @@ def _count_cached(model: PreTrainedModel) -> int:
             out = model.base_model(input_ids=make_tokens(), use_cache=True)
     except Exception:
         return 0
-    layers = [layer for value in out.values() if isinstance(value, Cache) for layer in value.layers]
+    layers = [layer for value in out.values() if isinstance(value, Cache) for layer in getattr(value, "layers", [])]
     keys = [layer.keys for layer in layers if isinstance(getattr(layer, "keys", None), Tensor)]
     return next((int(one.shape[1]) for one in keys if one.dim() == 4), 0)
 
@@ -225,20 +256,21 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
 
     Where it is the first alone that can't go, as one without a norm, it is that one that stays.
     """
-    depth = min(_DEPTH, int(model.config.num_hidden_layers))
+    every = list_kinds(model)
+    depth = 2 if family.has_encoder else min(_DEPTH, len(every))
     deep = copy_small(model, range(depth))
-    subject, kinds, every = make_subject(deep, family), list_kinds(deep), list_kinds(model)
+    subject, kinds = make_subject(deep, family), list_kinds(deep)
     fixed = subject.units()["layers"].fixed
     trials = [
         gone for gone, kind in enumerate(kinds)
         if depth > 1 and (kinds.count(kind) > 1 or every.count(kind) == 1) and not (fixed is not None and fixed[gone])
     ]  # fmt: skip
-    found = {gone: _compare(subject, "layers", {"layers": np.arange(depth) != gone}) for gone in trials}
+    found = {gone: _compare(subject, "layers", {"layers": np.arange(len(kinds)) != gone}) for gone in trials}
     failed = {gone: why for gone, why in found.items() if why}
     if trials and not failed:
         return family
-    if len(trials) > 1 and failed.keys() == {0}:
-        return replace(family, first_stays=failed[0])
+    if len(trials) > len(subject.layout.starts) and failed.keys() <= set(subject.layout.starts):
+        return replace(family, first_stays=next(iter(failed.values())))
     why = next(iter(failed.values()), "the loss of none of them can be tried on a small copy")
     return replace(family, whole={**family.whole, "layers": why})
 
@@ -282,7 +314,7 @@ def _try_cut(subject: Transformer, kind: str) -> str:
     units = subject.units()
     sites = {name: site.count for name, site in units.sites.items() if name.rpartition(".")[2] == kind}
     keep = {name: np.arange(count) % 2 == 0 for name, count in sites.items()}
-    if kind in ("layers", "attention", "ffn", "mixer"):  # those that go may be the first, built in another way
+    if kind in ("layers", *BLOCKS):  # those that go may be the first, built in another way
         trials = [keep, {name: ~stays for name, stays in keep.items()}]
     else:  # layers of unequal widths are built by other means
         trials = [keep, *([dict(list(keep.items())[:1])] if len(keep) > 1 else [])]

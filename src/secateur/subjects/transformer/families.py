@@ -12,6 +12,7 @@ An axis is written as
     "heads*"     query heads, `head_dim` rows each; "heads*3": three times as many, queries, keys and values of a head
     "heads"      query heads, one number each
     "kv*"        key/value heads, `head_dim` rows each (the query heads themselves where there are no groups)
+    "cross*"     heads of a cross-attention, `head_dim` rows each
     "experts"    the experts of a mixture
     "expert_neurons", "shared_neurons"  the FFN neurons of each expert, and of the expert that every token passes
     "a+b"        the parts one after the other, as in a fused projection
@@ -28,22 +29,22 @@ from typing import Any, Literal
 from secateur.errors import UnsupportedError
 from secateur.formats.reload import Table
 
-__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "Kind", "find"]
+__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "Kind", "Stack", "find"]
 
 Axes = tuple[str, ...]
-Kind = Literal["attention", "ffn", "mixer"]
+Kind = Literal["attention", "cross", "ffn", "mixer"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A sub-block: an attention, an FFN, or a mixer; names are relative to the layer.
+    """A sub-block: an attention, a cross-attention, an FFN, or a mixer; names are relative to the layer.
 
-    A mixer is any other sub-block that writes into the residual stream, such as a Mamba, a gated delta rule or a short
-    convolution. module: what is called on the hidden states; out: the linear back into the residual stream (inside
-    `module` or after it); tensors: module -> axes; before, after: norms which serve this sub-block alone and leave with
-    it (`after` stays where `out` has a bias, for the bias passes through it); gives: values in the tuple that the
-    module returns, 0 where it returns the states alone; beside: a module without which a layer has this one with other
-    norms.
+    A cross-attention ("cross") takes its keys and values from what the encoder gives. A mixer is any other sub-block
+    that writes into the residual stream, such as a Mamba, a gated delta rule or a short convolution. module: what is
+    called on the hidden states; out: the linear back into the residual stream (inside `module` or after it); tensors:
+    module -> axes; before, after: norms which serve this sub-block alone and leave with it (`after` stays where `out`
+    has a bias, for the bias passes through it); gives: values in the tuple that the module returns, 0 where it returns
+    the states alone; beside: a module without which a layer has this one with other norms.
     """
 
     kind: Kind
@@ -81,6 +82,16 @@ class Experts:
     """Experts by which a group of experts is chosen, so that each group holds as many."""
     dense: str = ""
     """Where the config says which layers have a plain FFN: mlp_only_layers lists them, others count the first ones."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of layers, relative to the base model, and the config's names for their number, heads and neurons."""
+
+    layers: str
+    count: str
+    heads: str
+    neurons: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,11 @@ class Family:
     cached: int | str = 0
     """Key/value heads that a layer caches, or the config's name for them, where num_key_value_heads doesn't say it."""
     first_stays: str = ""
-    """Why the first layer can't go, where others can."""
+    """Why the first layer can't go, where others can; with two stacks, that of each."""
+    stacks: tuple[Stack, ...] = ()
+    """The lists of layers, an encoder's before its decoder's, where the config has names of their own for them."""
+    shares_positions: bool = False
+    """The first layer of a stack has a table of positions, by heads, which all of its layers read (T5)."""
     notes: str = ""
 
     @property
@@ -154,7 +169,17 @@ class Family:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
         names = ("layers", "blocks", "neurons", "conv1d", "own_config", "own_settings", "experts", "whole")
-        return {name: data[name] for name in names}
+        return {name: data[name] for name in (*names, "shares_positions")} | {"stacks": self.lists}
+
+    @property
+    def lists(self) -> list[str]:
+        """Paths of the lists of layers, relative to the base model: one, or an encoder's and its decoder's."""
+        return [stack.layers for stack in self.stacks] or [self.layers]
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it is an encoder with a decoder."""
+        return len(self.stacks) == 2
 
     def stream(self) -> dict[str, Any]:
         """What reads and writes the residual stream of a decoder with norms before its sub-blocks, as a literal.

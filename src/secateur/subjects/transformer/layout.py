@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from secateur.formats.reload import find_blocks
-from secateur.subjects.transformer.families import Axes, Block, Family
+from secateur.formats.reload import find_blocks, list_configs
+from secateur.subjects.transformer.families import Axes, Block, Family, Stack
 from secateur.subjects.transformer.per_layer import get_setting
 
 __all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
@@ -34,6 +34,8 @@ class Widths:
     """Of the expert that every token passes."""
     mixer: int = 0
     """1 where there is a mixer, which stays whole or goes."""
+    cross: int = 0
+    """Heads of the cross-attention."""
 
     @property
     def ffn(self) -> bool:
@@ -42,7 +44,7 @@ class Widths:
 
     def has(self, kind: str) -> bool:
         """Whether the sub-block of that kind is there."""
-        return bool({"attention": self.heads, "ffn": self.ffn, "mixer": self.mixer}[kind])
+        return bool({"attention": self.heads, "cross": self.cross, "ffn": self.ffn, "mixer": self.mixer}[kind])
 
     @property
     def has_groups(self) -> bool:
@@ -71,7 +73,7 @@ class Layout:
         self.model, self.family = model, family
         config = model.config
         self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
-        heads = get_setting(config, "num_attention_heads") or 1
+        heads = get_setting(config, family.stacks[-1].heads if family.stacks else "num_attention_heads") or 1
         self.head_dim = int(get_setting(config, "head_dim") or config.hidden_size // heads)
         self.hidden_size = int(config.hidden_size)
         ropes = getattr(config, "rope_parameters", None) or {}
@@ -82,14 +84,35 @@ class Layout:
     def widths(self) -> list[Widths]:
         """Units of every layer that exists."""
         result: list[Widths] = []
-        for index, config in enumerate(self.model.config.per_layer_config):
+        for index, config in enumerate(self._configs):
             there = self.blocks(index).keys() - set(getattr(config, "skip", []))
+            if self.family.stacks:
+                result.append(self._count_in_stack(index, there))
+                continue
             heads = (getattr(config, "num_attention_heads", None) or 1) if "attention" in there else 0
             kv = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
             mixture = self._mixture(index) if "ffn" in there else (0, 0, 0)
             neurons = self._count_neurons(index, config) if "ffn" in there and not mixture[0] else 0
             result.append(Widths(heads, kv, neurons, *mixture, mixer=int("mixer" in there)))
         return result
+
+    def _count_in_stack(self, layer: int, there: Collection[str]) -> Widths:
+        """Units by the tensors of a layer, for the config may say those of another stack."""
+        modules = self._modules(layer)
+
+        def count(kind: str, part: str) -> int:
+            """Heads along a part of an axis; as the config says where its heads can't be told apart."""
+            for name, axes in self.blocks(layer)[kind].tensors.items():
+                if axes and part in axes[0].split("+"):
+                    rows = modules[name].get_parameter("weight").shape[0]
+                    return int(rows // self.head_dim // len(axes[0].split("+")))
+            return int(getattr(self.model.config, self._stack_of(layer).heads)) if part != "kv*" else 0
+
+        heads = count("attention", "heads*") if "attention" in there else 0
+        kv = count("attention", "kv*") or heads if heads else 0
+        neurons = self._count_neurons(layer, self.model.config) if "ffn" in there else 0
+        cross = count("cross", "cross*") if "cross" in there else 0
+        return Widths(heads, kv, neurons, mixer=int("mixer" in there), cross=cross)
 
     def _count_neurons(self, layer: int, config: PretrainedConfig) -> int:
         """Neurons of a plain FFN: inputs of its output linear, for a config may say something else than a width."""
@@ -98,7 +121,7 @@ class Layout:
         return int(getattr(out, "in_features", None) or getattr(out, "nx", None) or said)
 
     def _modules(self, layer: int) -> dict[str, nn.Module]:
-        return dict(self.model.get_submodule(f"{self.prefix}{self.family.layers}.{layer}").named_modules())
+        return dict(self.model.get_submodule(self._paths[layer]).named_modules())
 
     def blocks(self, layer: int) -> dict[str, Block]:
         """Kind -> the sub-block of a layer, which an earlier cut may have taken away."""
@@ -109,9 +132,8 @@ class Layout:
         table = self.family.plain()
         order = {id(plain): block for plain, block in zip(table["blocks"], self.family.blocks, strict=True)}
         found = []
-        layers = self.model.get_submodule(f"{self.prefix}{self.family.layers}")
-        for layer, config in zip(layers.children(), self.model.config.per_layer_config, strict=True):
-            stands = find_blocks(layer, table, getattr(config, "skip", []))
+        for path, config in zip(self._paths, self._configs, strict=True):
+            stands = find_blocks(self.model.get_submodule(path), table, getattr(config, "skip", []))
             found.append({kind: order[id(block)] for kind, block in stands.items()})
         return found
 
@@ -176,7 +198,43 @@ class Layout:
 
     def layers(self) -> list[str]:
         """Module paths of the layers."""
-        return [f"{self.prefix}{self.family.layers}.{index}" for index in range(len(self.widths))]
+        return list(self._paths)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Layers of each stack: one, or an encoder's and its decoder's, whose layers are counted on."""
+        return [len(list(self.model.get_submodule(self.prefix + path).children())) for path in self.family.lists]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The first layer of each stack."""
+        return [sum(self.counts[:place]) for place in range(len(self.counts))]
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        stacks = zip(self.family.lists, self.counts, strict=True)
+        return [f"{self.prefix}{path}.{index}" for path, count in stacks for index in range(count)]
+
+    @cached_property
+    def _configs(self) -> Sequence[PretrainedConfig]:
+        """What the config says of each layer."""
+        return list_configs(self.model.config, len(self._paths))
+
+    def _stack_of(self, layer: int) -> Stack:
+        return self.family.stacks[sum(layer >= start for start in self.starts) - 1]
+
+    def position_heads(self, layer: int) -> list[int]:
+        """Columns of the shared table of positions that belong to the heads which a layer has."""
+        said = getattr(self._configs[layer], "position_heads", None)
+        return list(range(self.widths[layer].heads) if said is None else said)
+
+    def new_paths(self, layers: Sequence[int]) -> dict[int, str]:
+        """Layer -> its path where only those that are given, in this order, stay."""
+        found = dict[int, str]()
+        for path, start, count in zip(self.family.lists, self.starts, self.counts, strict=True):
+            stay = [layer for layer in layers if start <= layer < start + count]
+            found |= {layer: f"{self.prefix}{path}.{index}" for index, layer in enumerate(stay)}
+        return found
 
     def norms(self) -> list[str]:
         """Module paths of every norm over the residual channels."""
@@ -228,6 +286,8 @@ class Layout:
             block = self.head_dim * int(part.removeprefix("heads*") or 1)
             groups = {f"{name}.kv_groups": (width.kv, inside * block)} if width.has_groups else {}
             return {f"{name}.heads": (width.heads, block)} | groups
+        if part == "cross*":
+            return {f"{name}.cross.heads": (width.cross, self.head_dim)}
         if part == "kv*":
             return {f"{name}.{'kv_groups' if width.has_groups else 'heads'}": (width.kv, self.head_dim)}
         return {f"{name}.{part}": (getattr(width, part), 1)}
@@ -256,10 +316,12 @@ class Layout:
         module, _, leaf = inner.rpartition(".")
         layer: int | None = None
         tables: Mapping[str, Mapping[str, Axes]] = {"": family.shared}
-        if inner.startswith(f"{family.layers}."):
-            number, _, module = module.removeprefix(f"{family.layers}.").partition(".")
-            layer = int(number) if number.isdecimal() and len(number) < 10 else -1  # an adapter may name any
-            tables = self._layer_tables[layer] if 0 <= layer < len(self._layer_tables) else {}
+        for path, start, count in zip(family.lists, self.starts, self.counts, strict=True):
+            if inner.startswith(f"{path}."):
+                number, _, module = module.removeprefix(f"{path}.").partition(".")
+                place = int(number) if number.isdecimal() and len(number) < 10 else -1  # an adapter may name any
+                layer = start + place if 0 <= place < count else -1
+                tables = self._layer_tables[layer] if layer >= 0 else {}
         for kind, table in tables.items():
             own = f"{module}.{leaf}" if module else leaf  # a layer, or the model, may have tensors of its own
             if own in table:
@@ -278,6 +340,8 @@ class Layout:
         block = self.blocks(place.layer)[place.block]
         if not self.widths[place.layer].has(place.block):
             return False  # what an earlier cut has left
+        if self.family.shares_positions and not any(place.axes or ("",)):
+            return False  # the table of positions that other layers read
         if place.module == block.out:
             return place.leaf != "bias"
         if place.module in block.after:

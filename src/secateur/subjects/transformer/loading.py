@@ -40,7 +40,7 @@ from secateur.subjects.transformer.origin import Origin
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["Folders", "load", "locate", "open_outline", "open_streamed", "open_subject", "read_any"]
+__all__ = ["Folders", "load", "locate", "open_outline", "open_streamed", "open_subject", "read_any", "read_tokenizer"]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = [
@@ -93,7 +93,7 @@ def open_subject(
     model, family = _read(root, trust_remote_code, dtype, "dense" if quantised else "floats", device_map)
     head = [_module(entry, folder) for entry in modules]
     _check_finite(model, *head)
-    subject = make_subject(model, family, tokenizer or _tokenizer(root), folder, head)
+    subject = make_subject(model, family, tokenizer or read_tokenizer(root), folder, head)
     subject.origin = Origin.find(model, subject.layout, root, str(source))
     method = files.read_json(root / "config.json").get("quantization_config")
     if method is not None and quantised:
@@ -157,7 +157,7 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
         raise UnsupportedError(f"{source} has layers of their own widths, which can't be streamed yet: open it whole")
     if low_rank.has_branches(root / low_rank.FOLDER):
         raise UnsupportedError(f"{source} has branches in {low_rank.FOLDER}/, which can't be streamed: open it whole")
-    subject = Streamed(root, model, config, family, tokenizer or _tokenizer(root))
+    subject = Streamed(root, model, config, family, tokenizer or read_tokenizer(root))
     subject.origin = Origin.find(subject.model, subject.layout, root, str(source))
     return subject
 
@@ -226,7 +226,7 @@ def read_any(source: str | Path) -> PreTrainedModel:
     return model.eval()
 
 
-def _tokenizer(root: Path) -> Tokenizer | None:
+def read_tokenizer(root: Path) -> Tokenizer | None:
     """The tokenizer that lies beside the weights; None where there is none."""
     if not any((root / name).is_file() for name in _TOKENIZERS):
         return None
@@ -285,7 +285,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
     own = (
-        "per_layer_config" in data or saving.is_sliced(data) or packing.is_packed(data)
+        "per_layer_config" in data or saving.is_sliced(data) or saving.has_stacks(data) or packing.is_packed(data)
     )  # code of ours, which is not run but done again here
     if "auto_map" in data and not own and not _has_type(data["model_type"]):
         raise UnsupportedError(

@@ -13,6 +13,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import saving
 from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.encoder import Encoder
+from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.moe import Moe
 from secateur.subjects.transformer.rotated import Rotated
@@ -34,6 +35,8 @@ def make_subject(
 ) -> Transformer:
     """The subject of a model in memory, of the kind that its family says."""
     name = type(model).__name__
+    if family.has_encoder and (model.base_model is model or model.can_generate()):
+        return EncoderDecoder(model, family, tokenizer=tokenizer, folder=folder)
     mapped = saving.classes(model.config)
     spoken = name.endswith(_TASKS) or saving.plain_class(type(model)) in map(mapped.get, _AUTO)
     if model.base_model is not model and not spoken:

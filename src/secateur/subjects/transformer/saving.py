@@ -31,6 +31,7 @@ __all__ = [
     "MAP",
     "architecture",
     "classes",
+    "has_stacks",
     "is_sliced",
     "mark_config",
     "module_source",
@@ -50,6 +51,8 @@ _PREFIX = "Secateur"
 _AUTO = (
     "AutoModel",
     "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
     "AutoModelForMaskedLM",
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
@@ -114,10 +117,16 @@ def is_sliced(config: PreTrainedConfig | Mapping[str, object]) -> bool:
     return isinstance(said, Mapping) and "widths" in said
 
 
+def has_stacks(config: PreTrainedConfig | Mapping[str, object]) -> bool:
+    """Whether a config, or a config.json, says widths of single layers of stacks that `per_layer_config` can't tell."""
+    said = config.get("secateur") if isinstance(config, Mapping) else getattr(config, "secateur", None)
+    return isinstance(said, Mapping) and "layers" in said
+
+
 def needs_module(config: PreTrainedConfig) -> bool:
     """Whether transformers' own class can't build the model, so that a modelling file travels with its weights."""
     ours = config.is_heterogeneous and config.allow_global_per_layer_attribute_access  # some classes have own ones
-    return bool(ours) or is_sliced(config)
+    return bool(ours) or is_sliced(config) or has_stacks(config)
 
 
 def _form_of(config: PreTrainedConfig, family: Family) -> tuple[ModuleType, type, Mapping[str, object]]:
@@ -182,7 +191,7 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
     origin = subject.origin.describe(subject.layout)  # before the files that it speaks of are overwritten
     model, config = subject.model, subject.model.config
     recorded = getattr(config, "secateur", None) or {}
-    if list(subject.layer_index) != list(range(config.num_hidden_layers)):
+    if list(subject.layer_index) != list(range(len(subject.layers()))):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with quiet_progress(size), low_rank.without_branches(model) as branches:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Units, parse_list
 
@@ -28,6 +29,7 @@ def sizes(subject: Transformer) -> dict[str, int]:
     widths, layout = subject.widths(), subject.layout
     complete = all(width.has(kind) for index, width in enumerate(widths) for kind in layout.blocks(index))
     heads = {(width.heads, width.kv) for width in widths if width.heads}
+    heads |= {(width.cross, width.cross) for width in widths if width.cross}
     neurons = {width.neurons for width in widths if width.neurons}
     mixtures = {(width.experts, width.expert_neurons, width.shared_neurons) for width in widths if width.experts}
     if not complete or len(heads) > 1 or len(neurons) > 1 or len(mixtures) > 1:
@@ -46,12 +48,16 @@ def removable_layers(units: Units) -> list[int]:
     """The layers that a shape may drop: all, or, where some have experts and some have not, those with experts.
 
     Otherwise a number of layers would not say what a shape costs. For the same reason, of layers with different
-    sub-blocks those go that most others are like.
+    sub-blocks those go that most others are like, and of an encoder and its decoder the decoder's: these run for each
+    token that is written.
     """
     count = units["layers"].count
     fixed = units["layers"].fixed
     free = [layer for layer in range(count) if fixed is None or not fixed[layer]]
     candidates = [layer for layer in free if f"layers.{layer}.experts" in units.sites] or free
+    if "cross" in units.sites:
+        cross = units["cross"].fixed
+        candidates = [layer for layer in candidates if cross is None or not cross[layer]] or candidates
     kinds = {layer: _list_blocks(units, layer) for layer in candidates}
     common = Counter(kinds.values()).most_common(1)[0][0]
     return [layer for layer in candidates if kinds[layer] == common]
@@ -59,7 +65,7 @@ def removable_layers(units: Units) -> list[int]:
 
 def _list_blocks(units: Units, layer: int) -> tuple[str, ...]:
     """The kinds of sub-blocks that a layer has."""
-    sites = [units[kind] for kind in ("attention", "ffn", "mixer") if kind in units.sites]
+    sites = [units[kind] for kind in BLOCKS if kind in units.sites]
     return tuple(site.name for site in sites if site.fixed is None or not site.fixed[layer])
 
 
@@ -154,7 +160,7 @@ def receipt(before: Transformer, after: Transformer) -> Cut:
         layer, _, rest = name.removeprefix("layers.").partition(".")
         left[f"layers.{after.layer_index[int(layer)]}.{rest}" if rest else name] = site.count
     gone = {name: (site.count - left.get(name, 0), site.count) for name, site in before.units().sites.items()}
-    for kind in gone.keys() & {"attention", "ffn", "mixer"}:  # without units it is gone, though its layer stays
+    for kind in gone.keys() & set(BLOCKS):  # without units it is gone, though its layer stays
         there, stays = (sum(width.has(kind) for width in subject.widths()) for subject in (before, after))
         gone[kind] = (there - stays, there)
     return Cut(gone, before.units().cost(), after.units().cost())

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
+from secateur.subjects.network.pretrained import draw_input
 from secateur.subjects.transformer.per_layer import get_setting, take_layers
 
 __all__ = [
@@ -26,9 +27,11 @@ __all__ = [
     "copy_small",
     "describe_error",
     "draw_apart",
-    "find_layers",
+    "find_stacks",
+    "has_encoder",
     "is_causal",
     "list_kinds",
+    "make_source",
     "make_tokens",
     "plain_config",
     "run_model",
@@ -64,6 +67,8 @@ _COUNT = re.compile(r"(^|_)(n|num)_(.*_)?heads$")
 _PER_HEAD = re.compile(r"head_?(dim|size)$|d_head$")
 _WORDS = {"n", "num", "heads", "head", "d", "dim", "size", "headdim"}
 _LENGTH = re.compile(r"position|length|window|context|seq|vocab")
+_LAYERS = re.compile(r"^(num_)?(hidden_|encoder_|decoder_)?layers$")
+_SIDE = re.compile(r"^(num_)?(encoder|decoder)_(attention_)?heads$")
 
 
 def plain_config(config: PretrainedConfig) -> PretrainedConfig:
@@ -76,18 +81,32 @@ def _list_plainly(config: PretrainedConfig) -> dict[str, object]:
     return {name: value for name, value in data.items() if name not in _OURS}
 
 
-def find_layers(model: PreTrainedModel) -> str:
-    """Path of the list of layers, relative to the base model; `UnsupportedError` where there is not one."""
+def find_stacks(model: PreTrainedModel) -> list[str]:
+    """Paths of the lists of layers, relative to the base model: an encoder's before its decoder's, or one alone.
+
+    Raises `UnsupportedError` where there are more or fewer.
+    """
     count, base = _read_sizes(model.config)[0], model.base_model
-    lists: list[str] = [
-        path for path, module in base.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]  # fmt: skip
-    outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
-    if len(outer) != 1:
-        there = ", ".join(outer) or "none"
-        raise UnsupportedError(f"{type(model).__name__} has {len(outer)} lists of {count} layers ({there})")
-    return outer[0]
+    lists = {path: len(module) for path, module in base.named_modules() if isinstance(module, nn.ModuleList)}
+
+    def find(sizes: Sequence[object]) -> list[str]:
+        """The outermost lists of these sizes."""
+        paths: list[str] = [path for path, size in lists.items() if size in sizes]
+        return [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+
+    wanted = 2 if has_encoder(model.config) else 1
+    found = find([count])
+    if wanted == 2 or not found:  # numbers of their own say how many an encoder's and a decoder's are
+        found = find([value for name, value in model.config.to_dict().items() if _LAYERS.search(name)])
+    if len(found) != wanted:
+        there = ", ".join(found) or "none"
+        raise UnsupportedError(f"{type(model).__name__} has {len(found)} lists of {count} layers ({there})")
+    return found
+
+
+def has_encoder(config: PretrainedConfig) -> bool:
+    """Whether it is of an encoder and its decoder."""
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def _read_sizes(config: PretrainedConfig) -> tuple[int, int]:
@@ -97,16 +116,16 @@ def _read_sizes(config: PretrainedConfig) -> tuple[int, int]:
     except (AttributeError, TypeError) as error:
         data = config.to_dict()
         parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
-        hint = f": open one of its parts ({', '.join(parts)})" if parts else ""
+        hint = f": open one of its parts ({', '.join(parts)}), as with --part" if parts else ""
         raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
 
 
 def list_kinds(model: PreTrainedModel) -> list[tuple[str, ...]]:
     """The kind of every layer: the names and dimensions of its tensors."""
-    layers = model.base_model.get_submodule(find_layers(model))
     return [
         tuple(sorted(f"{name} {tensor.dim()}" for name, tensor in layer.named_parameters()))
-        for layer in layers.children()
+        for path in find_stacks(model)
+        for layer in model.base_model.get_submodule(path).children()
     ]
 
 
@@ -137,6 +156,9 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
     for name, value in data.items():
         if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
+            continue
+        if isinstance(value, int) and (_LAYERS.search(name) or _SIDE.search(name)):
+            data[name] = len(layers) if _LAYERS.search(name) else HEADS
             continue
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
@@ -254,6 +276,8 @@ def _choose_layers(model: PreTrainedModel) -> Sequence[int]:
     The second where a copy of the first has others: what a config says may go by the numbers of layers.
     """
     kinds = list_kinds(model)
+    if has_encoder(model.config):
+        return (0, 1)
     first = sorted({kind: number for number, kind in reversed(list(enumerate(kinds)))}.values())
     for chosen in (first if len(first) > 1 else [0, 1], range(min(max(first) + 1, _MOST))):
         try:
@@ -277,9 +301,24 @@ def make_tokens() -> Tensor:
 
 
 def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
-    """What the model gives for tokens [B, S], without a cache, whose length some classes ask of its layers."""
+    """What the model gives for tokens [B, S], without a cache, whose length some classes ask of its layers.
+
+    An encoder and its decoder take the same tokens, or the encoder what else it reads.
+    """
     accepted = inspect.signature(model.forward).parameters
-    return model(input_ids=tokens, **({"use_cache": False} if "use_cache" in accepted else {}))
+    inputs: dict[str, Tensor | bool] = {"input_ids": tokens}
+    if has_encoder(model.config):
+        inputs = {"decoder_input_ids": tokens} | make_source(model, tokens)
+    if "use_cache" in accepted or has_encoder(model.config):
+        inputs["use_cache"] = False
+    return model(**inputs)
+
+
+def make_source(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
+    """What the encoder of a model reads: tokens [B, S], or as many images or sounds, always the same."""
+    main = model.main_input_name
+    draw = torch.Generator().manual_seed(0)
+    return {main: tokens if main == "input_ids" else draw_input(model, main, draw)[: len(tokens)].to(tokens.device)}
 
 
 def describe_error(error: BaseException) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -31,11 +31,15 @@ from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Cut, Selection, Term, Units
 
-__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "positions"]
+if TYPE_CHECKING:
+    from secateur.subjects.transformer.parts import Whole
+
+__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "find_states", "positions", "record_states"]
 
 AXES = (
     "layers",
     "attention",
+    "cross",
     "ffn",
     "mixer",
     "heads",
@@ -112,8 +116,10 @@ class Transformer:
         self.head: list[nn.Module] = head or []
         self.stored: Stored | None = None  # of a quantised model, which can be measured only
         self._origin: Origin | None = None
+        self.whole: Whole | None = None
+        """The model that this is a part of."""
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
-        self.layer_index: tuple[int, ...] = tuple(recorded or range(model.config.num_hidden_layers))
+        self.layer_index: tuple[int, ...] = tuple(recorded or range(len(self.layout.layers())))
         self.output: Literal["logits", "embedding", "states"] = (
             "embedding" if self.head else "states" if _is_base(model) else "logits"
         )
@@ -205,6 +211,9 @@ class Transformer:
             if width.has_groups:
                 block = layout.head_dim * width.heads // width.kv
                 result[f"layers.{index}.kv_groups"] = Consumer(out, block, conv1d)
+            if width.cross:
+                out = f"{path}.{blocks['cross'].out}"
+                result[f"layers.{index}.cross.heads"] = Consumer(out, layout.head_dim, conv1d)
             if width.neurons:
                 result[f"layers.{index}.neurons"] = Consumer(f"{path}.{blocks['ffn'].out}", 1, conv1d)
             if width.shared_neurons and self.family.experts:
@@ -313,6 +322,8 @@ class Transformer:
         state = cutting.slice_state(layout, kept)
         ratio = layout.hidden_size / channels if norm_correction else 1.0
         config, more = cutting.correct(layout, state, kept, ratio, layer_index)
+        if self.whole is not None:
+            self.whole.check(config)
         notes += more
         result = self._copy(cutting.build(layout, config, state), tuple(layer_index))
         result.origin = self.origin.cut(kept, ratio)
@@ -322,7 +333,7 @@ class Transformer:
     @staticmethod
     def _find_there(layout: Layout, site: str, count: int) -> np.ndarray:
         """Which units of a site are there: of sub-blocks, those that their layer has and has not lost."""
-        if site not in ("attention", "ffn", "mixer"):
+        if site not in cutting.BLOCKS:
             return np.ones(count, dtype=bool)
         return np.array([width.has(site) for width in layout.widths])
 
@@ -408,6 +419,10 @@ class Transformer:
 
     # ------------------------------------------------------------------------------------------------- run
 
+    def arguments(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the model itself is called with for a batch of texts."""
+        return batch
+
     def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
         """Run the model on a batch with `input_ids` and `attention_mask` [B, S]; other keys are left aside.
 
@@ -423,30 +438,12 @@ class Transformer:
             inputs.pop("attention_mask", None)
         if "use_cache" in accepted:
             inputs["use_cache"] = False  # type: ignore[assignment]
-        states: list[Tensor] = []
-        hooks = []
-        if hidden:
-            layers = [self.model.get_submodule(path) for path in self.layers()]
-            hooks.append(
-                layers[0].register_forward_pre_hook(
-                    lambda _, args, kw: states.append(_states(args, kw)), with_kwargs=True
-                )
-            )
-            hooks += [
-                layer.register_forward_hook(
-                    lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out)
-                )
-                for layer in layers
-            ]
         whole = head or not self.causal or self.model.base_model is self.model
         last = None if whole else self.model.get_output_embeddings()
         if last is not None and any(isinstance(part, DTensor) or part.is_meta for part in last.parameters()):
             last = None
-        try:
+        with record_states(self, hidden) as states:
             result = self.model(**inputs) if last is None else self.model.base_model(**inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         if last is None:
             return Output(self._prediction(result, batch), tuple(states), self.causal)
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
@@ -543,6 +540,10 @@ class Transformer:
         base = saving.architecture(type(self.model.base_model), config, self.family)
         return base(config).to(device=self.model.device, dtype=self.model.dtype).eval()
 
+    def _inputs_of(self, model: PreTrainedModel, tokens: Tensor) -> Mapping[str, Tensor]:
+        """What another model of this kind is called with for tokens [B, S]."""
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
     def _probe(self, width: Widths, index: int, kind: str, batch: int, length: int) -> Callable[[], Tensor]:
         device, model = self.model.device, self._build_layers([width], index)
         block = self.layout.blocks(index)["ffn" if kind == "neurons" else "attention"]
@@ -552,11 +553,8 @@ class Transformer:
         hook = module.register_forward_pre_hook(lambda _, args, kw: calls.append((args, kw)), with_kwargs=True)
         with torch.no_grad():
             tokens = torch.ones(batch, length, dtype=torch.long, device=device)
-            model(
-                input_ids=tokens,
-                attention_mask=torch.ones_like(tokens),
-                **({"use_cache": False} if self.kind == "decoder" else {}),
-            )
+            inputs = self._inputs_of(model, tokens)
+            model(**inputs, **({"use_cache": False} if self.kind == "decoder" else {}))
         hook.remove()
         args, kwargs = calls[0]
         hidden = torch.randn(batch, length, self.hidden_size, device=device, dtype=self.model.dtype)
@@ -581,20 +579,52 @@ class Transformer:
         return run
 
     def save(self, folder: str | Path, *, card: str | None = None) -> None:
-        """Write the model and all that belongs to it into `folder` (see `saving.save`)."""
+        """Write the model and all that belongs to it into `folder` (see `saving.save`); a part within its whole."""
+        if self.whole is not None:
+            self.whole.save(self, Path(folder))
+            return
         saving.save(self, Path(folder), card)
+
+
+@contextmanager
+def record_states(subject: Transformer, wanted: bool) -> Iterator[list[Tensor]]:
+    """Within the block, what enters the first layer and what leaves each one are put into the list, if wanted."""
+    states: list[Tensor] = []
+    with ExitStack() as stack:
+        layers = [subject.model.get_submodule(path) for path in subject.layers()] if wanted else []
+        for layer in layers[:1]:
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, kw: states.append(find_states(args, kw)), with_kwargs=True
+            )
+            stack.callback(hook.remove)
+        for layer in layers:
+            hook = layer.register_forward_hook(
+                lambda _, args, out: states.append(out[0] if isinstance(out, tuple) else out)
+            )
+            stack.callback(hook.remove)
+        yield states
+
+
+_POSITIONS = ("position_embeddings", "wpe", "embed_positions")
+"""Names of tables of positions."""
 
 
 def positions(model: nn.Module) -> int | None:
     """How many tokens a sequence may have, by the model's table of positions; None for rotary positions, without end.
 
-    RoBERTa counts its positions from behind the padding's.
+    RoBERTa counts its positions from behind the padding's, and BART leaves the first two out.
     """
     tables = [
         module for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in ("position_embeddings", "wpe")
+        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS
     ]  # fmt: skip
-    return min((t.num_embeddings - (0 if t.padding_idx is None else t.padding_idx + 1) for t in tables), default=None)
+    return min((t.num_embeddings - _count_left_out(t) for t in tables), default=None)
+
+
+def _count_left_out(table: nn.Embedding) -> int:
+    """Rows at the start of a table of positions that no position has."""
+    offset = getattr(table, "offset", None)
+    return int(offset) if offset is not None else 0 if table.padding_idx is None else table.padding_idx + 1
 
 
 def _is_base(model: PreTrainedModel) -> bool:
@@ -610,6 +640,7 @@ def _odd_widths(layout: Layout, widths: list[Widths], channels: int) -> list[str
     return [f"widths that are no multiple of 8 run slower: {', '.join(map(str, sorted(odd)))}"] if odd else []
 
 
-def _states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+def find_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The hidden states that a layer is called with."""
     states: Tensor = args[0] if args else kwargs["hidden_states"]
     return states

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
-from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind
+from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack
 from secateur.subjects.transformer.per_layer import get_setting, list_own
 from secateur.subjects.transformer.small_copy import (
     DENSE,
@@ -34,7 +34,8 @@ from secateur.subjects.transformer.small_copy import (
     HEAD_DIM,
     HEADS,
     TOKENS,
-    find_layers,
+    find_stacks,
+    has_encoder,
     is_causal,
     list_kinds,
     make_tokens,
@@ -89,8 +90,14 @@ class _Reading:
         self.config: Any = tiny.config
         self.modules: dict[str, nn.Module] = dict(tiny.named_modules())
         self.prefix: str = "" if tiny.base_model is tiny else f"{tiny.base_model_prefix}."
-        self.layers = find_layers(tiny)
-        self.count = int(tiny.config.num_hidden_layers)
+        self.lists = find_stacks(tiny)
+        self.starts = [
+            f"{self.prefix}{path}.{number}."
+            for path in self.lists
+            for number in range(len(list(tiny.base_model.get_submodule(path).children())))
+        ]
+        """Of the layers, as their names begin."""
+        self.count = len(self.starts)
         self.key_heads = int(get_setting(tiny.config, "num_key_value_heads") or HEADS)
         self.experts: Experts | None = None
         self.dense = ""
@@ -114,15 +121,18 @@ class _Reading:
                 name = f"{member.module}.{leaf}".removeprefix("model.")
                 for tied in alike.get(name, ()):
                     self.axes[tied, int(dim[:-1])] = _Axis(site, member.units)
-        self.channels = self._find_channels()
+        self.channels = {self._find_channels(f"{self.prefix}{path}.") for path in self.lists} - {""}
+        if len(self.channels) > 1:
+            self.whole["channels"] = "its encoder and its decoder have channels of their own"
 
-    def _find_channels(self) -> str:
-        """The site of the residual stream: of those in all layers, the one with the most tensors."""
-        starts = {f"model.{self.prefix}{self.layers}.{number}." for number in range(self.count)}
+    def _find_channels(self, inside: str) -> str:
+        """The site of the residual stream: of those in all layers of a list, the one with the most tensors."""
+        starts = {f"model.{start}" for start in self.starts if start.startswith(inside)}
         wide = {
-            name: len(group.members) for name, group in self.groups.items()
+            name: sum(member.module.startswith(f"model.{inside}") for member in group.members)
+            for name, group in self.groups.items()
             if all(any(member.module.startswith(start) for member in group.members) for start in starts)
-        }  # fmt: skip
+        }
         if not wide:
             self.whole["channels"] = "no channels run through all its layers"
             return ""
@@ -132,7 +142,7 @@ class _Reading:
         """Whether a dimension of a tensor is the residual stream; where that stays whole, its size tells."""
         axis = self.axes.get((tensor, dim))
         if self.channels:
-            return axis is not None and axis.site == self.channels
+            return axis is not None and axis.site in self.channels
         state = self.tiny.state_dict()
         return axis is None and tensor in state and state[tensor].shape[dim] == self.config.hidden_size
 
@@ -142,8 +152,8 @@ class _Reading:
     def find_family(self) -> Family:
         """The table."""
         blocks, layer = list[Block](), dict[str, Axes]()
-        for number in range(self.count):
-            mine, rest = self._read_layer(f"{self.prefix}{self.layers}.{number}.")
+        for start in self.starts:
+            mine, rest = self._read_layer(start)
             for block in mine:
                 self._add_block(blocks, block, {other.module for other in mine})
             if any(layer.get(name, axes) != axes for name, axes in rest.items()):
@@ -161,8 +171,8 @@ class _Reading:
         states_head_dim = attention is not None and self._states_head_dim(f"{self.attending}{attention.out}.weight")
         return Family(
             self.config.model_type,
-            "decoder" if is_causal(self.tiny) else "encoder",
-            layers=self.layers,
+            "decoder" if has_encoder(self.config) or is_causal(self.tiny) else "encoder",
+            layers=self.lists[0],
             blocks=tuple(sorted(blocks, key=lambda block: block.kind)),
             layer=layer,
             shared=self._read_shared(),
@@ -179,7 +189,45 @@ class _Reading:
             own_settings=list_own(self.config),
             experts=self.experts,
             whole=self.whole,
+            stacks=self._find_stacks(blocks),
         )
+
+    def _find_stacks(self, blocks: Sequence[Block]) -> tuple[Stack, ...]:
+        """What the config calls the sizes of each list of layers; none where its common names say them."""
+        found = list[Stack]()
+        settings = self.config.to_dict()
+        if len(self.lists) == 1 and not any(name.endswith(("encoder_layers", "decoder_layers")) for name in settings):
+            return ()
+        for path in self.lists:
+            number = len(list(self.tiny.base_model.get_submodule(path).children()))
+            names = [name for name, value in self.config.to_dict().items() if value == number and "layers" in name]
+            inside = f"{self.prefix}{path}."
+            counting = [name for name in names if self._count_layers({name: number - 1}).get(path) == number - 1]
+            if len(counting) != 1 and len(self.lists) == 1:
+                return ()
+            if len(counting) != 1:
+                raise self._refuse(f"no setting says the number of {path}")
+            outs = {
+                block.kind: f"{start}{block.out}.weight"
+                for start in self.starts if start.startswith(inside)
+                for block in blocks if f"{start}{block.out}" in self.modules
+            }  # fmt: skip
+            neurons = self._find_setting(outs["ffn"], 1, 72) if "ffn" in outs else ""
+            heads = [name for name, value in self.config.to_dict().items() if value == HEADS and name.endswith("heads")]
+            side = "decoder" if path is self.lists[-1] else "encoder"
+            heads.sort(key=lambda name: (side not in name, "coder" in name))
+            found.append(Stack(path, counting[0], heads[0] if heads else "", neurons))
+        common = type(self.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
+        return () if len(found) == 1 and found[0].count == common else tuple(found)
+
+    def _count_layers(self, values: Mapping[str, int]) -> dict[str, int]:
+        """The layers of each list under a config with other values; none where the class refuses them."""
+        shapes = self._build_shapes(values)
+        begins = {path: f"{self.prefix}{path}." for path in self.lists}
+        return {
+            path: len({name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)})
+            for path, start in begins.items()
+        }
 
     def _add_block(self, blocks: list[Block], block: Block, layer: set[str]) -> None:
         """Add a layer's sub-block to those of others; one that some of them have too may lack a norm or a bias.
@@ -269,7 +317,7 @@ class _Reading:
         found = dict[Kind, Block]()
         shared: str | None = None
         for site, group in self.groups.items():
-            if site == self.channels or not all(member.module.startswith(f"model.{start}") for member in group.members):
+            if site in self.channels or not all(member.module.startswith(f"model.{start}") for member in group.members):
                 continue
             if not self._writes(group):
                 continue  # of a latent inside a sub-block
@@ -337,7 +385,8 @@ class _Reading:
         heads = any(_has_blocks(member.units) for member in self.groups[site].members)
         if attends != heads or not (heads or plain):
             return None
-        own = {site: "heads" if heads else "neurons"}
+        kind: Kind = "ffn" if not heads else "cross" if self._reads_encoder(start, inputs) else "attention"
+        own = {site: "neurons" if kind == "ffn" else "heads"}
         inside = [
             name for name in self._list(start)
             if name.startswith(f"{path}.") or name in (path, *outs) or self._carries(start + name, site)
@@ -345,7 +394,16 @@ class _Reading:
         tensors = {name: self._read_axes(start, name, own) for name in inside}
         if not heads and "neurons" not in tensors[outs[0]]:
             return None  # several of them make one, as the numbers of heads in an attention of an odd kind
-        return Block("attention" if heads else "ffn", path, outs[0], tensors)
+        if kind == "cross":
+            tensors = {name: tuple(axis.replace("heads*", "cross*") for axis in axes) for name, axes in tensors.items()}
+        return Block(kind, path, outs[0], tensors)
+
+    def _reads_encoder(self, start: str, inputs: Sequence[str]) -> bool:
+        """Whether some of an attention's projections read the same tensor in every layer: what an encoder gives."""
+        if len(self.lists) < 2:
+            return False
+        entered = [call.entered[:1] for call in self.calls if call.path in {start + name for name in inputs}]
+        return any(one is not other for first in entered[:1] for one in first for rest in entered[1:] for other in rest)
 
     def _is_inside(self, path: str, name: str) -> bool:
         return name == path or name.startswith(f"{path}.")
@@ -382,7 +440,7 @@ class _Reading:
 
     def _read_shared(self) -> dict[str, Axes]:
         """What stands outside the layers; names relative to the base model where it is inside that."""
-        inside = f"{self.prefix}{self.layers}."
+        inside = tuple(f"{self.prefix}{path}." for path in self.lists)
         outside = [name for name in self._list("") if not name.startswith(inside)]
         return {name.removeprefix(self.prefix): self._read_axes("", name, {}) for name in outside}
 
@@ -605,7 +663,7 @@ class _Reading:
     @cached_property
     def arguments(self) -> dict[str, Call]:
         """Layer -> what it was called with."""
-        layers = [f"{self.prefix}{self.layers}.{number}" for number in range(self.count)]
+        layers = [start.removesuffix(".") for start in self.starts]
         found = dict[str, Call]()
         with ExitStack() as stack:
             for path in layers:
@@ -636,7 +694,7 @@ class _Reading:
         found = list[str]()
         for call in self.calls:
             linear = isinstance(self.modules[call.path], nn.Linear)
-            if linear and not call.path.startswith(f"{self.prefix}{self.layers}."):
+            if linear and not call.path.startswith(tuple(self.starts)):
                 found += [call.path.removeprefix(self.prefix)] if call.entered[0].dim() == 2 else []
         return tuple(found)
 
@@ -656,7 +714,7 @@ class _Reading:
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
             return False
-        first = next((call for call in self.calls if call.path == f"{self.prefix}{self.layers}.0"), None)
+        first = next((call for call in self.calls if f"{call.path}." == self.starts[0]), None)
         if first is None:  # it is not called as a module
             return False
         scaled = embeddings.get_parameter("weight")[table.entered[0]] * scale
@@ -705,7 +763,7 @@ class _Reading:
         wide = {name for table in tables for name, axes in table.items() if any("neurons" in axis for axis in axes)}
         plain, changed = self._build_shapes({}), self._build_shapes({setting: 72} if setting else {})
         for name in plain:
-            inside = name.removeprefix(f"{self.prefix}{self.layers}.").partition(".")[2]
+            inside = next((name.removeprefix(start) for start in self.starts if name.startswith(start)), name)
             if plain[name] != changed.get(name) and not {inside, inside.rpartition(".")[0]} & wide:
                 return ""
         return setting
@@ -748,7 +806,8 @@ class _WeighedTokens(TorchDispatchMode):
     ) -> object:
         out = func(*args, **(kwargs or {}))
         name = str(func)
-        weights = isinstance(out, Tensor) and out.dim() > 2 and out.shape[-2] == TOKENS and out.shape[-1] >= TOKENS
+        weights = isinstance(out, Tensor) and out.dim() > 2 and out.shape[-1] >= TOKENS
+        weights = weights and out.shape[-2] in (TOKENS, out.shape[-1])
         if ("softmax" in name and weights) or "scaled_dot_product" in name:
             self.found.update(self.running[-1:])
         return out

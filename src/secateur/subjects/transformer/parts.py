@@ -1,0 +1,161 @@
+"""A part of a model of several, such as the language model of one that reads images: cut alone, saved in its place."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.network.pretrained import BESIDE
+from secateur.subjects.transformer import loading, saving
+from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.making import make_subject
+
+if TYPE_CHECKING:
+    from secateur.subjects.transformer.subject import Transformer
+
+__all__ = ["Whole", "list_parts", "open_part"]
+
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """The model that a part was taken from, which stays as it is.
+
+    setting: the config's name for the part's; names: tensor of the part by itself -> its name in the whole.
+    """
+
+    model: PreTrainedModel
+    folder: Path | None
+    setting: str
+    names: Mapping[str, str]
+    path: str
+    inner: str
+    """What the names of a tensor of the part by itself begin with, where those of the whole begin with `path`."""
+
+    def check(self, config: PretrainedConfig) -> None:
+        """Raise `UnsupportedError` for a cut whose config is no part of the whole's."""
+        if saving.needs_module(config):
+            raise UnsupportedError(
+                f"layers of unequal widths can't be saved within a {type(self.model).__name__}: take a recipe that "
+                "keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
+            )
+
+    def save(self, part: Transformer, folder: Path) -> None:
+        """Write the whole with the part as it is now; what reads its inputs goes along."""
+        config, small = copy.deepcopy(self.model.config), part.model.config
+        self.check(small)
+        before = getattr(config, self.setting)
+        data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
+        data |= {"tie_word_embeddings": before.tie_word_embeddings, "architectures": before.architectures}
+        setattr(config, self.setting, type(before).from_dict(data))
+        own = set(self.names.values())
+        state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in own}
+        for name, tensor in part.model.state_dict().items():
+            state[self.names.get(name) or f"{self.path}.{name.removeprefix(self.inner)}"] = tensor
+        with no_init_weights():
+            model = type(self.model)(config)
+        model.load_state_dict(state, strict=True, assign=True)
+        model.tie_weights()
+        if self.model.can_generate():
+            model.generation_config = copy.deepcopy(self.model.generation_config)
+        folder.mkdir(parents=True, exist_ok=True)
+        with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in state.values())):
+            model.save_pretrained(folder)
+        for pattern in BESIDE if self.folder is not None else ():
+            for path in self.folder.glob(pattern) if self.folder is not None else ():
+                if path.is_file() and not (folder / path.name).exists():
+                    shutil.copyfile(path, folder / path.name)
+
+
+def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
+    """Name -> (path, the config's name) of the parts of a model that have a config of their own, the outermost ones."""
+    found: dict[str, tuple[str, str]] = {}
+    settings = [name for name, value in vars(model.config).items() if isinstance(value, PretrainedConfig)]
+    for path, module in model.named_modules():
+        if (
+            not path
+            or not isinstance(module, PreTrainedModel)
+            or any(path.startswith(f"{p}.") for p, _ in found.values())
+        ):
+            continue
+        setting = next((name for name in settings if type(getattr(model.config, name)) is type(module.config)), "")
+        if setting:
+            found[path.rpartition(".")[2]] = (path, setting)
+    return found
+
+
+def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
+    """The part `name` of the model at `source` as something to prune; a cut of it is saved within the whole.
+
+    name: of its module, or what the config calls its configuration. A language model is opened with the head of the
+    whole. Raises `InputError` for a part that is not there, and `UnsupportedError` for one that shares weights with
+    another, or that fits no table.
+    """
+    model = source if isinstance(source, PreTrainedModel) else loading.read_any(source)
+    parts = list_parts(model)
+    name = next((part for part, (_, setting) in parts.items() if setting == name), name)
+    if name not in parts:
+        there = f"its parts are {', '.join(parts)}" if parts else "it has no parts with a config of their own"
+        raise InputError(f"{type(model).__name__} has no part {name!r}: {there}")
+    path, setting = parts[name]
+    folder = None if isinstance(source, PreTrainedModel) else loading.locate(source)
+    base = model.get_submodule(path)
+    assert isinstance(base, PreTrainedModel)
+    inside = {f"{path}.{inner}": inner for inner in base.state_dict()}
+    alone, names = _add_head(model, base, path)
+    for first, second in _find_shared(model, set(inside) | set(names.values())):
+        raise UnsupportedError(
+            f"{first} and {second} share their weights, so {name} can't be cut alone: save them apart"
+        )
+    family = find_family(saving.plain_class(type(alone)), alone.config)
+    width = "what other parts give it is as wide as its channels"
+    family = replace(family, whole={**family.whole, "channels": width})
+    subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
+    prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
+    known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
+    subject.whole = Whole(model, folder, setting, known, path, prefix)
+    return subject
+
+
+def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple[PreTrainedModel, dict[str, str]]:
+    """The part with the whole's language-model head, and where that stands there; itself where it can't have one."""
+    head = model.get_output_embeddings()
+    kind = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
+    own = next((name for name, module in model.named_modules() if module is head), "")
+    if head is None or kind is None or own.startswith(f"{path}.") or getattr(head, "bias", None) is not None:
+        return base, {}
+    weight = head.get_parameter("weight")
+    tied = weight.data_ptr() == base.get_input_embeddings().get_parameter("weight").data_ptr()
+    config = copy.deepcopy(base.config)
+    config.tie_word_embeddings = tied
+    with no_init_weights():
+        alone: PreTrainedModel = kind(config)
+    if type(alone.base_model) is not type(base) or _HEAD not in alone.state_dict():
+        return base, {}
+    state = {f"{alone.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
+    alone.load_state_dict(state | {_HEAD: weight}, strict=True, assign=True)
+    alone.tie_weights()
+    alone.to(model.device)
+    return alone.eval(), {_HEAD: f"{own}.weight"}
+
+
+def _find_shared(model: PreTrainedModel, inside: set[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of tensors, the first of them of the part, that are one."""
+    owners: dict[int, str] = {}
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in named.items():
+        if name in inside:
+            owners[tensor.data_ptr()] = name
+    for name, tensor in named.items():
+        if name not in inside and tensor.data_ptr() in owners:
+            yield owners[tensor.data_ptr()], name

@@ -1,0 +1,89 @@
+"""The language model of one that reads images: opened with the whole's head, cut, saved in its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForImageTextToText
+
+from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.transformer.parts import list_parts, open_part
+from secateur.vocabulary import Selection
+
+_TEXT = {
+    "model_type": "llama",
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_IMAGE = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def make(*, tied: bool = False) -> transformers.PreTrainedModel:
+    torch.manual_seed(0)
+    text = transformers.LlamaConfig(**_TEXT, tie_word_embeddings=tied)
+    config = transformers.LlavaConfig(
+        text_config=text,
+        vision_config=transformers.CLIPVisionConfig(**_IMAGE),
+        image_token_index=60,
+        tie_word_embeddings=tied,
+    )
+    return transformers.LlavaForConditionalGeneration(config).eval()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_cut_is_saved_in_its_place_and_the_rest_is_as_it_was(tied: bool, tmp_path: Path) -> None:
+    model = make(tied=tied)
+    model.save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "preprocessor_config.json").write_text('{"image_size": 8}')
+    subject = open_part(tmp_path / "whole", "language_model")
+    batch = subject.example(2, 7)
+    batch["input_ids"].clamp_(max=59)
+    assert subject.causal
+    torch.testing.assert_close(subject.forward(batch).prediction, model(**batch).logits)
+    neurons = {f"layers.{layer}.neurons": np.arange(48) < 32 for layer in range(3)}
+    small, _ = subject.cut(Selection({**neurons, "layers": np.array([True, False, True])}))
+    small.save(tmp_path / "small")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "small").eval()
+    torch.testing.assert_close(loaded(**batch).logits, small.forward(batch).prediction)
+    text = loaded.config.text_config
+    assert (text.num_hidden_layers, text.intermediate_size) == (2, 32)
+    vision = (one.config.vision_config.to_dict() | {"dtype": None} for one in (model, loaded))
+    assert next(vision) == next(vision)
+    before, after = (one.model.vision_tower.state_dict() for one in (model, loaded))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert (tmp_path / "small" / "preprocessor_config.json").is_file()
+    assert len(open_part(tmp_path / "small", "language_model").layers()) == 2
+
+
+def test_what_a_part_cannot_have_is_said_in_a_line() -> None:
+    model = make()
+    assert list(list_parts(model)) == ["vision_tower", "language_model"]
+    with pytest.raises(InputError, match="has no part 'audio_tower': its parts are vision_tower, language_model"):
+        open_part(model, "audio_tower")
+    subject = open_part(model, "language_model")
+    with pytest.raises(UnsupportedError, match="layers of unequal widths can't be saved within a Llava"):
+        subject.cut(Selection({"layers.0.neurons": np.arange(48) < 24}))
+    with pytest.raises(UnsupportedError, match="what other parts give it is as wide as its channels"):
+        subject.units("channels")
+    model.model.vision_tower.register_parameter("tied", model.model.language_model.norm.weight)
+    with pytest.raises(UnsupportedError, match="share their weights, so language_model can't be cut alone"):
+        open_part(model, "language_model")
