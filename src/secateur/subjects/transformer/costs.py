@@ -126,11 +126,10 @@ def terms(
         for size, names in _monomials(layout, place, weight.shape):
             add("flops", 2.0 * tokens * size * times, names, _condition(layout, place) | per_expert)
     for index, width in enumerate(layout.widths):
+        products = 4.0 * batch * length**2 * layout.attention_width(index)  # queries by keys, and weights by values
         if width.heads:
-            products = 4.0 * batch * length**2 * layout.attention_width(index)  # queries by keys, and weights by values
             add("flops", products, [f"layers.{index}.heads"], {"units": (("layers", index),)})
         if width.cross:
-            products = 4.0 * batch * length**2 * layout.attention_width
             add("flops", products, [f"layers.{index}.cross.heads"], {"units": (("layers", index),)})
     found = [replace(term, coefficient=value) for term, value in total.items()]
     cached = [term for part in cache for term in (part, replace(part, measure="memory"))]

@@ -308,7 +308,7 @@ def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, Tensor | bool] = {"input_ids": tokens}
     if has_encoder(model.config):
-        inputs = {"decoder_input_ids": tokens} | make_source(model, tokens)
+        inputs = {"decoder_input_ids": tokens, **make_source(model, tokens)}
     if "use_cache" in accepted or has_encoder(model.config):
         inputs["use_cache"] = False
     return model(**inputs)

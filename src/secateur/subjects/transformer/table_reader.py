@@ -806,8 +806,12 @@ class _WeighedTokens(TorchDispatchMode):
     ) -> object:
         out = func(*args, **(kwargs or {}))
         name = str(func)
-        weights = isinstance(out, Tensor) and out.dim() > 2 and out.shape[-1] >= TOKENS
-        weights = weights and out.shape[-2] in (TOKENS, out.shape[-1])
+        weights = (
+            isinstance(out, Tensor)
+            and out.dim() > 2
+            and out.shape[-1] >= TOKENS
+            and out.shape[-2] in (TOKENS, out.shape[-1])
+        )
         if ("softmax" in name and weights) or "scaled_dot_product" in name:
             self.found.update(self.running[-1:])
         return out
