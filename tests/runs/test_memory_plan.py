@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -143,13 +144,13 @@ def test_a_machine_has_memory() -> None:
 def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
     folder = save_llama(tmp_path / "Small", 64, 3, weights=False)
 
+    @functools.cache
     def plan(training: str, device: str = "cpu", model: Path = folder) -> float:
         whole = memory_plan.estimate(model, share=1.0, batch=8, length=64, device=device, training=training)
         return whole.training / (1.0 + memory_plan.HEAP["training"] * (device == "cpu"))
 
     def growth(training: str) -> float:
         """What the activations of three more blocks take."""
-        more = memory_plan.estimate(deep, share=1.0).params - params
         return plan(training, model=deep) - plan(training) - 16 * more
 
     def trained(join: Callable[[LlamaForCausalLM], object]) -> int:
@@ -169,6 +170,7 @@ def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
         assert plan(f"{kind}=2,ema=0.999") - alone == pytest.approx(4 * learned, rel=0.01), "of the adapters alone"
         assert alone - plan(f"{kind}=2,optimizer=sgd") == pytest.approx(4 * learned, rel=0.01)
     deep = save_llama(tmp_path / "Deep", 64, 6, weights=False)
+    more = memory_plan.estimate(deep, share=1.0).params - params
     assert growth("checkpointing=true") < 0.3 * growth(""), "of a block, its input alone"
     assert plan("precision=fp32", "cuda") > plan("", "cuda"), "bfloat16 is a card's default"
     with pytest.raises(InputError, match="training has no setting 'emma'"):

@@ -117,5 +117,5 @@ def _values(value: Any) -> list[str]:
     return [_text(one) for one in value] if isinstance(value, list | tuple | set | frozenset) else [_text(value)]
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return "" if value is None else str(value).strip()

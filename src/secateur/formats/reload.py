@@ -228,7 +228,7 @@ def _size(part: str, sizes: dict[str, int]) -> int:
     return sizes[name + star] * int(times or 1)
 
 
-def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]:
+def _mixture(layer: Any, experts: Table, config: Any) -> dict[str, int]:
     """The sizes of a layer with experts, which its modules are told."""
     count, neurons = getattr(config, experts["count"]), getattr(config, experts["neurons"])
     shared = getattr(config, experts["shared_neurons"], None) or 0
@@ -242,7 +242,7 @@ def _mixture(layer: Any, experts: dict[str, Any], config: Any) -> dict[str, int]
     return {"experts": count, "expert_neurons": neurons, "shared_neurons": shared}
 
 
-def _remove(layer: Any, block: dict[str, Any], index: int | None, shared: bool) -> None:
+def _remove(layer: Any, block: Table, index: int | None, shared: bool) -> None:
     out: Any = dict(layer.named_modules()).get(block["out"])  # a layer with experts has none
     bias: Any = getattr(out, "bias", None)
     inside = block["out"].startswith(block["module"] + ".")
@@ -287,8 +287,8 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_bias: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> Any:
+    **kwargs: object,
+) -> object:
     """The model's own kind of attention, of heads that went with what the first layer says of all heads' positions.
 
     query [B, H, S, d]; position_bias [1, heads of the uncut model, S, S], the same for all layers.

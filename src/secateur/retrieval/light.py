@@ -6,11 +6,14 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from secateur.errors import InputError, MissingExtraError, opening
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 __all__ = ["OnnxEncoder", "StaticEncoder", "open_light"]
 
@@ -34,8 +37,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _open_tokenizer(folder: Path) -> Any:
-    from tokenizers import Tokenizer  # of transformers' dependencies
+def _open_tokenizer(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer  # of transformers' dependencies, and slow to import
 
     with opening("tokenizer", str(folder)):
         return Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -211,4 +211,4 @@ def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path
 
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
-    return toys.detector(batch=8, layer_keep=0.0, least=2, sparse_epochs=2, finetune_epochs=4, distil_epochs=4)
+    return toys.detector(batch=8, layer_keep=0.0, least=2, sparse_epochs=1, finetune_epochs=2, distil_epochs=2)

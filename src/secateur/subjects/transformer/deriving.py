@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -192,7 +191,7 @@ def _same_positions(model: PreTrainedModel) -> Iterator[list[object]]:
         yield found
         return
 
-    def attend(*args: Any, position_bias: Tensor | None = None, **kwargs: Any) -> object:
+    def attend(*args: object, position_bias: Tensor | None = None, **kwargs: object) -> object:
         found.extend([] if position_bias is None else [True])
         return own(*args, position_bias=None if position_bias is None else position_bias[:, :1], **kwargs)
 

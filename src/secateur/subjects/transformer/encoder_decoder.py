@@ -128,5 +128,5 @@ class EncoderDecoder(Transformer):
                     yield Term("kv_cache", per_head, (name,), (name,), with_layer)
 
 
-def _without_states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+def _without_states(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
     return (args[1:], dict(kwargs)) if args else ((), {key: kwargs[key] for key in kwargs if key != "hidden_states"})
