@@ -319,7 +319,8 @@ def test_documents_that_are_kept_apart_are_told_by_their_numbers():
 
 
 HIDDEN = (
-    '<p>seen <span hidden>no1</span><b style="color:red; DISPLAY : none">no2</b></p><div aria-hidden=true><p>no3 no4</p></div>'
+    '<p>seen <span hidden>no1</span><b style="color:red; DISPLAY : none">no2</b></p>'
+    "<div aria-hidden=true><p>no3 no4</p></div>"
     '<p style="visibility:hidden">no5</p><p hidden=until-found>found</p><p aria-hidden=false>end</p>'
 )
 

@@ -83,8 +83,8 @@ def htmlrag(
 
     1. coarse: blocks of about `block` words are ranked by how alike their text and the question are to the embedder,
        or by BM25; the best stay as long as what is left fits into `wide` times the budget, each with its companions
-       (`Page.companions`: headings, terms of definitions, heads of tables, sentences that lead into lists and code), and
-       of the first that does not fit the best sentences;
+       (`Page.companions`: headings, terms of definitions, heads of tables, sentences that lead into lists and code),
+       and of the first that does not fit the best sentences;
     2. fine, with a path model: what is left is split anew, into blocks of about `fine` words. The path of each is read
        as text, "<html><body><div1><p0>"; all paths make a tree of tokens, and a path's score is the sum of
        log P(token | prompt, the tokens before), P over what some path goes on with. The worst leave until what is left
@@ -114,18 +114,19 @@ def htmlrag(
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
-    Where not even the best block fits it is split further, down to sentences, and at last only its first words stay: a result is never
-    over budget, and never empty where the page and the budget are not. `told` counts the path model's calls and tokens,
-    and its notes say what was hidden.
+    Where not even the best block fits it is split further, down to sentences, and at last only its first words
+    stay: a result is never over budget, and never empty where the page and the budget are not. `told` counts the
+    path model's calls and tokens, and its notes say what was hidden.
 
     Departures: block sizes follow page and budget unless given (256 and 128 words in the paper). Headings lead the
-    texts of their blocks, and stay with them. Protected tags such as tables are not unwrapped, a page may hold several documents, a split
-    tag's bare text is a block however short, and costs only itself. The released package (0.1.1) drops the best blocks
-    when the lengths of all exceed the budget; this follows the paper. A path's score is not divided by the mean length
-    of paths, which is the same for all. Tags that say only how a line looks (`markup.PLAIN`: a, b, code, em) always go,
-    and what they hold stays. A `pre`, and a tag with a line of text and nothing else, is never split into blocks. Since
-    block sizes follow the budget, a larger one does not always keep all that a smaller one does (of 100 neighbouring
-    pairs 3 did not); with `block` given, blocks are the same for all.
+    texts of their blocks, and stay with them. Protected tags such as tables are not unwrapped, a page may hold
+    several documents, a split tag's bare text is a block however short, and costs only itself. The released package
+    (0.1.1) drops the best blocks when the lengths of all exceed the budget; this follows the paper. A path's score
+    is not divided by the mean length of paths, which is the same for all. Tags that say only how a line looks
+    (`markup.PLAIN`: a, b, code, em) always go, and what they hold stays. A `pre`, and a tag with a line of text and
+    nothing else, is never split into blocks. Since block sizes follow the budget, a larger one does not always keep
+    all that a smaller one does (of 100 neighbouring pairs 3 did not); with `block` given, blocks are the same for
+    all.
     """
     subject = subject.show_hidden() if hidden else subject
     notes = () if hidden or not subject.hidden else (HIDDEN.format(subject.hidden),)
@@ -176,7 +177,7 @@ def cost(page: Page, counts: Counts) -> dict[str, float]:
     words = float(markup.words(page.text()))
     numbered = {READ: page.html(numbered=True)} if READ in counts else {}
     return {"words": words} | {
-        name: float(count([numbered.get(name) or page.html()])[0]) for name, count in counts.items()
+        name: float(count([numbered.get(name) or page.to_text()])[0]) for name, count in counts.items()
     }
 
 

@@ -14,8 +14,8 @@ LED = {"ul", "ol", "menu", "dl", "table", "pre", "blockquote", "figure"}
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _ENDS_HEADINGS = {
-    "article", "aside", "blockquote", "dd", "details", "dialog", "div", "document", "fieldset", "figure", "footer", "form",
-    "header", "li", "main", "nav", "search", "section", "td", "th",
+    "article", "aside", "blockquote", "dd", "details", "dialog", "div", "document", "fieldset", "figure", "footer",
+    "form", "header", "li", "main", "nav", "search", "section", "td", "th",
 }  # fmt: skip
 """Within these a heading holds until they end; a title (h1) holds on behind a div and a header."""
 _OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate, pairwise
 
-from secateur.subjects.text.passage import sentences
 from secateur.subjects.text.tree import Tree, split_texts, wrap_ranges
-from secateur.subjects.text.words import words
 
 __all__ = ["BLOCKS", "BOXES", "DOCUMENT", "LINE", "PHRASES", "ROOT", "SENTENCE", "box_lines", "box_sentences",
            "find_inline", "original_tag"]  # fmt: skip
@@ -27,25 +25,31 @@ BOXES = frozenset({LINE, SENTENCE})
 
 BLOCKS = frozenset({
     ROOT, DOCUMENT, LINE, SENTENCE, "address", "article", "aside", "blockquote", "body", "caption", "center", "col",
-    "colgroup", "dd", "details", "dialog", "dir", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer", "form",
-    "frameset", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hgroup", "hr", "html", "legend", "li", "main",
-    "menu", "nav", "ol", "p", "pre", "search", "section", "summary", "table", "tbody", "td", "tfoot", "th", "thead",
-    "title", "tr", "ul",
+    "colgroup", "dd", "details", "dialog", "dir", "div", "dl", "dt", "fieldset", "figcaption", "figure", "footer",
+    "form", "frameset", "h1", "h2", "h3", "h4", "h5", "h6", "head", "header", "hgroup", "hr", "html", "legend", "li",
+    "main", "menu", "nav", "ol", "p", "pre", "search", "section", "summary", "table", "tbody", "td", "tfoot", "th",
+    "thead", "title", "tr", "ul",
 })  # fmt: skip
 """Flow content of HTML that is no phrasing content, and the parts of lists and tables."""
 
 PHRASES = frozenset({
-    "", "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins",
-    "kbd", "label", "mark", "nobr", "q", "rb", "rp", "rt", "rtc", "ruby", "s", "samp", "small", "span", "strike", "strong",
-    "sub", "sup", "time", "tt", "u", "var",
+    "", "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i",
+    "ins", "kbd", "label", "mark", "nobr", "q", "rb", "rp", "rt", "rtc", "ruby", "s", "samp", "small", "span", "strike",
+    "strong", "sub", "sup", "time", "tt", "u", "var",
 })  # fmt: skip
 """Text, and tags that say what a piece of a line is or looks like."""
 
 _OF_PHRASES = {"p", "h1", "h2", "h3", "h4", "h5", "h6", "pre", LINE, SENTENCE}
 """Blocks that hold a line and nothing else."""
 
-LEAST = 3
-"""Words of a sentence: what is shorter ("Note.", "1.") goes on to the end of the next."""
+Split = Callable[[str], Sequence[tuple[int, int]]]
+"""Text -> (start, end) of each sentence, in order."""
+
+LEAST = 8
+"""Characters of a sentence: what is shorter ("Note.", "1.") goes on to the end of the next."""
+
+MOST = 20_000
+"""Sentences of a line: of one with more, several are one piece, so that a text of 50 MB fits into memory."""
 
 CONTAINER = 16
 """Words above which an unknown tag that stands among others of its like, without text around, is a block."""
@@ -122,15 +126,18 @@ def box_lines(tree: Tree, held: Sequence[int]) -> tuple[Tree, list[int]]:
     return wrap_ranges(tree, sorted(ranges), LINE) if ranges else (tree, list(range(len(tree))))
 
 
-def box_sentences(tree: Tree, lines: Collection[int], last: Collection[int] = ()) -> tuple[Tree, list[int]]:
+def box_sentences(
+    tree: Tree, lines: Collection[int], split: Split, last: Collection[int] = ()
+) -> tuple[Tree, list[int]]:
     """The tree with a box around each sentence of these lines, and which node each was.
 
-    lines: nodes whose children are all inline. last: those of them of which the last sentence alone is told from the
+    lines: nodes whose children are all inline. split: text -> places of its sentences. last: those of them of which
+    the last sentence alone is told from the
     others. A sentence that ends inside a tag goes on to the end of that tag. Lines of one sentence stay as they are.
     """
     begins, cuts = dict[int, list[tuple[int, int]]](), dict[int, list[int]]()
     for line in lines:
-        found = _find_begins(tree, line)
+        found = _find_begins(tree, line, split)
         if found:
             begins[line] = found[-1:] if line in last else found
         for node, place in begins.get(line, ()):
@@ -144,19 +151,20 @@ def box_sentences(tree: Tree, lines: Collection[int], last: Collection[int] = ()
     for line, places in begins.items():
         bounds = [new[node] + (cuts[node].index(place) + 1 if place else 0) for node, place in places]
         bounds = [new[line] + 1, *bounds, parted.end[new[line]]]
-        ranges += zip(bounds, bounds[1:], strict=False)
+        ranges += pairwise(bounds)
     boxed, origin = wrap_ranges(parted, sorted(ranges), SENTENCE)
     return boxed, [nodes[at] for at in origin]
 
 
-def _find_begins(tree: Tree, line: int) -> list[tuple[int, int]]:
+def _find_begins(tree: Tree, line: int, split: Split) -> list[tuple[int, int]]:
     """(node, place in its text) of each sentence of a line but the first, where it may be cut: right below the line."""
     texts = [node for node in range(line + 1, tree.end[line]) if not tree.tag[node]]
     offsets = [0, *accumulate(len(tree.text[node]) for node in texts)]
     text, found, begin = "".join(tree.text[node] for node in texts), list[tuple[int, int]](), 0
-    for start, _ in sentences(text):
+    least = max(LEAST, len(text) // MOST)
+    for start, _ in split(text):
         cut = _find_cut(tree, line, texts, offsets, start) if begin < start else None
-        if cut is not None and words(text[begin:start]) >= LEAST:
+        if cut is not None and start - begin >= least:
             found.append(cut)
             begin = start
     return found

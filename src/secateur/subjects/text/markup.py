@@ -11,13 +11,13 @@ import html
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.subjects.text import nesting
 from secateur.subjects.text.lines import BOXES, DOCUMENT, PHRASES, ROOT, find_inline, original_tag
 from secateur.subjects.text.tree import Tree, prune_tree
-from secateur.subjects.text.words import first_words, stems, terms, whole, words
 
 try:
     from selectolax.lexbor import LexborHTMLParser
@@ -28,7 +28,6 @@ __all__ = [
     "DOCUMENT",
     "PLAIN",
     "PROTECTED",
-    "Tree",
     "clean",
     "decode",
     "first_words",
@@ -36,7 +35,6 @@ __all__ = [
     "join",
     "parse",
     "plain",
-    "prune_tree",
     "stems",
     "terms",
     "whole",
@@ -66,6 +64,10 @@ _FOREIGN = {"math", "svg"}
 _ALT = {"img", "area", "input"}
 """What stands for a text, in its attribute alt."""
 
+# Every letter of a script without spaces is a word.
+_UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
 _BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
 _NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
@@ -113,6 +115,36 @@ def is_html(text: str) -> bool:
     always.
     """
     return any(not found[1] or found[1].lower() in _KNOWN for found in _TAG.finditer(text))
+
+
+def whole(text: str) -> str:
+    """The text with a question mark for each lone half of a surrogate pair, which can't be encoded."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def words(text: str) -> int:
+    """How many words: runs without blanks, and each letter of scripts that write none."""
+    return len(_WORD.findall(text))
+
+
+def first_words(text: str, count: int) -> str:
+    """The text up to and with its `count`-th word, as `words` counts."""
+    end, left = 0, max(0, count) + 1
+    for found in islice(_WORD.finditer(text), left):
+        left -= 1
+        if left:
+            end = found.end()
+    return text if left else text[:end]
+
+
+def terms(text: str) -> list[str]:
+    """What a search compares: words in lower case without punctuation, single letters of scripts without blanks."""
+    return _TERM.findall(text.lower())
+
+
+def stems(text: str) -> list[str]:
+    """The terms of a text, underscores as spaces, without the commonest endings of English."""
+    return [re.sub(r"(?:ing|ed|es|s|e)$", "", term) or term for term in terms(text.replace("_", " "))]
 
 
 _MAY_HIDE = re.compile(r"hidden|display\s*:\s*none", re.IGNORECASE)

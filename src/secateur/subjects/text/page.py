@@ -11,17 +11,22 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from secateur._utils.disk import atomic_write
 from secateur.errors import DataError, InputError
-from secateur.subjects.text import lines, markup
+from secateur.subjects.text import lines, markup, plain_text
 from secateur.subjects.text.context import LED, Contexts, find_previous, leads
+from secateur.subjects.text.passage import sentences
 from secateur.subjects.text.tree import Tree, prune_tree
 from secateur.vocabulary import Cut, Selection, Site, Units
 
 __all__ = ["Page", "open_page"]
+
+Kind = Literal["html", "text", "markdown"]
+_READ = {"text": plain_text.read_text, "markdown": plain_text.read_markdown}
 
 DEEPEST = 64
 """Below this depth nothing is split further."""
@@ -44,6 +49,7 @@ _WHOLE = {"pre", "tr", "td", "th"} | _HEADS
 def open_page(
     source: str | bytes | Path | Sequence[str | bytes | Path],
     *,
+    kind: Kind | Sequence[Kind] = "html",
     block: int = 128,
     protected: Collection[str] = markup.PROTECTED,
     attributes: Collection[str] = (),
@@ -56,6 +62,8 @@ def open_page(
 
     Args:
         source: HTML, its bytes, or the path of a file; several are joined in their order.
+        kind: of all documents or of each: "html", "text" or "markdown". What is left of texts and Markdown is written
+            as they are (`Page.to_text`), unless HTML is among the documents and they are not kept apart.
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
         attributes: attributes that stay, such as href, or "*" for all, as `keep_attr` of the published package; by
@@ -73,11 +81,19 @@ def open_page(
         raise InputError(f"block={block}: give the words of a block, at least 0")
     given = source if isinstance(source, Sequence) and not isinstance(source, str | bytes) else [source]
     read = [_read(one) for one in given]
-    trees = [markup.plain(markup.parse(one, attributes, hidden=hidden), plain) for one in read]
+    kinds = [kind] * len(read) if isinstance(kind, str) else list(kind)
+    if len(kinds) != len(read) or not set(kinds) <= {"html", "text", "markdown"}:
+        raise InputError(f"kind={kind!r}: give html, text or markdown, for all documents or one for each")
+    trees = [
+        markup.plain(markup.parse(one, attributes, hidden=hidden), plain)
+        if form == "html"
+        else _READ[form](one if isinstance(one, str) else markup.decode(one))
+        for one, form in zip(read, kinds, strict=True)
+    ]
     unseen = sum(tree.hidden for tree in trees)
     reopen = partial(
-        open_page, read, block=block, protected=protected, attributes=attributes, plain=plain, numbered=numbered,
-        apart=apart, hidden=True,
+        open_page, read, kind=kinds, block=block, protected=protected, attributes=attributes, plain=plain,
+        numbered=numbered, apart=apart, hidden=True,
     )  # fmt: skip
     tree, names, owners = markup.join(trees, apart=apart), None, [0]
     for index, one in enumerate(trees):
@@ -89,8 +105,8 @@ def open_page(
     tree, nodes = markup.clean(tree, protected)
     names, owners = names and [names[node] for node in nodes], [owners[node] for node in nodes]
     return Page(
-        tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, many=len(trees),
-        hidden=unseen, reopen=reopen if unseen else None,
+        tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, kinds=kinds,
+        apart=apart, hidden=unseen, reopen=reopen if unseen else None,
     )  # fmt: skip
 
 
@@ -123,12 +139,13 @@ class Page:
         names: Sequence[str] | None = None,
         numbered: bool = True,
         owners: Sequence[int] | None = None,
-        many: int = 1,
+        kinds: Sequence[Kind] = ("html",),
+        apart: bool = False,
         fine: int = -1,
         hidden: int = 0,
         reopen: Callable[[], Page] | None = None,
     ) -> None:
-        self.block, self.protected, self.numbered, self._many = block, protected, numbered, many
+        self.block, self.protected, self.numbered, self._kinds, self._apart = block, protected, numbered, kinds, apart
         self.hidden, self._reopen = hidden, reopen
         names, owners = tree.tag if names is None else names, [0] * len(tree) if owners is None else owners
         self._base = _box(tree, names, owners, *lines.box_lines(tree, _count_words(tree)))
@@ -137,7 +154,7 @@ class Page:
         last = _find_leads(tree, held)
         prose = [line for line in range(fine, tree.end[fine]) if _is_prose(tree, line)] if fine >= 0 else []
         self.tree, names, self._owners, self._places = _box(
-            *self._base[:3], *lines.box_sentences(tree, sorted({*last, *prose}), set(last).difference(prose))
+            *self._base[:3], *lines.box_sentences(tree, sorted({*last, *prose}), sentences, set(last).difference(prose))
         )
         self._texts = held if tree is self.tree else _count_words(self.tree)
         self.names, self.blocks = self._split(list(names), fine)
@@ -192,7 +209,7 @@ class Page:
         return self if self._reopen is None else self._reopen().split(self.block)
 
     def refine(self, index: int) -> Page:
-        """The same page with the sentences of one block, and whatever blocks there are in it, as blocks in its place."""
+        """The same page with the sentences of a block, and whatever blocks are in it, as blocks in its place."""
         return self._like(*self._base[:3], self.block, self._places[self.blocks[index][0]])
 
     def head(self, count: int, *, letters: bool = False) -> Page:
@@ -218,41 +235,60 @@ class Page:
         return self._write_parts(None, self.numbered if numbered is None else numbered)
 
     def to_text(self) -> str:
-        """What a model is to read: the page as it now is."""
-        return self.html()
+        """What a model is to read: HTML as it now is, and texts and Markdown as such."""
+        return self._write(self.tree, self.names, self._owners)
+
+    def _write(self, tree: Tree, names: Sequence[str], owners: Sequence[int]) -> str:
+        if not self._writes_kinds():
+            return markup.write(tree, None, names if self.numbered else None)
+        return "\n\n".join(filter(None, self._write_documents(tree, names, owners)))
+
+    def _writes_kinds(self) -> bool:
+        """Whether each document is written as what it was: HTML among texts would make them look like HTML."""
+        return self._apart or "html" not in self._kinds
+
+    def _write_documents(self, tree: Tree, names: Sequence[str], owners: Sequence[int]) -> list[str]:
+        """What is written of each document, in the order in which they were given; empty where nothing is left."""
+        tops: list[list[int]] = [[] for _ in self._kinds]
+        for node in tree.children(0):
+            tops[owners[node]] += tree.children(node) if self._apart else [node]
+        native, named = self._writes_kinds(), names if self.numbered else None
+        return [
+            plain_text.write_source(tree, nodes) if native and kind != "html" else markup.write(tree, nodes, named)
+            for nodes, kind in zip(tops, self._kinds, strict=True)
+        ]
 
     def _write_parts(self, nodes: Sequence[int] | None, numbered: bool) -> str:
         return markup.write(self.tree, nodes, self.names if numbered else None)
 
     def parts(self) -> list[str]:
         """What is written of each document, in the order in which they were given; empty where nothing is left."""
-        tops: list[list[int]] = [[] for _ in range(self._many)]
-        for node in self.tree.children(0):
-            tops[self._owners[node]].append(node)
-        return [self._write_parts(nodes, self.numbered) for nodes in tops]
+        return self._write_documents(self.tree, self.names, self._owners)
 
     def documents(self) -> dict[int, tuple[str, str]]:
-        """Number of each document of which something is left -> its HTML, and its text by blocks. Needs `apart`."""
-        tops = [node for node in self.tree.children(0) if self.tree.tag[node] == markup.DOCUMENT]
-        texts: dict[int, list[str]] = {node: [] for node in tops}
+        """Number of each document of which something is left -> what is written, and its text by blocks.
+
+        Needs `apart`.
+        """
+        texts: list[list[str]] = [[] for _ in self._kinds]
         for index, (node, _) in enumerate(self.blocks):
-            top = next((top for top in tops if top <= node < self.tree.end[top]), None)
-            if top is not None:
-                texts[top].append(self.text(index))
+            texts[self._owners[node]].append(self.text(index))
         return {
-            int(self.names[top].removeprefix(markup.DOCUMENT)): (
-                self._write_parts(self.tree.children(top), self.numbered), "\n\n".join(texts[top]),
-            )
-            for top in tops
-        }  # fmt: skip
+            number: (part, "\n\n".join(texts[number]) if self._kinds[number] == "html" else part)
+            for number, part in enumerate(self.parts())
+            if part
+        }
 
     def text(self, index: int | None = None) -> str:
         """The text of a block, or of the whole page."""
         return self._join_texts(range(1, len(self.tree)) if index is None else self._nodes(index))
 
     def source(self, index: int) -> str:
-        """The HTML of a block; of a line in a tag that is split, its text."""
-        return self._write_parts([self.blocks[index][0]], self.numbered)
+        """What is written of a block: its HTML, or its lines of a text."""
+        node = self.blocks[index][0]
+        if self._writes_kinds() and self._kinds[self._owners[node]] != "html":
+            return plain_text.write_source(self.tree, [node])
+        return self._write_parts([node], self.numbered)
 
     def path(self, index: int) -> tuple[str, ...]:
         """The names that lead from the top to a block's tag, such as ("html", "body", "div1", "p0")."""
@@ -346,11 +382,11 @@ class Page:
         return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
 
     def draft(self, keep: np.ndarray) -> tuple[str, int]:
-        """What would be written if the blocks of `keep` stayed, and the words that it says: as `cut`, and much faster."""
+        """What would be written if the blocks of `keep` stayed, and how many words: as `cut`, and much faster."""
         gone = self._mark_gone(np.flatnonzero(~keep).tolist())
         tree, kept, nodes = self._prune(self.tree, gone)
-        names = [self.names[kept[node]] for node in nodes] if self.numbered else None
-        return markup.write(tree, None, names), _count_words(tree)[-1]
+        names, owners = [self.names[kept[node]] for node in nodes], [self._owners[kept[node]] for node in nodes]
+        return self._write(tree, names, owners), _count_words(tree)[-1]
 
     def _mark_gone(self, lost: Iterable[int]) -> list[bool]:
         gone = [False] * len(self.tree)
@@ -376,7 +412,7 @@ class Page:
     def _like(self, tree: Tree, names: Sequence[str], owners: Sequence[int], block: int, fine: int = -1) -> Page:
         return Page(
             tree, block=block, protected=self.protected, names=names, numbered=self.numbered, owners=owners,
-            many=self._many, fine=fine, hidden=self.hidden,
+            kinds=self._kinds, apart=self._apart, fine=fine, hidden=self.hidden,
         )  # fmt: skip
 
 

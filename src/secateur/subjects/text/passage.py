@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from secateur.errors import InputError, MissingExtraError
-from secateur.subjects.text.words import words as count_words
+from secateur.subjects.text import markup
 from secateur.vocabulary import Cut, Selection, Site, Units
 
 __all__ = ["Passages", "Sentence", "open_passages", "sentences"]
@@ -171,7 +171,7 @@ class Passages:
     def cost(self, counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]) -> dict[str, float]:
         """Measure -> what all that is written takes."""
         text = self.to_text()
-        return {"words": float(count_words(text))} | {name: float(count([text])[0]) for name, count in counts.items()}
+        return {"words": float(markup.words(text))} | {name: float(count([text])[0]) for name, count in counts.items()}
 
     def units(self, *axes: str, **counts: Callable[[Sequence[str]], Sequence[int]]) -> Units:
         """Site "sentences": those that are left, and what each costs on its own.
@@ -184,7 +184,7 @@ class Passages:
         texts = [self.text(index) for index in range(len(self.sentences))]
         for one, text in zip(self.sentences, texts, strict=True):
             if one not in self._words:
-                self._words[one] = count_words(text)
+                self._words[one] = markup.words(text)
         cost = {"words": np.array([self._words[one] for one in self.sentences], dtype=float)}
         for measure, counted in counts.items():
             cost[measure] = np.array(counted(texts), dtype=float)

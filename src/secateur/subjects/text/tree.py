@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 __all__ = ["Tree", "prune_tree", "split_texts", "wrap_ranges"]
 
@@ -118,7 +118,7 @@ def split_texts(tree: Tree, places: Mapping[int, Sequence[int]]) -> tuple[Tree, 
     for node in range(len(tree)):
         above, end, text = tree.parent[node], tree.end[node], tree.text[node]
         below, bounds = above + (more[above] if above >= 0 else 0), [0, *places.get(node, ()), len(text)]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             last = end + more[end] if tree.tag[node] else len(tags) + 1
             _add(tags, tree.tag[node], texts, text[start:stop], parents, below, ends, last)
             nodes.append(node)
