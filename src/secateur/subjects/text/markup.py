@@ -183,7 +183,7 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
             unseen += words(node.text(deep=True, separator=" "))
         elif name in _ALT and (node.attributes.get("alt") or "").strip():
             tag.append("")
-            text.append(f" {_BLANKS.sub(' ', node.attributes['alt']).strip()} ")
+            text.append(f" {_BLANKS.sub(' ', node.attributes['alt'] or '').strip()} ")
             parent.append(above[-1])
             end.append(len(tag))
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
