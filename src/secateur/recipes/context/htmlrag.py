@@ -213,7 +213,7 @@ def reduce_page(
 
 def rank_blocks(page: Page, scores: Sequence[float]) -> np.ndarray:
     """Numbers of blocks, the best first, of equals the first; heads come with what they head, and alone at last."""
-    heads = [page.is_head(i) for i in range(len(page.blocks))]
+    heads = np.array([page.is_head(i) for i in range(len(page.blocks))], bool)
     return np.lexsort((-np.array(scores, float), heads))
 
 
