@@ -33,10 +33,31 @@ def documents():
 def test_documents_keep_their_metadata_and_kind():
     compressor = SecateurCompressor(budget="words=7", options={"block": 1})
     (left,) = compressor.compress_documents(documents(), "Where does town two lie, in the south?")
-    assert (left.page_content, left.metadata) == ("<p>Town two lies in the south.</p>", {"source": "a"})
+    assert left.page_content == "<body><h1>Towns</h1><p>Town two lies in the south.</p></body>"
+    assert left.metadata == {"source": "a"}
     (left,) = compressor.compress_documents(documents(), "Is river two long?")
     assert (left.page_content, left.metadata) == ("River two is long and cold.", {"source": "b"})
     assert documents()[0].page_content == HTML
+
+
+def test_plain_documents_are_cut_by_their_own_structure_and_stay_what_they_are():
+    markdown = "# Towns\n\nOf them:\n\n- Town one lies north.\n- Town two lies south."
+    markdown += "\n\n| hue | size |\n|---|---|\n| red | 7 |"
+    given = [
+        Document(markdown),
+        Document("A long text. River two is cold there. Nothing else is said."),
+        Document("word"),
+    ]
+    compressor = SecateurCompressor(
+        budget="words=17", options={"tokenizer": lambda texts: [len(text) for text in texts]}
+    )
+    (left,) = compressor.compress_documents(given, "Where does town two lie, in the south?")
+    assert left.page_content == "# Towns\n\nOf them:\n\n- Town one lies north.\n- Town two lies south."
+    small = SecateurCompressor(budget="words=5")
+    assert [one.page_content for one in small.compress_documents(given, "Is river two cold?")] == [
+        "River two is cold there."
+    ]
+    assert [one.page_content for one in small.compress_documents(given, "What word?")][-1] == "word"
 
 
 def test_in_a_chain_behind_a_retriever():

@@ -235,8 +235,8 @@ class Pruner:
     ) -> list[tuple[int, str]]:
         """(number, what stays) of each document of which something stays, in the order to read, all under one budget.
 
-        What is HTML stays HTML, what is plain text stays text. titles: one for each document, or None where it has
-        none; a title becomes the document's first sentence.
+        What is HTML stays HTML, and plain text and Markdown stay what they are. titles: one for each document, or
+        None where it has none; a title becomes the document's first sentence.
         """
         try:
             others = [type(each).__name__ for each in documents or () if not isinstance(each, str)]
@@ -253,7 +253,7 @@ class Pruner:
             warnings.warn(f"{self.recipe} left the documents as they were: {explain(error)}", stacklevel=2)
             return list(enumerate(documents or ()))
         left = result.subject.documents()
-        return [(number, html if markup.is_html(documents[number]) else text) for number, (html, text) in left.items()]
+        return [(number, text) for number, (text, _) in left.items()]
 
 
 def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> list[str | None] | None:

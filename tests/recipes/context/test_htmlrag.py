@@ -176,6 +176,35 @@ def test_a_block_is_ranked_with_what_it_stands_under():
     assert "kappa 5" not in without.subject.text()
 
 
+def test_what_stays_says_what_it_is_about_and_heads_do_not_stay_alone():
+    """32 of 32 definitions had lost their terms, and the term was the answer."""
+    items = "".join(f"<dt>--opt{i}, -{i}</dt><dd><p>Leaves {WORDS[i]} out.</p></dd>" for i in range(9))
+    page = open_page(f"<h1>git cut</h1><p>o</p><h2>Options</h2><dl>{items}</dl><h2>gamma</h2>", numbered=False)
+    (result,) = run(page, "Which option leaves gamma out?", "words=9", block=4)
+    assert result.subject.text() == "git cut Options --opt2, -2 Leaves gamma out."
+    (result,) = run(page, "Which option leaves gamma out?", "words=100", block=4)
+    assert result.subject.text() == page.text()
+
+
+def test_of_what_does_not_fit_the_best_sentences_stay():
+    text = " ".join(f"The capital of land{i} is town{i} now." for i in range(30))
+    page = open_page(f"<h2>Towns</h2><p>{text}</p><p>{' '.join(WORDS * 9)}</p>", numbered=False)
+    for limit, block in ((9, 0), (9, 1000), (26, 1000)):
+        (result,) = run(page, QUESTION, f"words={limit}", block=block)
+        assert "The capital of land7 is town7 now." in result.subject.text()
+        assert result.subject.text().startswith("Towns The")
+        assert result.cut.after["words"] <= limit
+
+
+def test_what_was_hidden_is_noted():
+    page, memory = open_page("<p>seen</p><p hidden>no one</p>", numbered=False), Transient()
+    (result,) = run(page, "seen?", "words=5", into=memory)
+    assert (result.subject.text(), len(result.cut.notes)) == ("seen", 1)
+    assert memory.values["told-words=5"]["notes"][0].startswith("2 words that the page hides")
+    (result,) = run(page, "seen?", "words=5", hidden=True)
+    assert (result.subject.text(), result.cut.notes) == ("seen no one", ())
+
+
 # -------------------------------------------------------------------------------------------------------- fine cut
 
 
@@ -316,7 +345,8 @@ def test_scores_are_read_from_a_run_that_has_them(tmp_path):
         with Run.open(tmp_path / "run", {}) as into:
             (result,) = run(page, QUESTION, "words=12", into=into, embedder=embed)
         assert "town7" in result.subject.text()
-    assert [count for count in calls if count > 1] == [31]  # one text is how a changed encoder is found out
+    # One text is how a changed encoder is found out; all blocks once, then the sentences of the one that did not fit.
+    assert [count for count in calls if count > 1] == [31, 2]
 
 
 def test_words_are_those_of_the_page():

@@ -63,4 +63,19 @@ def test_a_text_without_tags_keeps_its_paragraphs_and_its_signs(kind):
 
 
 def test_paragraphs_are_those_between_blank_lines():
-    assert reading.paragraphs("a\nb\r\n\r\n  \n\nc <d>") == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"
+    page = Pages().open_documents(["a\nb\r\n\r\n  \n\nc <d>"])
+    assert page.html() == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"
+    assert page.to_text() == "a\nb\n\nc <d>"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [("<p>a</p>", "html"), ("a b.\n\nc", "text"), ("# a\n\nb", "markdown"), ("- a\n- b", "markdown"), ("a - b", "text"),
+     ("<!DOCTYPE html><pre># a\n# b\n# c</pre>", "html"), ("<div><pre># a</pre></div>", "html"), ("a <b>c</b>", "html"),
+     ('<p align="center">x</p>\n\n# a\n\n- b\n- c\n- d', "markdown"), ("| a | b |\n|---|---|\n| 1 | 2 |", "markdown"),
+     ("", "text"), ("word", "text")],
+)  # fmt: skip
+def test_what_a_text_is(text, kind, tmp_path):
+    assert reading.kind_of(text) == kind
+    (tmp_path / "a.md").write_text(text)
+    assert reading.kind_of(Pages().read_document(tmp_path / "a.md")) == "markdown"

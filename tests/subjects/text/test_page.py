@@ -113,13 +113,15 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "page.html").read_bytes() == before
 
 
-def test_the_bare_text_of_a_split_tag_goes_and_its_children_stay():
+def test_each_line_beside_blocks_is_a_block_in_its_place():
     page = open_page("<div>loose words <p>a b c</p> more <p>d e f</p></div>", block=2)
-    (index,) = [i for i, (_, bare) in enumerate(page.blocks) if bare]
-    assert page.text(index) == "loose words more"
-    rest = [i for i in range(len(page.blocks)) if i != index]
-    assert page.cut(keep(page, *rest))[0].text() == "a b c d e f"
-    assert page.cut(keep(page, index))[0].text() == "loose words more"
+    assert [page.text(i) for i in range(len(page.blocks))] == ["loose words", "a b c", "more", "d e f"]
+    assert [bare for _, bare in page.blocks] == [True, False, True, False]
+    assert page.cut(keep(page, 1, 3))[0].text() == "a b c d e f"
+    assert page.cut(keep(page, 0, 2))[0].html() == "<div>loose words \n more </div>"
+    assert page.cut(keep(page, 0, 1))[0].html(numbered=False) == "<div>loose words <p>a b c</p></div>"
+    glued = open_page("<div>one<p>a b c</p>two</div>", block=2)
+    assert glued.cut(keep(glued, 0, 2))[0].html() == "<div>one\ntwo</div>"
 
 
 def test_numbers_stay_through_cut_after_cut_and_never_meet():
@@ -128,8 +130,8 @@ def test_numbers_stay_through_cut_after_cut_and_never_meet():
     smaller = page.cut(keep(page, *keeps))[0]
     assert {smaller.path(i)[1] for i in range(len(smaller.blocks))} == {"div1", "div3"}
     # Of wrappers that are gone, what was in them comes to stand beside others of its tag.
-    nested = open_page("<div><p>a b c</p><sub>x</sub></div><div><p>d e f</p><sub>y</sub></div><p>g h i</p>", block=2)
-    rest = [i for i in range(len(nested.blocks)) if nested.path(i)[-1] != "sub"]
+    nested = open_page("<div><p>a b c</p><h6>x</h6></div><div><p>d e f</p><h6>y</h6></div><p>g h i</p>", block=2)
+    rest = [i for i in range(len(nested.blocks)) if nested.path(i)[-1] != "h6"]
     smaller = nested.cut(keep(nested, *rest))[0]
     paths = [smaller.path(i) for i in range(len(smaller.blocks))]
     assert len(set(paths)) == 3
@@ -159,7 +161,7 @@ def test_what_a_block_stands_under():
     assert under["at the end"] == ["Manual", "Lists", "append(x)"]
     assert under["takes it"] == ["Manual", "Lists", "pop()"]
     assert under["intro two"] == ["Manual", "Sets"]
-    assert under["seven"] == ["Manual", "code meaning"]
+    assert under["7 seven"] == ["Manual", "Codes", "code meaning"]  # a row is one piece
     assert under["Sets"] == ["Manual"]
     long = open_page(f"<h1>{' '.join(['word'] * 50)}</h1><p>a</p><p>b</p>", block=1)
     assert len(long.headings(len(long.blocks) - 1)[0].split()) == LONGEST
@@ -314,3 +316,28 @@ def test_documents_that_are_kept_apart_are_told_by_their_numbers():
     assert set(smaller.documents()) == {2, 3}
     assert set(smaller.cut(keep(smaller, len(smaller.blocks) - 1))[0].documents()) == {3}
     assert set(open_page(["<p>x</p>"], apart=True).documents()) == {0}
+
+
+HIDDEN = (
+    '<p>seen <span hidden>no1</span><b style="color:red; DISPLAY : none">no2</b></p>'
+    "<div aria-hidden=true><p>no3 no4</p></div>"
+    '<p style="visibility:hidden">no5</p><p hidden=until-found>found</p><p aria-hidden=false>end</p>'
+)
+
+
+def test_what_a_page_hides_goes_unless_it_is_asked_for():
+    page = open_page(HIDDEN, block=1)
+    assert page.text() == "seen found end"
+    assert page.hidden == 5
+    assert (
+        page.split(0).show_hidden().text()
+        == open_page(HIDDEN, hidden=True).text()
+        == ("seen no1no2 no3 no4 no5 found end")
+    )
+    assert open_page("<body hidden style='display:none'><p>all</p></body>").text() == "all"
+    assert open_page("<p>one hidden</p>").show_hidden().text() == "one hidden"
+
+
+def test_the_text_of_a_picture_stands_in_its_place():
+    page = open_page('<p>See<img src=x alt="the  map">here</p><img alt=""><figure><img alt="A cat"></figure><p>b</p>')
+    assert page.text() == "See the map here A cat b"

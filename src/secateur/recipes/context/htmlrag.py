@@ -19,10 +19,10 @@ from secateur.errors import DataError, InputError
 from secateur.methods.similarity import Matching, Similarity
 from secateur.retrieval import encoders
 from secateur.retrieval.encoders import Count, Encoding
-from secateur.select import limits, ranking
+from secateur.select import limits
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
-from secateur.vocabulary import Array, Budget, Cut, Recovery, Result, Selection, Training, Units
+from secateur.vocabulary import Budget, Cut, Recovery, Result, Selection, Training
 
 if TYPE_CHECKING:  # pages are cut by BM25 without torch
     from torch import Tensor
@@ -68,6 +68,7 @@ def htmlrag(
     instruction: str = "",
     headed: bool = True,
     matching: Matching = Matching(),
+    hidden: bool = False,
     wide: Annotated[float, Ge(1)] = 2.0,
     block: Annotated[int, Ge(0)] = 0,
     fine: Annotated[int, Ge(0)] = 0,
@@ -80,7 +81,9 @@ def htmlrag(
     The page is clean and split into blocks (`open_page`). For each budget:
 
     1. coarse: blocks of about `block` words are ranked by how alike their text and the question are to the embedder,
-       or by BM25; the worst leave until what is left fits into `wide` times the budget;
+       or by BM25; the best stay as long as what is left fits into `wide` times the budget, each with its companions
+       (`Page.companions`: headings, terms of definitions, heads of tables, sentences that lead into lists and code),
+       and of the first that does not fit the best sentences;
     2. fine, with a path model: what is left is split anew, into blocks of about `fine` words. The path of each is read
        as text, "<html><body><div1><p0>"; all paths make a tree of tokens, and a path's score is the sum of
        log P(token | prompt, the tokens before), P over what some path goes on with. The worst leave until what is left
@@ -102,6 +105,8 @@ def htmlrag(
             searching relevant passages: ".
         headed: a block is ranked with the headings, terms and table heads that it stands under.
         matching: see this class: words of which language, rank fusion, a corpus, scores of a retriever.
+        hidden: keep what a page hides from who looks at it (`hidden`, `aria-hidden`, `display: none`); else a note says
+            how many words were left out.
         wide: the coarse cut's budget, as a multiple.
         block: words above which a tag is split for step 1; 0 for a size that suits page and budget (`suit_block`).
         fine: the same for step 2.
@@ -109,18 +114,22 @@ def htmlrag(
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 
-    Where not even the best block fits it is split further, and at last only its first words stay: a result is never
-    over budget, and never empty where the page and the budget are not. `told` counts the path model's calls and tokens.
+    Where not even the best block fits it is split further, down to sentences, and at last only its first words
+    stay: a result is never over budget, and never empty where the page and the budget are not. `told` counts the
+    path model's calls and tokens, and its notes say what was hidden.
 
     Departures: block sizes follow page and budget unless given (256 and 128 words in the paper). Headings lead the
-    texts of their blocks. Protected tags such as tables are not unwrapped, a page may hold several documents, a split
-    tag's bare text is a block however short, and costs only itself. The released package (0.1.1) drops the best blocks
-    when the lengths of all exceed the budget; this follows the paper. A path's score is not divided by the mean length
-    of paths, which is the same for all. Tags that say only how a line looks (`markup.PLAIN`: a, b, code, em) always go,
-    and what they hold stays. A `pre`, and a tag with a line of text and nothing else, is never split into blocks. Since
-    block sizes follow the budget, a larger one does not always keep all that a smaller one does (of 100 neighbouring
-    pairs 3 did not); with `block` given, blocks are the same for all.
+    texts of their blocks, and stay with them. Protected tags such as tables are not unwrapped, a page may hold
+    several documents, a split tag's bare text is a block however short, and costs only itself. The released package
+    (0.1.1) drops the best blocks when the lengths of all exceed the budget; this follows the paper. A path's score
+    is not divided by the mean length of paths, which is the same for all. Tags that say only how a line looks
+    (`markup.PLAIN`: a, b, code, em) always go, and what they hold stays. A `pre`, and a tag with a line of text and
+    nothing else, is never split into blocks. Since block sizes follow the budget, a larger one does not always keep
+    all that a smaller one does (of 100 neighbouring pairs 3 did not); with `block` given, blocks are the same for
+    all.
     """
+    subject = subject.show_hidden() if hidden else subject
+    notes = () if hidden or not subject.hidden else (HIDDEN.format(subject.hidden),)
     counts, question = Encoding(embedder, tokenizer).counts(), " ".join(data.split())
     scorer = chat.open_local(path_model, device) if path_model else None
     embed = encoders.open_remembering(embedder, device=device) if embedder else None
@@ -130,6 +139,7 @@ def htmlrag(
     whole = cost(subject, counts)
     for budget in budgets:
         limit = limits.limits_of_text(budget, whole, "a page")
+        more: dict[str, Any] = {"notes": list(notes)} if notes else {}
         if scorer is None:
             page, told = reduce_page(subject, limit, counts, block, rate, run, f"coarse-{budget}")
             trace = {"page": told}
@@ -142,17 +152,22 @@ def htmlrag(
             score = partial(score_paths, question=question, model=scorer, spent=spent)
             page, then = reduce_page(page, limit, counts, fine, score, run, f"fine-{budget}")
             trace = {"page": told, "page.fine": then}
-            run.json(f"told-{budget}", partial(dict, path_model=spent))
+            more["path_model"] = spent
         run.json(f"trace-{budget}", partial(dict, trace))
+        if more:
+            run.json(f"told-{budget}", partial(dict, more))
         gone = {site: (sum(not row["kept"] for row in told), len(told)) for site, told in trace.items()}
         after = cost(page, counts)
-        yield Result(str(budget), page, Cut(gone, whole, after), after)
+        yield Result(str(budget), page, Cut(gone, whole, after, notes), after)
 
+
+HIDDEN = "{} words that the page hides from who looks at it were left out: hidden=True (--hidden) keeps them"
 
 READ = "read"
 """The measure of what the path model reads: its own tokens of a page whose tags are numbered."""
 
-Rate = Callable[[Page], np.ndarray]
+Rate = Callable[[Page, Sequence[int] | None], np.ndarray]
+"""(page, numbers of some blocks, or None for all) -> their scores."""
 Counts = Mapping[str, Count]
 Row = dict[str, Any]
 """What a trace tells of a block: path, score, text, costs, and whether it is kept."""
@@ -163,7 +178,7 @@ def cost(page: Page, counts: Counts) -> dict[str, float]:
     words = float(markup.words(page.text()))
     numbered = {READ: page.html(numbered=True)} if READ in counts else {}
     return {"words": words} | {
-        name: float(count([numbered.get(name) or page.html()])[0]) for name, count in counts.items()
+        name: float(count([numbered.get(name) or page.to_text()])[0]) for name, count in counts.items()
     }
 
 
@@ -176,27 +191,78 @@ def suit_block(limit: Mapping[str, float], whole: Mapping[str, float]) -> int:
 def reduce_page(
     page: Page, limit: Mapping[str, float], counts: Counts, block: int, rate: Rate, run: Run, name: str
 ) -> tuple[Page, list[Row]]:
-    """The page within `limit`, and what became of each block; `name` is that of the scores in the run."""
+    """The page within `limit`, and what became of each block; `name` is that of the scores in the run.
+
+    The best blocks stay, each with its companions, and of the next one the best sentences.
+    """
     page = page.split(block or suit_block(limit, cost(page, counts)))
-    budget = Budget.of(limit)
     while True:
-        units = page.units(**counts)
-        told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, units, rate))
-        scores = {"page": np.array([row["score"] for row in told])}
-        keep = ranking.by_budget(units, scores, budget, measure=partial(cost_left, page, counts)).keep["page"]
-        begins = not keep.any() and len(keep) > 0 and not page.block
-        if begins:  # not even the smallest block fits
-            keep = np.arange(len(keep)) == int(scores["page"].argmax())
-        if keep.any() or not len(keep):
+        told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, counts, rate))
+        order = rank_blocks(page, [row["score"] for row in told])
+        many = count_fitting(page, order, limit, counts)
+        if many < len(order) and (many or not page.block):
+            page, told, order = refine_block(page, told, order, many, counts, rate, run, f"{name}-{page.block}-{many}")
+            many = count_fitting(page, order, limit, counts)
+        begins = not many and len(order) > 0 and not page.block  # not even the best sentence fits
+        if many or begins or not len(order):
+            keep = keep_first(page, order, max(many, begins), alone=begins)
             smaller, _ = page.cut(Selection({"page": keep}))
             told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
             return first_words(smaller, limit, counts) if begins else smaller, told
         page = page.split(page.block // 2)
 
 
-def cost_left(page: Page, counts: Counts, keep: Mapping[str, Array]) -> dict[str, float]:
-    """What the page takes with the blocks of `keep` alone."""
-    return cost(page.cut(Selection(keep))[0], counts)
+def rank_blocks(page: Page, scores: Sequence[float]) -> np.ndarray:
+    """Numbers of blocks, the best first, of equals the first; heads come with what they head, and alone at last."""
+    heads = np.array([page.is_head(i) for i in range(len(page.blocks))], bool)
+    return np.lexsort((-np.array(scores, float), heads))
+
+
+def keep_first(page: Page, order: np.ndarray, many: int, alone: bool = False) -> np.ndarray:
+    """[blocks] booleans: the first of `order` and, unless they are to stay alone, their companions."""
+    keep = np.zeros(len(order), bool)
+    keep[order[:many]] = True
+    return keep if alone else page.complete(keep)
+
+
+def count_fitting(page: Page, order: np.ndarray, limit: Mapping[str, float], counts: Counts) -> int:
+    """How many of the blocks, the best first, fit into the limit with their companions, written as they will be."""
+
+    def fits(many: int) -> bool:
+        spent = cost_kept(page, keep_first(page, order, many), counts)
+        return all(spent[name] <= most for name, most in limit.items())
+
+    low, step, high = 0, 1, len(order) + 1  # `low` fit, `high` do not
+    while low + 1 < high:
+        many = min(low + step, (low + high) // 2)
+        low, step, high = (many, 2 * step, high) if fits(many) else (low, 1, many)
+    return low
+
+
+def cost_kept(page: Page, keep: np.ndarray, counts: Counts) -> dict[str, float]:
+    """Measure -> what the page takes with the blocks of `keep` alone."""
+    if READ in counts:
+        return cost(page.cut(Selection({"page": keep}))[0], counts)
+    text, words = page.draft(keep)
+    return {"words": float(words)} | {name: float(count([text])[0]) for name, count in counts.items()}
+
+
+def refine_block(
+    page: Page, told: list[Row], order: np.ndarray, place: int, counts: Counts, rate: Rate, run: Run, name: str
+) -> tuple[Page, list[Row], np.ndarray]:
+    """The page with the sentences of a block in its place, `order[place]`, their rows, and the new order."""
+    index = int(order[place])
+    finer = page.refine(index)
+    more = len(finer.blocks) - len(page.blocks)
+    parts = np.arange(index, index + more + 1)
+    rows = run.json(name, partial(trace_blocks, finer, counts, rate, parts.tolist()))
+    best = parts[np.argsort([-row["score"] for row in rows], kind="stable")]
+    others = np.where(order > index, order + more, order)
+    return (
+        finer,
+        [*told[:index], *rows, *told[index + 1 :]],
+        np.concatenate([others[:place], best, others[place + 1 :]]),
+    )
 
 
 def first_words(page: Page, limit: Mapping[str, float], counts: Counts) -> Page:
@@ -220,36 +286,47 @@ def first_words(page: Page, limit: Mapping[str, float], counts: Counts) -> Page:
     return page.head(fits, letters=letters)
 
 
-def trace_blocks(page: Page, units: Units, rate: Rate) -> list[Row]:
-    """What a trace tells of each block."""
-    costs, scores = units["page"].cost, rate(page)
+def trace_blocks(page: Page, counts: Counts, rate: Rate, blocks: Sequence[int] | None = None) -> list[Row]:
+    """What a trace tells of each block, or of some."""
+    costs = page.units(**counts)["page"].cost
     return [
-        {"path": " > ".join(page.path(i)), "score": float(scores[i]), "text": page.text(i),
+        {"path": " > ".join(page.path(i)), "score": float(score), "text": page.text(i),
          **{measure: float(column[i]) for measure, column in costs.items()}}
-        for i in range(len(page.blocks))
+        for i, score in zip(range(len(page.blocks)) if blocks is None else blocks, rate(page, blocks), strict=True)
     ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- its scores
 
 
-def block_texts(page: Page, headed: bool) -> list[str]:
+def block_texts(page: Page, headed: bool, blocks: Sequence[int] | None = None) -> list[str]:
     """What each block says, under what it stands."""
-    count = range(len(page.blocks))
+    count = range(len(page.blocks)) if blocks is None else blocks
     return [" ".join([*page.headings(i), page.text(i)] if headed else [page.text(i)]) for i in count]
 
 
-def score_texts(page: Page, *, question: str, similarity: Similarity, headed: bool) -> np.ndarray:
+def score_texts(
+    page: Page, blocks: Sequence[int] | None = None, *, question: str, similarity: Similarity, headed: bool
+) -> np.ndarray:
     """Cosine of the question and each block's text, or BM25."""
-    return similarity.rank(question, block_texts(page, headed), [page.owner(i) for i in range(len(page.blocks))])
+    owners = [page.owner(i) for i in (range(len(page.blocks)) if blocks is None else blocks)]
+    return similarity.rank(question, block_texts(page, headed, blocks), owners)
 
 
 def score_paths(
-    page: Page, *, question: str, model: chat.Local, spent: MutableMapping[str, int] | None = None
+    page: Page,
+    blocks: Sequence[int] | None = None,
+    *,
+    question: str,
+    model: chat.Local,
+    spent: MutableMapping[str, int] | None = None,
 ) -> np.ndarray:
-    """Log-likelihood of the path to each block; `spent` gets the calls of the model that took, and their tokens."""
-    if not page.blocks:
-        return np.zeros(0)
+    """Log-likelihood of the path to each block; `spent` gets the calls of the model that took, and their tokens.
+
+    Sentences of one block, `blocks`, have the same path.
+    """
+    if not page.blocks or blocks is not None:
+        return np.zeros(len(blocks or ()))
     from secateur.score import paths as likely
 
     prompt = model.prompt(PROMPT.format(html=page.html(numbered=True), question=question))

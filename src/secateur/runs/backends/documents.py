@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import html
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from secateur import recipes
 from secateur.errors import DataError, InputError
 from secateur.runs.backends import Backend, of_recipe
 from secateur.subjects import Page, Passages, open_page, open_passages
-from secateur.subjects.text import markup
+from secateur.subjects.text import markup, plain_text
 from secateur.vocabulary import Subject
 
 __all__ = [
     "FIELDS", "AnyReader", "Document", "Pages", "PassageTexts", "Reader", "Titles", "as_text", "field_of", "is_html",
-    "of_document_recipe", "paragraphs", "parts_of", "read_row", "row_options", "with_documents",
+    "kind_of", "of_document_recipe", "parts_of", "read_row", "row_options", "with_documents",
 ]  # fmt: skip
 
 Document: TypeAlias = Any
@@ -147,28 +147,62 @@ class _Html(str):
 
 
 class _Plain(str):
-    """Text that is known to be none."""
+    """Text that is known to be no HTML."""
+
+
+class _Markdown(_Plain):
+    """Text that is known to be Markdown."""
+
+
+_PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
+
+
+def kind_of(text: str) -> Literal["html", "text", "markdown"]:
+    """What a text is: HTML where it has tags of it, and not more signs of Markdown; Markdown by its signs."""
+    signs = 0 if isinstance(text, _Html) else plain_text.count_signs(text)
+    if isinstance(text, _Markdown):
+        return "markdown"
+    if isinstance(text, _Html) or (
+        not isinstance(text, _Plain)
+        and markup.is_html(text)
+        and (_PAGE.search(text[:2000]) or signs <= text.count("</"))
+    ):
+        return "html"
+    return "markdown" if signs else "text"
 
 
 # ------------------------------------------------------------------------------------------------------------- pages
 
 
 class Pages(Reader[Page]):
-    """HTML; what is plain text, a file of it or a list of sentences becomes paragraphs."""
+    """HTML, plain text and Markdown, each with its own structure; a list of sentences is plain text."""
 
     family = "pages"
 
     def open_documents(self, documents: Sequence[Document], titles: Titles = None) -> Page:
         """All documents as one page."""
-        return open_page([_as_html(document) for document in documents], numbered=False)
+        return self._open(documents)
 
     def open_numbered(self, documents: Sequence[str], titles: Titles = None) -> Page:
         """The same, with the number of each document."""
-        return open_page([_as_html(document) for document in documents], numbered=False, apart=True)
+        return self._open(documents, apart=True)
+
+    def _open(self, documents: Sequence[Document], apart: bool = False) -> Page:
+        read = [self.read_document(document) for document in documents]
+        kinds = [kind_of(document) if isinstance(document, str) else "html" for document in read]
+        return open_page(read, kind=kinds, numbered=False, apart=apart)
 
     def read_document(self, document: Document) -> Document:
-        """The document as HTML."""
-        return _as_html(document)
+        """The document as HTML, its bytes or its path, or as text that says whether it is plain or Markdown."""
+        if isinstance(document, list | tuple):
+            return _Plain(" ".join(document))
+        if isinstance(document, Path):
+            kind = {".txt": _Plain, ".md": _Markdown}.get(document.suffix.lower())
+            return kind(_read_bytes(document).decode("utf-8", "replace")) if kind else document
+        if isinstance(document, bytes):
+            text = markup.decode(document)
+            return document if kind_of(text) == "html" else _Plain(text)
+        return document
 
     def open_trial(self) -> Page:
         """A page of one word."""
@@ -180,26 +214,7 @@ def is_html(document: Document) -> bool:
     if isinstance(document, Path):
         return document.suffix.lower() in (".html", ".htm")
     text = markup.decode(document) if isinstance(document, bytes) else document
-    return isinstance(text, _Html) or (isinstance(text, str) and not isinstance(text, _Plain) and markup.is_html(text))
-
-
-def _as_html(document: Document) -> Document:
-    """Plain text, files of it, and lists of sentences, as HTML; what is HTML or its bytes already, as it is."""
-    if isinstance(document, list | tuple):
-        return paragraphs(" ".join(document))
-    if isinstance(document, Path):
-        plain = document.suffix.lower() in (".txt", ".md")
-        return paragraphs(_read_bytes(document).decode("utf-8", "replace")) if plain else document
-    if isinstance(document, _Html) or not isinstance(document, str | bytes):
-        return document
-    text = markup.decode(document) if isinstance(document, bytes) else document
-    return document if markup.is_html(text) and not isinstance(document, _Plain) else paragraphs(text)
-
-
-def paragraphs(text: str) -> str:
-    """Plain text as HTML: a paragraph between blank lines each."""
-    texts = [part for part in text.replace("\r\n", "\n").split("\n\n") if part.strip()]
-    return "<section>" + "".join(f"<p>{html.escape(part.strip(), quote=False)}</p>" for part in texts) + "</section>"
+    return isinstance(text, str) and kind_of(text) == "html"
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -240,7 +255,7 @@ def as_text(document: Document) -> Document:
         return _read_bytes(document).decode("utf-8", "replace")
     if isinstance(document, bytes):
         document = document.decode("utf-8", "replace")
-    if isinstance(document, Path | _Html) or (type(document) is str and markup.is_html(document)):
+    if isinstance(document, Path | _Html) or (type(document) is str and kind_of(document) == "html"):
         page = open_page(document, block=0)  # a paragraph ends a sentence
         return "\n\n".join(page.text(block) for block in range(len(page.blocks)))
     if isinstance(document, list | tuple) and all(isinstance(part, str) for part in document):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import codecs
 import html
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, islice
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.subjects.text import nesting
+from secateur.subjects.text.lines import BOXES, DOCUMENT, PHRASES, ROOT, find_inline, original_tag
+from secateur.subjects.text.tree import Tree, prune_tree
 
 try:
     from selectolax.lexbor import LexborHTMLParser
@@ -24,10 +26,8 @@ except ImportError as error:
 
 __all__ = [
     "DOCUMENT",
-    "INLINE",
     "PLAIN",
     "PROTECTED",
-    "Tree",
     "clean",
     "decode",
     "first_words",
@@ -35,7 +35,6 @@ __all__ = [
     "join",
     "parse",
     "plain",
-    "prune_tree",
     "stems",
     "terms",
     "whole",
@@ -56,19 +55,14 @@ _LITERAL = {"xmp": "pre", "plaintext": "pre", "listing": "pre"}
 _RAW = {"title", "textarea"}
 """Tags that hold text alone, except inside a drawing; what is written must not depend on the drawing around it."""
 
-INLINE = frozenset({
-    "", "a", "abbr", "b", "bdi", "bdo", "cite", "code", "data", "del", "dfn", "em", "font", "i", "ins", "kbd", "label",
-    "mark", "q", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time", "tt", "u", "var",
-})  # fmt: skip
-"""What a line of text is made of: text, and tags between which a blank is one."""
 _SPACED = {"pre", "textarea"}
 
-PLAIN = INLINE - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo"}
+PLAIN = PHRASES - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo", "ruby", "rb", "rp", "rt", "rtc"}
 """Tags in a line that say only how their text looks: manuals spend half of their tokens on them."""
-
-_ROOT = "[documents]"
-DOCUMENT = "document"
-"""The tag of each of several documents that are to be told apart; no tag of HTML."""
+_FOREIGN = {"math", "svg"}
+"""What holds tags of another language, in which they say how their texts belong together."""
+_ALT = {"img", "area", "input"}
+"""What stands for a text, in its attribute alt."""
 
 # Every letter of a script without spaces is a word.
 _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -79,38 +73,6 @@ _BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
 _NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
 """Of an attribute that can be written: a page may name one `"><script>`."""
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{2,40})", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tree:
-    """Nodes in document order. Node 0 holds all documents; the subtree of node i is the range [i, end[i])."""
-
-    tag: Sequence[str]
-    """Of elements, in lower case; "" for text."""
-    text: Sequence[str]
-    """Of text nodes and, with a leading blank each, the attributes of elements."""
-    parent: Sequence[int]
-    end: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.tag)
-
-    def children(self, node: int) -> list[int]:
-        """The nodes right below, text among them."""
-        found, child = [], node + 1
-        while child < self.end[node]:
-            found.append(child)
-            child = self.end[child]
-        return found
-
-    def before(self, count: Sequence[int]) -> list[int]:
-        """[nodes + 1] running sums of a count per node: what a subtree holds is the difference at its ends."""
-        return [0, *accumulate(count)]
-
-    def first(self, texts: Sequence[str]) -> Tree:
-        """As many of the first nodes as there are texts, with these."""
-        count = len(texts)
-        return Tree(self.tag[:count], texts, self.parent[:count], [min(end, count) for end in self.end[:count]])
 
 
 def decode(source: bytes) -> str:
@@ -136,12 +98,12 @@ def decode(source: bytes) -> str:
 _TAG = re.compile(
     r"<(?:!doctype\b[^<>]*|/[a-z][a-z0-9]*\s*|([a-z][a-z0-9]*)(?:\s+[^<>\s=]+\s*=[^<>]*|\s*/?))>", re.IGNORECASE
 )
-_KNOWN = PROTECTED | INLINE | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
+_KNOWN = PROTECTED | PHRASES | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
     "address", "area", "article", "aside", "audio", "base", "blockquote", "body", "button", "canvas", "caption",
     "center", "col", "colgroup", "datalist", "details", "dialog", "dir", "div", "embed", "fieldset", "figcaption",
     "figure", "footer", "form", "frame", "frameset", "head", "header", "hgroup", "html", "img", "input", "legend",
     "link", "main", "map", "math", "menu", "meta", "meter", "nav", "noscript", "object", "optgroup", "option",
-    "output", "p", "param", "picture", "progress", "rp", "rt", "ruby", "search", "section", "select", "slot",
+    "output", "p", "param", "picture", "progress", "search", "section", "select", "slot",
     "source", "summary", "svg", "tbody", "tfoot", "thead", "track", "video", "wbr",
 }  # fmt: skip
 
@@ -185,17 +147,24 @@ def stems(text: str) -> list[str]:
     return [re.sub(r"(?:ing|ed|es|s|e)$", "", term) or term for term in terms(text.replace("_", " "))]
 
 
-def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
+_MAY_HIDE = re.compile(r"hidden|display\s*:\s*none", re.IGNORECASE)
+_NOT_SHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)\b", re.IGNORECASE)
+
+
+def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool = True) -> Tree:
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
 
-    "*" asks for all of them, but those whose names can't be written.
+    attributes: "*" asks for all of them, but those whose names can't be written. hidden: keep what the page hides by
+    its own markup (`hidden`, `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the
+    tree says how many words were left out. The text of a picture (`alt`) stands in its place.
     """
     if isinstance(source, bytes):
         source = decode(source)
     source = whole(source).replace("\0", "\ufffd")  # a NUL is no text in HTML
-    tag, text, parent, end = [_ROOT], [""], [-1], [0]
+    tag, text, parent, end = [ROOT], [""], [-1], [0]
     parser = LexborHTMLParser(nesting.limit_nesting(source))
-    node, above, spaced = parser.root, [0], 0
+    node, above, spaced, unseen = parser.root, [0], 0, 0
+    hides = not hidden and _MAY_HIDE.search(source) is not None
     while node is not None:
         name = node.tag
         down = False
@@ -208,6 +177,13 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
         elif name in _BREAKS:
             tag.append("")
             text.append("\n")
+            parent.append(above[-1])
+            end.append(len(tag))
+        elif hides and name and name[0] not in "-#!" and _is_hidden(name, node.attributes):
+            unseen += words(node.text(deep=True, separator=" "))
+        elif name in _ALT and (node.attributes.get("alt") or "").strip():
+            tag.append("")
+            text.append(f" {_BLANKS.sub(' ', node.attributes['alt'] or '').strip()} ")
             parent.append(above[-1])
             end.append(len(tag))
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
@@ -236,7 +212,18 @@ def parse(source: str | bytes, attributes: Collection[str] = ()) -> Tree:
         node = node.next if node is not None else None
     for left in above:
         end[left] = len(tag)
-    return Tree(tag, text, parent, end)
+    return Tree(tag, text, parent, end, unseen)
+
+
+def _is_hidden(tag: str, attributes: Mapping[str, str | None]) -> bool:
+    """Whether a page hides an element and all that is in it; a page that hides all is shown by its script."""
+    if tag in ("html", "body") or tag in _UNSEEN:
+        return False
+    return (
+        ("hidden" in attributes and (attributes["hidden"] or "").lower() != "until-found")
+        or (attributes.get("aria-hidden") or "").lower() == "true"
+        or bool(_NOT_SHOWN.search(attributes.get("style") or ""))
+    )
 
 
 def _has_tags(node: Any) -> bool:
@@ -254,7 +241,7 @@ def _one_blank(found: re.Match[str]) -> str:
 
 def join(trees: Sequence[Tree], *, apart: bool = False) -> Tree:
     """All documents under one root, in order; `apart` in a tag each, `DOCUMENT`."""
-    tag, text, parent, end = [_ROOT], [""], [-1], [0]
+    tag, text, parent, end = [ROOT], [""], [-1], [0]
     for tree in trees:
         top, first = (len(tag), 0) if apart else (0, 1)
         shift = len(tag) - first
@@ -267,36 +254,18 @@ def join(trees: Sequence[Tree], *, apart: bool = False) -> Tree:
     return Tree(tag, text, parent, end)
 
 
-def prune_tree(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[Tree, list[int]]:
-    """The tree without the subtrees of `gone` and the tags of `unwrapped`, and which nodes those are."""
-    place, nodes = [-1] * len(tree), list[int]()
-    tag, text, parent, end = list[str](), list[str](), list[int](), list[int]()
-    node, opened = 0, list[int]()  # opened: kept elements around the node, as they now are numbered
-
-    while node < len(tree):
-        while opened and tree.end[nodes[opened[-1]]] <= node:
-            end[opened.pop()] = len(tag)
-        if gone[node]:
-            node = tree.end[node]
-            continue
-        if not unwrapped[node]:
-            place[node] = len(tag)
-            nodes.append(node)
-            tag.append(tree.tag[node])
-            text.append(tree.text[node])
-            parent.append(opened[-1] if opened else -1)
-            end.append(len(tag))
-            if tree.end[node] > node + 1:
-                opened.append(place[node])
-        node += 1
-    while opened:
-        end[opened.pop()] = len(tag)
-    return Tree(tag, text, parent, end), nodes
-
-
 def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
-    """The tree without the tags of `tags` that have no attributes; what they hold stays, as one text where it is."""
-    loose = [tag in tags and not text for tag, text in zip(tree.tag, tree.text, strict=True)]
+    """The tree without the tags of `tags` that have no attributes; what they hold stays, as one text where it is.
+
+    With them go tags in a line that HTML does not know, unless none goes: nobody knows what they would say.
+    """
+    hidden, inline = tree.hidden, find_inline(tree) if tags else []
+    foreign, loose = [False] * len(tree), [False] * len(tree)
+    for node in range(1, len(tree)):
+        tag, above = tree.tag[node], tree.parent[node]
+        foreign[node] = foreign[above] or tree.tag[above] in _FOREIGN
+        unknown = bool(tags) and bool(tag) and original_tag(tag) not in _KNOWN and inline[node] and not foreign[node]
+        loose[node] = (tag in tags or unknown) and not tree.text[node]
     tree, _ = prune_tree(tree, [False] * len(tree), loose)
     texts, gone, run = list(tree.text), [False] * len(tree), list[int]()
     for node in range(1, len(tree)):
@@ -307,7 +276,7 @@ def plain(tree: Tree, tags: Collection[str] = PLAIN) -> Tree:
         _merge(texts, run)
         run = [] if tree.tag[node] else [node]
     _merge(texts, run)
-    return prune_tree(replace(tree, text=texts), gone, [False] * len(tree))[0]
+    return replace(prune_tree(replace(tree, text=texts), gone, [False] * len(tree))[0], hidden=hidden)
 
 
 def _merge(texts: list[str], run: Sequence[int]) -> None:
@@ -326,7 +295,8 @@ def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, lis
     full = [0 if tag else int(not text.isspace() and bool(text)) for tag, text in zip(tree.tag, tree.text, strict=True)]
     held = tree.before(full)
     blank = [bool(tree.tag[i]) and i > 0 and held[tree.end[i]] == held[i] for i in range(count)]
-    tree, blank = _broken(tree, blank)
+    inline = find_inline(tree)
+    tree, blank = _broken(tree, blank, inline)
     elements, only = [0] * count, [0] * count  # children that are elements with text, and the last of them
     for i in range(1, count):
         if tree.tag[i] and not blank[i]:
@@ -339,10 +309,12 @@ def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, lis
         and held[tree.end[i]] - held[i] == held[tree.end[only[i]]] - held[only[i]]
         for i in range(count)
     ]
-    return prune_tree(tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank), strict=True)], bare)
+    return prune_tree(
+        tree, [gone or loose for gone, loose in zip(blank, _loose(tree, blank, inline), strict=True)], bare
+    )
 
 
-def _broken(tree: Tree, blank: list[bool]) -> tuple[Tree, list[bool]]:
+def _broken(tree: Tree, blank: list[bool], inline: Sequence[bool]) -> tuple[Tree, list[bool]]:
     """An empty block between two texts ends a line, so that their words do not become one: it is a text of that."""
     tag, text, found = list(tree.tag), list(tree.text), list(blank)
     beside, between = [False] * len(tree), [0] * len(tree)  # of a tag's children: text before, and an empty block since
@@ -351,18 +323,17 @@ def _broken(tree: Tree, blank: list[bool]) -> tuple[Tree, list[bool]]:
         if blank[above] or (not tree.tag[i] and not tree.text[i].strip()):
             continue
         if blank[i]:
-            between[above] = i if beside[above] and tree.tag[i] not in INLINE else between[above]
+            between[above] = i if beside[above] and not inline[i] else between[above]
             continue
-        inline = tree.tag[i] in INLINE
-        if inline and between[above]:
+        if inline[i] and between[above]:
             node = between[above]
             tag[node], text[node] = "", "\n"
             found[node : tree.end[node]] = [False, *[True] * (tree.end[node] - node - 1)]
-        beside[above], between[above] = inline, 0
+        beside[above], between[above] = inline[i], 0
     return replace(tree, tag=tag, text=text), found
 
 
-def _loose(tree: Tree, blank: Sequence[bool]) -> list[bool]:
+def _loose(tree: Tree, blank: Sequence[bool], inline: Sequence[bool]) -> list[bool]:
     """Text nodes of blanks that a browser does not show: after a block, or at the start of one."""
     loose = [False] * len(tree)
     spaced = [tag in _SPACED for tag in tree.tag]  # where blanks are shown as they are
@@ -374,7 +345,7 @@ def _loose(tree: Tree, blank: Sequence[bool]) -> list[bool]:
             continue
         if tree.tag[i]:
             if not blank[i]:
-                beside[above] = tree.tag[i] in INLINE
+                beside[above] = inline[i]
         elif not tree.text[i].isspace():
             beside[above] = bool(tree.text[i])
         elif not beside[above]:
@@ -391,6 +362,8 @@ def write(tree: Tree, nodes: Sequence[int] | None = None, names: Sequence[str] |
         for node in range(top, tree.end[top]):
             while opened and tree.end[opened[-1]] <= node:
                 parts.append(f"</{names[opened.pop()]}>")
+            if tree.tag[node] in BOXES:
+                continue
             if tree.tag[node]:
                 parts.append(f"<{names[node]}{tree.text[node]}>")
                 opened.append(node)

@@ -6,20 +6,27 @@ Systems", WWW 2025 (arXiv 2411.02959), section 3: cleaning without loss, and the
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from secateur._utils.disk import atomic_write
 from secateur.errors import DataError, InputError
-from secateur.subjects.text import markup
-from secateur.subjects.text.markup import Tree
+from secateur.subjects.text import lines, markup, plain_text
+from secateur.subjects.text.context import LED, Contexts, find_previous, leads
+from secateur.subjects.text.passage import sentences
+from secateur.subjects.text.tree import Tree, prune_tree
 from secateur.vocabulary import Cut, Selection, Site, Units
 
 __all__ = ["Page", "open_page"]
+
+Kind = Literal["html", "text", "markdown"]
+_READ = {"text": plain_text.read_text, "markdown": plain_text.read_markdown}
 
 DEEPEST = 64
 """Below this depth nothing is split further."""
@@ -28,30 +35,42 @@ DEEPEST = 64
 LONGEST = 16
 """Words of a heading that count as such."""
 
-_HIGHEST = {f"h{level}" for level in range(1, 7)}
-_HEADINGS = _HIGHEST | {"dt", "caption"}
+ROW = 128
+"""Words up to which a row of a table, whose cells are lines, is one piece."""
+
+LEAD = 32
+"""Words of a paragraph above which its last sentence alone leads into what follows."""
+
+_HEADS = {"dt", "caption", "figcaption", "summary", "legend", "title"} | {f"h{level}" for level in range(1, 7)}
+_WHOLE = {"pre", "tr", "td", "th"} | _HEADS
+"""Lines that are no prose: no sentence is told from another in them."""
 
 
 def open_page(
     source: str | bytes | Path | Sequence[str | bytes | Path],
     *,
+    kind: Kind | Sequence[Kind] = "html",
     block: int = 128,
     protected: Collection[str] = markup.PROTECTED,
     attributes: Collection[str] = (),
     plain: Collection[str] = markup.PLAIN,
     numbered: bool = True,
     apart: bool = False,
+    hidden: bool = False,
 ) -> Page:
     """One document or several, cleaned and split into blocks of about `block` words.
 
     Args:
         source: HTML, its bytes, or the path of a file; several are joined in their order.
+        kind: of all documents or of each: "html", "text" or "markdown". What is left of texts and Markdown is written
+            as they are (`Page.to_text`), unless HTML is among the documents and they are not kept apart.
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
         attributes: attributes that stay, such as href, or "*" for all, as `keep_attr` of the published package; by
             default none does.
         plain: tags that are always unwrapped where they have no attributes, since they only say how text looks.
         apart: put each document into a tag of its own, so that what is left of each can be told (`Page.documents`).
+        hidden: keep what a page hides from who looks at it; else `Page.hidden` says how many words were left out.
         numbered: write siblings with their numbers, as <p0>; else as the tags that they are, which takes fewer tokens.
 
     Raises:
@@ -62,7 +81,20 @@ def open_page(
         raise InputError(f"block={block}: give the words of a block, at least 0")
     given = source if isinstance(source, Sequence) and not isinstance(source, str | bytes) else [source]
     read = [_read(one) for one in given]
-    trees = [markup.plain(markup.parse(one, attributes), plain) for one in read]
+    kinds = [kind] * len(read) if isinstance(kind, str) else list(kind)
+    if len(kinds) != len(read) or not set(kinds) <= {"html", "text", "markdown"}:
+        raise InputError(f"kind={kind!r}: give html, text or markdown, for all documents or one for each")
+    trees = [
+        markup.plain(markup.parse(one, attributes, hidden=hidden), plain)
+        if form == "html"
+        else _READ[form](one if isinstance(one, str) else markup.decode(one))
+        for one, form in zip(read, kinds, strict=True)
+    ]
+    unseen = sum(tree.hidden for tree in trees)
+    reopen = partial(
+        open_page, read, kind=kinds, block=block, protected=protected, attributes=attributes, plain=plain,
+        numbered=numbered, apart=apart, hidden=True,
+    )  # fmt: skip
     tree, names, owners = markup.join(trees, apart=apart), None, [0]
     for index, one in enumerate(trees):
         owners += [index] * (len(one) - (not apart))
@@ -72,7 +104,10 @@ def open_page(
             names[node] = f"{markup.DOCUMENT}{index}"
     tree, nodes = markup.clean(tree, protected)
     names, owners = names and [names[node] for node in nodes], [owners[node] for node in nodes]
-    return Page(tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, many=len(trees))
+    return Page(
+        tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, kinds=kinds,
+        apart=apart, hidden=unseen, reopen=reopen if unseen else None,
+    )  # fmt: skip
 
 
 def _read(source: object) -> str | bytes:
@@ -104,44 +139,78 @@ class Page:
         names: Sequence[str] | None = None,
         numbered: bool = True,
         owners: Sequence[int] | None = None,
-        many: int = 1,
+        kinds: Sequence[Kind] = ("html",),
+        apart: bool = False,
+        fine: int = -1,
+        hidden: int = 0,
+        reopen: Callable[[], Page] | None = None,
     ) -> None:
-        self.tree, self.block, self.protected, self.numbered = tree, block, protected, numbered
-        self._owners, self._many = [0] * len(tree) if owners is None else owners, many
-        self._texts = tree.before(
-            [0 if tag else markup.words(text) for tag, text in zip(tree.tag, tree.text, strict=True)]
+        self.block, self.protected, self.numbered, self._kinds, self._apart = block, protected, numbered, kinds, apart
+        self.hidden, self._reopen = hidden, reopen
+        names, owners = tree.tag if names is None else names, [0] * len(tree) if owners is None else owners
+        self._base = _box(tree, names, owners, *lines.box_lines(tree, _count_words(tree)))
+        tree = self._base[0]
+        held = _count_words(tree)
+        last = _find_leads(tree, held)
+        prose = [line for line in range(fine, tree.end[fine]) if _is_prose(tree, line)] if fine >= 0 else []
+        self.tree, names, self._owners, self._places = _box(
+            *self._base[:3], *lines.box_sentences(tree, sorted({*last, *prose}), sentences, set(last).difference(prose))
         )
-        self.names, self.blocks = self._split(list(tree.tag if names is None else names))
+        self._texts = held if tree is self.tree else _count_words(self.tree)
+        self.names, self.blocks = self._split(list(names), fine)
+        self._companions = dict[int, list[int]]()
 
-    def _split(self, names: list[str]) -> tuple[list[str], list[tuple[int, bool]]]:
-        """Names of all nodes, and (node, whether it is the bare text of a split tag) of each block, in page order."""
+    def _split(self, names: list[str], fine: int) -> tuple[list[str], list[tuple[int, bool]]]:
+        """Names of all nodes, and (node, whether it is a box and no tag) of each block, in page order.
+
+        fine: the node of the tree without sentences that is split as far as it goes.
+        """
         tree, found = self.tree, list[tuple[int, bool]]()
-        depth = [0] * len(tree)
+        inline = lines.find_inline(tree, self._texts)
+        depth, finest = [0] * len(tree), [place == fine for place in self._places]
         whole = self._words(0) <= self.block
         queue = deque([0])
         while queue:
             node = queue.popleft()
-            children = tree.children(node)
-            tags = [child for child in children if tree.tag[child]]
-            _number(tags, tree.tag, names)
-            for child in tags:
+            children = [child for child in tree.children(node) if not inline[child]]
+            _number([child for child in children if tree.tag[child] not in lines.BOXES], tree.tag, names)
+            for child in children:
                 depth[child] = depth[node] + 1
-                splits = self._words(child) > self.block and depth[child] < DEEPEST and not whole
-                below = {tree.tag[grandchild] for grandchild in tree.children(child)}
-                if splits and tree.tag[child] != "pre" and not below <= markup.INLINE:
+                finest[child] |= finest[node]
+                large = (self._words(child) > self.block and not whole) or finest[child]
+                if large and depth[child] < DEEPEST and self._is_split(child, inline):
                     queue.append(child)
                 else:
-                    found.append((child, False))
-            if any(not tree.tag[child] and self._words(child) for child in children):
-                found.append((node, True))
+                    found.append((child, tree.tag[child] in lines.BOXES))
         return names, sorted(found)
+
+    def _is_split(self, node: int, inline: Sequence[bool]) -> bool:
+        """Whether a node has blocks in it, and is not of one piece."""
+        tree = self.tree
+        below = [child for child in tree.children(node) if not inline[child]]
+        if not below or tree.tag[node] == "pre":
+            return False
+        if tree.tag[node] != "tr" or self._words(node) > ROW:
+            return True
+        parts = [[part for part in tree.children(cell) if not inline[part]] for cell in below]
+        return any(len(blocks) > 1 or (blocks and self._is_split(blocks[0], inline)) for blocks in parts)
 
     def _words(self, node: int) -> int:
         return self._texts[self.tree.end[node]] - self._texts[node]
 
     def split(self, block: int) -> Page:
         """The same page in blocks of about `block` words; names stay as they are."""
-        return self._like(self.tree, self.names, self._owners, block)
+        page = self._like(*self._base[:3], block)
+        page._reopen = self._reopen
+        return page
+
+    def show_hidden(self) -> Page:
+        """The same with what the page hides, in blocks of the same size; of a page that was cut, the page."""
+        return self if self._reopen is None else self._reopen().split(self.block)
+
+    def refine(self, index: int) -> Page:
+        """The same page with the sentences of a block, and whatever blocks are in it, as blocks in its place."""
+        return self._like(*self._base[:3], self.block, self._places[self.blocks[index][0]])
 
     def head(self, count: int, *, letters: bool = False) -> Page:
         """The first `count` words of the page, or letters, with the tags around them."""
@@ -153,8 +222,7 @@ class Page:
                 text = text[:left] if letters else markup.first_words(text, left)
                 left -= len(text) if letters else markup.words(text)
             texts.append(text)
-        nodes = range(len(texts))
-        return self._clean(self.tree.first(texts), nodes)
+        return self._clean(self.tree.first(texts), range(len(texts)), [False] * len(texts))
 
     def save(self, folder: Path) -> None:
         """Write page.html."""
@@ -167,48 +235,67 @@ class Page:
         return self._write_parts(None, self.numbered if numbered is None else numbered)
 
     def to_text(self) -> str:
-        """What a model is to read: the page as it now is."""
-        return self.html()
+        """What a model is to read: HTML as it now is, and texts and Markdown as such."""
+        return self._write(self.tree, self.names, self._owners)
+
+    def _write(self, tree: Tree, names: Sequence[str], owners: Sequence[int]) -> str:
+        if not self._writes_kinds():
+            return markup.write(tree, None, names if self.numbered else None)
+        return "\n\n".join(filter(None, self._write_documents(tree, names, owners)))
+
+    def _writes_kinds(self) -> bool:
+        """Whether each document is written as what it was: HTML among texts would make them look like HTML."""
+        return self._apart or "html" not in self._kinds
+
+    def _write_documents(self, tree: Tree, names: Sequence[str], owners: Sequence[int]) -> list[str]:
+        """What is written of each document, in the order in which they were given; empty where nothing is left."""
+        tops: list[list[int]] = [[] for _ in self._kinds]
+        for node in tree.children(0):
+            tops[owners[node]] += tree.children(node) if self._apart else [node]
+        native, named = self._writes_kinds(), names if self.numbered else None
+        return [
+            plain_text.write_source(tree, nodes) if native and kind != "html" else markup.write(tree, nodes, named)
+            for nodes, kind in zip(tops, self._kinds, strict=True)
+        ]
 
     def _write_parts(self, nodes: Sequence[int] | None, numbered: bool) -> str:
         return markup.write(self.tree, nodes, self.names if numbered else None)
 
     def parts(self) -> list[str]:
         """What is written of each document, in the order in which they were given; empty where nothing is left."""
-        tops: list[list[int]] = [[] for _ in range(self._many)]
-        for node in self.tree.children(0):
-            tops[self._owners[node]].append(node)
-        return [self._write_parts(nodes, self.numbered) for nodes in tops]
+        return self._write_documents(self.tree, self.names, self._owners)
 
     def documents(self) -> dict[int, tuple[str, str]]:
-        """Number of each document of which something is left -> its HTML, and its text by blocks. Needs `apart`."""
-        tops = [node for node in self.tree.children(0) if self.tree.tag[node] == markup.DOCUMENT]
-        texts: dict[int, list[str]] = {node: [] for node in tops}
+        """Number of each document of which something is left -> what is written, and its text by blocks.
+
+        Needs `apart`.
+        """
+        texts: list[list[str]] = [[] for _ in self._kinds]
         for index, (node, _) in enumerate(self.blocks):
-            top = next((top for top in tops if top <= node < self.tree.end[top]), None)
-            if top is not None:
-                texts[top].append(self.text(index))
+            texts[self._owners[node]].append(self.text(index))
         return {
-            int(self.names[top].removeprefix(markup.DOCUMENT)): (
-                self._write_parts(self.tree.children(top), self.numbered), "\n\n".join(texts[top]),
-            )
-            for top in tops
-        }  # fmt: skip
+            number: (part, "\n\n".join(texts[number]) if self._kinds[number] == "html" else part)
+            for number, part in enumerate(self.parts())
+            if part
+        }
 
     def text(self, index: int | None = None) -> str:
         """The text of a block, or of the whole page."""
-        return self._find_heads(range(1, len(self.tree)) if index is None else self._nodes(index))
+        return self._join_texts(range(1, len(self.tree)) if index is None else self._nodes(index))
 
     def source(self, index: int) -> str:
-        """The HTML of a block; of a split tag's bare text, the text."""
-        node, bare = self.blocks[index]
-        return self._write_parts(self._nodes(index) if bare else [node], self.numbered)
+        """What is written of a block: its HTML, or its lines of a text."""
+        node = self.blocks[index][0]
+        if self._writes_kinds() and self._kinds[self._owners[node]] != "html":
+            return plain_text.write_source(self.tree, [node])
+        return self._write_parts([node], self.numbered)
 
     def path(self, index: int) -> tuple[str, ...]:
         """The names that lead from the top to a block's tag, such as ("html", "body", "div1", "p0")."""
         node, found = self.blocks[index][0], list[str]()
         while node > 0:
-            found.append(self.names[node])
+            if self.tree.tag[node] not in lines.BOXES:
+                found.append(self.names[node])
             node = self.tree.parent[node]
         return tuple(reversed(found))
 
@@ -217,39 +304,51 @@ class Page:
         return self._owners[self.blocks[index][0]] if self.blocks[index][0] else 0
 
     def headings(self, index: int) -> list[str]:
-        """What a block stands under, from the top: headings, captions and heads of tables, terms of definitions."""
-        node, found = self.blocks[index][0], list[str]()
-        while node > 0:
-            if self._heads[node]:
-                head = self._heads[node]
-                found.append(markup.first_words(self._find_heads(range(head, self.tree.end[head])), LONGEST))
-            node = self.tree.parent[node]
-        return list(reversed(found))
+        """What a block stands under, from the top: headings, captions and heads of tables, terms, leading sentences."""
+        return [
+            markup.first_words(self._join_texts(range(node, self.tree.end[node])), LONGEST)
+            for node in self._contexts.find(self.blocks[index][0])
+        ]
 
     @cached_property
-    def _heads(self) -> list[int]:
-        """The last heading before each node among its siblings; 0 where there is none."""
-        found, last = [0] * len(self.tree), dict[int, int]()
-        for node in range(1, len(self.tree)):
-            above = self.tree.parent[node]
-            found[node] = last.get(above, 0)
-            if self.tree.tag[node] in _HEADINGS or self._heads_a_table(node):
-                found[node], last[above] = 0 if self.tree.tag[node] in _HIGHEST else found[node], node
+    def _contexts(self) -> Contexts:
+        return Contexts(self.tree, self._owners)
+
+    def companions(self, index: int) -> list[int]:
+        """The blocks without which a block would lose its meaning.
+
+        The headings above it; of a definition its terms; of a cell or row the heads and caption of its table; of an
+        item the item and the sentence that it stands under; of code, a list or a table the sentence that leads into it.
+        """
+        if index not in self._companions:
+            starts, found = self._starts, set[int]()
+            for other in self._contexts.find(self.blocks[index][0]):
+                first = max(0, bisect_right(starts, other) - 1)
+                found.update(range(first, bisect_left(starts, self.tree.end[other])))
+            self._companions[index] = sorted(found - {index})
+        return self._companions[index]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [node for node, _ in self.blocks]
+
+    def complete(self, keep: Sequence[bool] | np.ndarray) -> np.ndarray:
+        """[blocks] booleans: the blocks of `keep`, and their companions."""
+        found = np.array(keep, dtype=bool)
+        for index in np.flatnonzero(found).tolist():
+            found[self.companions(index)] = True
         return found
 
-    def _heads_a_table(self, node: int) -> bool:
-        """Whether a node is a row of heads alone."""
-        tags = {self.tree.tag[child] for child in self.tree.children(node)} if self.tree.tag[node] == "tr" else set()
-        return "th" in tags and "td" not in tags
+    def is_head(self, index: int) -> bool:
+        """Whether a block is a heading, a term or a caption: it says what others are about, and little alone."""
+        return self.tree.tag[self.blocks[index][0]] in _HEADS
 
-    def _find_heads(self, nodes: Iterable[int]) -> str:
+    def _join_texts(self, nodes: Iterable[int]) -> str:
         return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
 
-    def _nodes(self, index: int) -> list[int]:
-        node, bare = self.blocks[index]
-        if bare:
-            return [child for child in self.tree.children(node) if not self.tree.tag[child]]
-        return list(range(node, self.tree.end[node]))
+    def _nodes(self, index: int) -> range:
+        node, _ = self.blocks[index]
+        return range(node, self.tree.end[node])
 
     # ---------------------------------------------------------------------------------------------------- its two verbs
 
@@ -267,15 +366,11 @@ class Page:
         if unknown:
             raise InputError(f"a page has no {unknown[0]!r}: its one axis is page")
         count = len(self.blocks)
-        cost = {"words": np.array([float(self._size(index)) for index in range(count)])}
+        cost = {"words": np.array([float(self._words(node)) for node, _ in self.blocks])}
         sources = [self.source(index) for index in range(count)] if counts else []
         for measure, counted in counts.items():
             cost[measure] = np.array(counted(sources), dtype=float)
         return Units({"page": Site("page", count, cost)})
-
-    def _size(self, index: int) -> int:
-        node, bare = self.blocks[index]
-        return sum(self._words(child) for child in self._nodes(index)) if bare else self._words(node)
 
     def cut(self, selection: Selection) -> tuple[Page, Cut]:
         """The page without the blocks that do not stay, cleaned again; names stay as they are."""
@@ -287,24 +382,74 @@ class Page:
             )
         before = self.units().cost()
         lost = [] if keep is None else np.flatnonzero(~keep).tolist()
-        gone = [False] * len(self.tree)
-        for index in lost:
-            for node in self._nodes(index):
-                gone[node] = True
-        smaller = self._clean(*markup.prune_tree(self.tree, gone, [False] * len(gone)))
+        smaller = self._clean(self.tree, range(len(self.tree)), self._mark_gone(lost))
         return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
 
-    def _clean(self, tree: Tree, stays: Sequence[int]) -> Page:
-        """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
-        tree, nodes = markup.clean(tree, self.protected)
-        owners = [self._owners[stays[node]] for node in nodes]
-        return self._like(tree, [self.names[stays[node]] for node in nodes], owners, self.block)
+    def draft(self, keep: np.ndarray) -> tuple[str, int]:
+        """What would be written if the blocks of `keep` stayed, and how many words: as `cut`, and much faster."""
+        gone = self._mark_gone(np.flatnonzero(~keep).tolist())
+        tree, kept, nodes = self._prune(self.tree, gone)
+        names, owners = [self.names[kept[node]] for node in nodes], [self._owners[kept[node]] for node in nodes]
+        return self._write(tree, names, owners), _count_words(tree)[-1]
 
-    def _like(self, tree: Tree, names: Sequence[str], owners: Sequence[int], block: int) -> Page:
+    def _mark_gone(self, lost: Iterable[int]) -> list[bool]:
+        gone = [False] * len(self.tree)
+        for index in lost:
+            for child in self.tree.children(self.blocks[index][0]):  # what is empty then still ends a line
+                gone[child] = True
+        return gone
+
+    def _prune(self, tree: Tree, gone: Sequence[bool]) -> tuple[Tree, list[int], list[int]]:
+        """The clean tree without what is gone and without boxes, the nodes before cleaning, and those that are left."""
+        tree, kept = prune_tree(tree, gone, [tag in lines.BOXES for tag in tree.tag])
+        tree, nodes = markup.clean(tree, self.protected)
+        return tree, kept, nodes
+
+    def _clean(self, tree: Tree, stays: Sequence[int], gone: Sequence[bool]) -> Page:
+        """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
+        tree, kept, nodes = self._prune(tree, gone)
+        origin = [stays[kept[node]] for node in nodes]
+        return self._like(
+            tree, [self.names[node] for node in origin], [self._owners[node] for node in origin], self.block
+        )
+
+    def _like(self, tree: Tree, names: Sequence[str], owners: Sequence[int], block: int, fine: int = -1) -> Page:
         return Page(
             tree, block=block, protected=self.protected, names=names, numbered=self.numbered, owners=owners,
-            many=self._many,
+            kinds=self._kinds, apart=self._apart, fine=fine, hidden=self.hidden,
         )  # fmt: skip
+
+
+Boxed = tuple[Tree, list[str], list[int], list[int]]
+"""A tree with boxes, and of each node its name, its document and which node it was."""
+
+
+def _box(tree: Tree, names: Sequence[str], owners: Sequence[int], boxed: Tree, nodes: Sequence[int]) -> Boxed:
+    """`boxed` with names and owners: of a node what it was, and of a box its tag."""
+    called = [tag if tag in lines.BOXES and tree.tag[old] != tag else names[old]
+              for tag, old in zip(boxed.tag, nodes, strict=True)]  # fmt: skip
+    return boxed, called, [owners[old] for old in nodes], list(nodes)
+
+
+def _count_words(tree: Tree) -> list[int]:
+    return tree.before([0 if tag else markup.words(text) for tag, text in zip(tree.tag, tree.text, strict=True)])
+
+
+def _is_prose(tree: Tree, node: int) -> bool:
+    """Whether a node is a line of text, of which a sentence may stay alone."""
+    inside = range(node + 1, tree.end[node])
+    return (
+        tree.tag[node] in lines.BLOCKS - _WHOLE
+        and bool(inside)
+        and all(tree.tag[i] not in lines.BLOCKS for i in inside)
+    )
+
+
+def _find_leads(tree: Tree, held: Sequence[int]) -> list[int]:
+    """Long paragraphs whose last sentence leads into what follows."""
+    previous = find_previous(tree)
+    found = [previous[node] for node in range(1, len(tree)) if tree.tag[node] in LED and leads(tree, previous[node])]
+    return [line for line in found if held[tree.end[line]] - held[line] > LEAD and _is_prose(tree, line)]
 
 
 def _number(siblings: Sequence[int], tags: Sequence[str], names: list[str]) -> None:

@@ -1,0 +1,163 @@
+"""What gives a piece of a document its meaning: headings, terms, heads and captions of tables, leading sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from secateur.subjects.text.lines import SENTENCE
+from secateur.subjects.text.tree import Tree
+
+__all__ = ["LED", "Contexts", "find_previous", "leads"]
+
+LED = {"ul", "ol", "menu", "dl", "table", "pre", "blockquote", "figure"}
+"""What a sentence before it may lead into, with a colon at its end."""
+
+_HEADINGS = {f"h{level}": level for level in range(1, 7)}
+_ENDS_HEADINGS = {
+    "article", "aside", "blockquote", "dd", "details", "dialog", "div", "document", "fieldset", "figure", "footer",
+    "form", "header", "li", "main", "nav", "search", "section", "td", "th",
+}  # fmt: skip
+"""Within these a heading holds until they end; a title (h1) holds on behind a div and a header."""
+_OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}
+"""Within these headings are below those outside, whatever their level."""
+_NAMED_BY = {"figure": "figcaption", "details": "summary", "fieldset": "legend", "table": "caption"}
+
+
+class Contexts:
+    """What the nodes of a tree stand under. owners: the document of each node."""
+
+    def __init__(self, tree: Tree, owners: Sequence[int]) -> None:
+        self.tree = tree
+        self._heads, self._above = _find_headings(tree, owners)
+        self._before = find_previous(tree)
+        self._found = dict[int, list[int]]()
+        self._rows, self._names = dict[int, list[int]](), dict[int, list[int]]()
+
+    def find(self, node: int) -> list[int]:
+        """The nodes that a node stands under, in page order: each a heading, a term, a row of heads, a line."""
+        if node not in self._found:
+            self._found[node] = self._find(node)
+        return self._found[node]
+
+    def _find(self, node: int) -> list[int]:
+        found, tree, head = set[int](), self.tree, self._heads[node]
+        while head:
+            found.add(head)
+            head = self._above[head]
+        child, above = node, tree.parent[node]
+        while above >= 0:
+            found.update(self._find_beside(child, above))
+            child, above = above, tree.parent[above]
+        return sorted(
+            other for other in found if not other <= node < tree.end[other] and not node < other < tree.end[node]
+        )
+
+    def _find_beside(self, child: int, above: int) -> list[int]:
+        """What a node stands under among its siblings."""
+        tree, tag = self.tree, self.tree.tag[child]
+        found = list[int]()
+        if tag == "dd":
+            found += self._find_terms(child)
+        elif tag in ("td", "th") and tree.tag[above] == "tr":
+            found += [above + 1] if above + 1 != child else []
+        elif tag in ("tr", "tbody", "thead", "tfoot"):
+            found += self._find_rows(child, above)
+        elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
+            found += [above + 1] if above + 1 != child else []
+        if tree.tag[above] in _NAMED_BY:
+            name = _NAMED_BY[tree.tag[above]]
+            if above not in self._names:
+                self._names[above] = [other for other in tree.children(above) if tree.tag[other] == name]
+            found += [other for other in self._names[above] if other != child]
+        if tag in LED and leads(tree, self._before[child]):
+            found.append(_last_sentence(tree, self._before[child]))
+        if tag == SENTENCE:
+            following = tree.end[above]
+            if following < len(tree) and tree.tag[following] in LED and self._before[following] == above:
+                found += [last for last in [_last_sentence(tree, above)] if leads(tree, above) and last != child]
+        return found
+
+    def _find_terms(self, child: int) -> list[int]:
+        """The terms right before a definition, or before the definitions that come before it."""
+        found, other = list[int](), self._before[child]
+        while other and (self.tree.tag[other] == "dt" or (self.tree.tag[other] == "dd" and not found)):
+            found += [other] if self.tree.tag[other] == "dt" else []
+            other = self._before[other]
+        return found
+
+    def _find_rows(self, child: int, above: int) -> list[int]:
+        """The rows of heads above a row: those that begin its table, and the last one before it."""
+        if above not in self._rows:
+            rows = list[int]()
+            for other in self.tree.children(above):
+                inner = self.tree.children(other) if self.tree.tag[other] in ("thead", "tbody") else [other]
+                rows += [row for row in inner if self._is_of_heads(row)]
+            self._rows[above] = rows
+        rows = [row for row in self._rows[above] if row < child]
+        first = [row for at, row in enumerate(rows) if not at or row == self.tree.end[rows[at - 1]]]
+        return [*first[:2], *rows[-1:]]
+
+    def _is_of_heads(self, node: int) -> bool:
+        """Whether a node is a row of heads alone."""
+        tags = {self.tree.tag[child] for child in self.tree.children(node)} if self.tree.tag[node] == "tr" else set()
+        return "th" in tags and "td" not in tags
+
+
+def _find_headings(tree: Tree, owners: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The heading that each node stands under, and that each heading stands under; 0 where there is none."""
+    heads, above = [0] * len(tree), [0] * len(tree)
+    scopes, head, floor = list[tuple[int, int, int, int]](), 0, 0  # scopes: where each ends, its node, head and floor
+    for node in range(1, len(tree)):
+        while scopes and scopes[-1][0] <= node:
+            _, scope, outer, floor = scopes.pop()
+            head = _leave(tree, scope, outer, head, above)
+        if tree.parent[node] == 0 and owners[node] != owners[node - 1]:
+            head = 0
+        heads[node] = head
+        level = _HEADINGS.get(tree.tag[node], 0)
+        if level:
+            while head != floor and head and _HEADINGS[tree.tag[head]] >= level:
+                head = above[head]
+            heads[node] = above[node] = head
+            head = node
+        elif tree.tag[node] in _ENDS_HEADINGS:
+            scopes.append((tree.end[node], node, head, floor))
+            floor = head if tree.tag[node] in _OUTLINE else floor
+    return heads, above
+
+
+def _leave(tree: Tree, scope: int, outer: int, head: int, above: Sequence[int]) -> int:
+    """The heading that holds behind a scope: the one before it, or a title in it, or what is a group of headings."""
+    if tree.tag[scope] not in ("div", "header"):
+        return outer
+    inside = head
+    while inside > scope:
+        if tree.tag[inside] == "h1" or tree.end[inside] == tree.end[scope]:
+            return inside
+        inside = above[inside]
+    return outer
+
+
+def find_previous(tree: Tree) -> list[int]:
+    """The sibling before each node, blanks left out; 0 where there is none."""
+    found, last = [0] * len(tree), [0] * len(tree)
+    for node in range(1, len(tree)):
+        found[node] = last[tree.parent[node]]
+        if tree.tag[node] or tree.text[node].strip():
+            last[tree.parent[node]] = node
+    return found
+
+
+def leads(tree: Tree, node: int) -> bool:
+    """Whether a node is a line that ends in a colon, so that what follows belongs to it."""
+    if not node or tree.tag[node] in _HEADINGS or tree.tag[node] in LED or tree.tag[node] == "dt":
+        return False
+    texts = [tree.text[at] for at in range(max(node, tree.end[node] - 8), tree.end[node]) if not tree.tag[at]]
+    return "".join(texts).rstrip().endswith((":", "\uff1a"))
+
+
+def _last_sentence(tree: Tree, line: int) -> int:
+    """The last sentence of a line, or the line where no sentence is told from another."""
+    if tree.end[line] == line + 1 or tree.tag[line + 1] != SENTENCE:
+        return line
+    return tree.children(line)[-1]

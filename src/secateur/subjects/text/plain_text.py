@@ -1,0 +1,147 @@
+"""Plain text and Markdown as trees: paragraphs, headings, lists, tables and code, each with the lines of its source.
+
+What stays of them is written as it stood there, and not as HTML: a reader pays for no tag, and no sign is lost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from secateur.errors import MissingExtraError
+from secateur.subjects.text.lines import BOXES, ROOT
+from secateur.subjects.text.markup import whole
+from secateur.subjects.text.tree import Tree
+
+__all__ = ["count_signs", "read_markdown", "read_text", "write_source"]
+
+_HEADING = re.compile(r"^ {0,3}#{1,6} +\S", re.MULTILINE)
+_FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
+_DELIMITER = re.compile(r"^ {0,3}\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$", re.MULTILINE)
+_ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
+_BREAK = re.compile(r"\r\n?")
+_PARAGRAPH = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+
+_OPENS = {"bullet_list_open": "ul", "ordered_list_open": "ol", "list_item_open": "li", "blockquote_open": "blockquote",
+          "table_open": "table"}  # fmt: skip
+_CLOSES = {f"{name.removesuffix('_open')}_close" for name in _OPENS}
+_LEAVES = {"fence": "pre", "code_block": "pre", "html_block": "div", "paragraph_open": "p"}
+_CLOSE = {"li", "td", "th"}
+"""What stands in a line right below the last."""
+
+
+def count_signs(text: str) -> int:
+    """How many lines say that a text is Markdown: headings, code, tables, and items where there are several."""
+    items = len(_ITEM.findall(text))
+    return sum(len(sign.findall(text)) for sign in (_HEADING, _FENCE, _DELIMITER)) + (items if items > 1 else 0)
+
+
+def read_text(text: str) -> Tree:
+    """The paragraphs of a text, which stand between blank lines."""
+    builder = _Builder()
+    builder.open("section")
+    for part in _PARAGRAPH.split(_BREAK.sub("\n", whole(text)).replace("\0", "\ufffd")):
+        if part.strip():
+            builder.add("p", part.strip())
+    builder.close()
+    return builder.tree()
+
+
+def read_markdown(text: str) -> Tree:
+    """The blocks of Markdown, with tables as GitHub writes them: h1 to h6, p, ul, ol, li, blockquote, table, pre.
+
+    The text of each is that of its lines with all signs: "## Title", "- item". A row has one cell. What stands in no
+    block, such as the addresses of links, is a paragraph. Raises `MissingExtraError` without markdown-it-py.
+    """
+    try:
+        from markdown_it import MarkdownIt
+    except ImportError as error:
+        raise MissingExtraError("reading Markdown needs markdown-it-py: pip install 'secateur[context]'") from error
+    parser = MarkdownIt("commonmark").enable("table")
+    parser.core.ruler.enableOnly(["normalize", "block"])
+    source = _BREAK.sub("\n", whole(text)).replace("\0", "\ufffd")
+    rows, builder, at = source.split("\n"), _Builder(), 0
+    builder.open("section")
+    heads = False
+    for token in parser.parse(source):
+        if token.type in ("thead_open", "tbody_open"):
+            heads = token.type == "thead_open"
+        tag = token.tag if token.type == "heading_open" else _LEAVES.get(token.type, "")
+        if token.type == "tr_open":
+            tag = "th" if heads else "td"
+        if token.map and (tag or token.type == "hr"):
+            start, end = token.map
+            end += heads and token.type == "tr_open"  # the line of dashes
+            builder.add("p", _join_loose(rows[at:start]))
+            lines = "\n".join(rows[max(at, start) : end]).strip("\n").rstrip()
+            builder.add(tag, lines, row=token.type == "tr_open", bare=token.hidden)
+            at = max(at, end)
+        elif token.type in _OPENS:
+            builder.open(_OPENS[token.type])
+        elif token.type in _CLOSES:
+            builder.close()
+    builder.add("p", _join_loose(rows[at:]))
+    builder.close()
+    return builder.tree()
+
+
+def _join_loose(rows: Sequence[str]) -> str:
+    """Lines that stand in no block; nothing where no word is in them."""
+    text = "\n".join(rows).strip("\n").rstrip()
+    return text if re.search(r"[^\W_]", text) else ""
+
+
+class _Builder:
+    """A tree that grows at its end."""
+
+    def __init__(self) -> None:
+        self._tag, self._text, self._parent, self._end = [ROOT], [""], [-1], [0]
+        self._opened = [0]
+
+    def open(self, tag: str, text: str = "") -> None:
+        """An element, or a text, in what is open."""
+        self._tag.append(tag)
+        self._text.append(text)
+        self._parent.append(self._opened[-1])
+        self._end.append(len(self._tag))
+        if tag:
+            self._opened.append(len(self._tag) - 1)
+
+    def close(self) -> None:
+        """The last element that was opened ends."""
+        self._end[self._opened.pop()] = len(self._tag)
+
+    def add(self, tag: str, text: str, *, row: bool = False, bare: bool = False) -> None:
+        """An element around a text, unless that is empty; in a row of a table, or without the element."""
+        if not text or not tag:
+            return
+        tags = ["tr", tag] if row else [] if bare else [tag]
+        for each in tags:
+            self.open(each)
+        self.open("", text)
+        for _ in tags:
+            self.close()
+
+    def tree(self) -> Tree:
+        """What was built."""
+        while self._opened:
+            self.close()
+        return Tree(self._tag, self._text, self._parent, self._end)
+
+
+def write_source(tree: Tree, nodes: Sequence[int] | None = None) -> str:
+    """The texts of the whole tree or of the subtrees of `nodes`: items and rows in lines, others with one between."""
+    parts, last = list[str](), -1
+    for top in tree.children(0) if nodes is None else nodes:
+        for node in range(top, tree.end[top]):
+            if tree.tag[node] or not tree.text[node]:
+                continue
+            owner = tree.parent[node]
+            while tree.tag[owner] in BOXES:
+                owner = tree.parent[owner]
+            if parts and owner != last:
+                parts[-1] = parts[-1].rstrip()
+                parts.append("\n" if {tree.tag[owner], tree.tag[last]} <= _CLOSE else "\n\n")
+            parts.append(tree.text[node])
+            last = owner
+    return "".join(parts).strip()

@@ -1,0 +1,74 @@
+"""What gives a piece its meaning stays with it: terms, heads of tables, leading sentences, headings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("selectolax")
+
+from secateur.subjects import Page, open_page
+from secateur.vocabulary import Selection
+
+
+def with_companions(page: Page, word: str) -> str:
+    """What is left where the block with a word is chosen alone."""
+    keep = np.array([word in page.text(i) for i in range(len(page.blocks))])
+    return page.cut(Selection({"page": page.complete(keep)}))[0].text()
+
+
+@pytest.mark.parametrize(
+    ("source", "left"),
+    [
+        ("<dl><dt>-s</dt><dt>--short</dt><dd>gives less</dd><dt>-v</dt><dd>more</dd></dl>", "-s --short gives less"),
+        ("<dl><dt>-s</dt><dd>one</dd><dd><p>it gives</p><p>x</p></dd></dl>", "-s it gives"),
+        ("<h1>A</h1><div><h2>B</h2><p>o</p></div><div><h2>C</h2><div>t</div><p>gives</p></div>", "A C gives"),
+        ("<div><h1>A</h1><h2>NAME</h2><p>x</p></div><div><h2>C</h2><p>gives</p></div>", "A C gives"),
+        ("<h1>A</h1><h2>B</h2><p>o</p><h2>C</h2><h3>D</h3><p>gives</p>", "A C D gives"),
+        ("<nav><h3>Menu</h3><ul><li>a</li><li>b</li></ul></nav><main><p>gives</p><p>o</p></main>", "gives"),
+        ("<article><h1>A</h1><section><h1>B</h1><p>gives</p><p>o</p></section></article>", "A B gives"),
+        ("<p>It takes:</p><ul><li>a</li><li>gives</li></ul><p>o</p>", "It takes: gives"),
+        ("<p>It takes.</p><ul><li>a</li><li>gives</li></ul><p>o</p>", "gives"),
+        ("<ul><li>Outer<ul><li>a</li><li>gives</li></ul></li><li>o</li></ul>", "Outer gives"),
+        ("<p>For example:</p><pre>gives</pre><p>o</p>", "For example: gives"),
+        ("<figure><pre>gives</pre><figcaption>Listing 1</figcaption></figure><p>o</p>", "gives Listing 1"),
+        ("<details><summary>More</summary><p>gives</p><p>x</p></details><p>o</p>", "More gives"),
+        (
+            "<table><caption>Codes</caption><tr><th>code</th><th>what</th></tr><tr><td>7</td><td>gives</td></tr>"
+            "<tr><td>8</td><td>o</td></tr></table>",
+            "Codes code what 7 gives",
+        ),
+        (
+            "<table><thead><tr><th>code</th><th>what</th></tr></thead><tbody><tr><td><p>7</p></td><td><p>gives</p></td>"
+            "</tr><tr><td>8</td><td>o</td></tr></tbody></table>",
+            "code what 7 gives",
+        ),
+        (
+            "<table><tr><th>code</th><th>what</th></tr><tr><td>7</td><td><p>gives</p><p>x</p></td></tr></table><p>o</p>",
+            "code what 7 gives",
+        ),
+    ],
+)  # fmt: skip
+def test_nothing_is_cut_from_what_gives_it_meaning(source, left):
+    assert with_companions(open_page(source, block=1), "gives") == left
+
+
+def test_of_a_long_paragraph_the_last_sentence_alone_leads():
+    long = " ".join(f"w{i}" for i in range(40))
+    page = open_page(f"<p>It is {long}. These are known here:</p><ul><li>gives a</li><li>b</li></ul>", block=1)
+    assert with_companions(page, "gives") == "These are known here: gives a"
+    assert with_companions(page, "w3 ") == f"It is {long}. These are known here:"
+    assert with_companions(
+        open_page("<p>一つ目です。次の通り：</p><ul><li>gives</li><li>b</li></ul>", block=1), "gives"
+    ) == ("一つ目です。次の通り： gives")
+
+
+def test_documents_do_not_head_one_another():
+    page = open_page(["<h1>A</h1><p>one</p>", "<p>gives</p><p>o</p>"], block=1)
+    assert with_companions(page, "gives") == "gives"
+
+
+def test_rows_and_lists_of_many_take_time_that_grows_as_they_do():
+    rows = "".join(f"<dt>t{i}</dt><dd>d{i} <ul><li>a</li></ul></dd>" for i in range(3000))
+    page = open_page(f"<dl>{rows}</dl>", block=1)
+    assert page.complete(np.ones(len(page.blocks), bool)).all()

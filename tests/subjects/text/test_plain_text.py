@@ -1,0 +1,138 @@
+"""Plain text and Markdown: their own structure, and what stays of them as it stood there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("selectolax")
+pytest.importorskip("markdown_it")
+
+from secateur.errors import InputError
+from secateur.subjects import Page, open_page
+from secateur.subjects.text import plain_text
+from secateur.vocabulary import Selection
+
+MARKDOWN = """# Manual
+
+Intro one
+goes on.
+
+## Options
+
+It takes:
+
+- `-s` is short
+  and goes on
+  - nested *one*
+- `-v` is long
+
+1. first
+
+   more of first
+
+| code | what |
+| ---- | ---- |
+| 7    | gives |
+| 8    | takes |
+
+```sh
+# no heading
+git cut
+```
+
+> quoted text
+
+[ref]: https://example.org "Ref"
+"""
+
+
+def texts(page: Page) -> list[str]:
+    return [page.text(i) for i in range(len(page.blocks))]
+
+
+def left_of(page: Page, word: str) -> str:
+    """What is written where the block with a word is chosen alone, with its companions."""
+    keep = np.array([word in page.text(i) for i in range(len(page.blocks))])
+    return page.cut(Selection({"page": page.complete(keep)}))[0].to_text()
+
+
+def test_markdown_is_cut_by_its_own_blocks_and_stays_as_it_was():
+    page = open_page(MARKDOWN, kind="markdown", block=1)
+    assert page.to_text() == MARKDOWN.strip().replace("goes on\n\n", "goes on\n\n")
+    assert texts(page) == [
+        "# Manual", "Intro one goes on.", "## Options", "It takes:", "- `-s` is short and goes on", "- nested *one*",
+        "- `-v` is long", "1. first", "more of first", "| code | what | | ---- | ---- |", "| 7 | gives |",
+        "| 8 | takes |", "```sh # no heading git cut ```", "> quoted text", '[ref]: https://example.org "Ref"',
+    ]  # fmt: skip
+    assert left_of(page, "gives") == ("# Manual\n\n## Options\n\n| code | what |\n| ---- | ---- |\n| 7    | gives |")
+    assert left_of(page, "nested") == (
+        "# Manual\n\n## Options\n\nIt takes:\n\n- `-s` is short\n  and goes on\n  - nested *one*"
+    )
+    assert left_of(page, "git cut") == "# Manual\n\n## Options\n\n```sh\n# no heading\ngit cut\n```"
+
+
+def test_sentences_of_a_paragraph_stay_where_it_does_not():
+    text = "One is here. Two is\nthere. Three is gone.\n\nNext one."
+    page = open_page(text, kind="text", block=0)
+    assert texts(page) == ["One is here. Two is there. Three is gone.", "Next one."]
+    fine = page.refine(0)
+    assert texts(fine) == ["One is here.", "Two is there.", "Three is gone.", "Next one."]
+    assert fine.to_text() == page.to_text() == text
+    for keep, left in {(0, 3): "One is here.\n\nNext one.", (1,): "Two is\nthere."}.items():
+        assert fine.cut(Selection({"page": np.isin(np.arange(4), keep)}))[0].to_text() == left
+
+
+@pytest.mark.parametrize("kind", ["text", "markdown"])
+@pytest.mark.parametrize(
+    "text", ["word", "", "  \n", "*", "東京の天気", "\0", "\ud83d", "# ", "- ", "> " * 500 + "x", "```\nx", "|a|\n|-|"]
+)
+def test_a_text_of_a_word_or_of_none_is_some_page(kind, text):
+    page = open_page(text, kind=kind)
+    assert page.to_text().split() == page.text().split()
+    assert page.head(1).text() in page.text()
+
+
+def test_markdown_that_is_half_html_keeps_every_word():
+    text = '# A\n\n<div align="center">\n<b>One</b> two\n</div>\n\nSee <kbd>x</kbd> and <br> y.\n\n'
+    text += "<details>\n\nInside *it*.\n\n</details>"
+    page = open_page(text, kind="markdown", block=1)
+    assert page.to_text() == text
+    assert left_of(page, "Inside") == "# A\n\nInside *it*."
+
+
+ROWS = ["# a", "text b. Text c.", "- d", "  - e", "1. f", "|g|h|", "|-|-|", "```", "> i", "", "", "    j", "<div>",
+        "</div>", "k\n===", "---", "[l]: m", "***", "\t- n"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(ROWS), max_size=14))
+@settings(max_examples=150, deadline=None)
+def test_all_words_of_markdown_stay_in_their_order(rows):
+    words = "\n".join(rows).split()
+    page = open_page("\n".join(rows), kind="markdown", block=1)
+    signs = {"---", "***", "-", "|-|-|", "```", "==="}  # lines of signs alone may go
+    assert [word for word in page.to_text().split() if word not in signs] == [
+        word for word in words if word not in signs
+    ]
+    half = page.complete(np.arange(len(page.blocks)) % 2 == 0)
+    assert page.cut(Selection({"page": half}))[0].to_text() == page.draft(half)[0]
+
+
+def test_html_among_texts_makes_them_html_unless_they_are_apart():
+    documents, kinds = ["<p>a b</p><p>c</p>", "x < y.\n\nz", "# t\n\nu"], ["html", "text", "markdown"]
+    page = open_page(documents, kind=kinds, numbered=False)
+    assert page.to_text() == page.html()
+    assert "<p>x &lt; y.</p>" in page.to_text()
+    page = open_page(documents, kind=kinds, numbered=False, apart=True)
+    assert [text for text, _ in page.documents().values()] == ["<body><p>a b</p><p>c</p></body>", *documents[1:]]
+    assert open_page(documents[1:], kind=kinds[1:]).to_text() == "x < y.\n\nz\n\n# t\n\nu"
+    with pytest.raises(InputError, match="give html, text or markdown"):
+        open_page("a", kind="pdf")
+
+
+def test_signs_of_markdown():
+    assert plain_text.count_signs(MARKDOWN) > 5
+    assert plain_text.count_signs("A text.\n\n- one thing\n\nIt costs #5, or 1 < 2.") == 0
+    assert plain_text.count_signs("- one\n- two") == 2
