@@ -337,6 +337,7 @@ def test_imports_are_declared() -> None:
         "markupsafe": "jinja2",
         "PIL": "pillow",
         "haystack": "haystack_ai",
+        "markdown_it": "markdown_it_py",
         "llama_index": "llama_index_core",
     }
     for file in SOURCES:
