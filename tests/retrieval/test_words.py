@@ -50,5 +50,5 @@ def test_without_a_stemmer_it_is_said(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "Stemmer", None)
     words._stemmer.cache_clear()
     with pytest.warns(UserWarning, match="PyStemmer is not installed"):
-        assert Words()("treats") == ["treats"]
+        assert Words()("treats") == ["treat"], "the commonest endings of English alone"
     words._stemmer.cache_clear()

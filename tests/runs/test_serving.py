@@ -32,7 +32,7 @@ def test_it_answers_as_python_does_and_a_request_may_bring_its_budget(client):
 
 def test_many_at_once_get_their_own_answers(client):
     def ask(number):
-        page = f"<p>About town{number}.</p><p>{'More. ' * 9}</p>"
+        page = f"<p>About town{number}.</p><p>{'More and more words of nothing at all'}.</p>"
         return client.post("/prune", json={"question": f"town{number}", "html": page}).json()["text"]
 
     with ThreadPoolExecutor(8) as pool:

@@ -238,7 +238,8 @@ def ask_text(model: LanguageModel, question: Question, *, most: int = 256, room:
     if not habits.thinks and longer > most and (cut or (thought and not text)):
         try:
             answer = model.ask(question, most=longer, **how)
-        except BudgetError:
+        except (BudgetError, http.RefusedError):  # spent, or longer than a server's model reads
+            habits.thinks = thought
             return "" if thought else text[:LONGEST]  # what there is
         text, closed = _behind_thoughts(answer.text)
         thought = thought or closed
