@@ -48,3 +48,4 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported stays to the end: a collection, of which every timing makes one, need not walk through it."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # the default walks through thousands of modules again and again

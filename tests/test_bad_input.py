@@ -77,7 +77,7 @@ def pickled(folder: Path) -> None:
 def unknown(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
-        json.dumps(config | {"model_type": "fnet", "architectures": ["FNetForMaskedLM"]})
+        json.dumps(config | {"model_type": "albert", "architectures": ["AlbertForMaskedLM"]})
     )
 
 
@@ -94,7 +94,7 @@ def not_finite(folder: Path) -> None:
         (truncate, ["model.safetensors", "damaged or truncated"]),
         (corrupt, ["model.safetensors", "damaged or truncated"]),
         (pickled, ["only as a pickle", "pytorch_model.bin", "safetensors"]),
-        (unknown, ["FNetForMaskedLM"]),
+        (unknown, ["AlbertForMaskedLM"]),
         (not_finite, ["layers.1.mlp.up_proj.weight", "NaN or infinity"]),
         (lambda folder: (folder / "config.json").unlink(), ["no config.json"]),
         (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "damaged"]),

@@ -190,6 +190,7 @@ def test_without_a_name_the_studies_are_listed(tmp_path):
         "curve",
         "lossless",
         "lottery",
+        "rag",
         "ridge",
         "scratch",
     ]

@@ -200,8 +200,9 @@ def random_keep(subject: Transformer, seed: int, *, channels: bool = True) -> Ke
         else:
             keep[name] = random.random(site.count) < 0.7
     keep["layers"][int(random.integers(len(keep["layers"])))] = True
-    if not any((keep["attention"] | keep["ffn"]) & keep["layers"]):
-        keep["attention"][:] = keep["ffn"][:] = True
+    effective = units.effective(keep)
+    if not any(effective[name].any() for name in ("attention", "ffn")):
+        return {"layers": keep["layers"]}
     return keep
 
 

@@ -24,5 +24,4 @@ COMMAND = Command(
     recipe_flags=recipe_flags,
     needed={"--recipe": "recipe", "--budget": "budget"},
     example="secateur serve-context --recipe htmlrag --budget tokens=2048 --embedder MODEL",
-    config="",
 )

@@ -27,6 +27,7 @@ from secateur.subjects.network import pretrained
 from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import blocks, dequantising, gguf_export, packing, quantised
 from secateur.subjects.transformer import export as forms
+from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
 from secateur.subjects.transformer.streamed import Streamed
 
 __all__ = ["FORMS", "QUANTISED", "export", "write"]
@@ -110,10 +111,13 @@ def _open_model(folder: str | Path, to: str) -> Transformer | Traced:
     """A language model, or as a network what reads no texts, and for ONNX what no family of theirs fits."""
     if pretrained.reads_texts(folder):
         try:
-            return open_subject(folder)
+            subject = open_subject(folder)
         except UnsupportedError:
             if to != "onnx" or not pretrained.is_pretrained(folder):
                 raise
+        else:
+            if to != "onnx" or not isinstance(subject, EncoderDecoder):  # which are written as one pass of both
+                return subject
     elif to != "onnx":
         raise UnsupportedError(_ONNX_ALONE.format(folder=folder, to=to))
     return open_network(str(folder))

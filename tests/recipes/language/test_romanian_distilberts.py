@@ -250,7 +250,7 @@ def test_a_teacher_of_another_tokenizer_teaches_and_padding_never_counts(folders
 def test_training_brings_each_loss_down_where_it_is_alone(tmp_path, folders, factors):
     teacher = bert()
     others = [folders["same"], folders["foreign"]]
-    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=50)
+    (found,) = results(tmp_path, subject=teacher, teachers=others, factors=factors, steps=70)
     plain, _ = teacher.cut(Selection({"layers": recipe.choose_layers(4, 2, "spread")}))
     company = recipe.gather_teachers(teacher, others[:1], (), "words", 24)
     items = stream(teacher, company).take(20)

@@ -204,4 +204,4 @@ def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_p
 
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
-    return toys.detector(batch=8, least=2, sparse_epochs=3, finetune_epochs=5, distil_epochs=4)
+    return toys.detector(batch=8, least=2, sparse_epochs=4, finetune_epochs=6, distil_epochs=6)

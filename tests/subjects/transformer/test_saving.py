@@ -177,7 +177,7 @@ def test_the_modelling_file_stands_alone(tmp_path: Path) -> None:
             else []
         )
     }
-    assert roots == {"__future__", "typing", "torch", "transformers"}
+    assert roots == {"__future__", "dataclasses", "sys", "typing", "torch", "transformers"}
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["allow_global_per_layer_attribute_access"] is True
     assert config["per_layer_config"]["0"]["skip"] == ["attention"]
