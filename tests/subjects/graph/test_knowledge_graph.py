@@ -69,7 +69,8 @@ def everything(graph: KnowledgeGraph) -> list:
     facts = graph.around(nodes, literals=True)
     return [
         facts, graph.around([CID]), graph.around([]), graph.annotations(facts), graph.names(nodes), graph.kinds(nodes),
-        [one for one in graph.things() if one in CALLED], list(graph.things(["human"], aliases=True)), graph.within([ANN], 3),
+        [one for one in graph.things() if one in CALLED], list(graph.things(["human"], aliases=True)),
+        graph.within([ANN], 3),
         graph.within([ANN], 0), graph.within([ANN], 2, most=3), graph.around([ANN], most=1), sorted(graph.crowded),
     ]  # fmt: skip
 
