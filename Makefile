@@ -14,7 +14,8 @@ export PYTHONDONTWRITEBYTECODE :=
 # The first interpreter that is new enough; asked only when the environment is made. PYTHON=... overrides it.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$name"; break; }; done)
-WORKERS ?= 2
+# One more than there are cores: tests wait for processes that they kill, and for servers.
+WORKERS ?= 3
 
 help:  ## what can be asked for
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +35,9 @@ test: style  ## formatting, types, import contracts, all fast tests
 	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
 		wait $$types || { cat $(VENV)/mypy.log; status=1; }; exit $$status
+
+wide: $(VENV)/.full  ## more cases of tests whose others are in make test: all recipes and families where a few stand for them
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m wide
 
 lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims and benchmarks what they call
 	@$(BIN)/mypy

@@ -12,6 +12,7 @@ import pytest
 
 from secateur.reports import charts
 from secateur.runs import measuring
+from wide import is_wide
 
 collect_ignore = [] if "SECATEUR_GPU" in os.environ else ["gpu"]
 """What needs a real card is for `make gpu`."""
@@ -42,6 +43,14 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if not set(DRAWING) & set(request.path.parts):
         monkeypatch.setattr(charts, "quality", lambda results, name: "")
         monkeypatch.setattr(charts, "losses", lambda recovery, name: "")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs apart gets its mark, before marks are asked for."""
+    for item in items:
+        if is_wide(item.nodeid):
+            item.add_marker(pytest.mark.wide)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
