@@ -10,6 +10,16 @@ from secateur.measure import answers
 def test_a_text_holds_an_answer_whatever_its_blanks_and_letters():
     assert answers.holds("Cherry trees are\n  pruned in Summer.", ["in winter", "pruned in summer"])
     assert not answers.holds("Cherry trees are pruned.", ["pruned in summer"])
+    for text, answer in [("in 1907", "7"), ("--size", "-s"), ("know", "no"), ("others", "the rs"), ("x-y", "y")]:
+        assert not answers.holds(text, [answer]), answer
+    for text, answer in [
+        ("up to 7.", "7"),
+        ("say -s or", "-s"),
+        ("say no!", "no"),
+        ("f( x )", "f(x)"),
+        ("a\nb", "a b"),
+    ]:
+        assert answers.holds(text, [answer]), answer
     assert not answers.holds("anything", ["  "]), "an answer of blanks is none"
 
 

@@ -232,3 +232,23 @@ def test_the_parts_of_a_text_that_may_be_names():
     assert max(part.count(" ") for part in long) >= 3
     assert phrases("the?!") == phrases("") == []
     assert phrases("the", common=()) == ["the"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "known"),
+    [
+        ("hepatitis C", "hepatitis B"),
+        ("hyperthyroidism", "hypothyroidism"),
+        ("type 1 diabetes", "type 2 diabetes"),
+        ("vitamin C", "vitamin D"),
+        ("1984 Summer Olympics", "1988 Summer Olympics"),
+        ("World War II", "World War I"),
+    ],
+)
+def test_another_thing_is_no_misspelt_one(asked, known):
+    assert Names([("urn:e:one", known)]).spelt_alike([asked]) == [[]]
+
+
+def test_a_letter_of_a_long_word_may_be_wrong():
+    names = Names([("urn:e:one", "hepatitis B")])
+    assert [match.node for match in names.spelt_alike(["hepatytis B"])[0]] == ["urn:e:one"]

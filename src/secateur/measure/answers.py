@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 
 __all__ = ["exact_match", "holds", "normalise", "token_f1"]
 
@@ -14,13 +15,20 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def holds(text: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in the text, letter by letter; blanks and upper case say nothing."""
-    whole = _without_blanks(text)
-    return any(answer and answer in whole for answer in map(_without_blanks, answers))
+    """Whether one of the answers stands in the text, letter by letter, and not within a word or a number.
+
+    Blanks and upper case say nothing, nor do breaks between the words of an answer.
+    """
+    return any(answer.strip() and _pattern(answer).search(text) for answer in answers)
 
 
-def _without_blanks(text: str) -> str:
-    return re.sub(r"\s", "", text).casefold()
+@lru_cache(maxsize=4096)
+def _pattern(answer: str) -> re.Pattern[str]:
+    parts = re.findall(r"\w+|[^\w\s]", answer)
+    inner = r"\s*".join(map(re.escape, parts))
+    before = r"(?<![\w-])" if re.match(r"\w|-", parts[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", parts[-1][-1]) else ""
+    return re.compile(before + inner + after, re.IGNORECASE)
 
 
 def normalise(answer: str) -> str:

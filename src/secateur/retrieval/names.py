@@ -64,6 +64,14 @@ class Mention(NamedTuple):
     end: int
 
 
+_ROMAN = re.compile(r"[ivxlcdm]+$")
+_OPPOSITE = (
+    ("hyper", "hypo"), ("pre", "post"), ("inter", "intra"), ("macro", "micro"), ("endo", "exo"), ("sub", "super"),
+    ("over", "under"), ("in", "ex"), ("ab", "ad"), ("homo", "hetero"), ("mono", "poly"), ("anterior", "posterior"),
+)  # fmt: skip
+"""Prefixes of words that say the opposite, a letter or two apart."""
+
+
 class Names:
     """Names of things, each of one thing or more, in the order of names.
 
@@ -177,8 +185,9 @@ class Names:
         """The things whose names are spelt most like each text, equals together, in the order of nodes; none below it.
 
         Alike is 1 - edits / letters of the longer one, where an edit puts in, takes out or alters a letter, or swaps
-        two neighbours; of up to 13 letters one is allowed, of up to 20 two, and so on: hypotension is no misspelt
-        hypertension. Letter case does not count. Names of fewer than `SHORT` letters are left out: one letter makes
+        two neighbours; of up to 13 letters one is allowed, of up to 20 two, and so on. Numbers, words of up to three
+        letters and prefixes that say the opposite are never misspelt: hepatitis C is not B, and hypothyroidism no
+        hyperthyroidism. Letter case does not count. Names of fewer than `SHORT` letters are left out: one letter makes
         another word of them. Without an encoder this is how a name is found that is spelt wrong.
         """
         folded = [" ".join(word for word, _, _ in _words(text)) for text in texts]
@@ -197,7 +206,7 @@ class Names:
                 name = self._spellings[column]
                 edits = _edits(text, name) if -many >= enough else allowed + 1
                 score = 1 - edits / max(len(text), len(name))
-                if score >= best and edits <= allowed:
+                if score >= best and edits <= allowed and _may_be_misspelt(text, name):
                     found[place] = [] if score > best else found[place]
                     best = score
                     found[place] += [
@@ -364,6 +373,27 @@ def _count_pairs(names: Sequence[str], letters: Mapping[str, int]) -> sparse.csr
         columns += [pair for pair in pairs if pair is not None]
         rows += [row] * (len(columns) - len(rows))
     return sparse.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(names), len(letters)))
+
+
+def _may_be_misspelt(text: str, name: str) -> bool:
+    """Whether nothing that tells one thing from another differs: numbers, short words, prefixes of the opposite."""
+    if re.findall(r"\d+", text) != re.findall(r"\d+", name):
+        return False
+    ours, theirs = text.split(), name.split()
+    if len(ours) != len(theirs):  # a blank too many, or too few
+        return [word for word in ours if len(word) <= 3] == [word for word in theirs if len(word) <= 3]
+    return all(
+        one == other or (min(len(one), len(other)) > 3 and not _are_opposite(one, other) and not _ROMAN.match(other))
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+def _are_opposite(one: str, other: str) -> bool:
+    """Whether two words differ in a prefix, such as hyper and hypo, and in that alone or nearly so."""
+    return any(
+        (one.startswith(first) and other.startswith(second)) or (one.startswith(second) and other.startswith(first))
+        for first, second in _OPPOSITE
+    )
 
 
 def _edits(one: str, other: str) -> int:

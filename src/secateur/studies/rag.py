@@ -131,6 +131,8 @@ class Pipeline:
     cut: Callable[[Question, Sequence[Budget]], list[str]]
     ours: bool = False
     """Whether it is a recipe."""
+    html: bool = False
+    """Whether what it leaves of a page is HTML, and no text."""
 
     def __str__(self) -> str:
         return self.name
@@ -211,7 +213,7 @@ def _recipe(name: str, graph: str, options: Mapping[str, object]) -> Pipeline:
         subject = trial.open(list(question.documents) if brings else graph, question.titles if titled else None)
         return [job.prune(subject, question.question, job.servers.meter()).text for job in jobs]
 
-    return Pipeline(name, cut, ours=True)
+    return Pipeline(name, cut, ours=True, html=isinstance(trial.reader, reading.Pages))
 
 
 def _recipe_options(name: str, shared: Mapping[str, object], settings: Sequence[str]) -> dict[str, object]:
@@ -505,7 +507,7 @@ def _answer(
             left, error = [""] * len(budgets), " ".join(str(refused).split())
         seconds = (time.perf_counter() - began) / len(budgets)
         for budget, text in zip(budgets, left, strict=True):
-            plain = open_page(text, block=0).text() if markup.is_html(text) else text
+            plain = open_page(text, block=0).text() if pipeline.html and reading.is_html(text) else text
             item = {
                 "kept": answers.holds(plain, question.answers),
                 "cost": count([text])[0],
