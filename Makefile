@@ -105,4 +105,4 @@ $(YOLO)/.ready: $(VENV)/.full
 	@$(YOLO)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 'ultralytics>=8.3.200,<9'
 	@touch $@
 
-.PHONY: help demo journeys yolo test lint style claims gpu docs bench changelog clean
+.PHONY: help demo journeys yolo test wide lint style claims gpu docs bench changelog clean
