@@ -44,7 +44,7 @@ def test_pipelines_are_judged_at_equal_limits_and_nothing_is_cut_twice(questions
     assert header == ["Pipeline", "words=20", "words=60"]
     assert whole[1].startswith("100.0 [")
     assert first[0] == rag.FIRST
-    assert "htmlrag keeps the answers of 100.0" in found.headline
+    assert "htmlrag keeps the answers of 100 % of the questions" in found.headline
     assert "htmlrag" in (tmp_path / "out" / "study.html").read_text()
     monkeypatch.setattr(rag, "_answer", lambda *_: pytest.fail("cut again"))
     assert executor.study("rag", None, questions, tmp_path / "out", **QUICK, letters=80).headline == found.headline

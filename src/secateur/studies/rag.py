@@ -313,13 +313,14 @@ class Compared:
     def _headline(self) -> str:
         budget = self.budgets[0]
         rival = self.best_rival(budget)
-        theirs = f"{rival} keeps the answers of {percent(self.recall(rival, budget))} % of the questions"
+        theirs = 100 * self.recall(rival, budget).value
         if not self.recipes:
-            return f"At {budget}, {theirs}"
-        ours = max(self.recipes, key=lambda name: self.recall(name, budget).value)
+            return f"At {budget}, {rival} keeps the answers of {theirs:.0f} % of the questions"
+        name = max(self.recipes, key=lambda recipe: self.recall(recipe, budget).value)
+        ours, lead = 100 * self.recall(name, budget).value, percent(self.lead(name, budget), signed=True)
         return (
-            f"At {budget}, {ours} keeps the answers of {percent(self.recall(ours, budget))} % of the questions; "
-            f"{theirs}: {percent(self.lead(ours, budget), signed=True)} points"
+            f"At {budget}, {name} keeps the answers of {ours:.0f} % of the questions, {rival} of {theirs:.0f} %: "
+            f"{lead} points"
         )
 
     def _mean_cost(self, name: str, budget: str) -> float:
