@@ -51,6 +51,7 @@ def test_many_at_once_get_their_own_answers(client):
         (json.dumps({"html": PAGE}), 400, "there is no question"),
         (json.dumps({"question": "why?", "file": "/etc/passwd"}), 400, "no html, text, passages"),
         (json.dumps({**ROW, "budget": "words=no"}), 400, "words=no"),
+        (json.dumps({**ROW, "budget": "512"}), 400, "say tokens=512, words=400 or a share"),
         (json.dumps({**ROW, "budget": 5}), 400, "budget 5 is no text"),
         (json.dumps({**ROW, "html": "x" * 3000}), 413, "at most 2000 bytes"),
         (b"\xff\xfe", 400, "this line is no JSON"),

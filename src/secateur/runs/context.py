@@ -19,7 +19,7 @@ from secateur._utils.disk import atomic_write, guard
 from secateur._utils.rundir import Transient
 from secateur.clients import chat
 from secateur.clients.chat import Meter
-from secateur.errors import InfeasibleError, InputError, SecateurError
+from secateur.errors import BudgetError, InfeasibleError, InputError, SecateurError
 from secateur.runs import keywords, records, servers
 from secateur.runs.backends import documents as reading
 from secateur.runs.backends.documents import AnyReader, Document, Titles
@@ -29,8 +29,8 @@ from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
 __all__ = [
-    "Job", "Pruned", "Pruner", "call_settings", "estimate", "estimate_context", "explain", "prune_context", "record",
-    "titles_of", "warn_spent",
+    "Job", "Pruned", "Pruner", "call_settings", "estimate", "estimate_context", "explain", "parse_budget",
+    "prune_context", "record", "titles_of", "warn_spent",
 ]  # fmt: skip
 
 
@@ -83,7 +83,7 @@ class Job:
         reader, function = reading.of_document_recipe(recipe), recipes.find(recipe)
         asked, own = servers.split_options(function, options, "" if reader.brings_documents else source)
         chosen = keywords.flat(function, keywords.check_options(function, own))
-        return cls(recipe, Budget.parse(budget), chosen, asked)
+        return cls(recipe, parse_budget(budget), chosen, asked)
 
     @property
     def reader(self) -> AnyReader:
@@ -254,6 +254,18 @@ class Pruner:
             return list(enumerate(documents or ()))
         left = result.subject.documents()
         return [(number, text) for number, (text, _) in left.items()]
+
+
+def parse_budget(text: str | Budget) -> Budget:
+    """A budget of what is read. Raises `BudgetError` for what is none, in the words of texts."""
+    try:
+        return Budget.parse(text)
+    except BudgetError as error:
+        number = str(text).strip()
+        example = f"tokens={number}" if number.isdigit() else "tokens=512"
+        raise BudgetError(
+            f"budget {text!r} was not understood: say {example}, words=400 or a share of all, tokens=20%"
+        ) from error
 
 
 def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> list[str | None] | None:

@@ -18,7 +18,7 @@ from annotated_types import Ge
 from secateur._utils.together import Together
 from secateur.errors import InputError, MissingExtraError, SecateurError
 from secateur.retrieval import encoders
-from secateur.runs.context import Job, explain
+from secateur.runs.context import Job, explain, parse_budget
 from secateur.runs.context_files import parse_line, prune_row
 from secateur.vocabulary import Budget
 
@@ -63,7 +63,7 @@ class Service:
         if not isinstance(budget, str | Budget):
             raise InputError(f"budget {budget!r} is no text: give tokens=512")
         began = time.perf_counter()
-        job = replace(self.job, budget=Budget.parse(budget))
+        job = replace(self.job, budget=parse_budget(budget))
         found = prune_row(job, self.graph, row, job.servers.meter())
         seconds = round(time.perf_counter() - began, 6)
         costs = {"before": dict(found.before), "after": dict(found.after)}
