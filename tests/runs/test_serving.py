@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import secateur
+import tiny
 from secateur.errors import InputError
 from secateur.runs import serving
 
@@ -62,6 +63,33 @@ def test_what_can_not_be_answered_gets_one_line(client, body, status, words):
     assert answer.status_code == status
     assert words in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+
+def test_an_embedder_by_name_serves_and_reads_questions_with_their_prompt(tmp_path, monkeypatch):
+    """What threads share had the attribute by which models are told, and hid the prompt for questions."""
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    folder = str(tiny.folder("bert", tmp_path / "bert", sentence=True))
+    model = SentenceTransformer(folder, device="cpu", prompts={"query": "ask ", "document": "read "})
+    model.save(folder)
+    read = []
+    encode = SentenceTransformer.encode
+
+    def listen(self, sentences, prompt="", **options):
+        read.extend(prompt + text for text in sentences)
+        return encode(self, sentences, prompt=prompt, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", listen)
+    service = serving.Service("htmlrag", "words=3", embedder=folder)
+    questions = ["one two", "three four"]
+    row = {"html": "<p>one two</p><p>three four</p>"}
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(service.answer, [{**row, "question": question} for question in questions]))
+    heard = set(read)
+    expected = [secateur.prune_context("htmlrag", row["html"], q, "words=3", embedder=folder).text for q in questions]
+    assert [answer["text"] for answer in found] == expected
+    assert {f"{prompt} {text}" for prompt in ("ask", "read") for text in questions} <= heard
 
 
 def test_who_comes_when_all_are_busy_is_turned_away():

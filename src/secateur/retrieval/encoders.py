@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from secateur._utils import http
+from secateur._utils.together import Together
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
@@ -124,6 +125,8 @@ def _prompt(model: Encoder, role: Role) -> str:
 
 def for_questions(embed: Embed) -> Embed:
     """The same encoder as it reads questions: with the prompt for them that a model of sentence-transformers has."""
+    if isinstance(embed, Together):
+        return embed.change(for_questions)
     if not isinstance(embed, functools.partial):
         return embed
     if embed.func is _encode_new:
@@ -132,6 +135,15 @@ def for_questions(embed: Embed) -> Embed:
     if embed.func is _encode and (_prompt(embed.args[0], "query") or _prompt(embed.args[0], "passage")):
         return functools.partial(_encode, embed.args[0], role="query")
     return embed
+
+
+def _role(embed: Embed) -> str:
+    """How an encoder reads texts: "query" from `for_questions`, else "", whatever is put around it."""
+    if isinstance(embed, Together):
+        return _role(embed.inner)
+    if not isinstance(embed, functools.partial):
+        return ""
+    return _role(embed.args[0]) if embed.func is _encode_new else str(embed.keywords.get("role", ""))
 
 
 def encode_pair(embed: Embed, questions: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +253,7 @@ def _encode_new(
     texts: Sequence[str],
 ) -> np.ndarray:
     # A question and a passage of the same words may have different vectors.
-    role = embed.keywords.get("role", "") if isinstance(embed, functools.partial) else ""
+    role = _role(embed)
     keys = {text: f"{role}\0{text}" if role else text for text in texts}
     with _LOCK:
         found = {text: known[key] for text, key in keys.items() if key in known}
