@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -162,12 +163,30 @@ def _encode(model: Encoder, texts: Sequence[str], role: Role = "passage") -> np.
     options: dict[str, object] = {"convert_to_numpy": True, "show_progress_bar": False}
     options |= {"prompt": prompt} if prompt else {}
     found = list[np.ndarray | None]([None] * len(texts))
+    lock = _tokenizer_lock(getattr(model, "tokenizer", None))
+    with lock:
+        lengths = _lengths(model, texts)
     # Each batch holds texts of about one length: a long one would be the length of all that are read with it.
-    for places in batches(_lengths(model, texts), once=_once(model)):
-        vectors = model.encode([texts[place] for place in places], batch_size=len(places), **options)
+    for places in batches(lengths, once=_once(model)):
+        with lock:
+            vectors = model.encode([texts[place] for place in places], batch_size=len(places), **options)
         for place, vector in zip(places, np.asarray(vectors, dtype=np.float32), strict=True):
             found[place] = vector
     return np.stack([vector for vector in found if vector is not None])
+
+
+_LOCKS: MutableMapping[Any, threading.Lock] = weakref.WeakKeyDictionary()
+
+
+def _tokenizer_lock(found: object) -> AbstractContextManager[object]:
+    """What a thread holds while a tokenizer is used, if it is a fast one of transformers.
+
+    Each call sets there whether it cuts and pads: another thread would count, or read, by the settings of this one.
+    """
+    if not hasattr(found, "backend_tokenizer"):
+        return nullcontext()
+    with _LOCK:
+        return _LOCKS.setdefault(found, threading.Lock())
 
 
 def _lengths(model: Encoder, texts: Sequence[str]) -> list[int]:
@@ -331,4 +350,5 @@ def _count(found: Any, texts: Sequence[str]) -> list[int]:
     if not len(texts):
         return []
     # Longer than the model reads is no news here: it is to be made shorter.
-    return [len(ids) for ids in found(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    with _tokenizer_lock(found):
+        return [len(ids) for ids in found(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
