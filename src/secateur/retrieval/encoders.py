@@ -175,7 +175,7 @@ def _encode(model: Encoder, texts: Sequence[str], role: Role = "passage") -> np.
     return np.stack([vector for vector in found if vector is not None])
 
 
-_LOCKS: MutableMapping[Any, threading.Lock] = weakref.WeakKeyDictionary()
+_LOCKS: MutableMapping[object, threading.Lock] = weakref.WeakKeyDictionary()
 
 
 def _tokenizer_lock(found: object) -> AbstractContextManager[object]:
