@@ -43,6 +43,8 @@ def test_both_rankings_and_that_of_a_retriever_are_joined():
     both = Similarity(embed, str.split, matching=Matching(hybrid=True))
     expected = relevance.reciprocal_ranks([vectors.rank("house", texts), words.rank("house", texts)])
     assert np.array_equal(both.rank("house", texts), expected)
+    expected = relevance.reciprocal_ranks([vectors.rank("nothing: house", texts), words.rank("house", texts)])
+    assert np.array_equal(both.rank("house", texts, instruction="nothing: "), expected)
     prior = Similarity(None, str.split, matching=Matching(prior=(0.1, 900.0, float("nan")), trust=10.0))
     assert ranking(prior.rank("nothing", texts, [0, 1, 2])) == [1, 0, 2]
     assert ranking(prior.rank("nothing", texts)) == [2, 0, 1]  # nobody says which document each is of
@@ -60,11 +62,15 @@ def test_a_corpus_counts_beside_the_texts(tmp_path, monkeypatch):
     (tmp_path / "lines.txt").write_text("common words\n" * 50)
     alone = Similarity(None).rank("common rare", texts)
     assert alone[0] == alone[1]
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "a.txt").write_text("common words\n" * 50)
+    (tmp_path / "both" / "b.md").write_text("rare\n\nother")
+    assert similarity.read_frequencies(tmp_path / "both", str.split, "en").total == 52
     for source in ("corpus", "lines.txt"):
         for _ in range(2):  # counted, then from the cache
             found = Similarity(None, matching=Matching(corpus=str(tmp_path / source))).rank("common rare", texts)
             assert found[1] > 2 * found[0]
             similarity._count.cache_clear()
-    assert len(list((tmp_path / "cache" / "frequencies").glob("*.json"))) == 2
+    assert len(list((tmp_path / "cache" / "frequencies").glob("*.json"))) == 3
     with pytest.raises(DataError, match="is not there"):
         Similarity(None, matching=Matching(corpus=str(tmp_path / "none")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -121,6 +123,27 @@ def test_a_batch_has_texts_of_about_one_length():
     padded = sum(len(batch) * max(len(text.split()) for text in batch) for batch in model.batches)
     assert sum(many) <= padded < 1.3 * sum(many) < 0.3 * len(many) * max(many)
     assert len(model.batches) < 12
+
+
+def test_threads_that_share_a_model_do_not_share_its_settings(folder, monkeypatch):
+    """One thread counted, with a tokenizer that neither cuts nor pads, where another was about to read."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(folder), device="cpu")
+    model.max_seq_length = 8
+    embed, kind = encoders.encoder(model), type(model.tokenizer)
+    change = kind.set_truncation_and_padding
+
+    def change_slowly(*given, **options):
+        change(*given, **options)
+        time.sleep(0.001)  # another thread's turn
+
+    monkeypatch.setattr(kind, "set_truncation_and_padding", change_slowly)
+    text = " ".join(tiny.sentences(4))
+    alone = embed([text, text])
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(embed, [[text] * (1 + number % 3) for number in range(64)]):
+            assert np.allclose(found, alone[0], atol=1e-5)
 
 
 def test_vectors_of_another_dimension_are_refused_in_one_line():

@@ -29,10 +29,19 @@ def test_what_was_written_is_there_for_the_next_process():
     assert VectorFile.open("one", PROBE).read(["text 1"], "query") == {}
 
 
-@pytest.mark.parametrize("probe", [PROBE + 1, np.ones(3, np.float32)])
+@pytest.mark.parametrize("probe", [PROBE + 1, np.ones(3, np.float32), PROBE + np.float32([9e-4, -9e-4])])
 def test_an_encoder_that_was_changed_finds_nothing(probe):
     VectorFile.open("one", PROBE).write(rows(1))
     assert VectorFile.open("one", probe).read(["text 1"]) == {}
+
+
+def test_a_process_with_old_weights_writes_nothing_that_one_with_new_ones_reads():
+    old, new = VectorFile.open("one", PROBE), VectorFile.open("one", PROBE + 1)
+    old.write(rows(1))
+    assert new.read(["text 1"]) == VectorFile.open("one", PROBE + 1).read(["text 1"]) == {}
+    new.write(rows(2))
+    assert old.read(["text 2"]) == {}
+    assert old.read(["text 1"]).keys() == {"text 1"}
 
 
 def test_what_was_not_asked_for_the_longest_leaves_first():

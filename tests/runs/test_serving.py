@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import secateur
+import tiny
 from secateur.errors import InputError
 from secateur.runs import serving
 
@@ -52,6 +53,9 @@ def test_many_at_once_get_their_own_answers(client):
         (json.dumps({"question": "why?", "file": "/etc/passwd"}), 400, "no html, text, passages"),
         (json.dumps({**ROW, "budget": "words=no"}), 400, "words=no"),
         (json.dumps({**ROW, "budget": "512"}), 400, "say tokens=512, words=400 or a share"),
+        (json.dumps({**ROW, "budget": "\ud800=5"}), 400, "?=5"),
+        (json.dumps({**ROW, "prior": [10**400]}), 400, "a prior with a number above 1e308"),
+        (json.dumps({**ROW, "prior": [1, 2]}), 400, "prior has 2 scores"),
         (json.dumps({**ROW, "budget": 5}), 400, "budget 5 is no text"),
         (json.dumps({**ROW, "html": "x" * 3000}), 413, "at most 2000 bytes"),
         (b"\xff\xfe", 400, "this line is no JSON"),
@@ -63,6 +67,33 @@ def test_what_can_not_be_answered_gets_one_line(client, body, status, words):
     assert answer.status_code == status
     assert words in answer.json()["error"]
     assert "\n" not in answer.json()["error"]
+
+
+def test_an_embedder_by_name_serves_and_reads_questions_with_their_prompt(tmp_path, monkeypatch):
+    """What threads share had the attribute by which models are told, and hid the prompt for questions."""
+    from sentence_transformers import SentenceTransformer
+
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    folder = str(tiny.folder("bert", tmp_path / "bert", sentence=True))
+    model = SentenceTransformer(folder, device="cpu", prompts={"query": "ask ", "document": "read "})
+    model.save(folder)
+    read = []
+    encode = SentenceTransformer.encode
+
+    def listen(self, sentences, prompt="", **options):
+        read.extend(prompt + text for text in sentences)
+        return encode(self, sentences, prompt=prompt, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", listen)
+    service = serving.Service("htmlrag", "words=3", embedder=folder)
+    questions = ["one two", "three four"]
+    row = {"html": "<p>one two</p><p>three four</p>"}
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(service.answer, [{**row, "question": question} for question in questions]))
+    heard = set(read)
+    expected = [secateur.prune_context("htmlrag", row["html"], q, "words=3", embedder=folder).text for q in questions]
+    assert [answer["text"] for answer in found] == expected
+    assert {f"{prompt} {text}" for prompt in ("ask", "read") for text in questions} <= heard
 
 
 def test_who_comes_when_all_are_busy_is_turned_away():

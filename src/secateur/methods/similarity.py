@@ -23,7 +23,7 @@ from secateur.subjects.text import markup
 
 __all__ = ["Frequencies", "Matching", "Similarity", "read_frequencies"]
 
-_FORM = "1"
+_FORM = "2"
 """Of what is kept of a corpus: another one makes it anew."""
 
 
@@ -43,6 +43,14 @@ class Matching:
     ranking is joined with the others."""
     trust: Annotated[float, Ge(0)] = 0.5
     """What the ranking of `prior` counts, where each of the others counts 1."""
+
+    def check_prior(self, documents: int) -> None:
+        """Raise `InputError` where a retriever's scores are more than the documents: they would be of others."""
+        if len(self.prior) > documents:
+            raise InputError(
+                f"prior has {len(self.prior)} scores, and there are {documents} documents: give one for each, in their "
+                "order"
+            )
 
 
 class Frequencies(NamedTuple):
@@ -87,16 +95,19 @@ class Similarity:
             values = np.stack([relevance.cosine(vector, of_texts) for vector in of_questions])
         return self._round(values)
 
-    def rank(self, question: str, texts: Sequence[str], owners: Sequence[int] = ()) -> np.ndarray:
+    def rank(
+        self, question: str, texts: Sequence[str], owners: Sequence[int] = (), *, instruction: str = ""
+    ) -> np.ndarray:
         """[texts]: cosine of vectors, or BM25; where there are several rankings, what reciprocal rank fusion gives.
 
         owners: the document of each text, by its number, which has its score in `matching.prior`.
+        instruction: what an encoder wants before the question; words are those of the question alone.
 
         Raises `InputError` where there is no score for a document.
         """
         rankings, weights, prior = list[np.ndarray](), list[float](), self.matching.prior
         if self.embed is not None:
-            rankings.append(np.asarray(self.compare([question], texts)[0]))
+            rankings.append(np.asarray(self.compare([instruction + question], texts)[0]))
         if self.embed is None or self.matching.hybrid:
             words = [self.terms(text) for text in texts]
             total, held = self._corpus
@@ -127,10 +138,9 @@ def read_frequencies(source: str | Path, terms: Callable[[str], list[str]], lang
     Raises `DataError` for what is not there or holds no text.
     """
     path = Path(source)
-    files = _list_pages(path)
-    if not files and not path.exists():
+    if not _list_pages(path) and not path.exists():
         raise DataError(f"corpus {source} is not there: give a file or folder of texts or pages")
-    stamps = [(str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in files or _walk(path)]
+    stamps = [(str(file.resolve()), file.stat().st_mtime_ns, file.stat().st_size) for file in _walk(path)]
     return _count(path, tuple(stamps), terms, language)
 
 
@@ -165,12 +175,11 @@ def _walk(path: Path) -> list[Path]:
 
 def _read_texts(path: Path) -> list[str]:
     """The texts of a corpus: of pages their paragraphs, else lines or rows."""
-    pages = _list_pages(path)
-    if not pages:
-        from secateur.data import texts
+    from secateur.data import texts
 
-        return list(texts.read(path).texts)
-    found = list[str]()
+    pages = _list_pages(path)
+    others = path.is_dir() and any(file.suffix in texts.SUFFIXES for file in _walk(path))
+    found = list(texts.read(path).texts) if others or not pages else []
     for page in pages:
         text = markup.decode(page.read_bytes())
         if page.suffix.lower() == ".md":

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -14,6 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from secateur._utils import http
+from secateur._utils.together import Together
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, MissingExtraError, opening
@@ -124,6 +126,8 @@ def _prompt(model: Encoder, role: Role) -> str:
 
 def for_questions(embed: Embed) -> Embed:
     """The same encoder as it reads questions: with the prompt for them that a model of sentence-transformers has."""
+    if isinstance(embed, Together):
+        return embed.change(for_questions)
     if not isinstance(embed, functools.partial):
         return embed
     if embed.func is _encode_new:
@@ -132,6 +136,15 @@ def for_questions(embed: Embed) -> Embed:
     if embed.func is _encode and (_prompt(embed.args[0], "query") or _prompt(embed.args[0], "passage")):
         return functools.partial(_encode, embed.args[0], role="query")
     return embed
+
+
+def _role(embed: Embed) -> str:
+    """How an encoder reads texts: "query" from `for_questions`, else "", whatever is put around it."""
+    if isinstance(embed, Together):
+        return _role(embed.inner)
+    if not isinstance(embed, functools.partial):
+        return ""
+    return _role(embed.args[0]) if embed.func is _encode_new else str(embed.keywords.get("role", ""))
 
 
 def encode_pair(embed: Embed, questions: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -150,12 +163,30 @@ def _encode(model: Encoder, texts: Sequence[str], role: Role = "passage") -> np.
     options: dict[str, object] = {"convert_to_numpy": True, "show_progress_bar": False}
     options |= {"prompt": prompt} if prompt else {}
     found = list[np.ndarray | None]([None] * len(texts))
+    lock = _tokenizer_lock(getattr(model, "tokenizer", None))
+    with lock:
+        lengths = _lengths(model, texts)
     # Each batch holds texts of about one length: a long one would be the length of all that are read with it.
-    for places in batches(_lengths(model, texts), once=_once(model)):
-        vectors = model.encode([texts[place] for place in places], batch_size=len(places), **options)
+    for places in batches(lengths, once=_once(model)):
+        with lock:
+            vectors = model.encode([texts[place] for place in places], batch_size=len(places), **options)
         for place, vector in zip(places, np.asarray(vectors, dtype=np.float32), strict=True):
             found[place] = vector
     return np.stack([vector for vector in found if vector is not None])
+
+
+_LOCKS: MutableMapping[object, threading.Lock] = weakref.WeakKeyDictionary()
+
+
+def _tokenizer_lock(found: object) -> AbstractContextManager[object]:
+    """What a thread holds while a tokenizer is used, if it is a fast one of transformers.
+
+    Each call sets there whether it cuts and pads: another thread would count, or read, by the settings of this one.
+    """
+    if not hasattr(found, "backend_tokenizer"):
+        return nullcontext()
+    with _LOCK:
+        return _LOCKS.setdefault(found, threading.Lock())
 
 
 def _lengths(model: Encoder, texts: Sequence[str]) -> list[int]:
@@ -241,7 +272,7 @@ def _encode_new(
     texts: Sequence[str],
 ) -> np.ndarray:
     # A question and a passage of the same words may have different vectors.
-    role = embed.keywords.get("role", "") if isinstance(embed, functools.partial) else ""
+    role = _role(embed)
     keys = {text: f"{role}\0{text}" if role else text for text in texts}
     with _LOCK:
         found = {text: known[key] for text, key in keys.items() if key in known}
@@ -319,4 +350,5 @@ def _count(found: Any, texts: Sequence[str]) -> list[int]:
     if not len(texts):
         return []
     # Longer than the model reads is no news here: it is to be made shorter.
-    return [len(ids) for ids in found(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]
+    with _tokenizer_lock(found):
+        return [len(ids) for ids in found(list(texts), add_special_tokens=False, verbose=False)["input_ids"]]

@@ -18,8 +18,8 @@ __all__ = ["VectorFile"]
 
 MOST = 2**28
 """Bytes of vectors that are kept of one encoder; those that were not asked for the longest leave."""
-_ALIKE = 1e-3
-"""How far numbers of one encoder may differ: those of threads and batches move the last digits."""
+_ALIKE = 1e-4
+"""How far a vector of one encoder may move, as a share of its length: threads and batches change the last digits."""
 _AT_ONCE = 500
 """Texts that one query asks for."""
 
@@ -27,12 +27,13 @@ _AT_ONCE = 500
 class VectorFile:
     """The vectors of one encoder in a file of SQLite, each by a digest of its text: the texts are not kept.
 
-    A write is done as a whole or not at all, whenever the process ends. A file that is damaged, locked for long, or
-    can't be written is done without: nothing depends on it but time.
+    Digests are those of the encoder's probe, too: a process that still has old weights neither reads nor writes what
+    is of new ones. A write is done as a whole or not at all, whenever the process ends. A file that is damaged, locked
+    for long, or can't be written is done without: nothing depends on it but time.
     """
 
     def __init__(self, path: Path, most: int = MOST) -> None:
-        self.path, self.most, self.off = path, most, False
+        self.path, self.most, self.off, self._salt = path, most, False, b""
         self._lock = threading.Lock()
 
     @classmethod
@@ -57,11 +58,12 @@ class VectorFile:
                     connection.execute("CREATE TABLE IF NOT EXISTS probe (vector BLOB)")
                     row = connection.execute("SELECT vector FROM probe").fetchone()
                     before = np.frombuffer(row[0], dtype=np.float32) if row else None
-                    if before is None or before.shape != probe.shape or not np.allclose(before, probe, atol=_ALIKE):
+                    if before is None or not _alike(before, probe):
+                        before = probe
                         connection.execute("DELETE FROM vectors")
                         connection.execute("DELETE FROM probe")
                         connection.execute("INSERT INTO probe VALUES (?)", (probe.tobytes(),))
-                self.width = len(probe)
+                self.width, self._salt = len(probe), before.tobytes()  # as others have it, to the last digit
                 return
             except sqlite3.DatabaseError as error:
                 if attempt or isinstance(error, sqlite3.OperationalError):  # locked, full or not ours to write
@@ -76,7 +78,7 @@ class VectorFile:
 
     def read(self, texts: Iterable[str], role: str = "") -> dict[str, np.ndarray]:
         """Text -> its vector [d], of those that are there."""
-        keys, found = {_key(text, role): text for text in texts}, dict[str, np.ndarray]()
+        keys, found = {self._key(text, role): text for text in texts}, dict[str, np.ndarray]()
         if self.off or not keys:
             return found
         asked = list(keys)
@@ -101,7 +103,7 @@ class VectorFile:
             return
         now = time.time()
         rows = [
-            (_key(text, role), now, np.ascontiguousarray(vector, dtype=np.float32).tobytes())
+            (self._key(text, role), now, np.ascontiguousarray(vector, dtype=np.float32).tobytes())
             for text, vector in vectors.items()
         ]
         try:
@@ -117,6 +119,12 @@ class VectorFile:
         except (sqlite3.Error, OSError):
             self.off = True
 
+    def _key(self, text: str, role: str) -> bytes:
+        return hashlib.sha256(self._salt + f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()[:16]
 
-def _key(text: str, role: str) -> bytes:
-    return hashlib.sha256(f"{role}\0{text}".encode("utf-8", "surrogatepass")).digest()[:16]
+
+def _alike(before: np.ndarray, probe: np.ndarray) -> bool:
+    """Whether two vectors [d] are of one encoder."""
+    return before.shape == probe.shape and bool(
+        np.linalg.norm(before - probe) <= _ALIKE * max(np.linalg.norm(before), np.linalg.norm(probe))
+    )

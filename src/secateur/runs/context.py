@@ -10,7 +10,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,10 @@ class Job:
 
     def check_trial(self) -> None:
         """Refuse a budget, model or option that nothing could be pruned with. No language model is asked."""
+        # A retriever's scores are of documents that are to come, and there is but one to try.
+        options = {name: value for name, value in self.options.items() if name != "prior"}
         with suppress(InfeasibleError):  # a share of a page of one word
-            self.prune(self.reader.open_trial(), "word", Meter(most_calls=0))
+            replace(self, options=options).prune(self.reader.open_trial(), "word", Meter(most_calls=0))
 
     def prune(self, subject: object, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""

@@ -20,6 +20,7 @@ from secateur.errors import InputError, MissingExtraError, SecateurError
 from secateur.retrieval import encoders
 from secateur.runs.context import Job, explain, parse_budget
 from secateur.runs.context_files import parse_line, prune_row
+from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
 try:
@@ -93,7 +94,7 @@ def open_app(service: Service, *, workers: int = 4, waiting: int = 64, largest: 
         return b"".join(parts)
 
     def refuse(status: int, line: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        return JSONResponse({"error": line}, status, headers)
+        return JSONResponse({"error": markup.whole(line)}, status, headers)
 
     @app.post("/prune")
     async def prune(request: Request) -> JSONResponse:

@@ -391,5 +391,7 @@ def test_the_ranking_of_a_retriever_and_words_kept_whole_count():
         assert best in result.subject.text()
     with pytest.raises(InputError, match="prior has 2 scores, and there are 4 documents or more"):
         run(page, "alpha", "words=12", prior=[1.0, 2.0])
+    with pytest.raises(InputError, match="prior has 5 scores, and there are 4 documents: give one for each"):
+        run(page, "alpha", "words=12", prior=[1.0, 2.0, 3.0, 4.0, 5.0])
     options = open_page([f"<p>Use -{letter} to {word}.</p>" for letter, word in zip("sqx", WORDS, strict=False)])
     assert "-q" in run(options, "what does -q do?", "words=4")[0].subject.text()

@@ -134,8 +134,8 @@ def htmlrag(
     scorer = chat.open_local(path_model, device) if path_model else None
     embed = encoders.open_remembering(embedder, device=device) if embedder else None
     similarity = Similarity(embed, matching=matching)
-    asked = instruction + question if embedder else question
-    rate = partial(score_texts, question=asked, similarity=similarity, headed=headed)
+    matching.check_prior(len(subject.parts()))
+    rate = partial(score_texts, question=question, similarity=similarity, headed=headed, instruction=instruction)
     whole = cost(subject, counts)
     for budget in budgets:
         limit = limits.limits_of_text(budget, whole, "a page")
@@ -306,11 +306,17 @@ def block_texts(page: Page, headed: bool, blocks: Sequence[int] | None = None) -
 
 
 def score_texts(
-    page: Page, blocks: Sequence[int] | None = None, *, question: str, similarity: Similarity, headed: bool
+    page: Page,
+    blocks: Sequence[int] | None = None,
+    *,
+    question: str,
+    similarity: Similarity,
+    headed: bool,
+    instruction: str = "",
 ) -> np.ndarray:
-    """Cosine of the question and each block's text, or BM25."""
+    """Cosine of the question, behind the instruction, and each block's text, or BM25."""
     owners = [page.owner(i) for i in (range(len(page.blocks)) if blocks is None else blocks)]
-    return similarity.rank(question, block_texts(page, headed, blocks), owners)
+    return similarity.rank(question, block_texts(page, headed, blocks), owners, instruction=instruction)
 
 
 def score_paths(

@@ -128,7 +128,10 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
             scores = row[name]
             if not isinstance(scores, list) or not all(isinstance(score, int | float) for score in scores):
                 raise DataError("this line has a prior that is no list of numbers: give a score for each document")
-            found[name] = [float(score) for score in scores]
+            try:
+                found[name] = [float(score) for score in scores]
+            except OverflowError as error:  # JSON has integers of any length
+                raise DataError("this line has a prior with a number above 1e308: give smaller scores") from error
             continue
         texts = [row[name]] if isinstance(row[name], str) else row[name]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
