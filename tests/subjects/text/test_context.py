@@ -72,3 +72,36 @@ def test_rows_and_lists_of_many_take_time_that_grows_as_they_do():
     rows = "".join(f"<dt>t{i}</dt><dd>d{i} <ul><li>a</li></ul></dd>" for i in range(3000))
     page = open_page(f"<dl>{rows}</dl>", block=1)
     assert page.complete(np.ones(len(page.blocks), bool)).all()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<details>" + "".join(f"<summary>w{i}</summary><p>a b</p>" for i in range(500)) + "</details>",
+        "<dl>" + "".join(f"<dt>w{i}</dt>" for i in range(500)) + "<dd>x y</dd>" * 200 + "</dl>",
+        "<table>" + "".join(f"<tr><th>w{i}</th></tr>" for i in range(900)) + "</table>",
+        "<figure>" + "<figcaption>a</figcaption>" * 500 + "</figure>",
+    ],
+    ids=["summaries", "terms", "heads", "captions"],
+)
+def test_blocks_of_a_page_that_means_harm_have_few_companions(source):
+    page = open_page(source, block=1)
+    assert len(page.blocks) > 400
+    assert sum(len(page.companions(block)) for block in range(len(page.blocks))) <= 16 * len(page.blocks)
+
+
+def test_rows_of_heads_are_not_read_again_for_each_row():
+    class Rows(list):
+        reads = 0
+
+        def __iter__(self):
+            Rows.reads += len(self)
+            return super().__iter__()
+
+    page = open_page("<table>" + "<tr><th>a</th></tr>" * 900 + "<tr><td>b</td></tr></table>", block=1)
+    page.companions(0)
+    contexts = page._contexts
+    contexts._rows = {above: Rows(rows) for above, rows in contexts._rows.items()}
+    contexts._found.clear()
+    assert [len(contexts.find(node)) for node, _ in page.blocks][-3:] == [3, 3, 3]
+    assert Rows.reads < 10 * len(page.blocks)
