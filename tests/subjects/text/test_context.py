@@ -39,6 +39,11 @@ def with_companions(page: Page, word: str) -> str:
             "Codes code what 7 gives",
         ),
         (
+            "<table><tr><td></td><th>code</th><th>what</th></tr><tr><td></td><td>7</td><td>gives</td></tr>"
+            "<tr><td>8</td><td>x</td><td>o</td></tr></table>",
+            "code what 7 gives",
+        ),
+        (
             "<table><thead><tr><th>code</th><th>what</th></tr></thead><tbody><tr><td><p>7</p></td><td><p>gives</p></td>"
             "</tr><tr><td>8</td><td>o</td></tr></tbody></table>",
             "code what 7 gives",
@@ -105,3 +110,13 @@ def test_rows_of_heads_are_not_read_again_for_each_row():
     contexts._found.clear()
     assert [len(contexts.find(node)) for node, _ in page.blocks][-3:] == [3, 3, 3]
     assert Rows.reads < 10 * len(page.blocks)
+
+
+def test_a_cell_that_goes_leaves_an_empty_one():
+    cells = [f"<td>{' '.join(f'w{i}' for i in range(cell * 99, cell * 99 + 99))}</td>" for cell in range(3)]
+    page = open_page(f"<table><tr>{''.join(cells)}</tr></table>", block=20)
+    assert len(page.blocks) == 3
+    assert page.cut(Selection({"page": np.array([True, False, True])}))[0].html(numbered=False) == (
+        f"<table><tr>{cells[0]}<td></td>{cells[2]}</tr></table>"
+    )
+    assert not page.cut(Selection({"page": np.array([False] * 3)}))[0].html()

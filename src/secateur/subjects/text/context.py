@@ -63,7 +63,7 @@ class Contexts:
         if tag == "dd":
             found += self._terms[child]
         elif tag in ("td", "th") and tree.tag[above] == "tr":
-            found += [above + 1] if above + 1 != child else []
+            found += [above + 1] if above + 1 != child and tree.end[above + 1] > above + 2 else []
         elif tag in ("tr", "tbody", "thead", "tfoot"):
             found += self._find_rows(child, above)
         elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
@@ -95,8 +95,9 @@ class Contexts:
         return [*rows[: min(begin, before)], *rows[max(0, before - 1) : before]]
 
     def _is_of_heads(self, node: int) -> bool:
-        """Whether a node is a row of heads alone."""
-        tags = {self.tree.tag[child] for child in self.tree.children(node)} if self.tree.tag[node] == "tr" else set()
+        """Whether a node is a row of heads alone, and perhaps of empty cells."""
+        cells = self.tree.children(node) if self.tree.tag[node] == "tr" else []
+        tags = {self.tree.tag[cell] for cell in cells if self.tree.end[cell] > cell + 1}
         return "th" in tags and "td" not in tags
 
 

@@ -55,6 +55,8 @@ _LITERAL = {"xmp": "pre", "plaintext": "pre", "listing": "pre"}
 _RAW = {"title", "textarea"}
 """Tags that hold text alone, except inside a drawing; what is written must not depend on the drawing around it."""
 
+_CELLS = {"td", "th"}
+
 _SPACED = {"pre", "textarea"}
 
 PLAIN = PHRASES - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo", "ruby", "rb", "rp", "rt", "rtc"}
@@ -288,13 +290,15 @@ def _merge(texts: list[str], run: Sequence[int]) -> None:
 def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:
     """The same text in fewer tags, and which nodes are left: no tag without text, no tag around one other alone.
 
-    A tag whose text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
+    An empty cell stays in a row that has text, so that each value stays under its head. A tag whose text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
     ones stay too. Text is that without blanks.
     """
     count = len(tree)
     full = [0 if tag else int(not text.isspace() and bool(text)) for tag, text in zip(tree.tag, tree.text, strict=True)]
     held = tree.before(full)
     blank = [bool(tree.tag[i]) and i > 0 and held[tree.end[i]] == held[i] for i in range(count)]
+    held_by_row = [tree.tag[i] in _CELLS and tree.tag[tree.parent[i]] == "tr" for i in range(count)]
+    blank = [gone and not (held_by_row[i] and not blank[tree.parent[i]]) for i, gone in enumerate(blank)]
     inline = find_inline(tree)
     tree, blank = _broken(tree, blank, inline)
     elements, only = [0] * count, [0] * count  # children that are elements with text, and the last of them
