@@ -110,13 +110,39 @@ _KNOWN = PROTECTED | PHRASES | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
 }  # fmt: skip
 
 
+_STANDS_ALONE = {"area", "br", "hr", "img", "input", "link", "meta", "source", "wbr"}
+"""Tags that hold nothing."""
+_MAY_STAY_OPEN = _STANDS_ALONE | {
+    "body", "dd", "dt", "head", "html", "li", "option", "p", "tbody", "td", "tfoot", "th", "thead", "tr",
+}  # fmt: skip
+"""Tags that need no closing one."""
+_SPEAKS_OF = re.compile(r"[\s.,;:!?)]|\Z")
+"""What stands behind a tag that a sentence speaks of."""
+
+
 def is_html(text: str) -> bool:
     """Whether a text is HTML: it has a tag of it, and does not just say that one thing is < another, or > a third.
 
-    An opening tag counts where HTML has its name and what follows the name are attributes with values; a closing one
-    always.
+    An opening tag counts where HTML has its name and what follows the name are attributes with values; one without
+    attributes where it needs no closing one; a closing one always. Neither counts amid a sentence, with blanks around
+    it: "Never use the <p> tag".
     """
-    return any(not found[1] or found[1].lower() in _KNOWN for found in _TAG.finditer(text))
+    return any(_is_of_page(text, found) for found in _TAG.finditer(text))
+
+
+def _is_of_page(text: str, found: re.Match[str]) -> bool:
+    """Whether a tag is one of a page, and not the type of a list or what a sentence speaks of."""
+    name, start = (found[1] or "").lower(), found.start()
+    if name and name not in _KNOWN:
+        return False
+    if "=" in found[0] or found[0].startswith("<!"):
+        return True
+    before = text[max(0, start - 2) : start]
+    if before[-1:] == " " and before[0] not in " \t\n>" and _SPEAKS_OF.match(text, found.end()):
+        return False
+    if name and before[-1:].isalnum():  # List<Input>
+        return name in ("br", "hr", "img", "wbr")
+    return not name or name in _MAY_STAY_OPEN
 
 
 def whole(text: str) -> str:
