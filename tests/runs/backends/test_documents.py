@@ -74,10 +74,10 @@ def test_paragraphs_are_those_between_blank_lines():
      ("<!DOCTYPE html><pre># a\n# b\n# c</pre>", "html"), ("<div><pre># a</pre></div>", "html"), ("a <b>c</b>", "html"),
      ('<p align="center">x</p>\n\n# a\n\n- b\n- c\n- d', "markdown"), ("| a | b |\n|---|---|\n| 1 | 2 |", "markdown"),
      ("", "text"), ("word", "text"), ("Use the <b> tag. Never use <font> here.", "text"), ("<p>a<p>b", "html"),
-     ("Start a line with <br> or <p>, end it with </p> .", "text"), ("Map<String, List<Button>> or List<Input>", "text"),
+     ("Start a line with <br> or <p>, end it with </p> .", "text"), ("Map<String, List<Button>>, List<Input>", "text"),
      ("# a\n\n```html\n<!doctype html>\n<html><body><p>b</p></body></html>\n```\n\nc", "markdown"),
-     ("# a\n\nIt begins with `<html>`, ends with ``</html>``.", "markdown"), ("a<br>b", "html"), ("a <b>\nc</b>", "html"),
-     ("~~~\n<p>a</p>\n```\n<p>b</p>", "markdown")],
+     ("# a\n\nIt begins with `<html>`, ends with ``</html>``.", "markdown"), ("a<br>b", "html"),
+     ("a <b>\nc</b>", "html"), ("~~~\n<p>a</p>\n```\n<p>b</p>", "markdown")],
 )  # fmt: skip
 def test_what_a_text_is(text, kind, tmp_path):
     assert reading.kind_of(text) == kind

@@ -239,7 +239,7 @@ def is_html(document: Document) -> bool:
 
 
 def _read_text(path: Path) -> str:
-    """A file as text: as UTF-8, or else by its byte order mark or as Windows-1252; what it tells of pages is no sign."""
+    """A file as text: as UTF-8, or else by its byte order mark or as Windows-1252; tags in it are no sign."""
     try:
         source = path.read_bytes()
     except OSError as error:

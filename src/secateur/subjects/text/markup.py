@@ -316,7 +316,8 @@ def _merge(texts: list[str], run: Sequence[int]) -> None:
 def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:
     """The same text in fewer tags, and which nodes are left: no tag without text, no tag around one other alone.
 
-    An empty cell stays in a row that has text, so that each value stays under its head. A tag whose text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
+    An empty cell stays in a row that has text, so that each value stays under its head. A tag whose
+    text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
     ones stay too. Text is that without blanks.
     """
     count = len(tree)
