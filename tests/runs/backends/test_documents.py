@@ -73,9 +73,31 @@ def test_paragraphs_are_those_between_blank_lines():
     [("<p>a</p>", "html"), ("a b.\n\nc", "text"), ("# a\n\nb", "markdown"), ("- a\n- b", "markdown"), ("a - b", "text"),
      ("<!DOCTYPE html><pre># a\n# b\n# c</pre>", "html"), ("<div><pre># a</pre></div>", "html"), ("a <b>c</b>", "html"),
      ('<p align="center">x</p>\n\n# a\n\n- b\n- c\n- d', "markdown"), ("| a | b |\n|---|---|\n| 1 | 2 |", "markdown"),
-     ("", "text"), ("word", "text")],
+     ("", "text"), ("word", "text"), ("Use the <b> tag. Never use <font> here.", "text"), ("<p>a<p>b", "html"),
+     ("Start a line with <br> or <p>, end it with </p> .", "text"), ("Map<String, List<Button>>, List<Input>", "text"),
+     ("# a\n\n```html\n<!doctype html>\n<html><body><p>b</p></body></html>\n```\n\nc", "markdown"),
+     ("# a\n\nIt begins with `<html>`, ends with ``</html>``.", "markdown"), ("a<br>b", "html"),
+     ("a <b>\nc</b>", "html"), ("~~~\n<p>a</p>\n```\n<p>b</p>", "markdown")],
 )  # fmt: skip
 def test_what_a_text_is(text, kind, tmp_path):
     assert reading.kind_of(text) == kind
     (tmp_path / "a.md").write_text(text)
     assert reading.kind_of(Pages().read_document(tmp_path / "a.md")) == "markdown"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["“é”".encode("cp1252"), "“é”".encode("utf-16"), "“é”".encode("utf-8-sig"), "“é”".encode()],
+    ids=["cp1252", "utf-16", "utf-8-sig", "utf-8"],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".rst", ".markdown"])
+def test_texts_of_files_are_decoded_as_pages_are(source, suffix, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(source)
+    assert Pages().open(path).to_text() == PassageTexts().open(path).to_text() == "“é”"
+    assert PassageTexts().open(source).to_text() == "“é”"
+
+
+def test_a_text_about_pages_is_not_decoded_by_what_it_tells_of_them(tmp_path):
+    (tmp_path / "a.txt").write_text('Write <meta charset="latin-1"> for é.', encoding="utf-8")
+    assert Pages().open(tmp_path / "a.txt").to_text() == 'Write <meta charset="latin-1"> for é.'

@@ -39,6 +39,11 @@ def with_companions(page: Page, word: str) -> str:
             "Codes code what 7 gives",
         ),
         (
+            "<table><tr><td></td><th>code</th><th>what</th></tr><tr><td></td><td>7</td><td>gives</td></tr>"
+            "<tr><td>8</td><td>x</td><td>o</td></tr></table>",
+            "code what 7 gives",
+        ),
+        (
             "<table><thead><tr><th>code</th><th>what</th></tr></thead><tbody><tr><td><p>7</p></td><td><p>gives</p></td>"
             "</tr><tr><td>8</td><td>o</td></tr></tbody></table>",
             "code what 7 gives",
@@ -72,3 +77,46 @@ def test_rows_and_lists_of_many_take_time_that_grows_as_they_do():
     rows = "".join(f"<dt>t{i}</dt><dd>d{i} <ul><li>a</li></ul></dd>" for i in range(3000))
     page = open_page(f"<dl>{rows}</dl>", block=1)
     assert page.complete(np.ones(len(page.blocks), bool)).all()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "<details>" + "".join(f"<summary>w{i}</summary><p>a b</p>" for i in range(500)) + "</details>",
+        "<dl>" + "".join(f"<dt>w{i}</dt>" for i in range(500)) + "<dd>x y</dd>" * 200 + "</dl>",
+        "<table>" + "".join(f"<tr><th>w{i}</th></tr>" for i in range(900)) + "</table>",
+        "<figure>" + "<figcaption>a</figcaption>" * 500 + "</figure>",
+    ],
+    ids=["summaries", "terms", "heads", "captions"],
+)
+def test_blocks_of_a_page_that_means_harm_have_few_companions(source):
+    page = open_page(source, block=1)
+    assert len(page.blocks) > 400
+    assert sum(len(page.companions(block)) for block in range(len(page.blocks))) <= 16 * len(page.blocks)
+
+
+def test_rows_of_heads_are_not_read_again_for_each_row():
+    class Rows(list):
+        reads = 0
+
+        def __iter__(self):
+            Rows.reads += len(self)
+            return super().__iter__()
+
+    page = open_page("<table>" + "<tr><th>a</th></tr>" * 900 + "<tr><td>b</td></tr></table>", block=1)
+    page.companions(0)
+    contexts = page._contexts
+    contexts._rows = {above: Rows(rows) for above, rows in contexts._rows.items()}
+    contexts._found.clear()
+    assert [len(contexts.find(node)) for node, _ in page.blocks][-3:] == [3, 3, 3]
+    assert Rows.reads < 10 * len(page.blocks)
+
+
+def test_a_cell_that_goes_leaves_an_empty_one():
+    cells = [f"<td>{' '.join(f'w{i}' for i in range(cell * 99, cell * 99 + 99))}</td>" for cell in range(3)]
+    page = open_page(f"<table><tr>{''.join(cells)}</tr></table>", block=20)
+    assert len(page.blocks) == 3
+    assert page.cut(Selection({"page": np.array([True, False, True])}))[0].html(numbered=False) == (
+        f"<table><tr>{cells[0]}<td></td>{cells[2]}</tr></table>"
+    )
+    assert not page.cut(Selection({"page": np.array([False] * 3)}))[0].html()

@@ -99,6 +99,20 @@ def test_an_empty_block_between_two_texts_parts_their_words(source, left):
     assert cleaned(source) == left
 
 
+@pytest.mark.parametrize(
+    ("row", "left"),
+    [
+        ("<td>depth<td><td>64", "<td>depth</td><td></td><td>64</td>"),
+        ("<th><th>a", "<th></th><th>a</th>"),
+        ("<td> <i> </i><td>a", "<td></td><td>a</td>"),
+        ("<td><td><p><table><tr><td><td>b</table>", "<td></td><td><table><tr><td></td><td>b</td></tr></table></td>"),
+        ("<td>a<tr><td><td> </td>", "<td>a</td>"),
+    ],
+)
+def test_an_empty_cell_stays_in_a_row_of_others_so_that_values_stay_under_their_heads(row, left):
+    assert cleaned(f"<table><tr>{row}</table>") == f"<table><tr>{left}</tr></table>"
+
+
 @pytest.mark.parametrize("tag", ["xmp", "plaintext", "listing", "textarea", "title", "noscript", "noembed", "iframe"])
 def test_text_that_is_not_parsed_stays_text(tag):
     once = cleaned(f"<p>x</p><{tag}>a<b>&amp;</{tag}>")

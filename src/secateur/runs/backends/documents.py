@@ -157,21 +157,42 @@ class _Markdown(_Plain):
     """Text that is known to be Markdown."""
 
 
+_KINDS = {".txt": _Plain, ".rst": _Plain, ".md": _Markdown, ".markdown": _Markdown}
+"""What files are by the ends of their names; others are HTML."""
+
+
+_CODE = re.compile(r"(?<!`)`+[^`\n]+`+")
+_FENCE = re.compile(r" {0,3}(```|~~~)")
 _PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
 
 def kind_of(text: str) -> Literal["html", "text", "markdown"]:
-    """What a text is: HTML where it has tags of it, and not more signs of Markdown; Markdown by its signs."""
+    """What a text is: HTML where it has tags of it, and not more signs of Markdown; Markdown by its signs.
+
+    Tags in code, between backticks or in a fence, say nothing.
+    """
     signs = 0 if isinstance(text, _Html) else plain_text.count_signs(text)
     if isinstance(text, _Markdown):
         return "markdown"
-    if isinstance(text, _Html) or (
-        not isinstance(text, _Plain)
-        and markup.is_html(text)
-        and (_PAGE.search(text[:2000]) or signs <= text.count("</"))
-    ):
+    if isinstance(text, _Html):
         return "html"
+    if not isinstance(text, _Plain):
+        bare = _drop_code(text)
+        if markup.is_html(bare) and (_PAGE.search(bare[:2000]) or signs <= bare.count("</")):
+            return "html"
     return "markdown" if signs else "text"
+
+
+def _drop_code(text: str) -> str:
+    """A text without what stands in fences, from one to the next of its kind, and between backticks in a line."""
+    left, opened = list[str](), ""
+    for line in text.splitlines(keepends=True):
+        fence = _FENCE.match(line)
+        if fence and opened in ("", fence[1]):
+            opened = "" if opened else fence[1]
+        elif not opened:
+            left.append(line)
+    return _CODE.sub("", "".join(left))
 
 
 # ------------------------------------------------------------------------------------------------------------- pages
@@ -200,8 +221,8 @@ class Pages(Reader[Page]):
         if isinstance(document, list | tuple):
             return _Plain(" ".join(document))
         if isinstance(document, Path):
-            kind = {".txt": _Plain, ".md": _Markdown}.get(document.suffix.lower())
-            return kind(_read_bytes(document).decode("utf-8", "replace")) if kind else document
+            kind = _KINDS.get(document.suffix.lower())
+            return kind(_read_text(document)) if kind else document
         if isinstance(document, bytes):
             text = markup.decode(document)
             return document if kind_of(text) == "html" else _Plain(text)
@@ -220,11 +241,16 @@ def is_html(document: Document) -> bool:
     return isinstance(text, str) and kind_of(text) == "html"
 
 
-def _read_bytes(path: Path) -> bytes:
+def _read_text(path: Path) -> str:
+    """A file as text: as UTF-8, or else by its byte order mark or as Windows-1252; tags in it are no sign."""
     try:
-        return path.read_bytes()
+        source = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}: give the path of a text") from error
+    try:
+        return source.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return markup.decode(source)
 
 
 # ---------------------------------------------------------------------------------------------------------- passages
@@ -255,9 +281,9 @@ class PassageTexts(Reader[Passages]):
 def as_text(document: Document) -> Document:
     """Texts and lists of sentences as they are; HTML as the text of its blocks."""
     if isinstance(document, Path) and document.suffix.lower() not in (".html", ".htm"):
-        return _read_bytes(document).decode("utf-8", "replace")
+        return _read_text(document)
     if isinstance(document, bytes):
-        document = document.decode("utf-8", "replace")
+        document = markup.decode(document)
     if isinstance(document, Path | _Html) or (type(document) is str and kind_of(document) == "html"):
         page = open_page(document, block=0)  # a paragraph ends a sentence
         return "\n\n".join(page.text(block) for block in range(len(page.blocks)))

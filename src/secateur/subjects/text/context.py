@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from secateur.subjects.text.lines import SENTENCE
@@ -21,6 +22,8 @@ _ENDS_HEADINGS = {
 _OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}
 """Within these headings are below those outside, whatever their level."""
 _NAMED_BY = {"figure": "figcaption", "details": "summary", "fieldset": "legend", "table": "caption"}
+_TERMS = 16
+"""How many terms of one definition count, the nearest first: a page may have thousands before each."""
 
 
 class Contexts:
@@ -32,6 +35,7 @@ class Contexts:
         self._before = find_previous(tree)
         self._found = dict[int, list[int]]()
         self._rows, self._names = dict[int, list[int]](), dict[int, list[int]]()
+        self._terms = _find_terms(tree, self._before)
 
     def find(self, node: int) -> list[int]:
         """The nodes that a node stands under, in page order: each a heading, a term, a row of heads, a line."""
@@ -57,9 +61,9 @@ class Contexts:
         tree, tag = self.tree, self.tree.tag[child]
         found = list[int]()
         if tag == "dd":
-            found += self._find_terms(child)
+            found += self._terms[child]
         elif tag in ("td", "th") and tree.tag[above] == "tr":
-            found += [above + 1] if above + 1 != child else []
+            found += [above + 1] if above + 1 != child and tree.end[above + 1] > above + 2 else []
         elif tag in ("tr", "tbody", "thead", "tfoot"):
             found += self._find_rows(child, above)
         elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
@@ -67,7 +71,7 @@ class Contexts:
         if tree.tag[above] in _NAMED_BY:
             name = _NAMED_BY[tree.tag[above]]
             if above not in self._names:
-                self._names[above] = [other for other in tree.children(above) if tree.tag[other] == name]
+                self._names[above] = [other for other in tree.children(above) if tree.tag[other] == name][:1]
             found += [other for other in self._names[above] if other != child]
         if tag in LED and leads(tree, self._before[child]):
             found.append(_last_sentence(tree, self._before[child]))
@@ -77,30 +81,38 @@ class Contexts:
                 found += [last for last in [_last_sentence(tree, above)] if leads(tree, above) and last != child]
         return found
 
-    def _find_terms(self, child: int) -> list[int]:
-        """The terms right before a definition, or before the definitions that come before it."""
-        found, other = list[int](), self._before[child]
-        while other and (self.tree.tag[other] == "dt" or (self.tree.tag[other] == "dd" and not found)):
-            found += [other] if self.tree.tag[other] == "dt" else []
-            other = self._before[other]
-        return found
-
     def _find_rows(self, child: int, above: int) -> list[int]:
-        """The rows of heads above a row: those that begin its table, and the last one before it."""
+        """The rows of heads above a row: two at most that begin its table, and the last one before it."""
         if above not in self._rows:
             rows = list[int]()
             for other in self.tree.children(above):
                 inner = self.tree.children(other) if self.tree.tag[other] in ("thead", "tbody") else [other]
                 rows += [row for row in inner if self._is_of_heads(row)]
             self._rows[above] = rows
-        rows = [row for row in self._rows[above] if row < child]
-        first = [row for at, row in enumerate(rows) if not at or row == self.tree.end[rows[at - 1]]]
-        return [*first[:2], *rows[-1:]]
+        rows = self._rows[above]
+        before = bisect_left(rows, child)  # without a list of them: a table may be all heads
+        begin = 2 if len(rows) > 1 and rows[1] == self.tree.end[rows[0]] else 1
+        return [*rows[: min(begin, before)], *rows[max(0, before - 1) : before]]
 
     def _is_of_heads(self, node: int) -> bool:
-        """Whether a node is a row of heads alone."""
-        tags = {self.tree.tag[child] for child in self.tree.children(node)} if self.tree.tag[node] == "tr" else set()
+        """Whether a node is a row of heads alone, and perhaps of empty cells."""
+        cells = self.tree.children(node) if self.tree.tag[node] == "tr" else []
+        tags = {self.tree.tag[cell] for cell in cells if self.tree.end[cell] > cell + 1}
         return "th" in tags and "td" not in tags
+
+
+def _find_terms(tree: Tree, before: Sequence[int]) -> dict[int, list[int]]:
+    """The terms right before each definition, or before the definitions that come before it."""
+    found = dict[int, list[int]]()
+    for node in range(1, len(tree)):
+        if tree.tag[node] != "dd":
+            continue
+        other, terms = before[node], list[int]()
+        while other and tree.tag[other] == "dt" and len(terms) < _TERMS:
+            terms.append(other)
+            other = before[other]
+        found[node] = terms or found.get(before[node], terms)
+    return found
 
 
 def _find_headings(tree: Tree, owners: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -55,6 +55,8 @@ _LITERAL = {"xmp": "pre", "plaintext": "pre", "listing": "pre"}
 _RAW = {"title", "textarea"}
 """Tags that hold text alone, except inside a drawing; what is written must not depend on the drawing around it."""
 
+_CELLS = {"td", "th"}
+
 _SPACED = {"pre", "textarea"}
 
 PLAIN = PHRASES - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo", "ruby", "rb", "rp", "rt", "rtc"}
@@ -108,13 +110,39 @@ _KNOWN = PROTECTED | PHRASES | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
 }  # fmt: skip
 
 
+_STANDS_ALONE = {"area", "br", "hr", "img", "input", "link", "meta", "source", "wbr"}
+"""Tags that hold nothing."""
+_MAY_STAY_OPEN = _STANDS_ALONE | {
+    "body", "dd", "dt", "head", "html", "li", "option", "p", "tbody", "td", "tfoot", "th", "thead", "tr",
+}  # fmt: skip
+"""Tags that need no closing one."""
+_SPEAKS_OF = re.compile(r"[\s.,;:!?)]|\Z")
+"""What stands behind a tag that a sentence speaks of."""
+
+
 def is_html(text: str) -> bool:
     """Whether a text is HTML: it has a tag of it, and does not just say that one thing is < another, or > a third.
 
-    An opening tag counts where HTML has its name and what follows the name are attributes with values; a closing one
-    always.
+    An opening tag counts where HTML has its name and what follows the name are attributes with values; one without
+    attributes where it needs no closing one; a closing one always. Neither counts amid a sentence, with blanks around
+    it: "Never use the <p> tag".
     """
-    return any(not found[1] or found[1].lower() in _KNOWN for found in _TAG.finditer(text))
+    return any(_is_of_page(text, found) for found in _TAG.finditer(text))
+
+
+def _is_of_page(text: str, found: re.Match[str]) -> bool:
+    """Whether a tag is one of a page, and not the type of a list or what a sentence speaks of."""
+    name, start = (found[1] or "").lower(), found.start()
+    if name and name not in _KNOWN:
+        return False
+    if "=" in found[0] or found[0].startswith("<!"):
+        return True
+    before = text[max(0, start - 2) : start]
+    if before[-1:] == " " and before[0] not in " \t\n>" and _SPEAKS_OF.match(text, found.end()):
+        return False
+    if name and before[-1:].isalnum():  # List<Input>
+        return name in ("br", "hr", "img", "wbr")
+    return not name or name in _MAY_STAY_OPEN
 
 
 def whole(text: str) -> str:
@@ -288,13 +316,16 @@ def _merge(texts: list[str], run: Sequence[int]) -> None:
 def clean(tree: Tree, protected: Collection[str] = PROTECTED) -> tuple[Tree, list[int]]:
     """The same text in fewer tags, and which nodes are left: no tag without text, no tag around one other alone.
 
-    A tag whose text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
+    An empty cell stays in a row that has text, so that each value stays under its head. A tag whose
+    text is all that of its one element is unwrapped, so that of a chain the innermost stays; `protected`
     ones stay too. Text is that without blanks.
     """
     count = len(tree)
     full = [0 if tag else int(not text.isspace() and bool(text)) for tag, text in zip(tree.tag, tree.text, strict=True)]
     held = tree.before(full)
     blank = [bool(tree.tag[i]) and i > 0 and held[tree.end[i]] == held[i] for i in range(count)]
+    held_by_row = [tree.tag[i] in _CELLS and tree.tag[tree.parent[i]] == "tr" for i in range(count)]
+    blank = [gone and not (held_by_row[i] and not blank[tree.parent[i]]) for i, gone in enumerate(blank)]
     inline = find_inline(tree)
     tree, blank = _broken(tree, blank, inline)
     elements, only = [0] * count, [0] * count  # children that are elements with text, and the last of them
