@@ -114,9 +114,10 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
         if any(0 < stays.sum() < len(stays) or (kind in BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
     for start, count in zip(layout.starts, layout.counts, strict=True):
-        if layout.family.first_stays and start not in layers:
+        gone = set(range(start, start + min(count, layout.family.first_layers))) - set(layers)
+        if layout.family.first_stays and gone:
             why = layout.family.first_stays
-            raise UnsupportedError(f"layer {start} of this {layout.family.model_type} model can't go: {why}; keep it")
+            raise UnsupportedError(f"layer {min(gone)} of this {layout.family.model_type} model can't go: {why}; keep it")
         if len(layout.counts) > 1 and layers and not set(range(start, start + count)) & set(layers):
             raise UnsupportedError(
                 f"selection keeps none of layers {start} to {start + count - 1}, a whole stack: keep one"

@@ -56,7 +56,10 @@ class Whole:
         self.check(small)
         before = getattr(config, self.setting)
         data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
-        data |= {"tie_word_embeddings": before.tie_word_embeddings, "architectures": before.architectures}
+        data["architectures"] = before.architectures
+        tied = getattr(before, "tie_word_embeddings", None)  # some classes have it in the whole's config alone
+        data = {name: value for name, value in data.items() if name != "tie_word_embeddings"}
+        data |= {} if tied is None else {"tie_word_embeddings": tied}
         setattr(config, self.setting, type(before).from_dict(data))
         own = set(self.names.values())
         state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in own}
@@ -120,11 +123,21 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     family = find_family(saving.plain_class(type(alone)), alone.config)
     width = "what other parts give it is as wide as its channels"
     family = replace(family, whole={**family.whole, "channels": width})
+    features = _count_features(model.config)
+    if features:
+        why = f"features of images are added behind each of the first {features}"
+        family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
     prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
     subject.whole = Whole(model, folder, setting, known, path, prefix)
     return subject
+
+
+def _count_features(config: PretrainedConfig) -> int:
+    """How many of the first layers of text have features of images added behind them, by their numbers."""
+    every = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
+    return max(len(getattr(one, "deepstack_visual_indexes", None) or ()) for one in every)
 
 
 def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple[PreTrainedModel, dict[str, str]]:
