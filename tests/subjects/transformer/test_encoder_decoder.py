@@ -74,6 +74,7 @@ def test_a_cut_equals_silencing_and_loads_without_secateur(name: str, tmp_path: 
     count = sum(parameter.numel() for parameter in small.model.parameters())
     assert subject.units().cost(keep.keep)["params"] == small.units().cost()["params"] == count
     small.save(tmp_path)
+    assert subject.forward(subject.example(3, 9)).prediction.shape == (3, 9, 61)
     auto = AutoModelForSpeechSeq2Seq if name == "Whisper" else AutoModelForSeq2SeqLM
     loaded = auto.from_pretrained(tmp_path, trust_remote_code=True).eval()
     inputs = dict(small.arguments(batch))
