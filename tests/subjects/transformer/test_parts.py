@@ -91,7 +91,8 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
         with pytest.raises(UnsupportedError, match=f"layer {gone} .* images are added behind each of the first 2; "):
             subject.cut(Selection({"layers": np.arange(4) != gone}))
     fixed = subject.units().sites["layers"].fixed
-    assert fixed is not None and fixed.tolist() == [True, True, False, False]
+    assert fixed is not None
+    assert fixed.tolist() == [True, True, False, False]
     small, _ = subject.cut(Selection({"layers": np.arange(4) != 2}))
     small.save(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()

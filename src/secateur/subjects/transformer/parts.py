@@ -79,7 +79,7 @@ class Whole:
 
 
 def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
-    """Name -> (path, the config's name) of the parts that read tokens and have a config of their own, outermost ones."""
+    """Name -> (path, the config's name) of the parts that read tokens and have a config, the outermost ones."""
     found: dict[str, tuple[str, str]] = {}
     settings = [name for name, value in vars(model.config).items() if isinstance(value, PretrainedConfig)]
     for path, module in model.named_modules():

@@ -181,7 +181,7 @@ def write_module(config: PreTrainedConfig, family: Family, folder: Path) -> None
 
 
 def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Tensor] | None = None) -> None:
-    """Write model, tokenizer, generation config, processors, licence, map, model card and sentence-transformers modules.
+    """Write model, tokenizer, generation config, processors, licence, map, card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
     folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
