@@ -64,7 +64,8 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     torch.manual_seed(0)
     model = MODELS[kind]().eval()
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "model" / "LICENSE").write_text("as it is")
+    for name in ("LICENSE", "COPYING", "USE_POLICY.md"):
+        (tmp_path / "model" / name).write_text("as it is")
     (tmp_path / "model" / "cut_map.json").write_text("{}")  # by which adapters of an earlier original are cut
     if kind == "pixels":
         ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
@@ -72,7 +73,8 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     budget = "channels=75%" if kind == "sound" else "params=75%"  # tokens and frames are most of so small a Whisper
     assert cli.main(["prune", str(tmp_path / "model"), "--budget", budget, "--out", str(small)]) == 0
     capsys.readouterr()
-    assert (small / "LICENSE").read_text() == "as it is"
+    for name in ("LICENSE", "COPYING", "USE_POLICY.md"):
+        assert (small / name).read_text() == "as it is"
     assert not (small / "cut_map.json").exists()
     assert (small / "preprocessor_config.json").is_file() == (kind == "pixels")
     torch.save(inputs := pretrained.make_inputs(model), tmp_path / "inputs.pt")

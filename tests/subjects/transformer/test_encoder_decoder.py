@@ -12,7 +12,9 @@ import torch
 import transformers
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
+from secateur.data import texts
 from secateur.errors import UnsupportedError
+from secateur.runs.backends.language import Language
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
@@ -74,6 +76,7 @@ def test_a_cut_equals_silencing_and_loads_without_secateur(name: str, tmp_path: 
     count = sum(parameter.numel() for parameter in small.model.parameters())
     assert subject.units().cost(keep.keep)["params"] == small.units().cost()["params"] == count
     small.save(tmp_path)
+    assert subject.forward(subject.example(3, 9)).prediction.shape == (3, 9, 61)
     auto = AutoModelForSpeechSeq2Seq if name == "Whisper" else AutoModelForSeq2SeqLM
     loaded = auto.from_pretrained(tmp_path, trust_remote_code=True).eval()
     inputs = dict(small.arguments(batch))
@@ -135,6 +138,22 @@ def test_what_cannot_go_is_said_in_a_line() -> None:
         make("Whisper").units("channels")
     with pytest.raises(UnsupportedError, match="reads input_features, and texts have none"):
         make("Whisper").forward({"input_ids": torch.ones(1, 4, dtype=torch.long)})
+    with pytest.raises(UnsupportedError, match=r"needs no data, such as `secateur prune FOLDER`$"):
+        Language().fit_data(texts.read(["at once"]), make("Whisper"))
+
+
+def test_pairs_of_layer_and_head_that_tell_times_follow_a_cut() -> None:
+    subject = make("Whisper").copy()
+    for keep, found in (
+        ({"layers.4.cross.heads": np.array([False, True, False, True])}, [[1, 1], [0, 2]]),
+        ({"layers": np.arange(5) != 3}, [[0, 3], [0, 2]]),
+        ({"layers": np.arange(5) != 0, "layers.3.cross.heads": np.arange(4) == 2}, [[1, 3], [0, 0], [1, 2]]),
+        ({"cross": np.arange(5) < 3}, None),
+    ):
+        subject.model.generation_config.alignment_heads = [[1, 3], [0, 2], [1, 2]]
+        small, _ = subject.cut(Selection(keep))
+        assert getattr(small.model.generation_config, "alignment_heads", None) == found
+        assert subject.model.generation_config.alignment_heads == [[1, 3], [0, 2], [1, 2]]
 
 
 def test_a_shape_drops_layers_of_the_decoder_and_heads_of_all_attentions() -> None:

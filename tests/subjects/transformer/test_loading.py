@@ -310,7 +310,11 @@ def test_sentence_transformers_with_weights_after_the_pooling(tmp_path: Path) ->
 
 def test_memory_of_a_missing_licence_is_not_invented(folder: Path, tmp_path: Path) -> None:
     shutil.copyfile(Path(__file__).parents[3] / "LICENSE", folder / "LICENSE")
+    beside = ("COPYING", "USE_POLICY.md", "preprocessor_config.json", "processor_config.json", "chat_template.json")
+    for name in beside:
+        (folder / name).write_text("{}")
     open_subject(folder).save(tmp_path / "again", card="# Card\n")
+    assert all((tmp_path / "again" / name).is_file() for name in beside)
     assert (tmp_path / "again" / "LICENSE").read_bytes() == (folder / "LICENSE").read_bytes()
     assert (tmp_path / "again" / "README.md").read_text() == "# Card\n"
 

@@ -74,11 +74,41 @@ def test_a_cut_is_saved_in_its_place_and_the_rest_is_as_it_was(tied: bool, tmp_p
     assert len(open_part(tmp_path / "small", "language_model").layers()) == 2
 
 
+def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -> None:
+    """The config of their texts does not say whether embeddings are tied: that of the whole does."""
+    torch.manual_seed(0)
+    ropes = {"rope_type": "default", "mrope_section": [2, 1, 1], "mrope_interleaved": True, "rope_theta": 10000.0}
+    text = {name: value for name, value in _TEXT.items() if name not in ("model_type", "bos_token_id", "eos_token_id")}
+    text |= {"vocab_size": 64, "num_hidden_layers": 4, "head_dim": 8, "rope_parameters": ropes}
+    image = {"depth": 3, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "patch_size": 4}
+    image |= {"out_hidden_size": 32, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 2]}
+    marks = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    config = transformers.Qwen3VLConfig(text_config=text, vision_config=image, **marks)
+    model = transformers.Qwen3VLForConditionalGeneration(config).eval()
+    assert list(list_parts(model)) == ["language_model"]
+    subject = open_part(model, "language_model")
+    for gone in (0, 1):
+        with pytest.raises(UnsupportedError, match=f"layer {gone} .* images are added behind each of the first 2; "):
+            subject.cut(Selection({"layers": np.arange(4) != gone}))
+    fixed = subject.units().sites["layers"].fixed
+    assert fixed is not None
+    assert fixed.tolist() == [True, True, False, False]
+    small, _ = subject.cut(Selection({"layers": np.arange(4) != 2}))
+    small.save(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    ids = torch.tensor([[1, 62, 60, 63, 5, 6]])
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(4, 96), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    inputs |= {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == 60).long()}
+    model.model.language_model.layers[2].forward = lambda hidden_states, *_, **__: hidden_states
+    torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
 def test_what_a_part_cannot_have_is_said_in_a_line() -> None:
     model = make()
-    assert list(list_parts(model)) == ["vision_tower", "language_model"]
-    with pytest.raises(InputError, match="has no part 'audio_tower': its parts are vision_tower, language_model"):
-        open_part(model, "audio_tower")
+    assert list(list_parts(model)) == ["language_model"]
+    for name in ("audio_tower", "vision_tower", "vision_config"):
+        with pytest.raises(InputError, match=f"no part '{name}' that reads tokens .*: it has language_model$"):
+            open_part(model, name)
     subject = open_part(model, "language_model")
     with pytest.raises(UnsupportedError, match="layers of unequal widths can't be saved within a Llava"):
         subject.cut(Selection({"layers.0.neurons": np.arange(48) < 24}))

@@ -190,8 +190,10 @@ class Language(TextBackend[Transformer]):
         Chats are written out by the model's chat template, or joined for a model that writes no text.
 
         Raises `InputError` without a tokenizer, for chats without a chat template, and where it finds tokens in the
-        texts that the model does not know; `UnsupportedError` for documents that the model can't keep apart.
+        texts that the model does not know; `UnsupportedError` for documents that the model can't keep apart, and for a
+        model that reads something else than texts.
         """
+        subject.check_texts()
         texts.need_tokenizer(subject.tokenizer)
         data = data.render(subject.tokenizer) if subject.causal else data.join()
         check_tokens(data, subject)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
-    "BESIDE",
+    "copy_beside",
     "describes",
     "draw_input",
     "is_pretrained",
@@ -35,12 +35,14 @@ __all__ = [
     "takes_tokens",
 ]
 
-BESIDE = (
+_TOKENIZERS = (
     "tokenizer*.json", "tokenizer*.model", "vocab*.json", "vocab*.txt", "merges*.txt", "*.model", "*.spm",
-    "special_tokens_map.json", "added_tokens.json", "normalizer.json", "*processor_config.json",
-    "feature_extractor*.json", "chat_template*", "*.jinja", "generation_config.json", "LICEN[SC]E*", "NOTICE*",
+    "special_tokens_map.json", "added_tokens.json", "normalizer.json", "generation_config.json",
 )  # fmt: skip
-"""What travels with the weights: what reads inputs and writes answers, and the licence. No record of the original."""
+_BESIDE = (
+    "*processor_config.json", "feature_extractor*.json", "chat_template*", "*.jinja",
+    "LICEN[SC]E*", "NOTICE*", "COPYING*", "USE_POLICY*",
+)  # fmt: skip
 _TOKENS = 12
 _IDS, _DRAWN = "input_ids", ("pixel_values", "input_values", "input_features")
 """Names of inputs in transformers: ids of tokens, and images, samples of sound and frames."""
@@ -115,9 +117,9 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
     return inputs | rest
 
 
-def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator) -> Tensor:
+def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator, batch: int = 2) -> Tensor:
     """Pixels [B, C, H, W], samples [B, T] or frames [B, mel bins, T], in the precision of the model."""
-    config, batch = model.config, 2
+    config = model.config
     if name == "pixel_values":
         part = getattr(config, "vision_config", None) or config
         size = getattr(part, "image_size", None) or 224
@@ -162,8 +164,15 @@ def save(subject: Traced, folder: Path, original: str) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     cast("PreTrainedModel", subject.model).save_pretrained(folder)
-    home = loading.locate(original)
-    for pattern in BESIDE:
+    copy_beside(loading.locate(original), folder)
+
+
+def copy_beside(home: Path, folder: Path, *, tokenizer: bool = True) -> None:
+    """Copy to `folder`, unless they are there, files of `home` that travel with the weights; no record of the original.
+
+    What reads inputs and writes answers, and the licence. tokenizer: with the files of one, and how it writes.
+    """
+    for pattern in (*_BESIDE, *(_TOKENIZERS if tokenizer else ())):
         for path in home.glob(pattern):
             if path.is_file() and not (folder / path.name).exists():
                 shutil.copyfile(path, folder / path.name)

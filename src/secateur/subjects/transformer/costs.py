@@ -27,7 +27,8 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     # By an attention, or the mark it leaves, the cache counts tokens: the only layer that has one stays.
     stays = attends & (attends.sum() == 1)
     for start, count in zip(layout.starts, layout.counts, strict=True):
-        stays[start] |= bool(layout.family.first_stays) or (count == 1 and len(layout.counts) > 1)
+        stays[start : start + layout.family.first_layers] |= bool(layout.family.first_stays)
+        stays[start] |= count == 1 and len(layout.counts) > 1
     alone = stays if stays.any() and len(widths) > 1 else None
     found = {"layers": Site("layers", len(widths), minimum=1, fixed=alone)}
     for kind in dict.fromkeys(block.kind for block in layout.family.blocks):

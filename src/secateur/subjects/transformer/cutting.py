@@ -114,9 +114,11 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
         if any(0 < stays.sum() < len(stays) or (kind in BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
     for start, count in zip(layout.starts, layout.counts, strict=True):
-        if layout.family.first_stays and start not in layers:
+        gone = set(range(start, start + min(count, layout.family.first_layers))) - set(layers)
+        if layout.family.first_stays and gone:
             why = layout.family.first_stays
-            raise UnsupportedError(f"layer {start} of this {layout.family.model_type} model can't go: {why}; keep it")
+            first = min(gone)
+            raise UnsupportedError(f"layer {first} of this {layout.family.model_type} model can't go: {why}; keep it")
         if len(layout.counts) > 1 and layers and not set(range(start, start + count)) & set(layers):
             raise UnsupportedError(
                 f"selection keeps none of layers {start} to {start + count - 1}, a whole stack: keep one"
@@ -482,8 +484,13 @@ def _overrides(
     return own | ({"skip": skip} if skip else {})
 
 
-def build(layout: Layout, config: PretrainedConfig, state: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A model of `config` with exactly the tensors of `state`, by the class that reloads it."""
+def build(
+    layout: Layout, config: PretrainedConfig, state: Mapping[str, Tensor], stays: Kept | None = None
+) -> PreTrainedModel:
+    """A model of `config` with exactly the tensors of `state`, by the class that reloads it.
+
+    stays: what does, where layers or heads go, for settings of generation that speak of them by number.
+    """
     old = layout.model
     architecture = saving.architecture(type(old), config, layout.family)
     with no_init_weights():
@@ -495,8 +502,24 @@ def build(layout: Layout, config: PretrainedConfig, state: Mapping[str, Tensor])
     model.to(old.device)
     if old.can_generate():
         model.generation_config = copy.deepcopy(old.generation_config)
+        if stays is not None and getattr(old.generation_config, "alignment_heads", None):
+            _renumber_alignment(layout, model, stays)
     model.requires_grad_(True)
     return model.train(old.training)
+
+
+def _renumber_alignment(layout: Layout, model: PreTrainedModel, stays: Kept) -> None:
+    """[layer of the decoder, head of its cross-attention] pairs that tell times of words, by what stays (Whisper)."""
+    start, found = layout.starts[-1], list[list[int]]()
+    layers = [layer for layer in stays.layers if layer >= start]
+    for number, head in model.generation_config.alignment_heads:
+        heads = stays.parts[start + number]["cross"].tolist() if start + number in layers else []
+        if head in heads:
+            found.append([layers.index(start + number), heads.index(head)])
+    if found:
+        model.generation_config.alignment_heads = found
+    else:  # without any, the class says by itself that it can't tell times
+        del model.generation_config.alignment_heads
 
 
 # ---------------------------------------------------------------------------------------------------- corrections

@@ -54,10 +54,7 @@ class EncoderDecoder(Transformer):
         """
         main = self.model.main_input_name
         if main not in batch:
-            raise UnsupportedError(
-                f"the encoder of {type(self.model).__name__} reads {main}, and texts have none: choose a recipe that "
-                "needs no data"
-            )
+            self.check_texts()
         tokens = batch["input_ids"]
         found = {main: batch[main], "decoder_input_ids": self._shift(tokens)}
         if main == "input_ids" and "attention_mask" in batch:
@@ -65,6 +62,15 @@ class EncoderDecoder(Transformer):
             first = torch.ones_like(mask[:, :1])
             found |= {"attention_mask": mask, "decoder_attention_mask": torch.cat([first, mask[:, :-1]], 1)}
         return devices.move(found, self.model)
+
+    def check_texts(self) -> None:
+        """Raise `UnsupportedError` where the encoder reads something else than texts."""
+        main = self.model.main_input_name
+        if main != "input_ids":
+            raise UnsupportedError(
+                f"the encoder of {type(self.model).__name__} reads {main}, and texts have none: choose a recipe that "
+                "needs no data, such as `secateur prune FOLDER`"
+            )
 
     def _inputs_of(self, model: PreTrainedModel, tokens: Tensor) -> Mapping[str, Tensor]:
         return {"decoder_input_ids": tokens} | make_source(model, tokens)

@@ -143,6 +143,8 @@ class Family:
     """Key/value heads that a layer caches, or the config's name for them, where num_key_value_heads doesn't say it."""
     first_stays: str = ""
     """Why the first layer can't go, where others can; with two stacks, that of each."""
+    first_layers: int = 1
+    """How many of the first layers `first_stays` speaks of."""
     stacks: tuple[Stack, ...] = ()
     """The lists of layers, an encoder's before its decoder's, where the config has names of their own for them."""
     shares_positions: bool = False

@@ -48,9 +48,11 @@ _FETCHED = [
     "*.json",
     "*.txt",
     "*.model",
+    "*.jinja",
     "LICENSE*",
     "LICENCE*",
     "NOTICE*",
+    "COPYING*",
     "USE_POLICY*",
     "README.md",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import shutil
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.network.pretrained import BESIDE
+from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import loading, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.making import make_subject
@@ -56,7 +56,10 @@ class Whole:
         self.check(small)
         before = getattr(config, self.setting)
         data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
-        data |= {"tie_word_embeddings": before.tie_word_embeddings, "architectures": before.architectures}
+        data["architectures"] = before.architectures
+        tied = getattr(before, "tie_word_embeddings", None)  # some classes have it in the whole's config alone
+        data = {name: value for name, value in data.items() if name != "tie_word_embeddings"}
+        data |= {} if tied is None else {"tie_word_embeddings": tied}
         setattr(config, self.setting, type(before).from_dict(data))
         own = set(self.names.values())
         state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in own}
@@ -71,14 +74,12 @@ class Whole:
         folder.mkdir(parents=True, exist_ok=True)
         with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in state.values())):
             model.save_pretrained(folder)
-        for pattern in BESIDE if self.folder is not None else ():
-            for path in self.folder.glob(pattern) if self.folder is not None else ():
-                if path.is_file() and not (folder / path.name).exists():
-                    shutil.copyfile(path, folder / path.name)
+        if self.folder is not None:
+            copy_beside(self.folder, folder)
 
 
 def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
-    """Name -> (path, the config's name) of the parts of a model that have a config of their own, the outermost ones."""
+    """Name -> (path, the config's name) of the parts that read tokens and have a config, the outermost ones."""
     found: dict[str, tuple[str, str]] = {}
     settings = [name for name, value in vars(model.config).items() if isinstance(value, PretrainedConfig)]
     for path, module in model.named_modules():
@@ -91,7 +92,9 @@ def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
         setting = next((name for name in settings if type(getattr(model.config, name)) is type(module.config)), "")
         if setting:
             found[path.rpartition(".")[2]] = (path, setting)
-    return found
+    modules = {name: model.get_submodule(path) for name, (path, _) in found.items()}
+    # Not by `main_input_name`, which is "input_ids" of classes that say nothing.
+    return {name: found[name] for name in found if "input_ids" in inspect.signature(modules[name].forward).parameters}
 
 
 def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
@@ -105,8 +108,8 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     parts = list_parts(model)
     name = next((part for part, (_, setting) in parts.items() if setting == name), name)
     if name not in parts:
-        there = f"its parts are {', '.join(parts)}" if parts else "it has no parts with a config of their own"
-        raise InputError(f"{type(model).__name__} has no part {name!r}: {there}")
+        there = f"it has {', '.join(parts)}" if parts else "it has none"
+        raise InputError(f"{type(model).__name__} has no part {name!r} that reads tokens and has a config: {there}")
     path, setting = parts[name]
     folder = None if isinstance(source, PreTrainedModel) else loading.locate(source)
     base = model.get_submodule(path)
@@ -120,11 +123,21 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     family = find_family(saving.plain_class(type(alone)), alone.config)
     width = "what other parts give it is as wide as its channels"
     family = replace(family, whole={**family.whole, "channels": width})
+    features = _count_features(model.config)
+    if features:
+        why = f"features of images are added behind each of the first {features}"
+        family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
     prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
     subject.whole = Whole(model, folder, setting, known, path, prefix)
     return subject
+
+
+def _count_features(config: PretrainedConfig) -> int:
+    """How many of the first layers of text have features of images added behind them, by their numbers."""
+    every = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
+    return max(len(getattr(one, "deepstack_visual_indexes", None) or ()) for one in every)
 
 
 def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple[PreTrainedModel, dict[str, str]]:

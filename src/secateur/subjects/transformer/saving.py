@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from secateur.errors import UnsupportedError
 from secateur.formats import reload, sliced
+from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import low_rank
 from secateur.subjects.transformer.families import Family
 
@@ -58,7 +59,6 @@ _AUTO = (
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
 )
-_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*", "USE_POLICY*")
 
 # transformers' own validator reads every value of a heterogeneous config, and then warns of it.
 logging.getLogger("transformers.integrations.heterogeneity.configuration_utils").addFilter(
@@ -181,7 +181,7 @@ def write_module(config: PreTrainedConfig, family: Family, folder: Path) -> None
 
 
 def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Tensor] | None = None) -> None:
-    """Write model, tokenizer, generation config, licence, map, model card and sentence-transformers modules.
+    """Write model, tokenizer, generation config, processors, licence, map, card and sentence-transformers modules.
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
     folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
@@ -202,10 +202,7 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     if subject.folder is not None and subject.folder.is_dir():
-        for pattern in _LICENCES:
-            for path in subject.folder.glob(pattern):
-                if path.is_file() and path.resolve().parent != folder.resolve():
-                    shutil.copyfile(path, folder / path.name)
+        copy_beside(subject.folder, folder, tokenizer=False)  # which was saved as it is by now
     if subject.head:
         _save_modules(subject, folder)
     if card is not None:

@@ -318,7 +318,7 @@ def make_source(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:
     """What the encoder of a model reads: tokens [B, S], or as many images or sounds, always the same."""
     main = model.main_input_name
     draw = torch.Generator().manual_seed(0)
-    return {main: tokens if main == "input_ids" else draw_input(model, main, draw)[: len(tokens)].to(tokens.device)}
+    return {main: tokens if main == "input_ids" else draw_input(model, main, draw, len(tokens)).to(tokens.device)}
 
 
 def describe_error(error: BaseException) -> str:

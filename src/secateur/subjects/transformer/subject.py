@@ -325,7 +325,7 @@ class Transformer:
         if self.whole is not None:
             self.whole.check(config)
         notes += more
-        result = self._copy(cutting.build(layout, config, state), tuple(layer_index))
+        result = self._copy(cutting.build(layout, config, state, kept), tuple(layer_index))
         result.origin = self.origin.cut(kept, ratio)
         result._resize_head(channels)
         return result, Cut(removed, before, result._count(), tuple(notes))
@@ -418,6 +418,9 @@ class Transformer:
                 module.__dict__["embedding_dimension"] = channels
 
     # ------------------------------------------------------------------------------------------------- run
+
+    def check_texts(self) -> None:
+        """Raise `UnsupportedError` where it can't run on texts alone: this one can."""
 
     def arguments(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the model itself is called with for a batch of texts."""
