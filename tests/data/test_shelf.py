@@ -63,6 +63,7 @@ def test_neighbours_are_read_at_once(tmp_path, monkeypatch):
 
 
 def test_it_leaves_no_file(tmp_path):
+    gc.collect()  # what other tests left open
     found = written(tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert len(found[2:5]) == 3
