@@ -26,3 +26,12 @@ def test_the_cache_is_where_the_variable_says(tmp_path: Path, monkeypatch: pytes
     assert disk.cache_folder() == tmp_path / "here"
     monkeypatch.delenv("SECATEUR_CACHE")
     assert disk.cache_folder() == Path.home() / ".cache" / "secateur"
+
+
+@pytest.mark.parametrize("content", [None, b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_what_holds_no_object_reads_as_an_empty_one(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    assert disk.read_object(tmp_path / "a.json") == {}
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert disk.read_object(tmp_path / "a.json") == {"a": 1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
@@ -33,3 +35,11 @@ def test_flags_of_the_service_and_of_the_recipe_reach_the_server(monkeypatch):
 def test_what_can_not_be_served_is_one_line(capsys, given, words):
     assert cli.main(["serve-context", *given]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_address_that_is_taken_is_one_line(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        given = ["serve-context", "--recipe", "htmlrag", "--budget", "words=3", "--port", str(port)]
+        assert cli.main(given) == 2
+    assert f"127.0.0.1, port {port}: Address already in use" in capsys.readouterr().err

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from secateur.errors import RunError
 
-__all__ = ["TEMPORARY", "atomic_write", "cache_folder", "flush", "guard", "is_disk_full", "remove", "settle", "writing"]
+__all__ = [
+    "TEMPORARY",
+    "atomic_write",
+    "cache_folder",
+    "flush",
+    "guard",
+    "is_disk_full",
+    "read_object",
+    "remove",
+    "settle",
+    "writing",
+]
 
 TEMPORARY = ".tmp-"
 """How the names of what is still being written begin."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of UTF-8; empty where there is no file, or no object in it."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -6,10 +6,11 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from secateur._utils.disk import read_object
 from secateur.errors import InputError, MissingExtraError, opening
 
 if TYPE_CHECKING:
@@ -25,16 +26,7 @@ def open_light(source: str, device: str = "") -> StaticEncoder | OnnxEncoder | N
         if not path.is_file():
             raise InputError(f"embedder {source!r} is no file here: give the .onnx of a sentence encoder")
         return _open_onnx(str(path), device)
-    return _open_static(str(path)) if _read_json(path / "config.json").get("model_type") == "model2vec" else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """What a file of JSON says; nothing where there is none that holds an object."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return _open_static(str(path)) if read_object(path / "config.json").get("model_type") == "model2vec" else None
 
 
 def _open_tokenizer(folder: Path) -> Tokenizer:
@@ -63,7 +55,7 @@ class StaticEncoder:
                 raise ValueError(str(error)) from error
             self.vectors = np.asarray(tensors["embeddings"], dtype=np.float32)
         self.weights, self.mapping = tensors.get("weights"), tensors.get("mapping")
-        config = _read_json(folder / "config.json")
+        config = read_object(folder / "config.json")
         self.normalise, self.longest = bool(config.get("normalize")), int(config.get("max_length") or 512)
         self.tokenizer = _open_tokenizer(folder)
         self.tokenizer.no_padding()
@@ -125,12 +117,12 @@ class OnnxEncoder:
         self.outputs = [made.name for made in self.session.get_outputs()]
         if "input_ids" not in self.inputs:
             raise InputError(f"{file} takes {', '.join(sorted(self.inputs))}, not input_ids: give a sentence encoder")
-        self.prompts: Mapping[str, str] = _read_json(folder / "config_sentence_transformers.json").get("prompts") or {}
-        self.pooling = _read_json(folder / "1_Pooling" / "config.json")
+        self.prompts: Mapping[str, str] = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
+        self.pooling = read_object(folder / "1_Pooling" / "config.json")
         modules = folder / "modules.json"
         self.normalise = not modules.is_file() or "Normalize" in modules.read_text("utf-8")
-        longest = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-        longest = longest or _read_json(folder / "config.json").get("max_position_embeddings") or 512
+        longest = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
+        longest = longest or read_object(folder / "config.json").get("max_position_embeddings") or 512
         self.tokenizer = _open_tokenizer(folder)
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(int(longest))

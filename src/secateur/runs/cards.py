@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur._utils import hub
+from secateur._utils.disk import read_object
 from secateur.reports import display, evidence
 from secateur.vocabulary import Evidence
 
@@ -148,7 +148,7 @@ def _is_plain(value: object) -> bool:
 
 def _cut_from(folder: Path) -> str:
     """What the model in `folder` was cut from, by its map; "" where it has none."""
-    base = _read(folder / "cut_map.json").get("base")
+    base = read_object(folder / "cut_map.json").get("base")
     return str(base.get("name", "")) if isinstance(base, dict) else ""
 
 
@@ -156,15 +156,6 @@ def _find_task(folder: Path) -> str | None:
     """The Hub's name of what the model in `folder` is for, by its class; None where that does not tell."""
     if (folder / "modules.json").is_file():
         return "sentence-similarity"
-    named = _read(folder / "config.json").get("architectures")
+    named = read_object(folder / "config.json").get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
     return next((task for ends, task in _TASKS.items() if re.search(f"({ends})$", architecture)), None)
-
-
-def _read(file: Path) -> dict[str, object]:
-    """The table in a JSON file; empty where there is none."""
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}

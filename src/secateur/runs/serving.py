@@ -7,13 +7,14 @@ GET /health   what is served; how many requests are in work, were answered, fail
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from secateur._utils.together import Together
 from secateur.errors import InputError, MissingExtraError, SecateurError
@@ -130,7 +131,7 @@ def serve_context(
     *,
     graph: str = "",
     host: str = "127.0.0.1",
-    port: Annotated[int, Ge(0)] = 8089,
+    port: Annotated[int, Ge(0), Le(65535)] = 8089,
     workers: Annotated[int, Ge(1)] = 4,
     waiting: Annotated[int, Ge(0)] = 64,
     largest: Annotated[int, Ge(1)] = 20_000_000,
@@ -144,12 +145,22 @@ def serve_context(
         graph: what recipes on graphs read: a file, a folder, or the address of an endpoint.
         host: the address to listen at; 0.0.0.0 for all of this machine's. It asks for no password: that is a
             gateway's work.
-        port: of the address.
+        port: of the address; 0 for one that is free.
         workers: how many requests are in work at once.
         waiting: how many more may wait; others are turned away with 503.
         largest: bytes of a request.
         options: the recipe's own, as for `secateur.prune_context`.
     """
+    _check_port(host, port)
     service = Service(recipe, budget, graph, **options)
     app = open_app(service, workers=workers, waiting=waiting, largest=largest)
     uvicorn.run(app, host=host, port=port, log_level="info", access_log=False)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Refuse an address that can't be listened at, before models are read."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise InputError(f"{host}, port {port}: {error.strerror}: give another --host or --port") from error
