@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import secateur
 from secateur import cli
 from secateur._utils import plugins
-from secateur.subjects import reload_traced
+from secateur.subjects import open_page, reload_traced
 
 FIXTURES = Path(__file__).parent / "fixtures" / "0.1.0"
 MODELS = ("homogeneous", "heterogeneous", "sparse", "taught")
@@ -108,7 +108,8 @@ def test_an_index_of_a_training_set_is_read_and_shortened(results: Path) -> None
 
 
 def test_a_shortened_page_is_written_again_from_its_record(results: Path) -> None:
-    before = (results / "context.html").read_text()
+    before = open_page(results / "context.html")
     (results / "context.html").unlink()
     assert cli.main(["prune-context", "--config", "context.html.run.yaml", "--out", "context.html"]) == 0
-    assert (results / "context.html").read_text() == before
+    after = open_page(results / "context.html")  # tags that say nothing are no longer written
+    assert [after.text(i) for i in range(len(after.blocks))] == [before.text(i) for i in range(len(before.blocks))]

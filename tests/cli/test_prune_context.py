@@ -32,8 +32,8 @@ def test_what_was_run_on_a_page_repeats_by_its_record_and_flags_win(tmp_path):
     assert forked(tmp_path, "prune-context", *given, "--out", "a.txt").code == 0
     done = forked(tmp_path, "prune-context", "--config", "a.txt.run.yaml", "--question", "apple", "--out", "b.txt")
     assert done.code == 0, done.stderr
-    assert (tmp_path / "a.txt").read_text() == "<p>Cherry trees.</p>\n"
-    assert (tmp_path / "b.txt").read_text() == "<p>Apple trees.</p>\n"
+    assert (tmp_path / "a.txt").read_text() == "<p>Cherry trees.\n"
+    assert (tmp_path / "b.txt").read_text() == "<p>Apple trees.\n"
     record = (tmp_path / "b.txt.run.yaml").read_text()
     assert "headed: false" in record
     assert "question: apple" in record

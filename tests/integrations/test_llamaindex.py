@@ -20,7 +20,7 @@ def test_nodes_keep_metadata_scores_and_names():
     ]
     pruner = SecateurPostprocessor(budget="words=4", options={"block": 1})
     (left,) = pruner.postprocess_nodes(nodes, query_bundle=QueryBundle("town two small"))
-    assert (left.node.get_content(), left.score, left.node.node_id) == ("<p>Town two is small.</p>", 0.5, "x")
+    assert (left.node.get_content(), left.score, left.node.node_id) == ("<p>Town two is small.", 0.5, "x")
     assert "Town one" in nodes[0].node.get_content()
     (left,) = SecateurPostprocessor(budget="words=5").postprocess_nodes(nodes, query_str="picture nine")
     assert left.node.get_content() == "A picture of town nine."

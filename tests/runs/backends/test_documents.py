@@ -56,15 +56,15 @@ def test_a_folders_row_names_its_file(tmp_path):
 def test_a_text_without_tags_keeps_its_paragraphs_and_its_signs(kind):
     page, text = Pages(), "x<y then cherries win a>b.\n\nApples <lose>."
     plain = page.open(page.read_document(kind(text)))
-    assert plain.html() == "<section><p>x&lt;y then cherries win a&gt;b.</p><p>Apples &lt;lose&gt;.</p></section>"
+    assert plain.html() == "<p>x&lt;y then cherries win a&gt;b.<p>Apples &lt;lose&gt;."
     fine = plain.split(1)
     assert [fine.text(block) for block in range(len(fine.blocks))] == text.split("\n\n")
-    assert page.open(page.read_document(kind("<p>a</p><p>b</p>"))).html() == "<body><p>a</p><p>b</p></body>"
+    assert page.open(page.read_document(kind("<p>a</p><p>b</p>"))).html() == "<p>a<p>b"
 
 
 def test_paragraphs_are_those_between_blank_lines():
     page = Pages().open_documents(["a\nb\r\n\r\n  \n\nc <d>"])
-    assert page.html() == "<section><p>a\nb</p><p>c &lt;d&gt;</p></section>"
+    assert page.html() == "<p>a\nb<p>c &lt;d&gt;"
     assert page.to_text() == "a\nb\n\nc <d>"
 
 

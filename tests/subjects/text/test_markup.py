@@ -169,6 +169,38 @@ def test_any_page_is_read_cleaned_and_read_again_with_the_same_words(source):
     assert bare(markup.parse(once)) == bare(tree)
     twice = cleaned(once)
     assert cleaned(twice) == twice
+    known = markup.parse(twice)
+    assert telling(markup.parse(markup.write(known, brief=True))) == telling(known)
+
+
+def telling(tree):
+    """Tags that say something, and texts; blanks at the end of a line are none."""
+    parts = [tag or text.rstrip() for tag, text in zip(tree.tag, tree.text, strict=True)]
+    return [part for part in parts if part and part not in {"html", "head", "body", "div"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("<section><h2>t</h2><p>a</p><p>b</p></section>", "<h2>t</h2><p>a<p>b"),
+        ("<div>a</div><div>b</div>", "<div>a</div><div>b</div>"),
+        ("<div>a<p>b</p>c</div><div>d<p>e</p></div>", "<div>a<p>b</p>c</div><div>d<p>e</div>"),
+        ("<div class=x><p>a</p><p>b</p></div>", '<div class="x"><p>a<p>b</div>'),
+        ("<div><p>a</p>b</div><p>c</p>", "<div><p>a</p>b</div><p>c"),
+        ("<span><p>a</p><p>b</p></span><p>c</p>", "<span><p>a<p>b</p></span><p>c"),
+        ("<button><p>a</p><p>b</p></button>", "<button><p>a<p>b</p></button>"),
+        ("<dl><dt>t</dt><dd>a</dd></dl>", "<dl><dt>t<dd>a</dl>"),
+        ("<ul><li>a<ul><li>b</li></ul></li></ul>", "<ul><li>a<ul><li>b</ul></ul>"),
+        (
+            "<table><caption>c</caption><tr><th>a</th><th>b</th></tr><tr><td><p>d</p></td><td>e</td></tr></table>",
+            "<table><caption>c</caption><tbody><tr><th>a<th>b<tr><td><p>d<td>e</table>",
+        ),
+    ],
+)
+def test_tags_that_html_can_do_without_are_not_written(source, written):
+    found = markup.write(markup.clean(markup.parse(source, ["class"]))[0], brief=True)
+    assert found == written
+    assert markup.write(markup.clean(markup.parse(found, ["class"]))[0], brief=True) == written
 
 
 @given(st.binary(max_size=200))

@@ -110,6 +110,24 @@ _KNOWN = PROTECTED | PHRASES | _UNSEEN | _BREAKS | set(_LITERAL) | _RAW | {
 }  # fmt: skip
 
 
+_WRAPPERS = {"article", "body", "center", "div", "footer", "header", "hgroup", "html", "main", "section"}
+_ENDING_LINES = {
+    "address", "article", "aside", "blockquote", "center", "details", "dialog", "dir", "div", "dl", "fieldset",
+    "figcaption", "figure", "footer", "form", "header", "hgroup", "main", "menu", "nav", "ol", "pre", "search",
+    "section", "ul",
+}  # fmt: skip
+"""Blocks that end the p before them, and whose own end closes what is open in them."""
+_HEADINGS = {f"h{level}" for level in range(1, 7)}
+_CLOSED_BEFORE: Mapping[str, Collection[str]] = {
+    "dd": {"dd", "dt"}, "dt": {"dd", "dt"}, "li": {"li"}, "p": {*_ENDING_LINES, *_HEADINGS, "p", "table"},
+    "tbody": {"tbody", "tfoot"}, "td": {"td", "th"}, "th": {"td", "th"}, "thead": {"tbody", "tfoot"}, "tr": {"tr"},
+}  # fmt: skip
+"""Tag -> what, right behind it, closes it."""
+_CLOSED_WITH: Mapping[str, Collection[str]] = {
+    "dd": {*_ENDING_LINES, ROOT}, "li": {*_ENDING_LINES, ROOT}, "p": {*_ENDING_LINES, "dd", "li", "td", "th", ROOT},
+    "tbody": {"table"}, "td": {"tr"}, "th": {"tr"}, "tfoot": {"table"}, "tr": {"table", "tbody", "tfoot", "thead"},
+}  # fmt: skip
+"""Tag -> what closes it where nothing is left in it."""
 _STANDS_ALONE = {"area", "br", "hr", "img", "input", "link", "meta", "source", "wbr"}
 """Tags that hold nothing."""
 _MAY_STAY_OPEN = _STANDS_ALONE | {
@@ -384,21 +402,44 @@ def _loose(tree: Tree, blank: Sequence[bool], inline: Sequence[bool]) -> list[bo
     return loose
 
 
-def write(tree: Tree, nodes: Sequence[int] | None = None, names: Sequence[str] | None = None) -> str:
-    """HTML of the whole tree or of the subtrees of `nodes`, without blank lines. `names` stand in for tags."""
-    names = tree.tag if names is None else names
-    parts = list[str]()
+def write(
+    tree: Tree, nodes: Sequence[int] | None = None, names: Sequence[str] | None = None, *, brief: bool = False
+) -> str:
+    """HTML of the whole tree or of the subtrees of `nodes`, without blank lines. `names` stand in for tags.
+
+    brief: write no section or div around blocks, and no closing tag where HTML's syntax needs none (13.1.2.4), so that
+    a model reads more text for its tokens; a parser finds the same lines.
+    """
+    tags = tree.tag if names is None else names
+    hides = [tag in BOXES for tag in tree.tag]
+    if brief and not _WRAPPERS.isdisjoint(tree.tag):
+        hides = [gone or wraps for gone, wraps in zip(hides, _find_wrappers(tree), strict=True)]
+    steps = list[tuple[int, bool]]()  # (node, whether it ends here)
     for top in tree.children(0) if nodes is None else nodes:
         opened = list[int]()
         for node in range(top, tree.end[top]):
             while opened and tree.end[opened[-1]] <= node:
-                parts.append(f"</{names[opened.pop()]}>")
-            if tree.tag[node] in BOXES:
-                continue
-            if tree.tag[node]:
-                parts.append(f"<{names[node]}{tree.text[node]}>")
-                opened.append(node)
-            else:
-                parts.append(html.escape(tree.text[node], quote=False))
-        parts += [f"</{names[node]}>" for node in reversed(opened)]
+                steps.append((opened.pop(), True))
+            if not hides[node]:
+                steps.append((node, False))
+                opened += [node] if tree.tag[node] else []
+        steps += [(node, True) for node in reversed(opened)]
+    parts = list[str]()
+    for (node, ends), (following, after) in zip(steps, [*steps[1:], (0, True)], strict=False):
+        tag = tree.tag[node]
+        if not tag:
+            parts.append(html.escape(tree.text[node], quote=False))
+        elif not ends:
+            parts.append(f"<{tags[node]}{tree.text[node]}>")
+        elif not brief or tree.tag[following] not in (_CLOSED_WITH if after else _CLOSED_BEFORE).get(tag, ()):
+            parts.append(f"</{tags[node]}>")
     return _BLANK_LINES.sub("\n", "".join(parts)).strip()
+
+
+def _find_wrappers(tree: Tree) -> list[bool]:
+    """Whether each node is a tag without attributes that says nothing of the blocks in it, and holds no line."""
+    inline, found = find_inline(tree), [tag in _WRAPPERS for tag in tree.tag]
+    for node in range(1, len(tree)):
+        found[node] &= not tree.text[node] and tree.end[node] > node + 1
+        found[tree.parent[node]] &= not inline[node] and tree.tag[node] not in BOXES
+    return found

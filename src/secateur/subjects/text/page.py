@@ -71,7 +71,8 @@ def open_page(
         plain: tags that are always unwrapped where they have no attributes, since they only say how text looks.
         apart: put each document into a tag of its own, so that what is left of each can be told (`Page.documents`).
         hidden: keep what a page hides from who looks at it; else `Page.hidden` says how many words were left out.
-        numbered: write siblings with their numbers, as <p0>; else as the tags that they are, which takes fewer tokens.
+        numbered: write siblings with their numbers, as <p0>, and every tag; else as the tags that they are, without
+            those that HTML can do without (`markup.write`), which takes fewer tokens.
 
     Raises:
         InputError: `block` below 0, or a document that is neither HTML nor a path.
@@ -240,7 +241,7 @@ class Page:
 
     def _write(self, tree: Tree, names: Sequence[str], owners: Sequence[int]) -> str:
         if not self._writes_kinds():
-            return markup.write(tree, None, names if self.numbered else None)
+            return markup.write(tree, None, names if self.numbered else None, brief=not self.numbered)
         return "\n\n".join(filter(None, self._write_documents(tree, names, owners)))
 
     def _writes_kinds(self) -> bool:
@@ -252,14 +253,16 @@ class Page:
         tops: list[list[int]] = [[] for _ in self._kinds]
         for node in tree.children(0):
             tops[owners[node]] += tree.children(node) if self._apart else [node]
-        native, named = self._writes_kinds(), names if self.numbered else None
+        native, named, brief = self._writes_kinds(), names if self.numbered else None, not self.numbered
         return [
-            plain_text.write_source(tree, nodes) if native and kind != "html" else markup.write(tree, nodes, named)
+            plain_text.write_source(tree, nodes)
+            if native and kind != "html"
+            else markup.write(tree, nodes, named, brief=brief)
             for nodes, kind in zip(tops, self._kinds, strict=True)
         ]
 
     def _write_parts(self, nodes: Sequence[int] | None, numbered: bool) -> str:
-        return markup.write(self.tree, nodes, self.names if numbered else None)
+        return markup.write(self.tree, nodes, self.names if numbered else None, brief=not numbered)
 
     def parts(self) -> list[str]:
         """What is written of each document, in the order in which they were given; empty where nothing is left."""
