@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import small_vision
@@ -104,11 +103,10 @@ def labels(seed: int) -> Figures:
     baselines=["KD", "KD + cosine"],
     seeds=SEEDS,
 )
-@torch.no_grad()
 def norms(seed: int) -> Figures:
     figures = {}
     for arm in ("KD + ND", "KD + cosine", "KD"):
         network = student(seed, arm)
         assert isinstance(network, nn.Sequential)
-        figures[arm] = float(network[:-1](data(seed)[1].inputs).norm(dim=1).mean())
+        figures[arm] = float(network[:-1](data(seed)[1].inputs).detach().norm(dim=1).mean())
     return figures

@@ -63,14 +63,13 @@ def headline(seed: int) -> Figures:
     baselines=["pruned, then rounded"],
     seeds=SEEDS,
 )
-@torch.no_grad()
 def joint(seed: int) -> Figures:
     subject = language.narrow(seed)
     once = pruned("sparsegpt", subject, "weights=50%", seed, bits=4)
     later = pruned("sparsegpt", subject, "weights=50%", seed)
     for matrix in matrices(later.model, later.layers()).values():
         round_to_grid = obs.grid(matrix.weight, 4)
-        matrix.weight.copy_(torch.stack([round_to_grid(column) for column in matrix.weight.T], 1))
+        matrix.weight.data.copy_(torch.stack([round_to_grid(column) for column in matrix.weight.T], 1))
     return {"at once": language.held_out(once), "pruned, then rounded": language.held_out(later)}
 
 
