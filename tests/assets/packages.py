@@ -34,10 +34,12 @@ __all__ = [
     "brown_documents",
     "brown_tagged",
     "fetch",
+    "git_manual",
     "manual",
     "minilm",
     "mnist",
     "movielens",
+    "npm_manual",
     "spam_assassin",
     "standard_library_text",
     "umls",
@@ -76,6 +78,18 @@ def manual() -> Path:
     """
     sha256 = "a8a924637eeb25e666df5bbf7660ae09eb280be9effa39f9f6929e7a452bf65c"
     return fetch("apt", "python3.13-doc", "3.13.5-2+deb13u5", sha256) / "usr" / "share" / "doc" / "python3.13" / "html"
+
+
+def git_manual() -> Path:
+    """The folder of git's manual, some 250 HTML pages with lists of options. Licence: GPL-2.0. Debian's `git-doc`."""
+    sha256 = "5051bf2c067c96b7622632d82895f89720f70ec64c2bda10a1b8311b0538df48"
+    return fetch("apt", "git-doc", "1:2.47.3-0+deb13u1", sha256) / "usr" / "share" / "doc" / "git-doc"
+
+
+def npm_manual() -> Path:
+    """The folder of npm's manual, some 90 pages of Markdown. Licence: Artistic-2.0. npm's own package."""
+    sha256 = "8ad8563b81e71b90ef405b140bccf3ba9b5e7884ab210bd49ee4e2f4bc6f61f5"
+    return fetch("npm", "npm", "11.21.2", sha256) / "package" / "docs" / "content"
 
 
 def movielens() -> Path:

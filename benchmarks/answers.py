@@ -1,0 +1,146 @@
+"""How many of 200 answers are left at equal tokens: htmlrag beside chunks, LangChain's splitter, and cutting off.
+
+    python benchmarks/answers.py                      # writes docs/evidence/benchmarks/answers.*
+    python benchmarks/answers.py --corpora plain --most 12    # a quick look, writes nothing
+
+Questions were written by hand beside the passage that answers each, and stand in `questions/`: on manuals (git's and
+Python's: options, tables and sentences), on plain text (Brown) and on Markdown (npm's manual). A question reads the
+page that answers it among four others of its corpus. `secateur study rag` compares: chunks of 50, 100
+and 200 words with and without headings and LangChain's splitter, by BM25 and by all-MiniLM-L6-v2, and the first words;
+a question counts where the whole passage is left. htmlrag ranks by BM25, by the embedder, or by both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from secateur.measure import statistics
+from secateur.measure.environment import describe
+from secateur.reports.sheet import percent
+from secateur.runs import keywords
+from secateur.studies import rag
+from secateur.vocabulary import Figure
+from support import peers
+from support.data import packages
+
+CORPORA = ("manuals", "plain", "markdown")
+BUDGETS = ("tokens=256", "tokens=512", "tokens=1024")
+WAYS: Mapping[str, Mapping[str, object]] = {
+    "htmlrag, both": {"settings": ["htmlrag.hybrid=true"]},
+    "htmlrag, embedder": {},
+    "htmlrag, BM25": {"settings": ["htmlrag.embedder="]},
+}
+"""Ours: the first is the one that the lead is told of."""
+OTHERS = 4
+"""Pages that are read besides the one with the answer."""
+ROOT = Path(__file__).parent / "questions"
+
+
+def read(corpus: str, folder: Path, most: int = 0) -> rag.Questions:
+    """The questions of a corpus, or `most` of them, as the study reads them; what is read is written into `folder`."""
+    asked, page = dict[str, list[tuple[str, str]]](), ""
+    for line in (ROOT / f"{corpus}.txt").read_text("utf-8").splitlines():
+        question, bar, answer = line.partition(" | ")
+        page = page if bar else line
+        asked.setdefault(page, [])
+        asked[page] += [(question, answer)] if bar else []
+    rows, draw = list[str](), random.Random(0)
+    for page, pairs in asked.items():
+        others = [other for other in asked if other != page and other.split("/")[0] == page.split("/")[0]]
+        chosen = [page, *draw.sample(others, OTHERS)]
+        draw.shuffle(chosen)
+        for question, answer in pairs:
+            row = {"question": question, "answers": [answer], "files": [str(find(name, folder)) for name in chosen]}
+            rows.append(json.dumps(row))
+    file = folder / f"{corpus}.jsonl"
+    file.write_text("\n".join(draw.sample(rows, most) if most else rows) + "\n", encoding="utf-8")
+    return rag.read(file)
+
+
+def find(page: str, folder: Path) -> Path:
+    """The file of "git/git-add", "python/struct", "npm/commands/npm-audit" or "brown/21"."""
+    source, _, name = page.partition("/")
+    if source == "git":
+        return packages.git_manual() / f"{name}.html"
+    if source == "python":
+        return packages.manual() / "library" / f"{name}.html"
+    if source == "npm":
+        return packages.npm_manual() / f"{name}.md"
+    file = folder / f"brown-{name}.txt"
+    if not file.is_file():
+        sentences = packages.brown_documents()[int(name)][1]
+        parts = [" ".join(sentences[start : start + 5]) for start in range(0, len(sentences), 5)]
+        file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return file
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
+    parser.add_argument("--most", type=int, default=0, help="questions of each corpus; all of them if not given")
+    options = parser.parse_args(given)
+    lines, record, many = list[str](), dict[str, object](), 0
+    for corpus in options.corpora:
+        table, found, count = compare(corpus, options.most)
+        lines += [f"## {corpus.capitalize()}: {count} questions", "", *table, ""]
+        record[corpus] = found
+        many += count
+    machine = describe()
+    text = "\n".join(
+        [
+            "# Answers kept", "",
+            f"{many} questions on five pages each, all-MiniLM-L6-v2 and its tokens; % of the questions whose whole",
+            "answer is left, with Wilson's interval, and htmlrag by both beside the rival that kept the most.",
+            "", *lines, f"{machine.get('cpu')}, commit {machine.get('commit')}.",
+        ]
+    )  # fmt: skip
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    if not options.most and tuple(options.corpora) == CORPORA:
+        out = peers.ROOT / "docs" / "evidence" / "benchmarks"
+        (out / "answers.json").write_text(json.dumps({**record, "machine": machine}, indent=1) + "\n", encoding="utf-8")
+        (out / "answers.md").write_text(text + "\n", encoding="utf-8")
+
+
+def compare(corpus: str, most: int) -> tuple[list[str], dict[str, dict[str, list[bool]]], int]:
+    """Lines of a table; pipeline -> budget -> which questions were kept; and how many there are."""
+    kept = dict[str, dict[str, list[bool]]]()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        questions = read(corpus, folder, most)
+        for way, how in WAYS.items():
+            rivals = {"words": (50, 100, 200), "letters": 600} if way == next(iter(WAYS)) else {"words": ()}
+            more = {"embedder": str(packages.minilm()), "budgets": BUDGETS, **rivals, **how}
+            watch = partial(track, description=f"{corpus}, {way}")
+            found = keywords.call(rag.rag, None, questions, folder / way, watch, **more)
+            for pipeline, by in found.items.items():
+                if pipeline != rag.WHOLE:
+                    called = way if pipeline == "htmlrag" else pipeline
+                    kept[called] = {budget: [bool(item["kept"]) for item in by[budget]] for budget in BUDGETS}
+    rows = [f"| | {' | '.join(BUDGETS)} |", "| --- | ---: | ---: | ---: |"]
+    for pipeline, by in kept.items():
+        rows.append(f"| {pipeline} | {' | '.join(percent(share(by[budget])) for budget in BUDGETS)} |")
+    ours = next(iter(WAYS))
+    leads = list[str]()
+    for budget in BUDGETS:
+        rival = max((name for name in kept if name not in WAYS), key=lambda name: sum(kept[name][budget]))
+        pair = ([float(one) for one in kept[name][budget]] for name in (ours, rival))
+        leads.append(f"{percent(statistics.paired_difference(*pair), signed=True)} over {rival}")
+    rows.append(f"| **ahead of the best rival, points** | {' | '.join(leads)} |")
+    return rows, kept, len(questions.rows)
+
+
+def share(kept: Sequence[bool]) -> Figure:
+    return statistics.proportion(sum(kept), len(kept))
+
+
+if __name__ == "__main__":
+    main()
