@@ -112,6 +112,17 @@ def test_rows_of_heads_are_not_read_again_for_each_row():
     assert Rows.reads < 10 * len(page.blocks)
 
 
+def test_a_row_keeps_the_cell_that_goes_on_into_it_and_that_cell_its_rows():
+    rows = '<tr><td rowspan="3">kind<td>one<tr><td>two<tr><td>three<tr><td>other<td>four'
+    page = open_page(f"<table>{rows}</table>", block=1, numbered=False)
+    assert [page.text(i) for i in range(4)] == ["kind one", "two", "three", "other four"]
+    assert [page.companions(i) for i in range(4)] == [[], [0], [0], []]
+    left = page.cut(Selection({"page": page.complete(np.array([False, False, True, True]))}))[0]
+    assert left.html() == '<table><tbody><tr><td rowspan="2">kind<td>one<tr><td>three<tr><td>other<td>four</table>'
+    alone = left.cut(Selection({"page": np.array([True, False, True])}))[0]
+    assert alone.html() == "<table><tbody><tr><td>kind<td>one<tr><td>other<td>four</table>"
+
+
 def test_a_cell_that_goes_leaves_an_empty_one():
     cells = [f"<td>{' '.join(f'w{i}' for i in range(cell * 99, cell * 99 + 99))}</td>" for cell in range(3)]
     page = open_page(f"<table><tr>{''.join(cells)}</tr></table>", block=20)

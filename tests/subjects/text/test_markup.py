@@ -203,6 +203,13 @@ def test_tags_that_html_can_do_without_are_not_written(source, written):
     assert markup.write(markup.clean(markup.parse(found, ["class"]))[0], brief=True) == written
 
 
+def test_a_cell_says_how_many_columns_and_rows_it_takes():
+    rows = '<tr><th rowspan=02>a<th COLSPAN="2" class=x>b<tr><td colspan=1>c<td rowspan="x">d<td colspan=20000>e'
+    found = cleaned(f"<table>{rows}</table>")
+    assert found == cleaned('<table><tr><th rowspan="02">a<th colspan="2">b<tr><td>c<td>d<td>e</table>')
+    assert found.count("=") == 2
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_are_some_page(source):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 from secateur.subjects.text.lines import SENTENCE
 from secateur.subjects.text.tree import Tree
 
-__all__ = ["LED", "Contexts", "find_previous", "leads"]
+__all__ = ["LED", "Contexts", "count_rows", "find_previous", "leads", "mend_rows"]
 
 LED = {"ul", "ol", "menu", "dl", "table", "pre", "blockquote", "figure"}
 """What a sentence before it may lead into, with a colon at its end."""
@@ -24,6 +26,9 @@ _OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}
 _NAMED_BY = {"figure": "figcaption", "details": "summary", "fieldset": "legend", "table": "caption"}
 _TERMS = 16
 """How many terms of one definition count, the nearest first: a page may have thousands before each."""
+_ROWS = re.compile(r' rowspan="0*([0-9]{1,4})"')
+_MOST_ROWS = 64
+"""Rows of one cell that count."""
 
 
 class Contexts:
@@ -35,6 +40,7 @@ class Contexts:
         self._before = find_previous(tree)
         self._found = dict[int, list[int]]()
         self._rows, self._names = dict[int, list[int]](), dict[int, list[int]]()
+        self._spanning = dict[int, dict[int, list[int]]]()
         self._terms = _find_terms(tree, self._before)
 
     def find(self, node: int) -> list[int]:
@@ -65,7 +71,7 @@ class Contexts:
         elif tag in ("td", "th") and tree.tag[above] == "tr":
             found += [above + 1] if above + 1 != child and tree.end[above + 1] > above + 2 else []
         elif tag in ("tr", "tbody", "thead", "tfoot"):
-            found += self._find_rows(child, above)
+            found += [*self._find_rows(child, above), *self._find_spanning(child, above)]
         elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
             found += [above + 1] if above + 1 != child else []
         if tree.tag[above] in _NAMED_BY:
@@ -94,11 +100,50 @@ class Contexts:
         begin = 2 if len(rows) > 1 and rows[1] == self.tree.end[rows[0]] else 1
         return [*rows[: min(begin, before)], *rows[max(0, before - 1) : before]]
 
+    def _find_spanning(self, child: int, above: int) -> list[int]:
+        """The rows before a row with a cell that goes on into it."""
+        if above not in self._spanning:
+            rows = [row for row in self.tree.children(above) if self.tree.tag[row] == "tr"]
+            found = self._spanning[above] = dict[int, list[int]]()
+            for place, row in enumerate(rows):
+                most = max((count_rows(self.tree, cell) for cell in self.tree.children(row)), default=1)
+                for other in rows[place + 1 : place + most]:
+                    found.setdefault(other, []).append(row)
+        return self._spanning[above].get(child, [])
+
     def _is_of_heads(self, node: int) -> bool:
         """Whether a node is a row of heads alone, and perhaps of empty cells."""
         cells = self.tree.children(node) if self.tree.tag[node] == "tr" else []
         tags = {self.tree.tag[cell] for cell in cells if self.tree.end[cell] > cell + 1}
         return "th" in tags and "td" not in tags
+
+
+def count_rows(tree: Tree, cell: int) -> int:
+    """How many rows a cell takes."""
+    found = _ROWS.search(tree.text[cell]) if tree.tag[cell] in ("td", "th") else None
+    return min(_MOST_ROWS, max(1, int(found[1]))) if found else 1
+
+
+def mend_rows(tree: Tree, old: Tree, nodes: Sequence[int]) -> Tree:
+    """The tree in which each cell takes as many rows as are left of those that it took.
+
+    old: the tree that it is left of. nodes: which node of it each was.
+    """
+    spanning = [node for node, was in enumerate(nodes) if old.text[was] and count_rows(old, was) > 1]
+    if not spanning:
+        return tree
+    left, texts = set(nodes), list(tree.text)
+    last, following = dict[int, int](), dict[int, int]()  # of rows, by what holds them; the row behind each
+    for row in (node for node, tag in enumerate(old.tag) if tag == "tr"):
+        following[last.get(old.parent[row], -1)] = row
+        last[old.parent[row]] = row
+    for node in spanning:
+        row, stay = old.parent[nodes[node]], 0
+        for _ in range(count_rows(old, nodes[node])):
+            stay += row in left
+            row = following.get(row, len(old))
+        texts[node] = _ROWS.sub(f' rowspan="{stay}"' if stay > 1 else "", texts[node])
+    return replace(tree, text=texts)
 
 
 def _find_terms(tree: Tree, before: Sequence[int]) -> dict[int, list[int]]:

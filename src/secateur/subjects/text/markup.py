@@ -56,6 +56,9 @@ _RAW = {"title", "textarea"}
 """Tags that hold text alone, except inside a drawing; what is written must not depend on the drawing around it."""
 
 _CELLS = {"td", "th"}
+_SPANS = ("colspan", "rowspan")
+_MANY = re.compile(r"0*(?:[2-9]|[1-9][0-9]{1,3})")
+"""How many columns or rows a cell takes, if not one: without it, other cells would stand under other heads."""
 
 _SPACED = {"pre", "textarea"}
 
@@ -200,7 +203,8 @@ _NOT_SHOWN = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidde
 def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool = True) -> Tree:
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
 
-    attributes: "*" asks for all of them, but those whose names can't be written. hidden: keep what the page hides by
+    attributes: "*" asks for all of them, but those whose names can't be written; how many columns and rows a cell takes
+    always stays. hidden: keep what the page hides by
     its own markup (`hidden`, `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the
     tree says how many words were left out. The text of a picture (`alt`) stands in its place.
     """
@@ -234,8 +238,11 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
             end.append(len(tag))
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
             tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
-            given = node.attributes if attributes else {}
-            stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else attributes
+            given = node.attributes if attributes or name in _CELLS else {}
+            stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else [*attributes]
+            stay += [
+                key for key in _SPANS if name in _CELLS and key not in stay and _MANY.fullmatch(given.get(key) or "")
+            ]
             text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
             parent.append(above[-1])
             end.append(0)

@@ -18,7 +18,7 @@ import numpy as np
 from secateur._utils.disk import atomic_write
 from secateur.errors import DataError, InputError
 from secateur.subjects.text import lines, markup, plain_text
-from secateur.subjects.text.context import LED, Contexts, find_previous, leads
+from secateur.subjects.text.context import LED, Contexts, find_previous, leads, mend_rows
 from secateur.subjects.text.passage import sentences
 from secateur.subjects.text.tree import Tree, prune_tree
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -404,9 +404,10 @@ class Page:
 
     def _prune(self, tree: Tree, gone: Sequence[bool]) -> tuple[Tree, list[int], list[int]]:
         """The clean tree without what is gone and without boxes, the nodes before cleaning, and those that are left."""
+        whole = tree
         tree, kept = prune_tree(tree, gone, [tag in lines.BOXES for tag in tree.tag])
         tree, nodes = markup.clean(tree, self.protected)
-        return tree, kept, nodes
+        return mend_rows(tree, whole, [kept[node] for node in nodes]), kept, nodes
 
     def _clean(self, tree: Tree, stays: Sequence[int], gone: Sequence[bool]) -> Page:
         """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
