@@ -32,6 +32,24 @@ def test_without_a_language_model_paths_are_chosen_by_the_alignment_of_relations
 
 
 @pytest.mark.parametrize(
+    ("asked", "best"),
+    [
+        ("When was Acme 3 founded?", 1),
+        ("Which year was Acme 3 founded?", 1),
+        ("Who founded Acme 3?", 0),
+        ("Where was Acme 3 founded?", 0),
+        ("What do we know when Acme 3 was founded?", 0),  # no time is asked for: the first of equals
+    ],
+)
+def test_a_time_has_a_number_and_a_person_or_place_has_none(asked, best):
+    question = read_question(asked, ["a"], ["Acme 3"], "")
+    pieces = [Piece(f"Acme 3 -[was founded]-> {name}", ("was founded",)) for name in ("Ruth", "1961")]
+    alone = open_judge(Judging(), Similarity(None), 0.5, 0)
+    assert alone.choose(question, pieces)[0] == best
+    assert alone.choose(question, pieces[::-1])[0] == (0 if asked.startswith("What do") else 1 - best)
+
+
+@pytest.mark.parametrize(
     "nonsense",
     [
         ".\n" * 50_000,

@@ -27,6 +27,8 @@ TOPICS = 6
 """Things that a question is about, at most."""
 TRIES = 3
 """How often a language model is asked for the same list."""
+OTHER_KIND = 0.8
+"""What a path counts that names no number where a time is asked for, or one where a person or a place is."""
 WARM = 0.4
 """Temperature of all but verdicts."""
 
@@ -93,6 +95,7 @@ class SimilarityJudge:
             count = len(phrases) if piece.begins and piece.ends else min(len(phrases), len(piece.relations) + 1)
             side = alike[:count] if piece.begins else alike[len(phrases) - count :]
             value = sum(align(side[:, [column[relation] for relation in piece.relations]]))
+            value *= 1.0 if path_questions.suits_kind(question, piece.text) else OTHER_KIND
             scores.append(value / max(1, len(piece.relations)) + value / max(1, count))
         return [int(place) for place in np.argsort(-np.round(scores, 6), kind="stable")]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from secateur.retrieval.words import COMMON
 
 __all__ = [
-    "PathQuestion", "find_phrases", "find_position", "order_topics", "read_question", "split_indicator", "with_phrases",
+    "PathQuestion", "find_phrases", "find_position", "order_topics", "read_question", "split_indicator", "suits_kind",
+    "with_phrases",
 ]  # fmt: skip
 
 _FUNCTION = (
@@ -108,6 +109,23 @@ def with_phrases(question: PathQuestion) -> PathQuestion:
         along += [*near, *reversed(far)]
     lengths = tuple(max(1, len(phrases)) for phrases in each)
     return replace(question, phrases=tuple(along), lengths=lengths, steps=question.steps or max(1, len(along)))
+
+
+_TIME = re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century)\b", re.IGNORECASE)
+_NO_TIME = re.compile(r"\b(?:who|whom|where)\b", re.IGNORECASE)
+
+
+def suits_kind(question: PathQuestion, text: str) -> bool:
+    """Whether a path in words may name what is asked for: a time has a digit, and a person or a place has none.
+
+    Topics do not count. Where neither is asked for any path may.
+    """
+    time = bool(_TIME.match(question.text.strip()))
+    if not time and not _NO_TIME.match(question.text.strip()):
+        return True
+    for name in question.names:
+        text = text.replace(name, "")
+    return any(sign.isdigit() for sign in text) == time
 
 
 def order_topics(question: PathQuestion, topics: Sequence[str]) -> PathQuestion:

@@ -109,7 +109,8 @@ def paths_over_graph(
     without end for a list that it can read; none of these is kept. D is the number of steps of the indicator, as in
     the code; of more than two topics, those from one to the next. Branches of paths with the same relations are one,
     as the paths are; where one hop more makes whole paths of all branches, they stay short, or the judge would read as
-    much as without them. Where more than `most` paths begin alike in length, those go on whose relations are most like
+    much as without them. Without a language model a path counts less that names no number where a time is asked for.
+    Where more than `most` paths begin alike in length, those go on whose relations are most like
     the question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
     most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
     most like the question.
