@@ -290,7 +290,7 @@ def trace_blocks(page: Page, counts: Counts, rate: Rate, blocks: Sequence[int] |
     """What a trace tells of each block, or of some."""
     costs = page.units(**counts)["page"].cost
     return [
-        {"path": " > ".join(page.path(i)), "score": float(score), "text": page.text(i),
+        {"path": " > ".join(page.path(i)), "score": float(score), "text": page.text(i), "document": page.owner(i),
          **{measure: float(column[i]) for measure, column in costs.items()}}
         for i, score in zip(range(len(page.blocks)) if blocks is None else blocks, rate(page, blocks), strict=True)
     ]  # fmt: skip

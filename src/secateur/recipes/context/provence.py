@@ -136,8 +136,8 @@ def provence(
             kept[stays], smaller = selection.keep["sentences"], passing.cut(selection)[0]
         run.json(f"trace-{budget}", partial(trace, subject, counts, scores, kept))
         notes = explain_empty(scores, cutoff, stays, kept, budget)
-        ranks = [one["score"] for one in told]
-        run.json(f"told-{budget}", partial(dict, reranking_scores=ranks, compression=compression, notes=notes))
+        ranks = {"reranking_scores": [one["score"] for one in told], "ranks": bool(reranker or chosen.ranks)}
+        run.json(f"told-{budget}", partial(dict, **ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
         after = smaller.cost(counts)
         yield Result(str(budget), smaller, Cut(gone, whole, after, tuple(notes)), after)
@@ -213,8 +213,8 @@ def trace(passages: Passages, counts: Counts, scores: np.ndarray, keep: np.ndarr
     found: dict[str, list[Row]] = {f"passage {number + 1}": [] for number in range(len(passages.texts))}
     for index, (number, start, end) in enumerate(passages.sentences):
         costs = {name: float(column[index]) for name, column in units["sentences"].cost.items()}
-        row = {"path": f"{start}:{end}", "score": float(scores[index]), "text": passages.text(index), **costs}
-        found[f"passage {number + 1}"].append({**row, "kept": bool(keep[index])})
+        row = {"path": f"{start}:{end}", "score": float(scores[index]), "text": passages.text(index), "document": number}
+        found[f"passage {number + 1}"].append({**row, **costs, "kept": bool(keep[index])})
     return {site: rows for site, rows in found.items() if rows}
 
 
