@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.integrations.pruner_settings import (
     NOTE,
     Follower,
+    Options,
     describe,
     open_graph_pruner,
     open_pruner,
@@ -60,7 +60,7 @@ class SecateurPruner:
         self,
         budget: str,
         recipe: str = "htmlrag",
-        options: dict[str, Any] | None = None,
+        options: Options | None = None,
         strict: bool = False,
         titles: str = "",
         prior: str = "",
@@ -73,7 +73,7 @@ class SecateurPruner:
     def _pruner(self) -> Pruner:
         return self._follower.get(**self._settings(), warm=False)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         names = ("budget", "recipe", "options", "strict", "titles", "prior")
         return {name: getattr(self, name) for name in names}
 
@@ -82,7 +82,7 @@ class SecateurPruner:
         self._pruner().warm_up()
 
     @component.output_types(documents=list[Document])
-    def run(self, query: str, documents: list[Document]) -> dict[str, Any]:
+    def run(self, query: str, documents: list[Document]) -> dict[str, list[Document]]:
         """The documents of which something stays, cut and in the recipe's order; those without text stay in place."""
         self.warm_up()
         texts = [number for number, document in enumerate(documents) if document.content is not None]
@@ -105,16 +105,16 @@ class SecateurPruner:
         }
 
     @component.output_types(documents=list[Document])
-    async def run_async(self, query: str, documents: list[Document]) -> dict[str, Any]:
+    async def run_async(self, query: str, documents: list[Document]) -> dict[str, list[Document]]:
         """`run`, in a thread."""
         return await asyncio.to_thread(self.run, query, documents)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For a pipeline that is written down."""
         return dict(default_to_dict(self, **self._settings()))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SecateurPruner:
+    def from_dict(cls, data: dict[str, object]) -> SecateurPruner:
         """From a pipeline that was written down."""
         made: SecateurPruner = default_from_dict(cls, data)
         return made
@@ -137,10 +137,10 @@ class SecateurGraphRetriever:
 
     def __init__(
         self,
-        graph: Any,
+        graph: object,
         budget: str,
         recipe: str = "kg_rag",
-        options: dict[str, Any] | None = None,
+        options: Options | None = None,
         strict: bool = False,
     ) -> None:
         self.graph, self.budget, self.recipe = graph, budget, recipe
@@ -151,7 +151,7 @@ class SecateurGraphRetriever:
     def _pruner(self) -> GraphPruner:
         return self._follower.get(**self._settings(), warm=False)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, object]:
         return {name: getattr(self, name) for name in ("graph", "budget", "recipe", "options", "strict")}
 
     def warm_up(self) -> None:
@@ -159,7 +159,7 @@ class SecateurGraphRetriever:
         self._pruner().warm_up()
 
     @component.output_types(documents=list[Document])
-    def run(self, query: str) -> dict[str, Any]:
+    def run(self, query: str) -> dict[str, list[Document]]:
         """The facts or paths that stay, in the order to read."""
         self.warm_up()
         kept = self._pruner().prune(query)
@@ -168,16 +168,16 @@ class SecateurGraphRetriever:
         }
 
     @component.output_types(documents=list[Document])
-    async def run_async(self, query: str) -> dict[str, Any]:
+    async def run_async(self, query: str) -> dict[str, list[Document]]:
         """`run`, in a thread."""
         return await asyncio.to_thread(self.run, query)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For a pipeline that is written down."""
         return dict(default_to_dict(self, **self._settings()))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> SecateurGraphRetriever:
+    def from_dict(cls, data: dict[str, object]) -> SecateurGraphRetriever:
         """From a pipeline that was written down."""
         made: SecateurGraphRetriever = default_from_dict(cls, data)
         return made

@@ -42,7 +42,7 @@ class SecateurCompressor(PrunerSettings, BaseDocumentCompressor):
         """The documents of which something stays, cut."""
         metadata = [document.metadata for document in documents]
         priors = priors_of(metadata, self.prior)
-        kept = self._pruner().prune(
+        kept = self._refresh().prune(
             [document.page_content for document in documents], query, titles_of(metadata, self.titles), priors
         )
         found = list[Document]()
@@ -67,7 +67,7 @@ class SecateurGraphRetriever(GraphSettings, BaseRetriever):
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
         found = list[Document]()
-        for each in self._pruner().prune(query):
+        for each in self._refresh().prune(query):
             score = {} if each.score is None else {_SCORE: each.score}
             found.append(Document(each.text, metadata={**score, NOTE: describe(each)}))
         return found

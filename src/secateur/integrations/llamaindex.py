@@ -10,16 +10,15 @@ SecateurGraphRetriever("graph.csv", "words=400", recipe="kg_rag").retrieve("the 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from secateur.errors import MissingExtraError
-from secateur.integrations.pruner_settings import NOTE, PrunerSettings, describe, priors_of
+from secateur.integrations.pruner_settings import NOTE, Options, PrunerSettings, Setting, describe, priors_of
 from secateur.runs.pruners import GraphPruner, Kept, titles_of
 
 try:
     from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
 except ImportError as error:
     raise MissingExtraError("this needs llama-index-core: pip install 'secateur[llamaindex]'") from error
 
@@ -50,7 +49,7 @@ class SecateurPostprocessor(PrunerSettings, BaseNodePostprocessor):
         metadata = [one.node.metadata for one in nodes]
         rows = [{_OWN_SCORE: one.score} for one in nodes] if self.prior == _OWN_SCORE else metadata
         query = "" if query_bundle is None else query_bundle.query_str
-        kept = self._pruner().prune(texts, query, titles_of(metadata, self.titles), priors_of(rows, self.prior))
+        kept = self._refresh().prune(texts, query, titles_of(metadata, self.titles), priors_of(rows, self.prior))
         found = list[NodeWithScore]()
         for each in kept:
             before = nodes[each.number]
@@ -80,9 +79,9 @@ class SecateurGraphRetriever(BaseRetriever):
         graph: object,
         budget: str,
         recipe: str = "kg_rag",
-        options: dict[str, Any] | None = None,
+        options: Options | None = None,
         strict: bool = False,
-        **library: Any,
+        **library: Setting,
     ) -> None:
         super().__init__(**library)
         self._pruner = GraphPruner(recipe, graph, budget, strict=strict, **(options or {}))
@@ -95,7 +94,7 @@ class SecateurGraphRetriever(BaseRetriever):
         return await asyncio.to_thread(self._retrieve, query_bundle)
 
 
-def _with_text(node: Any, kept: Kept, scored: float | None = None) -> object:
+def _with_text(node: BaseNode, kept: Kept, scored: float | None = None) -> object:
     """A copy of a node that says what stays, and why, which no model is to read.
 
     What can't be told another text becomes a text node with the same metadata.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
@@ -16,7 +16,9 @@ __all__ = [
     "NOTE",
     "Follower",
     "GraphSettings",
+    "Options",
     "PrunerSettings",
+    "Setting",
     "Settings",
     "describe",
     "open_graph_pruner",
@@ -25,6 +27,10 @@ __all__ = [
 ]
 
 P = TypeVar("P")
+Options: TypeAlias = Mapping[str, Any]
+"""A recipe's own, by name."""
+Setting: TypeAlias = Any
+"""A value of a field."""
 
 NOTE = "secateur"
 """The field of a document's metadata that says why it is there, and what stays of it."""
@@ -46,12 +52,12 @@ class Follower(Generic[P]):
         return self._made
 
 
-def open_pruner(options: Mapping[str, Any], titles: str, prior: str, **settings: Any) -> Pruner:
+def open_pruner(options: Options, titles: str, prior: str, **settings: Setting) -> Pruner:
     """A pruner of documents by a post-processor's settings."""
     return Pruner(titled=bool(titles), ranked=bool(prior), **settings, **options)
 
 
-def open_graph_pruner(options: Mapping[str, Any], **settings: Any) -> GraphPruner:
+def open_graph_pruner(options: Options, **settings: Setting) -> GraphPruner:
     """A pruner of a graph by a retriever's settings."""
     return GraphPruner(**settings, **options)
 
@@ -62,7 +68,7 @@ def describe(kept: Kept, scored: object = None) -> dict[str, object]:
     return {**kept.reasons, **score, **({} if scored is None else {"retrieval_score": scored})}
 
 
-def priors_of(metadata: Sequence[Mapping[str, Any] | None], name: str) -> list[float | None] | None:
+def priors_of(metadata: Sequence[Mapping[str, object] | None], name: str) -> list[float | None] | None:
     """The number under `name` in each document's metadata, None where there is none; None without a name."""
     if not name:
         return None
@@ -84,11 +90,10 @@ class Settings(BaseModel):
     strict: bool = False
     """Raise what goes wrong with a call; otherwise it is warned of."""
     _own: ClassVar[tuple[str, ...]] = ("recipe", "budget", "options", "strict")
-    _follower: Follower[Any] = PrivateAttr()
 
     @model_validator(mode="before")
     @classmethod
-    def check_names(cls, given: Any) -> Any:
+    def check_names(cls, given: object) -> object:
         """Refuse fields that there are not, and a budget that is missing or none."""
         if not isinstance(given, Mapping):
             return given
@@ -105,28 +110,26 @@ class Settings(BaseModel):
         """Check recipe, budget and options."""
         super().model_post_init(context)
         parse_budget(self.budget)
-        self._follower = Follower(self._opener())
-        self._pruner()
+        self._refresh()
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if name not in self._own:
             super().__setattr__(name, value)
             return
         before = getattr(self, name)
         super().__setattr__(name, str(value) if name == "budget" else value)
         try:
-            self._pruner()
+            self._refresh()
         except Exception:
             super().__setattr__(name, before)
             raise
 
-    def _opener(self) -> Callable[..., Any]:
-        """What makes a pruner of these settings."""
+    def _refresh(self) -> object:
+        """What is made of the settings as they are now."""
         raise NotImplementedError
 
-    def _pruner(self) -> Any:
-        """The pruner of the settings as they are now."""
-        return self._follower.get(**{name: getattr(self, name) for name in self._own})
+    def _values(self) -> dict[str, Setting]:
+        return {name: getattr(self, name) for name in self._own}
 
 
 class PrunerSettings(Settings):
@@ -140,8 +143,10 @@ class PrunerSettings(Settings):
     recipes with the option prior."""
     _own: ClassVar[tuple[str, ...]] = (*Settings._own, "titles", "prior")
 
-    def _opener(self) -> Callable[..., Pruner]:
-        return open_pruner
+    _follower: Follower[Pruner] = PrivateAttr(default_factory=lambda: Follower(open_pruner))
+
+    def _refresh(self) -> Pruner:
+        return self._follower.get(**self._values())
 
 
 class GraphSettings(Settings):
@@ -152,5 +157,7 @@ class GraphSettings(Settings):
     """A file, a folder, the address of a SPARQL endpoint, or a graph, as `secateur.open_graph` takes it."""
     _own: ClassVar[tuple[str, ...]] = (*Settings._own, "graph")
 
-    def _opener(self) -> Callable[..., GraphPruner]:
-        return open_graph_pruner
+    _follower: Follower[GraphPruner] = PrivateAttr(default_factory=lambda: Follower(open_graph_pruner))
+
+    def _refresh(self) -> GraphPruner:
+        return self._follower.get(**self._values())

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -211,10 +211,9 @@ def _encode_embeddings(model: object, texts: Sequence[str], role: Role = "passag
         found = [getattr(model, of_question)(text) for text in texts]
     else:
         found = getattr(model, of_passages)(list(texts))
-    try:
+    vectors: np.ndarray = np.zeros(0)
+    with suppress(TypeError, ValueError):  # of several lengths, or no numbers
         vectors = np.asarray(found, dtype=np.float32)
-    except (TypeError, ValueError):
-        vectors = np.zeros(0)
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise InputError(
             f"the embedder, a {type(model).__name__}, gives no vector of one length for each of {len(texts)} texts: "
@@ -378,7 +377,8 @@ def counter(source: object) -> Count:
 
     Raises `InputError` for what can't be opened, `MissingExtraError` for OpenAI's names without tiktoken.
     """
-    found = (isinstance(source, str) and tokenizers.open_tiktoken(source)) or tokenizer(source)
+    found: Any = tokenizers.open_tiktoken(source) if isinstance(source, str) else None
+    found = found or tokenizer(source)
     if hasattr(found, "encode_ordinary_batch"):
         return functools.partial(_count_new, functools.partial(tokenizers.count_encoded, found), {})
     return functools.partial(_count_new, functools.partial(_count, found), {}) if hasattr(found, "tokenize") else found

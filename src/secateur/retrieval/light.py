@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["OnnxEncoder", "StaticEncoder", "open_light"]
 
 
+_FOLDER = "give the folder, which sentence-transformers opens"
+
+
 def open_light(source: str, device: str = "") -> StaticEncoder | OnnxEncoder | None:
     """The encoder of a file that ends in .onnx, or of a folder that holds a static model; None for all else."""
     path = Path(source)
@@ -122,8 +125,7 @@ class OnnxEncoder:
         self.prompts: Mapping[str, str] = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
         modules = folder / "modules.json"
         if modules.is_file() and "Dense" in modules.read_text("utf-8"):
-            raise InputError(f"{file}: {modules} puts a dense layer behind the pooling, which is not in this file: give "
-                             "the folder, which sentence-transformers opens")  # fmt: skip
+            raise InputError(f"{file}: {modules} puts a dense layer behind the pooling, which is not in it: {_FOLDER}")
         self.pooling = _pooling(folder / "1_Pooling" / "config.json")
         self.normalise = not modules.is_file() or "Normalize" in modules.read_text("utf-8")
         longest = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
@@ -199,8 +201,9 @@ def _pooling(file: Path) -> list[str]:
     if unknown := [name for name in names if name not in _POOLINGS]:
         raise InputError(f"{file}: pooling {unknown[0]!r} is not known: give one of {', '.join(_POOLINGS)}")
     if config.get("include_prompt") is False:
-        raise InputError(f"{file} leaves prompts out of the pooling (include_prompt), which is not done for a file of "
-                         "ONNX: give the folder, which sentence-transformers opens")  # fmt: skip
+        raise InputError(
+            f"{file} leaves prompts out of the pooling (include_prompt), which is not done: {_FOLDER}"
+        )
     return list(names)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 from secateur import recipes
 from secateur._utils.disk import atomic_write, guard
@@ -31,6 +31,8 @@ from secateur.vocabulary import Budget, Result
 __all__ = [
     "Job",
     "Pruned",
+    "Readable",
+    "Told",
     "Trace",
     "call_settings",
     "check_question",
@@ -41,11 +43,21 @@ __all__ = [
     "prune_context",
     "record",
     "warn_spent",
-]  # fmt: skip
+]
+
+
+class Readable(Protocol):
+    """What can be given to a model."""
+
+    def to_text(self) -> str:
+        """What it is to read."""
+        ...
 
 
 Trace: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
 """Site -> what became of each of its blocks."""
+Told: TypeAlias = Mapping[str, Any]
+"""What else a recipe tells, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ class Job:
         with suppress(InfeasibleError):  # a share of a page of one word
             replace(self, options=options).prune(self.reader.open_trial(), "word", Meter(most_calls=0))
 
-    def run(self, subject: object, question: str, meter: Meter) -> tuple[Result, Trace, Mapping[str, Any]]:
+    def run(self, subject: object, question: str, meter: Meter) -> tuple[Result, Trace, Told]:
         """The recipe's result for one question, what became of each block, and what else it tells."""
         run, options = Transient(), self.pack(self.servers.with_llm(self.options, meter))
         (result,) = self.function(subject, question, [self.budget], run, **options)
@@ -144,7 +156,7 @@ class Job:
         """What stays for one question; `meter` counts what the language model takes."""
         question = check_question(question)
         result, trace, told = self.run(subject, question, meter)
-        text, parts = markup.whole(result.subject.to_text()), reading.parts_of(result.subject)
+        text, parts = markup.whole(cast(Readable, result.subject).to_text()), reading.parts_of(result.subject)
         return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)
 
 

@@ -8,19 +8,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from secateur._utils.together import Together
 from secateur.errors import InputError
 from secateur.retrieval import encoders
 from secateur.runs.backends import documents as reading
-from secateur.runs.context import Job, check_question, explain
+from secateur.runs.context import Job, Trace, check_question, explain
+from secateur.subjects import Page, Passages
+from secateur.subjects.graph.knowledge_graph import Facts
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
-__all__ = ["GraphPruner", "Kept", "Pruner", "share_embedder", "titles_of"]
+__all__ = ["Call", "GraphPruner", "Kept", "Piece", "Pruner", "share_embedder", "titles_of"]
 
+C = TypeVar("C")
 T = TypeVar("T")
+Call: TypeAlias = Sequence[Any]
+"""What `Pruner.prune` takes, in its order."""
+Piece: TypeAlias = Mapping[str, Any]
+"""A row of a trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +148,14 @@ class Pruner:
             return [Kept(number, text, None, reasons) for number, text in enumerate(documents or ())]
         pieces = _pieces_by_document(trace)
         ranks = told["reranking_scores"] if told.get("ranks") else ()
-        left = result.subject.documents()
+        left = cast(Page | Passages, result.subject).documents()
         return [self._describe(number, text, pieces.get(number, ()), ranks, told) for number, (text, _) in left.items()]
 
     def _describe(
         self,
         number: int,
         text: str,
-        pieces: Sequence[Mapping[str, Any]],
+        pieces: Sequence[Piece],
         ranks: Sequence[float],
         told: Mapping[str, object],
     ) -> Kept:
@@ -167,7 +174,7 @@ class Pruner:
         """`prune`, in a thread."""
         return await asyncio.to_thread(self.prune, documents, question, titles, prior)
 
-    def prune_many(self, calls: Iterable[Sequence[Any]], workers: int = 4) -> list[list[Kept]]:
+    def prune_many(self, calls: Iterable[Call], workers: int = 4) -> list[list[Kept]]:
         """`prune` of each, `workers` at once: calls are (documents, question), and perhaps titles and prior."""
         return _map_threads(lambda call: self.prune(*call), calls, workers)
 
@@ -223,7 +230,7 @@ class GraphPruner:
         rows = {row["text"]: row for site in trace.values() for row in site if row["kept"]}
         about = {"recipe": self.recipe, "kept": len(rows), "of": sum(map(len, trace.values())), **_notes(told)}
         found = list[Kept]()
-        for number, line in enumerate(result.subject.lines):
+        for number, line in enumerate(cast(Facts, result.subject).lines):
             score = rows.get(line.text, {}).get("score")
             facts = [list(fact) for fact in line.facts]
             found.append(Kept(number, markup.whole(line.text), score, {**about, "facts": facts}))
@@ -238,7 +245,7 @@ class GraphPruner:
         return _map_threads(self.prune, questions, workers)
 
 
-def share_embedder(options: Mapping[str, object]) -> dict[str, Any]:
+def share_embedder(options: Mapping[str, object]) -> dict[str, object]:
     """A recipe's options with the embedder opened that they name, if any, as one for all threads.
 
     Its tokenizer stays that of the reader where there is no other.
@@ -259,11 +266,11 @@ def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> lis
     return [title if isinstance(title, str) and title.strip() else None for title in titles]
 
 
-def _pieces_by_document(trace: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[int, list[Mapping[str, Any]]]:
+def _pieces_by_document(trace: Trace) -> dict[int, list[Piece]]:
     """Number of a document -> its rows in a trace, of the last step that looked at it."""
-    found = dict[int, list[Mapping[str, Any]]]()
+    found = dict[int, list[Piece]]()
     for rows in trace.values():
-        by_document = dict[int, list[Mapping[str, Any]]]()
+        by_document = dict[int, list[Piece]]()
         for row in rows:
             by_document.setdefault(row["document"], []).append(row)
         found |= by_document
@@ -275,7 +282,7 @@ def _notes(told: Mapping[str, object]) -> dict[str, object]:
     return {name: told[name] for name in ("notes", "answer") if told.get(name)}
 
 
-def _map_threads(work: Callable[[Any], T], calls: Iterable[Any], workers: int) -> list[T]:
+def _map_threads(work: Callable[[C], T], calls: Iterable[C], workers: int) -> list[T]:
     if workers < 1:
         raise InputError(f"workers={workers}: give a number of at least 1")
     with ThreadPoolExecutor(workers) as pool:

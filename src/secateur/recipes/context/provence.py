@@ -213,8 +213,8 @@ def trace(passages: Passages, counts: Counts, scores: np.ndarray, keep: np.ndarr
     found: dict[str, list[Row]] = {f"passage {number + 1}": [] for number in range(len(passages.texts))}
     for index, (number, start, end) in enumerate(passages.sentences):
         costs = {name: float(column[index]) for name, column in units["sentences"].cost.items()}
-        row = {"path": f"{start}:{end}", "score": float(scores[index]), "text": passages.text(index), "document": number}
-        found[f"passage {number + 1}"].append({**row, **costs, "kept": bool(keep[index])})
+        row = {"path": f"{start}:{end}", "score": float(scores[index]), "text": passages.text(index), **costs}
+        found[f"passage {number + 1}"].append({**row, "document": number, "kept": bool(keep[index])})
     return {site: rows for site, rows in found.items() if rows}
 
 
