@@ -3,9 +3,9 @@
     python benchmarks/service.py                 # some five minutes; writes docs/evidence/benchmarks/service.*
     python benchmarks/service.py --rounds 1      # a quick look, writes nothing
 
-htmlrag on five pages of Python's manual and one question a request, 512 tokens of all-MiniLM-L6-v2, over loopback; by BM25,
-and by that encoder on all cores. "cold": no vector is remembered, the first request of each page set; "cached": the
-same requests again. Then eight clients, each with requests of its own, one after the other.
+htmlrag on five pages of Python's manual and one question a request, 512 tokens of all-MiniLM-L6-v2, over loopback; by
+BM25, and by that encoder on all cores. "cold": no vector is remembered, the first request of each page set; "cached":
+the same requests again. Then eight clients, each with requests of its own, one after the other.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def main() -> None:
         rows.append(f"| {name} | {middle} | {late:.3f} | {max(seconds):.3f} |")
     machine = describe()
     head = (
-        f"htmlrag behind HTTP: {PAGES} pages of up to {LARGEST // 1000} kB and a question a request, 512 tokens, {rounds} "
-        "requests a client, blocks ranked by BM25 or by all-MiniLM-L6-v2."
+        f"htmlrag behind HTTP: {PAGES} pages of up to {LARGEST // 1000} kB and a question a request, 512 tokens, "
+        f"{rounds} requests a client, blocks ranked by BM25 or by all-MiniLM-L6-v2."
     )
     text = "\n".join(["# Service", "", head, "", *rows, "", f"{machine.get('cpu')}, commit {machine.get('commit')}."])
     print(text)

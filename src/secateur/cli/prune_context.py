@@ -28,7 +28,10 @@ _OWN = ("files", "recipe", "question", "budget", "in", "out", "trace", "strict",
 
 
 def execute(given: dict[str, Any]) -> None:
-    """Cut pages, passages or a graph to what answers a question, within a budget of tokens."""
+    """Cut pages, passages or a graph to what answers a question, within a budget of tokens.
+
+    For example: secateur prune-context page.html --recipe htmlrag --budget words=200 --question "What is pruned?"
+    """
     config = given.pop("config", None)
     if "source" in given:
         given["in"] = given.pop("source")
@@ -72,7 +75,7 @@ def _check(own: Mapping[str, Any]) -> None:
         raise InputError("--in takes no --page: it works line by line and writes --out")
     if own["in"] and not own["out"] and not own["dry_run"]:
         raise InputError(
-            "--in needs --out, a .jsonl file or - for the standard output: each line of the one gives a line of the other"
+            "--in needs --out, a .jsonl file or - for the standard output: each line of one gives a line of the other"
         )
 
 
@@ -169,7 +172,8 @@ COMMAND = Command(
     ["secateur.prune_file"],
     words={"source": "--in"},
     help={
-        "recipe": "which recipe: `secateur list` shows those of the family context.",
+        "recipe": "which recipe, such as htmlrag for pages and texts: `secateur list` shows those of the family "
+        "context, and this help its options once it is named.",
         "question": "the question that the documents should answer.",
         "budget": "how much may stay: tokens=2048, words=1000, tokens=20%.",
         "source": "a .jsonl file with question and html, text or passages in each line, or the question alone where a "

@@ -1,10 +1,12 @@
 """Haystack: retrieved documents cut to a budget, between retriever and prompt, and a retriever of facts or paths.
 
+```python
 from secateur.integrations.haystack import SecateurGraphRetriever, SecateurPruner
 
 pipeline.add_component("pruner", SecateurPruner(budget="tokens=2048", options={"tokenizer": "path/to/reader"}))
 pipeline.connect("retriever.documents", "pruner.documents")
 pipeline.add_component("facts", SecateurGraphRetriever("graph.csv", "words=400", recipe="kg_rag"))
+```
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """LangChain: retrieved documents cut to a budget, in any chain, and a retriever of a graph's facts or paths.
 
+```python
 from secateur.integrations.langchain import SecateurCompressor, SecateurGraphRetriever
 
 compressor = SecateurCompressor(recipe="htmlrag", budget="tokens=2048", options={"tokenizer": "path/to/reader"})
 compressor.compress_documents(documents, "the question")
 SecateurGraphRetriever(graph="graph.csv", recipe="kg_rag", budget="words=400").invoke("the question")
+```
 """
 
 from __future__ import annotations

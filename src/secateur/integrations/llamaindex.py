@@ -1,10 +1,12 @@
 """LlamaIndex: retrieved nodes cut to a budget in any query engine, and a retriever of a graph's facts or paths.
 
+```python
 from secateur.integrations.llamaindex import SecateurGraphRetriever, SecateurPostprocessor
 
 pruner = SecateurPostprocessor(recipe="htmlrag", budget="tokens=2048", options={"tokenizer": "path/to/reader"})
 index.as_query_engine(node_postprocessors=[pruner])
 SecateurGraphRetriever("graph.csv", "words=400", recipe="kg_rag").retrieve("the question")
+```
 """
 
 from __future__ import annotations

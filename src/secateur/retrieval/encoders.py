@@ -88,8 +88,8 @@ class Encoding:
     """What compares texts, and what counts their tokens."""
 
     embedder: Any = ""
-    """Folder or Hub id of a bi-encoder, a file of one in ONNX, the address of a server that has one, or such a model;
-    without one texts are compared by their words."""
+    """Folder or Hub id of a bi-encoder, a file of one in ONNX, the address of a server that has one, or such a model,
+    of LangChain or LlamaIndex, too; without one texts are compared by their words."""
     tokenizer: Any = ""
     """Folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a function that
     counts tokens; the embedder's own if not given."""

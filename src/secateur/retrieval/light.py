@@ -201,9 +201,7 @@ def _pooling(file: Path) -> list[str]:
     if unknown := [name for name in names if name not in _POOLINGS]:
         raise InputError(f"{file}: pooling {unknown[0]!r} is not known: give one of {', '.join(_POOLINGS)}")
     if config.get("include_prompt") is False:
-        raise InputError(
-            f"{file} leaves prompts out of the pooling (include_prompt), which is not done: {_FOLDER}"
-        )
+        raise InputError(f"{file} leaves prompts out of the pooling (include_prompt), which is not done: {_FOLDER}")
     return list(names)
 
 

@@ -81,8 +81,8 @@ def provence(
         budgets: tokens=2048, words=1000, or a share; tokens=100% where the threshold alone is to decide.
         run: where scores go.
         model: folder or Hub id of a trained pruner (`secateur train-pruner provence`), or `rerankers.Reranker`.
-        tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the model's own if not
-            given.
+        tokenizer: folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a
+            function that counts tokens; the model's own if not given.
         threshold: 0.1 keeps what may matter, 0.5 what surely does; below 0 all stays. The model's own if not given.
         rounding: "vote" or "mean"; the model's own if not given.
         always_select_title: the first sentence is a title: it stays exactly where another sentence of its passage does.
