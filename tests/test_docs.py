@@ -210,7 +210,7 @@ def test_what_the_quick_start_shows_is_what_comes(
     sample, asked, shown = found[1], found[2], found[3]
     monkeypatch.chdir(tmp_path)
     exec(compile(sample.text, "rag.md", "exec"), {})
-    assert cli.main(shlex.split(asked.text.splitlines()[0])[1:]) == 0
+    assert cli.main(shlex.split(asked.text.replace("\\\n", " ").splitlines()[0])[1:]) == 0
     printed = capsys.readouterr()
     assert (shown.language, printed.out) == ("text", shown.text)
     note, costs = printed.err.splitlines()

@@ -10,7 +10,7 @@ import pytest
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"
 
-from haystack import Document, Pipeline
+from haystack import Document, Pipeline, component
 from haystack.components.retrievers.in_memory import InMemoryBM25Retriever
 from haystack.document_stores.in_memory import InMemoryDocumentStore
 
@@ -84,6 +84,56 @@ def test_models_are_read_when_a_pipeline_is_warmed_up():
     assert len(read) == many
     wrong = SecateurPruner("words=5", options={"embedder": "no/such/encoder"})
     with pytest.raises(InputError, match="no folder here, nor found on the Hub"):
+        wrong.warm_up()
+
+
+@component
+class Letters:
+    """An embedder of Haystack: texts by how often each letter is in them."""
+
+    def __init__(self, letters: str = "abcdefghijklmnopqrstuvwxyz", wrong: bool = False):
+        self.letters, self.wrong, self.warm = letters, wrong, 0
+
+    def warm_up(self):
+        self.warm += 1
+
+    @component.output_types(documents=list[Document])
+    def run(self, documents: list[Document]):
+        for one in documents:
+            one.embedding = [1.0 * one.content.lower().count(letter) + 0.01 for letter in self.letters]
+        return {"documents": documents[: 0 if self.wrong else None]}
+
+
+@component
+class OfTexts:
+    """An embedder of one text."""
+
+    @component.output_types(embedding=list[float])
+    def run(self, text: str):
+        return {"embedding": [1.0 * text.lower().count(letter) + 0.01 for letter in "abcdefghijklmnopqrstuvwxyz"]}
+
+
+@pytest.mark.parametrize("kind", [Letters, OfTexts])
+def test_embedders_of_haystack_rank(kind):
+    given = [Document(content="Zzz zz zzzz."), Document(content="Aaa aa aaaa.")]
+    pruner = SecateurPruner("words=3", options={"embedder": kind(), "block": 1}, strict=True)
+    (left,) = pruner.run("zz z", given)["documents"]
+    assert left.content == "Zzz zz zzzz."
+    assert left.score > 0.9
+
+
+def test_an_embedder_is_written_down_with_the_pipeline_and_one_that_is_none_is_refused(monkeypatch):
+    pruner = SecateurPruner("words=3", options={"embedder": Letters("abc"), "block": 1})
+    written = pruner.to_dict()["init_parameters"]["options"]["embedder"]
+    assert written["init_parameters"] == {"letters": "abc", "wrong": False}
+    monkeypatch.setattr("secateur.integrations.haystack.import_class_by_name", lambda name: Letters)
+    monkeypatch.setattr(Letters, "from_dict", lambda data: Letters(**data["init_parameters"]), raising=False)
+    again = SecateurPruner.from_dict(pruner.to_dict())
+    assert again.options["embedder"].letters == "abc"
+    with pytest.raises(InputError, match="embedder InMemoryBM25Retriever takes neither documents nor text"):
+        SecateurPruner("words=3", options={"embedder": InMemoryBM25Retriever(InMemoryDocumentStore())})
+    wrong = SecateurPruner("words=3", options={"embedder": Letters(wrong=True)})
+    with pytest.raises(InputError, match="gives no vector of one length"):
         wrong.warm_up()
 
 

@@ -12,14 +12,16 @@ pipeline.add_component("facts", SecateurGraphRetriever("graph.csv", "words=400",
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from secateur.errors import MissingExtraError
+from secateur.errors import InputError, MissingExtraError
 from secateur.integrations.pruner_settings import (
     NOTE,
     Follower,
     Options,
+    Setting,
     describe,
     open_graph_pruner,
     open_pruner,
@@ -29,10 +31,12 @@ from secateur.runs.pruners import GraphPruner, Kept, Pruner, titles_of
 
 try:
     from haystack import Document, component, default_from_dict, default_to_dict
+    from haystack.core.component import Component
+    from haystack.core.serialization import component_to_dict, import_class_by_name
 except ImportError as error:
     raise MissingExtraError("this needs haystack-ai: pip install 'secateur[haystack]'") from error
 
-__all__ = ["SecateurGraphRetriever", "SecateurPruner"]
+__all__ = ["Embeddings", "SecateurGraphRetriever", "SecateurPruner"]
 
 _OWN_SCORE = "score"
 """What `prior` calls the score that a document has itself, not in its metadata."""
@@ -69,7 +73,7 @@ class SecateurPruner:
     ) -> None:
         self.budget, self.recipe, self.options = budget, recipe, dict(options or {})
         self.strict, self.titles, self.prior = strict, titles, prior
-        self._follower = Follower(open_pruner)
+        self._follower = Follower(_open_pruner)
         self._pruner()
 
     def _pruner(self) -> Pruner:
@@ -113,12 +117,12 @@ class SecateurPruner:
 
     def to_dict(self) -> dict[str, object]:
         """For a pipeline that is written down."""
-        return dict(default_to_dict(self, **self._settings()))
+        return dict(default_to_dict(self, **_write_options(self._settings())))
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> SecateurPruner:
         """From a pipeline that was written down."""
-        made: SecateurPruner = default_from_dict(cls, data)
+        made: SecateurPruner = default_from_dict(cls, _read_options(data))
         return made
 
 
@@ -147,7 +151,7 @@ class SecateurGraphRetriever:
     ) -> None:
         self.graph, self.budget, self.recipe = graph, budget, recipe
         self.options, self.strict = dict(options or {}), strict
-        self._follower = Follower(open_graph_pruner)
+        self._follower = Follower(_open_graph_pruner)
         self._pruner()
 
     def _pruner(self) -> GraphPruner:
@@ -176,12 +180,12 @@ class SecateurGraphRetriever:
 
     def to_dict(self) -> dict[str, object]:
         """For a pipeline that is written down."""
-        return dict(default_to_dict(self, **self._settings()))
+        return dict(default_to_dict(self, **_write_options(self._settings())))
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> SecateurGraphRetriever:
         """From a pipeline that was written down."""
-        made: SecateurGraphRetriever = default_from_dict(cls, data)
+        made: SecateurGraphRetriever = default_from_dict(cls, _read_options(data))
         return made
 
 
@@ -192,3 +196,66 @@ def _with_text(document: Document, kept: Kept) -> Document:
     meta: Mapping[str, object] = {**document.meta, NOTE: describe(kept, document.score)}
     score = document.score if kept.score is None else kept.score
     return replace(document, content=kept.text, meta=meta, score=score)
+
+
+class Embeddings:
+    """An embedder of Haystack, of documents or of texts, as an encoder of questions and passages.
+
+    Raises `InputError` for a component that takes neither `documents` nor `text`.
+    """
+
+    def __init__(self, embedder: Component) -> None:
+        self.embedder = embedder
+        takes = inspect.signature(embedder.run).parameters
+        self._reads_documents = "documents" in takes
+        if not self._reads_documents and "text" not in takes:
+            raise InputError(f"embedder {type(embedder).__name__} takes neither documents nor text: give an embedder")
+
+    def embed_documents(self, texts: Sequence[str]) -> list[object]:
+        """A vector for each."""
+        if hasattr(self.embedder, "warm_up"):
+            self.embedder.warm_up()
+        if not self._reads_documents:
+            return [self.embedder.run(text=text)["embedding"] for text in texts]
+        found = self.embedder.run(documents=[Document(content=text) for text in texts])
+        return [document.embedding for document in found["documents"]]
+
+    def embed_query(self, text: str) -> object:
+        """Its vector."""
+        return self.embed_documents([text])[0]
+
+
+def _wrap_embedder(options: Options) -> dict[str, object]:
+    embedder = options.get("embedder")
+    return {**options, **({"embedder": Embeddings(embedder)} if isinstance(embedder, Component) else {})}
+
+
+def _open_pruner(options: Options, **settings: Setting) -> Pruner:
+    return open_pruner(_wrap_embedder(options), **settings)
+
+
+def _open_graph_pruner(options: Options, **settings: Setting) -> GraphPruner:
+    return open_graph_pruner(_wrap_embedder(options), **settings)
+
+
+def _write_options(settings: Mapping[str, Setting]) -> dict[str, object]:
+    """Settings with components among the options as a pipeline has them when it is written down."""
+    options = {
+        name: component_to_dict(value, name) if isinstance(value, Component) else value
+        for name, value in settings["options"].items()
+    }
+    return {**settings, "options": options}
+
+
+def _read_options(data: Mapping[str, Setting]) -> dict[str, object]:
+    """The inverse of `_write_options`, of the whole that was written down."""
+    given = dict(data.get("init_parameters", {}))
+    options = {
+        name: import_class_by_name(value["type"]).from_dict(value) if _is_component(value) else value
+        for name, value in (given.get("options") or {}).items()
+    }
+    return {**data, "init_parameters": {**given, "options": options}}
+
+
+def _is_component(value: object) -> bool:
+    return isinstance(value, Mapping) and {"type", "init_parameters"} <= value.keys()

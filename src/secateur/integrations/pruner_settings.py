@@ -136,6 +136,7 @@ class PrunerSettings(Settings):
     """The fields of a post-processor that cuts what was retrieved to what answers the query."""
 
     recipe: str = "htmlrag"
+    """A recipe of the family context, on documents: htmlrag or provence."""
     titles: str = ""
     """Field of the metadata that holds a document's title, such as title; for recipes on passages."""
     prior: str = ""
@@ -153,6 +154,7 @@ class GraphSettings(Settings):
     """The fields of a retriever that finds the facts or paths of a graph that answer a query."""
 
     recipe: str = "kg_rag"
+    """A recipe of the family context, on graphs: kg_rag or paths_over_graph."""
     graph: Any
     """A file, a folder, the address of a SPARQL endpoint, or a graph, as `secateur.open_graph` takes it."""
     _own: ClassVar[tuple[str, ...]] = (*Settings._own, "graph")
