@@ -4,16 +4,19 @@ reference/<floor>.md   every module of the floor, from its docstrings
 reference/index.md     the modules above and below the floors
 recipes/index.md       the recipes, from their cards
 guide/extending.md     CONTRIBUTING.md
+recipes/<name>.md      the written page, and behind it a table of every option, from the signature
 """
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
 from secateur import recipes
+from secateur.cli import prune_context, values
 
 PACKAGE = Path(__file__).parents[1] / "src" / "secateur"
 FLOORS = (
@@ -29,7 +32,7 @@ FLOORS = (
     "methods",
     "integrations",
 )
-TOP = ("vocabulary", "errors", "runs.executor", "runs.context", "recipes", "conformance")
+TOP = ("vocabulary", "errors", "runs.executor", "runs.context", "runs.pruners", "recipes", "conformance")
 
 
 def on_config(config: Any) -> Any:
@@ -45,6 +48,42 @@ def on_files(files: Files, config: Any) -> Files:
     for uri, text in generated().items():
         files.append(File.generated(config, uri, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, **context: Any) -> str:
+    """Put the table of options behind the written page of a recipe."""
+    folder, _, name = page.file.src_uri.removesuffix(".md").partition("/")
+    return markdown + options(name) if folder == "recipes" and name in recipes.cards() else markdown
+
+
+def options(recipe: str) -> str:
+    """The table of a recipe's options, by its signature, and of those of the servers that it asks."""
+    rows = [row(option) for option in recipes.signature(recipe)]
+    parts = [
+        "",
+        "## Every option",
+        "",
+        "On the command line `--name-of-it`, in Python `name_of_it=`.",
+        "",
+        *HEAD,
+        *rows,
+    ]
+    flags, _ = prune_context.recipe_flags(["--recipe", recipe])
+    servers = [row(flag.option) for flag in flags if flag.panel == "Servers"]
+    parts += ["", "How servers are asked:", "", *HEAD, *servers] if servers else []
+    return "\n".join(parts) + "\n"
+
+
+HEAD = ("| Option | Value | Default | What it does |", "| --- | --- | --- | --- |")
+
+
+def row(option: recipes.Option) -> str:
+    """An option as a line of a table."""
+    default = "" if option.default in ("", (), None) else f"`{option.default}`"
+    default = "required" if option.default is inspect.Parameter.empty else default
+    kind = f"{values.describe_kind(option.annotation)}{', ' * bool(option.bounds)}{option.bounds}"
+    cells = (f"`{option.name}`", kind, default, f"{option.help[:1].upper()}{option.help[1:]}")
+    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
 def generated() -> dict[str, str]:
@@ -67,7 +106,9 @@ def modules_of(floor: str) -> list[str]:
 
 def reference(name: str, title: str, modules: list[str]) -> str:
     """A page that mkdocstrings fills."""
-    parts = [f"# {title}\n", *(f"::: {module}\n" for module in modules)]
+    # Fields of pipelines' classes stand in a class that they share.
+    more = "    options:\n      inherited_members: true\n" if name == "integrations" else ""
+    parts = [f"# {title}\n", *(f"::: {module}\n{more}" for module in modules)]
     return "\n".join(parts)
 
 

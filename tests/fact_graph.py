@@ -12,6 +12,9 @@ from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 NAME = "<http://www.w3.org/2000/01/rdf-schema#label>"
 
+CSV = "subject,predicate,object\nsalbutamol,treats,asthma\nAcme,makes,salbutamol\nasthma,affects,lung\n"
+"""A graph in a file."""
+
 
 def iri(name: str) -> str:
     return f"urn:x:{name.replace(' ', '_').replace('. ', '%2E_')}"

@@ -203,6 +203,21 @@ def command(line: str, where: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.out.strip() or "--out" in arguments or unclear, f"{where}: `{line}` printed nothing"
 
 
+def test_what_the_quick_start_shows_is_what_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = blocks(ROOT / "docs" / "guide" / "rag.md")
+    sample, asked, shown = found[1], found[2], found[3]
+    monkeypatch.chdir(tmp_path)
+    exec(compile(sample.text, "rag.md", "exec"), {})
+    assert cli.main(shlex.split(asked.text.replace("\\\n", " ").splitlines()[0])[1:]) == 0
+    printed = capsys.readouterr()
+    assert (shown.language, printed.out) == ("text", shown.text)
+    note, costs = printed.err.splitlines()
+    assert note.startswith("note: 8 words that the page hides")
+    assert f"`{costs}`" in (ROOT / "docs" / "guide" / "rag.md").read_text("utf-8")
+
+
 def test_the_walk_through_of_contributing_is_whole() -> None:
     """CONTRIBUTING's own blocks are what the test above runs: a score by --score, and a recipe in three files."""
     found = blocks(ROOT / "CONTRIBUTING.md")
@@ -317,6 +332,23 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "site" / f"{page}.html").is_file(), f"no page {page}"
     page = (tmp_path / "site" / "reference" / "select" / "index.html").read_text("utf-8")
     assert "by_budget" in page, "the reference is empty"
+    page = (tmp_path / "site" / "recipes" / "kg_rag" / "index.html").read_text("utf-8")
+    for name in ("percentile", "llm_timeout"):
+        assert f"<td><code>{name}</code></td>" in page, "a recipe's page has no table of its options"
+    page = (tmp_path / "site" / "reference" / "integrations" / "index.html").read_text("utf-8")
+    assert "SecateurCompressor.titles" in page, "fields of a class are missing"
+    assert page.count('class="highlight"') >= 3, "examples are no code"
+
+
+def test_the_table_of_a_recipes_options_has_each_with_an_explanation() -> None:
+    site = script("site")
+    for name in recipes.cards():
+        lines = [line for line in site.options(name).splitlines() if line.startswith("| `")]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        assert {len(row) for row in rows} == {4}, name
+        own = [f"`{option.name}`" for option in recipes.signature(name)]
+        assert [row[0] for row in rows][: len(own)] == own
+        assert [row[0] for row in rows if not row[3]] == [], name
 
 
 def test_recipes_stand_in_the_navigation_without_being_listed() -> None:

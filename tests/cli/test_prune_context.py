@@ -88,3 +88,30 @@ assert not large, large
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Use -s to be silent." in (tmp_path / "out.html").read_text()
+
+
+def test_lines_go_to_the_standard_output_and_budgets_are_explained_in_the_words_of_contexts(tmp_path):
+    rows = [{"question": f"town{i}", "html": f"<p>About town{i}.</p><p>{'More. ' * 9}</p>"} for i in range(3)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "page.html").write_text(rows[0]["html"])
+    how = ["--recipe", "htmlrag", "--budget", "words=2"]
+    done = forked(tmp_path, "prune-context", "--in", "in.jsonl", "--out", "-", *how)
+    assert (done.code, done.stderr) == (0, "3 lines, 0 of them with an error\n")
+    assert [json.loads(line)["pruned"] for line in done.stdout.splitlines()] == [
+        f"<p>About town{i}.</p>" for i in range(3)
+    ]
+    one = forked(tmp_path, "prune-context", "page.html", "--question", "town0", "--out", "-", *how)
+    assert (one.code, one.stdout) == (0, "<p>About town0.</p>\n")
+    assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "page.html"]
+    (tmp_path / "in.jsonl").write_text("no json\n")
+    wrong = forked(tmp_path, "prune-context", "--in", "in.jsonl", "--out", "-", *how)
+    assert (wrong.code, json.loads(wrong.stdout)["pruned"], wrong.stderr) == (
+        1,
+        "",
+        "1 lines, 1 of them with an error\n",
+    )
+    for given in (["prune-context", "page.html", "--question", "town0"], ["serve-context"]):
+        for budget, example in (("512", "tokens=512"), ("words=no", "tokens=512"), ("100", "tokens=100")):
+            refused = forked(tmp_path, *given, "--recipe", "htmlrag", "--budget", budget)
+            assert (refused.code, refused.stderr.count("\n")) == (2, 1)
+            assert f"budget '{budget}' was not understood: say {example}, words=400 or a share" in refused.stderr

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
+import fact_graph
 import keeper
-from secateur.errors import InputError
-from secateur.integrations.langchain import SecateurCompressor
+from secateur.errors import BudgetError, InputError, NumericalError
+from secateur.integrations.langchain import SecateurCompressor, SecateurGraphRetriever
 
 HTML = "<h1>Towns</h1><p>Town one lies in the north.</p><p>Town two lies in the south.</p>"
 TEXT = "Of rivers: 1 < 2 holds.\n\nRiver two is long and cold.\n\nNothing else."
@@ -34,9 +37,13 @@ def test_documents_keep_their_metadata_and_kind():
     compressor = SecateurCompressor(budget="words=7", options={"block": 1})
     (left,) = compressor.compress_documents(documents(), "Where does town two lie, in the south?")
     assert left.page_content == "<h1>Towns</h1><p>Town two lies in the south."
-    assert left.metadata == {"source": "a"}
+    assert left.metadata["source"] == "a"
     (left,) = compressor.compress_documents(documents(), "Is river two long?")
-    assert (left.page_content, left.metadata) == ("River two is long and cold.", {"source": "b"})
+    assert (left.page_content, left.metadata["source"]) == ("River two is long and cold.", "b")
+    note, score = left.metadata["secateur"], left.metadata["relevance_score"]
+    assert (note["recipe"], note["kept"], note["of"], note["score"]) == ("htmlrag", 1, 3, score)
+    assert [piece["score"] for piece in note["pieces"]] == [score]
+    assert score > 0
     assert documents()[0].page_content == HTML
 
 
@@ -58,6 +65,78 @@ def test_plain_documents_are_cut_by_their_own_structure_and_stay_what_they_are()
         "River two is cold there."
     ]
     assert [one.page_content for one in small.compress_documents(given, "What word?")][-1] == "word"
+
+
+def test_what_is_changed_takes_effect_or_is_refused():
+    """Fields could be set, and nothing followed; unknown ones were taken without a word."""
+    compressor, question = SecateurCompressor(budget="words=7", options={"block": 1}), "Is river two long?"
+    assert len(compressor.compress_documents(documents(), question)) == 1
+    compressor.budget = "words=2"
+    assert compressor.compress_documents(documents(), question)[0].page_content == "River two"
+    with pytest.raises(BudgetError, match=r"budget '512' was not understood: say tokens=512, words=400"):
+        compressor.budget = "512"
+    assert compressor.budget == "words=2"
+    with pytest.raises(InputError, match="wanda does not prune what a model reads"):
+        compressor.recipe = "wanda"
+    compressor.options["blok"] = 1
+    with pytest.raises(InputError, match="has no option 'blok'"):
+        compressor.compress_documents(documents(), question)
+    with pytest.raises(InputError, match="SecateurCompressor has no field 'budgett': did you mean 'budget'"):
+        SecateurCompressor(budgett="words=7")
+    with pytest.raises(InputError, match=r"no field 'embedder': a recipe's own options go into options="):
+        SecateurCompressor(budget="words=7", embedder="x")
+    with pytest.raises(InputError, match="needs a budget"):
+        SecateurCompressor()
+    with pytest.raises(BudgetError, match="say tokens=512"):
+        SecateurCompressor(budget=512)
+    with pytest.raises(ValueError, match="no field"):
+        compressor.colour = "red"
+
+
+def test_embeddings_of_langchain_rank_and_those_that_give_nan_are_refused():
+    compressor = SecateurCompressor(budget="words=6", options={"embedder": Letters(), "block": 1}, strict=True)
+    (left,) = compressor.compress_documents([Document("Zzz zz zzzz."), Document("Aaa aa aaaa.")], "zz z")[:1]
+    assert left.page_content == "Zzz zz zzzz."
+    assert left.metadata["relevance_score"] > 0.9
+
+    class Broken(Letters):
+        def embed_documents(self, texts):
+            return [[float("nan")] * 26 for _ in texts]
+
+    with pytest.raises(NumericalError, match="the encoder gives NaN"):
+        SecateurCompressor(budget="words=6", options={"embedder": Broken()})
+
+
+def test_without_waiting_and_a_thousand_documents_in_one_call():
+    compressor = SecateurCompressor(budget="words=6", strict=True)
+    many = [Document(f"This is about town{n}. It is old.", metadata={"n": n}) for n in range(1000)]
+    (left,) = asyncio.run(compressor.acompress_documents(many, "What of town777?"))[:1]
+    assert (left.metadata["n"], left.page_content) == (777, "This is about town777.")
+
+
+def test_scores_of_the_retriever_count_where_they_are_asked_for():
+    given = [
+        Document(f"Town {n} is old.", metadata={"score": score}) for n, score in enumerate([float("nan"), 900, "x"])
+    ]
+    (left,) = SecateurCompressor(budget="words=4", prior="score").compress_documents(given, "Is a town old?")
+    assert (left.page_content, left.metadata["secateur"]["retrieval_score"]) == ("Town 1 is old.", 900)
+
+
+@pytest.mark.parametrize("recipe", ["kg_rag", "paths_over_graph"])
+def test_a_retriever_of_a_graph_alone_and_in_batches(recipe, tmp_path):
+    (tmp_path / "graph.csv").write_text(fact_graph.CSV)
+    retriever = SecateurGraphRetriever(graph=str(tmp_path / "graph.csv"), recipe=recipe, budget="words=12")
+    first, *_ = found = retriever.invoke("What treats asthma?")
+    assert "salbutamol" in first.page_content
+    assert first.metadata["secateur"]["facts"][0][0].endswith("salbutamol")
+    assert retriever.batch(["What treats asthma?"] * 2) == [found, found]
+    assert asyncio.run(retriever.ainvoke("What treats asthma?")) == found
+    with pytest.raises(InputError, match="htmlrag reads documents and no graph"):
+        retriever.recipe = "htmlrag"
+    with pytest.raises(InputError, match="no field 'grap': did you mean 'graph'"):
+        SecateurGraphRetriever(grap="x", budget="words=7")
+    with pytest.warns(UserWarning, match=f"{recipe} found nothing: there is no question"):
+        assert retriever.invoke(" ") == []
 
 
 def test_in_a_chain_behind_a_retriever():

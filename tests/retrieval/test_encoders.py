@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import tiny
-from secateur.errors import InputError
+from secateur._utils import tokenizers
+from secateur.errors import InputError, MissingExtraError
 from secateur.retrieval import encoders
 
 
@@ -110,6 +112,95 @@ def test_questions_and_passages_have_the_prompts_of_the_model():
         assert texts == {"ask: why", "ask: same", "read: because", "read: same"}
     plain = encoders.encoder(len)
     assert encoders.for_questions(plain) is plain
+
+
+def test_another_prompt_for_questions_is_another_vector_on_the_disk(tmp_path, monkeypatch):
+    """The probe is read as a passage: a change of the prompt for questions was not seen, and old vectors came back."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+
+    def ask(prompt):
+        model = Asymmetric()
+        model.prompts = {"query": prompt, "document": "read: "}
+        monkeypatch.setattr(encoders, "_open_checkpoint", lambda name, device: model)
+        asked, read = encoders.encode_pair(encoders.open_remembering("some/encoder"), ["why"], ["because"])
+        return asked[0, 0], read[0, 0], sum(map(len, model.batches))
+
+    assert ask("ask: ") == (8.0, 13.0, 3)
+    assert ask("ask: ") == (8.0, 13.0, 1)  # the probe alone
+    assert ask("find: ") == (9.0, 13.0, 2)
+
+
+class OfLangChain:
+    """LangChain's interface: questions get a longer vector where `wide`."""
+
+    wide = False
+
+    def embed_query(self, text):
+        return [float(len(text)), 2.0] + [0.0] * self.wide
+
+    def embed_documents(self, texts):
+        return [[float(len(text)), 1.0] for text in texts]
+
+
+class OfLlamaIndex:
+    """LlamaIndex's interface."""
+
+    def get_query_embedding(self, query):
+        return [float(len(query)), 2.0]
+
+    def get_text_embedding_batch(self, texts, show_progress=False):
+        return [[float(len(text)), 1.0] for text in texts]
+
+
+@pytest.mark.parametrize("kind", [OfLangChain, OfLlamaIndex])
+def test_embeddings_of_pipelines_are_encoders(kind):
+    for opens in (encoders.encoder, encoders.open_remembering):
+        asked, read = encoders.encode_pair(opens(kind()), ["why", "same"], ["because", "same"])
+        assert (asked.tolist(), read.tolist()) == ([[3.0, 2.0], [4.0, 2.0]], [[7.0, 1.0], [4.0, 1.0]])
+        assert opens(kind())([]).shape[0] == 0
+
+
+def test_embeddings_of_two_lengths_and_of_none_are_refused_in_one_line():
+    wide = OfLangChain()
+    wide.wide = True
+    with pytest.raises(InputError, match="gives vectors of 3 numbers, and gave some of 2: give one model for all"):
+        encoders.encode_pair(encoders.open_remembering(wide), ["why"], ["because"])
+    for wrong in ([], [[1.0], [1.0, 2.0]], None, [["a", "b"], ["c", "d"]]):
+        model = OfLangChain()
+        model.embed_documents = lambda texts, wrong=wrong: wrong
+        with pytest.raises(InputError, match="OfLangChain, gives no vector of one length for each of 2 texts"):
+            encoders.encoder(model)(["a", "b"])
+
+
+def test_tokens_are_counted_by_openais_names(monkeypatch):
+    tiktoken = pytest.importorskip("tiktoken")
+    letters = {bytes([i]): i for i in range(256)}
+    made = tiktoken.Encoding("o200k_base", pat_str=r"\S+|\s+", mergeable_ranks=letters, special_tokens={"<|end|>": 256})
+    monkeypatch.setitem(tiktoken.registry.ENCODINGS, "o200k_base", made)
+    tokenizers.open_tiktoken.cache_clear()
+    for source in ("o200k_base", "gpt-4o", "gpt-4o-2024-08-06", made):
+        assert encoders.counter(source)(["abc", "", "é <|end|>", "\ud800"]) == [3, 0, 10, 3]
+    assert encoders.counter(made)([" " * 2_000_000, "a"]) == [2_000_000, 1]  # its stack overflowed
+    assert encoders.counter(made)([]) == []
+
+
+def test_a_vocabulary_that_can_not_be_had_is_one_line(monkeypatch, tmp_path):
+    tiktoken = pytest.importorskip("tiktoken")
+
+    def fail(*_):
+        raise ConnectionError("no way out\nat all")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", fail)
+    tokenizers.open_tiktoken.cache_clear()
+    with pytest.raises(InputError, match="'gpt-4o': tiktoken downloads the vocabulary o200k_base once, and could not"):
+        encoders.counter("gpt-4o")
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(MissingExtraError, match=r"'o200k_base' is OpenAI's.*secateur\[tiktoken\]"):
+        encoders.counter("o200k_base")
+    assert tokenizers.open_tiktoken("gpt2") is tokenizers.open_tiktoken("Qwen/Qwen3") is None
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt-4o").mkdir()
+    assert tokenizers.open_tiktoken("gpt-4o") is None  # a folder of that name
 
 
 def test_a_batch_has_texts_of_about_one_length():

@@ -84,6 +84,41 @@ def test_a_file_of_onnx_is_an_encoder_with_the_pooling_and_prompts_beside_it(tmp
     assert (asked.tolist(), read.tolist()) == ([[3.0, 0.0]], [[0.0, 4.0]])
 
 
+def pool(tmp_path, file, **config):
+    from secateur.retrieval import light
+
+    (tmp_path / "1_Pooling").mkdir(exist_ok=True)
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "modules.json").write_text("[]")
+    light._open_onnx.cache_clear()
+    return encoders.encoder(str(file))(["cat cat dog", "dog"])
+
+
+def test_a_file_of_onnx_pools_as_sentence_transformers_does_and_refuses_what_it_can_not(tmp_path):
+    """Any pooling but cls and the last token was taken for a mean, without a word."""
+    torch = pytest.importorskip("torch")
+    pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules.pooling")
+    file = onnx_file(tmp_path)
+    states = np.array([[VECTORS[1], VECTORS[1], VECTORS[2]], [VECTORS[2], VECTORS[0], VECTORS[0]]])
+    mask = np.array([[1, 1, 1], [1, 0, 0]])
+    for mode in ("cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken", ["cls", "max"]):
+        module = pooling.Pooling(2, pooling_mode=mode)
+        given = {"token_embeddings": torch.tensor(states), "attention_mask": torch.tensor(mask)}
+        wanted = module(given)["sentence_embedding"].numpy()
+        assert pool(tmp_path, file, pooling_mode=mode) == pytest.approx(wanted), mode
+    old = {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": True}
+    assert pool(tmp_path, file, **old).tolist() == [[3.0, 4.0], [0.0, 4.0]]
+    assert pool(tmp_path, file, pooling_mode_mean_sqrt_len_tokens=True)[1].tolist() == [0.0, 4.0]
+    with pytest.raises(InputError, match="pooling 'median' is not known: give one of cls, mean"):
+        pool(tmp_path, file, pooling_mode="median")
+    with pytest.raises(InputError, match="leaves prompts out of the pooling"):
+        pool(tmp_path, file, include_prompt=False)
+    (tmp_path / "1_Pooling" / "config.json").write_text("{}")
+    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(InputError, match="puts a dense layer behind the pooling"):
+        encoders.encoder(str(file))(["cat"])
+
+
 def test_what_is_no_encoder_in_onnx_is_refused(tmp_path):
     with pytest.raises(InputError, match="no file here"):
         encoders.encoder(str(tmp_path / "none.onnx"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import fact_graph
 import keeper
 
 
@@ -18,5 +19,5 @@ def pruner(tmp_path_factory):
 def graph(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "graph.csv"
-    path.write_text("subject,predicate,object\nsalbutamol,treats,asthma\nAcme,makes,salbutamol\nasthma,affects,lung\n")
+    path.write_text(fact_graph.CSV)
     return path

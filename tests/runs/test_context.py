@@ -10,7 +10,6 @@ import secateur
 from runs.pages import ASKED, PAGE, PARTS
 from secateur.errors import DataError, InputError
 from secateur.runs import context
-from secateur.runs.context import Pruner
 
 
 def test_one_question_and_many(tmp_path):
@@ -65,24 +64,6 @@ def out_of_memory(texts):
     if any("memory" in text for text in texts):
         raise RuntimeError("out of\n  memory")
     return np.ones((len(texts), 2))
-
-
-def test_a_pipeline_gets_back_what_it_gave_and_is_told_why():
-    prune = Pruner("htmlrag", "words=2", embedder=out_of_memory)
-    with pytest.warns(UserWarning, match="left the documents as they were: unexpected RuntimeError: out of memory"):
-        assert prune(["much memory", "a"], "b") == [(0, "much memory"), (1, "a")]
-    with pytest.warns(UserWarning, match="documents are a list of texts, and here is NoneType"):
-        assert prune(["a", None], "b") == [(0, "a"), (1, None)]
-    with pytest.warns(UserWarning, match="documents are a list of texts, and here is None"):
-        assert prune(None, "b") == []
-    with pytest.warns(UserWarning, match="there is no question"):
-        assert prune(["a"], None) == [(0, "a")]
-    strict = Pruner("htmlrag", "words=2", embedder=out_of_memory, strict=True)
-    with pytest.raises(RuntimeError, match=r"out of\s+memory"):
-        strict(["memory"], "b")
-    for documents, question in ([None], "b"), (None, "b"), (["a"], None):
-        with pytest.raises(InputError):
-            strict(documents, question)
 
 
 def test_one_question_that_fails_gives_all_there_is_unless_strict():
@@ -142,11 +123,6 @@ def test_half_an_emoji_is_read_as_what_it_is_not(pruner):
         assert found.text.split() == ["?", *ASKED.split(), "?"]
 
 
-def test_a_pruner_of_passages_for_pipelines(pruner):
-    prune = Pruner("provence", "tokens=100%", model=pruner)
-    assert prune(["\n\n".join(PARTS), PARTS[0], f"<p>{PARTS[1]}</p>"], ASKED) == [(0, PARTS[1]), (2, PARTS[1])]
-
-
 @pytest.mark.parametrize("recipe", ["kg_rag", "paths_over_graph"])
 def test_a_graph_is_a_file_or_opened_already(recipe, graph):
     for source in (graph, str(graph), secateur.open_graph(graph)):
@@ -154,10 +130,6 @@ def test_a_graph_is_a_file_or_opened_already(recipe, graph):
         assert "salbutamol" in found.text
         assert found.after["words"] <= 40
         assert "notes" in found.told
-    with pytest.raises(
-        InputError, match=r"reads a graph and no documents, which .*: take htmlrag or provence, or call"
-    ):
-        Pruner(recipe, "words=3")
     with pytest.warns(UserWarning, match=f"{recipe} cut nothing for ' ': there is no question"):
         found = secateur.prune_context(recipe, graph, " ", "words=40", strict=False)
     assert (found.text, found.told) == ("", {"error": "there is no question: say what the documents are to answer"})

@@ -98,6 +98,7 @@ def test_lines_that_can_not_be_asked_are_named(tmp_path, row, words):
         ({"budgets": ("words=20%",)}, "give equal limits"),
         ({"budgets": ("words=20", "tokens=20")}, "give equal limits"),
         ({"budgets": ()}, "give equal limits"),
+        ({"budgets": ("30",)}, "say tokens=30, words=400 or a share of all"),
         ({"budgets": ("tokens=20",)}, "tokens are counted by a tokenizer"),
         ({"recipes": ("ziplm",)}, "ziplm does not prune what a model reads"),
         ({"settings": ("htmlrag.wide",)}, "was not understood: give RECIPE.OPTION=VALUE"),

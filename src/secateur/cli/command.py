@@ -60,6 +60,7 @@ class Command:
             if empty.
         adapt: changes what was typed, before a config is read.
         pushes: whether it writes a model, which can be pushed to the Hub.
+        check_budget: reads a budget, and says what is wrong with one in the words of what is cut.
     """
 
     execute: Callable[[dict[str, Any]], Path | None]
@@ -78,6 +79,7 @@ class Command:
     configured: str = ""
     adapt: Callable[[dict[str, Any]], None] = lambda typed: None
     pushes: bool = False
+    check_budget: Callable[[str], Budget] = Budget.parse
 
     def callback(self, line: Sequence[str] | None) -> Callable[..., None]:
         """A function with the parameters that typer is to read, by the words after the command.
@@ -121,7 +123,7 @@ class Command:
     def run(self, typed: dict[str, Any]) -> None:
         """Do what the command does, by what was typed and what a config says as well."""
         for budget in [typed["budget"]] if isinstance(typed.get("budget"), str) else typed.get("budget", ()):
-            Budget.parse(budget)  # before torch takes its seconds to load
+            self.check_budget(budget)  # before torch takes its seconds to load
         self.adapt(typed)
         repository, public = typed.pop("push_to_hub", None), typed.pop("public", False)
         if public and not repository:

@@ -20,7 +20,7 @@ from secateur.cli.printing import print_estimate
 from secateur.errors import InputError
 from secateur.vocabulary import Budget
 
-__all__ = ["execute", "recipe_flags"]
+__all__ = ["check_budget", "execute", "recipe_flags"]
 
 _OWN = ("files", "recipe", "question", "budget", "in", "out", "trace", "strict", "overwrite", "processes", "page",
         "dry_run")  # fmt: skip
@@ -28,7 +28,10 @@ _OWN = ("files", "recipe", "question", "budget", "in", "out", "trace", "strict",
 
 
 def execute(given: dict[str, Any]) -> None:
-    """Cut pages, passages or a graph to what answers a question, within a budget of tokens."""
+    """Cut pages, passages or a graph to what answers a question, within a budget of tokens.
+
+    For example: secateur prune-context page.html --recipe htmlrag --budget words=200 --question "What is pruned?"
+    """
     config = given.pop("config", None)
     if "source" in given:
         given["in"] = given.pop("source")
@@ -67,11 +70,20 @@ def _check(own: Mapping[str, Any]) -> None:
     if missing:
         example = 'secateur prune-context page.html --recipe htmlrag --budget tokens=2048 --question "..."'
         raise InputError(f"prune-context needs {', '.join(missing)}: say for example {example}")
-    Budget.parse(own["budget"])
+    check_budget(own["budget"])
     if own["in"] and own["page"]:
         raise InputError("--in takes no --page: it works line by line and writes --out")
     if own["in"] and not own["out"] and not own["dry_run"]:
-        raise InputError("--in needs --out, a .jsonl file: each line of the one gives a line of the other")
+        raise InputError(
+            "--in needs --out, a .jsonl file or - for the standard output: each line of one gives a line of the other"
+        )
+
+
+def check_budget(text: str) -> Budget:
+    """A budget of what is read; `BudgetError` in its words."""
+    from secateur.runs.context import parse_budget
+
+    return parse_budget(text)
 
 
 def _prune_lines(own: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -88,7 +100,8 @@ def _prune_lines(own: Mapping[str, Any], options: Mapping[str, Any]) -> None:
             recipe, source, own["out"], budget, question=question or "", trace=bool(own["trace"]),
             strict=bool(own["strict"]), overwrite=bool(own["overwrite"]), processes=own["processes"], **options,
         )  # fmt: skip
-    print(f"{lines} lines, {failed} of them with an error: {Path(own['out'])}", file=sys.stderr)
+    place = "" if own["out"] == "-" else f": {Path(own['out'])}"
+    print(f"{lines} lines, {failed} of them with an error{place}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
 
@@ -97,7 +110,7 @@ def _prune_one(own: Mapping[str, Any], documents: object, files: Sequence[str], 
     """One question on the files, or the graph."""
     from secateur.runs import context
 
-    out = Path(own["out"]) if own["out"] else None
+    out = Path(own["out"]) if own["out"] and own["out"] != "-" else None
     if out and out.exists() and not own["overwrite"] and not own["dry_run"]:
         raise InputError(f"{out} is there already: give another name, or --overwrite")
     cut = (own["recipe"], documents, own["question"], own["budget"])
@@ -159,13 +172,14 @@ COMMAND = Command(
     ["secateur.prune_file"],
     words={"source": "--in"},
     help={
-        "recipe": "which recipe: `secateur list` shows those of the family context.",
+        "recipe": "which recipe, such as htmlrag for pages and texts: `secateur list` shows those of the family "
+        "context, and this help its options once it is named.",
         "question": "the question that the documents should answer.",
         "budget": "how much may stay: tokens=2048, words=1000, tokens=20%.",
         "source": "a .jsonl file with question and html, text or passages in each line, or the question alone where a "
         "FILE is the graph; or a folder of pages; - is the standard input.",
-        "out": "where the result goes: text for files, .jsonl for --in; the standard output without it. Beside it "
-        "OUT.run.yaml records the run.",
+        "out": "where the result goes: text for files, .jsonl for --in; - is the standard output, as "
+        "without it for files. Beside a file OUT.run.yaml records the run.",
         "trace": "print each block's score and whether it stays: in --in's lines, or as JSON on the standard error.",
         "strict": "stop at the first line of --in that can't be pruned.",
         "overwrite": "write --out anew.",
@@ -180,4 +194,5 @@ COMMAND = Command(
     ],
     recipe_flags=recipe_flags,
     config="",
+    check_budget=check_budget,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from secateur.cli.command import Command
-from secateur.cli.prune_context import recipe_flags
+from secateur.cli.prune_context import check_budget, recipe_flags
 
 __all__ = ["execute"]
 
@@ -23,5 +23,6 @@ COMMAND = Command(
     help={"recipe": "which recipe: `secateur list` shows those of the family context."},
     recipe_flags=recipe_flags,
     needed={"--recipe": "recipe", "--budget": "budget"},
+    check_budget=check_budget,
     example="secateur serve-context --recipe htmlrag --budget tokens=2048 --embedder MODEL",
 )

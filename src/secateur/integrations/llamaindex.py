@@ -1,32 +1,42 @@
-"""LlamaIndex: retrieved nodes cut to a budget, as a node post-processor of any query engine.
+"""LlamaIndex: retrieved nodes cut to a budget in any query engine, and a retriever of a graph's facts or paths.
 
-from secateur.integrations.llamaindex import SecateurPostprocessor
+```python
+from secateur.integrations.llamaindex import SecateurGraphRetriever, SecateurPostprocessor
 
 pruner = SecateurPostprocessor(recipe="htmlrag", budget="tokens=2048", options={"tokenizer": "path/to/reader"})
 index.as_query_engine(node_postprocessors=[pruner])
+SecateurGraphRetriever("graph.csv", "words=400", recipe="kg_rag").retrieve("the question")
+```
 """
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
 from secateur.errors import MissingExtraError
-from secateur.integrations.pruner_settings import PrunerSettings
-from secateur.runs.context import titles_of
+from secateur.integrations.pruner_settings import NOTE, Options, PrunerSettings, Setting, describe, priors_of
+from secateur.runs.pruners import GraphPruner, Kept, titles_of
 
 try:
+    from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
 except ImportError as error:
     raise MissingExtraError("this needs llama-index-core: pip install 'secateur[llamaindex]'") from error
 
-__all__ = ["SecateurPostprocessor"]
+__all__ = ["SecateurGraphRetriever", "SecateurPostprocessor"]
+
+_OWN_SCORE = "score"
+"""What `prior` calls the score that stands beside a node, not in its metadata."""
 
 
 class SecateurPostprocessor(PrunerSettings, BaseNodePostprocessor):
-    """Cuts nodes to what answers the query; those of which nothing stays are left out, metadata and scores stay.
+    """Cuts nodes to what answers the query; those of which nothing stays are left out, metadata stays.
 
-    Errors of `secateur.prune_context` for a recipe, budget or option that is none are raised when it is made.
+    A node's score is that of this recipe. Its metadata gets `secateur`: how many pieces stay of how many, their scores,
+    and the retriever's score; neither the language model nor an embedder is shown it. `prior="score"` is that score.
+    `apostprocess_nodes` does the same in a thread. Errors of `secateur.prune_context` for a recipe, budget or option
+    that is none are raised when it is made, or changed.
     """
 
     @classmethod
@@ -38,14 +48,63 @@ class SecateurPostprocessor(PrunerSettings, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         texts = [one.node.get_content(metadata_mode=MetadataMode.NONE) for one in nodes]
-        titles = titles_of((one.node.metadata for one in nodes), self.titles)
-        left = self._pruner(texts, "" if query_bundle is None else query_bundle.query_str, titles)
-        return [NodeWithScore(node=_with_text(nodes[number].node, text), score=nodes[number].score)
-                for number, text in left]  # fmt: skip
+        metadata = [one.node.metadata for one in nodes]
+        rows = [{_OWN_SCORE: one.score} for one in nodes] if self.prior == _OWN_SCORE else metadata
+        query = "" if query_bundle is None else query_bundle.query_str
+        kept = self._refresh().prune(texts, query, titles_of(metadata, self.titles), priors_of(rows, self.prior))
+        found = list[NodeWithScore]()
+        for each in kept:
+            before = nodes[each.number]
+            now = before if each.uncut else NodeWithScore(node=_with_text(before.node, each, before.score))
+            now.score = before.score if each.score is None else each.score
+            found.append(now)
+        return found
 
 
-def _with_text(node: Any, text: str) -> object:
-    """A copy of a node that says something else; what can't be told to becomes a text node with the same metadata."""
+class SecateurGraphRetriever(BaseRetriever):
+    """The facts or paths of a graph that answer a query, one node each, by kg_rag or paths_over_graph.
+
+    Metadata has `secateur`, with `facts`, [subject, predicate, object, literal] as they stand in the graph; neither the
+    language model nor an embedder is shown it.
+
+    Args:
+        graph: a file, a folder, the address of a SPARQL endpoint, or a graph, as `secateur.open_graph` takes it.
+        budget: all facts or paths together, such as tokens=512.
+        recipe: a recipe of the family context, on graphs.
+        options: the recipe's own.
+        strict: raise what goes wrong with a query; otherwise it is warned of, and nothing is found.
+        library: what the library's own retrievers take, such as callback_manager.
+    """
+
+    def __init__(
+        self,
+        graph: object,
+        budget: str,
+        recipe: str = "kg_rag",
+        options: Options | None = None,
+        strict: bool = False,
+        **library: Setting,
+    ) -> None:
+        super().__init__(**library)
+        self._pruner = GraphPruner(recipe, graph, budget, strict=strict, **(options or {}))
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        kept = self._pruner.prune(query_bundle.query_str)
+        return [NodeWithScore(node=_with_text(TextNode(), each), score=each.score) for each in kept]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
+
+
+def _with_text(node: BaseNode, kept: Kept, scored: float | None = None) -> object:
+    """A copy of a node that says what stays, and why, which no model is to read.
+
+    What can't be told another text becomes a text node with the same metadata.
+    """
+    metadata = {**node.metadata, NOTE: describe(kept, scored)}
+    hidden = {
+        name: [*getattr(node, name), NOTE] for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
+    }
     if hasattr(node, "text"):
-        return node.model_copy(update={"text": text})
-    return TextNode(text=text, metadata=node.metadata, id_=node.node_id)
+        return node.model_copy(update={"text": kept.text, "metadata": metadata, **hidden})
+    return TextNode(text=kept.text, metadata=metadata, id_=node.node_id, **hidden)

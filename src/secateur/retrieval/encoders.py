@@ -7,14 +7,14 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from secateur._utils import http
+from secateur._utils import http, tokenizers
 from secateur._utils.together import Together
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
@@ -56,8 +56,9 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
     """From texts to vectors [texts, d], float32, by a bi-encoder.
 
     Args:
-        source: a folder or Hub id that sentence-transformers opens, a model of its kind, a function as wanted, or the
-            address of a server that has one, see `clients.embeddings`. The folder of a static model (model2vec), and a
+        source: a folder or Hub id that sentence-transformers opens, a model of its kind, an `Embeddings` of LangChain,
+            a `BaseEmbedding` of LlamaIndex, a function as wanted, or the address of a server that has one, see
+            `clients.embeddings`. The folder of a static model (model2vec), and a
             file that ends in .onnx, int8 ones among them, are read without torch, see `retrieval.light`.
         device: where one that is opened is held, "cuda"; the processor if empty. A model stays where it is.
 
@@ -71,6 +72,8 @@ def encoder(source: str | Encoder | Embed, device: str = "") -> Embed:
             source = embeddings.embedder(source)
         else:
             source = light.open_light(source, device) or _open_checkpoint(source, device or "cpu")
+    if _embeddings_methods(source):
+        return functools.partial(_encode_embeddings, source)
     if hasattr(source, "encode"):
         return functools.partial(_encode, source)
     if not callable(source):
@@ -85,10 +88,11 @@ class Encoding:
     """What compares texts, and what counts their tokens."""
 
     embedder: Any = ""
-    """Folder or Hub id of a bi-encoder, a file of one in ONNX, the address of a server that has one, or such a model;
-    without one texts are compared by their words."""
+    """Folder or Hub id of a bi-encoder, a file of one in ONNX, the address of a server that has one, or such a model,
+    of LangChain or LlamaIndex, too; without one texts are compared by their words."""
     tokenizer: Any = ""
-    """Folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if not given."""
+    """Folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a function that
+    counts tokens; the embedder's own if not given."""
     device: str = ""
     """Where encoders and a language model are held if given by name, "cuda"; the processor if empty."""
     language: str = "en"
@@ -133,18 +137,30 @@ def for_questions(embed: Embed) -> Embed:
     if embed.func is _encode_new:
         asked = for_questions(embed.args[0])
         return embed if asked is embed.args[0] else functools.partial(_encode_new, asked, *embed.args[1:])
+    if embed.func is _encode_embeddings:
+        return functools.partial(_encode_embeddings, embed.args[0], role="query")
     if embed.func is _encode and (_prompt(embed.args[0], "query") or _prompt(embed.args[0], "passage")):
         return functools.partial(_encode, embed.args[0], role="query")
     return embed
 
 
 def _role(embed: Embed) -> str:
-    """How an encoder reads texts: "query" from `for_questions`, else "", whatever is put around it."""
+    """How an encoder reads texts: as "query" from `for_questions`, and behind which prompt, else "".
+
+    What is put around the encoder does not count. The prompt does: a model whose prompt for questions was changed reads
+    passages, and so the probe by which changes are found out, as before.
+    """
     if isinstance(embed, Together):
         return _role(embed.inner)
     if not isinstance(embed, functools.partial):
         return ""
-    return _role(embed.args[0]) if embed.func is _encode_new else str(embed.keywords.get("role", ""))
+    if embed.func is _encode_new:
+        return _role(embed.args[0])
+    role: Role | None = embed.keywords.get("role")
+    if role is None or embed.func is not _encode:
+        return role or ""
+    model = embed.args[0]
+    return f"{role}\0{_prompt(model, role) or getattr(model, 'default_prompt_name', None) or ''}"
 
 
 def encode_pair(embed: Embed, questions: Sequence[str], texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -173,6 +189,37 @@ def _encode(model: Encoder, texts: Sequence[str], role: Role = "passage") -> np.
         for place, vector in zip(places, np.asarray(vectors, dtype=np.float32), strict=True):
             found[place] = vector
     return np.stack([vector for vector in found if vector is not None])
+
+
+_EMBEDDINGS = (("embed_documents", "embed_query"), ("get_text_embedding_batch", "get_query_embedding"))
+"""What encodes passages and a question in LangChain's `Embeddings`, and in LlamaIndex's `BaseEmbedding`."""
+
+
+def _embeddings_methods(model: object) -> tuple[str, str] | None:
+    return next((names for names in _EMBEDDINGS if all(hasattr(model, name) for name in names)), None)
+
+
+def _encode_embeddings(model: object, texts: Sequence[str], role: Role = "passage") -> np.ndarray:
+    """Float32 [texts, d] by an object of a pipeline, which reads each question alone.
+
+    Raises `InputError` where it gives no vectors, or vectors of several lengths.
+    """
+    of_passages, of_question = _embeddings_methods(model) or ("", "")
+    if not len(texts):
+        return np.zeros((0, 1), dtype=np.float32)
+    if role == "query":
+        found = [getattr(model, of_question)(text) for text in texts]
+    else:
+        found = getattr(model, of_passages)(list(texts))
+    vectors: np.ndarray = np.zeros(0)
+    with suppress(TypeError, ValueError):  # of several lengths, or no numbers
+        vectors = np.asarray(found, dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise InputError(
+            f"the embedder, a {type(model).__name__}, gives no vector of one length for each of {len(texts)} texts: "
+            "give one that does"
+        )
+    return vectors
 
 
 _LOCKS: MutableMapping[object, threading.Lock] = weakref.WeakKeyDictionary()
@@ -243,7 +290,8 @@ def open_remembering(source: str | Encoder | Embed, *, device: str = "", most: i
     Raises `InputError`, when it is called, where an encoder gives vectors of another dimension than those it gave.
     """
     embed = encoder(source, device)
-    owner = embed.args[0] if isinstance(embed, functools.partial) and embed.func is _encode else embed
+    known_kind = isinstance(embed, functools.partial) and embed.func in (_encode, _encode_embeddings)
+    owner = embed.args[0] if isinstance(embed, functools.partial) and known_kind else embed
     try:
         with _LOCK:
             known = _REMEMBERED.setdefault(owner, OrderedDict())
@@ -324,9 +372,15 @@ def counter(source: object) -> Count:
 
     A text is counted once: what the last texts had is remembered, for whoever holds this counter.
 
-    source: a folder or Hub id of a tokenizer of transformers, such a tokenizer, or a function as wanted.
+    source: a folder or Hub id of a tokenizer of transformers, such a tokenizer, the name of one of OpenAI's or of a
+    model that has it, "o200k_base" or "gpt-4o", an encoding of tiktoken, or a function as wanted.
+
+    Raises `InputError` for what can't be opened, `MissingExtraError` for OpenAI's names without tiktoken.
     """
-    found = tokenizer(source)
+    found: Any = tokenizers.open_tiktoken(source) if isinstance(source, str) else None
+    found = found or tokenizer(source)
+    if hasattr(found, "encode_ordinary_batch"):
+        return functools.partial(_count_new, functools.partial(tokenizers.count_encoded, found), {})
     return functools.partial(_count_new, functools.partial(_count, found), {}) if hasattr(found, "tokenize") else found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = ["OnnxEncoder", "StaticEncoder", "open_light"]
+
+
+_FOLDER = "give the folder, which sentence-transformers opens"
 
 
 def open_light(source: str, device: str = "") -> StaticEncoder | OnnxEncoder | None:
@@ -84,10 +87,12 @@ class OnnxEncoder:
 
     Args:
         file: beside it, or in the folder above, stand tokenizer.json and what sentence-transformers says of its
-            pooling; without that the mean of the last hidden states is taken, and brought to length 1.
+            pooling (cls, mean, max, mean_sqrt_len_tokens, weightedmean, lasttoken, or several side by side); without
+            that the mean of the last hidden states is taken, and brought to length 1.
         device: "cuda" for the GPU, where this onnxruntime has one.
 
-    Raises `MissingExtraError` without onnxruntime, `InputError` for a file that is no such encoder.
+    Raises `MissingExtraError` without onnxruntime, `InputError` for a file that is no such encoder, and for a pooling
+    that is not known here.
     """
 
     def __init__(self, file: Path, device: str = "") -> None:
@@ -118,8 +123,10 @@ class OnnxEncoder:
         if "input_ids" not in self.inputs:
             raise InputError(f"{file} takes {', '.join(sorted(self.inputs))}, not input_ids: give a sentence encoder")
         self.prompts: Mapping[str, str] = read_object(folder / "config_sentence_transformers.json").get("prompts") or {}
-        self.pooling = read_object(folder / "1_Pooling" / "config.json")
         modules = folder / "modules.json"
+        if modules.is_file() and "Dense" in modules.read_text("utf-8"):
+            raise InputError(f"{file}: {modules} puts a dense layer behind the pooling, which is not in it: {_FOLDER}")
+        self.pooling = _pooling(folder / "1_Pooling" / "config.json")
         self.normalise = not modules.is_file() or "Normalize" in modules.read_text("utf-8")
         longest = read_object(folder / "sentence_bert_config.json").get("max_seq_length")
         longest = longest or read_object(folder / "config.json").get("max_position_embeddings") or 512
@@ -159,12 +166,43 @@ class OnnxEncoder:
         states = made.get("last_hidden_state", made[self.outputs[0]])
         if states.ndim == 2:
             return states
-        if self.pooling.get("pooling_mode_cls_token"):
-            return np.asarray(states[:, 0])
-        if self.pooling.get("pooling_mode_lasttoken"):
-            return np.asarray(states[np.arange(len(states)), mask.sum(1) - 1])
-        weights = mask[:, :, None].astype(np.float32)
-        return np.asarray((states * weights).sum(1) / np.maximum(weights.sum(1), 1e-9))
+        return np.concatenate([_POOLINGS[name](states, mask) for name in self.pooling], axis=1)
+
+
+def _weigh(states: np.ndarray, weights: np.ndarray, power: float = 1.0) -> np.ndarray:
+    """[n, d]: sum_t w_t h_t / (sum_t w_t)^power, of states [n, L, d] and weights [n, L]."""
+    sums = np.maximum(weights.sum(1, keepdims=True), 1e-9)
+    return np.asarray((states * weights[:, :, None]).sum(1) / sums**power, dtype=np.float32)
+
+
+_POOLINGS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "cls": lambda states, mask: states[:, 0],
+    "mean": _weigh,
+    "max": lambda states, mask: np.where(mask[:, :, None] > 0, states, -1e9).max(1),
+    "mean_sqrt_len_tokens": lambda states, mask: _weigh(states, mask, 0.5),
+    "weightedmean": lambda states, mask: _weigh(states, mask * np.arange(1, mask.shape[1] + 1)),
+    "lasttoken": lambda states, mask: states[np.arange(len(states)), mask.sum(1) - 1],
+}
+"""Name in sentence-transformers -> (states [n, L, d], mask [n, L], padded on the right) -> [n, d]."""
+
+
+def _pooling(file: Path) -> list[str]:
+    """The names of the poolings in sentence-transformers' config, whose vectors are put side by side.
+
+    Older configs have a key for each, `pooling_mode_mean_tokens`. Raises `InputError` for one that is not known here.
+    """
+    config = read_object(file)
+    names = config.get("pooling_mode") or [
+        name.removeprefix("pooling_mode_").removesuffix("" if "sqrt" in name else "_tokens").removesuffix("_token")
+        for name, chosen in config.items()
+        if name.startswith("pooling_mode_") and chosen
+    ]
+    names = [names] if isinstance(names, str) else names or ["mean"]
+    if unknown := [name for name in names if name not in _POOLINGS]:
+        raise InputError(f"{file}: pooling {unknown[0]!r} is not known: give one of {', '.join(_POOLINGS)}")
+    if config.get("include_prompt") is False:
+        raise InputError(f"{file} leaves prompts out of the pooling (include_prompt), which is not done: {_FOLDER}")
+    return list(names)
 
 
 _open_static = functools.lru_cache(maxsize=2)(lambda name: StaticEncoder(Path(name)))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, cast
 
 from secateur import recipes
 from secateur._utils.disk import atomic_write, guard
@@ -26,12 +26,38 @@ from secateur.runs.backends.documents import AnyReader, Document, Titles
 from secateur.runs.estimates import Estimate
 from secateur.runs.servers import Servers
 from secateur.subjects.text import markup
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Result
 
 __all__ = [
-    "Job", "Pruned", "Pruner", "call_settings", "estimate", "estimate_context", "explain", "parse_budget",
-    "prune_context", "record", "titles_of", "warn_spent",
-]  # fmt: skip
+    "Job",
+    "Pruned",
+    "Readable",
+    "Told",
+    "Trace",
+    "call_settings",
+    "check_question",
+    "estimate",
+    "estimate_context",
+    "explain",
+    "parse_budget",
+    "prune_context",
+    "record",
+    "warn_spent",
+]
+
+
+class Readable(Protocol):
+    """What can be given to a model."""
+
+    def to_text(self) -> str:
+        """What it is to read."""
+        ...
+
+
+Trace: TypeAlias = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Site -> what became of each of its blocks."""
+Told: TypeAlias = Mapping[str, Any]
+"""What else a recipe tells, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +65,8 @@ class Pruned:
     """What stays for one question under one budget.
 
     text: what the model is to read. before, after: measure (words, and tokens where they can be counted) -> cost.
-    trace: site -> what became of each of its blocks: path, text, score, costs, kept. question: as it was asked.
+    trace: site -> what became of each of its blocks: path, text, score, costs, kept, and of documents the number of the
+    one that it stands in. question: as it was asked.
     told: what else the recipe tells, such as scores of passages, or an answer. documents: what stays of each document,
     in the order in which they were given, "" of those of which nothing does; none of a graph.
     """
@@ -119,13 +146,17 @@ class Job:
         with suppress(InfeasibleError):  # a share of a page of one word
             replace(self, options=options).prune(self.reader.open_trial(), "word", Meter(most_calls=0))
 
+    def run(self, subject: object, question: str, meter: Meter) -> tuple[Result, Trace, Told]:
+        """The recipe's result for one question, what became of each block, and what else it tells."""
+        run, options = Transient(), self.pack(self.servers.with_llm(self.options, meter))
+        (result,) = self.function(subject, question, [self.budget], run, **options)
+        return result, run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
+
     def prune(self, subject: object, question: object, meter: Meter) -> Pruned:
         """What stays for one question; `meter` counts what the language model takes."""
-        question, run = _check_question(question), Transient()
-        options = self.pack(self.servers.with_llm(self.options, meter))
-        (result,) = self.function(subject, question, [self.budget], run, **options)
-        trace, told = run.values[f"trace-{self.budget}"], run.values.get(f"told-{self.budget}", {})
-        text, parts = markup.whole(result.subject.to_text()), reading.parts_of(result.subject)
+        question = check_question(question)
+        result, trace, told = self.run(subject, question, meter)
+        text, parts = markup.whole(cast(Readable, result.subject).to_text()), reading.parts_of(result.subject)
         return Pruned(text, result.cut.before, result.cut.after, trace, question, told, parts)
 
 
@@ -205,59 +236,6 @@ def explain(error: Exception) -> str:
     return line if isinstance(error, SecateurError) else f"unexpected {type(error).__name__}: {line}"
 
 
-class Pruner:
-    """A recipe with a budget and options, checked once: what post-processors of retrieval pipelines call.
-
-    It takes recipes that read documents; for those that read a graph see `prune_context`. Where a call can't be
-    answered (there is no question, or the embedder is out of memory, say) it warns and gives the documents back as they
-    came, unless `strict`: a pipeline is not to end for what was to make it cheaper. `titled`: calls will bring titles,
-    which a recipe that reads none refuses here.
-    """
-
-    def __init__(
-        self, recipe: str, budget: str | Budget, *, strict: bool = False, titled: bool = False, **options: object
-    ) -> None:
-        self.recipe, self.strict = recipe, strict
-        self._job = Job.of(recipe, budget, options)
-        self.budget, reader = self._job.budget, self._job.reader
-        if not reader.numbered:
-            others = " or ".join(reading.with_documents())
-            raise InputError(
-                f"{recipe} reads a {reader.noun} and no documents, which are all that is given here: take {others}, or "
-                f"call prune_context with the {reader.noun} and strict=False"
-            )
-        if titled and not reader.titled:
-            raise InputError(
-                f"{recipe} reads no titles: leave them out, or take a recipe on passages, such as provence"
-            )
-        self._job.check_trial()
-
-    def __call__(
-        self, documents: Sequence[str], question: str, titles: Sequence[str | None] | None = None
-    ) -> list[tuple[int, str]]:
-        """(number, what stays) of each document of which something stays, in the order to read, all under one budget.
-
-        What is HTML stays HTML, and plain text and Markdown stay what they are. titles: one for each document, or
-        None where it has none; a title becomes the document's first sentence.
-        """
-        try:
-            others = [type(each).__name__ for each in documents or () if not isinstance(each, str)]
-            if documents is None or others:
-                raise InputError(
-                    f"documents are a list of texts, and here is {'None' if documents is None else others[0]}"
-                )
-            question = _check_question(question)
-            subject, run = self._job.reader.open_numbered(documents, titles), Transient()
-            (result,) = self._job.function(subject, question, [self.budget], run, **self._job.pack(self._job.options))
-        except Exception as error:
-            if self.strict:
-                raise
-            warnings.warn(f"{self.recipe} left the documents as they were: {explain(error)}", stacklevel=2)
-            return list(enumerate(documents or ()))
-        left = result.subject.documents()
-        return [(number, text) for number, (text, _) in left.items()]
-
-
 def parse_budget(text: str | Budget) -> Budget:
     """A budget of what is read. Raises `BudgetError` for what is none, in the words of texts."""
     try:
@@ -268,14 +246,6 @@ def parse_budget(text: str | Budget) -> Budget:
         raise BudgetError(
             f"budget {text!r} was not understood: say {example}, words=400 or a share of all, tokens=20%"
         ) from error
-
-
-def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> list[str | None] | None:
-    """What a `Pruner` takes as titles: the text that each document's metadata has under `name`; None without a name."""
-    if not name:
-        return None
-    titles = [(row or {}).get(name) for row in metadata]
-    return [title if isinstance(title, str) and title.strip() else None for title in titles]
 
 
 def estimate_context(
@@ -357,7 +327,7 @@ def warn_spent(calls: int, tokens: int) -> None:
     warnings.warn(f"{spent} (run_calls, run_llm_tokens): the rest was done without it", chat.SpentWarning, stacklevel=3)
 
 
-def _check_question(question: object) -> str:
+def check_question(question: object) -> str:
     """The question as text that can be encoded. Raises `InputError` where there is none."""
     if not isinstance(question, str) or not question.strip():
         raise InputError("there is no question: say what the documents are to answer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +36,8 @@ _WANTED = "each is to be an object with question and html, text or passages"
 Line: TypeAlias = tuple[str, str]
 """Where a thing to prune stands, and its JSON."""
 
-_STDIN = "-"
+_STANDARD = "-"
+"""The standard input or output."""
 _FEW = 64
 """Lines for which other processes would not have started before this one is done."""
 
@@ -72,7 +74,8 @@ def prune_file(
             a run that was stopped and goes on.
         source: a .jsonl file, or a folder of .html, .htm, .txt or .md files. "-" is the standard input: that, and any
             other pipe, is read once, and where a run goes on it skips as many lines as are written.
-        out: the .jsonl file to write.
+        out: the .jsonl file to write. "-" is the standard output, of which no run goes on, and beside which there is no
+            record.
         question: of every page of a folder, and of lines that have none.
         graph: what all lines ask, for recipes on a graph: a file, a folder, or the address of a SPARQL endpoint.
         processes: how many work at once; unless given, one for each core where there is much to do.
@@ -82,6 +85,8 @@ def prune_file(
     """
     job, source, out = Job.of(recipe, budget, options, graph), Path(source), Path(out)
     job.check_graph(graph)
+    if str(out) == _STANDARD:
+        return _prune_to_stdout(job, source, question, str(graph), trace, strict, processes)
     if out.exists() and not overwrite:
         raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
     lines, piped = read_lines(source, question), _is_pipe(source)
@@ -101,16 +106,10 @@ def prune_file(
         if not done:
             spent.unlink(missing_ok=True)
         atomic_write(record, settings)
-        plain = all(map(_is_plain, job.options.values()))
-        # A model that was given as such is not sent from process to process.
-        many = processes or (1 if todo < _FEW else os.cpu_count() or 1)
-        many = many if todo == _FEW else max(1, min(many, todo))
-        workers = job.servers.processes(many) if plain else 1
-        job = replace(job, servers=job.servers.share(workers))
         ledger = spent if job.servers.calls or job.servers.tokens else None
-        work = partial(_prune_line, job, str(graph), trace, strict, ledger)
+        answers = _prune_lines(job, lines, todo, str(graph), trace, strict, processes, ledger)
         with part.open("ab") as file, _bar(count, done) as advance:
-            for text, bad in _map(work, lines, workers):
+            for text, bad in answers:
                 file.write(text.encode())
                 file.flush()
                 done, failed = done + 1, failed + bad
@@ -126,6 +125,45 @@ def prune_file(
     if total.get("refused"):
         warn_spent(total["calls"], total["tokens"])
     return done, failed
+
+
+def _prune_to_stdout(
+    job: Job, source: Path, question: str, graph: str, trace: bool, strict: bool, processes: int | None
+) -> tuple[int, int]:
+    """`prune_file` with each line written as soon as it and those before it are done, and nothing kept to go on by."""
+    job.check_trial()
+    lines, todo = _skip_lines(source, read_lines(source, question), 0)
+    done = failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Path(folder) / "spent" if job.servers.calls or job.servers.tokens else None
+        for text, bad in _prune_lines(job, lines, todo, graph, trace, strict, processes, ledger):
+            sys.stdout.buffer.write(text.encode())
+            sys.stdout.buffer.flush()
+            done, failed = done + 1, failed + bad
+        total = Ledger(path=ledger).total() if ledger else {}
+    if total.get("refused"):
+        warn_spent(total["calls"], total["tokens"])
+    return done, failed
+
+
+def _prune_lines(
+    job: Job,
+    lines: Iterator[Line],
+    todo: int,
+    graph: str,
+    trace: bool,
+    strict: bool,
+    processes: int | None,
+    ledger: Path | None,
+) -> Iterator[tuple[str, bool]]:
+    """The line of each answer in their order, and whether it failed; `todo` is how many there are, `_FEW` for many."""
+    plain = all(map(_is_plain, job.options.values()))
+    # A model that was given as such is not sent from process to process.
+    many = processes or (1 if todo < _FEW else os.cpu_count() or 1)
+    many = many if todo == _FEW else max(1, min(many, todo))
+    workers = job.servers.processes(many) if plain else 1
+    job = replace(job, servers=job.servers.share(workers))
+    return _map(partial(_prune_line, job, graph, trace, strict, ledger), lines, workers)
 
 
 def estimate_file(
@@ -177,7 +215,7 @@ def read_lines(source: Path, question: str) -> Iterator[Line]:
         return
     name = _name(source)
     try:
-        with nullcontext(sys.stdin.buffer) if str(source) == _STDIN else source.open("rb") as lines:
+        with nullcontext(sys.stdin.buffer) if str(source) == _STANDARD else source.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield f"{name}, line {number}", _with_question(line.decode("utf-8", "replace"), question)
@@ -187,7 +225,7 @@ def read_lines(source: Path, question: str) -> Iterator[Line]:
 
 def _is_pipe(source: Path) -> bool:
     """Whether it can be read once alone: the standard input, or what is neither file nor folder."""
-    return str(source) == _STDIN or (source.exists() and not source.is_file() and not source.is_dir())
+    return str(source) == _STANDARD or (source.exists() and not source.is_file() and not source.is_dir())
 
 
 def _count_lines(source: Path, question: str) -> int:
@@ -199,7 +237,7 @@ def _count_lines(source: Path, question: str) -> int:
 
 
 def _name(source: Path) -> str:
-    return "the standard input" if str(source) == _STDIN else str(source)
+    return "the standard input" if str(source) == _STANDARD else str(source)
 
 
 def _no_lines(source: Path) -> DataError:

@@ -16,11 +16,10 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from secateur._utils.together import Together
 from secateur.errors import InputError, MissingExtraError, SecateurError
-from secateur.retrieval import encoders
 from secateur.runs.context import Job, explain, parse_budget
 from secateur.runs.context_files import parse_line, prune_row
+from secateur.runs.pruners import share_embedder
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget
 
@@ -51,12 +50,9 @@ class Service:
     """
 
     def __init__(self, recipe: str, budget: str | Budget, graph: str = "", **options: object) -> None:
-        if isinstance(source := options.get("embedder"), str) and source:
-            options.setdefault("tokenizer", encoders.checkpoint_of(source))
-            device = options.get("device", "")
-            options["embedder"] = Together(encoders.open_remembering(source, device=str(device)))
-        self.job, self.graph = Job.of(recipe, budget, options, graph), graph
-        self.job.check_graph(graph)
+        job, self.graph = Job.of(recipe, budget, options, graph), graph
+        job.check_graph(graph)
+        self.job = replace(job, options=share_embedder(job.options))
         self.job.check_trial()
 
     def answer(self, row: Mapping[str, object]) -> dict[str, object]:

@@ -31,7 +31,7 @@ from secateur.retrieval.encoders import Count, Embed, Encoding
 from secateur.runs import keywords
 from secateur.runs.backends import documents as reading
 from secateur.runs.backends.documents import Document
-from secateur.runs.context import Job
+from secateur.runs.context import Job, parse_budget
 from secateur.runs.context_files import parse_line, read_lines
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
@@ -474,7 +474,7 @@ def plan(
 
 def _measure(budgets: Sequence[str], embedder: str, tokenizer: str) -> tuple[list[Budget], str, Count]:
     """The budgets, what they limit, and what counts it."""
-    limits = [Budget.parse(budget) for budget in budgets]
+    limits = [parse_budget(budget) for budget in budgets]
     measures = {limit.measure for budget in limits for limit in budget.limits}
     equal = all(len(one.limits) == 1 and not one.limits[0].relative and one.pattern is None for one in limits)
     if not limits or not equal or len(measures) != 1 or not measures <= {"tokens", "words"}:

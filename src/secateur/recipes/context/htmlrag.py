@@ -95,10 +95,10 @@ def htmlrag(
         data: the question.
         budgets: tokens=2048, or words=1000 where there is no tokenizer; or a share of the page, tokens=20%.
         run: where scores go.
-        embedder: folder or Hub id of a bi-encoder, such a model, or the address of a server that has one (`remote`);
-            without one blocks are ranked by BM25.
-        tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the embedder's own if
-            not given.
+        embedder: folder or Hub id of a bi-encoder, such a model, one of LangChain or LlamaIndex, or the address of
+            a server that has one; without one blocks are ranked by BM25.
+        tokenizer: folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a
+            function that counts tokens; the embedder's own if not given.
         path_model: folder or Hub id of a causal language model for step 2, or `chat.Local`; without one there is no
             step 2, and step 1 goes down to the budget.
         instruction: what is put before the question for the embedder; BAAI/bge wants "Represent this sentence for
@@ -290,7 +290,7 @@ def trace_blocks(page: Page, counts: Counts, rate: Rate, blocks: Sequence[int] |
     """What a trace tells of each block, or of some."""
     costs = page.units(**counts)["page"].cost
     return [
-        {"path": " > ".join(page.path(i)), "score": float(score), "text": page.text(i),
+        {"path": " > ".join(page.path(i)), "score": float(score), "text": page.text(i), "document": page.owner(i),
          **{measure: float(column[i]) for measure, column in costs.items()}}
         for i, score in zip(range(len(page.blocks)) if blocks is None else blocks, rate(page, blocks), strict=True)
     ]  # fmt: skip

@@ -81,8 +81,8 @@ def provence(
         budgets: tokens=2048, words=1000, or a share; tokens=100% where the threshold alone is to decide.
         run: where scores go.
         model: folder or Hub id of a trained pruner (`secateur train-pruner provence`), or `rerankers.Reranker`.
-        tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the model's own if not
-            given.
+        tokenizer: folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a
+            function that counts tokens; the model's own if not given.
         threshold: 0.1 keeps what may matter, 0.5 what surely does; below 0 all stays. The model's own if not given.
         rounding: "vote" or "mean"; the model's own if not given.
         always_select_title: the first sentence is a title: it stays exactly where another sentence of its passage does.
@@ -136,8 +136,8 @@ def provence(
             kept[stays], smaller = selection.keep["sentences"], passing.cut(selection)[0]
         run.json(f"trace-{budget}", partial(trace, subject, counts, scores, kept))
         notes = explain_empty(scores, cutoff, stays, kept, budget)
-        ranks = [one["score"] for one in told]
-        run.json(f"told-{budget}", partial(dict, reranking_scores=ranks, compression=compression, notes=notes))
+        ranks = {"reranking_scores": [one["score"] for one in told], "ranks": bool(reranker or chosen.ranks)}
+        run.json(f"told-{budget}", partial(dict, **ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
         after = smaller.cost(counts)
         yield Result(str(budget), smaller, Cut(gone, whole, after, tuple(notes)), after)
@@ -214,7 +214,7 @@ def trace(passages: Passages, counts: Counts, scores: np.ndarray, keep: np.ndarr
     for index, (number, start, end) in enumerate(passages.sentences):
         costs = {name: float(column[index]) for name, column in units["sentences"].cost.items()}
         row = {"path": f"{start}:{end}", "score": float(scores[index]), "text": passages.text(index), **costs}
-        found[f"passage {number + 1}"].append({**row, "kept": bool(keep[index])})
+        found[f"passage {number + 1}"].append({**row, "document": number, "kept": bool(keep[index])})
     return {site: rows for site, rows in found.items() if rows}
 
 
