@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 import signal
@@ -48,14 +49,16 @@ def contents(out: Path, recipe: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(places):
-    """Recipe -> (contents of the results, seconds it took)."""
-    found = {}
-    for recipe in COMMANDS:
+    """Recipe -> (contents of the results, seconds it took): a function, as not each recipe is asked for."""
+
+    @functools.cache
+    def go_through(recipe: str) -> tuple[list[str], float]:
         begin = time.monotonic()
         done = run(places, *command(recipe, f"{recipe}-whole"))
         assert done.code == 0, done.stderr
-        found[recipe] = contents(places / f"{recipe}-whole", recipe), time.monotonic() - begin
-    return found
+        return contents(places / f"{recipe}-whole", recipe), time.monotonic() - begin
+
+    return go_through
 
 
 def whole_or_absent(out: Path, recipe: str) -> None:
@@ -69,7 +72,7 @@ def whole_or_absent(out: Path, recipe: str) -> None:
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_killed_at_ten_random_moments(places, uninterrupted, recipe):
     """Ten times SIGKILL, each somewhere in what the run has still to do: more than a third of it is rarely left."""
-    expected, seconds = uninterrupted[recipe]
+    expected, seconds = uninterrupted(recipe)
     draw, out, killed = random.Random(0), f"{recipe}-killed", 0
     while killed < 10:
         child = start(places, *command(recipe, out))
@@ -93,7 +96,7 @@ def test_killed_at_ten_random_moments(places, uninterrupted, recipe):
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_ctrl_c_in_every_stage(places, uninterrupted, recipe):
     """Each stage leaves a file behind; Ctrl-C arrives as soon as that file does, then the same command goes on."""
-    expected, _ = uninterrupted[recipe]
+    expected, _ = uninterrupted(recipe)
     whole = places / f"{recipe}-whole"
     files = [
         path for path in whole.rglob("*") if path.parent.name == "work" or path.name in ("config.json", "run.yaml")
@@ -127,7 +130,7 @@ def interrupt(child: Child) -> bool:
 
 
 def test_ctrl_c_at_random_moments(places, uninterrupted):
-    expected, seconds = uninterrupted["ziplm"]
+    expected, seconds = uninterrupted("ziplm")
     draw = random.Random(1)
     for _ in range(6):
         child = start(places, *command("ziplm", "ziplm-random"))
@@ -139,7 +142,7 @@ def test_ctrl_c_at_random_moments(places, uninterrupted):
 
 def test_terminated_during_training(places, uninterrupted):
     """SIGTERM, as a scheduler sends it, ends with the shell's usual code and resumes like the others."""
-    expected, _ = uninterrupted["ziplm"]
+    expected, _ = uninterrupted("ziplm")
     child = start(places, *command("ziplm", "ziplm-terminated"))
     while child.poll() is None and not list((places / "ziplm-terminated").glob("work/train-*")):
         time.sleep(0.001)

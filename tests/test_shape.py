@@ -167,57 +167,61 @@ def test_names_of_recipes_are_unique() -> None:
 # ------------------------------------------------------------------------------------------------- documentation
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_everything_public_has_a_docstring(file: Path) -> None:
-    tree = tree_of(file)
-    assert ast.get_docstring(tree), f"{name_of(file)} has no docstring"
-    bare = [name for name, node in public_definitions(tree.body) if not ast.get_docstring(node)]  # type: ignore[arg-type]
-    assert not bare, f"{name_of(file)}: no docstring for {', '.join(bare)}"
+def test_everything_public_has_a_docstring() -> None:
+    for file in SOURCES:
+        tree = tree_of(file)
+        assert ast.get_docstring(tree), f"{name_of(file)} has no docstring"
+        bare = [name for name, node in public_definitions(tree.body) if not ast.get_docstring(node)]  # type: ignore[arg-type]
+        assert not bare, f"{name_of(file)}: no docstring for {', '.join(bare)}"
 
 
-@pytest.mark.parametrize("file", [f for f in SOURCES if f not in RECIPES and f not in TRAVELLING], ids=name_of)
-def test_all_is_exact(file: Path) -> None:
+def test_all_is_exact() -> None:
     """`__all__` names only what the module defines, each name once, and all of it is public."""
-    tree = tree_of(file)
-    if file.name in ("__init__.py", "__main__.py") and not any(isinstance(n, ast.FunctionDef) for n in tree.body):
-        return  # a folder's purpose, or the way in
-    listed = literal(file, "__all__")
-    assert isinstance(listed, list), f"{name_of(file)} has no __all__"
-    module = importlib.import_module(module_of(file))
-    assert len(set(listed)) == len(listed)
-    assert not [name for name in listed if name.startswith("_") and name != "__version__"]
-    assert not [name for name in listed if not hasattr(module, name)], (
-        f"{name_of(file)}: __all__ names what isn't there"
-    )
-    foreign = [name for name in listed if getattr(getattr(module, name), "__module__", "").startswith("secateur")]
-    if file.name != "__init__.py":
-        foreign = [name for name in foreign if getattr(module, name).__module__ != module.__name__]
-        assert not foreign, f"{name_of(file)}: __all__ names {foreign}, which are defined elsewhere"
-
-
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_modules_take_from_one_another_only_what_is_public(file: Path) -> None:
-    """A name that another module uses stands in its module's `__all__`."""
-    tree, modules = tree_of(file), {module_of(other): other for other in SOURCES}
-    aliases: dict[str, str] = {}
-    taken: list[tuple[str, str]] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("secateur"):
+    for file in SOURCES:
+        tree = tree_of(file)
+        if file in RECIPES or file in TRAVELLING:
             continue
-        for alias in node.names:
-            if f"{node.module}.{alias.name}" in modules:
-                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-            else:
-                taken.append((node.module or "", alias.name))
-    taken += [
-        (aliases[node.value.id], node.attr)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
-    ]
-    for module, name in taken:
-        listed = literal(modules[module], "__all__") if module in modules else None
-        private = isinstance(listed, list) and name not in listed and not name.startswith("__")
-        assert not private, f"{name_of(file)} uses {module}.{name}, which is not in its __all__"
+        if file.name in ("__init__.py", "__main__.py") and not any(isinstance(n, ast.FunctionDef) for n in tree.body):
+            continue  # a folder's purpose, or the way in
+        where, listed = name_of(file), literal(file, "__all__")
+        assert isinstance(listed, list), f"{where} has no __all__"
+        module = importlib.import_module(module_of(file))
+        assert len(set(listed)) == len(listed), f"{where}: __all__ names something twice"
+        private = [name for name in listed if name.startswith("_") and name != "__version__"]
+        assert not private, f"{where}: __all__ names {private}"
+        missing = [name for name in listed if not hasattr(module, name)]
+        assert not missing, f"{where}: __all__ names {missing}, which are not there"
+        ours = [name for name in listed if getattr(getattr(module, name), "__module__", "").startswith("secateur")]
+        if file.name != "__init__.py":
+            foreign = [name for name in ours if getattr(module, name).__module__ != module.__name__]
+            assert not foreign, f"{where}: __all__ names {foreign}, which are defined elsewhere"
+
+
+def test_modules_take_from_one_another_only_what_is_public() -> None:
+    """A name that another module uses stands in its module's `__all__`."""
+    modules = {module_of(other): other for other in SOURCES}
+    public = {module: literal(file, "__all__") for module, file in modules.items()}
+    for file in SOURCES:
+        aliases: dict[str, str] = {}
+        taken: list[tuple[str, str]] = []
+        nodes = list(ast.walk(tree_of(file)))
+        for node in nodes:
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("secateur"):
+                continue
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in modules:
+                    aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                else:
+                    taken.append((node.module or "", alias.name))
+        taken += [
+            (aliases[node.value.id], node.attr)
+            for node in nodes
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases
+        ]
+        for module, name in taken:
+            listed = public.get(module)
+            private = isinstance(listed, list) and name not in listed and not name.startswith("__")
+            assert not private, f"{name_of(file)} uses {module}.{name}, which is not in its __all__"
 
 
 def test_public_names_of_the_package_exist_and_are_documented() -> None:
@@ -262,23 +266,24 @@ def test_tests_mirror_the_source() -> None:
 # ------------------------------------------------------------------------------------------------------- safety
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
-    for node in ast.walk(tree_of(file)):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
-            banned = names & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
-            assert not banned, f"{name_of(file)}:{node.lineno} imports {banned}"
-        if not isinstance(node, ast.Call):
-            continue
-        called, where = ast.unparse(node.func), f"{name_of(file)}:{node.lineno}"
-        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-        assert called not in {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}, f"{where} calls {called}"
-        assert keywords.get("trust_remote_code") != "True", f"{where} runs a model's code unasked"
-        assert keywords.get("shell") != "True", f"{where} hands a line to a shell"
-        assert keywords.get("allow_pickle") != "True", f"{where} unpickles"
-        if called == "torch.load":
-            assert keywords.get("weights_only") == "True", f"{where} unpickles: torch.load needs weights_only=True"
+def test_nothing_is_unpickled_or_evaluated() -> None:
+    for file in SOURCES:
+        for node in ast.walk(tree_of(file)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name for alias in node.names} | {getattr(node, "module", None) or ""}
+                banned = names & {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+                assert not banned, f"{name_of(file)}:{node.lineno} imports {banned}"
+            if not isinstance(node, ast.Call):
+                continue
+            called, where = ast.unparse(node.func), f"{name_of(file)}:{node.lineno}"
+            unsafe = called in {"eval", "exec", "yaml.load", "yaml.unsafe_load", "os.system"}
+            assert not unsafe, f"{where} calls {called}"
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert keywords.get("trust_remote_code") != "True", f"{where} runs a model's code unasked"
+            assert keywords.get("shell") != "True", f"{where} hands a line to a shell"
+            assert keywords.get("allow_pickle") != "True", f"{where} unpickles"
+            if called == "torch.load":
+                assert keywords.get("weights_only") == "True", f"{where} unpickles: torch.load needs weights_only=True"
 
 
 def test_no_machine_and_no_host_is_named() -> None:

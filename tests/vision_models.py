@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredict
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.models.detection.ssd import SSD, SSDHead
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.segmentation.fcn import FCN, FCNHead
 from torchvision.models.segmentation.lraspp import LRASPP
 from torchvision.ops import MultiScaleRoIAlign
@@ -89,6 +90,11 @@ def ssdlite320_mobilenet_v3_large(*, num_classes: int, **_: Any) -> SSD:
 def fasterrcnn_mobilenet_v3_large_320_fpn(*, num_classes: int, **_: Any) -> FasterRCNN:
     """What pages of the documentation run in its place."""
     return rcnn(16, classes=num_classes)
+
+
+def resnet18(**_: Any) -> ResNet:
+    """What pages of the documentation run in its place: one block at each of its four widths."""
+    return ResNet(BasicBlock, [1, 1, 1, 1])
 
 
 class Stages(nn.Module):

@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["coded_bytes", "table"]
+__all__ = ["coded_bytes", "may_pay", "table"]
 
 _MOST = 256
+
+
+def may_pay(matrix: Tensor) -> bool:
+    """Whether a table [d_out, 2^bits] can be smaller than its matrix [d_out, d_in], as far as the first row tells."""
+    return bool(matrix.numel()) and 1 << max(1, (len(matrix[0].unique()) - 1).bit_length()) < matrix.shape[1]
 
 
 def table(matrix: Tensor) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_device", "find_offloaded", "is_fixed", "move"]
+__all__ = ["find_device", "find_offloaded", "is_fixed", "move", "seed"]
 
 T = TypeVar("T")
 
@@ -49,6 +49,16 @@ def find_offloaded(model: nn.Module) -> dict[str, Tensor]:
             if parameter.is_meta and leaf in stored:
                 values[f"{path}.{leaf}" if path else leaf] = stored[leaf]
     return values
+
+
+def seed(number: int) -> None:
+    """Seed torch's generators, of all devices.
+
+    Without an accelerator `torch.manual_seed` notes down the whole stack of calls for one that may come: longer than a
+    small step.
+    """
+    seeded = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
+    seeded(number)
 
 
 def move(batch: T, to: torch.device | nn.Module | Tensor) -> T:

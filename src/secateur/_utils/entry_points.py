@@ -8,7 +8,17 @@ import importlib.util
 import sys
 from pathlib import Path
 
-__all__ = ["locate"]
+__all__ = ["locate", "values"]
+
+
+def values(group: str) -> tuple[str, ...]:
+    """What the entry points of a group point to, such as "package.module:Class"."""
+    return _values(group, tuple(sys.path))
+
+
+@functools.lru_cache
+def _values(group: str, path: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(point.value for point in importlib.metadata.entry_points(group=group))
 
 
 def locate(group: str) -> dict[str, tuple[Path, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -66,6 +67,7 @@ def _system() -> str:
         return f"{platform.system()} {platform.release()}"
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -84,8 +86,15 @@ def _commit() -> str | None:
     if source.name != "src" or not (source.parent / ".git").exists():
         return None
 
+    return _commit_of(source.parent)
+
+
+@functools.cache
+def _commit_of(repository: Path) -> str | None:
+    """Asked once: what is imported is the code as it was."""
+
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(source.parent), *arguments]
+        command = ["git", "-C", str(repository), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:

@@ -70,7 +70,7 @@ def packed_bytes(matrix: Tensor, bits: int | None = None) -> int:
     - levels, where `bits` are its own and its rows hold few different numbers: as the bitmap, each weight by its place
       among the numbers of its row
     """
-    found = codebook.table(matrix) if bits is None else None
+    found = codebook.table(matrix) if bits is None and codebook.may_pay(matrix) else None
     bits = 8 * matrix.element_size() if bits is None else bits
     count = matrix.numel()
     forms: list[float] = [count * bits, int(torch.count_nonzero(matrix)) * bits + count]

@@ -7,6 +7,7 @@ packages add recipes by entry points of the group `secateur.recipes`, each a nam
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import importlib
@@ -80,10 +81,22 @@ def cards() -> dict[str, dict[str, str]]:
     """Recipe name -> its card, in alphabetical order."""
     found: dict[str, dict[str, str]] = {}
     for name, place in _places().items():
-        match = _CARD.search(place.text())
-        if match:
-            found[name] = {"family": place.path.parent.name, **ast.literal_eval(match[1])}
+        card = _read_card(place.text())
+        if card:
+            found[name] = {"family": place.path.parent.name, **card}
     return dict(sorted(found.items()))
+
+
+@functools.lru_cache(256)
+def _read_card(source: str) -> dict[str, str]:
+    match = _CARD.search(source)
+    return ast.literal_eval(match[1]) if match else {}
+
+
+@functools.lru_cache(256)
+def _parse(source: str) -> ast.Module:
+    """The tree of a module's text, for all who read it: nobody changes it."""
+    return ast.parse(source)
 
 
 @functools.lru_cache
@@ -111,7 +124,7 @@ def signature(name: str) -> list[Option]:
 def subject(name: str) -> str:
     """What the recipe called `name` cuts, as the annotation of its first parameter is written."""
     place = _locate(name)
-    first, *_ = _function(ast.parse(place.text()), place.function).args.args
+    first, *_ = _function(_parse(place.text()), place.function).args.args
     return ast.unparse(first.annotation) if first.annotation else ""
 
 
@@ -124,7 +137,7 @@ def training(name: str) -> list[Option]:
 def describe(name: str) -> str:
     """The docstring of the recipe called `name`, read from its file."""
     place = _locate(name)
-    return ast.get_docstring(_function(ast.parse(place.text()), place.function)) or ""
+    return ast.get_docstring(_function(_parse(place.text()), place.function)) or ""
 
 
 def parameters(function: str) -> list[Option]:
@@ -135,7 +148,7 @@ def parameters(function: str) -> list[Option]:
     """
     module, _, name = function.rpartition(".")
     source = _text_of(module)
-    home = _home_of(ast.parse(source), name)
+    home = _home_of(_parse(source), name)
     return parameters(f"{home}.{name}") if home else read_options(source, name, by_position=True)
 
 
@@ -147,7 +160,7 @@ def read_options(source: str, name: str, *, by_position: bool = False) -> list[O
 
     by_position: the other parameters too, before them.
     """
-    module = ast.parse(source)
+    module = _parse(source)
     function, types = _function(module, name), _Types(module)
     explained = _arguments(ast.get_docstring(function) or "")
     arguments, defaults = [*function.args.kwonlyargs], [*function.args.kw_defaults]
@@ -199,7 +212,7 @@ class _Types(ast.NodeTransformer):
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         """A name for a type is that type."""
-        return self.visit_Subscript(self.aliases[node.id]) if node.id in self.aliases else node
+        return self.visit_Subscript(copy.deepcopy(self.aliases[node.id])) if node.id in self.aliases else node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         """Of ``Annotated[float, Gt(0)]`` the float."""
@@ -224,7 +237,7 @@ def _fields(module: ast.Module, default: ast.Call) -> list[Option]:
 def _read_fields(module: ast.Module, kind: str) -> dict[str, Option]:
     """Field -> option, of a class that `module` defines or imports: its own fields, after those of its bases."""
     home = _home_of(module, kind)
-    module = ast.parse(_text_of(home)) if home else module
+    module = _parse(_text_of(home)) if home else module
     defined = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind)
     types, options = _Types(module), dict[str, Option]()
     for base in defined.bases:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -219,6 +220,11 @@ def trim_left(name: str, most: int) -> str:
 
 def fill_template(template: str, **values: object) -> str:
     """The HTML that a template beside this file makes of `values`; all of them are escaped but what is marked safe."""
+    return _templates().get_template(template).render(**values)
+
+
+@functools.cache
+def _templates() -> Environment:
+    """The templates beside this file, each compiled once."""
     loader = FileSystemLoader(Path(__file__).parent)
-    jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return jinja.get_template(template).render(**values)
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -41,8 +41,13 @@ def taught() -> nn.Module:
     return model
 
 
+@functools.cache
+def analysed() -> Traced:
+    return open_traced(taught(), DATA.inputs[:2])
+
+
 def results(root, budgets=("pattern=2:4",), model=None, data=DATA, **options):
-    start = model if isinstance(model, Traced) else open_traced(model or taught(), data.inputs[:2])
+    start = model if isinstance(model, Traced) else open_traced(model, data.inputs[:2]) if model else analysed().copy()
     return nets.run(gpusq_vit, root, start, data, budgets, **{**QUICK, **options})
 
 

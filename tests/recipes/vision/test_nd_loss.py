@@ -48,8 +48,14 @@ def taught() -> nn.Module:
     return model
 
 
+@functools.cache
+def analysed() -> Traced:
+    return open_traced(taught(), DATA.inputs[:2])
+
+
 def results(root, budgets=("params=50%",), model=None, data=DATA, **options):
-    start = open_traced(model or taught(), data.inputs[:2])
+    known = model is None and data.inputs.shape[1:] == DATA.inputs.shape[1:]
+    start = analysed().copy() if known else open_traced(model or taught(), data.inputs[:2])
     return nets.run(nd_loss, root, start, data, budgets, **{**QUICK, **options})
 
 

@@ -728,10 +728,7 @@ def _seed(seed: int, index: int) -> None:
     words = np.random.SeedSequence((seed, index)).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(int(words[0]))  # noqa: NPY002 - objectives may use the global generator
-    # Without an accelerator torch.manual_seed notes down the whole stack of calls for one that may come: longer than
-    # a small step.
-    seeded = torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed
-    seeded(int(words[0]) << 32 | int(words[1]))
+    devices.seed(int(words[0]) << 32 | int(words[1]))
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
+from secateur._utils import entry_points
 from secateur.errors import InputError, MeasurementError, UnsupportedError
 from secateur.vocabulary import Budget, Figure, Subject, Units
 
@@ -281,9 +281,7 @@ def of_folder(folder: Path) -> AnyBackend | None:
 
 def _registered_backends() -> Iterator[AnyBackend]:
     """The backends of other packages, then those of this one."""
-    for point in metadata.entry_points(group=_GROUP):
-        yield resolve(point.value)
-    yield from map(resolve, _BUILT_IN)
+    yield from map(resolve, (*entry_points.values(_GROUP), *_BUILT_IN))
 
 
 def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:

@@ -406,7 +406,7 @@ def running(
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), wide:
-            torch.manual_seed(0)
+            devices.seed(0)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
