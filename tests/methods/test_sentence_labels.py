@@ -27,7 +27,9 @@ def test_labels_are_the_sentences_that_a_language_model_cites():
     assert [pair["kept"] for pair in pairs] == [[1], [], [0], [0, 1, 2]]
     assert lost == 1
     assert model.asked[0][0].endswith("Question: q\n\nSentences:\n[0] One.\n[1] Two.\n[2] Three.\n")
-    prompts = {task: ask_labels(Scripted("[1]"), "q", [(False, ["a"])], text) and text for task, text in module.ORACLES.items()}
+    prompts = {
+        task: ask_labels(Scripted("[1]"), "q", [(False, ["a"])], text) and text for task, text in module.ORACLES.items()
+    }
     assert len(set(prompts.values())) == 3
 
 
@@ -74,7 +76,10 @@ def test_a_long_passage_is_shown_as_far_as_is_read():
     model = Scripted("[1]", "[1]")
     ask_labels(model, "q", [(False, ["word " * 1500] * 9), (False, ["字" * 800] * 9)], "task")
     assert [asked.count("\n[") for asked, *_ in model.asked] == [1, 3]
-    assert ask_labels(model, "q", [(False, ["word " * 3000]), (False, [])], "task") == [None, None]  # nothing to ask about
+    assert ask_labels(model, "q", [(False, ["word " * 3000]), (False, [])], "task") == [
+        None,
+        None,
+    ]  # nothing to ask about
 
 
 def test_a_local_model_is_shown_as_many_tokens_as_it_reads():
