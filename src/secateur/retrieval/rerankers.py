@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur._utils import devices, http, hub, threads, workers
+from secateur._utils import devices, disk, http, hub, threads, workers
 from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
@@ -42,6 +42,7 @@ __all__ = [
     "RemoteRanker",
     "Reranker",
     "Settings",
+    "default_folder",
     "open_ranker",
     "open_reranker",
     "pad",
@@ -352,6 +353,11 @@ def open_reranker(source: str | Path | Reranker, device: str = "") -> Reranker:
     return _open_checkpoint(str(source), device or "cpu")
 
 
+def default_folder() -> Path:
+    """Where the pruner stands that is taken where none is given, once it is built (`secateur build-pruner`)."""
+    return disk.cache_folder() / "pruner"
+
+
 def open_ranker(source: str | Path | Reranker, device: str = "") -> Reranker | RemoteRanker:
     """The same where only scores are wanted: also the address of a server of text-embeddings-inference."""
     if isinstance(source, str) and http.is_address(source):
@@ -429,7 +435,7 @@ def _build(name: str, found: published.Checkpoint) -> PreTrainedModel:
     """The classifier of a published pruner: each tensor has its place, and each place its tensor."""
     from transformers import AutoModelForSequenceClassification
 
-    kinds = AutoModelForSequenceClassification._model_mapping  # type: ignore[attr-defined]
+    kinds = AutoModelForSequenceClassification._model_mapping
     if type(found.config) not in kinds:
         raise ModelError(f"{name} is built on {found.config.model_type}, of which transformers has no classifier")
     model, told = kinds[type(found.config)].from_pretrained(

@@ -50,7 +50,7 @@ def provence(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    model: Any,
+    model: Any = "",
     tokenizer: Any = "",
     threshold: float | None = None,
     rounding: Rounding = "",
@@ -80,7 +80,8 @@ def provence(
         data: the question.
         budgets: tokens=2048, words=1000, or a share; tokens=100% where the threshold alone is to decide.
         run: where scores go.
-        model: folder or Hub id of a trained pruner (`secateur train-pruner provence`), or `rerankers.Reranker`.
+        model: folder or Hub id of a pruner: one of `secateur train-pruner provence`, Naver's Provence or XProvence, or
+            an OpenProvence; or `rerankers.Reranker`. The one that `secateur build-pruner` made here if not given.
         tokenizer: folder or Hub id of the reader's tokenizer, or a function that counts tokens; the model's own if not
             given.
         threshold: 0.1 keeps what may matter, 0.5 what surely does; below 0 all stays. The model's own if not given.
@@ -168,7 +169,14 @@ def count_letters(passages: Passages) -> int:
 
 
 def open_pruner(model: Any, device: str = "") -> Reranker:
-    """The trained model; `InputError` for a reranker that says nothing of tokens."""
+    """The trained model, the default one for ""; `InputError` for a reranker that says nothing of tokens."""
+    if isinstance(model, str) and not model:
+        model = str(rerankers.default_folder())
+        if not (rerankers.default_folder() / "config.json").is_file():
+            raise InputError(
+                "no pruner is built here yet: run `secateur build-pruner` once (`make pruner` in a clone; some minutes), "
+                "or give model, a folder or Hub id such as hotchpotch/open-provence-reranker-xsmall-v1"
+            )
     found = rerankers.open_reranker(model, device)
     if found.keep is None:
         name = model if isinstance(model, str) else "this model"
