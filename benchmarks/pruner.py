@@ -41,6 +41,7 @@ from support import peers
 from support.data import packages
 
 QUESTIONS, SEED, ROUNDS = 400, 1, 5
+COSINE = "MiniLM's cosine"
 KINDS = {"own": "its own questions", "cloze": "cloze", "words": "some words", "name": "rarest name"}
 
 
@@ -122,14 +123,16 @@ def main(given: Sequence[str] | None = None) -> None:
     model = rerankers.open_reranker(options.model)
     rows = made_questions.make_rows(read_faq(), options.questions, SEED, others=0.0, own=0.5)
     judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
-    means = [relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))
-             for one, row in zip(judged, rows, strict=True)]  # fmt: skip
+    means = [
+        relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))
+        for one, row in zip(judged, rows, strict=True)
+    ]
     ours = shares(judged, rows, [mean > model.settings.threshold for mean in means])
     embed = encoders.encoder(str(packages.minilm()))
-    rivals = {"MiniLM's cosine": [], "BM25": []}
+    rivals = {COSINE: [], "BM25": []}
     for row in rows:
         vectors = embed([row["question"], *row["documents"][0]])
-        rivals["MiniLM's cosine"].append(relevance.cosine(vectors[0], vectors[1:]))
+        rivals[COSINE].append(relevance.cosine(vectors[0], vectors[1:]))
         words = [markup.stems(text) for text in row["documents"][0]]
         rivals["BM25"].append(relevance.bm25(markup.stems(row["question"]), words))
     share = ours["all"]["tokens"]
@@ -137,24 +140,36 @@ def main(given: Sequence[str] | None = None) -> None:
     speed, ceiling, length = measure_speed(model, rows[:128])
     machine: dict[str, Any] = describe()
     lines = [
-        "# The default pruner", "",
+        "# The default pruner",
+        "",
         f"{len(rows)} questions of the Debian FAQ, which it never saw, a passage that answers each; threshold "
-        f"{model.settings.threshold:.3g}.", "",
+        f"{model.settings.threshold:.3g}.",
+        "",
         "| questions | number | answers kept | tokens kept | by MiniLM's cosine | by BM25 |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
-        *(f"| {name} | {row['questions']} | {row['answers']:.1%} | {row['tokens']:.1%} | "
-          f"{others["MiniLM's cosine"][name]['answers']:.1%} | {others['BM25'][name]['answers']:.1%} |"
-          for name, row in ours.items()), "",
-        f"Pairs a second, of {length:.0f} tokens on {torch.get_num_threads()} threads: {speed:.0f} from texts to texts; "
-        f"the forward pass alone {ceiling:.0f}.",
+        *(
+            f"| {name} | {row['questions']} | {row['answers']:.1%} | {row['tokens']:.1%} | "
+            f"{others[COSINE][name]['answers']:.1%} | {others['BM25'][name]['answers']:.1%} |"
+            for name, row in ours.items()
+        ),
+        "",
+        f"Pairs a second, of {length:.0f} tokens, {torch.get_num_threads()} threads: {speed:.0f} from texts to texts, "
+        f"of {ceiling:.0f} that the forward pass allows.",
         f"{machine.get('cpu')}, commit {machine.get('commit')}.",
-    ]  # fmt: skip
+    ]
     text = "\n".join(lines)
     print(text)
     if options.questions == QUESTIONS:
         out = peers.ROOT / "docs" / "evidence" / "benchmarks"
-        record = {"ours": ours, "others": others, "pairs": speed, "ceiling": ceiling, "tokens": length,
-                  "threshold": model.settings.threshold, "machine": machine}  # fmt: skip
+        record = {
+            "ours": ours,
+            "others": others,
+            "pairs": speed,
+            "ceiling": ceiling,
+            "tokens": length,
+            "threshold": model.settings.threshold,
+            "machine": machine,
+        }
         (out / "pruner.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         (out / "pruner.md").write_text(text + "\n", encoding="utf-8")
 

@@ -33,6 +33,7 @@ __all__ = [
     "wordnet",
 ]
 
+
 def manual() -> Path:
     """The folder of Python's manual, some 500 HTML pages.
 

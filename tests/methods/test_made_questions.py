@@ -11,7 +11,9 @@ from secateur.methods.made_questions import Document
 SECTIONS = [
     Section("copyfile", "Copy data from one path to another. It follows links. Metadata is not copied by this."),
     Section("", "Nothing stands above these words."),
-    Section("9.2. Must I restart the machine?", "No restart of the machine is needed here. A new kernel is one reason."),
+    Section(
+        "9.2. Must I restart the machine?", "No restart of the machine is needed here. A new kernel is one reason."
+    ),
     Section("empty", ""),
 ]
 NOUNS = {
@@ -27,14 +29,17 @@ def test_headings_ask_and_the_first_sentence_below_answers():
     draw = random.Random(0)
     plain = made_questions.from_sections("files", SECTIONS, draw, headed=0.0)
     assert [plain.sentences[place] for _, place in plain.asked] == [
-        "Copy data from one path to another.", "No restart of the machine is needed here.",
-    ]  # fmt: skip
+        "Copy data from one path to another.",
+        "No restart of the machine is needed here.",
+    ]
     assert "copyfile" in plain.asked[0][0]
     assert plain.asked[1][0] == "Must I restart the machine?"
     assert not plain.headings
     headed = made_questions.from_sections("files", SECTIONS, draw, headed=1.0)
     assert [headed.sentences[place] for place in sorted(headed.headings)] == ["copyfile", SECTIONS[2].heading]
-    assert [headed.sentences[place] for _, place in headed.asked] == [plain.sentences[place] for _, place in plain.asked]
+    assert [headed.sentences[place] for _, place in headed.asked] == [
+        plain.sentences[place] for _, place in plain.asked
+    ]
 
 
 def test_definitions_are_of_the_kinds_of_one_thing():
@@ -42,15 +47,26 @@ def test_definitions_are_of_the_kinds_of_one_thing():
     assert document.title == "tree"
     assert len(document.sentences) == 4
     for question, place in document.asked:
-        (entry,) = (one for one in NOUNS.values() if any(question.rstrip("?").endswith(n) or n in question for n in one.names)
-                    and one.names != ("tree",))  # fmt: skip
+        (entry,) = (one for one in NOUNS.values() if one.kind == 1 and any(name in question for name in one.names))
         assert entry.meaning.partition(";")[0] in document.sentences[place]
         assert '"' not in document.sentences[place]
     assert made_questions.synonyms_of(NOUNS) == {"oak": ("oak tree",)}
 
 
 def test_rows_hold_their_answers_within_bounds():
-    words = "garden winter summer leaves branches gardener prunes grows large small sharp young water stone".split()
+    words = [
+        "garden",
+        "winter",
+        "summer",
+        "leaves",
+        "branches",
+        "gardener",
+        "prunes",
+        "grows",
+        "large",
+        "small",
+        "water",
+    ]
     draw = random.Random(1)
     documents = [
         Document(f"t{n}", tuple(f"The {' '.join(draw.sample(words, 7))} of {n} in part {i}." for i in range(12)))

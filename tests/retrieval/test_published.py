@@ -30,8 +30,15 @@ from secateur.retrieval import rerankers
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget
 
-SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 64, "max_position_embeddings": 300, "pad_token_id": 0}  # fmt: skip
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 300,
+    "pad_token_id": 0,
+}
 MODERN = {"global_attn_every_n_layers": 2, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 QUESTION = "Who prunes  the Tree, in winter?"
 PLAIN = "who prunes the tree in winter"
@@ -79,13 +86,23 @@ def write(folder: Path, config: dict, tensors: dict[str, Tensor], between: str =
 def naver(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     torch.manual_seed(3)
     config = DebertaV2Config(
-        **SMALL, type_vocab_size=0, relative_attention=True, position_buckets=16, pos_att_type=["p2c", "c2p"],
-        norm_rel_ebd="layer_norm", share_att_key=True, position_biased_input=False,
-    )  # fmt: skip
+        **SMALL,
+        type_vocab_size=0,
+        relative_attention=True,
+        position_buckets=16,
+        pos_att_type=["p2c", "c2p"],
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        position_biased_input=False,
+    )
     tensors = named("deberta", DebertaV2Model(config).state_dict()) | named("pooler.dense", linear(32))
     tensors |= named("classifier", linear(2)) | named("token_classifier", linear(2))
-    told = {**config.to_dict(), "model_type": "Provence", "architectures": ["Provence"],
-            "auto_map": {"AutoModel": "modeling_provence.Provence"}}  # fmt: skip
+    told = {
+        **config.to_dict(),
+        "model_type": "Provence",
+        "architectures": ["Provence"],
+        "auto_map": {"AutoModel": "modeling_provence.Provence"},
+    }
     return write(folder, told, tensors, shards=2), tensors
 
 
@@ -108,14 +125,21 @@ def open_provence(folder: Path, kind: str = "modernbert") -> tuple[Path, dict[st
         config = BertConfig(**SMALL, num_labels=1)
         model = BertForSequenceClassification(config)
     tensors = named("ranking_model", model.state_dict()) | named("pruning_head.classifier", linear(2))
-    told = {"model_type": "open_provence", "architectures": ["OpenProvenceForSequenceClassification"],
-            "mode": "reranking_pruning", "base_model_config": config.to_dict(), "max_length": 256, "num_labels": 1,
-            "num_pruning_labels": 2, "pruning_config": {"hidden_size": 32, "num_labels": 2},
-            "default_threadshold": 0.35}  # fmt: skip
+    told = {
+        "model_type": "open_provence",
+        "architectures": ["OpenProvenceForSequenceClassification"],
+        "mode": "reranking_pruning",
+        "base_model_config": config.to_dict(),
+        "max_length": 256,
+        "num_labels": 1,
+        "num_pruning_labels": 2,
+        "pruning_config": {"hidden_size": 32, "num_labels": 2},
+        "default_threadshold": 0.35,
+    }
     return write(folder, told, tensors), tensors
 
 
-# ------------------------------------------------------------------------------------- what their programs say, restated
+# ------------------------------------------------------------------------------------ what their programs say, restated
 
 
 def read(texts: list[str]) -> list[list[int]]:
@@ -227,9 +251,14 @@ def test_scores_and_sentences_are_those_of_their_own_program(layout, tmp_path):
 def test_an_xprovence_with_the_head_of_its_family_is_read_by_its_names(tmp_path):
     folder, tensors = xprovence(tmp_path)
     before = rerankers.open_reranker(str(folder)).judge([(QUESTION, PASSAGES[0])])[0]
-    renamed = {name.replace("roberta.pooler.dense", "classifier.dense") if "pooler" in name
-               else name.replace("classifier", "classifier.out_proj") if name.startswith("classifier") else name: tensor
-               for name, tensor in tensors.items()}  # fmt: skip
+    renamed = {
+        name.replace("roberta.pooler.dense", "classifier.dense")
+        if "pooler" in name
+        else name.replace("classifier", "classifier.out_proj")
+        if name.startswith("classifier")
+        else name: tensor
+        for name, tensor in tensors.items()
+    }
     save_file(renamed, folder / "model.safetensors")
     rerankers._open_checkpoint.cache_clear()
     after = rerankers.open_reranker(str(folder)).judge([(QUESTION, PASSAGES[0])])[0]
@@ -282,7 +311,7 @@ def test_a_head_beside_an_ordinary_classifier_is_not_dropped(tmp_path):
             config = json.loads((folder / "config.json").read_text())
             (folder / "config.json").write_text(json.dumps({**config, "architectures": [architecture]}))
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(ModelError, match="token_classifier.bias, token_classifier.weight, which no part"):
+        with pytest.raises(ModelError, match=r"token_classifier\.bias, token_classifier\.weight, which no part"):
             rerankers.open_reranker(str(folder))
     masked = tiny.folder("masked", tmp_path / "masked")
     assert not rerankers.open_reranker(str(masked)).settings.ranks
@@ -292,7 +321,7 @@ def test_an_unknown_kind_and_a_base_that_is_not_told_are_refused(tmp_path):
     folder, _ = naver(tmp_path / "a")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "Camargue"}))
-    with pytest.raises(ModelError, match="'Camargue'.*Provence, XProvence, open_provence"):
+    with pytest.raises(ModelError, match=r"'Camargue'.*Provence, XProvence, open_provence"):
         rerankers.open_reranker(str(folder))
     folder, _ = open_provence(tmp_path / "b")
     config = json.loads((folder / "config.json").read_text())
@@ -307,9 +336,14 @@ def test_an_unknown_kind_and_a_base_that_is_not_told_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("layout", "card", "licence"),
-    [("naver", None, "cc-by-nc-nd-4.0"), ("naver", "apache-2.0", ""), ("bert", "cc-by-nc-4.0", "cc-by-nc-4.0"),
-     ("bert", "mit", ""), ("bert", None, "")],
-)  # fmt: skip
+    [
+        ("naver", None, "cc-by-nc-nd-4.0"),
+        ("naver", "apache-2.0", ""),
+        ("bert", "cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("bert", "mit", ""),
+        ("bert", None, ""),
+    ],
+)
 def test_a_licence_that_forbids_commercial_use_is_told(layout, card, licence, tmp_path):
     folder, _ = make(layout, tmp_path)
     if card:

@@ -23,8 +23,10 @@ def few_texts(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     lines = [f"{text.capitalize()}." for text in tiny.sentences(160)]
     sections = [Section(f"name{i}", " ".join(lines[2 * i : 2 * i + 3])) for i in range(40)]
-    nouns = {i: Entry((f"{a} {b}",), f"what {lines[i].lower()}", i % 4) for i, (a, b) in
-             enumerate(zip(tiny.WORDS * 2, tiny.WORDS[3:] + tiny.WORDS, strict=False))}  # fmt: skip
+    nouns = {
+        i: Entry((f"{a} {b}",), f"what {lines[i].lower()}", i % 4)
+        for i, (a, b) in enumerate(zip(tiny.WORDS * 2, tiny.WORDS[3:] + tiny.WORDS, strict=False))
+    }
     monkeypatch.setattr(packages, "python_manual", lambda: [(f"m{i}", sections[i::8]) for i in range(8)])
     monkeypatch.setattr(packages, "wordnet_nouns", lambda: nouns)
     monkeypatch.setattr(packages, "brown_documents", lambda: [("news", lines[i::8]) for i in range(8)])
@@ -59,8 +61,11 @@ def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tm
 
 def test_the_threshold_is_the_highest_that_keeps_the_share_that_is_asked_for():
     model = keeper.taught().copy()
-    rows = [{"question": row["question"], "documents": row["documents"], "answer": row["kept"][0][0]}
-            for row in keeper.lesson(80, 5) if row["kept"][0]]  # fmt: skip
+    rows = [
+        {"question": row["question"], "documents": row["documents"], "answer": row["kept"][0][0]}
+        for row in keeper.lesson(80, 5)
+        if row["kept"][0]
+    ]
     shares = []
     for recall in (0.5, 0.9, 0.99):
         measured = default_pruner.calibrate(model, rows, recall)

@@ -333,7 +333,9 @@ def _join_paragraphs(text: str) -> str:
     found = []
     for paragraph in re.split(r"\n\s*\n", text):
         lines = paragraph.strip("\n").splitlines()
-        code = not lines or any(line.startswith("   ") for line in lines[:1]) or ">>>" in paragraph or "::=" in paragraph
+        code = (
+            not lines or any(line.startswith("   ") for line in lines[:1]) or ">>>" in paragraph or "::=" in paragraph
+        )
         if not code and "  " not in paragraph.strip().replace(".  ", ". "):
             found.append(" ".join(paragraph.split()))
     return "\n".join(found)

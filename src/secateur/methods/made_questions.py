@@ -26,17 +26,27 @@ SIZES = range(1, 11)
 WORDS = 90
 """Of a passage at most."""
 _PRONOUNS = {"he", "she", "it", "they", "this", "these", "those", "his", "her", "its", "their", "such"}
-_ABOUT = ("What does {} do?", "What is {}?", "What is {} for?", "How does {} work?", "{}", "purpose of {}", "Explain {}")
+_ABOUT = (
+    "What does {} do?",
+    "What is {}?",
+    "What is {} for?",
+    "How does {} work?",
+    "{}",
+    "purpose of {}",
+    "Explain {}",
+)
 _HEADED = ("{}", "{}?", "What is said about {}?", "How about {}?", "What should I know about {}?")
 _DEFINED = ("What is {}?", "What is meant by {}?", "Define {}", "{} definition", "What does {} mean?", "{}")
 _NAMED = ("What is said about {}?", "What about {}?", "{}", "Tell me about {}", "What happened with {}?")
-_PLAIN = frozenset(
-    "about after again all also and any are because been before being between both but can could did does each for from "
-    "had has have her here him his how into its just like made many more most much must not now off one only other our "
-    "out over own said same she should since some such than that the their them then there these they this those "
-    "through too two under until upon very was way well were what when where which while who will with would you your"
-    .split()
-)  # fmt: skip
+_PLAIN_WORDS = (
+    "about after again all also and any are because been before being between both but can could did does each "
+    "for from had has have her here him his how into its just like made many more most much must not now off "
+    "one only other our out over own said same she should since some such than that the their them then there "
+    "these they this those through too two under until upon very was way well were what when where which while "
+    "who will with would you your"
+)
+_PLAIN = frozenset(_PLAIN_WORDS.split())
+"""Words that say nothing by themselves."""
 
 
 @dataclass(frozen=True, slots=True)

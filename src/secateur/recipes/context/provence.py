@@ -174,8 +174,8 @@ def open_pruner(model: Any, device: str = "") -> Reranker:
         model = str(rerankers.default_folder())
         if not (rerankers.default_folder() / "config.json").is_file():
             raise InputError(
-                "no pruner is built here yet: run `secateur build-pruner` once (`make pruner` in a clone; some minutes), "
-                "or give model, a folder or Hub id such as hotchpotch/open-provence-reranker-xsmall-v1"
+                "no pruner is built here yet: run `secateur build-pruner` once (`make pruner` in a clone; minutes), or "
+                "give model, a folder or Hub id such as hotchpotch/open-provence-reranker-xsmall-v1"
             )
     found = rerankers.open_reranker(model, device)
     if found.keep is None:
