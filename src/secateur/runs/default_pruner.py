@@ -96,6 +96,7 @@ def build_pruner(
     pruner_training.train_pruner(
         "provence", start, rows, work, device=device, overwrite=overwrite, longest=longest, seed=seed, **how
     )
+    rerankers.forget_checkpoints()
     made = rerankers.open_reranker(work, device).copy()
     measured = {"questions": float(len(learnt)), **calibrate(made, apart, recall)}
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=place.parent))
@@ -106,6 +107,7 @@ def build_pruner(
         if place.exists():
             shutil.rmtree(place)
         os.rename(temporary, place)
+        rerankers.forget_checkpoints()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
@@ -127,7 +129,9 @@ def read_corpora(seed: int) -> tuple[dict[str, list[Document]], dict[str, tuple[
 
 
 def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[str, float]:
-    """Set the model's threshold to the highest at which a share `recall` of the sentences that answer stays.
+    """Set the model's threshold to a value at which a share `recall` of the sentences that answer stays, and no more.
+
+    It lies half way between the last of these that stays and the first that goes.
 
     Returns the threshold, the recall it was set to, the one reached, and `kept`: the share of the tokens of the
     passages that answer which stays.
@@ -139,7 +143,8 @@ def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[st
     ]
     answers = np.sort([mean[row["answer"]] for mean, row in zip(means, rows, strict=True)])
     lost = int((1.0 - recall) * len(answers))
-    threshold = float(np.nextafter(answers[lost], -1.0))
+    below = answers[:lost][answers[:lost] < answers[lost]]
+    threshold = float((answers[lost] + (below[-1] if len(below) else 0.0)) / 2)
     model.settings = replace(model.settings, threshold=threshold, rounding="mean")
     stays = [float((mean[one.owner] > threshold).sum()) for mean, one in zip(means, judged, strict=True)]
     return {
