@@ -36,6 +36,8 @@ __all__ = ["build_pruner", "calibrate", "read_corpora"]
 
 APART = 0.1
 """Share of the documents that nothing is learnt from: the threshold is calibrated on them."""
+OWN = 0.75
+"""Share of the questions that a text asks itself, by headings and definitions: the nearest to what people ask."""
 JUDGED = 200
 """Questions of each corpus on these."""
 TRAINING = Training(epochs=1.0, batch=8, lr=1e-4, warmup=0.05, schedule="linear")
@@ -50,7 +52,7 @@ def build_pruner(
     out: str | Path = "",
     *,
     model: str = "",
-    questions: Annotated[int, Ge(1)] = 1600,
+    questions: Annotated[int, Ge(1)] = 2400,
     recall: Annotated[float, Gt(0), Lt(1)] = 0.95,
     longest: Annotated[int, Ge(16)] = 192,
     device: str = "",
@@ -83,10 +85,10 @@ def build_pruner(
         raise RunError(f"{place} is there and holds no pruner: give another folder")
     corpora, synonyms = read_corpora(seed)
     learnt, apart = list[Record](), list[Record]()
-    for name, documents in corpora.items():
+    for documents in corpora.values():
         split = max(1, round(APART * len(documents)))
         for rows, part, count in ((learnt, documents[split:], questions), (apart, documents[:split], JUDGED)):
-            rows += made_questions.make_rows(part, count, seed, synonyms=synonyms, own=0.0 if name == "Brown" else 0.6)
+            rows += made_questions.make_rows(part, count, seed, synonyms=synonyms, own=OWN)
     with guard(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     work = place.parent / f"{place.name}.training"
