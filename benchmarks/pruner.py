@@ -7,7 +7,8 @@ The Debian FAQ (Debian's package `debian-faq`), whose headings are questions tha
 passage that answers it, of up to ten sentences and 160 words, without the heading. Kinds: its own questions, where the
 first sentence below the heading counts as the answer; and questions made of one sentence by leaving words out (cloze),
 of some of its words, and by its rarest name. Beside the pruner: sentences by MiniLM's cosine and by BM25, as many
-tokens of all passages together as the pruner keeps. "pairs a second" is from texts to texts; the ceiling is the forward pass alone.
+tokens of all passages together as the pruner keeps. "pairs a second" is from texts to texts; the ceiling is
+the forward pass alone.
 """
 
 from __future__ import annotations
