@@ -23,6 +23,9 @@ help:  ## what can be asked for
 demo: $(VENV)/.base  ## MiniLM twice as fast, distilled on Brown sentences, measured beside two baselines
 	@$(BIN)/python examples/demo.py
 
+pruner: $(VENV)/.context  ## the pruner of passages that `prune-context --recipe provence` takes, trained from packages
+	@$(BIN)/secateur build-pruner
+
 journeys: $(VENV)/.full yolo  ## what a new user does, from data to a result, one after the other: examples/journey_*.py
 	@for file in $(filter-out examples/journey_yolo.py,$(sort $(wildcard examples/journey_*.py))); do echo "== $$file"; \
 		$(BIN)/python "$$file" "journeys/$$(basename "$$file" .py)"; done
@@ -89,10 +92,14 @@ $(VENV)/.base: pyproject.toml | $(BIN)/pip
 	@$(PIP) --editable '.[embed]'
 	@touch $@
 
+$(VENV)/.context: $(VENV)/.base
+	@$(PIP) --editable '.[context]'
+	@touch $@
+
 $(VENV)/.full: pyproject.toml | $(BIN)/pip
 	@echo "Installing secateur with its test and documentation tools into $(VENV) (the first time takes some minutes)"
 	@$(PIP) --editable '.[all,test,docs]'
-	@touch $(VENV)/.base $@
+	@touch $(VENV)/.base $(VENV)/.context $@
 
 $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'
@@ -107,4 +114,4 @@ $(YOLO)/.ready: $(VENV)/.full
 	@$(YOLO)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile 'ultralytics>=8.3.200,<9'
 	@touch $@
 
-.PHONY: help demo journeys yolo test wide lint style claims gpu docs bench changelog clean
+.PHONY: help demo pruner journeys yolo test wide lint style claims gpu docs bench changelog clean

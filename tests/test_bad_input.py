@@ -271,7 +271,10 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
         ("--in page.html --recipe htmlrag --budget words=2", "--in needs --out"),
         ("page.html --in page.html --out x --recipe htmlrag --budget words=2", "--in takes no files beside it"),
         ("--in none.jsonl --out new.jsonl --recipe htmlrag --budget words=2", "none.jsonl: No such file"),
-        ("page.html --recipe provence --budget words=2 --question a", "provence needs the option 'model'"),
+        (
+            "page.html --recipe provence --budget words=2 --question a",
+            "no pruner is built here yet: run `secateur",
+        ),
         ("none.csv --recipe kg_rag --budget words=2 --question a", "none.csv is not there"),
         ("page.html page.html --recipe kg_rag --budget words=2 --question a", "kg_rag reads one graph"),
         ("--in page.html --out x --recipe kg_rag --budget words=2", "kg_rag reads one graph"),
@@ -286,7 +289,8 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
         ("page.html --recipe htmlrag --budget words=2 --question a --dry-run --embedder no/such/a", "is no folder"),
     ],
 )
-def test_prune_context_refuses_in_one_line(places, tmp_path, arguments, said):
+def test_prune_context_refuses_in_one_line(places, tmp_path, arguments, said, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", f"{tmp_path}-cache")  # in which no pruner is built
     (tmp_path / "page.html").write_text("<p>a b c</p>")
     (tmp_path / "there.html").write_text("mine")
     done = run(tmp_path, "prune-context", *arguments.split())

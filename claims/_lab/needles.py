@@ -144,7 +144,7 @@ def training_rows(questions: Sequence[Question], draw: random.Random | None = No
                 citation = "So it says."
             elif draw is not None and draw.random() < 0.05:
                 citation = f"So it says [{draw.randrange(len(part))}]."
-            numbers = citations.read_citations(citation, len(part))
+            numbers = citations.read_citations(citation, len(part), titled=True)
             kept.append(None if numbers is None else sorted(numbers))
         made.append({"question": one.question, "documents": [list(part) for part in one.passages], "kept": kept})
     return made

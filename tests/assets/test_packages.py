@@ -8,13 +8,14 @@ import zipfile
 import pytest
 
 from assets import packages
+from secateur.data import packages as module
 from secateur.errors import DataError
 
 
 def test_detokenising_restores_print():
     words = "``/`` Well/rb ,/, no/rb ''/'' ,/, he/pps (/( Mr./np Hall's/np$ son/nn )/) asked/vbd :/: "
     words += "'/' why/wrb '/' ?/. ?/."
-    (sentence,) = packages._sentences([words, ""])
+    (sentence,) = module._sentences([words, ""])
     assert sentence == "\"Well, no\", he (Mr. Hall's son) asked: 'why'?"
     assert packages.detokenise(["1/2", "--", "or", "less", ";", ";"]) == "1/2 -- or less;"
 
@@ -95,7 +96,7 @@ def test_a_package_that_is_not_what_was_pinned_is_refused(tmp_path, monkeypatch)
         _zip(folder / "p.whl", ["evil.py"])
         return folder / "p.whl"
 
-    monkeypatch.setattr(packages, "_download", wrong)
+    monkeypatch.setattr(module, "_download", wrong)
     with pytest.raises(DataError, match=r"has sha256 .*, expected 00"):
         packages.fetch("pip", "p", "1.0", "00")
     assert os.listdir(tmp_path / "cache") == []

@@ -7,7 +7,7 @@ from secateur import cli, recipes
 
 @pytest.mark.parametrize(
     ("recipe", "option", "default"),
-    [("ziplm", "tolerance", "default 0.02"), ("dp4tl", "target", "required"), ("provence", "model", "required")],
+    [("ziplm", "tolerance", "default 0.02"), ("dp4tl", "target", "required"), ("provence", "model", "build-pruner")],
 )
 def test_show_prints_the_card_the_method_and_the_options_with_what_holds_without_them(capsys, recipe, option, default):
     assert cli.main(["show", recipe]) == 0

@@ -24,11 +24,23 @@ def test_labels_are_the_sentences_that_a_language_model_cites():
     rows = [{"question": "q", "documents": ["One. Two. Three."]} for _ in range(5)]
     model = Scripted("It is [1].", "No answer", "nothing cited", "[0]", "See [0, 2] and [1].")
     pairs, lost = label_pairs(rows, Transient(), model, "answer", "en")
-    assert [pair["kept"] for pair in pairs] == [[1], [], [0, 1, 2]]
-    assert lost == 2
+    assert [pair["kept"] for pair in pairs] == [[1], [], [0], [0, 1, 2]]
+    assert lost == 1
     assert model.asked[0][0].endswith("Question: q\n\nSentences:\n[0] One.\n[1] Two.\n[2] Three.\n")
-    prompts = {task: ask_labels(Scripted("[1]"), "q", [["a"]], text) and text for task, text in module.ORACLES.items()}
+    prompts = {
+        task: ask_labels(Scripted("[1]"), "q", [(False, ["a"])], text) and text for task, text in module.ORACLES.items()
+    }
     assert len(set(prompts.values())) == 3
+
+
+def test_a_first_sentence_is_dropped_only_where_it_is_a_title():
+    documents = ["Alone and right.", "Right. Not this.", "Named below. Not this."]
+    row = {"question": "q", "documents": documents, "titles": [None, "", "A title"]}
+    pairs, lost = label_pairs([row], Transient(), Scripted("[0]", "[0]", "[0]"), "answer", "en")
+    assert [(pair["sentences"][0], pair["kept"]) for pair in pairs] == [("Alone and right.", [0]), ("Right.", [0])]
+    assert lost == 1
+    untitled = {"question": "q", "documents": documents[:1]}
+    assert label_pairs([untitled], Transient(), Scripted("[0]"), "answer", "en")[0][0]["kept"] == [0]
 
 
 def test_labels_over_http_are_those_that_are_cited():
@@ -43,8 +55,8 @@ def test_labels_over_http_are_those_that_are_cited():
     with served(answer) as url:
         rows = [{"question": f"q{n}", "documents": ["One. Two."]} for n in range(3)]
         pairs, lost = label_pairs(rows, Transient(), chat.open_model(url, "x"), "answer", "en")
-    assert [pair["kept"] for pair in pairs] == [[0, 1], []]
-    assert lost == 1
+    assert [pair["kept"] for pair in pairs] == [[0], [0, 1], []]
+    assert lost == 0
 
 
 def test_labels_outlive_a_stop(tmp_path):
@@ -62,9 +74,12 @@ def test_labels_outlive_a_stop(tmp_path):
 
 def test_a_long_passage_is_shown_as_far_as_is_read():
     model = Scripted("[1]", "[1]")
-    ask_labels(model, "q", [["word " * 1500] * 9, ["字" * 800] * 9], "task")
+    ask_labels(model, "q", [(False, ["word " * 1500] * 9), (False, ["字" * 800] * 9)], "task")
     assert [asked.count("\n[") for asked, *_ in model.asked] == [1, 3]
-    assert ask_labels(model, "q", [["word " * 3000], []], "task") == [None, None]  # nothing to ask about
+    assert ask_labels(model, "q", [(False, ["word " * 3000]), (False, [])], "task") == [
+        None,
+        None,
+    ]  # nothing to ask about
 
 
 def test_a_local_model_is_shown_as_many_tokens_as_it_reads():
@@ -72,7 +87,7 @@ def test_a_local_model_is_shown_as_many_tokens_as_it_reads():
     model = LlamaForCausalLM(LlamaConfig(vocab_size=260, max_position_embeddings=600, **shape)).eval()
     local, asked = Local(model, tiny.letters()), []
     local.ask = lambda question, **how: asked.append(question) or Local.ask(local, question, **how)
-    assert ask_labels(local, "q", [["字" * 30] * 9, ["字" * 300]], "task") == [None, None]
+    assert ask_labels(local, "q", [(False, ["字" * 30] * 9), (False, ["字" * 300])], "task") == [None, None]
     assert local.meter.calls == 1
     many = asked[0].count("\n[")
     assert 0 < many < 9

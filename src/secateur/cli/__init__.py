@@ -36,6 +36,7 @@ COMMANDS = {
     "prune-context": "prune_context",
     "serve-context": "serve_context",
     "train-pruner": "train_pruner",
+    "build-pruner": "build_pruner",
     "prune-data": "prune_data",
     "study": "study",
     "inspect": "inspect",

@@ -101,10 +101,10 @@ def keep_sentences(
         sizes: sentences of each passage.
         threshold: of a probability.
         rounding: "vote" keeps a sentence if more than half of its tokens are above the threshold, "mean" if their mean
-            is.
+            is, "share" if the share of its tokens that are above it is itself above it.
     """
-    if rounding not in ("vote", "mean"):
-        raise InputError(f"rounding={rounding!r}: give vote or mean")
+    if rounding not in ("vote", "mean", "share"):
+        raise InputError(f"rounding={rounding!r}: give vote, mean or share")
     if math.isnan(threshold):
         raise InputError("threshold=nan: give a number, such as 0.1")
     keep, scores = [np.zeros(0, bool)], [np.zeros(0)]
@@ -112,7 +112,7 @@ def keep_sentences(
         chance, owner = np.array(passage["keep"], float), np.array(passage["owner"], int)
         mean = relevance.kept_mean(chance, owner, size)
         vote = relevance.kept_share(chance, owner, size, threshold)
-        keep.append(vote > 0.5 if rounding == "vote" else mean > threshold)
+        keep.append({"vote": vote > 0.5, "mean": mean > threshold, "share": vote > threshold}[rounding])
         scores.append(mean)
     return np.concatenate(keep), np.concatenate(scores)
 

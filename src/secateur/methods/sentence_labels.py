@@ -26,6 +26,8 @@ from secateur.subjects.text.passage import open_passages, sentences
 __all__ = ["find_passages", "join_labels", "label_pairs"]
 
 Row = Mapping[str, Any]
+TitledPassage = tuple[bool, Sequence[str]]
+"""Whether the first of the sentences is a title, and the sentences."""
 
 ORACLES = {
     "answer": (
@@ -91,7 +93,11 @@ def label_pairs(
     """
     pairs, lost = list[Record](), 0
     opened = [open_passages(row["documents"], titles=row.get("titles"), split=language).by_passage() for row in rows]
-    asked = {number: opened[number] for number, row in enumerate(rows) if row.get("kept") is None} if model else {}
+    asked = {
+        number: [(bool(title), passage) for title, passage in zip(_titles(row), opened[number], strict=True)]
+        for number, row in enumerate(rows)
+        if model and row.get("kept") is None
+    }
     made = _ask_rows(rows, run, model, asked, ORACLES[oracle]) if model else {}
     for number, (row, passages) in enumerate(zip(rows, opened, strict=True)):
         labels = row.get("kept")
@@ -109,11 +115,16 @@ def label_pairs(
     return pairs, lost
 
 
+def _titles(row: Row) -> Sequence[str | None]:
+    """The title of each passage of a row, which is its first sentence; None where it has none."""
+    return row.get("titles") or [None] * len(row["documents"])
+
+
 def _ask_rows(
     rows: Sequence[Row],
     run: Run,
     model: chat.LanguageModel,
-    asked: Mapping[int, Sequence[Sequence[str]]],
+    asked: Mapping[int, Sequence[TitledPassage]],
     task: str,
 ) -> dict[int, list[list[int] | None]]:
     """The labels of rows, by their numbers; each is kept in the run as soon as it is there.
@@ -145,20 +156,20 @@ def _ask_rows(
 
 
 def _ask_labels(
-    model: chat.LanguageModel, question: str, passages: Sequence[Sequence[str]], task: str
+    model: chat.LanguageModel, question: str, passages: Sequence[TitledPassage], task: str
 ) -> list[list[int] | None]:
     """For each passage the sentences that the model cites; None where it gives no label, or can't read the passage."""
     labels: list[list[int] | None] = []
-    for passage in passages:
+    for titled, passage in passages:
         prompt = f"{task}\n\nQuestion: {question}\n\nSentences:\n"
         text = _fit_lines(model, prompt, [f"[{i}] {sentence}\n" for i, sentence in enumerate(passage)])
+        numbers = None
         try:
-            numbers = (
-                citations.read_citations(chat.ask_text(model, prompt + text, most=SAID), len(passage)) if text else None
-            )
+            if text:
+                answer = chat.ask_text(model, prompt + text, most=SAID)
+                numbers = citations.read_citations(answer, len(passage), titled=titled)
         except (InputError, RefusedError):
             chat.ask_text(model, PROBE, most=SAID)  # raises where it is not the passage that is wrong
-            numbers = None
         labels.append(None if numbers is None else sorted(numbers))
     return labels
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import json
 import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,11 +25,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur._utils import devices, http, threads, workers
+from secateur._utils import devices, disk, http, hub, threads, workers
 from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.clients import embeddings
 from secateur.errors import InputError, ModelError, NumericalError, opening
+from secateur.retrieval import published
 from secateur.retrieval.batching import ONCE, batches
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ __all__ = [
     "RemoteRanker",
     "Reranker",
     "Settings",
+    "default_folder",
+    "forget_checkpoints",
     "open_ranker",
     "open_reranker",
     "pad",
@@ -55,12 +58,20 @@ _SLACK = 1.1
 """Passes of as many threads are so much larger than their share, so that what is parted unevenly needs no more."""
 
 
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What stands in config.json under `pruning`.
 
     threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads, and at
     most 512. language: whose rules split sentences. ranks: whether the score of a passage means anything.
+
+    How a model of another program was trained to read, see `published`: plain_question: in lower case, without
+    punctuation. one_separator: between question and passage, whatever the tokenizer puts there. blank_behind: the blank
+    between two sentences belongs to the first, not to the second. before_norm: tokens are judged by what the last layer
+    gives, before the backbone's final norm. licence: as its card has it.
     """
 
     threshold: float = 0.1
@@ -68,6 +79,11 @@ class Settings:
     longest: int = 0
     language: str = "en"
     ranks: bool = True
+    plain_question: bool = False
+    one_separator: bool = False
+    blank_behind: bool = False
+    before_norm: bool = False
+    licence: str = ""
 
     @classmethod
     def read(cls, given: Any) -> Settings:
@@ -146,11 +162,16 @@ class Reranker(nn.Module):
         states: list[Tensor] = []  # classifiers do not agree on which of their hidden states is the last
         mine = get_ident()
 
-        def hear(module: nn.Module, given: object, out: Any) -> None:
+        def hear(found: Sequence[Tensor]) -> None:
             if get_ident() == mine:  # hooks of other threads hear this one, too
-                states.append(out[0])
+                states.append(found[0])
 
-        hook = self.model.base_model.register_forward_hook(hear)
+        base = self.model.base_model
+        norm = getattr(base, "final_norm", None) if self.settings.before_norm else None
+        if norm is None:
+            hook = base.register_forward_hook(lambda module, given, out: hear(out))
+        else:
+            hook = norm.register_forward_pre_hook(lambda module, given: hear(given))
         try:
             scores = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits[:, 0]
         finally:
@@ -159,6 +180,11 @@ class Reranker(nn.Module):
             return scores, None
         # The head stays in float32 where the checkpoint is in half precision.
         return scores, self.keep(_drop_out(self.model, states[-1]).to(self.keep.weight.dtype))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user of this model should know."""
+        return published.describe_licence(self.settings.licence)
 
     @property
     def longest(self) -> int:
@@ -179,11 +205,23 @@ class Reranker(nn.Module):
 
     def _blocks(self, pairs: Sequence[tuple[str, Sequence[str]]], longest: int) -> list[list[Block]]:
         """The blocks of each pair; each text is tokenised once, and all of them by one call."""
-        given = [[question, *(f" {text}" if i else text for i, text in enumerate(parts))] for question, parts in pairs]
+        given = [[self._plain(question), *self._space(parts)] for question, parts in pairs]
         texts = list(dict.fromkeys(chain.from_iterable(given)))
         found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = {text: encoding.ids for text, encoding in zip(texts, found, strict=True)}
         return [self._pack([ids[text] for text in one], longest) for one in given]
+
+    def _plain(self, question: str) -> str:
+        """The question as the model was trained to read it."""
+        if not self.settings.plain_question:
+            return question
+        return " ".join(question.lower().translate(_NO_PUNCTUATION).split())
+
+    def _space(self, sentences: Sequence[str]) -> list[str]:
+        """Sentences with the blanks between them."""
+        if self.settings.blank_behind:
+            return [*(f"{text} " for text in sentences[:-1]), *sentences[-1:]]
+        return [f" {text}" if i else text for i, text in enumerate(sentences)]
 
     def _pack(self, found: Sequence[list[int]], longest: int) -> list[Block]:
         """Tokens of a question and of its sentences as blocks."""
@@ -226,7 +264,10 @@ class Reranker(nn.Module):
         if len(words) < 2:
             raise ModelError("the tokenizer makes nothing of 'a' and 'b': a pair can't be read with it")
         a, b = words[0], words[-1]
-        return whole.ids[:a], whole.ids[a + 1 : b], whole.ids[b + 1 :], (whole.type_ids[a], whole.type_ids[b])
+        between = whole.ids[a + 1 : b]
+        if self.settings.one_separator:
+            between = between[:1]
+        return whole.ids[:a], between, whole.ids[b + 1 :], (whole.type_ids[a], whole.type_ids[b])
 
     def judge(
         self, pairs: Sequence[tuple[str, Sequence[str]]], *, longest: int = 0, best: bool = False
@@ -301,13 +342,21 @@ def open_reranker(source: str | Path | Reranker, device: str = "") -> Reranker:
 
     An encoder that is no classifier gets a classifier that knows nothing: `settings.ranks` is False then.
 
-    Raises `InputError` for what can't be opened. Weights are read from safetensors and no code of a checkpoint is run.
+    Published pruners of other programs open, too, see `published`; they read and round as their own code does.
+
+    Raises `InputError` for what can't be opened, `ModelError` for a checkpoint with heads or other tensors that have no
+    place. Weights are read from safetensors and no code of a checkpoint is run.
     """
     if isinstance(source, Reranker):
         return source
     if not isinstance(source, str | Path):
         raise InputError(f"a reranker is a folder, a Hub id or rerankers.Reranker, not {type(source).__name__}")
     return _open_checkpoint(str(source), device or "cpu")
+
+
+def default_folder() -> Path:
+    """Where the pruner stands that is taken where none is given, once it is built (`secateur build-pruner`)."""
+    return disk.cache_folder() / "pruner"
 
 
 def open_ranker(source: str | Path | Reranker, device: str = "") -> Reranker | RemoteRanker:
@@ -319,6 +368,8 @@ def open_ranker(source: str | Path | Reranker, device: str = "") -> Reranker | R
 
 class RemoteRanker:
     """A cross-encoder behind a server, which reads passages whole and tells their scores alone."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, ranker: embeddings.Ranker) -> None:
         self.ranker = ranker
@@ -338,47 +389,86 @@ class RemoteRanker:
         ]
 
 
+def forget_checkpoints() -> None:
+    """Read checkpoints anew from now on: what lies in a folder is another one."""
+    _open_checkpoint.cache_clear()
+
+
 @functools.lru_cache(maxsize=2)
 def _open_checkpoint(name: str, device: str) -> Reranker:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer  # seconds, of which a page needs none
-    from transformers.utils import cached_file
+    from transformers import AutoTokenizer  # seconds, of which a page needs none
 
     with opening("reranker", name), workers.quiet_loading():
-        model, told = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            **({} if _classes(name) else {"num_labels": 1}),
-        )  # fmt: skip
+        config = published.read_config(name)
+        found = published.open_published(name, config)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        file = cached_file(name, HEAD, _raise_exceptions_for_missing_entries=False)
+        card = published.find_file(name, "README.md")
+        if found is None:
+            model, settings = _open_classifier(name, config)
+            head = _head(published.find_file(name, HEAD), model.config.hidden_size)
+        else:
+            model, settings = _build(name, found), Settings.read(found.settings)
+            head = _linear(found.head, model.config.hidden_size, name)
+    licence = hub.read_card(card.parent).get("license") if card else None
+    if isinstance(licence, str):
+        settings = replace(settings, licence=licence)
+    made = Reranker(model.eval(), tokenizer, head, settings)
+    move_to_device(made, device)
+    return made
+
+
+def _open_classifier(name: str, config: Mapping[str, object]) -> tuple[PreTrainedModel, Settings]:
+    """A classifier of transformers, or an encoder with one that knows nothing; and its settings.
+
+    Raises `ModelError` where the checkpoint holds tensors that neither has a place for.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    kinds = config.get("architectures")
+    classifies = isinstance(kinds, list) and any("SequenceClassification" in str(kind) for kind in kinds)
+    model, told = AutoModelForSequenceClassification.from_pretrained(
+        name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+        **({} if classifies else {"num_labels": 1}),
+    )  # fmt: skip
     settings = Settings.read(getattr(model.config, "pruning", None))
-    if any("classifier" in key or "score" in key for key in told["missing_keys"]):
-        settings = replace(settings, ranks=False)
-    found = Reranker(model.eval(), tokenizer, _head(file, model.config.hidden_size), settings)
-    move_to_device(found, device)
-    return found
+    ranks = not any("classifier" in key or "score" in key for key in told["missing_keys"])
+    left = told["unexpected_keys"]
+    published.check_leftovers(name, left if ranks else [key for key in left if not published.is_pretraining_head(key)])
+    return model, settings if ranks else replace(settings, ranks=False)
 
 
-def _classes(name: str) -> bool:
-    """Whether the checkpoint is a classifier, whose number of classes is its own matter."""
-    from transformers.utils import cached_file
+def _build(name: str, found: published.Checkpoint) -> PreTrainedModel:
+    """The classifier of a published pruner: each tensor has its place, and each place its tensor."""
+    from transformers import AutoModelForSequenceClassification
 
-    file = cached_file(name, "config.json", _raise_exceptions_for_missing_entries=False)
-    config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    return any("SequenceClassification" in str(kind) for kind in config.get("architectures") or ())
+    kinds = AutoModelForSequenceClassification._model_mapping
+    if type(found.config) not in kinds:
+        raise ModelError(f"{name} is built on {found.config.model_type}, of which transformers has no classifier")
+    model, told = kinds[type(found.config)].from_pretrained(
+        None, config=found.config, state_dict=found.tensors, output_loading_info=True
+    )
+    published.check_leftovers(name, told["unexpected_keys"], told["missing_keys"])
+    return cast("PreTrainedModel", model)
 
 
-def _head(file: str | None, width: int) -> nn.Linear | None:
+def _head(file: Path | None, width: int) -> nn.Linear | None:
+    """The second head of one of our own checkpoints."""
     if file is None:
         return None
     try:
         given: Mapping[str, Tensor] = load_file(file)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file} is damaged: copy it anew") from error
+    return _linear(given, width, str(file))
+
+
+def _linear(given: Mapping[str, Tensor], width: int, source: str) -> nn.Linear:
+    """The second head, of tensors that `source` holds. `ModelError` for others than `weight` and `bias` of two rows."""
     shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
     if shapes != {"weight": (2, width), "bias": (2,)}:
-        raise ModelError(f"{file} holds {shapes}, not weight {(2, width)} and bias (2,)")
+        raise ModelError(f"{source} holds {shapes}, not weight {(2, width)} and bias (2,)")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in given.values()):
-        raise ModelError(f"{file} holds NaN or infinity: train it anew")
+        raise ModelError(f"{source} holds NaN or infinity: train it anew")
     head = nn.Linear(width, 2)
     head.load_state_dict(dict(given))
     return head

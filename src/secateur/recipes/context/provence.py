@@ -41,7 +41,7 @@ CARD = {
     "family": "context",
 }
 
-Rounding = Literal["", "vote", "mean"]
+Rounding = Literal["", "vote", "mean", "share"]
 
 
 def provence(
@@ -50,7 +50,7 @@ def provence(
     budgets: Sequence[Budget],
     run: Run,
     *,
-    model: Any,
+    model: Any = "",
     tokenizer: Any = "",
     threshold: float | None = None,
     rounding: Rounding = "",
@@ -70,8 +70,8 @@ def provence(
     1. A cross-encoder reads question and passage as one sequence, each sentence tokenised on its own: it gives the
        passage a score and each token t a probability p_t to keep. A passage that is longer than the model reads is cut
        into blocks of whole sentences, the question before each; a sentence that is longer than a block, into parts.
-    2. A sentence stays by "vote" if more than half of its tokens have p_t > threshold, or by "mean" if the mean of its
-       p_t is above the threshold.
+    2. A sentence stays by "vote" if more than half of its tokens have p_t > threshold, by "mean" if the mean of its p_t
+       is above the threshold, or by "share" if the share of its tokens with p_t > threshold is above the threshold.
     3. With `reorder` or `top_k`, passages are sorted by their scores, and the first stay.
     4. What is over the budget leaves by the mean of p_t, the lowest first; what is left is counted after each cut.
 
@@ -80,11 +80,12 @@ def provence(
         data: the question.
         budgets: tokens=2048, words=1000, or a share; tokens=100% where the threshold alone is to decide.
         run: where scores go.
-        model: folder or Hub id of a trained pruner (`secateur train-pruner provence`), or `rerankers.Reranker`.
+        model: folder or Hub id of a pruner: one of `secateur train-pruner provence`, Naver's Provence or XProvence, or
+            an OpenProvence; or `rerankers.Reranker`. The one that `secateur build-pruner` made here if not given.
         tokenizer: folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a
             function that counts tokens; the model's own if not given.
         threshold: 0.1 keeps what may matter, 0.5 what surely does; below 0 all stays. The model's own if not given.
-        rounding: "vote" or "mean"; the model's own if not given.
+        rounding: "vote", "mean" or "share"; the model's own if not given.
         always_select_title: the first sentence is a title: it stays exactly where another sentence of its passage does.
         reorder: the passages in the order of their scores.
         top_k: how many passages stay, the first by score; 0 for all.
@@ -102,7 +103,7 @@ def provence(
     stands between two sentences that stay is left as it is. A title that alone is above the threshold does not stay.
     """
     judge, question = open_pruner(model, device), " ".join(data.split())
-    chosen = judge.settings
+    chosen, known = judge.settings, judge.notes
     cutoff = chosen.threshold if threshold is None else threshold
     counts = {"tokens": encoders.counter(tokenizer or judge.tokenizer)}
     subject = subject.split(language or chosen.language)
@@ -111,6 +112,7 @@ def provence(
     keep, scores = keep_sentences(told, [len(part) for part in parts], cutoff, rounding or chosen.rounding)
     if reranker:
         other = rerankers.open_ranker(reranker, device)
+        known = tuple(dict.fromkeys([*known, *other.notes]))
         told = run.json("ranked", lambda: judge_passages(other, question, parts, longest, best_block))
     elif (reorder or top_k) and not chosen.ranks:
         raise InputError("this model prunes and does not rank: give a reranker, or leave reorder and top_k out")
@@ -135,7 +137,7 @@ def provence(
             selection = fit_to_limits(passing, scores[stays], limit, counts, units)
             kept[stays], smaller = selection.keep["sentences"], passing.cut(selection)[0]
         run.json(f"trace-{budget}", partial(trace, subject, counts, scores, kept))
-        notes = explain_empty(scores, cutoff, stays, kept, budget)
+        notes = [*known, *explain_empty(scores, cutoff, stays, kept, budget)]
         ranks = {"reranking_scores": [one["score"] for one in told], "ranks": bool(reranker or chosen.ranks)}
         run.json(f"told-{budget}", partial(dict, **ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
@@ -167,7 +169,14 @@ def count_letters(passages: Passages) -> int:
 
 
 def open_pruner(model: Any, device: str = "") -> Reranker:
-    """The trained model; `InputError` for a reranker that says nothing of tokens."""
+    """The trained model, the default one for ""; `InputError` for a reranker that says nothing of tokens."""
+    if isinstance(model, str) and not model:
+        model = str(rerankers.default_folder())
+        if not (rerankers.default_folder() / "config.json").is_file():
+            raise InputError(
+                "no pruner is built here yet: run `secateur build-pruner` once (`make pruner` in a clone; minutes), or "
+                "give model, a folder or Hub id such as hotchpotch/open-provence-reranker-xsmall-v1"
+            )
     found = rerankers.open_reranker(model, device)
     if found.keep is None:
         name = model if isinstance(model, str) else "this model"
@@ -307,7 +316,7 @@ def train(
         count=objectives.count_labels, checkpoint=run.folder("training"), title="pruner",
         evaluate=evaluate if kept_back else None, evaluate_every=evaluate_every or max(1, math.ceil(steps / 4)),
     )  # fmt: skip
-    notes = [f"{len(learnt)} pairs of {len(rows)} rows; {lost} passages had no label"]
+    notes = [*model.notes, f"{len(learnt)} pairs of {len(rows)} rows; {lost} passages had no label"]
     if kept_back:
         settings = dict(recovery.settings)
         during = {str(step): run.json(f"held-out-{step}", look) for step, _ in settings.pop("evaluations")}

