@@ -162,6 +162,16 @@ def test_a_shape_drops_layers_of_the_decoder_and_heads_of_all_attentions() -> No
     assert shapes.sizes(make("T5")) == {"layers": 5, "heads": 4, "neurons": 64, "channels": 32}
 
 
+def test_no_decoder_becomes_deeper_than_an_encoder_whose_layers_its_cache_counts() -> None:
+    subject = make("T5")
+    assert "layers" not in subject.family.whole
+    assert subject.units()["layers"].fixed.tolist() == [True, False, False, True, False]  # tables of positions stay
+    alike, _ = subject.cut(Selection({"layers": np.arange(5) != 1}))
+    assert alike.units()["layers"].fixed.tolist() == [True, True, True, False]
+    assert shapes.removable_layers(alike.units()) == [3]
+    assert not make("Bart").family.caches_by_encoder
+
+
 def test_a_decoder_alone_has_numbers_of_its_own() -> None:
     """Its config's common names speak of the encoder, which is not there."""
     config = transformers.BartConfig(**SIZES["Bart"] | {"encoder_attention_heads": 2})

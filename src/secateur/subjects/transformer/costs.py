@@ -29,6 +29,8 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     for start, count in zip(layout.starts, layout.counts, strict=True):
         stays[start : start + layout.family.first_layers] |= bool(layout.family.first_stays)
         stays[start] |= count == 1 and len(layout.counts) > 1
+    if layout.family.caches_by_encoder and layout.counts[0] <= layout.counts[-1]:
+        stays[: layout.counts[0]] = True  # the decoder may not become the deeper one
     alone = stays if stays.any() and len(widths) > 1 else None
     found = {"layers": Site("layers", len(widths), minimum=1, fixed=alone)}
     for kind in dict.fromkeys(block.kind for block in layout.family.blocks):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedError
@@ -169,6 +169,7 @@ class _Reading:
         scale = float(self.config.hidden_size) ** 0.5
         rounded = float(torch.tensor(scale, dtype=torch.bfloat16))
         states_head_dim = attention is not None and self._states_head_dim(f"{self.attending}{attention.out}.weight")
+        stacks = self._find_stacks(blocks)
         return Family(
             self.config.model_type,
             "decoder" if has_encoder(self.config) or is_causal(self.tiny) else "encoder",
@@ -189,7 +190,8 @@ class _Reading:
             own_settings=list_own(self.config),
             experts=self.experts,
             whole=self.whole,
-            stacks=self._find_stacks(blocks),
+            stacks=stacks,
+            caches_by_encoder=len(stacks) == 2 and self._caches_by_encoder(stacks[0]),
         )
 
     def _find_stacks(self, blocks: Sequence[Block]) -> tuple[Stack, ...]:
@@ -219,6 +221,12 @@ class _Reading:
             found.append(Stack(path, counting[0], heads[0] if heads else "", neurons))
         common = type(self.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
         return () if len(found) == 1 and found[0].count == common else tuple(found)
+
+    def _caches_by_encoder(self, encoder: Stack) -> bool:
+        """Whether the number of the encoder's layers is that of a cache, which the decoder alone fills."""
+        deeper = self.count + 1
+        config = type(self.config).from_dict(self.config.to_dict() | {encoder.count: deeper})
+        return len(DynamicCache(config=config).layers) == deeper
 
     def _count_layers(self, values: Mapping[str, int]) -> dict[str, int]:
         """The layers of each list under a config with other values; none where the class refuses them."""
