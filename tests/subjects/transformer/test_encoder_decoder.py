@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 from secateur.data import texts
 from secateur.errors import UnsupportedError
+from secateur.measure import size
 from secateur.runs.backends.language import Language
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import shapes
@@ -75,6 +76,10 @@ def test_a_cut_equals_silencing_and_loads_without_secateur(name: str, tmp_path: 
     torch.testing.assert_close(given, subject.silence(keep).forward(batch).prediction, rtol=1e-4, atol=1e-5)
     count = sum(parameter.numel() for parameter in small.model.parameters())
     assert subject.units().cost(keep.keep)["params"] == small.units().cost()["params"] == count
+    for one in (subject, small):  # a sound has as many frames as it has, whatever the length of the text
+        inputs, predicted = one.arguments(batch), one.units(batch=2, length=9).cost()
+        assert predicted["flops"] == size.flops(one.model, inputs)
+    assert subject.units(batch=2, length=9).cost()["kv_cache"] == size.kv_cache_bytes(subject.model, inputs)
     small.save(tmp_path)
     assert subject.forward(subject.example(3, 9)).prediction.shape == (3, 9, 61)
     auto = AutoModelForSpeechSeq2Seq if name == "Whisper" else AutoModelForSeq2SeqLM

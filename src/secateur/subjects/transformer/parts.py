@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -17,7 +17,9 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import loading, saving
 from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.origin import Origin
 
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
@@ -41,19 +43,34 @@ class Whole:
     path: str
     inner: str
     """What the names of a tensor of the part by itself begin with, where those of the whole begin with `path`."""
+    name: str = ""
+    """Folder or Hub id as it was given."""
 
-    def check(self, config: PretrainedConfig) -> None:
-        """Raise `UnsupportedError` for a cut whose config is no part of the whole's."""
-        if saving.needs_module(config):
-            raise UnsupportedError(
-                f"layers of unequal widths can't be saved within a {type(self.model).__name__}: take a recipe that "
-                "keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
-            )
+    def refuse(self, *, alike: bool = False) -> NoReturn:
+        """Raise `UnsupportedError` for a cut whose config is no part of the whole's.
+
+        alike: all layers are of the same widths all the same.
+        """
+        name = type(self.model).__name__
+        if alike:
+            raise UnsupportedError(f"the config of a {name} can't say these widths: keep its {self.setting}'s heads whole")
+        raise UnsupportedError(
+            f"layers of unequal widths can't be saved within a {name}: take a recipe that keeps them alike, such as "
+            "minitron, shortgpt, wanda or sparsegpt"
+        )
+
+    def find_origin(self, layout: Layout) -> Origin:
+        """What the part, of that layout, was cut from: by the map in the folder, else the whole as it is."""
+        if self.folder is None:
+            return Origin.of_model(self.model, part=self.setting)
+        return Origin.find(self.model, layout, self.folder, self.name, self.setting)
 
     def save(self, part: Transformer, folder: Path) -> None:
         """Write the whole with the part as it is now; what reads its inputs goes along."""
         config, small = copy.deepcopy(self.model.config), part.model.config
-        self.check(small)
+        if saving.needs_module(small):
+            self.refuse(alike=len(set(part.widths())) == 1)
+        origin = part.origin.describe(part.layout)  # before the files that it speaks of are overwritten
         before = getattr(config, self.setting)
         data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
         data["architectures"] = before.architectures
@@ -74,6 +91,7 @@ class Whole:
         folder.mkdir(parents=True, exist_ok=True)
         with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in state.values())):
             model.save_pretrained(folder)
+        (folder / saving.MAP).write_text(origin, encoding="utf-8")
         if self.folder is not None:
             copy_beside(self.folder, folder)
 
@@ -130,7 +148,7 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
     prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
-    subject.whole = Whole(model, folder, setting, known, path, prefix)
+    subject.whole = Whole(model, folder, setting, known, path, prefix, "" if folder is None else str(source))
     return subject
 
 

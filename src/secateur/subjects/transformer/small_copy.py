@@ -154,6 +154,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         data, hidden, set(names.values()) | {native.get("num_key_value_heads", "num_key_value_heads")}
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
+    vocabulary = data.get("vocab_size")
     for name, value in data.items():
         if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
             continue
@@ -163,7 +164,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
         elif isinstance(value, int) and _LENGTH.search(name):
-            data[name] = min(value, 64)
+            same = name.endswith("vocab_size") and value == vocabulary  # a decoder may have one of its own
+            data[name] = VOCABULARY if same else min(value, 64)
         elif isinstance(value, int) and "expert" in name and not _SIZE.search(name):
             data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else EXPERTS)
         elif isinstance(value, int) and "group" in name:

@@ -151,7 +151,7 @@ class Transformer:
         Of a model that was given in memory the weights are hashed at the first copy or cut, or the first look here.
         """
         if self._origin is None:
-            self._origin = Origin.of_model(self.model)
+            self._origin = Origin.of_model(self.model) if self.whole is None else self.whole.find_origin(self.layout)
         return self._origin
 
     @origin.setter
@@ -274,7 +274,7 @@ class Transformer:
             if axis in layout.whole:
                 why = layout.whole[axis]
                 raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
-        terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length))
+        terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length), self.source)
         whole = Units(sites, terms, base)
         return whole.only(*axes) if axes else whole
 
@@ -285,11 +285,21 @@ class Transformer:
         """
         return self.units(length=length).cost()["flops"] / length
 
+    @property
+    def source(self) -> costs.Source | None:
+        """What an encoder before its decoder reads that is no text: nothing here."""
+        return None
+
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterable[Term]:
         """Terms of what generation caches: nothing here."""
         return ()
 
     # ------------------------------------------------------------------------------------------------- cut
+
+    def check_unequal(self) -> None:
+        """Raise `UnsupportedError` where layers can't get unequal widths: those of a part of another model."""
+        if self.whole is not None:
+            self.whole.refuse()
 
     def cut(self, selection: Selection, *, norm_correction: bool = True) -> tuple[Transformer, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
@@ -322,8 +332,8 @@ class Transformer:
         state = cutting.slice_state(layout, kept)
         ratio = layout.hidden_size / channels if norm_correction else 1.0
         config, more = cutting.correct(layout, state, kept, ratio, layer_index)
-        if self.whole is not None:
-            self.whole.check(config)
+        if self.whole is not None and saving.needs_module(config):
+            self.whole.refuse(alike=len(set(widths)) == 1)
         notes += more
         result = self._copy(cutting.build(layout, config, state, kept), tuple(layer_index))
         result.origin = self.origin.cut(kept, ratio)
