@@ -24,7 +24,7 @@ from secateur.subjects.transformer.origin import Origin
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Whole", "list_parts", "open_part"]
+__all__ = ["Whole", "count_features", "list_parts", "open_part"]
 
 _HEAD = "lm_head.weight"
 
@@ -141,9 +141,9 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     family = find_family(saving.plain_class(type(alone)), alone.config)
     width = "what other parts give it is as wide as its channels"
     family = replace(family, whole={**family.whole, "channels": width})
-    features = _count_features(model.config)
+    features = count_features(model.config)
     if features:
-        why = f"features of images are added behind each of the first {features}"
+        why = f"features of images are added behind the first {features}, by their numbers"
         family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
     prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
@@ -152,10 +152,15 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     return subject
 
 
-def _count_features(config: PretrainedConfig) -> int:
-    """How many of the first layers of text have features of images added behind them, by their numbers."""
+def count_features(config: PretrainedConfig) -> int:
+    """How many of the first layers of text have features of images added behind them or later, by their numbers."""
     every = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
-    return max(len(getattr(one, "deepstack_visual_indexes", None) or ()) for one in every)
+    found = [0]
+    for one in every:
+        found.append(len(getattr(one, "deepstack_visual_indexes", None) or ()))
+        found += [layer for _, layer in getattr(one, "deepstack_layer_map", None) or ()]  # before which they are added
+        found += getattr(one, "spatial_target_layers", None) or ()
+    return max(found)
 
 
 def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple[PreTrainedModel, dict[str, str]]:
