@@ -295,7 +295,7 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     tell({"params": sum(parameter.numel() for parameter in tiny.parameters()), "generates": generates})
     start = time.perf_counter()
     try:
-        small, found = cut(folder / "original", tell, part=row["kind"] == "image-text")
+        small, found = cut(folder / "original", tell)
         tell({"seconds": time.perf_counter() - start, **found})
         if not found["cut"]:
             return {"status": "nothing cut", "why": "; ".join(small.layout.whole.values())}
@@ -317,15 +317,15 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     return {"status": "cut"}
 
 
-def cut(folder: Path, tell: Tell, *, part: bool) -> tuple[Any, dict[str, Any]]:
-    """What is left of the model, and what of it went; part: of its language model, where it is one of several."""
+def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
+    """What is left of the model, or of its part that reads texts where it is one of several, and what of it went."""
     import secateur
     from secateur.score import magnitude
     from secateur.select import ranking
     from secateur.subjects.transformer.parts import open_part
     from secateur.vocabulary import Selection
 
-    split = part and "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    split = "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     subject: Any = open_part(folder, "text_config") if split else secateur.open_subject(folder)
     units = subject.units(multiple=4)
     sites = {site.name: site for site in units.free() if site.kind in CUT}

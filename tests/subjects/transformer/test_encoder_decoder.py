@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 from secateur.data import texts
 from secateur.errors import UnsupportedError
@@ -177,7 +178,7 @@ def test_no_decoder_becomes_deeper_than_an_encoder_whose_layers_its_cache_counts
     assert not make("Bart").family.caches_by_encoder
 
 
-def test_a_decoder_alone_has_numbers_of_its_own() -> None:
+def test_a_decoder_alone_has_numbers_of_its_own(tmp_path: Path) -> None:
     """Its config's common names speak of the encoder, which is not there."""
     config = transformers.BartConfig(**SIZES["Bart"] | {"encoder_attention_heads": 2})
     subject = open_subject(transformers.BartForCausalLM(config).eval())
@@ -186,6 +187,11 @@ def test_a_decoder_alone_has_numbers_of_its_own() -> None:
         {**{f"layers.{layer}.heads": np.arange(4) != layer for layer in range(2)}, "ffn": np.arange(2) > 0}
     )
     tokens = subject.example(2, 9)
-    change = subject.cut(keep)[0].forward(tokens).prediction - subject.silence(keep).forward(tokens).prediction
+    small = subject.cut(keep)[0]
+    change = small.forward(tokens).prediction - subject.silence(keep).forward(tokens).prediction
     assert change.abs().max() < 1e-5
+    small.model.config = copy.deepcopy(small.model.config)  # as some classes do (Pegasus), whereby "auto_map" is lost
+    small.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(loaded(**tokens).logits, small.forward(tokens).prediction)
     assert "channels" in subject.layout.whole  # those of the cross-attentions, which never run, are as many

@@ -27,7 +27,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack
-from secateur.subjects.transformer.per_layer import get_setting, list_own
+from secateur.subjects.transformer.per_layer import get_setting, list_own, take_layers
 from secateur.subjects.transformer.small_copy import (
     DENSE,
     EXPERTS,
@@ -228,9 +228,15 @@ class _Reading:
         config = type(self.config).from_dict(self.config.to_dict() | {encoder.count: deeper})
         return len(DynamicCache(config=config).layers) == deeper
 
-    def _count_layers(self, values: Mapping[str, int]) -> dict[str, int]:
-        """The layers of each list under a config with other values; none where the class refuses them."""
+    def _count_layers(self, values: dict[str, int]) -> dict[str, int]:
+        """The layers of each list under a config with other numbers of them; none where the class refuses those.
+
+        Lists of the config with an entry for each of them are shorter, too, where it does not take them as they are.
+        """
         shapes = self._build_shapes(values)
+        for name, number in values.items() if not shapes else ():
+            data: dict[str, Any] = self.config.to_dict()
+            shapes = self._build_shapes(values | take_layers(data, range(number), data[name]))
         begins = {path: f"{self.prefix}{path}." for path in self.lists}
         return {
             path: len({name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)})
@@ -787,7 +793,7 @@ class _Reading:
         three = {native.get(name, name): 3 for name in counts if getattr(self.config, name, None) is not None}
         return not self._build_shapes(three | {"head_dim": HEAD_DIM})
 
-    def _build_shapes(self, values: Mapping[str, int]) -> dict[str, list[int]]:
+    def _build_shapes(self, values: Mapping[str, object]) -> dict[str, list[int]]:
         """The shapes of parameters under a config with other values; none where the class refuses them."""
         try:
             with torch.device("meta"):
