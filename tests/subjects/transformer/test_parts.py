@@ -100,7 +100,9 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     assert list(list_parts(model)) == ["language_model"]
     subject = open_part(model, "language_model")
     for gone in (0, 1):
-        with pytest.raises(UnsupportedError, match=f"layer {gone} .* images are added behind the first 2, by their numbers; "):
+        with pytest.raises(
+            UnsupportedError, match=f"layer {gone} .* images are added behind the first 2, by their numbers; "
+        ):
             subject.cut(Selection({"layers": np.arange(4) != gone}))
     pairs = transformers.Granite4VisionConfig(deepstack_layer_map=[[2, 0], [4, 3]], spatial_target_layers=[1, 5])
     assert count_features(pairs) == 5

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import loading, saving
 from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.origin import Origin
@@ -53,7 +56,9 @@ class Whole:
         """
         name = type(self.model).__name__
         if alike:
-            raise UnsupportedError(f"the config of a {name} can't say these widths: keep its {self.setting}'s heads whole")
+            raise UnsupportedError(
+                f"the config of a {name} can't say these widths: keep its {self.setting}'s heads whole"
+            )
         raise UnsupportedError(
             f"layers of unequal widths can't be saved within a {name}: take a recipe that keeps them alike, such as "
             "minitron, shortgpt, wanda or sparsegpt"
@@ -65,12 +70,11 @@ class Whole:
             return Origin.of_model(self.model, part=self.setting)
         return Origin.find(self.model, layout, self.folder, self.name, self.setting)
 
-    def save(self, part: Transformer, folder: Path) -> None:
-        """Write the whole with the part as it is now; what reads its inputs goes along."""
+    def assemble(self, part: Transformer) -> PreTrainedModel:
+        """The whole with the part as it is now; tensors are shared."""
         config, small = copy.deepcopy(self.model.config), part.model.config
         if saving.needs_module(small):
             self.refuse(alike=len(set(part.widths())) == 1)
-        origin = part.origin.describe(part.layout)  # before the files that it speaks of are overwritten
         before = getattr(config, self.setting)
         data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
         data["architectures"] = before.architectures
@@ -88,8 +92,14 @@ class Whole:
         model.tie_weights()
         if self.model.can_generate():
             model.generation_config = copy.deepcopy(self.model.generation_config)
+        return model.eval()
+
+    def save(self, part: Transformer, folder: Path) -> None:
+        """Write the whole with the part as it is now; its map, and what reads its inputs, go along."""
+        model = self.assemble(part)
+        origin = part.origin.describe(part.layout)  # before the files that it speaks of are overwritten
         folder.mkdir(parents=True, exist_ok=True)
-        with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in state.values())):
+        with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())):
             model.save_pretrained(folder)
         (folder / saving.MAP).write_text(origin, encoding="utf-8")
         if self.folder is not None:
@@ -135,12 +145,14 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     inside = {f"{path}.{inner}": inner for inner in base.state_dict()}
     alone, names = _add_head(model, base, path)
     for first, second in _find_shared(model, set(inside) | set(names.values())):
+        if second == _name_head(model):
+            continue  # of embeddings, of which nothing is cut, and which the head follows
         raise UnsupportedError(
             f"{first} and {second} share their weights, so {name} can't be cut alone: save them apart"
         )
     family = find_family(saving.plain_class(type(alone)), alone.config)
     width = "what other parts give it is as wide as its channels"
-    family = replace(family, whole={**family.whole, "channels": width})
+    family = replace(family, whole={**_find_unsaid(family), **family.whole, "channels": width})
     features = count_features(model.config)
     if features:
         why = f"features of images are added behind the first {features}, by their numbers"
@@ -150,6 +162,12 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
     subject.whole = Whole(model, folder, setting, known, path, prefix, "" if folder is None else str(source))
     return subject
+
+
+def _find_unsaid(family: Family) -> dict[str, str]:
+    """Axis -> why it stays whole: what is left of it stands in no setting of the part's, and files of code don't fit."""
+    found = {} if family.states_head_dim else {"heads": "its config can't say how large they are beside fewer of them"}
+    return found if family.states_neurons else {**found, "neurons": "its config can't say their number"}
 
 
 def count_features(config: PretrainedConfig) -> int:
@@ -167,7 +185,7 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     """The part with the whole's language-model head, and where that stands there; itself where it can't have one."""
     head = model.get_output_embeddings()
     kind = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
-    own = next((name for name, module in model.named_modules() if module is head), "")
+    own = _name_head(model).removesuffix(".weight")
     if head is None or kind is None or own.startswith(f"{path}.") or getattr(head, "bias", None) is not None:
         return base, {}
     weight = head.get_parameter("weight")
@@ -181,8 +199,26 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     state = {f"{alone.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
     alone.load_state_dict(state | {_HEAD: weight}, strict=True, assign=True)
     alone.tie_weights()
-    alone.to(model.device)
-    return alone.eval(), {_HEAD: f"{own}.weight"}
+    alone.to(model.device).eval()
+    return (alone, {_HEAD: f"{own}.weight"}) if _gives_same(model, alone) else (base, {})
+
+
+def _name_head(model: PreTrainedModel) -> str:
+    """The name of the weight of a model's head of tokens; "" where it has none."""
+    head = model.get_output_embeddings()
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is head and name), "")
+
+
+def _gives_same(model: PreTrainedModel, alone: PreTrainedModel) -> bool:
+    """Whether a part with the head gives the logits of the whole, which may scale them otherwise, for tokens alone."""
+    tokens = torch.arange(1, 5, device=model.device)[None]
+    with torch.no_grad(), evaluating(model):
+        try:
+            theirs = model(input_ids=tokens, use_cache=False).logits
+        except Exception:  # it wants an image beside them: then nothing can be told
+            return True
+        ours = alone(input_ids=tokens, use_cache=False).logits
+    return bool((ours - theirs).abs().max() <= 0.05 * theirs.abs().max())
 
 
 def _find_shared(model: PreTrainedModel, inside: set[str]) -> Iterator[tuple[str, str]]:
