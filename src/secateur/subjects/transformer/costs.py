@@ -115,7 +115,8 @@ def terms(
     """
     total: dict[Term, float] = {}
     base: dict[str, float] = {"params": 0.0, "bytes": 0.0, "flops": 0.0, "memory": 0.0}
-    read, rows = (length, {}) if source is None else (source.tokens, source.rows)
+    rows = {} if source is None else source.rows
+    read = length if source is None else source.tokens
     base["flops"] += 0.0 if source is None else batch * source.flops
     if layout.family.experts:
         base["active_params"] = 0.0
@@ -145,7 +146,7 @@ def terms(
             add("flops", 2.0 * tokens * size * times, names, _condition(layout, place) | per_expert)
     for index, width in enumerate(layout.widths):
         product = 4.0 * batch * layout.attention_width(index)  # queries by keys, and weights by values
-        own = read if index < layout.starts[-1] else length
+        own = read if index < layout.starts[-1] or not layout.family.has_encoder else length
         if width.heads:
             add("flops", product * own**2, [f"layers.{index}.heads"], {"units": (("layers", index),)})
         if width.cross:

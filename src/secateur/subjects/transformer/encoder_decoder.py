@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
-from secateur.errors import UnsupportedError
 from secateur.subjects.transformer.blocks import Call
-from secateur.subjects.transformer.costs import Source
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.small_copy import make_source
@@ -38,7 +34,6 @@ class EncoderDecoder(Transformer):
         super().__init__(model, family, **options)
         if model.can_generate():  # a class may call itself its base model
             self.output = "logits"
-        self._source: Source | None = None
 
     @property
     def decodes(self) -> bool:
@@ -66,15 +61,6 @@ class EncoderDecoder(Transformer):
             first = torch.ones_like(mask[:, :1])
             found |= {"attention_mask": mask, "decoder_attention_mask": torch.cat([first, mask[:, :-1]], 1)}
         return devices.move(found, self.model)
-
-    def check_texts(self) -> None:
-        """Raise `UnsupportedError` where the encoder reads something else than texts."""
-        main = self.model.main_input_name
-        if main != "input_ids":
-            raise UnsupportedError(
-                f"the encoder of {type(self.model).__name__} reads {main}, and texts have none: choose a recipe that "
-                "needs no data, such as `secateur prune FOLDER`"
-            )
 
     def _inputs_of(self, model: PreTrainedModel, tokens: Tensor) -> Mapping[str, Tensor]:
         return {"decoder_input_ids": tokens} | make_source(model, tokens)
@@ -124,21 +110,6 @@ class EncoderDecoder(Transformer):
         data = super().example(batch, length)
         return data | devices.move(make_source(self.model, data["input_ids"]), self.model)
 
-    @property
-    def source(self) -> Source | None:
-        """What the encoder reads that is no text; found by a run without numbers, once for the model and its cuts."""
-        if self.model.main_input_name == "input_ids":
-            return None
-        if self._source is None:
-            self._source = _measure_source(self)
-        return self._source
-
-    def _copy(self, model: PreTrainedModel, layer_index: tuple[int, ...]) -> Transformer:
-        result = super()._copy(model, layer_index)
-        if isinstance(result, EncoderDecoder) and layer_index != self.layer_index:
-            result._source = None  # other layers have its names
-        return result
-
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
         """Bytes of keys and values, of `length` tokens written and of what was read: 2 B T head_dim for each head."""
         read = self.source.tokens if self.source else length
@@ -152,41 +123,6 @@ class EncoderDecoder(Transformer):
                     per_head = 2.0 * batch * tokens * self.model.dtype.itemsize * layout.head_dim
                     name = f"layers.{index}.{site}"
                     yield Term("kv_cache", per_head, (name,), (name,), with_layer)
-
-
-def _measure_source(subject: EncoderDecoder) -> Source:
-    """By a run of a copy without numbers, or of the model itself where its class wants to see some."""
-    first = subject.layers()[0]
-    try:
-        with FakeTensorMode():
-            return _record_source(type(subject.model)(subject.model.config).eval(), first)
-    except Exception:  # whatever a class asks of a tensor without numbers
-        with evaluating(subject.model):
-            return _record_source(subject.model, first)
-
-
-def _record_source(model: PreTrainedModel, first: str) -> Source:
-    """States that enter the encoder, at its layer `first`, rows of linears and FLOPs of convolutions, in one run."""
-    states, rows, flops = list[int](), dict[str, int](), list[float]()
-
-    def note(path: str, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        if isinstance(module, nn.Linear):
-            rows[path] = out[0].numel() // out.shape[-1]
-        else:
-            flops.append(2.0 * out[0].numel() * module.get_parameter("weight")[0].numel())
-
-    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        states.append(find_states(args, kwargs).shape[1])
-
-    with ExitStack() as stack, torch.no_grad():
-        layer = model.get_submodule(first)
-        stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
-                stack.callback(module.register_forward_hook(partial(note, path)).remove)
-        tokens = torch.ones(1, 1, dtype=torch.long, device=model.device)
-        model(decoder_input_ids=tokens, **make_source(model, tokens), use_cache=False)
-    return Source(states[0], {path: count for path, count in rows.items() if count > 1}, sum(flops))
 
 
 def _without_states(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:

@@ -58,6 +58,8 @@ _AUTO = (
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
+    "AutoModelForCTC",
+    "AutoModelForAudioClassification",
 )
 
 # transformers' own validator reads every value of a heterogeneous config, and then warns of it.

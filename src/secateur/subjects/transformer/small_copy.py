@@ -34,6 +34,7 @@ __all__ = [
     "make_source",
     "make_tokens",
     "plain_config",
+    "reads_texts",
     "run_model",
     "shrink_config",
 ]
@@ -178,6 +179,10 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
             if value not in sizes:
                 sizes[value] = next(fresh)
             data[name] = sizes[value]
+        elif isinstance(value, list) and "conv" in name and _SIZE.search(name):  # of convolutions that read a sound
+            for size in {size for size in value if size > 8} - sizes.keys():
+                sizes[size] = next(fresh)
+            data[name] = [sizes.get(size, size) for size in value]
     data |= inner
     data |= {names["num_hidden_layers"]: len(layers), names["hidden_size"]: small, "vocab_size": VOCABULARY}
     if heads:
@@ -265,6 +270,8 @@ def draw_apart() -> Iterator[None]:
 @torch.no_grad()
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether no state of a small copy depends on a later token: it is a decoder, with whatever head or none."""
+    if not reads_texts(model):
+        return False
     tokens = make_tokens()
     other = tokens.clone()
     other[:, 1:] += 1
@@ -309,11 +316,18 @@ def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
     """
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, Tensor | bool] = {"input_ids": tokens}
+    if not reads_texts(model):
+        inputs = dict(make_source(model, tokens))
     if has_encoder(model.config):
         inputs = {"decoder_input_ids": tokens, **make_source(model, tokens)}
     if "use_cache" in accepted or has_encoder(model.config):
         inputs["use_cache"] = False
     return model(**inputs)
+
+
+def reads_texts(model: PreTrainedModel) -> bool:
+    """Whether it, or its encoder, takes tokens, and not an image or a sound."""
+    return model.main_input_name == "input_ids" or "input_ids" in inspect.signature(model.forward).parameters
 
 
 def make_source(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:

@@ -29,6 +29,8 @@ from secateur.subjects.transformer import costs, cutting, files, low_rank, savin
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.small_copy import make_source, reads_texts
+from secateur.subjects.transformer.sources import measure_source
 from secateur.vocabulary import Cut, Selection, Term, Units
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ class Transformer:
         self._origin: Origin | None = None
         self.whole: Whole | None = None
         """The model that this is a part of."""
+        self._source: costs.Source | None = None
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(len(self.layout.layers())))
         self.output: Literal["logits", "embedding", "states"] = (
@@ -287,8 +290,12 @@ class Transformer:
 
     @property
     def source(self) -> costs.Source | None:
-        """What an encoder before its decoder reads that is no text: nothing here."""
-        return None
+        """What the encoder reads that is no text; found by a run without numbers, once for a model and cuts of it."""
+        if reads_texts(self.model):
+            return None
+        if self._source is None:
+            self._source = measure_source(self.model, self.layers()[0])
+        return self._source
 
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterable[Term]:
         """Terms of what generation caches: nothing here."""
@@ -382,6 +389,8 @@ class Transformer:
         origin, result = self.origin, copy.copy(self)
         result.origin = origin
         result.model, result.layer_index, result.head = model, layer_index, copy.deepcopy(self.head)
+        if layer_index != self.layer_index:
+            result._source = None  # other layers have its names
         return result
 
     def _count(self) -> dict[str, float]:
@@ -430,7 +439,12 @@ class Transformer:
     # ------------------------------------------------------------------------------------------------- run
 
     def check_texts(self) -> None:
-        """Raise `UnsupportedError` where it can't run on texts alone: this one can."""
+        """Raise `UnsupportedError` where the model, or its encoder, reads something else than texts."""
+        if not reads_texts(self.model):
+            raise UnsupportedError(
+                f"the encoder of {type(self.model).__name__} reads {self.model.main_input_name}, and texts have none: "
+                "choose a recipe that needs no data, such as `secateur prune FOLDER`"
+            )
 
     def arguments(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the model itself is called with for a batch of texts."""
@@ -446,7 +460,8 @@ class Transformer:
         is sharded, or split by Accelerate, runs as a whole all the same: its own forward pass gathers its head.
         """
         accepted = inspect.signature(self.model.forward).parameters
-        inputs = devices.move({name: batch[name] for name in _INPUTS if name in batch and name in accepted}, self.model)
+        names = dict.fromkeys((*_INPUTS, self.model.main_input_name))
+        inputs = devices.move({name: batch[name] for name in names if name in batch and name in accepted}, self.model)
         if "position_ids" in inputs:
             inputs.pop("attention_mask", None)
         if "use_cache" in accepted:
@@ -477,7 +492,9 @@ class Transformer:
         return embedding
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
-        """A valid random input of `batch` sequences of `length` tokens, without padding."""
+        """A valid random input of `batch` sequences of `length` tokens, without padding; or as many sounds or images."""
+        if not (self.family.has_encoder or reads_texts(self.model)):
+            return devices.move(make_source(self.model, torch.zeros(batch, 1, dtype=torch.long)), self.model)
         vocabulary, pad = self.model.config.vocab_size, getattr(self.model.config, "pad_token_id", None)
         tokens = torch.randint(0, vocabulary, (batch, length))
         if pad is not None:

@@ -39,6 +39,7 @@ from secateur.subjects.transformer.small_copy import (
     is_causal,
     list_kinds,
     make_tokens,
+    reads_texts,
     run_model,
 )
 
@@ -484,6 +485,8 @@ class _Reading:
             if axis is None or np.array_equal(axis.units, np.arange(len(axis.units))):
                 return "channels"
             self.whole.setdefault("channels", f"those of {tensor} have an order of their own")
+            if self.tiny.state_dict()[tensor].shape[dim] == self.config.hidden_size:
+                return "channels"  # which stay, so that their order is no matter
         if axis is None or axis.site not in own:
             return ""
         return "+".join(self._split_axis(tensor, axis.units, own[axis.site]))
@@ -724,6 +727,8 @@ class _Reading:
 
     def _scales_embedding(self, scale: float, rtol: float = 1e-3) -> bool:
         """Whether embeddings are multiplied by `scale`, such as the root of their size, before the first layer."""
+        if not reads_texts(self.tiny):
+            return False
         embeddings = self.tiny.get_input_embeddings()
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
