@@ -4,7 +4,8 @@ Each class is built with a tiny configuration and random weights and saved. A pr
 which derives the family, takes 25 % of the heads and neurons of each layer out by magnitude (of the layers, where
 neither can go), and saves the result. A process in which secateur can't be imported loads that with transformers' auto
 class, compares the logits, and generates eight tokens with the cache. No class is known by name. Writes
-docs/evidence/families.md and docs/evidence/benchmarks/families.json with --write; else it only prints.
+docs/evidence/families.md and docs/evidence/benchmarks/families.json; with names or kinds it does so with --write, and
+the rows of other classes stay.
 """
 
 from __future__ import annotations
@@ -457,7 +458,7 @@ def serve(role: str) -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         if asked["task"] == "list":
-            answer: Any = run_apart(lambda _: {"classes": list_classes()}, LIMIT)
+            answer: Any = run_apart(lambda _: {"classes": list_classes()}, 10 * LIMIT)
         else:
             work = {"make": make, "read": read}[role]
             answer = run_apart(
@@ -659,7 +660,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, metavar="N", help="only N classes of each kind")
     parser.add_argument("--keep", type=Path, help="leave models and results in this folder")
     parser.add_argument("--show", action="store_true", help="what the processes write to standard error, too")
-    parser.add_argument("--write", action="store_true", help="write the pages; rows of classes not tried now stay")
+    parser.add_argument(
+        "--write", action="store_true", help="write the pages though not all were asked for; other rows stay"
+    )
     parser.add_argument("--failed", action="store_true", help="only those that failed last time")
     parser.add_argument("--serve", choices=["make", "read"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -687,7 +690,8 @@ def main() -> None:
         done = {name for name, row in known.items() if row["status"] == "done" and options.failed}
         tried = [row for row in classes if name_row(row) not in done]
         known |= {name_row(row): row for row in collect(tried, folder, options)}
-        rows = [known[name_row(row)] for row in (every if options.write else classes) if name_row(row) in known]
+        writes = options.write or (options.kind == list(KINDS) and not (options.only or options.first))
+        rows = [known[name_row(row)] for row in (every if writes else classes) if name_row(row) in known]
     from importlib.metadata import version
 
     command = "python " + " ".join(["benchmarks/families.py", *sys.argv[1:]])
@@ -697,7 +701,7 @@ def main() -> None:
         about += f" {len(rows) - len(tried)} classes were not tried again."
     text = page(rows, command, about)
     print(text)
-    if options.write:
+    if writes:
         ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         (OUT / "families.md").write_text(text, encoding="utf-8")
 

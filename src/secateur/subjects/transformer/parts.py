@@ -17,10 +17,10 @@ from transformers.initialization import no_init_weights
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import loading, saving
+from secateur.subjects.transformer import cutting, loading, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family
-from secateur.subjects.transformer.layout import Layout
+from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.origin import Origin
 
@@ -152,22 +152,65 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
         )
     family = find_family(saving.plain_class(type(alone)), alone.config)
     width = "what other parts give it is as wide as its channels"
-    family = replace(family, whole={**_find_unsaid(family), **family.whole, "channels": width})
+    family = replace(family, whole={**_find_outside(model, path, setting, family), **family.whole, "channels": width})
     features = count_features(model.config)
     if features:
         why = f"features of images are added behind the first {features}, by their numbers"
         family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
+    subject.family = replace(family, whole={**_find_unsaid(subject), **family.whole})
     prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
     subject.whole = Whole(model, folder, setting, known, path, prefix, "" if folder is None else str(source))
     return subject
 
 
-def _find_unsaid(family: Family) -> dict[str, str]:
-    """Axis -> why it stays whole: what is left of it stands in no setting of the part's, and files of code don't fit."""
-    found = {} if family.states_head_dim else {"heads": "its config can't say how large they are beside fewer of them"}
-    return found if family.states_neurons else {**found, "neurons": "its config can't say their number"}
+def _find_unsaid(subject: Transformer) -> dict[str, str]:
+    """Axis -> why it stays whole: the part's config can't say half of it, and files of code have no place there."""
+    layout, found = subject.layout, dict[str, str]()
+    every = [*range(len(layout.widths))]
+    for axis in ("heads", "neurons", "expert_neurons", "shared_neurons"):
+        widths = [_halve(width, axis) for width in layout.widths]
+        try:
+            config = cutting.new_config(layout, widths, layout.hidden_size, every, every)
+            unsaid = saving.needs_module(config)
+        except Exception:  # whatever a class has against it
+            unsaid = True
+        if unsaid:
+            found[axis] = "its config can't say what would be left of them"
+    return found
+
+
+def _halve(width: Widths, axis: str) -> Widths:
+    """A layer with half as many units; of heads in groups, with half as many groups."""
+    half = {name: max(getattr(width, name) // 2, min(getattr(width, name), 1)) for name in (axis, "kv")}
+    return replace(width, **half) if axis == "heads" else replace(width, **{axis: half[axis]})
+
+
+def _find_outside(model: PreTrainedModel, path: str, setting: str, family: Family) -> dict[str, str]:
+    """Axis -> why it stays whole: other parts take their sizes from its settings (Idefics2's connector)."""
+    found = dict[str, str]()
+    plain = _list_outside(model, model.config, path)
+    for axis, name in (("neurons", family.neurons), ("heads", "num_attention_heads"), ("layers", "num_hidden_layers")):
+        config = copy.deepcopy(model.config)
+        part = getattr(config, setting)
+        value = getattr(part, name, None)
+        if isinstance(value, int):
+            setattr(part, name, value // 2)
+            changed = _list_outside(model, config, path)
+            if changed and changed != plain:
+                found[axis] = "other parts take their sizes from it"
+    return found
+
+
+def _list_outside(model: PreTrainedModel, config: PretrainedConfig, path: str) -> dict[str, torch.Size]:
+    """Name -> shape of what stands outside the part at `path` under another config; none where the class refuses it."""
+    try:
+        with torch.device("meta"):
+            state = type(model)(config).state_dict()
+    except Exception:
+        return {}
+    return {name: tensor.shape for name, tensor in state.items() if not name.startswith(f"{path}.")}
 
 
 def count_features(config: PretrainedConfig) -> int:

@@ -492,7 +492,7 @@ class Transformer:
         return embedding
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
-        """A valid random input of `batch` sequences of `length` tokens, without padding; or as many sounds or images."""
+        """A valid random input of `batch` sequences of `length` tokens, without padding; or as many sounds."""
         if not (self.family.has_encoder or reads_texts(self.model)):
             return devices.move(make_source(self.model, torch.zeros(batch, 1, dtype=torch.long)), self.model)
         vocabulary, pad = self.model.config.vocab_size, getattr(self.model.config, "pad_token_id", None)

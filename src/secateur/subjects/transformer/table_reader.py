@@ -778,6 +778,9 @@ class _Reading:
     def _find_width(self, blocks: Sequence[Block], dim: int) -> str:
         """The setting by which a plain FFN is as wide as it says, and which nothing else but experts goes by."""
         setting = self._find_setting(self.dense, dim, 72, exact=True)
+        again = self._build_shapes({setting: 24}).get(self.dense) if setting else None
+        if again and again[dim] != 24:
+            return ""  # what widths are rounded to (LFM2)
         tables = [block.tensors for block in blocks] + ([self.experts.tensors] if self.experts else [])
         wide = {name for table in tables for name, axes in table.items() if any("neurons" in axis for axis in axes)}
         plain, changed = self._build_shapes({}), self._build_shapes({setting: 72} if setting else {})
