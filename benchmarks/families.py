@@ -349,7 +349,7 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
     try:
         small, receipt = subject.cut(Selection(keep))
     except UnsupportedError:
-        if not split:
+        if not split or "layers" in keep:
             raise
         # Three heads of four: a part's config class may want their number to divide its channels.
         keep = {name: stays for name, stays in keep.items() if sites[name].kind != "heads"} or choose_layers(

@@ -230,8 +230,6 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
             raise UnsupportedError("without experts, stun cuts neurons, in memory: leave stream out, or use owl")
         if experts or uniform or passes:
             raise InputError(f"experts, uniform, distance and choose={choose} are of experts, and this model has none")
-    if isinstance(subject, Transformer) and not uniform:
-        subject.check_unequal()
     if passes and isinstance(subject, Streamed):
         raise InputError(
             "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"

@@ -58,6 +58,7 @@ _AUTO = (
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
+    "AutoModelForImageTextToText",
     "AutoModelForCTC",
     "AutoModelForAudioClassification",
 )
