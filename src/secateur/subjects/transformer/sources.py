@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +38,8 @@ def _record(model: PreTrainedModel, first: str) -> Source:
         elif isinstance(module, nn.Conv1d | nn.Conv2d):
             flops.append(2.0 * out[0].numel() * module.weight[0].numel())
 
-    def enter(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> None:
-        entering: Tensor = args[0] if args else kwargs["hidden_states"]
-        states.append(entering.shape[1])
+    def enter(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+        states.append((args[0] if args else kwargs["hidden_states"]).shape[1])
 
     with ExitStack() as stack, torch.no_grad():
         layer = model.get_submodule(first)
