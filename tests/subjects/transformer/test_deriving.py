@@ -326,6 +326,7 @@ def count_cached(subject: Transformer) -> float | None:
 def test_layers_of_several_kinds_are_cut_as_silenced(name: str, tmp_path: Path) -> None:
     subject = open_subject(make_hybrid(name))
     units = subject.units()
+    assert not (name == "Lfm2" and subject.family.states_neurons)  # its config says what widths are rounded to
     assert {site.kind for site in units.free()} >= UNITS[name]
     assert units.cost()["params"] == subject.model.num_parameters()
     assert count_cached(subject) in (None, subject.units(batch=2, length=9).cost()["kv_cache"])

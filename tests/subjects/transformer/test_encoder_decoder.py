@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
 from secateur.data import texts
 from secateur.errors import UnsupportedError
+from secateur.measure import size
 from secateur.runs.backends.language import Language
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import shapes
@@ -75,6 +77,10 @@ def test_a_cut_equals_silencing_and_loads_without_secateur(name: str, tmp_path: 
     torch.testing.assert_close(given, subject.silence(keep).forward(batch).prediction, rtol=1e-4, atol=1e-5)
     count = sum(parameter.numel() for parameter in small.model.parameters())
     assert subject.units().cost(keep.keep)["params"] == small.units().cost()["params"] == count
+    for one in (subject, small):  # a sound has as many frames as it has, whatever the length of the text
+        inputs, predicted = one.arguments(batch), one.units(batch=2, length=9).cost()
+        assert predicted["flops"] == size.flops(one.model, inputs)
+    assert subject.units(batch=2, length=9).cost()["kv_cache"] == size.kv_cache_bytes(subject.model, inputs)
     small.save(tmp_path)
     assert subject.forward(subject.example(3, 9)).prediction.shape == (3, 9, 61)
     auto = AutoModelForSpeechSeq2Seq if name == "Whisper" else AutoModelForSeq2SeqLM
@@ -162,7 +168,17 @@ def test_a_shape_drops_layers_of_the_decoder_and_heads_of_all_attentions() -> No
     assert shapes.sizes(make("T5")) == {"layers": 5, "heads": 4, "neurons": 64, "channels": 32}
 
 
-def test_a_decoder_alone_has_numbers_of_its_own() -> None:
+def test_no_decoder_becomes_deeper_than_an_encoder_whose_layers_its_cache_counts() -> None:
+    subject = make("T5")
+    assert "layers" not in subject.family.whole
+    assert subject.units()["layers"].fixed.tolist() == [True, False, False, True, False]  # tables of positions stay
+    alike, _ = subject.cut(Selection({"layers": np.arange(5) != 1}))
+    assert alike.units()["layers"].fixed.tolist() == [True, True, True, False]
+    assert shapes.removable_layers(alike.units()) == [3]
+    assert not make("Bart").family.caches_by_encoder
+
+
+def test_a_decoder_alone_has_numbers_of_its_own(tmp_path: Path) -> None:
     """Its config's common names speak of the encoder, which is not there."""
     config = transformers.BartConfig(**SIZES["Bart"] | {"encoder_attention_heads": 2})
     subject = open_subject(transformers.BartForCausalLM(config).eval())
@@ -171,6 +187,11 @@ def test_a_decoder_alone_has_numbers_of_its_own() -> None:
         {**{f"layers.{layer}.heads": np.arange(4) != layer for layer in range(2)}, "ffn": np.arange(2) > 0}
     )
     tokens = subject.example(2, 9)
-    change = subject.cut(keep)[0].forward(tokens).prediction - subject.silence(keep).forward(tokens).prediction
+    small = subject.cut(keep)[0]
+    change = small.forward(tokens).prediction - subject.silence(keep).forward(tokens).prediction
     assert change.abs().max() < 1e-5
+    small.model.config = copy.deepcopy(small.model.config)  # as some classes do (Pegasus), whereby "auto_map" is lost
+    small.save(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    torch.testing.assert_close(loaded(**tokens).logits, small.forward(tokens).prediction)
     assert "channels" in subject.layout.whole  # those of the cross-attentions, which never run, are as many

@@ -10,9 +10,14 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText
 
+from secateur._utils.rundir import Run
+from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.transformer.parts import list_parts, open_part
-from secateur.vocabulary import Selection
+from secateur.recipes.language.llm_pruner import llm_pruner
+from secateur.recipes.language.ziplm import ziplm
+from secateur.subjects.transformer.origin import Origin, hash_folder
+from secateur.subjects.transformer.parts import count_features, list_parts, open_part
+from secateur.vocabulary import Budget, Selection
 
 _TEXT = {
     "model_type": "llama",
@@ -71,7 +76,14 @@ def test_a_cut_is_saved_in_its_place_and_the_rest_is_as_it_was(tied: bool, tmp_p
     before, after = (one.model.vision_tower.state_dict() for one in (model, loaded))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert (tmp_path / "small" / "preprocessor_config.json").is_file()
-    assert len(open_part(tmp_path / "small", "language_model").layers()) == 2
+    again = open_part(tmp_path / "small", "language_model")
+    assert len(again.layers()) == 2
+    again.cut(Selection({"layers": np.array([False, True])}))[0].save(tmp_path / "less")
+    known = Origin.read(tmp_path / "less")  # of both cuts, by the indices of the part that was not cut
+    assert known is not None
+    assert known.kept is not None
+    assert (known.part, known.kept.layers) == ("text_config", [2])
+    assert (known.name, known.sha256) == (str(tmp_path / "whole"), hash_folder(tmp_path / "whole"))
 
 
 def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -> None:
@@ -88,8 +100,12 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     assert list(list_parts(model)) == ["language_model"]
     subject = open_part(model, "language_model")
     for gone in (0, 1):
-        with pytest.raises(UnsupportedError, match=f"layer {gone} .* images are added behind each of the first 2; "):
+        with pytest.raises(
+            UnsupportedError, match=f"layer {gone} .* images are added behind the first 2, by their numbers; "
+        ):
             subject.cut(Selection({"layers": np.arange(4) != gone}))
+    pairs = transformers.Granite4VisionConfig(deepstack_layer_map=[[2, 0], [4, 3]], spatial_target_layers=[1, 5])
+    assert count_features(pairs) == 5
     fixed = subject.units().sites["layers"].fixed
     assert fixed is not None
     assert fixed.tolist() == [True, True, False, False]
@@ -103,15 +119,20 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_what_a_part_cannot_have_is_said_in_a_line() -> None:
+def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
     model = make()
     assert list(list_parts(model)) == ["language_model"]
     for name in ("audio_tower", "vision_tower", "vision_config"):
         with pytest.raises(InputError, match=f"no part '{name}' that reads tokens .*: it has language_model$"):
             open_part(model, name)
     subject = open_part(model, "language_model")
-    with pytest.raises(UnsupportedError, match="layers of unequal widths can't be saved within a Llava"):
+    unequal = "layers of unequal widths can't be saved within a Llava"
+    with pytest.raises(UnsupportedError, match=unequal):
         subject.cut(Selection({"layers.0.neurons": np.arange(48) < 24}))
+    budgets, no_texts = [Budget.parse("params=0.5")], Corpus(())
+    for recipe in (ziplm, llm_pruner):  # as soon as they start, before anything is scored
+        with pytest.raises(UnsupportedError, match=unequal):
+            next(recipe(subject, no_texts, budgets, Run(tmp_path, {})))
     with pytest.raises(UnsupportedError, match="what other parts give it is as wide as its channels"):
         subject.units("channels")
     model.model.vision_tower.register_parameter("tied", model.model.language_model.norm.weight)

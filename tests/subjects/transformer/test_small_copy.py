@@ -8,7 +8,13 @@ import transformers
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import small_copy
-from secateur.subjects.transformer.small_copy import copy_small, describe_error, plain_config, shrink_config
+from secateur.subjects.transformer.small_copy import (
+    copy_small,
+    describe_error,
+    find_stacks,
+    plain_config,
+    shrink_config,
+)
 
 
 def test_sizes_shrink_and_structure_stays() -> None:
@@ -66,3 +72,22 @@ def test_a_window_of_attention_is_shorter_than_what_is_read() -> None:
     assert shrink_config(transformers.Gemma3TextConfig(sliding_window=4096)).sliding_window < small_copy.TOKENS
     assert shrink_config(transformers.GPTNeoConfig()).window_size < small_copy.TOKENS
     assert shrink_config(transformers.Qwen2Config(max_window_layers=28)).max_window_layers == 28
+
+
+def test_layers_of_another_model_inside_are_none_of_its_own() -> None:
+    """Git's reader of images has as many layers here; its config is of another class."""
+    vision = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    with torch.device("meta"):
+        model = transformers.GitForCausalLM(transformers.GitConfig(vision_config=vision, num_hidden_layers=2))
+    assert find_stacks(model) == ["encoder.layer"]
+
+
+def test_a_number_of_layers_that_cannot_be_set_is_left_to_those_of_the_stacks() -> None:
+    small = shrink_config(transformers.ProphetNetConfig())
+    assert (small.num_encoder_layers, small.num_decoder_layers) == (2, 2)
+
+
+def test_sections_of_a_head_add_up_to_half_a_small_one() -> None:
+    ropes = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 24, 24]}
+    config = transformers.Qwen2VLTextConfig(hidden_size=1024, num_attention_heads=8, rope_parameters=ropes)
+    assert shrink_config(config).rope_parameters["mrope_section"] == [2, 1, 1]

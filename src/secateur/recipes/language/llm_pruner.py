@@ -123,6 +123,8 @@ def llm_pruner(
     """
     refuse_patterns("llm_pruner", budgets, "heads, neurons and channels")
     axes, units = choose_units(subject, axes, first, last, batch=batch, length=length)
+    if scope != "local" or {first, last} != {0}:
+        subject.check_unequal()
     if losses.token != 0 and "channels" in axes:
         raise InputError("token compares states of equal width, and channels go: set token=0, or leave channels out")
     train, _ = data.split(seed=seed)

@@ -289,6 +289,11 @@ class _Translation:
             raise InputError(
                 f"{self.name} carries no {saving.MAP}, so nothing tells what was cut: run its recipe again"
             )
+        if found.part:
+            raise UnsupportedError(
+                f"of {self.name} a part was cut ({found.part}), and adapters are translated for whole models: adapt "
+                "the result itself"
+            )
         if saving.is_sliced(files.read_json(self.small / "config.json")):
             raise UnsupportedError(
                 f"the channels of {self.name} were rotated, so none of the base's is one of them: adapt the result "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,21 @@ import torch
 from secateur.subjects.transformer.layout import Layout, Place, Widths
 from secateur.vocabulary import Site, Term
 
-__all__ = ["sites", "terms"]
+__all__ = ["Source", "sites", "terms"]
 
 _COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an encoder reads that is no text, of one sample: a sound or an image, whatever the length of texts.
+
+    tokens: states that enter its layers. rows: linear -> rows that it runs over. flops: of convolutions.
+    """
+
+    tokens: int
+    rows: Mapping[str, int] = field(default_factory=dict)
+    flops: float = 0.0
 
 
 def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
@@ -29,6 +41,8 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     for start, count in zip(layout.starts, layout.counts, strict=True):
         stays[start : start + layout.family.first_layers] |= bool(layout.family.first_stays)
         stays[start] |= count == 1 and len(layout.counts) > 1
+    if layout.family.caches_by_encoder and layout.counts[0] <= layout.counts[-1]:
+        stays[: layout.counts[0]] = True  # the decoder may not become the deeper one
     alone = stays if stays.any() and len(widths) > 1 else None
     found = {"layers": Site("layers", len(widths), minimum=1, fixed=alone)}
     for kind in dict.fromkeys(block.kind for block in layout.family.blocks):
@@ -92,14 +106,18 @@ def _mixture(layout: Layout, index: int, width: Widths, multiple: int) -> dict[s
 
 
 def terms(
-    layout: Layout, batch: int, length: int, cache: Iterable[Term] = ()
+    layout: Layout, batch: int, length: int, cache: Iterable[Term] = (), source: Source | None = None
 ) -> tuple[tuple[Term, ...], dict[str, float]]:
     """Terms and base of params, bytes, flops and memory; `cache` are terms of kv_cache, which memory includes.
 
+    source: what an encoder reads that is no text; else it reads `length` tokens, too.
     With experts also active_params: what one token passes, k of E experts of each layer and all the rest.
     """
     total: dict[Term, float] = {}
     base: dict[str, float] = {"params": 0.0, "bytes": 0.0, "flops": 0.0, "memory": 0.0}
+    rows = {} if source is None else source.rows
+    read = length if source is None else source.tokens
+    base["flops"] += 0.0 if source is None else batch * source.flops
     if layout.family.experts:
         base["active_params"] = 0.0
 
@@ -122,16 +140,17 @@ def terms(
                 add(measure, size * parameter.element_size(), names, condition)
     for name, weight in layout.products():
         place = layout.place(name)
-        tokens = batch if _once(layout, place) else batch * length
+        tokens = batch * (1 if _once(layout, place) else rows.get(name.removesuffix(".weight"), length))
         times, per_expert = _routed_share(layout, place)
         for size, names in _monomials(layout, place, weight.shape):
             add("flops", 2.0 * tokens * size * times, names, _condition(layout, place) | per_expert)
     for index, width in enumerate(layout.widths):
-        products = 4.0 * batch * length**2 * layout.attention_width(index)  # queries by keys, and weights by values
+        product = 4.0 * batch * layout.attention_width(index)  # queries by keys, and weights by values
+        own = read if index < layout.starts[-1] or not layout.family.has_encoder else length
         if width.heads:
-            add("flops", products, [f"layers.{index}.heads"], {"units": (("layers", index),)})
+            add("flops", product * own**2, [f"layers.{index}.heads"], {"units": (("layers", index),)})
         if width.cross:
-            add("flops", products, [f"layers.{index}.cross.heads"], {"units": (("layers", index),)})
+            add("flops", product * length * read, [f"layers.{index}.cross.heads"], {"units": (("layers", index),)})
     found = [replace(term, coefficient=value) for term, value in total.items()]
     cached = [term for part in cache for term in (part, replace(part, measure="memory"))]
     return (*found, *cached), base

@@ -318,10 +318,14 @@ def new_stacks(
     said = {name: value for name, value in (data.get("secateur") or {}).items() if name != "layers"}
     data["secateur"] = said | {"layer_index": layer_index}
     data[_Native(type(old).attribute_map)["hidden_size"]] = channels
+    entries = set[str]()
     says, plain = dict[str, set[int]](), not channels % layout.head_dim
     for stack, start, count in zip(family.stacks, layout.starts, layout.counts, strict=True):
         stay = [place for place, layer in enumerate(layers) if start <= layer < start + count]
         data[stack.count] = len(stay)
+        lists = take_layers(data, [layers[place] - start for place in stay], count)
+        data |= {name: value for name, value in lists.items() if name not in entries}
+        entries |= lists.keys()  # of the encoder, where both stacks are as deep (LED)
         for place in stay:
             width, old_width, kinds = widths[place], layout.widths[layers[place]], layout.blocks(layers[place])
             heads = {size for kind, size in (("attention", width.heads), ("cross", width.cross)) if kind in kinds}

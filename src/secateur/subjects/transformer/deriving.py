@@ -256,19 +256,23 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
     Where it is the first alone that can't go, as one without a norm, it is that one that stays.
     """
     every = list_kinds(model)
-    depth = 2 if family.has_encoder else min(_DEPTH, len(every))
+    depth = 3 if family.has_encoder else min(_DEPTH, len(every))
     deep = copy_small(model, range(depth))
     subject, kinds = make_subject(deep, family), list_kinds(deep)
-    fixed = subject.units()["layers"].fixed
-    trials = [
-        gone for gone, kind in enumerate(kinds)
-        if depth > 1 and (kinds.count(kind) > 1 or every.count(kind) == 1) and not (fixed is not None and fixed[gone])
-    ]  # fmt: skip
-    found = {gone: _compare(subject, "layers", {"layers": np.arange(len(kinds)) != gone}) for gone in trials}
+    whole = dict.fromkeys(range(len(kinds)), subject)
+    if family.caches_by_encoder:  # beside a decoder that is as deep, none of the encoder's layers can go
+        shallow = subject.cut(Selection({"layers": np.arange(len(kinds)) < len(kinds) - 1}))[0]
+        whole |= dict.fromkeys(range(depth), shallow)
+    found = dict[int, str]()
+    for gone, kind in enumerate(kinds):
+        site = whole[gone].units()["layers"]
+        stays = site.fixed is not None and site.fixed[gone]
+        if depth > 1 and (kinds.count(kind) > 1 or every.count(kind) == 1) and not stays:
+            found[gone] = _compare(whole[gone], "layers", {"layers": np.arange(site.count) != gone})
     failed = {gone: why for gone, why in found.items() if why}
-    if trials and not failed:
+    if found and not failed:
         return family
-    if len(trials) > len(subject.layout.starts) and failed.keys() <= set(subject.layout.starts):
+    if len(found) > len(subject.layout.starts) and failed.keys() <= set(subject.layout.starts):
         return replace(family, first_stays=next(iter(failed.values())))
     why = next(iter(failed.values()), "the loss of none of them can be tried on a small copy")
     return replace(family, whole={**family.whole, "layers": why})

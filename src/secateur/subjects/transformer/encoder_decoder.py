@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
-from secateur.errors import UnsupportedError
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
@@ -63,15 +62,6 @@ class EncoderDecoder(Transformer):
             found |= {"attention_mask": mask, "decoder_attention_mask": torch.cat([first, mask[:, :-1]], 1)}
         return devices.move(found, self.model)
 
-    def check_texts(self) -> None:
-        """Raise `UnsupportedError` where the encoder reads something else than texts."""
-        main = self.model.main_input_name
-        if main != "input_ids":
-            raise UnsupportedError(
-                f"the encoder of {type(self.model).__name__} reads {main}, and texts have none: choose a recipe that "
-                "needs no data, such as `secateur prune FOLDER`"
-            )
-
     def _inputs_of(self, model: PreTrainedModel, tokens: Tensor) -> Mapping[str, Tensor]:
         return {"decoder_input_ids": tokens} | make_source(model, tokens)
 
@@ -121,15 +111,16 @@ class EncoderDecoder(Transformer):
         return data | devices.move(make_source(self.model, data["input_ids"]), self.model)
 
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
-        """Bytes of keys and values, of `length` tokens written and as many read: 2 B T head_dim for each head."""
-        per_head = 2.0 * batch * length * self.model.dtype.itemsize * layout.head_dim
+        """Bytes of keys and values, of `length` tokens written and of what was read: 2 B T head_dim for each head."""
+        read = self.source.tokens if self.source else length
         for index, width in enumerate(layout.widths):
             with_layer = (("layers", index),)
             if index < layout.starts[-1]:
                 yield Term("kv_cache", 0.0, units=with_layer)
                 continue
-            for site, count in (("heads", width.heads), ("cross.heads", width.cross)):
+            for site, count, tokens in (("heads", width.heads, length), ("cross.heads", width.cross, read)):
                 if count:
+                    per_head = 2.0 * batch * tokens * self.model.dtype.itemsize * layout.head_dim
                     name = f"layers.{index}.{site}"
                     yield Term("kv_cache", per_head, (name,), (name,), with_layer)
 

@@ -147,6 +147,8 @@ class Family:
     """How many of the first layers `first_stays` speaks of."""
     stacks: tuple[Stack, ...] = ()
     """The lists of layers, an encoder's before its decoder's, where the config has names of their own for them."""
+    caches_by_encoder: bool = False
+    """Generation makes a cache of as many layers as the encoder has, so the decoder may not be deeper (T5)."""
     shares_positions: bool = False
     """The first layer of a stack has a table of positions, by heads, which all of its layers read (T5)."""
     notes: str = ""

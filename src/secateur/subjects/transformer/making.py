@@ -21,7 +21,7 @@ from secateur.subjects.transformer.subject import Transformer
 
 __all__ = ["make_subject"]
 
-_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction")
+_TASKS = ("CausalLM", "LMHeadModel", "MaskedLM", "Classification", "SentencePrediction", "ForCTC")
 _AUTO = ("AutoModelForCausalLM", "AutoModelForMaskedLM")
 """Auto classes whose models give logits, whatever they are called."""
 

@@ -47,13 +47,17 @@ class Origin:
     norm_ratio: float = 1.0
     sha256: str | None = None
     folder: Path | None = None
+    part: str = ""
 
     @classmethod
-    def of_model(cls, model: PreTrainedModel, name: str | None = None, folder: Path | None = None) -> Origin:
+    def of_model(
+        cls, model: PreTrainedModel, name: str | None = None, folder: Path | None = None, part: str = ""
+    ) -> Origin:
         """That of a model that was not cut; without a `folder` its weights are hashed at once."""
         said = str(getattr(model.config, "_name_or_path", "") or "") if name is None else name
-        kind, digest = saving.plain_class(type(model)).__name__, None if folder is not None else hash_model(model)
-        return cls(said, kind, _plain(model.config), sha256=digest, folder=folder)
+        kind = type(model) if part else saving.plain_class(type(model))
+        digest = None if folder is not None else hash_model(model)
+        return cls(said, kind.__name__, _plain(model.config), sha256=digest, folder=folder, part=part)
 
     @classmethod
     def read(cls, folder: Path) -> Origin | None:
@@ -69,16 +73,19 @@ class Origin:
             ) from error
 
     @classmethod
-    def find(cls, model: PreTrainedModel, layout: Layout, folder: Path, name: str) -> Origin:
-        """That of the model which was read from `folder`: by the map there, if it is of this model, else itself."""
+    def find(cls, model: PreTrainedModel, layout: Layout, folder: Path, name: str, part: str = "") -> Origin:
+        """That of the model which was read from `folder`: by the map there, if it is of this model, else itself.
+
+        layout: of the model, or of its `part`.
+        """
         try:
             known = cls.read(folder)
         except ModelError as error:
             known = None
             warnings.warn(f"{error}; until then it counts as uncut", MendedWarning, stacklevel=2)
-        if known is not None and known.fits(layout):
+        if known is not None and known.part == part and known.fits(layout):
             return known
-        return cls.of_model(model, name, folder)
+        return cls.of_model(model, name, folder, part)
 
     def fits(self, layout: Layout) -> bool:
         """Whether what stays is as wide as a model is."""
@@ -105,7 +112,9 @@ class Origin:
     def describe(self, layout: Layout) -> str:
         """The map as text; `layout`: of the model, whose units all stay where none was cut."""
         kept = cutting.find_kept(layout, {}) if self.kept is None else self.kept
-        base = _Base(name=self.name, architecture=self.architecture, sha256=self.digest(), config=self.config)
+        base = _Base(
+            name=self.name, architecture=self.architecture, sha256=self.digest(), config=self.config, part=self.part
+        )
         parts = {
             layer: {
                 part: ranges.write(index.tolist())
@@ -125,6 +134,8 @@ class _Base(BaseModel):
     architecture: str
     sha256: str | None
     config: dict[str, object]
+    part: str = ""
+    """The config's name of the part whose layers the map has."""
 
 
 class _Map(BaseModel):
@@ -152,7 +163,7 @@ class _Map(BaseModel):
             if not {"heads", "kv", "neurons"} <= own.keys():
                 raise ValueError(f"layer {layer} has no heads, kv or neurons")
         base = self.base
-        return Origin(base.name, base.architecture, base.config, kept, self.norm_ratio, base.sha256)
+        return Origin(base.name, base.architecture, base.config, kept, self.norm_ratio, base.sha256, part=base.part)
 
 
 def _indices(text: str) -> Tensor:

@@ -7,22 +7,27 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import loading, saving
+from secateur.subjects.transformer import cutting, loading, saving
 from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.families import Family
+from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.origin import Origin
 
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Whole", "list_parts", "open_part"]
+__all__ = ["Whole", "count_features", "list_parts", "open_part"]
 
 _HEAD = "lm_head.weight"
 
@@ -41,19 +46,35 @@ class Whole:
     path: str
     inner: str
     """What the names of a tensor of the part by itself begin with, where those of the whole begin with `path`."""
+    name: str = ""
+    """Folder or Hub id as it was given."""
 
-    def check(self, config: PretrainedConfig) -> None:
-        """Raise `UnsupportedError` for a cut whose config is no part of the whole's."""
-        if saving.needs_module(config):
+    def refuse(self, *, alike: bool = False) -> NoReturn:
+        """Raise `UnsupportedError` for a cut whose config is no part of the whole's.
+
+        alike: all layers are of the same widths all the same.
+        """
+        name = type(self.model).__name__
+        if alike:
             raise UnsupportedError(
-                f"layers of unequal widths can't be saved within a {type(self.model).__name__}: take a recipe that "
-                "keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
+                f"the config of a {name} can't say these widths: keep its {self.setting}'s heads whole"
             )
+        raise UnsupportedError(
+            f"layers of unequal widths can't be saved within a {name}: take a recipe that keeps them alike, such as "
+            "minitron, shortgpt, wanda or sparsegpt"
+        )
 
-    def save(self, part: Transformer, folder: Path) -> None:
-        """Write the whole with the part as it is now; what reads its inputs goes along."""
+    def find_origin(self, layout: Layout) -> Origin:
+        """What the part, of that layout, was cut from: by the map in the folder, else the whole as it is."""
+        if self.folder is None:
+            return Origin.of_model(self.model, part=self.setting)
+        return Origin.find(self.model, layout, self.folder, self.name, self.setting)
+
+    def assemble(self, part: Transformer) -> PreTrainedModel:
+        """The whole with the part as it is now; tensors are shared."""
         config, small = copy.deepcopy(self.model.config), part.model.config
-        self.check(small)
+        if saving.needs_module(small):
+            self.refuse(alike=len(set(part.widths())) == 1)
         before = getattr(config, self.setting)
         data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
         data["architectures"] = before.architectures
@@ -71,9 +92,16 @@ class Whole:
         model.tie_weights()
         if self.model.can_generate():
             model.generation_config = copy.deepcopy(self.model.generation_config)
+        return model.eval()
+
+    def save(self, part: Transformer, folder: Path) -> None:
+        """Write the whole with the part as it is now; its map, and what reads its inputs, go along."""
+        model = self.assemble(part)
+        origin = part.origin.describe(part.layout)  # before the files that it speaks of are overwritten
         folder.mkdir(parents=True, exist_ok=True)
-        with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in state.values())):
+        with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())):
             model.save_pretrained(folder)
+        (folder / saving.MAP).write_text(origin, encoding="utf-8")
         if self.folder is not None:
             copy_beside(self.folder, folder)
 
@@ -117,34 +145,90 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     inside = {f"{path}.{inner}": inner for inner in base.state_dict()}
     alone, names = _add_head(model, base, path)
     for first, second in _find_shared(model, set(inside) | set(names.values())):
+        if second == _name_head(model):
+            continue  # of embeddings, of which nothing is cut, and which the head follows
         raise UnsupportedError(
             f"{first} and {second} share their weights, so {name} can't be cut alone: save them apart"
         )
     family = find_family(saving.plain_class(type(alone)), alone.config)
     width = "what other parts give it is as wide as its channels"
-    family = replace(family, whole={**family.whole, "channels": width})
-    features = _count_features(model.config)
+    family = replace(family, whole={**_find_outside(model, path, setting, family), **family.whole, "channels": width})
+    features = count_features(model.config)
     if features:
-        why = f"features of images are added behind each of the first {features}"
+        why = f"features of images are added behind the first {features}, by their numbers"
         family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
+    subject.family = replace(family, whole={**_find_unsaid(subject), **family.whole})
     prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
-    subject.whole = Whole(model, folder, setting, known, path, prefix)
+    subject.whole = Whole(model, folder, setting, known, path, prefix, "" if folder is None else str(source))
     return subject
 
 
-def _count_features(config: PretrainedConfig) -> int:
-    """How many of the first layers of text have features of images added behind them, by their numbers."""
+def _find_unsaid(subject: Transformer) -> dict[str, str]:
+    """Axis -> why it stays whole: the part's config can't say half of it, and files of code have no place there."""
+    layout, found = subject.layout, dict[str, str]()
+    every = [*range(len(layout.widths))]
+    for axis in ("heads", "neurons", "expert_neurons", "shared_neurons"):
+        widths = [_halve(width, axis) for width in layout.widths]
+        try:
+            config = cutting.new_config(layout, widths, layout.hidden_size, every, every)
+            unsaid = saving.needs_module(config)
+        except Exception:  # whatever a class has against it
+            unsaid = True
+        if unsaid:
+            found[axis] = "its config can't say what would be left of them"
+    return found
+
+
+def _halve(width: Widths, axis: str) -> Widths:
+    """A layer with half as many units; of heads in groups, with half as many groups."""
+    half = {name: max(getattr(width, name) // 2, min(getattr(width, name), 1)) for name in (axis, "kv")}
+    return replace(width, **half) if axis == "heads" else replace(width, **{axis: half[axis]})
+
+
+def _find_outside(model: PreTrainedModel, path: str, setting: str, family: Family) -> dict[str, str]:
+    """Axis -> why it stays whole: other parts take their sizes from its settings (Idefics2's connector)."""
+    found = dict[str, str]()
+    plain = _list_outside(model, model.config, path)
+    for axis, name in (("neurons", family.neurons), ("heads", "num_attention_heads"), ("layers", "num_hidden_layers")):
+        config = copy.deepcopy(model.config)
+        part = getattr(config, setting)
+        value = getattr(part, name, None)
+        if isinstance(value, int):
+            setattr(part, name, value // 2)
+            changed = _list_outside(model, config, path)
+            if changed and changed != plain:
+                found[axis] = "other parts take their sizes from it"
+    return found
+
+
+def _list_outside(model: PreTrainedModel, config: PretrainedConfig, path: str) -> dict[str, torch.Size]:
+    """Name -> shape of what stands outside the part at `path` under another config; none where the class refuses it."""
+    try:
+        with torch.device("meta"):
+            state = type(model)(config).state_dict()
+    except Exception:
+        return {}
+    return {name: tensor.shape for name, tensor in state.items() if not name.startswith(f"{path}.")}
+
+
+def count_features(config: PretrainedConfig) -> int:
+    """How many of the first layers of text have features of images added behind them or later, by their numbers."""
     every = [config, *(value for value in vars(config).values() if isinstance(value, PretrainedConfig))]
-    return max(len(getattr(one, "deepstack_visual_indexes", None) or ()) for one in every)
+    found = [0]
+    for one in every:
+        found.append(len(getattr(one, "deepstack_visual_indexes", None) or ()))
+        found += [layer for _, layer in getattr(one, "deepstack_layer_map", None) or ()]  # before which they are added
+        found += getattr(one, "spatial_target_layers", None) or ()
+    return max(found)
 
 
 def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple[PreTrainedModel, dict[str, str]]:
     """The part with the whole's language-model head, and where that stands there; itself where it can't have one."""
     head = model.get_output_embeddings()
     kind = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
-    own = next((name for name, module in model.named_modules() if module is head), "")
+    own = _name_head(model).removesuffix(".weight")
     if head is None or kind is None or own.startswith(f"{path}.") or getattr(head, "bias", None) is not None:
         return base, {}
     weight = head.get_parameter("weight")
@@ -158,8 +242,26 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     state = {f"{alone.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
     alone.load_state_dict(state | {_HEAD: weight}, strict=True, assign=True)
     alone.tie_weights()
-    alone.to(model.device)
-    return alone.eval(), {_HEAD: f"{own}.weight"}
+    alone.to(model.device).eval()
+    return (alone, {_HEAD: f"{own}.weight"}) if _gives_same(model, alone) else (base, {})
+
+
+def _name_head(model: PreTrainedModel) -> str:
+    """The name of the weight of a model's head of tokens; "" where it has none."""
+    head = model.get_output_embeddings()
+    return next((f"{name}.weight" for name, module in model.named_modules() if module is head and name), "")
+
+
+def _gives_same(model: PreTrainedModel, alone: PreTrainedModel) -> bool:
+    """Whether a part with the head gives the logits of the whole, which may scale them otherwise, for tokens alone."""
+    tokens = torch.arange(1, 5, device=model.device)[None]
+    with torch.no_grad(), evaluating(model):
+        try:
+            theirs = model(input_ids=tokens, use_cache=False).logits
+        except Exception:  # it wants an image beside them: then nothing can be told
+            return True
+        ours = alone(input_ids=tokens, use_cache=False).logits
+    return bool((ours - theirs).abs().max() <= 0.05 * theirs.abs().max())
 
 
 def _find_shared(model: PreTrainedModel, inside: set[str]) -> Iterator[tuple[str, str]]:

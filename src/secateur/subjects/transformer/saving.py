@@ -58,6 +58,9 @@ _AUTO = (
     "AutoModelForSequenceClassification",
     "AutoModelForTokenClassification",
     "AutoModelForQuestionAnswering",
+    "AutoModelForImageTextToText",
+    "AutoModelForCTC",
+    "AutoModelForAudioClassification",
 )
 
 # transformers' own validator reads every value of a heterogeneous config, and then warns of it.
@@ -193,6 +196,8 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
     recorded = getattr(config, "secateur", None) or {}
     if list(subject.layer_index) != list(range(len(subject.layers()))):
         config.secateur = recorded | {"layer_index": list(subject.layer_index)}
+    if needs_module(config):
+        mark_config(config)  # a class may work on a copy of its config, which has lost this
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with quiet_progress(size), low_rank.without_branches(model) as branches:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))

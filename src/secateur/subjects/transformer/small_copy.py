@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
@@ -34,6 +36,7 @@ __all__ = [
     "make_source",
     "make_tokens",
     "plain_config",
+    "reads_texts",
     "run_model",
     "shrink_config",
 ]
@@ -87,7 +90,7 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
     Raises `UnsupportedError` where there are more or fewer.
     """
     count, base = _read_sizes(model.config)[0], model.base_model
-    lists = {path: len(module) for path, module in base.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {path: len(module) for path, module in base.named_modules() if _holds_layers(module)}
 
     def find(sizes: Sequence[object]) -> list[str]:
         """The outermost lists of these sizes."""
@@ -98,10 +101,23 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
     found = find([count])
     if wanted == 2 or not found:  # numbers of their own say how many an encoder's and a decoder's are
         found = find([value for name, value in model.config.to_dict().items() if _LAYERS.search(name)])
+    if len(found) > wanted:  # other models inside, such as one that reads images, have layers of their own
+        inner = [
+            path
+            for path, module in base.named_modules()
+            if isinstance(module, PreTrainedModel) and type(module.config) is not type(model.config)
+        ]
+        found = [path for path in found if not any(path.startswith(f"{other}.") for other in inner)]
     if len(found) != wanted:
         there = ", ".join(found) or "none"
         raise UnsupportedError(f"{type(model).__name__} has {len(found)} lists of {count} layers ({there})")
     return found
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    """Whether it is a list of modules with linears: what reads a sound may be a list of as many convolutions."""
+    linears = (isinstance(one, nn.Linear | Conv1D) for one in module.modules())
+    return isinstance(module, nn.ModuleList) and any(linears)
 
 
 def has_encoder(config: PretrainedConfig) -> bool:
@@ -154,6 +170,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         data, hidden, set(names.values()) | {native.get("num_key_value_heads", "num_key_value_heads")}
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
+    vocabulary = data.get("vocab_size")
     for name, value in data.items():
         if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
             continue
@@ -163,7 +180,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
         elif isinstance(value, int) and _LENGTH.search(name):
-            data[name] = min(value, 64)
+            same = name.endswith("vocab_size") and value == vocabulary  # a decoder may have one of its own
+            data[name] = VOCABULARY if same else min(value, 64)
         elif isinstance(value, int) and "expert" in name and not _SIZE.search(name):
             data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else EXPERTS)
         elif isinstance(value, int) and "group" in name:
@@ -176,8 +194,16 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
             if value not in sizes:
                 sizes[value] = next(fresh)
             data[name] = sizes[value]
+        elif isinstance(value, list) and "conv" in name and _SIZE.search(name):  # of convolutions that read a sound
+            for size in {size for size in value if size > 8} - sizes.keys():
+                sizes[size] = next(fresh)
+            data[name] = [sizes.get(size, size) for size in value]
     data |= inner
-    data |= {names["num_hidden_layers"]: len(layers), names["hidden_size"]: small, "vocab_size": VOCABULARY}
+    wide = stated if isinstance(stated, int) else hidden // heads if heads else 0
+    data |= {"rope_parameters": _shrink_ropes(data["rope_parameters"], wide)} if data.get("rope_parameters") else {}
+    data |= {names["hidden_size"]: small, "vocab_size": VOCABULARY}
+    if names["num_hidden_layers"] in data:  # of ProphetNet, which has a number for each stack, it can't be set
+        data[names["num_hidden_layers"]] = len(layers)
     if heads:
         data[names["num_attention_heads"]] = HEADS
     if isinstance(stated, int):  # it may be as large as other sizes
@@ -193,6 +219,32 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         raise UnsupportedError(f"{type(config).__name__} refuses small sizes ({describe_error(error)})") from error
     result._attn_implementation = "eager"
     return result
+
+
+def _say_sections(model: PreTrainedModel) -> PretrainedConfig:
+    """The model's config, with the sections of a head that its class takes where the config says none."""
+    found = next((section for module in model.modules() if (section := getattr(module, "mrope_section", None))), None)
+    ropes = getattr(model.config, "rope_parameters", None)
+    if found is None or not isinstance(ropes, dict) or "mrope_section" in ropes:
+        return model.config
+    config = copy.deepcopy(model.config)
+    config.rope_parameters = {**ropes, "mrope_section": list(found)}
+    return config
+
+
+def _shrink_ropes(ropes: object, head_dim: int) -> object:
+    """Settings of rotary positions with the sections of a head that turn by time, height and width (`mrope_section`).
+
+    They add up to as large a part of a small head as they did of one of `head_dim`.
+    """
+    if not isinstance(ropes, Mapping):
+        return ropes
+    small = {name: _shrink_ropes(value, head_dim) for name, value in ropes.items()}
+    sections = small.get("mrope_section")
+    if isinstance(sections, list) and head_dim:
+        first = sum(sections) * HEAD_DIM // head_dim - (len(sections) - 1)
+        small["mrope_section"] = [max(first, 0), *[1] * (len(sections) - 1)]
+    return small
 
 
 def _shrink_heads(data: Mapping[str, object], hidden: int, main: Collection[str]) -> dict[str, int]:
@@ -232,7 +284,7 @@ def copy_small(model: PreTrainedModel, layers: Sequence[int] = ()) -> PreTrained
     its modules are not those of the original.
     """
     chosen = layers or _choose_layers(model)
-    config = shrink_config(model.config, chosen)
+    config = shrink_config(_say_sections(model), chosen)
     with draw_apart():
         try:
             small_model: PreTrainedModel = type(model)(config).float().eval()
@@ -263,6 +315,8 @@ def draw_apart() -> Iterator[None]:
 @torch.no_grad()
 def is_causal(model: PreTrainedModel) -> bool:
     """Whether no state of a small copy depends on a later token: it is a decoder, with whatever head or none."""
+    if not reads_texts(model):
+        return False
     tokens = make_tokens()
     other = tokens.clone()
     other[:, 1:] += 1
@@ -307,11 +361,18 @@ def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
     """
     accepted = inspect.signature(model.forward).parameters
     inputs: dict[str, Tensor | bool] = {"input_ids": tokens}
+    if not reads_texts(model):
+        inputs = dict(make_source(model, tokens))
     if has_encoder(model.config):
         inputs = {"decoder_input_ids": tokens, **make_source(model, tokens)}
     if "use_cache" in accepted or has_encoder(model.config):
         inputs["use_cache"] = False
     return model(**inputs)
+
+
+def reads_texts(model: PreTrainedModel) -> bool:
+    """Whether it, or its encoder, takes tokens, and not an image or a sound."""
+    return model.main_input_name == "input_ids" or "input_ids" in inspect.signature(model.forward).parameters
 
 
 def make_source(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:

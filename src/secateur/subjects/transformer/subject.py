@@ -29,6 +29,8 @@ from secateur.subjects.transformer import costs, cutting, files, low_rank, savin
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.small_copy import make_source, reads_texts
+from secateur.subjects.transformer.sources import measure_source
 from secateur.vocabulary import Cut, Selection, Term, Units
 
 if TYPE_CHECKING:
@@ -118,6 +120,7 @@ class Transformer:
         self._origin: Origin | None = None
         self.whole: Whole | None = None
         """The model that this is a part of."""
+        self._source: costs.Source | None = None
         recorded = (getattr(model.config, "secateur", None) or {}).get("layer_index")
         self.layer_index: tuple[int, ...] = tuple(recorded or range(len(self.layout.layers())))
         self.output: Literal["logits", "embedding", "states"] = (
@@ -151,7 +154,7 @@ class Transformer:
         Of a model that was given in memory the weights are hashed at the first copy or cut, or the first look here.
         """
         if self._origin is None:
-            self._origin = Origin.of_model(self.model)
+            self._origin = Origin.of_model(self.model) if self.whole is None else self.whole.find_origin(self.layout)
         return self._origin
 
     @origin.setter
@@ -274,7 +277,7 @@ class Transformer:
             if axis in layout.whole:
                 why = layout.whole[axis]
                 raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
-        terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length))
+        terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length), self.source)
         whole = Units(sites, terms, base)
         return whole.only(*axes) if axes else whole
 
@@ -285,11 +288,25 @@ class Transformer:
         """
         return self.units(length=length).cost()["flops"] / length
 
+    @property
+    def source(self) -> costs.Source | None:
+        """What the encoder reads that is no text; found by a run without numbers, once for a model and cuts of it."""
+        if reads_texts(self.model):
+            return None
+        if self._source is None:
+            self._source = measure_source(self.model, self.layers()[0])
+        return self._source
+
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterable[Term]:
         """Terms of what generation caches: nothing here."""
         return ()
 
     # ------------------------------------------------------------------------------------------------- cut
+
+    def check_unequal(self) -> None:
+        """Raise `UnsupportedError` where layers can't get unequal widths: those of a part of another model."""
+        if self.whole is not None:
+            self.whole.refuse()
 
     def cut(self, selection: Selection, *, norm_correction: bool = True) -> tuple[Transformer, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
@@ -322,8 +339,8 @@ class Transformer:
         state = cutting.slice_state(layout, kept)
         ratio = layout.hidden_size / channels if norm_correction else 1.0
         config, more = cutting.correct(layout, state, kept, ratio, layer_index)
-        if self.whole is not None:
-            self.whole.check(config)
+        if self.whole is not None and saving.needs_module(config):
+            self.whole.refuse(alike=len(set(widths)) == 1)
         notes += more
         result = self._copy(cutting.build(layout, config, state, kept), tuple(layer_index))
         result.origin = self.origin.cut(kept, ratio)
@@ -372,6 +389,8 @@ class Transformer:
         origin, result = self.origin, copy.copy(self)
         result.origin = origin
         result.model, result.layer_index, result.head = model, layer_index, copy.deepcopy(self.head)
+        if layer_index != self.layer_index:
+            result._source = None  # other layers have its names
         return result
 
     def _count(self) -> dict[str, float]:
@@ -420,7 +439,12 @@ class Transformer:
     # ------------------------------------------------------------------------------------------------- run
 
     def check_texts(self) -> None:
-        """Raise `UnsupportedError` where it can't run on texts alone: this one can."""
+        """Raise `UnsupportedError` where the model, or its encoder, reads something else than texts."""
+        if not reads_texts(self.model):
+            raise UnsupportedError(
+                f"the encoder of {type(self.model).__name__} reads {self.model.main_input_name}, and texts have none: "
+                "choose a recipe that needs no data, such as `secateur prune FOLDER`"
+            )
 
     def arguments(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the model itself is called with for a batch of texts."""
@@ -436,7 +460,8 @@ class Transformer:
         is sharded, or split by Accelerate, runs as a whole all the same: its own forward pass gathers its head.
         """
         accepted = inspect.signature(self.model.forward).parameters
-        inputs = devices.move({name: batch[name] for name in _INPUTS if name in batch and name in accepted}, self.model)
+        names = dict.fromkeys((*_INPUTS, self.model.main_input_name))
+        inputs = devices.move({name: batch[name] for name in names if name in batch and name in accepted}, self.model)
         if "position_ids" in inputs:
             inputs.pop("attention_mask", None)
         if "use_cache" in accepted:
@@ -467,7 +492,9 @@ class Transformer:
         return embedding
 
     def example(self, batch: int, length: int) -> dict[str, Tensor]:
-        """A valid random input of `batch` sequences of `length` tokens, without padding."""
+        """A valid random input of `batch` sequences of `length` tokens, without padding; or as many sounds."""
+        if not (self.family.has_encoder or reads_texts(self.model)):
+            return devices.move(make_source(self.model, torch.zeros(batch, 1, dtype=torch.long)), self.model)
         vocabulary, pad = self.model.config.vocab_size, getattr(self.model.config, "pad_token_id", None)
         tokens = torch.randint(0, vocabulary, (batch, length))
         if pad is not None:

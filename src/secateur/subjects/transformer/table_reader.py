@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack
-from secateur.subjects.transformer.per_layer import get_setting, list_own
+from secateur.subjects.transformer.per_layer import get_setting, list_own, take_layers
 from secateur.subjects.transformer.small_copy import (
     DENSE,
     EXPERTS,
@@ -39,6 +39,7 @@ from secateur.subjects.transformer.small_copy import (
     is_causal,
     list_kinds,
     make_tokens,
+    reads_texts,
     run_model,
 )
 
@@ -169,6 +170,7 @@ class _Reading:
         scale = float(self.config.hidden_size) ** 0.5
         rounded = float(torch.tensor(scale, dtype=torch.bfloat16))
         states_head_dim = attention is not None and self._states_head_dim(f"{self.attending}{attention.out}.weight")
+        stacks = self._find_stacks(blocks)
         return Family(
             self.config.model_type,
             "decoder" if has_encoder(self.config) or is_causal(self.tiny) else "encoder",
@@ -189,7 +191,8 @@ class _Reading:
             own_settings=list_own(self.config),
             experts=self.experts,
             whole=self.whole,
-            stacks=self._find_stacks(blocks),
+            stacks=stacks,
+            caches_by_encoder=len(stacks) == 2 and self._caches_by_encoder(stacks[0]),
         )
 
     def _find_stacks(self, blocks: Sequence[Block]) -> tuple[Stack, ...]:
@@ -220,9 +223,21 @@ class _Reading:
         common = type(self.config).attribute_map.get("num_hidden_layers", "num_hidden_layers")
         return () if len(found) == 1 and found[0].count == common else tuple(found)
 
-    def _count_layers(self, values: Mapping[str, int]) -> dict[str, int]:
-        """The layers of each list under a config with other values; none where the class refuses them."""
+    def _caches_by_encoder(self, encoder: Stack) -> bool:
+        """Whether the number of the encoder's layers is that of a cache, which the decoder alone fills."""
+        deeper = self.count + 1
+        config = type(self.config).from_dict(self.config.to_dict() | {encoder.count: deeper})
+        return len(DynamicCache(config=config).layers) == deeper
+
+    def _count_layers(self, values: dict[str, int]) -> dict[str, int]:
+        """The layers of each list under a config with other numbers of them; none where the class refuses those.
+
+        Lists of the config with an entry for each of them are shorter, too, where it does not take them as they are.
+        """
         shapes = self._build_shapes(values)
+        for name, number in values.items() if not shapes else ():
+            data: dict[str, Any] = self.config.to_dict()
+            shapes = self._build_shapes(values | take_layers(data, range(number), data[name]))
         begins = {path: f"{self.prefix}{path}." for path in self.lists}
         return {
             path: len({name.removeprefix(start).partition(".")[0] for name in shapes if name.startswith(start)})
@@ -470,6 +485,8 @@ class _Reading:
             if axis is None or np.array_equal(axis.units, np.arange(len(axis.units))):
                 return "channels"
             self.whole.setdefault("channels", f"those of {tensor} have an order of their own")
+            if self.tiny.state_dict()[tensor].shape[dim] == self.config.hidden_size:
+                return "channels"  # which stay, so that their order is no matter
         if axis is None or axis.site not in own:
             return ""
         return "+".join(self._split_axis(tensor, axis.units, own[axis.site]))
@@ -710,6 +727,8 @@ class _Reading:
 
     def _scales_embedding(self, scale: float, rtol: float = 1e-3) -> bool:
         """Whether embeddings are multiplied by `scale`, such as the root of their size, before the first layer."""
+        if not reads_texts(self.tiny):
+            return False
         embeddings = self.tiny.get_input_embeddings()
         table = next((call for call in self.calls if self.modules[call.path] is embeddings), None)
         if table is None:  # of several that share their weights
@@ -759,6 +778,9 @@ class _Reading:
     def _find_width(self, blocks: Sequence[Block], dim: int) -> str:
         """The setting by which a plain FFN is as wide as it says, and which nothing else but experts goes by."""
         setting = self._find_setting(self.dense, dim, 72, exact=True)
+        again = self._build_shapes({setting: 24}).get(self.dense) if setting else None
+        if again and again[dim] != 24:
+            return ""  # what widths are rounded to (LFM2)
         tables = [block.tensors for block in blocks] + ([self.experts.tensors] if self.experts else [])
         wide = {name for table in tables for name, axes in table.items() if any("neurons" in axis for axis in axes)}
         plain, changed = self._build_shapes({}), self._build_shapes({setting: 72} if setting else {})
@@ -779,7 +801,7 @@ class _Reading:
         three = {native.get(name, name): 3 for name in counts if getattr(self.config, name, None) is not None}
         return not self._build_shapes(three | {"head_dim": HEAD_DIM})
 
-    def _build_shapes(self, values: Mapping[str, int]) -> dict[str, list[int]]:
+    def _build_shapes(self, values: Mapping[str, object]) -> dict[str, list[int]]:
         """The shapes of parameters under a config with other values; none where the class refuses them."""
         try:
             with torch.device("meta"):

@@ -1,0 +1,41 @@
+"""What encoders of sounds read, and such encoders cut as families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCTC
+
+from secateur.errors import UnsupportedError
+from secateur.measure import size
+from secateur.subjects import open_subject
+from secateur.vocabulary import Selection
+
+
+def test_an_encoder_of_sounds_is_cut_and_counted_by_the_frames_that_it_reads(tmp_path: Path) -> None:
+    """Its convolution over positions is in groups, in whose order its channels stand: they stay."""
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        conv_dim=[16, 16], conv_kernel=[40, 20], conv_stride=[40, 20], num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, pad_token_id=0,
+    )  # fmt: skip
+    subject = open_subject(transformers.HubertForCTC(config).eval())
+    batch = subject.example(2, 9)
+    assert (subject.kind, subject.source.tokens if subject.source else 0) == ("encoder", 16000 // 800)
+    assert subject.units(batch=2).cost()["flops"] == size.flops(subject.model, batch)
+    gone = {"layers.0.heads": np.arange(4) > 0, "layers.1.neurons": np.arange(48) < 24, "ffn": np.arange(2) > 0}
+    keep = Selection(gone)
+    small, _ = subject.cut(keep)
+    given = small.forward(batch).prediction
+    torch.testing.assert_close(given, subject.silence(keep).forward(batch).prediction, rtol=1e-4, atol=1e-5)
+    assert small.units(batch=2).cost()["flops"] == size.flops(small.model, batch)
+    small.save(tmp_path)
+    loaded = AutoModelForCTC.from_pretrained(tmp_path, trust_remote_code=True).eval()
+    torch.testing.assert_close(loaded(**batch).logits, given)
+    with pytest.raises(UnsupportedError, match="reads input_values, and texts have none"):
+        subject.check_texts()
