@@ -97,9 +97,7 @@ def test_lines_go_to_the_standard_output_and_budgets_are_explained_in_the_words_
     how = ["--recipe", "htmlrag", "--budget", "words=2"]
     done = forked(tmp_path, "prune-context", "--in", "in.jsonl", "--out", "-", *how)
     assert (done.code, done.stderr) == (0, "3 lines, 0 of them with an error\n")
-    assert [json.loads(line)["pruned"] for line in done.stdout.splitlines()] == [
-        f"<p>About town{i}." for i in range(3)
-    ]
+    assert [json.loads(line)["pruned"] for line in done.stdout.splitlines()] == [f"<p>About town{i}." for i in range(3)]
     one = forked(tmp_path, "prune-context", "page.html", "--question", "town0", "--out", "-", *how)
     assert (one.code, one.stdout) == (0, "<p>About town0.\n")
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "page.html"]

@@ -62,7 +62,7 @@ def test_both_roundings_are_what_they_say():
     assert (vote.tolist(), mean.tolist(), scores.tolist()) == ([True], [False], [pytest.approx(0.4)])
     half, _ = keep_sentences([{"keep": [0.6, 0.0], "owner": [0, 0]}], [1], 0.5, "vote")
     assert half.tolist() == [False]  # more than half of them
-    with pytest.raises(InputError, match="vote or mean"):
+    with pytest.raises(InputError, match="vote, mean or share"):
         keep_sentences(told, [1], 0.5, "most")
     with pytest.raises(InputError, match="nan"):
         keep_sentences(told, [1], float("nan"), "vote")

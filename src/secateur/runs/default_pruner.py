@@ -28,7 +28,7 @@ from secateur.methods.asking import Record
 from secateur.methods.made_questions import Document
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Reranker
-from secateur.runs import pruner_training
+from secateur.runs import keywords, pruner_training
 from secateur.score import relevance
 from secateur.vocabulary import Training
 
@@ -73,16 +73,26 @@ def build_pruner(
         seed: of questions, order and head.
         overwrite: build it anew.
 
-    Returns what `calibrate` measures. Raises `DataError` where a package can't be fetched, `RunError` where `out` holds
-    something else.
+    Returns what `calibrate` measures. Raises `InputError` for options out of their bounds, `DataError` where a package
+    can't be fetched, `RunError` where `out` holds something else.
     """
+    keywords.check_options(
+        build_pruner, {"model": model, "questions": questions, "recall": recall, "longest": longest, "seed": seed}
+    )
     place = Path(out) if out else rerankers.default_folder()
     told = place / "calibration.json"
     if told.is_file() and not overwrite:
         found: dict[str, float] = json.loads(told.read_text(encoding="utf-8"))
+        if found["wanted"] != recall:
+            raise RunError(
+                f"{place} holds a pruner that keeps {found['wanted']:.0%} of the answers, not {recall:.0%}: give "
+                "another folder, or overwrite=True (--overwrite)"
+            )
         return found
     if place.exists() and not (told.is_file() or not any(place.iterdir())):
         raise RunError(f"{place} is there and holds no pruner: give another folder")
+    start = model or str(packages.minilm())
+    rerankers.open_reranker(start)  # what is no encoder is refused before any work
     corpora, synonyms = read_corpora(seed)
     learnt, apart = list[Record](), list[Record]()
     for documents in corpora.values():
@@ -94,7 +104,6 @@ def build_pruner(
     work = place.parent / f"{place.name}.training"
     rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]} for row in learnt]
     how = {"weight": 0.0, "everywhere": False, "held_out": 0.0, "rounding": "mean", "training": TRAINING}
-    start = model or str(packages.minilm())
     pruner_training.train_pruner(
         "provence", start, rows, work, device=device, overwrite=overwrite, longest=longest, seed=seed, **how
     )
