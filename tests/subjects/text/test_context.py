@@ -123,6 +123,18 @@ def test_a_row_keeps_the_cell_that_goes_on_into_it_and_that_cell_its_rows():
     assert alone.html() == "<table><tbody><tr><td>kind<td>one<tr><td>other<td>four</table>"
 
 
+def test_a_cell_of_a_hundred_rows_takes_those_that_are_left():
+    rows = "".join(f"<tr>{'<th rowspan=100>fruit' * (not i)}<td>n{i}" for i in range(100))
+    page = open_page(f"<table>{rows}</table>", block=1, numbered=False)
+    assert page.companions(99) == [0]
+    assert 'rowspan="100"' in page.cut(Selection({"page": np.ones(100, bool)}))[0].html()
+    keep = page.complete(np.isin(np.arange(100), (70, 99)))
+    assert 'rowspan="3"' in page.cut(Selection({"page": keep}))[0].html()
+    open_ended = open_page(f"<table>{rows.replace('100', '0')}</table>", block=1, numbered=False)
+    assert open_ended.companions(99) == [0]
+    assert 'rowspan="0"' in open_ended.cut(Selection({"page": keep}))[0].html()
+
+
 def test_a_cell_that_goes_leaves_an_empty_one():
     cells = [f"<td>{' '.join(f'w{i}' for i in range(cell * 99, cell * 99 + 99))}</td>" for cell in range(3)]
     page = open_page(f"<table><tr>{''.join(cells)}</tr></table>", block=20)

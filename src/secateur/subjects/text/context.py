@@ -10,13 +10,13 @@ from dataclasses import replace
 from secateur.subjects.text.lines import SENTENCE
 from secateur.subjects.text.tree import Tree
 
-__all__ = ["LED", "Contexts", "count_rows", "find_previous", "leads", "mend_rows"]
+__all__ = ["ENDS_HEADINGS", "LED", "Contexts", "count_rows", "find_previous", "leads", "mend_rows"]
 
 LED = {"ul", "ol", "menu", "dl", "table", "pre", "blockquote", "figure"}
 """What a sentence before it may lead into, with a colon at its end."""
 
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
-_ENDS_HEADINGS = {
+ENDS_HEADINGS = {
     "article", "aside", "blockquote", "dd", "details", "dialog", "div", "document", "fieldset", "figure", "footer",
     "form", "header", "li", "main", "nav", "search", "section", "td", "th",
 }  # fmt: skip
@@ -26,9 +26,9 @@ _OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}
 _NAMED_BY = {"figure": "figcaption", "details": "summary", "fieldset": "legend", "table": "caption"}
 _TERMS = 16
 """How many terms of one definition count, the nearest first: a page may have thousands before each."""
-_ROWS = re.compile(r' rowspan="0*([0-9]{1,4})"')
-_MOST_ROWS = 64
-"""Rows of one cell that count."""
+_ROWS = re.compile(r' rowspan="([0-9]{1,5})"')
+_SPANNING = 16
+"""How many rows with cells that go on into a row count, the nearest of them."""
 
 
 class Contexts:
@@ -103,12 +103,14 @@ class Contexts:
     def _find_spanning(self, child: int, above: int) -> list[int]:
         """The rows before a row with a cell that goes on into it."""
         if above not in self._spanning:
-            rows = [row for row in self.tree.children(above) if self.tree.tag[row] == "tr"]
             found = self._spanning[above] = dict[int, list[int]]()
+            active = list[tuple[int, int]]()  # (the row before which it ends, a row with a cell that goes on)
+            rows = (row for row in self.tree.children(above) if self.tree.tag[row] == "tr")
             for place, row in enumerate(rows):
+                active = [(end, other) for end, other in active if end > place][-_SPANNING:]
+                found[row] = [other for _, other in active]
                 most = max((count_rows(self.tree, cell) for cell in self.tree.children(row)), default=1)
-                for other in rows[place + 1 : place + most]:
-                    found.setdefault(other, []).append(row)
+                active += [(place + most, row)] if most > 1 else []
         return self._spanning[above].get(child, [])
 
     def _is_of_heads(self, node: int) -> bool:
@@ -119,9 +121,9 @@ class Contexts:
 
 
 def count_rows(tree: Tree, cell: int) -> int:
-    """How many rows a cell takes."""
+    """How many rows a cell takes; as many as there are nodes for one that goes to the end of its group."""
     found = _ROWS.search(tree.text[cell]) if tree.tag[cell] in ("td", "th") else None
-    return min(_MOST_ROWS, max(1, int(found[1]))) if found else 1
+    return int(found[1]) or len(tree) if found else 1
 
 
 def mend_rows(tree: Tree, old: Tree, nodes: Sequence[int]) -> Tree:
@@ -129,20 +131,21 @@ def mend_rows(tree: Tree, old: Tree, nodes: Sequence[int]) -> Tree:
 
     old: the tree that it is left of. nodes: which node of it each was.
     """
-    spanning = [node for node, was in enumerate(nodes) if old.text[was] and count_rows(old, was) > 1]
+    spanning = [node for node, was in enumerate(nodes) if old.text[was] and 1 < count_rows(old, was) < len(old)]
     if not spanning:
         return tree
     left, texts = set(nodes), list(tree.text)
-    last, following = dict[int, int](), dict[int, int]()  # of rows, by what holds them; the row behind each
+    place, counts = dict[int, int](), dict[int, list[int]]()  # of a row among its like; how many are left before each
     for row in (node for node, tag in enumerate(old.tag) if tag == "tr"):
-        following[last.get(old.parent[row], -1)] = row
-        last[old.parent[row]] = row
+        before = counts.setdefault(old.parent[row], [0])
+        place[row] = len(before) - 1
+        before.append(before[-1] + (row in left))
     for node in spanning:
-        row, stay = old.parent[nodes[node]], 0
-        for _ in range(count_rows(old, nodes[node])):
-            stay += row in left
-            row = following.get(row, len(old))
-        texts[node] = _ROWS.sub(f' rowspan="{stay}"' if stay > 1 else "", texts[node])
+        row = old.parent[nodes[node]]
+        if row in place:
+            before, begin = counts[old.parent[row]], place[row]
+            stay = before[min(begin + count_rows(old, nodes[node]), len(before) - 1)] - before[begin]
+            texts[node] = _ROWS.sub(f' rowspan="{stay}"' if stay > 1 else "", texts[node])
     return replace(tree, text=texts)
 
 
@@ -177,7 +180,7 @@ def _find_headings(tree: Tree, owners: Sequence[int]) -> tuple[list[int], list[i
                 head = above[head]
             heads[node] = above[node] = head
             head = node
-        elif tree.tag[node] in _ENDS_HEADINGS:
+        elif tree.tag[node] in ENDS_HEADINGS:
             scopes.append((tree.end[node], node, head, floor))
             floor = head if tree.tag[node] in _OUTLINE else floor
     return heads, above

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import html
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -16,7 +17,8 @@ from typing import Any
 
 from secateur.errors import MissingExtraError
 from secateur.subjects.text import nesting
-from secateur.subjects.text.lines import BOXES, DOCUMENT, PHRASES, ROOT, find_inline, original_tag
+from secateur.subjects.text.context import ENDS_HEADINGS
+from secateur.subjects.text.lines import BLOCKS, BOXES, DOCUMENT, PHRASES, ROOT, find_inline, original_tag
 from secateur.subjects.text.tree import Tree, prune_tree
 
 try:
@@ -57,8 +59,8 @@ _RAW = {"title", "textarea"}
 
 _CELLS = {"td", "th"}
 _SPANS = ("colspan", "rowspan")
-_MANY = re.compile(r"0*(?:[2-9]|[1-9][0-9]{1,3})")
-"""How many columns or rows a cell takes, if not one: without it, other cells would stand under other heads."""
+_MANY = re.compile(r"[ \t\n\f\r]*\+?0*([0-9]{1,5})")
+"""How many columns or rows a cell takes, by HTML's rule for numbers (2.3.4.2): what is behind the digits is nothing."""
 
 _SPACED = {"pre", "textarea"}
 
@@ -122,10 +124,10 @@ _ENDING_LINES = {
 """Blocks that end the p before them, and whose own end closes what is open in them."""
 _HEADINGS = {f"h{level}" for level in range(1, 7)}
 _CLOSED_BEFORE: Mapping[str, Collection[str]] = {
-    "dd": {"dd", "dt"}, "dt": {"dd", "dt"}, "li": {"li"}, "p": {*_ENDING_LINES, *_HEADINGS, "p", "table"},
+    "dd": {"dd", "dt"}, "dt": {"dd", "dt"}, "li": {"li"}, "p": {*_ENDING_LINES, *_HEADINGS, "p"},
     "tbody": {"tbody", "tfoot"}, "td": {"td", "th"}, "th": {"td", "th"}, "thead": {"tbody", "tfoot"}, "tr": {"tr"},
 }  # fmt: skip
-"""Tag -> what, right behind it, closes it."""
+"""Tag -> what, right behind it, closes it. A table closes no p where a page has no doctype."""
 _CLOSED_WITH: Mapping[str, Collection[str]] = {
     "dd": {*_ENDING_LINES, ROOT}, "li": {*_ENDING_LINES, ROOT}, "p": {*_ENDING_LINES, "dd", "li", "td", "th", ROOT},
     "tbody": {"table"}, "td": {"tr"}, "th": {"tr"}, "tfoot": {"table"}, "tr": {"table", "tbody", "tfoot", "thead"},
@@ -240,9 +242,8 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
             tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
             given = node.attributes if attributes or name in _CELLS else {}
             stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else [*attributes]
-            stay += [
-                key for key in _SPANS if name in _CELLS and key not in stay and _MANY.fullmatch(given.get(key) or "")
-            ]
+            spans = _read_spans(given) if name in _CELLS else {}
+            given, stay = {**given, **spans}, [key for key in stay if key not in _SPANS] + [*spans]
             text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
             parent.append(above[-1])
             end.append(0)
@@ -266,6 +267,16 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
     for left in above:
         end[left] = len(tag)
     return Tree(tag, text, parent, end, unseen)
+
+
+def _read_spans(attributes: Mapping[str, str | None]) -> dict[str, str]:
+    """How many columns and rows a cell takes, where it is not one: values of other cells would stand under other heads.
+
+    A rowspan of 0 goes to the end of the group of rows.
+    """
+    found = {key: _MANY.match(attributes.get(key) or "") for key in _SPANS}
+    counts = {key: str(int(match[1])) for key, match in found.items() if match}
+    return {key: count for key, count in counts.items() if count not in ("1", "0" if key == "colspan" else "1")}
 
 
 def _is_hidden(tag: str, attributes: Mapping[str, str | None]) -> bool:
@@ -415,7 +426,7 @@ def write(
     """HTML of the whole tree or of the subtrees of `nodes`, without blank lines. `names` stand in for tags.
 
     brief: write no section or div around blocks, and no closing tag where HTML's syntax needs none (13.1.2.4), so that
-    a model reads more text for its tokens; a parser finds the same lines.
+    a model reads more text for its tokens; a parser finds the same lines, where tags are nested as HTML has them.
     """
     tags = tree.tag if names is None else names
     hides = [tag in BOXES for tag in tree.tag]
@@ -444,9 +455,37 @@ def write(
 
 
 def _find_wrappers(tree: Tree) -> list[bool]:
-    """Whether each node is a tag without attributes that says nothing of the blocks in it, and holds no line."""
+    """Whether each node is a tag without attributes that says nothing of the blocks in it, and holds no line.
+
+    One that ends what its heading is of stays, unless a heading as high follows.
+    """
     inline, found = find_inline(tree), [tag in _WRAPPERS for tag in tree.tag]
+    first, last = [0] * len(tree), [0] * len(tree)  # children
     for node in range(1, len(tree)):
         found[node] &= not tree.text[node] and tree.end[node] > node + 1
         found[tree.parent[node]] &= not inline[node] and tree.tag[node] not in BOXES
+        first[tree.parent[node]] = first[tree.parent[node]] or node
+        last[tree.parent[node]] = node
+    heads = [node for node, tag in enumerate(tree.tag) if tag in _HEADINGS]
+    for node in range(1, len(tree)):
+        found[node] = (
+            found[node]
+            and original_tag(tree.tag[first[node]]) in BLOCKS
+            and original_tag(tree.tag[last[node]]) in BLOCKS
+            and not _ends_heading(tree, node, heads)
+        )
     return found
+
+
+def _ends_heading(tree: Tree, node: int, heads: Sequence[int]) -> bool:
+    """Whether what follows a tag would come under a heading in it, if the tag were not there."""
+    inside = heads[bisect_left(heads, node) : bisect_left(heads, tree.end[node])]
+    following = tree.end[node]
+    while following < len(tree) and tree.tag[following] in _WRAPPERS and tree.end[following] > following + 1:
+        following += 1
+    if not inside or following >= len(tree) or tree.tag[node] not in ENDS_HEADINGS:
+        return False
+    highest = min(tree.tag[head] for head in inside)
+    if tree.tag[node] in ("div", "header") and (highest == "h1" or tree.end[inside[-1]] == tree.end[node]):
+        return False  # a title, and a group of headings, hold on
+    return not (tree.tag[following] in _HEADINGS and tree.tag[following] <= highest)
