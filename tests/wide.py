@@ -43,7 +43,7 @@ WIDE = {
     # NemotronH has layers of the same kinds.
     "subjects/transformer/test_deriving.py::test_layers_of_several_kinds_are_cut_as_silenced": {"Bamba"},
     "subjects/transformer/test_export.py::test_onnx_generates_like_pytorch": {"gemma2"},
-    # conformance/test_recipes.py runs the same recipes from the same commands; flags of all pages are checked as they stand.
+    # conformance/test_recipes.py runs these recipes, too, and the flags in all pages are checked as they stand.
     "test_docs.py::test_code_blocks_run": {
         "docs/recipes/dp4tl.md", "docs/recipes/gpusq_vit.md", "docs/recipes/kd_data_pruning.md",
         "docs/recipes/nd_loss.md", "docs/recipes/rethinking_pruning_value.md",
