@@ -41,20 +41,20 @@ def test_a_pipeline_gets_back_what_it_gave_and_is_told_why():
 
 
 def test_one_text_is_no_list_of_texts():
+    one_list = r"are a list, and here is one text, .*: put it into brackets"
     for strict in (True, False):
         prune = Pruner("htmlrag", "words=2", strict=strict)
-        wrong = [
-            lambda: prune.prune("One long text of more letters.", "b"),
-            lambda: prune("a", "b"),
-            lambda: prune.prune(b"a", "b"),
-            lambda: prune.prune(["a", "b"], "b", "ab"),
-            lambda: asyncio.run(prune.aprune("a", "b")),
-            lambda: prune.prune_many([("a", "b")]),
-            lambda: prune.prune_many("ab"),
-        ]
-        for call in wrong:
-            with pytest.raises(InputError, match=r"are a list, and here is one text, .*: put it into brackets"):
-                call()
+        for arguments in ("One long text of more letters.", "b"), (b"a", "b"), (["a", "b"], "b", "ab"):
+            with pytest.raises(InputError, match=one_list):
+                prune.prune(*arguments)
+            with pytest.raises(InputError, match=one_list):
+                asyncio.run(prune.aprune(*arguments))
+            with pytest.raises(InputError, match=one_list):
+                prune.prune_many([arguments])
+        with pytest.raises(InputError, match=one_list):
+            prune("a", "b")
+        with pytest.raises(InputError, match=one_list):
+            prune.prune_many("ab")
 
 
 def test_a_pruner_of_passages_for_pipelines(pruner):

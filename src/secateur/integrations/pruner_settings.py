@@ -96,7 +96,7 @@ def priors_of(
 
 def _read_number(value: object) -> float | None:
     """A number of Python's, NumPy's or a tensor's, as vector stores give them; None for a text or several numbers."""
-    if isinstance(value, str | bytes) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0):
+    if isinstance(value, str | bytes) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) > 0:
         return None
     try:
         return float(value)
