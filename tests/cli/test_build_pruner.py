@@ -27,6 +27,17 @@ def test_one_that_is_there_is_told_of_and_not_built_again(built, capsys):
     assert "threshold 0.25: 95.1% of the sentences that answer stay, and 40.0% of the tokens" in told
 
 
+def test_settings_may_stand_in_a_file_and_flags_win(built, capsys):
+    config = built.parent / "settings.yaml"
+    config.write_text(f"recall: 0.5\nout: {built}\n")
+    assert cli.main(["build-pruner", "--config", str(config), "--recall", "0.95"]) == 0
+    assert capsys.readouterr().out.strip() == str(built)
+    for text, said in (("recall: 0.5", "not 50%"), ("recall: lots", "recall"), ("recal: 0.5", "did you mean 'recall'")):
+        config.write_text(text)
+        assert cli.main(["build-pruner", "--config", str(config)]) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -7,7 +7,17 @@ import asyncio
 import pytest
 from llama_index.core import Document, SummaryIndex
 from llama_index.core.llms import MockLLM
-from llama_index.core.schema import ImageNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import (
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeWithScore,
+    QueryBundle,
+    TextNode,
+)
 
 import fact_graph
 import keeper
@@ -30,6 +40,19 @@ def test_nodes_keep_metadata_and_names_and_have_a_score_of_their_own():
     assert "Town one" in nodes[0].node.get_content()
     (left,) = SecateurPostprocessor(budget="words=5").postprocess_nodes(nodes, query_str="picture nine")
     assert left.node.get_content() == "A picture of town nine."
+
+
+@pytest.mark.parametrize("kind", [Document, ImageDocument, Node, TextNode, ImageNode, IndexNode])
+def test_a_node_of_each_class_is_cut_and_stays_of_its_class(kind):
+    text = "<p>Town one is big.</p><p>Town two is small.</p>"
+    own = {"text_resource": MediaResource(text=text)} if kind is Node else {"text": text}
+    node = kind(**own, **({"index_id": "i"} if kind is IndexNode else {}), id_="x", metadata={"k": 1})
+    pruner = SecateurPostprocessor(budget="words=4", options={"block": 1}, strict=True)
+    (left,) = pruner.postprocess_nodes([NodeWithScore(node=node, score=0.5)], query_str="town two small")
+    assert (type(left.node), left.node.node_id) == (kind, "x")
+    assert left.node.get_content(metadata_mode=MetadataMode.NONE) == "<p>Town two is small."
+    assert (left.node.metadata["k"], left.node.metadata["secateur"]["kept"]) == (1, 1)
+    assert node.get_content(metadata_mode=MetadataMode.NONE) == text
 
 
 def test_in_a_query_engine():
@@ -76,6 +99,12 @@ def test_without_waiting_with_changes_and_scores_of_the_retriever():
         SecateurPostprocessor(budget="words=4", top_n=3)
     again = SecateurPostprocessor.from_dict(pruner.to_dict())
     assert (again.budget, again.prior) == ("words=9", "score")
+    pruner.prior = "scroe"
+    with pytest.warns(UserWarning, match="prior='scroe': no document has a number there: did you mean 'score'"):
+        assert len(pruner.postprocess_nodes(nodes, query_str="Is a town old?")) == 2
+    pruner.strict = True
+    with pytest.raises(InputError, match="prior='scroe'"):
+        pruner.postprocess_nodes(nodes, query_str="Is a town old?")
 
 
 @pytest.mark.parametrize("recipe", ["kg_rag", "paths_over_graph"])

@@ -40,6 +40,23 @@ def test_a_pipeline_gets_back_what_it_gave_and_is_told_why():
             strict(documents, question)
 
 
+def test_one_text_is_no_list_of_texts():
+    one_list = r"are a list, and here is one text, .*: put it into brackets"
+    for strict in (True, False):
+        prune = Pruner("htmlrag", "words=2", strict=strict)
+        for arguments in ("One long text of more letters.", "b"), (b"a", "b"), (["a", "b"], "b", "ab"):
+            with pytest.raises(InputError, match=one_list):
+                prune.prune(*arguments)
+            with pytest.raises(InputError, match=one_list):
+                asyncio.run(prune.aprune(*arguments))
+            with pytest.raises(InputError, match=one_list):
+                prune.prune_many([arguments])
+        with pytest.raises(InputError, match=one_list):
+            prune("a", "b")
+        with pytest.raises(InputError, match=one_list):
+            prune.prune_many("ab")
+
+
 def test_a_pruner_of_passages_for_pipelines(pruner):
     prune = Pruner("provence", "tokens=100%", model=pruner)
     assert prune(["\n\n".join(PARTS), PARTS[0], f"<p>{PARTS[1]}</p>"], ASKED) == [(0, PARTS[1]), (2, PARTS[1])]
@@ -126,6 +143,8 @@ def test_a_graph_in_pipelines(recipe, graph):
     assert asyncio.run(ask.aprune("What treats asthma?")) == found
     with pytest.raises(InputError, match="there is no question"):
         ask.prune(" ")
+    with pytest.raises(InputError, match=r"questions are a list, and here is one text, 'What treats asthma\?'"):
+        ask.prune_many("What treats asthma?")
     with pytest.warns(UserWarning, match=f"{recipe} found nothing: there is no question"):
         assert GraphPruner(recipe, graph, "words=12").prune("") == []
     with pytest.raises(InputError, match=r"reads a graph and no documents, which .*: take htmlrag or provence, or a"):

@@ -24,10 +24,19 @@ def execute(given: dict[str, Any]) -> None:
     )
 
 
+def read_config(config: str, typed: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a YAML file, where those that were typed do not say otherwise."""
+    from secateur.runs import configs, default_pruner
+
+    function = default_pruner.build_pruner
+    return configs.options(function, configs.read(config, "build-pruner", function, typed))
+
+
 COMMAND = Command(
     execute,
     ["secateur.runs.default_pruner.build_pruner"],
     help={"device": "where it is trained and judged, such as cuda."},
     example="secateur build-pruner",
-    config="",
+    config="a YAML file with the same keys; flags win over it.",
+    configured="secateur.cli.build_pruner.read_config",
 )

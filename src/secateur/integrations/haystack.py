@@ -93,12 +93,12 @@ class SecateurPruner:
         self.warm_up()
         texts = [number for number, document in enumerate(documents) if document.content is not None]
         metadata = [documents[number].meta for number in texts]
-        rows = [{_OWN_SCORE: documents[number].score} for number in texts] if self.prior == _OWN_SCORE else metadata
+        scored = [{**documents[number].meta, _OWN_SCORE: documents[number].score} for number in texts]
         left = self._pruner().prune(
             [documents[number].content or "" for number in texts],
             query,
             titles_of(metadata, self.titles),
-            priors_of(rows, self.prior),
+            priors_of(scored, self.prior, strict=self.strict),
         )
         kept = {texts[each.number] for each in left}
         cut = (_with_text(documents[texts[each.number]], each) for each in left)

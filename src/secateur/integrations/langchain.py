@@ -43,7 +43,7 @@ class SecateurCompressor(PrunerSettings, BaseDocumentCompressor):
     ) -> Sequence[Document]:
         """The documents of which something stays, cut."""
         metadata = [document.metadata for document in documents]
-        priors = priors_of(metadata, self.prior)
+        priors = priors_of(metadata, self.prior, strict=self.strict)
         kept = self._refresh().prune(
             [document.page_content for document in documents], query, titles_of(metadata, self.titles), priors
         )

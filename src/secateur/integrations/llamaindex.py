@@ -49,9 +49,10 @@ class SecateurPostprocessor(PrunerSettings, BaseNodePostprocessor):
     ) -> list[NodeWithScore]:
         texts = [one.node.get_content(metadata_mode=MetadataMode.NONE) for one in nodes]
         metadata = [one.node.metadata for one in nodes]
-        rows = [{_OWN_SCORE: one.score} for one in nodes] if self.prior == _OWN_SCORE else metadata
+        scored = [{**one.node.metadata, _OWN_SCORE: one.score} for one in nodes]
         query = "" if query_bundle is None else query_bundle.query_str
-        kept = self._refresh().prune(texts, query, titles_of(metadata, self.titles), priors_of(rows, self.prior))
+        priors = priors_of(scored, self.prior, strict=self.strict)
+        kept = self._refresh().prune(texts, query, titles_of(metadata, self.titles), priors)
         found = list[NodeWithScore]()
         for each in kept:
             before = nodes[each.number]
@@ -99,12 +100,15 @@ class SecateurGraphRetriever(BaseRetriever):
 def _with_text(node: BaseNode, kept: Kept, scored: float | None = None) -> object:
     """A copy of a node that says what stays, and why, which no model is to read.
 
-    What can't be told another text becomes a text node with the same metadata.
+    A node of any class stays of its class; only where `set_content` does not do what it should do, it becomes a text
+    node with the same metadata. A Document's `text` can't be set, even by `model_copy`: its text is in a resource.
     """
     metadata = {**node.metadata, NOTE: describe(kept, scored)}
     hidden = {
         name: [*getattr(node, name), NOTE] for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
     }
-    if hasattr(node, "text"):
-        return node.model_copy(update={"text": kept.text, "metadata": metadata, **hidden})
+    copy = node.model_copy(update={"metadata": metadata, **hidden})
+    copy.set_content(kept.text)
+    if copy.get_content(metadata_mode=MetadataMode.NONE) == kept.text:
+        return copy
     return TextNode(text=kept.text, metadata=metadata, id_=node.node_id, **hidden)

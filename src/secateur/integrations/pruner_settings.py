@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Generic, SupportsFloat, TypeAlias, TypeVar
 
 from pydantic import BaseModel, Field, PrivateAttr, model_validator
 
@@ -68,12 +69,39 @@ def describe(kept: Kept, scored: object = None) -> dict[str, object]:
     return {**kept.reasons, **score, **({} if scored is None else {"retrieval_score": scored})}
 
 
-def priors_of(metadata: Sequence[Mapping[str, object] | None], name: str) -> list[float | None] | None:
-    """The number under `name` in each document's metadata, None where there is none; None without a name."""
+def priors_of(
+    metadata: Sequence[Mapping[str, object] | None], name: str, *, strict: bool = False
+) -> list[float | None] | None:
+    """The number under `name` in each document's metadata, None where there is none; None without a name.
+
+    Warns, or with `strict` raises `InputError`, where no document has a number there, nor a None: the name is misspelt.
+    """
     if not name:
         return None
-    found = [(row or {}).get(name) for row in metadata]
-    return [float(score) if isinstance(score, int | float) else None for score in found]
+    rows = [row or {} for row in metadata]
+    scores = [_read_number(row.get(name)) for row in rows]
+    empty = any(name in row and row[name] is None for row in rows)  # a retriever that gives no scores
+    if rows and not empty and all(score is None for score in scores):
+        fields = sorted({str(field) for row in rows for field in row})
+        near = difflib.get_close_matches(name, [field for field in fields if field != name], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they have {', '.join(fields) or 'no metadata'}"
+        if others := [type(row[name]).__name__ for row in rows if name in row]:
+            hint = f"it holds {others[0]}, and scores are numbers"
+        message = f"prior={name!r}: no document has a number there: {hint}"
+        if strict:
+            raise InputError(message)
+        warnings.warn(message, stacklevel=3)
+    return scores
+
+
+def _read_number(value: object) -> float | None:
+    """A number of Python's, NumPy's or a tensor's, as vector stores give them; None for a text or several numbers."""
+    if isinstance(value, str | bytes) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) > 0:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 class Settings(BaseModel):

@@ -125,7 +125,11 @@ class Pruner:
             question: what they are to answer.
             titles: one for each document, or None where it has none; a title becomes the document's first sentence.
             prior: a retriever's score of each, on any scale on which higher is better; None and NaN rank last.
+
+        Raises `InputError` for one text in place of a list, whether `strict` or not: its letters are no documents.
         """
+        for name, given in (("documents", documents), ("titles", titles)):
+            _check_list(name, given)
         try:
             self.warm_up()
             others = [type(each).__name__ for each in documents or () if not isinstance(each, str)]
@@ -176,7 +180,7 @@ class Pruner:
 
     def prune_many(self, calls: Iterable[Call], workers: int = 4) -> list[list[Kept]]:
         """`prune` of each, `workers` at once: calls are (documents, question), and perhaps titles and prior."""
-        return _map_threads(lambda call: self.prune(*call), calls, workers)
+        return _map_threads(lambda call: self.prune(*call), calls, workers, "calls")
 
 
 class GraphPruner:
@@ -242,7 +246,7 @@ class GraphPruner:
 
     def prune_many(self, questions: Iterable[str], workers: int = 4) -> list[list[Kept]]:
         """`prune` of each, `workers` at once."""
-        return _map_threads(self.prune, questions, workers)
+        return _map_threads(self.prune, questions, workers, "questions")
 
 
 def share_embedder(options: Mapping[str, object]) -> dict[str, object]:
@@ -282,7 +286,15 @@ def _notes(told: Mapping[str, object]) -> dict[str, object]:
     return {name: told[name] for name in ("notes", "answer") if told.get(name)}
 
 
-def _map_threads(work: Callable[[C], T], calls: Iterable[C], workers: int) -> list[T]:
+def _check_list(name: str, given: object) -> None:
+    """Refuse a text where a list belongs: each of its letters would be taken for a text."""
+    if isinstance(given, str | bytes):
+        start = f"{given[:20]!r}..." if len(given) > 20 else repr(given)
+        raise InputError(f"{name} are a list, and here is one text, {start}: put it into brackets, [text]")
+
+
+def _map_threads(work: Callable[[C], T], calls: Iterable[C], workers: int, name: str) -> list[T]:
+    _check_list(name, calls)
     if workers < 1:
         raise InputError(f"workers={workers}: give a number of at least 1")
     with ThreadPoolExecutor(workers) as pool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -116,6 +118,8 @@ def test_all_words_of_markdown_stay_in_their_order(rows):
     assert [word for word in page.to_text().split() if word not in signs] == [
         word for word in words if word not in signs
     ]
+    among = open_page(["<p>z", "\n".join(rows)], kind=["html", "markdown"], block=1)
+    assert re.findall(r"\w+", among.text()) == ["z", *re.findall(r"\w+", page.text())]
     half = page.complete(np.arange(len(page.blocks)) % 2 == 0)
     assert page.cut(Selection({"page": half}))[0].to_text() == page.draft(half)[0]
 
@@ -124,12 +128,28 @@ def test_html_among_texts_makes_them_html_unless_they_are_apart():
     documents, kinds = ["<p>a b</p><p>c</p>", "x < y.\n\nz", "# t\n\nu"], ["html", "text", "markdown"]
     page = open_page(documents, kind=kinds, numbered=False)
     assert page.to_text() == page.html()
-    assert "<p>x &lt; y.<p>" in page.to_text()
+    assert "<p>x &lt; y.<p>z<h1>t</h1><p>u" in page.to_text()
     page = open_page(documents, kind=kinds, numbered=False, apart=True)
     assert [text for text, _ in page.documents().values()] == ["<p>a b<p>c", *documents[1:]]
     assert open_page(documents[1:], kind=kinds[1:]).to_text() == "x < y.\n\nz\n\n# t\n\nu"
     with pytest.raises(InputError, match="give html, text or markdown"):
         open_page("a", kind="pdf")
+
+
+def test_markdown_among_html_has_tags_and_not_the_signs_that_say_the_same():
+    page = open_page(["<p>a", MARKDOWN], kind=["html", "markdown"], numbered=False)
+    assert page.to_text() == (
+        "<p>a<h1>Manual</h1><p>Intro one\ngoes on.<h2>Options</h2><p>It takes:"
+        "<ul><li>`-s` is short\nand goes on<ul><li>nested *one*</ul><li>`-v` is long</ul>"
+        "<ol><li><p>1. first<p>more of first</ol>"
+        "<table><tr><th>code<th>what<tr><td>7<td>gives<tr><td>8<td>takes</table>"
+        "<pre>```sh\n# no heading\ngit cut\n```</pre><p>quoted text"
+        '<p>[ref]: https://example.org "Ref"'
+    )
+    # A cell without words is a cell; one beyond the table's head loses no word; a fence without words is none.
+    odd = "|b||\n|-|-|\n||c|\n|d|e|f|\n\n```\n```\n\n```\n# g\n```"
+    page = open_page(["<p>a", odd], kind=["html", "markdown"], numbered=False)
+    assert page.to_text() == "<p>a<table><tr><th>b<th><tr><td><td>c<tr><td>|d|e|f|</table><pre># g</pre>"
 
 
 def test_signs_of_markdown():

@@ -26,7 +26,6 @@ from secateur.vocabulary import Cut, Selection, Site, Units
 __all__ = ["Page", "open_page"]
 
 Kind = Literal["html", "text", "markdown"]
-_READ = {"text": plain_text.read_text, "markdown": plain_text.read_markdown}
 
 DEEPEST = 64
 """Below this depth nothing is split further."""
@@ -63,7 +62,8 @@ def open_page(
     Args:
         source: HTML, its bytes, or the path of a file; several are joined in their order.
         kind: of all documents or of each: "html", "text" or "markdown". What is left of texts and Markdown is written
-            as they are (`Page.to_text`), unless HTML is among the documents and they are not kept apart.
+            as they are (`Page.to_text`), unless HTML is among the documents and they are not kept apart: then all is
+            HTML, and tags take the place of Markdown's signs around blocks.
         block: words above which a tag is split into its children.
         protected: tags that are never unwrapped, since they say what their text is.
         attributes: attributes that stay, such as href, or "*" for all, as `keep_attr` of the published package; by
@@ -85,10 +85,15 @@ def open_page(
     kinds = [kind] * len(read) if isinstance(kind, str) else list(kind)
     if len(kinds) != len(read) or not set(kinds) <= {"html", "text", "markdown"}:
         raise InputError(f"kind={kind!r}: give html, text or markdown, for all documents or one for each")
+    signs = _writes_kinds(kinds, apart)  # else tags are written, which say the same
+    readers: dict[str, Callable[[str], Tree]] = {
+        "text": plain_text.read_text,
+        "markdown": partial(plain_text.read_markdown, signs=signs),
+    }
     trees = [
         markup.plain(markup.parse(one, attributes, hidden=hidden), plain)
         if form == "html"
-        else _READ[form](one if isinstance(one, str) else markup.decode(one))
+        else readers[form](one if isinstance(one, str) else markup.decode(one))
         for one, form in zip(read, kinds, strict=True)
     ]
     unseen = sum(tree.hidden for tree in trees)
@@ -109,6 +114,11 @@ def open_page(
         tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, kinds=kinds,
         apart=apart, hidden=unseen, reopen=reopen if unseen else None,
     )  # fmt: skip
+
+
+def _writes_kinds(kinds: Sequence[Kind], apart: bool) -> bool:
+    """Whether each document is written as what it was: HTML among texts would make them look like HTML."""
+    return apart or "html" not in kinds
 
 
 def _read(source: object) -> str | bytes:
@@ -245,8 +255,7 @@ class Page:
         return "\n\n".join(filter(None, self._write_documents(tree, names, owners)))
 
     def _writes_kinds(self) -> bool:
-        """Whether each document is written as what it was: HTML among texts would make them look like HTML."""
-        return self._apart or "html" not in self._kinds
+        return _writes_kinds(self._kinds, self._apart)
 
     def _write_documents(self, tree: Tree, names: Sequence[str], owners: Sequence[int]) -> list[str]:
         """What is written of each document, in the order in which they were given; empty where nothing is left."""

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from secateur.errors import MissingExtraError
 from secateur.subjects.text.lines import BOXES, ROOT
 from secateur.subjects.text.markup import whole
 from secateur.subjects.text.tree import Tree
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 __all__ = ["count_signs", "read_markdown", "read_text", "write_source"]
 
@@ -20,6 +24,7 @@ _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _DELIMITER = re.compile(r"^ {0,3}\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$", re.MULTILINE)
 _ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _BREAK = re.compile(r"\r\n?")
+_WORD = re.compile(r"[^\W_]+")
 _PARAGRAPH = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 _OPENS = {"bullet_list_open": "ul", "ordered_list_open": "ol", "list_item_open": "li", "blockquote_open": "blockquote",
@@ -47,11 +52,14 @@ def read_text(text: str) -> Tree:
     return builder.tree()
 
 
-def read_markdown(text: str) -> Tree:
+def read_markdown(text: str, *, signs: bool = True) -> Tree:
     """The blocks of Markdown, with tables as GitHub writes them: h1 to h6, p, ul, ol, li, blockquote, table, pre.
 
     The text of each is that of its lines with all signs: "## Title", "- item". A row has one cell. What stands in no
     block, such as the addresses of links, is a paragraph. Raises `MissingExtraError` without markdown-it-py.
+
+    signs: without, the signs of blocks are left out, which say the same as tags: "Title" in h2, and a row has all its
+    cells. Signs within a line stay, and those that hold a word: "1. first", "```sh", cells beyond the table's head.
     """
     try:
         from markdown_it import MarkdownIt
@@ -63,7 +71,8 @@ def read_markdown(text: str) -> Tree:
     rows, builder, at = source.split("\n"), _Builder(), 0
     builder.open("section")
     heads = False
-    for token in parser.parse(source):
+    tokens = parser.parse(source)
+    for place, token in enumerate(tokens):
         if token.type in ("thead_open", "tbody_open"):
             heads = token.type == "thead_open"
         tag = token.tag if token.type == "heading_open" else _LEAVES.get(token.type, "")
@@ -73,8 +82,11 @@ def read_markdown(text: str) -> Tree:
             start, end = token.map
             end += heads and token.type == "tr_open"  # the line of dashes
             builder.add("p", _join_loose(rows[at:start]))
-            lines = "\n".join(rows[max(at, start) : end]).strip("\n").rstrip()
-            builder.add(tag, lines, row=token.type == "tr_open", bare=token.hidden)
+            lines = "\n".join(rows[max(at, start) : end])
+            texts = [lines] if signs else _leave_out_signs(lines, _read_contents(tokens, place))
+            builder.add(
+                tag, *(each.strip("\n").rstrip() for each in texts), row=token.type == "tr_open", bare=token.hidden
+            )
             at = max(at, end)
         elif token.type in _OPENS:
             builder.open(_OPENS[token.type])
@@ -85,10 +97,24 @@ def read_markdown(text: str) -> Tree:
     return builder.tree()
 
 
+def _read_contents(tokens: Sequence[Token], place: int) -> list[str]:
+    """The text of the block that begins at a place, without the block's signs; of a row those of its cells."""
+    token = tokens[place]
+    if token.type != "tr_open":
+        return [tokens[place + 1].content if token.nesting else token.content]
+    end = next(later for later in range(place, len(tokens)) if tokens[later].type == "tr_close")
+    return [cell.content for cell in tokens[place:end] if cell.type == "inline"]
+
+
+def _leave_out_signs(lines: str, contents: Sequence[str]) -> Sequence[str]:
+    """The contents of a block in place of its lines, unless a word or number of them would go."""
+    return contents if _WORD.findall(" ".join(contents)) == _WORD.findall(lines) else [lines]
+
+
 def _join_loose(rows: Sequence[str]) -> str:
     """Lines that stand in no block; nothing where no word is in them."""
     text = "\n".join(rows).strip("\n").rstrip()
-    return text if re.search(r"[^\W_]", text) else ""
+    return text if _WORD.search(text) else ""
 
 
 class _Builder:
@@ -111,15 +137,20 @@ class _Builder:
         """The last element that was opened ends."""
         self._end[self._opened.pop()] = len(self._tag)
 
-    def add(self, tag: str, text: str, *, row: bool = False, bare: bool = False) -> None:
-        """An element around a text, unless that is empty; in a row of a table, or without the element."""
-        if not text or not tag:
+    def add(self, tag: str, *texts: str, row: bool = False, bare: bool = False) -> None:
+        """An element around each text, unless all are empty; in a row of a table, or without the element."""
+        if not any(texts) or not tag:
             return
-        tags = ["tr", tag] if row else [] if bare else [tag]
-        for each in tags:
-            self.open(each)
-        self.open("", text)
-        for _ in tags:
+        if row:
+            self.open("tr")
+        for text in texts:
+            if not bare:
+                self.open(tag)
+            if text:
+                self.open("", text)
+            if not bare:
+                self.close()
+        if row:
             self.close()
 
     def tree(self) -> Tree:
