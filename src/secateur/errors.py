@@ -120,9 +120,15 @@ class TrainingWarning(UserWarning):
 
 @contextmanager
 def opening(what: str, name: str) -> Iterator[None]:
-    """Turn what a library says of a model that it can't open into one `InputError` that names it."""
+    """Turn what a library says of a model that it can't open into one `InputError` that names it.
+
+    A folder with a config holds a model: of that, `ModelError` tells what the library said.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if os.path.isfile(os.path.join(name, "config.json")):
+            problem = " ".join(str(error).split())[:200]
+            raise ModelError(f"{what} {name!r} can't be opened ({problem}): fetch the model again") from error
         there = "a folder without one" if os.path.isdir(name) else "no folder here, nor found on the Hub"
         raise InputError(f"{what} {name!r} is {there}: give a folder or a Hub id") from error

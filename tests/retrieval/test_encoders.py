@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from secateur._utils import tokenizers
-from secateur.errors import InputError, MissingExtraError
+from secateur.errors import InputError, ModelError, MissingExtraError
 from secateur.retrieval import encoders
 
 
@@ -82,6 +82,9 @@ def test_what_is_no_encoder_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match="embedder 'no/such/encoder' is no folder here, nor found on the Hub"):
         encoders.encoder("no/such/encoder")
     with pytest.raises(InputError, match="is a folder without one"):
+        encoders.tokenizer(str(tmp_path))
+    (tmp_path / "config.json").write_text("{bad")
+    with pytest.raises(ModelError, match=f"tokenizer '{tmp_path}' can't be opened .*fetch the model again"):
         encoders.tokenizer(str(tmp_path))
     with pytest.raises(InputError, match="not int"):
         encoders.encoder(3)

@@ -335,6 +335,69 @@ def test_an_unknown_kind_and_a_base_that_is_not_told_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("{bad", "is damaged"),
+        ("[" * 100_000, "is damaged"),
+        ('["a"]', "holds no config"),
+        ("\ufeff{}", "is damaged"),
+        ({"model_type": ["a"]}, r"has model_type \['a'\]"),
+        ({"base_model_config": {"model_type": "camargue"}}, "'camargue', which transformers does not know"),
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"hidden_size": 64}, r"of shape \(32,\), and .*config.json says \(64,\)"),
+        ({"num_attention_heads": 5}, r"attention heads \(5\)"),
+        ({"hidden_act": "camargue"}, "'camargue'"),
+        ({"max_length": -5}, "has max_length -5, not a whole number of at least 16"),
+        ({"default_threadshold": 7}, "has default_threadshold 7, not a number from 0 to 1"),
+        ({"default_threadshold": float("nan")}, "has default_threadshold nan"),
+    ],
+)
+def test_a_config_that_says_nonsense_is_named_in_one_line(change, words, tmp_path):
+    folder, _ = open_provence(tmp_path / "op", "bert")
+    file = folder / "config.json"
+    if isinstance(change, str):
+        file.write_text(change, encoding="utf-16" if change.startswith("\ufeff") else "utf-8")
+    else:
+        config = json.loads(file.read_text())
+        config["base_model_config"] |= {name: value for name, value in change.items() if name not in config}
+        config |= {name: value for name, value in change.items() if name in config}
+        file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=words) as refusal:
+        rerankers.open_reranker(str(folder))
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "{bad",
+        "[]",
+        '{"a": 5}',
+        '{"weight_map": ["a"]}',
+        '{"weight_map": {"a": 5}}',
+        '{"weight_map": {"a": ".."}}',
+        '{"weight_map": {"a": "../op2/model.safetensors"}}',
+    ],
+)
+def test_an_index_names_files_of_its_folder_alone(index, tmp_path):
+    folder, _ = open_provence(tmp_path / "op", "bert")
+    (tmp_path / "op2").mkdir()
+    (folder / "model.safetensors").rename(tmp_path / "op2" / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match=r"op/model\.safetensors\.index\.json is damaged"):
+        rerankers.open_reranker(str(folder))
+
+
+@pytest.mark.parametrize(("file", "text"), [("tokenizer.json", "{bad"), ("tokenizer_config.json", "[]")])
+def test_a_damaged_tokenizer_is_named(file, text, tmp_path):
+    folder, _ = open_provence(tmp_path / "op", "bert")
+    (folder / file).write_text(text)
+    with pytest.raises(ModelError, match="op's tokenizer can't be used"):
+        rerankers.open_reranker(str(folder))
+
+
+@pytest.mark.parametrize(
     ("layout", "card", "licence"),
     [
         ("naver", None, "cc-by-nc-nd-4.0"),

@@ -41,7 +41,8 @@ def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tm
         secateur.prune_context(*asked)
     measured = default_pruner.build_pruner(questions=8, longest=48, recall=0.8)
     place = tmp_path / "cache" / "pruner"
-    assert json.loads((place / "calibration.json").read_text()) == measured
+    options = {"model": "", "questions": 8, "recall": 0.8, "longest": 48, "seed": 0}
+    assert json.loads((place / "calibration.json").read_text()) == {**measured, "options": options}
     assert measured["recall"] >= measured["wanted"] == 0.8
     assert 0 < measured["kept"] <= 1
     card = (place / "README.md").read_text()
@@ -52,7 +53,9 @@ def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tm
     assert not model.settings.ranks
     assert secateur.prune_context(*asked).after["tokens"] <= 10
     before = (place / "model.safetensors").stat().st_mtime_ns
-    assert default_pruner.build_pruner(recall=0.8) == measured  # it is there
+    assert default_pruner.build_pruner(questions=8, longest=48, recall=0.8) == measured  # it is there
+    with pytest.raises(RunError, match=r"questions=8, longest=48, not questions=2400, longest=192"):
+        default_pruner.build_pruner(recall=0.8)
     assert (place / "model.safetensors").stat().st_mtime_ns == before
     assert [path.name for path in place.parent.iterdir() if path.name.startswith((".tmp", "pruner."))] == []
     other = default_pruner.build_pruner(questions=8, longest=48, recall=0.5, seed=1, overwrite=True)

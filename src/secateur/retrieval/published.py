@@ -15,9 +15,9 @@ Three layouts, none of which transformers knows, and each of which comes with co
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from secateur.errors import ModelError
+from secateur._utils import checkpoints
+from secateur.errors import ModelError, SecateurError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Checkpoint",
+    "building",
     "check_leftovers",
+    "check_shapes",
     "describe_licence",
     "find_file",
     "is_pretraining_head",
@@ -91,6 +94,8 @@ _SCORE = re.compile(r"(^|\.)(classifier|classifier\.out_proj|score)\.(weight|bia
 """The tensors whose rows are classes."""
 _BACKBONE = re.compile(r"\.position_ids$|(^|\.)pooler\.dense\.(weight|bias)$")
 """No heads: the counts 0, 1, 2, ... that older releases of transformers stored, and a pooler that nothing reads."""
+_SHORTEST = 16
+"""Tokens of the shortest block that a pruner reads; as `longest` of its training."""
 _PRETRAINING = (
     "cls",
     "decoder",
@@ -109,10 +114,28 @@ _PRETRAINING = (
 
 
 def read_config(name: str) -> dict[str, object]:
-    """The config of a checkpoint, of whichever program; empty where there is none."""
+    """The config of a checkpoint, of whichever program; empty where there is none. `ModelError` for a damaged one."""
     path = find_file(name, "config.json")
-    config = json.loads(path.read_text(encoding="utf-8")) if path else {}
-    return config if isinstance(config, dict) else {}
+    config = checkpoints.read_json(path) if path else {}
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is damaged: it holds no config by name: fetch the model again")
+    return config
+
+
+@contextmanager
+def building(file: str) -> Iterator[None]:
+    """Turn what transformers says of a file that it can't use into one `ModelError` that names it.
+
+    A model that is not found, and memory that is full, pass as they are.
+    """
+    try:
+        yield
+    except (OSError, MemoryError, SecateurError):
+        raise
+    except Exception as error:  # each config and tokenizer checks itself, by errors without a common root
+        raise ModelError(
+            f"{file} can't be used ({' '.join(str(error).split())[:200]}): fetch the model again"
+        ) from error
 
 
 def find_file(name: str, file: str) -> Path | None:
@@ -126,22 +149,26 @@ def find_file(name: str, file: str) -> Path | None:
 def open_published(name: str, config: Mapping[str, object]) -> Checkpoint | None:
     """The checkpoint of a published pruner; None where `config` is of none.
 
-    Raises `ModelError` for a `model_type` that neither transformers nor we know, for a head that is none, and for a
-    base model of which the config says nothing.
+    Raises `ModelError` for a `model_type` that neither transformers nor we know, for a head that is none, for a base
+    model of which the config says nothing that can be built, and for settings out of their bounds.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
-    layout = _LAYOUTS.get(str(kind))
+    layout, file = _LAYOUTS.get(str(kind)), f"{name}/config.json"
     if layout is None:
-        if kind is not None and kind not in CONFIG_MAPPING:
+        if kind is not None and str(kind) not in CONFIG_MAPPING:
             known = ", ".join(_LAYOUTS)
-            raise ModelError(f"{name} has model_type {kind!r}: neither transformers' nor a pruner's ({known})")
+            raise ModelError(f"{file} has model_type {kind!r}: neither transformers' nor a pruner's ({known})")
         return None
     base = config if layout.backbone else config.get("base_model_config")
     if not isinstance(base, Mapping) or not (layout.backbone or base.get("model_type")):
-        raise ModelError(f"{name} has no base_model_config with a model_type: its base model can't be built")
+        raise ModelError(f"{file} has no base_model_config with a model_type: its base model can't be built")
+    backbone = layout.backbone or str(base["model_type"])
+    if backbone not in CONFIG_MAPPING:
+        raise ModelError(f"{file} has a base_model_config of model_type {backbone!r}, which transformers does not know")
+    settings = {**layout.settings, **_read_settings(config, file)}
     tensors = _read_tensors(name)
     head = {part: tensors.pop(f"{layout.head}.{part}", None) for part in ("weight", "bias")}
     if head["weight"] is None or head["bias"] is None:
@@ -150,19 +177,24 @@ def open_published(name: str, config: Mapping[str, object]) -> Checkpoint | None
         for pattern, new in layout.names:
             tensors = {re.sub(pattern, new, tensor): values for tensor, values in tensors.items()}
     left_out = ("model_type", "architectures", "auto_map", "torch_dtype", "dtype", "num_labels", "id2label", "label2id")
-    settings = {**layout.settings, **_read_settings(config)}
     shape = {key: value for key, value in base.items() if key not in left_out}
-    built = AutoConfig.for_model(layout.backbone or str(base["model_type"]), **shape, num_labels=1)
+    with building(file):
+        built = AutoConfig.for_model(backbone, **shape, num_labels=1)
     tensors = {tensor: values[:1] if _SCORE.search(tensor) else values for tensor, values in tensors.items()}
     return Checkpoint(built, tensors, {part: tensor for part, tensor in head.items() if tensor is not None}, settings)
 
 
-def _read_settings(config: Mapping[str, object]) -> dict[str, object]:
+def _read_settings(config: Mapping[str, object], file: str) -> dict[str, object]:
     """What an OpenProvence config says of threshold (its program spells it so) and tokens of a block."""
     if "base_model_config" not in config:
         return {}
-    threshold = config.get("default_threadshold", config.get("default_threshold"))
-    found = {"threshold": threshold, "longest": config.get("max_length")}
+    spelt = "default_threadshold" if "default_threadshold" in config else "default_threshold"
+    threshold, longest = config.get(spelt), config.get("max_length")
+    if threshold is not None and not (isinstance(threshold, int | float) and 0 <= threshold <= 1):
+        raise ModelError(f"{file} has {spelt} {threshold!r}, not a number from 0 to 1: mend it")
+    if longest is not None and not (isinstance(longest, int) and longest >= _SHORTEST):
+        raise ModelError(f"{file} has max_length {longest!r}, not a whole number of at least {_SHORTEST}: mend it")
+    found = {"threshold": threshold, "longest": longest}
     return {setting: value for setting, value in found.items() if value is not None}
 
 
@@ -171,7 +203,7 @@ def _read_tensors(name: str) -> dict[str, Tensor]:
     index = find_file(name, "model.safetensors.index.json")
     files = ["model.safetensors"]
     if index:
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = sorted(set(checkpoints.read_index(index).values()))
     found: dict[str, Tensor] = {}
     for file in files:
         path = find_file(name, file)
@@ -197,6 +229,15 @@ def check_leftovers(name: str, left: Iterable[str], lacking: Iterable[str] = ())
         )
     if missing := sorted(lacking):
         raise ModelError(f"{name} lacks {_name_some(missing)}: copy it anew")
+
+
+def check_shapes(name: str, other: Iterable[tuple[str, Sequence[int], Sequence[int]]]) -> None:
+    """Refuse tensors (name, shape held, shape wanted) that have another shape than the config says, by one line."""
+    for tensor, held, wanted in sorted(other):
+        raise ModelError(
+            f"{name} holds {tensor} of shape {tuple(held)}, and {name}/config.json says {tuple(wanted)}: fetch the "
+            "model again"
+        )
 
 
 def is_pretraining_head(tensor: str) -> bool:

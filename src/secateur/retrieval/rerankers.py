@@ -401,7 +401,8 @@ def _open_checkpoint(name: str, device: str) -> Reranker:
     with opening("reranker", name), workers.quiet_loading():
         config = published.read_config(name)
         found = published.open_published(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with published.building(f"{name}'s tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         card = published.find_file(name, "README.md")
         if found is None:
             model, settings = _open_classifier(name, config)
@@ -426,10 +427,12 @@ def _open_classifier(name: str, config: Mapping[str, object]) -> tuple[PreTraine
 
     kinds = config.get("architectures")
     classifies = isinstance(kinds, list) and any("SequenceClassification" in str(kind) for kind in kinds)
-    model, told = AutoModelForSequenceClassification.from_pretrained(
-        name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-        **({} if classifies else {"num_labels": 1}),
-    )  # fmt: skip
+    with published.building(f"{name}/config.json"):
+        model, told = AutoModelForSequenceClassification.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True, **({} if classifies else {"num_labels": 1}),
+        )  # fmt: skip
+    published.check_shapes(name, told["mismatched_keys"])
     settings = Settings.read(getattr(model.config, "pruning", None))
     ranks = not any("classifier" in key or "score" in key for key in told["missing_keys"])
     left = told["unexpected_keys"]
@@ -444,9 +447,15 @@ def _build(name: str, found: published.Checkpoint) -> PreTrainedModel:
     kinds = AutoModelForSequenceClassification._model_mapping
     if type(found.config) not in kinds:
         raise ModelError(f"{name} is built on {found.config.model_type}, of which transformers has no classifier")
-    model, told = kinds[type(found.config)].from_pretrained(
-        None, config=found.config, state_dict=found.tensors, output_loading_info=True
-    )
+    with published.building(f"{name}/config.json"):
+        model, told = kinds[type(found.config)].from_pretrained(
+            None,
+            config=found.config,
+            state_dict=found.tensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    published.check_shapes(name, told["mismatched_keys"])
     published.check_leftovers(name, told["unexpected_keys"], told["missing_keys"])
     return cast("PreTrainedModel", model)
 

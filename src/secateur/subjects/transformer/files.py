@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secateur._utils.checkpoints import read_index, read_json
 from secateur.errors import ModelError
 
 __all__ = [
@@ -29,14 +29,6 @@ __all__ = [
 _WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Name of the index of a checkpoint in several files."""
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file of a checkpoint; `ModelError` when it can't be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last: nested too deep
-        raise ModelError(f"{path} is damaged ({error}): fetch the model again") from error
 
 
 def update_config(folder: Path, changes: Mapping[str, object]) -> None:
@@ -58,12 +50,7 @@ def find_tensors(folder: Path) -> dict[str, Path]:
         for file in sorted(folder.glob("*.safetensors")):
             found |= list_tensors(file)
         return found
-    table = read_json(folder / INDEX)
-    names = table.get("weight_map") if isinstance(table, dict) else None
-    if not isinstance(names, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in names.values()
-    ):
-        raise ModelError(f"{folder / INDEX} is damaged: it names no files of this folder")
+    names = read_index(folder / INDEX)
     missing = sorted({name for name in names.values() if not (folder / name).is_file()})
     if missing:
         raise ModelError(f"{folder} lacks {missing[0]}, which its index names: fetch the model again")
