@@ -185,7 +185,8 @@ class Budget:
         missing = [limit.measure for limit in self.limits if limit.measure not in whole]
         if missing:
             known = ", ".join(sorted(whole)) or "none"
-            raise BudgetError(f"budget {self.brief()}: {missing[0]} has no cost here; costs known: {known}")
+            such = f": limit one of them, such as {'params' if 'params' in whole else min(whole)}=50%" if whole else ""
+            raise BudgetError(f"budget {self.brief()}: {missing[0]} has no cost here; costs known: {known}{such}")
         return {limit.measure: limit.absolute(whole[limit.measure]) for limit in self.limits}
 
     def __str__(self) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 
 import tiny
-from secateur.errors import InputError, ModelError
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.training import lora
 from secateur.runs import memory_plan
 
@@ -135,6 +135,9 @@ def test_what_can_not_be_planned_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             memory_plan.estimate(tmp_path, **wrong)
+    WhisperConfig(architectures=["WhisperForConditionalGeneration"]).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedError, match=r"reads input_features: estimate plans models of texts alone$"):
+        memory_plan.estimate(tmp_path)
 
 
 def test_a_machine_has_memory() -> None:

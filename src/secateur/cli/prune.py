@@ -38,6 +38,7 @@ COMMAND = Command(
         "inputs": SHAPE,
         "batch": "examples at a time, also while measuring; 32 if not given.",
         "score": "by which the least go: magnitude, l1, taylor, ..., or file.py:function.",
+        "part": "refused here: a part of a model of several is cut by secateur run RECIPE FOLDER --part NAME.",
     },
     metavars=SCOPES,
     again=("budget", "protect"),

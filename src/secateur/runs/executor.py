@@ -470,14 +470,20 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     return configs.read(path, "run", run, given, more=lambda recipe: keywords.names(recipes.find(recipe)))
 
 
-def inspect(model: Source, *, batch: int = 1, length: int = 128, **options: object) -> dict[str, Any]:
+def inspect(
+    model: Source, *, batch: int = 1, length: int = 128, part: str | None = None, **options: object
+) -> dict[str, Any]:
     """What could go in a model, and what that would save. Networks: see `secateur.runs.inspection.inspect`.
+
+    part: of a model of several, such as one that reads images, too, the one that is looked at; as `run` has it.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
     measure -> share of the whole that goes when every unit of that kind goes}]}.
     """
     keywords.check_counts(batch=batch, length=length)
-    return backends.of_source(model).inspect(model, batch=batch, length=length, **options)
+    backend = backends.of_source(model)
+    source = model if part is None else backend.open_part(model, part)
+    return backend.inspect(source, batch=batch, length=length, **options)
 
 
 def report(run_dir: str | Path) -> Path:

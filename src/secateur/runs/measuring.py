@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -352,6 +353,7 @@ def measure(
     environment: latency.Phase | None = None,
     timer: latency.Timer | None = None,
     pairs: int | None = None,
+    part: str | None = None,
 ) -> Figures:
     """Measure a model, or a model `against` another: {"model": ..., "against": ..., "both": speedup and fidelity}.
 
@@ -386,6 +388,8 @@ def measure(
         timer: what runs it: eager (PyTorch as it is), compile (torch.compile) or onnx (onnxruntime); eager if None.
         pairs: how often it and another are timed in turns, up to eight times as often where the clock is noisy; for
             some seconds if None.
+        part: of models of several, such as those that read images, too, the one that is measured, by itself:
+            language_model, say; as `run` has it.
     """
     keywords.check_counts(threads=threads, batch=batch, length=length, limit=limit)
     if pairs is not None and not (isinstance(pairs, int) and pairs >= 6):
@@ -407,7 +411,8 @@ def measure(
         names = ensembles.name_models(others)
     # A language model that was cut as a network is compared with its original as a network.
     backend = backends.of_source(model if is_saved(model) else next(iter(others), model))
-    model, others = backend.load_any(model), [backend.load_any(source) for source in others]
+    load = backend.load_any if part is None else partial(backend.open_part, part=part)
+    model, others = load(model), [load(source) for source in others]
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
     corpus, _ = splits.read(

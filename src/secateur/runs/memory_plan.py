@@ -27,7 +27,7 @@ from secateur.reports import display
 from secateur.runs import keywords
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
-from secateur.subjects.transformer.loading import open_outline
+from secateur.subjects.transformer.loading import check_outline, open_outline
 from secateur.vocabulary import Training
 
 __all__ = ["SCORED", "MemoryPlan", "available", "describe", "estimate", "outline", "plan_memory"]
@@ -108,6 +108,7 @@ def estimate(
         torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device={device!r} is no device of torch: give cpu or cuda") from error
+    check_outline(model)
     name = Path(model).parent.name if Path(model).name == "config.json" else Path(model).name
     return plan_memory(
         lambda: open_outline(model), name, share=share, batch=batch, length=length, device=device, training=how

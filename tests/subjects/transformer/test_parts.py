@@ -10,13 +10,15 @@ import torch
 import transformers
 from transformers import AutoModelForImageTextToText
 
+from secateur import cli, inspect, measure
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
 from secateur.recipes.language.llm_pruner import llm_pruner
 from secateur.recipes.language.ziplm import ziplm
 from secateur.subjects.transformer.origin import Origin, hash_folder
-from secateur.subjects.transformer.parts import count_features, list_parts, open_part
+from secateur.subjects.transformer.parts import count_features, open_part
+from secateur.subjects.transformer.small_copy import list_parts
 from secateur.vocabulary import Budget, Selection
 
 _TEXT = {
@@ -117,6 +119,24 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     inputs |= {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == 60).long()}
     model.model.language_model.layers[2].forward = lambda hidden_states, *_, **__: hidden_states
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_part_is_looked_at_and_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, part = str(tmp_path / "whole"), ("--part", "language_model")
+    make().save_pretrained(folder)
+    subject = open_part(folder, "language_model")
+    subject.cut(Selection({"layers": np.array([True, False, True])}))[0].save(tmp_path / "small")
+    assert inspect(folder, part="language_model")["cost"]["params"] == subject.units().cost()["params"]
+    figures = measure(tmp_path / "small", folder, part="language_model", batch=1, length=4, pairs=6)
+    assert figures["model"]["params"].value < figures["against"]["params"].value == subject.units().cost()["params"]
+    capsys.readouterr()
+    for words, told in (
+        (("measure", str(tmp_path / "small"), "--against", folder), "cut a part of it, --part language_model\n"),
+        (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
+    ):
+        assert cli.main(words) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:

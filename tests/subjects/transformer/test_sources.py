@@ -16,15 +16,17 @@ from secateur.subjects import open_subject
 from secateur.vocabulary import Selection
 
 
-def test_an_encoder_of_sounds_is_cut_and_counted_by_the_frames_that_it_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["Hubert", "Wav2Vec2"])
+def test_an_encoder_of_sounds_is_cut_and_counted_by_the_frames_that_it_reads(tmp_path: Path, name: str) -> None:
     """Its convolution over positions is in groups, in whose order its channels stand: they stay."""
     torch.manual_seed(0)
-    config = transformers.HubertConfig(
+    config = getattr(transformers, f"{name}Config")(
         vocab_size=31, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         conv_dim=[16, 16], conv_kernel=[40, 20], conv_stride=[40, 20], num_feat_extract_layers=2,
         num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, pad_token_id=0,
     )  # fmt: skip
-    subject = open_subject(transformers.HubertForCTC(config).eval())
+    subject = open_subject(getattr(transformers, f"{name}ForCTC")(config).eval())
+    assert subject.units().cost()["params"] == sum(p.numel() for p in subject.model.parameters())
     batch = subject.example(2, 9)
     assert (subject.kind, subject.source.tokens if subject.source else 0) == ("encoder", 16000 // 800)
     assert subject.units(batch=2).cost()["flops"] == size.flops(subject.model, batch)

@@ -94,7 +94,8 @@ class Backend(Protocol[S, D, B]):
     def open_part(self, source: Source, part: str) -> S:
         """Open a part of a model of several as a subject."""
         raise InputError(
-            f"part={part} is of language models in memory, and this recipe works on {self.family}: leave it out"
+            f"part={part} is of language models in memory, not of {self.family}: leave it out, or cut the part by a "
+            f"recipe on language models, `secateur run RECIPE FOLDER --part {part} ...`"
         )
 
     def reopen(self, source: Source, original: S, device: str | None = None) -> S:

@@ -281,8 +281,12 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
 def prove(tiny: PreTrainedModel, family: Family) -> Family:
     """`family` with every axis whole that can't be cut: the cut is no model, or differs from the same units silenced.
 
-    Raises `UnsupportedError` where nothing can be cut.
+    Raises `UnsupportedError` where nothing can be cut, or where the table counts other parameters than the copy has.
     """
+    counted = make_subject(tiny, family).units().cost()["params"]
+    there = sum(parameter.numel() for parameter in tiny.parameters())
+    if counted != there:
+        raise UnsupportedError(f"{type(tiny).__name__}: its table counts {counted:.0f} parameters of {there}")
     whole, failed = dict(family.whole), dict[str, str]()
     attentions = [block for block in family.blocks if block.kind == "attention"]
     if attentions and not any(

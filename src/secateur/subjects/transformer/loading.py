@@ -37,10 +37,21 @@ from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.small_copy import reads_texts
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
 
-__all__ = ["Folders", "load", "locate", "open_outline", "open_streamed", "open_subject", "read_any", "read_tokenizer"]
+__all__ = [
+    "Folders",
+    "check_outline",
+    "load",
+    "locate",
+    "open_outline",
+    "open_streamed",
+    "open_subject",
+    "read_any",
+    "read_tokenizer",
+]
 
 _PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _FETCHED = [
@@ -164,15 +175,25 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
     return subject
 
 
+def check_outline(source: str | Path) -> None:
+    """Find the family of the model that the configuration at `source` describes: to derive one needs values.
+
+    Raises `UnsupportedError` for a model that reads no texts, and as `open_outline` does.
+    """
+    folder = _find_config(source)
+    named = _read_config(folder, trust_remote_code=False)[1]
+    if not reads_texts(named):
+        raise UnsupportedError(f"{named.__name__} reads {named.main_input_name}: estimate plans models of texts alone")
+    _config(folder, trust_remote_code=False)
+
+
 def open_outline(source: str | Path) -> Transformer:
     """The subject that the configuration at `source` describes, with weights that were never filled.
 
     A folder that holds a config.json, with or without weights, the file itself, or a Hub id. Within
     `measure.memory.simulate` it takes no memory. Raises `ModelError` as `open_subject` does.
     """
-    folder = Path(source).parent if Path(source).name == "config.json" else _local(source, fetched=["*.json"])
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{source} has no config.json: give the folder or the file of a model's configuration")
+    folder = _find_config(source)
     config, family, named = _config(folder, trust_remote_code=False)
     dequantising.refuse(folder, config)
     before, dtype = torch.get_default_dtype(), getattr(config, "dtype", None)
@@ -184,6 +205,14 @@ def open_outline(source: str | Path) -> Transformer:
     finally:
         torch.set_default_dtype(before)
     return make_subject(model.eval(), family)
+
+
+def _find_config(source: str | Path) -> Path:
+    """The folder of a config.json."""
+    folder = Path(source).parent if Path(source).name == "config.json" else _local(source, fetched=["*.json"])
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{source} has no config.json: give the folder or the file of a model's configuration")
+    return folder
 
 
 def locate(source: str | Path) -> Path:
@@ -324,6 +353,12 @@ def _check_safetensors(path: Path) -> None:
 
 def _config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Family, type[PreTrainedModel]]:
     """The configuration at `place`, its family, and transformers' class for it."""
+    config, named = _read_config(place, trust_remote_code)
+    return config, find_family(named, config), named
+
+
+def _read_config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """The configuration at `place`, and transformers' class for it."""
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -334,7 +369,7 @@ def _config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Fam
         written, causal = find(config.model_type), AutoModelForCausalLM._model_mapping
         encoder = written.kind == "encoder" if written else type(config) not in causal
         named = (AutoModel._model_mapping if encoder else causal)[type(config)]
-    return config, find_family(named, config), named
+    return config, named
 
 
 def _read(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,12 @@ from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.small_copy import list_parts
 
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Whole", "count_features", "list_parts", "open_part"]
+__all__ = ["Whole", "count_features", "open_part"]
 
 _HEAD = "lm_head.weight"
 
@@ -104,25 +104,6 @@ class Whole:
         (folder / saving.MAP).write_text(origin, encoding="utf-8")
         if self.folder is not None:
             copy_beside(self.folder, folder)
-
-
-def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
-    """Name -> (path, the config's name) of the parts that read tokens and have a config, the outermost ones."""
-    found: dict[str, tuple[str, str]] = {}
-    settings = [name for name, value in vars(model.config).items() if isinstance(value, PretrainedConfig)]
-    for path, module in model.named_modules():
-        if (
-            not path
-            or not isinstance(module, PreTrainedModel)
-            or any(path.startswith(f"{p}.") for p, _ in found.values())
-        ):
-            continue
-        setting = next((name for name in settings if type(getattr(model.config, name)) is type(module.config)), "")
-        if setting:
-            found[path.rpartition(".")[2]] = (path, setting)
-    modules = {name: model.get_submodule(path) for name, (path, _) in found.items()}
-    # Not by `main_input_name`, which is "input_ids" of classes that say nothing.
-    return {name: found[name] for name in found if "input_ids" in inspect.signature(modules[name].forward).parameters}
 
 
 def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:

@@ -33,6 +33,7 @@ __all__ = [
     "has_encoder",
     "is_causal",
     "list_kinds",
+    "list_parts",
     "make_source",
     "make_tokens",
     "plain_config",
@@ -89,7 +90,11 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
 
     Raises `UnsupportedError` where there are more or fewer.
     """
-    count, base = _read_sizes(model.config)[0], model.base_model
+    try:
+        count, base = _read_sizes(model.config)[0], model.base_model
+    except UnsupportedError as error:
+        parts = " or ".join(f"--part {name}" for name in list_parts(model))
+        raise UnsupportedError(f"{error}: cut a part of it, {parts}" if parts else str(error)) from error
     lists = {path: len(module) for path, module in base.named_modules() if _holds_layers(module)}
 
     def find(sizes: Sequence[object]) -> list[str]:
@@ -114,6 +119,25 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
     return found
 
 
+def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
+    """Name -> (path, the config's name) of the parts that read tokens and have a config, the outermost ones."""
+    found: dict[str, tuple[str, str]] = {}
+    settings = [name for name, value in vars(model.config).items() if isinstance(value, PretrainedConfig)]
+    for path, module in model.named_modules():
+        if (
+            not path
+            or not isinstance(module, PreTrainedModel)
+            or any(path.startswith(f"{p}.") for p, _ in found.values())
+        ):
+            continue
+        setting = next((name for name in settings if type(getattr(model.config, name)) is type(module.config)), "")
+        if setting:
+            found[path.rpartition(".")[2]] = (path, setting)
+    modules = {name: model.get_submodule(path) for name, (path, _) in found.items()}
+    # Not by `main_input_name`, which is "input_ids" of classes that say nothing.
+    return {name: found[name] for name in found if "input_ids" in inspect.signature(modules[name].forward).parameters}
+
+
 def _holds_layers(module: nn.Module) -> bool:
     """Whether it is a list of modules with linears: what reads a sound may be a list of as many convolutions."""
     linears = (isinstance(one, nn.Linear | Conv1D) for one in module.modules())
@@ -130,10 +154,7 @@ def _read_sizes(config: PretrainedConfig) -> tuple[int, int]:
     try:
         return int(config.num_hidden_layers), int(config.hidden_size)
     except (AttributeError, TypeError) as error:
-        data = config.to_dict()
-        parts = [name for name in data if name.endswith("_config") and isinstance(data[name], dict)]
-        hint = f": open one of its parts ({', '.join(parts)}), as with --part" if parts else ""
-        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers{hint}") from error
+        raise UnsupportedError(f"{type(config).__name__} does not say sizes and layers") from error
 
 
 def list_kinds(model: PreTrainedModel) -> list[tuple[str, ...]]:
@@ -370,7 +391,7 @@ def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
     return model(**inputs)
 
 
-def reads_texts(model: PreTrainedModel) -> bool:
+def reads_texts(model: PreTrainedModel | type[PreTrainedModel]) -> bool:
     """Whether it, or its encoder, takes tokens, and not an image or a sound."""
     return model.main_input_name == "input_ids" or "input_ids" in inspect.signature(model.forward).parameters
 

@@ -482,11 +482,11 @@ class _Reading:
     def _read_axis(self, tensor: str, dim: int, own: Mapping[str, str]) -> str:
         axis = self.axes.get((tensor, dim))
         if self._is_stream(tensor, dim):
-            if axis is None or np.array_equal(axis.units, np.arange(len(axis.units))):
-                return "channels"
-            self.whole.setdefault("channels", f"those of {tensor} have an order of their own")
-            if self.tiny.state_dict()[tensor].shape[dim] == self.config.hidden_size:
-                return "channels"  # which stay, so that their order is no matter
+            size = self.config.hidden_size
+            if axis is not None and not np.array_equal(axis.units, np.arange(size)):
+                self.whole.setdefault("channels", f"those of {tensor} have an order of their own")
+            if self.tiny.state_dict()[tensor].shape[dim] == size:
+                return "channels"  # in another order, too: then they stay
         if axis is None or axis.site not in own:
             return ""
         return "+".join(self._split_axis(tensor, axis.units, own[axis.site]))
