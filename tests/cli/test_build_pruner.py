@@ -36,7 +36,8 @@ def test_settings_may_stand_in_a_file_and_flags_win(built, capsys):
     config.write_text(f"recall: 0.5\nout: {built}\n")
     assert cli.main(["build-pruner", "--config", str(config), "--recall", "0.95"]) == 0
     assert capsys.readouterr().out.strip() == str(built)
-    for text, said in (("recall: 0.5", "recall=0.5"), ("recall: lots", "recall"), ("recal: 0.5", "did you mean 'recall'")):
+    wrong = (("recall: 0.5", "recall=0.5"), ("recall: lots", "recall"), ("recal: 0.5", "did you mean 'recall'"))
+    for text, said in wrong:
         config.write_text(text)
         assert cli.main(["build-pruner", "--config", str(config)]) == 2
         assert said in capsys.readouterr().err
