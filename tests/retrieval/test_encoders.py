@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from secateur._utils import tokenizers
-from secateur.errors import InputError, ModelError, MissingExtraError
+from secateur.errors import InputError, MissingExtraError, ModelError
 from secateur.retrieval import encoders
 
 
