@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "HEAD",
     "Block",
     "Judgement",
     "RemoteRanker",

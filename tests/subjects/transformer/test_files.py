@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from secateur._utils import checkpoints
 from secateur.errors import ModelError
 from secateur.subjects.transformer import files
 
@@ -37,4 +38,4 @@ def test_a_configuration_is_changed_in_place_and_a_damaged_one_refused(tmp_path)
     assert (tmp_path / "config.json").read_text() == json.dumps({"a": 2, "b": 3}, indent=2) + "\n"
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json is damaged"):
-        files.read_json(tmp_path / "config.json")
+        checkpoints.read_json(tmp_path / "config.json")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import plugins
+from secateur._utils import checkpoints, plugins
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.traced import Traced
 
@@ -61,9 +61,9 @@ def reads_texts(source: str | Path) -> bool:
     file = Path(source) / "config.json"
     if not file.is_file():
         return True
-    from secateur.subjects.transformer import files, saving  # which load transformers
+    from secateur.subjects.transformer import saving  # which load transformers
 
-    said = files.read_json(file)
+    said = checkpoints.read_json(file)
     named = said.get("architectures") if isinstance(said, Mapping) else None
     known = [saving.original_class(str(name)) for name in named or []]
     return next((kind.main_input_name == "input_ids" for kind in known if kind is not None), True)

@@ -26,10 +26,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from secateur._utils import hub
+from secateur._utils import checkpoints, hub
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.subjects.transformer import cutting, files, loading, low_rank, saving
+from secateur.subjects.transformer import cutting, loading, low_rank, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.layout import Layout, Place
@@ -144,7 +144,7 @@ class _Settings(BaseModel):
         place = folder / low_rank.CONFIG
         if not place.is_file():
             raise ModelError(f"{folder} holds no {low_rank.CONFIG}: give the folder of an adapter that peft saved")
-        data = files.read_json(place)
+        data = checkpoints.read_json(place)
         if not isinstance(data, dict):
             raise ModelError(f"{place} is damaged: it holds no settings")
         try:
@@ -294,7 +294,7 @@ class _Translation:
                 f"of {self.name} a part was cut ({found.part}), and adapters are translated for whole models: adapt "
                 "the result itself"
             )
-        if saving.is_sliced(files.read_json(self.small / "config.json")):
+        if saving.is_sliced(checkpoints.read_json(self.small / "config.json")):
             raise UnsupportedError(
                 f"the channels of {self.name} were rotated, so none of the base's is one of them: adapt the result "
                 "itself, or cut by another recipe"

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
+from secateur._utils import checkpoints
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataWarning, MissingExtraError, ModelError
 from secateur.subjects.transformer import files
@@ -43,7 +44,7 @@ def refuse(place: Path, config: PretrainedConfig) -> None:
 
 def refuse_twice(place: Path) -> None:
     """Raise `ModelError` for a folder whose config.json says that its weights are quantised."""
-    said = files.read_json(place / "config.json")
+    said = checkpoints.read_json(place / "config.json")
     _refuse_method(place, said.get("quantization_config") if isinstance(said, dict) else None)
 
 

@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from secateur._utils import checkpoints
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
-from secateur.subjects.transformer import files, low_rank, saving
+from secateur.subjects.transformer import low_rank, saving
 from secateur.subjects.transformer.layout import Widths
 from secateur.subjects.transformer.steps import CachedPass, ForwardPass
 from secateur.subjects.transformer.subject import Transformer
@@ -48,7 +49,7 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
         _write_generating(whole, folder / "model.onnx") if whole.causal else _write_pass(whole, folder / "model.onnx")
     )
     subject.model.config.save_pretrained(folder)
-    config = files.read_json(folder / "config.json")
+    config = checkpoints.read_json(folder / "config.json")
     config.pop("auto_map", None)  # the modelling file does not go along
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if whole.causal and subject.model.generation_config is not None:

@@ -18,7 +18,6 @@ __all__ = [
     "INDEX",
     "find_tensors",
     "list_tensors",
-    "read_json",
     "read_tensors",
     "replace_file",
     "update_config",

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from secateur._utils import checkpoints
 from secateur._utils.finite import all_finite
 from secateur._utils.modes import move_to_device
 from secateur._utils.tokenizers import Tokenizer
@@ -108,7 +109,7 @@ def open_subject(
     _check_finite(model, *head)
     subject = make_subject(model, family, tokenizer or read_tokenizer(root), folder, head)
     subject.origin = Origin.find(model, subject.layout, root, str(source))
-    method = files.read_json(root / "config.json").get("quantization_config")
+    method = checkpoints.read_json(root / "config.json").get("quantization_config")
     if method is not None and quantised:
         stored = sum(path.stat().st_size for path in root.glob("*.safetensors"))
         subject.stored = Stored(_bits(method), float(stored))
@@ -236,7 +237,7 @@ def read_any(source: str | Path) -> PreTrainedModel:
     Raises `ModelError` as `open_subject` does.
     """
     root = locate(source)
-    if {"per_layer_config", "secateur"} & files.read_json(root / "config.json").keys():
+    if {"per_layer_config", "secateur"} & checkpoints.read_json(root / "config.json").keys():
         return load(root)
     try:
         config = AutoConfig.from_pretrained(root)
@@ -302,7 +303,7 @@ def _layout(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     """Where the transformer stands, and the sentence-transformers modules after it."""
     if not (folder / "modules.json").is_file():
         return folder, []
-    modules = files.read_json(folder / "modules.json")
+    modules = checkpoints.read_json(folder / "modules.json")
     if not (isinstance(modules, list) and modules and all(isinstance(entry, dict) for entry in modules)):
         raise ModelError(f"{folder / 'modules.json'} is damaged: it lists no modules")
     return folder / (modules[0].get("path") or ""), modules[1:]
@@ -312,7 +313,7 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
     low_rank.refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is no model folder: it has no config.json")
-    data = files.read_json(folder / "config.json")
+    data = checkpoints.read_json(folder / "config.json")
     if not isinstance(data, dict) or "model_type" not in data:
         raise ModelError(f"{folder / 'config.json'} is damaged: it names no model_type")
     own = (

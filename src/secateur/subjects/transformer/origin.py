@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from secateur._utils import ranges
+from secateur._utils import checkpoints, ranges
 from secateur.errors import MendedWarning, ModelError
 from secateur.subjects.transformer import cutting, files, saving
 from secateur.subjects.transformer.cutting import Kept
@@ -65,7 +65,7 @@ class Origin:
         if not (folder / saving.MAP).is_file():
             return None
         try:
-            return _Map.model_validate(files.read_json(folder / saving.MAP)).origin()
+            return _Map.model_validate(checkpoints.read_json(folder / saving.MAP)).origin()
         except (ValidationError, ValueError) as error:
             text = str(error).strip().splitlines()
             raise ModelError(

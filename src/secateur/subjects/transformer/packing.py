@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from secateur._utils import codebook
+from secateur._utils import checkpoints, codebook
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, NumericalError
 from secateur.formats import unpacking
@@ -168,7 +168,7 @@ def _describe(
             "targets": _stems(packed),
             "ignore": [],
         },
-        "auto_map": files.read_json(folder / "config.json").get("auto_map"),
+        "auto_map": checkpoints.read_json(folder / "config.json").get("auto_map"),
     }
     if quantised:
         weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
