@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -411,7 +411,7 @@ def measure(
         names = ensembles.name_models(others)
     # A language model that was cut as a network is compared with its original as a network.
     backend = backends.of_source(model if is_saved(model) else next(iter(others), model))
-    load = backend.load_any if part is None else partial(backend.open_part, part=part)
+    load: Callable[[Source], Source] = backend.load_any if part is None else partial(backend.open_part, part=part)
     model, others = load(model), [load(source) for source in others]
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
