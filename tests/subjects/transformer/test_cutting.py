@@ -104,6 +104,7 @@ def test_what_a_cut_gives_can_be_cut_again(name: str) -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(56, "qwen3-moe")  # all layers with experts go, and the dense one moves to another index
+@example(179, "bert")  # no attention and no FFN would be left, so layers alone go
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MODELS)))
 def test_any_selection_costs_what_it_says_and_equals_silencing(seed: int, name: str) -> None:
     subject = make(name)
@@ -112,7 +113,7 @@ def test_any_selection_costs_what_it_says_and_equals_silencing(seed: int, name: 
     assert subject.units().cost(keep)["params"] == receipt.after["params"]
     batch = padded(subject)
     expected = run(subject.silence(Selection(keep)), batch)
-    if subject.output == "states":
+    if subject.output == "states" and "channels" in keep:  # without, layers alone were drawn
         expected = expected[..., keep["channels"]]
     torch.testing.assert_close(run(cut, batch), expected, atol=2e-5, rtol=2e-5)
 
