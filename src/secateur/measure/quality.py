@@ -30,6 +30,7 @@ __all__ = [
     "loss",
     "perplexities",
     "perplexity",
+    "read_logits",
 ]
 
 Forward = Callable[[Any], Any]
@@ -40,7 +41,8 @@ IGNORE = -100
 """Label of a token that does not count, as in transformers."""
 
 
-def _logits(output: object) -> Tensor:
+def read_logits(output: object) -> Tensor:
+    """What a forward pass predicts: `.prediction`, `.logits` or the tensor itself. Raises `DataError` for others."""
     for name in ("prediction", "logits"):
         value = getattr(output, name, None)
         if isinstance(value, Tensor):
@@ -100,7 +102,7 @@ def _losses(
     counts: list[list[float]] = [[] for _ in forwards]
     with torch.inference_mode():
         for index, batch in enumerate(batches):
-            found = [_logits(forward(batch)) for forward in forwards]
+            found = [read_logits(forward(batch)) for forward in forwards]
             for logits, total, count in zip(found, sums, counts, strict=True):
                 of_texts, tokens = _sequence_losses(logits, batch, chunk)
                 if not torch.isfinite(of_texts).all():
@@ -167,7 +169,7 @@ def classifications(
             labels = batch["labels"].reshape(-1)
             counted = labels != IGNORE
             true.append(labels[counted].cpu())
-            found = [_logits(forward(batch)) for forward in forwards]
+            found = [read_logits(forward(batch)) for forward in forwards]
             for logits, seen, costs in zip(found, predicted, losses, strict=True):
                 if logits.shape[:-1].numel() != len(labels):
                     raise DataError(

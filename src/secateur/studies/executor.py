@@ -13,35 +13,36 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import yaml
 
 from secateur import recipes, studies
 from secateur._utils.disk import atomic_write
-from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
-from secateur.runs.backends import Data, Source
-from secateur.runs.backends.network import Network
+from secateur.runs.backends import Data, Source, resolve
 from secateur.runs.executor import open_run
-from secateur.subjects.network.opening import NetworkSource
-from secateur.subjects.network.traced import Traced
 
 __all__ = ["configured", "study"]
 
 T = TypeVar("T")
 
+NETWORKS = "secateur.runs.backends.network:Network"
+"""Backend of the subjects of studies over a recipe."""
+
 
 def study(
     study: str,
-    model: NetworkSource | None = None,
-    data: str | Path | Examples | None = None,
+    model: Source | None = None,
+    data: Data | None = None,
     out: str | Path = "",
     *,
+    device: str | None = None,
     dry_run: bool = False,
     overwrite: bool = False,
     **options: object,
@@ -50,9 +51,11 @@ def study(
 
     Args:
         study: its name: `studies.cards` has them.
-        model: for a study over a recipe, what that recipe takes: a module, or "file.py:function".
-        data: examples, as `examples.read` takes them.
+        model: for a study over a recipe, what that recipe takes: a module, or "file.py:function"; for a study of a
+            language model its folder or Hub id.
+        data: examples, as `examples.read` takes them, or what the study says that it reads.
         out: the folder. The same call again resumes, and a larger grid in the same folder trains what is new.
+        device: where the model of the study is put; where it is, if not given.
         dry_run: say how many trainings it will be; nothing is trained or written.
         overwrite: start anew where `out` holds another study.
         options: the study's own, and those of its recipe that it does not set itself.
@@ -67,25 +70,7 @@ def study(
     function = getattr(module, study)
     own, rest = _split_options(study, function, card, options)
     keywords.check_seed(*own.get("seeds", ()))
-    subject = examples = None
-    hashes: dict[str, str] = {}
-    if card["recipe"]:
-        if model is None or data is None:
-            raise InputError(f"study {study} needs a network and examples: give MODEL and --data")
-        backend = Network()
-        examples = backend.read(data)
-        subject = backend.open(model, None, examples)
-        examples = backend.fit_data(examples, subject)
-        if examples.targets:
-            raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
-        hashes = {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
-    elif reads := card.get("reads"):
-        if model is not None or data is None:
-            raise InputError(f"study {study} takes no MODEL and reads {reads}: give it as --data")
-        examples = module.read(data)
-        hashes = {"data_sha256": examples.digest}
-    elif model is not None or data is not None:
-        raise InputError(f"study {study} takes no MODEL and no --data: everything is drawn")
+    subject, examples, hashes = _open(study, card, module, model, data, device)
     planned = module.plan(subject, examples, **own, **rest)
     if dry_run:
         rows = [["What", "How many"], *([name, str(count)] for name, count in planned.items())]
@@ -141,8 +126,43 @@ def _split_options(
     return own, {key: checked[key] for key in theirs}
 
 
-def _source_names(subject: Traced | None, model: Source, data: Data, examples: Examples | None) -> dict[str, str]:
-    """The network, if there is one, and the data as they were given, to be found again."""
+def _open(
+    study: str, card: Mapping[str, str], module: ModuleType, model: Source, data: Data, device: str | None
+) -> tuple[Source, Data, dict[str, str]]:
+    """(what the study is about, what it reads, their hashes); None for what it does without.
+
+    A study over a recipe takes networks and examples; one whose card names a `backend` what that opens, and reads what
+    its module's `read` does, or else the backend. Raises as `study`.
+    """
+    name, reads = card.get("backend", NETWORKS if card["recipe"] else ""), card.get("reads", "")
+    if not name:
+        if device is not None:
+            raise InputError(f"study {study} runs no model: leave device out")
+        if not reads and (model is not None or data is not None):
+            raise InputError(f"study {study} takes no MODEL and no --data: everything is drawn")
+        if reads and (model is not None or data is None):
+            raise InputError(f"study {study} takes no MODEL and reads {reads}: give it as --data")
+        if not reads:
+            return None, None, {}
+        examples = module.read(data)
+        return None, examples, {"data_sha256": examples.digest}
+    backend = resolve(name)
+    if model is None or data is None:
+        raise InputError(
+            f"study {study} needs a model ({backend.example}) and reads {reads}: give MODEL and --data"
+            if reads else f"study {study} needs a network and examples: give MODEL and --data"
+        )  # fmt: skip
+    examples = module.read(data) if reads else backend.read(data)
+    subject = backend.open(model, device, None if reads else examples)
+    if not reads:
+        examples = backend.fit_data(examples, subject)
+        if getattr(examples, "targets", None):
+            raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
+    return subject, examples, {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
+
+
+def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, str]:
+    """The model, if there is one, and the data as they were given, to be found again."""
     if examples is None:
         return {}
     named = {"data": str(data) if isinstance(data, str | Path) else examples.name}
