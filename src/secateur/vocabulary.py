@@ -518,6 +518,8 @@ class Training:
     """Largest L2 norm of the gradient; infinity for no limit."""
     precision: str | None = None
     """bf16 or fp16 (autocast, weights stay float32), fp32, or auto: bf16 on a GPU that has it."""
+    sam: float | None = None
+    """Radius rho of sharpness-aware minimisation, such as 0.05: two passes a step, and flatter minima."""
     ema: float | None = None
     """Decay of an average of the weights, such as 0.999: it is what is evaluated and what training ends with."""
     checkpointing: bool | None = None
@@ -648,6 +650,7 @@ _SETTINGS = {
     **dict.fromkeys(("checkpointing", "compile"), _SWITCH),
     "validation": _Setting(float, lambda value: 0 < value < 1, "a share between 0 and 1"),
     "keep": _choice("best", "last"),
+    "sam": _Setting(float, lambda value: 0 < value < math.inf, "a number above 0, such as 0.05"),
     "precision": _choice("auto", "bf16", "fp16", "fp32"),
     "betas": _Setting(lambda value: tuple(map(float, parse_list(value))), lambda value: len(value) == 2, "two numbers"),
     "teacher_device": _Setting(str, lambda value: isinstance(value, str) and value != "", "a device, such as cuda:1"),

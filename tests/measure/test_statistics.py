@@ -115,3 +115,70 @@ def test_a_sample_that_cannot_answer_is_refused(call):
 def test_shares_in_percent():
     assert statistics.to_percent(Figure(0.5, 0.25, 0.75, "", 8)) == Figure(50.0, 25.0, 75.0, "", 8)
     assert statistics.to_percent(Figure(-0.5)) == Figure(-50.0)
+
+
+# ------------------------------------------------------------------------------------------------------ paired items
+
+
+def test_mcnemar_counts_only_what_differs():
+    first = [1] * 30 + [1] * 9 + [0] * 1 + [0] * 10
+    second = [1] * 30 + [0] * 9 + [1] * 1 + [0] * 10
+    assert statistics.mcnemar(first, second) == pytest.approx(22 / 1024)  # 2 (1 + 10) / 2^10
+    assert statistics.mcnemar(first, second) == statistics.mcnemar(second, first)
+    assert statistics.mcnemar(first, first) == 1.0
+    with pytest.raises(MeasurementError, match="right or wrong"):
+        statistics.mcnemar([0.5, 1], [1, 0])
+    with pytest.raises(MeasurementError, match="needs pairs"):
+        statistics.mcnemar([1, 0], [1])
+
+
+def test_flips_see_what_accuracy_does_not():
+    figure = statistics.flips(["a", "b", "c", "d"], ["b", "a", "c", "d"])
+    assert figure.value == 0.5
+    assert figure.low < 0.5 < figure.high
+    with pytest.raises(MeasurementError, match="flips need pairs"):
+        statistics.flips(["a"], [])
+
+
+def test_a_bootstrap_covers_the_mean_in_95_of_100():
+    rng, hits = np.random.default_rng(1), 0
+    for _ in range(150):
+        sample = rng.exponential(size=60)
+        figure = statistics.paired_bootstrap(sample, np.zeros(60))
+        hits += figure.low <= 1.0 <= figure.high
+    assert 0.86 <= hits / 150 <= 0.99
+    assert statistics.bootstrap(np.mean, [1.0]).low is None
+    assert statistics.bootstrap(lambda x: math.nan, [1.0, 2.0, 3.0]).low is None
+    with pytest.raises(MeasurementError, match="samples of one size"):
+        statistics.bootstrap(lambda x, y: 0.0, [1, 2], [1, 2, 3])
+
+
+# --------------------------------------------------------------------------------------- a proxy and what it stands for
+
+
+def test_kendall_is_scipys_and_tells_its_interval():
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 6, 60)
+    y = x + rng.normal(size=60)
+    figure = statistics.kendall(x, y)
+    assert figure.value == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert figure.low < figure.value < figure.high
+    order = rng.permutation(60)
+    assert statistics.kendall(x[order], y[order]).value == pytest.approx(figure.value)
+    assert statistics.kendall(x, x).value == pytest.approx(1.0)
+    taus = [stats.kendalltau(rng.random(45), rng.random(45)).statistic for _ in range(2000)]
+    assert np.std(taus) == pytest.approx(statistics.kendall_deviation(45), rel=0.06)
+
+
+def test_anomalies_are_those_that_beat_the_proxy_s_pick():
+    x = np.arange(8.0)
+    assert statistics.anomaly_ratio(x, -x) == 0.0
+    assert statistics.anomaly_ratio(x, x) == pytest.approx(7 / 8)
+    assert statistics.counterexample_ratio(x, -x) == 0.0
+    assert statistics.counterexample_ratio(x, x) == 1.0
+    rng = np.random.default_rng(0)
+    a, b = rng.random(30), rng.random(30)
+    tau = stats.kendalltau(-a, b).statistic
+    assert statistics.counterexample_ratio(a, b) == pytest.approx((1 - tau) / 2)
+    with pytest.raises(MeasurementError, match="2 candidates"):
+        statistics.counterexample_ratio([1], [1])

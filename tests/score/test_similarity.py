@@ -105,3 +105,43 @@ def test_of_last_tokens_padding_on_either_side_is_none():
     torch.testing.assert_close(found[0, 1], expected.mean())
     whole = similarity.distances(lambda b: [b["x"], b["y"]], [{"x": x, "y": y}], last=True)
     torch.testing.assert_close(whole[0, 1], 1 - torch.cosine_similarity(x[:, -1], y[:, -1], dim=-1).mean())
+
+
+# ------------------------------------------------------------------------------------------------ of representations
+
+
+@pytest.mark.parametrize("shape", [(12, 40, 30), (60, 5, 7)])
+def test_cka_is_one_up_to_rotation_scale_and_shift(shape):
+    n, p, q = shape
+    x, y = torch.randn(n, p), torch.randn(n, q)
+    turn = torch.linalg.qr(torch.randn(p, p))[0]
+    assert similarity.cka(x, 3 * x @ turn + 5).item() == pytest.approx(1.0, abs=1e-6)
+    centred = [one.double() - one.double().mean(0) for one in (x, y)]
+    k, m = (one @ one.T for one in centred)
+    assert similarity.cka(x, y).item() == pytest.approx(((k * m).sum() / k.norm() / m.norm()).item())
+    assert similarity.cka(x, torch.ones(n, 3)).item() == 0.0
+    with pytest.raises(InputError, match="of the same examples"):
+        similarity.cka(x, y[1:])
+
+
+def test_minibatches_tell_the_cka_of_all_and_not_a_mean():
+    torch.manual_seed(0)
+    x = torch.randn(400, 6)
+    y = x @ torch.randn(6, 4) + 2 * torch.randn(400, 4)
+    found = {}
+    for size in (8, 50, 400):
+        tally = similarity.CenteredAlignment()
+        for begin in range(0, 400, size):
+            tally.add(x[begin : begin + size], y[begin : begin + size])
+        found[size] = tally.value().item()
+    whole = similarity.cka(x, y).item()
+    assert found == pytest.approx(dict.fromkeys(found, whole), abs=0.05)
+    naive = torch.stack([similarity.cka(x[b : b + 8], y[b : b + 8]) for b in range(0, 400, 8)]).mean().item()
+    assert abs(naive - whole) > 3 * abs(found[8] - whole), "the biased estimate depends on the size of batches"
+    same = similarity.CenteredAlignment()
+    same.add(x, 2 * x)
+    assert same.value().item() == pytest.approx(1.0)
+    with pytest.raises(DataError, match="no batches"):
+        similarity.CenteredAlignment().value()
+    with pytest.raises(InputError, match="at least 4"):
+        same.add(x[:3], y[:3])

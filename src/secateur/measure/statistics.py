@@ -1,4 +1,7 @@
-"""Intervals: of medians by order statistics, of means by Student's t; rank correlations.
+"""Intervals: of medians by order statistics, of means by Student's t; rank correlations; tests of paired items.
+
+Items that two models answered are compared in pairs: `mcnemar`, `paired_bootstrap`, `flips`. Rank agreement of a proxy
+with what it stands for: `kendall`, `anomaly_ratio`, `counterexample_ratio`.
 
 Every function takes plain sequences of numbers and returns a `Figure`. Where the sample is too small to carry an
 interval at the asked confidence, `low` and `high` are None rather than a guess.
@@ -7,7 +10,7 @@ interval at the asked confidence, `low` and `high` are None rather than a guess.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -19,9 +22,17 @@ Values = Sequence[float] | np.ndarray
 
 __all__ = [
     "Values",
+    "anomaly_ratio",
+    "bootstrap",
+    "counterexample_ratio",
     "fisher",
+    "flips",
+    "kendall",
+    "kendall_deviation",
+    "mcnemar",
     "mean_interval",
     "median_interval",
+    "paired_bootstrap",
     "paired_difference",
     "pearson",
     "per_item",
@@ -163,3 +174,114 @@ def _differing(first: Values, second: Values, what: str) -> tuple[np.ndarray, np
     if a.size < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         raise MeasurementError(f"{what} needs 3 pairs that differ: {a.size} pairs were given")
     return a, b
+
+
+# ------------------------------------------------------------------------------------------------------ paired items
+
+
+def mcnemar(first: Values, second: Values) -> float:
+    """p-value of "both are right equally often", from items that each answered right (1) or wrong (0), two-sided.
+
+    Only items on which they differ count: of n of them k went the first's way, and p is that of k or further from n/2
+    under Binomial(n, 1/2), exactly; 1 where they never differ. Raises `MeasurementError` for other values than 0 and 1.
+
+    Source: Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12
+    (1947), in its exact form.
+    """
+    a, b = _pairs(first, second, "McNemar's test")
+    if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
+        raise MeasurementError("McNemar's test is of items that are right or wrong: give 1 and 0")
+    ours, theirs = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    return float(stats.binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+
+
+def flips(first: Sequence[object], second: Sequence[object]) -> Figure:
+    """Share of items on which two models gave other answers, with Wilson's interval; accuracy may stay the same.
+
+    Source: Dutta et al., Accuracy is Not All You Need (arXiv 2407.09141).
+    """
+    if len(first) != len(second):
+        raise MeasurementError(f"flips need pairs: {len(first)} answers were given beside {len(second)}")
+    return proportion(sum(one != other for one, other in zip(first, second, strict=True)), len(first))
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *samples: Values,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+    unit: str = "",
+) -> Figure:
+    """`statistic` of samples that belong together place by place, with its percentile interval over `resamples`.
+
+    Places are drawn with replacement, the same ones of every sample; draws whose statistic is not finite (all alike,
+    say) are left out, and the interval is None where more than half of them are.
+    """
+    columns = [_sample(one, "a bootstrap") for one in samples]
+    n = columns[0].size
+    if any(one.size != n for one in columns):
+        raise MeasurementError(f"a bootstrap needs samples of one size: {', '.join(str(one.size) for one in columns)}")
+    value, draw = float(statistic(*columns)), np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        places = draw.integers(0, n, n)
+        found.append(float(statistic(*(one[places] for one in columns))))
+    finite = np.asarray([one for one in found if math.isfinite(one)])
+    if n < 2 or 2 * finite.size < resamples:
+        return Figure(value, None, None, unit, n)
+    low, high = np.quantile(finite, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Figure(value, float(low), float(high), unit, n)
+
+
+def paired_bootstrap(first: Values, second: Values, *, confidence: float = 0.95, unit: str = "") -> Figure:
+    """Mean of first[i] - second[i] over items, with the interval of `bootstrap`, for scores that are not normal."""
+    a, b = _pairs(first, second, "a paired bootstrap")
+    return bootstrap(lambda d: float(d.mean()), a - b, confidence=confidence, unit=unit)
+
+
+# --------------------------------------------------------------------------------------- a proxy and what it stands for
+
+
+def kendall(first: Values, second: Values, *, confidence: float = 0.95, resamples: int = 1000) -> Figure:
+    """Kendall's tau-b, which allows for ties, with the interval of `bootstrap` over pairs.
+
+    Source: M. G. Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
+    """
+    a, b = _differing(first, second, "a rank correlation")
+
+    def tau(x: np.ndarray, y: np.ndarray) -> float:
+        return float(stats.kendalltau(x, y).statistic)
+
+    return bootstrap(tau, a, b, confidence=confidence, resamples=resamples)
+
+
+def kendall_deviation(n: int) -> float:
+    """Deviation of tau of n pairs that have nothing to do with one another: sqrt(2 (2n + 5) / (9 n (n - 1)))."""
+    if n < 2:
+        raise MeasurementError(f"a rank correlation of {n} pairs was asked for: it needs at least 2")
+    return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
+
+
+def anomaly_ratio(proxy: Values, outcome: Values) -> float:
+    """Share of candidates with a better (higher) outcome than the one whose proxy is lowest, the first of equal ones.
+
+    0 where the proxy picks the best; above 1/2 a candidate at random is the better pick. For an outcome that is better
+    when low, such as a loss, give its negative. Source: arXiv 2412.00143.
+    """
+    a, b = _pairs(proxy, outcome, "an anomaly ratio")
+    return float((b > b[int(np.argmin(a))]).mean())
+
+
+def counterexample_ratio(proxy: Values, outcome: Values) -> float:
+    """Share of pairs of candidates in which the lower proxy has the worse (lower) outcome, of all pairs.
+
+    Pairs that are equal in either count as none. Without ties it is (1 - tau) / 2, tau of the negative proxy with the
+    outcome. Source: arXiv 2412.00143.
+    """
+    a, b = _pairs(proxy, outcome, "a counterexample ratio")
+    if a.size < 2:
+        raise MeasurementError("a counterexample ratio needs 2 candidates")
+    lower = np.sign(a[:, None] - a[None, :]) * np.sign(b[:, None] - b[None, :])
+    above = np.triu_indices(a.size, 1)
+    return float((lower[above] > 0).mean())

@@ -13,7 +13,10 @@ from secateur.errors import DataError, InputError
 from secateur.score.hooks import Batch, finite, real_tokens
 from secateur.score.slices import Slices
 
-__all__ = ["Distance", "angular_distance", "block_influence", "collect", "distances", "geometric_median"]
+__all__ = [
+    "CenteredAlignment", "Distance", "angular_distance", "block_influence", "cka", "collect", "distances",
+    "geometric_median",
+]  # fmt: skip
 
 Distance = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(before [B, S, d], after [B, S, d], mask [B, S] or None) -> scalar mean over the tokens of the mask."""
@@ -136,3 +139,79 @@ def geometric_median(slices: Slices) -> dict[str, Tensor]:
             square += norms[:, None] + norms[None, :] - 2 * rows @ rows.T
         result[site] = finite(site, square.clamp(min=0).fill_diagonal_(0).sqrt().sum(1).float())
     return result
+
+
+# ------------------------------------------------------------------------------------------------ of representations
+
+
+def cka(first: Tensor, second: Tensor) -> Tensor:
+    """Scalar linear CKA of two representations [n, p] and [n, q] of the same n examples, between 0 and 1.
+
+    ``|Y_c^T X_c|_F^2 / (|X_c^T X_c|_F |Y_c^T Y_c|_F)`` of the centred columns: 1 for one up to rotation, scale and
+    shift. 0 where either says the same of all examples. Source: Kornblith et al., "Similarity of Neural Network
+    Representations Revisited" (arXiv 1905.00414), section 3.
+    """
+    x, y = (_centre(one) for one in _alike(first, second))
+    # Gram matrices of whichever is smaller, examples or features: the same numbers.
+    if len(x) < max(x.shape[1], y.shape[1]):
+        k, m = x @ x.T, y @ y.T
+        products = (k * m).sum(), (k * k).sum(), (m * m).sum()
+    else:
+        products = (x.T @ y).square().sum(), (x.T @ x).square().sum(), (y.T @ y).square().sum()
+    return _share_common(*products)
+
+
+class CenteredAlignment:
+    """Linear CKA over minibatches, without all activations at once: HSIC of each batch, unbiased, added up.
+
+    Batches have at least 4 examples. The sum goes to the CKA of all, not to a mean of CKAs, which depend on the size of
+    the batches. Source: Nguyen, Raghu and Kornblith, "Do Wide and Deep Networks Learn the Same Things?" (arXiv
+    2010.15327), equations 2 to 4; the unbiased estimator: Song et al., JMLR 13 (2012).
+    """
+
+    def __init__(self) -> None:
+        self._sums: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def add(self, first: Tensor, second: Tensor) -> None:
+        """One batch: [n, p] and [n, q] of the same n examples; higher dimensions are flattened to features."""
+        x, y = _alike(first.flatten(1), second.flatten(1))
+        if len(x) < 4:
+            raise InputError(f"similarity of a batch of {len(x)} was asked for: give batches of at least 4 examples")
+        k, m = (_without_diagonal(one @ one.T) for one in (x, y))
+        found = (_hsic(k, m), _hsic(k, k), _hsic(m, m))
+        self._sums = found if self._sums is None else tuple(map(torch.add, self._sums, found))  # type: ignore[assignment]
+
+    def value(self) -> Tensor:
+        """Scalar: the CKA of what was added, about 0 (it may be a little below) to 1."""
+        if self._sums is None:
+            raise DataError("there are no batches to compare representations on: give at least one")
+        return _share_common(*self._sums)
+
+
+def _alike(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    if first.dim() != 2 or second.dim() != 2 or len(first) != len(second) or not len(first):
+        raise InputError(
+            f"representations of shape {tuple(first.shape)} and {tuple(second.shape)}: give [n, p] and [n, q] of the "
+            "same examples"
+        )
+    return first.double(), second.double()
+
+
+def _centre(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+def _without_diagonal(gram: Tensor) -> Tensor:
+    return gram.fill_diagonal_(0.0)
+
+
+def _hsic(k: Tensor, m: Tensor) -> Tensor:
+    """HSIC_1 of two Gram matrices [n, n] with empty diagonals."""
+    n = len(k)
+    crossed = k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2.0 / (n - 2) * (k.sum(0) @ m.sum(0))
+    return ((k * m).sum() + crossed) / (n * (n - 3))
+
+
+def _share_common(both: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    length = (first.clamp(min=0) * second.clamp(min=0)).sqrt()
+    return torch.where(length > 0, both / length.clamp(min=torch.finfo(length.dtype).tiny), torch.zeros_like(both))

@@ -44,6 +44,8 @@ from secateur.recover.training.optimizers import MakeOptimizer, groups_of, make_
 from secateur.recover.training.progress import show_progress
 from secateur.recover.training.recomputing import recomputing
 from secateur.recover.training.schedule import learning_rate
+from secateur.recover.training.sharpness import climb
+from secateur.recover.training.sharpness import norm as norm_of
 from secateur.vocabulary import Recovery, Training
 
 __all__ = ["DEFAULTS", "check_trackers", "options", "place_for_training", "train"]
@@ -231,7 +233,7 @@ def train(
             "weight_decay": weight_decay,
             **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": optimizers.name_of(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
-            **{name: rank for name in ("lora", "dora") if (rank := getattr(training, name)) is not None},
+            **{name: value for name in ("lora", "dora", "sam") if (value := getattr(training, name)) is not None},
             "clip": clip,
             "seed": seed,
             "precision": _precision(training.precision or "auto", device),
@@ -262,18 +264,10 @@ def train(
                 checkpoints.save(path, modules, updater, identity, state, average)
                 state.saved = state.step
 
-        while state.step < steps and not state.stopped:
-            began = time.perf_counter()
-            first = state.step * accumulate * share + distributed.index()
-            indices = range(first, first + accumulate * share, share)
-            micro = [_fetch(batches, index) for index in indices]
-            totals, signalled = _totals([count(batch) for batch in micro], signals)
-            if signalled:
-                save()
-                _leave(signalled)
-
-            unit = state.unit = "tokens" if "tokens" in totals else "examples"
-
+        def learn(
+            indices: Sequence[int], micro: Sequence[Batch], totals: Mapping[str, int]
+        ) -> tuple[list[Tensor], list[tuple[str, float | Tensor]]]:
+            """Losses of the micro-batches and their named parts; their gradients are added up, over processes too."""
             values, parts = list[Tensor](), list[tuple[str, float | Tensor]]()
             for index, batch in zip(indices, micro, strict=True):
                 _seed(seed, index)
@@ -289,10 +283,29 @@ def train(
                 parts += shown.items()
             if share > 1:
                 _share_gradients(trained)
+            return values, parts
+
+        while state.step < steps and not state.stopped:
+            began = time.perf_counter()
+            first = state.step * accumulate * share + distributed.index()
+            indices = range(first, first + accumulate * share, share)
+            micro = [_fetch(batches, index) for index in indices]
+            totals, signalled = _totals([count(batch) for batch in micro], signals)
+            if signalled:
+                save()
+                _leave(signalled)
+
+            unit = state.unit = "tokens" if "tokens" in totals else "examples"
+
+            values, parts = learn(indices, micro, totals)
+            if training.sam:
+                with climb(modules, trained, training.sam):
+                    learn(indices, micro, totals)
+            if share > 1:
                 _average_buffers(modules)
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
             # The one time in a step that the host waits for the device.
-            norm, *numbers = _read([_norm(gradients), *values, *(part for _, part in parts)])
+            norm, *numbers = _read([norm_of(gradients), *values, *(part for _, part in parts)])
             named = [(name, number) for (name, _), number in zip(parts, numbers[len(values) :], strict=True)]
             loss, shown = _add_up(numbers[: len(values)], named)
             _must_be_finite("loss", loss, state.step, path)
@@ -348,7 +361,7 @@ def train(
             steps=state.step,
             tokens=state.tokens,
             seconds=state.seconds,
-            flops=flops_per_token * state.tokens,
+            flops=flops_per_token * state.tokens * (2 if training.sam else 1),
             losses=tuple((step, value) for step, value in state.losses),
             settings={
                 **settings,
@@ -461,12 +474,6 @@ def _share_gradients(trained: Sequence[Tensor]) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             distributed.total(parameter.grad)
             parameter.grad /= distributed.count()
-
-
-def _norm(gradients: Sequence[Tensor]) -> float | Tensor:
-    """The joint L2 norm of the gradients."""
-    norms = [whole(torch.linalg.vector_norm(gradient)) for gradient in gradients]
-    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])) if norms else 0.0
 
 
 def _must_be_finite(what: str, value: float, step: int, path: Path | None) -> None:
