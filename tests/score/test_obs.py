@@ -95,8 +95,7 @@ def test_all_at_once_is_each_by_itself(given, bits):
     moments = {"q": shared, "k": shared, "v": shared, "w": shared, "o": other}
     choose, every = weights.chooser(0.5, given, "matrix"), given.m if given else 16
     expected = {
-        name: obs.prune(matrices[name], m.value(name), choose, every=every,
-                        rounded=obs.grid(matrices[name], bits) if bits else None).weight
+        name: obs.prune(matrices[name], m.value(name), choose, every=every, bits=bits).weight
         for name, m in moments.items()
     }  # fmt: skip
     obs.prune_all(matrices, moments, choose, every=every, bits=bits, by_row=given is not None)
@@ -167,7 +166,7 @@ def test_dead_inputs_lose_their_weights_and_few_tokens_are_enough():
 
 def test_rounding_leaves_pruned_weights_at_zero_and_kept_ones_on_the_grid():
     weight, _, H = problem()
-    found = obs.prune(weight, H, partial(weights.best, share=0.5, scope="matrix"), rounded=obs.grid(weight, 4))
+    found = obs.prune(weight, H, partial(weights.best, share=0.5, scope="matrix"), bits=4)
     assert not found.weight[~found.mask].any()
     assert all(len(row.unique()) <= 16 for row in found.weight)
     with pytest.raises(InputError, match="2 to 8"):
@@ -245,3 +244,40 @@ def test_the_loss_is_the_squared_error_of_the_outputs_and_chosen_at_once_sees_no
     loss = obs.prune_all(matrices, {"q": moments}, choose, every=0)
     assert loss == found.loss
     assert torch.equal(matrices["q"], found.weight)
+
+
+# -------------------------------------------------------------------------------------------------------------- GPTQ
+
+
+def gptq(weight, H, bits, group, damp=0.01):
+    """Column by column, as the article has it: levels of a group are made when its first column is reached."""
+    U, W = obs.factor(H, damp).double(), weight.double().clone()
+    for i in range(W.shape[1]):
+        if i % group == 0:
+            rounded = obs.grid(W[:, i : i + group].float(), bits)
+        kept = rounded(W[:, i].float()).double()
+        error = (W[:, i] - kept) / U[i, i]
+        W[:, i] = kept
+        W[:, i + 1 :] -= error[:, None] * U[i, i + 1 :]
+    return W
+
+
+@pytest.mark.parametrize("group", [16, 32])
+@pytest.mark.parametrize("block", [16, 64])
+def test_with_nothing_cut_it_is_gptq_with_groups(group, block):
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 64, generator=draw) @ torch.randn(64, 64, generator=draw)
+    weight, H = torch.randn(6, 64, generator=draw), 2 * rows.T @ rows / 300
+    whole = torch.ones(6, 64, dtype=torch.bool)
+    found = obs.prune(weight, H, whole, every=16, block=block, bits=4, group=group).weight
+    expected = gptq(weight, H, 4, group)
+    assert (found - expected).abs().gt(1e-3).float().mean() < 0.02, "one level on where rounding is a tie"
+    nearest = obs.round_to_nearest(weight, 4, group)
+    worse = ((nearest - weight) @ H @ (nearest - weight).T).trace()
+    assert ((found - weight) @ H @ (found - weight).T).trace() < 0.6 * worse
+    for at in range(0, 64, group):
+        part = nearest[:, at : at + group]
+        assert torch.equal(part, torch.stack([obs.grid(weight[:, at : at + group], 4)(c) for c in part.T], 1))
+        assert all(len(row.unique()) <= 16 for row in part)
+    with pytest.raises(InputError, match="groups of 24 columns"):
+        obs.prune(weight, H, whole, every=16, bits=4, group=24)

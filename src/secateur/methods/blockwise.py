@@ -53,16 +53,17 @@ def _paper_width(columns: int) -> int:
 
 
 def follow_budget(
-    subject: Model, budget: Budget, recipe: str, scope: str, width: Width = _paper_width
+    subject: Model, budget: Budget, recipe: str, scope: str, width: Width = _paper_width, *, all_stay: bool = False
 ) -> tuple[float, Pattern | None]:
     """(share of the blocks' weights that stay, pattern or None); see `weights.read_budget`.
 
-    scope, width: see `smallest_group`. Raises `BudgetError` for a budget that is not over single weights, and
-    `InfeasibleError`, before anything is scored, for a share that leaves nothing of the smallest group.
+    scope, width: see `smallest_group`; all_stay: see `weights.read_budget`. Raises `BudgetError` for a budget that is
+    not over single weights, and `InfeasibleError`, before anything is scored, for a share that leaves nothing of the
+    smallest group.
     """
     whole = blocks.count(subject)
     held = whole if budget.pattern is not None else count_nonzero(subject)
-    share, pattern = weights.read_budget(budget, whole, recipe, held=held)
+    share, pattern = weights.read_budget(budget, whole, recipe, held=held, all_stay=all_stay)
     if pattern is not None:
         return share, pattern
     size = smallest_group(subject, scope, width)
@@ -166,15 +167,16 @@ def prune_by_hessian(
     every: int = 128,
     damp: float = 0.01,
     bits: int = 0,
+    group: int = 0,
     by_row: bool = False,
 ) -> float:
     """SparseGPT on the matrices of a block, or `only` some: `obs.Pruned.loss` of all.
 
-    The Hessians are gone when it returns. every, damp, bits, by_row: see `obs.prune_all`.
+    The Hessians are gone when it returns. every, damp, bits, group, by_row: see `obs.prune_all`.
     """
     moments = read_inputs(block, floor, diagonal=False, only=only)
     found = {name: block.matrices[name].weight for name in moments}
-    return obs.prune_all(found, moments, choose, every=every, damp=damp, bits=bits, by_row=by_row)
+    return obs.prune_all(found, moments, choose, every=every, damp=damp, bits=bits, group=group, by_row=by_row)
 
 
 def prune_globally(student: Model, folder: Path, score: Callable[[Matrix], Tensor], share: float) -> None:

@@ -15,7 +15,17 @@ from secateur._utils.finite import all_finite
 from secateur.errors import InputError, NumericalError
 from secateur.score.hessian import Moments, dampened_factor_, strips
 
-__all__ = ["Pruned", "describe_losses", "factor", "factor_", "factor_all", "grid", "prune", "prune_all"]
+__all__ = [
+    "Pruned",
+    "describe_losses",
+    "factor",
+    "factor_",
+    "factor_all",
+    "grid",
+    "prune",
+    "prune_all",
+    "round_to_nearest",
+]
 
 _TOGETHER = 3
 """Matrices with the same inputs that are gone through at once: queries, keys and values, not all starved experts."""
@@ -89,6 +99,7 @@ def prune_all(
     every: int = 128,
     damp: float = 0.01,
     bits: int = 0,
+    group: int = 0,
     by_row: bool = False,
 ) -> float:
     """`prune` all matrices [d_out, d_in] in place; those that read the same are gone through at once, row under row.
@@ -100,7 +111,7 @@ def prune_all(
         moments: of what each reads, in the order of the work; emptied, see `factor_all`.
         choose: of one matrix, see `prune`.
         every, damp: see `prune`.
-        bits: if not 0, see `grid`.
+        bits, group: if not 0, see `grid` and `prune`.
         by_row: `choose` looks at each row by itself, so that it may be asked for several matrices at once.
     """
     loss = 0.0
@@ -113,8 +124,7 @@ def prune_all(
             def each(scores: Tensor, sizes: Sequence[int] = sizes) -> Tensor:
                 return torch.cat([choose(part) for part in scores.split(sizes)])
 
-            rounded = grid(whole, bits) if bits else None
-            found = prune(whole, diagonal, choose if by_row else each, every=every, inverse=U, rounded=rounded)
+            found = prune(whole, diagonal, choose if by_row else each, every=every, inverse=U, bits=bits, group=group)
             for name, part in zip(some, found.weight.split(sizes), strict=True):
                 matrices[name].copy_(part)
             loss += found.loss
@@ -131,7 +141,8 @@ def prune(
     every: int = 128,
     block: int = 128,
     damp: float = 0.01,
-    rounded: Callable[[Tensor], Tensor] | None = None,
+    bits: int = 0,
+    group: int = 0,
     inverse: Tensor | None = None,
 ) -> Pruned:
     """Go through the columns from left to right; what goes is made up for by all columns to its right.
@@ -148,10 +159,14 @@ def prune(
             by weights that hold no correction yet.
         block: columns whose corrections of the rest are applied as one matrix product.
         damp: dampening, as a share of the mean of H's diagonal.
-        rounded: column [d_out] -> the same on a coarser grid (`grid`), to prune and quantise at once.
+        bits: if not 0, what stays is rounded on the way, to the levels of `grid` for each row.
+        group: columns that share their levels, a multiple of 16: those that their weights span once all corrections
+            of the columns before them are made; 0 for all columns of a row, by its weights as they were.
         inverse: `factor(H, damp)`, for matrices that share their inputs.
 
     Weights of inputs that were always zero become zero, whether they are chosen or not.
+
+    With `bits` and a mask of which all stays, this is GPTQ (arXiv 2210.17323), algorithm 1, with its groups.
 
     Source: SparseGPT (arXiv 2301.00774), algorithm 1. Departure: the corrections inside a block are gathered 16
     columns at a time into matrix products, which is the same sum in another order.
@@ -173,7 +188,10 @@ def prune(
         every = block
     # A choice lies within one step, or at the start of one: its columns then hold all corrections there are.
     step = _STEP if every % _STEP == 0 else every * max(1, _STEP // every)
-    whole = math.lcm(step, every)
+    if group % _STEP or (group and group % step):
+        raise InputError(f"groups of {group} columns, and {every} to choose among: give multiples of {_STEP}")
+    rounded = grid(weight, bits) if bits and not group else None
+    whole = math.lcm(step, every, group or 1)
     block = max(1, block // whole) * whole
     gone = torch.zeros_like(W, dtype=torch.bool)
     loss = 0.0
@@ -185,11 +203,13 @@ def prune(
             columns = zip(W[first:last], gone[first:last], errors[first - start : last - start], strict=True)
             for i, (w, goes, error) in enumerate(columns, first):
                 if (i - start) % every == 0:
-                    group = slice(i, min(i + every, end))
+                    some = slice(i, min(i + every, end))
                     if isinstance(choose, Tensor):
-                        gone[group] = ~choose[:, group].T
+                        gone[some] = ~choose[:, some].T
                     else:
-                        gone[group] = ~choose((W[group].square() / pivots[group]).T).T
+                        gone[some] = ~choose((W[some].square() / pivots[some]).T).T
+                if bits and group and i % group == 0:
+                    rounded = grid(W[i : i + group].T, bits)
                 if rounded is None:
                     torch.mul(w, goes, out=error)
                 else:
@@ -221,9 +241,19 @@ def grid(weight: Tensor, bits: int) -> Callable[[Tensor], Tensor]:
     scale = ((high - low) / most).clamp(min=torch.finfo(torch.float32).tiny)
     zero = torch.round(-low / scale)
 
-    def round_column(column: Tensor) -> Tensor:
+    def round_column(column: Tensor) -> Tensor:  # or several columns [.., d_out]
         levels = torch.clamp(torch.round(column / scale) + zero, 0, most)
         result: Tensor = scale * (levels - zero)
         return result
 
     return round_column
+
+
+def round_to_nearest(weight: Tensor, bits: int, group: int = 0) -> Tensor:
+    """A matrix [d_out, d_in] whose weights are rounded to the levels of `grid`, for each `group` columns of a row.
+
+    group: 0 for whole rows; the last group may be narrower. The same number type.
+    """
+    width = group or weight.shape[1]
+    parts = [grid(part, bits)(part.float().T).T for part in weight.split(width, 1)]
+    return torch.cat(parts, 1).to(weight.dtype)

@@ -152,12 +152,13 @@ def _number(rank: int, wide: bool) -> float:
 
 
 def read_budget(
-    budget: Budget, whole: float, recipe: str, *, held: float | None = None
+    budget: Budget, whole: float, recipe: str, *, held: float | None = None, all_stay: bool = False
 ) -> tuple[float, Pattern | None]:
     """(share of the `whole` weights that may stay, pattern or None) of a budget over single weights.
 
     held: how many of them are not zero, which is what a budget counts; all, if None. A model that was pruned before has
     fewer, and half of it is half of these. Up to half a percent of zeros are taken for chance, as a verdict does.
+    all_stay: whether all may stay, where something else is done to the weights.
 
     Raises `BudgetError` for a budget that limits anything else or both, and for one under which nothing would go.
     """
@@ -173,7 +174,7 @@ def read_budget(
     else:
         most = 1.0 if held is None or held > 0.995 * whole else held / whole
         share = min(most, budget["weights"].absolute(most * whole) / whole)
-    if share >= most:
+    if share >= most and not all_stay:
         raise BudgetError(f"budget {budget.brief()} lets every weight stay, so that nothing would change: ask for less")
     return share, budget.pattern
 

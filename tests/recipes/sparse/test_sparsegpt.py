@@ -165,3 +165,15 @@ def test_errors_of_blocks_that_were_done_before_are_told_by_the_run_that_goes_on
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.language("llama", "weights=50%", samples=24, length=16)
+
+
+def test_with_all_weights_it_is_gptq_and_better_than_rounding(tmp_path):
+    result = run("sparsegpt", tmp_path, "weights=100%", bits=2, group=16)
+    near = taught().copy()
+    with torch.no_grad():
+        for matrix in matrices(near.model, near.layers()).values():
+            matrix.weight.copy_(obs.round_to_nearest(matrix.weight, 2, 16))
+    assert quality(result.subject) < quality(near)
+    assert any("rounded to 4 levels, held as floats, for each 16 columns" in note for note in result.cut.notes)
+    with pytest.raises(InputError, match="group=16 is of levels, and nothing is rounded"):
+        run("sparsegpt", tmp_path / "none", "weights=100%", group=16)

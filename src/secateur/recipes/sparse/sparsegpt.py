@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Annotated
 
-from annotated_types import Ge
+from annotated_types import Ge, MultipleOf
 
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -46,6 +46,7 @@ def sparsegpt(
     sequential: bool = True,
     true_sequential: bool = False,
     bits: int = 0,
+    group: Annotated[int, Ge(0), MultipleOf(16)] = 0,
     floor: int = 1,
     seed: int = 0,
     dry_run: bool = False,
@@ -78,6 +79,8 @@ def sparsegpt(
         true_sequential: inside a block, read anew what a matrix gets once the matrices before it are pruned.
         bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5). The
             result holds them as floats; the export "packed" stores them in so many bits, equal to the bit.
+        group: columns of a row that share their levels, such as 128; 0 for the whole row. With weights=100% nothing is
+            cut, and what is left of the method is GPTQ (arXiv 2210.17323) with groups of this size.
         floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
@@ -88,6 +91,8 @@ def sparsegpt(
     windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     if bits and not 2 <= bits <= 8:
         raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
+    if group and not bits:
+        raise InputError(f"group={group} is of levels, and nothing is rounded: give bits too")
     if true_sequential and not sequential:
         raise InputError("true_sequential reads anew inside a block, so between blocks too: leave sequential on")
     if scope == "global":
@@ -96,7 +101,9 @@ def sparsegpt(
         )
     for budget in budgets:
         compared = "columns" if scope == "block" else scope
-        share, pattern = blockwise.follow_budget(subject, budget, "sparsegpt", compared, partial(min, columns))
+        share, pattern = blockwise.follow_budget(
+            subject, budget, "sparsegpt", compared, partial(min, columns), all_stay=bits > 0
+        )
         by_row = pattern is not None or scope == "row"
         choose = weights.chooser(share, pattern, "row" if by_row else "matrix")
         every = pattern.m if pattern else columns if scope == "block" else 0
@@ -105,13 +112,12 @@ def sparsegpt(
             lost = 0.0
             for names in block.order() if true_sequential else [list(block.matrices)]:
                 lost += blockwise.prune_by_hessian(
-                    block, choose, floor, only=names, every=every, damp=damp, bits=bits, by_row=by_row
+                    block, choose, floor, only=names, every=every, damp=damp, bits=bits, group=group, by_row=by_row
                 )
             run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
         of_cut = [*notes, *hessian.describe_starved(blocks.count_starved(folder), floor, "pruned by their layer's H")]
         if bits:
-            of_cut.append(
-                f"rounded to {2**bits} levels a row, held as floats: `secateur export --to packed` keeps {bits} bits"
-            )
+            kept = f"for each {group} columns" if group else f"a row: `secateur export --to packed` keeps {bits} bits"
+            of_cut.append(f"rounded to {2**bits} levels, held as floats, {kept}")
         yield blockwise.make_result(subject, student, budget, of_cut, [blockwise.describe_losses(run, budget, subject)])
         del student  # or it would be held beside the next one
