@@ -36,3 +36,41 @@ def test_a_text_holds_an_answer_whatever_its_blanks_and_letters():
 def test_exact_match_and_f1_are_those_of_squad(given, right, exact, f1):
     assert answers.exact_match(given, right) == exact
     assert answers.token_f1(given, right) == pytest.approx(f1)
+
+
+# ------------------------------------------------------------------------------------------- what a model was asked for
+
+
+def test_an_alias_counts_anywhere_and_an_empty_answer_nowhere():
+    assert answers.alias_match("It is New  York, I think", ["newyork", "NYC"]) == 1
+    assert answers.alias_match("Boston", ["New York"]) == 0
+    assert answers.alias_match("", ["x"]) == answers.alias_match("x", [""]) == 0
+    assert answers.lenient_match("the Paris of today", ["Paris"]) == 1
+    assert answers.lenient_match("Lisa", ["the Mona Lisa"]) == 1
+    assert answers.lenient_match("", ["Paris"]) == answers.lenient_match("The", ["Paris"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [("B", "B"), (" (C) Paris", "C"), ("The answer is b.", "B"), ("Answer: **D**", "D"), ("a bit of A", "A"),
+     ("I can't say", ""), ("Because", ""), ("c", "C"), ("", ""), ("A or B? The answer is B", "B")],
+)  # fmt: skip
+def test_a_letter_is_read_where_it_stands_alone(text, letter):
+    assert answers.read_letter(text, "ABCD") == letter
+
+
+def test_the_last_box_is_read_with_its_braces():
+    assert answers.read_boxed(r"so \boxed{1} no, \boxed{\frac{1}{2}} it is") == r"\frac{1}{2}"
+    assert answers.read_boxed(r"cut \boxed{12") == answers.read_boxed("12") == ""
+
+
+def test_rouge_is_of_the_longest_common_subsequence():
+    assert answers.rouge_l("police killed the gunman", ["police kill the gunman"]) == pytest.approx(2 * 2 / 6)
+    assert answers.rouge_l("x", ["y", "x"]) == 1
+    assert answers.rouge_l("", ["y"]) == answers.rouge_l("y", []) == 0
+
+
+def test_repetition_shows_in_distinct_words():
+    assert answers.distinct(["a b a b", "A"]) == pytest.approx(2 / 5)
+    assert answers.distinct(["a b a b"], 2) == pytest.approx(2 / 3)
+    assert answers.distinct(["a"], 2) == answers.distinct([]) == 0

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Unpack, runtime_checkable
 
@@ -467,6 +467,23 @@ class Server:
         }  # fmt: skip
         return self._post("/chat/completions", body, _read)
 
+    def write(
+        self, prompt: str, *, most: int = 256, temperature: float = 0.0, top_p: float = 1.0, stop: str = "",
+        chat: bool = False, seed: int = 0,
+    ) -> Answer:  # fmt: skip
+        """What the model writes after a prompt, as it stands, or with `chat` what it answers to it; raises as `ask`.
+
+        stop: what ends the text; some servers leave it out of it, some do not.
+        """
+        _at_least_one(most)
+        body: dict[str, object] = {
+            "model": self.model, "max_tokens": most, "temperature": temperature, "top_p": top_p, "seed": seed,
+            **({"stop": [stop]} if stop else {}),
+        }  # fmt: skip
+        if chat:
+            return self._post("/chat/completions", {**body, "messages": _messages(prompt)}, _read)
+        return self._post("/completions", {**body, "prompt": prompt}, _read_completion)
+
     def score(self, prompt: str | Sequence[int], k: int) -> Scored:
         """What the server finds likeliest, `k` tokens, at each place of `prompt`, text or token ids, and after it.
 
@@ -495,22 +512,31 @@ def _variable(url: str) -> str:
 
 def _read(raw: bytes) -> Answer:
     """The answer in a reply; `PassingError` for what is none."""
+    answer = _read_choice(raw, lambda choice: choice["message"]["content"], "chat completion")
+    return replace(answer, text=answer.text.strip())
+
+
+def _read_completion(raw: bytes) -> Answer:
+    return _read_choice(raw, lambda choice: choice["text"], "completion")
+
+
+def _read_choice(raw: bytes, read: Callable[[Any], object], kind: str) -> Answer:
     try:
         found = json.loads(raw)
         choice = found["choices"][0]
-        text = choice["message"]["content"]
+        text = read(choice)
         usage = found.get("usage") or {}
         counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
         finished = choice.get("finish_reason") != "length"
     except (ValueError, RecursionError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise PassingError("what came is no chat completion") from error
+        raise PassingError(f"what came is no {kind}") from error
     if text is None:
         text = ""  # some servers say nothing by saying null
     if not isinstance(text, str):
-        raise PassingError("what came is no chat completion")
+        raise PassingError(f"what came is no {kind}")
     asked, said = map(_count, counts)
     # A server that does not count is counted roughly, so that a budget still ends.
-    return Answer(text.strip(), asked, said or len(text) // 4 + 1, finished)
+    return Answer(text, asked, said or len(text) // 4 + 1, finished)
 
 
 def _count(value: object) -> int:

@@ -8,7 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["exact_match", "holds", "normalise", "token_f1"]
+__all__ = [
+    "alias_match", "distinct", "exact_match", "holds", "lenient_match", "normalise", "read_boxed", "read_letter",
+    "rouge_l", "token_f1",
+]  # fmt: skip
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -58,3 +61,85 @@ def _f1(given: Sequence[str], gold: Sequence[str]) -> float:
         return float(given == gold)
     both = (Counter(given) & Counter(gold)).total()
     return 2 * both / (len(given) + len(gold))
+
+
+# ------------------------------------------------------------------------------------------- what a model was asked for
+
+
+def alias_match(answer: str, right: Sequence[str]) -> float:
+    """1 where a right answer stands anywhere in the text, without regard to case and blanks, else 0.
+
+    Source: the factoid questions of LLM-KICK (arXiv 2310.01382). Departure: the text is the model's own alone; the
+    released code reads the question with it, so that an alias there counts.
+    """
+    said = _joined(answer)
+    return float(any(gold and gold in said for gold in map(_joined, right)))
+
+
+def _joined(text: str) -> str:
+    return "".join(text.lower().split())
+
+
+def lenient_match(answer: str, right: Sequence[str]) -> float:
+    """1 where the answer holds a right one or is held by it, after `normalise`, else 0; an empty answer is wrong.
+
+    Source: retrieval questions of LLM-KICK (arXiv 2310.01382). Departure: there an empty answer is held by all.
+    """
+    given, golds = normalise(answer), [gold for gold in map(normalise, right) if gold]
+    return float(bool(given) and any(gold in given or given in gold for gold in golds))
+
+
+def read_letter(text: str, letters: str) -> str:
+    """The letter of a choice that a text names, as "B" in "(B) Paris" or "the answer is b."; "" where there is none.
+
+    Behind the word "answer", in either case; else the first capital that stands alone, else the first small one.
+    """
+    for case in (letters, letters.lower()):
+        alone = rf"(?<![\w'])([{case}])(?![\w'])"
+        for where in (rf"(?i:\banswer\b\W*(?:is\b)?[\s:(*]*){alone}", alone):
+            if found := re.search(where, text):
+                return found[1].upper()
+    return ""
+
+
+def read_boxed(text: str) -> str:
+    r"""What stands in the last ``\boxed{...}`` of a text, with braces within it; "" where there is none or no end."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return ""
+    begin, depth = start + len("\\boxed{"), 1
+    for place in range(begin, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if not depth:
+            return text[begin:place].strip()
+    return ""
+
+
+def rouge_l(answer: str, right: Sequence[str]) -> float:
+    """The best F1 over right texts of the longest common subsequence of words, after `normalise`.
+
+    ``P = lcs / words of the answer``, ``R = lcs / words of the text``. Source: Lin, ROUGE (2004), section 3.1.
+    """
+    given = normalise(answer).split()
+    return max((_subsequence_f1(given, normalise(gold).split()) for gold in right), default=0.0)
+
+
+def _subsequence_f1(given: Sequence[str], gold: Sequence[str]) -> float:
+    if not given or not gold:
+        return float(given == gold)
+    row = [0] * (len(gold) + 1)
+    for word in given:
+        before = 0
+        for place, other in enumerate(gold, 1):
+            before, row[place] = row[place], before + 1 if word == other else max(row[place], row[place - 1])
+    return 2 * row[-1] / (len(given) + len(gold))
+
+
+def distinct(texts: Sequence[str], n: int = 1) -> float:
+    """Share of different ones among all runs of n words of the texts, from 0 to 1; 0 where there is none.
+
+    A model that repeats itself has few. Source: Li et al., A Diversity-Promoting Objective (arXiv 1510.03055).
+    """
+    runs = [tuple(words[at : at + n]) for words in (text.lower().split() for text in texts)
+            for at in range(len(words) - n + 1)]  # fmt: skip
+    return len(set(runs)) / len(runs) if runs else 0.0
