@@ -42,6 +42,7 @@ __all__ = [
     "ask_text",
     "open_local",
     "open_model",
+    "split_thoughts",
     "with_meter",
 ]  # fmt: skip
 
@@ -231,7 +232,7 @@ def ask_text(model: LanguageModel, question: Question, *, most: int = 256, room:
     habits = getattr(model, "habits", None) or Habits()
     longer = most + int(max(0, min(THINKING, min(room, _room(model, question)) - most)))
     answer = model.ask(question, most=longer if habits.thinks else most, **how)
-    text, thought = _behind_thoughts(answer.text)
+    text, thought = split_thoughts(answer.text)
     thought = thought or (not answer.finished and _opens_thinking(model, question, answer.text))
     unsure = isinstance(model, Server) and habits.thinks is None
     cut = not answer.finished and (thought or not text or unsure)
@@ -241,13 +242,13 @@ def ask_text(model: LanguageModel, question: Question, *, most: int = 256, room:
         except (BudgetError, http.RefusedError):  # spent, or longer than a server's model reads
             habits.thinks = thought
             return "" if thought else text[:LONGEST]  # what there is
-        text, closed = _behind_thoughts(answer.text)
+        text, closed = split_thoughts(answer.text)
         thought = thought or closed
     habits.thinks = thought or bool(habits.thinks)
     return text[:LONGEST]
 
 
-def _behind_thoughts(text: str) -> tuple[str, bool]:
+def split_thoughts(text: str) -> tuple[str, bool]:
     """What stands behind a model's thinking, nothing while that is not over; and whether there is any."""
     text = text[:_READ]
     end = _THOUGHT.match(text)

@@ -160,13 +160,13 @@ class Local:
 
         last = 4 * len(stop) + 1  # a letter takes up to four tokens of bytes
 
-        def ended(ids: Tensor, scores: object, **_: object) -> Tensor:
+        def holds_stop(ids: Tensor, scores: object, **_: object) -> Tensor:
             texts = self.tokenizer.batch_decode(
                 ids[:, max(begin, ids.shape[1] - last) :].tolist(), skip_special_tokens=True
             )
             return torch.tensor([stop in text for text in texts], device=ids.device)
 
-        return ended
+        return holds_stop
 
     def _read(self, said: Sequence[int], how: Writing, end: set[int]) -> Completion:
         """What was written up to its end, or to `stop`; behind these stands padding."""

@@ -72,11 +72,11 @@ def alias_match(answer: str, right: Sequence[str]) -> float:
     Source: the factoid questions of LLM-KICK (arXiv 2310.01382). Departure: the text is the model's own alone; the
     released code reads the question with it, so that an alias there counts.
     """
-    said = _joined(answer)
-    return float(any(gold and gold in said for gold in map(_joined, right)))
+    said = _squeeze(answer)
+    return float(any(gold and gold in said for gold in map(_squeeze, right)))
 
 
-def _joined(text: str) -> str:
+def _squeeze(text: str) -> str:
     return "".join(text.lower().split())
 
 

@@ -1,0 +1,181 @@
+"""Tasks: read with their settings, asked in batches, scored item by item, and gone on with after a kill."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+import tiny
+from chat_server import Scripted
+from secateur.clients.completions import Completion, Local
+from secateur.errors import DataError, InputError
+from secateur.measure import statistics
+from secateur.methods import tasks
+from secateur.subjects import open_subject
+
+
+class Told:
+    """A completer that says what a table tells of the end of a prompt."""
+
+    name, window = "told", 40
+
+    def __init__(self, says, window=40):
+        self.says, self.window, self.asked = says, window, []
+
+    def count(self, prompt, how):
+        return len(prompt.split())
+
+    def write(self, prompts, how, seed=0):
+        self.asked.append((list(prompts), how, seed))
+        return [self.says(prompt) for prompt in prompts]
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+CAPITALS = [
+    {"task": "capitals", "prompt": "Q: {question}\nA:", "tokens": 5, "stop": "\n", "role": "knowledge"},
+    {"question": "Peru?", "answers": ["Lima"], "group": "south"},
+    {"question": "Chile?", "answer": "Santiago", "group": "south"},
+    {"question": "Japan?", "answers": ["Tokyo", "Edo"], "group": "east"},
+]
+
+
+def says(prompt):
+    text = {"Peru?": " Lima, of course", "Chile?": " Lima", "Japan?": " EDO"}[prompt.splitlines()[-2].split()[-1]]
+    return Completion(text, len(text.split()), "Japan" in prompt)
+
+
+def test_items_are_asked_scored_and_told_by_group(tmp_path):
+    task = tasks.read_task(write(tmp_path / "c.jsonl", *CAPITALS))
+    assert (task.name, task.role, task.writing.most, task.writing.stop) == ("capitals", "knowledge", 5, "\n")
+    told = Told(says)
+    lines = tasks.run_task(task, told)
+    assert told.asked[0][0][0] == "Q: Peru?\nA:"
+    assert [line.score for line in lines] == [1.0, 0.0, 1.0]
+    found = tasks.summarise(lines)
+    assert found.score.value == pytest.approx(2 / 3)
+    assert {name: one.value for name, one in found.groups.items()} == {"south": 0.5, "east": 1.0}
+    assert (found.unfinished, found.unscored, found.correct.value, found.wrong.value) == (
+        pytest.approx(2 / 3),
+        0,
+        2.0,
+        1.0,
+    )
+    assert statistics.mcnemar([line.score for line in lines], [line.score for line in lines]) == 1.0
+
+
+def test_what_did_not_end_is_wrong_where_the_task_says_so(tmp_path):
+    task = tasks.read_task(write(tmp_path / "c.jsonl", {**CAPITALS[0], "ends": True}, *CAPITALS[1:]))
+    assert [line.score for line in tasks.run_task(task, Told(says))] == [0.0, 0.0, 1.0]
+
+
+def test_a_killed_run_asks_for_what_is_left_and_passes_are_averaged(tmp_path):
+    task, file = tasks.read_task(write(tmp_path / "c.jsonl", *CAPITALS)), tmp_path / "lines.jsonl"
+    whole = tasks.run_task(task, Told(says), passes=2, seed=3)
+    told = Told(says)
+    tasks.run_task(task, told, file=file, passes=1, seed=3, chunk=2)
+    assert [len(prompts) for prompts, _, _ in told.asked] == [2, 1]
+    text = file.read_text()
+    file.write_text(text[: text.rindex("{") + 9])  # a line was half written
+    told, ticks = Told(says), []
+    again = tasks.run_task(task, told, file=file, passes=2, seed=3, tick=ticks.append)
+    assert again == whole
+    assert [(len(prompts), seed) for prompts, _, seed in told.asked] == [(1, 3), (3, 4)]
+    assert sum(ticks) == 6
+    assert tasks.summarise(again).score.samples == 3, "items are the sample, not passes over them"
+
+
+def test_choices_are_listed_and_their_letter_is_right(tmp_path):
+    rows = [{"question": "2 + 2?", "options": ["3", "4", "5"], "answer": "4"},
+            {"question": "1 + 1?", "options": ["2", "3"], "answer": "A", "prompt": "{question}|{options}"}]  # fmt: skip
+    task = tasks.read_task(write(tmp_path / "m.jsonl", *rows))
+    assert task.scorer == "letter"
+    assert task.items[0].prompt == "2 + 2?\nA. 3\nB. 4\nC. 5\nAnswer:"
+    assert task.items[1].prompt == "1 + 1?|A. 2\nB. 3"
+    assert [item.answers for item in task.items] == [("B",), ("A",)]
+    assert task.chance == pytest.approx((1 / 3 + 1 / 2) / 2)
+    lines = tasks.run_task(task, Told(lambda prompt: Completion(" (b)", 3, True)))
+    assert [line.score for line in lines] == [1.0, 0.0]
+
+
+def test_thoughts_and_boxes_are_read(tmp_path):
+    settings = {"task": "sums", "scorer": "boxed", "ends": True}
+    task = tasks.read_task(write(tmp_path / "b.jsonl", settings, {"question": "6 * 7", "answer": 42}))
+    for text, score in ((r"<think>41? \boxed{41}</think> so \boxed{42}", 1.0), (r"\boxed{41}", 0.0), ("42", 1.0)):
+        (line,) = tasks.run_task(task, Told(lambda prompt, text=text: Completion(text, 9, True)))
+        assert line.score == score, text
+
+
+def test_shots_go_where_there_is_no_room_and_a_long_item_is_refused(tmp_path):
+    settings = {"task": "t", "shots": ["one " * 10, "two " * 10, "three " * 10], "tokens": 8, "prompt": "{question}"}
+    task = tasks.read_task(write(tmp_path / "s.jsonl", settings, {"question": "x " * 5, "answer": "y"}))
+    told = Told(lambda prompt: Completion("y", 1, True))
+    tasks.run_task(task, told)
+    assert told.asked[0][0][0].split()[0] == "two"
+    with pytest.raises(DataError, match="item 0 of t takes 5 tokens, and 8 to answer: told reads 12"):
+        tasks.run_task(task, Told(None, window=12))
+
+
+def test_a_judge_rates_from_1_to_10_and_nonsense_is_no_score(tmp_path):
+    task = tasks.read_task(write(tmp_path / "j.jsonl", {"task": "j", "scorer": "judge"}, {"question": "Sum {up}"},
+                                 {"question": "Go", "answer": "gone"}))  # fmt: skip
+    assert task.items[0].prompt.startswith("Sum {up}"), "braces of an item are its own"
+    told = Told(lambda prompt: Completion(" fine {answer}", 2, True))
+    model = Scripted("8", "lovely!")
+    lines = tasks.run_task(task, told, judge=tasks.judge_by_model(model))
+    assert [line.score for line in lines] == [0.8, None]
+    assert "fine {answer}" in model.asked[0][0]
+    found = tasks.summarise(lines)
+    assert (found.score.value, found.score.samples, found.unscored) == (0.8, 1, 1)
+    with pytest.raises(InputError, match="j is scored by a judge"):
+        tasks.run_task(task, told)
+
+
+def test_the_original_finds_its_own_words_likely(tmp_path):
+    subject = open_subject(tiny.taught(tiny.model("llama")), tokenizer=tiny.tokenizer())
+    item = tasks.Item("0", tiny.chains(1)[0].rsplit(" ", 3)[0], ())
+    own = Local(subject.model, subject.tokenizer).write([item.prompt], tasks.Writing(most=4))[0].text
+    judge = tasks.judge_by_likelihood(subject)
+    assert judge(item, own) > 2 * judge(item, " ".join(reversed(tiny.sentences(1)[0].split()[:4])))
+    assert judge(item, "") == 0.0
+    assert 0 < judge(item, own) <= 1
+    assert not math.isnan(judge(item, own))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"question": "x"}], "line 1: no answers"),
+        ([{"question": "x", "answers": []}], "line 1: no answers"),
+        ([{"question": "x", "answers": {"a": 1}}], "no answers"),
+        ([{"answer": "x"}], r"asks for \{question\}, which the item does not have"),
+        ([{"question": "x", "options": ["a", "A "], "answer": "a"}], "options that are not distinct"),
+        ([{"question": "x", "options": ["a", "b"], "answer": "c"}], "0 of the options are right"),
+        ([{"question": "x", "options": ["a"], "answer": "a"}], "1 options: give 2 to 10"),
+        ([{"task": "t", "scorer": "bleu"}, {"question": "x", "answer": "y"}], "scorer='bleu': give one of alias"),
+        ([{"task": "t", "tokens": 0}, {"question": "x", "answer": "y"}], "0 tokens to write"),
+        ([{"task": "t", "tokens": "many"}, {"question": "x", "answer": "y"}], "settings of the task"),
+        ([{"task": "t", "scorers": 1}, {"question": "x", "answer": "y"}], "'scorers' is none of"),
+        ([{"task": "t", "scorer": "letter"}, {"question": "x", "answer": "y"}], "needs options"),
+        ([{"task": "t", "role": "fun"}, {"question": "x", "answer": "y"}], "role='fun'"),
+        ([{"task": "t"}], "holds no item"),
+        ([{"question": "x", "answer": "y", "id": "1"}, {"question": "x", "answer": "y", "id": 1}], "the same id"),
+        ([["x"]], "line 1 is no object"),
+    ],
+)
+def test_what_is_no_task_is_said_with_its_line(tmp_path, rows, words):
+    with pytest.raises(DataError, match=words):
+        tasks.read_task(write(tmp_path / "t.jsonl", *rows))
+
+
+def test_files_that_are_none_are_said(tmp_path):
+    (tmp_path / "bad.jsonl").write_text("{oh\n")
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
+    for name, words in (("bad", "line 1 is no JSON"), ("bytes", "can't be read"), ("none", "can't be read")):
+        with pytest.raises(DataError, match=words):
+            tasks.read_task(tmp_path / f"{name}.jsonl")
