@@ -1,0 +1,230 @@
+"""A grid of compressed models for studies: methods that train nothing, at several amounts, and folders of other tools.
+
+A `Config` names one: "wanda 50%" (half of the weights of the blocks are zero), "sparsegpt 2:4", "gptq 4bit", a folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from secateur import recipes
+from secateur._utils.rundir import Run
+from secateur.data.texts import Corpus
+from secateur.errors import InputError
+from secateur.measure import sparsity
+from secateur.runs.backends import resolve
+from secateur.runs.backends.language import stored_bytes
+from secateur.score import obs
+from secateur.select import weights
+from secateur.subjects import Transformer
+from secateur.subjects.matrices import matrices
+from secateur.vocabulary import Budget
+
+__all__ = ["METHODS", "Config", "compress", "count_bytes", "make_grid"]
+
+PRUNERS = ("random", "magnitude", "wanda", "sparsegpt")
+QUANTISERS = ("rtn", "gptq")
+METHODS = (*PRUNERS, *QUANTISERS)
+GROUP = 128
+"""Columns that share their levels where a matrix has as many; else all of a row, rounded up to 16s."""
+LANGUAGE = "secateur.runs.backends.language:Language"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One compressed model. amount: "50%" (share of zeros), "2:4" or "4bit"; of a folder nothing."""
+
+    method: str
+    amount: str = ""
+    seed: int = 0
+    samples: int = 128
+
+    def __str__(self) -> str:
+        name = self.method if self.method in METHODS else Path(self.method).name
+        return " ".join(filter(None, [name, self.amount, f"seed {self.seed}" if self.seed else ""]))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it reads texts."""
+        return self.method in ("wanda", "sparsegpt", "gptq")
+
+    @property
+    def digest(self) -> str:
+        """What tells it from others in names of files."""
+        what = (self.method, self.amount, self.seed, self.samples if self.calibrated else 0)
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
+
+    @property
+    def bits(self) -> int:
+        """Bits of a weight; 0 where weights are not rounded."""
+        return int(self.amount.removesuffix("bit")) if self.amount.endswith("bit") else 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in the matrices of the blocks."""
+        if ":" in self.amount:
+            n, m = map(int, self.amount.split(":"))
+            return 1 - n / m
+        return float(self.amount.removesuffix("%")) / 100 if self.amount.endswith("%") else 0.0
+
+
+def make_grid(
+    methods: Sequence[str],
+    shares: Sequence[str] = (),
+    patterns: Sequence[str] = (),
+    bits: Sequence[int] = (),
+    *,
+    seeds: Sequence[int] = (0,),
+    samples: int = 128,
+) -> list[Config]:
+    """Pruners at each share of zeros ("50%" or 0.5) and pattern, quantisers at each number of bits, and folders.
+
+    Raises `InputError` for a method that is none, or an amount that can't be.
+    """
+    found = list[Config]()
+    amounts = [_read_share(one) for one in shares]
+    for pattern in patterns:
+        n, _, m = str(pattern).partition(":")
+        if not (n.isdigit() and m.isdigit() and 0 < int(n) < int(m)):
+            raise InputError(f"pattern {pattern!r}: write n:m, n of each m weights stay, such as 2:4")
+    for number in bits:
+        if not 2 <= number <= 8:
+            raise InputError(f"bits={number}: give 2 to 8")
+    for method in methods:
+        if method in PRUNERS:
+            these = [*amounts, *map(str, patterns)]
+        elif method in QUANTISERS:
+            these = [f"{number}bit" for number in bits]
+        elif Path(method).is_dir():
+            found.append(Config(str(method)))
+            continue
+        else:
+            raise InputError(f"method {method!r} is none of {', '.join(METHODS)}, and no folder of a model")
+        own = seeds if method in ("random", "wanda", "sparsegpt", "gptq") else seeds[:1]
+        found += [Config(method, amount, seed, samples) for amount in these for seed in own]
+    if not found:
+        raise InputError(
+            "the grid is empty: give shares of zeros or patterns for pruners, bits for quantisers, or a folder"
+        )
+    return found
+
+
+def _read_share(given: str | float) -> str:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", str(given))
+    share = float(match[1]) / (100 if match[2] else 1) if match else -1.0
+    if not 0 <= share < 1:
+        raise InputError(f"sparsity {given!r}: give a share of zeros below 1, such as 50% or 0.5")
+    return f"{100 * share:g}%"
+
+
+def compress(
+    subject: Transformer,
+    config: Config,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    length: int = 128,
+    protect: Collection[str] = (),
+    device: str | None = None,
+) -> Transformer:
+    """The compressed model, in floating point; `subject` stays as it is.
+
+    corpus: texts to calibrate on. folder: where a run that goes on finds finished blocks. length: tokens of a window.
+    protect: names of matrices, or of modules with some, that stay as they are.
+
+    Embeddings, norms and the head stay. At no zeros, or 16 bits, nothing changes.
+    """
+    if config.method not in METHODS:
+        student: Transformer = resolve(LANGUAGE).reopen(config.method, subject, device)
+        return student
+    if not config.bits and not config.sparsity:
+        return subject.copy()
+    if config.method in ("random", "rtn"):
+        draw = torch.Generator().manual_seed(config.seed)
+        return _change(
+            subject,
+            _zero_randomly(config, draw) if config.method == "random" else _round(config, _find_group(subject)),
+            protect,
+        )
+    share = f"{100 * (1 - config.sparsity):.6g}%"
+    budget = Budget.parse(f"pattern={config.amount}" if ":" in config.amount else f"weights={share}")
+    how: dict[str, object] = {}
+    if config.calibrated:
+        how = {"samples": config.samples, "length": length, "seed": config.seed}
+    if config.bits:
+        how |= {"bits": config.bits, "group": _find_group(subject)}
+    recipe = recipes.find("sparsegpt" if config.method == "gptq" else config.method)
+    with Run.open(folder, {"config": config.digest}) as run:
+        (result,) = recipe(subject, corpus, [budget], run, **how)
+    return _put_back(subject, cast(Transformer, result.subject), protect)
+
+
+def count_bytes(student: Transformer, config: Config, protect: Collection[str] = ()) -> float:
+    """Bytes of the weights as they would be stored: zeros left out where that is smaller, rounded ones in their bits.
+
+    Of each group of rounded weights a scale and a zero point take 4 bytes. A folder counts as it is stored.
+    """
+    stored = stored_bytes(student)
+    if student.stored is not None:
+        return stored
+    found = {name: one.weight for name, one in matrices(student.model, student.layers()).items()}
+    if not config.bits:
+        return sparsity.figures(found, stored)["packed_bytes"].value
+    group = _find_group(student)
+    for name, weight in found.items():
+        if not _is_under(name, protect):
+            groups = len(weight) * math.ceil(weight.shape[1] / group)
+            stored -= weight.numel() * (weight.element_size() - config.bits / 8) - 4 * groups
+    return stored
+
+
+def _find_group(subject: Transformer) -> int:
+    narrowest = min(matrix.weight.shape[1] for matrix in matrices(subject.model, subject.layers()).values())
+    return GROUP if narrowest >= GROUP else max(16, narrowest // 16 * 16)
+
+
+def _round(config: Config, group: int) -> Callable[[Tensor], Tensor]:
+    return lambda weight: obs.round_to_nearest(weight, config.bits, group)
+
+
+def _zero_randomly(config: Config, draw: torch.Generator) -> Callable[[Tensor], Tensor]:
+    budget = Budget.parse(f"pattern={config.amount}") if ":" in config.amount else None
+    choose = weights.chooser(1 - config.sparsity, budget.pattern if budget else None, "matrix")
+
+    def zero(weight: Tensor) -> Tensor:
+        mask: Tensor = choose(torch.rand(weight.shape, generator=draw))
+        return weight * mask.to(weight.device)
+
+    return zero
+
+
+@torch.no_grad()
+def _change(subject: Transformer, change: Callable[[Tensor], Tensor], protect: Collection[str]) -> Transformer:
+    student = subject.copy()
+    for name, matrix in matrices(student.model, student.layers()).items():
+        if not _is_under(name, protect):
+            matrix.weight.copy_(change(matrix.weight))
+    return student
+
+
+@torch.no_grad()
+def _put_back(subject: Transformer, student: Transformer, protect: Collection[str]) -> Transformer:
+    """`student` with the matrices of the original that are protected."""
+    original = matrices(subject.model, subject.layers()) if protect else {}
+    for name, matrix in matrices(student.model, student.layers()).items() if protect else ():
+        if _is_under(name, protect):
+            matrix.weight.copy_(original[name].weight)
+    return student
+
+
+def _is_under(name: str, protect: Collection[str]) -> bool:
+    return any(name == one or name.startswith((f"{one}.", f"{one}[")) for one in protect)

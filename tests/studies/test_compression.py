@@ -1,0 +1,103 @@
+"""The grid of compressed models: amounts are exact, calibrated methods beat others, what is protected stays."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+from recipes.sparse.oneshot import data, quality, taught
+from secateur.errors import InputError
+from secateur.studies.compression import Config, compress, count_bytes, make_grid
+from secateur.subjects.matrices import matrices
+
+
+@functools.cache
+def weights():
+    return {name: one.weight.clone() for name, one in matrices(taught().model, taught().layers()).items()}
+
+
+def changed(student):
+    found = matrices(student.model, student.layers())
+    return {name for name, one in found.items() if not torch.equal(one.weight, weights()[name])}
+
+
+def make(tmp_path, method, amount, **how):
+    config = Config(method, amount, samples=24)
+    return compress(taught(), config, data(), tmp_path / config.digest, length=16, **how)
+
+
+@pytest.mark.parametrize("method", ["random", "magnitude", "wanda", "sparsegpt"])
+def test_as_many_weights_are_zero_as_are_asked_for(tmp_path, method):
+    student = make(tmp_path, method, "50%")
+    for one in matrices(student.model, student.layers()).values():
+        assert float((one.weight == 0).float().mean()) == pytest.approx(0.5, abs=1 / 16)
+    student = make(tmp_path, method, "2:4")
+    for one in matrices(student.model, student.layers()).values():
+        assert (one.weight.reshape(len(one.weight), -1, 4) != 0).sum(-1).max() <= 2
+    assert torch.equal(student.model.get_input_embeddings().weight, taught().model.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_rounded_weights_have_few_levels_and_few_bytes(tmp_path, method):
+    student, config = make(tmp_path, method, "3bit"), Config(method, "3bit")
+    for one in matrices(student.model, student.layers()).values():
+        width = one.weight.shape[1] // 16 * 16
+        assert all(len(part.unique()) <= 8 for row in one.weight for part in row.split(min(width, 64)))
+    dense = count_bytes(taught(), Config("rtn", ""))
+    assert count_bytes(student, config) < 0.25 * dense
+    assert count_bytes(student, Config(method, "8bit")) > count_bytes(student, config)
+
+
+def test_better_methods_are_better(tmp_path):
+    for better, worse, amount in (("gptq", "rtn", "2bit"), ("sparsegpt", "random", "50%"), ("wanda", "random", "50%")):
+        assert quality(make(tmp_path, better, amount)) < quality(make(tmp_path, worse, amount)), (better, worse)
+
+
+@pytest.mark.parametrize(("method", "amount"), [("magnitude", "50%"), ("rtn", "4bit"), ("gptq", "4bit")])
+def test_what_is_protected_stays_as_it_is(tmp_path, method, amount):
+    last = taught().layers()[-1]
+    student = make(tmp_path, method, amount, protect=[f"{last}.mlp", f"{taught().layers()[0]}.self_attn.q_proj.weight"])
+    kept = {name for name in weights() if name.startswith(f"{last}.mlp.")} | {
+        name for name in weights() if "layers.0.self_attn.q_proj" in name
+    }
+    assert changed(student) == set(weights()) - kept
+
+
+def test_nothing_is_changed_at_no_zeros(tmp_path):
+    for method, amount in (("wanda", "0%"), ("magnitude", "0%")):
+        assert not changed(make(tmp_path, method, amount))
+
+
+def test_a_folder_is_taken_as_it_is(tmp_path):
+    taught().save(tmp_path / "other")
+    (config,) = make_grid([str(tmp_path / "other")])
+    assert str(config) == "other"
+    assert not changed(compress(taught(), config, data(), tmp_path / "work"))
+
+
+def test_a_grid_holds_what_each_method_can(tmp_path):
+    found = make_grid(["magnitude", "wanda", "rtn"], ["50%", 0.7], ["2:4"], [4, 3], seeds=(0, 1))
+    assert [str(one) for one in found] == [
+        "magnitude 50%", "magnitude 70%", "magnitude 2:4", "wanda 50%", "wanda 50% seed 1", "wanda 70%",
+        "wanda 70% seed 1", "wanda 2:4", "wanda 2:4 seed 1", "rtn 4bit", "rtn 3bit",
+    ]  # fmt: skip
+    assert len({one.digest for one in found}) == len(found)
+    assert [one.sparsity for one in found[:3]] == [0.5, 0.7, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((["wonder"], ["50%"]), "method 'wonder' is none of random, magnitude"),
+        ((["wanda"], ["150%"]), "sparsity '150%': give a share of zeros below 1"),
+        ((["wanda"], ["half"]), "sparsity 'half'"),
+        ((["wanda"], [], ["4:2"]), "pattern '4:2': write n:m"),
+        ((["rtn"], [], [], [1]), "bits=1: give 2 to 8"),
+        ((["rtn"], ["50%"]), "the grid is empty"),
+    ],
+)
+def test_what_is_no_grid_is_said(given, words):
+    with pytest.raises(InputError, match=words):
+        make_grid(*given)
