@@ -136,6 +136,9 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = "subject,predicate,object\nsalbutamol,treats,asthma\nasthma,affects,lung\nasthma,causes,cough\n"
     (folder / "graph.csv").write_text(graph, "utf-8")
     (folder / "asked.jsonl").write_text('{"question": "What treats asthma?"}\n', "utf-8")
+    task = {"task": "facts", "prompt": "Q: {question}\nA:", "tokens": 4}
+    rows = [task, *({"question": text, "answer": text.split()[0]} for text in tiny.sentences(4))]
+    (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
     first, second, third = tiny.sentences(3)
     (folder / "passage.txt").write_text(f"{first}. {second}. What is pruned grows back. {third}.", "utf-8")
     rows = [{"question": first, "passages": [[second, first], [third]], "kept": [[1], []]}] * 4

@@ -11,9 +11,14 @@ import tiny
 from chat_server import Scripted
 from secateur.clients.completions import Completion, Local
 from secateur.errors import DataError, InputError
-from secateur.measure import statistics
+from secateur.measure import generation, statistics
 from secateur.methods import tasks
 from secateur.subjects import open_subject
+
+
+def read(path):
+    (task,) = tasks.read_tasks(path)
+    return task
 
 
 class Told:
@@ -51,7 +56,7 @@ def says(prompt):
 
 
 def test_items_are_asked_scored_and_told_by_group(tmp_path):
-    task = tasks.read_task(write(tmp_path / "c.jsonl", *CAPITALS))
+    task = read(write(tmp_path / "c.jsonl", *CAPITALS))
     assert (task.name, task.role, task.writing.most, task.writing.stop) == ("capitals", "knowledge", 5, "\n")
     told = Told(says)
     lines = tasks.run_task(task, told)
@@ -70,12 +75,12 @@ def test_items_are_asked_scored_and_told_by_group(tmp_path):
 
 
 def test_what_did_not_end_is_wrong_where_the_task_says_so(tmp_path):
-    task = tasks.read_task(write(tmp_path / "c.jsonl", {**CAPITALS[0], "ends": True}, *CAPITALS[1:]))
+    task = read(write(tmp_path / "c.jsonl", {**CAPITALS[0], "ends": True}, *CAPITALS[1:]))
     assert [line.score for line in tasks.run_task(task, Told(says))] == [0.0, 0.0, 1.0]
 
 
 def test_a_killed_run_asks_for_what_is_left_and_passes_are_averaged(tmp_path):
-    task, file = tasks.read_task(write(tmp_path / "c.jsonl", *CAPITALS)), tmp_path / "lines.jsonl"
+    task, file = read(write(tmp_path / "c.jsonl", *CAPITALS)), tmp_path / "lines.jsonl"
     whole = tasks.run_task(task, Told(says), passes=2, seed=3)
     told = Told(says)
     tasks.run_task(task, told, file=file, passes=1, seed=3, chunk=2)
@@ -93,7 +98,7 @@ def test_a_killed_run_asks_for_what_is_left_and_passes_are_averaged(tmp_path):
 def test_choices_are_listed_and_their_letter_is_right(tmp_path):
     rows = [{"question": "2 + 2?", "options": ["3", "4", "5"], "answer": "4"},
             {"question": "1 + 1?", "options": ["2", "3"], "answer": "A", "prompt": "{question}|{options}"}]  # fmt: skip
-    task = tasks.read_task(write(tmp_path / "m.jsonl", *rows))
+    task = read(write(tmp_path / "m.jsonl", *rows))
     assert task.scorer == "letter"
     assert task.items[0].prompt == "2 + 2?\nA. 3\nB. 4\nC. 5\nAnswer:"
     assert task.items[1].prompt == "1 + 1?|A. 2\nB. 3"
@@ -105,7 +110,7 @@ def test_choices_are_listed_and_their_letter_is_right(tmp_path):
 
 def test_thoughts_and_boxes_are_read(tmp_path):
     settings = {"task": "sums", "scorer": "boxed", "ends": True}
-    task = tasks.read_task(write(tmp_path / "b.jsonl", settings, {"question": "6 * 7", "answer": 42}))
+    task = read(write(tmp_path / "b.jsonl", settings, {"question": "6 * 7", "answer": 42}))
     for text, score in ((r"<think>41? \boxed{41}</think> so \boxed{42}", 1.0), (r"\boxed{41}", 0.0), ("42", 1.0)):
         (line,) = tasks.run_task(task, Told(lambda prompt, text=text: Completion(text, 9, True)))
         assert line.score == score, text
@@ -113,7 +118,7 @@ def test_thoughts_and_boxes_are_read(tmp_path):
 
 def test_shots_go_where_there_is_no_room_and_a_long_item_is_refused(tmp_path):
     settings = {"task": "t", "shots": ["one " * 10, "two " * 10, "three " * 10], "tokens": 8, "prompt": "{question}"}
-    task = tasks.read_task(write(tmp_path / "s.jsonl", settings, {"question": "x " * 5, "answer": "y"}))
+    task = read(write(tmp_path / "s.jsonl", settings, {"question": "x " * 5, "answer": "y"}))
     told = Told(lambda prompt: Completion("y", 1, True))
     tasks.run_task(task, told)
     assert told.asked[0][0][0].split()[0] == "two"
@@ -122,7 +127,7 @@ def test_shots_go_where_there_is_no_room_and_a_long_item_is_refused(tmp_path):
 
 
 def test_a_judge_rates_from_1_to_10_and_nonsense_is_no_score(tmp_path):
-    task = tasks.read_task(write(tmp_path / "j.jsonl", {"task": "j", "scorer": "judge"}, {"question": "Sum {up}"},
+    task = read(write(tmp_path / "j.jsonl", {"task": "j", "scorer": "judge"}, {"question": "Sum {up}"},
                                  {"question": "Go", "answer": "gone"}))  # fmt: skip
     assert task.items[0].prompt.startswith("Sum {up}"), "braces of an item are its own"
     told = Told(lambda prompt: Completion(" fine {answer}", 2, True))
@@ -170,7 +175,40 @@ def test_the_original_finds_its_own_words_likely(tmp_path):
 )
 def test_what_is_no_task_is_said_with_its_line(tmp_path, rows, words):
     with pytest.raises(DataError, match=words):
-        tasks.read_task(write(tmp_path / "t.jsonl", *rows))
+        tasks.read_tasks(write(tmp_path / "t.jsonl", *rows))
+
+
+def test_one_file_asks_with_an_open_and_a_closed_book(tmp_path):
+    settings = {"task": "facts", "prompt": "{text}\nQ: {question}\nA:", "closed": "Q: {question}\nA:", "scorer": "f1"}
+    row = {"question": "Who?", "text": "It was Ada.", "answer": "Ada"}
+    opened, closed = tasks.read_tasks(write(tmp_path / "f.jsonl", settings, row))
+    assert (opened.name, closed.name) == ("facts, open book", "facts, closed book")
+    assert opened.items[0].prompt == "It was Ada.\nQ: Who?\nA:"
+    assert closed.items[0].prompt == "Q: Who?\nA:"
+    assert opened.items[0].answers == closed.items[0].answers
+
+
+def test_texts_to_sum_up_have_their_length_for_a_group(tmp_path):
+    rows = [{"text": "word " * many, "question": "Sum up.", "answer": "words"} for many in (470, 471, 789, 790)]
+    task = read(write(tmp_path / "s.jsonl", {"task": "s", "scorer": "rouge"}, *rows))
+    assert [item.group for item in task.items] == ["small", "medium", "medium", "large"]
+
+
+def test_exported_tasks_run_in_lm_eval(tmp_path):
+    pytest.importorskip("lm_eval")
+    model, words = tiny.taught(tiny.model("llama")), tiny.tokenizer()
+    prompts = [text.rsplit(" ", 2)[0] for text in tiny.chains(4)]
+    said = [one.text.strip() or "x" for one in Local(model, words).write(prompts, tasks.Writing(most=1))]
+    rows = [{"question": p, "answer": a, "prompt": "{question}"} for p, a in zip(prompts, said, strict=True)]
+    free = read(write(tmp_path / "free.jsonl", {"task": "free form", "tokens": 1}, *rows))
+    choice = read(write(tmp_path / "pick.jsonl", *({**one, "options": [one["answer"], "y", "z"]} for one in rows)))
+    files = [tasks.export_task(one, tmp_path / "out") for one in (free, choice)]
+    found = generation.evaluate(model, words, [file.stem for file in files], include_path=tmp_path / "out")
+    assert found["free_form/exact_match"].value > 0.5, "most of the model's own words"
+    assert 0 <= found["pick/acc"].value <= 1
+    judged = read(write(tmp_path / "j.jsonl", {"task": "j", "scorer": "judge"}, {"question": "x"}))
+    with pytest.raises(InputError, match="scored by a judge"):
+        tasks.export_task(judged, tmp_path)
 
 
 def test_files_that_are_none_are_said(tmp_path):
@@ -178,4 +216,4 @@ def test_files_that_are_none_are_said(tmp_path):
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
     for name, words in (("bad", "line 1 is no JSON"), ("bytes", "can't be read"), ("none", "can't be read")):
         with pytest.raises(DataError, match=words):
-            tasks.read_task(tmp_path / f"{name}.jsonl")
+            tasks.read_tasks(tmp_path / f"{name}.jsonl")

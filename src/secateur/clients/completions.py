@@ -59,8 +59,11 @@ class Completer(Protocol):
     """Whatever writes on."""
 
     name: str
-    window: float
-    """Tokens of prompt and text together, at most; infinite where that is not known."""
+
+    @property
+    def window(self) -> float:
+        """Tokens of prompt and text together, at most; infinite where that is not known."""
+        ...
 
     def count(self, prompt: str, how: Writing) -> int:
         """Tokens of the prompt as it is read; 0 where that is not known."""

@@ -20,6 +20,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
+
+from secateur._utils.disk import atomic_write
 from secateur.clients import chat
 from secateur.clients.completions import Completer, Completion, Writing
 from secateur.errors import DataError, InputError, SecateurError
@@ -27,8 +30,10 @@ from secateur.measure import answers, likelihood, statistics
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
-__all__ = ["SCORERS", "Item", "Judge", "Line", "Summary", "Task", "judge_by_likelihood", "judge_by_model", "read_task",
-           "run_task", "summarise"]  # fmt: skip
+__all__ = [
+    "SCORERS", "Item", "Judge", "Line", "Summary", "Task", "export_task", "judge_by_likelihood", "judge_by_model",
+    "read_lines", "read_tasks", "run_task", "scores_by_item", "summarise",
+]  # fmt: skip
 
 LETTERS = "ABCDEFGHIJ"
 QUESTION = "{question}\nAnswer:"
@@ -108,15 +113,18 @@ class Line:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def read_task(source: str | Path) -> Task:
-    """A task from its JSONL file. Raises `DataError` naming the line that lacks something, or that is no object."""
+def read_tasks(source: str | Path) -> list[Task]:
+    """The task of a JSONL file; two of one whose settings have a prompt `closed`, too: with an open and a closed book.
+
+    Raises `DataError` naming the line that lacks something, or that is no object.
+    """
     path = Path(source)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as a task: {error}") from error
     settings: dict[str, Any] = {}
-    items = list[Item]()
+    rows = list[tuple[str, Row]]()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -127,19 +135,30 @@ def read_task(source: str | Path) -> Task:
             raise DataError(f"{place} is no JSON: each line is to be an object") from error
         if not isinstance(row, dict):
             raise DataError(f"{place} is no object: give question and answers")
-        if "task" in row and not items and not settings:
+        if "task" in row and not rows and not settings:
             settings = row
             continue
+        rows.append((place, row))
+    if not rows:
+        raise DataError(f"{path} holds no item: each line is to be an object with question and answers")
+    books = {"": settings}
+    if "closed" in settings:
+        rest = {key: value for key, value in settings.items() if key != "closed"}
+        books = {", open book": rest, ", closed book": {**rest, "prompt": settings["closed"]}}
+    return [_read_book(path, rows, how, more) for more, how in books.items()]
+
+
+def _read_book(path: Path, rows: Sequence[tuple[str, Row]], settings: Row, more: str) -> Task:
+    items = list[Item]()
+    for place, row in rows:
         try:
             items.append(_read_item(row, settings, str(len(items))))
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
-    if not items:
-        raise DataError(f"{path} holds no item: each line is to be an object with question and answers")
     if len({item.id for item in items}) < len(items):
         raise DataError(f"{path} has items with the same id: leave ids out, or give each its own")
     try:
-        return _make_task(settings, path.stem, items)
+        return _make_task(settings, str(settings.get("task") or path.stem) + more, items)
     except (InputError, TypeError, ValueError) as error:
         raise DataError(f"{path}, settings of the task: {error}") from error
 
@@ -167,7 +186,7 @@ def _make_task(settings: Row, name: str, items: Sequence[Item]) -> Task:
         int(settings.get("tokens", 4 if scorer == "letter" else 32)), float(settings.get("temperature", 0.0)),
         float(settings.get("top_p", 1.0)), str(settings.get("stop", "")), settings.get("chat", False) is True,
     )  # fmt: skip
-    return Task(str(settings.get("task") or name), tuple(items), scorer, writing, tuple(shots), role,
+    return Task(name, tuple(items), scorer, writing, tuple(shots), role,
                 settings.get("ends", False) is True)  # fmt: skip
 
 
@@ -195,7 +214,16 @@ def _read_item(row: Row, settings: Row, number: str) -> Item:
     if options and "options" not in template and "question" in values:
         values["question"] = f"{values['question']}\n{listed}"
     prompt = _fill(template, {**values, "options": listed})
-    return Item(str(row.get("id", number)), prompt, texts, tuple(options), str(row.get("group", "")))
+    group = row.get("group", "")
+    if not group and isinstance(row.get("text"), str) and settings.get("scorer") in ("rouge", "judge"):
+        group = _length_class(row["text"])
+    return Item(str(row.get("id", number)), prompt, texts, tuple(options), str(group))
+
+
+def _length_class(text: str) -> str:
+    """Of what is summed up, in words. Source: LLM-KICK (arXiv 2310.01382), section 3.4."""
+    words = len(text.split())
+    return "small" if words <= 470 else "medium" if words < 790 else "large"
 
 
 def _letter_of(texts: Sequence[str], options: Sequence[str]) -> str:
@@ -262,7 +290,7 @@ def run_task(
     """
     if task.scorer == "judge" and judge is None:
         raise InputError(f"{task.name} is scored by a judge: give one")
-    there = {(line.item, line.turn): line for line in _read_lines(file, task.name)} if file is not None else {}
+    there = {(line.item, line.turn): line for line in read_lines(file, task.name)} if file is not None else {}
     tick(len(there))
     for turn in range(passes):
         rest = [item for item in task.items if (item.id, turn) not in there]
@@ -278,8 +306,8 @@ def run_task(
     return [there[item.id, turn] for turn in range(passes) for item in task.items]
 
 
-def _read_lines(file: Path, task: str) -> Iterator[Line]:
-    """The lines that are whole; a kill may have left half of the last one, which is cut off."""
+def read_lines(file: Path, task: str) -> Iterator[Line]:
+    """The lines of a task that are whole; a kill may have left half of the last one, which is cut off."""
     if not file.exists():
         return
     text = file.read_text(encoding="utf-8", errors="replace")
@@ -385,6 +413,13 @@ def scores_by_item(lines: Iterable[Line]) -> dict[str, float]:
     return {item: mean(values) for item, values in found.items()}
 
 
+def _mean(scores: Sequence[float]) -> Figure:
+    """The mean with an interval that stays within 0 and 1 where each item is right or wrong."""
+    if set(scores) <= {0.0, 1.0}:
+        return statistics.proportion(int(sum(scores)), len(scores))
+    return statistics.mean_interval(scores)
+
+
 def summarise(lines: Sequence[Line]) -> Summary:
     """The figures of one task's lines."""
     by_item = scores_by_item(lines)
@@ -394,11 +429,47 @@ def summarise(lines: Sequence[Line]) -> Summary:
     for group in dict.fromkeys(line.group for line in lines if line.group):
         values = scores_by_item(line for line in lines if line.group == group)
         if values:
-            groups[group] = statistics.mean_interval(list(values.values()))
-    figure = statistics.mean_interval(list(by_item.values())) if by_item else None
+            groups[group] = _mean(list(values.values()))
+    figure = _mean(list(by_item.values())) if by_item else None
     return Summary(
         figure, statistics.mean_interval([line.tokens for line in lines]),
         mean(not line.finished for line in lines), sum(line.score is None for line in lines),
         answers.distinct([line.text for line in lines]),
         statistics.mean_interval(right) if right else None, statistics.mean_interval(wrong) if wrong else None, groups,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------- exporting
+
+
+def export_task(task: Task, folder: Path) -> Path:
+    """The task as one of lm-eval's: NAME.yaml beside its items, NAME.jsonl, in `folder`; returns the YAML.
+
+    Choices are told by their letters' likelihood there, and other answers compared exactly but for case and
+    punctuation: lm-eval has no other of our scores. Raises `InputError` for a task that a judge scores.
+    """
+    if task.scorer == "judge":
+        raise InputError(f"{task.name} is scored by a judge, which lm-eval does not have")
+    name = re.sub(r"\W+", "_", task.name)
+    rows = [{"prompt": "\n\n".join([*task.shots, item.prompt]), "answers": list(item.answers),
+             "letters": list(LETTERS[: len(item.options)]),
+             "right": LETTERS.index(item.answers[0]) if item.options else 0} for item in task.items]  # fmt: skip
+    data = folder / f"{name}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(data, "".join(f"{json.dumps(row)}\n" for row in rows))
+    document: dict[str, Any] = {
+        "task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
+        "test_split": "test", "doc_to_text": "{{prompt}}", "target_delimiter": " ", "metadata": {"version": 1.0},
+    }  # fmt: skip
+    if task.scorer == "letter":
+        document |= {"output_type": "multiple_choice", "doc_to_choice": "letters", "doc_to_target": "right",
+                     "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    else:
+        writing = {"until": [task.writing.stop or "\n\n"], "max_gen_toks": task.writing.most, "do_sample": False}
+        same = {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "ignore_case": True,
+                "ignore_punctuation": True}  # fmt: skip
+        document |= {"output_type": "generate_until", "doc_to_target": "answers", "generation_kwargs": writing,
+                     "metric_list": [same]}  # fmt: skip
+    file = folder / f"{name}.yaml"
+    atomic_write(file, yaml.safe_dump(document, sort_keys=False))
+    return file

@@ -29,11 +29,13 @@ from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget
 
-__all__ = ["METHODS", "Config", "compress", "count_bytes", "make_grid"]
+__all__ = ["CALIBRATED", "DENSE", "METHODS", "QUANTISERS", "Config", "compress", "count_bytes", "make_grid"]
 
 PRUNERS = ("random", "magnitude", "wanda", "sparsegpt")
 QUANTISERS = ("rtn", "gptq")
 METHODS = (*PRUNERS, *QUANTISERS)
+CALIBRATED = ("wanda", "sparsegpt", "gptq")
+"""Methods that read texts."""
 GROUP = 128
 """Columns that share their levels where a matrix has as many; else all of a row, rounded up to 16s."""
 LANGUAGE = "secateur.runs.backends.language:Language"
@@ -55,12 +57,14 @@ class Config:
     @property
     def calibrated(self) -> bool:
         """Whether it reads texts."""
-        return self.method in ("wanda", "sparsegpt", "gptq")
+        return self.method in CALIBRATED
 
     @property
     def digest(self) -> str:
         """What tells it from others in names of files."""
-        what = (self.method, self.amount, self.seed, self.samples if self.calibrated else 0)
+        files = sorted(Path(self.method).glob("*.safetensors")) if self.method not in METHODS else []
+        stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        what = (self.method, self.amount, self.seed, self.samples if self.calibrated else 0, stamps)
         return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
     @property
@@ -75,6 +79,10 @@ class Config:
             n, m = map(int, self.amount.split(":"))
             return 1 - n / m
         return float(self.amount.removesuffix("%")) / 100 if self.amount.endswith("%") else 0.0
+
+
+DENSE = Config("original")
+"""The model itself."""
 
 
 def make_grid(
@@ -109,7 +117,7 @@ def make_grid(
             continue
         else:
             raise InputError(f"method {method!r} is none of {', '.join(METHODS)}, and no folder of a model")
-        own = seeds if method in ("random", "wanda", "sparsegpt", "gptq") else seeds[:1]
+        own = seeds if method in ("random", *CALIBRATED) else seeds[:1]
         found += [Config(method, amount, seed, samples) for amount in these for seed in own]
     if not found:
         raise InputError(
@@ -143,7 +151,7 @@ def compress(
 
     Embeddings, norms and the head stay. At no zeros, or 16 bits, nothing changes.
     """
-    if config.method not in METHODS:
+    if config.method not in METHODS and config != DENSE:
         student: Transformer = resolve(LANGUAGE).reopen(config.method, subject, device)
         return student
     if not config.bits and not config.sparsity:

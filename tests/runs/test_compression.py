@@ -9,7 +9,7 @@ import torch
 
 from recipes.sparse.oneshot import data, quality, taught
 from secateur.errors import InputError
-from secateur.studies.compression import Config, compress, count_bytes, make_grid
+from secateur.runs.compression import Config, compress, count_bytes, make_grid
 from secateur.subjects.matrices import matrices
 
 

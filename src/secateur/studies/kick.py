@@ -1,0 +1,463 @@
+"""How far may this model be compressed for what it is used for? Tasks beside perplexity, and a verdict for each.
+
+Jaiswal et al., "Compressing LLMs: The Truth is Rarely Pure and Never Simple", ICLR 2024 (arXiv 2310.01382): LLM-KICK.
+Perplexity stays flat where facts are gone, so that each compressed model answers tasks, and *matches* the original on
+one where its score is within 5 % of the original's and above chance.
+
+Departures: tasks are the user's (JSONL files or lm-eval's); a prompt is no part of the answer that is searched for an
+alias; an empty answer is wrong; magnitudes are cut exactly, where the released code cuts ties too; N:M means that N of
+M stay, as in the article; a judge is a local model, a server, or the original's likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Lt
+
+from secateur.data.texts import Corpus
+from secateur.errors import InputError
+from secateur.measure import statistics
+from secateur.methods import tasks as asking
+from secateur.methods.tasks import Task
+from secateur.reports.charts import Line as Curve
+from secateur.reports.sheet import Chart, Sheet, Table, percent
+from secateur.runs.backends.language import Language
+from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, make_grid
+from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
+from secateur.subjects import Transformer
+from secateur.vocabulary import Figure
+
+__all__ = ["STUDY", "Kicked", "frontier", "kick", "matches", "plan"]
+
+STUDY = {
+    "title": "what is a compressed model still good for? tasks beside perplexity, and how far each method may go",
+    "recipe": "",
+    "backend": "secateur.runs.backends.language:Language",
+    "sets": "",
+    "grid": "tasks methods sparsity patterns bits beside seeds calibration recover",
+}
+
+PERPLEXITY = 0.10
+"""Rise of the perplexity up to which its column calls a model matching."""
+
+
+Row = dict[str, Any]
+"""Names and figures, as JSON has them."""
+
+
+def matches(score: float, dense: float, *, tolerance: float = 0.05, chance: float = 0.0) -> bool:
+    """Whether a score is at least (1 - tolerance) of the original's, and above chance where there is one."""
+    return score >= (1 - tolerance) * dense and (chance == 0 or score > chance)
+
+
+def frontier(verdicts: Sequence[tuple[str, bool]]) -> tuple[str, str]:
+    """(the last amount that matches with all before it, the first that does not) of amounts by rising compression.
+
+    "" where there is none. A later amount that matches by luck counts for nothing.
+    """
+    last = ""
+    for amount, matching in verdicts:
+        if not matching:
+            return last, amount
+        last = amount
+    return last, ""
+
+
+def _compression(amount: str) -> float:
+    """How much an amount takes away, to order amounts of one method: shares of zeros, or bits that are left."""
+    return -float(amount.removesuffix("bit")) if amount.endswith("bit") else float(amount.removesuffix("%"))
+
+
+@dataclass(frozen=True, eq=False)
+class Kicked:
+    """All models on all tasks; the first one is the original."""
+
+    tasks: Sequence[Task]
+    models: Sequence[tuple[Config, bool, Model]]
+    """(what it is, whether it was recovered, what it gave)."""
+    tolerance: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def dense(self) -> Model:
+        """The original."""
+        return self.models[0][2]
+
+    def score(self, model: Model, task: Task) -> float:
+        """Mean score of a model on a task; NaN where nothing has one."""
+        values = list(asking.scores_by_item(model.lines[task.name]).values())
+        return mean(values) if values else math.nan
+
+    def verdict(self, model: Model, task: Task) -> bool:
+        """Whether a model matches the original on a task."""
+        return matches(self.score(model, task), self.score(self.dense, task), tolerance=self.tolerance,
+                       chance=task.chance)  # fmt: skip
+
+    def keeps_perplexity(self, model: Model) -> bool | None:
+        """Whether its perplexity is up by less than `PERPLEXITY`; None where it was not measured."""
+        ours, theirs = model.figures.get("perplexity"), self.dense.figures.get("perplexity")
+        return None if ours is None or theirs is None else ours.value <= (1 + PERPLEXITY) * theirs.value
+
+    # --------------------------------------------------------------------------------------------------- frontiers
+
+    def runs(self) -> dict[tuple[str, bool], list[tuple[str, list[Model]]]]:
+        """(method, recovered) -> (amount, its models over seeds) by rising compression; patterns stand apart."""
+        found: dict[tuple[str, bool], dict[str, list[Model]]] = {}
+        for config, recovered, model in self.models[1:]:
+            if config.method in METHODS and ":" not in config.amount and config.samples == self._usual(config):
+                found.setdefault((config.method, recovered), {}).setdefault(config.amount, []).append(model)
+        ordered = {run: sorted(amounts, key=_compression) for run, amounts in found.items()}
+        return {run: [(one, found[run][one]) for one in amounts] for run, amounts in ordered.items()}
+
+    def _usual(self, config: Config) -> int:
+        """The most calibration samples that a method has here: fewer are of the sweep."""
+        return max(one.samples for one, _, _ in self.models if one.method == config.method)
+
+    def frontiers(self) -> list[Row]:
+        """For each method and task, and for perplexity: how far it may go, and where it first fails."""
+        rows = []
+        for (method, recovered), amounts in self.runs().items():
+            row: dict[str, Any] = {"method": method, "recovered": recovered, "tasks": {}}
+            for task in self.tasks:
+                verdicts = [(amount, self._mean_verdict(models, task)) for amount, models in amounts]
+                last, first = frontier(verdicts)
+                row["tasks"][task.name] = {"last": last, "first_failing": first}
+            kept = [(amount, all(self.keeps_perplexity(one) is not False for one in models))
+                    for amount, models in amounts]  # fmt: skip
+            known = any(self.keeps_perplexity(one) is not None for _, models in amounts for one in models)
+            last, first = frontier(kept) if known else ("", "")
+            rows.append({**row, "perplexity": {"last": last, "first_failing": first} if known else None})
+        return rows
+
+    def _mean_verdict(self, models: Sequence[Model], task: Task) -> bool:
+        """Of the mean over seeds."""
+        score = mean(self.score(one, task) for one in models)
+        return matches(score, self.score(self.dense, task), tolerance=self.tolerance, chance=task.chance)
+
+    # ----------------------------------------------------------------------------------------------------- answers
+
+    def sheet(self) -> Sheet:
+        """Tables of frontiers, scores and comparisons, a chart for each task, and a line for each answer."""
+        tables = [self._frontier_table(), self._score_table(), *self._group_tables(), *self._equal_size_table(),
+                  *self._calibration_table()]  # fmt: skip
+        return Sheet("kick", self._headline(), tables, self._figures(), self._notes(), self._chart(), self._items())
+
+    def _headline(self) -> str:
+        gaps = [(row, name, one) for row in self.frontiers() for name, one in row["tasks"].items()
+                if row["perplexity"] and one["first_failing"]
+                and row["perplexity"]["last"] not in ("", one["last"])]  # fmt: skip
+        if gaps:
+            row, name, one = gaps[0]
+            how = f"{row['method']}{' with recovery' if row['recovered'] else ''}"
+            return (
+                f"{how}: perplexity says {row['perplexity']['last']} is fine, {name} matches up to "
+                f"{one['last'] or 'nothing'}"
+            )
+        matching = sum(self.verdict(model, task) for _, _, model in self.models[1:] for task in self.tasks)
+        return f"{matching} of {(len(self.models) - 1) * len(self.tasks)} models and tasks match the original"
+
+    def _frontier_table(self) -> Table:
+        head = ["Method", *(task.name for task in self.tasks), f"perplexity +{PERPLEXITY:.0%}"]
+        rows = [head]
+        for row in self.frontiers():
+            cells = [one["last"] or "none" for one in row["tasks"].values()]
+            told = row["perplexity"]["last"] or "none" if row["perplexity"] else "–"
+            rows.append([row["method"] + (", recovered" if row["recovered"] else ""), *cells, told])
+        words = (
+            f"The most that may go so that this and all lesser amounts are within {self.tolerance:.0%} of the "
+            "original's score and above chance; of bits the fewest. The gap to the last column is what it hides."
+        )
+        return Table("How far each method may go", rows, words)
+
+    def _score_table(self) -> Table:
+        rows = [["Model", *(task.name for task in self.tasks), "flipped", "perplexity", "size", "distinct words"]]
+        for _, _, model in self.models:
+            cells = []
+            for task in self.tasks:
+                figure = asking.summarise(model.lines[task.name]).score
+                mark = "" if model is self.dense else "✓ " if self.verdict(model, task) else "✗ "
+                cells.append("–" if figure is None else f"{mark}{percent(figure)}")
+            perplexity = model.figures.get("perplexity")
+            texts = mean(asking.summarise(model.lines[task.name]).distinct for task in self.tasks)
+            rows.append([
+                model.name, *cells, "–" if model is self.dense else f"{100 * self._share_flips(model):.1f}",
+                "–" if perplexity is None else f"{perplexity.value:.4g}",
+                f"{model.bytes / 1e6:,.1f} MB" if model.bytes else "–", f"{100 * texts:.0f}",
+            ])  # fmt: skip
+        words = (
+            "Scores in percent with their 95 % intervals over items; ✓ matches, ✗ does not. Flipped: answers that are "
+            "right where the original's is wrong or the other way round, in percent of all."
+        )
+        return Table("Scores", rows, words)
+
+    def _share_flips(self, model: Model) -> float:
+        pairs = [pair for task in self.tasks for pair in self._pairs(model, task)]
+        return mean((ours >= 0.5) != (theirs >= 0.5) for ours, theirs in pairs) if pairs else 0.0
+
+    def _pairs(self, model: Model, task: Task, other: Model | None = None) -> list[tuple[float, float]]:
+        """(its score, the original's) of the items that both have a score for."""
+        ours, theirs = (asking.scores_by_item(one.lines[task.name]) for one in (model, other or self.dense))
+        return [(ours[item], theirs[item]) for item in ours if item in theirs]
+
+    def _compare(self, model: Model, task: Task, other: Model | None = None) -> Row:
+        """The paired difference on a task, in shares, with its interval, and McNemar's p."""
+        pairs = self._pairs(model, task, other)
+        if not pairs:
+            return {}
+        ours, theirs = zip(*pairs, strict=True)
+        sure = [[float(value >= 0.5) for value in values] for values in (ours, theirs)]
+        return {"difference": asdict(statistics.paired_bootstrap(ours, theirs)), "p": statistics.mcnemar(*sure)}
+
+    def _group_tables(self) -> Iterator[Table]:
+        for task in self.tasks:
+            groups = list(dict.fromkeys(item.group for item in task.items if item.group))
+            if 1 < len(groups) <= 12:
+                rows = [["Model", *groups]]
+                for _, _, model in self.models:
+                    told = asking.summarise(model.lines[task.name]).groups
+                    rows.append([model.name, *(percent(told[one]) if one in told else "–" for one in groups)])
+                yield Table(f"{task.name} by group", rows)
+
+    def _equal_size_table(self) -> Iterator[Table]:
+        """Small-dense beside large-sparse: a folder with fewer weights, and ours that has as many left."""
+        rows = [["Small model", "Weights", "Ours of that size", "Weights", *(task.name for task in self.tasks)]]
+        whole = self.dense.params
+        sparse = [model for config, _, model in self.models[1:] if config.method in METHODS and config.sparsity]
+        for config, _, model in self.models[1:]:
+            if config.method not in METHODS and 0 < model.params < 0.95 * whole and sparse:
+                near = min(sparse, key=lambda one: abs(math.log(one.params / model.params)))
+                cells = []
+                for task in self.tasks:
+                    told = self._compare(near, task, model)
+                    cells.append(percent(Figure(**told["difference"]), signed=True) if told else "–")
+                rows.append([model.name, f"{model.params:,.0f}", near.name, f"{near.params:,.0f}", *cells])
+        if len(rows) > 1:
+            yield Table("Large and sparse minus small and dense, in points", rows)
+
+    def _calibration_table(self) -> Iterator[Table]:
+        swept = [(config, model) for config, recovered, model in self.models[1:] if config.calibrated and not recovered]
+        if len({config.samples for config, _ in swept}) > 1:
+            rows = [["Model", "Samples", *(task.name for task in self.tasks), "perplexity"]]
+            for config, model in sorted(swept, key=lambda one: (str(one[0]), one[0].samples)):
+                perplexity = model.figures.get("perplexity")
+                cells = [f"{100 * self.score(model, task):.1f}" for task in self.tasks]
+                told = "–" if perplexity is None else f"{perplexity.value:.4g}"
+                rows.append([str(config), str(config.samples), *cells, told])
+            yield Table("Calibration samples", rows)
+
+    def _figures(self) -> Row:
+        models = []
+        for config, recovered, model in self.models:
+            told: dict[str, Any] = {}
+            for task in self.tasks:
+                summary = asking.summarise(model.lines[task.name])
+                told[task.name] = {
+                    **asdict(summary), "matching": self.verdict(model, task),
+                    **({} if model is self.dense else self._compare(model, task)),
+                }  # fmt: skip
+            models.append({
+                "name": model.name, **asdict(config), "recovered": recovered, "tasks": told, "params": model.params,
+                "bytes": model.bytes, "seconds": model.seconds,
+                "figures": {name: asdict(one) for name, one in model.figures.items()},
+            })  # fmt: skip
+        return {"tolerance": self.tolerance, "frontiers": self.frontiers(), "models": models}
+
+    def _notes(self) -> tuple[str, ...]:
+        found = [f"{model.name}: {note}" for _, _, model in self.models for note in model.notes]
+        for _, _, model in self.models:
+            for task in self.tasks:
+                summary = asking.summarise(model.lines[task.name])
+                if summary.unscored:
+                    found.append(f"{model.name}: {summary.unscored} answers of {task.name} got no score from the judge")
+                if task.ends and summary.unfinished:
+                    found.append(f"{model.name}: {summary.unfinished:.0%} of {task.name} did not end, and are wrong")
+        weak = [task.name for task in self.tasks if self.score(self.dense, task) <= max(task.chance, 0.02)]
+        if weak:
+            found.append(f"the original itself is at chance on {', '.join(weak)}: such a task tells nothing")
+        return (*self.notes, *found)
+
+    def _chart(self) -> Chart | None:
+        """Score by sparsity, a panel for each task, and the bar of 95 %."""
+        runs = {run: amounts for run, amounts in self.runs().items() if run[0] not in QUANTISERS}
+        panels: dict[str, list[Curve]] = {}
+        for task in self.tasks:
+            curves = []
+            bar = (1 - self.tolerance) * self.score(self.dense, task)
+            for place, ((method, recovered), amounts) in enumerate(runs.items()):
+                points = [(0.0, Figure(100 * self.score(self.dense, task)))]
+                for amount, models in amounts:
+                    values = [100 * self.score(model, task) for model in models]
+                    points.append((float(amount.removesuffix("%")), statistics.mean_interval(values)))
+                curves.append(Curve(method + (", recovered" if recovered else ""), points, 1 - place / len(runs)))
+            if curves and len(curves[0].points) > 1 and not math.isnan(bar):
+                ends = [curves[0].points[0][0], max(curve.points[-1][0] for curve in curves)]
+                panels[task.name] = [*curves, Curve("matching", [(x, Figure(100 * bar)) for x in ends], 0.0)]
+        if not panels:
+            return None
+        return Chart("Scores by sparsity", panels, "zeros, %", "score, %", "The last line is the bar of matching.",
+                     bounds=(0.0, 100.0))  # fmt: skip
+
+    def _items(self) -> list[Row]:
+        return [{"model": model.name, **asdict(line)} for _, _, model in self.models
+                for lines in model.lines.values() for line in lines]  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------------------- asking
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model to make and to ask."""
+
+    config: Config
+    recover: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.config}{', recovered' if self.recover else ''}"
+
+
+def kick(
+    subject: Transformer,
+    data: Corpus,
+    folder: Path,
+    progress: Callable[[Sequence[Job]], Iterable[Job]] = iter,
+    *,
+    tasks: Sequence[str] = (),
+    methods: Sequence[str] = ("magnitude", "wanda", "sparsegpt", "rtn", "gptq"),
+    sparsity: Sequence[str] = ("10%", "20%", "30%", "40%", "50%", "60%", "70%"),
+    patterns: Sequence[str] = ("2:4",),
+    bits: Sequence[int] = (8, 4, 3),
+    beside: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    samples: Annotated[int, Ge(1)] = 128,
+    calibration: Sequence[int] = (),
+    recover: Annotated[int, Ge(0)] = 0,
+    tolerance: Annotated[float, Gt(0), Lt(1)] = 0.05,
+    judge: str = "",
+    judge_name: str = "",
+    passes: Annotated[int, Ge(1)] = 1,
+    length: Annotated[int, Ge(2)] = 128,
+    batch: Annotated[int, Ge(1)] = 32,
+    harness: Sequence[str] = (),
+    export: str = "",
+) -> Kicked:
+    """Compress a model in many ways, let each answer tasks, and say which match the original on which.
+
+    1. The original answers first: its scores fix the bars.
+    2. Each method at each amount makes a model: nothing is trained; calibrated ones read windows of `data`.
+    3. Each answers all tasks; perplexity and agreement with the original are measured on a tenth of `data`.
+    4. A model matches on a task where its score is at least (1 - tolerance) of the original's and above chance. A
+       method's frontier is the largest amount up to which all match; perplexity has its own, at +10 %.
+    5. With `recover`, each compressed model is asked again with adapters that have learned from the original.
+
+    Args:
+        subject: a causal language model.
+        data: general text: to calibrate, recover and measure perplexity on.
+        folder: where models' answers go.
+        progress: announces the models.
+        tasks: JSONL files, see the docs page: questions with answers, choices, texts to sum up, instructions.
+        methods: random, magnitude, wanda, sparsegpt (weights to zeros), rtn, gptq (fewer bits, groups of 128).
+        sparsity: shares of zeros of the pruners.
+        patterns: n:m of the pruners: n of m neighbouring weights stay.
+        bits: of the quantisers.
+        beside: folders of other models, such as quantised or small ones, or servers (http://host/v1#NAME).
+        seeds: of calibration: figures are means over them.
+        samples: calibration windows.
+        calibration: further numbers of windows to compare, at the amounts given.
+        recover: steps of LoRA distillation from the original; 0 for none.
+        tolerance: how far below the original's a score may lie, as a share of it.
+        judge: of tasks whose scorer it is: likelihood (of the original), or a model's folder, Hub id or address.
+        judge_name: of the judge, where it is a server's.
+        passes: times that each item is asked, where a task samples.
+        length: tokens of a window, in calibration, recovery and perplexity.
+        batch: prompts at once.
+        harness: names of lm-eval tasks, whose figures stand beside.
+        export: folder into which the tasks are written for lm-eval; nothing if empty.
+
+    Raises `DataError` for a file that is no task, `InputError` for a method that is none, or no task at all.
+    """
+    asked = _read_all(tasks, judge)
+    grid = _make_grid(methods, sparsity, patterns, bits, seeds, samples, calibration)
+    held, judging = Held.of(data, length), open_judge(judge, judge_name, subject)
+    if export:
+        for task in asked:
+            asking.export_task(task, Path(export))
+    if harness:
+        Language().check_tasks(subject)
+    jobs = [(DENSE, 0), *((config, steps) for config in grid for steps in ([0, recover] if recover else [0]))]
+    jobs += [(Config(one), 0) for one in beside]
+    models = list[tuple[Config, bool, Model]]()
+    for job in progress([Job(config, steps) for config, steps in jobs]):
+        if is_served(job.config.method):
+            model = score_served(job.config.method, asked, folder, passes=passes, judge=judging)
+        else:
+            model = score_model(
+                subject, job.config, asked, held, folder, passes=passes, batch=batch, judge=judging,
+                recover=job.recover, harness=harness,
+            )  # fmt: skip
+        models.append((job.config, bool(job.recover), model))
+    return Kicked(asked, models, tolerance)
+
+
+def plan(
+    subject: Transformer,
+    data: Corpus,
+    *,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    sparsity: Sequence[str],
+    patterns: Sequence[str],
+    bits: Sequence[int],
+    beside: Sequence[str],
+    seeds: Sequence[int],
+    samples: int,
+    calibration: Sequence[int],
+    recover: int,
+    judge: str,
+    passes: int,
+    **others: object,
+) -> dict[str, int]:
+    """How many models and answers `kick` will make; what it would refuse is refused here."""
+    if not subject.causal:
+        raise InputError(f"{type(subject.model).__name__} writes no text: study kick asks causal language models")
+    asked = _read_all(tasks, judge)
+    grid = _make_grid(methods, sparsity, patterns, bits, seeds, samples, calibration)
+    for one in beside:
+        if not is_served(one) and not Path(one).is_dir():
+            raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
+    many = 1 + len(grid) * (2 if recover else 1) + len(beside)
+    return {"models": many, "answers": many * passes * sum(len(task.items) for task in asked)}
+
+
+def _read_all(files: Sequence[str], judge: str) -> list[Task]:
+    if not files:
+        raise InputError("study kick asks tasks: give JSONL files (--tasks facts.jsonl)")
+    found = [task for file in files for task in asking.read_tasks(file)]
+    for name in {task.name for task in found}:
+        if sum(task.name == name for task in found) > 1:
+            raise InputError(f'two tasks are called {name!r}: give them other names ("task" in their first lines)')
+    if not judge and (judged := [task.name for task in found if task.scorer == "judge"]):
+        raise InputError(f"{judged[0]} is scored by a judge: give one (--judge likelihood, a folder or an address)")
+    return found
+
+
+def _make_grid(
+    methods: Sequence[str], sparsity: Sequence[str], patterns: Sequence[str], bits: Sequence[int],
+    seeds: Sequence[int], samples: int, calibration: Sequence[int],
+) -> list[Config]:  # fmt: skip
+    prune = [one for one in methods if one not in QUANTISERS]
+    if not methods:
+        return []
+    usual = make_grid(methods, sparsity if prune else (), patterns if prune else (), bits, seeds=seeds, samples=samples)
+    swept = [one for one in methods if one in CALIBRATED] if calibration else []
+    more = [
+        config for number in calibration if number != samples
+        for config in (make_grid(swept, sparsity, patterns, bits, seeds=seeds, samples=number) if swept else ())
+    ]  # fmt: skip
+    return [*usual, *more]

@@ -1,0 +1,77 @@
+"""Models through tasks: each is made once, a killed one goes on with the answers it has, servers are asked by URL."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny
+from chat_server import say, served
+from recipes.sparse.oneshot import data, taught
+from secateur.clients.completions import Local, Writing
+from secateur.errors import InputError
+from secateur.methods.tasks import Item, Task
+from secateur.runs import scoring
+from secateur.runs.compression import DENSE, Config
+from secateur.subjects import open_subject
+
+PROMPTS = [text.rsplit(" ", 3)[0] for text in tiny.chains(6, seed=3)]
+TASK = Task("t", tuple(Item(str(at), prompt, ("x",)) for at, prompt in enumerate(PROMPTS)), writing=Writing(most=3))
+
+
+def held():
+    return scoring.Held.of(data(), 16)
+
+
+def test_a_killed_model_goes_on_with_the_answers_it_has(tmp_path, monkeypatch):
+    whole = scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "whole")
+    real, left = Local.write, [1]
+
+    def write(self, prompts, how, seed=0):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return real(self, prompts[:], how, seed)
+
+    monkeypatch.setattr(Local, "write", write)
+    monkeypatch.setattr(
+        scoring.asking.run_task, "__kwdefaults__", {**scoring.asking.run_task.__kwdefaults__, "chunk": 4}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "cut", batch=4)
+    asked = []
+    monkeypatch.setattr(Local, "write", lambda self, p, h, s=0: (asked.extend(p), real(self, p, h, s))[1])
+    again = scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "cut", batch=4)
+    assert len(asked) == 2
+    assert again.lines == whole.lines
+    assert again.figures == whole.figures
+
+
+def test_a_model_of_other_tokens_has_no_perplexity_and_says_so(tmp_path):
+    other = tiny.letters()
+    model = tiny.model("llama")
+    model.resize_token_embeddings(len(other))
+    (tmp_path / "other").mkdir()
+    open_subject(model, tokenizer=other).save(tmp_path / "other")
+    found = scoring.score_model(taught(), Config(str(tmp_path / "other")), [TASK], held(), tmp_path / "work")
+    assert "perplexity" not in found.figures
+    assert "another tokenizer" in found.notes[0]
+    assert len(found.lines["t"]) == len(PROMPTS)
+    dense = scoring.score_model(taught(), DENSE, [TASK], held(), tmp_path / "work")
+    assert dense.figures["perplexity"].value > 1
+    assert dense.params > 0
+
+
+def test_a_served_model_answers_by_its_url(tmp_path):
+    local = Local(taught().model, taught().tokenizer)
+
+    def answer(body, headers):
+        (one,) = local.write([body["prompt"]], Writing(most=body["max_tokens"]))
+        return say({"choices": [{"text": one.text, "finish_reason": "length"}], "usage": {"completion_tokens": 3}})
+
+    with served(answer) as url:
+        found = scoring.score_served(f"{url}#small", [TASK], tmp_path)
+    expected = [one.text for one in local.write(PROMPTS, TASK.writing)]
+    assert [line.text for line in found.lines["t"]] == expected
+    assert found.name == "small"
+    with pytest.raises(InputError, match="names no model"):
+        scoring.score_served("http://localhost:1/v1", [TASK], tmp_path)

@@ -1,0 +1,164 @@
+"""How far a model may be compressed: bars of the original, frontiers without luck, and what perplexity hides."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import tiny
+from recipes.sparse.oneshot import taught
+from secateur.clients.completions import Local, Writing
+from secateur.errors import DataError, InputError
+from secateur.runs import scoring
+from secateur.studies import executor, kick
+from secateur.vocabulary import Selection
+
+QUICK = {"methods": ["magnitude", "rtn"], "sparsity": ["10%", "90%"], "patterns": ["2:4"], "bits": [8, 2], "length": 16}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, texts, and two tasks whose answers are the model's own words."""
+    folder = tmp_path_factory.mktemp("kick")
+    taught().save(folder / "model")
+    (folder / "texts.txt").write_text("\n".join(tiny.chains(300)))
+    prompts = [text.rsplit(" ", 3)[0] for text in tiny.chains(24, seed=7)]
+    said = Local(taught().model, taught().tokenizer).write(prompts, Writing(most=2))
+    rows = [{"question": prompt, "answer": one.text.strip(), "group": "ab"[at % 2]}
+            for at, (prompt, one) in enumerate(zip(prompts, said, strict=True)) if one.text.strip()]  # fmt: skip
+    write(folder / "facts.jsonl", {"task": "facts", "prompt": "{question}", "tokens": 2}, *rows)
+    write(folder / "pick.jsonl", {"task": "pick"}, *({**row, "options": [row["answer"], "q", "z"]} for row in rows))
+    return folder
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def ask(place, out, **more):
+    given = {"tasks": [str(place / "facts.jsonl")], **QUICK, **more}
+    return executor.study("kick", str(place / "model"), str(place / "texts.txt"), out=place / out, **given)
+
+
+@pytest.fixture(scope="module")
+def sheet(place):
+    return ask(place, "out")
+
+
+def test_the_original_matches_itself_and_what_is_broken_does_not(place, sheet):
+    models = {one["name"]: one for one in sheet.figures["models"]}
+    assert list(models) == ["original", "magnitude 10%", "magnitude 90%", "magnitude 2:4", "rtn 8bit", "rtn 2bit"]
+    dense, gone = models["original"]["tasks"]["facts"], models["magnitude 90%"]["tasks"]["facts"]
+    assert dense["score"]["value"] == 1.0
+    assert dense["matching"]
+    assert models["rtn 8bit"]["tasks"]["facts"]["matching"]
+    assert not gone["matching"]
+    assert gone["difference"]["high"] < 0
+    assert gone["p"] < 0.05
+    assert models["rtn 2bit"]["bytes"] < models["rtn 8bit"]["bytes"] < models["original"]["bytes"]
+    assert models["magnitude 90%"]["params"] < 0.3 * models["original"]["params"]
+    assert (
+        models["magnitude 90%"]["figures"]["perplexity"]["value"] > models["original"]["figures"]["perplexity"]["value"]
+    )
+    (prune, quantise) = sheet.figures["frontiers"]
+    assert prune["tasks"]["facts"]["first_failing"] == "90%"
+    assert quantise["tasks"]["facts"]["last"] in ("8bit", "2bit")
+
+
+def test_the_page_tables_and_lines_are_there(place, sheet):
+    assert [table.title for table in sheet.tables] == ["How far each method may go", "Scores", "facts by group"]
+    page = (place / "out" / "study.html").read_text()
+    assert "magnitude 90%" in page
+    assert "<svg" in page
+    lines = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
+    assert {line["model"] for line in lines} == {one["name"] for one in sheet.figures["models"]}
+    assert {"task", "item", "text", "tokens", "finished", "answer", "score"} <= lines[0].keys()
+
+
+def test_a_second_call_compresses_nothing_and_more_methods_only_themselves(place, sheet, monkeypatch):
+    done, real = [], scoring.compress
+
+    def compress(original, config, *given, **how):
+        done.append(str(config))
+        return real(original, config, *given, **how)
+
+    monkeypatch.setattr(scoring, "compress", compress)
+    assert ask(place, "out").figures == sheet.figures
+    assert not done
+    ask(place, "out", sparsity=["10%", "50%", "90%"])
+    assert done == ["magnitude 50%"]
+
+
+def test_recovery_wins_back_and_stands_in_a_row_of_its_own(place):
+    sheet = ask(place, "recovered", methods=["magnitude"], sparsity=["60%"], patterns=[], recover=30)
+    models = {one["name"]: one for one in sheet.figures["models"]}
+    lost, won = models["magnitude 60%"], models["magnitude 60%, recovered"]
+    assert won["figures"]["perplexity"]["value"] < lost["figures"]["perplexity"]["value"]
+    assert won["params"] == lost["params"], "zeros stay zero: adapters stand beside them"
+    assert [row["recovered"] for row in sheet.figures["frontiers"]] == [False, True]
+
+
+def test_other_models_stand_beside_by_folder_at_equal_size(place):
+    one_layer = np.arange(len(taught().layers())) == 0
+    small, _ = taught().cut(Selection({"layers": one_layer}))
+    (place / "small").mkdir()
+    small.save(place / "small")
+    sheet = ask(place, "beside", methods=["magnitude"], sparsity=["70%"], patterns=[], beside=[str(place / "small")])
+    assert "Large and sparse minus small and dense, in points" in [table.title for table in sheet.tables]
+    assert sheet.figures["models"][-1]["name"] == "small"
+
+
+def test_calibration_is_compared_at_the_amounts_given(place):
+    sheet = ask(place, "swept", methods=["wanda"], sparsity=["50%"], patterns=[], samples=8, calibration=[2, 8])
+    (table,) = (one for one in sheet.tables if one.title == "Calibration samples")
+    assert [row[1] for row in table.rows[1:]] == ["2", "8"]
+
+
+def test_frontiers_have_no_lucky_points():
+    assert kick.frontier([("10%", True), ("20%", False), ("30%", True)]) == ("10%", "20%")
+    assert kick.frontier([("10%", False)]) == ("", "10%")
+    assert kick.frontier([("10%", True), ("20%", True)]) == ("20%", "")
+    assert kick.matches(0.95, 1.0)
+    assert not kick.matches(0.94, 1.0)
+    assert not kick.matches(0.25, 0.26, chance=0.25), "at chance nothing matches"
+    passing = [kick.matches(0.8, 1.0, tolerance=e) for e in (0.05, 0.1, 0.2, 0.3)]
+    assert passing == sorted(passing), "monotone in the tolerance"
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"tasks": []}, "give JSONL files"),
+        ({"methods": ["wonder"]}, "method 'wonder' is none of"),
+        ({"sparsity": ["200%"]}, "sparsity '200%'"),
+        ({"beside": ["nowhere"]}, "'nowhere' is no folder of a model and no address"),
+        ({"tolerance": 2.0}, "tolerance"),
+        ({"bits": [1]}, "bits=1"),
+    ],
+)
+def test_what_can_not_be_asked_is_said_before_anything_runs(place, more, words):
+    with pytest.raises(InputError, match=words):
+        ask(place, "refused", **more)
+    assert not (place / "refused").exists()
+
+
+def test_tasks_that_are_none_and_judges_that_are_missing_are_said(place):
+    write(place / "bad.jsonl", {"question": "x"})
+    with pytest.raises(DataError, match="line 1: no answers"):
+        ask(place, "refused", tasks=[str(place / "bad.jsonl")])
+    write(place / "judged.jsonl", {"task": "j", "scorer": "judge"}, {"question": "Say it"})
+    with pytest.raises(InputError, match="j is scored by a judge: give one"):
+        ask(place, "refused", tasks=[str(place / "judged.jsonl")])
+    with pytest.raises(InputError, match="two tasks are called 'facts'"):
+        ask(place, "refused", tasks=[str(place / "facts.jsonl")] * 2)
+    assert not (place / "refused").exists()
+    sheet = ask(place, "judge", tasks=[str(place / "judged.jsonl")], judge="likelihood", methods=[])
+    assert 0 < sheet.figures["models"][0]["tasks"]["j"]["score"]["value"] <= 1
+
+
+def test_a_dry_run_counts_and_writes_nothing(place):
+    sheet = ask(place, "dry", dry_run=True)
+    assert "6 models" in sheet.headline
+    assert not (place / "dry").exists()
