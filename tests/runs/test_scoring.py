@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
+from torch import nn
 
 import tiny
 from chat_server import say, served
@@ -10,9 +14,11 @@ from recipes.sparse.oneshot import data, taught
 from secateur.clients.completions import Local, Writing
 from secateur.errors import InputError
 from secateur.methods.tasks import Item, Task
+from secateur.recover.quantization import quantise
 from secateur.runs import scoring
 from secateur.runs.compression import DENSE, Config
 from secateur.subjects import open_subject
+from secateur.subjects.transformer import quantised
 
 PROMPTS = [text.rsplit(" ", 3)[0] for text in tiny.chains(6, seed=3)]
 TASK = Task("t", tuple(Item(str(at), prompt, ("x",)) for at, prompt in enumerate(PROMPTS)), writing=Writing(most=3))
@@ -59,6 +65,31 @@ def test_a_model_of_other_tokens_has_no_perplexity_and_says_so(tmp_path):
     dense = scoring.score_model(taught(), DENSE, [TASK], held(), tmp_path / "work")
     assert dense.figures["perplexity"].value > 1
     assert dense.params > 0
+
+
+@pytest.mark.parametrize("kind", ["packed int8", "packed int4", "torchao int8"])
+def test_quantised_folders_of_other_tools_go_through(tmp_path, kind):
+    """Read as they are stored, with their bytes, beside the original with one call."""
+    pytest.importorskip("torchao", reason="the extra `quantise`")
+    pytest.importorskip("compressed_tensors", reason="the extra `quantise`")
+    bits, folder, model = int(kind[-1]), tmp_path / "other", taught().model
+    folder.mkdir()
+    taught().save(folder)
+    names, _ = quantise.linears(model, bits, within=["model.layers.0", "model.layers.1"])
+    if kind.startswith("torchao"):
+        copied = copy.deepcopy(model)
+        _, left = quantise.weight_only(copied, bits, within=["model.layers.0", "model.layers.1"])
+        quantised.save_int8(quantised.with_model(taught(), copied), folder, quantise.config(bits), list(left))
+    else:
+        chosen = quantised.find_weights(model, [f"{name}.weight" for name in names], folder)
+        left = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name not in names]
+        quantised.pack(folder, chosen, left, bits, partial(quantise.integers, bits=bits), dense=False)
+    found = scoring.score_model(taught(), Config(str(folder)), [TASK], held(), tmp_path / "work")
+    dense = scoring.score_model(taught(), DENSE, [TASK], held(), tmp_path / "work")
+    assert found.bytes < 0.8 * dense.bytes
+    assert found.figures["perplexity"].value == pytest.approx(dense.figures["perplexity"].value, rel=0.1)
+    same = sum(one.text == other.text for one, other in zip(found.lines["t"], dense.lines["t"], strict=True))
+    assert same > len(PROMPTS) / 2
 
 
 def test_a_served_model_answers_by_its_url(tmp_path):

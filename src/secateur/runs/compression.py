@@ -21,11 +21,10 @@ from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import sparsity
-from secateur.runs.backends import resolve
 from secateur.runs.backends.language import stored_bytes
 from secateur.score import obs
 from secateur.select import weights
-from secateur.subjects import Transformer
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import matrices
 from secateur.vocabulary import Budget
 
@@ -38,7 +37,6 @@ CALIBRATED = ("wanda", "sparsegpt", "gptq")
 """Methods that read texts."""
 GROUP = 128
 """Columns that share their levels where a matrix has as many; else all of a row, rounded up to 16s."""
-LANGUAGE = "secateur.runs.backends.language:Language"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,6 @@ def compress(
     *,
     length: int = 128,
     protect: Collection[str] = (),
-    device: str | None = None,
 ) -> Transformer:
     """The compressed model, in floating point; `subject` stays as it is.
 
@@ -152,8 +149,7 @@ def compress(
     Embeddings, norms and the head stay. At no zeros, or 16 bits, nothing changes.
     """
     if config.method not in METHODS and config != DENSE:
-        student: Transformer = resolve(LANGUAGE).reopen(config.method, subject, device)
-        return student
+        return open_subject(config.method, quantised=True)  # by its stored bytes, where it is quantised
     if not config.bits and not config.sparsity:
         return subject.copy()
     if config.method in ("random", "rtn"):

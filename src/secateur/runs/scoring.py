@@ -87,7 +87,6 @@ def score_model(
     recover: int = 0,
     protect: Collection[str] = (),
     harness: Sequence[str] = (),
-    device: str | None = None,
 ) -> Model:
     """Compress, measure, and ask all tasks; a model whose answers are all there is not compressed again.
 
@@ -101,7 +100,7 @@ def score_model(
     file = place / "model.json"
     if not file.exists() or any(_count_left(task, passes, place) for task in tasks):
         student = original if config == DENSE else compress(
-            original, config, held.train, place / "work", length=held.length, protect=protect, device=device
+            original, config, held.train, place / "work", length=held.length, protect=protect
         )  # fmt: skip
         student = _same_place(student, original)
         # Measured as it is stored, before adapters stand beside the weights.
