@@ -59,10 +59,11 @@ def main() -> None:
     given = parser.parse_args()
     subject, said = make(), [text for _, text in packages.brown() if 8 <= len(text.split()) <= 24]
     held = Held.of(texts.read(said[:4000]), 128)
-    tasks = [
-        Task(f"task {number}", tuple(Item(str(at), text, ("the",)) for at, text in enumerate(said[begin:][: given.items])),
-             writing=Writing(most=16)) for number, begin in enumerate(range(5000, 5000 + 500 * TASKS, 500))
-    ]  # fmt: skip
+    tasks = []
+    for number in range(TASKS):
+        asked = said[5000 + 500 * number :][: given.items]
+        items = tuple(Item(str(at), text, ("the",)) for at, text in enumerate(asked))
+        tasks.append(Task(f"task {number}", items, writing=Writing(most=16)))
     rows: dict[str, dict[str, float]] = {}
     for method, amount in track(METHODS, description="models"):
         with tempfile.TemporaryDirectory() as folder:
