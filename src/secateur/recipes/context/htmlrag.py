@@ -215,7 +215,8 @@ def reduce_page(
 def rank_blocks(page: Page, scores: Sequence[float]) -> np.ndarray:
     """Numbers of blocks, the best first, of equals the first; right behind each what it leads to, likewise.
 
-    Heads come with what they head: in the place of each stands what it leads to, and they alone at last.
+    Heads come with what they head: in the place of each stands what it leads to, of the whole section under a heading
+    the best block, and they alone at last.
     """
     values = np.array(scores, float)
     best = np.argsort(-values, kind="stable").tolist()
@@ -225,8 +226,8 @@ def rank_blocks(page: Page, scores: Sequence[float]) -> np.ndarray:
         block = waiting.pop()
         if block not in found:
             found[block] = None
-            led = page.followers(block)
-            waiting += sorted((other for other in led if other not in found), key=lambda i: (values[i], -i))
+            led = sorted(page.followers(block), key=lambda i: (values[i], -i))
+            waiting += [other for other in (led[-1:] if page.is_heading(block) else led) if other not in found]
     return np.array([*(i for i in found if not page.is_head(i)), *heads], int)
 
 

@@ -40,7 +40,8 @@ ROW = 128
 LEAD = 32
 """Words of a paragraph above which its last sentence alone leads into what follows."""
 
-_HEADS = {"dt", "caption", "figcaption", "summary", "legend", "title"} | {f"h{level}" for level in range(1, 7)}
+_HEADINGS = {f"h{level}" for level in range(1, 7)}
+_HEADS = {"dt", "caption", "figcaption", "summary", "legend", "title"} | _HEADINGS
 _WHOLE = {"pre", "tr", "td", "th"} | _HEADS
 """Lines that are no prose: no sentence is told from another in them."""
 
@@ -365,6 +366,10 @@ class Page:
     def is_head(self, index: int) -> bool:
         """Whether a block is a heading, a term or a caption: it says what others are about, and little alone."""
         return self.tree.tag[self.blocks[index][0]] in _HEADS
+
+    def is_heading(self, index: int) -> bool:
+        """Whether a block is a heading of a section, h1 to h6."""
+        return self.tree.tag[self.blocks[index][0]] in _HEADINGS
 
     def _join_texts(self, nodes: Iterable[int]) -> str:
         return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
