@@ -59,7 +59,7 @@ def build_pruner(
     out: str | Path = "",
     *,
     model: str = "",
-    questions: Annotated[int, Ge(1)] = 2400,
+    questions: Annotated[int, Ge(1)] = 2000,
     recall: Annotated[float, Gt(0), Lt(1)] = 0.95,
     longest: Annotated[int, Ge(16)] = 192,
     device: str = "",
