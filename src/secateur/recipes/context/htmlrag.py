@@ -198,7 +198,7 @@ def reduce_page(
     page = page.split(block or suit_block(limit, cost(page, counts)))
     while True:
         told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, counts, rate))
-        order = rank_blocks(page, [row["score"] for row in told])
+        order = page.rank([row["score"] for row in told])
         many = count_fitting(page, order, limit, counts)
         if many < len(order) and (many or not page.block):
             page, told, order = refine_block(page, told, order, many, counts, rate, run, f"{name}-{page.block}-{many}")
@@ -210,25 +210,6 @@ def reduce_page(
             told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
             return first_words(smaller, limit, counts) if begins else smaller, told
         page = page.split(page.block // 2)
-
-
-def rank_blocks(page: Page, scores: Sequence[float]) -> np.ndarray:
-    """Numbers of blocks, the best first, of equals the first; right behind each what it leads to, likewise.
-
-    Heads come with what they head: in the place of each stands what it leads to, of the whole section under a heading
-    the best block, and they alone at last.
-    """
-    values = np.array(scores, float)
-    best = np.argsort(-values, kind="stable").tolist()
-    found, heads = dict[int, None](), [i for i in best if page.is_head(i)]
-    waiting = best[::-1]
-    while waiting:
-        block = waiting.pop()
-        if block not in found:
-            found[block] = None
-            led = sorted(page.followers(block), key=lambda i: (values[i], -i))
-            waiting += [other for other in (led[-1:] if page.is_heading(block) else led) if other not in found]
-    return np.array([*(i for i in found if not page.is_head(i)), *heads], int)
 
 
 def keep_first(page: Page, order: np.ndarray, many: int) -> np.ndarray:

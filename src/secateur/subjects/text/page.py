@@ -367,9 +367,23 @@ class Page:
         """Whether a block is a heading, a term or a caption: it says what others are about, and little alone."""
         return self.tree.tag[self.blocks[index][0]] in _HEADS
 
-    def is_heading(self, index: int) -> bool:
-        """Whether a block is a heading of a section, h1 to h6."""
-        return self.tree.tag[self.blocks[index][0]] in _HEADINGS
+    def rank(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Numbers of blocks, the best first, of equals the first; right behind each what it leads to, likewise.
+
+        Heads come with what they head: in the place of each stands what it leads to, of the whole section under a
+        heading the best block, and they alone at last. scores: [blocks].
+        """
+        values = np.array(scores, float)
+        best = np.argsort(-values, kind="stable").tolist()
+        found, waiting = dict[int, None](), best[::-1]
+        while waiting:
+            block = waiting.pop()
+            if block not in found:
+                found[block] = None
+                led = sorted(self.followers(block), key=lambda i: (values[i], -i))
+                led = led[-1:] if self.tree.tag[self.blocks[block][0]] in _HEADINGS else led
+                waiting += [other for other in led if other not in found]
+        return np.array([*(i for i in found if not self.is_head(i)), *filter(self.is_head, best)], int)
 
     def _join_texts(self, nodes: Iterable[int]) -> str:
         return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
