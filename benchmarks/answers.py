@@ -117,7 +117,7 @@ def read_record(machine: Mapping[str, object]) -> dict[str, Kept]:
     """What an earlier run on the same commit has found; nothing of another."""
     file = OUT / "answers.json"
     found = json.loads(file.read_text("utf-8")) if file.is_file() else {"machine": {}}
-    return found if found.pop("machine").get("commit") == machine["commit"] else {}
+    return found if found.pop("machine").get("commit") == machine.get("commit") else {}
 
 
 def compare(corpus: str, way: str, most: int) -> Kept:
