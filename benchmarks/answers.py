@@ -1,6 +1,7 @@
 """How many of 200 answers are left at equal tokens: htmlrag beside chunks, LangChain's splitter, and cutting off.
 
     python benchmarks/answers.py                      # writes docs/evidence/benchmarks/answers.*
+    python benchmarks/answers.py --resume             # the same, where an earlier run on this commit was stopped
     python benchmarks/answers.py --corpora plain --most 12    # a quick look, writes nothing
 
 Questions were written by hand beside the passage that answers each, and stand in `questions/`: on manuals (git's and
@@ -23,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from secateur._utils.disk import atomic_write
 from secateur.measure import statistics
 from secateur.measure.environment import describe
 from secateur.reports.sheet import percent
@@ -45,6 +47,9 @@ RIVALS = "htmlrag, embedder"
 OTHERS = 4
 """Pages that are read besides the one with the answer."""
 ROOT = Path(__file__).parent / "questions"
+OUT = peers.ROOT / "docs" / "evidence" / "benchmarks"
+Kept = dict[str, dict[str, list[bool]]]
+"""Pipeline -> budget -> which questions kept their answer."""
 
 
 def read(corpus: str, folder: Path, most: int = 0) -> rag.Questions:
@@ -89,59 +94,81 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--most", type=int, default=0, help="questions of each corpus; all of them if not given")
+    parser.add_argument("--resume", action="store_true", help="what the file has of this commit is not run again")
     options = parser.parse_args(given)
-    lines, record, many = list[str](), dict[str, object](), 0
-    for corpus in options.corpora:
-        table, found, count = compare(corpus, options.most)
-        lines += [f"## {corpus.capitalize()}: {count} questions", "", *table, ""]
-        record[corpus] = found
-        many += count
     machine = describe()
-    text = "\n".join(
+    whole = not options.most and tuple(options.corpora) == CORPORA
+    record = read_record(machine) if whole and options.resume else {}
+    text = ""
+    for corpus in options.corpora:
+        kept = record.setdefault(corpus, {})
+        for way in WAYS:
+            if way not in kept:
+                kept |= compare(corpus, way, options.most)
+            text = write_table(record, machine)
+            if whole:  # after each part, so that what was found stays where the run is stopped
+                told = json.dumps({**record, "machine": machine}, indent=1)
+                atomic_write(OUT / "answers.json", told + "\n")
+                atomic_write(OUT / "answers.md", text + "\n")
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def read_record(machine: Mapping[str, object]) -> dict[str, Kept]:
+    """What an earlier run on the same commit has found; nothing of another."""
+    file = OUT / "answers.json"
+    found = json.loads(file.read_text("utf-8")) if file.is_file() else {"machine": {}}
+    return found if found.pop("machine").get("commit") == machine.get("commit") else {}
+
+
+def compare(corpus: str, way: str, most: int) -> Kept:
+    """What one way of ours keeps of a corpus; and its rivals, with the run that they are of."""
+    how, model, kept = WAYS[way], str(packages.minilm()), Kept()
+    rivals: dict[str, object] = {"words": (50, 100, 200), "letters": 600} if way == RIVALS else {"words": ()}
+    more = {"tokenizer": model, "budgets": BUDGETS, **rivals, **how, "embedder": model if how.get("embedder") else ""}
+    watch = partial(track, description=f"{corpus}, {way}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        found = keywords.call(rag.rag, None, read(corpus, folder, most), folder / way, watch, **more)
+    for pipeline, by in found.items.items():
+        if failed := [item["error"] for items in by.values() for item in items if "error" in item]:
+            raise SystemExit(f"{pipeline} failed {len(failed)} times: {failed[0]}")
+        if pipeline != rag.WHOLE and (pipeline == "htmlrag" or way == RIVALS):
+            called = way if pipeline == "htmlrag" else pipeline
+            kept[called] = {budget: [bool(item["kept"]) for item in by[budget]] for budget in BUDGETS}
+    return kept
+
+
+def write_table(record: Mapping[str, Kept], machine: Mapping[str, object]) -> str:
+    """The page: a table for each corpus of which something is known."""
+    lines, many = list[str](), 0
+    for corpus, kept in record.items():
+        count = len(next(iter(next(iter(kept.values())).values())))
+        lines += [f"## {corpus.capitalize()}: {count} questions", "", *rows_of(kept), ""]
+        many += count
+    missing = [f"{corpus}: {way}" for corpus in CORPORA for way in WAYS if way not in record.get(corpus, {})]
+    return "\n".join(
         [
             "# Answers kept", "",
             f"{many} questions on five pages each, all-MiniLM-L6-v2 and its tokens; % of the questions whose whole",
             "answer is left, with Wilson's interval; then htmlrag as it is (BM25) beside the rival that kept the most.",
-            "", *lines, f"{machine.get('cpu')}, commit {machine.get('commit')}.",
+            "", *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []), *lines,
+            f"{machine.get('cpu')}, commit {machine.get('commit')}.",
         ]
     )  # fmt: skip
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    if not options.most and tuple(options.corpora) == CORPORA:
-        out = peers.ROOT / "docs" / "evidence" / "benchmarks"
-        (out / "answers.json").write_text(json.dumps({**record, "machine": machine}, indent=1) + "\n", encoding="utf-8")
-        (out / "answers.md").write_text(text + "\n", encoding="utf-8")
 
 
-def compare(corpus: str, most: int) -> tuple[list[str], dict[str, dict[str, list[bool]]], int]:
-    """Lines of a table; pipeline -> budget -> which questions were kept; and how many there are."""
-    kept = dict[str, dict[str, list[bool]]]()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        questions = read(corpus, folder, most)
-        for way, how in WAYS.items():
-            rivals = {"words": (50, 100, 200), "letters": 600} if way == RIVALS else {"words": ()}
-            model = str(packages.minilm())
-            embedder = {"embedder": model if how.get("embedder") else ""}
-            more = {"tokenizer": model, "budgets": BUDGETS, **rivals, **how, **embedder}
-            watch = partial(track, description=f"{corpus}, {way}")
-            found = keywords.call(rag.rag, None, questions, folder / way, watch, **more)
-            for pipeline, by in found.items.items():
-                if failed := [item["error"] for items in by.values() for item in items if "error" in item]:
-                    raise SystemExit(f"{pipeline} failed {len(failed)} times: {failed[0]}")
-                if pipeline != rag.WHOLE:
-                    called = way if pipeline == "htmlrag" else pipeline
-                    kept[called] = {budget: [bool(item["kept"]) for item in by[budget]] for budget in BUDGETS}
+def rows_of(kept: Kept) -> list[str]:
+    """Lines of a table of what each pipeline keeps, the lead of ours at last where rivals are known."""
     rows = [f"| | {' | '.join(BUDGETS)} |", "| --- | ---: | ---: | ---: |"]
     for pipeline, by in kept.items():
         rows.append(f"| {pipeline} | {' | '.join(percent(share(by[budget])) for budget in BUDGETS)} |")
-    ours = next(iter(WAYS))
+    ours, rivals = next(iter(WAYS)), [name for name in kept if name not in WAYS]
     leads = list[str]()
-    for budget in BUDGETS:
-        rival = max((name for name in kept if name not in WAYS), key=lambda name: sum(kept[name][budget]))
+    for budget in BUDGETS if rivals else ():
+        rival = max(rivals, key=lambda name: sum(kept[name][budget]))
         pair = ([float(one) for one in kept[name][budget]] for name in (ours, rival))
         leads.append(f"{percent(statistics.paired_difference(*pair), signed=True)} over {rival}")
-    rows.append(f"| **ahead of the best rival, points** | {' | '.join(leads)} |")
-    return rows, kept, len(questions.rows)
+    return [*rows, f"| **ahead of the best rival, points** | {' | '.join(leads)} |"] if leads else rows
 
 
 def share(kept: Sequence[bool]) -> Figure:

@@ -30,6 +30,7 @@ from secateur._utils.rundir import Transient
 from secateur.data.packages import Section
 from secateur.measure.environment import describe
 from secateur.methods import made_questions
+from secateur.methods.reranker_training import keep_sentences
 from secateur.recipes.context.provence import provence
 from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.batching import batches
@@ -124,11 +125,10 @@ def main(given: Sequence[str] | None = None) -> None:
     model = rerankers.open_reranker(options.model)
     rows = made_questions.make_rows(read_faq(), options.questions, SEED, others=0.0, own=0.5, words=WORDS)
     judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
-    means = [
-        relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))
-        for one, row in zip(judged, rows, strict=True)
-    ]
-    ours = shares(judged, rows, [mean > model.settings.threshold for mean in means])
+    sizes, how = [len(row["documents"][0]) for row in rows], model.settings
+    told = [{"keep": one.keep, "owner": one.owner} for one in judged]
+    keep, _ = keep_sentences(told, sizes, how.threshold, how.rounding, how.of_best)
+    ours = shares(judged, rows, np.split(keep, np.cumsum(sizes)[:-1]))
     embed = encoders.encoder(str(packages.minilm()))
     rivals = {COSINE: [], "BM25": []}
     for row in rows:
@@ -144,7 +144,7 @@ def main(given: Sequence[str] | None = None) -> None:
         "# The default pruner",
         "",
         f"{len(rows)} questions of the Debian FAQ, which it never saw, a passage that answers each; threshold "
-        f"{model.settings.threshold:.3g}.",
+        f"{how.threshold:.3g}, and {how.of_best:.0%} of the best sentence of a passage.",
         "",
         "| questions | number | answers kept | tokens kept | by MiniLM's cosine | by BM25 |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -168,7 +168,8 @@ def main(given: Sequence[str] | None = None) -> None:
             "pairs": speed,
             "ceiling": ceiling,
             "tokens": length,
-            "threshold": model.settings.threshold,
+            "threshold": how.threshold,
+            "of_best": how.of_best,
             "machine": machine,
         }
         (out / "pruner.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

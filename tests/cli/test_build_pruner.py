@@ -18,7 +18,7 @@ def built(tmp_path, monkeypatch):
     place = tmp_path / "pruner"
     place.mkdir()
     measured = {"threshold": 0.25, "recall": 0.951, "wanted": 0.95, "kept": 0.4, "questions": 9.0}
-    measured["options"] = {"model": "", "questions": 2400, "recall": 0.95, "longest": 192, "seed": 0}
+    measured["options"] = {"model": "", "questions": 2000, "recall": 0.95, "longest": 192, "seed": 0}
     (place / "calibration.json").write_text(json.dumps(measured))
     (place / HEAD).write_bytes(b"weights")
     return place
@@ -52,7 +52,7 @@ def test_settings_may_stand_in_a_file_and_flags_win(built, capsys):
         ),
         (
             ["--model", "./mine", "--questions", "9", "--longest", "64", "--seed", "3"],
-            "model='', questions=2400, longest=192, seed=0, not model='./mine', questions=9, longest=64, seed=3",
+            "model='', questions=2000, longest=192, seed=0, not model='./mine', questions=9, longest=64, seed=3",
         ),
         (["--recall", "2"], "recall"),
         (["--questions", "0"], "questions"),

@@ -21,6 +21,9 @@ def test_tokens_of_question_and_padding_are_labelled_as_asked():
     ]
     batch = PairBatches(pairs, model, 2, True)[0]
     assert batch["labels"].tolist() == [[0, 0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, -100, -100]]
+    assert batch["targets"].tolist() == [[0, 0, 0, 0, 0, 1, 0], [0] * 7]
+    taught = PairBatches([{**pairs[0], "targets": [0.25, 0.75]}], model, 1, True)[0]["targets"]
+    assert taught.tolist() == [[0, 0, 0, 0.25, 0.25, 0.75, 0]]
     assert batch["scores"].tolist() == [0.5, 0.0]
     assert all(tensor.shape == batch["labels"].shape for name, tensor in batch.items() if name != "scores")
     masked = PairBatches(pairs, model, 2, False)[0]["labels"]
@@ -62,6 +65,9 @@ def test_both_roundings_are_what_they_say():
     assert (vote.tolist(), mean.tolist(), scores.tolist()) == ([True], [False], [pytest.approx(0.4)])
     half, _ = keep_sentences([{"keep": [0.6, 0.0], "owner": [0, 0]}], [1], 0.5, "vote")
     assert half.tolist() == [False]  # more than half of them
+    two = [{"keep": [0.8, 0.5, 0.3], "owner": [0, 1, 2]}, {"keep": [0.5], "owner": [0]}, {"keep": [], "owner": []}]
+    near, _ = keep_sentences(two, [3, 1, 0], 0.2, "mean", 0.6)
+    assert near.tolist() == [True, True, False, True]  # of the best of their own passage
     with pytest.raises(InputError, match="vote, mean or share"):
         keep_sentences(told, [1], 0.5, "most")
     with pytest.raises(InputError, match="nan"):

@@ -158,3 +158,12 @@ def test_passages_are_found_for_questions_without():
     assert found == again
     with pytest.raises(DataError, match="holds no passage"):
         find_passages(rows, ["", "Alone."], Transient(), taught(), "en", 0)
+
+
+def test_what_is_taught_of_sentences_is_one_probability_for_each():
+    row = {"question": "a", "documents": [["One is.", "Two is."], ["No."]], "kept": [[0], []]}
+    pairs, _ = label_pairs([{**row, "targets": [[0.75, 0.25], None]}], Transient(), None, "answer", "en")
+    assert [pair.get("targets") for pair in pairs] == [[0.75, 0.25], None]
+    for wrong in ([[0.5], None], [[0.5, 1.5], None], [[0.5, 0.5]]):
+        with pytest.raises(DataError, match=r"row 1: give targets, for each passage a number from 0 to 1"):
+            label_pairs([{**row, "targets": wrong}], Transient(), None, "answer", "en")

@@ -13,6 +13,7 @@ import tiny
 from secateur.data import packages
 from secateur.data.packages import Entry, Section
 from secateur.errors import InputError, RunError
+from secateur.methods.reranker_training import keep_sentences
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Judgement
 from secateur.runs import default_pruner
@@ -45,16 +46,18 @@ def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tm
     assert json.loads((place / "calibration.json").read_text()) == {**measured, "options": options}
     assert measured["recall"] >= measured["wanted"] == 0.8
     assert 0 < measured["kept"] <= 1
+    assert 0 <= measured["of_best"] <= 1
     card = (place / "README.md").read_text()
     assert f"{measured['recall']:.1%} of the sentences that answer stay" in card
     assert "Brown corpus" in card
     model = rerankers.open_reranker(place)
-    assert (model.settings.threshold, model.settings.rounding) == (measured["threshold"], "mean")
+    how = model.settings
+    assert (how.threshold, how.of_best, how.rounding) == (measured["threshold"], measured["of_best"], "mean")
     assert not model.settings.ranks
     assert secateur.prune_context(*asked).after["tokens"] <= 10
     before = (place / "model.safetensors").stat().st_mtime_ns
     assert default_pruner.build_pruner(questions=8, longest=48, recall=0.8) == measured  # it is there
-    with pytest.raises(RunError, match=r"questions=8, longest=48, not questions=2400, longest=192"):
+    with pytest.raises(RunError, match=r"questions=8, longest=48, not questions=2000, longest=192"):
         default_pruner.build_pruner(recall=0.8)
     assert (place / "model.safetensors").stat().st_mtime_ns == before
     assert [path.name for path in place.parent.iterdir() if path.name.startswith((".tmp", "pruner."))] == []
@@ -74,15 +77,28 @@ def test_the_threshold_keeps_the_share_that_is_asked_for_and_no_more():
         owner = np.repeat(np.arange(count), 3)
         rows.append({"question": "a", "documents": [["b"] * count], "answer": int(draw.integers(count))})
         judged.append(Judgement(0.0, draw.random(len(owner)) * (1 + (owner == rows[-1]["answer"])) / 2, owner))
-    answers = [one.keep[one.owner == row["answer"]].mean() for one, row in zip(judged, rows, strict=True)]
-    model, shares = keeper.fresh(), []
+    model, shares, told = keeper.fresh(), [], [{"keep": one.keep, "owner": one.owner} for one in judged]
+    sizes = [len(row["documents"][0]) for row in rows]
+    first = np.cumsum([0, *sizes[:-1]]) + [row["answer"] for row in rows]
     model.judge = lambda pairs: judged
     for recall in (0.5, 0.9, 0.99):
         measured = default_pruner.calibrate(model, rows, recall)
-        stays = float(np.mean(np.array(answers) > model.settings.threshold))
+        how = model.settings
+        keep, means = keep_sentences(told, sizes, how.threshold, how.rounding, how.of_best)
+        stays = float(keep[first].mean())
+        best = [part.max() for part in np.split(means, np.cumsum(sizes)[:-1])]
+        assert (means[first] < how.of_best * np.array(best)).mean() <= (1 - recall) / 2
         assert stays == pytest.approx(measured["recall"])
         assert recall <= stays <= recall + 1 / len(rows)
         assert model.settings.rounding == "mean"
         shares.append(measured["kept"])
     assert shares == sorted(shares)
     assert shares[0] < 0.6
+    assert how.of_best > 0
+
+
+def test_what_is_taught_lies_between_the_label_and_the_cosine():
+    vectors = {"q": [1.0, 0.0], "a": [0.6, 0.8], "b": [0.0, 1.0], "c": [-1.0, 0.0]}
+    rows = [{"question": "q", "documents": [["a", "b"], ["c", "q"]], "kept": [[1], []]}]
+    taught = default_pruner.soften(rows, lambda texts: np.array([vectors[text] for text in texts]))
+    assert taught == [[[0.3, 0.5], [0.0, 0.5]]]

@@ -25,7 +25,8 @@ from secateur.score import relevance
 __all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality", "prepare_pairs"]
 
 Pair = Mapping[str, Any]
-"""question, sentences (texts), kept (numbers of those that matter), and score, a number or None."""
+"""question, sentences (texts), kept (numbers of those that matter), score, a number or None, and perhaps targets, of
+each sentence the probability to keep that is taught."""
 
 
 def prepare_pairs(
@@ -63,7 +64,8 @@ def prepare_pairs(
 class PairBatches:
     """Pairs as batches, over and over.
 
-    A batch is what `Reranker.forward` takes, `labels` [n, L] (1: keep, -100: not looked at) and `scores` [n].
+    A batch is what `Reranker.forward` takes, `labels` [n, L] (1: keep, -100: not looked at), `targets` [n, L], the
+    probability to keep that is taught, and `scores` [n].
     `step`: of training, which takes `accumulate` batches a step.
     """
 
@@ -82,17 +84,21 @@ class PairBatches:
         blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
         inputs = rerankers.pad(blocks, self.model.tokenizer.pad_token_id or 0)
         labels = torch.full_like(inputs["input_ids"], -100)
+        targets = torch.zeros(labels.shape)
         for row, (block, pair) in enumerate(zip(blocks, chosen, strict=True)):
             wanted = set(pair["kept"])
             labels[row, : len(block.owner)] = torch.tensor(
                 [self.elsewhere if owner < 0 else int(owner in wanted) for owner in block.owner]
             )
+            likely = pair.get("targets") or [float(number in wanted) for number in range(len(pair["sentences"]))]
+            each = [likely[owner] if owner >= 0 else 0.0 for owner in block.owner]
+            targets[row, : len(each)] = torch.tensor(each)
         scores = [0.0 if pair["score"] is None else float(pair["score"]) for pair in chosen]
-        return {**inputs, "labels": labels, "scores": torch.tensor(scores)}
+        return {**inputs, "labels": labels, "targets": targets, "scores": torch.tensor(scores)}
 
 
 def keep_sentences(
-    judged: Sequence[Pair], sizes: Sequence[int], threshold: float, rounding: str
+    judged: Sequence[Pair], sizes: Sequence[int], threshold: float, rounding: str, of_best: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens.
 
@@ -102,6 +108,7 @@ def keep_sentences(
         threshold: of a probability.
         rounding: "vote" keeps a sentence if more than half of its tokens are above the threshold, "mean" if their mean
             is, "share" if the share of its tokens that are above it is itself above it.
+        of_best: share of the mean probability of its passage's best sentence that a sentence must have, too.
     """
     if rounding not in ("vote", "mean", "share"):
         raise InputError(f"rounding={rounding!r}: give vote, mean or share")
@@ -112,7 +119,8 @@ def keep_sentences(
         chance, owner = np.array(passage["keep"], float), np.array(passage["owner"], int)
         mean = relevance.kept_mean(chance, owner, size)
         vote = relevance.kept_share(chance, owner, size, threshold)
-        keep.append({"vote": vote > 0.5, "mean": mean > threshold, "share": vote > threshold}[rounding])
+        stays = {"vote": vote > 0.5, "mean": mean > threshold, "share": vote > threshold}[rounding]
+        keep.append(stays & (mean >= of_best * mean.max(initial=0.0)))
         scores.append(mean)
     return np.concatenate(keep), np.concatenate(scores)
 
@@ -130,7 +138,8 @@ def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> Record:
     found = model.judge([(pair["question"], pair["sentences"]) for pair in pairs])
     told = [{"keep": one.keep, "owner": one.owner} for one in found]
     sizes = [len(pair["sentences"]) for pair in pairs]
-    stays, _ = keep_sentences(told, sizes, model.settings.threshold, model.settings.rounding)
+    how = model.settings
+    stays, _ = keep_sentences(told, sizes, how.threshold, how.rounding, how.of_best)
     each = np.split(stays, np.cumsum(sizes)[:-1])
     right = [
         retrieval.precision_recall(np.flatnonzero(mine).tolist(), pair["kept"])

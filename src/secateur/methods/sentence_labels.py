@@ -108,11 +108,24 @@ def label_pairs(
         elif labels is None:
             labels = [_find_answers(passage, row.get("answers") or ()) for passage in passages]
         scores = row.get("scores") or [None] * len(passages)
-        for passage, kept, score in zip(passages, labels, scores, strict=True):
+        targets = row.get("targets") or [None] * len(passages)
+        _check_targets(number + 1, targets, passages)
+        for passage, kept, score, likely in zip(passages, labels, scores, targets, strict=True):
             lost += kept is None
             if kept is not None and passage:
-                pairs.append({"question": str(row["question"]), "sentences": passage, "kept": kept, "score": score})
+                pair = {"question": str(row["question"]), "sentences": passage, "kept": kept, "score": score}
+                pairs.append({**pair, "targets": likely} if likely else pair)
     return pairs, lost
+
+
+def _check_targets(number: int, targets: Sequence[Sequence[float] | None], passages: Sequence[Sequence[str]]) -> None:
+    """Raise `DataError` unless each passage has none, or a probability for each of its sentences."""
+    right = len(targets) == len(passages) and all(
+        likely is None or (len(likely) == len(passage) and all(0 <= value <= 1 for value in likely))
+        for likely, passage in zip(targets, passages, strict=False)
+    )
+    if not right:
+        raise DataError(f"row {number}: give targets, for each passage a number from 0 to 1 for each of its sentences")
 
 
 def _titles(row: Row) -> Sequence[str | None]:

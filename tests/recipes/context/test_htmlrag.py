@@ -95,6 +95,27 @@ def test_what_is_less_than_the_best_block_is_its_first_words():
     assert 50 < len(result.subject.html()) <= 60
 
 
+@pytest.mark.parametrize(
+    ("source", "limit", "left"),
+    [
+        ("<table><caption>All</caption><tr><th>code<th>what<tr><td>7<td>{words}<tr><td>8<td>o</table>",
+         "words=12", "All code what 7 w0 w1 w2 w3 w4 w5 w6 w7"),
+        ("<table><caption>All</caption><tr><th>code<th>what<tr><td>7<td>{words}<tr><td>8<td>o</table>",
+         "words=6", "code what 7 w0 w1 w2"),
+        ("<dl><dt>-s, --short<dd><p>{words}</p><p>o</dl>", "words=6", "-s, --short w0 w1 w2 w3"),
+        ("<h2>Five words are too many</h2><p>Such as:<pre>{words}</pre><p>o", "words=6", "Such as: w0 w1 w2 w3"),
+        ("<h2>Five words are too many</h2><p>Such as:<pre>{words}</pre><p>o", "tokens=34", "Such as: w0 w1 w2 w3"),
+        ("<h2>Five words are too many</h2><p>What is it?<pre>{words}</pre><p>o w3 is two", "words=6", "o w3 is two"),
+    ],
+)  # fmt: skip
+def test_what_is_cut_to_its_first_words_stands_under_what_half_of_the_budget_has_room_for(source, limit, left):
+    """A row lost its heads, and the columns of what was left of it had no names."""
+    page = open_page(source.format(words=" ".join(f"w{i}" for i in range(300))), numbered=False)
+    (result,) = run(page, "What is w3?", limit, tokenizer=letters)
+    assert result.subject.text() == left
+    assert result.cut.after[limit.partition("=")[0]] <= float(limit.partition("=")[2])
+
+
 def test_of_one_endless_word_the_first_letters_stay():
     page = open_page(f"<p>{'x' * 5000}</p>", numbered=False)
     (result,) = run(page, "What?", "tokens=60", tokenizer=letters)
@@ -167,9 +188,9 @@ def test_blocks_are_ranked_by_an_embedder_after_its_instruction():
 
 def test_a_block_is_ranked_with_what_it_stands_under():
     items = "".join(
-        f"<dt>name{i}()</dt><dd><p>Gives back {' '.join(WORDS)} {i}.</p><p>More of it.</p></dd>" for i in range(9)
+        f"<h2>name{i}()</h2><h3>What</h3><p>Gives back {' '.join(WORDS)} {i}.</p><p>More of it.</p>" for i in range(9)
     )
-    page = open_page(f"<h1>Manual</h1><dl>{items}</dl>", numbered=False)
+    page = open_page(f"<h1>Manual</h1>{items}", numbered=False)
     (with_heads,) = run(page, "What does name5() do?", "words=20", block=4)
     (without,) = run(page, "What does name5() do?", "words=20", block=4, headed=False)
     assert "kappa 5" in with_heads.subject.text()
@@ -184,6 +205,33 @@ def test_what_stays_says_what_it_is_about_and_heads_do_not_stay_alone():
     assert result.subject.text() == "git cut Options --opt2, -2 Leaves gamma out."
     (result,) = run(page, "Which option leaves gamma out?", "words=100", block=4)
     assert result.subject.text() == page.text()
+
+
+@pytest.mark.parametrize(
+    ("source", "left"),
+    [
+        (
+            "<dl><dt>-z, --gamma-delta</dt><dd><p>Nothing of it.</p><p>Tells of epsilon and zeta, when {filler}.</p>"
+            "</dd></dl><p>{filler} gamma</p><p>{filler} delta</p>",
+            "-z, --gamma-delta Nothing of it.",
+        ),
+        (
+            "<p>{filler} gamma</p><p>The values of gamma delta are:</p><ul><li>one two</li><li>three {filler}</li></ul>"
+            "<p>{filler} delta</p>",
+            "The values of gamma delta are: one two",
+        ),
+        (
+            "<h2>o</h2><p>{filler} delta</p><h2>gamma delta</h2><p>one two</p><h2>o</h2><p>{filler} gamma delta</p>",
+            "gamma delta one two",
+        ),
+    ],
+    ids=["term", "lead", "heading"],
+)
+@pytest.mark.parametrize("headed", [True, False])
+def test_what_the_best_block_leads_to_comes_with_it(source, left, headed):
+    page = open_page(source.format(filler=" ".join(["alpha", "beta"] * 8)), numbered=False)
+    (result,) = run(page, "gamma delta", "words=10", block=1, headed=headed)
+    assert left in result.subject.text()
 
 
 def test_of_what_does_not_fit_the_best_sentences_stay():

@@ -22,6 +22,7 @@ def with_companions(page: Page, word: str) -> str:
     [
         ("<dl><dt>-s</dt><dt>--short</dt><dd>gives less</dd><dt>-v</dt><dd>more</dd></dl>", "-s --short gives less"),
         ("<dl><dt>-s</dt><dd>one</dd><dd><p>it gives</p><p>x</p></dd></dl>", "-s it gives"),
+        ("<p>o</p><dl><dt><p>-s</p><p>-t</p></dt><dd>gives</dd><dt>-v</dt><dd>o</dd></dl>", "-s -t gives"),
         ("<h1>A</h1><div><h2>B</h2><p>o</p></div><div><h2>C</h2><div>t</div><p>gives</p></div>", "A C gives"),
         ("<div><h1>A</h1><h2>NAME</h2><p>x</p></div><div><h2>C</h2><p>gives</p></div>", "A C gives"),
         ("<h1>A</h1><h2>B</h2><p>o</p><h2>C</h2><h3>D</h3><p>gives</p>", "A C D gives"),
@@ -56,6 +57,26 @@ def with_companions(page: Page, word: str) -> str:
 )  # fmt: skip
 def test_nothing_is_cut_from_what_gives_it_meaning(source, left):
     assert with_companions(open_page(source, block=1), "gives") == left
+
+
+@pytest.mark.parametrize(
+    ("source", "led"),
+    [
+        ("<dl><dt>names</dt><dt>-s</dt><dd><p>a</p><p>b</p></dd><dd>c</dd><dt>-v</dt><dd>d</dd></dl>", "a b c"),
+        ("<p>names these:</p><ul><li>a</li><li>b</li></ul><p>o</p>", "a b"),
+        ("<p>names these.</p><ul><li>a</li><li>b</li></ul><p>o</p>", ""),
+        (f"<p>It {'is ' * 40}long. It names these:</p><pre>a b</pre><p>o</p>", "a b"),
+        ("<h1>A</h1><h2>names</h2><p>a</p><ul><li>b</li></ul><h3>C</h3><p>c</p><h2>D</h2><p>d</p>", "a b"),
+        ("<div><h2>names</h2><p>a</p></div><p>o</p>", "a"),
+        ("<table><caption>names</caption><tr><td>a<td>b<tr><td>c<td>d</table><p>o</p>", "a b c d"),
+        ("<figure><pre>a</pre><figcaption>names</figcaption></figure><p>o</p>", "a"),
+        ("<p>o</p><dl><dt>names</dt></dl><h2>last</h2>", ""),
+    ],
+)  # fmt: skip
+def test_what_names_or_announces_something_leads_to_it(source, led):
+    page = open_page(source, block=1)
+    (block,) = (i for i in range(len(page.blocks)) if "names" in page.text(i) and page.text(i) != "b")
+    assert " ".join(page.text(i) for i in page.followers(block)) == led
 
 
 def test_of_a_long_paragraph_the_last_sentence_alone_leads():

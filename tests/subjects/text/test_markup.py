@@ -300,3 +300,13 @@ def test_first_words_are_counted_as_words_are(text, count, expected):
 )  # fmt: skip
 def test_a_text_is_html_where_it_has_a_tag_that_is_one(text, is_html):
     assert markup.is_html(text) is is_html
+
+
+def test_what_is_written_of_a_part_reads_that_part_alone(monkeypatch):
+    """Of each block of a manual its whole page was read: nine tenths of the time of a cut."""
+    tree = markup.clean(markup.parse("<div><h2>a</h2><div><p>b</p><p>c</p></div></div>" * 200))[0]
+    read, find = [], markup.find_inline_below
+    monkeypatch.setattr(markup, "find_inline_below", lambda tree, top: read.append(find(tree, top)) or read[-1])
+    parts = [markup.write(tree, [node], brief=True) for node in tree.children(tree.tag.index("body"))]
+    assert "\n".join(parts) == "\n".join(["<h2>a</h2><p>b<p>c"] * 200)
+    assert sum(map(len, read)) < len(tree)

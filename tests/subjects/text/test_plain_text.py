@@ -156,3 +156,64 @@ def test_signs_of_markdown():
     assert plain_text.count_signs(MARKDOWN) > 5
     assert plain_text.count_signs("A text.\n\n- one thing\n\nIt costs #5, or 1 < 2.") == 0
     assert plain_text.count_signs("- one\n- two") == 2
+
+
+MANUAL = """CUT(1)               Manual
+
+NAME
+       cut - takes parts
+
+OPTIONS
+       -a, --all
+           Takes all of what there is, whatever it
+           may be.
+
+           Without names it takes everything.
+
+       -n
+           Takes none.
+
+       The order is one of these:
+
+           first
+
+           last
+
+       - an item that goes on in
+         the next line
+"""
+
+
+def test_what_stands_deeper_belongs_to_the_line_above_it():
+    """A manual page read as text lost the answer below a term: each paragraph stood alone."""
+    page = open_page(MANUAL, kind="text", block=1)
+    assert texts(page) == [
+        "CUT(1) Manual", "NAME", "cut - takes parts", "OPTIONS", "-a, --all",
+        "Takes all of what there is, whatever it may be.", "Without names it takes everything.", "-n", "Takes none.",
+        "The order is one of these:", "first", "last", "- an item that goes on in the next line",
+    ]  # fmt: skip
+    assert left_of(page, "everything") == "OPTIONS\n       -a, --all\n\nWithout names it takes everything."
+    assert left_of(page, "none") == "OPTIONS\n\n-n\n           Takes none."
+    assert left_of(page, "last") == "OPTIONS\n\nThe order is one of these:\n\nlast"
+    assert [page.followers(i) for i in (1, 4, 7, 9)] == [[2], [5, 6], [8], [10, 11]]
+    assert page.to_text().split() == MANUAL.split()
+
+
+@pytest.mark.parametrize(
+    ("source", "companions"),
+    [
+        ("It takes:\n\n- one\n\n- two\n\nMore.", [[], [0], [0], []]),
+        ("He said:\n\nIt is so.\n\nMore.", [[], [0], []]),
+        ("    It was late\nand dark.\n\nHe went\n\n     home.", [[], [], []]),
+        ("Title of it\n\nText as deep as it.\n\n  One that goes on.", [[], [], []]),
+        ("def cut(x):\n    return x\n\ndef paste(x):\n    y = x\nend", [[], []]),
+        ("It ends in a colon:", [[]]),
+        ("\n".join(" " * i + "go" for i in range(60)), None),
+    ],
+)
+def test_indentation_says_nothing_in_prose_and_a_colon_leads_to_one_paragraph(source, companions):
+    page = open_page(source, kind="text", block=1)
+    found = [page.companions(i) for i in range(len(page.blocks))]
+    assert max(map(len, found)) <= 6
+    assert companions is None or found == companions
+    assert page.to_text().split() == source.split()

@@ -198,31 +198,45 @@ def reduce_page(
     page = page.split(block or suit_block(limit, cost(page, counts)))
     while True:
         told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, counts, rate))
-        order = rank_blocks(page, [row["score"] for row in told])
+        order = page.rank([row["score"] for row in told])
         many = count_fitting(page, order, limit, counts)
         if many < len(order) and (many or not page.block):
             page, told, order = refine_block(page, told, order, many, counts, rate, run, f"{name}-{page.block}-{many}")
             many = count_fitting(page, order, limit, counts)
         begins = not many and len(order) > 0 and not page.block  # not even the best sentence fits
         if many or begins or not len(order):
-            keep = keep_first(page, order, max(many, begins), alone=begins)
+            keep = keep_beginning(page, int(order[0]), limit, counts) if begins else keep_first(page, order, many)
             smaller, _ = page.cut(Selection({"page": keep}))
             told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
             return first_words(smaller, limit, counts) if begins else smaller, told
         page = page.split(page.block // 2)
 
 
-def rank_blocks(page: Page, scores: Sequence[float]) -> np.ndarray:
-    """Numbers of blocks, the best first, of equals the first; heads come with what they head, and alone at last."""
-    heads = np.array([page.is_head(i) for i in range(len(page.blocks))], bool)
-    return np.lexsort((-np.array(scores, float), heads))
-
-
-def keep_first(page: Page, order: np.ndarray, many: int, alone: bool = False) -> np.ndarray:
-    """[blocks] booleans: the first of `order` and, unless they are to stay alone, their companions."""
+def keep_first(page: Page, order: np.ndarray, many: int) -> np.ndarray:
+    """[blocks] booleans: the first of `order` and their companions."""
     keep = np.zeros(len(order), bool)
     keep[order[:many]] = True
-    return keep if alone else page.complete(keep)
+    return page.complete(keep)
+
+
+def keep_beginning(page: Page, index: int, limit: Mapping[str, float], counts: Counts) -> np.ndarray:
+    """[blocks] booleans: a block that does not fit with all its companions, and as many of these as there is room for.
+
+    The nearest come first, beside the whole block or, where only its first words will fit, in half of the limit.
+    """
+
+    def fits(times: int) -> bool:
+        spent = cost_kept(page, keep, counts)
+        return all(times * spent[name] <= most for name, most in limit.items())
+
+    keep = np.zeros(len(page.blocks), bool)
+    keep[index] = True
+    whole = keep[index] = fits(1)
+    for other in reversed(page.companions(index)):
+        keep[other] = True
+        keep[other] = fits(1 if whole else 2)
+    keep[index] = True
+    return keep
 
 
 def count_fitting(page: Page, order: np.ndarray, limit: Mapping[str, float], counts: Counts) -> int:
@@ -288,11 +302,12 @@ def first_words(page: Page, limit: Mapping[str, float], counts: Counts) -> Page:
 
 def trace_blocks(page: Page, counts: Counts, rate: Rate, blocks: Sequence[int] | None = None) -> list[Row]:
     """What a trace tells of each block, or of some."""
-    costs = page.units(**counts)["page"].cost
+    numbers = range(len(page.blocks)) if blocks is None else blocks
+    costs = page.costs(numbers, counts)
     return [
         {"path": " > ".join(page.path(i)), "score": float(score), "text": page.text(i), "document": page.owner(i),
-         **{measure: float(column[i]) for measure, column in costs.items()}}
-        for i, score in zip(range(len(page.blocks)) if blocks is None else blocks, rate(page, blocks), strict=True)
+         **{measure: float(column[place]) for measure, column in costs.items()}}
+        for place, (i, score) in enumerate(zip(numbers, rate(page, blocks), strict=True))
     ]  # fmt: skip
 
 

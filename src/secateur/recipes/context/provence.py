@@ -72,6 +72,7 @@ def provence(
        into blocks of whole sentences, the question before each; a sentence that is longer than a block, into parts.
     2. A sentence stays by "vote" if more than half of its tokens have p_t > threshold, by "mean" if the mean of its p_t
        is above the threshold, or by "share" if the share of its tokens with p_t > threshold is above the threshold.
+       The default pruner's own threshold has a second part: a share of the mean of the passage's best sentence.
     3. With `reorder` or `top_k`, passages are sorted by their scores, and the first stay.
     4. What is over the budget leaves by the mean of p_t, the lowest first; what is left is counted after each cut.
 
@@ -84,7 +85,8 @@ def provence(
             an OpenProvence; or `rerankers.Reranker`. The one that `secateur build-pruner` made here if not given.
         tokenizer: folder or Hub id of the reader's tokenizer, the name of one of OpenAI's (o200k_base, gpt-4o), or a
             function that counts tokens; the model's own if not given.
-        threshold: 0.1 keeps what may matter, 0.5 what surely does; below 0 all stays. The model's own if not given.
+        threshold: 0.1 keeps what may matter, 0.5 what surely does; below 0 all stays. The model's own if not given,
+            with its share of the best.
         rounding: "vote", "mean" or "share"; the model's own if not given.
         always_select_title: the first sentence is a title: it stays exactly where another sentence of its passage does.
         reorder: the passages in the order of their scores.
@@ -109,7 +111,9 @@ def provence(
     subject = subject.split(language or chosen.language)
     parts = subject.by_passage()
     told = run.json("judged", lambda: judge_passages(judge, question, parts, longest, best_block))
-    keep, scores = keep_sentences(told, [len(part) for part in parts], cutoff, rounding or chosen.rounding)
+    of_best = chosen.of_best if threshold is None else 0.0
+    sizes, how = [len(part) for part in parts], rounding or chosen.rounding
+    keep, scores = keep_sentences(told, sizes, cutoff, how, of_best)
     if reranker:
         other = rerankers.open_ranker(reranker, device)
         known = tuple(dict.fromkeys([*known, *other.notes]))
@@ -257,10 +261,11 @@ def train(
     Args:
         model: what is trained, in place: a reranker (unified), or with weight=0 any encoder (standalone).
         rows: each with `question`, `documents` (texts, or lists of sentences), and perhaps `titles` (one for each),
-            `kept` (for each passage the numbers of the sentences that matter, from 0, a title counted), and `scores`
-            (one for each). In place of `documents` and `kept`: `sentences` of one passage, or lists of several, and
-            `labels`, for each of them 1 if it matters and 0 if not. Without either the language model labels; without
-            that too, a sentence matters that says one of the row's `answers`.
+            `kept` (for each passage the numbers of the sentences that matter, from 0, a title counted), `scores`
+            (one for each), and `targets` (for each passage what is taught of each sentence, from 0 to 1; else 1 for
+            those in `kept` and 0 for the others). In place of `documents` and `kept`: `sentences` of one passage, or
+            lists of several, and `labels`, for each of them 1 if it matters and 0 if not. Without either the language
+            model labels; without that too, a sentence matters that says one of the row's `answers`.
         run: where labels and the training's checkpoint go.
         weight: of the distance to the old scores.
         corpus: texts in which passages are found for rows without, a .jsonl or .txt file; each begins with its title.
@@ -290,7 +295,7 @@ def train(
     )  # fmt: skip
     model.keep = model.keep or model.with_head(seed).keep
     model.settings = replace(
-        model.settings, threshold=threshold, rounding=rounding, language=language,
+        model.settings, threshold=threshold, rounding=rounding, of_best=0.0, language=language,
         ranks=model.settings.ranks and weight > 0,
     )  # fmt: skip
     draw = np.random.default_rng(seed)

@@ -288,15 +288,20 @@ def answer_loss(model: Any, batch: Batch, totals: Mapping[str, int]) -> tuple[Te
 
 
 def keeping_loss(model: Any, weight: float, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
-    """Mean over tokens of -log P(label), plus ``weight * mean_n (s_n - z_n)^2`` over pairs, means of the whole step.
+    """Mean over tokens of -t log P(keep) - (1 - t) log P(drop), plus ``weight * mean_n (s_n - z_n)^2`` over pairs.
 
-    batch: what the model takes, and `labels` [n, L], 1 for a token that is to stay, 0 for one that is to go, -100 for
-    one that is not looked at, and `scores` s [n]. model: gives scores z [n] and logits [n, L, 2].
+    Means are those of the whole step. With t of 0 and 1 it is -log P(label).
+
+    batch: what the model takes, and `targets` t [n, L], 1 for a token that is to stay, 0 for one that is to go, or what
+    lies between, `labels` [n, L], -100 for a token that is not looked at, and `scores` s [n]. model: gives scores z [n]
+    and logits [n, L, 2].
 
     Source: Provence (arXiv 2501.16214), eq. 1, with the minus sign of the log-likelihood that its print lacks.
     """
     scores, logits = model(**{name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")})
-    keeping = losses.cross_entropy(logits, batch["labels"]) / totals["tokens"]
+    likely, targets = logits.float().log_softmax(-1), batch["targets"]
+    each = -targets * likely[..., 1] - (1 - targets) * likely[..., 0]
+    keeping = each.masked_fill(batch["labels"] == losses.IGNORED, 0.0).sum() / totals["tokens"]
     ranking = (scores.float() - batch["scores"]).square().sum() / totals["examples"]
     return keeping + weight * ranking, {"keeping": keeping.detach(), "ranking": ranking.detach()}
 

@@ -49,6 +49,46 @@ class Contexts:
             self._found[node] = self._find(node)
         return self._found[node]
 
+    def find_led(self, node: int) -> tuple[int, int]:
+        """The range of nodes that a node leads to, (0, 0) for none: those right under it.
+
+        Of a heading what comes before the next one; of a term the definitions behind it; of a caption, summary or
+        legend what it names; of the line, or its last sentence, that ends in a colon the list, table or code behind it.
+        """
+        tree, above = self.tree, self.tree.parent[node]
+        if node <= 0:
+            return 0, 0
+        if tree.tag[node] in _HEADINGS:
+            return tree.end[node], self._find_end(node)
+        if _NAMED_BY.get(tree.tag[above]) == tree.tag[node]:
+            return above + 1, tree.end[above]
+        if tree.tag[node] == "dt":
+            return self._find_definitions(node)
+        line = above if tree.tag[node] == SENTENCE and tree.end[above] == tree.end[node] else node
+        following = tree.end[line]
+        led = following < tree.end[tree.parent[line]] and tree.tag[following] in LED and leads(tree, line)
+        return (following, tree.end[following]) if led else (0, 0)
+
+    def _find_end(self, heading: int) -> int:
+        """The first node behind a heading that does not stand right under it."""
+        end = self.tree.end[heading]
+        while end < len(self.tree) and self._heads[end] == heading and self.tree.tag[end] not in _HEADINGS:
+            end += 1
+        return end
+
+    def _find_definitions(self, term: int) -> tuple[int, int]:
+        """The definitions right behind a term, or behind the terms that come after it."""
+        tree, begin, last = self.tree, 0, self.tree.end[self.tree.parent[term]]
+        end = tree.end[term]
+        for _ in range(_TERMS):
+            if end >= last or tree.tag[end] != "dt":
+                break
+            end = tree.end[end]
+        begin = end
+        while end < last and tree.tag[end] == "dd":
+            end = tree.end[end]
+        return (begin, end) if end > begin else (0, 0)
+
     def _find(self, node: int) -> list[int]:
         found, tree, head = set[int](), self.tree, self._heads[node]
         while head:

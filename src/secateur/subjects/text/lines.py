@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 from secateur.subjects.text.tree import Tree, split_texts, wrap_ranges
 
 __all__ = ["BLOCKS", "BOXES", "DOCUMENT", "LINE", "PHRASES", "ROOT", "SENTENCE", "box_lines", "box_sentences",
-           "find_inline", "original_tag"]  # fmt: skip
+           "find_inline", "find_inline_below", "original_tag"]  # fmt: skip
 
 ROOT = "[documents]"
 DOCUMENT = "document"
@@ -58,6 +59,7 @@ CONTAINER = 16
 _NUMBERED = re.compile(r"(h[1-6]|(?!h[1-6]$)[a-z]+)\d+")
 
 
+@lru_cache(maxsize=4096)
 def original_tag(tag: str) -> str:
     """The tag of one that was written with a number, p of p0; any other as it is."""
     found = _NUMBERED.fullmatch(tag)
@@ -70,10 +72,7 @@ def find_inline(tree: Tree, held: Sequence[int] | None = None) -> list[bool]:
     held: [nodes + 1] running sums of words. With it, tags that HTML does not know, and its forms and drawings, are
     blocks where nothing around them is text, and one of them is longer than a piece of a sentence.
     """
-    inline = [original_tag(tag) not in BLOCKS for tag in tree.tag]
-    for node in range(len(tree) - 1, 0, -1):
-        if not inline[node]:
-            inline[tree.parent[node]] = False
+    inline = find_inline_below(tree, 0)
     if held is None:
         return inline
     for node in range(len(tree)):
@@ -85,6 +84,15 @@ def find_inline(tree: Tree, held: Sequence[int] | None = None) -> list[bool]:
             if longest > CONTAINER and not any(tree.tag[child] in PHRASES for child in tops):
                 for child in tops:
                     inline[child] = False
+    return inline
+
+
+def find_inline_below(tree: Tree, top: int) -> list[bool]:
+    """`find_inline` of a node and those below it, without `held`."""
+    inline = [original_tag(tag) not in BLOCKS for tag in tree.tag[top : tree.end[top]]]
+    for place in range(len(inline) - 1, 0, -1):
+        if not inline[place]:
+            inline[tree.parent[top + place] - top] = False
     return inline
 
 

@@ -18,7 +18,16 @@ from typing import Any
 from secateur.errors import MissingExtraError
 from secateur.subjects.text import nesting
 from secateur.subjects.text.context import ENDS_HEADINGS
-from secateur.subjects.text.lines import BLOCKS, BOXES, DOCUMENT, PHRASES, ROOT, find_inline, original_tag
+from secateur.subjects.text.lines import (
+    BLOCKS,
+    BOXES,
+    DOCUMENT,
+    PHRASES,
+    ROOT,
+    find_inline,
+    find_inline_below,
+    original_tag,
+)
 from secateur.subjects.text.tree import Tree, prune_tree
 
 try:
@@ -429,16 +438,16 @@ def write(
     a model reads more text for its tokens; a parser finds the same lines, where tags are nested as HTML has them.
     """
     tags = tree.tag if names is None else names
-    hides = [tag in BOXES for tag in tree.tag]
-    if brief and not _WRAPPERS.isdisjoint(tree.tag):
-        hides = [gone or wraps for gone, wraps in zip(hides, _find_wrappers(tree), strict=True)]
     steps = list[tuple[int, bool]]()  # (node, whether it ends here)
     for top in tree.children(0) if nodes is None else nodes:
-        opened = list[int]()
+        opened, inside = list[int](), tree.tag[top : tree.end[top]]
+        hides = [tag in BOXES for tag in inside]
+        if brief and not _WRAPPERS.isdisjoint(inside):
+            hides = [gone or wraps for gone, wraps in zip(hides, _find_wrappers(tree, top), strict=True)]
         for node in range(top, tree.end[top]):
             while opened and tree.end[opened[-1]] <= node:
                 steps.append((opened.pop(), True))
-            if not hides[node]:
+            if not hides[node - top]:
                 steps.append((node, False))
                 opened += [node] if tree.tag[node] else []
         steps += [(node, True) for node in reversed(opened)]
@@ -454,24 +463,28 @@ def write(
     return _BLANK_LINES.sub("\n", "".join(parts)).strip()
 
 
-def _find_wrappers(tree: Tree) -> list[bool]:
-    """Whether each node is a tag without attributes that says nothing of the blocks in it, and holds no line.
+def _find_wrappers(tree: Tree, top: int) -> list[bool]:
+    """Whether a node, and each below it, is a tag without attributes that says nothing of the blocks in it, and holds
+    no line.
 
     One that ends what its heading is of stays, unless a heading as high follows.
     """
-    inline, found = find_inline(tree), [tag in _WRAPPERS for tag in tree.tag]
-    first, last = [0] * len(tree), [0] * len(tree)  # children
-    for node in range(1, len(tree)):
-        found[node] &= not tree.text[node] and tree.end[node] > node + 1
-        found[tree.parent[node]] &= not inline[node] and tree.tag[node] not in BOXES
-        first[tree.parent[node]] = first[tree.parent[node]] or node
-        last[tree.parent[node]] = node
-    heads = [node for node, tag in enumerate(tree.tag) if tag in _HEADINGS]
-    for node in range(1, len(tree)):
-        found[node] = (
-            found[node]
-            and original_tag(tree.tag[first[node]]) in BLOCKS
-            and original_tag(tree.tag[last[node]]) in BLOCKS
+    inside = range(top, tree.end[top])
+    inline, found = find_inline_below(tree, top), [tree.tag[node] in _WRAPPERS for node in inside]
+    first, last = [0] * len(inside), [0] * len(inside)  # children
+    for place, node in enumerate(inside):
+        found[place] &= not tree.text[node] and tree.end[node] > node + 1
+        above = tree.parent[node] - top
+        if place:
+            found[above] &= not inline[place] and tree.tag[node] not in BOXES
+            first[above] = first[above] or node
+            last[above] = node
+    heads = [node for node in inside if tree.tag[node] in _HEADINGS]
+    for place, node in enumerate(inside):
+        found[place] = (
+            found[place]
+            and original_tag(tree.tag[first[place]]) in BLOCKS
+            and original_tag(tree.tag[last[place]]) in BLOCKS
             and not _ends_heading(tree, node, heads)
         )
     return found

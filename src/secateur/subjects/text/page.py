@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
@@ -40,7 +40,8 @@ ROW = 128
 LEAD = 32
 """Words of a paragraph above which its last sentence alone leads into what follows."""
 
-_HEADS = {"dt", "caption", "figcaption", "summary", "legend", "title"} | {f"h{level}" for level in range(1, 7)}
+_HEADINGS = {f"h{level}" for level in range(1, 7)}
+_HEADS = {"dt", "caption", "figcaption", "summary", "legend", "title"} | _HEADINGS
 _WHOLE = {"pre", "tr", "td", "th"} | _HEADS
 """Lines that are no prose: no sentence is told from another in them."""
 
@@ -333,12 +334,23 @@ class Page:
         item the item and the sentence that it stands under; of code, a list or a table the sentence that leads into it.
         """
         if index not in self._companions:
-            starts, found = self._starts, set[int]()
+            found = set[int]()
             for other in self._contexts.find(self.blocks[index][0]):
-                first = max(0, bisect_right(starts, other) - 1)
-                found.update(range(first, bisect_left(starts, self.tree.end[other])))
+                found.update(range(*self._span(other, self.tree.end[other])))
             self._companions[index] = sorted(found - {index})
         return self._companions[index]
+
+    def followers(self, index: int) -> list[int]:
+        """The blocks that a block leads to, in page order: those right under a heading, a term's definitions, what a
+        caption names, and the list, table or code behind a sentence that ends in a colon."""
+        first, end = self._contexts.find_led(self.blocks[index][0])
+        return [other for other in range(*self._span(first, end)) if other != index] if end else []
+
+    def _span(self, first: int, end: int) -> tuple[int, int]:
+        """The blocks that a range of nodes stands in, from the first to before the last."""
+        begin = max(0, bisect_right(self._starts, first) - 1)
+        begin += self.tree.end[self.blocks[begin][0]] <= first  # what ends before belongs to something else
+        return begin, bisect_left(self._starts, end)
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -354,6 +366,24 @@ class Page:
     def is_head(self, index: int) -> bool:
         """Whether a block is a heading, a term or a caption: it says what others are about, and little alone."""
         return self.tree.tag[self.blocks[index][0]] in _HEADS
+
+    def rank(self, scores: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Numbers of blocks, the best first, of equals the first; right behind each what it leads to, likewise.
+
+        Heads come with what they head: in the place of each stands what it leads to, of the whole section under a
+        heading the best block, and they alone at last. scores: [blocks].
+        """
+        values = np.array(scores, float)
+        best = np.argsort(-values, kind="stable").tolist()
+        found, waiting = dict[int, None](), best[::-1]
+        while waiting:
+            block = waiting.pop()
+            if block not in found:
+                found[block] = None
+                led = sorted(self.followers(block), key=lambda i: (values[i], -i))
+                led = led[-1:] if self.tree.tag[self.blocks[block][0]] in _HEADINGS else led
+                waiting += [other for other in led if other not in found]
+        return np.array([*(i for i in found if not self.is_head(i)), *filter(self.is_head, best)], int)
 
     def _join_texts(self, nodes: Iterable[int]) -> str:
         return " ".join(" ".join(self.tree.text[i] for i in nodes if not self.tree.tag[i]).split())
@@ -378,11 +408,16 @@ class Page:
         if unknown:
             raise InputError(f"a page has no {unknown[0]!r}: its one axis is page")
         count = len(self.blocks)
-        cost = {"words": np.array([float(self._words(node)) for node, _ in self.blocks])}
-        sources = [self.source(index) for index in range(count)] if counts else []
-        for measure, counted in counts.items():
-            cost[measure] = np.array(counted(sources), dtype=float)
+        cost = self.costs(range(count), counts)
         return Units({"page": Site("page", count, cost)})
+
+    def costs(
+        self, blocks: Sequence[int], counts: Mapping[str, Callable[[Sequence[str]], Sequence[int]]]
+    ) -> dict[str, np.ndarray]:
+        """Measure -> [blocks] what each costs, as `units` counts it."""
+        cost = {"words": np.array([float(self._words(self.blocks[i][0])) for i in blocks])}
+        sources = [self.source(i) for i in blocks] if counts else []
+        return cost | {measure: np.array(counted(sources), dtype=float) for measure, counted in counts.items()}
 
     def cut(self, selection: Selection) -> tuple[Page, Cut]:
         """The page without the blocks that do not stay, cleaned again; names stay as they are."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import MissingExtraError
 from secateur.subjects.text.lines import BOXES, ROOT
@@ -25,7 +25,10 @@ _DELIMITER = re.compile(r"^ {0,3}\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \
 _ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _BREAK = re.compile(r"\r\n?")
 _WORD = re.compile(r"[^\W_]+")
-_PARAGRAPH = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+_PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
+_TERM, _DEEPEST = 16, 6
+"""Words of a term, and how many terms and leads of a text stand in one another: a text may go deeper with each line."""
+_SENTENCE = re.compile(r"(?:[^.]\.|[!?,;\u3002])$")
 
 _OPENS = {"bullet_list_open": "ul", "ordered_list_open": "ol", "list_item_open": "li", "blockquote_open": "blockquote",
           "table_open": "table"}  # fmt: skip
@@ -42,14 +45,80 @@ def count_signs(text: str) -> int:
 
 
 def read_text(text: str) -> Tree:
-    """The paragraphs of a text, which stand between blank lines."""
-    builder = _Builder()
+    """The paragraphs of a text, which stand between blank lines, and what their indentation says of them.
+
+    As in a manual page or the help of a command: a short line is the term (dt) of what stands deeper below it (dd), and
+    a paragraph that ends in a colon leads into what stands deeper, or into the next paragraph or items.
+    """
+    builder, pieces = _Builder(), _split_terms(_BREAK.sub("\n", whole(text)).replace("\0", "\ufffd"))
     builder.open("section")
-    for part in _PARAGRAPH.split(_BREAK.sub("\n", whole(text)).replace("\0", "\ufffd")):
-        if part.strip():
-            builder.add("p", part.strip())
-    builder.close()
+    opened = list[_Opened]()
+    for (indent, piece), (following, _) in zip(pieces, [*pieces[1:], (-1, "")], strict=False):
+        while opened and _is_over(opened[-1], indent, piece):
+            opened.pop()
+            builder.close()
+            builder.close()
+        if opened and opened[-1].first < 0:
+            opened[-1] = opened[-1]._replace(first=indent)
+        inside = len(opened) < _DEEPEST
+        if inside and following > indent and _is_term(piece):
+            builder.open("dl")
+            builder.add("dt", piece)
+            builder.open("dd")
+            opened.append(_Opened(indent, following))
+            continue
+        builder.add("p", piece)
+        if inside and following >= indent and piece.endswith((":", "\uff1a")):
+            builder.open("ul")
+            builder.open("li")
+            opened.append(_Opened(indent))
     return builder.tree()
+
+
+class _Opened(NamedTuple):
+    """What is open in a text: the indentation of the term or line that leads to it, and of the first that is in it."""
+
+    indent: int
+    first: int = -1
+
+
+def _is_over(opened: _Opened, indent: int, piece: str) -> bool:
+    """Whether a piece is no more of what is open: it stands less deep, or as deep as what leads to it and no item."""
+    if opened.indent == indent:
+        return opened.first >= 0 and not (opened.first == indent and _ITEM.match(piece))
+    return opened.indent > indent
+
+
+def _split_terms(text: str) -> list[tuple[int, str]]:
+    """(indentation, text) of each paragraph, and of each term that stands right above what it is the term of.
+
+    What stands right below a term begins with a line break and keeps its indentation. Where the first line of a
+    paragraph is the one that stands deeper, indentation is one of prose, and says nothing.
+    """
+    found, prose = list[tuple[int, str]](), False
+    for part in _PARAGRAPH.split(text):
+        lines, first = part.rstrip().strip("\n").split("\n"), True
+        while any(line.strip() for line in lines):
+            depths = [len(line) - len(line.lstrip()) for line in (line.expandtabs() for line in lines)]
+            prose |= first and len(lines) > 1 and depths[0] > max(depths[1:])
+            term = 1 if min(depths[1:], default=0) > depths[0] and _is_term(lines[0]) else len(lines)
+            if term == 1 < len(lines) and not _breaks_early(lines):
+                term = len(lines)
+            piece = "\n".join(lines[:term])
+            found.append((min(depths[:term]), piece.strip() if first else f"\n{piece}"))
+            lines, first = lines[term:], False
+    return [(0, piece) for _, piece in found] if prose else found
+
+
+def _is_term(piece: str) -> bool:
+    """Whether a piece is a line of few words, that begins no item and ends no sentence."""
+    line = piece.strip()
+    return "\n" not in line and len(line.split()) <= _TERM and not _ITEM.match(line) and not _SENTENCE.search(line)
+
+
+def _breaks_early(lines: Sequence[str]) -> bool:
+    """Whether a first line would have had room for the word that begins the second: it was not broken for its length"""
+    return len(lines[0]) + 1 + len(lines[1].split()[0]) < max(map(len, lines[1:]))
 
 
 def read_markdown(text: str, *, signs: bool = True) -> Tree:
@@ -172,7 +241,8 @@ def write_source(tree: Tree, nodes: Sequence[int] | None = None) -> str:
                 owner = tree.parent[owner]
             if parts and owner != last:
                 parts[-1] = parts[-1].rstrip()
-                parts.append("\n" if {tree.tag[owner], tree.tag[last]} <= _CLOSE else "\n\n")
+                joined = tree.text[node].startswith("\n")  # right below the line before
+                parts.append("" if joined else "\n" if {tree.tag[owner], tree.tag[last]} <= _CLOSE else "\n\n")
             parts.append(tree.text[node])
             last = owner
     return "".join(parts).strip()
