@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur._utils import devices, modes, plugins
+from secateur._utils import devices, distributed, modes, plugins
 from secateur._utils.batches import Batch
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import labels as labelling
@@ -141,7 +141,7 @@ class Language(TextBackend[Transformer]):
         return parts.open_part(source, part)
 
     def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
-        """Refuse models that are offloaded, and such that are split by a recipe that does not go block by block."""
+        """Refuse models that are offloaded, or split over devices other than by Accelerate or among several processes."""
         model, weights = type(subject.model).__name__, list(subject.model.parameters())
         away = sum(weight.is_meta for weight in weights)
         if away:
@@ -151,11 +151,13 @@ class Language(TextBackend[Transformer]):
                 f"device_map, or {rest}"
             )
         places = sorted({str(weight.device) for weight in weights})
-        if len(places) > 1 and not by_blocks:
-            raise UnsupportedError(
-                f"{model} is split over {' and '.join(places)}, and {recipe} needs it on one device: open it there, or "
-                "on the CPU"
-            )
+        if len(places) < 2 or by_blocks:
+            return
+        where = f"{model} is split over {' and '.join(places)}"
+        if not devices.is_fixed(subject.model):
+            raise UnsupportedError(f"{where}, and nothing brings its states along: open it with device_map")
+        if distributed.count() > 1:
+            raise UnsupportedError(f"{where}, and {recipe} trains it in one process: start a single one")
 
     def describe_memory(
         self,

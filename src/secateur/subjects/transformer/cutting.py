@@ -18,7 +18,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.transformer import saving
+from secateur.subjects.transformer import placement, saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Place, Widths
 from secateur.subjects.transformer.per_layer import take_layers
@@ -493,7 +493,8 @@ def build(
 ) -> PreTrainedModel:
     """A model of `config` with exactly the tensors of `state`, by the class that reloads it.
 
-    stays: what does, where layers or heads go, for settings of generation that speak of them by number.
+    It lies where the old one does. stays: what does, where layers or heads go, for settings of generation and a map of
+    devices, which speak of them by number.
     """
     old = layout.model
     architecture = saving.architecture(type(old), config, layout.family)
@@ -503,7 +504,7 @@ def build(
         model.pooler = None
     model.load_state_dict(dict(state), strict=True, assign=True)
     model.tie_weights()
-    model.to(old.device)
+    placement.place_like(model, layout, None if stays is None else stays.layers)
     if old.can_generate():
         model.generation_config = copy.deepcopy(old.generation_config)
         if stays is not None and getattr(old.generation_config, "alignment_heads", None):
