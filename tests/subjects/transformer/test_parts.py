@@ -16,6 +16,7 @@ from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
 from secateur.recipes.language.llm_pruner import llm_pruner
 from secateur.recipes.language.ziplm import ziplm
+from secateur.runs import memory_plan
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.parts import count_features, open_part
 from secateur.subjects.transformer.small_copy import list_parts
@@ -121,16 +122,27 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_a_part_is_looked_at_and_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, part = str(tmp_path / "whole"), ("--part", "language_model")
-    make().save_pretrained(folder)
+    make(tied=tied).save_pretrained(folder)
     subject = open_part(folder, "language_model")
     subject.cut(Selection({"layers": np.array([True, False, True])}))[0].save(tmp_path / "small")
     assert inspect(folder, part="language_model")["cost"]["params"] == subject.units().cost()["params"]
     figures = measure(tmp_path / "small", folder, part="language_model", batch=1, length=4, pairs=6)
     assert figures["model"]["params"].value < figures["against"]["params"].value == subject.units().cost()["params"]
+    plan = memory_plan.estimate(folder, part="language_model", length=8)
+    assert (plan.model, plan.params) == ("language_model of whole", subject.units().cost()["params"])
+    assert plan.weights == 4 * sum(weight.numel() for weight in make(tied=tied).parameters()), (
+        "with what lies beside it"
+    )
+    assert plan.weights < plan.score < plan.training
     capsys.readouterr()
+    assert cli.main(["estimate", folder, *part, "--length", "8"]) == 0
+    assert capsys.readouterr().out.strip().startswith("language_model of whole, ")
     for words, told in (
+        (("estimate", folder, "--part", "vision_tower"), "no part 'vision_tower' that reads tokens"),
+        (("estimate", folder), "--part language_model"),
         (("measure", str(tmp_path / "small"), "--against", folder), "cut a part of it, --part language_model\n"),
         (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
     ):

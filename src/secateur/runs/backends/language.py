@@ -141,7 +141,7 @@ class Language(TextBackend[Transformer]):
         return parts.open_part(source, part)
 
     def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
-        """Refuse models that are offloaded, or split over devices other than by Accelerate or among several processes."""
+        """Refuse models that are offloaded, and such that are split other than by Accelerate, or in several processes."""
         model, weights = type(subject.model).__name__, list(subject.model.parameters())
         away = sum(weight.is_meta for weight in weights)
         if away:

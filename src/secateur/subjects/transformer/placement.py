@@ -23,13 +23,13 @@ def place_like(model: PreTrainedModel, layout: Layout, layers: Sequence[int] | N
         model.to(old.device)
         return
     paths = layout.new_paths(range(len(layout.layers())) if layers is None else layers)
-    new = {before: paths.get(layer) for layer, before in enumerate(layout.layers())}
-    there = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
+    new = {before: paths.get(layer, "") for layer, before in enumerate(layout.layers())}
+    there = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()) if name}
     places = dict[str, object]()
     for name, place in old.hf_device_map.items():
         layer = next((path for path in new if name == path or name.startswith(f"{path}.")), None)
-        path = name if layer is None else None if new[layer] is None else f"{new[layer]}{name.removeprefix(layer)}"
-        if path in there:
-            places[path] = place
+        target = name if layer is None else f"{new[layer]}{name.removeprefix(layer)}" if new[layer] else ""
+        if target in there:
+            places[target] = place
     main, skip = str(devices.find_device(old)), getattr(model, "_skip_keys_device_placement", None)
     dispatch_model(model, places, main_device=main, skip_keys=skip, force_hooks=True)
