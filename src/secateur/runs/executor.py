@@ -158,7 +158,9 @@ def run(
             f"{function.__name__} works on {backend.family}, no model: use `secateur {backend.command} --recipe "
             f"{function.__name__}`"
         )
-    backends.check_source(backend, model, function.__name__)
+    backends.check_source(backend, model, function.__name__, part)
+    if part is not None:
+        _check_part(function, part, flags)
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
@@ -246,6 +248,23 @@ def run(
             raise
         stack.enter_context(with_threads(place))
         return _collect(job.execute(directory, about), on_result)
+
+
+def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object]) -> None:
+    """Refuse, before weights are read, a recipe that cuts no part of another model, or not by these options.
+
+    A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0".
+    """
+    name = function.__name__
+    told = recipes.cards().get(name, {}).get("parts", "")
+    pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
+    wrong = any(str(flags.get(key)) != value for key, _, value in pairs)
+    if told == "no" or wrong:
+        advice = "" if told == "no" else f"say {told}, or "
+        raise UnsupportedError(
+            f"{name} gives layers shapes of their own, which can't be saved within the model that {part} is a part of: "
+            f"{advice}take a recipe that keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
+        )
 
 
 def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] | None) -> list[Evidence]:

@@ -102,8 +102,8 @@ def estimate(
         length: tokens per sequence.
         device: where it would run, such as cuda.
         training: what else it is trained with, such as optimizer=adamw8bit,checkpointing=true,ema=0.999.
-        part: of models of several, such as those that read images, too, the one that is pruned: language_model, say. The
-            weights of the others stay in memory beside it.
+        part: of models of several, such as those that read images, too, the one that is pruned: language_model, say.
+            The weights of the others stay in memory beside it.
     """
     how = Training().merge(training)
     if not 0.0 < share <= 1.0:

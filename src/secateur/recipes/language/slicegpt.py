@@ -36,6 +36,7 @@ CARD = {
     "recovers": "nothing by default; on request, training against the original",
     "extra": "",
     "family": "language",
+    "parts": "no",
 }
 
 Rotation = Literal["pca", "none", "random"]

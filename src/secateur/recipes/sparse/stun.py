@@ -236,6 +236,8 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
         )
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
+    if subject.family.experts and isinstance(subject, Transformer) and subject.whole and not uniform:
+        raise UnsupportedError("layers of a part of another model must keep as many experts each: give uniform=True")
 
 
 def second_share(total: float, first: float, budget: Budget | None = None) -> float:

@@ -30,6 +30,7 @@ from secateur.runs import memory_plan, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
+from secateur.subjects.network import pretrained
 from secateur.subjects.transformer import low_rank, parts
 from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
@@ -65,6 +66,15 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         if isinstance(source, str | Path):
             return not plugins.names_function(source)
         return isinstance(source, PreTrainedModel)
+
+    def check_config(self, source: Model, recipe: str) -> None:
+        """Refuse folders of models that read sounds or images: recipes on language models calibrate on texts."""
+        if isinstance(source, str | Path) and pretrained.is_pretrained(source) and not pretrained.reads_texts(source):
+            raise UnsupportedError(
+                f"{source} reads sounds or images, and {recipe} works on texts: take a recipe on networks and give it "
+                "inputs and classes as data=FILE.npz, such as rethinking_pruning_value, or `secateur prune`, without "
+                "data or with such"
+            )
 
     def read(
         self, data: str | Path | Sequence[str] | texts.Corpus, text: str = "text", label: str = labelling.DEFAULT
@@ -141,7 +151,7 @@ class Language(TextBackend[Transformer]):
         return parts.open_part(source, part)
 
     def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
-        """Refuse models that are offloaded, and such that are split other than by Accelerate, or in several processes."""
+        """Refuse models that are offloaded, or split by another hand than Accelerate's, or in several processes."""
         model, weights = type(subject.model).__name__, list(subject.model.parameters())
         away = sum(weight.is_meta for weight in weights)
         if away:

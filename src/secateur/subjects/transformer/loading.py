@@ -47,9 +47,11 @@ __all__ = [
     "check_outline",
     "load",
     "locate",
+    "make_empty",
     "open_outline",
     "open_streamed",
     "open_subject",
+    "outline_any",
     "read_any",
     "read_tokenizer",
 ]
