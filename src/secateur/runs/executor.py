@@ -497,7 +497,8 @@ def inspect(
     part: of a model of several, such as one that reads images, too, the one that is looked at; as `run` has it.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
-    measure -> share of the whole that goes when every unit of that kind goes}]}.
+    measure -> share of the whole that goes when every unit of that kind goes}], "stays": of language models [{"axes",
+    "reason"}], the kinds and the layers that can't go}.
     """
     keywords.check_counts(batch=batch, length=length)
     backend = backends.of_source(model)

@@ -31,7 +31,7 @@ from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
-from secateur.subjects.transformer import low_rank, parts
+from secateur.subjects.transformer import costs, low_rank, parts
 from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
@@ -352,7 +352,20 @@ class Language(TextBackend[Transformer]):
         subject = self.open(source)
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__
-        return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+        found = {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+        return found | {"stays": _list_lasting(subject)}
+
+
+def _list_lasting(subject: Transformer) -> list[dict[str, Any]]:
+    """[{"axes", "reason"}] of what can't be cut: whole kinds, and layers by their numbers."""
+    layout, layers = subject.layout, dict[str, list[str]]()
+    for layer, why in costs.find_lasting(layout).items():
+        layers.setdefault(why, []).append(f"layers.{layer}")
+    kinds = {site.kind for site in costs.sites(layout).values()}
+    found = [{"axes": [axis], "reason": why} for axis, why in layout.whole.items() if axis in kinds]
+    if "layers" not in layout.whole:
+        found += [{"axes": names, "reason": why} for why, names in layers.items()]
+    return found
 
 
 def _names_of(automatic: str) -> Mapping[str, object]:
