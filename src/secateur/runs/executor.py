@@ -250,6 +250,12 @@ def run(
         return _collect(job.execute(directory, about), on_result)
 
 
+def _find_home(subject: object) -> Path | None:
+    """The folder that a subject was opened from, or the model that it is a part of; None of one in memory."""
+    home: Path | None = getattr(getattr(subject, "whole", None), "folder", None) or getattr(subject, "folder", None)
+    return home
+
+
 def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object]) -> None:
     """Refuse, before weights are read, a recipe that cuts no part of another model, or not by these options.
 
@@ -373,7 +379,7 @@ class _Job:
         write_card(
             folder, row, backend.load_line(folder, name), name=name, tag="pruned", title=f"{base} cut to {row.target}",
             origin=f"Cut from {base} by secateur's recipe `{row.recipe}`{training}.",
-            base=getattr(self.reference.original, "folder", None),
+            base=_find_home(self.reference.original),
         )  # fmt: skip
 
     def _results(self, directory: Run) -> Iterator[Result]:

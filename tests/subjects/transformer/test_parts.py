@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
-from secateur import cli, inspect, measure
+import tiny
+from secateur import cli, inspect, measure, run
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
@@ -163,6 +165,25 @@ def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, caps
         assert cli.main(words) == 2
         assert re.search(told, " ".join(capsys.readouterr().err.split())), words
     assert not (tmp_path / "o").exists()
+
+
+def test_a_run_on_a_part_leaves_the_whole_model_and_its_card_says_which_part(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "whole")
+    tiny.tokenizer().save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Whole\n")
+    (row,) = run(
+        "shortgpt", str(tmp_path / "whole"), tiny.chains(60), "params=80%", out=tmp_path / "out", part="language_model",
+        length=8, batch=2, steps=0,
+    )  # fmt: skip
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "its part `language_model` was cut" in card.text
+    assert f"Verdict: {row.verdict}." in card.text
+    assert (card.data.license, card.data.pipeline_tag, card.data.base_model) == (
+        "apache-2.0",
+        "image-text-to-text",
+        None,
+    )
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.text_config.num_hidden_layers == 2
 
 
 def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
