@@ -35,7 +35,7 @@ from secateur.select import allocate, clusters, ranking
 from secateur.subjects import Moe
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.loading import Folders
-from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list, write_enough
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -313,8 +313,8 @@ def stage_shares(
         return many
     for measure, least in excess(0.0):
         raise InfeasibleError(
-            f"budget {budget} can't be met by thinner experts: {measure} can go down to {least:.6g}, the limit is "
-            f"{limits[measure]:.6g}; cut kv_groups, shared or dense as well",
+            f"budget {budget} can't be met by thinner experts: {measure} can go down to "
+            f"{write_enough(least)}, the limit is {limits[measure]:.6g}; cut kv_groups, shared or dense as well",
             least,
         )
     finest = max(site.count for site in units.free())
