@@ -40,6 +40,8 @@ def test_an_encoder_of_sounds_is_cut_and_counted_by_the_frames_that_it_reads(tmp
     small.save(tmp_path)
     loaded = AutoModelForCTC.from_pretrained(tmp_path, trust_remote_code=True).eval()
     torch.testing.assert_close(loaded(**batch).logits, given)
+    fewer, _ = subject.cut(Selection({"layers": np.arange(2) > 0}))  # as many as there are convolutions
+    assert (fewer.model.config.conv_dim, fewer.model.config.num_hidden_layers) == ([16, 16], 1)
     with pytest.raises(UnsupportedError, match="reads input_values, and texts have none"):
         subject.check_texts()
 
