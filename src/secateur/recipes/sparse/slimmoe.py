@@ -25,7 +25,7 @@ from secateur.data.batches import Shifted
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.measure import size
-from secateur.methods import distillation
+from secateur.methods import calibration, distillation
 from secateur.methods.distillation import Distilling, Rates
 from secateur.recover.distillation import losses
 from secateur.recover.sparsity import merging
@@ -151,14 +151,14 @@ def slimmoe(
         orders[budget] = list(zip(shares, parts, peaks, strict=True))
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
-    calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))
+    looked = calibration.make_feed(subject, train, length=length, seed=seed).sequences(scoring.calibration)
 
     def predict(batch: Mapping[str, Tensor]) -> Tensor:
         return subject.forward(batch).prediction
 
-    look = partial(experts.remember_likeliest, predict, subject.model, subject.layers(), calibration, scoring.top)
+    look = partial(experts.remember_likeliest, predict, subject.model, subject.layers(), looked, scoring.top)
     likeliest = run.tensors("likeliest", look)
-    samples = experts.add_likeliest(calibration, likeliest)
+    samples = experts.add_likeliest(looked, likeliest)
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
     if distilling.cache and steps:
         stream = distillation.remember_teacher(
