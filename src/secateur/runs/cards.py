@@ -46,8 +46,8 @@ def write_card(
     """
     known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", tag]}
     source, part = str(row.settings.get("model", row.settings.get("student", ""))), row.settings.get("part")
-    told = {"pipeline_tag": next((task for kind, task in _LOADED.items() if kind in load), None)}
-    told |= hub.read_card(base) if base else {}
+    told: dict[str, object] = {"pipeline_tag": next((task for kind, task in _LOADED.items() if kind in load), None)}
+    told |= dict(hub.read_card(base)) if base else {}
     if part is not None:
         origin += f" Of the model its part `{part}` was cut, by itself: the figures are of that. The rest is as it was."
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,43 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     inputs |= {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == 60).long()}
     model.model.language_model.layers[2].forward = lambda hidden_states, *_, **__: hidden_states
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def make_with_own_head() -> transformers.PreTrainedModel:
+    """Its part is a language model with a head of its own (BLIP-2)."""
+    text = transformers.OPTConfig(**SMALL | {"ffn_dim": 48, "vocab_size": 64, "word_embed_proj_dim": 32})
+    config = transformers.Blip2Config(
+        vision_config={**SMALL, "image_size": 8, "patch_size": 4},
+        qformer_config={**SMALL, "encoder_hidden_size": 32, "vocab_size": 64},
+        text_config=text.to_dict(), num_query_tokens=2, image_token_index=60,
+    )  # fmt: skip
+    return transformers.Blip2ForConditionalGeneration(config).eval()
+
+
+def make_with_table_as_head() -> transformers.PreTrainedModel:
+    """Its class makes its head by a size of the whole's, and ties it to a table of another (Ovis2)."""
+    text = {"model_type": "qwen2", **SMALL, "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}
+    image = {**SMALL, "image_size": 8, "patch_size": 4, "vocab_size": 16, "num_visual_indicator_tokens": 2}
+    return transformers.Ovis2ForConditionalGeneration(transformers.Ovis2Config(
+        text_config=text, vision_config=image, hidden_size=48, vocab_size=64, tie_word_embeddings=True,
+        image_token_id=60, visual_indicator_token_ids=[61, 62],
+    )).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [make_with_own_head, make_with_table_as_head])
+def test_wholes_that_hold_their_head_otherwise_are_saved(
+    build: Callable[[], transformers.PreTrainedModel], tmp_path: Path
+) -> None:
+    subject = open_part(build(), "language_model")
+    keep = {f"layers.{layer}.neurons": np.arange(48) < 32 for layer in range(2)}
+    small, _ = subject.cut(Selection(keep))
+    small.save(tmp_path)
+    again = open_part(tmp_path, "language_model")
+    batch = {"input_ids": torch.arange(1, 9)[None], "attention_mask": torch.ones(1, 8, dtype=torch.long)}
+    torch.testing.assert_close(again.forward(batch).prediction, small.forward(batch).prediction)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -207,6 +207,9 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
         return stays.channels if axis else None
     assert layer is not None
     width, parts = layout.widths[layer], stays.parts[layer]
+    names = [part.partition("*")[0] for part in axis.split("+")]
+    if all(_are_all(parts[name], getattr(width, name)) for name in names):
+        return None  # and layers of a kind may have sizes of their own, where such units can't be cut
     pieces, offset = [], 0
     for part in axis.split("+"):
         name, star, times = part.partition("*")
@@ -214,6 +217,11 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
         pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
         offset += getattr(width, name) * block
     return torch.cat(pieces, -1)
+
+
+def _are_all(index: Tensor, count: int) -> bool:
+    """Whether [..., k] indices are those of all `count` units, in their order."""
+    return index.shape[-1] == count and bool((index == torch.arange(count)).all())
 
 
 def slice_state(layout: Layout, stays: Kept) -> dict[str, Tensor]:

@@ -88,6 +88,7 @@ class Whole:
             state[self.names.get(name) or f"{self.path}.{name.removeprefix(self.inner)}"] = tensor
         with no_init_weights():
             model = type(self.model)(config)
+        model.tie_weights()  # a head has the shape of the table that it is tied to, whatever its class makes of it
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         if self.model.can_generate():
@@ -135,7 +136,8 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
         family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
     subject.family = replace(family, whole={**_find_unsaid(subject), **family.whole})
-    prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
+    # By itself, only a part that got a head here has names of its own: one may have come with its own head.
+    prefix = "" if alone is base else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
     subject.whole = Whole(model, folder, setting, known, path, prefix, "" if folder is None else str(source))
     return subject
@@ -183,6 +185,8 @@ def _find_unsaid(subject: Transformer) -> dict[str, str]:
             unsaid = True
         if unsaid:
             found[axis] = "its config can't say what would be left of them"
+    if saving.needs_module(cutting.new_config(layout, layout.widths[:-1], layout.hidden_size, every[:-1], every[:-1])):
+        found["layers"] = "its config can't say what its layers are, by itself"
     return found
 
 
