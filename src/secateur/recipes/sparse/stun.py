@@ -232,7 +232,7 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
             raise InputError(f"experts, uniform, distance and choose={choose} are of experts, and this model has none")
     if passes and isinstance(subject, Streamed):
         raise InputError(
-            "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"
+            "where tokens go is counted in memory: with stream, leave distance at router, choose at clusters"
         )
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
