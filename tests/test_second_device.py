@@ -27,7 +27,7 @@ import tiny
 import yolo
 from recipes.vision import nets
 from secateur import recipes
-from secateur._utils import rundir
+from secateur._utils import distributed, rundir
 from secateur.data import examples, texts
 from secateur.data.examples import Examples
 from secateur.errors import UnsupportedError
@@ -36,7 +36,7 @@ from secateur.recover.distillation import mixed, teachers
 from secateur.recover.sparsity import gates, masks, sparsify
 from secateur.recover.training import loop, objectives
 from secateur.retrieval.rerankers import Reranker
-from secateur.runs import keywords
+from secateur.runs import backends, keywords
 from secateur.runs.backends.language import Language
 from secateur.runs.measuring import measure
 from secateur.score import random
@@ -72,6 +72,19 @@ def put(subject: Any) -> Any:
         opened = open_detector if hasattr(model, "detect") else open_traced
         subject = opened(model, subject.inputs.args[0])
     return subject
+
+
+def split(subject: Transformer) -> Transformer:
+    """The subject with its first layers, and all that is no layer, on the card, and its last layers on the CPU."""
+    model, layers = copy.deepcopy(subject.model), subject.layers()
+    places = {path: CARD if 2 * number < len(layers) else "cpu" for number, path in enumerate(layers)}
+    for path, _ in model.named_modules():
+        above = any(layer.startswith(f"{path}.") or not path for layer in layers)
+        if not above and not any(path.startswith(place) for place in places):
+            places[path] = CARD
+    skip = getattr(model, "_skip_keys_device_placement", None)
+    dispatch_model(model, places, main_device="cpu", skip_keys=skip, force_hooks=True)
+    return open_subject(model, tokenizer=subject.tokenizer)
 
 
 # ------------------------------------------------------------------------------------------------- the device itself
@@ -184,7 +197,10 @@ def toy_of(name: str) -> ModuleType:
     return module
 
 
-def run_toy(name: str, folder: Path, *, on_card: bool, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+def run_toy(
+    name: str, folder: Path, *, on_card: bool, monkeypatch: pytest.MonkeyPatch, place: Callable[[Any], Any] = put,
+    **options: Any,
+) -> Any:  # fmt: skip
     """The result of a recipe's toy whose subject lies on the card, or on the CPU beside a card to train on."""
     module = toy_of(name)
     if on_card and name in TAUGHT:
@@ -203,7 +219,7 @@ def run_toy(name: str, folder: Path, *, on_card: bool, monkeypatch: pytest.Monke
         given |= {"judged": 1} if name == "yolov4_group_sad" else {}
     if on_card:
         with second_device.present():
-            subject = put(subject)
+            subject = place(subject)
     elif isinstance(subject, Transformer):  # of a teacher that other toys share
         subject = subject.copy()
     function = toy.get("recipe") or recipes.find(name)
@@ -219,6 +235,29 @@ def test_every_recipe_runs_where_its_subject_lies(name: str, tmp_path: Path, mon
     model = getattr(result.subject, "model", None)
     if isinstance(model, nn.Module):
         assert {str(tensor.device) for tensor in model.parameters()} == {CARD}
+
+
+NOT_BY_BLOCKS = [
+    name
+    for name in recipes.cards()
+    if backends.of_recipe(recipes.find(name)).family == Language.family
+    and not backends.works_by_blocks(recipes.find(name))
+]
+
+
+@pytest.mark.parametrize("name", NOT_BY_BLOCKS)
+def test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for side in ("there", "here"):
+        (tmp_path / side).mkdir()
+    there = run_toy(name, tmp_path / "there", on_card=True, monkeypatch=monkeypatch, place=split)
+    here = run_toy(name, tmp_path / "here", on_card=False, monkeypatch=monkeypatch)
+    assert there.cut.removed == here.cut.removed
+    assert {str(p.device) for p in there.subject.model.parameters()} == {CARD, "cpu"}, "layers stay where they were"
+    batch = here.subject.example(2, 8)
+    ours, theirs = (result.subject.forward(batch).prediction.cpu() for result in (there, here))
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
 TRAINING = ("dp4tl", "gpusq_vit", "nd_loss", "otov3")
@@ -312,7 +351,9 @@ def blockwise_result(subject: Transformer, folder: Path) -> list[Any]:
 
 
 @pytest.mark.usefixtures("card")
-def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(tmp_path: Path) -> None:
+def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.model("llama")
     whole = open_subject(copy.deepcopy(model), tokenizer=tiny.tokenizer())
     places = {"model.embed_tokens": CARD, "model.rotary_emb": CARD, "model.norm": "cpu", "lm_head": "cpu"}
@@ -337,9 +378,17 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(tmp_path: P
     with pytest.raises(UnsupportedError, match=r"is offloaded, .* use a recipe that can stream"):
         prune("minitron", split, budget="params=50%")
     halves = open_subject(dispatch(tiny.model("llama"), places, main_device="cpu"), tokenizer=tiny.tokenizer())
-    with pytest.raises(UnsupportedError, match=r"is split over card:0 and cpu, and minitron needs it on one device"):
-        prune("minitron", halves, budget="params=50%")
+    scattered = copy.deepcopy(whole.model)
+    scattered.lm_head.to(CARD)
+    with pytest.raises(UnsupportedError, match=r"over card:0 and cpu, and nothing brings .*: open it with device_map"):
+        prune("minitron", open_subject(scattered, tokenizer=tiny.tokenizer()), budget="params=50%")
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "count", lambda: 2)
+        with pytest.raises(UnsupportedError, match="minitron trains it in one process"):
+            Language().check_place(halves, "minitron", by_blocks=False)
     assert not (tmp_path / "out").exists()
+    (row,) = prune("shortgpt", halves, budget="params=70%")
+    assert row.after["params"].value < row.before["params"].value
     (there,) = blockwise_result(halves, tmp_path / "there")
     (here,) = blockwise_result(whole, tmp_path / "here")
     assert there.cut.removed == here.cut.removed

@@ -131,12 +131,15 @@ def listed() -> object:
 def test_a_recipe_opens_with_its_card(file: Path) -> None:
     card = literal(file, "CARD")
     assert isinstance(card, dict), f"{name_of(file)} has no literal CARD"
-    assert set(card) == CARD_KEYS
+    assert set(card) - {"parts"} == CARD_KEYS
     assert all(isinstance(value, str) for value in card.values())
     assert all(card[key] for key in CARD_KEYS - {"extra"})
     assert card["family"] == file.parent.name
     extras = set(re.findall(r"^(\w+) = \[", section("project.optional-dependencies"), re.MULTILINE))
     assert not card["extra"] or card["extra"] in extras
+    needed = dict(pair.split("=") for pair in card.get("parts", "no").split(", ") if pair != "no")
+    arguments = next(node.args for node in tree_of(file).body if getattr(node, "name", "") == file.stem)
+    assert set(needed) <= {argument.arg for argument in arguments.kwonlyargs}, "options by which it cuts a part"
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -29,6 +29,7 @@ from secateur.vocabulary import (
     Term,
     Training,
     Units,
+    write_enough,
 )
 
 
@@ -175,6 +176,16 @@ def test_a_relative_budget_becomes_absolute_once():
     }
     with pytest.raises(BudgetError, match=r"no cost here; costs known: params: limit one of them, such as params=50%$"):
         Budget.parse("speedup=2x").absolute({"params": 40.0})
+
+
+@given(st.one_of(st.floats(1e-6, 1e12), st.integers(1, 10**12).map(float)))
+@example(1234567.0)
+@example(0.0033333333333333335)
+def test_what_a_refusal_says_is_enough_is(number):
+    text = write_enough(number)
+    assert number <= float(text) <= max(1.001 * number, number + 1)
+    if number >= 1.001:
+        assert Budget.parse(f"params={text}").absolute({"params": 2 * number})["params"] >= number
 
 
 @given(st.floats(1.001, 1000.0))

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from decimal import ROUND_CEILING, Decimal
 from typing import Any, NamedTuple, Protocol, overload, runtime_checkable
 
 from secateur.errors import BudgetError, InputError
@@ -35,6 +36,7 @@ __all__ = [
     "Training",
     "Units",
     "parse_list",
+    "write_enough",
 ]
 
 Array = Any
@@ -104,6 +106,16 @@ class Limit:
 
 def _brief(number: float) -> str:
     return f"{number:.4g}" if abs(number) < 1000 else f"{number:.0f}"
+
+
+def write_enough(number: float) -> str:
+    """A few digits of `number`, rounded up: what a refusal says can be met is not refused when it is asked for.
+
+    Whole numbers from a thousand on, else four digits; `Budget.parse` reads the text, of shares and of amounts.
+    """
+    exact = Decimal(number)
+    step = Decimal(1).scaleb(min(0, exact.adjusted() - 3)) if number else Decimal(1)
+    return f"{exact.quantize(step, ROUND_CEILING).normalize():f}"
 
 
 def _decimal(about: float, exact: Callable[[float], bool]) -> str:

@@ -66,6 +66,20 @@ def test_the_metadata_name_base_licence_task_language_data_and_figures(tmp_path)
     assert [one.metric_value for one in packed.eval_results] == [one.metric_value for one in held.eval_results]
 
 
+def test_a_card_says_which_part_was_cut_and_what_the_whole_is_for(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlavaForConditionalGeneration"]}))
+    (tmp_path / "cut_map.json").write_text(json.dumps({"base": {"name": "somebody/seer"}, "part": "text_config"}))
+    load = LOAD.replace("AutoModel", "AutoModelForImageTextToText")
+    settings = {"model": "somebody/seer", "part": "language_model"}
+    row = Evidence("minitron", "params=50%", after={"perplexity": Figure(12.5)}, settings=settings, verdict="met")
+    write_card(tmp_path, row, load, name="out", tag="pruned", title="seer cut", origin="Cut from seer.")
+    card = ModelCard.load(tmp_path / "README.md")
+    assert "Cut from seer. Of the model its part `language_model` was cut, by itself: the figures are of" in card.text
+    assert (card.data.base_model, card.data.base_model_relation) == ("somebody/seer", "finetune")
+    assert (card.data.pipeline_tag, card.data.tags) == ("image-text-to-text", ["secateur", "pruned"])
+    assert [result.task_type for result in card.data.eval_results] == ["text-generation"]
+
+
 @pytest.mark.parametrize(("source", "named"), [("somebody/base", "somebody/base"), ("folder/of/mine", None)])
 def test_a_folder_here_is_no_base_on_the_hub(source, named, tmp_path):
     row = Evidence("distill", "5 steps", settings={"student": source})

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.select import ranking
-from secateur.vocabulary import Budget, Site, Units
+from secateur.vocabulary import Budget, Limit, Site, Units
 
 
 def one(count, **options) -> Units:
@@ -84,6 +85,19 @@ def test_a_larger_budget_keeps_a_superset(problem, one_share, other_share, scope
         return
     more = ranking.by_budget(units, scores, f"tokens={large}", scope=scope)
     assert all((more.keep[name] | ~less.keep[name]).all() for name in units)
+
+
+@given(problems(), st.sampled_from(["global", "local"]))
+@settings(max_examples=100, deadline=None)
+def test_what_a_refusal_says_can_be_reached_is_not_refused(problem, scope):
+    units, scores = problem
+    for measure in units.cost():
+        try:
+            ranking.by_budget(units, scores, Budget((Limit(measure, 1e-6),)), scope=scope)
+        except InfeasibleError as error:
+            told = float(re.search(r"can go down to ([0-9.]+),", str(error))[1])
+            found = ranking.by_budget(units, scores, Budget((Limit(measure, told),)), scope=scope)
+            assert found.spent[measure] <= told
 
 
 @given(problems(), st.integers(1, 3), st.floats(0.05, 1.0), st.sampled_from(["global", "local"]))

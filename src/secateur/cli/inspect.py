@@ -41,6 +41,16 @@ def _print_kinds(found: Mapping[str, Any]) -> None:
     rows.append(["whole model", "", "", *(display.number(name, cost) for name, cost in costs.items())])
     title = f"{found['model']} ({found['kind']}): what all units of a kind cost"
     console().print(evidence.rich_table(rows, title=title))
+    print_lines(*_list_lasting(found))
+
+
+def _list_lasting(found: Mapping[str, Any]) -> list[str]:
+    """A line on each reason for which units stay."""
+    lines = list[str]()
+    for row in found.get("stays", ()):
+        more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
+        lines.append(f"stays: {', '.join(row['axes'][:4])}{more}: {row['reason']}")
+    return lines
 
 
 def _print_network(found: Mapping[str, Any], picture: str | None) -> None:
@@ -57,9 +67,7 @@ def _print_network(found: Mapping[str, Any], picture: str | None) -> None:
     title = f"{found['model']}: what goes together" + (f", at {found['budget']}" if after else "")
     console().print(evidence.rich_table(rows, title=title))
     lines = [f"{site['name']}: {', '.join(site['members'])}" for site in found["sites"]]
-    for row in found["stays"]:
-        more = f" and {len(row['axes']) - 4} more" if len(row["axes"]) > 4 else ""
-        lines.append(f"stays: {', '.join(row['axes'][:4])}{more}: {row['reason']}")
+    lines += _list_lasting(found)
     for segment in found["segments"]:
         if segment["goes"] or not segment["stays"]:
             share = f"{segment['params'] / found['cost']['params']:.1%} of the parameters"

@@ -11,7 +11,7 @@ from secateur._utils import plugins
 from secateur.errors import InfeasibleError
 from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import CutError, Traced, open_traced
-from secateur.vocabulary import Budget, Cut, Selection
+from secateur.vocabulary import Budget, Cut, Selection, write_enough
 
 __all__ = ["cut_with_retries", "open_student"]
 
@@ -74,7 +74,7 @@ def open_student(subject: Traced, student: str, budget: Budget) -> tuple[Traced,
         if after[measure] > limit:
             raise InfeasibleError(
                 f"{student} has {measure}={after[measure]:g}, more than {budget} allows ({limit:g}): ask for "
-                f"{measure}={after[measure] / before[measure]:.0%} or more", after[measure],
+                f"{measure}={write_enough(100 * after[measure] / before[measure])}% or more", after[measure],
             )  # fmt: skip
     gone = {"channels": (int(before["channels"] - after["channels"]), int(before["channels"]))}
     return small, Cut(gone, before, after, (f"{student} is a network of its own, trained beside its teacher",)), after

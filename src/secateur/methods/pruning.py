@@ -163,7 +163,7 @@ def prune_subject(
         unknown = sorted(set(scope) - set(subject.coupling.sites))
         if unknown:
             raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
-    notes: tuple[str, ...] = ()
+    notes, evened = tuple[str, ...](), tuple[str, ...]()
 
     def select() -> Selection:
         scores = rate(subject)
@@ -175,7 +175,7 @@ def prune_subject(
             return choose(scores, 1)
 
     def choose(scores: Mapping[str, Tensor], step: int | None) -> Selection:
-        nonlocal notes
+        nonlocal notes, evened
         units = subject.units(multiple=step)
         if rate.name:
             units, notes = _freeze_unscored(units, scores, rate.name)
@@ -185,12 +185,29 @@ def prune_subject(
         )
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget.brief()} would change nothing: every unit fits in it; ask for less")
-        return ranking.even_out(units, scores, selection.keep, budget, chosen) if even else selection
+        if not even:
+            return selection
+        alike = ranking.even_out(units, scores, selection.keep, budget, chosen)
+        evened = _evened_notes(selection, alike)
+        return alike
 
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets, prove=prove)
     if scope == "local" and not shares:
         cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
-    return selection, small, replace(cut, notes=(*cut.notes, *notes)) if notes else cut
+    return selection, small, replace(cut, notes=(*cut.notes, *notes, *evened))
+
+
+def _evened_notes(selection: Selection, alike: Selection) -> tuple[str, ...]:
+    """A note on sites that keep another number of units than they would if each kept its own."""
+    counts = {name: tuple(int(one.keep[name].sum()) for one in (selection, alike)) for name in selection.keep}
+    moved = {name: pair for name, pair in counts.items() if pair[0] != pair[1]}
+    if not moved:
+        return ()
+    name, (own, now) = max(moved.items(), key=lambda item: abs(item[1][0] - item[1][1]))
+    return (
+        f"sites of one kind and size keep equally many units, for a config to say: by scores alone {len(moved)} of "
+        f"{len(counts)} would keep other numbers, {name} {own} and not {now}; --no-even (even=False) lets them",
+    )
 
 
 _THINNED = 0.08

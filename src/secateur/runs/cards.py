@@ -23,6 +23,12 @@ _TASKS = {
     "Model": "feature-extraction",
 }
 """How transformers' classes of texts end -> the Hub's name of the task."""
+_LOADED = {
+    "AutoModelForImageTextToText": "image-text-to-text",
+    "AutoModelForMultimodalLM": "any-to-any",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+}
+"""Automatic classes of several kinds of inputs, which no name of a class tells -> the Hub's name of the task."""
 _HUB = "hub:"
 """How data sets of the Hub are named."""
 _COPIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -39,9 +45,13 @@ def write_card(
     the folder of what it was made of, whose card tells licence, language and task.
     """
     known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", tag]}
-    source = str(row.settings.get("model", row.settings.get("student", "")))
+    source, part = str(row.settings.get("model", row.settings.get("student", ""))), row.settings.get("part")
+    told: dict[str, object] = {"pipeline_tag": next((task for kind, task in _LOADED.items() if kind in load), None)}
+    told |= dict(hub.read_card(base)) if base else {}
+    if part is not None:
+        origin += f" Of the model its part `{part}` was cut, by itself: the figures are of that. The rest is as it was."
     lines = [
-        _front(folder, known, hub.read_card(base) if base else {}, source, row, name),
+        _front(folder, known, told, source, row, name),
         f"# {title}",
         f"{origin} Verdict: {evidence.describe_verdict(row)}.",
         "## Evidence",
@@ -102,11 +112,12 @@ def _front(
 
     about: dict[str, object] = {name: told[name] for name in _COPIED if _is_plain(told.get(name))}
     about.setdefault("pipeline_tag", _find_task(folder))
+    judged = "text-generation" if row is not None and "part" in row.settings else str(about["pipeline_tag"] or "other")
     base = next((name for name in (_cut_from(folder), source) if hub.is_id(name)), None)
     if base is not None:
         about |= {"base_model": base, "base_model_relation": "finetune"}
     if row is not None:
-        about |= _figures(row, str(about["pipeline_tag"] or "other"), name)
+        about |= _figures(row, judged, name)
     values: dict[str, Any] = {**about, **known}
     card = ModelCardData(ignore_metadata_errors=True, **values)
     return f"---\n{card.to_yaml()}\n---"

@@ -113,6 +113,10 @@ _LOPSIDED = 0.5
 before a config that says what it is."""
 _PATIENCE = 2.0
 """Seconds after which the search says what it does."""
+_UNDESCRIBED = (
+    "its config can't say what is left, though sites of one kind and size keep equally many units: the result is no "
+    "plain folder, and secateur.load opens it; --no-even (even=False) lets each site keep its own number"
+)
 _REASON = "stays whole, so that the config says what is left"
 
 
@@ -154,7 +158,8 @@ def _cut_described(choose: _Choose, whole: Traced, budget: Budget) -> tuple[Sele
             said = ", ".join(f"{kind} of {count}" for kind, count in left)
             note = f"{said} stay whole, so that the config says what is left: --no-even (even=False) cuts them as well"
             return selection, small, replace(cut, notes=(*cut.notes, note))
-    return plain
+    selection, small, cut = plain
+    return selection, small, replace(cut, notes=(*cut.notes, _UNDESCRIBED))
 
 
 def _is_balanced(selection: Selection, plain: Selection) -> bool:

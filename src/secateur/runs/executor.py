@@ -158,7 +158,9 @@ def run(
             f"{function.__name__} works on {backend.family}, no model: use `secateur {backend.command} --recipe "
             f"{function.__name__}`"
         )
-    backends.check_source(backend, model, function.__name__)
+    backends.check_source(backend, model, function.__name__, part)
+    if part is not None:
+        _check_part(function, part, flags)
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
@@ -246,6 +248,29 @@ def run(
             raise
         stack.enter_context(with_threads(place))
         return _collect(job.execute(directory, about), on_result)
+
+
+def _find_home(subject: object) -> Path | None:
+    """The folder that a subject was opened from, or the model that it is a part of; None of one in memory."""
+    home: Path | None = getattr(getattr(subject, "whole", None), "folder", None) or getattr(subject, "folder", None)
+    return home
+
+
+def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object]) -> None:
+    """Refuse, before weights are read, a recipe that cuts no part of another model, or not by these options.
+
+    A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0".
+    """
+    name = function.__name__
+    told = recipes.cards().get(name, {}).get("parts", "")
+    pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
+    wrong = any(str(flags.get(key)) != value for key, _, value in pairs)
+    if told == "no" or wrong:
+        advice = "" if told == "no" else f"say {told}, or "
+        raise UnsupportedError(
+            f"{name} gives layers shapes of their own, which can't be saved within the model that {part} is a part of: "
+            f"{advice}take a recipe that keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
+        )
 
 
 def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] | None) -> list[Evidence]:
@@ -354,7 +379,7 @@ class _Job:
         write_card(
             folder, row, backend.load_line(folder, name), name=name, tag="pruned", title=f"{base} cut to {row.target}",
             origin=f"Cut from {base} by secateur's recipe `{row.recipe}`{training}.",
-            base=getattr(self.reference.original, "folder", None),
+            base=_find_home(self.reference.original),
         )  # fmt: skip
 
     def _results(self, directory: Run) -> Iterator[Result]:
@@ -478,7 +503,8 @@ def inspect(
     part: of a model of several, such as one that reads images, too, the one that is looked at; as `run` has it.
 
     Returns {"model": architecture, "kind": ..., "cost": measure -> total, "axes": [{"kind", "sites", "units", "share":
-    measure -> share of the whole that goes when every unit of that kind goes}]}.
+    measure -> share of the whole that goes when every unit of that kind goes}], "stays": of language models [{"axes",
+    "reason"}], the kinds and the layers that can't go}.
     """
     keywords.check_counts(batch=batch, length=length)
     backend = backends.of_source(model)

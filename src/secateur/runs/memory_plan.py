@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,7 @@ from secateur.reports import display
 from secateur.runs import keywords
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
+from secateur.subjects.transformer import parts
 from secateur.subjects.transformer.loading import check_outline, open_outline
 from secateur.vocabulary import Training
 
@@ -89,6 +91,7 @@ def estimate(
     length: int = 128,
     device: str = "cpu",
     training: str = "",
+    part: str | None = None,
 ) -> MemoryPlan:
     """What scoring, cutting and training the model at `model` take, from its config.json: no weights are read.
 
@@ -99,6 +102,8 @@ def estimate(
         length: tokens per sequence.
         device: where it would run, such as cuda.
         training: what else it is trained with, such as optimizer=adamw8bit,checkpointing=true,ema=0.999.
+        part: of models of several, such as those that read images, too, the one that is pruned: language_model, say.
+            The weights of the others stay in memory beside it.
     """
     how = Training().merge(training)
     if not 0.0 < share <= 1.0:
@@ -108,11 +113,17 @@ def estimate(
         torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device={device!r} is no device of torch: give cpu or cuda") from error
-    check_outline(model)
     name = Path(model).parent.name if Path(model).name == "config.json" else Path(model).name
-    return plan_memory(
-        lambda: open_outline(model), name, share=share, batch=batch, length=length, device=device, training=how
-    )
+    make: Callable[[], Transformer] = partial(open_outline, model)
+    beside = 0.0
+    if part is None:
+        check_outline(model)
+    else:
+        make, beside = parts.outline_part(model, part)
+        name = f"{part} of {name}"
+    plan = plan_memory(make, name, share=share, batch=batch, length=length, device=device, training=how)
+    weights, score, gradients, cut, trained = (value + beside for value in plan.stages().values())
+    return MemoryPlan(name, plan.params, weights, score, gradients, cut, trained)
 
 
 def plan_memory(

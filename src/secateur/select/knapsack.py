@@ -10,7 +10,7 @@ import numpy as np
 
 from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import as_numpy
-from secateur.vocabulary import Array
+from secateur.vocabulary import Array, write_enough
 
 __all__ = ["Choice", "solve", "solve_many"]
 
@@ -48,7 +48,9 @@ def solve(costs: Sequence[Array], losses: Sequence[Array], budget: float, *, buc
     cheapest = [float(row.min()) for row in cost_rows]
     if math.fsum(cheapest) > budget:
         least = math.fsum(cheapest)
-        raise InfeasibleError(f"a budget of {budget:.6g} can't be met: the cheapest choice costs {least:.6g}", least)
+        raise InfeasibleError(
+            f"a budget of {budget:.6g} can't be met: the cheapest choice costs {write_enough(least)}", least
+        )
 
     best = [_first_best(loss, cost) for loss, cost in zip(loss_rows, cost_rows, strict=True)]
     if _total(cost_rows, best) <= budget:  # nothing to weigh up, and no rounding to lose it by
@@ -138,7 +140,7 @@ def solve_many(costs: Mapping[str, Sequence[Array]], losses: Sequence[Array], bu
     )
     reachable = chosen(nearest.x)
     wanted = ", ".join(f"{measure} <= {limit:.6g}" for measure, limit in budgets.items())
-    found = ", ".join(f"{measure} {cost:.6g}" for measure, cost in reachable.spent.items())
+    found = ", ".join(f"{measure} {write_enough(cost)}" for measure, cost in reachable.spent.items())
     raise InfeasibleError(f"budgets {wanted} can't be met together: the nearest choice costs {found}", reachable.cost)
 
 

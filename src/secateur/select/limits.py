@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from secateur.errors import BudgetError, InfeasibleError, InputError
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, write_enough
 
 __all__ = ["limits_of_cut", "limits_of_text"]
 
@@ -29,9 +29,10 @@ def limits_of_cut(
     for measure, limit in limits.items():
         if least is not None and least[measure] > limit:
             raise InfeasibleError(
-                f"budget {budget.brief()} can't be met: {measure} can go down to {least[measure]:.6g}, the limit is "
-                f"{limit:.6g}; allow more{f', or {hint}' if hint else ''}", least[measure],
-            )  # fmt: skip
+                f"budget {budget.brief()} can't be met: {measure} can go down to "
+                f"{write_enough(least[measure])}, the limit is {limit:.6g}; allow more{f', or {hint}' if hint else ''}",
+                least[measure],
+            )
     return limits
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import as_numpy, mask_like
-from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units
+from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units, write_enough
 
 __all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "even_out", "fewest", "threshold"]
 
@@ -155,7 +155,8 @@ def by_budget(
     low, high = 0, len(order)  # fewest and most steps that may be needed
     for name, least in excess(high):
         raise InfeasibleError(
-            f"budget {budget.brief()} can't be met: {name} can go down to {least:.6g}, the limit is {limits[name]:.6g}",
+            f"budget {budget.brief()} can't be met: {name} can go down to {write_enough(least)}, the limit is "
+            f"{limits[name]:.6g}",
             least,
         )
     while low < high:
@@ -182,8 +183,8 @@ def by_budget(
             keep, spent, over = measure_cut(high)
         if over:
             raise InfeasibleError(
-                f"budget {budget.brief()} can't be met: {over[0]} was measured at {spent[over[0]]:.6g} with the fewest "
-                f"units, the limit is {limits[over[0]]:.6g}",
+                f"budget {budget.brief()} can't be met: {over[0]} was measured at "
+                f"{write_enough(spent[over[0]])} with the fewest units, the limit is {limits[over[0]]:.6g}",
                 spent[over[0]],
             )
     return Selection({name: mask_like(keep[name], scores[name]) for name in keep}, spent, budget)

@@ -10,6 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 
 from secateur.errors import InfeasibleError, InputError, NumericalError
+from secateur.vocabulary import write_enough
 
 __all__ = ["Found", "coefficients", "combine", "likeliest", "lose_alone", "under"]
 
@@ -96,8 +97,8 @@ def under(
         least = min(spent[name] for spent, _ in costed)
         if least > most:
             raise InfeasibleError(
-                f"{name} of {most:.4g} can't be met: the smallest shape on this grid has {least:.4g}; "
-                f"ask for at least {name}={math.ceil(least)}",
+                f"{name} of {most:.4g} can't be met: the smallest shape on this grid has {write_enough(least)}; "
+                f"ask for at least {name}={write_enough(least)}",
                 least,
             )
     fits = [(spent, shape) for spent, shape in costed if all(spent[name] <= limits[name] for name in limits)]
@@ -111,7 +112,7 @@ def under(
         nearest = max(spent[measure] for spent, _ in fits)
         raise InfeasibleError(
             f"{measure} of {limit:.4g} can't be met within {tolerance:.0%}: the largest shape below it on this grid "
-            f"has {nearest:.4g}; ask for {measure}={math.ceil(nearest)} or for more tolerance",
+            f"has {write_enough(nearest)}; ask for {measure}={write_enough(nearest)} or for more tolerance",
             nearest,
         )
     close.sort(key=lambda pair: -pair[0][measure])
@@ -137,7 +138,7 @@ def combine(
         if spent > limits.get(measure, spent):
             raise InfeasibleError(
                 f"shape {name} has {spent:.6g} {measure}, and the "
-                f"budget allows {limits[measure]:.6g}: give smaller sizes, or ask for {measure}={math.ceil(spent)}",
+                f"budget allows {limits[measure]:.6g}: give smaller sizes, or ask for {measure}={write_enough(spent)}",
                 spent,
             )
     return [shape]

@@ -10,7 +10,7 @@ import numpy as np
 from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
-from secateur.vocabulary import Array, Budget, Scores, Selection, Units
+from secateur.vocabulary import Array, Budget, Scores, Selection, Units, write_enough
 
 __all__ = ["Policy", "above", "by_group", "floor", "merge", "quantile", "uniform"]
 
@@ -151,7 +151,7 @@ def uniform(units: Units, scores: Scores, budget: Budget | str, *, least: int = 
         measure = next(name for name, limit in limits.items() if found.spent[name] > limit)
         raise InfeasibleError(
             f"budget {budget.brief()} can't be met: with at least {least} units per site, {measure} can go down to "
-            f"{found.spent[measure]:.6g}, the limit is {limits[measure]:.6g}",
+            f"{write_enough(found.spent[measure])}, the limit is {limits[measure]:.6g}",
             found.spent[measure],
         )
     return Selection(best.keep, best.spent, budget)

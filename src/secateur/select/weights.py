@@ -12,7 +12,7 @@ import numpy as np
 from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.select.arrays import mask_like
 from secateur.select.pattern import n_of_m
-from secateur.vocabulary import Array, Budget, Pattern, Scores
+from secateur.vocabulary import Array, Budget, Pattern, Scores, write_enough
 
 __all__ = ["Choose", "Scope", "above", "best", "best_of_all", "by_sums", "chooser", "read_budget", "threshold"]
 
@@ -192,7 +192,8 @@ def chooser(share: float, pattern: Pattern | None = None, scope: Scope = "row", 
         size = {"row": columns, "block": rows * min(block, columns)}.get(scope, rows * columns)
         if _count(size, share) < 1:
             raise InfeasibleError(
-                f"weights={share:.3g} leaves nothing of a {scope} of {size} weights: keep at least {1 / size:.3g}",
+                f"weights={share:.3g} leaves nothing of a {scope} of {size} weights: keep at least "
+                f"{write_enough(1 / size)}",
                 1 / size,
             )
         return best(scores, share, scope, block=block)

@@ -411,6 +411,22 @@ def test_each_stage_is_saved_and_measured_and_a_run_goes_on_behind_it(
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("count", [3, 24, 40])
+def test_as_many_sequences_are_scored_as_are_asked_for(
+    count: int, subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def look(predict: Any, model: Any, layers: Any, batches: Any, top: int) -> None:
+        seen.extend(len(batch["input_ids"]) for batch in batches)
+        raise StopIteration
+
+    monkeypatch.setattr(experts, "remember_likeliest", look)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        run(subject, data, tmp_path, calibration=count)
+    assert sum(seen) == count
+
+
 def test_a_run_tells_what_each_stage_was(subject: Moe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
     monkeypatch.setattr(measuring.latency, "compare", lambda *_, **__: same)

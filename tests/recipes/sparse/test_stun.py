@@ -21,6 +21,7 @@ from secateur.score import routing
 from secateur.subjects import Moe, open_subject
 from secateur.subjects.matrices import matrices, nonzero
 from secateur.subjects.transformer import blocks
+from secateur.subjects.transformer.parts import Whole
 from secateur.vocabulary import Budget
 from subjects.tiny import make
 
@@ -164,6 +165,14 @@ def test_routers_that_choose_among_groups_are_refused_unless_uniform(tmp_path):
             rows = [int((old == row).all(1).nonzero()) for row in mixture.router.weight]
             assert sum(row < 4 for row in rows) == 3  # three in each group of four
         result.subject.forward(result.subject.example(2, 12))
+
+
+def test_a_part_of_another_model_keeps_as_many_experts_in_every_layer():
+    part = taught().copy()
+    part.whole = Whole(part.model, None, "text_config", {}, "", "")
+    with pytest.raises(UnsupportedError, match="a part of another model must keep as many experts each: give uniform"):
+        stun.check(part, uniform=False, passes=0)
+    stun.check(part, uniform=True, passes=0)
 
 
 def test_counts_that_no_threshold_gives_are_named():

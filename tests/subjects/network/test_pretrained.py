@@ -25,10 +25,11 @@ from transformers import (
 import secateur
 from secateur import cli
 from secateur.errors import InputError
+from secateur.methods import pruning
 from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import opening, pretrained
-from secateur.vocabulary import Selection
+from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -137,6 +138,24 @@ def test_what_no_config_describes_is_kept_as_a_network_and_comes_back(tmp_path: 
     assert json.loads((tmp_path / "small" / "cut.json").read_text())["built_by"] == str(tmp_path / "model")
     assert not (tmp_path / "small" / "config.json").exists()
     assert secateur.load(tmp_path / "small") is not None
+
+
+def test_a_cut_that_was_evened_for_a_config_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where sites keep other numbers than their own, and where no config says what is left all the same."""
+    torch.manual_seed(0)
+    MODELS["pixels"]().save_pretrained(tmp_path / "model")
+    subject = opening.open_network(tmp_path / "model")
+    how = {"rate": pruning.make_scorer("magnitude"), "scope": "global", "prove": False, "multiple": 1}
+    selection, _, cut = pruning.prune_subject(subject, Budget.parse("params=75%"), even=True, **how)
+    own, _, plain = pruning.prune_subject(subject, Budget.parse("params=75%"), even=False, **how)
+    moved = [name for name in own.keep if own.keep[name].sum() != selection.keep[name].sum()]
+    assert moved
+    told = f"by scores alone {len(moved)} of {len(own.keep)} would keep other numbers"
+    assert [told in " ".join(one.notes) for one in (cut, plain)] == [True, False]
+    monkeypatch.setattr(pretrained, "describes", lambda model: False)
+    (row,) = secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small")
+    assert row.cut is not None
+    assert any("the result is no plain folder, and secateur.load opens it" in note for note in row.cut.notes)
 
 
 def test_a_text_model_of_unequal_layers_is_compared_with_its_folder(tmp_path: Path) -> None:

@@ -134,6 +134,13 @@ def test_order_of_units_does_not_matter(name: str) -> None:
     torch.testing.assert_close(run(subject, batch), before, atol=1e-5, rtol=1e-5)
 
 
+def test_a_tensor_of_which_all_units_stay_is_itself_whatever_its_size() -> None:
+    """A layer may have sizes of its own where its units can't be cut: cuts of layers take it as it is."""
+    layout = make("llama").layout
+    kept, other = cutting.find_kept(layout, {}), torch.ones(2, 3)
+    assert cutting.slice_tensor(layout, other, ("heads*", "channels"), 0, kept) is other
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "gemma2", "qwen3", "phi3"])
 def test_plain_where_a_plain_config_can_say_it(name: str) -> None:
     subject = make(name)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
 
+from secateur import cli, inspect
 from secateur.data import texts
 from secateur.errors import UnsupportedError
 from secateur.measure import size
@@ -133,6 +134,23 @@ def test_the_prediction_is_of_the_token_behind_and_padding_changes_nothing() -> 
     torch.testing.assert_close(given.prediction[:, :-1], plain[:, 1:])
     padded = {name: torch.nn.functional.pad(tensor, (0, 2)) for name, tensor in batch.items()}
     torch.testing.assert_close(subject.forward(padded).prediction[:, :7], given.prediction[:, :7], rtol=1e-4, atol=1e-5)
+
+
+def test_inspect_says_which_layers_stay_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = transformers.T5Config(**SIZES["T5"] | {"num_layers": 3, "num_decoder_layers": 3})
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    subject = open_subject(tmp_path)
+    told = {name: row["reason"] for row in inspect(str(tmp_path))["stays"] for name in row["axes"]}
+    layers = {name for name in told if name.startswith("layers.")}
+    fixed = subject.units().sites["layers"].fixed
+    assert fixed is not None
+    assert layers == {f"layers.{number}" for number in np.flatnonzero(fixed)} == {f"layers.{n}" for n in range(4)}
+    assert "the decoder may not become the deeper one" in told["layers.1"]
+    assert "channels" in told
+    capsys.readouterr()
+    assert cli.main(["inspect", str(tmp_path)]) == 0
+    assert "stays: layers.1, layers.2: generation caches" in capsys.readouterr().out
+    assert inspect(make("Bart"))["stays"] == []
 
 
 def test_what_cannot_go_is_said_in_a_line() -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
-from secateur import cli, inspect, measure
+import tiny
+from secateur import cli, inspect, measure, run
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
 from secateur.recipes.language.llm_pruner import llm_pruner
+from secateur.recipes.language.slicegpt import slicegpt
 from secateur.recipes.language.ziplm import ziplm
+from secateur.runs import memory_plan
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.parts import count_features, open_part
 from secateur.subjects.transformer.small_copy import list_parts
@@ -121,22 +127,101 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
 
 
-def test_a_part_is_looked_at_and_measured_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def make_with_own_head() -> transformers.PreTrainedModel:
+    """Its part is a language model with a head of its own (BLIP-2)."""
+    text = transformers.OPTConfig(**SMALL | {"ffn_dim": 48, "vocab_size": 64, "word_embed_proj_dim": 32})
+    config = transformers.Blip2Config(
+        vision_config={**SMALL, "image_size": 8, "patch_size": 4},
+        qformer_config={**SMALL, "encoder_hidden_size": 32, "vocab_size": 64},
+        text_config=text.to_dict(), num_query_tokens=2, image_token_index=60,
+    )  # fmt: skip
+    return transformers.Blip2ForConditionalGeneration(config).eval()
+
+
+def make_with_table_as_head() -> transformers.PreTrainedModel:
+    """Its class makes its head by a size of the whole's, and ties it to a table of another (Ovis2)."""
+    text = {"model_type": "qwen2", **SMALL, "num_key_value_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}
+    image = {**SMALL, "image_size": 8, "patch_size": 4, "vocab_size": 16, "num_visual_indicator_tokens": 2}
+    return transformers.Ovis2ForConditionalGeneration(transformers.Ovis2Config(
+        text_config=text, vision_config=image, hidden_size=48, vocab_size=64, tie_word_embeddings=True,
+        image_token_id=60, visual_indicator_token_ids=[61, 62],
+    )).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("build", [make_with_own_head, make_with_table_as_head])
+def test_wholes_that_hold_their_head_otherwise_are_saved(
+    build: Callable[[], transformers.PreTrainedModel], tmp_path: Path
+) -> None:
+    subject = open_part(build(), "language_model")
+    keep = {f"layers.{layer}.neurons": np.arange(48) < 32 for layer in range(2)}
+    small, _ = subject.cut(Selection(keep))
+    small.save(tmp_path)
+    again = open_part(tmp_path, "language_model")
+    batch = {"input_ids": torch.arange(1, 9)[None], "attention_mask": torch.ones(1, 8, dtype=torch.long)}
+    torch.testing.assert_close(again.forward(batch).prediction, small.forward(batch).prediction)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, part = str(tmp_path / "whole"), ("--part", "language_model")
-    make().save_pretrained(folder)
+    model = make(tied=tied)
+    model.save_pretrained(folder)
     subject = open_part(folder, "language_model")
     subject.cut(Selection({"layers": np.array([True, False, True])}))[0].save(tmp_path / "small")
     assert inspect(folder, part="language_model")["cost"]["params"] == subject.units().cost()["params"]
     figures = measure(tmp_path / "small", folder, part="language_model", batch=1, length=4, pairs=6)
     assert figures["model"]["params"].value < figures["against"]["params"].value == subject.units().cost()["params"]
+    plan = memory_plan.estimate(folder, part="language_model", length=8)
+    assert (plan.model, plan.params) == ("language_model of whole", subject.units().cost()["params"])
+    assert plan.weights == 4 * sum(weight.numel() for weight in model.parameters()), "with what lies beside it"
+    assert plan.weights < plan.score < plan.training
     capsys.readouterr()
+    bare, rest = tmp_path / "bare", [*part, "--budget", "params=50%", "--data", folder, "--out", str(tmp_path / "o")]
+    model.config.save_pretrained(bare)  # and no weights, which nobody gets to
+    assert cli.main(["estimate", folder, *part, "--length", "8"]) == 0
+    assert capsys.readouterr().out.strip().startswith("language_model of whole, ")
     for words, told in (
-        (("measure", str(tmp_path / "small"), "--against", folder), "cut a part of it, --part language_model\n"),
+        (("estimate", folder, "--part", "vision_tower"), "no part 'vision_tower' that reads tokens"),
+        (("estimate", folder), "--part language_model"),
+        (("measure", str(tmp_path / "small"), "--against", folder), "cut a part of it, --part language_model"),
+        (
+            ("run", "ziplm", str(bare), *rest),
+            "ziplm gives layers shapes of their own, .* take a recipe that keeps them",
+        ),
+        (("run", "slicegpt", str(bare), *rest), "slicegpt gives layers shapes of their own"),
+        (("run", "llm_pruner", str(bare), *rest), "say scope=local, first=0, last=0, or take a recipe"),
+        (
+            ("run", "llm_pruner", str(bare), *rest, "--scope", "kind", "--first", "0", "--last", "0"),
+            "say scope=local, first=0, last=0",
+        ),
+        (("run", "llm_pruner", str(bare), *rest, "--first", "0", "--last", "0"), "holds no .txt"),  # what is read next
         (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
     ):
         assert cli.main(words) == 2
-        assert told in capsys.readouterr().err
+        assert re.search(told, " ".join(capsys.readouterr().err.split())), words
     assert not (tmp_path / "o").exists()
+
+
+def test_a_run_on_a_part_leaves_the_whole_model_and_its_card_says_which_part(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "whole")
+    tiny.tokenizer().save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Whole\n")
+    (row,) = run(
+        "shortgpt", str(tmp_path / "whole"), tiny.chains(60), "params=80%", out=tmp_path / "out", part="language_model",
+        length=8, batch=2, steps=0,
+    )  # fmt: skip
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "its part `language_model` was cut" in card.text
+    assert f"Verdict: {row.verdict}." in card.text
+    assert (card.data.license, card.data.pipeline_tag, card.data.base_model) == (
+        "apache-2.0",
+        "image-text-to-text",
+        None,
+    )
+    assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.text_config.num_hidden_layers == 2
 
 
 def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
@@ -150,7 +235,7 @@ def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=unequal):
         subject.cut(Selection({"layers.0.neurons": np.arange(48) < 24}))
     budgets, no_texts = [Budget.parse("params=0.5")], Corpus(())
-    for recipe in (ziplm, llm_pruner):  # as soon as they start, before anything is scored
+    for recipe in (ziplm, llm_pruner, slicegpt):  # as soon as they start, before anything is scored
         with pytest.raises(UnsupportedError, match=unequal):
             next(recipe(subject, no_texts, budgets, Run(tmp_path, {})))
     with pytest.raises(UnsupportedError, match="what other parts give it is as wide as its channels"):

@@ -28,3 +28,12 @@ def test_lists_follow_their_layers(name: str, value: list[object], expected: lis
 )
 def test_others_stay(name: str, value: object) -> None:
     assert take_layers({name: value}, [1], 2) == {}
+
+
+def test_a_list_of_convolutions_stays_however_many_layers_there_are() -> None:
+    """A class's own defaults tell it from one of layers: Wav2Vec2's are seven convolutions and twelve layers."""
+    said = {"model_type": "wav2vec2", "conv_dim": [16, 24], "conv_stride": (5, 2), "tdnn_dim": [8, 8]}
+    assert take_layers(said, [1], 2) == {}
+    assert take_layers({"model_type": "qwen2", "layer_types": ["a", "b"]}, [1], 2) == {"layer_types": ["b"]}
+    pattern = {"model_type": "recurrent_gemma", "block_types": ["a", "b", "c"]}
+    assert take_layers(pattern, [1, 2], 3) == {"block_types": ["b", "c"]}

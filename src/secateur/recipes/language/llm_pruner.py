@@ -37,6 +37,7 @@ CARD = {
     "recovers": "a short training on little data, against the original",
     "extra": "",
     "family": "language",
+    "parts": "scope=local, first=0, last=0",
 }
 
 AXES = ("heads", "kv_groups", "neurons", "channels")

@@ -30,7 +30,7 @@ from secateur.recover.training import loop, objectives
 from secateur.recover.training.compose import Parts
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
+from secateur.vocabulary import Budget, Result, Selection, Training, parse_list, write_enough
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -272,8 +272,8 @@ def most_layers(subject: Transformer, budget: Budget, batch: int, length: int) -
     over = next((name for name in limits if costs[0][name] > limits[name]), None)
     if over:
         raise InfeasibleError(
-            f"{over} of {limits[over]:.4g} can't be met: with one layer the model has {costs[0][over]:.4g} of "
-            f"{costs[-1][over]:.4g}; ask for more",
+            f"{over} of {limits[over]:.4g} can't be met: with one layer the model has "
+            f"{write_enough(costs[0][over])} of {costs[-1][over]:.4g}; ask for more",
             costs[0][over],
         )
     fitting = max(n for n, cost in enumerate(costs, 1) if all(cost[name] <= limits[name] for name in limits))

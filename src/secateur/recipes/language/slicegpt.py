@@ -27,7 +27,7 @@ from secateur.select import levels
 from secateur.subjects import Transformer
 from secateur.subjects.transformer.blocks import Call, record_calls
 from secateur.subjects.transformer.rotated import Rotated, fold_norms
-from secateur.vocabulary import Budget, Cut, Result, Training
+from secateur.vocabulary import Budget, Cut, Result, Training, write_enough
 
 CARD = {
     "title": "SliceGPT: Compress Large Language Models by Deleting Rows and Columns",
@@ -36,6 +36,7 @@ CARD = {
     "recovers": "nothing by default; on request, training against the original",
     "extra": "",
     "family": "language",
+    "parts": "no",
 }
 
 Rotation = Literal["pca", "none", "random"]
@@ -262,7 +263,7 @@ def choose_widths(
             if least[name] > limit:
                 raise InfeasibleError(
                     f"budget {budget.brief()} can't be met: with {max(ladder[0])} channels {name} is "
-                    f"{least[name]:.6g}, the limit is {limit:.6g}",
+                    f"{write_enough(least[name])}, the limit is {limit:.6g}",
                     least[name],
                 )
         low, high = 0, len(ladder) - 1

@@ -40,6 +40,7 @@ CARD = {
     "recovers": "least-squares compensation, then logit and token-level distillation from the dense model",
     "extra": "",
     "family": "language",
+    "parts": "no",
 }
 
 

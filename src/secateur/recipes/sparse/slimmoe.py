@@ -25,7 +25,7 @@ from secateur.data.batches import Shifted
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.measure import size
-from secateur.methods import distillation
+from secateur.methods import calibration, distillation
 from secateur.methods.distillation import Distilling, Rates
 from secateur.recover.distillation import losses
 from secateur.recover.sparsity import merging
@@ -35,7 +35,7 @@ from secateur.select import allocate, clusters, ranking
 from secateur.subjects import Moe
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.loading import Folders
-from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list, write_enough
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -151,14 +151,14 @@ def slimmoe(
         orders[budget] = list(zip(shares, parts, peaks, strict=True))
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
-    calibration = make(train, batch=min(16, scoring.calibration), seed=seed).take(max(1, scoring.calibration // 16))
+    looked = calibration.make_feed(subject, train, length=length, seed=seed).sequences(scoring.calibration)
 
     def predict(batch: Mapping[str, Tensor]) -> Tensor:
         return subject.forward(batch).prediction
 
-    look = partial(experts.remember_likeliest, predict, subject.model, subject.layers(), calibration, scoring.top)
+    look = partial(experts.remember_likeliest, predict, subject.model, subject.layers(), looked, scoring.top)
     likeliest = run.tensors("likeliest", look)
-    samples = experts.add_likeliest(calibration, likeliest)
+    samples = experts.add_likeliest(looked, likeliest)
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
     if distilling.cache and steps:
         stream = distillation.remember_teacher(
@@ -313,8 +313,8 @@ def stage_shares(
         return many
     for measure, least in excess(0.0):
         raise InfeasibleError(
-            f"budget {budget} can't be met by thinner experts: {measure} can go down to {least:.6g}, the limit is "
-            f"{limits[measure]:.6g}; cut kv_groups, shared or dense as well",
+            f"budget {budget} can't be met by thinner experts: {measure} can go down to "
+            f"{write_enough(least)}, the limit is {limits[measure]:.6g}; cut kv_groups, shared or dense as well",
             least,
         )
     finest = max(site.count for site in units.free())

@@ -236,6 +236,8 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
         )
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
+    if subject.family.experts and isinstance(subject, Transformer) and subject.whole and not uniform:
+        raise UnsupportedError("layers of a part of another model must keep as many experts each: give uniform=True")
 
 
 def second_share(total: float, first: float, budget: Budget | None = None) -> float:
@@ -285,16 +287,14 @@ def count_routes(subject: Mixed, data: Corpus, choose: Rule, *, seen: int, lengt
     """Where tokens go, in one pass: "together.LAYER" [E, E] counts, the "tokens", and what the rule `choose` needs."""
     assert isinstance(subject, Moe)
     items, _ = texts.windows(data, subject.tokenizer, seen, length, seed=seed)
-    names = {id(module): path for path, module in subject.model.named_modules()}
-    paths = {index: names[id(mixture.experts)] for index, mixture in subject.mixtures().items()}
-    layers = {f"layers.{index}.experts": subject.model.get_submodule(path) for index, path in paths.items()}
+    mixtures = subject.mixtures()
+    layers = {f"layers.{index}.experts": mixture.experts for index, mixture in mixtures.items()}
     with hooks.sound(subject.model, subject.layers()):
         routers = dict(zip(layers, subject.routers(), strict=True))
         routes = routing.collect_for(choose, subject.forward, subject.model, items, layers, routers)
-    tables = {f"together.{index}": route.together for index, route in zip(paths, routes.values(), strict=True)}
+    tables = {f"together.{index}": route.together for index, route in zip(mixtures, routes.values(), strict=True)}
     tables["tokens"] = torch.tensor([max(route.tokens for route in routes.values())])
-    worths = {site: route.worth(choose) for site, route in routes.items()}
-    return tables | {site: worth for site, worth in worths.items() if worth is not None}
+    return tables | {site: worth for site, route in routes.items() if (worth := route.worth(choose)) is not None}
 
 
 def expert_distances(

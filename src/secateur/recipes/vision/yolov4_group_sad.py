@@ -36,7 +36,7 @@ from secateur.select.limits import limits_of_cut
 from secateur.subjects.network import detectors, stages
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Cut, Result, Selection, Training
+from secateur.vocabulary import Budget, Cut, Result, Selection, Training, write_enough
 
 CARD = {
     "title": "Group channel pruning and spatial attention distilling for object detection",
@@ -400,9 +400,10 @@ def lowest(
 
     for name, least in excess(1.0):
         raise InfeasibleError(
-            f"budget {budget} can't be met: with the floors of layers, {name} can go down to {least:.6g}, the limit is "
-            f"{limits[name]:.6g}; lower layer_keep or least, or allow feeders", least,
-        )  # fmt: skip
+            f"budget {budget} can't be met: with the floors of layers, {name} can go down to "
+            f"{write_enough(least)}, the limit is {limits[name]:.6g}; lower layer_keep or least, or allow feeders",
+            least,
+        )
     low, high = 0.0, 1.0
     for _ in range(30):
         middle = (low + high) / 2

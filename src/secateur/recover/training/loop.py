@@ -410,7 +410,8 @@ def _totals(counts: Sequence[Mapping[str, int]], signals: _Signals) -> tuple[dic
 def _choose_device(student: nn.Module, accelerator: Accelerator) -> torch.device:
     """Where one process trains: where the student was put, unless it is on the CPU; several: as Accelerate says."""
     home = devices.find_device(student)
-    return home if distributed.count() == 1 and home.type != "cpu" else accelerator.device
+    stays = devices.is_fixed(student) or (distributed.count() == 1 and home.type != "cpu")
+    return home if stays else accelerator.device
 
 
 def _read(numbers: Sequence[float | Tensor]) -> list[float]:

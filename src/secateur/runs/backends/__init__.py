@@ -80,6 +80,10 @@ class Backend(Protocol[S, D, B]):
         """Whether `open` can where a recipe of this family asks for it, though another backend is asked first."""
         return self.takes(source)
 
+    def check_config(self, source: Source, recipe: str) -> None:
+        """Refuse, before weights are read, what its configuration says that a recipe can't work with."""
+        return None
+
     def read(self, data: Data, text: str = "text", label: str = "label") -> D:
         """Read the data, from wherever the caller has it; texts and classes are in the columns named.
 
@@ -285,8 +289,11 @@ def _registered_backends() -> Iterator[AnyBackend]:
     yield from map(resolve, (*entry_points.values(_GROUP), *_BUILT_IN))
 
 
-def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
-    """Raise `InputError` for a name of a subject that is not of the recipe's family, or that is an adapter's."""
+def check_source(backend: AnyBackend, source: Source, recipe: str, part: str | None = None) -> None:
+    """Raise `InputError` for a name of a subject that is not of the recipe's family, or that is an adapter's.
+
+    And what `check_config` raises; where a part of it is asked for, that is for those who open it to say.
+    """
     if isinstance(source, str | Path):
         from secateur.subjects.transformer import low_rank
 
@@ -296,6 +303,8 @@ def check_source(backend: AnyBackend, source: Source, recipe: str) -> None:
             f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "
             f"recipe on {of_source(source).family} (secateur list)"
         )
+    if part is None:
+        backend.check_config(source, recipe)
 
 
 def name_source(source: Source) -> str:

@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from secateur._utils import devices, modes, plugins
+from secateur._utils import devices, distributed, modes, plugins
 from secateur._utils.batches import Batch
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import labels as labelling
@@ -30,7 +30,8 @@ from secateur.runs import memory_plan, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
-from secateur.subjects.transformer import low_rank, parts
+from secateur.subjects.network import pretrained
+from secateur.subjects.transformer import costs, low_rank, parts
 from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
@@ -65,6 +66,15 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         if isinstance(source, str | Path):
             return not plugins.names_function(source)
         return isinstance(source, PreTrainedModel)
+
+    def check_config(self, source: Model, recipe: str) -> None:
+        """Refuse folders of models that read sounds or images: recipes on language models calibrate on texts."""
+        if isinstance(source, str | Path) and pretrained.is_pretrained(source) and not pretrained.reads_texts(source):
+            raise UnsupportedError(
+                f"{source} reads sounds or images, and {recipe} works on texts: take a recipe on networks and give it "
+                "inputs and classes as data=FILE.npz, such as rethinking_pruning_value, or `secateur prune`, without "
+                "data or with such"
+            )
 
     def read(
         self, data: str | Path | Sequence[str] | texts.Corpus, text: str = "text", label: str = labelling.DEFAULT
@@ -141,7 +151,7 @@ class Language(TextBackend[Transformer]):
         return parts.open_part(source, part)
 
     def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
-        """Refuse models that are offloaded, and such that are split by a recipe that does not go block by block."""
+        """Refuse models that are offloaded, or split by another hand than Accelerate's, or in several processes."""
         model, weights = type(subject.model).__name__, list(subject.model.parameters())
         away = sum(weight.is_meta for weight in weights)
         if away:
@@ -151,11 +161,13 @@ class Language(TextBackend[Transformer]):
                 f"device_map, or {rest}"
             )
         places = sorted({str(weight.device) for weight in weights})
-        if len(places) > 1 and not by_blocks:
-            raise UnsupportedError(
-                f"{model} is split over {' and '.join(places)}, and {recipe} needs it on one device: open it there, or "
-                "on the CPU"
-            )
+        if len(places) < 2 or by_blocks:
+            return
+        where = f"{model} is split over {' and '.join(places)}"
+        if not devices.is_fixed(subject.model):
+            raise UnsupportedError(f"{where}, and nothing brings its states along: open it with device_map")
+        if distributed.count() > 1:
+            raise UnsupportedError(f"{where}, and {recipe} trains it in one process: start a single one")
 
     def describe_memory(
         self,
@@ -340,7 +352,20 @@ class Language(TextBackend[Transformer]):
         subject = self.open(source)
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__
-        return {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+        found = {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}
+        return found | {"stays": _list_lasting(subject)}
+
+
+def _list_lasting(subject: Transformer) -> list[dict[str, Any]]:
+    """[{"axes", "reason"}] of what can't be cut: whole kinds, and layers by their numbers."""
+    layout, layers = subject.layout, dict[str, list[str]]()
+    for layer, why in costs.find_lasting(layout).items():
+        layers.setdefault(why, []).append(f"layers.{layer}")
+    kinds = {site.kind for site in costs.sites(layout).values()}
+    found = [{"axes": [axis], "reason": why} for axis, why in layout.whole.items() if axis in kinds]
+    if "layers" not in layout.whole:
+        found += [{"axes": names, "reason": why} for why, names in layers.items()]
+    return found
 
 
 def _names_of(automatic: str) -> Mapping[str, object]:

@@ -31,18 +31,30 @@ class Source:
     flops: float = 0.0
 
 
+def find_lasting(layout: Layout) -> dict[int, str]:
+    """Layer -> why it can't go."""
+    found = dict[int, str]()
+    attends = [index for index in range(len(layout.widths)) if "attention" in layout.blocks(index)]
+    if len(attends) == 1:  # by an attention, or the mark it leaves
+        found[attends[0]] = "the cache counts tokens by an attention, and no other layer has one"
+    if layout.family.caches_by_encoder and layout.counts[0] <= layout.counts[-1]:
+        why = "generation caches as many layers as the encoder has, so that the decoder may not become the deeper one"
+        found |= dict.fromkeys(range(layout.counts[0]), why)
+    for start, count in zip(layout.starts, layout.counts, strict=True):
+        if layout.family.first_stays:
+            found |= dict.fromkeys(
+                range(start, start + min(count, layout.family.first_layers)), layout.family.first_stays
+            )
+        if count == 1 and len(layout.counts) > 1:
+            found[start] = "it is a whole stack"
+    return found
+
+
 def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
     """Every site of the model, whole; `multiple` rounds neurons and channels."""
     widths = layout.widths
     every = np.arange(len(widths))
-    attends = np.array(["attention" in layout.blocks(index) for index in range(len(widths))])
-    # By an attention, or the mark it leaves, the cache counts tokens: the only layer that has one stays.
-    stays = attends & (attends.sum() == 1)
-    for start, count in zip(layout.starts, layout.counts, strict=True):
-        stays[start : start + layout.family.first_layers] |= bool(layout.family.first_stays)
-        stays[start] |= count == 1 and len(layout.counts) > 1
-    if layout.family.caches_by_encoder and layout.counts[0] <= layout.counts[-1]:
-        stays[: layout.counts[0]] = True  # the decoder may not become the deeper one
+    stays = np.isin(every, list(find_lasting(layout)))
     alone = stays if stays.any() and len(widths) > 1 else None
     found = {"layers": Site("layers", len(widths), minimum=1, fixed=alone)}
     for kind in dict.fromkeys(block.kind for block in layout.family.blocks):

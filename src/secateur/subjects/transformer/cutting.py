@@ -18,7 +18,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.transformer import saving
+from secateur.subjects.transformer import placement, saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Place, Widths
 from secateur.subjects.transformer.per_layer import take_layers
@@ -207,6 +207,9 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
         return stays.channels if axis else None
     assert layer is not None
     width, parts = layout.widths[layer], stays.parts[layer]
+    names = [part.partition("*")[0] for part in axis.split("+")]
+    if all(_are_all(parts[name], getattr(width, name)) for name in names):
+        return None  # and layers of a kind may have sizes of their own, where such units can't be cut
     pieces, offset = [], 0
     for part in axis.split("+"):
         name, star, times = part.partition("*")
@@ -214,6 +217,11 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
         pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
         offset += getattr(width, name) * block
     return torch.cat(pieces, -1)
+
+
+def _are_all(index: Tensor, count: int) -> bool:
+    """Whether [..., k] indices are those of all `count` units, in their order."""
+    return index.shape[-1] == count and bool((index == torch.arange(count)).all())
 
 
 def slice_state(layout: Layout, stays: Kept) -> dict[str, Tensor]:
@@ -493,7 +501,8 @@ def build(
 ) -> PreTrainedModel:
     """A model of `config` with exactly the tensors of `state`, by the class that reloads it.
 
-    stays: what does, where layers or heads go, for settings of generation that speak of them by number.
+    It lies where the old one does. stays: what does, where layers or heads go, for settings of generation and a map of
+    devices, which speak of them by number.
     """
     old = layout.model
     architecture = saving.architecture(type(old), config, layout.family)
@@ -503,7 +512,7 @@ def build(
         model.pooler = None
     model.load_state_dict(dict(state), strict=True, assign=True)
     model.tie_weights()
-    model.to(old.device)
+    placement.place_like(model, layout, None if stays is None else stays.layers)
     if old.can_generate():
         model.generation_config = copy.deepcopy(old.generation_config)
         if stays is not None and getattr(old.generation_config, "alignment_heads", None):

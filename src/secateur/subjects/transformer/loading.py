@@ -47,9 +47,11 @@ __all__ = [
     "check_outline",
     "load",
     "locate",
+    "make_empty",
     "open_outline",
     "open_streamed",
     "open_subject",
+    "outline_any",
     "read_any",
     "read_tokenizer",
 ]
@@ -197,15 +199,29 @@ def open_outline(source: str | Path) -> Transformer:
     folder = _find_config(source)
     config, family, named = _config(folder, trust_remote_code=False)
     dequantising.refuse(folder, config)
+    return make_subject(make_empty(saving.architecture(named, config, family), config), family)
+
+
+def make_empty(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model of that class with weights that were never filled, in the number type of its config."""
     before, dtype = torch.get_default_dtype(), getattr(config, "dtype", None)
     torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) else torch.float32)
     try:
         with no_init_weights():
-            model = saving.architecture(named, config, family)(config)
+            model = kind(config)
         model.tie_weights()
     finally:
         torch.set_default_dtype(before)
-    return make_subject(model.eval(), family)
+    return model.eval()
+
+
+def outline_any(source: str | Path) -> PreTrainedModel:
+    """The model that the configuration at `source` describes, of any class that transformers has, on device meta."""
+    folder = _find_config(source)
+    config, named = _read_config(folder, trust_remote_code=False)
+    dequantising.refuse(folder, config)
+    with torch.device("meta"):
+        return make_empty(named, config)
 
 
 def _find_config(source: str | Path) -> Path:

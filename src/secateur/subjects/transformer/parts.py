@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,7 +27,7 @@ from secateur.subjects.transformer.small_copy import list_parts
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Whole", "count_features", "open_part"]
+__all__ = ["Whole", "count_features", "open_part", "outline_part"]
 
 _HEAD = "lm_head.weight"
 
@@ -88,6 +88,7 @@ class Whole:
             state[self.names.get(name) or f"{self.path}.{name.removeprefix(self.inner)}"] = tensor
         with no_init_weights():
             model = type(self.model)(config)
+        model.tie_weights()  # a head has the shape of the table that it is tied to, whatever its class makes of it
         model.load_state_dict(state, strict=True, assign=True)
         model.tie_weights()
         if self.model.can_generate():
@@ -114,12 +115,7 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     another, or that fits no table.
     """
     model = source if isinstance(source, PreTrainedModel) else loading.read_any(source)
-    parts = list_parts(model)
-    name = next((part for part, (_, setting) in parts.items() if setting == name), name)
-    if name not in parts:
-        there = f"it has {', '.join(parts)}" if parts else "it has none"
-        raise InputError(f"{type(model).__name__} has no part {name!r} that reads tokens and has a config: {there}")
-    path, setting = parts[name]
+    path, setting = _find_part(model, name)
     folder = None if isinstance(source, PreTrainedModel) else loading.locate(source)
     base = model.get_submodule(path)
     assert isinstance(base, PreTrainedModel)
@@ -140,10 +136,40 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
         family = replace(family, first_stays=why, first_layers=features)
     subject = make_subject(alone, family, None if folder is None else loading.read_tokenizer(folder))
     subject.family = replace(family, whole={**_find_unsaid(subject), **family.whole})
-    prefix = "" if alone.base_model is alone else f"{alone.base_model_prefix}."
+    # By itself, only a part that got a head here has names of its own: one may have come with its own head.
+    prefix = "" if alone is base else f"{alone.base_model_prefix}."
     known = {f"{prefix}{inner}": full for full, inner in inside.items()} | names
     subject.whole = Whole(model, folder, setting, known, path, prefix, "" if folder is None else str(source))
     return subject
+
+
+def _find_part(model: PreTrainedModel, name: str) -> tuple[str, str]:
+    """(path, the config's name) of a part. Raises `InputError` where it is not there."""
+    parts = list_parts(model)
+    name = next((part for part, (_, setting) in parts.items() if setting == name), name)
+    if name not in parts:
+        there = f"it has {', '.join(parts)}" if parts else "it has none"
+        raise InputError(f"{type(model).__name__} has no part {name!r} that reads tokens and has a config: {there}")
+    return parts[name]
+
+
+def outline_part(source: str | Path, name: str) -> tuple[Callable[[], Transformer], float]:
+    """(what makes the part `name` with weights that were never filled, bytes of the model's other weights).
+
+    By the configuration alone, see `loading.open_outline`; what is made is as `open_part` opens it. Raises as both do.
+    """
+    model = loading.outline_any(source)
+    path, _ = _find_part(model, name)
+    base = model.get_submodule(path)
+    assert isinstance(base, PreTrainedModel)
+    kind, config = _find_class(model, base, path) or type(base), copy.deepcopy(base.config)
+    config.tie_word_embeddings = model.get_output_embeddings() is not None and _is_tied(model, base)
+    config.dtype = config.dtype or model.config.dtype
+    family = find_family(kind, config)
+    with torch.device("meta"):
+        alone = loading.make_empty(kind, config)
+    beside = sum(sign * p.nbytes for sign, one in ((1, model), (-1, alone)) for p in one.parameters())
+    return lambda: make_subject(loading.make_empty(kind, config), family), float(beside)
 
 
 def _find_unsaid(subject: Transformer) -> dict[str, str]:
@@ -159,6 +185,8 @@ def _find_unsaid(subject: Transformer) -> dict[str, str]:
             unsaid = True
         if unsaid:
             found[axis] = "its config can't say what would be left of them"
+    if saving.needs_module(cutting.new_config(layout, layout.widths[:-1], layout.hidden_size, every[:-1], every[:-1])):
+        found["layers"] = "its config can't say what its layers are, by itself"
     return found
 
 
@@ -207,15 +235,12 @@ def count_features(config: PretrainedConfig) -> int:
 
 def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple[PreTrainedModel, dict[str, str]]:
     """The part with the whole's language-model head, and where that stands there; itself where it can't have one."""
-    head = model.get_output_embeddings()
-    kind = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
-    own = _name_head(model).removesuffix(".weight")
-    if head is None or kind is None or own.startswith(f"{path}.") or getattr(head, "bias", None) is not None:
+    kind = _find_class(model, base, path)
+    if kind is None:
         return base, {}
-    weight = head.get_parameter("weight")
-    tied = weight.data_ptr() == base.get_input_embeddings().get_parameter("weight").data_ptr()
+    weight = model.get_output_embeddings().get_parameter("weight")
     config = copy.deepcopy(base.config)
-    config.tie_word_embeddings = tied
+    config.tie_word_embeddings = _is_tied(model, base)
     with no_init_weights():
         alone: PreTrainedModel = kind(config)
     if type(alone.base_model) is not type(base) or _HEAD not in alone.state_dict():
@@ -224,7 +249,21 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     alone.load_state_dict(state | {_HEAD: weight}, strict=True, assign=True)
     alone.tie_weights()
     alone.to(model.device).eval()
-    return (alone, {_HEAD: f"{own}.weight"}) if _gives_same(model, alone) else (base, {})
+    return (alone, {_HEAD: _name_head(model)}) if _gives_same(model, alone) else (base, {})
+
+
+def _find_class(model: PreTrainedModel, base: PreTrainedModel, path: str) -> type[PreTrainedModel] | None:
+    """The class of the part with the whole's head; None where that is another part's, or of no class by itself."""
+    head = model.get_output_embeddings()
+    kind: type[PreTrainedModel] | None = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
+    other = head is None or _name_head(model).startswith(f"{path}.") or getattr(head, "bias", None) is not None
+    return None if other else kind
+
+
+def _is_tied(model: PreTrainedModel, base: PreTrainedModel) -> bool:
+    """Whether the whole's head is the table of embeddings of its part."""
+    head, table = (one.get_parameter("weight") for one in (model.get_output_embeddings(), base.get_input_embeddings()))
+    return head is table or (not head.is_meta and head.data_ptr() == table.data_ptr())
 
 
 def _name_head(model: PreTrainedModel) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import pairwise
 
-from transformers import PretrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 
 __all__ = ["get_setting", "list_own", "take_layers"]
 
@@ -34,17 +35,36 @@ def take_layers(data: Mapping[str, object], layers: Sequence[int], count: int) -
 
     A list as long as there are layers has an entry for each (layer_types, no_rope_layers); a list of rising numbers
     whose name speaks of layers has the numbers of those of a kind (attn_layer_indices, mlp_only_layers); a shorter list
-    of names of types is a pattern that repeats itself (block_types).
+    of names of types is a pattern that repeats itself (block_types). Lists that happen to be as long, of convolutions
+    that read a sound, say (conv_dim), stay: those of the class's own defaults are not as long as there are layers.
     """
-    changed: dict[str, object] = {}
+    changed, apart = dict[str, object](), _find_apart(str(data.get("model_type", "")))
     for name, value in data.items():
         if not isinstance(value, list) or _TOKENS.search(name):
             continue
         if _lists_layers(name, value, count):
             changed[name] = [new for new, old in enumerate(layers) if old in value]
+        elif name in apart:
+            continue
         elif (len(value) == count and _may_go_by_layer(name, value)) or _is_pattern(name, value, count):
             changed[name] = [value[layer % len(value)] for layer in layers]
     return changed
+
+
+@cache
+def _find_apart(model_type: str) -> frozenset[str]:
+    """The lists that a class sets by default, of another length than any number of layers that it sets."""
+    if model_type not in CONFIG_MAPPING:
+        return frozenset()
+    try:
+        config = CONFIG_MAPPING[model_type]()
+    except Exception:  # it has no defaults
+        return frozenset()
+    data = config.to_dict()
+    counts = {get_setting(config, "num_hidden_layers")}
+    counts |= {value for name, value in data.items() if name.endswith(("encoder_layers", "decoder_layers"))}
+    lists = {name: value for name, value in data.items() if isinstance(value, list | tuple) and value}
+    return frozenset(name for name in lists if len(lists[name]) not in counts and not name.endswith("types"))
 
 
 def _may_go_by_layer(name: str, value: Sequence[object]) -> bool:

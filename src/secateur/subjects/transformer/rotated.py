@@ -224,6 +224,7 @@ def _check_rotatable(subject: Transformer) -> None:
     family, kind = subject.family, subject.family.model_type
     if isinstance(subject, Rotated):
         subject._refuse()
+    subject.check_unequal()  # its linears on the residual connections are in no config
     if not family.attention.before or family.attention.after:
         raise UnsupportedError(
             f"{kind} has norms after its sub-blocks, with which no rotation commutes: give a model with norms before "

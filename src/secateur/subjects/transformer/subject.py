@@ -468,10 +468,13 @@ class Transformer:
             inputs["use_cache"] = False  # type: ignore[assignment]
         whole = head or not self.causal or self.model.base_model is self.model
         last = None if whole else self.model.get_output_embeddings()
-        if last is not None and any(isinstance(part, DTensor) or part.is_meta for part in last.parameters()):
+        apart = devices.is_fixed(self.model)
+        if last is not None and (apart or any(isinstance(part, DTensor) for part in last.parameters())):
             last = None
         with record_states(self, hidden) as states:
             result = self.model(**inputs) if last is None else self.model.base_model(**inputs)
+        if apart:
+            states = devices.move(states, self.model)
         if last is None:
             return Output(self._prediction(result, batch), tuple(states), self.causal)
         softcap = getattr(self.model.config, "final_logit_softcapping", None)
