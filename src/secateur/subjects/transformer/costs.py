@@ -14,7 +14,7 @@ import torch
 from secateur.subjects.transformer.layout import Layout, Place, Widths
 from secateur.vocabulary import Site, Term
 
-__all__ = ["Source", "sites", "terms"]
+__all__ = ["Source", "find_lasting", "sites", "terms"]
 
 _COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons")
 
