@@ -68,9 +68,15 @@ class ConflictPrompts(Language):
     def compare(
         self, original: Transformer, student: Transformer, held_out: Conflicts | Corpus, environment: Environment
     ) -> tuple[Row, Row, Row]:
-        """(before, after, {}): the rates at which both use memory, context, and neither; of texts as elsewhere."""
+        """(before, after, {}): the rates at which both use memory, context, and neither, by the answers' first tokens.
+
+        "full/" before a name: by all tokens, where answers have several. Of texts as elsewhere.
+        """
         if isinstance(held_out, Corpus):
             return super().compare(original, student, held_out, environment)
         items = conflicts.encode(held_out, original.tokenizer)
         before, after = (conflicts.rates(subject, items) for subject in (original, student))
+        if any(len(answer) > 1 for item in items for answer in (item.memory, item.context)):
+            for row, subject in ((before, original), (after, student)):
+                row |= {f"full/{name}": rate for name, rate in conflicts.rates(subject, items, match="full").items()}
         return before, after, {}

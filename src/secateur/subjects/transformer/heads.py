@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ __all__ = [
 
 Head = tuple[int, int]
 """(layer, head), both from 0."""
+Places = Mapping[int, tuple[Consumer, int]]
+"""Layer -> (the linear that reads the outputs of its heads, how many these are)."""
+
+_KNOWN: WeakKeyDictionary[PreTrainedModel, Places] = WeakKeyDictionary()
 
 _FILE = "heads.json"
 _SAME = 1e-3
@@ -70,7 +75,7 @@ def _weight(model: nn.Module, consumer: Consumer) -> Tensor:
     return weight
 
 
-def _by_layer(places: Mapping[int, tuple[Consumer, int]], chosen: Iterable[Head]) -> dict[int, list[int]]:
+def _by_layer(places: Places, chosen: Iterable[Head]) -> dict[int, list[int]]:
     """Layer -> its chosen heads. Raises `InputError` for one that is not there."""
     found = dict[int, list[int]]()
     for layer, head in chosen:
@@ -90,13 +95,18 @@ def silence_heads(subject: Transformer, chosen: Iterable[Head]) -> Iterator[None
 
     The same as taking z W_O of the head from the attention's output. Blocks may stand inside one another.
     """
-    places = find_outputs(subject)
+    with _silence(subject.model, find_outputs(subject), chosen):
+        yield
+
+
+@contextmanager
+def _silence(model: nn.Module, places: Places, chosen: Iterable[Head]) -> Iterator[None]:
     with ExitStack() as stack:
         for layer, some in _by_layer(places, chosen).items():
             consumer, count = places[layer]
             gone = torch.zeros(count, dtype=torch.bool)
             gone[some] = True
-            module = subject.model.get_submodule(consumer.module)
+            module = model.get_submodule(consumer.module)
             mask = devices.move(gone.repeat_interleave(consumer.block), module)
 
             def silence(_: nn.Module, args: tuple[Tensor, ...], mask: Tensor = mask) -> tuple[Tensor, ...]:
@@ -122,29 +132,42 @@ def heads(
 
     Raises `InputError` for no such list, or one that was made for a model of another shape.
     """
-    subject = model if isinstance(model, Transformer) else open_subject(model)
+    inner = model.model if isinstance(model, Transformer) else model
+    places = _find_once(model)
     if not isinstance(which, str | Path):
         chosen = [(int(layer), int(head)) for layer, head in which]
     else:
-        source = Path(lists) if lists is not None else Path(getattr(subject.model, "name_or_path", "") or ".")
-        found = read_lists(source, subject)
+        source = Path(lists) if lists is not None else Path(getattr(inner, "name_or_path", "") or ".")
+        found = read_lists(source, places)
         if str(which) not in found:
             raise InputError(f"{source} has no list {str(which)!r}: it has {', '.join(found)}")
         chosen = found[str(which)]
-    with silence_heads(subject, chosen):
+    with _silence(inner, places, chosen):
         yield
+
+
+def _find_once(model: PreTrainedModel | Transformer) -> Places:
+    """As `find_outputs`, which looks at all weights of a model when it meets it first."""
+    if isinstance(model, Transformer):
+        return find_outputs(model)
+    if model not in _KNOWN:
+        _KNOWN[model] = find_outputs(open_subject(model))
+    return _KNOWN[model]
 
 
 def write_lists(file: Path, subject: Transformer, lists: Mapping[str, Sequence[Head]]) -> None:
     """The lists as JSON, with the shape of the model they are of."""
-    data = {"heads": _shape(subject), "lists": {name: [list(head) for head in some] for name, some in lists.items()}}
+    data = {
+        "heads": _shape(find_outputs(subject)),
+        "lists": {name: [list(head) for head in some] for name, some in lists.items()},
+    }
     atomic_write(file, json.dumps(data) + "\n")
 
 
-def read_lists(source: Path, subject: Transformer | None = None) -> dict[str, list[Head]]:
+def read_lists(source: Path, places: Places | None = None) -> dict[str, list[Head]]:
     """Name -> the heads of each list in a file that `write_lists` wrote, or in the heads.json of a folder.
 
-    Raises `InputError` for a file that is missing or of another form, or of a model of another shape than `subject`.
+    Raises `InputError` for a file that is missing or of another form, or of a model with heads in other `places`.
     """
     file = source / _FILE if source.is_dir() else source
     if not file.is_file():
@@ -155,16 +178,17 @@ def read_lists(source: Path, subject: Transformer | None = None) -> dict[str, li
         found = {str(name): [(int(at), int(head)) for at, head in some] for name, some in data["lists"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f'{file} holds no lists of heads: give {{"heads": [...], "lists": {{...}}}}') from error
-    if subject is not None and shape != _shape(subject):
+    if places is not None and shape != _shape(places):
         raise InputError(
-            f"{file} is of a model with {shape} heads in its layers, and this one has {_shape(subject)}: use the model "
-            "that was scored"
+            f"{file} is of a model with {sum(shape)} heads in {len(shape)} layers, and this one has "
+            f"{sum(_shape(places))} in {len(places)}: use the model that was scored"
         )
     return found
 
 
-def _shape(subject: Transformer) -> list[int]:
-    return [width.heads for width in subject.widths()]
+def _shape(places: Places) -> list[int]:
+    """How many heads the layers that have some have."""
+    return [count for _, count in places.values()]
 
 
 # ---------------------------------------------------------------------------------------------------------- cutting
@@ -250,7 +274,7 @@ class Replay:
     """
 
     subject: Transformer
-    places: Mapping[int, tuple[Consumer, int]] = field(init=False)
+    places: Places = field(init=False)
     _calls: dict[int, list[Call]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
