@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,11 +15,13 @@ from secateur.vocabulary import Figure
 
 __all__ = ["greedy", "usage_rates"]
 
-Tokens = Sequence[int]
+Tokens: TypeAlias = Sequence[int]
+Forward: TypeAlias = Callable[[Batch], Any]
+"""Batch -> logits [B, S, V], or an object that has them."""
 
 
 def greedy(
-    forward: Callable[[Batch], Any], prompts: Sequence[Tokens], steps: Sequence[int], *, pad: int = 0, batch: int = 32
+    forward: Forward, prompts: Sequence[Tokens], steps: Sequence[int], *, pad: int = 0, batch: int = 32
 ) -> list[tuple[int, ...]]:
     """The likeliest tokens behind each prompt, as many as `steps` says for it, each given those before.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -27,10 +27,12 @@ from secateur.subjects.transformer.heads import Frozen, Head, Replay, find_outpu
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Item", "ablate", "build", "encode", "gradients", "keep_known", "knock_out", "log_answers", "rates", "score",
+    "Corruption", "Item", "Match", "ablate", "build", "encode", "gradients", "keep_known", "knock_out", "log_answers",
+    "rates", "score",
 ]  # fmt: skip
 
-Match = Literal["first", "full"]
+Match: TypeAlias = Literal["first", "full"]
+Corruption: TypeAlias = Literal["swap", "noise"]
 Table = dict[str, Tensor]
 """layers.i.heads -> [H], one number for each head."""
 
@@ -270,7 +272,7 @@ def score(
     items: Sequence[Item],
     *,
     by: Literal["probability", "logit"] = "probability",
-    corruption: Literal["swap", "noise"] = "swap",
+    corruption: Corruption = "swap",
     seed: int = 0,
 ) -> Table:
     """S of every head by path patching, and beside it "dM." and "dC." of each: see `score.patching`.
@@ -316,9 +318,7 @@ def _heads(replay: Replay) -> list[tuple[int, tuple[object, int]]]:
     return [(layer, (consumer, count)) for layer, (consumer, count) in replay.places.items()]
 
 
-def _corrupt(
-    replay: Replay, tokens: Tensor, items: Sequence[Item], how: Literal["swap", "noise"], draw: torch.Generator
-) -> Frozen:
+def _corrupt(replay: Replay, tokens: Tensor, items: Sequence[Item], how: Corruption, draw: torch.Generator) -> Frozen:
     if how == "swap":
         return replay.read(torch.tensor([item.corrupted for item in items]))
     table = replay.subject.model.get_input_embeddings().get_parameter("weight")

@@ -58,11 +58,19 @@ def test_silent_sub_blocks_add_nothing_at_the_last_position(kind):
         pass
 
 
-def test_an_attention_without_a_mask_is_refused():
+def test_a_mask_or_a_batch_that_does_not_fit_is_refused():
     subject = open_subject(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
     tokens = torch.randint(8, 60, (2, 7))
     with (
-        pytest.raises(UnsupportedError, match="open the model with attn_implementation"),
+        pytest.raises(InputError, match="sources are of 2 x 5 tokens, and the batch has 2 x 7"),
         knockouts.block_edges(subject, [0], torch.ones(2, 5, dtype=torch.bool)),
     ):
         ask(subject, tokens)
+    attention = subject.model.transformer.h[0].attn
+    for mask, why in ((torch.ones(2, 7), "has no mask of 7 x 7 edges"), (..., "takes no mask by name")):
+        given = {} if mask is ... else {"attention_mask": mask}
+        with (
+            pytest.raises(UnsupportedError, match=why),
+            knockouts.block_edges(subject, [0], torch.ones(2, 7, dtype=torch.bool)),
+        ):
+            attention(torch.zeros(2, 7, 32), **given)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge
@@ -19,6 +19,7 @@ from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts as corpora
 from secateur.data.conflicts import Conflicts
+from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.methods import conflicts
 from secateur.methods.budgets import refuse_patterns
@@ -40,6 +41,8 @@ CARD = {
 
 Trust = Literal["context", "memory"]
 Score = Literal["patching", "logit", "ablation", "gradient", "magnitude", "random"]
+Corruption = Literal["swap", "noise"]
+Match = Literal["first", "full"]
 Rank = Callable[[Sequence[Item]], Mapping[str, Tensor]]
 
 
@@ -54,12 +57,12 @@ def ph3(
     seed: int = 0,
     trust: Trust = "context",
     score: Score = "patching",
-    corruption: Literal["swap", "noise"] = "swap",
+    corruption: Corruption = "swap",
     samples: Annotated[int, Ge(1)] = 200,
     ratios: str | Sequence[str] = "",
     relation: str = "",
     kind: str = "",
-    match: Literal["first", "full"] = "first",
+    match: Match = "first",
     texts: str = "",
     window: Annotated[int, Ge(0)] = 0,
     form: Literal["cut", "mask"] = "cut",
@@ -118,7 +121,7 @@ def ph3(
         raise BudgetError("ph3 removes a few heads, which brings no time to promise: give heads=95%, or params")
     shares = [parse_share(part) for part in parse_list(ratios)]
     chosen = data.choose(relation=relation, kind=kind)
-    judged: dict[str, Any] = {"texts": corpora.read(texts)} if texts else {}
+    judged: dict[str, Conflicts | Corpus] = {"texts": corpora.read(texts)} if texts else {}
     judged |= {one: data.choose(relation=one) for one in list_others(data, "relation", relation)}
     judged |= {one: data.choose(kind=one) for one in list_others(data, "kind", kind)}
     scored, tested = chosen.split(seed=seed + 1) if shares else (chosen, chosen)
@@ -159,7 +162,7 @@ def list_others(data: Conflicts, field: Literal["relation", "kind"], chosen: str
 
 
 def rank_heads(
-    subject: Transformer, items: Sequence[Item], *, score: Score, corruption: Any, seed: int
+    subject: Transformer, items: Sequence[Item], *, score: Score, corruption: Corruption, seed: int
 ) -> dict[str, Tensor]:
     """layers.i.heads -> S [H], above 0 for memory heads; of scores without a sign, "memory." and "context." before it.
 
@@ -271,8 +274,13 @@ def list_counts(
 
 
 def choose_count(
-    subject: Transformer, items: Sequence[Item], order: Sequence[Head], counts: Sequence[int], trust: Trust, match: Any
-) -> dict[str, Any]:
+    subject: Transformer,
+    items: Sequence[Item],
+    order: Sequence[Head],
+    counts: Sequence[int],
+    trust: Trust,
+    match: Match,
+) -> dict[str, object]:
     """{"best": how many heads, "tried": of each number the rate of the trusted source and its mean probability}."""
     side, tried = ("memory", "context").index(trust), dict[str, list[float]]()
     for count in counts:

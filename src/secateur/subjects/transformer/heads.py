@@ -7,11 +7,11 @@ forward pre-hooks there, so that keys, values and a KV cache stay as they are. T
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -34,10 +34,12 @@ __all__ = [
     "silence_heads", "write_lists",
 ]  # fmt: skip
 
-Head = tuple[int, int]
+Head: TypeAlias = tuple[int, int]
 """(layer, head), both from 0."""
-Places = Mapping[int, tuple[Consumer, int]]
+Places: TypeAlias = Mapping[int, tuple[Consumer, int]]
 """Layer -> (the linear that reads the outputs of its heads, how many these are)."""
+
+PreHook: TypeAlias = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
 
 _KNOWN: WeakKeyDictionary[PreTrainedModel, Places] = WeakKeyDictionary()
 
@@ -290,7 +292,7 @@ class Replay:
         """Run the model on tokens [N, S], with `noise` [N, S, d] added to their embeddings if given."""
         outputs, subject = dict[int, Tensor](), self.subject
 
-        def keep(layer: int) -> Any:
+        def keep(layer: int) -> PreHook:
             def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
                 outputs[layer] = args[0].reshape(*tokens.shape, -1)[:, -1]
 
@@ -320,7 +322,7 @@ class Replay:
         if rows not in self._calls:  # what blocks are called with hangs on the shape alone
             self._calls = {rows: record_calls(subject, batch)[1]}
 
-        def give(layer: int) -> Any:
+        def give(layer: int) -> PreHook:
             def put(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 return (outputs[layer].reshape(args[0].shape), *args[1:])
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur._utils import devices
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.transformer.subject import Transformer
+from secateur.subjects.transformer.subject import Transformer, find_states
 
 __all__ = ["block_edges", "silence_blocks"]
 
@@ -26,7 +25,8 @@ def block_edges(subject: Transformer, layers: Iterable[int], sources: Tensor) ->
 
     sources: bool [N, S], of the batch that is run, without padding; the last position sees itself in any case.
 
-    Raises `UnsupportedError` for an attention without a mask of one number for each edge.
+    Raises `UnsupportedError` for an attention without a mask of one number for each edge, `InputError` for a batch of
+    another size.
     """
     count, length = sources.shape
     with ExitStack() as stack:
@@ -37,16 +37,22 @@ def block_edges(subject: Transformer, layers: Iterable[int], sources: Tensor) ->
             module = subject.model.get_submodule(f"{subject.layers()[layer]}.{block.module}")
 
             def bar(
-                module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-            ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+            ) -> tuple[tuple[object, ...], dict[str, object]]:
+                states = find_states(args, kwargs)
+                if states.shape[:2] != sources.shape:
+                    raise InputError(
+                        f"sources are of {count} x {length} tokens, and the batch has {states.shape[0]} x "
+                        f"{states.shape[1]}: give one for each token"
+                    )
                 if "attention_mask" not in kwargs:
                     raise UnsupportedError(f"{type(module).__name__} takes no mask by name: edges can't be blocked")
                 mask = kwargs["attention_mask"]
                 if mask is None:
                     mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
-                if mask.dim() != 4 or mask.shape[-2:] != (length, length):
+                if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[-2:] != (length, length):
                     raise UnsupportedError(
-                        f"the mask of {type(module).__name__} is {tuple(mask.shape)}: open the model with "
+                        f"{type(module).__name__} has no mask of {length} x {length} edges: open the model with "
                         "attn_implementation sdpa or eager"
                     )
                 edges = torch.zeros(count, 1, length, length, dtype=torch.bool)
@@ -80,7 +86,7 @@ def silence_blocks(subject: Transformer, layers: Iterable[int], kind: str) -> It
             inside = dict(subject.model.get_submodule(path).named_modules())
             module = inside[blocks[kind].out if blocks[kind].out in inside else blocks[kind].module]
 
-            def silence(_: nn.Module, args: object, output: Any) -> Any:
+            def silence(_: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> object:
                 states = output[0] if isinstance(output, tuple) else output
                 states = states.clone()
                 states[..., -1, :] = 0.0
