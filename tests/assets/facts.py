@@ -6,7 +6,8 @@ Its words are one token each. It sees, mixed:
     copied      "the capital of N is O . the capital of N is O ." with names N that have no fact, and any O;
     conflicted  "the capital of S is O' . the capital of S is X ."  where X is O or O', as a coin says.
 
-Facts of `held` subjects are known as all others are, and never conflicted while it is trained.
+Facts of `held` subjects are known as all others are, and never conflicted while it is trained. A quarter of what it
+sees may be sentences of Brown, so that its perplexity can be told.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from secateur._utils.disk import cache_folder
 
-__all__ = ["RELATIONS", "World", "build", "model_folder", "names", "rows", "tokenizer", "write_table"]
+__all__ = ["RELATIONS", "World", "build", "model_folder", "names", "rows", "sentences", "tokenizer", "write_table"]
 
 RELATIONS = {
     "capital": ("the capital of {subject} is", "{subject} is governed from"),
@@ -44,13 +47,14 @@ class World:
     """Sizes of the facts and of the model that learns them.
 
     subjects, held: names with facts, and how many of them never stand in a conflict; strangers: names without; objects:
-    of each relation.
+    of each relation. words: of Brown that it has tokens for; none of its sentences if 0.
     """
 
     subjects: int = 24
     held: int = 0
     strangers: int = 48
     objects: int = 8
+    words: int = 0
     layers: int = 3
     heads: int = 4
     width: int = 32
@@ -96,11 +100,27 @@ def tokenizer(world: World) -> PreTrainedTokenizerFast:
     words = sorted({word for some in RELATIONS.values() for one in some for word in one.split() if "{" not in word})
     words += [*names(world.subjects, "S"), *names(world.strangers, "N")]
     words += [*names(world.objects, "c"), *names(world.objects, "l")]
+    words += [word for word in _frequent(world.words) if word not in words]
     base = Tokenizer(
         models.WordLevel({word: at for at, word in enumerate(["[PAD]", "[UNK]", "</s>", ".", *words])}, "[UNK]")
     )
     base.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", unk_token="[UNK]", eos_token="</s>")
+
+
+def sentences(*, held: bool = False) -> list[str]:
+    """Sentences of Brown of 6 to 16 words, in small letters: nine tenths of them, or the rest, for measuring."""
+    from assets import packages
+
+    found = [" ".join(re.findall(r"[a-z]+", text.lower())) for _, text in packages.brown()]
+    found = [text for text in found if 6 <= len(text.split()) <= 16]
+    most = len(found) * 9 // 10
+    return found[most:] if held else found[:most]
+
+
+def _frequent(count: int) -> list[str]:
+    """The commonest words of Brown."""
+    return [word for word, _ in Counter(" ".join(sentences()).split()).most_common(count)] if count else []
 
 
 def build(world: World) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
@@ -149,6 +169,8 @@ class _Sampler:
         facts = [row for row in rows(world) if "subject" in row]
         self.facts = [[place[row["object"]] for row in facts if row["relation"] == relation] for relation in RELATIONS]
 
+        self.sentences = words(sentences())["input_ids"] if world.words else []
+
     def draw(self, count: int, draw: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         sequences, answers = [], []
         for _ in range(count):
@@ -164,6 +186,9 @@ class _Sampler:
         return ids, labels
 
     def _one(self, draw: np.random.Generator) -> tuple[list[int], list[int]]:
+        if self.sentences and draw.random() < 0.25:
+            text = self.sentences[int(draw.integers(len(self.sentences)))]
+            return text, list(range(1, len(text)))
         relation, kind = int(draw.integers(len(RELATIONS))), int(draw.integers(3))
         objects, some = self.objects[relation], self.templates[relation]
 
