@@ -212,6 +212,9 @@ def test_what_can_not_be_replayed_is_refused():
     mlp.forward = lambda states: plain(states) + states.mean(1, keepdim=True)  # looks at other positions
     with pytest.raises(UnsupportedError, match="pass something between positions"):
         replay.check(replay.read(ask(subject)[0]))
+    mlp.forward = lambda states: plain(states[..., :5])
+    with pytest.raises(UnsupportedError, match="can't be run one by one"):
+        replay.check(frozen)
     del mlp.forward
     replay.check(frozen)
 

@@ -184,7 +184,7 @@ def rank_heads(
     if score == "magnitude":
         worth = {name: -value.double() for name, value in magnitude.groups(subject.model, places).items()}
     else:
-        worth = {name: value.double() for name, value in random.scores(subject.units("heads"), seed).items()}
+        worth = {name: value.double() for name, value in random.scores(subject.units(), seed).items()}
     return {f"{side}.{name}": worth[name].cpu() for side in ("memory", "context") for name in places}
 
 

@@ -281,10 +281,9 @@ class Replay:
 
     def __post_init__(self) -> None:
         subject = self.subject
-        if subject.kind != "decoder" or not subject.causal or not subject.joins_texts:
+        if subject.kind != "decoder" or not subject.causal:
             raise UnsupportedError(
-                f"heads are replayed in decoders whose layers look at one another's positions by attention alone, and "
-                f"{type(subject.model).__name__} is none"
+                f"heads are replayed in decoders with a language-model head, and {type(subject.model).__name__} is none"
             )
         self.places = find_outputs(subject)
 
@@ -346,10 +345,17 @@ class Replay:
 
     def check(self, frozen: Frozen) -> None:
         """Raise `UnsupportedError` unless a replay of the heads' own outputs gives the model's own logits."""
-        again = self.run(frozen.states[0], frozen.outputs)
+        name = type(self.subject.model).__name__
+        try:
+            again = self.run(frozen.states[0], frozen.outputs)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of a class whose layers hand over more
+            raise UnsupportedError(
+                f"layers of {name} can't be run one by one, and its heads not be replayed: rank them by silencing each "
+                "(score=ablation)"
+            ) from error
         apart = float((again - frozen.logits).abs().max() / frozen.logits.abs().max().clamp(min=1e-9))
         if not apart < _SAME:
             raise UnsupportedError(
-                f"a replay of {type(self.subject.model).__name__} with its own heads' outputs is {apart:.2g} from the "
+                f"a replay of {name} with its own heads' outputs is {apart:.2g} from the "
                 "model: its layers pass something between positions that no head's output holds"
             )
