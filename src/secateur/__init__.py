@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from secateur.subjects.opening import load as load
     from secateur.subjects.opening import open_subject as open_subject
     from secateur.subjects.transformer.adapters import translate_adapter as translate_adapter
+    from secateur.subjects.transformer.heads import heads as heads
     from secateur.vocabulary import Budget as Budget
     from secateur.vocabulary import Cut as Cut
     from secateur.vocabulary import Evidence as Evidence
@@ -64,6 +65,7 @@ _PLACES = {
     "Units": "vocabulary",
     "distill": "runs.distilling",
     "export": "runs.exporting",
+    "heads": "subjects.transformer.heads",
     "inspect": "runs.executor",
     "load": "subjects.opening",
     "measure": "",
@@ -97,6 +99,7 @@ __all__ = [
     "__version__",
     "distill",
     "export",
+    "heads",
     "inspect",
     "load",
     "measure",

@@ -38,6 +38,7 @@ COMMANDS = {
     "train-pruner": "train_pruner",
     "build-pruner": "build_pruner",
     "prune-data": "prune_data",
+    "conflicts": "conflicts",
     "study": "study",
     "inspect": "inspect",
     "estimate": "estimate",

@@ -246,6 +246,9 @@ def resolve(name: str) -> AnyBackend:
 def of_recipe(function: Callable[..., object], *, stream: bool = False) -> AnyBackend:
     """The backend of the subject that a recipe takes first; language models where it does not say.
 
+    Where the recipe's `data` is annotated with classes that name a backend themselves, data of another form than that
+    of the subject's family, it is theirs.
+
     Raises `UnsupportedError` where subjects are to be read from the disk, and the recipe needs them in memory.
     """
     found = _backends(function)
@@ -261,11 +264,15 @@ def works_by_blocks(function: Callable[..., object]) -> bool:
 
 
 def _backends(function: Callable[..., object]) -> list[AnyBackend]:
-    """Those of all classes in the annotation of the first parameter."""
-    annotation = typing.get_type_hints(function).get(next(iter(inspect.signature(function).parameters), ""))
-    several = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(annotation) if several else (annotation,)
-    return [resolve(kind.backend) for kind in kinds if hasattr(kind, "backend")]
+    """Those of all classes in the annotation of `data`, or else of the first parameter."""
+    hints = typing.get_type_hints(function)
+    for name in ("data", next(iter(inspect.signature(function).parameters), "")):
+        annotation = hints.get(name)
+        several = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(annotation) if several else (annotation,)
+        if found := [resolve(kind.backend) for kind in kinds if hasattr(kind, "backend")]:
+            return found
+    return []
 
 
 def of_source(source: Source) -> AnyBackend:

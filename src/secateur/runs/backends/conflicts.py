@@ -1,0 +1,82 @@
+"""Backend of language models whose data are conflict prompts, or a table of facts that these are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+from secateur._utils.batches import Batch
+from secateur.data import conflicts as reading
+from secateur.data import labels
+from secateur.data.conflicts import Conflicts, Facts
+from secateur.data.texts import Corpus
+from secateur.errors import InputError
+from secateur.measure.latency import Environment
+from secateur.methods import conflicts
+from secateur.runs.backends import Row
+from secateur.runs.backends.language import Language
+from secateur.subjects import Transformer
+from secateur.subjects.transformer.heads import count_heads
+from secateur.vocabulary import Figure
+
+__all__ = ["ConflictPrompts"]
+
+Given: TypeAlias = str | Path | Iterable[Mapping[str, object]] | Facts | Conflicts
+Held: TypeAlias = Facts | Conflicts | Corpus
+
+
+class ConflictPrompts(Language):
+    """Language models as elsewhere, judged by where their answers come from: memory, context, or neither.
+
+    It reads conflict prompts and tables of facts, and judges by texts, too, which a recipe may add.
+    """
+
+    noun = "conflict prompts"
+
+    def read(self, data: Given, text: str = "text", label: str = labels.DEFAULT) -> Facts | Conflicts:  # type: ignore[override]
+        """The prompts or the facts; see `data.conflicts.read`."""
+        found = reading.read(data)
+        labels.unnamed(f"{found.name} holds conflict prompts or facts, whose fields are fixed", text=text, label=label)
+        return found
+
+    def fit_data(self, data: Held, subject: Transformer) -> Conflicts | Corpus:  # type: ignore[override]
+        """Prompts whose facts the model knows; of a table, prompts by each template, where the false statement is one.
+
+        Raises `DataError` for prompts that can't be told apart or of unequal length, and where none is left.
+        """
+        if isinstance(data, Corpus):
+            return super().fit_data(data, subject)
+        subject.check_texts()
+        if not subject.causal or subject.kind != "decoder":
+            raise InputError(
+                f"{type(subject.model).__name__} does not go on from a text, and conflict prompts ask for that: give a "
+                "decoder with its language-model head"
+            )
+        if isinstance(data, Facts):
+            data = conflicts.build(data, subject.tokenizer)
+        return conflicts.keep_known(subject, data)
+
+    def chance(self, held_out: Conflicts | Corpus) -> dict[str, float]:
+        """Nothing: no source is the right one."""
+        return {}
+
+    def sizes(self, subject: Transformer, batch: Batch) -> Row:
+        """As of any language model, and the heads that add something to the residual stream."""
+        return {**super().sizes(subject, batch), "heads": Figure(float(count_heads(subject)))}
+
+    def compare(
+        self, original: Transformer, student: Transformer, held_out: Conflicts | Corpus, environment: Environment
+    ) -> tuple[Row, Row, Row]:
+        """(before, after, {}): the rates at which both use memory, context, and neither, by the answers' first tokens.
+
+        "full/" before a name: by all tokens, where answers have several. Of texts as elsewhere.
+        """
+        if isinstance(held_out, Corpus):
+            return super().compare(original, student, held_out, environment)
+        items = conflicts.encode(held_out, original.tokenizer)
+        before, after = (conflicts.rates(subject, items) for subject in (original, student))
+        if any(len(answer) > 1 for item in items for answer in (item.memory, item.context)):
+            for row, subject in ((before, original), (after, student)):
+                row |= {f"full/{name}": rate for name, rate in conflicts.rates(subject, items, match="full").items()}
+        return before, after, {}

@@ -1,0 +1,188 @@
+"""Conflict prompts made of facts, with tokenizers of words and of letters, and what a model makes of them."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+
+import tiny
+from assets import facts
+from secateur.data import conflicts as reading
+from secateur.data.conflicts import Conflict, Conflicts
+from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.measure import likelihood
+from secateur.methods import conflicts
+from secateur.subjects import open_subject
+from secateur.subjects.transformer.heads import silence_heads
+
+WORLD = facts.World()
+CAPITALS = (("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Norway", "Oslo"), ("Japan", "Tokyo"),
+            ("Egypt", "Cairo"), ("Kenya", "Nairobi"), ("China", "Peking"))  # fmt: skip
+TABLE = [
+    {"relation": "capital", "template": "The capital of {subject} is"},
+    {"relation": "capital", "template": "{subject} is governed from"},
+    *({"subject": subject, "relation": "capital", "object": value} for subject, value in CAPITALS),
+]
+
+
+@functools.cache
+def subject():
+    return open_subject(facts.model_folder(WORLD))
+
+
+@functools.cache
+def known():
+    table = reading.read(facts.rows(WORLD))
+    return conflicts.keep_known(subject(), conflicts.build(table, subject().tokenizer))
+
+
+@functools.cache
+def letters():
+    """One token per letter, and none for blanks: words have several tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    base = Tokenizer(models.BPE({"[PAD]": 0, "</s>": 1} | {chr(at): at for at in range(33, 127)}, []))
+    base.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", eos_token="</s>")
+
+
+def length(text):
+    return len(likelihood.encode(letters(), text, [" ."])[0].prompt)
+
+
+@pytest.mark.parametrize("kind", ["substitution", "coherent"])
+def test_prompts_of_several_tokens_a_word(kind):
+    """Letters as tokens: what stands for another has as many, answers begin with other ones, and all is repeatable."""
+    made = conflicts.build(reading.read(TABLE), letters(), kind=kind)
+    facts_of = dict(CAPITALS)
+    assert made.items
+    for one in made.items:
+        value, wrong = one.memory.strip(), one.context.strip()
+        assert facts_of[one.subject] == value != wrong
+        assert value[0] != wrong[0]
+        assert one.prompt.count(one.subject) == (2 if kind == "substitution" else 3)
+        assert one.prompt.startswith(f"The capital of {one.subject} is {wrong}.") or one.template == 1
+        assert one.prompt.endswith(one.plain)
+        assert length(one.corrupted) == length(one.prompt)
+        for word in (one.subject, value, wrong):
+            assert word not in one.corrupted
+    assert len(made.items) + int(made.notes[0].split()[0]) == 2 * len(CAPITALS) if made.notes else True
+    again = conflicts.build(reading.read(TABLE), letters(), kind=kind)
+    assert again.items == made.items
+    assert conflicts.build(reading.read(TABLE), letters(), kind=kind, seed=1).items != made.items
+    items = conflicts.encode(made, letters())
+    assert all(len(item.prompt) == len(item.corrupted) for item in items)
+
+
+def test_what_makes_no_prompt_is_told():
+    table = reading.read(TABLE)
+    with pytest.raises(DataError, match="16 have no other"):  # a blank is a token of its own, which begins all answers
+        conflicts.build(table, tiny.letters())
+    with pytest.raises(InputError, match="give substitution or coherent"):
+        conflicts.build(table, letters(), kind="other")
+    with pytest.raises(InputError, match="relation='river'"):
+        conflicts.build(table, letters(), relation="river")
+    single = reading.read([TABLE[0], *TABLE[2:]])
+    with pytest.raises(InputError, match="capital has one template: add another"):
+        conflicts.build(single, letters(), kind="coherent")
+    with pytest.raises(DataError, match="no conflict prompt can be made of the rows: 1 have no other"):
+        conflicts.build(reading.read([TABLE[0], TABLE[2]]), letters())
+
+
+def test_prompts_that_tell_nothing_are_refused_by_number():
+    good = {"prompt": "the tree is", "memory": " old", "context": " young"}
+    encode = functools.partial(conflicts.encode, tokenizer=tiny.tokenizer())
+    with pytest.raises(
+        DataError, match=r"prompt 2 of the rows \('the tree is'\): the answers ' old leaf' and ' old bud'"
+    ):
+        encode(reading.read([good, {**good, "memory": " old leaf", "context": " old bud"}]))
+    with pytest.raises(DataError, match="tokens, and its corrupted one"):
+        encode(reading.read([{**good, "corrupted": "the old tree is"}]))
+    with pytest.raises(InputError, match="tokenizer"):
+        conflicts.encode(reading.read([good]), None)
+
+
+def test_only_facts_that_the_model_knows_stay():
+    table = facts.rows(WORLD)
+    for row in table[6:]:
+        if row.get("relation") == "language" and "object" in row:
+            row["object"] = facts.names(WORLD.objects, "l")[0]  # some of them are right by chance
+    made = conflicts.build(reading.read(table), subject().tokenizer, relation="capital")
+    wrong = [Conflict(o.prompt, o.context, o.memory, o.corrupted, o.plain, o.subject) for o in made.items]
+    mixed = conflicts.keep_known(subject(), Conflicts([*made.items, *wrong]))
+    assert {one.memory for one in mixed.items} <= {one.memory for one in made.items}
+    assert len(mixed) <= len(made.items)
+    assert mixed.known
+    assert f"of {2 * len(made.items)} prompts left out: the model does not know the fact" in mixed.notes[-1]
+    assert conflicts.keep_known(subject(), mixed) is mixed
+    with pytest.raises(DataError, match=f"knows none of the {len(wrong)} facts"):
+        conflicts.keep_known(subject(), Conflicts(wrong))
+    bare = Conflicts([Conflict(one.prompt, one.memory, one.context) for one in wrong])
+    assert len(conflicts.keep_known(subject(), bare)) == len(bare)  # nothing to ask
+
+
+def test_rates_of_answers_with_and_without_heads():
+    items = conflicts.encode(known(), subject().tokenizer)
+    before = conflicts.rates(subject(), items)
+    assert sum(before[f"{name}_rate"].value for name in ("memory", "context", "other")) == pytest.approx(1)
+    assert before["no_conflict_rate"].value == 1.0
+    gone = [(1, 0), (1, 1), (1, 2), (1, 3)]
+    after = conflicts.rates(subject(), items, silenced=gone)
+    with silence_heads(subject(), gone):
+        assert conflicts.rates(subject(), items) == after
+    assert conflicts.rates(subject(), items) == before
+    logs = conflicts.log_answers(subject(), items)
+    best = (logs[:, 0] > logs[:, 1]).float().mean()
+    assert abs(float(best) - before["memory_rate"].value) <= before["other_rate"].value + 1e-6
+    first = items[0]
+    spans = [likelihood.Span(first.prompt, answer[:1]) for answer in (first.memory, first.context)]
+    torch.testing.assert_close(logs[0], likelihood.span_log_probabilities(subject().forward, spans), atol=1e-6, rtol=0)
+
+
+def test_answers_of_several_tokens_match_in_full_or_by_their_first():
+    model = open_subject(tiny.uneven(tiny.model("gpt2")), tokenizer=tiny.tokenizer())
+    data = reading.read(
+        [{"prompt": "the tree is", "memory": " old leaf", "context": " young bud", "plain": "the tree is"}]
+    )
+    item = conflicts.encode(data, model.tokenizer)[0]
+    ids = torch.tensor([item.prompt])
+    first = int(model.model(ids).logits[0, -1].argmax())
+    second = int(model.model(torch.cat([ids, torch.tensor([[first]])], 1)).logits[0, -1].argmax())
+    for answer, match, rate in (((first, 1), "first", 1.0), ((first, -1), "full", 0.0), ((first, second), "full", 1.0)):
+        one = conflicts.Item(item.prompt, answer, (7, 8), (), item.plain)
+        found = conflicts.rates(model, [one], match=match)
+        assert found["memory_rate"].value == found["no_conflict_rate"].value == rate
+
+
+def test_a_corrupted_prompt_that_is_the_prompt_scores_nothing():
+    items = conflicts.encode(known(), subject().tokenizer)[:8]
+    same = [conflicts.Item(one.prompt, one.memory, one.context, one.prompt, one.plain) for one in items]
+    for values in conflicts.score(subject(), same).values():
+        torch.testing.assert_close(values, torch.zeros_like(values), atol=1e-5, rtol=0)
+
+
+def test_an_ablation_is_the_head_silenced_and_all_behind_it_free():
+    items = conflicts.encode(known(), subject().tokenizer)[:8]
+    table = conflicts.ablate(subject(), items)
+    clean, gone = conflicts.log_answers(subject(), items), conflicts.log_answers(subject(), items, [(1, 2)])
+    change = torch.expm1(gone - clean)
+    torch.testing.assert_close(table["layers.1.heads"][2], (change[:, 1] - change[:, 0]).mean())
+    both = conflicts.gradients(subject(), items, "memory"), conflicts.gradients(subject(), items, "context")
+    assert all((table["layers.0.heads"] >= 0).all() for table in both)
+    assert not torch.equal(*(table["layers.2.heads"] for table in both))
+
+
+def test_knock_outs_need_to_know_where_tokens_stand():
+    class Slow:
+        is_fast, pad_token_id, eos_token_id, bos_token_id = False, 0, 6, 5
+
+        def __call__(self, text, **options):
+            return {"input_ids": tiny.tokenizer()(text, add_special_tokens=False)["input_ids"]}
+
+    model = open_subject(tiny.model("gpt2"), tokenizer=Slow())
+    data = reading.read([{"prompt": "the tree is old . the tree is", "memory": " young", "context": " old"}])
+    with pytest.raises(UnsupportedError, match="use a fast one"):
+        conflicts.knock_out(model, data, 1)

@@ -1,0 +1,40 @@
+"""Conflict prompts from Python: made, filtered, drawn, written."""
+
+from __future__ import annotations
+
+import pytest
+
+import tiny
+from assets import facts
+from secateur.data import conflicts as reading
+from secateur.errors import DataError, InputError
+from secateur.runs.conflicts import make_conflicts
+
+WORLD = facts.World()
+
+
+def test_prompts_are_written_and_read_again(tmp_path):
+    table = facts.write_table(WORLD, tmp_path / "facts.jsonl")
+    out = tmp_path / "prompts.jsonl"
+    made = make_conflicts(table, facts.model_folder(WORLD), out, relation="capital", kind="coherent", count=10)
+    assert len(made) == 10
+    assert "prompts drawn" in made.notes[-1]
+    assert reading.read(out).items == made.items
+    assert {(one.relation, one.kind) for one in made.items} == {("capital", "coherent")}
+    again = make_conflicts(facts.rows(WORLD), facts.model_folder(WORLD), relation="capital", kind="coherent", count=10)
+    assert again.items == made.items
+
+
+def test_nothing_is_written_of_what_is_refused(tmp_path):
+    out = tmp_path / "prompts.jsonl"
+    table = facts.rows(WORLD)
+    model = tiny.folder("gpt2", tmp_path / "gpt2")
+    with pytest.raises(DataError):  # it knows none of the words
+        make_conflicts(table, model, out)
+    with pytest.raises(InputError, match="holds conflict prompts already"):
+        make_conflicts([{"prompt": "a", "memory": "b", "context": "c"}], facts.model_folder(WORLD), out)
+    with pytest.raises(InputError, match="writes no text"):
+        make_conflicts(table, tiny.folder("bert", tmp_path / "bert"), out)
+    with pytest.raises(InputError, match="count=0"):
+        make_conflicts(table, facts.model_folder(WORLD), out, count=0)
+    assert not out.exists()
