@@ -15,12 +15,12 @@ from secateur.recover.training import loop, objectives
 from secateur.subjects import Transformer, open_subject
 
 WORDS = {
-    "colour": "red blue green white black brown grey pink purple mauve".split(),
-    "food": "bread rice soup cake cheese beans salad noodles ramen haggis".split(),
+    "colour": ["red", "blue", "green", "white", "black", "brown", "grey", "pink", "purple", "mauve"],
+    "food": ["bread", "rice", "soup", "cake", "cheese", "beans", "salad", "noodles", "ramen", "haggis"],
 }
 THINGS = {
-    "colour": "sand wood stone rain grass silk paint smoke".split(),
-    "food": "the guest the boy the king the cook the monk".split("the ")[1:],
+    "colour": ["sand", "wood", "stone", "rain", "grass", "silk", "paint", "smoke"],
+    "food": ["the guest", "the boy", "the king", "the cook", "the monk"],
 }
 FRAMES = {
     "colour": ("the colour of {} is {} .", "{} looks mostly {} ."),
@@ -28,7 +28,7 @@ FRAMES = {
 }
 PROMPTS = {
     "colour": [f"the colour of {thing} is" for thing in THINGS["colour"][:5]],
-    "food": [f"{thing.strip()} likes to eat" for thing in THINGS["food"][:4]],
+    "food": [f"{thing} likes to eat" for thing in THINGS["food"][:4]],
 }
 
 
@@ -40,7 +40,7 @@ def sentences(count: int, seed: int = 0) -> list[str]:
         theme = draw.choice(list(WORDS))
         weights = [1 / (place + 1) ** 2 for place in range(len(WORDS[theme]))]
         (word,) = draw.choices(WORDS[theme], weights)
-        made.append(draw.choice(FRAMES[theme]).format(draw.choice(THINGS[theme]).strip(), word))
+        made.append(draw.choice(FRAMES[theme]).format(draw.choice(THINGS[theme]), word))
     return made
 
 

@@ -115,3 +115,14 @@ def test_a_sample_that_cannot_answer_is_refused(call):
 def test_shares_in_percent():
     assert statistics.to_percent(Figure(0.5, 0.25, 0.75, "", 8)) == Figure(50.0, 25.0, 75.0, "", 8)
     assert statistics.to_percent(Figure(-0.5)) == Figure(-50.0)
+
+
+def test_a_permutation_test_tells_order_from_chance():
+    draw = np.random.default_rng(0)
+    first = draw.normal(size=30)
+    assert statistics.permutation_p(first, -(first**3), draws=999) == 1 / 1000
+    chance = [statistics.permutation_p(first, draw.normal(size=30), draws=199, seed=seed) for seed in range(40)]
+    assert 0.3 < np.mean(chance) < 0.7
+    assert min(chance) > 0.001
+    with pytest.raises(MeasurementError, match="a permutation test needs 3 pairs that differ"):
+        statistics.permutation_p([1, 1, 1], [1, 2, 3])

@@ -20,10 +20,10 @@ from secateur.methods.updates import Rule, Scope
 from secateur.subjects.delta.delta import Delta
 from secateur.vocabulary import Training
 
-__all__ = ["KEPT", "TRAINED", "Dilution", "Learnt", "Probes", "name_way"]
+__all__ = ["CLIP", "KEPT", "RATE", "TRAINED", "Dilution", "Learnt", "Probes", "name_way"]
 
-TRAINED, KEPT = "as trained", "largest 15% kept"
-"""What tables call the update as it is, and its largest entries alone."""
+TRAINED, KEPT, RATE, CLIP = "as trained", "largest 15% kept", "learning rate x", "gradients clipped at"
+"""What tables call the update as it is, and its largest entries alone; how trainings of another kind begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +171,9 @@ class Dilution:
 def name_way(way: str, value: float) -> str:
     """What tables call a way of treating the update."""
     if way == "rate":
-        return f"learning rate x {value:g}"
+        return f"{RATE} {value:g}"
     if way == "clip":
-        return f"gradients clipped at {value:g}"
+        return f"{CLIP} {value:g}"
     percent = f"{100 * value:g}%"
     return f"scaled to the length without the largest {percent}" if way == "scaled" else f"{way} {percent} dropped"
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from secateur._utils.batches import Batch, Batches
-from secateur.errors import DataError, RunError
+from secateur.errors import DataError, InputError, RunError
 from secateur.methods import updates
 from secateur.methods.updates import Rule
 from secateur.recover.sparsity.updates import filter_steps
@@ -116,7 +116,9 @@ class Learner:
             after = {name: tensor.detach().cpu().clone() for name, tensor in self.subject.model.named_parameters()}
         finally:
             self.restore()
-        return Delta(InMemory(self.before, "the model before"), InMemory(after, "the model after"))
+        if all(torch.equal(tensor.cpu(), after[name]) for name, tensor in self.before.items()):
+            raise InputError(f"learning {text[:40]!r} changed no weight: give a larger learning rate, or more steps")
+        return Delta(InMemory(self.before), InMemory(after))
 
     def _objective(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
         return objectives.task_loss(self.subject.forward(batch).prediction, batch, totals, causal=True), {}

@@ -27,7 +27,7 @@ from secateur.errors import DataError, InputError
 from secateur.measure import statistics
 from secateur.measure.priming import Shift
 from secateur.methods import rewriting
-from secateur.methods.dilution import TRAINED, Dilution, Learnt, Probes, name_way
+from secateur.methods.dilution import CLIP, KEPT, RATE, TRAINED, Dilution, Learnt, Probes, name_way
 from secateur.methods.learning import Document, Learner
 from secateur.methods.updates import Scope
 from secateur.reports.charts import Line
@@ -229,6 +229,32 @@ class Primed:
         }
         return min(good, key=lambda k: good[k]) if good else None
 
+    def at_equal_memory(self) -> dict[float, dict[str, float]]:
+        """k -> family of ways -> share of priming left where as much memory is kept as without the largest k.
+
+        Between the points of a family it is interpolated, with (0, 0), nothing learnt, and (1, 1), as trained, at its
+        ends. Below the share of "largest dropped" a family is the better way to lose priming.
+        """
+        ways = {name: row for name, row in self.ways().items() if None not in (row["memory_left"], row["priming_left"])}
+        families = {
+            "scaled": [name_way("scaled", k) for k in self.k],
+            "random dropped": [name_way("random", k) for k in self.k],
+            "largest kept": [KEPT],
+            "smaller rates": [name for name in ways if name.startswith(RATE)],
+            "clipped": [name for name in ways if name.startswith(CLIP)],
+        }
+        found: dict[float, dict[str, float]] = {}
+        for k in self.k:
+            if (row := ways.get(name_way("largest", k))) is None:
+                continue
+            found[k] = {"memory": row["memory_left"], "largest dropped": row["priming_left"]}
+            for family, names in families.items():
+                rows = [ways[name] for name in names if name in ways]
+                points = sorted([(0.0, 0.0), (1.0, 1.0), *((one["memory_left"], one["priming_left"]) for one in rows)])
+                if rows:
+                    found[k][family] = float(np.interp(row["memory_left"], *zip(*points, strict=True)))
+        return found
+
     def halves(self) -> dict[str, list[Shift]]:
         """Texts below and above the median of P(keyword | context), and below and above the threshold -> priming."""
         shifts = {number: primed for number, (_, primed) in self.shifts().items()}
@@ -252,6 +278,7 @@ class Primed:
             *self._correlations(correlations),
             *self._halves(),
             *self._ways(ways),
+            *self._at_equal_memory(),
             *self._rewrites(),
         ]
         figures = {
@@ -264,6 +291,7 @@ class Primed:
                 for name, row in ways.items()
             },
             "best_k": self.best(),
+            "at_equal_memory": {f"{k:g}": row for k, row in self.at_equal_memory().items()},
         }
         return Sheet(
             "priming", self._headline(ways, correlations), tables, figures, self._notes(ways),
@@ -337,6 +365,16 @@ class Primed:
             "held-out texts of the stream, nats per token."
         )
         return [Table("What keeps memory and loses priming?", rows, words)] if ways else []
+
+    def _at_equal_memory(self) -> list[Table]:
+        found = self.at_equal_memory()
+        families = list(dict.fromkeys(name for row in found.values() for name in row if name != "memory"))
+        rows = [["Largest dropped", "Memory kept", *(f"Priming left, {name}" for name in families)]]
+        for k, row in found.items():
+            cells = [_share(row.get(name)) for name in families]
+            rows.append([f"{100 * k:g} %", _share(row["memory"]), *cells])
+        words = "Other ways are interpolated to the memory in the second column: the least priming is the best."
+        return [Table("Priming at equal memory", rows, words)] if found else []
 
     def _chart(self, ways: Mapping[str, Mapping[str, Any]]) -> Chart | None:
         """Memory and priming that are left, by k."""
@@ -508,7 +546,7 @@ def priming(
         ]
         for trial in progress(trials):
             text = versions[trial.number][trial.version] if trial.version else data.rows[trial.number]
-            other = _other(data.rows, chosen, trial.number)
+            other = _other(data.rows, prompts, trial.number)
 
             def compute(trial: Trial = trial, text: Document = text, other: Document | None = other) -> object:
                 return asdict(work.learn(text, other, trial.seed, all_ways=not trial.version))
@@ -576,9 +614,9 @@ def _choose(rows: Sequence[Document], scan: Sequence[float], prompts: Mapping[st
     return [order[int(place)] for place in places]
 
 
-def _other(rows: Sequence[Document], chosen: Sequence[int], number: int) -> Document | None:
-    """A text that is learnt, too, with another keyword, drawn by its number; None where all have the same."""
-    others = [rows[one] for one in chosen if rows[one].keyword != rows[number].keyword]
+def _other(rows: Sequence[Document], prompts: Mapping[str, object], number: int) -> Document | None:
+    """A text with another keyword and prompts of its theme, drawn by the number; None where all have the same."""
+    others = [row for row in rows if row.keyword != rows[number].keyword and row.theme in prompts]
     return others[int(np.random.default_rng(number).integers(len(others)))] if others else None
 
 
