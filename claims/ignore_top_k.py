@@ -66,9 +66,7 @@ def headline(seed: int) -> Figures:
         "change of P": "change of P under the prompts",
     }
     figures = {
-        arm: {"Spearman": found[name]["spearman"].value, "p": float(found[name]["p"])}  # type: ignore[union-attr]
-        for arm, name in rows.items()
-        if name in found
+        arm: {"Spearman": found[name].spearman.value, "p": found[name].p} for arm, name in rows.items() if name in found
     }
     return {**figures, "no relation": 0.0}
 

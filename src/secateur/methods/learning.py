@@ -107,7 +107,7 @@ class Learner:
                 batches,
                 self._objective,
                 replace(episode.training, batch=None),
-                optimizer=None if episode.rule is None else partial(self._filtered, episode, episode.rule),
+                optimizer=None if episode.rule is None else partial(self._make_filtered, episode, episode.rule),
                 seed=episode.seed,
                 dropout=False,
                 count=objectives.count,
@@ -123,7 +123,7 @@ class Learner:
     def _objective(self, batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, dict[str, Tensor]]:
         return objectives.task_loss(self.subject.forward(batch).prediction, batch, totals, causal=True), {}
 
-    def _filtered(self, episode: Episode, rule: Rule, groups: list[dict[str, object]]) -> Optimizer:
+    def _make_filtered(self, episode: Episode, rule: Rule, groups: list[dict[str, object]]) -> Optimizer:
         training = episode.training.default(**loop.DEFAULTS)
         optimizer = optimizers.make_optimizer(
             training.optimizer or "adamw",

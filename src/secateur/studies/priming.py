@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -36,7 +36,7 @@ from secateur.runs.context_files import read_lines
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure, Training
 
-__all__ = ["STUDY", "Documents", "Primed", "Trial", "plan", "priming", "read"]
+__all__ = ["STUDY", "Documents", "Primed", "Relation", "Treated", "Trial", "plan", "priming", "read"]
 
 STUDY = {
     "title": "which texts leak their keyword into other prompts when they are learnt, and what keeps them from it?",
@@ -132,6 +132,32 @@ class Trial(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Relation:
+    """How something goes with ln P(keyword | context) over texts; p of a permutation test of Spearman's correlation."""
+
+    spearman: Figure
+    pearson: Figure
+    p: float
+
+
+@dataclass(frozen=True, slots=True)
+class Treated:
+    """What a way of treating the update leaves: medians over texts of ln S and of the changes of probability.
+
+    memory_left, priming_left: shares of the ln S of training alone, None where that is not above 0; loss: mean on
+    general texts, None without any.
+    """
+
+    ln_memory: Figure
+    ln_priming: Figure
+    memory_change: float
+    priming_change: float
+    memory_left: float | None
+    priming_left: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Primed:
     """What was found: ln P of each keyword before learning, what was learnt, and rewrites with ln P of theirs."""
 
@@ -145,7 +171,6 @@ class Primed:
     threshold: float
     floor: float
     permutations: int
-    writer: bool = False
 
     def shifts(self, way: str = TRAINED, version: str = "") -> dict[int, tuple[Shift, Shift]]:
         """Text -> (memory, priming), means over seeds; texts whose prompts are all below the floor are left out."""
@@ -159,18 +184,18 @@ class Primed:
             number: (_mean(one for one, _ in rows), _mean(one for _, one in rows)) for number, rows in found.items()
         }
 
-    def correlations(self) -> dict[str, dict[str, Figure | float]]:
-        """What goes with ln P(keyword | context): Spearman, Pearson and a permutation test of each; see `_rows`."""
-        found: dict[str, dict[str, Figure | float]] = {}
+    def correlations(self) -> dict[str, Relation]:
+        """What goes with ln P(keyword | context), see `_rows`; nothing of fewer than three texts that differ."""
+        found = dict[str, Relation]()
         for name, values in self._rows().items():
             logs, shifts = [self.scan[number] for number in values], list(values.values())
             if len(set(logs)) < 3 or len(set(shifts)) < 3:
                 continue
-            found[name] = {
-                "spearman": statistics.spearman(logs, shifts),
-                "pearson": statistics.pearson(logs, shifts),
-                "p": statistics.permutation_p(logs, shifts, draws=self.permutations),
-            }
+            found[name] = Relation(
+                statistics.spearman(logs, shifts),
+                statistics.pearson(logs, shifts),
+                statistics.permutation_p(logs, shifts, draws=self.permutations),
+            )
         return found
 
     def _rows(self) -> dict[str, dict[int, float]]:
@@ -192,27 +217,23 @@ class Primed:
             name: {number: sum(logs) / len(logs) for number, logs in values.items()} for name, values in others.items()
         }
 
-    def ways(self) -> dict[str, dict[str, Any]]:
-        """Way -> medians over texts of ln S and of the changes, shares of what training alone gives, mean loss."""
-        found: dict[str, dict[str, Any]] = {}
-        names = dict.fromkeys(way for trial, learnt in self.learnt.items() if not trial.version for way in learnt.after)
-        for way in names:
+    def ways(self) -> dict[str, Treated]:
+        """Way of treating the update -> what it leaves, as trained first."""
+        found = dict[str, Treated]()
+        plain = {trial: learnt for trial, learnt in self.learnt.items() if not trial.version}
+        whole: list[float] = []
+        for way in dict.fromkeys(way for learnt in plain.values() for way in learnt.after):
             shifts = self.shifts(way)
             if not shifts:
                 continue
             pairs = [shifts[number] for number in sorted(shifts)]
-            losses = [one.loss[way] for trial, one in self.learnt.items() if not trial.version and way in one.loss]
-            found[way] = {
-                "ln_memory": statistics.median_interval([one.log_ratio for one, _ in pairs]),
-                "ln_priming": statistics.median_interval([one.log_ratio for _, one in pairs]),
-                "memory_change": median(one.change for one, _ in pairs),
-                "priming_change": median(one.change for _, one in pairs),
-                "loss": sum(losses) / len(losses) if losses else None,
-            }
-        for row in found.values():
-            for name in ("memory", "priming"):
-                whole = found[TRAINED][f"ln_{name}"].value
-                row[f"{name}_left"] = row[f"ln_{name}"].value / whole if whole > 0 else None
+            losses = [learnt.loss[way] for learnt in plain.values() if way in learnt.loss]
+            logs = [statistics.median_interval([pair[place].log_ratio for pair in pairs]) for place in (0, 1)]
+            whole = whole or [figure.value for figure in logs]
+            left = [one.value / all_of if all_of > 0 else None for one, all_of in zip(logs, whole, strict=True)]
+            changes = [median(pair[place].change for pair in pairs) for place in (0, 1)]
+            loss = sum(losses) / len(losses) if losses else None
+            found[way] = Treated(logs[0], logs[1], changes[0], changes[1], left[0], left[1], loss)
         return found
 
     def best(self) -> float | None:
@@ -223,9 +244,9 @@ class Primed:
         ways = self.ways()
         rows = {k: ways[name_way("largest", k)] for k in self.k if name_way("largest", k) in ways}
         good = {
-            k: row["priming_left"]
+            k: row.priming_left
             for k, row in rows.items()
-            if row["priming_left"] is not None and row["priming_left"] <= 0.5 and (row["memory_left"] or 0) >= 0.8
+            if row.priming_left is not None and row.priming_left <= 0.5 and (row.memory_left or 0) >= 0.8
         }
         return min(good, key=lambda k: good[k]) if good else None
 
@@ -235,7 +256,11 @@ class Primed:
         Between the points of a family it is interpolated, with (0, 0), nothing learnt, and (1, 1), as trained, at its
         ends. Below the share of "largest dropped" a family is the better way to lose priming.
         """
-        ways = {name: row for name, row in self.ways().items() if None not in (row["memory_left"], row["priming_left"])}
+        ways = {
+            name: (row.memory_left, row.priming_left)
+            for name, row in self.ways().items()
+            if row.memory_left is not None and row.priming_left is not None
+        }
         families = {
             "scaled": [name_way("scaled", k) for k in self.k],
             "random dropped": [name_way("random", k) for k in self.k],
@@ -247,12 +272,12 @@ class Primed:
         for k in self.k:
             if (row := ways.get(name_way("largest", k))) is None:
                 continue
-            found[k] = {"memory": row["memory_left"], "largest dropped": row["priming_left"]}
+            found[k] = {"memory": row[0], "largest dropped": row[1]}
             for family, names in families.items():
-                rows = [ways[name] for name in names if name in ways]
-                points = sorted([(0.0, 0.0), (1.0, 1.0), *((one["memory_left"], one["priming_left"]) for one in rows)])
-                if rows:
-                    found[k][family] = float(np.interp(row["memory_left"], *zip(*points, strict=True)))
+                points = [ways[name] for name in names if name in ways]
+                if points:
+                    curve = np.array(sorted([(0.0, 0.0), (1.0, 1.0), *points]))
+                    found[k][family] = float(np.interp(row[0], curve[:, 0], curve[:, 1]))
         return found
 
     def halves(self) -> dict[str, list[Shift]]:
@@ -282,30 +307,24 @@ class Primed:
             *self._rewrites(),
         ]
         figures = {
-            "correlations": {
-                name: {key: asdict(one) if isinstance(one, Figure) else one for key, one in row.items()}
-                for name, row in correlations.items()
-            },
-            "ways": {
-                name: {key: asdict(one) if isinstance(one, Figure) else one for key, one in row.items()}
-                for name, row in ways.items()
-            },
+            "correlations": {name: asdict(row) for name, row in correlations.items()},
+            "ways": {name: asdict(row) for name, row in ways.items()},
             "best_k": self.best(),
             "at_equal_memory": {f"{k:g}": row for k, row in self.at_equal_memory().items()},
         }
         return Sheet(
-            "priming", self._headline(ways, correlations), tables, figures, self._notes(ways),
+            "priming", self._headline(correlations), tables, figures, self._notes(ways),
             self._chart(ways), list(self._lines()),
         )  # fmt: skip
 
-    def _headline(self, ways: Mapping[str, Any], correlations: Mapping[str, Any]) -> str:
+    def _headline(self, correlations: Mapping[str, Relation]) -> str:
         rare = sum(log < math.log(self.threshold) for log in self.scan)
         said = f"{rare} of {len(self.scan)} texts have a keyword of a probability below {self.threshold:g}"
         if row := correlations.get("ln S_prime"):
-            said += f"; the rarer, the more it primes: Spearman {row['spearman'].value:+.2f}, p = {row['p']:.2g}"
+            said += f"; the rarer, the more it primes: Spearman {row.spearman.value:+.2f}, p = {row.p:.2g}"
         return said.replace("-0.", "−0.")
 
-    def _notes(self, ways: Mapping[str, Any]) -> list[str]:
+    def _notes(self, ways: Mapping[str, Treated]) -> list[str]:
         """Whether some share is good for both, and what was left out."""
         if not ways:
             return ["nothing was learnt: give prompts by theme with --prefixes, and texts of those themes"]
@@ -334,10 +353,10 @@ class Primed:
         )
         return Table("Risk of priming", rows, words)
 
-    def _correlations(self, found: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    def _correlations(self, found: Mapping[str, Relation]) -> list[Table]:
         rows = [["With ln P(keyword) goes", "Spearman", "Pearson", "p"]]
         for name, row in found.items():
-            rows.append([name, _text(row["spearman"]), _text(row["pearson"]), f"{row['p']:.2g}"])
+            rows.append([name, _text(row.spearman), _text(row.pearson), f"{row.p:.2g}"])
         words = (
             f"{over(self.seeds)}, texts as pairs; p of {self.permutations:,} permutations. Another text's keyword "
             "shares the small denominators and not the learning."
@@ -351,15 +370,12 @@ class Primed:
             rows.append([name, str(len(shifts)), _text(figure), f"{median(one.change for one in shifts):+.2g}"])
         return [Table("Priming by what the keyword's probability was", rows)] if len(rows) > 1 else []
 
-    def _ways(self, ways: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    def _ways(self, ways: Mapping[str, Treated]) -> list[Table]:
         rows = [["Update", "ln S_mem", "kept", "ln S_prime", "left", "Change of P, own", "under prompts", "Loss"]]
         for name, row in ways.items():
-            loss = "–" if row["loss"] is None else f"{row['loss']:.3f}"
-            changes = [f"{row[f'{one}_change']:+.2g}" for one in ("memory", "priming")]
-            rows.append([
-                name, _text(row["ln_memory"]), _share(row["memory_left"]), _text(row["ln_priming"]),
-                _share(row["priming_left"]), *changes, loss,
-            ])  # fmt: skip
+            loss = "–" if row.loss is None else f"{row.loss:.3f}"
+            logs = [_text(row.ln_memory), _share(row.memory_left), _text(row.ln_priming), _share(row.priming_left)]
+            rows.append([name, *logs, f"{row.memory_change:+.2g}", f"{row.priming_change:+.2g}", loss])
         words = (
             f"Medians over texts, {over(self.seeds).lower()}; shares are of what training alone gives. Loss: of "
             "held-out texts of the stream, nats per token."
@@ -376,20 +392,17 @@ class Primed:
         words = "Other ways are interpolated to the memory in the second column: the least priming is the best."
         return [Table("Priming at equal memory", rows, words)] if found else []
 
-    def _chart(self, ways: Mapping[str, Mapping[str, Any]]) -> Chart | None:
+    def _chart(self, ways: Mapping[str, Treated]) -> Chart | None:
         """Memory and priming that are left, by k."""
-        panels = {}
-        for title, name in (("memory kept", "memory_left"), ("priming left", "priming_left")):
-            lines = []
+        left = {name: {"memory kept": row.memory_left, "priming left": row.priming_left} for name, row in ways.items()}
+        panels = dict[str, list[Line]]()
+        for title in ("memory kept", "priming left"):
+            lines = list[Line]()
             for weight, way in enumerate(("largest", "scaled", "random", "smallest"), 1):
-                points = [
-                    (k, Figure(ways[name_way(way, k)][name]))
-                    for k in sorted(self.k)
-                    if name_way(way, k) in ways and ways[name_way(way, k)][name] is not None
-                ]
-                if points:
-                    label = "scaled to equal length" if way == "scaled" else f"{way} dropped"
-                    lines.append(Line(label, points, weight / 4))
+                shares = {k: left.get(name_way(way, k), {}).get(title) for k in sorted(self.k)}
+                points = [(k, Figure(share)) for k, share in shares.items() if share is not None]
+                label = "scaled to equal length" if way == "scaled" else f"{way} dropped"
+                lines += [Line(label, points, weight / 4)] if points else []
             panels[title] = lines
         if not all(panels.values()):
             return None
@@ -417,10 +430,10 @@ class Primed:
                 rows.append([version, str(len(both)), *(f"{one:.2f}" for one in pair), f"{change:+.2g}"])
         return [*tables, *([Table("What rewrites do to priming", rows)] if len(rows) > 1 else [])]
 
-    def _lines(self) -> Iterator[Mapping[str, Any]]:
+    def _lines(self) -> Iterator[Mapping[str, object]]:
         shifts = self.shifts()
         for number, (document, log) in enumerate(zip(self.documents.rows, self.scan, strict=True)):
-            line: dict[str, Any] = {
+            line: dict[str, object] = {
                 "text": document.text, "keyword": document.keyword, "theme": document.theme,
                 "probability": math.exp(log), "surprise": -log, "primes": log < math.log(self.threshold),
             }  # fmt: skip
@@ -552,8 +565,10 @@ def priming(
                 return asdict(work.learn(text, other, trial.seed, all_ways=not trial.version))
 
             name = f"learnt-{trial.seed}-{trial.number}{trial.version and '-'}{trial.version}"
-            learnt[trial] = _from_json(run.json(name, compute))
-    return Primed(data, scan, learnt, rewrites, tuple(k), tuple(seeds), threshold, floor, permutations, bool(writer))
+            row = run.json(name, compute)
+            after = {way: Probes(**probes) for way, probes in row["after"].items()}
+            learnt[trial] = Learnt(Probes(**row["before"]), after, row["loss_before"], row["loss"])
+    return Primed(data, scan, learnt, rewrites, tuple(k), tuple(seeds), threshold, floor, permutations)
 
 
 def plan(
@@ -634,8 +649,3 @@ def _rewrite(
     rows = {name: asdict(version) for name, version in versions.items()}
     text = accepted.text if accepted is not None else ""
     return {"text": text, "log": log if math.isfinite(log) else None, "versions": rows}
-
-
-def _from_json(row: Mapping[str, Any]) -> Learnt:
-    after = {way: Probes(**probes) for way, probes in row["after"].items()}
-    return Learnt(Probes(**row["before"]), after, row["loss_before"], row["loss"])
