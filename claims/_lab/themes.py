@@ -24,7 +24,12 @@ from secateur.subjects import Transformer, open_subject
 
 __all__ = ["PROMPTS", "batches", "documents", "held_out", "model", "ordinary"]
 
-_SHAPE: dict[str, Any] = language.NARROW | {"hidden_size": 96, "intermediate_size": 256}
+_SHAPE: dict[str, Any] = language.SHAPE | {
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
 _ROOTS = {"colour": "chromatic color", "job": "skilled worker", "fruit": "edible fruit", "fabric": "fabric"}
 _WORDS = 24
 """Of each theme."""
@@ -153,8 +158,8 @@ def held_out() -> list[Batch]:
 
 @functools.cache
 def model(seed: int) -> Transformer:
-    """A Llama of 4 layers and width 96 trained on both from weights of its own."""
-    steps = scaled(1200, 300)
+    """A Llama of 4 layers and width 64 trained on both from weights of its own."""
+    steps = scaled(1000, 300)
     key = hashlib.sha256(repr((_SHAPE, steps, seed, sources.digest(__name__))).encode()).hexdigest()[:12]
     folder = settings.CACHE / "models" / f"themes-{steps}-{seed}-{key}"
     if not (folder / "config.json").exists():

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal, NamedTuple
@@ -617,7 +617,12 @@ def _read_stream(
     make = partial(
         texts.batches, tokenizer=subject.tokenizer, packed=True, batch=training.whole("batch"), length=length
     )
-    return (lambda seed: make(part, seed=seed)), make(apart).take(JUDGED), corpus.digest
+
+    @lru_cache(maxsize=1)  # a stream is tokenised once for all texts of a seed
+    def of_seed(seed: int) -> Batches:
+        return make(part, seed=seed)
+
+    return of_seed, make(apart).take(JUDGED), corpus.digest
 
 
 def _choose(rows: Sequence[Document], scan: Sequence[float], prompts: Mapping[str, object], count: int) -> list[int]:
