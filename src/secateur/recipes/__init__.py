@@ -132,8 +132,9 @@ def subject(name: str) -> str:
 def data(name: str) -> str:
     """What the recipe called `name` reads, as the annotation of its second parameter is written."""
     place = _locate(name)
-    _, second, *_ = _function(_parse(place.text()), place.function).args.args
-    return ast.unparse(second.annotation) if second.annotation else ""
+    for second in _function(_parse(place.text()), place.function).args.args[1:2]:
+        return ast.unparse(second.annotation) if second.annotation else ""
+    return ""
 
 
 def training(name: str) -> list[Option]:
