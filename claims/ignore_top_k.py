@@ -23,7 +23,7 @@ from secateur.vocabulary import Training
 
 SETUP = (
     "five Llamas of 4 layers and width 64, trained on Brown and on sentences with words of four WordNet themes "
-    "(colours, jobs, fruit, fabrics) from weights of their own; 20 texts each, learnt one at a time: one row of 20 "
+    "(colours, jobs, fruit, fabrics) from weights of their own; 16 texts each, learnt one at a time: one row of 20 "
     "minibatches of 8 x 64 tokens, AdamW at a constant 1e-3; 8 prompts per theme of other frames"
 )
 SEEDS = range(5)
@@ -39,10 +39,10 @@ def learnt(seed: int) -> Primed:
         prompts.write_text("".join(json.dumps(prompt) + "\n" for prompt in themes.PROMPTS))
         stream = Path(place, "stream.txt")
         stream.write_text("\n".join(themes.ordinary()))
-        rows = tuple(themes.documents(scaled(20, 8), seed))
+        rows = tuple(themes.documents(scaled(16, 8), seed))
         return priming.priming(
             themes.model(seed), Documents("themes", str(seed), rows), Path(place, "runs"), prefixes=str(prompts),
-            stream=str(stream), documents=len(rows), length=64, training=TRAINING, k=(0.01, K), seeds=(seed,),
+            stream=str(stream), documents=len(rows), length=64, training=TRAINING, k=(K,), seeds=(seed,),
             rates=(0.5, 0.25),
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ def trade_off(seed: int) -> Figures:
 )
 def general(seed: int) -> Figures:
     before = themes.model(seed)
-    after, texts = before.copy(), [document.text for document in themes.documents(20, seed)]
+    after, texts = before.copy(), [document.text for document in themes.documents(16, seed)]
     lines = random.Random(seed).sample(themes.ordinary(), 2000)
     feed = themes.batches([*lines, *texts * 20], seed=seed)
     language.train(after, scaled(160, 40), seed=seed, data=feed, lr=1e-3)
