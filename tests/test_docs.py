@@ -118,7 +118,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     tiny.folder("mixtral", folder / "mixtral")
-    for name, seed in (("teacher", 3), ("second", 4)):
+    for name, seed in (("teacher", 3), ("second", 4), ("tuned", 5)):
         tiny.taught(tiny.model("llama", seed), 40, seed).save_pretrained(folder / name)
         tiny.tokenizer().save_pretrained(folder / name)
     for name in ("masked-bert", "second-teacher"):

@@ -182,3 +182,14 @@ def test_anomalies_are_those_that_beat_the_proxy_s_pick():
     assert statistics.counterexample_ratio(a, b) == pytest.approx((1 - tau) / 2)
     with pytest.raises(MeasurementError, match="2 candidates"):
         statistics.counterexample_ratio([1], [1])
+
+
+def test_a_permutation_test_tells_order_from_chance():
+    draw = np.random.default_rng(0)
+    first = draw.normal(size=30)
+    assert statistics.permutation_p(first, -(first**3), draws=999) == 1 / 1000
+    chance = [statistics.permutation_p(first, draw.normal(size=30), draws=199, seed=seed) for seed in range(40)]
+    assert 0.3 < np.mean(chance) < 0.7
+    assert min(chance) > 0.001
+    with pytest.raises(MeasurementError, match="a permutation test needs 3 pairs that differ"):
+        statistics.permutation_p([1, 1, 1], [1, 2, 3])

@@ -59,6 +59,7 @@ class Command:
         configured: from a config's path and what was typed to settings, by its name in full; the keys are the flags'
             if empty.
         adapt: changes what was typed, before a config is read.
+        complete: adds what need not be given to what was typed or stands in a config.
         pushes: whether it writes a model, which can be pushed to the Hub.
         check_budget: reads a budget, and says what is wrong with one in the words of what is cut.
     """
@@ -78,6 +79,7 @@ class Command:
     config: str = "a run.yaml with the same keys; flags win over it."
     configured: str = ""
     adapt: Callable[[dict[str, Any]], None] = lambda typed: None
+    complete: Callable[[dict[str, Any]], None] = lambda typed: None
     pushes: bool = False
     check_budget: Callable[[str], Budget] = Budget.parse
 
@@ -134,6 +136,7 @@ class Command:
             typed = self.read(config, typed)
         if typed.get("dry_run"):
             typed.setdefault("out", "")
+        self.complete(typed)
         if missing := [word for word, name in self.needed.items() if name not in typed]:
             raise InputError(f"{self.example.split()[1]} needs {', '.join(missing)}: say for example {self.example}")
         if repository and not isinstance(typed.get("budget", ""), str) and len(typed["budget"]) > 1:

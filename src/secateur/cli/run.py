@@ -54,6 +54,12 @@ def _check(typed: dict[str, Any]) -> None:
             raise InputError(f"--scratch-{name} is of networks trained from scratch: give --scratch-baseline")
 
 
+def _complete(typed: dict[str, Any]) -> None:
+    """No data, where the recipe does without: quality is not measured then."""
+    if "recipe" in typed and recipes.data(typed["recipe"]).endswith("| None"):
+        typed.setdefault("data", None)
+
+
 def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
     """The flags of the recipe that the command line names, and the first sentences about it."""
     recipe = line.recipe_named(words)
@@ -68,7 +74,7 @@ COMMAND = Command(
     execute,
     ["secateur.run"],
     arguments=("recipe", "model"),
-    words={"inputs": "--input"},
+    words={"inputs": "--input", "after": "--with"},
     without=("on_result",),
     help={
         "recipe": "a recipe's name: `secateur list` shows them.",
@@ -91,4 +97,5 @@ COMMAND = Command(
     pushes=True,
     configured="secateur.runs.executor.configured",
     adapt=_check,
+    complete=_complete,
 )

@@ -26,6 +26,7 @@ from secateur.vocabulary import Result
 __all__ = [
     "Option",
     "cards",
+    "data",
     "describe",
     "describe_bounds",
     "find",
@@ -126,6 +127,14 @@ def subject(name: str) -> str:
     place = _locate(name)
     first, *_ = _function(_parse(place.text()), place.function).args.args
     return ast.unparse(first.annotation) if first.annotation else ""
+
+
+def data(name: str) -> str:
+    """What the recipe called `name` reads, as the annotation of its second parameter is written."""
+    place = _locate(name)
+    for second in _function(_parse(place.text()), place.function).args.args[1:2]:
+        return ast.unparse(second.annotation) if second.annotation else ""
+    return ""
 
 
 def training(name: str) -> list[Option]:

@@ -78,6 +78,7 @@ def run(
     timer: Timer | None = None,
     stream: bool = False,
     part: str | None = None,
+    after: Source | None = None,
     on_result: Callable[[Evidence], object] | None = None,
     **options: object,
 ) -> list[Evidence]:
@@ -128,6 +129,8 @@ def run(
             not measured then. Only some recipes can.
         part: of a model of several, such as one that reads images, too, the one that is cut: language_model, say. The
             result is the whole model with that part in its place.
+        after: for recipes on what a training changed, what it made of the model: a folder, a Hub id, or the folder of a
+            LoRA adapter on it.
         on_result: called with each budget's evidence as soon as its model is in place.
         options: the recipe's own.
 
@@ -171,7 +174,9 @@ def run(
         completion_only=completion_only, packing=packing,
     )  # fmt: skip
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
-    subject = backend.open(model if part is None else backend.open_part(model, part), device, corpus, inputs)
+    source = model if part is None else backend.open_part(model, part)
+    source = source if after is None else backend.open_pair(source, after)
+    subject = backend.open(source, device, corpus, inputs)
     backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
@@ -220,6 +225,7 @@ def run(
         "model": backends.name_source(model if isinstance(model, str | Path) else subject),
         **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
         **({"inputs": inputs} if isinstance(inputs, str) else {}),
+        **({} if after is None else {"after": backends.name_source(after)}),
         **({} if workers is None else {"workers": workers}),
     }
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):

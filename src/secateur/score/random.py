@@ -9,7 +9,7 @@ from torch import Tensor
 
 from secateur.vocabulary import Units
 
-__all__ = ["scores"]
+__all__ = ["draw", "scores"]
 
 
 def scores(units: Units, seed: int = 0) -> dict[str, Tensor]:
@@ -18,6 +18,11 @@ def scores(units: Units, seed: int = 0) -> dict[str, Tensor]:
     """
     result: dict[str, Tensor] = {}
     for site in units.free():
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{site.name}".encode()))
-        result[site.name] = torch.rand(site.count, generator=generator)
+        result[site.name] = draw(site.count, site.name, seed)
     return result
+
+
+def draw(count: int, name: str, seed: int = 0) -> Tensor:
+    """Float32 [count] uniform in [0, 1), from a generator of its own, seeded by (seed, name)."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
+    return torch.rand(count, generator=generator)

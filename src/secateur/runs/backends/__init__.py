@@ -102,6 +102,10 @@ class Backend(Protocol[S, D, B]):
             f"recipe on language models, `secateur run RECIPE FOLDER --part {part} ...`"
         )
 
+    def open_pair(self, source: Source, after: Source) -> S:
+        """Open a model and the one that a training made of it as one subject."""
+        raise InputError(f"after (--with) is of recipes on what a training changed, not of {self.family}: leave it out")
+
     def reopen(self, source: Source, original: S, device: str | None = None) -> S:
         """Open another subject, to be compared with `original`."""
         return self.open(source, device)

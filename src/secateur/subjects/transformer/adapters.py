@@ -36,7 +36,7 @@ from secateur.subjects.transformer.layout import Layout, Place
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["translate_adapter"]
+__all__ = ["Settings", "read_factors", "translate_adapter"]
 
 _FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -106,8 +106,8 @@ def translate_adapter(
     target = Path(out) if out is not None else source.with_name(f"{source.resolve().name}-{Path(to).resolve().name}")
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
-    translation = _Translation(source, _Settings.read(source), small, str(to), base)
-    tensors = _read_tensors(source / low_rank.WEIGHTS)
+    translation = _Translation(source, Settings.read(source), small, str(to), base)
+    tensors = read_factors(source / low_rank.WEIGHTS)
     translation.check_base()
     translated, config, notes = translation.translate(tensors)
     with writing(target) as temporary:
@@ -122,7 +122,7 @@ def translate_adapter(
 # --------------------------------------------------------------------------------------------------- what is read
 
 
-class _Settings(BaseModel):
+class Settings(BaseModel):
     """What adapter_config.json says of how factors are scaled; all of it stands in `data`."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
@@ -139,7 +139,7 @@ class _Settings(BaseModel):
     data: dict[str, object] = {}
 
     @classmethod
-    def read(cls, folder: Path) -> _Settings:
+    def read(cls, folder: Path) -> Settings:
         """Of an adapter's folder. Raises `InputError` for what is none, `UnsupportedError` for another kind."""
         place = folder / low_rank.CONFIG
         if not place.is_file():
@@ -184,7 +184,7 @@ def _check_name(name: str, file: Path) -> None:
         raise ModelError(f"{file} is damaged: it names the base {name[:40]!r}..., which can be no folder and no Hub id")
 
 
-def _read_tensors(file: Path) -> dict[str, Tensor]:
+def read_factors(file: Path) -> dict[str, Tensor]:
     """Name -> tensor of an adapter, on the CPU. Raises `ModelError` for a file that is none, or that is not finite."""
     if not file.is_file():
         raise ModelError(f"{file.parent} has no {file.name} (pickles are never opened): save the adapter again")
@@ -277,7 +277,7 @@ class _Translation:
     """One adapter, the result that it is to fit, and the base of both."""
 
     folder: Path
-    settings: _Settings
+    settings: Settings
     small: Path
     name: str
     base: str | Path | None

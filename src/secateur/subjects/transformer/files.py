@@ -16,6 +16,7 @@ from secateur.errors import ModelError
 
 __all__ = [
     "INDEX",
+    "WHOLE",
     "find_tensors",
     "list_tensors",
     "read_tensors",
@@ -25,7 +26,8 @@ __all__ = [
     "write_index",
 ]
 
-_WHOLE = "model.safetensors"
+WHOLE = "model.safetensors"
+"""Name of the weights of a checkpoint in one file."""
 INDEX = "model.safetensors.index.json"
 """Name of the index of a checkpoint in several files."""
 
@@ -42,8 +44,8 @@ def find_tensors(folder: Path) -> dict[str, Path]:
     Raises `ModelError` for an index that names files outside the folder, files that are not there, or tensors that
     are not in their file.
     """
-    if (folder / _WHOLE).is_file():
-        return list_tensors(folder / _WHOLE)
+    if (folder / WHOLE).is_file():
+        return list_tensors(folder / WHOLE)
     if not (folder / INDEX).is_file():
         found: dict[str, Path] = {}
         for file in sorted(folder.glob("*.safetensors")):

@@ -1,0 +1,1 @@
+"""What training changed in a model: two checkpoints, or a base and its LoRA adapter, entry by entry."""

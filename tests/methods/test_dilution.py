@@ -1,0 +1,77 @@
+"""What is learnt, remembered and primed, and what parts of the update do to that."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+import themes
+import tiny
+from secateur.data import texts
+from secateur.methods import dilution
+from secateur.methods.dilution import Dilution, name_way
+from secateur.methods.learning import Document, Learner
+from secateur.subjects import open_subject
+from secateur.vocabulary import Training
+
+PROMPTS = {theme: [f"{prompt} " for prompt in prompts] for theme, prompts in themes.PROMPTS.items()}
+
+
+def work(subject=None, **changed):
+    corpus = texts.read(themes.sentences(300, seed=2))
+    subject = subject or themes.model()
+
+    def stream(seed):
+        return texts.batches(corpus, subject.tokenizer, packed=True, batch=4, length=12, seed=seed)
+
+    settings = dict(
+        prompts=PROMPTS, stream=stream, held=stream(9).take(2), training=Training(lr=5e-3, schedule="constant"),
+        presentations=3, spacing=0, k=(0.08,), scope="tensor", when="end", rates=(0.5,), clips=(0.05,),
+    )  # fmt: skip
+    return Dilution(Learner(subject), **{**settings, **changed})
+
+
+def test_nothing_learnt_changes_nothing():
+    study, (document, other) = work(), themes.documents(2)
+    before, after = (study.probe(document, other, in_context=True) for _ in range(2))
+    learnt = dilution.Learnt(before, {"untouched": after}, None, {})
+    assert learnt.memory("untouched") == dilution.Shift(0.0, 0.0)
+    assert learnt.priming("untouched", 0.0) == dilution.Shift(0.0, 0.0, len(before.prompts))
+    assert len(before.prompts) == len(PROMPTS[document.theme]) == len(before.in_context)
+    assert len(before.control) == len(PROMPTS[other.theme])
+
+
+def test_a_keyword_of_several_tokens_has_the_product_of_their_probabilities():
+    torch.manual_seed(0)
+    config = tiny.model("llama").config
+    config.vocab_size = len(tiny.letters())
+    subject = open_subject(type(tiny.model("llama"))(config).eval(), tokenizer=tiny.letters())
+    document = Document("it was mauve .", "mauve", 7)
+    ids = torch.tensor([subject.tokenizer("it was mauve")["input_ids"]])
+    with torch.no_grad():
+        logs = subject.model(ids).logits[0].log_softmax(-1)
+    # The blank before the word goes with it, as tokenizers of words have it.
+    wanted = sum(float(logs[place - 1, ids[0, place]]) for place in range(len("it was"), ids.shape[1]))
+    assert work(subject).scan([document])[0] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("when", ["end", "step"])
+def test_all_ways_of_treating_an_update_are_judged_and_the_model_is_restored(when):
+    study = work(when=when)
+    rare, other = themes.documents(8)[7], themes.documents(8)[0]
+    learnt = study.learn(rare, other, 0)
+    ways = ["largest", "scaled", "random", "smallest"]
+    expected = {dilution.TRAINED, dilution.KEPT, *(name_way(way, 0.08) for way in ways)}
+    assert set(learnt.after) == set(learnt.loss) == expected | {name_way("rate", 0.5), name_way("clip", 0.05)}
+    trained, dropped = (learnt.memory(way).log_ratio for way in (dilution.TRAINED, name_way("largest", 0.08)))
+    assert trained > dropped > 0
+    assert learnt.priming(dilution.TRAINED, 0.0).log_ratio > learnt.control(dilution.TRAINED, 0.0).log_ratio
+    assert learnt.memory(name_way("rate", 0.5)).log_ratio < trained
+    study.learner.check()
+    plain = study.learn(rare, None, 0, all_ways=False)
+    assert set(plain.after) == {dilution.TRAINED}
+    assert plain.after[dilution.TRAINED].own == learnt.after[dilution.TRAINED].own
+    assert plain.control(dilution.TRAINED, 0.0) is None
+    assert dataclasses.replace(learnt.before, control=[]) == plain.before
