@@ -521,7 +521,7 @@ def _read_completion(raw: bytes) -> Answer:
     return _read_choice(raw, lambda choice: choice["text"], "completion")
 
 
-def _read_choice(raw: bytes, read: Callable[[Any], object], kind: str) -> Answer:
+def _read_choice(raw: bytes, read: Callable[[Mapping[str, Mapping[str, object]]], object], kind: str) -> Answer:
     try:
         found = json.loads(raw)
         choice = found["choices"][0]
