@@ -44,7 +44,7 @@ def _print_kinds(found: Mapping[str, Any]) -> None:
     print_lines(*_list_lasting(found))
 
 
-def _list_lasting(found: Mapping[str, list[dict[str, str]]]) -> list[str]:
+def _list_lasting(found: Mapping[str, list[dict[str, Sequence[str]]]]) -> list[str]:
     """A line on each reason for which units stay."""
     lines = list[str]()
     for row in found.get("stays", ()):

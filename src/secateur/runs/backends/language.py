@@ -356,7 +356,7 @@ class Language(TextBackend[Transformer]):
         return found | {"stays": _list_lasting(subject)}
 
 
-def _list_lasting(subject: Transformer) -> list[dict[str, object]]:
+def _list_lasting(subject: Transformer) -> list[dict[str, Sequence[str]]]:
     """[{"axes", "reason"}] of what can't be cut: whole kinds, and layers by their numbers."""
     layout, layers = subject.layout, dict[str, list[str]]()
     for layer, why in costs.find_lasting(layout).items():
