@@ -203,9 +203,14 @@ def pat(
         elif order == "tune-first":
             student = student.cut(heavy)[0]
         predicted = price({"channels": kept})
-        notes = describe(subject, student, hybrid, recovery, free and joint, dry_run)
+        notes = describe(subject, student, unified, recovery, free and joint, dry_run)
+        if data.form == "rendered" and not data.completion_only:
+            notes += ("chats were learned as a whole: completion_only learns the answers alone, as the paper does",)
         if recovery is not None and joint:
-            more = {"mask": unified.describe(), "orthogonality": float(hybrid.orthogonality().detach()) / len(hybrid.operators)}
+            more = {
+                "mask": unified.describe(),
+                "orthogonality": float(hybrid.orthogonality().detach()) / len(hybrid.operators),
+            }
             recovery = replace(recovery, settings={**recovery.settings, **more})
         yield Result(str(budget), student, shapes.receipt(subject, student), predicted, recovery, notes)
         del student, hybrid, unified  # or they would be held beside the next ones
@@ -284,11 +289,11 @@ def count_adapters(subject: Transformer) -> int:
     """Parameters of LoRA of rank 1; the model is as it was afterwards."""
     trained = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
     lora.join(subject.model, 1)
-    count = sum(parameter.numel() for parameter in subject.model.parameters() if parameter.requires_grad)
+    adapters: list[int] = [one.numel() for one in subject.model.parameters() if one.requires_grad]
     lora.merge(subject.model)  # B is zero: nothing is added
     for parameter in trained:
         parameter.requires_grad_()
-    return count
+    return sum(adapters)
 
 
 # ------------------------------------------------------------------------------------------------------------ checks
@@ -301,7 +306,7 @@ def check(subject: Transformer, budgets: Sequence[Budget], training: Training) -
         raise UnsupportedError(f"pat tunes language models, and this one gives {subject.output}: use a causal decoder")
     subject.writers()
     if training.lora or training.dora:
-        raise InputError("pat has adapters of its own: give lora_rank (and dora=true) in place of training lora or dora")
+        raise InputError("pat has adapters of its own: give lora_rank, and dora, in place of training lora or dora")
 
 
 @torch.no_grad()
@@ -364,7 +369,9 @@ def choose_width(
         every = [width for width in every if shapes.fits_class(subject, width)] or every
     costs = {width: price({"channels": width}) for width in every}
     if all(price({"channels": size})[name] <= limit for name, limit in limits.items()):
-        raise BudgetError(f"budget {budget.brief()} lets every channel stay, so that nothing would change: ask for less")
+        raise BudgetError(
+            f"budget {budget.brief()} lets every channel stay, so that nothing would change: ask for less"
+        )
     within = [width for width, cost in costs.items() if all(cost[name] <= limit for name, limit in limits.items())]
     if not within:
         name = next(name for name, limit in limits.items() if costs[every[0]][name] > limit)
@@ -377,10 +384,15 @@ def choose_width(
 
 
 def describe(
-    subject: Transformer, student: Transformer, hybrid: Hybrid, recovery: Recovery | None, learned: bool, dry_run: bool
+    subject: Transformer,
+    student: Transformer,
+    mask: UnifiedMask,
+    recovery: Recovery | None,
+    learned: bool,
+    dry_run: bool,
 ) -> tuple[str, ...]:
     """What is to be told: a mask that did not converge, a head that was untied, a modelling file that travels along."""
-    notes, mask = list[str](), hybrid.mask
+    notes = list[str]()
     if learned and recovery is not None and not mask.converged:
         count = int((mask.proxy >= 0).sum())
         notes.append(

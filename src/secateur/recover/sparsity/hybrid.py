@@ -70,9 +70,7 @@ class Operator(nn.Module):
     def forward(self, states: Tensor, mask: Tensor, *, centred: bool = False) -> Tensor:
         """(M * D) states [.., d], in the number type of `states`; in float64 if that is theirs."""
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-        low, high, scale = self.L0, self.L1, self.scale
-        if wide == torch.float64:
-            low, high, scale, mask = low.double(), high.double(), scale.double(), mask.double()
+        low, high, scale, mask = (one.to(wide) for one in (self.L0, self.L1, self.scale, mask))
         inner = nn.functional.linear(states.to(wide), low)
         inner = inner * scale if self.variant == "paper" else inner
         mixed = (states.to(wide) + nn.functional.linear(inner.to(wide), high)) * mask
@@ -144,7 +142,8 @@ class Hybrid(nn.Module):
     def _shift(self, norm: nn.Module, args: object, output: Tensor) -> Tensor:
         """The norm's output with its shift masked: g x / rms + M b."""
         shift: Any = norm.bias
-        return output - ((1.0 - devices.move(self.now, output)) * shift).to(output.dtype)
+        masked: Tensor = output - ((1.0 - devices.move(self.now, output)) * shift).to(output.dtype)
+        return masked
 
     def orthogonality(self) -> Tensor:
         """The sum of `orthogonality` over all places, with gradient."""

@@ -571,7 +571,13 @@ def _scale_embedding(family: Family, channels: int) -> float:
 
 
 def correct(
-    layout: Layout, state: dict[str, Tensor], stays: Kept, ratio: float, layer_index: list[int], *, centred: bool = False
+    layout: Layout,
+    state: dict[str, Tensor],
+    stays: Kept,
+    ratio: float,
+    layer_index: list[int],
+    *,
+    centred: bool = False,
 ) -> tuple[PretrainedConfig, list[str]]:
     """What a cut does beside slicing: the config of the result, changes of its weights `state`, and notes on them.
 
