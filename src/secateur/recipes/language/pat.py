@@ -101,7 +101,7 @@ def pat(
     operators: Operators = Operators(rank=0, variant="paper"),
     adapters: Adapters = Adapters(lora_rank=20, alpha=4.0, lora_dropout=0.05, dora=False),
     mask: Choice = "trained",
-    settled: Annotated[float, Gt(0), Le(1)] = 1 / 3,
+    settled: Annotated[float, Gt(0), Le(1)] = 0.333,
     weights: Weights = Weights(count=10.0, wells=1.0, identity=1.0),
     order: Order = "joint",
     training: Training = Training(steps=1000, batch=16, lr=1e-3, warmup=0.05, weight_decay=0.0, clip=0.3),
