@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 import tiny
 import toys
@@ -28,7 +26,7 @@ from secateur.subjects.transformer import saving
 from secateur.vocabulary import Budget, Result
 
 pytestmark = needs_peft
-QUICK = {"length": 16, "steps": 12, "train_batch": 4, "lr": 1e-2, "lora_rank": 4}
+QUICK = {"length": 16, "steps": 6, "train_batch": 4, "lr": 1e-2, "lora_rank": 4}
 DATA = texts.read(tiny.chains(400))
 
 
@@ -143,7 +141,7 @@ def test_the_first_step_is_the_original(monkeypatch, tmp_path):
 
     monkeypatch.setattr(loop, "train", watched)
     results(tmp_path, "params=80%", model=start, training="accumulate=2")
-    assert seen == [step for step in range(12) for _ in range(2)], "one mask a micro-batch, and a schedule by steps"
+    assert seen == [step for step in range(6) for _ in range(2)], "one mask a micro-batch, and a schedule by steps"
 
 
 def test_a_tied_head_becomes_a_table_of_its_own_and_is_counted(tmp_path):
@@ -159,44 +157,37 @@ def test_a_tied_head_becomes_a_table_of_its_own_and_is_counted(tmp_path):
     assert start.model.lm_head.weight is start.model.model.embed_tokens.weight
 
 
-def test_the_result_is_plain_and_writes_the_same_in_a_process_without_secateur(tmp_path):
+def test_the_result_is_plain_and_writes_the_same_from_its_folder(tmp_path):
     start = subject("qwen3")
     (found,) = results(tmp_path / "run", "params=75%", model=start)
     assert found.predicted == found.subject.units(length=16).cost()
     assert found.predicted["kv_cache"] == start.units(length=16).cost()["kv_cache"], "the cache stays as it was"
     found.subject.save(tmp_path / "small")
-    tokens = start.example(1, 5)["input_ids"]
-    wanted = found.subject.model.generate(tokens, max_new_tokens=8, do_sample=False)[0].tolist()
-    code = f"""
-import sys
-sys.modules["secateur"] = None
-import torch
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "small")!r})
-written = model.generate(torch.tensor({tokens.tolist()}), max_new_tokens=8, do_sample=False)
-print(type(model).__name__, written[0].tolist())
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip().endswith(f"Qwen3ForCausalLM {wanted}")
+    tokens, how = start.example(1, 5)["input_ids"], {"max_new_tokens": 8, "do_sample": False}
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert type(plain).__module__.startswith("transformers.models.qwen3")
+    assert not list((tmp_path / "small").glob("*.py")), "no modelling file"
+    assert torch.equal(plain.generate(tokens, **how), found.subject.model.generate(tokens, **how))
 
 
 def test_a_mask_that_did_not_converge_is_finished_by_rank_and_says_so(tmp_path):
-    short, none = (results(tmp_path / str(steps), "params=75%", steps=steps)[0] for steps in (6, 0))
+    short, none = (results(tmp_path / str(steps), "params=75%", steps=steps)[0] for steps in (3, 0))
     for found in (short, none):
         assert found.subject.hidden_size == 48
+    assert none.recovery is None
     assert any("were open and 48 were to be: the mask was finished by rank" in note for note in short.notes)
-    assert not none.notes
+    assert none.notes == ("which channels go is learned; here those of least norm went",)
 
 
 def test_a_mask_converges_and_the_record_says_how(tmp_path):
-    (found,) = results(tmp_path, "params=75%", steps=150, lr=1e-2, settled=0.9)
+    (found,) = results(tmp_path, "params=75%", steps=70, lr=2e-2, settled=1.0)
     assert not found.notes
     record = found.recovery.settings["mask"]
     assert record["open"] == record["kept"] == 48
     assert record["curve"][0] == (0, 64)
     assert found.recovery.settings["orthogonality"] < 0.2
     assert json.dumps(found.recovery.settings)
-    (bare,) = results(tmp_path / "bare", "params=75%", identity=0.0)
+    (bare,) = results(tmp_path / "bare", "params=75%", steps=3, identity=0.0)
     assert bare.recovery.settings["orthogonality"] > 0.5
 
 
@@ -242,7 +233,7 @@ def test_what_stays_where_it_was_and_a_rerun_trains_nothing(tmp_path, monkeypatc
 @pytest.mark.parametrize("after", [5, 10])
 def test_a_training_that_was_stopped_ends_with_the_same_bytes(tmp_path, monkeypatch, after):
     """Before and after the mask is decided, at step 8 of 10."""
-    options = {"settled": 10 / 12, "training": "every=1"}
+    options = {"steps": 12, "settled": 10 / 12, "training": "every=1"}
     (whole,) = results(tmp_path / "whole", "params=75%", **options)
     real, fetched = loop._fetch, []
 
@@ -270,7 +261,7 @@ def test_answers_of_chats_are_learned_and_judged_with_the_mask_that_is_cut_by(tm
     harden = Hybrid.harden
     monkeypatch.setattr(Hybrid, "harden", lambda hybrid: (hardened.append(1), harden(hybrid))[1])
     monkeypatch.setattr(pat, "prove", lambda _: None)
-    (found,) = results(tmp_path / "a", "params=85%", model=start, data=data, patience=9, training="evaluate_every=4")
+    (found,) = results(tmp_path / "a", "params=85%", model=start, data=data, patience=9, training="evaluate_every=2")
     assert len(hardened) == len(found.recovery.settings["evaluations"]) == 3
     assert not found.notes or "rank" in found.notes[0]
     data = replace(data, completion_only=False, answers=None)
@@ -317,11 +308,11 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
 
     refused(BudgetError, r"pat can't meet pattern=2:4: it cuts channels", "pattern=2:4")
     refused(BudgetError, r"latency has no cost here; costs known: .*params", "speedup=2x")
-    refused(BudgetError, r"params=100% lets all channels stay", "params=100%")
+    refused(BudgetError, r"params=100% lets every channel stay", "params=100%")
     refused(InfeasibleError, r"params=1% can't be met: with 8 channels params is \d+, the limit is", "params=1%")
     refused(InfeasibleError, "kv_cache=50% can't be met", "kv_cache=50%")
     refused(InfeasibleError, r"params=50% can't be met: with 48 channels", "params=50%", channels=48)
-    refused(InputError, r"channels=44: LlamaConfig can't say it beside its heads of 8; .* are 40 and 48", channels=44)
+    refused(InputError, r"channels=44: LlamaConfig can't say it beside its heads of 8; .* can: 40 and 48", channels=44)
     refused(InputError, "channels=64: give less than the 64 channels", channels=64)
     refused(InputError, "multiple=64: give less than the 64", multiple=64)
     refused(InputError, "rank=65 is more than the 64 channels", rank=65)

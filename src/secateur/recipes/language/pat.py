@@ -74,6 +74,10 @@ class Adapters:
     dora: bool = False
     """Learn the lengths of rows, too (DoRA)."""
 
+    def widen(self, rank: int) -> Adapters:
+        """The same of another rank, counting as much."""
+        return replace(self, lora_rank=rank, alpha=self.alpha * rank / self.lora_rank)
+
 
 @dataclass(frozen=True, slots=True)
 class Weights:
@@ -170,47 +174,47 @@ def pat(
     widths = {budget: choose_width(subject, price, budget, whole, channels, multiple) for budget in budgets}
     norms = {"channels": magnitude.coupled_norm({"channels": untied.slices()["channels"]})["channels"]}
     cost = count_adapters(untied)
-    trained = cost * adapters.lora_rank + len(untied.writers()) * (2 * size + 1) * rank + size
+    scales = rank if operators.variant == "paper" else size
+    trained = cost * adapters.lora_rank + len(untied.writers()) * (2 * size * rank + scales) + size
     del untied
 
     for budget, kept in widths.items():
         student = subject.untie()
         heavy = by_counts(student.units("channels", multiple=1), norms, {"channels": kept})
-        fixed = torch.arange(size) < kept if mask == "first" else torch.arange(size) >= size - kept
-        if dry_run or not steps:
-            fixed = torch.as_tensor(heavy.keep["channels"])
-        free = mask == "trained" and steps > 0 and not dry_run
-        joint = order == "joint"
+        joint, free = order == "joint", mask == "trained" and steps > 0 and not dry_run
+        fixed = torch.as_tensor(heavy.keep["channels"])  # unless trained or asked for otherwise
+        if mask != "trained":
+            fixed = torch.arange(size) < kept if mask == "first" else torch.arange(size) >= size - kept
         s0 = max(1, round(settled * steps))
         unified = UnifiedMask(size, kept, settled=s0, steps=steps, fixed=None if free else fixed)
-        hybrid = Hybrid(
-            student.writers(), unified, rank=rank, variant=operators.variant, seed=seed,
-            norms=cutting.find_shifts(student.layout), centred=is_centred(student),
-        ).to(device)  # fmt: skip
+        hybrid = None
+        if joint:
+            hybrid = Hybrid(
+                student.writers(), unified, rank=rank, variant=operators.variant, seed=seed,
+                norms=cutting.find_shifts(student.layout), centred=is_centred(student),
+            ).to(device)  # fmt: skip
         if order == "prune-first":
             student = student.cut(heavy)[0]
-        tuned = adapters if joint else replace(adapters, lora_rank=max(1, trained // count_adapters(student)))
+        tuned = adapters if joint else adapters.widen(max(1, trained // count_adapters(student)))
         recovery = None
         if steps and not dry_run:
             recovery = tune(
-                student, hybrid if joint else None, stream, training, tuned, weights, run, budget,
+                student, hybrid, stream, training, tuned, weights, run, budget,
                 held=make(held, batch=1, seed=seed), length=length, seed=seed,
             )  # fmt: skip
-        if joint:
+        if hybrid is not None:
             hybrid.fold(student.model)
             keep = unified.keep().cpu().numpy()
             student = student.cut(Selection({"channels": keep}), centred=hybrid.centred)[0]
         elif order == "tune-first":
             student = student.cut(heavy)[0]
         predicted = price({"channels": kept})
-        notes = describe(subject, student, unified, recovery, free and joint, dry_run)
+        notes = describe(subject, student, unified, recovery, joint and mask == "trained")
         if data.form == "rendered" and not data.completion_only:
             notes += ("chats were learned as a whole: completion_only learns the answers alone, as the paper does",)
-        if recovery is not None and joint:
-            more = {
-                "mask": unified.describe(),
-                "orthogonality": float(hybrid.orthogonality().detach()) / len(hybrid.operators),
-            }
+        if recovery is not None and hybrid is not None:
+            far = float(hybrid.orthogonality().detach()) / len(hybrid.operators)
+            more = {"mask": unified.describe(), "orthogonality": far}
             recovery = replace(recovery, settings={**recovery.settings, **more})
         yield Result(str(budget), student, shapes.receipt(subject, student), predicted, recovery, notes)
         del student, hybrid, unified  # or they would be held beside the next ones
@@ -358,15 +362,16 @@ def choose_width(
     if channels >= size or not every:
         given = f"channels={channels}" if channels else f"multiple={multiple}"
         raise InputError(f"{given}: give less than the {size} channels that the model has")
-    fitting = [width for width in range(1, size) if shapes.fits_class(subject, width)] if channels else []
-    if fitting and channels not in fitting:
-        near = sorted(sorted(fitting, key=lambda width: abs(width - channels))[:2])
-        raise InputError(
-            f"channels={channels}: {type(subject.model.config).__name__} can't say it beside its heads of "
-            f"{subject.head_dim}; the nearest that it can are {' and '.join(map(str, near))}"
-        )
+    fits = partial(shapes.fits_class, subject)
+    if channels and not fits(channels):
+        near = [next(filter(fits, widths), None) for widths in (range(channels, 0, -1), range(channels, size))]
+        if any(near):
+            raise InputError(
+                f"channels={channels}: {type(subject.model.config).__name__} can't say it beside its heads of "
+                f"{subject.head_dim}; the nearest that it can: {' and '.join(str(one) for one in near if one)}"
+            )
     if not channels:
-        every = [width for width in every if shapes.fits_class(subject, width)] or every
+        every = [*filter(fits, every)] or every
     costs = {width: price({"channels": width}) for width in every}
     if all(price({"channels": size})[name] <= limit for name, limit in limits.items()):
         raise BudgetError(
@@ -384,16 +389,13 @@ def choose_width(
 
 
 def describe(
-    subject: Transformer,
-    student: Transformer,
-    mask: UnifiedMask,
-    recovery: Recovery | None,
-    learned: bool,
-    dry_run: bool,
+    subject: Transformer, student: Transformer, mask: UnifiedMask, recovery: Recovery | None, learned: bool
 ) -> tuple[str, ...]:
     """What is to be told: a mask that did not converge, a head that was untied, a modelling file that travels along."""
     notes = list[str]()
-    if learned and recovery is not None and not mask.converged:
+    if learned and recovery is None:
+        notes.append("which channels go is learned; here those of least norm went")
+    elif learned and recovery is not None and not mask.converged:
         count = int((mask.proxy >= 0).sum())
         notes.append(
             f"at step {min(mask.frozen_at, recovery.steps)} {count} channels were open and {mask.kept} were to be: the "
@@ -401,10 +403,7 @@ def describe(
         )
     if learned and recovery is not None and recovery.steps < mask.settled:
         notes.append(f"training stopped at step {recovery.steps}, before the mask was settled at {mask.settled}")
-    if dry_run:
-        notes.append("which channels go is learned; here those of least norm went")
-    tied = subject.model.get_output_embeddings().weight is subject.model.get_input_embeddings().weight
-    if tied:
+    if subject.model.get_output_embeddings().weight is subject.model.get_input_embeddings().weight:
         more = student.model.get_output_embeddings().weight.numel()
         notes.append(f"the head has a table of its own now: {more:,} parameters, which the prediction counts")
     if not shapes.fits_class(subject, mask.kept):
