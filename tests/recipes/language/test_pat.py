@@ -321,6 +321,14 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     refused(UnsupportedError, "mixtral has experts, so no one linear writes", kind="mixtral")
 
 
+def test_quantised_weights_are_refused_by_name(tmp_path):
+    quantization = pytest.importorskip("torchao.quantization")
+    start = subject()
+    quantization.quantize_(start.model.model, quantization.Int8WeightOnlyConfig())
+    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is quantised, and folding needs floating point"):
+        results(tmp_path, "params=75%", model=start)
+
+
 def test_a_model_that_writes_more_is_refused_before_it_is_trained(tmp_path, monkeypatch):
     """As if the table had forgotten what an attention writes."""
     writers = Transformer.writers

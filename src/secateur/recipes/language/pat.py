@@ -309,6 +309,9 @@ def check(subject: Transformer, budgets: Sequence[Budget], training: Training) -
     if not subject.causal or subject.kind != "decoder":
         raise UnsupportedError(f"pat tunes language models, and this one gives {subject.output}: use a causal decoder")
     subject.writers()
+    packed = next((n for n, one in subject.model.named_parameters() if type(one) is not nn.Parameter), None)
+    if packed is not None:
+        raise UnsupportedError(f"{packed} is quantised, and folding needs floating point: give the model before that")
     if training.lora or training.dora:
         raise InputError("pat has adapters of its own: give lora_rank, and dora, in place of training lora or dora")
 
@@ -407,5 +410,5 @@ def describe(
         more = student.model.get_output_embeddings().weight.numel()
         notes.append(f"the head has a table of its own now: {more:,} parameters, which the prediction counts")
     if not shapes.fits_class(subject, mask.kept):
-        notes.append("its class can't say how wide its heads are, so a modelling file travels with the result")
+        notes.append("its class can't say these widths beside its heads, so a modelling file travels with the result")
     return tuple(notes)

@@ -57,14 +57,14 @@ class Operator(nn.Module):
     and a scale u [d], 1 at first, behind the mask.
     """
 
-    def __init__(self, channels: int, rank: int, *, variant: Variant = "paper", scale: float = 1.0) -> None:
+    def __init__(self, channels: int, rank: int, *, variant: Variant = "paper") -> None:
         super().__init__()
         if not 0 < rank <= channels:
             raise InputError(f"an operator of rank {rank} on {channels} channels: give a rank from 1 to {channels}")
         self.variant = variant
         self.L0 = nn.Parameter(torch.empty(rank, channels))
         self.L1 = nn.Parameter(torch.zeros(channels, rank))
-        self.scale = nn.Parameter(torch.full((rank if variant == "paper" else channels,), scale))
+        self.scale = nn.Parameter(torch.ones(rank if variant == "paper" else channels))
         nn.init.kaiming_uniform_(self.L0, a=math.sqrt(5))
 
     def forward(self, states: Tensor, mask: Tensor, *, centred: bool = False) -> Tensor:
