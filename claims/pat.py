@@ -26,13 +26,14 @@ OPTIONS = {
     "steps": STEPS,
     "lr": 3e-3,
     "rank": 4,
+    "variant": "code",
     "lora_rank": 8,
     "alpha": 8.0,
     "channels": KEPT,
 }
 LLAMAS = "Llamas of 4 layers, width 64, trained on Brown from weights of their own"
 TASK = "the second half of a Brown sentence is the answer to its first, and answers alone are learned"
-SETUP = f"{LLAMAS}; {TASK}; {STEPS} steps of 8; a quarter of the channels goes; loss on answers of held-out Brown"
+SETUP = f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, scales as in the official code; loss on answers of held-out Brown"
 SEEDS = range(3)
 
 

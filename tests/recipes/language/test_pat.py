@@ -180,7 +180,7 @@ def test_a_mask_that_did_not_converge_is_finished_by_rank_and_says_so(tmp_path):
 
 
 def test_a_mask_converges_and_the_record_says_how(tmp_path):
-    (found,) = results(tmp_path, "params=75%", steps=70, lr=2e-2, settled=1.0)
+    (found,) = results(tmp_path, "params=75%", steps=70, lr=2e-2, settled=1.0, wells=1.0)
     assert not found.notes
     record = found.recovery.settings["mask"]
     assert record["open"] == record["kept"] == 48

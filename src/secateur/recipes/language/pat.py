@@ -85,8 +85,8 @@ class Weights:
 
     count: Annotated[float, Ge(0)] = 10.0
     """Of |open - N| / N, straight through."""
-    wells: Annotated[float, Ge(0)] = 1.0
-    """Of the pull of proxies to 1/2 and -1/2."""
+    wells: Annotated[float, Ge(0)] = 10.0
+    """Of the pull of proxies to 1/2 and -1/2; the official code has 1."""
     identity: Annotated[float, Ge(0)] = 1.0
     """Of |L0 L0^T - I|, summed over all operators."""
 
@@ -106,7 +106,7 @@ def pat(
     adapters: Adapters = Adapters(lora_rank=20, alpha=4.0, lora_dropout=0.05, dora=False),
     mask: Choice = "trained",
     settled: Annotated[float, Gt(0), Le(1)] = 0.333,
-    weights: Weights = Weights(count=10.0, wells=1.0, identity=1.0),
+    weights: Weights = Weights(count=10.0, wells=10.0, identity=1.0),
     order: Order = "joint",
     training: Training = Training(steps=1000, batch=16, lr=1e-3, warmup=0.05, weight_decay=0.0, clip=0.3),
     dry_run: bool = False,
@@ -156,8 +156,9 @@ def pat(
     All operators are in that loss; the official code counts the last layer's alone. The scale is merged, which the
     official script forgets. Where w does not come to N by itself, rank decides, and the notes say so; the mask is 0
     or 1 from s0 on, as the paper has it, where the official code keeps the temperature of 0.8 s0 to the end. The norm
-    in |L0 L0^T - I| is Frobenius'. Faded channels are 0 from s0 on. The positions of GPT-2 are a table with an operator
-    of its own.
+    in |L0 L0^T - I| is Frobenius'. The wells weigh 10, not 1: in some hundred steps AdamW still scales what moves the
+    proxies by the first gradients of the count, beside which a pull of 1 vanishes, and gates are soft when they are
+    held. Faded channels are 0 from s0 on. The positions of GPT-2 are a table with an operator of its own.
     """
     check(subject, budgets, training)
     train, held = data.split(seed=seed)
@@ -327,8 +328,9 @@ def prove(subject: Transformer) -> None:
     except UnsupportedError:
         small = subject.untie()
         small.model.float()
-    size, batch = small.hidden_size, small.example(2, small_copy.TOKENS)
+    size = small.hidden_size
     with small_copy.draw_apart():
+        batch = small.example(2, small_copy.TOKENS)
         fixed = torch.rand(size).argsort() < size * 3 // 4
         mask = UnifiedMask(size, int(fixed.sum()), settled=1, steps=1, fixed=fixed)
         shifts = cutting.find_shifts(small.layout)
