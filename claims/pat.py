@@ -33,7 +33,10 @@ OPTIONS = {
 }
 LLAMAS = "Llamas of 4 layers, width 64, trained on Brown from weights of their own"
 TASK = "the second half of a Brown sentence is the answer to its first, and answers alone are learned"
-SETUP = f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, scales as in the official code; loss on answers of held-out Brown"
+SETUP = (
+    f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, scales as in the official code; loss on answers of "
+    "held-out Brown"
+)
 SEEDS = range(3)
 
 
