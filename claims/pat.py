@@ -26,7 +26,8 @@ OPTIONS = {
     "steps": STEPS,
     "lr": 3e-3,
     "rank": 4,
-    "variant": "code",
+    "identity": 0.1,
+    "settled": 0.2,
     "lora_rank": 8,
     "alpha": 8.0,
     "channels": KEPT,
@@ -34,8 +35,8 @@ OPTIONS = {
 LLAMAS = "Llamas of 4 layers, width 64, trained on Brown from weights of their own"
 TASK = "the second half of a Brown sentence is the answer to its first, and answers alone are learned"
 SETUP = (
-    f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, scales as in the official code; loss on answers of "
-    "held-out Brown"
+    f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, the mask settles at a fifth of the steps, the identity "
+    "loss weighs 0.1; loss on answers of held-out Brown"
 )
 SEEDS = range(3)
 
