@@ -68,6 +68,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "shortgpt": dict(samples=16, length=16, train_length=16),
     "llm_pruner": dict(samples=2, length=16, steps=2, train_batch=4, train_length=16),
     "slicegpt": dict(samples=16, length=16, train_length=16),
+    "pat": dict(steps=2, length=16, train_batch=4),
     "d_pruner": dict(general_samples=8, samples=8, train_batch=4, train_length=16),
     "yolov8_cwd": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),
     "yolov4_group_sad": dict(batch=2, sparse_epochs=0.2, finetune_epochs=0.2, distil_epochs=0.2),

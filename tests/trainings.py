@@ -64,6 +64,7 @@ TOYS: Mapping[str, Callable[[], Toy]] = {
     "shortgpt": lambda: language("llama", "params=75%", steps=4, samples=16),
     "llm_pruner": lambda: language("llama", "params=80%", steps=4, samples=2),
     "slicegpt": lambda: language("llama", "params=90%", steps=4, samples=16),
+    "pat": lambda: language("llama", "params=75%", steps=6, lora_rank=2),
     "romanian_distilberts": lambda: language("masked", "params=80%", steps=4),
     "ast": lambda: language("llama", "pattern=2:4", steps=6, refresh=2, slorb=8),
     "slimmoe": lambda: language("mixtral", "params=70%", steps=6, calibration=16, stages="2"),

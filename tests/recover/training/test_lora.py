@@ -69,6 +69,41 @@ def test_merged_weights_say_what_the_adapters_said(make, dora):
     assert set(model.state_dict()) == names
 
 
+@needs_peft
+@pytest.mark.parametrize("read", [False, True], ids=["called", "read"])
+def test_alpha_says_how_much_adapters_count(read):
+    """Half of the alpha is half of the difference; 2 rank by default."""
+    moved = {}
+    for alpha in (None, 8.0, 4.0):
+        torch.manual_seed(0)
+        model = vit().encoder.layers.encoder_layer_0.self_attention if read else nn.Sequential(nn.Linear(6, 5))
+        names = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        lora.join(model, 4, alpha=alpha)
+        shake(model)
+        lora.merge(model)
+        moved[alpha] = {name: parameter - names[name] for name, parameter in model.named_parameters()}
+    for name, whole in moved[None].items():
+        assert torch.allclose(whole, moved[8.0][name])
+        torch.testing.assert_close(whole, 2 * moved[4.0][name], rtol=1e-4, atol=1e-6)
+    assert any(whole.any() for whole in moved[None].values())
+
+
+@needs_peft
+def test_dropout_is_of_adapters_in_training_alone():
+    model = tiny.model("llama").eval()
+    lora.join(model, 4, dropout=0.5)
+    shake(model)
+    model.eval()
+    still = say(model)
+    assert torch.equal(say(model), still)
+    model.train()
+    assert not torch.equal(say(model), say(model))
+    lora.merge(model)
+    torch.testing.assert_close(say(model.eval()), still, rtol=0, atol=1e-5)
+    with pytest.raises(UnsupportedError, match=r"adapters of experts such as .* have no dropout"):
+        lora.join(tiny.model("mixtral"), 4, dropout=0.5)
+
+
 def vit():
     model = vision_transformer.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=3)
     nn.init.normal_(model.heads.head.weight)  # zeros by default

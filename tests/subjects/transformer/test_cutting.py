@@ -194,6 +194,30 @@ def test_without_correction_norms_run_over_what_is_left() -> None:
     torch.testing.assert_close(exact.model.model.norm.weight, bare.model.model.norm.weight * (48 / 40) ** 0.5)
 
 
+def test_layer_norms_of_a_stream_without_a_mean_are_corrected_like_rms_norms() -> None:
+    """Channels that go are zero, their shifts too, and what is written has a mean of zero in the others."""
+    subject = make("gpt2")
+    keep = without(subject.hidden_size, 0, 3, 4)
+    stays = torch.as_tensor(keep)
+    with torch.no_grad():
+        for path in subject.writers():
+            module = subject.model.get_submodule(path)
+            for tensor in [getattr(module, name) for name in ("weight", "bias") if hasattr(module, name)]:
+                tensor[..., ~stays] = 0
+                tensor[..., stays] -= tensor[..., stays].mean(-1, keepdim=True)
+        shifts = cutting.find_shifts(subject.layout)
+        assert set(shifts) == set(subject.norms())
+        for path in shifts:
+            subject.model.get_submodule(path).bias[~stays] = 0
+    batch = padded(subject)
+    before = run(subject, batch)
+    cut, receipt = subject.cut(Selection({"channels": keep}), centred=True)
+    torch.testing.assert_close(run(cut, batch), before, rtol=1e-5, atol=1e-5)
+    assert not [note for note in receipt.notes if "LayerNorm" in note]
+    for how in ({"centred": False}, {"centred": True, "norm_correction": False}):
+        assert (run(subject.cut(Selection({"channels": keep}), **how)[0], batch) - before).abs().max() > 1e-3
+
+
 def test_longrope_of_phi3_ties_channels_to_heads(tmp_path: Path) -> None:
     """Its config class measures the factors by hidden_size / heads: other heads are said layer by layer."""
     subject = make("phi3-longrope")

@@ -82,3 +82,10 @@ def test_layers_that_differ_have_no_one_shape(llama):
     uneven, _ = llama.cut(Selection({"layers.0.neurons": np.arange(shapes.sizes(llama)["neurons"]) < 8}))
     with pytest.raises(UnsupportedError, match="differ"):
         shapes.sizes(uneven)
+
+
+def test_which_widths_a_config_can_say(llama):
+    assert [width for width in range(40, 56) if shapes.fits_class(llama, width)] == [40, 48], "its heads divide them"
+    qwen, gpt2 = (open_subject(tiny.model(kind), tokenizer=tiny.tokenizer()) for kind in ("qwen3", "gpt2"))
+    assert all(shapes.fits_class(qwen, width) for width in range(40, 56))
+    assert [width for width in range(1, 33) if shapes.fits_class(gpt2, width)] == [32], "its heads are a share of it"

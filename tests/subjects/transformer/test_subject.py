@@ -89,6 +89,44 @@ def test_unknown_tensors_refuse_channels_by_name() -> None:
         Transformer.__init__(other, other.model, other.family)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi3"])
+def test_writers_are_all_that_the_residual_stream_holds(name: str) -> None:
+    subject = make(name)
+    paths = subject.writers()
+    blocks = sum(width.heads > 0 for width in subject.widths()) + sum(width.ffn for width in subject.widths())
+    assert len(paths) == blocks + (2 if name == "gpt2" else 1)
+    with torch.no_grad():
+        for path in paths:
+            for parameter in subject.model.get_submodule(path).parameters():
+                parameter.zero_()
+        states = subject.forward(padded(subject), hidden=True).hidden
+    assert not any(one.any() for one in states)
+
+
+def test_writers_of_experts_and_encoders_are_none_alone() -> None:
+    with pytest.raises(UnsupportedError, match="mixtral has experts, so no one linear writes"):
+        make("mixtral").writers()
+    with pytest.raises(UnsupportedError, match="channels"):
+        make("olmoe").writers()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_an_untied_copy_says_the_same_and_has_a_head_of_its_own(name: str) -> None:
+    subject = make(name)
+    free, batch = subject.untie(), padded(subject)
+    assert torch.equal(run(free, batch), run(subject, batch))
+    head, table = free.model.get_output_embeddings(), free.model.get_input_embeddings()
+    assert head.weight is not table.weight
+    assert free.model.config.tie_word_embeddings is False
+    own = subject.model.get_output_embeddings().weight is not subject.model.get_input_embeddings().weight
+    more = 0 if own else head.weight.numel()
+    assert free.units().cost()["params"] == subject.units().cost()["params"] + more
+    with torch.no_grad():
+        table.weight.zero_()
+    assert not torch.equal(run(free, batch), run(subject, batch))
+    assert free.origin == subject.origin
+
+
 def test_noop_is_called_one() -> None:
     subject = make("llama")
     cut, receipt = subject.cut(Selection({"layers.0.heads": np.ones(4, dtype=bool)}))

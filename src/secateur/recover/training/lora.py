@@ -1,14 +1,15 @@
 """LoRA and DoRA by peft: adapters put into a model in place, trained alone, and merged into its weights.
 
-A linear with weight W [out, in] computes ``x W^T + 2 x A^T B^T`` with A [rank, in] and B [out, rank], B = 0 at first,
-so that a model with fresh adapters is the model it was. DoRA learns the length of each row beside it:
-``m (W + 2 B A) / |W + 2 B A|`` by rows, m = |W| at first. Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353).
+A linear with weight W [out, in] computes ``x W^T + s x A^T B^T`` with A [rank, in] and B [out, rank], B = 0 at first,
+so that a model with fresh adapters is the model it was; s = alpha / rank, 2 unless given. DoRA learns the length of
+each row beside it: ``m (W + s B A) / |W + s B A|`` by rows, m = |W| at first. Sources: LoRA (arXiv 2106.09685), DoRA
+(arXiv 2402.09353).
 
 `join` puts adapters in, `merge` adds them to the weights and takes them out, and `adapt` is both around a training.
 Weights may be cut, in half precision, or in integers (torchao): adapters are float32, the sum is made in float32.
 
 peft's adapters stand beside linears that are called. Attention of torch (`nn.MultiheadAttention`) and of torchvision's
-Swin calls none: it reads their weights, and there the weight itself is W + 2 B A as long as there are adapters.
+Swin calls none: it reads their weights, and there the weight itself is W + s B A as long as there are adapters.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from secateur.errors import InputError, MissingExtraError, UnsupportedError
 __all__ = ["adapt", "join", "merge"]
 
 _SCALE = 2
-"""alpha / rank."""
+"""alpha / rank, where no alpha is given."""
 _TINY = 1e-12
 _NAME = "secateur"
 """Of the adapters in peft's books, so that a model with others of its own is told apart."""
@@ -41,13 +42,14 @@ _OF_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_wei
 
 
 class _LowRank(nn.Module):
-    """W -> ``W + 2 B A``, or by rows ``m (W + 2 B A) / |W + 2 B A|``, in the number type of W [out, in].
+    """W -> ``W + s B A``, or by rows ``m (W + s B A) / |W + s B A|``, in the number type of W [out, in].
 
     As in DoRA (section 4.3) the length that is divided by has no gradient.
     """
 
-    def __init__(self, weight: Tensor, rank: int, *, dora: bool) -> None:
+    def __init__(self, weight: Tensor, rank: int, scale: float, *, dora: bool) -> None:
         super().__init__()
+        self.scale = scale
         self.A = nn.Parameter(weight.new_empty(rank, weight.shape[1], dtype=torch.float32))
         self.B = nn.Parameter(weight.new_zeros(len(weight), rank, dtype=torch.float32))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
@@ -55,20 +57,22 @@ class _LowRank(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
-            value = weight.float() + _SCALE * self.B @ self.A
+            value = weight.float() + self.scale * self.B @ self.A
             if self.m is not None:  # a row of zeros stays one
                 value = self.m / value.detach().norm(dim=1, keepdim=True).clamp_min(_TINY) * value
         return value.to(weight.dtype)
 
 
 @contextmanager
-def adapt(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> Iterator[None]:
+def adapt(
+    model: nn.Module, rank: int, *, dora: bool = False, alpha: float | None = None, dropout: float = 0.0, seed: int = 0
+) -> Iterator[None]:
     """Within the block `model` has adapters, and nothing else of it is trained; after it they are merged.
 
     See `join` and `merge`. What was trained before is again afterwards.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    join(model, rank, dora=dora, seed=seed)
+    join(model, rank, dora=dora, alpha=alpha, dropout=dropout, seed=seed)
     try:
         yield
     finally:
@@ -77,18 +81,21 @@ def adapt(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> 
             parameter.requires_grad_()
 
 
-def join(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> list[str]:
+def join(
+    model: nn.Module, rank: int, *, dora: bool = False, alpha: float | None = None, dropout: float = 0.0, seed: int = 0
+) -> list[str]:
     """Put adapters of `rank` into every linear of `model`, in place; returns the names of what they stand beside.
 
     Those are linears, or weights where no linear is called. All that is no adapter stops to require gradients. Left
     without one are the head that predicts tokens, embeddings and norms. In mixtures each expert gets its own, of all
-    experts of a layer at once. seed: of A.
+    experts of a layer at once. alpha: what adapters add is multiplied by alpha / rank; 2 rank unless given. dropout:
+    of what goes into A, in training mode; adapters of weights that are read, not called, have none. seed: of A.
 
     Raises `MissingExtraError` without peft, `UnsupportedError` for a model of convolutions, with weights that are held
-    at zero or computed from others, which a merged adapter would overwrite, or with experts under `dora`; `InputError`
-    for a model that has adapters already.
+    at zero or computed from others, which a merged adapter would overwrite, or with experts under `dora` or `dropout`;
+    `InputError` for a model that has adapters already.
     """
-    peft = _library()
+    peft, scale = _library(), _SCALE if alpha is None else alpha / rank
     if any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer | _LowRank) for module in model.modules()):
         raise InputError("the model has adapters already: merge them first")
     read = _find_read(model)
@@ -97,6 +104,8 @@ def join(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> l
         raise UnsupportedError(f"{type(model).__name__} has no linears, which are what LoRA adapts: leave lora out")
     if dora and packed:
         raise UnsupportedError(f"DoRA knows no experts such as {packed[0]}, which stand in one tensor: use lora")
+    if dropout and packed:
+        raise UnsupportedError(f"adapters of experts such as {packed[0]}, in one tensor, have no dropout: leave it 0")
     if _is_convolutional(model, [*(f"{name}.weight" for name in linears), *read]):
         raise UnsupportedError(
             f"{type(model).__name__} is made mostly of convolutions, which LoRA leaves as they are: leave lora out"
@@ -107,14 +116,14 @@ def join(model: nn.Module, rank: int, *, dora: bool = False, seed: int = 0) -> l
         torch.manual_seed(seed)
         if linears or packed:
             config = peft.LoraConfig(
-                r=rank, lora_alpha=_SCALE * rank, target_modules=linears, target_parameters=packed or None,
-                use_dora=dora, fan_in_fan_out=turned,
+                r=rank, lora_alpha=scale * rank, target_modules=linears, target_parameters=packed or None,
+                use_dora=dora, fan_in_fan_out=turned, lora_dropout=dropout,
             )  # fmt: skip
             peft.inject_adapter_in_model(config, model, _NAME)
         for name in read:
             path, _, leaf = name.rpartition(".")
             module = model.get_submodule(path)
-            parametrize.register_parametrization(module, leaf, _LowRank(getattr(module, leaf), rank, dora=dora))
+            parametrize.register_parametrization(module, leaf, _LowRank(getattr(module, leaf), rank, scale, dora=dora))
     own = {id(p) for module in model.modules() if isinstance(module, _LowRank) for p in module.parameters()}
     for name, parameter in model.named_parameters():
         adapter = f".{_NAME}." in name or name.endswith(f".{_NAME}") or id(parameter) in own

@@ -32,6 +32,7 @@ __all__ = [
     "correct",
     "correct_norms",
     "find_kept",
+    "find_shifts",
     "fold_layer_scale",
     "layer_norms",
     "new_config",
@@ -538,10 +539,12 @@ def _renumber_alignment(layout: Layout, model: PreTrainedModel, stays: Kept) -> 
 # ---------------------------------------------------------------------------------------------------- corrections
 
 
-def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, ratio: float) -> list[str]:
+def correct_norms(
+    layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, ratio: float, *, centred: bool = False
+) -> list[str]:
     """RMSNorm over d of D channels, made equal to D channels of which D - d are zero; changes state and config.
 
-    ratio: D / d.
+    ratio: D / d. centred: the mean of the channels is zero, so that a LayerNorm does what an RMSNorm does.
     w / sqrt(S/D + eps) = w sqrt(D/d) / sqrt(S/d + eps D/d), S the sum of squares. The config has one epsilon,
     which per-head norms of queries and keys share: their inputs grow by sqrt(D/d), and so does the root.
     Gemma multiplies embeddings by sqrt(hidden_size): the table grows by sqrt(D/d), and where the LM head is
@@ -549,7 +552,7 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
     """
     family = layout.family
     epsilons = [name for name, value in config.to_dict().items() if "eps" in name and isinstance(value, float)]
-    if len(epsilons) != 1 or layer_norms(layout):
+    if len(epsilons) != 1 or (layer_norms(layout) and not centred):
         return []
     root = math.sqrt(ratio)
     grown = _scale_embedding(family, layout.hidden_size) / _scale_embedding(family, config.hidden_size)
@@ -577,18 +580,25 @@ def _scale_embedding(family: Family, channels: int) -> float:
 
 
 def correct(
-    layout: Layout, state: dict[str, Tensor], stays: Kept, ratio: float, layer_index: list[int]
+    layout: Layout,
+    state: dict[str, Tensor],
+    stays: Kept,
+    ratio: float,
+    layer_index: list[int],
+    *,
+    centred: bool = False,
 ) -> tuple[PretrainedConfig, list[str]]:
     """What a cut does beside slicing: the config of the result, changes of its weights `state`, and notes on them.
 
-    ratio: D / d where norms are to be exact for d of D channels, else 1. layer_index: see `new_config`.
+    ratio: D / d where norms are to be exact for d of D channels, else 1. layer_index: see `new_config`. centred: see
+    `correct_norms`.
     """
     channels = layout.hidden_size if stays.channels is None else len(stays.channels)
     config = new_config(layout, stays.widths(), channels, stays.layers, layer_index)
     for place, own in enumerate(config.secateur.get("layers", ()) if layout.family.shares_positions else ()):
         columns = layout.position_heads(stays.layers[place])
         own["position_heads"] = [columns[head] for head in stays.parts[stays.layers[place]]["heads"].tolist()]
-    notes = [] if ratio == 1 else correct_norms(layout, state, config, ratio)
+    notes = [] if ratio == 1 else correct_norms(layout, state, config, ratio, centred=centred)
     fold_layer_scale(layout, state, config, stays.layers)
     return config, notes
 
@@ -596,6 +606,11 @@ def correct(
 def layer_norms(layout: Layout) -> list[str]:
     """Module paths of the norms over the channels that subtract a mean."""
     return [name for name in layout.norms() if isinstance(layout.model.get_submodule(name), nn.LayerNorm)]
+
+
+def find_shifts(layout: Layout) -> list[str]:
+    """Module paths of the norms among `layer_norms` that add a shift: a channel that is zero comes out as that."""
+    return [name for name in layer_norms(layout) if layout.model.get_submodule(name).bias is not None]
 
 
 def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: PretrainedConfig, layers: list[int]) -> None:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from secateur.errors import InputError, UnsupportedError
+from secateur.subjects.transformer import cutting, saving
 from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Units, parse_list
 
-__all__ = ["cost", "describe_slack", "grid", "parse", "receipt", "removable_layers", "sizes", "steps"]
+__all__ = ["cost", "describe_slack", "fits_class", "grid", "parse", "receipt", "removable_layers", "sizes", "steps"]
 
 
 _MOST = 8
@@ -142,6 +143,18 @@ def cost(units: Units, shape: Mapping[str, int]) -> dict[str, float]:
         stays[removable_layers(units)[shape["layers"] - len(stays) :] if shape["layers"] < len(stays) else []] = False
         keep["layers"] = stays
     return units.cost(keep)
+
+
+def fits_class(subject: Transformer, channels: int) -> bool:
+    """Whether transformers' own class reads the model with so many channels, by its config alone.
+
+    Else a modelling file would have to travel with it: of a class whose heads must divide the channels, or whose heads
+    are always as wide as channels / heads.
+    """
+    layout = subject.layout
+    every = [*range(len(layout.widths))]
+    config = cutting.new_config(layout, layout.widths, channels, every, list(subject.layer_index))
+    return not saving.needs_module(config)
 
 
 def describe_slack(spent: Mapping[str, float], limits: Mapping[str, float], tolerance: float) -> tuple[str, ...]:

@@ -202,6 +202,29 @@ class Transformer:
         """Module paths of every norm over the residual channels."""
         return self.layout.norms()
 
+    def writers(self) -> list[str]:
+        """Module paths of what writes into the residual stream: tables, and the linear back into it of each sub-block.
+
+        What a model adds to it besides is not known here; a small copy shows whether it is all. Raises
+        `UnsupportedError` for models with experts, each of which writes, with an encoder, with a branch beside a
+        linear, and for channels that can't be cut.
+        """
+        layout, kind = self.layout, self.family.model_type
+        self.units("channels")  # refuses by name where they stay whole
+        if self.family.experts or self.family.has_encoder:
+            has = "experts" if self.family.experts else "an encoder"
+            raise UnsupportedError(f"{kind} has {has}, so no one linear writes for a sub-block: give a dense decoder")
+        self._check_sides()
+        found = []
+        for path, module in self.model.named_modules():
+            axes = layout.place(f"{path}.weight").axes if isinstance(module, nn.Embedding) else None
+            if axes and axes[-1] == "channels":
+                found.append(path)
+        for index, path in enumerate(layout.layers()):
+            there = layout.widths[index].has
+            found += [f"{path}.{block.out}" for kind, block in layout.blocks(index).items() if there(kind)]
+        return found
+
     def consumers(self) -> dict[str, Consumer]:
         """Site name -> the linear whose input columns are the site's units."""
         result = {}
@@ -308,13 +331,16 @@ class Transformer:
         if self.whole is not None:
             self.whole.refuse()
 
-    def cut(self, selection: Selection, *, norm_correction: bool = True) -> tuple[Transformer, Cut]:
+    def cut(
+        self, selection: Selection, *, norm_correction: bool = True, centred: bool = False
+    ) -> tuple[Transformer, Cut]:
         """A smaller copy with the selection made real, and the receipt; this subject stays as it is.
 
         Heads, KV groups, neurons, sub-blocks and layers: exactly equal to silencing them. Channels of RMSNorm
         models: exact with `norm_correction`, for with d of D channels kept, zero channels make
         RMS_D(x) = RMS_d(x) sqrt(d/D), so weights grow by sqrt(D/d) and epsilon by D/d. LayerNorm subtracts a mean
-        as well, for which no such factor exists: there, norms simply run over the kept channels.
+        as well, for which no such factor exists: there, norms simply run over the kept channels. `centred`: that mean
+        is zero, all channels that go being zero and its norms' shifts too there, so that the same factor is exact.
         The widths are those of the selection; odd ones are named in the notes. Raises `InputError` for a selection
         that doesn't fit or leaves nothing, `UnsupportedError` for one this model can't take.
         """
@@ -333,12 +359,12 @@ class Transformer:
         layer_index = [self.layer_index[index] for index in kept.layers]
         notes = _odd_widths(layout, widths, channels)
         if kept.channels is not None:
-            notes += self._check_channels(layout)
+            notes += self._check_channels(layout, centred)
         if any(width.mixer for width in widths):
             notes += ["flops count the linears of mixers alone: a flops budget is of less than what they compute"]
         state = cutting.slice_state(layout, kept)
         ratio = layout.hidden_size / channels if norm_correction else 1.0
-        config, more = cutting.correct(layout, state, kept, ratio, layer_index)
+        config, more = cutting.correct(layout, state, kept, ratio, layer_index, centred=centred)
         if self.whole is not None and saving.needs_module(config):
             self.whole.refuse(alike=len(set(widths)) == 1)
         notes += more
@@ -370,6 +396,16 @@ class Transformer:
     def copy(self) -> Transformer:
         """The same subject with weights of its own."""
         return self._copy(copy.deepcopy(self.model), self.layer_index)
+
+    def untie(self) -> Transformer:
+        """A copy whose head is a table of its own, where it is that of the embeddings, so that either may change."""
+        head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
+        if head is None or head.weight is not table.weight:
+            return self.copy()
+        config = copy.deepcopy(self.model.config)
+        config.tie_word_embeddings = False
+        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return self._copy(cutting.build(self.layout, config, state), self.layer_index)
 
     @contextmanager
     def resident(self, *paths: str) -> Iterator[None]:
@@ -408,7 +444,7 @@ class Transformer:
                 f"model without its folder {low_rank.FOLDER}/"
             )
 
-    def _check_channels(self, layout: Layout) -> list[str]:
+    def _check_channels(self, layout: Layout, centred: bool = False) -> list[str]:
         """Refuse a channels cut which the config can't say or would miss a tensor; note what it can't make exact."""
         if layout.fixed_ratio:
             raise UnsupportedError(
@@ -427,7 +463,7 @@ class Transformer:
                     f"channels can't be cut: the sentence-transformers module {type(module).__name__} has weights "
                     "of its own on the embedding"
                 )
-        if cutting.layer_norms(layout):
+        if cutting.layer_norms(layout) and not centred:
             return ["LayerNorm has no exact correction for fewer channels: norms now run over the kept ones"]
         return []
 
