@@ -37,6 +37,7 @@ __all__ = [
     "new_config",
     "new_name",
     "resolve",
+    "scale_embedding",
     "silence",
     "slice_state",
     "slice_tensor",
@@ -543,7 +544,7 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
     if len(epsilons) != 1 or layer_norms(layout):
         return []
     root = math.sqrt(ratio)
-    grown = _scale_embedding(family, layout.hidden_size) / _scale_embedding(family, config.hidden_size)
+    grown = scale_embedding(family, layout.hidden_size) / scale_embedding(family, config.hidden_size)
     setattr(config, epsilons[0], getattr(config, epsilons[0]) * ratio)
     tied = bool(getattr(config, "tie_word_embeddings", False)) and layout.model.get_output_embeddings() is not None
     folded = family.scaled_embedding and tied
@@ -561,7 +562,7 @@ def correct_norms(layout: Layout, state: dict[str, Tensor], config: PretrainedCo
     return ["sqrt(hidden_size) was folded into the tied embeddings: logits are exact, the final hidden state is scaled"]
 
 
-def _scale_embedding(family: Family, channels: int) -> float:
+def scale_embedding(family: Family, channels: int) -> float:
     """What embeddings of so many channels are multiplied by."""
     root = torch.tensor(channels, dtype=torch.float64).sqrt()
     return float(root.bfloat16() if family.rounds_scale else root)
