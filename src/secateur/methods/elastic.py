@@ -47,6 +47,8 @@ AXES = ("layers", "channels", "neurons", "shared_neurons", "heads", "kv_groups",
 """Axes along which a model can be elastic."""
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Shares of an axis to choose from, beside the whole, where nothing else is said; of the layers at least half stay."""
+_NEAR, _NEAR_HALF = 1e-3, 5e-2
+"""How far apart masked and sliced outputs may be by rounding, in parts of the largest; in half precision."""
 _SLACK = 0.05
 """How far below its budget a size may lie before it grows again."""
 
@@ -427,6 +429,24 @@ class Elastic:
                     lost = float(logits[name][row, choice] - logits[name][row, choice + by])
                     yield lost, moved, self.cost(moved)[self.measure]
 
+    @torch.no_grad()
+    def check(self, chosen: Chosen) -> None:
+        """Raise `UnsupportedError` where the masked model gives something else than the one that is cut out of it."""
+        model, batch = self.subject.model, self.subject.example(2, 12)
+        sliced = self.cut(chosen)[0]
+        with evaluating(model, sliced.model), self.masks.on(model):
+            self.mask(chosen)
+            masked = self.subject.forward(batch).prediction
+            self.masks.choose({})
+        cut = sliced.forward(batch).prediction
+        masked = masked[..., : cut.shape[-1]]  # of states and embeddings, the channels that stay
+        far = float((masked - cut).abs().max() / cut.abs().max().clamp_min(1e-6))
+        if not far < (_NEAR if model.dtype == torch.float32 else _NEAR_HALF):
+            raise UnsupportedError(
+                f"this {self.subject.family.model_type} model can't be elastic along {', '.join(self.axes)}: a cut of "
+                f"it gives other outputs than its masks (by {far:.2g} of the largest): give fewer axes"
+            )
+
     def describe(self, chosen: Chosen) -> dict[str, object]:
         """Axis -> how many units stay: one number, or one for each of its layers where they differ."""
         found = dict[str, object]()
@@ -450,8 +470,13 @@ def make(
     hidden: int = 256,
     timed: Timed = Timed(),
 ) -> Elastic:
-    """The elastic model of a copy of `subject` whose units are sorted by `scores` (`score_widths`)."""
-    return Elastic(sort_units(subject, scores), axes, measure, shares, hidden=hidden, timed=timed)
+    """The elastic model of a copy of `subject` whose units are sorted by `scores` (`score_widths`).
+
+    Raises `UnsupportedError` where its masks would not give what its cuts give.
+    """
+    found = Elastic(sort_units(subject, scores), axes, measure, shares, hidden=hidden, timed=timed)
+    found.check({name: [axis.choices - 1] * axis.rows for name, axis in found.axes.items()})
+    return found
 
 
 def share_of(budget: Budget, elastic_measure: str, whole: Mapping[str, float]) -> float:

@@ -58,7 +58,7 @@ class Routing:
 class Curriculum:
     """What is drawn in training, and its second stage, of longer sequences."""
 
-    whole_share: Annotated[float, Gt(0), Le(1)] = 1 / 3
+    whole_share: Annotated[float, Gt(0), Le(1)] = 0.3333
     """How often the whole model is drawn in the first stage; the rest is shared out evenly."""
     long_steps: Annotated[int, Ge(0)] = 0
     """Optimiser steps of the second stage; the paper has 45 % of the tokens there."""
