@@ -43,7 +43,9 @@ FILE = "elastic.json"
 _ROUTER = "router.safetensors"
 _VERSION = 1
 
-AXES = ("layers", "channels", "neurons", "shared_neurons", "heads", "kv_groups", "experts")
+AXES = (
+    "layers", "channels", "neurons", "shared_neurons", "heads", "kv_groups", "state_heads", "state_channels", "experts",
+)  # fmt: skip
 """Axes along which a model can be elastic."""
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Shares of an axis to choose from, beside the whole, where nothing else is said; of the layers at least half stay."""
@@ -116,9 +118,10 @@ def find_axes(
     for name in names:
         sites = [site for site in units.sites if site.rpartition(".")[2] == name and ".cross." not in site]
         sites = [site for site in sites if units[site].count]
+        bare = name == "channels" and subject.family.bare_channels  # as sizes are cut: norms run over what stays
         if not sites or (name == "channels" and cutting.layer_norms(subject.layout)):
             continue  # a LayerNorm subtracts a mean over all channels: masked ones would be no sliced ones
-        if name in subject.layout.whole:
+        if name in subject.layout.whole and not bare:
             if name in given:
                 raise UnsupportedError(f"{name} of this model can't be cut: {subject.layout.whole[name]}")
             continue
@@ -202,7 +205,8 @@ def score_widths(
 
     Channels: sum |LN(X)_i| over tokens and all norms. Neurons: sum |X W1_i| at the one linear that goes in, and after
     the gate where there are two. Heads, and groups of them: sum over tokens of the L2 norm of what they give to the
-    output linear. Experts: the router's probabilities, summed over tokens. Source: section 3.1 of the paper.
+    output linear. Heads and channels of Mamba-2: `activation.state_scores`. Experts: the router's probabilities, summed
+    over tokens. Source: section 3.1 of the paper.
     """
     layout = subject.layout
     wanted = {site for name, axis in axes.items() if name != "layers" for site in axis.counts}
@@ -212,7 +216,11 @@ def score_widths(
         if len(first) == 1:
             taps[f"layers.{index}.neurons"] = activation.Tap(f"{path}.{first[0]}", "output")
     norms = {norm: activation.Tap(norm, "output") for norm in subject.norms()} if "channels" in wanted else {}
-    found = activation.collect(subject.forward, subject.model, batches, {**taps, **norms}, batch="mean")
+    inner = _tap_states(subject) if {"state_heads", "state_channels"} & axes.keys() else {}
+    found = activation.collect(subject.forward, subject.model, batches, {**taps, **norms, **inner}, batch="mean")
+    for name in inner:
+        index = int(name.removeprefix("states "))
+        found |= _score_states(subject, index, found.pop(name), axes)
     if norms:
         found["channels"] = activation.sum_scores({norm: found.pop(norm) for norm in norms})
     if "experts" in axes and isinstance(subject, Moe):
@@ -224,6 +232,30 @@ def score_widths(
         soft = {site: one.worth("soft") for site, one in routings.items()}
         found |= {site: worth.float() for site, worth in soft.items() if worth is not None}
     return found
+
+
+def _tap_states(subject: Transformer) -> dict[str, activation.Tap]:
+    """"states L" -> where the input linear of the mixer of layer L gives its output."""
+    layout, found = subject.layout, dict[str, activation.Tap]()
+    for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
+        for name, axes in layout.blocks(index)["mixer"].tensors.items() if width.state_heads else ():
+            if axes[0].startswith("state_heads*+state_heads*"):
+                found[f"states {index}"] = activation.Tap(f"{path}.{name}", "output")
+    return found
+
+
+def _score_states(
+    subject: Transformer, index: int, rows: Tensor, axes: Mapping[str, Axis]
+) -> dict[str, Tensor]:
+    """Site -> scores of the states of a layer; rows: magnitudes of what its input linear gives, z before x."""
+    width, places = subject.widths()[index], [f"layers.{index}.{kind}" for kind in ("state_heads", "state_channels")]
+    wide = width.state_heads * width.state_channels
+    narrow = axes["state_channels"].counts.get(places[1]) if "state_channels" in axes else None
+    scores = activation.state_scores(rows[wide : 2 * wide], width.state_heads, narrow[-1] if narrow else None)
+    return {
+        site: score for site, score in zip(places, scores, strict=True)
+        if any(site in axis.counts for axis in axes.values())
+    }  # fmt: skip
 
 
 def _find_first_linears(subject: Transformer, layer: int) -> list[str]:
@@ -277,12 +309,34 @@ def find_places(subject: Transformer, axes: Mapping[str, Axis]) -> Iterator[nest
             width = module.get_parameter("weight").shape[0 if consumer.conv1d else 1]
             yield nested.Mask(consumer.module, "input", site, torch.arange(width) // consumer.block)
     names = layout.family.experts
+    yield from _place_states(subject, axes)
     for index, path in enumerate(layout.layers()):
         site = f"layers.{index}.experts"
         if names is not None and "experts" in axes and site in axes["experts"].counts:
             yield nested.Bar(f"{path}.{names.router}", site)
         if "layers" in axes and index in axes["layers"].order:
             yield nested.Gate(path, "layers", index)
+
+
+def _place_states(subject: Transformer, axes: Mapping[str, Axis]) -> Iterator[nested.Place]:
+    """What goes into the norm of a mixer's states, or into its output linear where it has no norm.
+
+    Heads and channels of the states do not see one another before, and what their groups share is touched nowhere.
+    """
+    layout, states = subject.layout, subject.family.states
+    kinds = ("state_heads", "state_channels")
+    for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
+        sites = [f"layers.{index}.{kind}" for kind in kinds]
+        sites = [site for site, kind in zip(sites, kinds, strict=True) if kind in axes and site in axes[kind].counts]
+        if states is None or not width.state_heads or not sites:
+            continue
+        every = torch.arange(width.state_heads * width.state_channels)
+        units = {"state_heads": every // width.state_channels, "state_channels": every % width.state_channels}
+        module = f"{path}.{states.norm or layout.blocks(index)['mixer'].out}"
+        for site in sites:
+            yield nested.Mask(module, "input", site, units[site.rpartition(".")[2]])
+        if states.norm:
+            yield nested.Norm(module, tuple(sites))
 
 
 def _place_channels(subject: Transformer, axis: Axis) -> Iterator[nested.Place]:

@@ -281,15 +281,15 @@ def cost(units: Units, means: Mapping[str, Tensor], measure: str) -> Tensor:
     stays only if those before it do. Raises `UnsupportedError` where a cost is a table of counts, `InputError` for a
     measure without cost.
     """
-    some = next(iter(means.values()))
-    stays = _Stays(units, {name: mean.double() for name, mean in means.items()}, some.device)
-    total = torch.full((), float(units.base.get(measure, 0.0)), device=some.device, dtype=torch.float64)
+    device = next((mean.device for mean in means.values()), torch.device("cpu"))
+    stays = _Stays(units, {name: mean.double() for name, mean in means.items()}, device)
+    total = torch.full((), float(units.base.get(measure, 0.0)), device=device, dtype=torch.float64)
     known = measure in units.base
     for name, site in units.sites.items():
         if measure in site.table:
             raise UnsupportedError(f"{measure} of {name} is a table of counts: give a budget in a measure that adds up")
         if measure in site.cost:
-            column = torch.as_tensor(site.cost[measure], device=some.device, dtype=torch.float64)
+            column = torch.as_tensor(site.cost[measure], device=device, dtype=torch.float64)
             inside, owners = stays.find(name)
             part = column.sum() if inside is None else (column * inside).sum()
             total, known = total + part * stays.chance(owners), True
@@ -297,7 +297,7 @@ def cost(units: Units, means: Mapping[str, Tensor], measure: str) -> Tensor:
         if term.measure != measure:
             continue
         known, owners = True, set[_Unit]()
-        value = torch.full((), float(term.coefficient), device=some.device, dtype=torch.float64)
+        value = torch.full((), float(term.coefficient), device=device, dtype=torch.float64)
         for name in term.sites:
             value = value * stays.count(name)
             owners |= stays.find(name)[1]

@@ -16,7 +16,9 @@ from secateur.vocabulary import Site, Term
 
 __all__ = ["Source", "sites", "terms"]
 
-_COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons")
+_COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons", "state_heads")
+_STATES = ("state_heads", "state_channels")
+"""Kinds of sites that are selected from only where they are named."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,28 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
             found[neurons] = Site(neurons, width.neurons, owner=owner, multiple=multiple)
         if width.experts:
             found |= _mixture(layout, index, width, multiple)
+        if width.state_heads:
+            found |= _states(layout, index, width, multiple)
     least = min(multiple, layout.hidden_size)
     fixed = np.ones(layout.hidden_size, dtype=bool) if layout.fixed_ratio else None
     found["channels"] = Site("channels", layout.hidden_size, multiple=multiple, minimum=least, fixed=fixed)
-    return {name: replace(site, frozen=site.kind in layout.whole) for name, site in found.items()}
+    return {
+        name: replace(site, frozen=site.kind in layout.whole or site.kind in _STATES) for name, site in found.items()
+    }
+
+
+def _states(layout: Layout, index: int, width: Widths, multiple: int) -> dict[str, Site]:
+    """The sites of a mixer's states: heads, as many in each group, and channels, the same of every head."""
+    heads, channels = (f"layers.{index}.{kind}" for kind in _STATES)
+    groups = layout.state_groups(index)
+    group = np.repeat(np.arange(groups), width.state_heads // groups)
+    owner = ("mixer", np.full(width.state_heads, index))
+    every = ("mixer", np.full(width.state_channels, index))
+    least = min(multiple, width.state_channels)
+    return {
+        heads: Site(heads, width.state_heads, group=group, owner=owner, minimum=groups),
+        channels: Site(channels, width.state_channels, owner=every, multiple=multiple, minimum=least),
+    }
 
 
 def _mixture(layout: Layout, index: int, width: Widths, multiple: int) -> dict[str, Site]:
@@ -161,25 +181,29 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
 
     each = any("expert_neurons" in axis for axis in place.axes or ())
 
-    def part(name: str) -> tuple[int, str]:
+    def part(name: str) -> tuple[int, str, str]:
         if name == "channels":
-            return 1, "channels"
+            return 1, "channels", ""
         if name == "experts" and each:
-            return 1, ""  # the site of the neurons counts those of all experts
+            return 1, "", ""  # the site of the neurons counts those of all experts
+        if name == "state_fixed" and place.layer is not None:
+            return layout.widths[place.layer].state_fixed, "", ""
+        if name == "state_heads*":
+            return 1, f"layers.{place.layer}.state_heads", f"layers.{place.layer}.state_channels"
         if name in _COUNTED:
-            return 1, f"layers.{place.layer}.{name}"
+            return 1, f"layers.{place.layer}.{name}", ""
         if name == "cross*":
-            return layout.head_dim, f"layers.{place.layer}.cross.heads"
+            return layout.head_dim, f"layers.{place.layer}.cross.heads", ""
         grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].has_groups
         block = layout.head_dim * int(name.partition("*")[2] or 1) if "*" in name else 1
-        return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
+        return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}", ""
 
     axes = [
-        [part(name) for name in axis.split("+")] if axis else [(size, "")]
+        [part(name) for name in axis.split("+")] if axis else [(size, "", "")]
         for axis, size in zip(place.axes or ("",) * len(shape), shape, strict=True)
     ]
     for chosen in itertools.product(*axes):
-        yield math.prod(size for size, _ in chosen), sorted(site for _, site in chosen if site)
+        yield math.prod(size for size, *_ in chosen), sorted(site for _, *sites in chosen for site in sites if site)
 
 
 def _condition(layout: Layout, place: Place) -> dict[str, object]:

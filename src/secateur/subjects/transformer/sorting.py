@@ -74,7 +74,9 @@ def _move(layout: Layout, parts: dict[str, Tensor], layer: int, kind: str, score
         parts["heads"] = parts["kv"] = find_order(score)
     elif kind == "experts":
         parts["experts"] = find_order(score, layout.expert_groups)
-    elif kind in ("neurons", "shared_neurons"):
+    elif kind == "state_heads" and width.state_heads:
+        parts[kind] = find_order(score, layout.state_groups(layer))
+    elif kind in ("neurons", "shared_neurons", "state_channels") and getattr(width, kind):
         parts[kind] = find_order(score)
     else:
         raise InputError(f"layers.{layer}.{kind} can't be sorted: only whole sub-blocks of that kind can go")

@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,8 @@ AXES = (
     "experts",
     "expert_neurons",
     "shared_neurons",
+    "state_heads",
+    "state_channels",
     "channels",
 )
 
@@ -279,7 +281,10 @@ class Transformer:
                 raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
         terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length), self.source)
         whole = Units(sites, terms, base)
-        return whole.only(*axes) if axes else whole
+        if axes:  # those of states are selected from only where they are named
+            named = {name: replace(site, frozen=False) if site.kind in axes else site for name, site in sites.items()}
+            return replace(whole, sites=named).only(*axes)
+        return whole
 
     def flops_per_token(self, length: int = 128) -> float:
         """FLOPs of a forward pass over one sequence of `length` tokens, divided by `length`.
@@ -321,7 +326,7 @@ class Transformer:
         layout = self.layout
         sites = costs.sites(layout)
         keep = cutting.resolve(selection, sites)
-        kept = cutting.find_kept(layout, keep)
+        kept = cutting.find_kept(layout, keep, corrected=norm_correction)
         there = {name: self._find_there(layout, name, sites[name].count) for name in keep}
         gone = {name: (int((~stays & there[name]).sum()), int(there[name].sum())) for name, stays in keep.items()}
         removed = {name: counts for name, counts in gone.items() if counts[0]}
@@ -354,18 +359,19 @@ class Transformer:
             return np.ones(count, dtype=bool)
         return np.array([width.has(site) for width in layout.widths])
 
-    def silence(self, selection: Selection) -> Transformer:
+    def silence(self, selection: Selection, *, norm_correction: bool = True) -> Transformer:
         """The same shapes with the units that go set to zero: the reference which a cut must equal.
 
         Layers that go are bypassed. Where channels go, LayerNorms run over the kept channels (see `cut`);
-        RMSNorms need no help.
+        RMSNorms need no help, and run over the kept ones, too, without `norm_correction`.
         """
         self._check_sides()
         layout = self.layout
-        kept = cutting.find_kept(layout, cutting.resolve(selection, costs.sites(layout)))
+        keep = cutting.resolve(selection, costs.sites(layout))
+        kept = cutting.find_kept(layout, keep, corrected=norm_correction)
         if kept.channels is not None:
             self._check_channels(layout)
-        return self._copy(cutting.silence(layout, kept), self.layer_index)
+        return self._copy(cutting.silence(layout, kept, corrected=norm_correction), self.layer_index)
 
     def copy(self) -> Transformer:
         """The same subject with weights of its own."""
