@@ -447,7 +447,7 @@ class Elastic:
         """The size that the router chooses for a share of the whole cost, brought under it where it is above.
 
         While it costs more than that, the choice goes one down that the router holds likeliest for what it saves; while
-        it costs less than 95 % of it, one goes up that fits. The whole budget is the whole model. Raises `BudgetError`
+        it costs less than 95 % of it, one goes up, alone or as another goes down, where that fits. The whole budget is the whole model. Raises `BudgetError`
         outside of the trained range, `InfeasibleError` where the smallest size costs more.
         """
         budget = encode_budget(share, self.shares)
@@ -468,7 +468,13 @@ class Elastic:
                 self._steps(chosen, logits, 1), key=lambda step: step[0] / max(spent - step[2], 1e-9)
             )[1:]
         while spent < (1 - _SLACK) * limit:
-            fitting = [step for step in self._steps(chosen, logits, -1) if spent < step[2] <= limit]
+            larger = list(self._steps(chosen, logits, -1))
+            fitting = [step for step in larger if spent < step[2] <= limit]
+            if not fitting:  # one up and another down
+                fitting = [
+                    (lost + more, size, cost) for lost, up, _ in larger for more, size, cost in
+                    self._steps(up, logits, 1) if spent < cost <= limit
+                ]  # fmt: skip
             if not fitting:
                 break
             chosen, spent = min(fitting, key=lambda step: step[0])[1:]

@@ -91,7 +91,7 @@ def nemotron_elastic(
     axes: Sequence[str] = ("layers", "channels", "neurons", "heads", "state_heads", "state_channels", "experts"),
     uneven: Sequence[str] = ("neurons", "state_heads"),
     choices: str | Sequence[str] = "",
-    calibration_samples: Annotated[int, Ge(1)] = 1024,
+    samples: Annotated[int, Ge(1)] = 1024,
     depth_samples: Annotated[int, Ge(1)] = 64,
     routing: Routing = Routing(),
     curriculum: Curriculum = Curriculum(),
@@ -128,7 +128,7 @@ def nemotron_elastic(
         uneven: axes along which layers choose on their own; none (uneven="") for models of one shape for all layers.
         choices: sizes to choose from, as shares of each layer's own width or as counts: neurons=0.5+0.75,layers=20+24;
             eighths of the whole down to a quarter, and down to half of the layers, unless given.
-        calibration_samples: sequences by which widths are ranked.
+        samples: sequences by which widths are ranked.
         depth_samples: sequences by which layers are ranked, as often as layers squared.
         routing: see `Routing`.
         curriculum: see `Curriculum`.
@@ -156,11 +156,10 @@ def nemotron_elastic(
     first = find(order=range(layer_count))  # refuses before anything is scored
     if "layers" in first:
         deepest = layer_count - first["layers"].counts["layers"][-1]
-        batches = feed.sequences(depth_samples)
-        depth = run.json("depth", lambda: elastic.rank_layers(subject, batches, deepest))
+        depth = run.json("depth", partial(elastic.rank_layers, subject, feed.sequences(depth_samples), deepest))
     chosen_axes = find(order=[int(layer) for layer, _ in depth])
-    samples = feed.sequences(calibration_samples)
-    scores = run.tensors("scores", lambda: elastic.score_widths(subject, samples, chosen_axes))
+    score = partial(elastic.score_widths, subject, feed.sequences(samples), chosen_axes)
+    scores = run.tensors("scores", score)
     torch.manual_seed(seed)
     model = elastic.make(subject, scores, chosen_axes, measure, shares, hidden=routing.router_hidden, timed=timed)
     model.choose(shares[-1])  # refuses what can't be reached before anything is trained
