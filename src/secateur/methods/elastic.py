@@ -34,8 +34,8 @@ from secateur.subjects.transformer.sorting import sort_units
 from secateur.vocabulary import Budget, Cut, Selection, Units, parse_list
 
 __all__ = [
-    "AXES", "FILE", "Axis", "Elastic", "Timed", "find_axes", "find_places", "make", "rank_layers", "read",
-    "score_widths", "share_of", "write",
+    "AXES", "FILE", "Axis", "Elastic", "Timed", "find_axes", "find_places", "find_reason", "make", "rank_layers",
+    "read", "score_widths", "share_of", "write",
 ]  # fmt: skip
 
 FILE = "elastic.json"
@@ -119,11 +119,10 @@ def find_axes(
         sites = [site for site in units.sites if site.rpartition(".")[2] == name and ".cross." not in site]
         sites = [site for site in sites if units[site].count]
         bare = name == "channels" and subject.family.bare_channels  # as sizes are cut: norms run over what stays
-        if not sites or (name == "channels" and cutting.layer_norms(subject.layout)):
-            continue  # a LayerNorm subtracts a mean over all channels: masked ones would be no sliced ones
-        if name in subject.layout.whole and not bare:
-            if name in given:
-                raise UnsupportedError(f"{name} of this model can't be cut: {subject.layout.whole[name]}")
+        why = "" if bare else find_reason(subject, name)
+        if why and name in given:
+            raise UnsupportedError(f"{name} of this model can't be cut: {why}")
+        if why or not sites:
             continue
         counts = _list_counts(subject, units, name, sites, given.get(name), order)
         if len(next(iter(counts.values()))) > 1:
@@ -132,10 +131,18 @@ def find_axes(
         elif name in given:
             raise InputError(f"choices {choices!r}: none of {name} is below the whole and a count that a cut can have")
     if not found:
-        raise UnsupportedError(f"nothing of this model can be cut along {', '.join(names)}")
+        reasons = "; ".join(filter(None, (find_reason(subject, name) for name in names)))
+        raise UnsupportedError(f"nothing of this model can be cut along {', '.join(names)}: {reasons or 'it has none'}")
     if any(axis.uneven for axis in found.values()):
         subject.check_unequal()
     return found
+
+
+def find_reason(subject: Transformer, axis: str) -> str:
+    """Why an axis of a model stays whole, where the family says so; "" where it can go, or is not there."""
+    if axis == "channels" and cutting.layer_norms(subject.layout):
+        return "its LayerNorms subtract a mean over all channels, so masked ones would be no sliced ones"
+    return subject.layout.whole.get(axis, "")
 
 
 def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:

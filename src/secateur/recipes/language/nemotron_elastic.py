@@ -175,7 +175,7 @@ def nemotron_elastic(
         chosen = model.choose(share)
         student, cut = model.cut(chosen)
         notes = [", ".join(f"{axis} {size}" for axis, size in model.describe(chosen).items())]
-        notes += [f"{', '.join(whole)} stay whole: this model has none, or can't lose any"] if whole else []
+        notes += [f"{axis} stay whole: {elastic.find_reason(subject, axis) or 'this model has none'}" for axis in whole]
         yield Result(str(budget), student, cut, model.cost(chosen), records.together(*recoveries), tuple(notes))
 
 
