@@ -58,7 +58,7 @@ def held_out(subject: Transformer) -> float:
 
 def test_one_training_gives_every_size_and_all_of_them_stand_in_one_folder(tmp_path, taught):
     before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
-    found = results(tmp_path, model=taught, steps=60, lr=2e-3, uneven=())
+    found = results(tmp_path, model=taught, steps=60, lr=2e-3, axes=("channels", "neurons", "heads"))
     whole = taught.units().cost()["params"]
     for result, share in zip(found, (0.75, 0.5), strict=True):
         counted = sum(parameter.numel() for parameter in result.subject.model.parameters())
