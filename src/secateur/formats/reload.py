@@ -196,7 +196,7 @@ def resize(model: Any, family: Table) -> None:
             tensors = block["tensors"]
             if kind == "mixer" and states:
                 _resize_states(layer, block, states, config)
-                sizes |= {name: 0 for name in ("state_heads", "state_heads*", "state_fixed")}
+                sizes |= dict.fromkeys(("state_heads", "state_heads*", "state_fixed"), 0)
                 tensors = {name: axes for name, axes in tensors.items() if not any("state" in axis for axis in axes)}
             if kind == "ffn" and experts and experts["packed"] in dict(layer.named_modules()):
                 tensors = experts["tensors"]
@@ -245,7 +245,7 @@ def _resize_states(layer: Any, block: Table, states: Table, config: Any) -> None
         if not any("state" in axis for axis in axes):
             continue
         owner, _, own = name.rpartition(".")
-        shape = list(getattr(names[name], "weight").shape if name in names else getattr(names[owner], own).shape)
+        shape = list(names[name].weight.shape if name in names else getattr(names[owner], own).shape)
         if "state_fixed" in axes[0]:
             parts = axes[0].split("+")
             sizes["state_fixed"] = shape[0] - parts.count("state_heads*") * wide - parts.count("state_heads") * old
@@ -265,7 +265,7 @@ def _resize_states(layer: Any, block: Table, states: Table, config: Any) -> None
     for key, value in counts.items():
         if hasattr(mixer, key):
             setattr(mixer, key, value)
-    norm = names.get(states["norm"])
+    norm: Any = names.get(states["norm"])
     if hasattr(norm, "group_size"):
         norm.group_size = rows // getattr(mixer, "n_groups", 1)
 

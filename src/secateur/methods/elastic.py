@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -242,7 +243,7 @@ def score_widths(
 
 
 def _tap_states(subject: Transformer) -> dict[str, activation.Tap]:
-    """"states L" -> where the input linear of the mixer of layer L gives its output."""
+    """ "states L" -> where the input linear of the mixer of layer L gives its output."""
     layout, found = subject.layout, dict[str, activation.Tap]()
     for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
         for name, axes in layout.blocks(index)["mixer"].tensors.items() if width.state_heads else ():
@@ -251,9 +252,7 @@ def _tap_states(subject: Transformer) -> dict[str, activation.Tap]:
     return found
 
 
-def _score_states(
-    subject: Transformer, index: int, rows: Tensor, axes: Mapping[str, Axis]
-) -> dict[str, Tensor]:
+def _score_states(subject: Transformer, index: int, rows: Tensor, axes: Mapping[str, Axis]) -> dict[str, Tensor]:
     """Site -> scores of the states of a layer; rows: magnitudes of what its input linear gives, z before x."""
     width, places = subject.widths()[index], [f"layers.{index}.{kind}" for kind in ("state_heads", "state_channels")]
     wide = width.state_heads * width.state_channels
@@ -271,9 +270,7 @@ def _find_first_linears(subject: Transformer, layer: int) -> list[str]:
     return [name for name, axes in subject.layout.blocks(layer)["ffn"].tensors.items() if axes == wanted]
 
 
-def rank_layers(
-    subject: Transformer, batches: Sequence[Mapping[str, Tensor]], count: int
-) -> list[tuple[int, float]]:
+def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], count: int) -> list[tuple[int, float]]:
     """(layer, its score) of `count` layers, the least important first: `ablation.list_in_order` by normalised MSE."""
     site = subject.units()["layers"]
     fixed = np.zeros(site.count, bool) if site.fixed is None else site.fixed
@@ -373,7 +370,7 @@ def _place_channels(subject: Transformer, axis: Axis) -> Iterator[nested.Place]:
         yield nested.Norm(path, ("channels",))
 
 
-# ------------------------------------------------------------------------------------------------------ the elastic model
+# --------------------------------------------------------------------------------------------------- the elastic model
 
 
 @dataclass(frozen=True)
@@ -382,6 +379,15 @@ class Timed:
 
     batch: int = 1
     length: int = 128
+
+
+class _Step(NamedTuple):
+    """A size in which one choice is another: of which axis and row, what of the router's logit is lost, its cost."""
+
+    place: tuple[str, int]
+    lost: float
+    size: Chosen
+    cost: float
 
 
 class Elastic:
@@ -453,9 +459,10 @@ class Elastic:
     def choose(self, share: float) -> Chosen:
         """The size that the router chooses for a share of the whole cost, brought under it where it is above.
 
-        While it costs more than that, the choice goes one down that the router holds likeliest for what it saves; while
-        it costs less than 95 % of it, one goes up, alone or as another goes down, where that fits. The whole budget is the whole model. Raises `BudgetError`
-        outside of the trained range, `InfeasibleError` where the smallest size costs more.
+        While it costs more than that, the choice goes one down that the router holds likeliest for what it saves. While
+        it costs less than 95 % of it, one goes up: alone where that fits, else as others go down in the same way. The
+        whole budget is the whole model. Raises `BudgetError` outside of the trained range, `InfeasibleError` where the
+        smallest size costs more.
         """
         budget = encode_budget(share, self.shares)
         if share >= 1.0:
@@ -469,32 +476,40 @@ class Elastic:
             )
         logits = {name: z.float().cpu() for name, z in self.router(devices.move(budget, self.router)).items()}
         chosen = {name: found.argmax(-1).tolist() for name, found in logits.items()}
-        spent = self.cost(chosen)[self.measure]
-        while spent > limit:
-            chosen, spent = min(
-                self._steps(chosen, logits, 1), key=lambda step: step[0] / max(spent - step[2], 1e-9)
-            )[1:]
-        while spent < (1 - _SLACK) * limit:
-            larger = list(self._steps(chosen, logits, -1))
-            fitting = [step for step in larger if spent < step[2] <= limit]
-            if not fitting:  # one up and another down
-                fitting = [
-                    (lost + more, size, cost) for lost, up, _ in larger for more, size, cost in
-                    self._steps(up, logits, 1) if spent < cost <= limit
-                ]  # fmt: skip
+        chosen, _ = self._descend(chosen, logits, limit)
+        while (spent := self.cost(chosen)[self.measure]) < (1 - _SLACK) * limit:
+            larger = [step for step in self._steps(chosen, logits, -1) if step.cost > spent]
+            fitting = [(step.lost, step.size) for step in larger if step.cost <= limit]
+            for step in larger if not fitting else ():
+                size, lost = self._descend(step.size, logits, limit, step.place)
+                cost = self.cost(size)[self.measure]
+                fitting += [(step.lost + lost, size)] if spent < cost <= limit else []
             if not fitting:
                 break
-            chosen, spent = min(fitting, key=lambda step: step[0])[1:]
+            chosen = min(fitting, key=lambda one: one[0])[1]
         return chosen
 
-    def _steps(self, chosen: Chosen, logits: Mapping[str, Tensor], by: int) -> Iterator[tuple[float, Chosen, float]]:
-        """(what of the router's logit is lost, the size, its cost) with each choice moved `by` one."""
+    def _descend(
+        self, chosen: Chosen, logits: Mapping[str, Tensor], limit: float, stays: tuple[str, int] | None = None
+    ) -> tuple[Chosen, float]:
+        """(the size, brought down to the limit, what of the logits was lost); the row `stays` as it is."""
+        lost, spent = 0.0, self.cost(chosen)[self.measure]
+        while spent > limit:
+            steps = [step for step in self._steps(chosen, logits, 1) if step.place != stays and step.cost < spent]
+            if not steps:
+                break
+            best = min(steps, key=lambda step: step.lost / (spent - step.cost))
+            chosen, lost, spent = best.size, lost + best.lost, best.cost
+        return chosen, lost
+
+    def _steps(self, chosen: Chosen, logits: Mapping[str, Tensor], by: int) -> Iterator[_Step]:
+        """Every size in which one choice is moved `by` one."""
         for name, rows in chosen.items():
             for row, choice in enumerate(rows):
                 if 0 <= choice + by < self.axes[name].choices:
                     moved = {**chosen, name: [*rows[:row], choice + by, *rows[row + 1 :]]}
                     lost = float(logits[name][row, choice] - logits[name][row, choice + by])
-                    yield lost, moved, self.cost(moved)[self.measure]
+                    yield _Step((name, row), lost, moved, self.cost(moved)[self.measure])
 
     @torch.no_grad()
     def check(self, chosen: Chosen) -> None:
@@ -562,7 +577,7 @@ def share_of(budget: Budget, elastic_measure: str, whole: Mapping[str, float]) -
     return share
 
 
-# ----------------------------------------------------------------------------------------------------------------- files
+# --------------------------------------------------------------------------------------------------------------- files
 
 
 def write(elastic: Elastic, folder: Path) -> None:
@@ -601,9 +616,7 @@ def read(folder: str | Path) -> Elastic:
         timed, tensors = Timed(data["batch"], data["length"]), load_file(root / _ROUTER)
         subject = open_subject(root)
         assert isinstance(subject, Transformer)
-        elastic = Elastic(
-            subject, axes, data["measure"], data["shares"], hidden=data["hidden"], timed=timed
-        )
+        elastic = Elastic(subject, axes, data["measure"], data["shares"], hidden=data["hidden"], timed=timed)
         elastic.router.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{root} is a damaged elastic model ({type(error).__name__}): restore it") from error

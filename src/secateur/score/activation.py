@@ -201,9 +201,9 @@ def sum_scores(scores: Mapping[str, Tensor]) -> Tensor:
 def state_scores(magnitudes: Tensor, heads: int, top: int | None = None) -> tuple[Tensor, Tensor]:
     """([heads], [channels]): what heads of a Mamba-2 mixer, and the channels that all of them have, are worth.
 
-    magnitudes: [heads x channels], s: of each channel of x, the part of the input linear's output that enters the state.
-    A channel is worth s_d = ||s_{:,d}||_2 over heads, a head f_h = ||s_{h,D}||_2 over the `top` channels by that (all if
-    None). Heads are to be ranked inside the groups that share B and C.
+    magnitudes: [heads x channels], s: of each channel of x, the part of the input linear's output that goes into the
+    state. A channel is worth s_d = ||s_{:,d}||_2 over heads, a head f_h = ||s_{h,D}||_2 over the `top` channels by that
+    (all if None). Heads are to be ranked inside the groups that share B and C.
 
     Source: Nemotron Elastic (arXiv 2511.16664), section 3.1.
     """

@@ -100,9 +100,7 @@ def test_activations_rank_better_than_chance(tmp_path, taught):
         return held_out(elastic.make(taught, ranking, axes, "params", (1.0, 0.5)).cut(chosen)[0])
 
     draw = torch.Generator().manual_seed(0)
-    chance = [
-        loss({site: torch.rand(len(score), generator=draw) for site, score in scores.items()}) for _ in range(5)
-    ]
+    chance = [loss({site: torch.rand(len(score), generator=draw) for site, score in scores.items()}) for _ in range(5)]
     assert loss(scores) < np.mean(chance) - np.std(chance)
 
 

@@ -99,7 +99,7 @@ def test_masked_is_sliced_and_not_without_the_correction_of_norms(channels, neur
             with found.off():
                 assert torch.equal(model(TOKENS), whole)
             assert torch.equal(model(TOKENS), masked)
-            found.choose({name: 0 for name in chosen})
+            found.choose(dict.fromkeys(chosen, 0))
             assert torch.equal(model(TOKENS), whole)
         assert torch.equal(model(TOKENS), whole)  # bit by bit
         assert torch.allclose(masked, small(TOKENS), atol=1e-5) == (corrected or channels == 0)

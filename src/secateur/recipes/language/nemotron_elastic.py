@@ -242,10 +242,18 @@ def train_sizes(
         with model.masks.on(model.subject.model):
             made.append(
                 distillation.train_student(
-                    model.subject, subject, draws, objective, replace(training, steps=steps), length=tokens, seed=seed,
-                    checkpoint=run.folder(f"train-{number}"), extra=[model.router],
-                    extra_rate=routing.router_lr / training.number("lr"), evaluate=partial(judge, model, subject, judged),
-                )  # fmt: skip
+                    model.subject,
+                    subject,
+                    draws,
+                    objective,
+                    replace(training, steps=steps),
+                    length=tokens,
+                    seed=seed,
+                    checkpoint=run.folder(f"train-{number}"),
+                    extra=[model.router],
+                    extra_rate=routing.router_lr / training.number("lr"),
+                    evaluate=partial(judge, model, subject, judged),
+                )
             )
         before += steps
     return made

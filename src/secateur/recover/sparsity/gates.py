@@ -296,7 +296,7 @@ def cost(units: Units, means: Mapping[str, Tensor], measure: str) -> Tensor:
     for term in units.terms:
         if term.measure != measure:
             continue
-        known, owners = True, set[_Unit]()
+        known, owners = True, frozenset[_Unit]()
         value = torch.full((), float(term.coefficient), device=device, dtype=torch.float64)
         for name in term.sites:
             value = value * stays.count(name)

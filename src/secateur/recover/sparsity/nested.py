@@ -66,9 +66,9 @@ class Norm:
     """A root-mean-square norm over the units of sites, their counts multiplied, that is to see the kept ones alone.
 
     A norm over D numbers of which D - k are zero divides by sqrt(S / D + eps), S the sum of squares; the sliced model's
-    divides by sqrt(S / k + eps). Equal to an epsilon of eps k/D in the norm and sqrt(k/D) on its output: what goes in is
-    multiplied by 1 / sqrt(E) and what comes out by R. With weights pi of the choices, E = prod_sites sum_i pi_i k_i / D
-    and R = prod_sites sum_i pi_i sqrt(k_i / D).
+    divides by sqrt(S / k + eps). So what goes in is multiplied by 1 / sqrt(E) and what comes out by R, which equals an
+    epsilon of eps k/D in the norm and sqrt(k/D) on its output. With weights pi of the choices,
+    E = prod_sites sum_i pi_i k_i / D and R = prod_sites sum_i pi_i sqrt(k_i / D).
     """
 
     module: str
@@ -114,10 +114,7 @@ class Nested:
         for site, given in weights.items():
             prefix = self.prefixes.get(site)
             count = 0 if prefix is None else len(prefix.counts)
-            if isinstance(given, int):
-                fits = -count <= given < count
-            else:
-                fits = given.shape == (count,)
+            fits = -count <= given < count if isinstance(given, int) else given.shape == (count,)
             if prefix is None or not fits:
                 raise InputError(f"{site} has {count} choices: give one of their numbers, or a weight for each")
             if isinstance(given, int):
@@ -248,7 +245,9 @@ def _find_first(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tenso
 def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
     """Let `change` have the first tensor that goes in."""
 
-    def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    def hook(
+        _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
         x = _find_first(args, kwargs)
         new = change(x)
         swapped = tuple(new if one is x else one for one in args)

@@ -6,6 +6,7 @@ dead zone of the loss, and the penalty that keeps the whole model whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -106,7 +107,7 @@ def encode_budget(share: float, trained: Sequence[float]) -> Tensor:
             f"{trained[0]:.4g}: ask for one between them"
         )
     found = torch.zeros(len(trained))
-    for place, (above, below) in enumerate(zip(trained, trained[1:], strict=False)):
+    for place, (above, below) in enumerate(itertools.pairwise(trained)):
         if below <= share <= above:
             part = (above - share) / (above - below)
             found[place], found[place + 1] = 1.0 - part, part
@@ -147,7 +148,8 @@ class Draws:
     pass is hard; "done" the share of training that is over. All of it follows from `seed` and the number of the batch,
     so that a resumed run, and each of several processes, sees what one process would see.
 
-    before, steps: of training, done before this stage and in all stages. accumulate: micro-batches per process and step.
+    before, steps: of training, done before this stage and in all stages. accumulate: micro-batches of a step, per
+    process.
     """
 
     def __init__(

@@ -147,9 +147,7 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray], *, corrected: bool
     return result
 
 
-def _find_states(
-    layout: Layout, index: int, indices: Callable[[str, int], Tensor], mixer: bool
-) -> dict[str, Tensor]:
+def _find_states(layout: Layout, index: int, indices: Callable[[str, int], Tensor], mixer: bool) -> dict[str, Tensor]:
     """What stays of the states of a mixer; refuses other counts of heads in its groups, and a mixer without any."""
     width, name, groups = layout.widths[index], f"layers.{index}", layout.state_groups(index)
     if not mixer:

@@ -31,10 +31,10 @@ def find_order(scores: Tensor, groups: int = 1) -> Tensor:
 
 
 def sort_units(subject: Transformer, scores: Mapping[str, Tensor]) -> Transformer:
-    """A copy with the units of each site in `scores` (site -> [count]) sorted, best first; other sites stay as they are.
+    """A copy with the units of each site in `scores` (site -> [count]) sorted, best first.
 
-    Its outputs are those of `subject` but for rounding. Groups of keys and values move with the heads that read them.
-    Raises `InputError` for a site that it has not, or another number of scores.
+    Other sites stay as they are. Its outputs are those of `subject` but for rounding. Groups of keys and values move
+    with the heads that read them. Raises `InputError` for a site that it has not, or another number of scores.
     """
     layout, units = subject.layout, subject.units()
     stays = cutting.find_kept(layout, {})

@@ -465,7 +465,7 @@ class _Reading:
         """
         state = self.tiny.state_dict()
         decay = f"{path}.A_log"
-        shape = state[f"{start}{decay}"].shape if f"{start}{decay}" in state else ()
+        shape = list(state[f"{start}{decay}"].shape) if f"{start}{decay}" in state else []
         wide = state[f"{start}{out}.weight"].shape[1] if not isinstance(self.modules[start + out], Conv1D) else 0
         if len(shape) != 1 or not wide or wide % shape[0]:
             return tensors
@@ -500,7 +500,8 @@ class _Reading:
     def _find_state_setting(self, decay: str, out: str, times: int) -> str:
         """The setting by which an output linear has twice as many columns, and there are `times` as many heads."""
         plain = self._build_shapes({})
-        for name, value in self.config.to_dict().items():
+        settings: dict[str, object] = self.config.to_dict()
+        for name, value in settings.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 continue
             found = self._build_shapes({name: 2 * value})
