@@ -195,7 +195,8 @@ def resize(model: Any, family: Table) -> None:
                 continue
             tensors = block["tensors"]
             if kind == "mixer" and states:
-                _resize_states(layer, block, states, config)
+                counts = (getattr(config, states[name]) for name in ("heads", "channels"))
+                _resize_states(layer, block, states, *counts)
                 sizes |= dict.fromkeys(("state_heads", "state_heads*", "state_fixed"), 0)
                 tensors = {name: axes for name, axes in tensors.items() if not any("state" in axis for axis in axes)}
             if kind == "ffn" and experts and experts["packed"] in dict(layer.named_modules()):
@@ -233,14 +234,14 @@ def _size(part: str, sizes: dict[str, int]) -> int:
     return sizes[name + star] * int(times or 1)
 
 
-def _resize_states(layer: Any, block: Table, states: Table, config: Any) -> None:
-    """Give a mixer the heads, and channels of each, that its config says; what groups share stays as it is."""
-    mixer, names = layer.get_submodule(states["module"]), dict(layer.named_modules())
+def _resize_states(layer: nn.Module, block: Table, states: Table, heads: int, channels: int) -> None:
+    """Give a mixer so many heads, with so many channels each; what groups share stays as it is."""
+    mixer: Any = layer.get_submodule(states["module"])
+    names: dict[str, Any] = dict(layer.named_modules())
     leaf = states["log_decay"].rpartition(".")[2]
     old = len(getattr(mixer, leaf))
     wide = names[block["out"]].weight.shape[1]
-    heads, channels = getattr(config, states["heads"]), getattr(config, states["channels"])
-    sizes = {"channels": config.hidden_size, "state_heads": heads, "state_heads*": heads * channels}
+    sizes = {"channels": names[block["out"]].weight.shape[0], "state_heads": heads, "state_heads*": heads * channels}
     for name, axes in block["tensors"].items():
         if not any("state" in axis for axis in axes):
             continue

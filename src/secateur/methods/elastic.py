@@ -36,7 +36,7 @@ from secateur.vocabulary import Budget, Cut, Selection, Units, parse_list
 
 __all__ = [
     "AXES", "FILE", "Axis", "Elastic", "Timed", "find_axes", "find_places", "find_reason", "make", "rank_layers",
-    "read", "score_widths", "share_of", "write",
+    "read", "removable_layers", "score_widths", "share_of", "write",
 ]  # fmt: skip
 
 FILE = "elastic.json"
@@ -270,11 +270,15 @@ def _find_first_linears(subject: Transformer, layer: int) -> list[str]:
     return [name for name, axes in subject.layout.blocks(layer)["ffn"].tensors.items() if axes == wanted]
 
 
+def removable_layers(subject: Transformer) -> list[int]:
+    """The layers that may go."""
+    site = subject.units()["layers"]
+    return [layer for layer in range(site.count) if site.fixed is None or not site.fixed[layer]]
+
+
 def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], count: int) -> list[tuple[int, float]]:
     """(layer, its score) of `count` layers, the least important first: `ablation.list_in_order` by normalised MSE."""
-    site = subject.units()["layers"]
-    fixed = np.zeros(site.count, bool) if site.fixed is None else site.fixed
-    removable = [layer for layer in range(site.count) if not fixed[layer]]
+    removable, layers = removable_layers(subject), len(subject.layers())
     masks = nested.Nested({}, [nested.Gate(path, "layers", index) for index, path in enumerate(subject.layers())])
 
     def read(batch: Mapping[str, Tensor]) -> Tensor:
@@ -288,14 +292,14 @@ def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], c
         return read(batch)
 
     def without(batch: Mapping[str, Tensor], gone: tuple[int, ...]) -> Tensor:
-        stays = torch.ones(site.count)
+        stays = torch.ones(layers)
         stays[list(gone)] = 0.0
         masks.shares = {"layers": stays}
         return read(batch)
 
     with masks.on(subject.model), evaluating(subject.model):
         score = partial(ablation.normalized_mse, whole, without, batches)
-        return ablation.list_in_order(score, removable, min(count, len(removable) - (len(removable) == site.count)))
+        return ablation.list_in_order(score, removable, min(count, len(removable) - (len(removable) == layers)))
 
 
 # ------------------------------------------------------------------------------------------------------------- masks

@@ -6,7 +6,7 @@ Megatron-LM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,10 @@ from secateur.methods.distillation import Losses
 from secateur.recover.sparsity import router as routers
 from secateur.recover.training import objectives, records
 from secateur.recover.training.compose import Parts
+from secateur.score import random
 from secateur.subjects import Transformer
-from secateur.vocabulary import Budget, Recovery, Result, Training, parse_list
+from secateur.subjects.transformer.subject import Output
+from secateur.vocabulary import Budget, Recovery, Result, Training, Units, parse_list
 
 CARD = {
     "title": "Nemotron Elastic: Towards Efficient Many-in-One Reasoning LLMs",
@@ -91,6 +93,7 @@ def nemotron_elastic(
     axes: Sequence[str] = ("layers", "channels", "neurons", "heads", "state_heads", "state_channels", "experts"),
     uneven: Sequence[str] = ("neurons", "state_heads"),
     choices: str | Sequence[str] = "",
+    ranking: Literal["activations", "random"] = "activations",
     samples: Annotated[int, Ge(1)] = 1024,
     depth_samples: Annotated[int, Ge(1)] = 64,
     routing: Routing = Routing(),
@@ -128,6 +131,7 @@ def nemotron_elastic(
         uneven: axes along which layers choose on their own; none (uneven="") for models of one shape for all layers.
         choices: sizes to choose from, as shares of each layer's own width or as counts: neurons=0.5+0.75,layers=20+24;
             eighths of the whole down to a quarter, and down to half of the layers, unless given.
+        ranking: activations, or for comparison random, of units and layers alike.
         samples: sequences by which widths are ranked.
         depth_samples: sequences by which layers are ranked, as often as layers squared.
         routing: see `Routing`.
@@ -156,10 +160,13 @@ def nemotron_elastic(
     first = find(order=range(layer_count))  # refuses before anything is scored
     if "layers" in first:
         deepest = layer_count - first["layers"].counts["layers"][-1]
-        depth = run.json("depth", partial(elastic.rank_layers, subject, feed.sequences(depth_samples), deepest))
+        rank = partial(elastic.rank_layers, subject, feed.sequences(depth_samples), deepest)
+        depth = run.json("depth", rank if ranking == "activations" else partial(shuffle_layers, subject, deepest, seed))
     chosen_axes = find(order=[int(layer) for layer, _ in depth])
     score = partial(elastic.score_widths, subject, feed.sequences(samples), chosen_axes)
-    scores = run.tensors("scores", score)
+    sites = {site for axis in chosen_axes.values() if axis.name != "layers" for site in axis.counts}
+    chance = partial(draw_scores, subject, sites, seed)
+    scores = run.tensors("scores", score if ranking == "activations" else chance)
     torch.manual_seed(seed)
     model = elastic.make(subject, scores, chosen_axes, measure, shares, hidden=routing.router_hidden, timed=timed)
     model.choose(shares[-1])  # refuses what can't be reached before anything is trained
@@ -204,6 +211,20 @@ def check(
     if losses.teacher == "learning" and not (losses.task and subject.causal):
         raise InputError("teacher=learning learns by cross-entropy of the next token: set task=1, or teacher=frozen")
     return measures[0], [1.0, *sorted(set(shares), reverse=True)]
+
+
+def shuffle_layers(subject: Transformer, count: int, seed: int) -> list[tuple[int, float]]:
+    """`elastic.rank_layers` by chance."""
+    draw = torch.Generator().manual_seed(seed)
+    removable = elastic.removable_layers(subject)
+    return [(removable[place], 0.0) for place in torch.randperm(len(removable), generator=draw).tolist()][:count]
+
+
+def draw_scores(subject: Transformer, sites: Collection[str], seed: int) -> dict[str, Tensor]:
+    """Scores of the units of `sites` by chance."""
+    units = subject.units()
+    chosen = {site: replace(units[site], frozen=False) for site in sites}
+    return random.scores(Units(chosen), seed=seed)
 
 
 # ----------------------------------------------------------------------------------------------------------- training
@@ -302,7 +323,7 @@ def make_objective(
             for name, logits in model.router(budget).items()
         }  # fmt: skip
 
-    def teach(batch: Batch, **how: bool) -> Any:
+    def teach(batch: Batch, **how: bool) -> Output:
         with model.masks.off():
             return model.subject.forward(batch, **how)
 

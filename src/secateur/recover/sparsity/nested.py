@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from secateur._utils import devices
-from secateur.errors import InputError
+from secateur.errors import InputError, UnsupportedError
 
-__all__ = ["Bar", "Gate", "Mask", "Nested", "Norm", "Prefix"]
+__all__ = ["Bar", "Gate", "Mask", "Nested", "Norm", "Place", "Prefix"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,13 +219,13 @@ class _Adding(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., object],
         types: Sequence[type],
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         out = func(*args, **(kwargs or {}))
-        if self.row is None or func is not nn.functional.linear:
+        if self.row is None or func is not nn.functional.linear or not isinstance(out, Tensor):
             return out
         return out + devices.move(self.row, out).to(out.dtype)
 
@@ -259,10 +259,12 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> RemovableH
 def _after(module: nn.Module, change: Callable[[Tensor, Tensor], Tensor]) -> RemovableHandle:
     """Let `change` have what goes in, and what comes out or is the first of a tuple that does."""
 
-    def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: Any) -> object:
+    def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], out: object) -> object:
         x = _find_first(args, kwargs)
         if isinstance(out, tuple):
             return (change(x, out[0]), *out[1:])
+        if not isinstance(out, Tensor):
+            raise UnsupportedError(f"a masked module returns a {type(out).__name__}: mask one that returns tensors")
         return change(x, out)
 
     return module.register_forward_hook(hook, with_kwargs=True)
