@@ -31,12 +31,13 @@ from secateur.recover.sparsity.router import BudgetRouter, encode_budget
 from secateur.score import ablation, activation, routing
 from secateur.subjects import Moe, Transformer, open_subject
 from secateur.subjects.transformer import cutting
+from secateur.subjects.transformer.costs import PROFILES, Profile
 from secateur.subjects.transformer.sorting import sort_units
 from secateur.vocabulary import Budget, Cut, Selection, Units, parse_list
 
 __all__ = [
     "AXES", "FILE", "Axis", "Elastic", "Timed", "find_axes", "find_places", "find_reason", "make", "rank_layers",
-    "read", "removable_layers", "score_widths", "share_of", "write",
+    "read", "read_profile", "removable_layers", "score_widths", "share_of", "write",
 ]  # fmt: skip
 
 FILE = "elastic.json"
@@ -201,6 +202,25 @@ def _count_groups(units: Units, site: str) -> int:
 
 def _size_of_group(units: Units, site: str) -> int:
     return units[site].count // _count_groups(units, site)
+
+
+def read_profile(text: str) -> Profile:
+    """A profile by its name, or with numbers of one's own: "fp8", "weights=0.5625,cache=1,states=2,buffers=2".
+
+    Raises `InputError` for what is neither.
+    """
+    if text in PROFILES:
+        return PROFILES[text]
+    try:
+        pairs = {name: float(value) for name, _, value in (part.partition("=") for part in parse_list(text))}
+        if not pairs or min(pairs.values()) <= 0:
+            raise ValueError
+        return Profile(**pairs)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"profile={text}: give {', '.join(PROFILES)}, or bytes of each number such as "
+            "weights=0.5625,cache=1,states=2,buffers=2"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------------------ ranking
@@ -595,6 +615,7 @@ def write(elastic: Elastic, folder: Path) -> None:
         "shares": list(elastic.shares),
         "hidden": elastic.hidden,
         **asdict(elastic.timed),
+        "profile": None if elastic.subject.profile is None else asdict(elastic.subject.profile),
         "axes": {name: asdict(axis) for name, axis in elastic.axes.items()},
         "sizes": {share: elastic.describe(chosen) for share, chosen in sizes.items()},
     }
@@ -620,6 +641,7 @@ def read(folder: str | Path) -> Elastic:
         timed, tensors = Timed(data["batch"], data["length"]), load_file(root / _ROUTER)
         subject = open_subject(root)
         assert isinstance(subject, Transformer)
+        subject.profile = Profile(**data["profile"]) if data["profile"] else None
         elastic = Elastic(subject, axes, data["measure"], data["shares"], hidden=data["hidden"], timed=timed)
         elastic.router.load_state_dict(tensors)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -145,6 +145,15 @@ def test_a_hybrid_of_mamba_2_keeps_its_groups(tmp_path):
         assert torch.equal(again.forward(batch).prediction, found.subject.forward(batch).prediction)
 
 
+def test_a_budget_of_memory_is_of_what_is_served_by_a_profile(tmp_path):
+    (found,) = results(tmp_path, "served_memory=60%", profile="fp8", dry_run=True)
+    fp8 = found.subject.units(batch=1, length=16).cost()["served_memory"]
+    assert found.predicted["served_memory"] == fp8
+    assert found.predicted["served_memory"] < 0.5 * found.predicted["memory"]  # floats of 32 bits
+    with pytest.raises(InputError, match="profile=fp7: give bf16, fp8, fp4, or bytes of each number"):
+        results(tmp_path / "b", "served_memory=60%", profile="fp7", dry_run=True)
+
+
 def test_the_router_learns_at_its_own_rate_and_the_second_stage_goes_on_with_the_schedules(tmp_path, monkeypatch):
     seen = []
     real = module.distillation.train_student

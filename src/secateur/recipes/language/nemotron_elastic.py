@@ -96,6 +96,7 @@ def nemotron_elastic(
     ranking: Literal["activations", "random"] = "activations",
     samples: Annotated[int, Ge(1)] = 1024,
     depth_samples: Annotated[int, Ge(1)] = 64,
+    profile: str = "bf16",
     routing: Routing = Routing(),
     curriculum: Curriculum = Curriculum(),
     losses: Teaching = Teaching(task=0.0, logit=1.0, temperature=1.0),
@@ -134,6 +135,8 @@ def nemotron_elastic(
         ranking: activations, or for comparison random, of units and layers alike.
         samples: sequences by which widths are ranked.
         depth_samples: sequences by which layers are ranked, as often as layers squared.
+        profile: for budgets such as served_memory=12GB, of weights, caches and one activation: bf16, fp8, fp4, or bytes
+            of each number, weights=0.5625,cache=1,states=2,buffers=2.
         routing: see `Routing`.
         curriculum: see `Curriculum`.
         losses: see `Teaching`.
@@ -151,6 +154,8 @@ def nemotron_elastic(
     it, which is the same as changing its epsilon. Learning rates warm up anew in the second stage.
     """
     timed = elastic.Timed(batch, length)
+    if any("served_memory" in budget for budget in budgets):
+        subject.profile = elastic.read_profile(profile)
     measure, shares = check(subject, budgets, losses, timed)
     layer_count = len(subject.layers())
     train, held = data.split(seed=seed)

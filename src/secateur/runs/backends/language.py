@@ -121,6 +121,16 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         return f"{imports}\n\nmodel = {model}"
 
 
+def _serve(subject: Transformer, batch: Batch) -> float:
+    """Bytes of weights, caches and one activation of `batch`, as the subject's profile says; numbers as counted."""
+    profile = subject.profile
+    assert profile is not None
+    weights = sum(parameter.numel() for parameter in subject.model.parameters())
+    keys, states = size.cache_numbers(subject.model, subject.arguments(batch))
+    activations = batch["input_ids"].numel() * subject.hidden_size
+    return weights * profile.weights + keys * profile.cache + states * profile.states + activations * profile.buffers
+
+
 class Language(TextBackend[Transformer]):
     """Models of transformers, of text: generative, encoders, classifiers."""
 
@@ -263,6 +273,12 @@ class Language(TextBackend[Transformer]):
             cache = size.kv_cache_bytes(subject.model, subject.arguments(batch))
             row["kv_cache"] = Figure(cache, unit="B")
             row["memory"] = Figure(row["bytes"].value + cache, unit="B")
+            if any(width.state_heads for width in subject.widths()):
+                keys, _ = size.cache_numbers(subject.model, subject.arguments(batch))
+                row["kv_cache"] = Figure(float(keys * subject.model.dtype.itemsize), unit="B")
+                row["state_cache"] = Figure(cache - row["kv_cache"].value, unit="B")
+            if subject.profile is not None:
+                row["served_memory"] = Figure(_serve(subject, batch), unit="B")
         else:
             row["memory"] = row["bytes"]
         return row

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from secateur.subjects.transformer.layout import Layout, Place, Widths
-from secateur.vocabulary import Site, Term
+from secateur.vocabulary import Site, Term, Units
 
-__all__ = ["Source", "sites", "terms"]
+__all__ = ["PROFILES", "Profile", "Source", "serve", "sites", "state_terms", "terms"]
 
 _COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons", "state_heads")
 _STATES = ("state_heads", "state_channels")
@@ -31,6 +31,24 @@ class Source:
     tokens: int
     rows: Mapping[str, int] = field(default_factory=dict)
     flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Bytes of each number as a model is served: of weights, of keys and values, of states, and of activations."""
+
+    weights: float = 2.0
+    cache: float = 2.0
+    states: float = 2.0
+    buffers: float = 2.0
+
+
+PROFILES = {
+    "bf16": Profile(),
+    "fp8": Profile(weights=1.0, cache=1.0),
+    "fp4": Profile(weights=0.5625, cache=1.0),
+}
+"""Weights in 4 bits come with a scale of 8 bits for every 16 of them. Of the paper's code the bytes of weights."""
 
 
 def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
@@ -174,6 +192,37 @@ def terms(
     found = [replace(term, coefficient=value) for term, value in total.items()]
     cached = [term for part in cache for term in (part, replace(part, measure="memory"))]
     return (*found, *cached), base
+
+
+def state_terms(layout: Layout, batch: int, size: float) -> Iterator[Term]:
+    """Bytes that the states of Mamba-2 take while text is written, `size` for each number.
+
+    B (H C N + K (H C + F)) of a layer: H heads of C channels with N numbers each, and the last K inputs of the
+    convolution over these and the F rows that groups share.
+    """
+    for index, width in enumerate(layout.widths):
+        if not width.state_heads:
+            continue
+        numbers, taps = layout.state_sizes(index)
+        units = (("layers", index), ("mixer", index))
+        inside = tuple(f"layers.{index}.{kind}" for kind in _STATES)
+        yield Term("state_cache", batch * size * (numbers + taps), inside, units=units)
+        yield Term("state_cache", batch * size * taps * width.state_fixed, units=units)
+
+
+def serve(units: Units, profile: Profile, itemsize: int, batch: int, length: int) -> Units:
+    """These units with the measure served_memory: bytes of weights, caches and one activation [B, T, channels].
+
+    itemsize: bytes of each number in which kv_cache and state_cache are.
+    """
+    shares = {"params": profile.weights, "kv_cache": profile.cache / itemsize, "state_cache": profile.states / itemsize}
+    served = [
+        replace(term, measure="served_memory", coefficient=term.coefficient * shares[term.measure])
+        for term in units.terms if term.measure in shares
+    ]  # fmt: skip
+    served.append(Term("served_memory", batch * length * profile.buffers, ("channels",)))
+    base = sum(units.base.get(measure, 0.0) * share for measure, share in shares.items())
+    return replace(units, terms=(*units.terms, *served), base={**units.base, "served_memory": base})
 
 
 def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tuple[float, list[str]]]:

@@ -119,6 +119,13 @@ class Layout:
         )  # fmt: skip
         return {"state_heads": heads, "state_channels": wide // heads, "state_fixed": rows - wide}
 
+    def state_sizes(self, layer: int) -> tuple[int, int]:
+        """(numbers of a state per channel, taps of the convolution) of a mixer: what it caches of each."""
+        width, block = self.widths[layer], self.blocks(layer)["mixer"]
+        name = next(name for name, axes in block.tensors.items() if axes[0] == "state_heads*+state_fixed")
+        taps = self._modules(layer)[name].get_parameter("weight").shape[-1]
+        return width.state_fixed // (2 * self.state_groups(layer)), int(taps)
+
     def state_groups(self, layer: int) -> int:
         """Groups of heads of a mixer's states, which share B and C."""
         states = self.family.states

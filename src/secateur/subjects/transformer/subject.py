@@ -100,6 +100,8 @@ class Transformer:
     """A transformers model with what belongs to it, as something to prune. Use `open_subject` to make one."""
 
     backend = "secateur.runs.backends.language:Language"
+    profile: costs.Profile | None = None
+    """In how many bytes each number is to be served: then there is a cost in served_memory, too."""
 
     kind: Literal["encoder", "decoder"]
 
@@ -265,8 +267,9 @@ class Transformer:
         `torch.utils.flop_counter` counts: 2 per multiply-add of the matrix products, attention as two full
         [length, length] products per head without a discount for causality or sliding windows; of mixers their linears
         alone, not the scans and convolutions between them, which depend on the kernel); kv_cache
-        (decoders: bytes of keys and values after `length` tokens); memory = bytes + kv_cache; with experts also
-        active_params, those which one token passes.
+        (decoders: bytes of keys and values after `length` tokens); state_cache (those of Mamba-2's states); memory =
+        bytes + both caches; with experts also active_params, those which one token passes; with a `profile` also
+        served_memory (`costs.serve`).
         `multiple` rounds neurons and channels. Raises `UnsupportedError` for an axis that isn't there.
         """
         layout = self.layout
@@ -281,6 +284,8 @@ class Transformer:
                 raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
         terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length), self.source)
         whole = Units(sites, terms, base)
+        if self.profile is not None:
+            whole = costs.serve(whole, self.profile, self.model.dtype.itemsize, batch, length)
         if axes:  # those of states are selected from only where they are named
             named = {name: replace(site, frozen=False) if site.kind in axes else site for name, site in sites.items()}
             return replace(whole, sites=named).only(*axes)
