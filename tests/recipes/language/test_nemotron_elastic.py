@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tiny
+import toys
 from secateur._utils.rundir import Run, read_tensors
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
@@ -250,3 +251,8 @@ def test_training_options_are_those_of_the_recipe():
     assert keywords.check_options(module.nemotron_elastic, {})["training"] == Training(
         steps=1000, batch=16, lr=9e-5, warmup=0.06
     )
+
+
+def toy(_: object) -> dict[str, object]:
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language(steps=20, train_batch=8, length=16, samples=16, depth_samples=4, router_hidden=16, lr=2e-3)
