@@ -84,6 +84,24 @@ def test_masked_is_sliced_and_costs_what_it_says(name):
     assert torch.equal(model.subject.forward(batch).prediction, whole)  # reversible, bit by bit
 
 
+@torch.no_grad()
+def test_an_expert_that_is_chosen_by_a_bias_of_its_own_is_barred_too():
+    """The experts that go have the largest biases, which are added to the scores behind the router (DeepSeek-V3)."""
+    subject = make("deepseek3")
+    axes = elastic.find_axes(subject, ("experts",), choices="experts=4")
+    model = elastic.Elastic(subject, axes, "params", SHARES, hidden=4)
+    for layer in subject.model.model.layers[1:]:
+        bias = layer.mlp.gate.e_score_correction_bias
+        bias.copy_(torch.arange(8.0) % 4)  # the last ones of both groups
+    batch = subject.example(2, 9)
+    with model.masks.on(subject.model):
+        model.mask({"experts": [1]})
+        masked = subject.forward(batch).prediction
+    sliced = model.cut({"experts": [1]})[0].forward(batch).prediction
+    assert float((masked - sliced).abs().max()) < 1e-4
+    assert float((masked - subject.forward(batch).prediction).abs().max()) > 1e-3
+
+
 def test_groups_of_states_keep_equally_many_heads_and_b_and_c_are_untouched():
     model = make_elastic("NemotronH")
     chosen = {name: [0] * axis.rows for name, axis in model.axes.items()}

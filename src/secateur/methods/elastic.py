@@ -342,6 +342,10 @@ def find_places(subject: Transformer, axes: Mapping[str, Axis]) -> Iterator[nest
         site = f"layers.{index}.experts"
         if names is not None and "experts" in axes and site in axes["experts"].counts:
             yield nested.Bar(f"{path}.{names.router}", site)
+            mixture = names.packed.rpartition(".")[0]
+            for name, parts in names.tensors.items():
+                if parts == ("experts",):
+                    yield nested.Bar(f"{path}.{mixture}", site, name.removeprefix(f"{mixture}."))
         if "layers" in axes and index in axes["layers"].order:
             yield nested.Gate(path, "layers", index)
 

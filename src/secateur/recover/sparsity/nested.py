@@ -86,10 +86,15 @@ class Gate:
 
 @dataclass(frozen=True)
 class Bar:
-    """Adds log g to the product of a router with its weight, a column for each expert: no token where g = 0."""
+    """Adds log g to the product of a router with its weight, a column for each expert: no token where g = 0.
+
+    tensor: in place of that, the parameter or buffer of the module, a number for each expert, which is added to the
+    scores that experts are chosen by (DeepSeek-V3); log g is added to whatever is made of it.
+    """
 
     module: str
     site: str
+    tensor: str = ""
 
 
 Place = Mask | Norm | Gate | Bar
@@ -162,8 +167,11 @@ class Nested:
         elif isinstance(place, Gate):
             yield _after(module, self._skipper(place))
         else:
-            modes = list[_Adding]()
-            yield module.register_forward_pre_hook(lambda *_: modes.append(self._enter(place)))
+            modes, added = list[_Adding](), None
+            if place.tensor:
+                owner, _, leaf = place.tensor.rpartition(".")
+                added = getattr(module.get_submodule(owner), leaf)
+            yield module.register_forward_pre_hook(lambda *_: modes.append(self._enter(place, added)))
             yield module.register_forward_hook(lambda *_: modes.pop().__exit__(None, None, None), always_call=True)
 
     def _masker(self, place: Mask) -> Callable[[Tensor], Tensor]:
@@ -203,19 +211,19 @@ class Nested:
 
         return skip
 
-    def _enter(self, place: Bar) -> _Adding:
+    def _enter(self, place: Bar, added: Tensor | None) -> _Adding:
         share = self.shares.get(place.site)
-        mode = _Adding(None if share is None else _log(share))
+        mode = _Adding(None if share is None else _log(share), added)
         mode.__enter__()
         return mode
 
 
 class _Adding(TorchFunctionMode):
-    """Adds a row to what `linear` gives."""
+    """Adds a row to what `linear` gives; or, with a tensor, to what any function makes of that."""
 
-    def __init__(self, row: Tensor | None) -> None:
+    def __init__(self, row: Tensor | None, tensor: Tensor | None = None) -> None:
         super().__init__()
-        self.row = row
+        self.row, self.tensor = row, tensor
 
     def __torch_function__(
         self,
@@ -225,7 +233,8 @@ class _Adding(TorchFunctionMode):
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
         out = func(*args, **(kwargs or {}))
-        if self.row is None or func is not nn.functional.linear or not isinstance(out, Tensor):
+        takes = func is nn.functional.linear if self.tensor is None else any(one is self.tensor for one in args)
+        if self.row is None or not takes or not isinstance(out, Tensor) or out.shape[-1:] != self.row.shape:
             return out
         return out + devices.move(self.row, out).to(out.dtype)
 

@@ -125,10 +125,11 @@ def _serve(subject: Transformer, batch: Batch) -> float:
     """Bytes of weights, caches and one activation of `batch`, as the subject's profile says; numbers as counted."""
     profile = subject.profile
     assert profile is not None
-    weights = sum(parameter.numel() for parameter in subject.model.parameters())
+    weights = float(sum(parameter.numel() for parameter in subject.model.parameters()))
     keys, states = size.cache_numbers(subject.model, subject.arguments(batch))
-    activations = batch["input_ids"].numel() * subject.hidden_size
-    return weights * profile.weights + keys * profile.cache + states * profile.states + activations * profile.buffers
+    activations = float(batch["input_ids"].numel() * subject.hidden_size)
+    caches = keys * profile.cache + states * profile.states
+    return weights * profile.weights + caches + activations * profile.buffers
 
 
 class Language(TextBackend[Transformer]):
