@@ -109,6 +109,7 @@ class Nested:
         """Site -> share of each unit, [units]; a site that is not there is whole."""
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
         self._weights: dict[str, Tensor] = {}
+        self._tables: dict[tuple[str, torch.device, torch.dtype], tuple[Tensor, ...]] = {}
 
     def choose(self, weights: Mapping[str, Tensor | int]) -> None:
         """Site -> weight of each choice [choices], with gradient or without, or the number of one; the rest is whole.
@@ -126,8 +127,10 @@ class Nested:
                 if given == 0:
                     continue
                 given = nn.functional.one_hot(torch.tensor(given % count), count).float()
-            stays = devices.move(prefix.stays().to(given.dtype), given)
-            parts = devices.move(prefix.parts.to(given.dtype), given)
+            key = site, given.device, given.dtype
+            if key not in self._tables:  # once: a step of training copies nothing
+                self._tables[key] = tuple(table.to(given) for table in (prefix.stays(), prefix.parts))
+            stays, parts = self._tables[key]
             self.shares[site], self._weights[site] = given @ stays, given
             self._moments[site] = (given * parts).sum(), (given * parts.sqrt()).sum()
 

@@ -56,8 +56,9 @@ class BudgetRouter(nn.Module):
         return int(next(self.parameters()).shape[1])
 
     def forward(self, budget: Tensor) -> dict[str, Tensor]:
-        """Axis -> logits [rows, choices] for a budget [budgets]."""
-        return {name: network(budget).view(self.shapes[name]) for name, network in self.each.items()}
+        """Axis -> logits [rows, choices] for a budget [budgets], in full precision."""
+        with torch.autocast(budget.device.type, enabled=False):
+            return {name: network(budget).view(self.shapes[name]) for name, network in self.each.items()}
 
     def draw_noise(self, generator: torch.Generator) -> Tensor:
         """[all choices]: Gumbel noise -log(-log(uniform)) for one pass."""
