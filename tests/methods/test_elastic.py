@@ -179,6 +179,7 @@ def test_a_config_that_can_not_say_the_cut_is_refused_by_name():
     with pytest.raises(UnsupportedError, match="nothing of this model can be cut along state_heads: its config can't"):
         elastic.find_axes(subject, ("state_heads",))
     assert "state_heads" not in elastic.find_axes(subject, ("neurons", "state_heads"))
+    assert "channels" not in elastic.find_axes(make("phi3-longrope"), ("neurons", "channels"))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.6, 0.5])

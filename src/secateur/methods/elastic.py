@@ -144,6 +144,8 @@ def find_reason(subject: Transformer, axis: str) -> str:
     """Why an axis of a model stays whole, where the family says so; "" where it can go, or is not there."""
     if axis == "channels" and cutting.layer_norms(subject.layout):
         return "its LayerNorms subtract a mean over all channels, so masked ones would be no sliced ones"
+    if axis == "channels" and subject.layout.fixed_ratio:
+        return "its config checks long-context rope factors against the number of channels"
     return subject.layout.whole.get(axis, "")
 
 

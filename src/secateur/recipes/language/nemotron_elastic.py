@@ -136,7 +136,7 @@ def nemotron_elastic(
         samples: sequences by which widths are ranked.
         depth_samples: sequences by which layers are ranked, as often as layers squared.
         profile: for budgets such as served_memory=12GB, of weights, caches and one activation: bf16, fp8, fp4, or bytes
-            of each number, weights=0.5625,cache=1,states=2,buffers=2.
+            of each number, weights=0.5625,cache=1,states=2,buffers=2. The original is measured by it, too.
         routing: see `Routing`.
         curriculum: see `Curriculum`.
         losses: see `Teaching`.
@@ -151,7 +151,9 @@ def nemotron_elastic(
     code draws one budget per micro-step for all ranks. A size that the likeliest choices put above its budget loses the
     units that the router misses least until it is within, and one more than 5 % below it grows where something fits. A
     budget never gets more than it allows. Norm corrections are applied to what goes into a norm and what comes out of
-    it, which is the same as changing its epsilon. Learning rates warm up anew in the second stage.
+    it, which is the same as changing its epsilon. States are masked before their norm alone, which gives what masks of
+    z, x, dt and the convolution give. Learning rates warm up anew in the second stage. The paper's lists of choices are
+    not published. Neurons inside experts are no axis.
     """
     timed = elastic.Timed(batch, length)
     if any("served_memory" in budget for budget in budgets):
