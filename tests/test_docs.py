@@ -58,6 +58,9 @@ QUICK: dict[str, dict[str, Any]] = {
     "minitron": dict(
         steps=2, short_steps=1, candidates=2, calibration=32, batch=1, length=16, train_batch=4, train_length=16
     ),
+    "nemotron_elastic": dict(
+        steps=2, samples=16, depth_samples=4, batch=1, length=16, train_batch=4, train_length=16, router_hidden=16
+    ),
     "dp4tl": dict(batch=32, surrogate_epochs=1, epochs=0.2, probe_epochs=1, tune_epochs=0.2),
     "romanian_distilberts": dict(steps=2, length=16, train_batch=4),
     "gpusq_vit": dict(batch=32, epochs=0.2, quantise_epochs=0.2),

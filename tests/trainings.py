@@ -60,6 +60,7 @@ def plain() -> nn.Module:
 
 TOYS: Mapping[str, Callable[[], Toy]] = {
     "minitron": lambda: language("llama", "params=75%", **MINITRON),
+    "nemotron_elastic": lambda: language("llama", "params=75%", steps=4, samples=16, depth_samples=4, router_hidden=16),
     "ziplm": lambda: language("bert", "params=75%", steps=4, calibration=32, trials=4, judged=16),
     "shortgpt": lambda: language("llama", "params=75%", steps=4, samples=16),
     "llm_pruner": lambda: language("llama", "params=80%", steps=4, samples=2),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from secateur.runs.executor import report as report
     from secateur.runs.executor import run as run
     from secateur.runs.exporting import export as export
+    from secateur.runs.extracting import extract as extract
     from secateur.runs.measuring import measure as measure
     from secateur.runs.pruner_training import train_pruner as train_pruner
     from secateur.runs.sources import open_index as open_index
@@ -65,6 +66,7 @@ _PLACES = {
     "Units": "vocabulary",
     "distill": "runs.distilling",
     "export": "runs.exporting",
+    "extract": "runs.extracting",
     "heads": "subjects.transformer.heads",
     "inspect": "runs.executor",
     "load": "subjects.opening",
@@ -99,6 +101,7 @@ __all__ = [
     "__version__",
     "distill",
     "export",
+    "extract",
     "heads",
     "inspect",
     "load",

@@ -57,7 +57,7 @@ def parse_list(given: str | Sequence[object]) -> list[str]:
 _SCALE = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _BYTES = {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_UNIT_TABLES = {"bytes": _BYTES, "memory": _BYTES, "kv_cache": _BYTES, "latency": _SECONDS}
+_UNIT_TABLES = {"bytes": _BYTES, "memory": _BYTES, "served_memory": _BYTES, "kv_cache": _BYTES, "latency": _SECONDS}
 _NAMES = {"speed": "speedup", "time": "latency", "parameters": "params", "size": "bytes", "examples": "examples"}
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)")
 _EXAMPLE = "write for example speedup=2x, params=50%, latency=12ms, tokens=4096 or pattern=2:4"

@@ -21,3 +21,14 @@ def test_neighbours_are_one_range():
 def test_what_is_no_range_is_refused(text):
     with pytest.raises(ValueError, match=r"range|invalid literal"):
         ranges.read(text)
+
+
+@given(some.permutations(range(12)), some.integers(0, 12))
+def test_an_order_is_read_as_it_was_written(numbers, count):
+    assert ranges.read(ranges.write(numbers[:count]), sorted_only=False) == numbers[:count]
+
+
+@pytest.mark.parametrize("text", ["1,1", "2-4,3", "3-2", "-1"])
+def test_what_is_no_order_is_refused(text):
+    with pytest.raises(ValueError, match=r"twice|range|invalid literal"):
+        ranges.read(text, sorted_only=False)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import NumericalError
+from secateur.errors import DataError, NumericalError
 from secateur.score import ablation
 
 
@@ -29,3 +29,24 @@ def test_the_layer_that_matters_most_scores_highest():
 def test_nan_is_named():
     with pytest.raises(NumericalError, match="without 'layer 1' is NaN"):
         ablation.without(lambda c: math.nan if c == "layer 1" else 0.0, ["layer 0", "layer 1"])
+
+
+def test_the_normalised_mse_is_that_of_the_logits_over_all_batches():
+    whole, less = [torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.0])], [torch.tensor([1.0, 0.0]), torch.zeros(2)]
+    batches = [0, 1]
+    found = ablation.normalized_mse(
+        lambda batch: whole[batch], lambda batch, c: less[batch] if c else whole[batch], batches, [False, True]
+    )
+    assert found.tolist() == [0.0, pytest.approx((4 + 9) / (1 + 4 + 9))]
+    with pytest.raises(DataError, match="nothing to compare logits on"):
+        ablation.normalized_mse(lambda batch: whole[batch], lambda batch, c: whole[batch], [], [1])
+    with pytest.raises(NumericalError, match="not finite"):
+        ablation.normalized_mse(lambda batch: whole[batch], lambda batch, c: whole[batch] / 0, batches, [1])
+
+
+def test_units_go_one_by_one_and_the_rest_is_judged_anew():
+    """Alone, 0 is missed least; 1 and 2 stand for one another, so that after one of them went the other counts."""
+    losses = {(0,): 0.1, (1,): 0.2, (2,): 0.3, (0, 1): 0.4, (0, 2): 0.35, (0, 2, 1): 9.0}
+    found = ablation.list_in_order(lambda sets: torch.tensor([losses[one] for one in sets]), [0, 1, 2], 3)
+    assert [unit for unit, _ in found] == [0, 2, 1]
+    assert [score for _, score in found] == pytest.approx([0.1, 0.35, 9.0])

@@ -228,3 +228,12 @@ def test_channels_leave_padding_out_and_average_the_columns_of_a_unit():
         activation.channels(run(model), model, [], given)
     with pytest.raises(InputError, match="what 'l2'"):
         activation.channels(run(model), model, data, given, what="l2")
+
+
+def test_heads_of_states_are_ranked_by_the_best_channels_alone():
+    s = torch.tensor([[3.0, 0.0, 1.0], [4.0, 9.0, 0.0]])  # 2 heads of 3 channels
+    heads, channels = activation.state_scores(s.flatten(), 2)
+    assert channels.tolist() == pytest.approx([5.0, 9.0, 1.0])
+    assert heads.tolist() == pytest.approx([10**0.5, 97**0.5])
+    heads, _ = activation.state_scores(s.flatten(), 2, top=1)
+    assert heads.tolist() == [0.0, 9.0]

@@ -1,4 +1,4 @@
-"""Whole numbers in ascending order as text: "0-31,40,44-47"."""
+"""Whole numbers as text, runs of neighbours as ranges: "0-31,40,44-47"."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MOST = 2**24
 
 
 def write(numbers: Sequence[int]) -> str:
-    """Ascending numbers as ranges; "" for none."""
+    """Numbers in their order, each run that ascends by one as a range; "" for none."""
     parts, start = [], 0
     for place in range(1, len(numbers) + 1):
         if place == len(numbers) or numbers[place] != numbers[place - 1] + 1:
@@ -20,13 +20,19 @@ def write(numbers: Sequence[int]) -> str:
     return ",".join(parts)
 
 
-def read(text: str) -> list[int]:
-    """The inverse of `write`. Raises `ValueError` for anything else, and for numbers of more than 24 bits."""
+def read(text: str, *, sorted_only: bool = True) -> list[int]:
+    """The inverse of `write`. Raises `ValueError` for anything else, and for numbers of more than 24 bits.
+
+    sorted_only: also for numbers that do not ascend; else for those that come twice.
+    """
     numbers = list[int]()
     for part in text.split(",") if text else ():
         first, _, last = part.partition("-")
         start, stop = int(first), int(last or first)
-        if not (numbers[-1] if numbers else -1) < start <= stop < _MOST:
+        least = numbers[-1] if numbers and sorted_only else -1
+        if not least < start <= stop < _MOST:
             raise ValueError(f"{part!r} in {text[:40]!r} is no range of ascending numbers")
         numbers.extend(range(start, stop + 1))
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"{text[:40]!r} names a number twice")
     return numbers

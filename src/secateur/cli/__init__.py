@@ -45,6 +45,7 @@ COMMANDS = {
     "measure": "measure",
     "report": "report",
     "export": "export",
+    "extract": "extract",
     "translate-adapter": "translate_adapter",
 }
 """Command -> its module, in the order of `secateur --help`."""

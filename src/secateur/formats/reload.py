@@ -169,9 +169,10 @@ def resize(model: Any, family: Table) -> None:
     `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its
     weight; an axis is "", "channels", "neurons", "heads" (one number per query head), "heads*" (head_dim numbers for
     each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" and
-    "shared_neurons" of a mixture, "cross*" (the same per head of a cross-attention), or several of them joined by "+".
+    "shared_neurons" of a mixture, "cross*" (the same per head of a cross-attention), "state_heads", "state_heads*" and
+    "state_fixed" of a mixer's states, or several of them joined by "+".
     """
-    experts = family["experts"]
+    experts, states = family["experts"], family.get("states")
     lists = [model.base_model.get_submodule(path) for path in family["stacks"]]
     places = [(number, layer) for layers in lists for number, layer in enumerate(layers)]
     for (index, layer), config in zip(places, list_configs(model.config, len(places)), strict=True):
@@ -193,6 +194,11 @@ def resize(model: Any, family: Table) -> None:
                 _remove(layer, block, index if kind == "attention" and decodes else None, family["shares_positions"])
                 continue
             tensors = block["tensors"]
+            if kind == "mixer" and states:
+                counts = (getattr(config, states[name]) for name in ("heads", "channels"))
+                _resize_states(layer, block, states, *counts)
+                sizes |= dict.fromkeys(("state_heads", "state_heads*", "state_fixed"), 0)
+                tensors = {name: axes for name, axes in tensors.items() if not any("state" in axis for axis in axes)}
             if kind == "ffn" and experts and experts["packed"] in dict(layer.named_modules()):
                 tensors = experts["tensors"]
                 sizes |= _mixture(layer, experts, config)
@@ -226,6 +232,43 @@ def _has(layer: nn.Module, name: str) -> bool:
 def _size(part: str, sizes: dict[str, int]) -> int:
     name, star, times = part.partition("*")
     return sizes[name + star] * int(times or 1)
+
+
+def _resize_states(layer: nn.Module, block: Table, states: Table, heads: int, channels: int) -> None:
+    """Give a mixer so many heads, with so many channels each; what groups share stays as it is."""
+    mixer: Any = layer.get_submodule(states["module"])
+    names: dict[str, Any] = dict(layer.named_modules())
+    leaf = states["log_decay"].rpartition(".")[2]
+    old = len(getattr(mixer, leaf))
+    wide = names[block["out"]].weight.shape[1]
+    sizes = {"channels": names[block["out"]].weight.shape[0], "state_heads": heads, "state_heads*": heads * channels}
+    for name, axes in block["tensors"].items():
+        if not any("state" in axis for axis in axes):
+            continue
+        owner, _, own = name.rpartition(".")
+        shape = list(names[name].weight.shape if name in names else getattr(names[owner], own).shape)
+        if "state_fixed" in axes[0]:
+            parts = axes[0].split("+")
+            sizes["state_fixed"] = shape[0] - parts.count("state_heads*") * wide - parts.count("state_heads") * old
+        wanted = [
+            sum(sizes[part] for part in axis.split("+")) if axis else size
+            for axis, size in zip(axes, shape, strict=True)
+        ]
+        _reshape(layer, name, wanted, False)
+        module = names.get(name)
+        if isinstance(module, nn.Conv1d):
+            module.in_channels = module.out_channels = module.groups = wanted[0]
+            if module.bias is not None:
+                module.bias = nn.Parameter(module.bias.new_zeros(wanted[0]))
+    rows = heads * channels
+    counts = {"num_heads": heads, "head_dim": channels, "intermediate_size": rows}
+    counts["conv_dim"] = rows + sizes["state_fixed"]
+    for key, value in counts.items():
+        if hasattr(mixer, key):
+            setattr(mixer, key, value)
+    norm: Any = names.get(states["norm"])
+    if hasattr(norm, "group_size"):
+        norm.group_size = rows // getattr(mixer, "n_groups", 1)
 
 
 def _mixture(layer: Any, experts: Table, config: Any) -> dict[str, int]:

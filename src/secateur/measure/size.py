@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from secateur._utils.modes import evaluating
 from secateur.errors import MeasurementError, UnsupportedError
 
-__all__ = ["every_flop", "flops", "kv_cache_bytes", "parameters", "training_flops"]
+__all__ = ["cache_numbers", "every_flop", "flops", "kv_cache_bytes", "parameters", "training_flops"]
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
@@ -151,6 +151,19 @@ def kv_cache_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     if not held:
         raise UnsupportedError(f"{type(model).__name__} returned no KV cache: only decoders keep one")
     return float(sum(held.values()))
+
+
+def cache_numbers(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[int, int]:
+    """(numbers of keys and values, those of states) that stand in the cache after `model(**batch, use_cache=True)`."""
+    with _evaluation(model), torch.no_grad():
+        outputs = model(**batch, use_cache=True)
+    cache = getattr(outputs, "cache", None)
+    cache = getattr(outputs, "past_key_values", None) if cache is None else cache
+    counts = {"keys": 0, "values": 0, "conv_states": 0, "recurrent_states": 0}
+    for layer in getattr(cache, "layers", ()):
+        for name in counts:
+            counts[name] += sum(tensor.numel() for tensor in _tensors(getattr(layer, name, None)))
+    return counts["keys"] + counts["values"], counts["conv_states"] + counts["recurrent_states"]
 
 
 def _tensors(cache: object) -> Iterator[Tensor]:

@@ -67,6 +67,7 @@ def train_student(
     seed: int = 0,
     dropout: bool = False,
     extra: Sequence[nn.Module] = (),
+    extra_rate: float = 1.0,
     evaluate: Callable[[], float] | None = None,
 ) -> Recovery:
     """`loop.train` of `student` on an objective that asks `teacher`; None where no teacher is in memory.
@@ -82,6 +83,7 @@ def train_student(
         seed=seed,
         dropout=dropout,
         extra=extra,
+        extra_rate=extra_rate,
         frozen=[] if teacher is None else [teacher.model],
         checkpoint=checkpoint,
         evaluate=evaluate if training.validates else None,

@@ -57,6 +57,8 @@ _MEASURES = {
     "packed_bytes": Measure("Size packed", "bytes", "size", "less"),
     "flops": Measure("FLOPs", "count", "speed", "less"),
     "memory": Measure("Memory", "bytes", "size", "less"),
+    "served_memory": Measure("Memory as served", "bytes", "size", "less"),
+    "state_cache": Measure("State cache", "bytes", "size", "less"),
     "peak_memory": Measure("Peak memory", "bytes", "size", "less"),
     "kv_cache": Measure("KV cache", "bytes", "size", "less"),
     "layers": Measure("Layers", "count", "size", "less"),

@@ -13,7 +13,7 @@ from secateur._utils.disk import read_object
 from secateur.reports import display, evidence
 from secateur.vocabulary import Evidence
 
-__all__ = ["write_card", "write_export_card"]
+__all__ = ["write_card", "write_export_card", "write_size_card"]
 
 _TASKS = {
     "ForCausalLM|LMHeadModel": "text-generation",
@@ -82,11 +82,39 @@ def write_export_card(folder: Path, name: str, source: Path, to: str, notes: Seq
     known |= {key: told[key] for key in ("datasets", "metrics", "model-index") if key in told and not rounded}
     if rounded:
         known["base_model_relation"] = "quantized"
+    own = Path(name).name
+    origin = f"{own} in another form, written and checked by `secateur export --to {to}`."
+    _write_derived(folder, name, source, known, f"{own} as {to}", origin, notes, load)
+
+
+def write_size_card(folder: Path, name: str, source: Path, budget: str, notes: Sequence[str], load: str) -> None:
+    """Write README.md for the size that `budget` asks for of the elastic model `name` in `source`, in `folder`.
+
+    notes: what was said of it. load: the lines of Python that load it.
+    """
+    known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", "pruned"]}
+    own = Path(name).name
+    origin = f"Cut out of the elastic model {own} by `secateur extract --budget {budget}`, without training."
+    _write_derived(folder, name, source, known, f"{own} at {budget}", origin, notes, load)
+
+
+def _write_derived(
+    folder: Path,
+    name: str,
+    source: Path,
+    known: Mapping[str, object],
+    title: str,
+    origin: str,
+    notes: Sequence[str],
+    load: str,
+) -> None:
+    """The card of what was made of the model `name` in `source` without a run of its own."""
+    told = hub.read_card(source)
     said = told.get("base_model")
     lines = [
         _front(source, known, told, said if isinstance(said, str) else name, None),
-        f"# {Path(name).name} as {to}",
-        f"{Path(name).name} in another form, written and checked by `secateur export --to {to}`.",
+        f"# {title}",
+        origin,
         *(f"- {note}" for note in notes),
         "## How to load it",
         f"```python\n{load}\n```",

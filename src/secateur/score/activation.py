@@ -15,7 +15,7 @@ from secateur.score.hooks import Batch, Side, finite, observe, real_tokens, stre
 from secateur.score.magnitude import Columns
 from secateur.score.slices import Slices
 
-__all__ = ["Reducer", "Tap", "channels", "collect", "inputs", "reduce_sequence", "sum_scores"]
+__all__ = ["Reducer", "Tap", "channels", "collect", "inputs", "reduce_sequence", "state_scores", "sum_scores"]
 
 Reducer = Literal["mean", "l2", "var"]
 
@@ -196,6 +196,21 @@ def sum_scores(scores: Mapping[str, Tensor]) -> Tensor:
     if not columns or any(column.shape != columns[0].shape for column in columns):
         raise InputError(f"scores to sum must have one shape, got {[tuple(column.shape) for column in columns]}")
     return torch.stack([column.to(columns[0].device) for column in columns]).sum(0)
+
+
+def state_scores(magnitudes: Tensor, heads: int, top: int | None = None) -> tuple[Tensor, Tensor]:
+    """([heads], [channels]): what heads of a Mamba-2 mixer, and the channels that all of them have, are worth.
+
+    magnitudes: [heads x channels], s: of each channel of x, the part of the input linear's output that goes into the
+    state. A channel is worth s_d = ||s_{:,d}||_2 over heads, a head f_h = ||s_{h,D}||_2 over the `top` channels by that
+    (all if None). Heads are to be ranked inside the groups that share B and C.
+
+    Source: Nemotron Elastic (arXiv 2511.16664), section 3.1.
+    """
+    each = magnitudes.reshape(heads, -1)
+    channels: Tensor = torch.linalg.vector_norm(each, dim=0)
+    best = channels.argsort(descending=True, stable=True)[:top]
+    return torch.linalg.vector_norm(each[:, best], dim=1), channels
 
 
 class _OverSamples:

@@ -181,6 +181,46 @@ def test_the_cost_of_binary_means_is_the_cost_of_the_units(a, b, measure):
     assert float(gates.cost(units(), means, measure)) == pytest.approx(units().cost(masks)[measure])
 
 
+def owned_units():
+    """Two layers with heads in groups, neurons, and terms with every kind of condition."""
+    every = np.arange(2)
+    sites = {"layers": Site("layers", 2), "ffn": Site("ffn", 2, owner=("layers", every))}
+    terms = [Term("params", 7.0, units=(("layers", 1),))]
+    for layer in range(2):
+        groups, heads, neurons = (f"layers.{layer}.{kind}" for kind in ("kv_groups", "heads", "neurons"))
+        sites[groups] = Site(groups, 2, {"params": np.array([1.0, 2.0])}, owner=("layers", np.full(2, layer)))
+        sites[heads] = Site(heads, 4, owner=(groups, np.repeat(np.arange(2), 2)))
+        sites[neurons] = Site(neurons, 3, owner=("ffn", np.full(3, layer)))
+        with_layer = (("layers", layer),)
+        terms += [
+            Term("params", 5.0, (heads, neurons), units=with_layer),
+            Term("params", 2.0, (neurons,), (heads,), with_layer),
+            Term("params", 3.0, (heads,), per=(neurons,)),
+        ]
+    return Units(sites, tuple(terms), {"params": 1.0})
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_cost_with_owners_and_conditions_is_that_of_the_units(seed):
+    draw = np.random.default_rng(seed)
+    found = owned_units()
+    masks = {name: draw.random(site.count) < 0.6 for name, site in found.sites.items() if draw.random() < 0.8}
+    masks.setdefault("layers", np.array([True, False]))
+    means = {name: torch.tensor(mask).float() for name, mask in masks.items()}
+    assert float(gates.cost(found, means, "params")) == pytest.approx(found.cost(masks)["params"])
+
+
+def test_a_layer_that_may_go_counts_once_for_all_that_it_owns():
+    """With probability p that it stays, the layer's product of heads and neurons costs p times as much, not p^2."""
+    found = owned_units()
+    share = torch.tensor([1.0, 0.5], requires_grad=True)
+    half = gates.cost(found, {"layers": share}, "params")
+    whole, without = found.cost()["params"], found.cost({"layers": np.array([True, False])})["params"]
+    assert float(half.detach()) == pytest.approx((whole + without) / 2)
+    half.backward()
+    assert float(share.grad[1]) == pytest.approx(whole - without)
+
+
 def test_the_cost_has_a_gradient_and_names_what_it_can_not_price():
     mean = torch.full((3,), 0.5, requires_grad=True)
     gates.cost(units(), {"a": mean}, "flops").backward()

@@ -186,6 +186,27 @@ def test_extra_modules_are_trained_and_resumed(tmp_path):
     assert all(equal(one, other) for one, other in zip(whole, resumed, strict=True))
 
 
+def test_extra_modules_may_learn_at_a_rate_of_their_own():
+    """AdamW's first step is as large as its rate."""
+
+    def step(**how):
+        student, extra = nn.Linear(2, 1), nn.Linear(2, 1)
+        batches = [{"input_ids": torch.ones(1, 2, dtype=torch.long)}]
+        before = extra.weight.detach().clone(), student.weight.detach().clone()
+
+        def objective(batch, totals):
+            x = batch["input_ids"].float()
+            return (student(x) + extra(x)).sum(), {}
+
+        loop.train(student, batches, objective, steps=1, lr=1e-3, warmup=0, extra=[extra], weight_decay=0.0, **how)
+        return [
+            float((old - new).abs().mean()) for old, new in zip(before, (extra.weight, student.weight), strict=True)
+        ]
+
+    assert step() == pytest.approx([1e-3, 1e-3], rel=1e-2)
+    assert step(extra_rate=50.0) == pytest.approx([5e-2, 1e-3], rel=1e-2)
+
+
 def test_another_run_s_checkpoint_is_refused(tmp_path):
     student, teacher = llama(1), llama(2)
     objective = logit_objective(student, teacher)

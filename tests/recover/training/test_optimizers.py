@@ -57,3 +57,14 @@ def test_eight_bits_without_torchao_is_one_line(monkeypatch):
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match="optimizer='lion': give 'adamw', 'adamw8bit', 'sgd'"):
         fit("lion")
+
+
+def test_a_group_has_a_rate_of_its_own_by_a_factor():
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = make_optimizer(
+        "adamw", [{"params": weights[:1]}], torch.device("cpu"), lr=1e-3, betas=(0.9, 0.999), momentum=0.0
+    )
+    optimizer.add_param_group({"params": weights[1:], "times": 100.0})
+    for rate in (1e-3, 5e-4):
+        optimizers.set_rate(optimizer, rate)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, pytest.approx(100 * rate)]

@@ -15,8 +15,10 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from secateur.errors import UnsupportedError
 from secateur.formats import reload
+from secateur.measure import size
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import deriving, families, shapes
+from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
 from secateur.vocabulary import Selection
 from subjects.hybrids import HYBRIDS, make_hybrid
@@ -295,6 +297,75 @@ def test_layers_whose_kind_only_their_number_tells_stay(monkeypatch: pytest.Monk
     with torch.device("meta"):
         model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(num_hidden_layers=12))
     assert derive(model).whole == {"layers": "a cut of its layers gives other outputs than silencing"}
+
+
+def cut_states(subject: Transformer, *, layers: tuple[int, ...]) -> Selection:
+    """Every other channel, and of each group of heads the first half; in the mixers of these layers."""
+    keep = {}
+    for layer in layers:
+        heads = subject.units()[f"layers.{layer}.state_heads"]
+        per = heads.count // (int(heads.group.max()) + 1)
+        keep[heads.name] = np.arange(heads.count) % per < per // 2
+        keep[f"layers.{layer}.state_channels"] = np.arange(16) % 2 == 0
+    return Selection(keep)
+
+
+@pytest.mark.parametrize("layers", [(0, 4), (4,)], ids=["alike", "unequal"])
+def test_heads_and_channels_of_mamba_2_are_cut_as_silenced(layers: tuple[int, ...], tmp_path: Path) -> None:
+    subject = open_subject(make_hybrid("NemotronH", mamba_head_dim=16))
+    assert not {"state_heads", "state_channels"} & {site.kind for site in subject.units().free()}  # only by name
+    assert {site.kind for site in subject.units("state_heads").free()} == {"state_heads"}
+    selection, tokens = cut_states(subject, layers=layers), subject.example(2, 9)
+    small, receipt = subject.cut(selection)
+    for measure in ("params", "bytes"):
+        assert subject.units().cost(selection.keep)[measure] == receipt.after[measure] == small.units().cost()[measure]
+    prediction = small.forward(tokens).prediction
+    torch.testing.assert_close(prediction, subject.silence(selection).forward(tokens).prediction, rtol=1e-4, atol=1e-5)
+    small.save(tmp_path / "small")
+    again = open_subject(tmp_path / "small")
+    assert again.widths() == small.widths()
+    assert again.model.config.is_heterogeneous == (len(layers) == 1)
+    torch.testing.assert_close(again.forward(tokens).prediction, prediction, rtol=0, atol=0)
+    with torch.no_grad():  # a step behind the cache of the others
+        behind = small.model(input_ids=tokens["input_ids"][:, :-1], use_cache=True)
+        cache = {name: value for name, value in behind.items() if isinstance(value, Cache)}
+        last = small.model(input_ids=tokens["input_ids"][:, -1:], use_cache=True, **cache).logits[:, -1]
+    torch.testing.assert_close(last, prediction[:, -1], rtol=1e-3, atol=1e-4)
+
+
+def test_states_of_other_counts_in_their_groups_are_refused() -> None:
+    subject = open_subject(make_hybrid("NemotronH"))
+    heads = np.arange(8) < 3
+    with pytest.raises(UnsupportedError, match=r"keeps \[3, 0\] heads with 8 channels in the groups of layers.0"):
+        subject.cut(Selection({"layers.0.state_heads": heads}))
+    with pytest.raises(UnsupportedError, match="its config can't say the number of their heads"):
+        open_subject(make_hybrid("Bamba")).units("state_heads")
+
+
+def test_channels_go_without_a_correction_where_norms_of_states_share_the_epsilon() -> None:
+    subject = open_subject(make_hybrid("NemotronH"))
+    selection, tokens = Selection({"channels": np.arange(32) % 2 == 0}), subject.example(2, 9)
+    with pytest.raises(UnsupportedError, match="channels of this nemotron_h model can't be cut"):
+        subject.cut(selection)
+    small = subject.cut(selection, norm_correction=False)[0]
+    silenced = subject.silence(selection, norm_correction=False)
+    ours, theirs = (one.forward(tokens).prediction for one in (small, silenced))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_caches_of_states_are_counted_and_memory_as_it_is_served() -> None:
+    subject = open_subject(make_hybrid("NemotronH", mamba_head_dim=16))
+    small = subject.cut(cut_states(subject, layers=(4,)))[0]
+    for one in (subject, small):
+        tokens = one.example(2, 9)
+        cost = one.units(batch=2, length=9).cost()
+        assert size.kv_cache_bytes(one.model, tokens) == cost["kv_cache"] + cost["state_cache"]
+        assert cost["memory"] == cost["bytes"] + cost["kv_cache"] + cost["state_cache"]
+        assert "served_memory" not in cost
+        one.profile = Profile(weights=0.5625, cache=1.0, states=2.0, buffers=2.0)
+        keys, states = size.cache_numbers(one.model, tokens)
+        served = 0.5625 * cost["params"] + keys + 2.0 * states + 2.0 * 2 * 9 * 32
+        assert one.units(batch=2, length=9).cost()["served_memory"] == pytest.approx(served)
 
 
 BLOCKS = {"layers", "ffn", "mixer"}

@@ -273,38 +273,101 @@ def polarization(means: Iterable[Tensor]) -> Tensor:
 def cost(units: Units, means: Mapping[str, Tensor], measure: str) -> Tensor:
     """`Units.cost` in one measure with shares in place of masks: differentiable, and equal to it where they are 0 or 1.
 
-    means: site -> share [count] of each unit that stays; a site not named stays whole.
+    means: site -> share [count] of each unit that stays where its owners do; a site not named stays whole.
 
-    Raises `UnsupportedError` where a cost is a table or has conditions, `InputError` for a measure without cost.
+    Shares are probabilities of independent choices: a term counts with the expected number of units at each of its
+    sites, times the probability that the units which own all of a site, or which the term asks for, stay (each once,
+    however many sites they own). That a site keeps anything has the probability of its surest unit, as where each unit
+    stays only if those before it do. Raises `UnsupportedError` where a cost is a table of counts, `InputError` for a
+    measure without cost.
     """
-    some = next(iter(means.values()))
-    total = torch.full((), float(units.base.get(measure, 0.0)), device=some.device, dtype=torch.float64)
+    device = next((mean.device for mean in means.values()), torch.device("cpu"))
+    stays = _Stays(units, {name: mean.double() for name, mean in means.items()}, device)
+    total = torch.full((), float(units.base.get(measure, 0.0)), device=device, dtype=torch.float64)
     known = measure in units.base
-    kept: dict[str, Tensor | float] = {}
     for name, site in units.sites.items():
-        mean = means.get(name)
-        kept[name] = float(site.count) if mean is None else mean.double().sum()
         if measure in site.table:
             raise UnsupportedError(f"{measure} of {name} is a table of counts: give a budget in a measure that adds up")
         if measure in site.cost:
-            column = torch.as_tensor(site.cost[measure], device=some.device, dtype=torch.float64)
-            total = total + (column.sum() if mean is None else (column * mean.double()).sum())
-            known = True
+            column = torch.as_tensor(site.cost[measure], device=device, dtype=torch.float64)
+            inside, owners = stays.find(name)
+            part = column.sum() if inside is None else (column * inside).sum()
+            total, known = total + part * stays.chance(owners), True
     for term in units.terms:
         if term.measure != measure:
             continue
-        if term.present or term.units:
-            raise UnsupportedError(f"{measure} of these units has conditions: give a budget in another measure")
-        known = True
-        value = torch.full((), float(term.coefficient), device=some.device, dtype=torch.float64)
+        known, owners = True, frozenset[_Unit]()
+        value = torch.full((), float(term.coefficient), device=device, dtype=torch.float64)
         for name in term.sites:
-            value = value * kept[name]
+            value = value * stays.count(name)
+            owners |= stays.find(name)[1]
         for name in term.per:
-            value = value / kept[name]
-        total = total + value
+            count = stays.count(name)
+            value = value * torch.where(count > 0, 1.0 / count.clamp(min=1e-12), torch.zeros_like(count))
+            owners |= stays.find(name)[1]
+        for name in term.present:
+            inside, above = stays.find(name)
+            value = value if inside is None else value * inside.max()
+            owners |= above
+        for unit in term.units:
+            owners |= stays.line(*unit)
+        total = total + value * stays.chance(owners)
     if not known:
         raise InputError(f"these units have no cost in {measure}: give a budget in another measure")
     return total
+
+
+_Unit = tuple[str, int]
+"""A site's name, and the index of one of its units."""
+
+
+class _Stays:
+    """What stays of `units` by the shares `means`, float64: inside a site, and of the units that own all of it."""
+
+    def __init__(self, units: Units, means: Mapping[str, Tensor], device: torch.device) -> None:
+        self.units, self.means, self.device = units, means, device
+        self._found: dict[str, tuple[Tensor | None, frozenset[_Unit]]] = {}
+        self._counts: dict[str, Tensor] = {}
+
+    def find(self, name: str) -> tuple[Tensor | None, frozenset[_Unit]]:
+        """(share [count] of each unit, given that the units which own all of the site stay; these, theirs too)."""
+        if name in self._found:
+            return self._found[name]
+        site, inside, owners = self.units.sites[name], self.means.get(name), frozenset[_Unit]()
+        if site.owner is not None and site.count:
+            above, index = site.owner
+            indices = {int(one) for one in index}
+            if len(indices) == 1:
+                owners = self.line(above, indices.pop())
+            else:
+                theirs, owners = self.find(above)
+                if theirs is not None:
+                    each = theirs[torch.as_tensor(index, device=self.device, dtype=torch.long)]
+                    inside = each if inside is None else inside * each
+        self._found[name] = inside, owners
+        return inside, owners
+
+    def line(self, name: str, index: int) -> frozenset[_Unit]:
+        """A unit, the unit that owns it, and so on."""
+        owner = self.units.sites[name].owner
+        above = frozenset[_Unit]() if owner is None else self.line(owner[0], int(owner[1][index]))
+        return above | {(name, index)}
+
+    def count(self, name: str) -> Tensor:
+        """Expected number of units that stay inside a site."""
+        if name not in self._counts:
+            inside = self.find(name)[0]
+            whole = torch.full((), float(self.units.sites[name].count), device=self.device, dtype=torch.float64)
+            self._counts[name] = whole if inside is None else inside.sum()
+        return self._counts[name]
+
+    def chance(self, owners: Iterable[_Unit]) -> Tensor:
+        """The probability that all of these units stay, each by its own choice."""
+        value = torch.ones((), device=self.device, dtype=torch.float64)
+        for name, index in sorted(owners):
+            if name in self.means:
+                value = value * self.means[name][index]
+        return value
 
 
 def largest(units: Units, measure: str) -> float:

@@ -114,6 +114,7 @@ def train(
     seed: int = 0,
     dropout: bool = True,
     extra: Sequence[nn.Module] = (),
+    extra_rate: float = 1.0,
     frozen: Sequence[nn.Module] = (),
     count: Callable[[Batch], Mapping[str, int]] = count_tokens,
     checkpoint: str | Path | None = None,
@@ -145,6 +146,7 @@ def train(
         dropout: False trains as the model is used: a short distillation has no time to average dropout's noise away,
             and a teacher's output is no label to overfit. Batch norms still learn.
         extra: further modules in training (a projection).
+        extra_rate: what the learning rate is multiplied by for these (a router learns a hundred times as fast).
         frozen: modules the objective asks (a teacher): on the device meanwhile, in eval mode, untouched.
         count: batch -> what it holds, for the totals; "tokens", or else "examples", gives the speed, and adds up to
             `Recovery.tokens`.
@@ -225,7 +227,7 @@ def train(
                 stack.enter_context(_shard(teacher, partial(_prepare_teacher, accelerator, teacher)))
         for module in extra:
             for group in groups_of(module, weight_decay):
-                updater.add_param_group(group)
+                updater.add_param_group(group | ({} if extra_rate == 1 else {"times": extra_rate}))
         trained = [parameter for group in updater.param_groups for parameter in group["params"]]
 
         settings = {
@@ -234,6 +236,7 @@ def train(
             **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": optimizers.name_of(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
             **{name: value for name in ("lora", "dora", "sam") if (value := getattr(training, name)) is not None},
+            **({} if extra_rate == 1 else {"extra_rate": extra_rate}),
             "clip": clip,
             "seed": seed,
             "precision": _precision(training.precision or "auto", device),

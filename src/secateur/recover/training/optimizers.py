@@ -134,12 +134,13 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of all groups."""
+    """Set the learning rate of all groups, times a group's "times" where it has one."""
     for group in optimizer.param_groups:
+        own = rate * group.get("times", 1.0)
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
+            group["lr"].fill_(own)
         else:
-            group["lr"] = rate
+            group["lr"] = own
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

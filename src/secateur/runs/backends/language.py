@@ -131,6 +131,17 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         return f"{imports}\n\nmodel = {model}"
 
 
+def _serve(subject: Transformer, batch: Batch) -> float:
+    """Bytes of weights, caches and one activation of `batch`, as the subject's profile says; numbers as counted."""
+    profile = subject.profile
+    assert profile is not None
+    weights = float(sum(parameter.numel() for parameter in subject.model.parameters()))
+    keys, states = size.cache_numbers(subject.model, subject.arguments(batch))
+    activations = float(batch["input_ids"].numel() * subject.hidden_size)
+    caches = keys * profile.cache + states * profile.states
+    return weights * profile.weights + caches + activations * profile.buffers
+
+
 class Language(TextBackend[Transformer]):
     """Models of transformers, of text: generative, encoders, classifiers."""
 
@@ -275,6 +286,12 @@ class Language(TextBackend[Transformer]):
             cache = size.kv_cache_bytes(subject.model, subject.arguments(batch))
             row["kv_cache"] = Figure(cache, unit="B")
             row["memory"] = Figure(row["bytes"].value + cache, unit="B")
+            if any(width.state_heads for width in subject.widths()):
+                keys, _ = size.cache_numbers(subject.model, subject.arguments(batch))
+                row["kv_cache"] = Figure(float(keys * subject.model.dtype.itemsize), unit="B")
+                row["state_cache"] = Figure(cache - row["kv_cache"].value, unit="B")
+            if subject.profile is not None:
+                row["served_memory"] = Figure(_serve(subject, batch), unit="B")
         else:
             row["memory"] = row["bytes"]
         return row

@@ -243,7 +243,7 @@ def _check_map(layout: Layout, kept: Kept, ratio: float) -> None:
             raise ValueError(f"layer {layer} has neurons of other experts than it keeps")
         width = layout.widths[layer]
         inside = width.heads // width.kv if width.kv else 1
-        groups, counts = (parts["heads"] // inside).unique(return_counts=True)
+        groups, counts = (parts["heads"] // inside).unique_consecutive(return_counts=True)
         if not torch.equal(groups, parts["kv"]) or len(counts.unique()) > 1:
             raise ValueError(f"the heads and kv of layer {layer} do not fit each other")
     channels = layout.hidden_size if kept.channels is None else len(kept.channels)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from secateur.subjects.transformer.layout import Layout, Place, Widths
-from secateur.vocabulary import Site, Term
+from secateur.vocabulary import Site, Term, Units
 
-__all__ = ["Source", "find_lasting", "sites", "terms"]
+__all__ = ["PROFILES", "Profile", "Source", "find_lasting", "serve", "sites", "state_terms", "terms"]
 
-_COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons")
+_COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons", "state_heads")
+_STATES = ("state_heads", "state_channels")
+"""Kinds of sites that are selected from only where they are named."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,24 @@ class Source:
     tokens: int
     rows: Mapping[str, int] = field(default_factory=dict)
     flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Bytes of each number as a model is served: of weights, of keys and values, of states, and of activations."""
+
+    weights: float = 2.0
+    cache: float = 2.0
+    states: float = 2.0
+    buffers: float = 2.0
+
+
+PROFILES = {
+    "bf16": Profile(),
+    "fp8": Profile(weights=1.0, cache=1.0),
+    "fp4": Profile(weights=0.5625, cache=1.0),
+}
+"""Weights in 4 bits come with a scale of 8 bits for every 16 of them. Of the paper's code the bytes of weights."""
 
 
 def find_lasting(layout: Layout) -> dict[int, str]:
@@ -78,10 +98,28 @@ def sites(layout: Layout, multiple: int = 8) -> dict[str, Site]:
             found[neurons] = Site(neurons, width.neurons, owner=owner, multiple=multiple)
         if width.experts:
             found |= _mixture(layout, index, width, multiple)
+        if width.state_heads:
+            found |= _states(layout, index, width, multiple)
     least = min(multiple, layout.hidden_size)
     fixed = np.ones(layout.hidden_size, dtype=bool) if layout.fixed_ratio else None
     found["channels"] = Site("channels", layout.hidden_size, multiple=multiple, minimum=least, fixed=fixed)
-    return {name: replace(site, frozen=site.kind in layout.whole) for name, site in found.items()}
+    return {
+        name: replace(site, frozen=site.kind in layout.whole or site.kind in _STATES) for name, site in found.items()
+    }
+
+
+def _states(layout: Layout, index: int, width: Widths, multiple: int) -> dict[str, Site]:
+    """The sites of a mixer's states: heads, as many in each group, and channels, the same of every head."""
+    heads, channels = (f"layers.{index}.{kind}" for kind in _STATES)
+    groups = layout.state_groups(index)
+    group = np.repeat(np.arange(groups), width.state_heads // groups)
+    owner = ("mixer", np.full(width.state_heads, index))
+    every = ("mixer", np.full(width.state_channels, index))
+    least = min(multiple, width.state_channels)
+    return {
+        heads: Site(heads, width.state_heads, group=group, owner=owner, minimum=groups),
+        channels: Site(channels, width.state_channels, owner=every, multiple=multiple, minimum=least),
+    }
 
 
 def _mixture(layout: Layout, index: int, width: Widths, multiple: int) -> dict[str, Site]:
@@ -168,30 +206,65 @@ def terms(
     return (*found, *cached), base
 
 
+def state_terms(layout: Layout, batch: int, size: float) -> Iterator[Term]:
+    """Bytes that the states of Mamba-2 take while text is written, `size` for each number.
+
+    B (H C N + K (H C + F)) of a layer: H heads of C channels with N numbers each, and the last K inputs of the
+    convolution over these and the F rows that groups share.
+    """
+    for index, width in enumerate(layout.widths):
+        if not width.state_heads:
+            continue
+        numbers, taps = layout.state_sizes(index)
+        units = (("layers", index), ("mixer", index))
+        inside = tuple(f"layers.{index}.{kind}" for kind in _STATES)
+        yield Term("state_cache", batch * size * (numbers + taps), inside, units=units)
+        yield Term("state_cache", batch * size * taps * width.state_fixed, units=units)
+
+
+def serve(units: Units, profile: Profile, itemsize: int, batch: int, length: int) -> Units:
+    """These units with the measure served_memory: bytes of weights, caches and one activation [B, T, channels].
+
+    itemsize: bytes of each number in which kv_cache and state_cache are.
+    """
+    shares = {"params": profile.weights, "kv_cache": profile.cache / itemsize, "state_cache": profile.states / itemsize}
+    served = [
+        replace(term, measure="served_memory", coefficient=term.coefficient * shares[term.measure])
+        for term in units.terms if term.measure in shares
+    ]  # fmt: skip
+    served.append(Term("served_memory", batch * length * profile.buffers, ("channels",)))
+    base = sum(units.base.get(measure, 0.0) * share for measure, share in shares.items())
+    return replace(units, terms=(*units.terms, *served), base={**units.base, "served_memory": base})
+
+
 def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tuple[float, list[str]]]:
     """A tensor's size as a sum of (coefficient, sites): the product of its axes, each a sum of parts."""
 
     each = any("expert_neurons" in axis for axis in place.axes or ())
 
-    def part(name: str) -> tuple[int, str]:
+    def part(name: str) -> tuple[int, str, str]:
         if name == "channels":
-            return 1, "channels"
+            return 1, "channels", ""
         if name == "experts" and each:
-            return 1, ""  # the site of the neurons counts those of all experts
+            return 1, "", ""  # the site of the neurons counts those of all experts
+        if name == "state_fixed" and place.layer is not None:
+            return layout.widths[place.layer].state_fixed, "", ""
+        if name == "state_heads*":
+            return 1, f"layers.{place.layer}.state_heads", f"layers.{place.layer}.state_channels"
         if name in _COUNTED:
-            return 1, f"layers.{place.layer}.{name}"
+            return 1, f"layers.{place.layer}.{name}", ""
         if name == "cross*":
-            return layout.head_dim, f"layers.{place.layer}.cross.heads"
+            return layout.head_dim, f"layers.{place.layer}.cross.heads", ""
         grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].has_groups
         block = layout.head_dim * int(name.partition("*")[2] or 1) if "*" in name else 1
-        return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}"
+        return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}", ""
 
     axes = [
-        [part(name) for name in axis.split("+")] if axis else [(size, "")]
+        [part(name) for name in axis.split("+")] if axis else [(size, "", "")]
         for axis, size in zip(place.axes or ("",) * len(shape), shape, strict=True)
     ]
     for chosen in itertools.product(*axes):
-        yield math.prod(size for size, _ in chosen), sorted(site for _, site in chosen if site)
+        yield math.prod(size for size, *_ in chosen), sorted(site for _, *sites in chosen for site in sites if site)
 
 
 def _condition(layout: Layout, place: Place) -> dict[str, object]:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,7 @@ __all__ = [
     "new_config",
     "new_name",
     "resolve",
+    "scale_embedding",
     "silence",
     "slice_state",
     "slice_tensor",
@@ -84,8 +85,11 @@ def resolve(selection: Selection, sites: Mapping[str, Site]) -> dict[str, np.nda
     return dict(Units(sites).effective(keep))
 
 
-def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
-    """The indices that stay. Refuses what leaves nothing, and unequal query heads in the groups of a layer."""
+def find_kept(layout: Layout, keep: Mapping[str, np.ndarray], *, corrected: bool = True) -> Kept:
+    """The indices that stay. Refuses what leaves nothing, and unequal query heads in the groups of a layer.
+
+    corrected: norms over channels are to be exact, which some families do not allow (`Family.bare_channels`).
+    """
 
     def indices(site: str, count: int) -> Tensor:
         return torch.from_numpy(np.flatnonzero(keep[site])) if site in keep else torch.arange(count)
@@ -108,9 +112,13 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
         neurons = indices(f"{name}.neurons", width.neurons)
         result.parts[index] = {"heads": heads, "kv": kv, "neurons": neurons, "mixer": torch.arange(int(mixer))}
         result.parts[index]["cross"] = indices(f"{name}.cross.heads", width.cross)
+        if width.state_heads:
+            result.parts[index] |= _find_states(layout, index, indices, mixer)
         if width.experts:
             result.parts[index] |= _mixture(layout, index, indices)
     for kind, why in layout.whole.items():
+        if kind == "channels" and layout.family.bare_channels and not corrected:
+            continue
         partly = (stays[layers] if kind in BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind)
         if any(0 < stays.sum() < len(stays) or (kind in BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
@@ -138,6 +146,22 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray]) -> Kept:
         )
         raise InputError(f"selection keeps {what}: nothing would remain to run")
     return result
+
+
+def _find_states(layout: Layout, index: int, indices: Callable[[str, int], Tensor], mixer: bool) -> dict[str, Tensor]:
+    """What stays of the states of a mixer; refuses other counts of heads in its groups, and a mixer without any."""
+    width, name, groups = layout.widths[index], f"layers.{index}", layout.state_groups(index)
+    if not mixer:
+        return {kind: torch.arange(0) for kind in ("state_heads", "state_channels", "state_fixed")}
+    heads = indices(f"{name}.state_heads", width.state_heads)
+    channels = indices(f"{name}.state_channels", width.state_channels)
+    counts = torch.bincount(heads // (width.state_heads // groups), minlength=groups).tolist()
+    if len(set(counts)) > 1 or not counts[0] or not len(channels):
+        raise UnsupportedError(
+            f"selection keeps {counts} heads with {len(channels)} channels in the groups of {name}.state_heads: those "
+            "that share B and C keep equally many, and at least one each; rank inside the groups"
+        )
+    return {"state_heads": heads, "state_channels": channels, "state_fixed": torch.arange(width.state_fixed)}
 
 
 def compose(first: Kept, then: Kept) -> Kept:
@@ -214,6 +238,11 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
     pieces, offset = [], 0
     for part in axis.split("+"):
         name, star, times = part.partition("*")
+        if name == "state_heads" and star:
+            block = width.state_channels
+            pieces.append((offset + parts[name][:, None] * block + parts["state_channels"]).flatten())
+            offset += width.state_heads * block
+            continue
         block = layout.head_dim * int(times or 1) if star else 1
         pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
         offset += getattr(width, name) * block
@@ -404,7 +433,11 @@ def _say_widths(
         expressible = not family.heads_divide or channels % heads == 0
     else:
         expressible = channels == heads * layout.head_dim
-    whole = Widths(heads, kv, neurons, mixture.experts, mixture.expert_neurons, mixture.shared_neurons, 1)
+    states = [max(getattr(width, name) for width in widths) for name in ("state_heads", "state_channels")]
+    whole = replace(Widths(heads, kv, neurons, mixture.experts, mixture.expert_neurons, mixture.shared_neurons, 1),
+                    state_heads=states[0], state_channels=states[1])  # fmt: skip
+    if family.states and all(states):
+        data |= {family.states.heads: states[0], family.states.channels: states[1]}
     before = {width.neurons for width in layout.widths if width.neurons}
     said = family.states_neurons or all({width.neurons} <= before | {0} for width in widths)
     if family.experts and family.experts.neurons == family.neurons and mixture.experts:  # one number says both
@@ -435,6 +468,7 @@ def _is_whole(whole: Widths, width: Widths, kinds: Collection[str]) -> bool:
     names = ["heads", "kv"] if width.heads else []
     names += ["neurons"] if width.neurons else []
     names += ["experts", "expert_neurons", "shared_neurons"] if width.experts else []
+    names += ["state_heads", "state_channels"] if width.state_heads else []
     return all(getattr(width, name) == getattr(whole, name) for name in names)
 
 
@@ -493,6 +527,8 @@ def _overrides(
         own |= {native[family.experts.count]: width.experts, family.experts.neurons: width.expert_neurons}
         if family.experts.shared:
             own[family.experts.shared_neurons] = width.shared_neurons
+    if width.state_heads and family.states:
+        own |= {family.states.heads: width.state_heads, family.states.channels: width.state_channels}
     skip = [kind for kind in kinds if not width.has(kind)]
     return own | ({"skip": skip} if skip else {})
 
@@ -555,7 +591,7 @@ def correct_norms(
     if len(epsilons) != 1 or (layer_norms(layout) and not centred):
         return []
     root = math.sqrt(ratio)
-    grown = _scale_embedding(family, layout.hidden_size) / _scale_embedding(family, config.hidden_size)
+    grown = scale_embedding(family, layout.hidden_size) / scale_embedding(family, config.hidden_size)
     setattr(config, epsilons[0], getattr(config, epsilons[0]) * ratio)
     tied = bool(getattr(config, "tie_word_embeddings", False)) and layout.model.get_output_embeddings() is not None
     folded = family.scaled_embedding and tied
@@ -573,7 +609,7 @@ def correct_norms(
     return ["sqrt(hidden_size) was folded into the tied embeddings: logits are exact, the final hidden state is scaled"]
 
 
-def _scale_embedding(family: Family, channels: int) -> float:
+def scale_embedding(family: Family, channels: int) -> float:
     """What embeddings of so many channels are multiplied by."""
     root = torch.tensor(channels, dtype=torch.float64).sqrt()
     return float(root.bfloat16() if family.rounds_scale else root)
@@ -628,10 +664,10 @@ def fold_layer_scale(layout: Layout, state: dict[str, Tensor], config: Pretraine
 # ------------------------------------------------------------------------------------------------------ silencing
 
 
-def silence(layout: Layout, stays: Kept) -> PreTrainedModel:
+def silence(layout: Layout, stays: Kept, *, corrected: bool = True) -> PreTrainedModel:
     """A copy of the model, same shapes, in which the units that go are zero.
 
-    Layers that go are bypassed; LayerNorms run over the channels that stay.
+    Layers that go are bypassed; LayerNorms run over the channels that stay, and not `corrected` ones of another kind.
     """
     model = copy.deepcopy(layout.model)
     with torch.no_grad():
@@ -656,14 +692,28 @@ def silence(layout: Layout, stays: Kept) -> PreTrainedModel:
                 tensor.masked_fill_((mine[:, None] if dim == 2 else mine[..., None]).to(tensor.device), 0.0)
         for number in stays.parts:
             _bar(layout, model, number, stays.parts[number].get("experts"))
+            _rescale(layout, model, number, stays.parts[number])
     for path in layout.norms() if stays.channels is not None else ():
         norm = model.get_submodule(path)
         if isinstance(norm, nn.LayerNorm) and stays.channels is not None:
             model.set_submodule(path, _KeptLayerNorm(norm, stays.channels))
+        elif stays.channels is not None and not corrected:
+            model.set_submodule(path, _RescaledNorm(norm, len(stays.channels) / layout.hidden_size))
     for number, path in enumerate(layout.layers()):
         if number not in stays.parts:
             model.set_submodule(path, _Bypass(model.get_submodule(path)))
     return model
+
+
+def _rescale(layout: Layout, model: PreTrainedModel, layer: int, parts: Mapping[str, Tensor]) -> None:
+    """Let the norm of a mixer's states see the heads and channels that stay alone."""
+    width, states = layout.widths[layer], layout.family.states
+    if states is None or not states.norm or not len(parts.get("state_heads", ())):
+        return
+    share = len(parts["state_heads"]) * len(parts["state_channels"]) / (width.state_heads * width.state_channels)
+    if share < 1:
+        inside = model.get_submodule(layout.layers()[layer])
+        inside.set_submodule(states.norm, _RescaledNorm(inside.get_submodule(states.norm), share))
 
 
 def _bar(layout: Layout, model: PreTrainedModel, layer: int, experts: Tensor | None) -> None:
@@ -730,6 +780,28 @@ class _Bypass(nn.Module):
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         out = self.layer(hidden_states, *args, **kwargs)
         return (hidden_states, *out[1:]) if isinstance(out, tuple) else hidden_states
+
+
+class _RescaledNorm(nn.Module):
+    """A root-mean-square norm over D numbers of which all but a share are zero, as one over the share alone.
+
+    What goes in grows by 1 / sqrt(share) and what comes out shrinks by as much, which corrects the epsilon, too.
+    """
+
+    def __init__(self, norm: nn.Module, share: float) -> None:
+        super().__init__()
+        self.norm, self.root = norm, math.sqrt(share)
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # the mixer reads its weight for fused kernels
+            value: Tensor | nn.Module = getattr(super().__getattr__("norm"), name)
+            return value
+
+    def forward(self, x: Tensor, *args: object) -> Tensor:
+        out: Tensor = self.norm(x / self.root, *args) * self.root
+        return out
 
 
 class _KeptLayerNorm(nn.Module):

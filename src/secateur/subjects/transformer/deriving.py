@@ -307,6 +307,8 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
                 break
         else:
             failed[kind] = why
+            if kind == "channels" and not _try_cut(make_subject(tiny, family), kind, corrected=False):
+                family = replace(family, bare_channels=True)
     if "attention" not in failed:
         why = _try_cache(make_subject(tiny, family))
         failed |= {"attention": why} if why else {}
@@ -316,8 +318,11 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
     return replace(family, whole=whole)
 
 
-def _try_cut(subject: Transformer, kind: str) -> str:
-    """Cut half of everything of one kind off; what is wrong with the result, "" where it is as it should be."""
+def _try_cut(subject: Transformer, kind: str, *, corrected: bool = True) -> str:
+    """Cut half of everything of one kind off; what is wrong with the result, "" where it is as it should be.
+
+    corrected: norms are to be exact for fewer channels.
+    """
     units = subject.units()
     sites = {name: site.count for name, site in units.sites.items() if name.rpartition(".")[2] == kind}
     keep = {name: np.arange(count) % 2 == 0 for name, count in sites.items()}
@@ -325,7 +330,7 @@ def _try_cut(subject: Transformer, kind: str) -> str:
         trials = [keep, {name: ~stays for name, stays in keep.items()}]
     else:  # layers of unequal widths are built by other means
         trials = [keep, *([dict(list(keep.items())[:1])] if len(keep) > 1 else [])]
-    return next((why for one in trials if (why := _compare(subject, kind, one))), "")
+    return next((why for one in trials if (why := _compare(subject, kind, one, corrected=corrected))), "")
 
 
 def _try_cache(subject: Transformer) -> str:
@@ -361,14 +366,14 @@ def _differ(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp_min(1e-6))
 
 
-def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray]) -> str:
+def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray], *, corrected: bool = True) -> str:
     if not keep:
         return ""
     batch = subject.example(2, TOKENS)
     try:
         with torch.no_grad():
-            cut = subject.cut(Selection(keep))[0].forward(batch).prediction
-            silenced = subject.silence(Selection(keep)).forward(batch).prediction
+            cut = subject.cut(Selection(keep), norm_correction=corrected)[0].forward(batch).prediction
+            silenced = subject.silence(Selection(keep), norm_correction=corrected).forward(batch).prediction
     except Exception as error:
         return f"a cut of its {kind} fails: {type(error).__name__}: {describe_error(error)}"
     if kind == "channels" and cut.shape != silenced.shape:

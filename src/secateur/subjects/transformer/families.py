@@ -13,6 +13,8 @@ An axis is written as
     "heads"      query heads, one number each
     "kv*"        key/value heads, `head_dim` rows each (the query heads themselves where there are no groups)
     "cross*"     heads of a cross-attention, `head_dim` rows each
+    "state_heads"   heads of the states of a mixer (Mamba-2), one number each; "state_heads*": all channels of each
+    "state_fixed"   what its groups of heads share (B and C), which stays whole
     "experts"    the experts of a mixture
     "expert_neurons", "shared_neurons"  the FFN neurons of each expert, and of the expert that every token passes
     "a+b"        the parts one after the other, as in a fused projection
@@ -29,7 +31,7 @@ from typing import Any, Literal
 from secateur.errors import UnsupportedError
 from secateur.formats.reload import Table
 
-__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "Kind", "Stack", "find"]
+__all__ = ["FAMILIES", "Axes", "Block", "Experts", "Family", "Kind", "Stack", "States", "find"]
 
 Axes = tuple[str, ...]
 Kind = Literal["attention", "cross", "ffn", "mixer"]
@@ -85,6 +87,22 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class States:
+    """The states of mixers whose heads, in groups that share B and C, have a decay of their own (Mamba-2).
+
+    Names are relative to the layer. heads, channels: the config's number of heads, and of the channels of each.
+    """
+
+    module: str
+    log_decay: str
+    """The tensor with one number for each head."""
+    norm: str
+    """The norm over all channels of all heads, or of each group; "" where there is none."""
+    heads: str
+    channels: str
+
+
+@dataclass(frozen=True)
 class Stack:
     """A list of layers, relative to the base model, and the config's names for their number, heads and neurons."""
 
@@ -137,6 +155,10 @@ class Family:
     """What the class itself gives layers values of their own of, such as head_dim (Gemma 4)."""
     experts: Experts | None = None
     """The mixture of experts that all layers have, or all but some."""
+    bare_channels: bool = False
+    """Where `whole` says that channels stay: they can go if norms then run over those that stay, uncorrected."""
+    states: States | None = None
+    """The states of its mixers, where their heads and channels can go."""
     whole: Mapping[str, str] = field(default_factory=dict)
     """Axis that stays whole -> why."""
     cached: int | str = 0
@@ -172,7 +194,7 @@ class Family:
     def plain(self) -> Table:
         """What the travelling modelling file needs, as a literal."""
         data = asdict(self)
-        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "own_settings", "experts", "whole")
+        names = ("layers", "blocks", "neurons", "conv1d", "own_config", "own_settings", "experts", "states", "whole")
         return {name: data[name] for name in (*names, "shares_positions")} | {"stacks": self.lists}
 
     @property

@@ -36,6 +36,12 @@ class Widths:
     """1 where there is a mixer, which stays whole or goes."""
     cross: int = 0
     """Heads of the cross-attention."""
+    state_heads: int = 0
+    """Heads of a mixer's states; 0 where they can't be told, so that the mixer stays whole or goes."""
+    state_channels: int = 0
+    """Of each of them."""
+    state_fixed: int = 0
+    """Rows of what their groups share, B and C."""
 
     @property
     def ffn(self) -> bool:
@@ -93,8 +99,37 @@ class Layout:
             kv = (getattr(config, "num_key_value_heads", None) or heads) if heads else 0
             mixture = self._mixture(index) if "ffn" in there else (0, 0, 0)
             neurons = self._count_neurons(index, config) if "ffn" in there and not mixture[0] else 0
-            result.append(Widths(heads, kv, neurons, *mixture, mixer=int("mixer" in there)))
+            states = self._count_states(index) if "mixer" in there else {}
+            result.append(Widths(heads, kv, neurons, *mixture, mixer=int("mixer" in there), **states))
         return result
+
+    def _count_states(self, layer: int) -> dict[str, int]:
+        """Heads, channels and shared rows of a mixer's states; none where the family knows none."""
+        states = self.family.states
+        if states is None:
+            return {}
+        modules = self._modules(layer)
+        owner, _, leaf = states.log_decay.rpartition(".")
+        heads = len(getattr(modules[owner], leaf))
+        block = self.blocks(layer)["mixer"]
+        wide = modules[block.out].get_parameter("weight").shape[1]
+        rows = sum(
+            modules[name].get_parameter("weight").shape[0]
+            for name, axes in block.tensors.items() if axes[0] == "state_heads*+state_fixed"
+        )  # fmt: skip
+        return {"state_heads": heads, "state_channels": wide // heads, "state_fixed": rows - wide}
+
+    def state_sizes(self, layer: int) -> tuple[int, int]:
+        """(numbers of a state per channel, taps of the convolution) of a mixer: what it caches of each."""
+        width, block = self.widths[layer], self.blocks(layer)["mixer"]
+        name = next(name for name, axes in block.tensors.items() if axes[0] == "state_heads*+state_fixed")
+        taps = self._modules(layer)[name].get_parameter("weight").shape[-1]
+        return width.state_fixed // (2 * self.state_groups(layer)), int(taps)
+
+    def state_groups(self, layer: int) -> int:
+        """Groups of heads of a mixer's states, which share B and C."""
+        states = self.family.states
+        return 1 if states is None else int(getattr(self._modules(layer)[states.module], "n_groups", 1))
 
     def _count_in_stack(self, layer: int, there: Collection[str]) -> Widths:
         """Units by the tensors of a layer, for the config may say those of another stack."""
@@ -278,7 +313,7 @@ class Layout:
         """Site -> (units, numbers of each), of the sites whose units stand along one part of an axis."""
         if part == "channels":
             return {"channels": (self.hidden_size, 1)}
-        if layer is None or part in ("", "expert_neurons"):
+        if layer is None or part in ("", "expert_neurons") or part.startswith("state_"):
             return {}
         width, name = self.widths[layer], f"layers.{layer}"
         if part.startswith("heads*"):

@@ -167,7 +167,7 @@ class _Map(BaseModel):
 
 
 def _indices(text: str) -> Tensor:
-    return torch.tensor(ranges.read(text), dtype=torch.long)
+    return torch.tensor(ranges.read(text, sorted_only=False), dtype=torch.long)
 
 
 def _rows(texts: Iterable[str]) -> Tensor:

@@ -55,7 +55,7 @@ class Rotated(Decoder):
         """Refused with `UnsupportedError`."""
         self._refuse()
 
-    def silence(self, *_: object) -> NoReturn:
+    def silence(self, *_: object, **__: object) -> NoReturn:
         """Refused with `UnsupportedError`."""
         self._refuse()
 

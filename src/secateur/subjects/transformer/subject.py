@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,6 +50,8 @@ AXES = (
     "experts",
     "expert_neurons",
     "shared_neurons",
+    "state_heads",
+    "state_channels",
     "channels",
 )
 
@@ -98,6 +100,8 @@ class Transformer:
     """A transformers model with what belongs to it, as something to prune. Use `open_subject` to make one."""
 
     backend = "secateur.runs.backends.language:Language"
+    profile: costs.Profile | None = None
+    """In how many bytes each number is to be served: then there is a cost in served_memory, too."""
 
     kind: Literal["encoder", "decoder"]
 
@@ -286,8 +290,9 @@ class Transformer:
         `torch.utils.flop_counter` counts: 2 per multiply-add of the matrix products, attention as two full
         [length, length] products per head without a discount for causality or sliding windows; of mixers their linears
         alone, not the scans and convolutions between them, which depend on the kernel); kv_cache
-        (decoders: bytes of keys and values after `length` tokens); memory = bytes + kv_cache; with experts also
-        active_params, those which one token passes.
+        (decoders: bytes of keys and values after `length` tokens); state_cache (those of Mamba-2's states); memory =
+        bytes + both caches; with experts also active_params, those which one token passes; with a `profile` also
+        served_memory (`costs.serve`).
         `multiple` rounds neurons and channels. Raises `UnsupportedError` for an axis that isn't there.
         """
         layout = self.layout
@@ -302,7 +307,12 @@ class Transformer:
                 raise UnsupportedError(f"axis {axis!r} of this {self.family.model_type} model can't be cut: {why}")
         terms, base = costs.terms(layout, batch, length, self._cache(layout, batch, length), self.source)
         whole = Units(sites, terms, base)
-        return whole.only(*axes) if axes else whole
+        if self.profile is not None:
+            whole = costs.serve(whole, self.profile, self.model.dtype.itemsize, batch, length)
+        if axes:  # those of states are selected from only where they are named
+            named = {name: replace(site, frozen=False) if site.kind in axes else site for name, site in sites.items()}
+            return replace(whole, sites=named).only(*axes)
+        return whole
 
     def flops_per_token(self, length: int = 128) -> float:
         """FLOPs of a forward pass over one sequence of `length` tokens, divided by `length`.
@@ -347,7 +357,7 @@ class Transformer:
         layout = self.layout
         sites = costs.sites(layout)
         keep = cutting.resolve(selection, sites)
-        kept = cutting.find_kept(layout, keep)
+        kept = cutting.find_kept(layout, keep, corrected=norm_correction)
         there = {name: self._find_there(layout, name, sites[name].count) for name in keep}
         gone = {name: (int((~stays & there[name]).sum()), int(there[name].sum())) for name, stays in keep.items()}
         removed = {name: counts for name, counts in gone.items() if counts[0]}
@@ -380,18 +390,19 @@ class Transformer:
             return np.ones(count, dtype=bool)
         return np.array([width.has(site) for width in layout.widths])
 
-    def silence(self, selection: Selection) -> Transformer:
+    def silence(self, selection: Selection, *, norm_correction: bool = True) -> Transformer:
         """The same shapes with the units that go set to zero: the reference which a cut must equal.
 
         Layers that go are bypassed. Where channels go, LayerNorms run over the kept channels (see `cut`);
-        RMSNorms need no help.
+        RMSNorms need no help, and run over the kept ones, too, without `norm_correction`.
         """
         self._check_sides()
         layout = self.layout
-        kept = cutting.find_kept(layout, cutting.resolve(selection, costs.sites(layout)))
+        keep = cutting.resolve(selection, costs.sites(layout))
+        kept = cutting.find_kept(layout, keep, corrected=norm_correction)
         if kept.channels is not None:
             self._check_channels(layout)
-        return self._copy(cutting.silence(layout, kept), self.layer_index)
+        return self._copy(cutting.silence(layout, kept, corrected=norm_correction), self.layer_index)
 
     def copy(self) -> Transformer:
         """The same subject with weights of its own."""

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
-from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack
+from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack, States
 from secateur.subjects.transformer.per_layer import get_setting, list_own, take_layers
 from secateur.subjects.transformer.small_copy import (
     DENSE,
@@ -103,6 +103,7 @@ class _Reading:
         self.experts: Experts | None = None
         self.dense = ""
         """The output linear of a plain FFN."""
+        self.states: States | None = None
         self.whole = dict[str, str]()
         """Axis that stays whole -> why."""
         self.left = set[str]()
@@ -190,6 +191,7 @@ class _Reading:
             qk_norms=() if attention is None else self._find_query_norms(attention),
             own_settings=list_own(self.config),
             experts=self.experts,
+            states=self.states,
             whole=self.whole,
             stacks=stacks,
             caches_by_encoder=len(stacks) == 2 and self._caches_by_encoder(stacks[0]),
@@ -451,7 +453,64 @@ class _Reading:
             inside = [name for name in self._list(start) if name.startswith(f"{path}.")]
             attends = any(self._is_inside(f"{start}{path}", name) for name in self.attentions)
             tensors = {name: self._read_axes(start, name, {}) for name in inside}
+            if not attends:
+                tensors = self._read_states(start, path, out, tensors)
             yield Block("attention" if attends else "mixer", path, out, tensors)
+
+    def _read_states(self, start: str, path: str, out: str, tensors: dict[str, Axes]) -> dict[str, Axes]:
+        """The tensors of a mixer whose states have heads, as Mamba-2 has them, with these axes; else as they are.
+
+        Told by shapes: one number for each of H heads (A_log, D, dt_bias), H C columns of the output linear, a
+        convolution over these and what groups share, and an input linear with as many rows once more and H.
+        """
+        state = self.tiny.state_dict()
+        decay = f"{path}.A_log"
+        shape = list(state[f"{start}{decay}"].shape) if f"{start}{decay}" in state else []
+        wide = state[f"{start}{out}.weight"].shape[1] if not isinstance(self.modules[start + out], Conv1D) else 0
+        if len(shape) != 1 or not wide or wide % shape[0]:
+            return tensors
+        heads, read, norm = shape[0], dict(tensors), ""
+        convolved = [name for name, axes in tensors.items() if len(axes) == 3]
+        if len(convolved) != 1 or convolved[0] == out:
+            return tensors
+        rows = state[f"{start}{convolved[0]}.weight"].shape[0]
+        for name, axes in tensors.items():
+            full = f"{start}{name}.weight" if f"{start}{name}.weight" in state else f"{start}{name}"
+            size = state[full].shape[0]
+            if name == out:
+                read[name] = (axes[0], "state_heads*")
+            elif name == convolved[0]:
+                read[name] = ("state_heads*+state_fixed", *axes[1:])
+            elif len(axes) == 2 and size == wide + rows + heads:
+                read[name] = ("state_heads*+state_heads*+state_fixed+state_heads", axes[1])
+            elif axes == ("",) and size == heads and full == f"{start}{name}":
+                read[name] = ("state_heads",)
+            elif axes == ("",) and size == wide:
+                read[name], norm = ("state_heads*",), name
+            else:
+                return tensors
+        count, each = (self._find_state_setting(f"{start}{decay}", f"{start}{out}.weight", grows) for grows in (2, 1))
+        if not (count and each):
+            why = "its config can't say the number of their heads, or of the channels of each, by itself"
+            self.whole |= {"state_heads": why, "state_channels": why}
+            return tensors
+        self.states = States(path, decay, norm, count, each)
+        return read
+
+    def _find_state_setting(self, decay: str, out: str, times: int) -> str:
+        """The setting by which an output linear has twice as many columns, and there are `times` as many heads."""
+        plain = self._build_shapes({})
+        settings: dict[str, object] = self.config.to_dict()
+        for name, value in settings.items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                continue
+            found = self._build_shapes({name: 2 * value})
+            if not {decay, out} <= found.keys():
+                continue
+            heads, columns = (found[tensor][dim] / plain[tensor][dim] for tensor, dim in ((decay, 0), (out, 1)))
+            if (heads, columns) == (times, 2) and found[out][0] == plain[out][0]:
+                return name
+        return ""
 
     def _read_shared(self) -> dict[str, Axes]:
         """What stands outside the layers; names relative to the base model where it is inside that."""

@@ -1,0 +1,273 @@
+"""Elastic models: axes and choices, masked = sliced for every family, budgets, files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from secateur.errors import BudgetError, InfeasibleError, InputError, ModelError, UnsupportedError
+from secateur.methods import elastic
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Selection
+from subjects.hybrids import make_hybrid
+from subjects.tiny import make
+
+ORDER = {"llama": (2, 1, 3), "NemotronH": (1, 3)}
+SHARES = (1.0, 0.75, 0.5)
+
+
+def hybrid() -> Transformer:
+    blocks = ["mamba", "mlp", "attention", "mlp", "mamba"]
+    model = make_hybrid("NemotronH", vocab_size=64, mamba_head_dim=16, layers_block_type=blocks)
+    return open_subject(model, tokenizer=tiny.tokenizer())
+
+
+def llama() -> Transformer:
+    return open_subject(tiny.uneven(tiny.model("llama")), tokenizer=tiny.tokenizer())
+
+
+MODELS: dict[str, Callable[[], Transformer]] = {
+    "llama": llama,
+    "qwen3": lambda: open_subject(tiny.model("qwen3")),
+    "gemma2": lambda: make("gemma2"),
+    "gpt2": lambda: open_subject(tiny.model("gpt2")),
+    "mixtral": lambda: open_subject(tiny.model("mixtral")),
+    "NemotronH": hybrid,
+}
+
+
+def make_elastic(name: str, axes: tuple[str, ...] = elastic.AXES, **how: object) -> elastic.Elastic:
+    subject = MODELS[name]()
+    order = ORDER.get(name, tuple(range(len(subject.layers()) - 1, 0, -1)))
+    found = elastic.find_axes(subject, axes, **{"uneven": ("neurons", "state_heads"), "order": order, **how})
+    torch.manual_seed(0)
+    scores = {
+        site: torch.rand(subject.units()[site].count)
+        for axis in found.values() if axis.name != "layers" for site in axis.counts
+    }  # fmt: skip
+    return elastic.make(subject, scores, found, "params", SHARES, hidden=16)
+
+
+def sizes(model: elastic.Elastic, count: int) -> list[dict[str, list[int]]]:
+    """The smallest size, and others at random."""
+    draw = np.random.default_rng(0)
+    smallest = {name: [axis.choices - 1] * axis.rows for name, axis in model.axes.items()}
+    others = [{n: draw.integers(0, a.choices, a.rows).tolist() for n, a in model.axes.items()} for _ in range(count)]
+    return [smallest, *others]
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_masked_is_sliced_and_costs_what_it_says(name):
+    model = make_elastic(name)
+    batch = model.subject.example(2, 9)
+    whole = model.subject.forward(batch).prediction
+    for chosen in sizes(model, 3):
+        with model.masks.on(model.subject.model):
+            model.mask(chosen)
+            masked, expected = model.subject.forward(batch).prediction, float(model.expect_cost())
+            model.masks.correct = False
+        with model.masks.on(model.subject.model):
+            bare = model.subject.forward(batch).prediction
+        model.masks.correct = True
+        student, _ = model.cut(chosen)
+        sliced = student.forward(batch).prediction
+        assert float((masked - sliced).abs().max()) < 1e-4
+        norms = any(any(chosen.get(axis, ())) for axis in ("channels", "state_heads", "state_channels"))
+        assert (float((bare - sliced).abs().max()) > 1e-3) == norms  # and not without the correction of norms
+        counted = sum(parameter.numel() for parameter in student.model.parameters())
+        assert model.cost(chosen)["params"] == counted == pytest.approx(expected)
+    assert torch.equal(model.subject.forward(batch).prediction, whole)  # reversible, bit by bit
+
+
+@torch.no_grad()
+def test_an_expert_that_is_chosen_by_a_bias_of_its_own_is_barred_too():
+    """The experts that go have the largest biases, which are added to the scores behind the router (DeepSeek-V3)."""
+    subject = make("deepseek3")
+    axes = elastic.find_axes(subject, ("experts",), choices="experts=4")
+    model = elastic.Elastic(subject, axes, "params", SHARES, hidden=4)
+    for layer in subject.model.model.layers[1:]:
+        bias = layer.mlp.gate.e_score_correction_bias
+        bias.copy_(torch.arange(8.0) % 4)  # the last ones of both groups
+    batch = subject.example(2, 9)
+    with model.masks.on(subject.model):
+        model.mask({"experts": [1]})
+        masked = subject.forward(batch).prediction
+    sliced = model.cut({"experts": [1]})[0].forward(batch).prediction
+    assert float((masked - sliced).abs().max()) < 1e-4
+    assert float((masked - subject.forward(batch).prediction).abs().max()) > 1e-3
+
+
+def test_groups_of_states_keep_equally_many_heads_and_b_and_c_are_untouched():
+    model = make_elastic("NemotronH")
+    chosen = {name: [0] * axis.rows for name, axis in model.axes.items()}
+    chosen |= {"state_heads": [1, 2], "state_channels": [model.axes["state_channels"].choices - 1]}
+    before = model.subject.model.model.layers[0].mixer
+    after = model.cut(chosen)[0].model.model.layers[0].mixer
+    assert (after.n_groups, after.ssm_state_size) == (before.n_groups, before.ssm_state_size)
+    per = before.num_heads // before.n_groups
+    left = after.num_heads // after.n_groups
+    assert 0 < left < per
+    rows = [group * per + head for group in range(before.n_groups) for head in range(left)]
+    assert torch.equal(after.A_log, before.A_log[rows])
+    shared = 2 * before.n_groups * before.ssm_state_size
+    starts = 2 * before.intermediate_size, 2 * after.intermediate_size
+    theirs, ours = (
+        mixer.in_proj.weight[start : start + shared] for mixer, start in zip((before, after), starts, strict=True)
+    )
+    assert torch.equal(theirs, ours)
+    assert after.head_dim < before.head_dim
+    assert torch.equal(after.conv1d.weight[after.intermediate_size :], before.conv1d.weight[before.intermediate_size :])
+
+
+def test_sizes_are_prefixes_of_one_another():
+    model = make_elastic("llama")
+    selections = [
+        model.select({name: [choice] * axis.rows for name, axis in model.axes.items() if axis.choices > 2}).keep
+        for choice in (2, 1)
+    ]
+    assert selections[0].keys() == selections[1].keys()
+    for site, small in selections[0].items():
+        assert (small <= selections[1][site]).all()
+        if site.rpartition(".")[2] in ("channels", "neurons"):
+            assert small[: small.sum()].all()
+    with torch.no_grad():
+        student = model.cut({"channels": [1], "neurons": [2, 1, 0, 3]})[0].model
+    first = model.subject.model.model.layers[0].mlp.up_proj.weight
+    mine = student.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(mine, first[: mine.shape[0], : mine.shape[1]])
+
+
+def test_choices_are_shares_of_each_layers_own_width_and_one_choice_is_below_the_one_before_everywhere():
+    subject = open_subject(tiny.model("llama"))
+    keep = {"layers.1.neurons": np.arange(128) < 64}  # as a model whose config lists a width for each layer
+    uneven = subject.cut(Selection(keep))[0]
+    found = elastic.find_axes(uneven, ("neurons", "channels"), choices="neurons=0.5+0.75")
+    assert found["neurons"].counts["layers.0.neurons"] == (128, 96, 64)
+    assert found["neurons"].counts["layers.1.neurons"] == (64, 48, 32)
+    assert found["neurons"].rows == 1
+    assert elastic.find_axes(uneven, ("neurons",), uneven=("neurons",))["neurons"].rows == 4
+    named = elastic.find_axes(subject, ("layers", "heads"), choices="layers=3,heads=4", order=(2, 1))
+    assert named["layers"].counts["layers"] == (4, 3)
+    assert named["heads"].counts["layers.0.heads"] == (4, 2)  # in each of two groups
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"names": ("width",)}, InputError, "axis 'width' is not one of layers, channels"),
+        ({"choices": "neurons"}, InputError, "'neurons' was not understood: write an axis"),
+        ({"choices": "neurons=x"}, InputError, "was not understood"),
+        ({"choices": "neurons=2000"}, InputError, "none of neurons is below the whole"),
+        ({"names": ("experts",)}, UnsupportedError, "nothing of this model can be cut along experts: it has none"),
+    ],
+)
+def test_axes_and_choices_that_can_not_be_are_refused(how, error, message):
+    subject = open_subject(tiny.model("llama"))
+    with pytest.raises(error, match=message):
+        elastic.find_axes(subject, **{"names": ("neurons",), **how})
+
+
+def test_a_config_that_can_not_say_the_cut_is_refused_by_name():
+    subject = open_subject(make_hybrid("Bamba"))
+    with pytest.raises(UnsupportedError, match="state_heads of this model can't be cut: its config can't say"):
+        elastic.find_axes(subject, ("neurons", "state_heads"), choices="state_heads=0.5")
+    with pytest.raises(UnsupportedError, match="nothing of this model can be cut along state_heads: its config can't"):
+        elastic.find_axes(subject, ("state_heads",))
+    assert "state_heads" not in elastic.find_axes(subject, ("neurons", "state_heads"))
+    assert "channels" not in elastic.find_axes(make("phi3-longrope"), ("neurons", "channels"))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.75, 0.6, 0.5])
+def test_a_size_is_within_five_percent_below_its_budget_and_the_whole_is_the_original(share):
+    model = make_elastic("llama")
+    chosen = model.choose(share)
+    part = model.cost(chosen)["params"] / model.whole["params"]
+    assert 0.95 * share <= part <= share
+    if share == 1.0:
+        student = model.cut(chosen)[0]
+        state = model.subject.model.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in student.model.state_dict().items())
+
+
+def test_budgets_outside_of_what_was_trained_are_refused():
+    model = make_elastic("llama", ("neurons",), choices="neurons=0.75")
+    with pytest.raises(BudgetError, match="outside of what the router was trained for"):
+        model.choose(0.4)
+    with pytest.raises(InfeasibleError, match="the smallest size takes") as refused:
+        model.choose(0.5)
+    assert refused.value.reachable == model.least
+    whole = model.whole
+    assert elastic.share_of(Budget.parse("params=60%"), "params", whole) == pytest.approx(0.6)
+    for text in ("flops=60%", "params=60%,flops=60%", "pattern=2:4"):
+        with pytest.raises(BudgetError, match="the router was trained for params"):
+            elastic.share_of(Budget.parse(text), "params", whole)
+    with pytest.raises(BudgetError, match="is above the whole model's"):
+        elastic.share_of(Budget.parse("params=9G"), "params", whole)
+
+
+def test_layers_are_judged_anew_after_each_that_went():
+    """By hand: sum (M - M_-j)^2 / sum M^2 of the logits, the least first, and the next with that one gone."""
+    subject = llama()
+    batches = [subject.example(2, 9)]
+    found = elastic.rank_layers(subject, batches, 2)
+
+    def far(*gone: int) -> float:
+        stays = np.array([index not in gone for index in range(4)])
+        with torch.no_grad():
+            full = subject.forward(batches[0]).prediction.double()
+            less = subject.cut(Selection({"layers": stays}))[0].forward(batches[0]).prediction.double()
+        return float((full - less).square().sum() / full.square().sum())
+
+    first = min(range(4), key=far)
+    second = min(set(range(4)) - {first}, key=lambda layer: far(first, layer))
+    assert [layer for layer, _ in found] == [first, second]
+    assert [score for _, score in found] == [pytest.approx(far(first)), pytest.approx(far(first, second))]
+
+
+def test_widths_are_ranked_by_what_flows_through_them():
+    subject = hybrid()
+    axes = elastic.find_axes(subject, elastic.AXES, order=(1,))
+    batch = subject.example(2, 9)
+    found = elastic.score_widths(subject, [batch], axes)
+    layers, seen = subject.model.model.layers, {}
+    hooks = [
+        layers[0].mixer.in_proj.register_forward_hook(lambda _, args, out: seen.update(x=out)),
+        layers[1].mixer.up_proj.register_forward_hook(lambda _, args, out: seen.update(up=out)),
+    ]
+    with torch.no_grad():
+        subject.forward(batch)
+    for hook in hooks:
+        hook.remove()
+    assert torch.allclose(found["layers.1.neurons"], seen["up"].abs().mean((0, 1)), atol=1e-5)
+    wide = layers[0].mixer.intermediate_size
+    s = seen["x"][..., wide : 2 * wide].abs().mean((0, 1)).reshape(8, 16)
+    assert torch.allclose(found["layers.0.state_channels"], s.norm(dim=0), atol=1e-5)
+    best = s.norm(dim=0).argsort(descending=True)[: axes["state_channels"].counts["layers.0.state_channels"][-1]]
+    assert torch.allclose(found["layers.0.state_heads"], s[:, best].norm(dim=1), atol=1e-5)
+    assert found["channels"].shape == (32,)
+
+
+def test_one_folder_holds_all_sizes_and_loads_as_the_whole_model(tmp_path):
+    model = make_elastic("llama")
+    elastic.write(model, tmp_path / "elastic")
+    again = elastic.read(tmp_path / "elastic")
+    assert (again.measure, again.shares, again.axes) == (model.measure, model.shares, model.axes)
+    for share in SHARES:
+        assert again.choose(share) == model.choose(share)
+    batch = model.subject.example(2, 9)
+    plain = open_subject(tmp_path / "elastic")
+    with torch.no_grad():
+        assert torch.equal(plain.forward(batch).prediction, model.subject.forward(batch).prediction)
+    with pytest.raises(InputError, match=r"is no elastic model, for it has no elastic\.json"):
+        elastic.read(tmp_path)
+    (tmp_path / "elastic" / "router.safetensors").write_bytes(b"no")
+    with pytest.raises(ModelError, match="is a damaged elastic model"):
+        elastic.read(tmp_path / "elastic")
+    (tmp_path / "elastic" / "elastic.json").write_text("{}")
+    with pytest.raises(ModelError, match="is a damaged elastic model"):
+        elastic.read(tmp_path / "elastic")

@@ -1,0 +1,258 @@
+"""Nemotron Elastic on models of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+import toys
+from secateur._utils.rundir import Run, read_tensors
+from secateur.data import texts
+from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
+from secateur.methods import elastic
+from secateur.recipes.language import nemotron_elastic as module
+from secateur.recover.training import loop
+from secateur.runs import keywords
+from secateur.subjects import Transformer, open_subject
+from secateur.vocabulary import Budget, Result, Training
+from subjects.hybrids import make_hybrid
+
+QUICK = {"samples": 32, "depth_samples": 4, "steps": 0, "train_batch": 8, "length": 16, "router_hidden": 16}
+BUDGETS = ("params=75%", "params=50%")
+DATA = texts.read(tiny.chains(400))
+
+
+def teacher(steps: int = 150) -> Transformer:
+    """A Llama that has learned something of the texts."""
+    subject = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    batches = texts.batches(DATA, subject.tokenizer, packed=True, batch=8, length=16, seed=0)
+    objective = module.objectives.distil(subject.forward, None, output="logits", task=1.0)
+    loop.train(subject.model, batches, objective, steps=steps, lr=5e-3, progress=False)
+    return subject
+
+
+@pytest.fixture(scope="module")
+def taught() -> Transformer:
+    return teacher()
+
+
+def results(root: Path, *budgets: str, model: Transformer | None = None, **options: object) -> list[Result]:
+    how = keywords.check_options(module.nemotron_elastic, {**QUICK, **options})
+    wanted = [Budget.parse(budget) for budget in budgets or BUDGETS]
+    start = model or open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    with Run.open(root, {}) as run:
+        return list(module.nemotron_elastic(start, DATA, wanted, run, **how))
+
+
+def held_out(subject: Transformer) -> float:
+    _, held = DATA.split(seed=0)
+    batches = texts.batches(held, subject.tokenizer, packed=True, batch=8, length=16, seed=0).take(4)
+    return module.objectives.held_out(subject.forward, teacher=subject.forward, output="logits", batches=batches)
+
+
+def test_one_training_gives_every_size_and_all_of_them_stand_in_one_folder(tmp_path, taught):
+    before = {name: tensor.clone() for name, tensor in taught.model.state_dict().items()}
+    found = results(tmp_path, model=taught, steps=60, lr=2e-3, axes=("channels", "neurons", "heads"))
+    whole = taught.units().cost()["params"]
+    for result, share in zip(found, (0.75, 0.5), strict=True):
+        counted = sum(parameter.numel() for parameter in result.subject.model.parameters())
+        assert result.predicted["params"] == counted
+        assert 0.95 * share * whole <= counted <= share * whole
+        assert result.recovery is not None
+        assert result.recovery.steps == 60
+    assert all(torch.equal(tensor, before[name]) for name, tensor in taught.model.state_dict().items())
+
+    model = elastic.read(tmp_path / "elastic")
+    batch = taught.example(2, 9)
+    with torch.no_grad():
+        for result, share in zip(found, (0.75, 0.5), strict=True):
+            again = model.cut(model.choose(share))[0]
+            assert torch.equal(again.forward(batch).prediction, result.subject.forward(batch).prediction)
+    table = json.loads((tmp_path / "elastic" / "elastic.json").read_text())
+    assert table["shares"] == [1.0, 0.75, 0.5]
+    assert list(table["sizes"]) == ["1", "0.75", "0.5"]
+
+    # Against the same sizes cut out of the original without training, by the same ranking and by chance.
+    draw = torch.Generator().manual_seed(0)
+    scores = read_tensors(tmp_path / "work" / "scores.safetensors")
+    chance = {site: torch.rand(len(score), generator=draw) for site, score in scores.items()}
+    for result, share in zip(found, (0.75, 0.5), strict=True):
+        chosen = model.choose(share)
+        for ranking in (scores, chance):
+            rival = elastic.make(taught, ranking, model.axes, "params", model.shares).cut(chosen)[0]
+            assert held_out(result.subject) < held_out(rival) - 0.02
+    assert held_out(model.subject) < held_out(taught) + 0.1  # the whole model stays one
+
+
+def test_activations_rank_better_than_chance(tmp_path, taught):
+    axes = elastic.find_axes(taught, ("neurons", "channels", "heads"))
+    feed = texts.batches(DATA, taught.tokenizer, packed=True, batch=8, length=16, seed=0).take(4)
+    scores = elastic.score_widths(taught, feed, axes)
+    chosen = {"neurons": [3], "channels": [2], "heads": [1]}
+
+    def loss(ranking: dict[str, torch.Tensor]) -> float:
+        return held_out(elastic.make(taught, ranking, axes, "params", (1.0, 0.5)).cut(chosen)[0])
+
+    draw = torch.Generator().manual_seed(0)
+    chance = [loss({site: torch.rand(len(score), generator=draw) for site, score in scores.items()}) for _ in range(5)]
+    assert loss(scores) < np.mean(chance) - np.std(chance)
+
+
+def test_it_repeats_under_a_seed_and_a_run_goes_on(tmp_path):
+    def weights(root: str, **how: object) -> dict[str, torch.Tensor]:
+        return dict(results(tmp_path / root, "params=60%", steps=4, lr=1e-3, **how)[0].subject.model.state_dict())
+
+    first, again, resumed, other = weights("a"), weights("b"), weights("a"), weights("c", seed=1)
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in first.items())
+    assert first.keys() != other.keys() or any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"masks": "hard", "uneven": (), "axes": ("layers", "neurons", "channels")},
+        {"task": 1.0, "logit": 0.0},
+        {"teacher": "learning", "task": 1.0},
+        {"long_steps": 2, "long_length": 24, "long_weights": "0.5,0.5"},
+    ],
+    ids=str,
+)
+def test_every_option_of_training_runs(tmp_path, options):
+    (found,) = results(tmp_path, "params=60%", steps=2, lr=1e-3, **options)
+    assert found.recovery is not None
+    assert found.recovery.steps == 2 + options.get("long_steps", 0)
+    if not options.get("uneven", True):
+        assert not found.subject.model.config.is_heterogeneous  # one shape for all layers, a plain config
+
+
+def test_a_hybrid_of_mamba_2_keeps_its_groups(tmp_path):
+    blocks = ["mamba", "mlp", "attention", "mlp", "mamba"]
+    start = open_subject(make_hybrid("NemotronH", vocab_size=64, layers_block_type=blocks), tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path, "params=60%", model=start, steps=1, choices="state_heads=0.25+0.5")
+    model = elastic.read(tmp_path / "elastic")
+    assert model.axes["state_heads"].rows == 2
+    chosen = model.choose(0.6)
+    again = model.cut(chosen)[0]
+    batch = start.example(2, 9)
+    with torch.no_grad():
+        assert torch.equal(again.forward(batch).prediction, found.subject.forward(batch).prediction)
+
+
+def test_a_budget_of_memory_is_of_what_is_served_by_a_profile(tmp_path):
+    (found,) = results(tmp_path, "served_memory=60%", profile="fp8", dry_run=True)
+    fp8 = found.subject.units(batch=1, length=16).cost()["served_memory"]
+    assert found.predicted["served_memory"] == fp8
+    assert found.predicted["served_memory"] < 0.5 * found.predicted["memory"]  # floats of 32 bits
+    with pytest.raises(InputError, match="profile=fp7: give bf16, fp8, fp4, or bytes of each number"):
+        results(tmp_path / "b", "served_memory=60%", profile="fp7", dry_run=True)
+
+
+def test_the_router_learns_at_its_own_rate_and_the_second_stage_goes_on_with_the_schedules(tmp_path, monkeypatch):
+    seen = []
+    real = module.distillation.train_student
+
+    def watched(student, teacher, batches, *args, **how):
+        seen.append((batches[0]["done"], how["length"], how["extra_rate"], how["checkpoint"].name))
+        return real(student, teacher, batches, *args, **how)
+
+    monkeypatch.setattr(module.distillation, "train_student", watched)
+    results(tmp_path, "params=60%", steps=3, long_steps=1, lr=1e-3)
+    assert seen == [(0.0, 16, 10.0, "train-1"), (0.75, 96, 10.0, "train-2")]
+
+
+def test_the_whole_model_is_drawn_a_third_of_the_time_and_half_of_it_at_last():
+    assert module.weigh_evenly(3, 1 / 3) == pytest.approx([1 / 3] * 3)
+    start = open_subject(tiny.model("llama"))
+    axes = elastic.find_axes(start, ("neurons",))
+    model = elastic.Elastic(start, axes, "params", (1.0, 0.9, 0.8), hidden=4)
+    assert module.weigh_whole(model, module.Curriculum()) == pytest.approx([0.5, 0.3, 0.2])
+    assert module.weigh_whole(model, module.Curriculum(long_weights="1,2,3")) == [1.0, 2.0, 3.0]
+    with pytest.raises(InputError, match=r"long_weights=1,2: give a number for each of the sizes 1, 0\.9, 0\.8"):
+        module.weigh_whole(model, module.Curriculum(long_weights="1,2"))
+
+
+def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.distillation, "train_student", lambda *_, **__: pytest.fail("trained"))
+    (found,) = results(tmp_path, "params=60%", steps=5, dry_run=True)
+    assert found.recovery is None
+    assert not (tmp_path / "elastic").exists()
+
+
+@pytest.mark.parametrize(
+    ("budgets", "options", "error", "message"),
+    [
+        (("params=60%", "flops=50%"), {}, BudgetError, "one router learns budgets of one measure, not params=60% and"),
+        (("pattern=2:4",), {}, BudgetError, "one router learns budgets of one measure"),
+        (("latency=1ms",), {}, BudgetError, "a router learns what adds up over units, one of"),
+        (("params=100%",), {}, BudgetError, "is the whole model, which is trained beside the sizes"),
+        (("params=1%",), {}, InfeasibleError, "the smallest size takes"),
+        (("params=60%",), {"axes": ("width",)}, InputError, "axis 'width' is not one of"),
+        (("params=60%",), {"axes": ("experts",)}, UnsupportedError, "nothing of this model can be cut along experts"),
+        (("params=60%",), {"teacher": "learning"}, InputError, "set task=1, or teacher=frozen"),
+        (("params=60%",), {"long_steps": 1, "long_weights": "1"}, InputError, "give a number for each of the sizes"),
+    ],
+)
+def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, error, message):
+    monkeypatch.setattr(module.distillation, "train_student", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(error, match=message):
+        results(tmp_path, *budgets, **{"steps": 2, **options})
+    assert not (tmp_path / "elastic").exists()
+
+
+def test_a_layer_norm_keeps_its_channels_and_says_so(tmp_path):
+    start = open_subject(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path, "params=80%", model=start, dry_run=True)
+    assert any("channels stay whole: its LayerNorms subtract a mean" in note for note in found.notes)
+    assert found.subject.hidden_size == start.hidden_size
+
+
+CODE = """
+import sys
+sys.modules["secateur"] = None
+from transformers import AutoModelForCausalLM
+import torch
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    print(float(model(torch.arange(6)[None]).logits.double().sum()))
+"""
+
+
+def test_a_size_and_the_elastic_folder_load_without_secateur(tmp_path):
+    (found,) = results(tmp_path, "params=60%", steps=1)
+    found.subject.save(tmp_path / "small")
+    subjects = found.subject, elastic.read(tmp_path / "elastic").subject
+    folders = [str(tmp_path / name) for name in ("small", "elastic")]
+    out = subprocess.run([sys.executable, "-c", CODE, *folders], capture_output=True, text=True, check=True).stdout
+    with torch.no_grad():
+        sums = [float(subject.model(torch.arange(6)[None]).logits.double().sum()) for subject in subjects]
+    assert [float(line) for line in out.split()] == pytest.approx(sums, abs=1e-3)
+
+
+def test_an_elastic_folder_is_hardly_larger_than_the_original(tmp_path):
+    """At the size of this toy the router weighs more than the model: its own share is counted on a real shape."""
+    model = elastic.read(results(tmp_path, steps=1) and tmp_path / "elastic")
+    weights = (tmp_path / "elastic" / "model.safetensors").stat().st_size
+    model.subject.save(tmp_path / "plain")
+    assert weights == (tmp_path / "plain" / "model.safetensors").stat().st_size
+    axes = {"layers": (1, 33), "channels": (1, 7), "neurons": (32, 7), "heads": (1, 4)}  # a Llama of 8B
+    router = module.routers.BudgetRouter(3, axes)
+    assert sum(parameter.numel() for parameter in router.parameters()) < 0.02 * 8e9
+
+
+def test_training_options_are_those_of_the_recipe():
+    assert keywords.check_options(module.nemotron_elastic, {})["training"] == Training(
+        steps=1000, batch=16, lr=9e-5, warmup=0.06
+    )
+
+
+def toy(_: object) -> dict[str, object]:
+    """What `conformance.check_recipe` takes: see tests/conformance."""
+    return toys.language(steps=20, train_batch=8, length=16, samples=16, depth_samples=4, router_hidden=16, lr=2e-3)

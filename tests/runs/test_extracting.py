@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import secateur
+import tiny
+from secateur._utils import hub
+from secateur.errors import BudgetError, InputError
+from secateur.methods import elastic
+from secateur.runs import extracting
+from secateur.subjects import open_subject
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An elastic Llama, whose router has learned nothing."""
+    subject = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    axes = elastic.find_axes(subject, ("layers", "channels", "neurons"), uneven=("neurons",), order=(2, 1))
+    torch.manual_seed(0)
+    model = elastic.Elastic(subject, axes, "params", (1.0, 0.75, 0.5), hidden=8)
+    place = tmp_path_factory.mktemp("elastic") / "many"
+    elastic.write(model, place)
+    return place
+
+
+@pytest.mark.parametrize("share", [0.75, 0.6])
+def test_a_size_is_an_ordinary_model_that_was_not_trained(folder, tmp_path, share):
+    place, notes = secateur.extract(folder, f"params={share:.0%}", tmp_path / "small")
+    model = elastic.read(folder)
+    chosen = model.choose(share)
+    small = open_subject(place)
+    counted = sum(parameter.numel() for parameter in small.model.parameters())
+    assert 0.95 * share <= counted / model.whole["params"] <= share
+    assert counted == model.cost(chosen)["params"]
+    assert notes[0].startswith(f"{counted / model.whole['params']:.1%} of the params of the whole model: layers ")
+    batch = small.example(2, 9)
+    with torch.no_grad(), model.masks.on(model.subject.model):
+        model.mask(chosen)
+        masked = model.subject.forward(batch).prediction
+        assert float((masked - small.forward(batch).prediction).abs().max()) < 1e-4
+    assert not (place / elastic.FILE).exists()
+    assert small.tokenizer is not None
+    assert "Cut out of the elastic model many by `secateur extract" in (place / "README.md").read_text()
+    assert hub.read_card(place)["library_name"] == "transformers"
+
+
+def test_the_whole_budget_is_the_parent(folder, tmp_path):
+    place, _ = secateur.extract(folder, "params=100%", tmp_path / "whole")
+    state = open_subject(folder).model.state_dict()
+    whole = open_subject(place).model.state_dict()
+    assert state.keys() == whole.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in whole.items())
+
+
+def test_what_can_not_be_extracted_writes_nothing(folder, tmp_path):
+    for text, error, message in (
+        ("params=40%", BudgetError, r"outside of what the router was trained for, 0\.5 to 1"),
+        ("flops=60%", BudgetError, "the router was trained for params"),
+        ("speed=2x", BudgetError, "the router was trained for params"),
+    ):
+        with pytest.raises(error, match=message):
+            extracting.extract(folder, text, tmp_path / "never")
+    with pytest.raises(InputError, match="is no elastic model"):
+        extracting.extract(tmp_path, "params=60%", tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    with pytest.raises(InputError, match="is there already"):
+        extracting.extract(folder, "params=60%", tmp_path)
+    assert not list(tmp_path.iterdir())
