@@ -56,7 +56,7 @@ def test_near_ones_differ_in_one_pair_and_have_the_same_sizes():
 
 @pytest.mark.parametrize(
     ("sizes", "most", "words"),
-    [({"a": (4, 4)}, 5, "a would lose 4 of its 4 units: at least one stays"), (SIZES, 0, "0 candidates")],
+    [({"a": (4, 4)}, 5, "a would lose 4 of its 4 units, and one has to stay"), (SIZES, 0, "0 candidates")],
 )
 def test_what_can_not_be_drawn_is_said(sizes, most, words):
     with pytest.raises(InputError, match=words):

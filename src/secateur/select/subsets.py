@@ -42,7 +42,7 @@ def draw(sizes: Mapping[str, tuple[int, int]], most: int, seed: int = 0) -> list
     """
     for name, (units, gone) in sizes.items():
         if not 0 <= gone < units:
-            raise InputError(f"{name} would lose {gone} of its {units} units: at least one stays, so give a lower ratio")
+            raise InputError(f"{name} would lose {gone} of its {units} units, and one has to stay: give a lower ratio")
     if most < 1:
         raise InputError(f"{most} candidates were asked for: give at least 1")
     if count(sizes) <= most:

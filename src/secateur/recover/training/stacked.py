@@ -10,20 +10,25 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur._utils import devices
 from secateur.recover.training import optimizers
 from secateur.recover.training.optimizers import MakeOptimizer
 from secateur.vocabulary import Training
 
-__all__ = ["Stacked", "adjust_optimizer", "stackable", "why_not"]
+__all__ = ["Ask", "Stacked", "adjust_optimizer", "stackable", "why_not"]
 
-A = TypeVar("A", Tensor, Mapping[str, Tensor])
+Batch: TypeAlias = Mapping[str, Any]
+Ask: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+"""(model, batch) -> what it answers."""
+Groups: TypeAlias = list[dict[str, Any]]
+"""Of parameters, as optimisers take them."""
 
 _ALONE = ("sam", "lora", "dora", "compile", "checkpointing")
 """Settings of a training that mix models, or do not run under vmap."""
@@ -35,60 +40,43 @@ class Stacked(nn.Module):
     models: stay as they are. ask: (model, batch) -> logits.
     """
 
-    def __init__(self, models: Sequence[nn.Module], ask: Callable[[nn.Module, Any], Tensor]) -> None:
+    def __init__(self, models: Sequence[nn.Module], ask: Ask) -> None:
         super().__init__()
         self.count, self.ask = len(models), ask
         self.base = copy.deepcopy(models[0])
         """Holds the stacks under its own names, so that whatever looks for parameters, modes or dropout finds them."""
         others = [_tensors(model) for model in models]
-        stacks: dict[int, Tensor] = {}
-        for path, module in self.base.named_modules():
-            for own in (module._parameters, module._buffers):
-                for name, tensor in own.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in stacks:  # a tied weight has one stack
-                        full = f"{path}.{name}" if path else name
-                        stack = torch.stack([other[full].detach() for other in others])
-                        learns = isinstance(tensor, nn.Parameter)
-                        stacks[id(tensor)] = nn.Parameter(stack, tensor.requires_grad) if learns else stack
-                    own[name] = stacks[id(tensor)]
+        _replace_tensors(self.base, lambda name, _: torch.stack([other[name].detach() for other in others]))
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         """[K, ...]: what each model answers."""
-        parameters, buffers = dict(self.base.named_parameters()), dict(self.base.named_buffers())
+        weights: dict[str, Tensor] = {**dict(self.base.named_parameters()), **dict(self.base.named_buffers())}
         batch = devices.move(batch, self.base)
+        base = _Asked(self.base, self.ask)
 
-        def one(weights: dict[str, Tensor], state: dict[str, Tensor]) -> Tensor:
-            return functional_call(_Asked(self.base, self.ask), _under("model", weights | state), (batch,))
+        def one(own: dict[str, Tensor]) -> Tensor:
+            answer: Tensor = functional_call(base, {f"model.{name}": tensor for name, tensor in own.items()}, (batch,))
+            return answer
 
-        return torch.vmap(one, in_dims=(0, 0), randomness="different")(parameters, buffers)
+        with sdpa_kernel(SDPBackend.MATH):  # vmap goes through the others model by model
+            answers: Tensor = torch.vmap(one, randomness="different")(weights)
+        return answers
 
     def unstack(self, number: int) -> nn.Module:
         """A copy of one of the models, in memory of its own."""
         model = copy.deepcopy(self.base)
-        done: dict[int, Tensor] = {}
-        for module in model.modules():
-            for own in (module._parameters, module._buffers):
-                for name, tensor in own.items():
-                    if tensor is None:
-                        continue
-                    if id(tensor) not in done:
-                        row = tensor.detach()[number].clone()
-                        learns = isinstance(tensor, nn.Parameter)
-                        done[id(tensor)] = nn.Parameter(row, tensor.requires_grad) if learns else row
-                    own[name] = done[id(tensor)]
+        _replace_tensors(model, lambda _, stack: stack.detach()[number].clone())
         return model
 
 
 class _Asked(nn.Module):
     """A model that is asked in a way of its own, as one whose weights can be given to a call."""
 
-    def __init__(self, model: nn.Module, ask: Callable[[nn.Module, Any], Tensor]) -> None:
+    def __init__(self, model: nn.Module, ask: Ask) -> None:
         super().__init__()
         self.model, self._ask = model, ask
 
-    def forward(self, batch: Mapping[str, Any]) -> Tensor:
+    def forward(self, batch: Batch) -> Tensor:
         return self._ask(self.model, batch)
 
 
@@ -97,8 +85,19 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict(named)
 
 
-def _under(path: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{path}.{name}": tensor for name, tensor in tensors.items()}
+def _replace_tensors(model: nn.Module, make: Callable[[str, Tensor], Tensor]) -> None:
+    """Put make(its name, itself) in the place of each parameter and buffer; a tied one stays tied."""
+    made: dict[int, Tensor] = {}
+    for path, module in model.named_modules():
+        owners = cast(list[dict[str, Tensor | None]], [module._parameters, module._buffers])
+        for own in owners:
+            for name, tensor in own.items():
+                if tensor is not None and id(tensor) not in made:
+                    new = make(f"{path}.{name}" if path else name, tensor)
+                    learns = isinstance(tensor, nn.Parameter)
+                    made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if learns else new
+                if tensor is not None:
+                    own[name] = made[id(tensor)]
 
 
 def why_not(training: Training) -> str:
@@ -111,20 +110,24 @@ def why_not(training: Training) -> str:
     return "optimizer" if training.optimizer == "adamw8bit" else ""
 
 
-def stackable(models: Sequence[nn.Module], ask: Callable[[nn.Module, Any], Tensor], batch: Mapping[str, Any]) -> bool:
+def stackable(models: Sequence[nn.Module], ask: Ask, batch: Batch) -> bool:
     """Whether a stack of the models answers a batch as each does alone, to 1e-4 of the largest answer.
 
-    False for models of several shapes, and for what vmap can't run: Python code that follows the data.
+    False for models of several shapes or that learn unequal parts, and for what vmap can't run: Python code that follows the data.
     """
-    shapes = [{name: tensor.shape for name, tensor in _tensors(model).items()} for model in models]
+    shapes = [{n: (one.shape, one.requires_grad) for n, one in _tensors(model).items()} for model in models]
     if any(one != shapes[0] for one in shapes):
         return False
-    stack = Stacked(models, ask).eval()
-    with torch.no_grad():
-        try:
+    stack = Stacked(models, ask)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            stack.train()(batch).float().sum().backward()
+        stack = Stacked(models, ask).eval()  # the pass has moved running statistics
+        with torch.no_grad():
             together = stack(batch)
-        except (RuntimeError, NotImplementedError, ValueError):
-            return False
+    except (RuntimeError, NotImplementedError, ValueError):
+        return False
+    with torch.no_grad():
         for number in {0, len(models) - 1}:
             alone = ask(models[number].eval(), devices.move(batch, models[number]))
             if not torch.allclose(together[number], alone, atol=1e-4 * float(alone.abs().max().clamp(min=1e-6))):
@@ -135,7 +138,7 @@ def stackable(models: Sequence[nn.Module], ask: Callable[[nn.Module, Any], Tenso
 def adjust_optimizer(training: Training, *, momentum: float, betas: tuple[float, float]) -> MakeOptimizer:
     """The optimiser that `training` names, for stacks: a stack of vectors [K, n] is spared decay as a vector is."""
 
-    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def make(groups: Groups) -> torch.optim.Optimizer:
         decay = max(group["weight_decay"] for group in groups)
         parameters = [parameter for group in groups for parameter in group["params"]]
         split = [
