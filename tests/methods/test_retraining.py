@@ -111,7 +111,25 @@ def build():
 """
 
 
-def test_processes_give_what_one_process_gives_and_need_a_function(task, tmp_path):
+class Here:
+    """In the place of a pool of processes: a call of each, in this one."""
+
+    def __init__(self, *given):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *given):
+        pass
+
+    map = staticmethod(map)
+
+
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.wide)])
+def test_processes_give_what_one_process_gives_and_need_a_function(task, tmp_path, monkeypatch, processes):
+    if not processes:
+        monkeypatch.setattr(retraining, "ProcessPoolExecutor", Here)
     (tmp_path / "net.py").write_text(NETWORK)
     subject = Network().open(f"{tmp_path / 'net.py'}:build")
     site = next(iter(subject.units()))

@@ -1,7 +1,7 @@
 """Intervals: of medians by order statistics, of means by Student's t; rank correlations; tests of paired items.
 
 Items that two models answered are compared in pairs: `mcnemar`, `paired_bootstrap`, `flips`. Rank agreement of a proxy
-with what it stands for: `kendall`, `anomaly_ratio`, `counterexample_ratio`.
+with what it stands for: `kendall`, `independence`, `anomaly_ratio`, `counterexample_ratio`.
 
 Every function takes plain sequences of numbers and returns a `Figure`. Where the sample is too small to carry an
 interval at the asked confidence, `low` and `high` are None rather than a guess.
@@ -27,6 +27,7 @@ __all__ = [
     "counterexample_ratio",
     "fisher",
     "flips",
+    "independence",
     "kendall",
     "kendall_deviation",
     "mcnemar",
@@ -261,6 +262,16 @@ def kendall_deviation(n: int) -> float:
     if n < 2:
         raise MeasurementError(f"a rank correlation of {n} pairs was asked for: it needs at least 2")
     return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
+
+
+def independence(first: Values, second: Values) -> dict[str, float]:
+    """p-value of "the two have nothing to do with one another", by kendall, spearman and pearson, two-sided.
+
+    As `scipy.stats` computes them: exact for tau of few pairs without ties, else by its normal approximation.
+    """
+    a, b = _differing(first, second, "a rank correlation")
+    tests = {"kendall": stats.kendalltau, "spearman": stats.spearmanr, "pearson": stats.pearsonr}
+    return {name: float(test(a, b).pvalue) for name, test in tests.items()}
 
 
 def anomaly_ratio(proxy: Values, outcome: Values) -> float:

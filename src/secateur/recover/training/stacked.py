@@ -113,7 +113,8 @@ def why_not(training: Training) -> str:
 def stackable(models: Sequence[nn.Module], ask: Ask, batch: Batch) -> bool:
     """Whether a stack of the models answers a batch as each does alone, to 1e-4 of the largest answer.
 
-    False for models of several shapes or that learn unequal parts, and for what vmap can't run: Python code that follows the data.
+    False for models of several shapes or that learn unequal parts, and for what vmap can't run: Python code that
+    follows the data.
     """
     shapes = [{n: (one.shape, one.requires_grad) for n, one in _tensors(model).items()} for model in models]
     if any(one != shapes[0] for one in shapes):
