@@ -163,6 +163,8 @@ def test_kendall_is_scipys_and_tells_its_interval():
     figure = statistics.kendall(x, y)
     assert figure.value == pytest.approx(stats.kendalltau(x, y).statistic)
     assert figure.low < figure.value < figure.high
+    plain = statistics.bootstrap(lambda a, b: stats.kendalltau(a, b).statistic, x, y)
+    assert (figure.low, figure.high) == pytest.approx((plain.low, plain.high)), "all draws at once, or one by one"
     order = rng.permutation(60)
     assert statistics.kendall(x[order], y[order]).value == pytest.approx(figure.value)
     assert statistics.kendall(x, x).value == pytest.approx(1.0)

@@ -34,13 +34,14 @@ from secateur.recover.training import loop, norms, objectives, stacked
 from secateur.recover.training.compose import Parts
 from secateur.recover.training.stacked import Stacked
 from secateur.score import curvature
+from secateur.score.slices import Slices
 from secateur.subjects.network.opening import is_saved, open_saved
 from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Cut, Selection, Training
+from secateur.vocabulary import Cut, Selection, Training, Units
 
 __all__ = [
-    "Candidate",
+    "Classifier",
     "Classifying",
     "Figures",
     "ImageTask",
@@ -48,6 +49,7 @@ __all__ = [
     "TextTask",
     "choose_shortly",
     "complete",
+    "mean_loss",
     "measure",
     "measure_proxies",
     "retrain",
@@ -60,7 +62,7 @@ Figures: TypeAlias = dict[str, float]
 """loss, accuracy and whatever else was measured."""
 
 
-class Candidate(Protocol):
+class Classifier(Protocol):
     """A subject that classifies and can be cut: a network or a transformers model."""
 
     @property
@@ -68,7 +70,15 @@ class Candidate(Protocol):
         """What is trained."""
         ...
 
-    def cut(self, selection: Selection) -> tuple[Candidate, Cut]:
+    def units(self, *axes: str, multiple: int = 1) -> Units:
+        """What could go."""
+        ...
+
+    def slices(self) -> Slices:
+        """Site -> the weights that go with each unit."""
+        ...
+
+    def cut(self, selection: Selection) -> tuple[Classifier, Cut]:
         """A smaller copy, and the receipt."""
         ...
 
@@ -256,7 +266,7 @@ def measure_proxies(
     found = measure(models, task, task.train_batches(), teacher=teacher, together=together)
     for model, figures in zip(models, found, strict=True):
         if "trace" in proxies:
-            loss = partial(_mean_loss, task, model)
+            loss = partial(mean_loss, task, model)
             figures["trace"] = curvature.trace(loss, model, calibration, list(model.parameters()))
         if "norms" in proxies:
             state = {name: tensor.clone() for name, tensor in model.named_buffers()}
@@ -273,7 +283,8 @@ def _ask(task: Classifying, model: nn.Module, batch: Batch) -> Tensor:
     return task.ask(model, devices.move(batch, model))
 
 
-def _mean_loss(task: Classifying, model: nn.Module, batch: Batch) -> Tensor:
+def mean_loss(task: Classifying, model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross-entropy of a batch, as scores of gradients take it."""
     batch = devices.move(batch, model)
     return losses.cross_entropy(task.ask(model, batch), batch["labels"]) / len(batch["labels"])
 
@@ -367,7 +378,7 @@ def _train(
         count=_count,
         optimizer=optimizer,
         evaluate=evaluate if judge else None,
-        title="retraining",
+        progress=False,
     )
     with evaluating(student), torch.inference_mode():
         whole = _measure(answers, task, task.train_batches())
@@ -399,7 +410,7 @@ def _summarise(history: Sequence[Figures], whole: Figures, last: int) -> Outcome
 
 
 def retrain_apart(
-    candidates: Sequence[Candidate], task: Classifying, training: Training, *, seed: int, last: int = 5, many: int = 2
+    candidates: Sequence[Classifier], task: Classifying, training: Training, *, seed: int, last: int = 5, many: int = 2
 ) -> list[Outcome]:
     """As `retrain`, each candidate in one of `many` processes: for what can't be stacked.
 
