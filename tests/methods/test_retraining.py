@@ -79,9 +79,14 @@ def test_the_candidate_that_learns_the_training_part_fastest_is_chosen(task):
     deaf[1].requires_grad_(False)
     deaf[3].weight.data.zero_()
     deaf[1].weight.data.zero_()
-    place, reached = retraining.choose_shortly([deaf, small(0)], task, Training(epochs=10, batch=32, lr=0.2))
-    assert place == int(np.argmin(reached)) == 1
+    reached = retraining.compare_shortly([deaf, small(0)], task, Training(epochs=10, batch=32, lr=0.2))
     assert reached[0] > reached[1]
+    alike = retraining.compare_shortly([small(0), small(1)], task, Training(epochs=10, batch=32, lr=0.2))
+    assert alike[0] == pytest.approx(reached[1], abs=1e-4), "in a stack, or one by one"
+    assert retraining.describe_choice(1, reached).startswith(
+        "of 2 cuts at this budget candidate 2, not the criterion's"
+    )
+    assert "the criterion's own choice has" in retraining.describe_choice(0, reached)
 
 
 def test_settings_that_would_train_candidates_unlike_are_refused():

@@ -9,6 +9,7 @@ import pytest
 
 from secateur.errors import InputError
 from secateur.select import subsets
+from secateur.vocabulary import Selection
 
 SIZES = {"a": (5, 2), "b": (4, 1)}
 
@@ -52,6 +53,20 @@ def test_near_ones_differ_in_one_pair_and_have_the_same_sizes():
         assert all((~one[name]).sum() == (~start[name]).sum() for name in start)
     assert len(subsets.near(start, 100)) == 2 * 3 + 1 * 3, "all that there are"
     assert not subsets.near({"a": np.ones(4, bool)}, 5)
+
+
+def test_selections_around_one_keep_as_many_at_each_site_and_it_stands_first():
+    start = Selection({"a": np.arange(8) < 4, "b": np.arange(6) < 4, "whole": np.ones(3, bool)}, {"params": 7.0})
+    found = subsets.around(start, 9)
+    assert found[0] is start
+    assert len(set(keys([dict(one.keep) for one in found]))) == 9
+    assert all([int(mask.sum()) for mask in one.keep.values()] == [4, 4, 3] for one in found)
+    assert all(one.spent == start.spent for one in found)
+    far = [sum(int((one.keep[name] != start.keep[name]).sum()) for name in "ab") for one in found[1:]]
+    assert far[:4] == [2] * 4
+    assert max(far[4:]) > 2
+    assert len(subsets.around(Selection({"a": np.arange(3) < 2}), 16)) == 3, "all that there are"
+    assert len(subsets.around(Selection({"a": np.ones(3, bool)}), 16)) == 1
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import examples, texts
 from secateur.data.batches import Feed, count_steps
-from secateur.data.examples import Examples
+from secateur.data.examples import Augment, Examples
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.recover.distillation import losses
@@ -47,8 +47,9 @@ __all__ = [
     "ImageTask",
     "Outcome",
     "TextTask",
-    "choose_shortly",
+    "compare_shortly",
     "complete",
+    "describe_choice",
     "mean_loss",
     "measure",
     "measure_proxies",
@@ -109,10 +110,11 @@ class Classifying(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ImageTask:
-    """Examples with classes, of any network."""
+    """Examples with classes, of any network; `augment` changes what is learned from, see `examples.batches`."""
 
     train: Examples
     judged: Examples
+    augment: Augment | None = None
 
     def ask(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, C]."""
@@ -120,7 +122,7 @@ class ImageTask:
 
     def feed(self, batch: int, seed: int) -> Feed:
         """Endless batches of the training part."""
-        return examples.batches(self.train, batch=batch, seed=seed)
+        return examples.batches(self.train, batch=batch, seed=seed, augment=self.augment)
 
     def train_batches(self) -> Iterable[Batch]:
         """The whole training part once."""
@@ -453,19 +455,24 @@ def _retrain_saved(
 # -------------------------------------------------------------------------------------------------- short retraining
 
 
-def choose_shortly(
+def compare_shortly(
     candidates: Sequence[nn.Module], task: Classifying, training: Training, *, seed: int = 0
-) -> tuple[int, list[float]]:
-    """(the candidate whose training loss is lowest after a short retraining, the losses of all), on the training part.
+) -> list[float]:
+    """The training loss of each candidate after a short retraining, by which one may be chosen.
 
     Nothing of what is judged on is looked at. Candidates stay as they are. Source: arXiv 2412.00143 correlates such
     results with those of the whole retraining, where the loss right after the cut says little.
     """
     training = complete(training)
-    if why_alone(candidates, task, training):
-        copies = [copy.deepcopy(model) for model in candidates]
-        found = retrain(copies, task, training, seed=seed, judge=False)
-    else:
-        found = retrain(candidates, task, training, seed=seed, judge=False, together=True)
-    reached = [one.train_loss for one in found]
-    return int(np.argmin(reached)), reached
+    together = not why_alone(candidates, task, training)
+    copies = candidates if together else [copy.deepcopy(model) for model in candidates]
+    return [one.train_loss for one in retrain(copies, task, training, seed=seed, judge=False, together=together)]
+
+
+def describe_choice(chosen: int, reached: Sequence[float]) -> str:
+    """A note on a choice by short retraining; the first candidate is the criterion's own."""
+    which = "the criterion's own choice" if chosen == 0 else f"candidate {chosen + 1}, not the criterion's own choice,"
+    return (
+        f"of {len(reached)} cuts at this budget {which} has the lowest training loss after a short retraining: "
+        f"{reached[chosen]:.4g}; the criterion's {reached[0]:.4g}, their median {np.median(reached):.4g}"
+    )

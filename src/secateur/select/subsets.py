@@ -8,13 +8,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import InputError
+from secateur.select.arrays import as_numpy
+from secateur.vocabulary import Selection
 
-__all__ = ["Keep", "count", "draw", "near", "removed"]
+__all__ = ["Keep", "around", "count", "draw", "near", "removed"]
 
 Keep = dict[str, NDArray[np.bool_]]
 """Site -> [count]: which units stay."""
@@ -73,6 +76,20 @@ def near(keep: Mapping[str, NDArray[np.bool_]], many: int, seed: int = 0) -> lis
         if not idle:
             found[_key(one)] = one
     return list(found.values())
+
+
+def around(selection: Selection, many: int, seed: int = 0) -> list[Selection]:
+    """The selection, and others in which each site keeps as many units: up to `many`, half of them near, half anywhere.
+
+    Where units of a site cost the same, all of them spend what it spends.
+    """
+    keep = {name: as_numpy(mask, np.bool_) for name, mask in selection.keep.items()}
+    sizes = {name: (len(mask), int((~mask).sum())) for name, mask in keep.items() if mask.any()}
+    movable = {name: keep[name] for name in sizes}
+    others = near(movable, (many - 1) // 2, seed)
+    drawn = draw(sizes, min(many, count(sizes)), seed) if sizes else []
+    found = {_key(one): one for one in [movable, *others, *drawn]}
+    return [selection, *(replace(selection, keep={**keep, **one}) for one in list(found.values())[1:many])]
 
 
 def removed(keep: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[int]]:
