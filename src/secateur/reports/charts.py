@@ -406,7 +406,7 @@ def curves(
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel(x)
             axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
-        return _legend(canvas, grid.flat[:1], narrow)
+        return _legend(canvas, list(grid.flat[:1]), narrow)
 
     most = max(len(lines) for lines in panels.values())
     return _svg(
@@ -463,7 +463,7 @@ def scatter(panels: Mapping[str, Sequence[Dots]], name: str, *, x: str, y: str) 
                 axis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel(x)
             axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
-        return _legend(canvas, grid.flat[: len(panels)], narrow)
+        return _legend(canvas, list(grid.flat[: len(panels)]), narrow)
 
     return _svg(
         draw,

@@ -257,7 +257,7 @@ def _lowest(setting: Setting, scores: Mapping[str, np.ndarray]) -> subsets.Keep:
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-def make_task(subject: Classifier, data: Part, judged: str, *, length: int, seed: int) -> Classifying:
+def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: int, seed: int) -> Classifying:
     """What candidates learn and are judged on: `judged`, or a fifth of the data under the seed.
 
     Raises `DataError` for data without classes, `UnsupportedError` for a model of texts that gives none.
@@ -266,7 +266,7 @@ def make_task(subject: Classifier, data: Part, judged: str, *, length: int, seed
     if not isinstance(subject, Traced):
         from secateur.runs.backends.language import classifies  # which loads transformers
 
-        if not classifies(subject):
+        if not classifies(cast(Any, subject)):
             raise UnsupportedError(
                 f"{type(subject.model).__name__} gives no class for a text: give a classifier of texts"
             )

@@ -125,7 +125,8 @@ class Ranked:
     def column(self, what: str, name: str) -> np.ndarray:
         """[candidates]: a figure; of "full" the mean over repeats."""
         if what == "full":
-            return np.mean([self.column(f"full {repeat}", name) for repeat in range(1, self.repeats + 1)], axis=0)
+            rows = [self.column(f"full {repeat}", name) for repeat in range(1, self.repeats + 1)]
+            return np.asarray(np.mean(rows, axis=0))
         return np.array([figures[what][name] for figures in self.figures])
 
     @property
@@ -337,7 +338,7 @@ def oracle(
     short: Annotated[float, Gt(0), Lt(1)] = 0.1,
     last: Annotated[int, Ge(1)] = 5,
     seed: int = 0,
-    judged: str = "",
+    judged: str | Part = "",
     length: Annotated[int, Ge(2)] = 128,
     stack: Annotated[int, Ge(1)] = 64,
     processes: Annotated[int, Ge(1)] = 1,
@@ -451,7 +452,7 @@ def plan(
     short: float,
     last: int,
     seed: int,
-    judged: str,
+    judged: str | Part,
     length: int,
     stack: int,
     processes: int,
