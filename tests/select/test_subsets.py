@@ -15,7 +15,7 @@ SIZES = {"a": (5, 2), "b": (4, 1)}
 
 
 def keys(found):
-    return [str(subsets.removed(one)) for one in found]
+    return [str(subsets.list_removed(one)) for one in found]
 
 
 def test_all_subsets_are_as_many_as_the_product_of_binomials_and_each_comes_once():
@@ -27,7 +27,7 @@ def test_all_subsets_are_as_many_as_the_product_of_binomials_and_each_comes_once
 
 def test_nothing_to_remove_is_one_candidate():
     (only,) = subsets.draw({"a": (5, 0), "b": (3, 0)}, 10)
-    assert subsets.removed(only) == {"a": [], "b": []}
+    assert subsets.list_removed(only) == {"a": [], "b": []}
 
 
 def test_a_sample_repeats_under_its_seed_and_a_larger_one_begins_with_it():

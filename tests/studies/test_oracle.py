@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import tiny
 from recipes.vision import nets
-from runs.test_candidates import network
+from runs.test_candidates import heads, network
 from secateur.errors import InputError
 from secateur.methods import retraining
 from secateur.runs import candidates as drawing
 from secateur.runs.candidates import Candidate, Setting
 from secateur.studies import executor, oracle
 from secateur.subjects import open_traced
+from secateur.vocabulary import Training
 
 QUICK = {
     "layers": ["1", "1+3"],
@@ -83,6 +86,21 @@ def test_a_dry_run_counts(place):
     plain = ask(place / "dry", dry_run=True, score=[])
     assert plain.headline == "dry run: 16 candidates, 16 short retrainings, 32 retrainings"
     assert not (place / "dry").exists()
+
+
+def test_a_folder_of_transformers_is_asked_for_its_heads_and_convolutions_are_not_stacked(tmp_path):
+    heads().save(tmp_path / "spam")
+    rows = [f"{text},{place % 2}" for place, text in enumerate(tiny.sentences(40))]
+    (tmp_path / "mails.csv").write_text("\n".join(["text,label", *rows]))
+    given = {"ratios": ["50%"], "candidates": 10, "length": 16, "dry_run": True, "score": ["taylor"]}
+    plain = executor.study("oracle", str(tmp_path / "spam"), str(tmp_path / "mails.csv"), tmp_path / "out", **given)
+    assert plain.figures["candidates"] in (10, 11)
+    settle = functools.partial(
+        oracle._settle, proxies=(), short=0.1, last=1, seed=0, processes=1, training=Training(epochs=1, batch=8, lr=0.1)
+    )
+    small, conv = open_traced(network(), nets.data(4).inputs), nets.opened(nets.vgg())
+    assert [settle(one, stack=0).stack for one in (small, conv)] == [oracle.STACK, 1]
+    assert settle(conv, stack=8).stack == 8
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ class Candidate:
     @classmethod
     def of(cls, keep: subsets.Keep, origin: str) -> Candidate:
         """The candidate in which `keep` stays; its id is of what goes."""
-        removed = subsets.removed(keep)
+        removed = subsets.list_removed(keep)
         return cls(hashlib.sha256(json.dumps(removed).encode()).hexdigest()[:12], removed, origin)
 
     def select(self, setting: Setting) -> Selection:

@@ -17,7 +17,7 @@ from secateur.errors import InputError
 from secateur.select.arrays import as_numpy
 from secateur.vocabulary import Selection
 
-__all__ = ["Keep", "around", "count", "draw", "near", "removed"]
+__all__ = ["Keep", "around", "count", "draw", "list_removed", "near"]
 
 Keep = dict[str, NDArray[np.bool_]]
 """Site -> [count]: which units stay."""
@@ -92,7 +92,7 @@ def around(selection: Selection, many: int, seed: int = 0) -> list[Selection]:
     return [selection, *(replace(selection, keep={**keep, **one}) for one in list(found.values())[1:many])]
 
 
-def removed(keep: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[int]]:
+def list_removed(keep: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[int]]:
     """Site -> places of the units that go, in ascending order: a subset as JSON has it."""
     return {name: np.flatnonzero(~mask).tolist() for name, mask in keep.items()}
 

@@ -21,7 +21,9 @@ from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
+from torch import nn
 
+from secateur._utils import devices
 from secateur.errors import InputError, MeasurementError
 from secateur.measure import statistics
 from secateur.methods import retraining
@@ -55,6 +57,9 @@ PROXIES = {
 """What may be asked for, and how it is called; the first always is."""
 
 SHORT_JUDGED = "judged accuracy after a short retraining"
+
+STACK = 64
+"""Candidates that are trained as one."""
 
 FAILS, CHANCE = 0.2, 0.05
 """Up to which tau, and from which p on, a proxy is said to tell nothing; the paper's reading."""
@@ -135,7 +140,7 @@ class Ranked:
         origins = [one.origin for one in self.candidates]
         return np.array([origin == "drawn" or origin.startswith("near ") for origin in origins])
 
-    def known(self) -> dict[str, np.ndarray]:
+    def proxy_values(self) -> dict[str, np.ndarray]:
         """Proxy -> [candidates], lower is to mean better."""
         cut = self.figures[0]["cut"]
         found = {PROXIES[name]: self.column("cut", name) for name in PROXIES if name in cut}
@@ -148,7 +153,7 @@ class Ranked:
     def proxies(self) -> list[Proxy]:
         """Each proxy compared with what comes of retraining, the best first."""
         loss, accuracy = (self.column("full", name)[self.sample] for name in ("loss", "accuracy"))
-        found = [_compare(name, values[self.sample], loss, accuracy) for name, values in self.known().items()]
+        found = [_compare(name, values[self.sample], loss, accuracy) for name, values in self.proxy_values().items()]
         return sorted(found, key=lambda one: -abs(one.loss.value) if one.loss else 0.0)
 
     def picks(self) -> dict[str, int]:
@@ -340,7 +345,7 @@ def oracle(
     seed: int = 0,
     judged: str | Part = "",
     length: Annotated[int, Ge(2)] = 128,
-    stack: Annotated[int, Ge(1)] = 64,
+    stack: Annotated[int, Ge(0)] = 0,
     processes: Annotated[int, Ge(1)] = 1,
     training: Training = Training(epochs=30, batch=64, lr=1e-3, weight_decay=1e-4),
 ) -> Ranking:
@@ -374,7 +379,8 @@ def oracle(
         seed: of candidates, of what is held out, and of the seeds of repeats.
         judged: data to judge on; a fifth of the data is held out unless given.
         length: tokens of a text.
-        stack: candidates that are trained as one; 1 for none.
+        stack: candidates that are trained as one, 1 for none; 64 unless given, and none for convolutions on a CPU,
+            which gain nothing by it.
         processes: in which candidates are trained that can't be stacked.
         epochs: of a retraining.
         train_batch: examples per step.
@@ -434,6 +440,10 @@ def _settle(
     whole = retraining.complete(training, texts=not isinstance(subject, Traced))
     brief = replace(whole, epochs=short * whole.number("epochs")) if "short" in proxies else None
     wanted = [name for name in proxies if name != "loss"]
+    slow = devices.find_device(subject.model).type == "cpu" and any(
+        isinstance(module, nn.modules.conv._ConvNd) for module in subject.model.modules()
+    )
+    stack = stack or (1 if slow else STACK)
     return Retraining(whole, brief, wanted, last, seed, stack, processes)
 
 

@@ -131,9 +131,7 @@ def llm_pruner(
     if losses.token != 0 and "channels" in axes:
         raise InputError("token compares states of equal width, and channels go: set token=0, or leave channels out")
     if select_by == "short-retrain" and any(site.group is not None for site in units.free()):
-        raise InputError(
-            "select_by=short-retrain: heads go in step within groups; leave it out, or cut kv_groups"
-        )
+        raise InputError("select_by=short-retrain: heads go in step within groups; leave it out, or cut kv_groups")
     train, _ = data.split(seed=seed)
     table = None
     if any("latency" in budget for budget in budgets):
