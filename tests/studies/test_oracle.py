@@ -90,10 +90,10 @@ def test_a_dry_run_counts(place):
 
 def test_a_folder_of_transformers_is_asked_for_its_heads_and_convolutions_are_not_stacked(tmp_path):
     heads().save(tmp_path / "spam")
-    rows = [f"{text},{place % 2}" for place, text in enumerate(tiny.sentences(40))]
-    (tmp_path / "mails.csv").write_text("\n".join(["text,label", *rows]))
+    rows = [json.dumps({"text": text, "label": place % 2}) for place, text in enumerate(tiny.sentences(40))]
+    (tmp_path / "mails.jsonl").write_text("\n".join(rows))
     given = {"ratios": ["50%"], "candidates": 10, "length": 16, "dry_run": True, "score": ["taylor"]}
-    plain = executor.study("oracle", str(tmp_path / "spam"), str(tmp_path / "mails.csv"), tmp_path / "out", **given)
+    plain = executor.study("oracle", str(tmp_path / "spam"), str(tmp_path / "mails.jsonl"), tmp_path / "out", **given)
     assert plain.figures["candidates"] in (10, 11)
     settle = functools.partial(
         oracle._settle, proxies=(), short=0.1, last=1, seed=0, processes=1, training=Training(epochs=1, batch=8, lr=0.1)
