@@ -163,11 +163,26 @@ def test_kendall_is_scipys_and_tells_its_interval():
     figure = statistics.kendall(x, y)
     assert figure.value == pytest.approx(stats.kendalltau(x, y).statistic)
     assert figure.low < figure.value < figure.high
+    plain = statistics.bootstrap(lambda a, b: stats.kendalltau(a, b).statistic, x, y)
+    assert (figure.low, figure.high) == pytest.approx((plain.low, plain.high)), "all draws at once, or one by one"
     order = rng.permutation(60)
     assert statistics.kendall(x[order], y[order]).value == pytest.approx(figure.value)
     assert statistics.kendall(x, x).value == pytest.approx(1.0)
     taus = [stats.kendalltau(rng.random(45), rng.random(45)).statistic for _ in range(2000)]
     assert np.std(taus) == pytest.approx(statistics.kendall_deviation(45), rel=0.06)
+
+
+def test_p_values_tell_chance_from_more():
+    rng = np.random.default_rng(0)
+    x, chance = rng.random(40), rng.random(40)
+    assert all(p < 1e-6 for p in statistics.independence(x, x**3).values())
+    found = [statistics.independence(rng.random(20), rng.random(20)) for _ in range(300)]
+    for kind in ("kendall", "spearman", "pearson"):
+        assert np.mean([one[kind] < 0.05 for one in found]) == pytest.approx(0.05, abs=0.03)
+    order = rng.permutation(40)
+    assert statistics.independence(x[order], chance[order]) == pytest.approx(statistics.independence(x, chance))
+    with pytest.raises(MeasurementError, match="3 pairs that differ"):
+        statistics.independence([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
 
 
 def test_anomalies_are_those_that_beat_the_proxy_s_pick():

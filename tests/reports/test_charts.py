@@ -153,3 +153,20 @@ def test_whiskers_end_where_a_figure_can_not_be():
 def test_a_marked_place_is_a_line_of_its_own():
     lines = {"": [charts.Line("a", [(0.0, Figure(1.0)), (1.0, Figure(2.0))])]}
     assert charts.curves(lines, "c", x="x", y="y", mark=0.5) != charts.curves(lines, "c", x="x", y="y")
+
+
+def test_a_scatter_names_its_points_once_and_draws_lines_through_its_star():
+    cloud = charts.Dots("candidates", [(1.0, 90.0), (2.0, 91.0), (3.0, 80.0)], 0.4)
+    panels = {
+        "conv1": [cloud, charts.Dots("oracle", [(1.0, 90.0)], star=True)],
+        "conv2": [cloud, charts.Dots("l1", [(2.0, 91.0)], 0.0)],
+    }
+    text = charts.scatter(panels, "scatter", x="loss", y="accuracy")
+    for drawing in drawings(text):
+        said = words(drawing)
+        assert said.count("candidates") == said.count("oracle") == said.count("l1") == 1
+        assert {"conv1: accuracy", "conv2: accuracy"} <= set(said)
+    assert charts.scatter(panels, "scatter", x="loss", y="accuracy") == text
+    plain = charts.scatter({"conv1": panels["conv1"][:1]}, "s", x="x", y="y")
+    starred = charts.scatter({"conv1": panels["conv1"]}, "s", x="x", y="y")
+    assert starred.count("stroke-dasharray") == plain.count("stroke-dasharray") + 4, "two lines, in two drawings"

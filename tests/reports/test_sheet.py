@@ -8,8 +8,8 @@ import re
 
 from measure import samples
 from secateur.reports import report, sheet
-from secateur.reports.charts import Line
-from secateur.reports.sheet import Chart, Sheet, Table
+from secateur.reports.charts import Dots, Line
+from secateur.reports.sheet import Chart, Scatter, Sheet, Table
 from secateur.vocabulary import Figure
 
 HOSTILE = '"><script>alert(1)</script>'
@@ -61,3 +61,10 @@ def test_the_file_holds_settings_and_figures_seed_by_seed(tmp_path):
     assert found["figures"] == {"accuracy": [{"by_seed": [0.5, {"float": "inf"}], "mean": 0.5}]}
     assert (found["study"], found["format"], found["notes"]) == ("curve", 1, ["a note"])
     assert "net.py:build" in (tmp_path / "study.html").read_text()
+
+
+def test_a_scatter_stands_where_curves_do():
+    one = Sheet("oracle", "Found", [], chart=Scatter("All", {"": [Dots("a", [(1.0, 2.0)])]}, "x", "y", "Each a cut."))
+    page = sheet.render(one)
+    assert 'id="scatter-w' in page
+    assert "Each a cut." in page

@@ -1,7 +1,7 @@
 """Intervals: of medians by order statistics, of means by Student's t; rank correlations; tests of paired items.
 
 Items that two models answered are compared in pairs: `mcnemar`, `paired_bootstrap`, `flips`. Rank agreement of a proxy
-with what it stands for: `kendall`, `anomaly_ratio`, `counterexample_ratio`.
+with what it stands for: `kendall`, `independence`, `anomaly_ratio`, `counterexample_ratio`.
 
 Every function takes plain sequences of numbers and returns a `Figure`. Where the sample is too small to carry an
 interval at the asked confidence, `low` and `high` are None rather than a guess.
@@ -27,6 +27,7 @@ __all__ = [
     "counterexample_ratio",
     "fisher",
     "flips",
+    "independence",
     "kendall",
     "kendall_deviation",
     "mcnemar",
@@ -268,7 +269,26 @@ def kendall(first: Values, second: Values, *, confidence: float = 0.95, resample
     def tau(x: np.ndarray, y: np.ndarray) -> float:
         return float(stats.kendalltau(x, y).statistic)
 
-    return bootstrap(tau, a, b, confidence=confidence, resamples=resamples)
+    n = int(a.size)
+    if n > _MANY:
+        return bootstrap(tau, a, b, confidence=confidence, resamples=resamples)
+    # With w_i how often pair i was drawn, tau is w' M w of the signs, so that all draws are three products of matrices.
+    signs = [np.sign(values[:, None] - values[None, :]) for values in (a, b)]
+    draw = np.random.default_rng(0)
+    often = np.stack([np.bincount(draw.integers(0, n, n), minlength=n) for _ in range(resamples)]).astype(np.float64)
+    products = (signs[0] * signs[1], np.abs(signs[0]), np.abs(signs[1]))
+    top, left, right = (((often @ product) * often).sum(1) for product in products)
+    finite = left * right > 0
+    value = tau(a, b)
+    if 2 * int(finite.sum()) < resamples:
+        return Figure(value, None, None, "", n)
+    found = top[finite] / np.sqrt(left[finite] * right[finite])
+    low, high = np.quantile(found, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return Figure(value, float(low), float(high), "", n)
+
+
+_MANY = 2000
+"""Pairs of which matrices of signs are no longer small."""
 
 
 def kendall_deviation(n: int) -> float:
@@ -276,6 +296,16 @@ def kendall_deviation(n: int) -> float:
     if n < 2:
         raise MeasurementError(f"a rank correlation of {n} pairs was asked for: it needs at least 2")
     return math.sqrt(2 * (2 * n + 5) / (9 * n * (n - 1)))
+
+
+def independence(first: Values, second: Values) -> dict[str, float]:
+    """p-value of "the two have nothing to do with one another", by kendall, spearman and pearson, two-sided.
+
+    As `scipy.stats` computes them: exact for tau of few pairs without ties, else by its normal approximation.
+    """
+    a, b = _differing(first, second, "a rank correlation")
+    tests = {"kendall": stats.kendalltau, "spearman": stats.spearmanr, "pearson": stats.pearsonr}
+    return {name: float(test(a, b).pvalue) for name, test in tests.items()}
 
 
 def anomaly_ratio(proxy: Values, outcome: Values) -> float:

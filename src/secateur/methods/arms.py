@@ -36,8 +36,8 @@ from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
-    "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "fit", "forward_flops", "give_verdict",
-    "mark_correct", "split_judged", "train_arms",
+    "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "finetune_settings", "fit", "forward_flops",
+    "give_verdict", "mark_correct", "split_judged", "train_arms",
 ]  # fmt: skip
 
 
@@ -208,6 +208,11 @@ def finetune_length(epochs: Epochs, finetune: str, wanted: Epochs | None = None)
     return max(type(epochs)(1), epochs // 4) if finetune == "classic" else epochs
 
 
+def finetune_settings(training: Training, finetune: str) -> Training:
+    """How a cut is fine-tuned: classic, a constant rate of a hundredth of the large network's; else as that one."""
+    return replace(training, lr=training.number("lr") / 100, schedule="constant") if finetune == "classic" else training
+
+
 def equal_flops(epochs: Epochs, dense: float, cut: float, cap: float | None = None) -> Epochs:
     """E F(dense) / F(cut), at most `cap` times E, whole where E is: what Scratch-B may train for. Source: section 3."""
     kind, most = type(epochs), math.inf if cap is None else cap
@@ -267,10 +272,10 @@ def train_arms(
             f"patience={training.patience}: every arm trains for the epochs that it is compared at, and the examples "
             "that would stop it judge it; leave it out"
         )
-    epochs, lr = training.whole("epochs"), training.number("lr")
+    epochs = training.whole("epochs")
     first = next(x for x in (*pruned.dense.inputs.args, *pruned.dense.inputs.kwargs.values()) if isinstance(x, Tensor))
     dense, cut = (forward_flops(one, bool(pruned.masks)) / len(first) for one in (pruned.dense, pruned.student))
-    gentle = replace(training, lr=lr / 100, schedule="constant") if finetune == "classic" else training
+    gentle = finetune_settings(training, finetune)
     short = finetune_length(epochs, finetune, finetune_epochs)
     arms: dict[str, Arm] = {}
 

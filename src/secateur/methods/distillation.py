@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import torch
@@ -19,14 +21,16 @@ from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import size
+from secateur.methods.retraining import describe_choice
 from secateur.recover.distillation import teachers
 from secateur.recover.training import loop, objectives, routing, schedule
+from secateur.select import subsets
 from secateur.subjects import Moe, Transformer
-from secateur.vocabulary import Recovery, Training
+from secateur.vocabulary import Recovery, Selection, Training
 
 __all__ = [
-    "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction", "distil",
-    "held_out", "remember_teacher", "tells_numbers", "train_student",
+    "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction", "choose_shortly",
+    "distil", "held_out", "remember_teacher", "tells_numbers", "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -249,3 +253,44 @@ def distil(
         student, subject, sequences(train, batch, seed + 1), objective, training.default(schedule="linear", warmup=0.1),
         length=train_length, checkpoint=folder, seed=seed, evaluate=evaluate,
     )  # fmt: skip
+
+
+CUTS, SHORT = 8, 0.1
+"""Cuts that `choose_shortly` compares, and the share of the steps that each gets."""
+
+
+def choose_shortly(
+    subject: Transformer,
+    selection: Selection,
+    data: Corpus,
+    run: Run,
+    *,
+    seed: int,
+    train_length: int,
+    losses: BlockLosses,
+    training: Training,
+) -> tuple[Selection, str]:
+    """Of cuts of the widths of `selection` the one of the lowest loss after a short distillation, and a note.
+
+    Compared are the selection itself, some near it and some at random, on the same batches in the same order: by the
+    mean of the last fifth of the losses, which are kept in `run`. The other arguments are those of `distil`. Source:
+    arXiv 2412.00143, where the loss right after a cut says little of the model after its recovery.
+    """
+    selections = subsets.around(selection, CUTS, seed)
+    brief = replace(training, steps=math.ceil(SHORT * training.whole("steps")))
+
+    def compare() -> list[float]:
+        reached = []
+        for number, one in enumerate(selections):
+            place = run.folder(f"shortly-{selection.budget}-{number}")
+            student, _ = subject.cut(one)
+            recovery = distil(
+                subject, student, data, place, seed=seed, train_length=train_length, losses=losses, training=brief
+            )
+            course = [loss for _, loss in recovery.losses] if recovery else [math.inf]
+            reached.append(fmean(course[-max(1, len(course) // 5) :]))
+        return reached
+
+    reached = run.json(f"shortly-{selection.budget}", compare)
+    best = min(range(len(reached)), key=reached.__getitem__)
+    return selections[best], describe_choice(best, reached)

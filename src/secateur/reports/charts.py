@@ -28,7 +28,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from secateur.reports import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
-__all__ = ["Bar", "Line", "curves", "layers", "losses", "panels", "quality"]
+__all__ = ["Bar", "Dots", "Line", "curves", "layers", "losses", "panels", "quality", "scatter"]
 
 WIDE, NARROW = 7.2, 3.5
 """Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""
@@ -406,11 +406,7 @@ def curves(
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel(x)
             axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
-        handles, labels = grid.flat[0].get_legend_handles_labels()
-        across = 2 if narrow else min(5, len(labels))
-        canvas.legend(handles, labels, loc="upper left", ncols=across, frameon=False, fontsize=8, labelcolor=INK,
-                      borderpad=0.2, borderaxespad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
-        return math.ceil(len(labels) / across)
+        return _legend(canvas, list(grid.flat[:1]), narrow)
 
     most = max(len(lines) for lines in panels.values())
     return _svg(
@@ -430,3 +426,79 @@ def _line(axes: Axes, line: Line, marker: str, bounds: tuple[float, float]) -> N
                       solid_capstyle="butt")  # fmt: skip
     axes.plot(xs, ys, color=colour, alpha=alpha, linewidth=1.3, label=line.name, marker=marker, markersize=4.5,
               linestyle="-" if line.weight else "--", markeredgewidth=0, zorder=4)  # fmt: skip
+
+
+class Dots(NamedTuple):
+    """Points of a scatter that have one name: (x, y) each, and how much of the accent they have, 0 to 1.
+
+    star: drawn large, with lines through it, by which the eye tells what lies above and beside it.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    weight: float = 1.0
+    star: bool = False
+
+
+def scatter(panels: Mapping[str, Sequence[Dots]], name: str, *, x: str, y: str) -> str:
+    """Points under names, a panel for each title with axes of its own; one legend tells the names of all.
+
+    x, y: what the axes are called.
+    """
+    columns = min(2, len(panels))
+    names = list(dict.fromkeys(dots.name for panel in panels.values() for dots in panel))
+    markers = dict(zip(names, itertools.cycle("osDv^PX"), strict=False))
+
+    def draw(canvas: Canvas, narrow: bool) -> int:
+        wide = 1 if narrow else columns
+        grid = canvas.subplots(math.ceil(len(panels) / wide), wide, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, panel) in zip(grid.flat, panels.items(), strict=False):
+            _bare(axes)
+            for dots in panel:
+                _dots(axes, dots, markers[dots.name])
+            axes.margins(x=0.05, y=0.08)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(5))
+            axes.set_xlabel(x)
+            axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
+        return _legend(canvas, list(grid.flat[: len(panels)]), narrow)
+
+    return _svg(
+        draw,
+        name,
+        lambda narrow: 2.4 * (len(panels) if narrow else math.ceil(len(panels) / columns)) + 0.09 * len(names) + 0.3,
+    )
+
+
+def _dots(axes: Axes, dots: Dots, marker: str) -> None:
+    """Points of one name: the fainter the less they weigh, in grey where they weigh nothing."""
+    colour, alpha = (MUTED, 0.6) if not dots.weight else (ACCENT, 0.35 + 0.5 * dots.weight)
+    xs, ys = ([point[place] for point in dots.points] for place in (0, 1))
+    if dots.star:
+        for across, along in dots.points:
+            axes.axvline(across, color=INK, linewidth=0.8, linestyle=":", zorder=1)
+            axes.axhline(along, color=INK, linewidth=0.8, linestyle=":", zorder=1)
+        colour, alpha, marker = INK, 1.0, "*"
+    size = 90 if dots.star else 14
+    above = 5 if dots.star else 3
+    axes.scatter(xs, ys, label=dots.name, marker=marker, s=size, color=colour, alpha=alpha, linewidths=0, zorder=above)
+
+
+def _legend(canvas: Canvas, panels: Sequence[Axes], narrow: bool) -> int:
+    """One legend for the panels, each name once; how many rows it has."""
+    known = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    across = 2 if narrow else min(5, len(known))
+    spaces = {"borderpad": 0.2, "borderaxespad": 0.2, "handletextpad": 0.3, "columnspacing": 1.4}
+    canvas.legend(
+        list(known.values()),
+        list(known),
+        loc="upper left",
+        ncols=across,
+        frameon=False,
+        fontsize=8,
+        labelcolor=INK,
+        **spaces,
+    )
+    return math.ceil(len(known) / across)

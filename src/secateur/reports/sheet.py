@@ -16,7 +16,7 @@ from secateur.measure.statistics import to_percent
 from secateur.reports import charts, display, evidence
 from secateur.vocabulary import Figure
 
-__all__ = ["Chart", "Sheet", "Table", "over", "percent", "points", "render", "write"]
+__all__ = ["Chart", "Scatter", "Sheet", "Table", "over", "percent", "points", "render", "write"]
 
 FORMAT = 1
 
@@ -49,6 +49,17 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Scatter:
+    """What `charts.scatter` draws: panels of named points; `words` say what is seen."""
+
+    title: str
+    panels: Mapping[str, Sequence[charts.Dots]]
+    x: str
+    y: str
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """A study's answer: one for the terminal, the page and the file."""
 
@@ -58,7 +69,7 @@ class Sheet:
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What study.json keeps: seed by seed, with means and intervals."""
     notes: Sequence[str] = ()
-    chart: Chart | None = None
+    chart: Chart | Scatter | None = None
     items: Sequence[Mapping[str, Any]] = ()
     """What items.jsonl keeps beside it, a line each."""
 
@@ -82,11 +93,14 @@ def over(seeds: Sequence[int]) -> str:
 
 def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> str:
     """The page as text; about: names of the model and the data. All is escaped but our own drawing."""
-    one = sheet.chart
-    drawn = "" if one is None else charts.curves(
-        one.panels, "curves", x=one.x, y=one.y, log=one.log, mark=one.mark, bounds=one.bounds
-    )  # fmt: skip
+    drawn = "" if sheet.chart is None else _draw(sheet.chart)
     return display.fill_template("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
+
+
+def _draw(one: Chart | Scatter) -> str:
+    if isinstance(one, Scatter):
+        return charts.scatter(one.panels, "scatter", x=one.x, y=one.y)
+    return charts.curves(one.panels, "curves", x=one.x, y=one.y, log=one.log, mark=one.mark, bounds=one.bounds)
 
 
 def write(

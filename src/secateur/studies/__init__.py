@@ -21,7 +21,7 @@ def cards() -> dict[str, dict[str, str]]:
     """Study name -> its card, in alphabetical order: read from its text, without importing it.
 
     title; recipe: whose runs it compares, or nothing; backend: of what it is about, where it compares no recipe's runs,
-    as "package.module:Class"; reads: what it reads where that is no network and its examples;
+    as "package.module:Class" or "any"; reads: what it reads where that is no network and its examples;
     its module's `read` does so; sets: the recipe's options that it sets itself; grid: its own
     options that may differ when it is given again in the same folder.
     """

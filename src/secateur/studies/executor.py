@@ -25,7 +25,7 @@ from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
-from secateur.runs.backends import Data, Source, resolve
+from secateur.runs.backends import Data, Source, of_source, resolve
 from secateur.runs.executor import open_run
 
 __all__ = ["configured", "study"]
@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 NETWORKS = "secateur.runs.backends.network:Network"
 """Backend of the subjects of studies over a recipe."""
+
+ANY = "any"
+"""What a card says whose study takes models of several backends."""
 
 
 def study(
@@ -146,7 +149,7 @@ def _open(
             return None, None, {}
         examples = module.read(data)
         return None, examples, {"data_sha256": examples.digest}
-    backend = resolve(name)
+    backend = of_source(model) if name == ANY else resolve(name)
     if model is None or data is None:
         raise InputError(
             f"study {study} needs a model ({backend.example}) and reads {reads}: give MODEL and --data"

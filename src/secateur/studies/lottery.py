@@ -35,7 +35,8 @@ __all__ = ["STUDY", "Lottery", "Tickets", "Trial", "lottery", "plan", "tickets"]
 STUDY = {
     "title": "is the first draw a winning ticket? the original first weights beside a new draw in the pruned shape",
     "recipe": "rethinking_pruning_value",
-    "sets": "seed dry_run lr widths inner untrained sparsity calibration finetune finetune_epochs scratch cap",
+    "sets": "seed select_by dry_run lr widths inner untrained sparsity calibration finetune finetune_epochs scratch "
+    "cap",
     "grid": "lrs seeds",
 }
 

@@ -42,7 +42,7 @@ __all__ = ["STUDY", "Controls", "Trial", "plan", "scratch"]
 STUDY = {
     "title": "is it worth inheriting? fine-tuned weights beside the same shape trained from scratch, over seeds",
     "recipe": "rethinking_pruning_value",
-    "sets": "seed dry_run",
+    "sets": "seed select_by dry_run",
     "grid": "budgets seeds",
 }
 

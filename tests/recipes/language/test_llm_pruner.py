@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 
@@ -16,6 +17,7 @@ import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
+from secateur.methods import distillation, retraining
 from secateur.recipes.language import llm_pruner
 from secateur.recipes.language.llm_pruner import Importance
 from secateur.runs import keywords
@@ -252,6 +254,7 @@ def test_a_latency_is_met_by_the_table_and_the_clock(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "budget", "error", "words"),
     [
+        ({"axes": ("heads",), "select_by": "short-retrain"}, "params=90%", InputError, "heads go in step"),
         ({"axes": ("layers",)}, "params=80%", InputError, "axes=layers: give one or more of heads, kv_groups"),
         ({"score": "loudness"}, "params=80%", InputError, "score 'loudness' is not one of taylor, l2, random"),
         ({"axes": ("channels",), "token": 0.5}, "params=80%", InputError, "token compares states of equal width"),
@@ -274,3 +277,25 @@ def test_a_score_of_ones_own_is_taken_from_a_file(tmp_path):
     start = subject().model.model.layers[0].mlp.down_proj.weight
     assert torch.equal(kept, start[:, -kept.shape[1] :])
     assert np.isfinite(found.predicted["params"])
+
+
+def test_a_short_distillation_picks_among_cuts_of_the_same_widths_once(tmp_path, monkeypatch):
+    asked, real = [], distillation.distil
+
+    def distil(*given, **how):
+        asked.append(how["training"].steps)
+        return real(*given, **how)
+
+    monkeypatch.setattr(distillation, "distil", distil)
+    quick = {"steps": 5, "train_batch": 4, "first": 0, "last": 0}
+    (plain,) = results(tmp_path / "plain", "params=75%", **{**quick, "steps": 0})
+    (result,) = results(tmp_path / "short", "params=75%", select_by="short-retrain", **quick)
+    assert asked == [0, *[1] * 8, 5], "a tenth of the recovery for each of eight cuts"
+    assert result.cut.removed == plain.cut.removed
+    assert result.cut.after == plain.cut.after
+    reached = [float(number) for number in json.loads(next((tmp_path / "short").rglob("shortly-*.json")).read_text())]
+    assert len(reached) == 8
+    best = int(np.argmin(reached))
+    assert result.notes[-1] == retraining.describe_choice(best, reached)
+    results(tmp_path / "short", "params=75%", select_by="short-retrain", **quick)
+    assert asked[10:] == [5], "the choice is kept"

@@ -13,6 +13,7 @@ from secateur import cli
 from secateur._utils.rundir import Run
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
+from secateur.methods import retraining
 from secateur.methods.arms import mark_correct
 from secateur.methods.published_rules import prune
 from secateur.recipes.vision.rethinking_pruning_value import rethinking_pruning_value
@@ -128,6 +129,7 @@ def test_names_that_are_none_are_refused(option, words):
         ("channels=0.1%", {}, InfeasibleError, "channels can go down to 4"),
         ("channels=0.1%", {"method": "slimming"}, InfeasibleError, "channels can go down to 4"),
         ("weights=0.01%", {"method": "unstructured"}, InfeasibleError, "weights can go down to 4"),
+        (HALF, {"method": "thinet", "select_by": "short-retrain"}, InputError, "not for thinet: leave one of them out"),
         (HALF, {"widths": "3,5"}, InputError, "widths name 2 sites of 4"),
         (HALF, {"widths": "8,8,12,2"}, InfeasibleError, "these widths cost channels=30"),
     ],
@@ -136,6 +138,28 @@ def test_what_does_not_fit_is_refused_before_training(dense, tmp_path, monkeypat
     monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
     with pytest.raises(error, match=words):
         results(tmp_path, dense, budget, untrained=True, **options)
+
+
+def test_a_short_retraining_picks_among_cuts_of_one_budget_once(dense, tmp_path, monkeypatch):
+    asked, real = [], retraining.compare_shortly
+
+    def compare(models, task, training, **how):
+        asked.append((len(models), training.epochs, training.lr))
+        reached = real(models, task, training, **how)
+        return [*reached[:2], min(reached) - 1.0, *reached[3:]]  # the third is the best
+
+    monkeypatch.setattr(retraining, "compare_shortly", compare)
+    short = {"select_by": "short-retrain", "scratch": "none"}
+    (result,) = results(tmp_path, dense, **short)
+    assert asked == [(16, 0.1, 0.0005)], "a tenth of the fine-tuning, at its rate"
+    (plain,) = results(tmp_path / "plain", dense, scratch="none")
+    assert result.cut.after == plain.cut.after
+    assert result.cut.removed == plain.cut.removed
+    own, ours = (one.subject.model.state_dict() for one in (plain, result))
+    assert any(not torch.equal(own[name], ours[name]) for name in own if name.endswith("running_mean"))
+    assert "of 16 cuts at this budget candidate 3, not the criterion's own choice, has the lowest" in result.notes[0]
+    (again,) = results(tmp_path, dense, **short)
+    assert (again.notes, len(asked)) == (result.notes, 1), "it is not asked again"
 
 
 def test_widths_say_on_their_own_what_goes(dense, tmp_path):

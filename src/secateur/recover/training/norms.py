@@ -9,9 +9,14 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["reestimate"]
+__all__ = ["has_norms", "reestimate"]
 
 B = TypeVar("B")
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether there are batch norms with running statistics."""
+    return bool(_norms(model))
 
 
 def reestimate(model: nn.Module, forward: Callable[[B], object], batches: Iterable[B]) -> int:
@@ -20,7 +25,7 @@ def reestimate(model: nn.Module, forward: Callable[[B], object], batches: Iterab
     forward: runs one batch through `model`. No weight changes, and all else runs in evaluation mode; the model comes
     back in evaluation mode. Returns the number of norms; where it is 0 nothing has run.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = _norms(model)
     model.eval()
     if not norms:
         return 0
@@ -38,3 +43,7 @@ def reestimate(model: nn.Module, forward: Callable[[B], object], batches: Iterab
             norm.momentum = momentum
         model.eval()
     return len(norms)
+
+
+def _norms(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
