@@ -79,7 +79,7 @@ class Command:
     config: str = "a run.yaml with the same keys; flags win over it."
     configured: str = ""
     adapt: Callable[[dict[str, Any]], None] = lambda typed: None
-    complete: Callable[[dict[str, Any]], None] = lambda typed: None
+    complete: Callable[[dict[str, object]], None] = lambda typed: None
     pushes: bool = False
     check_budget: Callable[[str], Budget] = Budget.parse
 

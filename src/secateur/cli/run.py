@@ -54,9 +54,9 @@ def _check(typed: dict[str, Any]) -> None:
             raise InputError(f"--scratch-{name} is of networks trained from scratch: give --scratch-baseline")
 
 
-def _complete(typed: dict[str, Any]) -> None:
+def _complete(typed: dict[str, object]) -> None:
     """No data, where the recipe does without: quality is not measured then."""
-    if "recipe" in typed and recipes.data(typed["recipe"]).endswith("| None"):
+    if "recipe" in typed and recipes.data(str(typed["recipe"])).endswith("| None"):
         typed.setdefault("data", None)
 
 

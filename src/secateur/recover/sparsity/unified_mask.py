@@ -8,7 +8,6 @@ so that M(0) = 1, and from step s0 on M is 0 or 1. Source: Pruning-Aware Tuning 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,11 +57,11 @@ class _Open(torch.autograd.Function):
     """1[w >= 0] forward, the gradient unchanged backward."""
 
     @staticmethod
-    def forward(ctx: Any, proxy: Tensor) -> Tensor:
+    def forward(ctx: object, proxy: Tensor) -> Tensor:
         return (proxy >= 0).to(proxy.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
