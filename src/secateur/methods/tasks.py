@@ -322,7 +322,9 @@ def read_lines(file: Path, task: str) -> Iterator[Line]:
 
 def score(task: Task, item: Item, written: Completion, turn: int = 0, judge: Judge | None = None) -> Line:
     """What was read of a completion, and how right it is; one that did not end is wrong where the task says so."""
-    text, _ = chat.split_thoughts(written.text)
+    text, over = chat.split_thoughts(written.text)
+    if not over and item.prompt.rstrip().endswith("<think>"):
+        text = ""  # the prompt has begun its thoughts, and they never end
     answer = text.strip()
     if task.scorer == "letter":
         answer = answers.read_letter(text, LETTERS[: len(item.options)])
