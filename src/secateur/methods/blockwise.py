@@ -115,9 +115,7 @@ def count_nonzero(subject: Model, only: Collection[str] | None = None) -> int:
     return total
 
 
-def smallest_group(
-    subject: Model, scope: str, width: Width = _paper_width, without: Collection[str] = ()
-) -> int:
+def smallest_group(subject: Model, scope: str, width: Width = _paper_width, without: Collection[str] = ()) -> int:
     """How many weights the smallest group of compared weights has: row, block, columns, matrix, layer, or global.
 
     A block is `width(columns)` columns of a matrix; scope "columns" is the same, the narrower last block of a matrix

@@ -15,7 +15,16 @@ from secateur.errors import DataError, InputError
 from secateur.subjects import Streamed, Transformer
 from secateur.subjects.matrices import matrices
 
-__all__ = ["WHOLE", "Protection", "find_matrices", "is_under", "move_bits", "read_protection", "write_protection"]
+__all__ = [
+    "WHOLE",
+    "Protection",
+    "find_matrices",
+    "is_under",
+    "move_bits",
+    "read_order",
+    "read_protection",
+    "write_protection",
+]
 
 WHOLE = 16
 """Bits from which on a weight is not rounded."""
@@ -82,6 +91,32 @@ def write_protection(bits: Mapping[str, int]) -> str:
     return json.dumps({"protect": stays, "bits": {name: n for name, n in bits.items() if n < WHOLE}}, indent=1)
 
 
+def read_order(source: str, subject: Transformer | Streamed) -> list[str]:
+    """The matrices of a model's blocks, those first that need more bits.
+
+    source: "ends" for the last block, the first one, and then the others from both ends; or a protect.json with the
+    "importance" of modules, as a diagnosis writes it. Raises `DataError` for a file without it, `InputError` for names
+    that the model has not.
+    """
+    known = list(matrices(subject.model, subject.layers()))
+    if source == "ends":
+        paths = subject.layers()
+        depth = {path: min(2 * (len(paths) - 1 - at), 2 * at + 1) for at, path in enumerate(paths)}
+        owners = {name: next(path for path in paths if is_under(name, [path])) for name in known}
+        return sorted(known, key=lambda name: depth[owners[name]])
+    try:
+        told = json.loads(Path(source).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f'{source} can\'t be read as JSON: give "ends", or a protect.json with importance') from error
+    scores = told.get("importance") if isinstance(told, dict) else None
+    if not isinstance(scores, dict) or not all(isinstance(one, int | float) for one in scores.values()):
+        raise DataError(f"{source} tells no importance: let --diagnose write it, or give dynamic=ends")
+    find_matrices(subject, dict.fromkeys(scores, WHOLE))
+    found = {name: max(scores[one] for one in scores if is_under(name, [one]))
+             for name in known if is_under(name, scores)}  # fmt: skip
+    return sorted(found, key=lambda name: -found[name])
+
+
 def move_bits(
     sizes: Mapping[str, int], order: Sequence[str], bits: int, *, share: float = 0.25, most: int = 8, least: int = 2
 ) -> dict[str, int]:
@@ -108,4 +143,3 @@ def move_bits(
         found |= {name: bits + 1, **dict.fromkeys(lower, bits - 1)}
         raised, room = raised + sizes[name], gained - sizes[name]
     return found
-

@@ -1,7 +1,7 @@
 """Graded tasks made by chance, with worked thoughts: chains, sums, schedules, and facts asked for with a closed book.
 
-Rows are those of task files (`methods.tasks`); texts to train a model on have the same questions, thoughts and answers.
-The roles follow "When Reasoning Meets Compression" (arXiv 2504.02010): hard reasoning by its length (chains, sums), easy
+Rows are those of task files (`methods.tasks`); texts to train on have questions, thoughts and answers. The roles follow
+"When Reasoning Meets Compression" (arXiv 2504.02010): reasoning that is harder the longer it is (chains, sums), easy
 reasoning (schedules), knowledge that has to be remembered and joined (facts).
 """
 
@@ -17,12 +17,11 @@ from pathlib import Path
 from secateur._utils.disk import atomic_write
 from secateur.errors import InputError
 
-__all__ = ["KINDS", "Puzzle", "make_facts", "make_puzzles", "write_puzzles"]
+__all__ = ["KINDS", "Asking", "Facts", "Puzzle", "make_facts", "make_puzzles", "write_puzzles"]
 
 LEVELS = (2, 3, 4, 5, 6)
 REPEATS = 20
 """Times that each fact stands in the training texts."""
-PROMPT = "{question}\n<think>\n"
 _SYLLABLES = ("ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "zo")
 
 
@@ -168,26 +167,45 @@ def make_facts(people: int, seed: int = 0, *, held: float = 0.5, repeats: int = 
 # ------------------------------------------------------------------------------------------------------------- as files
 
 
-def _settings(kind: str) -> dict[str, object]:
-    scorer = {"schedules": "letter"}.get(kind, "exact")
-    role = "knowledge" if kind == "facts" else "reasoning"
-    template = PROMPT.replace("{question}", "{question}\n{options}") if kind == "schedules" else PROMPT
-    return {"task": kind, "scorer": scorer, "prompt": template, "tokens": 200, "role": role, "ends": True}
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How made tasks are asked: tokens of an answer, temperature, through the chat template or as plain text."""
+
+    tokens: int = 200
+    temperature: float = 0.0
+    chat: bool = False
+
+    def settings(self, kind: str) -> dict[str, object]:
+        """The first line of a task file. Plain prompts begin the thoughts; in chats the template does, if any."""
+        choice = kind == "schedules"
+        prompt = "{question}\n{options}" if choice else "{question}"
+        prompt += f"\nPut the {'letter' if choice else 'answer'} into \\boxed{{}}." if self.chat else "\n<think>\n"
+        return {
+            "task": kind, "scorer": "letter" if choice and not self.chat else "boxed", "prompt": prompt,
+            "tokens": self.tokens, "temperature": self.temperature, "top_p": 0.95 if self.temperature else 1.0,
+            "chat": self.chat, "role": "knowledge" if kind == "facts" else "reasoning", "ends": True,
+        }  # fmt: skip
 
 
 def write_puzzles(
-    folder: Path, kinds: Sequence[str], count: int, seed: int = 0, *, levels: Sequence[int] = LEVELS
+    folder: Path,
+    kinds: Sequence[str],
+    count: int,
+    seed: int = 0,
+    *,
+    levels: Sequence[int] = LEVELS,
+    how: Asking = Asking(),
 ) -> list[Path]:
     """A task file for each kind, and train.jsonl with other puzzles, thoughts and all, and facts; returns the tasks.
 
-    count: items of each level, and people of the facts; as many again are in the training texts, ten times.
+    count: items of each level, and half of the people of the facts; ten times as many other puzzles are to train on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files, texts = list[Path](), list[str]()
     for kind in kinds:
         asked, learned = _make_parts(kind, count, seed, levels)
         file = folder / f"{kind}.jsonl"
-        atomic_write(file, _lines([_settings(kind), *(puzzle.row for puzzle in asked)]))
+        atomic_write(file, _lines([how.settings(kind), *(puzzle.row for puzzle in asked)]))
         files.append(file)
         texts += learned
     random.Random(seed).shuffle(texts)
@@ -198,7 +216,7 @@ def write_puzzles(
 def _make_parts(kind: str, count: int, seed: int, levels: Sequence[int]) -> tuple[list[Puzzle], list[str]]:
     """(puzzles that are asked, texts to learn from: other puzzles)."""
     if kind == "facts":
-        facts = make_facts(count, seed)
+        facts = make_facts(2 * count, seed)
         return list(facts.held), [*facts.texts, *(puzzle.text for puzzle in facts.learned for _ in range(REPEATS))]
     asked = make_puzzles(kind, count, seed, levels=levels)
     known = {puzzle.question for puzzle in asked}
