@@ -70,7 +70,7 @@ def tag_by_rules(text: str, rules: Mapping[str, Sequence[str]] = RULES) -> list[
     Neighbours of one behaviour are one segment.
     """
     found = list[Segment]()
-    for match in re.finditer(r"[^\n.!?]*(?:[.!?]+(?=\s|$)|\n|$|[.!?])", text):
+    for match in re.finditer(r"(?:[^\n.!?]|[.!?](?=\S))+[.!?]*", text):
         sentence = match[0]
         if not sentence.strip():
             continue

@@ -133,11 +133,10 @@ def move_bits(
         return found
     raised, room, behind = 0, 0, list(order)
     while behind:
-        name = behind.pop(0)
-        lower = []
-        while room + sum(map(sizes.__getitem__, lower)) < sizes[name] and behind:
+        name, lower, gained = behind.pop(0), list[str](), room
+        while gained < sizes[name] and behind:
             lower.append(behind.pop())
-        gained = room + sum(map(sizes.__getitem__, lower))
+            gained += sizes[lower[-1]]
         if gained < sizes[name] or raised + sizes[name] > share * whole:
             break
         found |= {name: bits + 1, **dict.fromkeys(lower, bits - 1)}

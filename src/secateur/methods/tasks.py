@@ -48,7 +48,7 @@ SCORERS: Mapping[str, _Score | None] = {
     "lenient": answers.lenient_match,
     "f1": answers.token_f1,
     "rouge": answers.rouge_l,
-    "letter": answers.exact_match,
+    "letter": answers.letter_match,
     "boxed": answers.exact_match,
     "judge": None,
 }

@@ -77,8 +77,9 @@ def join_answers(task: Task, lines: Collection[Line], completer: Completer, toke
         prompt = prompts[line.item]
         if chat:
             message = [{"role": "user", "content": prompt}]
-            prompt = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        written.append(prompt + line.text + (tokenizer.eos_token or "") * (chat and line.finished))
+            prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        end = str(getattr(tokenizer, "eos_token", None) or "") if chat and line.finished else ""
+        written.append(prompt + line.text + end)
     return Corpus(written, form="rendered" if chat else "text")
 
 

@@ -250,12 +250,17 @@ def mean_bits(subject: Transformer, config: Config, protect: Collection[str] = (
 def count_bytes(student: Transformer, config: Config, protect: Collection[str] = ()) -> float:
     """Bytes of the weights as they would be stored: zeros left out where that is smaller, rounded ones in their bits.
 
-    Of each group of rounded weights a scale and a zero point take 4 bytes. A folder counts as it is stored.
+    Of each group of rounded weights a scale and a zero point take 4 bytes. A folder counts as it is stored, be it that
+    its weights were rounded by another tool and are floats now.
     """
     stored = stored_bytes(student)
     if student.stored is not None:
         return stored
     found = {name: one.weight for name, one in matrices(student.model, student.layers()).items()}
+    if config.method not in METHODS and config != DENSE:
+        files = sum(file.stat().st_size for file in Path(config.method).glob("*.safetensors"))
+        packed = sparsity.figures(found, stored)["packed_bytes"].value
+        return min(float(files) or packed, packed)
     if not config.bits:
         return sparsity.figures(found, stored)["packed_bytes"].value
     group = _find_group(student)
