@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 __all__ = [
-    "alias_match", "distinct", "exact_match", "holds", "lenient_match", "letter_match", "normalise", "read_boxed", "read_letter",
-    "rouge_l", "token_f1",
+    "alias_match", "distinct", "exact_match", "holds", "lenient_match", "letter_match", "normalise", "read_boxed",
+    "read_letter", "rouge_l", "token_f1",
 ]  # fmt: skip
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from secateur._utils.tokenizers import Tokenizer
+from secateur._utils.tokenizers import Tokenizer, continue_text
 from secateur.clients import chat
 from secateur.errors import DataError, UnsupportedError
 from secateur.score.steering import Marked
@@ -143,14 +143,15 @@ def mark(tokenizer: Tokenizer, prompt: str, answer: str, segments: Sequence[Segm
     segments: of the answer. most: tokens that are kept; a span that is cut goes; 0 for all. Raises `UnsupportedError`
     for a tokenizer that does not tell where its tokens stand.
     """
+    whole = prompt + continue_text(tokenizer, prompt, answer)
     try:
-        read = tokenizer(prompt + answer, return_offsets_mapping=True)
+        read = tokenizer(whole, return_offsets_mapping=True)
     except NotImplementedError as error:
         raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
     ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])
     spans: dict[str, list[tuple[int, int]]] = {}
     for one in segments:
-        start, end = one.start + len(prompt), one.end + len(prompt)
+        start, end = (at + len(whole) - len(answer) for at in (one.start, one.end))
         places = [at for at, (first, last) in enumerate(offsets) if first < end and last > start and last > first]
         if places and not (most and places[-1] >= most):
             spans.setdefault(one.behaviour, []).append((places[0], places[-1] + 1))

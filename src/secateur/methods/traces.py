@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur._utils.disk import atomic_write
-from secateur._utils.tokenizers import Tokenizer
+from secateur._utils.tokenizers import Tokenizer, continue_text
 from secateur.clients.completions import Completer, Local
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError, UnsupportedError
@@ -78,8 +78,9 @@ def join_answers(task: Task, lines: Collection[Line], completer: Completer, toke
         if chat:
             message = [{"role": "user", "content": prompt}]
             prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        text = continue_text(tokenizer, prompt, line.text)
         end = str(getattr(tokenizer, "eos_token", None) or "") if chat and line.finished else ""
-        written.append(prompt + line.text + end)
+        written.append(prompt + text + end)
     return Corpus(written, form="rendered" if chat else "text")
 
 
@@ -96,13 +97,20 @@ def keep_right(lines: Collection[Line]) -> list[Line]:
 
 
 def write_right_answers(
-    completer: Completer, source: str | Path, file: Path, *, times: int, seed: int = 0,
+    completer: Completer,
+    source: str | Path,
+    file: Path,
+    *,
+    times: int,
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
     tick: Callable[[int], object] = lambda done: None,
-) -> tuple[int, int]:  # fmt: skip
+) -> tuple[int, int]:
     """Have a teacher answer each item of a task file `times` times, and write those answers that are right.
 
     file: JSONL of {"prompt", "completion"}, or of messages where the task goes through a chat template. Beside it stand
-    all answers, so that a run that goes on asks for the others. Returns (right ones, all).
+    all answers, so that a run that goes on asks for the others. tokenizer: the teacher's, if it is known. Returns
+    (right ones, all).
 
     Source: arXiv 2504.02010, its distilled students; samples of a teacher filtered by their final answer, as STaR
     (arXiv 2203.14465). Raises `InputError` where none is right, or a judge would have to say so.
@@ -119,7 +127,9 @@ def write_right_answers(
         prompts = {item.id: asking.build_prompt(task, item, completer) for item in task.items}
         count += len(lines)
         for line in keep_right(lines):
-            rows.append(_make_row(task, prompts[line.item], line.text))
+            prompt = prompts[line.item]
+            text = line.text if tokenizer is None else continue_text(tokenizer, prompt, line.text)
+            rows.append(_make_row(task, prompt, text))
     if not rows:
         raise DataError(f"{completer.name} answers none of {count} prompts of {Path(source).name} right: there is "
                         "nothing to learn from; give easier ones, or more tokens")  # fmt: skip
