@@ -153,3 +153,19 @@ def test_whiskers_end_where_a_figure_can_not_be():
 def test_a_marked_place_is_a_line_of_its_own():
     lines = {"": [charts.Line("a", [(0.0, Figure(1.0)), (1.0, Figure(2.0))])]}
     assert charts.curves(lines, "c", x="x", y="y", mark=0.5) != charts.curves(lines, "c", x="x", y="y")
+
+
+def test_points_of_several_series_and_fields_of_numbers_are_drawn():
+    panels = {"time": {"wanda": [(0.5, 80.0), (0.7, 90.0)], "rtn": [(0.2, 60.0)]}, "bytes": {"wanda": [], "rtn": []}}
+    text = charts.scatter(panels, "s", x="share", y="score")
+    for drawing in drawings(text):
+        said = words(drawing)
+        assert said.count("wanda") == said.count("rtn") == 1
+        assert "time: score" in said
+    rows = [[0.5, -0.25, math.nan], [0.0, 0.1, 0.2]]
+    heat = charts.heat({"shift": rows}, "h", rows=["q_proj", "k_proj"], columns=["0", "1", "2"], x="block")
+    for drawing in drawings(heat):
+        assert {"q_proj", "k_proj", "0", "2", "block", "shift, up to 0.5"} <= set(words(drawing))
+    assert heat != charts.heat(
+        {"shift": [[1.0] * 3] * 2}, "h", rows=["q_proj", "k_proj"], columns=["0", "1", "2"], x="block"
+    )

@@ -61,3 +61,17 @@ def test_the_file_holds_settings_and_figures_seed_by_seed(tmp_path):
     assert found["figures"] == {"accuracy": [{"by_seed": [0.5, {"float": "inf"}], "mean": 0.5}]}
     assert (found["study"], found["format"], found["notes"]) == ("curve", 1, ["a note"])
     assert "net.py:build" in (tmp_path / "study.html").read_text()
+
+
+def test_further_drawings_and_files_stand_beside(tmp_path):
+    more = [
+        sheet.Heat("Where", {"share": [[1.0, 2.0]]}, ["q"], ["0", "1"], "block", "Grey falls."),
+        sheet.Scatter("Cost", {"time": {"a": [(1.0, 2.0)]}}, "x", "y"),
+    ]
+    one = Sheet("reasoning", "it", [], more=more, files={"protect.json": "{}"})
+    page = sheet.render(one)
+    assert page.count('<svg class="chart') == 4
+    for words in ("Where", "Cost", "Grey falls."):
+        assert words in page
+    sheet.write(tmp_path, one, {}, environment={})
+    assert (tmp_path / "protect.json").read_text() == "{}"
