@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,16 @@ from claims._lab.settings import scaled
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.methods import puzzles
-from secateur.methods import tasks as asking
 from secateur.methods.puzzles import Asking
-from secateur.methods.tasks import Task
 from secateur.subjects import Transformer, open_subject
 
-__all__ = ["KINDS", "LENGTH", "asked", "spare", "thinker", "training"]
+__all__ = ["KINDS", "LENGTH", "prose", "thinker", "training", "write_spare", "write_tasks"]
 
 KINDS = ("chains", "schedules", "facts")
-LEVELS = (2, 3, 4)
-LENGTH, STEPS = 128, 1500
+LEVELS = (1, 2, 3)
+LENGTH, STEPS = 96, scaled(2500, 30)
+LEARNED = scaled(4000, 40)
+"""Chains and schedules of each level to learn from: fewer are learned by heart."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 192,
@@ -34,53 +35,65 @@ SHAPE: dict[str, Any] = {
     "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
-COUNT = 40
+COUNT = scaled(40, 4)
 """Questions of each level; and half of the people whom facts are of."""
+HOW = Asking(tokens=48)
+
+
+def write_tasks(seed: int, folder: Path) -> list[Path]:
+    """The tasks of a seed, a file for each kind, and train.jsonl; a pilot's are those of no judged seed."""
+    return puzzles.write_puzzles(folder, KINDS, COUNT, seed + scaled(0, 500), levels=LEVELS, how=HOW)
+
+
+def write_spare(seed: int, folder: Path) -> Path:
+    """A task file of chains and schedules on which nothing is judged, to think about."""
+    folder.mkdir()
+    own = write_tasks(seed, folder / "own")
+    files = puzzles.write_puzzles(folder / "other", KINDS[:2], COUNT, seed + 7_000_000, levels=LEVELS, how=HOW)
+    known = {line for file in own for line in file.read_text("utf-8").splitlines()}
+    lines = [line for file in files for line in file.read_text("utf-8").splitlines()[1:] if line not in known]
+    asked = [{"text": _prompt(json.loads(line)), "answer": "-"} for line in lines]
+    out = folder / "spare.jsonl"
+    first = {**HOW.settings("chains"), "task": "spare", "prompt": "{text}"}
+    out.write_text("".join(f"{json.dumps(row)}\n" for row in [first, *asked]), "utf-8")
+    return out
+
+
+def _prompt(row: dict[str, Any]) -> str:
+    """A row's question with its options, as its task asks it."""
+    options = "".join(f"\n{letter}. {one}" for letter, one in zip("ABCD", row.get("options", ()), strict=False))
+    return f"{row['question']}{options}\n<think>\n"
 
 
 @functools.cache
-def _world(seed: int) -> tuple[tuple[Task, ...], Corpus]:
-    """(tasks that are asked, texts to learn from); a pilot's are others than those of any judged seed."""
-    with tempfile.TemporaryDirectory() as place:
-        drawn = seed + scaled(0, 500)
-        how = Asking(tokens=48)
-        files = puzzles.write_puzzles(Path(place), KINDS, COUNT, drawn, levels=LEVELS, how=how)
-        found = tuple(task for file in files for task in asking.read_tasks(file))
-        rows = (Path(place) / "train.jsonl").read_text("utf-8").splitlines()
-    return found, texts.read([json.loads(row)["text"] for row in rows])
-
-
-def asked(seed: int) -> dict[str, Task]:
-    """Kind -> the task with its held-out questions."""
-    return {task.name: task for task in _world(seed)[0]}
-
-
 def training(seed: int) -> Corpus:
-    """What the model of this seed has learned from."""
-    return _world(seed)[1]
+    """What the model of this seed learns from: facts, again and again, and chains and schedules that nobody asks."""
+    with tempfile.TemporaryDirectory() as place:
+        files = write_tasks(seed, Path(place))
+        rows = [json.loads(row)["text"] for row in (Path(place) / "train.jsonl").read_text("utf-8").splitlines()]
+        asked = {json.loads(row).get("question") for file in files for row in file.read_text("utf-8").splitlines()}
+    found = [text for text in rows if "lives in" in text or "lies in" in text]
+    for kind in KINDS[:2]:
+        made = puzzles.make_puzzles(kind, LEARNED, seed + 3_000_000, levels=LEVELS)
+        found += [puzzle.text for puzzle in made if puzzle.question not in asked]
+    random.Random(seed).shuffle(found)
+    return texts.read(found)
 
 
-def spare(seed: int, folder: Path) -> Path:
-    """A task file with chains and schedules that nothing was trained or is judged on, to think about."""
-    files = puzzles.write_puzzles(folder, KINDS[:2], COUNT, seed + 7_000_000, levels=LEVELS, how=Asking(tokens=48))
-    known = {item.prompt for task in asked(seed).values() for item in task.items}
-    prompts = [item.prompt for file in files for task in asking.read_tasks(file) for item in task.items]
-    lines: list[dict[str, object]] = [{"task": "spare", "prompt": "{text}", "tokens": 48, "scorer": "exact"}]
-    lines += [{"text": prompt, "answer": "-"} for prompt in prompts if prompt not in known]
-    out = folder / "spare.jsonl"
-    out.write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
-    return out
+def prose(seed: int) -> Corpus:
+    """The texts without thoughts: plain sentences that tell facts, in the place of general text."""
+    return texts.read([text for text in training(seed).texts if "<think>" not in text])
 
 
 @functools.cache
 def thinker(seed: int) -> Transformer:
     """The model of a seed, trained on its texts; kept by its shape and the code that trains it."""
-    key = hashlib.sha256(repr((SHAPE, STEPS, LEVELS, COUNT, seed, settings.PILOT, sources.digest(__name__))).encode())
-    folder = settings.CACHE / "models" / f"thinker-{seed}-{key.hexdigest()[:12]}"
+    key = repr((SHAPE, STEPS, LEVELS, COUNT, LENGTH, seed, settings.PILOT, sources.digest(__name__)))
+    folder = settings.CACHE / "models" / f"thinker-{seed}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     if not (folder / "config.json").exists():
         subject = language.build("Llama", SHAPE, _tokenizer(training(seed)), seed)
-        data = texts.batches(training(seed), subject.tokenizer, packed=True, batch=32, length=LENGTH, seed=seed)
-        language.train(subject, STEPS, seed=seed, lr=3e-3, data=data)
+        data = texts.batches(training(seed), subject.tokenizer, packed=True, batch=16, length=LENGTH, seed=seed)
+        language.train(subject, STEPS, seed=seed, lr=4e-3, data=data)
         subject.save(folder)
     return open_subject(folder)
 

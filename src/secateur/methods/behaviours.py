@@ -20,7 +20,18 @@ from secateur.clients import chat
 from secateur.errors import DataError, UnsupportedError
 from secateur.score.steering import Marked
 
-__all__ = ["RULES", "Segment", "Tagger", "mark", "match_segment", "read_rules", "tag_by_model", "tag_by_rules"]
+__all__ = [
+    "DEDUCTION",
+    "INITIALIZING",
+    "RULES",
+    "Segment",
+    "Tagger",
+    "mark",
+    "match_segment",
+    "read_rules",
+    "tag_by_model",
+    "tag_by_rules",
+]
 
 DEDUCTION, INITIALIZING = "deduction", "initializing"
 RULES: Mapping[str, Sequence[str]] = {

@@ -210,7 +210,7 @@ class Results:
         for task in self.tasks:
             rows = [["Model", "right", "wrong", "shortest", "2nd", "3rd", "longest", "length with score"]]
             for _, model in self.models:
-                summary, lines = asking.summarise(model.lines[task.name]), _scored(model.lines[task.name])
+                summary, lines = asking.summarise(model.lines[task.name]), _with_scores(model.lines[task.name])
                 told = describe_lengths([line.tokens for line in lines], [line.score or 0.0 for line in lines])
                 parts = [f"{100 * one:.0f}" for one in told.quartiles] + ["–"] * (4 - len(told.quartiles))
                 means = ["–" if one is None else f"{one.value:.0f}" for one in (summary.correct, summary.wrong)]
@@ -276,7 +276,7 @@ class Results:
         for config, model in self.models:
             told = {}
             for task in self.tasks:
-                lines = _scored(model.lines[task.name])
+                lines = _with_scores(model.lines[task.name])
                 lengths = describe_lengths([line.tokens for line in lines], [line.score or 0.0 for line in lines])
                 told[task.name] = {**asdict(asking.summarise(model.lines[task.name])), "lengths": asdict(lengths),
                                    "f1": asdict(self.overlap(model, task))}  # fmt: skip
@@ -339,5 +339,5 @@ def _plain(figure: Figure | None) -> str:
     return (f"{figure.value:.2f}" + ends).replace("-", "−")
 
 
-def _scored(lines: Sequence[Line]) -> list[Line]:
+def _with_scores(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if line.score is not None]

@@ -10,10 +10,8 @@ import yaml
 import secateur
 import tiny
 from recipes.sparse.oneshot import taught
-from secateur.clients.completions import Completion, Local, Writing
-from secateur.errors import DataError, InputError, UnsupportedError
-from secateur.methods import traces
-from secateur.methods.tasks import Line, read_tasks
+from secateur.clients.completions import Local, Writing
+from secateur.errors import DataError, InputError
 from secateur.subjects import open_subject
 
 QUICK = {"steps": 3, "batch": 2, "length": 8, "task": 1.0, "direction": "none", "answers": 1}
@@ -85,39 +83,3 @@ def test_what_gives_no_answers_is_said(place, tmp_path, how, kind, words):
     with pytest.raises(InputError, match="answers are of one teacher"):
         secateur.distill(place / "student", [place / "teacher", place / "student"], place / "task.jsonl",
                          tmp_path / "out", **QUICK)  # fmt: skip
-
-
-def test_answers_are_kept_once_and_only_whole_right_ones():
-    lines = [Line("t", "0", turn, text, 2, finished, text, score) for turn, (text, finished, score) in enumerate([
-        ("a", True, 1.0), ("a", True, 1.0), ("b", True, 1.0), ("c", False, 1.0), ("d", True, 0.0), ("e", True, None),
-    ])]  # fmt: skip
-    assert [line.text for line in traces.keep_right(lines)] == ["a", "b"]
-
-
-def test_traces_of_a_model_are_its_prompts_and_answers_up_to_enough_tokens(place, tmp_path):
-    few = traces.answer_prompts(taught(), place / "task.jsonl", tmp_path, 1)
-    task = read_tasks(place / "task.jsonl")[0]
-    assert len(few.texts) == 32, "no more are asked than needed"
-    assert all(text.startswith(item.prompt) for text, item in zip(few.texts, task.items, strict=False))
-    assert {word for text in few.texts for word in text.split()} <= set(tiny.WORDS), "words stay apart"
-    assert few.digest == traces.answer_prompts(taught(), place / "task.jsonl", tmp_path, 1).digest
-    with pytest.raises(UnsupportedError, match="traces are of language models"):
-        traces.answer_prompts(open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer()), "x", tmp_path, 1)
-
-
-def test_chats_are_kept_with_their_roles(place, tmp_path):
-    write(tmp_path / "chat.jsonl", {"task": "c", "chat": True, "tokens": 3}, {"question": "who ?", "answer": "he"})
-
-    class Teacher:
-        name, window = "it", 100.0
-
-        def count(self, prompt, how):
-            return 1
-
-        def write(self, prompts, how, seed=0):
-            return [Completion("<think>he cuts</think> he", 3, True) for _ in prompts]
-
-    assert traces.write_right_answers(Teacher(), tmp_path / "chat.jsonl", tmp_path / "r.jsonl", times=1) == (1, 1)
-    (row,) = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())
-    assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
-    assert row["messages"][1]["content"] == "<think>he cuts</think> he"
