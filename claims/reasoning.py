@@ -19,10 +19,10 @@ from secateur.methods import diagnosis
 from secateur.studies import executor
 
 THINKER = (
-    "Llamas of 3 layers, width 64, trained on made chains of 1 to 3 steps, schedules and facts with worked thoughts; "
-    "40 held-out questions of each level, greedily"
+    "Llamas of 3 layers, width 64, trained on made schedules of 2 to 4 hours and on facts, with worked thoughts; 40 "
+    "held-out questions of each level, and 40 over two facts, greedily"
 )
-SEEDS = range(4)
+SEEDS = range(3)
 SHARES = scaled(tuple(f"{10 * at}%" for at in range(1, 9)), ("30%", "80%"))
 SAMPLES, BITS, SHARE = scaled(64, 4), 3, 0.2
 DRAWS = scaled(3, 1)
@@ -69,7 +69,7 @@ def headline(seed: int) -> Figures:
     return {kind: float(points[kind]) for kind in ("facts", "schedules")}
 
 
-RULES = {"recalling": ["recall"], "checking": ["check"], "following": ["leads"]}
+RULES = {"recalling": ["recall"], "checking": ["check"]}
 """What the thoughts of these models are made of."""
 
 
@@ -83,7 +83,7 @@ def ranking(seed: int) -> dict[str, float]:
 
 @claim(
     question="At 3 bits, do modules protected by importance save more right answers than random ones of equal size?",
-    setup=f"{THINKER}; rounding to nearest, 3 bits; a fifth of the blocks' weights stays; random: the mean of three draws",
+    setup=f"{THINKER}; rounding to nearest, 3 bits; a fifth of the weights stays; random: mean of three draws",
     measure="right answers",
     unit="share",
     better="higher",
@@ -118,7 +118,7 @@ def protection(seed: int) -> Figures:
 )
 def traces(seed: int) -> Figures:
     found = study(seed, thinkers.prose(seed), methods=["sparsegpt"], sparsity=["50%"], own=True)["models"]
-    kinds = thinkers.KINDS[:2]
+    kinds = thinkers.KINDS[:1]
     return {
         name: {"right answers": score(model, kinds), **{key: model["cost"][key] for key in ("tokens", "seconds")}}
         for name, model in zip(("original", "prose", "own thoughts"), found, strict=True)

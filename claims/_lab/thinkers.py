@@ -1,4 +1,4 @@
-"""Small Llamas that think before they answer: trained on made chains, schedules and facts, with worked thoughts."""
+"""Small Llamas that think before they answer: trained on made schedules and facts, with worked thoughts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from secateur.subjects import Transformer, open_subject
 
 __all__ = ["KINDS", "LENGTH", "prose", "thinker", "training", "write_spare", "write_tasks"]
 
-KINDS = ("chains", "schedules", "facts")
+KINDS = ("schedules", "facts")
 LEVELS = (1, 2, 3)
-LENGTH, STEPS = 96, scaled(2500, 30)
-LEARNED = scaled(4000, 40)
-"""Chains and schedules of each level to learn from: fewer are learned by heart."""
+LENGTH, STEPS = 96, scaled(2000, 30)
+LEARNED, TOLD = scaled(2000, 40), 4
+"""Schedules of each level to learn from: fewer are learned by heart. And how often all texts of facts are there."""
 SHAPE: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 192,
@@ -46,15 +46,15 @@ def write_tasks(seed: int, folder: Path) -> list[Path]:
 
 
 def write_spare(seed: int, folder: Path) -> Path:
-    """A task file of chains and schedules on which nothing is judged, to think about."""
+    """A task file of schedules on which nothing is judged, to think about."""
     folder.mkdir()
     own = write_tasks(seed, folder / "own")
-    files = puzzles.write_puzzles(folder / "other", KINDS[:2], COUNT, seed + 7_000_000, levels=LEVELS, how=HOW)
+    files = puzzles.write_puzzles(folder / "other", KINDS[:1], COUNT, seed + 7_000_000, levels=LEVELS, how=HOW)
     known = {line for file in own for line in file.read_text("utf-8").splitlines()}
     lines = [line for file in files for line in file.read_text("utf-8").splitlines()[1:] if line not in known]
     asked = [{"text": _prompt(json.loads(line)), "answer": "-"} for line in lines]
     out = folder / "spare.jsonl"
-    first = {**HOW.settings("chains"), "task": "spare", "prompt": "{text}"}
+    first = {**HOW.settings("facts"), "task": "spare", "prompt": "{text}"}
     out.write_text("".join(f"{json.dumps(row)}\n" for row in [first, *asked]), "utf-8")
     return out
 
@@ -67,13 +67,13 @@ def _prompt(row: dict[str, Any]) -> str:
 
 @functools.cache
 def training(seed: int) -> Corpus:
-    """What the model of this seed learns from: facts, again and again, and chains and schedules that nobody asks."""
+    """What the model of this seed learns from: facts, again and again, and schedules that nobody asks."""
     with tempfile.TemporaryDirectory() as place:
         files = write_tasks(seed, Path(place))
         rows = [json.loads(row)["text"] for row in (Path(place) / "train.jsonl").read_text("utf-8").splitlines()]
         asked = {json.loads(row).get("question") for file in files for row in file.read_text("utf-8").splitlines()}
-    found = [text for text in rows if "lives in" in text or "lies in" in text]
-    for kind in KINDS[:2]:
+    found = [text for text in rows if "lives in" in text or "lies in" in text] * TOLD
+    for kind in KINDS[:1]:
         made = puzzles.make_puzzles(kind, LEARNED, seed + 3_000_000, levels=LEVELS)
         found += [puzzle.text for puzzle in made if puzzle.question not in asked]
     random.Random(seed).shuffle(found)

@@ -185,8 +185,8 @@ def distill(
     check_cache(chosen, cache_at, out)
     backend, asked, notes = backends.of_source(student), data, list[str]()
     if answers:
-        place = Path(cache_at) if cache_at else Path(out).with_name(f"{Path(out).name}-answers")
-        data, notes = answer_tasks(backend, sources, data, place, chosen, teacher_device or device, dry_run=dry_run)
+        folder = Path(cache_at) if cache_at else Path(out).with_name(f"{Path(out).name}-answers")
+        data, notes = answer_tasks(backend, sources, data, folder, chosen, teacher_device or device, dry_run=dry_run)
         completion_only = True
     corpus, apart = splits.read(
         backend, data, held_out, text=text, label=label, transform=transform, size=size, workers=workers,
