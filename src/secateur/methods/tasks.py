@@ -31,8 +31,8 @@ from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "SCORERS", "Item", "Judge", "Line", "Summary", "Task", "export_task", "judge_by_likelihood", "judge_by_model",
-    "read_lines", "read_tasks", "run_task", "scores_by_item", "summarise",
+    "SCORERS", "Item", "Judge", "Line", "Summary", "Task", "build_prompt", "export_task", "judge_by_likelihood",
+    "judge_by_model", "read_lines", "read_tasks", "run_task", "scores_by_item", "summarise",
 ]  # fmt: skip
 
 LETTERS = "ABCDEFGHIJ"
