@@ -174,6 +174,7 @@ def test_tasks_are_made_written_and_asked_with_the_same_words_again(place):
         ({"traces": "steps"}, InputError, "holds prompts of the tasks that are asked"),
         ({"diagnose": True, "behaviours": "nowhere.json"}, DataError, "can't be read as JSON"),
         ({"share": 1.5}, InputError, "share"),
+        ({"write": "made"}, InputError, "write is of tasks that are made here"),
     ],
 )
 def test_what_can_not_be_asked_is_said_before_anything_runs(place, more, kind, words):

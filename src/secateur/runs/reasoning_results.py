@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from secateur.measure import answers, statistics
@@ -181,7 +181,8 @@ class Results:
         lines = [line for own in model.lines.values() for line in own]
         tokens = mean(line.tokens for line in lines)
         return {
-            "tokens": tokens, "seconds": model.seconds / len(lines), "work": model.bytes * tokens,
+            "tokens": tokens, "median": median(line.tokens for line in lines), "seconds": model.seconds / len(lines),
+            "work": model.bytes * tokens,
             "unfinished": mean(not line.finished for line in lines),
             "bits": 8 * model.bytes / self.dense.params if self.dense.params else 0.0,
             "score": mean(self.score(model, task) for task in self.tasks),
@@ -189,7 +190,18 @@ class Results:
 
     def _cost_table(self) -> Table:
         rows = [
-            ["Model", "Mean score", "tokens", "unfinished", "seconds", "× original", "size", "bits", "bytes × tokens"]
+            [
+                "Model",
+                "Mean score",
+                "tokens",
+                "median",
+                "unfinished",
+                "seconds",
+                "× original",
+                "size",
+                "bits",
+                "bytes × tokens",
+            ]
         ]
         base = self._cost(self.dense)
         for _, model in self.models:
@@ -197,7 +209,8 @@ class Results:
             slower = f"{one['seconds'] / base['seconds']:.2f}" if base["seconds"] else "–"
             stored = [f"{model.bytes / 1e6:,.2f} MB", f"{one['bits']:.2f}", f"{one['work'] / base['work']:.2f}"]
             rows.append([
-                model.name, f"{100 * one['score']:.1f}", f"{one['tokens']:.0f}", f"{100 * one['unfinished']:.1f} %",
+                model.name, f"{100 * one['score']:.1f}",
+                f"{one['tokens']:.0f}", f"{one['median']:.0f}", f"{100 * one['unfinished']:.1f} %",
                 f"{one['seconds']:.3g}", slower, *(stored if model.bytes and base["work"] else ["–"] * 3),
             ])  # fmt: skip
         words = (

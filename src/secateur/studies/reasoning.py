@@ -6,7 +6,8 @@ carry what the model does while it thinks, so that they can be protected (`runs.
 
 Departures: a collapse is the first amount below half of the original's score *above chance*. Tasks are made, or the
 user's: AIME, FOLIO, Temporal Sequences and MuSiQue are task files. Weights that went are zeros, so that wall time shows
-how long a model thinks, and no kernel. One pass is taken where no task samples.
+how long a model thinks, and no kernel. One pass is taken where no task samples. Deduction is looked at beside the
+article's four behaviours, and all versions read the original's answers. AWQ, GPTAQ and ANY4 come as folders (`beside`).
 """
 
 from __future__ import annotations
@@ -204,6 +205,7 @@ def plan(
     chat: bool,
     task_seed: int,
     judge: str,
+    write: str,
     **others: object,
 ) -> dict[str, int]:
     """How many models, answers and gradients `reasoning` will take; what it would refuse is refused here."""
@@ -221,6 +223,10 @@ def plan(
     extra = [
         name for name, given in (("verify", verify), ("behaviours", behaviours), ("annotator", annotator)) if given
     ]
+    if write and not any(one in puzzles.KINDS for one in tasks):
+        raise InputError(
+            f"write is of tasks that are made here, and none is asked: name some of {', '.join(puzzles.KINDS)}"
+        )
     if extra and not diagnose:
         raise InputError(f"{extra[0]} is of a diagnosis: say diagnose too")
     read_rules(behaviours)
