@@ -42,9 +42,18 @@ def study(seed: int, texts: Corpus, **options: Any) -> dict[str, Any]:
             (place / "rules.json").write_text(json.dumps(options.pop("rules")), "utf-8")
             options["behaviours"] = str(place / "rules.json")
         found = executor.study(
-            "reasoning", str(place / "model"), texts, place / "out", tasks=[str(file) for file in files],
-            length=thinkers.LENGTH, samples=SAMPLES, batch=128, passes=1, **traces, **options,
-        )  # fmt: skip
+            "reasoning",
+            str(place / "model"),
+            texts,
+            place / "out",
+            tasks=[str(file) for file in files],
+            length=thinkers.LENGTH,
+            samples=SAMPLES,
+            batch=128,
+            passes=1,
+            **traces,
+            **options,
+        )
     return dict(found.figures)
 
 
@@ -102,8 +111,10 @@ def protection(seed: int) -> Figures:
         models = study(seed, thinkers.training(seed), methods=["rtn"], bits=[BITS], chosen=chosen)["models"]
         scores.append((score(models[-1]), score(models[-2])))
     return {
-        "by importance": scores[0][0], "at random": mean(one for one, _ in scores[1:]), "none": scores[0][1],
-    }  # fmt: skip
+        "by importance": scores[0][0],
+        "at random": mean(one for one, _ in scores[1:]),
+        "none": scores[0][1],
+    }
 
 
 @claim(

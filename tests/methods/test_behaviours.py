@@ -18,10 +18,13 @@ TEXT = "We need the sum. I recall that 2 plus 2 is 4. So it is 4. Wait, is it? M
 def test_each_sentence_is_named_by_its_words_and_others_deduce():
     found = [(one.behaviour, TEXT[one.start : one.end]) for one in tag_by_rules(TEXT)]
     assert found == [
-        ("initializing", "We need the sum."), ("adding-knowledge", "I recall that 2 plus 2 is 4."),
-        ("deduction", "So it is 4."), ("backtracking", "Wait, is it?"), ("uncertainty-estimation", "Maybe not."),
+        ("initializing", "We need the sum."),
+        ("adding-knowledge", "I recall that 2 plus 2 is 4."),
+        ("deduction", "So it is 4."),
+        ("backtracking", "Wait, is it?"),
+        ("uncertainty-estimation", "Maybe not."),
         ("example-testing", "Let me check 3.5 plus 1."),
-    ]  # fmt: skip
+    ]
     assert [one.behaviour for one in tag_by_rules("So. So. Waiter so.")] == ["initializing", "deduction"]
 
 
@@ -57,8 +60,9 @@ class Annotator:
 def test_what_a_language_model_marks_is_found_again_or_left_out():
     found = tag_by_model(TEXT, Annotator(), ["deduction", "backtracking"])
     assert [(one.behaviour, TEXT[one.start : one.end]) for one in found] == [
-        ("deduction", "So it is 4."), ("backtracking", "Wait, is it?")
-    ]  # fmt: skip
+        ("deduction", "So it is 4."),
+        ("backtracking", "Wait, is it?"),
+    ]
 
 
 def test_letters_become_tokens_behind_the_prompt():

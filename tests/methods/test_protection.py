@@ -26,9 +26,15 @@ def write(tmp_path, told):
 @pytest.mark.parametrize("budget", ["weights=50%", "pattern=2:4"])
 @pytest.mark.parametrize(
     ("name", "how"),
-    [("magnitude", {}), ("magnitude", {"scope": "global"}), ("wanda", {}), ("wanda", {"scope": "global"}),
-     ("sparsegpt", {}), ("sparsegpt", {"true_sequential": True})],
-)  # fmt: skip
+    [
+        ("magnitude", {}),
+        ("magnitude", {"scope": "global"}),
+        ("wanda", {}),
+        ("wanda", {"scope": "global"}),
+        ("sparsegpt", {}),
+        ("sparsegpt", {"true_sequential": True}),
+    ],
+)
 def test_what_is_protected_stays_and_the_budget_counts_it(tmp_path, name, how, budget):
     last = taught().layers()[-1]
     file = write(tmp_path, ["model.layers.0.self_attn.q_proj", f"{last}.mlp"])

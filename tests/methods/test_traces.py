@@ -28,9 +28,19 @@ def task(tmp_path):
 
 
 def test_answers_are_kept_once_and_only_whole_right_ones():
-    lines = [Line("t", "0", turn, text, 2, finished, text, score) for turn, (text, finished, score) in enumerate([
-        ("a", True, 1.0), ("a", True, 1.0), ("b", True, 1.0), ("c", False, 1.0), ("d", True, 0.0), ("e", True, None),
-    ])]  # fmt: skip
+    lines = [
+        Line("t", "0", turn, text, 2, finished, text, score)
+        for turn, (text, finished, score) in enumerate(
+            [
+                ("a", True, 1.0),
+                ("a", True, 1.0),
+                ("b", True, 1.0),
+                ("c", False, 1.0),
+                ("d", True, 0.0),
+                ("e", True, None),
+            ]
+        )
+    ]
     assert [line.text for line in traces.keep_right(lines)] == ["a", "b"]
 
 

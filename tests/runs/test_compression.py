@@ -84,8 +84,10 @@ def test_bits_by_module_count_in_the_mean_with_all_that_stays(tmp_path):
     student = compress(taught(), config, data(), tmp_path / "rtn", length=16)
     own = {name: 5 if name.startswith(f"{first}.") else 16 if name.startswith(f"{last}.mlp") else 3 for name in sizes}
     assert mean_bits(taught(), config) == pytest.approx(sum(own[n] * s for n, s in sizes.items()) / sum(sizes.values()))
-    levels = {name: max(len(part.unique()) for row in m.weight for part in row.split(64))
-              for name, m in matrices(student.model, student.layers()).items()}  # fmt: skip
+    levels = {
+        name: max(len(part.unique()) for row in m.weight for part in row.split(64))
+        for name, m in matrices(student.model, student.layers()).items()
+    }
     assert all(levels[name] <= 2**bits for name, bits in own.items() if bits < 16)
     assert max(levels[name] for name, bits in own.items() if bits == 5) > 8
     assert changed(student) == {name for name, bits in own.items() if bits < 16}

@@ -18,8 +18,10 @@ STEPS = Task("steps", END, "exact", role="reasoning")
 
 
 def answer(task, *texts, tokens=5):
-    return [asking.score(task, item, Completion(text.rstrip("~"), tokens * (1 + at), not text.endswith("~")))
-            for at, (item, text) in enumerate(zip(task.items, texts, strict=True))]  # fmt: skip
+    return [
+        asking.score(task, item, Completion(text.rstrip("~"), tokens * (1 + at), not text.endswith("~")))
+        for at, (item, text) in enumerate(zip(task.items, texts, strict=True))
+    ]
 
 
 def model(name, facts, steps, *, bytes=100.0, seconds=8.0):
@@ -31,14 +33,17 @@ def model(name, facts, steps, *, bytes=100.0, seconds=8.0):
 def results():
     right, leaf, wrong = ["old gardener"] * 4, ["leaf"] * 4, ["no"] * 4
     slow = model("wanda 60%", wrong, ["leaf", "root", "leaf", "leaf"], bytes=40, seconds=40)
-    return Results([FACTS, STEPS], [
-        (DENSE, model("original", right, leaf)),
-        (Config("wanda", "30%"), model("wanda 30%", ["old gardener", "gardener", "she", "old gardener~"], leaf)),
-        (Config("wanda", "30%", seed=1), model("wanda 30% seed 1", ["old gardener"] * 4, leaf)),
-        (Config("wanda", "60%"), slow),
-        (Config("wanda", "60%", seed=1), model("wanda 60% seed 1", wrong, leaf)),
-        (Config("wanda", "60%", variant="traces"), model("wanda 60% traces", ["she"] * 4, leaf)),
-    ])  # fmt: skip
+    return Results(
+        [FACTS, STEPS],
+        [
+            (DENSE, model("original", right, leaf)),
+            (Config("wanda", "30%"), model("wanda 30%", ["old gardener", "gardener", "she", "old gardener~"], leaf)),
+            (Config("wanda", "30%", seed=1), model("wanda 30% seed 1", ["old gardener"] * 4, leaf)),
+            (Config("wanda", "60%"), slow),
+            (Config("wanda", "60%", seed=1), model("wanda 60% seed 1", wrong, leaf)),
+            (Config("wanda", "60%", variant="traces"), model("wanda 60% traces", ["she"] * 4, leaf)),
+        ],
+    )
 
 
 def test_what_is_unfinished_is_wrong_and_exact_matches_are_no_more_than_overlaps(results):

@@ -35,8 +35,11 @@ def place(tmp_path_factory):
     (folder / "words.json").write_text(json.dumps(WORDS))
     prompts = [text.rsplit(" ", 3)[0] for text in tiny.chains(32, seed=7)]
     said = Local(taught().model, taught().tokenizer).write(prompts, Writing(most=3))
-    rows = [{"question": prompt, "answer": one.text.strip(), "group": f"{at % 2} steps"}
-            for at, (prompt, one) in enumerate(zip(prompts, said, strict=True)) if one.text.strip()]  # fmt: skip
+    rows = [
+        {"question": prompt, "answer": one.text.strip(), "group": f"{at % 2} steps"}
+        for at, (prompt, one) in enumerate(zip(prompts, said, strict=True))
+        if one.text.strip()
+    ]
     how = {"prompt": "{question}", "tokens": 3, "scorer": "alias"}
     write(folder / "facts.jsonl", {"task": "facts of mine", **how, "role": "knowledge"}, *rows[:8])
     write(folder / "steps.jsonl", {"task": "steps", **how, "role": "reasoning"}, *rows[8:24])
@@ -110,11 +113,24 @@ def test_what_a_diagnosis_names_is_protected_and_gets_the_bits_of_others(place, 
     file = place / "out" / "protect.json"
     names = json.loads(file.read_text())["protect"]
     assert names == sheet.figures["diagnosis"]["protect"]
-    more = ask(place, "protected", methods=["magnitude", "rtn"], sparsity=["60%"], bits=[3], protect=str(file),
-               dynamic=str(file))  # fmt: skip
+    more = ask(
+        place,
+        "protected",
+        methods=["magnitude", "rtn"],
+        sparsity=["60%"],
+        bits=[3],
+        protect=str(file),
+        dynamic=str(file),
+    )
     models = {one["name"]: one for one in more.figures["models"]}
-    assert list(models) == ["original", "magnitude 60%", "rtn 3bit", "magnitude 60% protected", "rtn 3bit protected",
-                            "rtn 3bit dynamic"]  # fmt: skip
+    assert list(models) == [
+        "original",
+        "magnitude 60%",
+        "rtn 3bit",
+        "magnitude 60% protected",
+        "rtn 3bit protected",
+        "rtn 3bit dynamic",
+    ]
     assert models["rtn 3bit protected"]["bytes"] > models["rtn 3bit"]["bytes"]
     assert models["rtn 3bit dynamic"]["bytes"] <= models["rtn 3bit"]["bytes"]
     assert models["magnitude 60% protected"]["params"] > models["magnitude 60%"]["params"]

@@ -40,8 +40,9 @@ def compare_damage(
 
     def ratio(places: Sequence[np.ndarray]) -> float:
         lost = damage(float(ours[places[0]].mean()), float(theirs[places[0]].mean()))
-        others = [damage(float(a[at].mean()), float(b[at].mean()))
-                  for (a, b), at in zip(pairs, places[1:], strict=True)]  # fmt: skip
+        others = [
+            damage(float(a[at].mean()), float(b[at].mean())) for (a, b), at in zip(pairs, places[1:], strict=True)
+        ]
         mean = float(np.mean(others))
         return lost / mean if mean > 0 else math.nan
 

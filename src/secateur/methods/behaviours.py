@@ -65,10 +65,14 @@ def read_rules(file: str | Path) -> Mapping[str, Sequence[str]]:
         told = json.loads(Path(file).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} can't be read as JSON: give an object of behaviours and their words") from error
-    good = isinstance(told, dict) and told and all(
-        isinstance(words, list) and words and all(isinstance(one, str) and one.strip() for one in words)
-        for words in told.values()
-    )  # fmt: skip
+    good = (
+        isinstance(told, dict)
+        and told
+        and all(
+            isinstance(words, list) and words and all(isinstance(one, str) and one.strip() for one in words)
+            for words in told.values()
+        )
+    )
     if not good:
         raise DataError(f'{file} is no object of behaviours and their words: write {{"backtracking": ["wait", ...]}}')
     rules: Mapping[str, Sequence[str]] = told

@@ -22,9 +22,17 @@ from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
 
 __all__ = [
-    "Answer", "Importance", "choose_protected", "damage_of_rounding", "describe_protection", "find_modules",
-    "importance", "mark_answers", "rank", "shift",
-]  # fmt: skip
+    "Answer",
+    "Importance",
+    "choose_protected",
+    "damage_of_rounding",
+    "describe_protection",
+    "find_modules",
+    "importance",
+    "mark_answers",
+    "rank",
+    "shift",
+]
 
 Answer = tuple[str, str]
 """A prompt, and what was answered."""
@@ -128,8 +136,9 @@ def shift(compressed: Importance, original: Importance) -> dict[str, dict[str, f
     ours, theirs = compressed.shares, original.shares
     return {
         behaviour: {module: ours[behaviour][module] - share for module, share in theirs[behaviour].items()}
-        for behaviour in theirs if behaviour in ours
-    }  # fmt: skip
+        for behaviour in theirs
+        if behaviour in ours
+    }
 
 
 def choose_protected(ranked: Mapping[str, float], sizes: Mapping[str, int], share: float) -> list[str]:

@@ -112,8 +112,9 @@ def read_order(source: str, subject: Transformer | Streamed) -> list[str]:
     if not isinstance(scores, dict) or not all(isinstance(one, int | float) for one in scores.values()):
         raise DataError(f"{source} tells no importance: let --diagnose write it, or give dynamic=ends")
     find_matrices(subject, dict.fromkeys(scores, WHOLE))
-    found = {name: max(scores[one] for one in scores if is_under(name, [one]))
-             for name in known if is_under(name, scores)}  # fmt: skip
+    found = {
+        name: max(scores[one] for one in scores if is_under(name, [one])) for name in known if is_under(name, scores)
+    }
     return sorted(found, key=lambda name: -found[name])
 
 

@@ -156,10 +156,11 @@ def make_facts(people: int, seed: int = 0, *, held: float = 0.5, repeats: int = 
         Puzzle(
             f"In which land does {name} live ?",
             f"recall : {name} lives in {lives[name]} .\nrecall : {lives[name]} lies in {lies[lives[name]]} .",
-            lies[lives[name]], "two facts",
+            lies[lives[name]],
+            "two facts",
         )
         for name in draw.sample(folk, people)
-    ]  # fmt: skip
+    ]
     cut = round(held * people)
     return Facts(tuple(texts), tuple(puzzles[cut:]), tuple(puzzles[:cut]))
 
@@ -181,10 +182,16 @@ class Asking:
         prompt = "{question}\n{options}" if choice else "{question}"
         prompt += f"\nPut the {'letter' if choice else 'answer'} into \\boxed{{}}." if self.chat else "\n<think>\n"
         return {
-            "task": kind, "scorer": "letter" if choice and not self.chat else "boxed", "prompt": prompt,
-            "tokens": self.tokens, "temperature": self.temperature, "top_p": 0.95 if self.temperature else 1.0,
-            "chat": self.chat, "role": "knowledge" if kind == "facts" else "reasoning", "ends": True,
-        }  # fmt: skip
+            "task": kind,
+            "scorer": "letter" if choice and not self.chat else "boxed",
+            "prompt": prompt,
+            "tokens": self.tokens,
+            "temperature": self.temperature,
+            "top_p": 0.95 if self.temperature else 1.0,
+            "chat": self.chat,
+            "role": "knowledge" if kind == "facts" else "reasoning",
+            "ends": True,
+        }
 
 
 def write_puzzles(

@@ -52,8 +52,12 @@ def answer_prompts(
         if tokens <= 0:
             break
     digest = hashlib.sha256("\n".join(found).encode()).hexdigest()
-    return Corpus(found, name=f"what the model answers to {Path(source).name}", digest=digest,
-                  form="rendered" if form == "rendered" else "text")  # fmt: skip
+    return Corpus(
+        found,
+        name=f"what the model answers to {Path(source).name}",
+        digest=digest,
+        form="rendered" if form == "rendered" else "text",
+    )
 
 
 def _answer_in_parts(task: Task, completer: Completer, folder: Path) -> Iterator[tuple[list[Line], Task]]:
@@ -131,8 +135,10 @@ def write_right_answers(
             text = line.text if tokenizer is None else continue_text(tokenizer, prompt, line.text)
             rows.append(_make_row(task, prompt, text))
     if not rows:
-        raise DataError(f"{completer.name} answers none of {count} prompts of {Path(source).name} right: there is "
-                        "nothing to learn from; give easier ones, or more tokens")  # fmt: skip
+        raise DataError(
+            f"{completer.name} answers none of {count} prompts of {Path(source).name} right: there is "
+            "nothing to learn from; give easier ones, or more tokens"
+        )
     atomic_write(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
     return len(rows), count
 

@@ -435,7 +435,7 @@ def _line(axes: Axes, line: Line, marker: str, bounds: tuple[float, float]) -> N
 
 def scatter(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], name: str, *, x: str, y: str, log: bool = False
-) -> str:  # fmt: skip
+) -> str:
     """Points (x, y) of several series, a panel for each title; all panels have the same series, told by one legend.
 
     x, y: what the axes are called; log: x by its logarithm. The first series is drawn in the accent.
@@ -458,28 +458,47 @@ def scatter(
             axes.yaxis.set_major_locator(MaxNLocator(5))
             for place, (label, points) in enumerate(series.items()):
                 axes.scatter(
-                    [at for at, _ in points], [value for _, value in points], label=label, marker="oDsvP^X"[place % 7],
-                    s=22, color=MUTED if place else ACCENT, alpha=0.85, linewidths=0, zorder=4 - bool(place),
-                )  # fmt: skip
+                    [at for at, _ in points],
+                    [value for _, value in points],
+                    label=label,
+                    marker="oDsvP^X"[place % 7],
+                    s=22,
+                    color=MUTED if place else ACCENT,
+                    alpha=0.85,
+                    linewidths=0,
+                    zorder=4 - bool(place),
+                )
             axes.margins(x=0.08, y=0.1)
             axes.set_xlabel(x)
             axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         across = 2 if narrow else min(5, len(labels))
-        canvas.legend(handles, labels, loc="upper left", ncols=across, frameon=False, fontsize=8, labelcolor=INK,
-                      borderpad=0.2, borderaxespad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
+        canvas.legend(
+            handles,
+            labels,
+            loc="upper left",
+            ncols=across,
+            frameon=False,
+            fontsize=8,
+            labelcolor=INK,
+            borderpad=0.2,
+            borderaxespad=0.2,
+            handletextpad=0.3,
+            columnspacing=1.4,
+        )
         return math.ceil(len(labels) / across)
 
     most = max(len(series) for series in panels.values())
     return _svg(
-        draw, name,
+        draw,
+        name,
         lambda narrow: 2.2 * (len(panels) if narrow else math.ceil(len(panels) / columns)) + 0.09 * most + 0.3,
-    )  # fmt: skip
+    )
 
 
 def heat(
     panels: Mapping[str, Sequence[Sequence[float]]], name: str, *, rows: Sequence[str], columns: Sequence[str], x: str
-) -> str:  # fmt: skip
+) -> str:
     """Tables of numbers as fields of colour, one below the other: the larger, the stronger; what is below zero is grey.
 
     panels: title -> rows of numbers, NaN for none; each panel has its own scale, which its title tells.
@@ -493,8 +512,14 @@ def heat(
             for at, row in enumerate(values):
                 for place, one in enumerate(row):
                     if math.isfinite(one) and one and most:
-                        box = Rectangle((place + 0.04, at + 0.04), 0.92, 0.92, facecolor=ACCENT if one > 0 else MUTED,
-                                        alpha=max(0.04, abs(one) / most), linewidth=0)  # fmt: skip
+                        box = Rectangle(
+                            (place + 0.04, at + 0.04),
+                            0.92,
+                            0.92,
+                            facecolor=ACCENT if one > 0 else MUTED,
+                            alpha=max(0.04, abs(one) / most),
+                            linewidth=0,
+                        )
                         axes.add_patch(box)
             axes.set_xlim(0, len(columns))
             axes.set_ylim(len(rows), 0)

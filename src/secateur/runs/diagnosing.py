@@ -75,11 +75,14 @@ class Diagnosis:
     def figures(self) -> dict[str, object]:
         """As JSON has it: shares by behaviour, shifts of each version, agreement with measured damage."""
         return {
-            "spans": dict(self.original.spans), "importance": self.original.shares, "ranked": self.ranked,
-            "protect": list(self.chosen), "damage": dict(self.damage),
+            "spans": dict(self.original.spans),
+            "importance": self.original.shares,
+            "ranked": self.ranked,
+            "protect": list(self.chosen),
+            "damage": dict(self.damage),
             "shift": {name: diagnosis.shift(one, self.original) for name, one in self.versions.items()},
             "agreement": {name: None if one is None else asdict(one) for name, one in self.agreement().items()},
-        }  # fmt: skip
+        }
 
     def agreement(self) -> dict[str, Figure | None]:
         """Spearman's correlation with the measured damage, of the importance and of what could stand in its place."""
@@ -92,8 +95,10 @@ class Diagnosis:
             "random direction": _mean(self.original.random),
             "norm of the weights": self.norms,
         }
-        return {name: _correlate([own[one] for one in modules], [self.damage[one] for one in modules])
-                for name, own in rivals.items()}  # fmt: skip
+        return {
+            name: _correlate([own[one] for one in modules], [self.damage[one] for one in modules])
+            for name, own in rivals.items()
+        }
 
     def tables(self) -> list[Table]:
         """The most important modules; what shifts in each version, up and down; whether it is true."""
@@ -203,10 +208,14 @@ def diagnose(
         found[model.name] = _read(file)
     ranked = diagnosis.rank(original)
     tried = _pick(list(ranked), manner.verify)
-    measured = _keep_plain(
-        folder / f"diagnosis-rounded-{key}-{len(tried)}.json",
-        partial(diagnosis.damage_of_rounding, subject, texts, tried),
-    ) if tried else {}  # fmt: skip
+    measured = (
+        _keep_plain(
+            folder / f"diagnosis-rounded-{key}-{len(tried)}.json",
+            partial(diagnosis.damage_of_rounding, subject, texts, tried),
+        )
+        if tried
+        else {}
+    )
     norms = {module: float(subject.model.get_submodule(module).weight.detach().float().norm()) for module in sizes}
     chosen = diagnosis.choose_protected(ranked, sizes, manner.share)
     return Diagnosis(subject.layers(), sizes, norms, original, found, chosen, measured, tuple(notes))

@@ -75,8 +75,10 @@ class Results:
         """(run, task, group or nothing, where it collapses)."""
         return [
             (run, task.name, group, self._collapse(amounts, task, group))
-            for run, amounts in self.runs().items() for task in self.tasks for group in ("", *_groups(task))
-        ]  # fmt: skip
+            for run, amounts in self.runs().items()
+            for task in self.tasks
+            for group in ("", *_groups(task))
+        ]
 
     def _collapse(self, amounts: Sequence[tuple[str, list[Model]]], task: Task, group: str) -> Collapse:
         whole = self._by_item(self.dense, task, group)
@@ -102,17 +104,25 @@ class Results:
             ours, theirs = (
                 [value for task in known for value in self._by_item(one, task).values()] for one in (model, self.dense)
             )
-            told["ratio"] = compare_damage(ours, theirs, *(
-                [list(self._by_item(one, task).values()) for task in thought] for one in (model, self.dense)
-            ))  # fmt: skip
+            told["ratio"] = compare_damage(
+                ours,
+                theirs,
+                *([list(self._by_item(one, task).values()) for task in thought] for one in (model, self.dense)),
+            )
         return told
 
     # ------------------------------------------------------------------------------------------------------- answers
 
     def sheet(self) -> Sheet:
         """Tables and drawings, a line for each answer, and protect.json of a diagnosis."""
-        tables = [self._collapse_table(), self._score_table(), *self._damage_table(), self._cost_table(),
-                  *self._length_tables(), *self._variant_table()]  # fmt: skip
+        tables = [
+            self._collapse_table(),
+            self._score_table(),
+            *self._damage_table(),
+            self._cost_table(),
+            *self._length_tables(),
+            *self._variant_table(),
+        ]
         drawings: list[Scatter | Heat] = [self._pareto()]
         files, figures = {}, self._figures()
         if self.diagnosis is not None:
@@ -120,8 +130,9 @@ class Results:
             drawings += self.diagnosis.drawings()
             files["protect.json"] = self.diagnosis.protect_json()
             figures["diagnosis"] = self.diagnosis.figures()
-        return Sheet("reasoning", self._headline(), tables, figures, self._notes(), self._chart(), self._items(),
-                     drawings, files)  # fmt: skip
+        return Sheet(
+            "reasoning", self._headline(), tables, figures, self._notes(), self._chart(), self._items(), drawings, files
+        )
 
     def _headline(self) -> str:
         roles = {task.name: task.role for task in self.tasks}
@@ -133,11 +144,17 @@ class Results:
                 last = max(points, key=lambda pair: pair[1].point.value)
                 kind = f" ({roles[first[0]]})" if roles[first[0]] else ""
                 if first[1].point.value < last[1].point.value:
-                    return (f"{_name(run)}: {first[0]}{kind} collapses at {_tell(first[1], run)}, {last[0]} "
-                            f"{'at ' if last[1].happens else ''}{_tell(last[1], run)}")  # fmt: skip
+                    return (
+                        f"{_name(run)}: {first[0]}{kind} collapses at {_tell(first[1], run)}, {last[0]} "
+                        f"{'at ' if last[1].happens else ''}{_tell(last[1], run)}"
+                    )
         lost = [(config, self.damages(model)) for config, model in self.models[1:]]
-        known = [(config, name, value) for config, told in lost for name, value in told.items()
-                 if isinstance(value, float) and not math.isnan(value)]  # fmt: skip
+        known = [
+            (config, name, value)
+            for config, told in lost
+            for name, value in told.items()
+            if isinstance(value, float) and not math.isnan(value)
+        ]
         most = max(known, key=lambda one: one[2], default=None)
         if most is None:
             return f"the original on {len(self.tasks)} tasks"
@@ -181,12 +198,14 @@ class Results:
         lines = [line for own in model.lines.values() for line in own]
         tokens = mean(line.tokens for line in lines)
         return {
-            "tokens": tokens, "median": median(line.tokens for line in lines), "seconds": model.seconds / len(lines),
+            "tokens": tokens,
+            "median": median(line.tokens for line in lines),
+            "seconds": model.seconds / len(lines),
             "work": model.bytes * tokens,
             "unfinished": mean(not line.finished for line in lines),
             "bits": 8 * model.bytes / self.dense.params if self.dense.params else 0.0,
             "score": mean(self.score(model, task) for task in self.tasks),
-        }  # fmt: skip
+        }
 
     def _cost_table(self) -> Table:
         rows = [
@@ -208,11 +227,18 @@ class Results:
             one = self._cost(model)
             slower = f"{one['seconds'] / base['seconds']:.2f}" if base["seconds"] else "–"
             stored = [f"{model.bytes / 1e6:,.2f} MB", f"{one['bits']:.2f}", f"{one['work'] / base['work']:.2f}"]
-            rows.append([
-                model.name, f"{100 * one['score']:.1f}",
-                f"{one['tokens']:.0f}", f"{one['median']:.0f}", f"{100 * one['unfinished']:.1f} %",
-                f"{one['seconds']:.3g}", slower, *(stored if model.bytes and base["work"] else ["–"] * 3),
-            ])  # fmt: skip
+            rows.append(
+                [
+                    model.name,
+                    f"{100 * one['score']:.1f}",
+                    f"{one['tokens']:.0f}",
+                    f"{one['median']:.0f}",
+                    f"{100 * one['unfinished']:.1f} %",
+                    f"{one['seconds']:.3g}",
+                    slower,
+                    *(stored if model.bytes and base["work"] else ["–"] * 3),
+                ]
+            )
         words = (
             "Tokens and seconds of one answer, the prompt's tokens not counted; bits over all weights, those that stay "
             "among them; bytes × tokens beside the original's: a smaller model that thinks longer may cost more."
@@ -262,11 +288,19 @@ class Results:
             name = _name((config.method, config.variant)) if config.method in METHODS else model.name
             one = self._cost(model)
             if model.bytes and base["work"] and base["seconds"]:
-                for title, share in zip(panels, (model.bytes / self.dense.bytes, one["work"] / base["work"],
-                                                 one["seconds"] / base["seconds"]), strict=True):  # fmt: skip
+                for title, share in zip(
+                    panels,
+                    (model.bytes / self.dense.bytes, one["work"] / base["work"], one["seconds"] / base["seconds"]),
+                    strict=True,
+                ):
                     panels[title].setdefault(name, []).append((share, 100 * one["score"]))
-        return Scatter("Score against cost", panels, "× the original's", "score, %",
-                       "The mean over tasks; further left is cheaper.")  # fmt: skip
+        return Scatter(
+            "Score against cost",
+            panels,
+            "× the original's",
+            "score, %",
+            "The mean over tasks; further left is cheaper.",
+        )
 
     def _chart(self) -> Chart | None:
         """Score by share of zeros, a panel for each task."""
@@ -291,27 +325,47 @@ class Results:
             for task in self.tasks:
                 lines = _with_scores(model.lines[task.name])
                 lengths = describe_lengths([line.tokens for line in lines], [line.score or 0.0 for line in lines])
-                told[task.name] = {**asdict(asking.summarise(model.lines[task.name])), "lengths": asdict(lengths),
-                                   "f1": asdict(self.overlap(model, task))}  # fmt: skip
+                told[task.name] = {
+                    **asdict(asking.summarise(model.lines[task.name])),
+                    "lengths": asdict(lengths),
+                    "f1": asdict(self.overlap(model, task)),
+                }
             lost = {name: asdict(one) if isinstance(one, Figure) else one for name, one in self.damages(model).items()}
-            models.append({
-                "name": model.name, **asdict(config), "tasks": told, "damage": lost, "params": model.params,
-                "bytes": model.bytes, "seconds": model.seconds, "cost": self._cost(model),
-                "figures": {name: asdict(one) for name, one in model.figures.items()},
-            })  # fmt: skip
-        points = [{"method": run[0], "variant": run[1], "task": name, "group": group, **asdict(one),
-                   "happens": one.happens} for run, name, group, one in self.collapses()]  # fmt: skip
+            models.append(
+                {
+                    "name": model.name,
+                    **asdict(config),
+                    "tasks": told,
+                    "damage": lost,
+                    "params": model.params,
+                    "bytes": model.bytes,
+                    "seconds": model.seconds,
+                    "cost": self._cost(model),
+                    "figures": {name: asdict(one) for name, one in model.figures.items()},
+                }
+            )
+        points = [
+            {"method": run[0], "variant": run[1], "task": name, "group": group, **asdict(one), "happens": one.happens}
+            for run, name, group, one in self.collapses()
+        ]
         return {"collapse": points, "models": models}
 
     def _notes(self) -> tuple[str, ...]:
         found = [f"{model.name}: {note}" for _, model in self.models for note in model.notes]
-        found += [f"the original is at chance on {task.name}: it tells nothing" for task in self.tasks
-                  if self.score(self.dense, task) <= max(task.chance, 0.02)]  # fmt: skip
+        found += [
+            f"the original is at chance on {task.name}: it tells nothing"
+            for task in self.tasks
+            if self.score(self.dense, task) <= max(task.chance, 0.02)
+        ]
         return (*found, *(self.diagnosis.notes if self.diagnosis is not None else ()))
 
     def _items(self) -> list[Row]:
-        return [{"model": model.name, **asdict(line)} for _, model in self.models
-                for lines in model.lines.values() for line in lines]  # fmt: skip
+        return [
+            {"model": model.name, **asdict(line)}
+            for _, model in self.models
+            for lines in model.lines.values()
+            for line in lines
+        ]
 
 
 def _compression(amount: str) -> float:
@@ -335,9 +389,11 @@ def _tell(one: Collapse, run: Run, *, interval: bool = False) -> str:
     def write(value: float) -> str:
         return "nowhere" if value == one.beyond else f"{abs(value):g} {unit}"
 
-    ends = "" if one.point.low is None or one.point.high is None or not interval else (
-        f" [{write(one.point.low)} to {write(one.point.high)}]"
-    )  # fmt: skip
+    ends = (
+        ""
+        if one.point.low is None or one.point.high is None or not interval
+        else (f" [{write(one.point.low)} to {write(one.point.high)}]")
+    )
     return write(one.point.value) + ends
 
 

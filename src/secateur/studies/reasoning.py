@@ -253,9 +253,16 @@ def _read_all(names: Sequence[str], made: _Made, judge: str) -> list[Task]:
 
 
 def _make_grid(
-    subject: Transformer, methods: Sequence[str], sparsity: Sequence[str], bits: Sequence[int], seeds: Sequence[int],
-    samples: int, traces: str, protect: str, dynamic: str,
-) -> list[Config]:  # fmt: skip
+    subject: Transformer,
+    methods: Sequence[str],
+    sparsity: Sequence[str],
+    bits: Sequence[int],
+    seeds: Sequence[int],
+    samples: int,
+    traces: str,
+    protect: str,
+    dynamic: str,
+) -> list[Config]:
     """All versions to make: of each method and amount the plain one, then its variants."""
     if not methods:
         return []

@@ -25,8 +25,10 @@ def place(tmp_path_factory):
     open_subject(tiny.model("llama", 1), tokenizer=tiny.tokenizer()).save(folder / "student")
     prompts = [text.rsplit(" ", 3)[0] for text in tiny.chains(60, seed=7)]
     said = Local(taught().model, taught().tokenizer).write(prompts, Writing(most=9, stop=" "))
-    rows = [{"question": prompt, "answer": one.text.strip() if at % 2 else "never so"}
-            for at, (prompt, one) in enumerate(zip(prompts, said, strict=True))]  # fmt: skip
+    rows = [
+        {"question": prompt, "answer": one.text.strip() if at % 2 else "never so"}
+        for at, (prompt, one) in enumerate(zip(prompts, said, strict=True))
+    ]
     write(folder / "task.jsonl", {"task": "own", "prompt": "{question}", "tokens": 9, "stop": " "}, *rows)
     write(folder / "wrong.jsonl", {"task": "own", "prompt": "{question}", "tokens": 3}, *rows[::2])
     return folder
@@ -81,5 +83,6 @@ def test_what_gives_no_answers_is_said(place, tmp_path, how, kind, words):
         distil(place, tmp_path / "out", **how)
     assert not (tmp_path / "out").exists()
     with pytest.raises(InputError, match="answers are of one teacher"):
-        secateur.distill(place / "student", [place / "teacher", place / "student"], place / "task.jsonl",
-                         tmp_path / "out", **QUICK)  # fmt: skip
+        secateur.distill(
+            place / "student", [place / "teacher", place / "student"], place / "task.jsonl", tmp_path / "out", **QUICK
+        )

@@ -53,9 +53,14 @@ def answer_tasks(
     folder = place / hashlib.sha256(key.encode()).hexdigest()[:12]
     tokenizer = completer.tokenizer if isinstance(completer, Local) else None
     write = partial(
-        traces.write_right_answers, completer, data, folder / "right.jsonl", tokenizer=tokenizer,
-        times=settings.answers, seed=settings.seed,
-    )  # fmt: skip
+        traces.write_right_answers,
+        completer,
+        data,
+        folder / "right.jsonl",
+        tokenizer=tokenizer,
+        times=settings.answers,
+        seed=settings.seed,
+    )
     right, count = distributed.by_first(write)
     return folder / "right.jsonl", [f"{right} of {count} answers of {completer.name} are right, and are learned"]
 

@@ -90,9 +90,7 @@ class Settings:
 
 def check(settings: Settings, above: Sequence[object], between: Sequence[object]) -> None:
     """Refuse numbers that make no sense, and options that do not go together."""
-    for name, least in (
-        ("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1), ("answers", 0)
-    ):  # fmt: skip
+    for name, least in (("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1), ("answers", 0)):
         value = getattr(settings, name)
         if not (isinstance(value, int) and value >= least) and not (name == "cache" and value == "all"):
             other = ', nor "all"' if name == "cache" else ""
