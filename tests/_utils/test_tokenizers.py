@@ -6,7 +6,8 @@ import inspect
 
 from transformers import PreTrainedTokenizerFast
 
-from secateur._utils.tokenizers import Tokenizer
+import tiny
+from secateur._utils.tokenizers import Tokenizer, continue_text
 
 
 def test_tokenizers_of_transformers_give_all_that_is_asked() -> None:
@@ -17,3 +18,10 @@ def test_tokenizers_of_transformers_give_all_that_is_asked() -> None:
     # transformers makes attributes of special tokens as they are asked for.
     named = {name for name in Tokenizer.__annotations__ if not name.endswith("_token_id")}
     assert not [name for name in named if not hasattr(PreTrainedTokenizerFast, name)]
+
+
+def test_what_a_tokenizer_decodes_goes_on_behind_its_prompt_as_words_of_its_own() -> None:
+    words = tiny.tokenizer()
+    assert continue_text(words, "the old tree", "grows") == " grows"
+    assert continue_text(words, "the old tree\n", "grows") == "grows"
+    assert continue_text(tiny.letters(), "the old tree", "grows") == "grows", "its letters are its own"

@@ -36,6 +36,13 @@ def test_a_text_holds_an_answer_whatever_its_blanks_and_letters():
 def test_exact_match_and_f1_are_those_of_squad(given, right, exact, f1):
     assert answers.exact_match(given, right) == exact
     assert answers.token_f1(given, right) == pytest.approx(f1)
+    assert answers.exact_match(given, right) <= answers.token_f1(given, right)
+
+
+def test_no_letter_is_not_the_letter_a():
+    assert answers.letter_match("", ["A"]) == 0.0, "which is an article to the other matches"
+    assert answers.letter_match("A", ["A"]) == 1.0
+    assert answers.letter_match("B", ["A"]) == 0.0
 
 
 # ------------------------------------------------------------------------------------------- what a model was asked for

@@ -170,3 +170,20 @@ def test_a_scatter_names_its_points_once_and_draws_lines_through_its_star():
     plain = charts.scatter({"conv1": panels["conv1"][:1]}, "s", x="x", y="y")
     starred = charts.scatter({"conv1": panels["conv1"]}, "s", x="x", y="y")
     assert starred.count("stroke-dasharray") == plain.count("stroke-dasharray") + 4, "two lines, in two drawings"
+
+
+def test_points_of_several_series_and_fields_of_numbers_are_drawn():
+    wanda, rtn = charts.Dots("wanda", [(0.5, 80.0), (0.7, 90.0)]), charts.Dots("rtn", [(0.2, 60.0)], 0.0)
+    panels = {"time": [wanda, rtn], "bytes": [wanda]}
+    text = charts.scatter(panels, "s", x="share", y="score", log=True)
+    for drawing in drawings(text):
+        said = words(drawing)
+        assert said.count("wanda") == said.count("rtn") == 1
+        assert "time: score" in said
+    rows = [[0.5, -0.25, math.nan], [0.0, 0.1, 0.2]]
+    heat = charts.heat({"shift": rows}, "h", rows=["q_proj", "k_proj"], columns=["0", "1", "2"], x="block")
+    for drawing in drawings(heat):
+        assert {"q_proj", "k_proj", "0", "2", "block", "shift, up to 0.5"} <= set(words(drawing))
+    assert heat != charts.heat(
+        {"shift": [[1.0] * 3] * 2}, "h", rows=["q_proj", "k_proj"], columns=["0", "1", "2"], x="block"
+    )

@@ -68,3 +68,17 @@ def test_a_scatter_stands_where_curves_do():
     page = sheet.render(one)
     assert 'id="scatter-w' in page
     assert "Each a cut." in page
+
+
+def test_further_drawings_and_files_stand_beside(tmp_path):
+    more = [
+        sheet.Heat("Where", {"share": [[1.0, 2.0]]}, ["q"], ["0", "1"], "block", "Grey falls."),
+        sheet.Scatter("Cost", {"time": [Dots("a", [(1.0, 2.0)])]}, "x", "y"),
+    ]
+    one = Sheet("reasoning", "it", [], more=more, files={"protect.json": "{}"})
+    page = sheet.render(one)
+    assert page.count('<svg class="chart') == 4
+    for words in ("Where", "Cost", "Grey falls."):
+        assert words in page
+    sheet.write(tmp_path, one, {}, environment={})
+    assert (tmp_path / "protect.json").read_text() == "{}"

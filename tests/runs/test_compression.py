@@ -9,7 +9,7 @@ import torch
 
 from recipes.sparse.oneshot import data, quality, taught
 from secateur.errors import InputError
-from secateur.runs.compression import Config, compress, count_bytes, make_grid
+from secateur.runs.compression import Config, compress, count_bytes, make_grid, mean_bits
 from secateur.subjects.matrices import matrices
 
 
@@ -75,6 +75,35 @@ def test_a_folder_is_taken_as_it_is(tmp_path):
     (config,) = make_grid([str(tmp_path / "other")])
     assert str(config) == "other"
     assert not changed(compress(taught(), config, data(), tmp_path / "work"))
+
+
+def test_bits_by_module_count_in_the_mean_with_all_that_stays(tmp_path):
+    sizes = {name: weight.numel() for name, weight in weights().items()}
+    first, last = taught().layers()[0], taught().layers()[-1]
+    config = Config("rtn", "3bit", by_module=((first, 5), (f"{last}.mlp", 16)), variant="dynamic")
+    student = compress(taught(), config, data(), tmp_path / "rtn", length=16)
+    own = {name: 5 if name.startswith(f"{first}.") else 16 if name.startswith(f"{last}.mlp") else 3 for name in sizes}
+    assert mean_bits(taught(), config) == pytest.approx(sum(own[n] * s for n, s in sizes.items()) / sum(sizes.values()))
+    levels = {
+        name: max(len(part.unique()) for row in m.weight for part in row.split(64))
+        for name, m in matrices(student.model, student.layers()).items()
+    }
+    assert all(levels[name] <= 2**bits for name, bits in own.items() if bits < 16)
+    assert max(levels[name] for name, bits in own.items() if bits == 5) > 8
+    assert changed(student) == {name for name, bits in own.items() if bits < 16}
+    assert str(config) == "rtn 3bit dynamic"
+    assert config.digest != Config("rtn", "3bit").digest
+    assert count_bytes(student, config) > count_bytes(student, Config("rtn", "3bit"))
+
+
+def test_alphapruning_keeps_the_mean_and_gives_blocks_shares_of_their_own(tmp_path):
+    student = make(tmp_path, "alphapruning", "50%")
+    shares = [
+        sum(int((one.weight == 0).sum()) for one in found) / sum(one.weight.numel() for one in found)
+        for found in (list(matrices(student.model, [path]).values()) for path in student.layers())
+    ]
+    assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.01)
+    assert max(shares) - min(shares) == pytest.approx(0.3, abs=0.02)
 
 
 def test_a_grid_holds_what_each_method_can(tmp_path):

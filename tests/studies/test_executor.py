@@ -23,7 +23,7 @@ RIDGE = {"shares": (0.1,), "alphas": (1.0,), "taught": (0.1, 1.0), "seeds": (0, 
 
 def test_each_card_is_complete_and_each_option_explained():
     cards = studies.cards()
-    assert set(cards) >= {"curve", "kick", "lossless", "lottery", "oracle", "rag", "ridge", "scratch"}
+    assert set(cards) >= {"curve", "kick", "lossless", "oracle", "rag", "reasoning", "scratch"}
     for name, card in cards.items():
         assert set(card) - {"reads", "backend"} == {"title", "recipe", "sets", "grid"}
         assert not card["recipe"] or card["recipe"] in recipes.cards()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from secateur.errors import InputError, MissingExtraError
 
-__all__ = ["Encoding", "Tokenizer", "count_encoded", "open_tiktoken"]
+__all__ = ["Encoding", "Tokenizer", "continue_text", "count_encoded", "open_tiktoken"]
 
 
 class Tokenizer(Protocol):
@@ -102,3 +102,17 @@ def count_encoded(encoding: Encoding, texts: Sequence[str]) -> list[int]:
     pieces = [[text[at : at + _PIECE] for at in range(0, len(text), _PIECE)] for text in texts]
     found = iter(encoding.encode_ordinary_batch([piece for each in pieces for piece in each]))
     return [sum(len(next(found)) for _ in each) for each in pieces]
+
+
+def continue_text(tokenizer: Tokenizer, prompt: str, text: str) -> str:
+    """`text` as it goes on behind `prompt`, with a blank in front where the tokens of the prompt would change without.
+
+    Tokenizers of whole words, and some others, leave out the first blank of what they decode.
+    """
+    before = list(tokenizer(prompt)["input_ids"])
+    while before and before[-1] in tokenizer.all_special_ids:  # some tokenizers close every text
+        before.pop()
+    for blank in ("", " "):
+        if list(tokenizer(prompt + blank + text)["input_ids"])[: len(before)] == before:
+            return blank + text
+    return text

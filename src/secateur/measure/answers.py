@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 __all__ = [
-    "alias_match", "distinct", "exact_match", "holds", "lenient_match", "normalise", "read_boxed", "read_letter",
-    "rouge_l", "token_f1",
+    "alias_match", "distinct", "exact_match", "holds", "lenient_match", "letter_match", "normalise", "read_boxed",
+    "read_letter", "rouge_l", "token_f1",
 ]  # fmt: skip
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -45,6 +45,11 @@ def normalise(answer: str) -> str:
 def exact_match(answer: str, right: Sequence[str]) -> float:
     """1 where the answer is one of the right ones after `normalise`, else 0."""
     return float(normalise(answer) in map(normalise, right))
+
+
+def letter_match(answer: str, right: Sequence[str]) -> float:
+    """1 where the answer is the right letter, else 0: as it is, since an A is no article here, and nothing is wrong."""
+    return float(answer in right)
 
 
 def token_f1(answer: str, right: Sequence[str]) -> float:

@@ -6,6 +6,7 @@ threshold, and the result.
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from secateur._utils import distributed
 from secateur._utils.rundir import Run
-from secateur.errors import InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError
+from secateur.methods.protection import Protection
 from secateur.score import hessian, obs, wanda
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 Model: TypeAlias = Transformer | Streamed
+_NOTHING = Protection()
 
 Width: TypeAlias = Callable[[int], int]
 """Columns of a matrix -> columns of one block of it."""
@@ -53,20 +56,35 @@ def _paper_width(columns: int) -> int:
 
 
 def follow_budget(
-    subject: Model, budget: Budget, recipe: str, scope: str, width: Width = _paper_width, *, all_stay: bool = False
+    subject: Model,
+    budget: Budget,
+    recipe: str,
+    scope: str,
+    width: Width = _paper_width,
+    *,
+    all_stay: bool = False,
+    stays: Collection[str] = (),
 ) -> tuple[float, Pattern | None]:
     """(share of the blocks' weights that stay, pattern or None); see `weights.read_budget`.
 
-    scope, width: see `smallest_group`; all_stay: see `weights.read_budget`. Raises `BudgetError` for a budget that is
-    not over single weights, and `InfeasibleError`, before anything is scored, for a share that leaves nothing of the
-    smallest group.
+    scope, width: see `smallest_group`; all_stay: see `weights.read_budget`. stays: matrices that are not pruned. A
+    budget counts them: the share is that of the other matrices, which lose so much more.
+
+    Raises `BudgetError` for a budget that is not over single weights, and `InfeasibleError`, before anything is scored,
+    for a share that leaves nothing of the smallest group, or less than what stays.
     """
     whole = blocks.count(subject)
     held = whole if budget.pattern is not None else count_nonzero(subject)
     share, pattern = weights.read_budget(budget, whole, recipe, held=held, all_stay=all_stay)
+    if stays:
+        kept = sum(m.weight.numel() for n, m in matrices(subject.model, subject.layers()).items() if n in stays)
+        if kept == whole:
+            raise BudgetError(f"all matrices are protected, so that nothing would change under {budget}: protect fewer")
+        if pattern is None:
+            share = _share_of_rest(budget, share, whole, kept, count_nonzero(subject, stays), held)
     if pattern is not None:
         return share, pattern
-    size = smallest_group(subject, scope, width)
+    size = smallest_group(subject, scope, width, stays)
     if int(share * size + 1e-9) < 1:
         what = "the" if scope == "global" else f"a {scope.replace('columns', 'block')} of"
         least = whole / (held * size)
@@ -75,24 +93,40 @@ def follow_budget(
     return share, None
 
 
-def count_nonzero(subject: Model) -> int:
-    """How many weights of the matrices of all blocks are not zero; one block is resident at a time."""
+def _share_of_rest(budget: Budget, share: float, whole: int, kept: int, nonzero: int, held: float) -> float:
+    """The share of the matrices that are pruned, where `kept` weights are protected, of which some are not zero."""
+    left = share * whole - nonzero
+    if left <= 0:
+        least = nonzero / held
+        raise InfeasibleError(
+            f"{budget} keeps fewer weights than are protected: protect less, or keep more than {100 * least:.3g}%",
+            least,
+        )
+    return min(1.0, left / (whole - kept))
+
+
+def count_nonzero(subject: Model, only: Collection[str] | None = None) -> int:
+    """How many weights of the matrices of all blocks, or `only` some, are not zero; one block is resident at a time."""
     total = 0
     for path in subject.layers():
         with subject.resident(path):
-            total += nonzero(matrices(subject.model, [path]))
+            found = matrices(subject.model, [path])
+            total += nonzero({name: m for name, m in found.items() if only is None or name in only})
     return total
 
 
-def smallest_group(subject: Model, scope: str, width: Width = _paper_width) -> int:
+def smallest_group(subject: Model, scope: str, width: Width = _paper_width, without: Collection[str] = ()) -> int:
     """How many weights the smallest group of compared weights has: row, block, columns, matrix, layer, or global.
 
     A block is `width(columns)` columns of a matrix; scope "columns" is the same, the narrower last block of a matrix
-    among them.
+    among them. without: names of matrices that are not compared.
     """
     sizes = [blocks.count(subject)]
     for path in subject.layers():
-        shapes = [matrix.weight.shape for matrix in matrices(subject.model, [path]).values()]
+        compared = {name: m for name, m in matrices(subject.model, [path]).items() if name not in without}
+        if not compared:
+            continue
+        shapes = [matrix.weight.shape for matrix in compared.values()]
         by_scope = {
             "row": [columns for _, columns in shapes],
             "block": [rows * min(width(columns), columns) for rows, columns in shapes],
@@ -169,18 +203,30 @@ def prune_by_hessian(
     bits: int = 0,
     group: int = 0,
     by_row: bool = False,
+    protection: Protection = _NOTHING,
 ) -> float:
     """SparseGPT on the matrices of a block, or `only` some: `obs.Pruned.loss` of all.
 
-    The Hessians are gone when it returns. every, damp, bits, group, by_row: see `obs.prune_all`.
+    The Hessians are gone when it returns. every, damp, bits, group, by_row: see `obs.prune_all`. protection: matrices
+    that stay, and those with other bits than `bits`.
     """
     moments = read_inputs(block, floor, diagonal=False, only=only)
-    found = {name: block.matrices[name].weight for name in moments}
-    return obs.prune_all(found, moments, choose, every=every, damp=damp, bits=bits, group=group, by_row=by_row)
+    by_bits: dict[int, dict[str, hessian.Moments]] = {}
+    for name in [name for name in moments if name not in protection.stays]:
+        by_bits.setdefault(protection.bits.get(name, bits) if bits else 0, {})[name] = moments[name]
+    loss = 0.0
+    for number, some in by_bits.items():
+        if len(by_bits) > 1:  # each takes its Hessians apart, which matrices of other bits may share
+            some = copy.deepcopy(some)
+        found = {name: block.matrices[name].weight for name in some}
+        loss += obs.prune_all(found, some, choose, every=every, damp=damp, bits=number, group=group, by_row=by_row)
+    return loss
 
 
-def prune_globally(student: Model, folder: Path, score: Callable[[Matrix], Tensor], share: float) -> None:
-    """Keep, in place, the best int(n share) of all n weights of the blocks, under one threshold.
+def prune_globally(
+    student: Model, folder: Path, score: Callable[[Matrix], Tensor], share: float, stays: Collection[str] = ()
+) -> None:
+    """Keep, in place, the best int(n share) of all n weights of the blocks but those that stay, under one threshold.
 
     Scores are computed anew in each pass and let go, block by block. A killed run starts again.
     """
@@ -190,11 +236,14 @@ def prune_globally(student: Model, folder: Path, score: Callable[[Matrix], Tenso
         for path in student.layers():
             with student.resident(path):
                 for name, matrix in matrices(student.model, [path]).items():
-                    yield name, score(matrix)
+                    if name not in stays:
+                        yield name, score(matrix)
 
-    edge, ties = weights.threshold(arrays, k=int(share * blocks.count(student) + 1e-9))
+    found = matrices(student.model, student.layers()).items()
+    whole = sum(matrix.weight.numel() for name, matrix in found if name not in stays)
+    edge, ties = weights.threshold(arrays, k=int(share * whole + 1e-9))
     for resident in blocks.walk(student, folder):
-        for matrix in resident.values():
+        for matrix in (matrix for name, matrix in resident.items() if name not in stays):
             mask, ties = weights.above(score(matrix), edge, ties)
             matrix.weight.mul_(mask)
 

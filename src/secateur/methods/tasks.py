@@ -31,8 +31,8 @@ from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "SCORERS", "Item", "Judge", "Line", "Summary", "Task", "export_task", "judge_by_likelihood", "judge_by_model",
-    "read_lines", "read_tasks", "run_task", "scores_by_item", "summarise",
+    "SCORERS", "Item", "Judge", "Line", "Summary", "Task", "build_prompt", "export_task", "judge_by_likelihood",
+    "judge_by_model", "read_lines", "read_tasks", "run_task", "scores_by_item", "summarise",
 ]  # fmt: skip
 
 LETTERS = "ABCDEFGHIJ"
@@ -48,7 +48,7 @@ SCORERS: Mapping[str, _Score | None] = {
     "lenient": answers.lenient_match,
     "f1": answers.token_f1,
     "rouge": answers.rouge_l,
-    "letter": answers.exact_match,
+    "letter": answers.letter_match,
     "boxed": answers.exact_match,
     "judge": None,
 }
@@ -322,7 +322,9 @@ def read_lines(file: Path, task: str) -> Iterator[Line]:
 
 def score(task: Task, item: Item, written: Completion, turn: int = 0, judge: Judge | None = None) -> Line:
     """What was read of a completion, and how right it is; one that did not end is wrong where the task says so."""
-    text, _ = chat.split_thoughts(written.text)
+    text, over = chat.split_thoughts(written.text)
+    if not over and item.prompt.rstrip().endswith("<think>"):
+        text = ""  # the prompt has begun its thoughts, and they never end
     answer = text.strip()
     if task.scorer == "letter":
         answer = answers.read_letter(text, LETTERS[: len(item.options)])

@@ -22,13 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from secateur.reports import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
-__all__ = ["Bar", "Dots", "Line", "curves", "layers", "losses", "panels", "quality", "scatter"]
+__all__ = ["Bar", "Dots", "Line", "curves", "heat", "layers", "losses", "panels", "quality", "scatter"]
 
 WIDE, NARROW = 7.2, 3.5
 """Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""
@@ -440,10 +441,10 @@ class Dots(NamedTuple):
     star: bool = False
 
 
-def scatter(panels: Mapping[str, Sequence[Dots]], name: str, *, x: str, y: str) -> str:
+def scatter(panels: Mapping[str, Sequence[Dots]], name: str, *, x: str, y: str, log: bool = False) -> str:
     """Points under names, a panel for each title with axes of its own; one legend tells the names of all.
 
-    x, y: what the axes are called.
+    x, y: what the axes are called; log: x by its logarithm.
     """
     columns = min(2, len(panels))
     names = list(dict.fromkeys(dots.name for panel in panels.values() for dots in panel))
@@ -459,8 +460,13 @@ def scatter(panels: Mapping[str, Sequence[Dots]], name: str, *, x: str, y: str) 
             for dots in panel:
                 _dots(axes, dots, markers[dots.name])
             axes.margins(x=0.05, y=0.08)
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(5))
+            if log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+                axes.xaxis.set_minor_locator(NullLocator())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.set_xlabel(x)
             axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
         return _legend(canvas, list(grid.flat[: len(panels)]), narrow)
@@ -502,3 +508,40 @@ def _legend(canvas: Canvas, panels: Sequence[Axes], narrow: bool) -> int:
         **spaces,
     )
     return math.ceil(len(known) / across)
+
+
+def heat(
+    panels: Mapping[str, Sequence[Sequence[float]]], name: str, *, rows: Sequence[str], columns: Sequence[str], x: str
+) -> str:
+    """Tables of numbers as fields of colour, one below the other: the larger, the stronger; what is below zero is grey.
+
+    panels: title -> rows of numbers, NaN for none; each panel has its own scale, which its title tells.
+    """
+
+    def draw(canvas: Canvas, narrow: bool) -> int:
+        grid = canvas.subplots(len(panels), 1, squeeze=False)
+        for axes, (title, values) in zip(grid.flat, panels.items(), strict=True):
+            _bare(axes, grid=None)
+            most = max((abs(one) for row in values for one in row if math.isfinite(one)), default=0.0)
+            for at, row in enumerate(values):
+                for place, one in enumerate(row):
+                    if math.isfinite(one) and one and most:
+                        box = Rectangle(
+                            (place + 0.04, at + 0.04),
+                            0.92,
+                            0.92,
+                            facecolor=ACCENT if one > 0 else MUTED,
+                            alpha=max(0.04, abs(one) / most),
+                            linewidth=0,
+                        )
+                        axes.add_patch(box)
+            axes.set_xlim(0, len(columns))
+            axes.set_ylim(len(rows), 0)
+            step = max(1, math.ceil(len(columns) / (8 if narrow else 20)))
+            axes.set_xticks([place + 0.5 for place in range(0, len(columns), step)], columns[::step])
+            axes.set_yticks([at + 0.5 for at in range(len(rows))], rows)
+            axes.set_xlabel(x)
+            axes.set_title(f"{title}, up to {most:.2g}", loc="left", fontsize=8, color=MUTED, pad=7)
+        return 0
+
+    return _svg(draw, name, lambda narrow: len(panels) * (0.75 + 0.19 * len(rows)) + 0.1)

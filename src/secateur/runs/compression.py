@@ -17,40 +17,63 @@ import torch
 from torch import Tensor
 
 from secateur import recipes
+from secateur._utils.disk import atomic_write
 from secateur._utils.rundir import Run
+from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import sparsity
+from secateur.methods import blockwise
+from secateur.methods.protection import WHOLE, Protection, find_matrices, write_protection
 from secateur.runs.backends.language import stored_bytes
-from secateur.score import obs
-from secateur.select import weights
+from secateur.score import obs, spectral
+from secateur.select import allocate, weights
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Budget
 
-__all__ = ["CALIBRATED", "DENSE", "METHODS", "QUANTISERS", "Config", "compress", "count_bytes", "make_grid"]
+__all__ = [
+    "CALIBRATED",
+    "DENSE",
+    "METHODS",
+    "QUANTISERS",
+    "Config",
+    "compress",
+    "count_bytes",
+    "make_grid",
+    "mean_bits",
+]
 
-PRUNERS = ("random", "magnitude", "wanda", "sparsegpt")
+PRUNERS = ("random", "magnitude", "wanda", "sparsegpt", "alphapruning")
 QUANTISERS = ("rtn", "gptq")
 METHODS = (*PRUNERS, *QUANTISERS)
-CALIBRATED = ("wanda", "sparsegpt", "gptq")
+CALIBRATED = ("wanda", "sparsegpt", "alphapruning", "gptq")
 """Methods that read texts."""
+SPREAD = 0.3
+"""Of AlphaPruning: by how much of the mean a block's share of zeros may differ. Source: arXiv 2410.10912."""
 GROUP = 128
 """Columns that share their levels where a matrix has as many; else all of a row, rounded up to 16s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One compressed model. amount: "50%" (share of zeros), "2:4" or "4bit"; of a folder nothing."""
+    """One compressed model. amount: "50%" (share of zeros), "2:4" or "4bit"; of a folder nothing.
+
+    by_module: (module or matrix, bits) of those that are rounded to bits of their own, or stay, at 16. variant: what is
+    said of it: "protected", "dynamic"; "traces" where it is calibrated on traces in place of the general texts.
+    """
 
     method: str
     amount: str = ""
     seed: int = 0
     samples: int = 128
+    by_module: tuple[tuple[str, int], ...] = ()
+    variant: str = ""
 
     def __str__(self) -> str:
         name = self.method if self.method in METHODS else Path(self.method).name
-        return " ".join(filter(None, [name, self.amount, f"seed {self.seed}" if self.seed else ""]))
+        return " ".join(filter(None, [name, self.amount, self.variant, f"seed {self.seed}" if self.seed else ""]))
 
     @property
     def calibrated(self) -> bool:
@@ -62,7 +85,10 @@ class Config:
         """What tells it from others in names of files."""
         files = sorted(Path(self.method).glob("*.safetensors")) if self.method not in METHODS else []
         stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        what = (self.method, self.amount, self.seed, self.samples if self.calibrated else 0, stamps)
+        samples = self.samples if self.calibrated else 0
+        what: tuple[object, ...] = (self.method, self.amount, self.seed, samples, stamps)
+        if self.by_module or self.variant:
+            what += (self.by_module, self.variant)
         return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
     @property
@@ -107,7 +133,7 @@ def make_grid(
             raise InputError(f"bits={number}: give 2 to 8")
     for method in methods:
         if method in PRUNERS:
-            these = [*amounts, *map(str, patterns)]
+            these = [*amounts, *(map(str, patterns) if method != "alphapruning" else ())]
         elif method in QUANTISERS:
             these = [f"{number}bit" for number in bits]
         elif Path(method).is_dir():
@@ -144,7 +170,7 @@ def compress(
     """The compressed model, in floating point; `subject` stays as it is.
 
     corpus: texts to calibrate on. folder: where a run that goes on finds finished blocks. length: tokens of a window.
-    protect: names of matrices, or of modules with some, that stay as they are.
+    protect: names of matrices, or of modules with some, that stay as they are; the others lose the config's share.
 
     Embeddings, norms and the head stay. At no zeros, or 16 bits, nothing changes.
     """
@@ -152,42 +178,94 @@ def compress(
         return open_subject(config.method, quantised=True)  # by its stored bytes, where it is quantised
     if not config.bits and not config.sparsity:
         return subject.copy()
-    if config.method in ("random", "rtn"):
-        draw = torch.Generator().manual_seed(config.seed)
-        return _change(
-            subject,
-            _zero_randomly(config, draw) if config.method == "random" else _round(config, _find_group(subject)),
-            protect,
-        )
-    share = f"{100 * (1 - config.sparsity):.6g}%"
-    budget = Budget.parse(f"pattern={config.amount}" if ":" in config.amount else f"weights={share}")
+    protection = find_matrices(subject, dict(config.by_module) | dict.fromkeys(protect, WHOLE))
+    if config.method == "random":
+        return _change(subject, _zero_randomly(config), protection)
+    if config.method == "rtn":
+        return _change(subject, _round(config, _find_group(subject), protection), protection)
+    if config.method == "alphapruning":
+        return _prune_by_spectrum(subject, config, corpus, folder, length, protection)
+    share = 1 - config.sparsity * (1 - _share_of(protection.stays, subject))
+    budget = Budget.parse(f"pattern={config.amount}" if ":" in config.amount else f"weights={100 * share:.6g}%")
     how: dict[str, object] = {}
     if config.calibrated:
         how = {"samples": config.samples, "length": length, "seed": config.seed}
     if config.bits:
         how |= {"bits": config.bits, "group": _find_group(subject)}
+    if protection.stays or protection.bits:
+        file = folder.with_name(f"{folder.name}-protect.json")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(file, write_protection({**dict.fromkeys(protection.stays, WHOLE), **protection.bits}))
+        how["protect"] = str(file)
     recipe = recipes.find("sparsegpt" if config.method == "gptq" else config.method)
     with Run.open(folder, {"config": config.digest}) as run:
         (result,) = recipe(subject, corpus, [budget], run, **how)
-    return _put_back(subject, cast(Transformer, result.subject), protect)
+    return cast(Transformer, result.subject)
+
+
+@torch.no_grad()
+def _prune_by_spectrum(
+    subject: Transformer, config: Config, corpus: Corpus, folder: Path, length: int, protection: Protection
+) -> Transformer:
+    """SparseGPT with a share of zeros for each block: the smaller its tail exponent, the more stays; the same mean.
+
+    Source: AlphaPruning (arXiv 2410.10912), linear between its bounds; its exponents are of single matrices, averaged
+    over a block.
+    """
+    windows, _ = texts.windows(corpus, subject.tokenizer, config.samples, length, seed=config.seed, together=True)
+    worth, sizes = list[float](), list[float]()
+    for path in subject.layers():
+        found = [one.weight for one in matrices(subject.model, [path]).values()]
+        worth.append(-sum(map(spectral.tail_exponent, found)) / len(found))
+        sizes.append(float(sum(weight.numel() for weight in found)))
+    if not all(map(math.isfinite, worth)):
+        raise InputError("alphapruning needs matrices of which half has full rank: this model has others")
+    shares = allocate.spread(worth, 1 - config.sparsity, SPREAD * config.sparsity, sizes=sizes)
+    student = subject.copy()
+    for block in blocks.visit(student, windows, folder):
+        choose = weights.chooser(shares[block.index], None, "matrix")
+        blockwise.prune_by_hessian(block, choose, 1, protection=protection)
+    return student
+
+
+def _share_of(stays: Collection[str], subject: Transformer) -> float:
+    """Share of the weights of the blocks that some matrices hold."""
+    sizes = {name: one.weight.numel() for name, one in matrices(subject.model, subject.layers()).items()}
+    return sum(size for name, size in sizes.items() if name in stays) / sum(sizes.values())
+
+
+def mean_bits(subject: Transformer, config: Config, protect: Collection[str] = ()) -> float:
+    """Bits of a weight on average over all weights of the blocks' matrices, those that stay, at 16, among them."""
+    protection = find_matrices(subject, dict(config.by_module) | dict.fromkeys(protect, WHOLE))
+    sizes = {name: one.weight.numel() for name, one in matrices(subject.model, subject.layers()).items()}
+    own = {name: protection.bits.get(name, config.bits or WHOLE) for name in sizes}
+    own |= dict.fromkeys(protection.stays, WHOLE)
+    return sum(own[name] * size for name, size in sizes.items()) / sum(sizes.values())
 
 
 def count_bytes(student: Transformer, config: Config, protect: Collection[str] = ()) -> float:
     """Bytes of the weights as they would be stored: zeros left out where that is smaller, rounded ones in their bits.
 
-    Of each group of rounded weights a scale and a zero point take 4 bytes. A folder counts as it is stored.
+    Of each group of rounded weights a scale and a zero point take 4 bytes. A folder counts as it is stored, be it that
+    its weights were rounded by another tool and are floats now.
     """
     stored = stored_bytes(student)
     if student.stored is not None:
         return stored
     found = {name: one.weight for name, one in matrices(student.model, student.layers()).items()}
+    if config.method not in METHODS and config != DENSE:
+        files = sum(file.stat().st_size for file in Path(config.method).glob("*.safetensors"))
+        packed = sparsity.figures(found, stored)["packed_bytes"].value
+        return min(float(files) or packed, packed)
     if not config.bits:
         return sparsity.figures(found, stored)["packed_bytes"].value
     group = _find_group(student)
+    protection = find_matrices(student, dict(config.by_module) | dict.fromkeys(protect, WHOLE))
     for name, weight in found.items():
-        if not _is_under(name, protect):
+        if name not in protection.stays:
             groups = len(weight) * math.ceil(weight.shape[1] / group)
-            stored -= weight.numel() * (weight.element_size() - config.bits / 8) - 4 * groups
+            bits = protection.bits.get(name, config.bits)
+            stored -= weight.numel() * (weight.element_size() - bits / 8) - 4 * groups
     return stored
 
 
@@ -196,15 +274,16 @@ def _find_group(subject: Transformer) -> int:
     return GROUP if narrowest >= GROUP else max(16, narrowest // 16 * 16)
 
 
-def _round(config: Config, group: int) -> Callable[[Tensor], Tensor]:
-    return lambda weight: obs.round_to_nearest(weight, config.bits, group)
+def _round(config: Config, group: int, protection: Protection) -> Callable[[str, Tensor], Tensor]:
+    return lambda name, weight: obs.round_to_nearest(weight, protection.bits.get(name, config.bits), group)
 
 
-def _zero_randomly(config: Config, draw: torch.Generator) -> Callable[[Tensor], Tensor]:
+def _zero_randomly(config: Config) -> Callable[[str, Tensor], Tensor]:
+    draw = torch.Generator().manual_seed(config.seed)
     budget = Budget.parse(f"pattern={config.amount}") if ":" in config.amount else None
     choose = weights.chooser(1 - config.sparsity, budget.pattern if budget else None, "matrix")
 
-    def zero(weight: Tensor) -> Tensor:
+    def zero(name: str, weight: Tensor) -> Tensor:
         mask: Tensor = choose(torch.rand(weight.shape, generator=draw))
         return weight * mask.to(weight.device)
 
@@ -212,23 +291,9 @@ def _zero_randomly(config: Config, draw: torch.Generator) -> Callable[[Tensor], 
 
 
 @torch.no_grad()
-def _change(subject: Transformer, change: Callable[[Tensor], Tensor], protect: Collection[str]) -> Transformer:
+def _change(subject: Transformer, change: Callable[[str, Tensor], Tensor], protection: Protection) -> Transformer:
     student = subject.copy()
     for name, matrix in matrices(student.model, student.layers()).items():
-        if not _is_under(name, protect):
-            matrix.weight.copy_(change(matrix.weight))
+        if name not in protection.stays:
+            matrix.weight.copy_(change(name, matrix.weight))
     return student
-
-
-@torch.no_grad()
-def _put_back(subject: Transformer, student: Transformer, protect: Collection[str]) -> Transformer:
-    """`student` with the matrices of the original that are protected."""
-    original = matrices(subject.model, subject.layers()) if protect else {}
-    for name, matrix in matrices(student.model, student.layers()).items() if protect else ():
-        if _is_under(name, protect):
-            matrix.weight.copy_(original[name].weight)
-    return student
-
-
-def _is_under(name: str, protect: Collection[str]) -> bool:
-    return any(name == one or name.startswith((f"{one}.", f"{one}[")) for one in protect)

@@ -6,6 +6,7 @@ folder/NAME/TASK.jsonl     a line for each answer
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -52,11 +53,19 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What models are measured and recovered on: texts for calibration and training, texts held out, their length."""
+    """What models are measured and recovered on: texts for calibration and training, texts held out, their length.
+
+    traces: what configs of that variant are calibrated on.
+    """
 
     train: Corpus
     judged: Corpus
     length: int
+    traces: Corpus | None = None
+
+    def calibration(self, config: Config) -> Corpus:
+        """The texts that a config is calibrated on."""
+        return self.traces if self.traces is not None and config.variant == "traces" else self.train
 
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Held:
@@ -95,13 +104,14 @@ def score_model(
     `run_task` and `compress`.
     """
     name = f"{config}, recovered" if recover else str(config)
-    place = folder / (config.digest + (f"-{recover}" if recover else ""))
+    place = folder / (config.digest + (f"-{recover}" if recover else "") + _name_protected(protect))
     place.mkdir(parents=True, exist_ok=True)
     file = place / "model.json"
     if not file.exists() or any(_count_left(task, passes, place) for task in tasks):
-        student = original if config == DENSE else compress(
-            original, config, held.train, place / "work", length=held.length, protect=protect
-        )  # fmt: skip
+        student = original
+        if config != DENSE:
+            corpus, work = held.calibration(config), place / "work"
+            student = compress(original, config, corpus, work, length=held.length, protect=protect)
         student = _same_place(student, original)
         # Measured as it is stored, before adapters stand beside the weights.
         params, stored = _count_params(student), count_bytes(student, config, protect)
@@ -144,6 +154,11 @@ def score_served(
 def is_served(source: str) -> bool:
     """Whether a name is a server's address."""
     return http.is_address(source)
+
+
+def _name_protected(protect: Collection[str]) -> str:
+    """What tells models apart of which other modules are protected."""
+    return "-" + hashlib.sha256("\n".join(sorted(protect)).encode()).hexdigest()[:8] if protect else ""
 
 
 class _Nobody:

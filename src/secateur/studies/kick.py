@@ -362,7 +362,7 @@ def kick(
         folder: where models' answers go.
         progress: announces the models.
         tasks: JSONL files, see the docs page: questions with answers, choices, texts to sum up, instructions.
-        methods: random, magnitude, wanda, sparsegpt (weights to zeros), rtn, gptq (fewer bits, groups of 128).
+        methods: random, magnitude, wanda, sparsegpt, alphapruning (weights to zeros), rtn, gptq (fewer bits).
         sparsity: shares of zeros of the pruners.
         patterns: n:m of the pruners: n of m neighbouring weights stay.
         bits: of the quantisers.

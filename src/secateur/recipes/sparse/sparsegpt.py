@@ -16,6 +16,8 @@ from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.methods import blockwise
+from secateur.methods.protection import read_protection
+from secateur.methods.traces import answer_prompts
 from secateur.score import hessian
 from secateur.select import weights
 from secateur.subjects import Streamed, Transformer
@@ -48,6 +50,8 @@ def sparsegpt(
     bits: int = 0,
     group: Annotated[int, Ge(0), MultipleOf(16)] = 0,
     floor: int = 1,
+    protect: str = "",
+    traces: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -82,13 +86,16 @@ def sparsegpt(
         group: columns of a row that share their levels, such as 128; 0 for the whole row. With weights=100% nothing is
             cut, and what is left of the method is GPTQ (arXiv 2210.17323) with groups of this size.
         floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
+        protect: a protect.json: modules that stay as they are, which a budget of weights counts (the others lose more),
+            and, with `bits`, modules with a number of bits of their own.
+        traces: a task file, as `secateur study reasoning` reads it: calibrate on what the model itself answers to its
+            prompts, its thoughts among it, in place of the data.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
 
     Departures: dead inputs do not enter the mean of the dampening, which grows until Cholesky succeeds. Each
     block of columns keeps int(n share) of its n weights. Experts without tokens are pruned by their layer's Hessian.
     """
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
     if bits and not 2 <= bits <= 8:
         raise InputError(f"bits={bits}: give 2 to 8, or 0 for no rounding")
     if group and not bits:
@@ -99,10 +106,15 @@ def sparsegpt(
         raise InputError(
             "scope=global: corrections stay within a matrix, and so does what is compared; give block, row or matrix"
         )
+    protection = read_protection(protect, subject)
+    if protection.bits and not bits:
+        raise InputError(f"{protect} gives modules bits of their own, and nothing is rounded: give bits too")
+    corpus = answer_prompts(subject, traces, run.folder("traces"), samples * length) if traces else data
+    windows, notes = texts.windows(corpus, subject.tokenizer, samples, length, seed=seed, together=True)
     for budget in budgets:
         compared = "columns" if scope == "block" else scope
         share, pattern = blockwise.follow_budget(
-            subject, budget, "sparsegpt", compared, partial(min, columns), all_stay=bits > 0
+            subject, budget, "sparsegpt", compared, partial(min, columns), all_stay=bits > 0, stays=protection.stays
         )
         by_row = pattern is not None or scope == "row"
         choose = weights.chooser(share, pattern, "row" if by_row else "matrix")
@@ -112,7 +124,16 @@ def sparsegpt(
             lost = 0.0
             for names in block.order() if true_sequential else [list(block.matrices)]:
                 lost += blockwise.prune_by_hessian(
-                    block, choose, floor, only=names, every=every, damp=damp, bits=bits, group=group, by_row=by_row
+                    block,
+                    choose,
+                    floor,
+                    only=names,
+                    every=every,
+                    damp=damp,
+                    bits=bits,
+                    group=group,
+                    by_row=by_row,
+                    protection=protection,
                 )
             run.json(f"loss-{budget}-{block.index}", partial(float, lost))  # for a run that goes on behind this block
         of_cut = [*notes, *hessian.describe_starved(blocks.count_starved(folder), floor, "pruned by their layer's H")]

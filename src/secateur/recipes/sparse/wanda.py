@@ -17,6 +17,8 @@ from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.methods import blockwise
+from secateur.methods.protection import read_protection
+from secateur.methods.traces import answer_prompts
 from secateur.score import hessian
 from secateur.score import wanda as score
 from secateur.select import weights
@@ -47,6 +49,8 @@ def wanda(
     cumulative: bool = False,
     sequential: bool = True,
     floor: int = 1,
+    protect: str = "",
+    traces: str = "",
     seed: int = 0,
     dry_run: bool = False,
 ) -> Iterator[Result]:
@@ -72,15 +76,21 @@ def wanda(
         sequential: let a block read what the pruned blocks before it give. Off, it reads what the dense ones gave, and
             each block runs once in place of twice; so it is with scope=global.
         floor: experts with fewer tokens are judged by the norms of all experts of their layer.
+        protect: a protect.json: modules that stay as they are, which a budget of weights counts (the others lose more).
+        traces: a task file, as `secateur study reasoning` reads it: calibrate on what the model itself answers to its
+            prompts, its thoughts among it, in place of the data.
         seed: of the choice of windows.
         dry_run: as a run; nothing is kept.
 
     Departures: exactly int(n share) weights stay of n that are compared. Experts that saw no token are pruned by their
     layer's norms, where the official code skips them, so that the budget is met.
     """
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
+    stays = read_protection(protect, subject).stays
+    corpus = answer_prompts(subject, traces, run.folder("traces"), samples * length) if traces else data
+    windows, notes = texts.windows(corpus, subject.tokenizer, samples, length, seed=seed, together=True)
     for budget in budgets:
-        share, pattern = blockwise.follow_budget(subject, budget, "wanda", "matrix" if cumulative else scope)
+        compared = "matrix" if cumulative else scope
+        share, pattern = blockwise.follow_budget(subject, budget, "wanda", compared, stays=stays)
         if cumulative and (pattern is not None or scope != "row"):
             raise InputError("cumulative compares sums of scores in rows: give a share of weights and scope=row")
         globally = scope == "global" and pattern is None
@@ -97,12 +107,12 @@ def wanda(
             starved += block.starved
             for key, matrix in block.matrices.items():
                 norms[key] = moments[key].value(key)
-                if choose is not None:
+                if choose is not None and key not in stays:
                     matrix.weight.mul_(choose(score.scores(matrix.weight, norms[key])))
         if globally:
             run.drop(name)
             of_norms = partial(_scores, norms)
-            blockwise.prune_globally(student, run.folder(f"global-{budget}"), of_norms, share)
+            blockwise.prune_globally(student, run.folder(f"global-{budget}"), of_norms, share, stays)
         else:
             starved = blocks.count_starved(run.folder(name))
         yield blockwise.make_result(subject, student, budget, (*notes, *hessian.describe_starved(starved, floor)))

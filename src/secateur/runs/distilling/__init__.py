@@ -24,6 +24,7 @@ from secateur.runs import backends, configs, exporting, splits
 from secateur.runs.backends import Data
 from secateur.runs.cards import write_card
 from secateur.runs.distilling import measuring, models, training, trial
+from secateur.runs.distilling.answers import answer_tasks
 from secateur.runs.distilling.models import Learner, Model, as_transformer
 from secateur.runs.distilling.settings import Settings, check, check_cache, check_teachers, parse_warm_up, read_training
 from secateur.runs.distilling.setup import Setup, make_batches
@@ -67,6 +68,7 @@ def distill(
     on_policy: float = 0.0,
     prompt: int = 16,
     bits: int = 0,
+    answers: int = 0,
     lora: int = 0,
     patience: int = 0,
     validation: float = 0.0,
@@ -114,7 +116,7 @@ def distill(
         temperature: T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015), but
             on-policy.
         direction: forward or reverse KL, js, mse or cosine on the logits; of classes of pixels also channel-wise, KL
-            over the places of each class.
+            over the places of each class; none for `task` alone.
         task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.
         skew: skewed KL (DistiLLM): share of one prediction in the mixture that the other is compared with; 0: plain KL.
         buckets: (K, N): forward KL over the teacher's K likeliest classes or tokens one by one, and over the others in
@@ -140,6 +142,9 @@ def distill(
         prompt: tokens of each text that it then continues.
         bits: 8 or 4: quantisation-aware training of the weights of the student's blocks, zeros held; the model of
             integers is measured and saved. 0 leaves them in floating point.
+        answers: the data is a task file, see the guide on reasoning: the teacher answers each prompt so many times, and
+            its right answers are learned (sequence-level distillation). With task=1,direction=none by cross-entropy
+            alone; otherwise by its predictions of the same tokens, too. They are kept in OUT-answers, or `cache_at`.
         lora: rank of adapters that are trained in place of the weights of linears, and merged into them at the end;
             `training` takes dora=RANK for the other kind. 0 trains all weights.
         patience: stop after so many evaluations without a new best, and keep the weights of the best; 0 trains on.
@@ -173,12 +178,16 @@ def distill(
         tuple(map(int, match_index)), match_loss,
         (match_weight,) if isinstance(match_weight, int | float) else tuple(map(float, match_weight)), match_balance,
         skew, tuple(map(int, buckets)), parse_warm_up(warm_up),
-        read_training(training, lora=lora, patience=patience, validation=validation), seed, bits,
+        read_training(training, lora=lora, patience=patience, validation=validation), seed, bits, answers,
     )  # fmt: skip
     check(chosen, sources, assistants)
     check_teachers(chosen, teacher_device, teacher_bits)
     check_cache(chosen, cache_at, out)
-    backend = backends.of_source(student)
+    backend, asked, notes = backends.of_source(student), data, list[str]()
+    if answers:
+        folder = Path(cache_at) if cache_at else Path(out).with_name(f"{Path(out).name}-answers")
+        data, notes = answer_tasks(backend, sources, data, folder, chosen, teacher_device or device, dry_run=dry_run)
+        completion_only = True
     corpus, apart = splits.read(
         backend, data, held_out, text=text, label=label, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,
@@ -215,7 +224,7 @@ def distill(
         apart=bool(teacher_device),
     )
     trial.check_number(setup, learner)
-    notes = list(parts.notes)
+    notes += parts.notes
     trial.try_losses(setup, learner, between)
     notes += [f"trained by {distributed.count()} processes"] if distributed.count() > 1 else []
     if dry_run:
@@ -227,7 +236,7 @@ def distill(
         **{
             name: value
             for name, value in asdict(chosen).items()
-            if value not in ("", (), {}) and (bits or name != "bits")
+            if value not in ("", (), {}) and (value or name not in ("bits", "answers"))
         },
         "student_sha256": backend.digest(learner),
         "teachers_sha256": [backend.digest(teacher) for teacher in above] or names,
@@ -242,7 +251,7 @@ def distill(
     about = {
         "student": backends.name_source(student),
         "teachers": [backends.name_source(source) for source in sources],
-        **splits.names_of(data=(data, corpus), held_out=(held_out, apart)),
+        **splits.names_of(data=(asked, corpus), held_out=(held_out, apart)),
         **({"assistants": [backends.name_source(source) for source in assistants]} if assistants else {}),
         **({} if workers is None else {"workers": workers}),
         **{name: str(value) for name, value in places.items() if value},

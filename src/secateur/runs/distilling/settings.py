@@ -18,7 +18,7 @@ __all__ = ["BETA", "Settings", "check", "check_cache", "check_teachers", "parse_
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
-_DIRECTIONS = ("forward", "reverse", "js", "mse", "cosine", "channel-wise")
+_DIRECTIONS = ("forward", "reverse", "js", "mse", "cosine", "channel-wise", "none")
 _VALIDATION = 0.1
 """Share of what is learned from that `patience` judges by, unless told otherwise."""
 _SERVED = 20
@@ -55,6 +55,7 @@ class Settings:
     training: Mapping[str, Any]
     seed: int
     bits: int = 0
+    answers: int = 0
 
     @property
     def tokens(self) -> int:
@@ -89,7 +90,7 @@ class Settings:
 
 def check(settings: Settings, above: Sequence[object], between: Sequence[object]) -> None:
     """Refuse numbers that make no sense, and options that do not go together."""
-    for name, least in (("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1)):
+    for name, least in (("steps", 1), ("batch", 1), ("length", 2), ("cache", 0), ("prompt", 1), ("answers", 0)):
         value = getattr(settings, name)
         if not (isinstance(value, int) and value >= least) and not (name == "cache" and value == "all"):
             other = ', nor "all"' if name == "cache" else ""
@@ -171,6 +172,13 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
             settings.bits and ("lora" in settings.training or "dora" in settings.training),
         "on-policy writes its texts as it goes, and patience and validation judge by texts held out: leave them out":
             settings.on_policy and ("patience" in settings.training or "validation" in settings.training),
+        "direction=none learns by task alone: give task=1, and leave out what is about predictions and states":
+            settings.direction == "none" and (
+                not settings.task or settings.hidden or settings.match or settings.cache or settings.align
+                or settings.skew or settings.on_policy or (settings.server and not settings.answers)
+            ),
+        "answers are what the teacher writes, and on-policy what the student does: leave one of them out":
+            settings.answers and settings.on_policy,
         "prompt is to be shorter than length: give less": settings.on_policy and settings.prompt >= settings.length,
     }  # fmt: skip
     for words, holds in wrong.items():
@@ -182,7 +190,7 @@ def check_cache(settings: Settings, cache_at: str | Path, out: str | Path) -> No
     """Refuse a folder for a cache where there is none, or that can't be one."""
     if not cache_at:
         return
-    if not (settings.cache or settings.server):
+    if not (settings.cache or settings.server or settings.answers):
         raise InputError("cache-at is the folder of a cache: say what it keeps by cache, or leave it out")
     if Path(cache_at).exists() and not Path(cache_at).is_dir():
         raise InputError(f"cache-at {cache_at} is a file: give a folder")

@@ -76,13 +76,13 @@ def _train(
     batches, held = setup.batches, None if judged is None else judged.batches
     torch.manual_seed(settings.seed)
     # An assistant is asked live: it has just learned, and is no large model behind a server.
-    known = not settings.on_policy and (settings.server or settings.cache)
+    known = not settings.on_policy and settings.direction != "none" and (settings.server or settings.cache)
     kept = run is not None and known and all(one in setup.teachers for one in above)
     if run is not None and kept:
         batches, asked = caches.cache_answers(setup, student, above, run)
         if judged is not None:
             held, _ = caches.cache_answers(judged, student, above, run)
-    elif above and not setup.by_characters(student):
+    elif above and settings.direction != "none" and not setup.by_characters(student):
         asked = setup.join(student, above, settings.temperature)
     if settings.on_policy:
         batches = rollouts(setup, student)
@@ -108,6 +108,8 @@ def make_objective(
 ) -> Objective:
     """Towards its teachers, `asked` as one; those that are aligned by characters are asked each for itself."""
     settings = setup.settings
+    if settings.direction == "none":  # the task alone
+        asked = None
     if settings.on_policy and settings.server:
         loss = objectives.distil(
             setup.forward(student), None, output="logits", temperature=settings.temperature, fused=True

@@ -1,0 +1,206 @@
+"""What compression costs a reasoning model: collapse, damage, tokens; a diagnosis whose modules are protected."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import tiny
+from recipes.sparse.oneshot import taught
+from secateur.clients.completions import Local, Writing
+from secateur.errors import DataError, InputError
+from secateur.methods import diagnosis, puzzles
+from secateur.recover.quantization import quantise
+from secateur.runs import diagnosing, scoring
+from secateur.studies import executor
+from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import quantised
+
+QUICK = {"methods": ["magnitude", "rtn"], "sparsity": ["10%", "90%"], "bits": [8, 3], "length": 16, "samples": 4}
+WORDS = {"growing": tiny.WORDS[:25], "cutting": tiny.WORDS[25:]}
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a model, texts, and a task of either role whose answers are the model's own words."""
+    folder = tmp_path_factory.mktemp("reasoning")
+    taught().save(folder / "model")
+    (folder / "texts.txt").write_text("\n".join(tiny.chains(300)))
+    (folder / "words.json").write_text(json.dumps(WORDS))
+    prompts = [text.rsplit(" ", 3)[0] for text in tiny.chains(32, seed=7)]
+    said = Local(taught().model, taught().tokenizer).write(prompts, Writing(most=3))
+    rows = [
+        {"question": prompt, "answer": one.text.strip(), "group": f"{at % 2} steps"}
+        for at, (prompt, one) in enumerate(zip(prompts, said, strict=True))
+        if one.text.strip()
+    ]
+    how = {"prompt": "{question}", "tokens": 3, "scorer": "alias"}
+    write(folder / "facts.jsonl", {"task": "facts of mine", **how, "role": "knowledge"}, *rows[:8])
+    write(folder / "steps.jsonl", {"task": "steps", **how, "role": "reasoning"}, *rows[8:24])
+    write(folder / "traces.jsonl", {"task": "own", **how}, *rows[24:])
+    return folder
+
+
+def ask(place, out, **more):
+    given = {"tasks": [str(place / f"{one}.jsonl") for one in ("facts", "steps")], **QUICK, **more}
+    return executor.study("reasoning", str(place / "model"), str(place / "texts.txt"), out=place / out, **given)
+
+
+@pytest.fixture(scope="module")
+def sheet(place):
+    return ask(place, "out", diagnose=True, verify=12, behaviours=str(place / "words.json"), spans=12, share=0.1)
+
+
+def test_the_original_loses_nothing_against_itself_and_what_is_broken_collapses(sheet):
+    models = {one["name"]: one for one in sheet.figures["models"]}
+    assert list(models) == ["original", "magnitude 10%", "magnitude 90%", "rtn 8bit", "rtn 3bit"]
+    assert models["original"]["damage"]["steps"] == 0.0
+    assert models["magnitude 90%"]["damage"]["steps"] > 0.5
+    points = {(one["method"], one["task"], one["group"]): one for one in sheet.figures["collapse"]}
+    assert points["magnitude", "steps", ""]["point"]["value"] == 90.0
+    assert points["magnitude", "steps", ""]["step"] == 90.0
+    assert {("magnitude", "steps", "0 steps"), ("magnitude", "steps", "1 steps")} <= points.keys()
+    told = models["rtn 3bit"]["tasks"]["facts of mine"]
+    assert told["score"]["value"] <= 1
+    assert told["tokens"]["value"] <= 3, "the prompt's tokens are not counted"
+    assert models["rtn 3bit"]["cost"]["bits"] < models["rtn 8bit"]["cost"]["bits"] < 32
+    assert models["original"]["seconds"] > 0
+
+
+def test_page_lines_and_tables_are_there(place, sheet):
+    titles = [table.title for table in sheet.tables]
+    assert titles[:4] == ["Collapse points", "Scores", "Damage", "What an answer costs"]
+    assert {"Length of answers: steps", "Which linears matter", "Shift of importance", "Is it true?"} <= set(titles)
+    page = (place / "out" / "study.html").read_text()
+    assert "Importance by module and block" in page
+    assert "Score against cost" in page
+    lines = [json.loads(line) for line in (place / "out" / "items.jsonl").read_text().splitlines()]
+    assert {"model", "task", "item", "turn", "text", "tokens", "finished", "answer", "score"} <= lines[0].keys()
+
+
+def test_importance_is_shared_out_and_shifts_with_both_signs(sheet):
+    told = sheet.figures["diagnosis"]
+    assert set(told["importance"]) == {"growing", "cutting"}
+    for own in told["importance"].values():
+        assert sum(own.values()) == pytest.approx(1)
+        assert len(own) == 28
+    moved = told["shift"]["magnitude 90%"]["growing"]
+    assert sum(moved.values()) == pytest.approx(0, abs=1e-9)
+    assert min(moved.values()) < 0 < max(moved.values())
+    assert max(map(abs, told["shift"]["rtn 8bit"]["growing"].values())) < max(map(abs, moved.values()))
+    assert set(told["agreement"]) == {"importance", "gradient alone", "random direction", "norm of the weights"}
+    assert len(told["damage"]) == 12
+
+
+def test_a_second_call_asks_and_compresses_nothing(place, sheet, monkeypatch):
+    def refuse(*given, **how):
+        raise AssertionError("compressed again")
+
+    monkeypatch.setattr(scoring, "compress", refuse)
+    monkeypatch.setattr(diagnosing, "compress", refuse)
+    monkeypatch.setattr(diagnosis, "importance", refuse)
+    again = ask(place, "out", diagnose=True, verify=12, behaviours=str(place / "words.json"), spans=12, share=0.1)
+    assert again.figures == sheet.figures
+
+
+def test_what_a_diagnosis_names_is_protected_and_gets_the_bits_of_others(place, sheet):
+    file = place / "out" / "protect.json"
+    names = json.loads(file.read_text())["protect"]
+    assert names == sheet.figures["diagnosis"]["protect"]
+    more = ask(
+        place,
+        "protected",
+        methods=["magnitude", "rtn"],
+        sparsity=["60%"],
+        bits=[3],
+        protect=str(file),
+        dynamic=str(file),
+    )
+    models = {one["name"]: one for one in more.figures["models"]}
+    assert list(models) == [
+        "original",
+        "magnitude 60%",
+        "rtn 3bit",
+        "magnitude 60% protected",
+        "rtn 3bit protected",
+        "rtn 3bit dynamic",
+    ]
+    assert models["rtn 3bit protected"]["bytes"] > models["rtn 3bit"]["bytes"]
+    assert models["rtn 3bit dynamic"]["bytes"] <= models["rtn 3bit"]["bytes"]
+    assert models["magnitude 60% protected"]["params"] > models["magnitude 60%"]["params"]
+    assert "Traces, protected modules and dynamic bits" in [table.title for table in more.tables]
+
+
+def test_calibration_on_the_models_own_traces_stands_beside_that_on_texts(place):
+    sheet = ask(place, "traces", methods=["wanda"], sparsity=["50%"], traces=str(place / "traces.jsonl"), samples=2)
+    models = {one["name"]: one for one in sheet.figures["models"]}
+    assert list(models) == ["original", "wanda 50%", "wanda 50% traces"]
+    assert models["wanda 50%"]["figures"]["perplexity"] != models["wanda 50% traces"]["figures"]["perplexity"]
+
+
+def test_versions_of_other_tools_go_beside_their_original(place):
+    """A plain fine-tuned folder, and one that torchao has rounded to integers."""
+    pytest.importorskip("torchao", reason="the extra `quantise`")
+    tuned = taught().copy()
+    with torch.no_grad():
+        for one in matrices(tuned.model, tuned.layers()).values():
+            one.weight.add_(torch.randn(one.weight.shape, generator=torch.Generator().manual_seed(0)) * 0.01)
+    tuned.save(place / "tuned")
+    rounded = taught().copy()
+    _, left = quantise.weight_only(rounded.model, 8, within=rounded.layers())
+    subject = quantised.with_model(rounded, rounded.model)
+    quantised.save_int8(subject, place / "int8", quantise.config(8), list(left))
+    beside = [str(place / "tuned"), str(place / "int8")]
+    sheet = ask(place, "beside", methods=[], beside=beside, diagnose=True, behaviours=str(place / "words.json"))
+    models = {one["name"]: one for one in sheet.figures["models"]}
+    assert list(models) == ["original", "tuned", "int8"]
+    assert models["int8"]["bytes"] < models["original"]["bytes"]
+    assert models["int8"]["damage"]["steps"] < 0.3
+    assert set(sheet.figures["diagnosis"]["shift"]) == {"tuned", "int8"}
+
+
+def test_tasks_are_made_written_and_asked_with_the_same_words_again(place):
+    how = {"methods": [], "tasks": ["chains", "sums", "facts"], "items": 1, "tokens": 4, "passes": 2}
+    first, second = (ask(place, out, **how, write=str(place / f"{out}-tasks")) for out in ("made", "made-again"))
+    assert [model["tasks"] for model in first.figures["models"]] == [m["tasks"] for m in second.figures["models"]]
+    assert [row["text"] for row in first.items] == [row["text"] for row in second.items]
+    assert len(first.items) == 2 * (5 + 5 + 1)
+    assert {row["score"] for row in first.items if not row["finished"]} <= {0.0}
+    written = {file.name for file in (place / "made-tasks").iterdir()}
+    assert written == {"chains.jsonl", "sums.jsonl", "facts.jsonl", "train.jsonl"}
+    assert set(puzzles.KINDS) == {"chains", "sums", "schedules", "facts"}
+
+
+@pytest.mark.parametrize(
+    ("more", "kind", "words"),
+    [
+        ({"tasks": []}, InputError, "give JSONL files, or some of chains"),
+        ({"tasks": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl can't be read as a task"),
+        ({"methods": ["wonder"]}, InputError, "method 'wonder' is none of"),
+        ({"beside": ["nowhere"]}, InputError, "'nowhere' is no folder of a model and no address"),
+        ({"protect": "nowhere.json"}, DataError, "nowhere.json can't be read as JSON"),
+        ({"dynamic": "middle"}, DataError, 'give "ends", or a protect.json'),
+        ({"verify": 3}, InputError, "verify is of a diagnosis: say diagnose too"),
+        ({"traces": "steps"}, InputError, "holds prompts of the tasks that are asked"),
+        ({"diagnose": True, "behaviours": "nowhere.json"}, DataError, "can't be read as JSON"),
+        ({"share": 1.5}, InputError, "share"),
+        ({"write": "made"}, InputError, "write is of tasks that are made here"),
+    ],
+)
+def test_what_can_not_be_asked_is_said_before_anything_runs(place, more, kind, words):
+    more = {**more, **({"traces": str(place / "steps.jsonl")} if "traces" in more else {})}
+    with pytest.raises(kind, match=words):
+        ask(place, "refused", **more)
+    assert not (place / "refused").exists()
+
+
+def test_a_dry_run_counts_and_writes_nothing(place):
+    sheet = ask(place, "dry", dry_run=True, diagnose=True, spans=10)
+    assert sheet.figures == {"models": 5, "answers": 120, "gradients": 50}
+    assert not (place / "dry").exists()
