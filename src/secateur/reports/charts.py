@@ -22,13 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from secateur.reports import display
 from secateur.vocabulary import Cut, Evidence, Figure, Recovery
 
-__all__ = ["Bar", "Line", "curves", "layers", "losses", "panels", "quality"]
+__all__ = ["Bar", "Line", "curves", "heat", "layers", "losses", "panels", "quality", "scatter"]
 
 WIDE, NARROW = 7.2, 3.5
 """Inches; at 72 units per inch the page shows them at about 1.45 CSS pixels per unit, wide and narrow alike."""
@@ -430,3 +431,78 @@ def _line(axes: Axes, line: Line, marker: str, bounds: tuple[float, float]) -> N
                       solid_capstyle="butt")  # fmt: skip
     axes.plot(xs, ys, color=colour, alpha=alpha, linewidth=1.3, label=line.name, marker=marker, markersize=4.5,
               linestyle="-" if line.weight else "--", markeredgewidth=0, zorder=4)  # fmt: skip
+
+
+def scatter(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], name: str, *, x: str, y: str, log: bool = False
+) -> str:  # fmt: skip
+    """Points (x, y) of several series, a panel for each title; all panels have the same series, told by one legend.
+
+    x, y: what the axes are called; log: x by its logarithm. The first series is drawn in the accent.
+    """
+    columns = min(3, len(panels))
+
+    def draw(canvas: Canvas, narrow: bool) -> int:
+        wide = 1 if narrow else columns
+        grid = canvas.subplots(math.ceil(len(panels) / wide), wide, squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        for axes, (title, series) in zip(grid.flat, panels.items(), strict=False):
+            _bare(axes)
+            if log:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+                axes.xaxis.set_minor_locator(NullLocator())
+            else:
+                axes.xaxis.set_major_locator(MaxNLocator(4))
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            for place, (label, points) in enumerate(series.items()):
+                axes.scatter(
+                    [at for at, _ in points], [value for _, value in points], label=label, marker="oDsvP^X"[place % 7],
+                    s=22, color=MUTED if place else ACCENT, alpha=0.85, linewidths=0, zorder=4 - bool(place),
+                )  # fmt: skip
+            axes.margins(x=0.08, y=0.1)
+            axes.set_xlabel(x)
+            axes.set_title(f"{title}: {y}" if title else y, loc="left", fontsize=8, color=MUTED, pad=9)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        across = 2 if narrow else min(5, len(labels))
+        canvas.legend(handles, labels, loc="upper left", ncols=across, frameon=False, fontsize=8, labelcolor=INK,
+                      borderpad=0.2, borderaxespad=0.2, handletextpad=0.3, columnspacing=1.4)  # fmt: skip
+        return math.ceil(len(labels) / across)
+
+    most = max(len(series) for series in panels.values())
+    return _svg(
+        draw, name,
+        lambda narrow: 2.2 * (len(panels) if narrow else math.ceil(len(panels) / columns)) + 0.09 * most + 0.3,
+    )  # fmt: skip
+
+
+def heat(
+    panels: Mapping[str, Sequence[Sequence[float]]], name: str, *, rows: Sequence[str], columns: Sequence[str], x: str
+) -> str:  # fmt: skip
+    """Tables of numbers as fields of colour, one below the other: the larger, the stronger; what is below zero is grey.
+
+    panels: title -> rows of numbers, NaN for none; each panel has its own scale, which its title tells.
+    """
+
+    def draw(canvas: Canvas, narrow: bool) -> int:
+        grid = canvas.subplots(len(panels), 1, squeeze=False)
+        for axes, (title, values) in zip(grid.flat, panels.items(), strict=True):
+            _bare(axes, grid=None)
+            most = max((abs(one) for row in values for one in row if math.isfinite(one)), default=0.0)
+            for at, row in enumerate(values):
+                for place, one in enumerate(row):
+                    if math.isfinite(one) and one and most:
+                        box = Rectangle((place + 0.04, at + 0.04), 0.92, 0.92, facecolor=ACCENT if one > 0 else MUTED,
+                                        alpha=max(0.04, abs(one) / most), linewidth=0)  # fmt: skip
+                        axes.add_patch(box)
+            axes.set_xlim(0, len(columns))
+            axes.set_ylim(len(rows), 0)
+            step = max(1, math.ceil(len(columns) / (8 if narrow else 20)))
+            axes.set_xticks([place + 0.5 for place in range(0, len(columns), step)], columns[::step])
+            axes.set_yticks([at + 0.5 for at in range(len(rows))], rows)
+            axes.set_xlabel(x)
+            axes.set_title(f"{title}, up to {most:.2g}", loc="left", fontsize=8, color=MUTED, pad=7)
+        return 0
+
+    return _svg(draw, name, lambda narrow: len(panels) * (0.75 + 0.19 * len(rows)) + 0.1)

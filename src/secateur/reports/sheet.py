@@ -16,7 +16,7 @@ from secateur.measure.statistics import to_percent
 from secateur.reports import charts, display, evidence
 from secateur.vocabulary import Figure
 
-__all__ = ["Chart", "Sheet", "Table", "over", "percent", "points", "render", "write"]
+__all__ = ["Chart", "Heat", "Scatter", "Sheet", "Table", "over", "percent", "points", "render", "write"]
 
 FORMAT = 1
 
@@ -49,6 +49,30 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True)
+class Scatter:
+    """What `charts.scatter` draws: panels of points in series; `words` say what is seen."""
+
+    title: str
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+    x: str
+    y: str
+    words: str = ""
+    log: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """What `charts.heat` draws: panels of numbers in rows and columns; `words` say what is seen."""
+
+    title: str
+    panels: Mapping[str, Sequence[Sequence[float]]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    x: str
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Sheet:
     """A study's answer: one for the terminal, the page and the file."""
 
@@ -61,6 +85,10 @@ class Sheet:
     chart: Chart | None = None
     items: Sequence[Mapping[str, Any]] = ()
     """What items.jsonl keeps beside it, a line each."""
+    more: Sequence[Scatter | Heat] = ()
+    """Drawings behind the chart."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Further files beside study.json: name -> text."""
 
 
 def percent(share: Figure, *, signed: bool = False) -> str:
@@ -86,7 +114,16 @@ def render(sheet: Sheet, *, about: Sequence[str] = (), run_yaml: str = "") -> st
     drawn = "" if one is None else charts.curves(
         one.panels, "curves", x=one.x, y=one.y, log=one.log, mark=one.mark, bounds=one.bounds
     )  # fmt: skip
-    return display.fill_template("sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn))
+    more = [(one, Markup(_draw(one, f"more-{number}"))) for number, one in enumerate(sheet.more, 1)]
+    return display.fill_template(
+        "sheet.html.j2", sheet=sheet, about=about, run_yaml=run_yaml, chart=Markup(drawn), more=more
+    )
+
+
+def _draw(one: Scatter | Heat, name: str) -> str:
+    if isinstance(one, Heat):
+        return charts.heat(one.panels, name, rows=one.rows, columns=one.columns, x=one.x)
+    return charts.scatter(one.panels, name, x=one.x, y=one.y, log=one.log)
 
 
 def write(
@@ -107,5 +144,7 @@ def write(
     if sheet.items:
         lines = (json.dumps(evidence.plain(item), ensure_ascii=False, allow_nan=False) for item in sheet.items)
         atomic_write(Path(folder) / "items.jsonl", "".join(f"{line}\n" for line in lines))
+    for name, text in sheet.files.items():
+        atomic_write(Path(folder) / name, text)
     about = [Path(str(settings[name])).name for name in ("model", "data") if settings.get(name)]
     atomic_write(Path(folder) / "study.html", render(sheet, about=about, run_yaml=run_yaml))
