@@ -49,7 +49,7 @@ def test_what_is_pruned():
     with pytest.raises(UnsupportedError, match="choose layers=matrices"):
         prunable(dense)
     sizes = {"a": 100, "b": 1000}
-    with pytest.raises(InputError, match="density 0.004 leaves a empty, which has 100 weights"):
+    with pytest.raises(InputError, match="leaves a empty, which has 100 weights"):
         siblings.count_kept(sizes, 0.004)
     with pytest.raises(InputError, match="leaves one of 2 layers empty"):
         siblings.count_kept(sizes, 0.001, "global")
@@ -116,8 +116,11 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
     save_file(nets.vgg(depth=2).state_dict(), tmp_path / "b.safetensors")
     save_file({**state, "more": torch.ones(2)}, tmp_path / "c.safetensors")
     (tmp_path / "d.safetensors").write_bytes(b"nothing")
-    for name, words in (("b", "b.safetensors is of another architecture: it has"), ("c", "it has more of shape"),
-                        ("d", "can't be read as safetensors")):  # fmt: skip
+    for name, words in (
+        ("b", "b.safetensors is of another architecture: it has"),
+        ("c", "it has more of shape"),
+        ("d", "can't be read as safetensors"),
+    ):
         with pytest.raises(InputError, match=words):
             load_state(tmp_path / f"{name}.safetensors", like)
     tied = nn.ModuleDict({"a": nn.Linear(3, 3), "b": nn.Linear(3, 3)})

@@ -10,9 +10,14 @@ from secateur.methods.temperatures import AXES, advise, pick, walk
 
 @pytest.mark.parametrize(
     ("axis", "value", "warmer", "cooler"),
-    [("epochs", 40, 20, 80), ("batch", 64, 32, 128), ("rho", 0.1, 0.2, 0.05), ("lr", 1, 2, 0.5),
-     ("weight_decay", 2, 4, 1)],
-)  # fmt: skip
+    [
+        ("epochs", 40, 20, 80),
+        ("batch", 64, 32, 128),
+        ("rho", 0.1, 0.2, 0.05),
+        ("lr", 1, 2, 0.5),
+        ("weight_decay", 2, 4, 1),
+    ],
+)
 def test_every_axis_has_both_moves(axis, value, warmer, cooler):
     one = AXES[axis]
     assert (one.warmer(value), one.cooler(value)) == (warmer, cooler)

@@ -19,11 +19,14 @@ def drawn(errors=ERRORS, seeds=(0, 1), barriers=BARRIERS, masks=MAGNITUDE):
         for column, density in enumerate(DENSITIES):
             found[Key(masks, name, density)] = tuple(
                 Siblings(
-                    seed, density, (errors[row, column] + 0.001 * seed,) * 2,
-                    ((0.1, 0.1 + barriers[row, column], 0.1),), (ALIKE[row, column],),
+                    seed,
+                    density,
+                    (errors[row, column] + 0.001 * seed,) * 2,
+                    ((0.1, 0.1 + barriers[row, column], 0.1),),
+                    (ALIKE[row, column],),
                 )
                 for seed in seeds
-            )  # fmt: skip
+            )
     return found
 
 
@@ -36,15 +39,20 @@ def mapped(cells=None, **how):
 def test_the_published_map_gives_the_published_advice():
     one = mapped()
     assert [[one.regime(row, column) for column in range(3)] for row in range(3)] == [
-        ["II-A", "II-A", "II-A"], ["I", "II-B", "II-B"], ["I", "I", "II-B"],
-    ]  # fmt: skip
+        ["II-A", "II-A", "II-A"],
+        ["I", "II-B", "II-B"],
+        ["I", "I", "II-B"],
+    ]
     assert one.split == pytest.approx((0.93 + 0.99) / 2)
     assert [one.walk(column).chosen for column in range(3)] == [0, 1, 2]
     assert [one.walk(column).path for column in range(3)] == [(2, 1, 0), (2, 1), (2,)]
     assert one.choices(0) == {
-        "usual training": 2, "advice": 0, "connected and most alike": 0, "most accurate before pruning": 2,
+        "usual training": 2,
+        "advice": 0,
+        "connected and most alike": 0,
+        "most accurate before pruning": 2,
         "best on the map": 0,
-    }  # fmt: skip
+    }
     assert one.gain("advice", 0).value == pytest.approx(5.0)
     assert one.gain("advice", 2).value == 0.0
     assert [sign.shows for sign in one.signs()] == [True, True, True, True, True]
@@ -64,7 +72,8 @@ def test_the_sheet_says_what_to_prune_and_keeps_every_cell():
     )
     assert page.headline.endswith("0.0 points worse at most; regimes on the map: I, II-A, II-B")
     regimes, errors, uses, signs, control = page.tables
-    assert regimes.rows[3] == ["epochs 160", "I: mc −0.60, CKA 0.880", "I: mc −0.10, CKA 0.920", "II-B: mc 0.00, CKA 0.990"]  # fmt: skip
+    cells = ["I: mc −0.60, CKA 0.880", "I: mc −0.10, CKA 0.920", "II-B: mc 0.00, CKA 0.990"]
+    assert regimes.rows[3] == ["epochs 160", *cells]
     assert errors.rows[1] == ["epochs 10", "20.0", "12.0", "11.1", "11.1"]
     assert uses.rows[1][2:4] == ["I: warmer", "epochs 10: +5.0 [+5.0 to +5.0]"]
     assert uses.rows[1][-1] == "3 of 3"

@@ -19,9 +19,16 @@ from secateur.runs import keywords
 from secateur.studies import executor, regimes
 
 QUICK = {
-    "epochs": 1.5, "batch": 24, "lr": 0.05, "temperatures": (0.5, 1, 1.5), "densities": (0.1, 0.5), "siblings": 2,
-    "seeds": (0,), "points": 3, "images": 40,
-}  # fmt: skip
+    "epochs": 1.5,
+    "batch": 24,
+    "lr": 0.05,
+    "temperatures": (0.5, 1, 1.5),
+    "densities": (0.1, 0.5),
+    "siblings": 2,
+    "seeds": (0,),
+    "points": 3,
+    "images": 40,
+}
 
 
 @functools.cache
@@ -73,10 +80,19 @@ def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
         answered(tmp_path, points=5)
 
 
-def test_checkpoints_of_one_run_are_those_of_shorter_ones(tmp_path):
+def test_checkpoints_of_one_run_are_those_of_shorter_ones_and_a_cell_goes_on(tmp_path, monkeypatch):
     """The first decay is at half of the epochs: before it, a checkpoint is a training that was stopped there."""
-    answered(tmp_path, densities=(0.5,))
-    (half,) = tmp_path.rglob("dense-epochs 0.5.safetensors")
+    how = {"temperatures": (0.5, 1.5), "densities": (0.5,)}
+    real = regimes.compare
+    with monkeypatch.context() as broken:
+        broken.setattr(regimes, "compare", lambda *given, **how: 1 / 0)  # siblings are trained, and nothing is known
+        with pytest.raises(ZeroDivisionError):
+            answered(tmp_path / "cut", **how)
+        broken.setattr(regimes, "compare", real)
+        broken.setattr(regimes.initialise, "fresh", lambda *given, **how: 1 / 0)  # the dense network is there
+        again = answered(tmp_path / "cut", **how)
+    assert answered(tmp_path / "whole", **how).figures == again.figures
+    (half,) = (tmp_path / "whole").rglob("dense-epochs 0.5.safetensors")
     model, _ = regimes.initialise.fresh(network().model, seed=0)
     train, _ = nets.data(60).split(seed=0)
     regimes.fit(model, train, epochs=0.5, batch=24, lr=0.05, seed=0, schedule="constant", weight_decay=1e-4)
@@ -84,10 +100,14 @@ def test_checkpoints_of_one_run_are_those_of_shorter_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "order"),
-    [("batch", ["batch 12", "batch 24"]), ("rho", ["rho 0.2", "rho 0.05"]), ("lr", ["lr 0.05", "lr 0.01"])],
+    ("temperature", "order", "start"),
+    [
+        ("batch", ["batch 12", "batch 24"], 1),
+        ("rho", ["rho 0.05", "rho 0"], 0),
+        ("lr", ["lr 0.05", "lr 0.01"], 1),
+    ],
 )
-def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, order):
+def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, order, start):
     values = tuple(float(name.split()[1]) for name in order)
     seen = []
     real = regimes.fit
@@ -105,9 +125,9 @@ def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, or
     usual = (24, None, 0.05)
     place = {"batch": 0, "rho": 1, "lr": 2}[temperature]
     dense = [one[:3] for one in seen if one[3]]
-    assert dense == [(*usual[:place], value, *usual[place + 1 :]) for value in values]
+    assert dense == [(*usual[:place], value or None, *usual[place + 1 :]) for value in values], "rho 0 is SGD"
     assert {one[:3] for one in seen if not one[3]} == {usual}, "siblings are all retrained alike"
-    assert found.start == 1
+    assert found.start == start
 
 
 def test_the_advice_alone_trains_only_what_it_looks_at(tmp_path):
@@ -194,7 +214,7 @@ def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):
         ({"optimizer": "adamw"}, "taken between steps of sgd"),
         ({"seeds": (-1,)}, "seed=-1"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, given, words):
     with pytest.raises(InputError, match=re.escape(words)) as error:
         answered(tmp_path / "o", **given)

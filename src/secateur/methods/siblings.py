@@ -29,9 +29,17 @@ from secateur.select import ranking
 from secateur.vocabulary import Budget, Site, Units
 
 __all__ = [
-    "Allocation", "Layers", "Pair", "State", "close_smallest", "compare", "count_kept", "load_state", "path_errors",
+    "Allocation",
+    "Layers",
+    "Pair",
+    "State",
+    "close_smallest",
+    "compare",
+    "count_kept",
+    "load_state",
+    "path_errors",
     "prunable",
-]  # fmt: skip
+]
 
 State: TypeAlias = Mapping[str, Tensor]
 """What `nn.Module.state_dict` gives."""

@@ -194,17 +194,32 @@ class RegimeMap:
             rank = None
         best = (self.temperatures[low], self.temperatures[high])
         return [
-            Sign("at the highest density the coolest is within 0.3 points of the best",
-                 f"{100 * excess[-1, -1]:.2g} points behind", bool(excess[-1, -1] <= 0.003)),
-            Sign("the best temperature is warmer at the lowest density", f"{best[0]}, and {best[1]} at the highest",
-                 low < high),
-            Sign("at the lowest density the coolest loses to the best, beyond chance",
-                 f"{sheets.percent(gap)} points", certain if low < coolest else False),
-            Sign("the coolest has a barrier at the lowest density 5 times that at the highest",
-                 f"{barriers[0]:.2g} and {barriers[1]:.2g}", bool(barriers[0] > 5 * barriers[1] and barriers[0] > 0)),
-            Sign("the coolest's CKA rises with density (Spearman 0.8 or more)",
-                 "can't be told" if rank is None else f"{rank:.2g}", None if rank is None else rank >= 0.8),
-        ]  # fmt: skip
+            Sign(
+                "at the highest density the coolest is within 0.3 points of the best",
+                f"{100 * excess[-1, -1]:.2g} points behind",
+                bool(excess[-1, -1] <= 0.003),
+            ),
+            Sign(
+                "the best temperature is warmer at the lowest density",
+                f"{best[0]}, and {best[1]} at the highest",
+                low < high,
+            ),
+            Sign(
+                "at the lowest density the coolest loses to the best, beyond chance",
+                f"{sheets.percent(gap)} points",
+                certain if low < coolest else False,
+            ),
+            Sign(
+                "the coolest has a barrier at the lowest density 5 times that at the highest",
+                f"{barriers[0]:.2g} and {barriers[1]:.2g}",
+                bool(barriers[0] > 5 * barriers[1] and barriers[0] > 0),
+            ),
+            Sign(
+                "the coolest's CKA rises with density (Spearman 0.8 or more)",
+                "can't be told" if rank is None else f"{rank:.2g}",
+                None if rank is None else rank > 0.8 - 1e-9,
+            ),
+        ]
 
     # ----------------------------------------------------------------------------------------------- the sheet
 
@@ -227,9 +242,15 @@ class RegimeMap:
             tables.append(self._errors(RANDOM))
         heats = [] if len(self.densities) < 2 else [self._heat()]
         return Sheet(
-            "regimes", headline, tables, self._figures(), self._all_notes(), self._chart(),
-            items=list(self._items()), more=heats,
-        )  # fmt: skip
+            "regimes",
+            headline,
+            tables,
+            self._figures(),
+            self._all_notes(),
+            self._chart(),
+            items=list(self._items()),
+            more=heats,
+        )
 
     def _labels(self) -> set[Regime]:
         places = [(row, column) for row in range(len(self.temperatures)) for column in range(len(self.densities))]
@@ -262,9 +283,10 @@ class RegimeMap:
                 mc, cka = self.connectivities[place, column], self.similarities[place, column]
                 cells.append(f"{regime}: mc {mc:.2f}, CKA {cka:.3f}".replace("-0.", "−0.") if regime else "")
             rows.append([name, *cells])
+        told = sheets.over(self.seeds).split(" with")[0]
         words = (
             f"By {self.what}, the warmest first, and weights left. I: a barrier (mc below −{self.barrier:g}); II-A: "
-            f"connected; II-B: connected, and CKA at least {self.split:.3f}. {sheets.over(self.seeds).split(' with')[0]}."
+            f"connected; II-B: connected, and CKA at least {self.split:.3f}. {told}."
         )
         return Table("Regimes", rows, words)
 
@@ -276,9 +298,11 @@ class RegimeMap:
             cells = [f"{100 * one:.1f}" if math.isfinite(one) else "" for one in table[place].tolist()]
             rows.append([name, dense, *cells])
         title = "Test error after retraining, %" if masks == MAGNITUDE else "The same with random masks, %"
-        words = "Mean over the last 5 epochs, siblings and seeds." if masks == MAGNITUDE else (
-            "As many weights of each layer, at random places: what of the map is not due to which weights stay."
-        )  # fmt: skip
+        words = (
+            "Mean over the last 5 epochs, siblings and seeds."
+            if masks == MAGNITUDE
+            else ("As many weights of each layer, at random places: what of the map is not due to which weights stay.")
+        )
         return Table(title, rows, words)
 
     def _uses(self) -> Table:
@@ -291,8 +315,11 @@ class RegimeMap:
             cells = []
             for name in names:
                 place, gain = choices[name], self.gain(name, column)
-                cells.append(f"{self.temperatures[place]}: {sheets.points(gain, signed=True)}"
-                             if place is not None and gain is not None else "")  # fmt: skip
+                cells.append(
+                    f"{self.temperatures[place]}: {sheets.points(gain, signed=True)}"
+                    if place is not None and gain is not None
+                    else ""
+                )
             looked = f"{len(self.walk(column).path)} of {len(self.temperatures)}" if self.ordered else "all"
             rows.append([self._columns[column], usual, there, *cells, looked])
         words = (
@@ -313,9 +340,13 @@ class RegimeMap:
             panels["Random masks: points above the best"] = 100 * lmc.normalise(self.error_table(RANDOM))
             panels["Random masks: barrier (−mc)"] = -self.table(lambda one: float(np.mean(one.connectivities)), RANDOM)
         return Heat(
-            "Maps", {title: table.tolist() for title, table in panels.items()}, self.temperatures, self._columns,
-            "weights left", f"Up: {self.what}, the warmest on top. The stronger, the larger.",
-        )  # fmt: skip
+            "Maps",
+            {title: table.tolist() for title, table in panels.items()},
+            self.temperatures,
+            self._columns,
+            "weights left",
+            f"Up: {self.what}, the warmest on top. The stronger, the larger.",
+        )
 
     def _chart(self) -> Chart:
         lines = []
@@ -328,30 +359,43 @@ class RegimeMap:
                     points.append((100 * density, error))
             if points:
                 lines.append(Line(rule, points, {0: 0.0, 1: 1.0}.get(number, 0.3)))
-        return Chart("Test error by density", {"": lines}, "weights left, %", "test error, %",
-                     "Whiskers are intervals.", log=True, bounds=(0.0, 100.0))  # fmt: skip
+        return Chart(
+            "Test error by density",
+            {"": lines},
+            "weights left, %",
+            "test error, %",
+            "Whiskers are intervals.",
+            log=True,
+            bounds=(0.0, 100.0),
+        )
 
     def _figures(self) -> dict[str, object]:
         cells = []
         for (masks, temperature, density), seeds in self.cells.items():
             mcs, ckas = ([np.mean(getattr(one, name)) for one in seeds] for name in ("connectivities", "similarities"))
             place = (self.temperatures.index(temperature), self.densities.index(density))
-            cells.append({
-                "masks": masks, "temperature": temperature, "density": density,
-                "error": asdict(statistics.mean_interval([float(np.mean(one.errors)) for one in seeds])),
-                "mc": asdict(statistics.mean_interval(mcs)), "cka": asdict(statistics.mean_interval(ckas)),
-                "regime": self.regime(*place) if masks == MAGNITUDE else None,
-            })  # fmt: skip
+            cells.append(
+                {
+                    "masks": masks,
+                    "temperature": temperature,
+                    "density": density,
+                    "error": asdict(statistics.mean_interval([float(np.mean(one.errors)) for one in seeds])),
+                    "mc": asdict(statistics.mean_interval(mcs)),
+                    "cka": asdict(statistics.mean_interval(ckas)),
+                    "regime": self.regime(*place) if masks == MAGNITUDE else None,
+                }
+            )
         uses = []
         for column, density in enumerate(self.densities):
             gains = {rule: self.gain(rule, column) for rule in self.choices(column)}
             use: dict[str, Any] = {
-                "density": density, "chosen": {
+                "density": density,
+                "chosen": {
                     rule: None if place is None else self.temperatures[place]
                     for rule, place in self.choices(column).items()
                 },
                 "points_gained": {rule: None if gain is None else asdict(gain) for rule, gain in gains.items()},
-            }  # fmt: skip
+            }
             if self.ordered:
                 found = self.walk(column)
                 use["path"] = [self.temperatures[place] for place in found.path]
@@ -360,14 +404,27 @@ class RegimeMap:
             use["random_temperature_error"] = float(errors.mean()) if np.isfinite(errors).all() else None
             uses.append(use)
         return {
-            "temperatures": list(self.temperatures), "densities": list(self.densities), "barrier": self.barrier,
-            "similar": self.split, "dense_error": {name: list(values) for name, values in self.dense.items()},
-            "cells": cells, "uses": uses, "signs": [one._asdict() for one in self.signs()],
-        }  # fmt: skip
+            "temperatures": list(self.temperatures),
+            "densities": list(self.densities),
+            "barrier": self.barrier,
+            "similar": self.split,
+            "dense_error": {name: list(values) for name, values in self.dense.items()},
+            "cells": cells,
+            "uses": uses,
+            "signs": [one._asdict() for one in self.signs()],
+        }
 
     def _items(self) -> Iterator[Mapping[str, object]]:
         for (masks, temperature, density), seeds in self.cells.items():
             for one in seeds:
-                yield {"masks": masks, "temperature": temperature, "density": density, "seed": one.seed,
-                       "kept": one.density, "errors": one.errors, "mc": one.connectivities, "cka": one.similarities,
-                       "paths": one.paths}  # fmt: skip
+                yield {
+                    "masks": masks,
+                    "temperature": temperature,
+                    "density": density,
+                    "seed": one.seed,
+                    "kept": one.density,
+                    "errors": one.errors,
+                    "mc": one.connectivities,
+                    "cka": one.similarities,
+                    "paths": one.paths,
+                }

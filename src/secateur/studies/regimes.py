@@ -38,7 +38,7 @@ from secateur.methods.siblings import (
     count_kept,
     load_state,
     prunable,
-)  # fmt: skip
+)
 from secateur.methods.temperatures import AXES, Axis, walk
 from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise
@@ -121,8 +121,8 @@ class _Settings:
             raise InputError("control=True is about the whole map, and follow=True leaves most of it out: give one")
         if len(self.sources) < 2:
             raise InputError(
-                f"{self.checkpoints or self.temperature} has one temperature, {next(iter(self.sources))}, and the study "
-                "chooses between two or more: give more"
+                f"{self.checkpoints or self.temperature} has one temperature, {next(iter(self.sources))}, and the "
+                "study chooses between two or more: give more"
             )
         if self.follow and not self.ordered:
             raise InputError(
@@ -214,7 +214,10 @@ class _Settings:
         """Of one temperature; for epochs the whole run, of which checkpoints are taken."""
         if self.temperature == "epochs":
             return self.how
-        return replace(self.how, **{self.axis.field: int(value) if self.temperature == "batch" else value})
+        # rho 0 is plain SGD, which a training without `sam` is.
+        chosen = int(value) if self.temperature == "batch" else value or None if self.temperature == "rho" else value
+        turned: dict[str, Any] = {self.axis.field: chosen}
+        return replace(self.how, **turned)
 
 
 def _number(name: str) -> float | None:
@@ -294,19 +297,45 @@ def regimes(
         optimizer: "sgd"; for temperatures other than epochs also another.
     """
     settings = _Settings(
-        temperature, temperatures, checkpoints, densities, allocation, layers, siblings, seeds, judged, augment,
-        retrain_epochs, retrain_lr, points, images, control, follow, start, barrier,
-        similar or (ALIKE if follow else 0.0), training,
-    )  # fmt: skip
+        temperature,
+        temperatures,
+        checkpoints,
+        densities,
+        allocation,
+        layers,
+        siblings,
+        seeds,
+        judged,
+        augment,
+        retrain_epochs,
+        retrain_lr,
+        points,
+        images,
+        control,
+        follow,
+        start,
+        barrier,
+        similar or (ALIKE if follow else 0.0),
+        training,
+    )
     work = _Work(subject, data, Path(folder), settings)
     found: dict[Key, list[Siblings]] = {}
 
     def map_of(cells: Mapping[Key, Sequence[Siblings]]) -> RegimeMap:
         return RegimeMap(
-            settings.axis.what, tuple(settings.sources), settings.shares, tuple(dict.fromkeys(seeds)),
-            {key: tuple(cell) for key, cell in cells.items()}, work.dense_errors(), settings.place, barrier,
-            settings.similar, settings.ordered, settings.early(), tuple(dict.fromkeys(work.notes)),
-        )  # fmt: skip
+            settings.axis.what,
+            tuple(settings.sources),
+            settings.shares,
+            tuple(dict.fromkeys(seeds)),
+            {key: tuple(cell) for key, cell in cells.items()},
+            work.dense_errors(),
+            settings.place,
+            barrier,
+            settings.similar,
+            settings.ordered,
+            settings.early(),
+            tuple(dict.fromkeys(work.notes)),
+        )
 
     def measure(keys: Sequence[Key]) -> None:
         for trial in progress([Trial(seed, key) for seed in dict.fromkeys(seeds) for key in keys]):
@@ -394,14 +423,26 @@ class _Work:
     def siblings(self, trial: Trial) -> Siblings:
         """The figures of one cell under one seed: read, or made and kept."""
         settings, (masked, temperature, density) = self.settings, trial.cell
-        fixed = keywords.flat(regimes, {
-            "temperature": settings.temperature, "allocation": settings.allocation, "layers": settings.layers,
-            "siblings": settings.siblings, "augment": settings.augment, "retrain_epochs": settings.retrain_epochs,
-            "retrain_lr": settings.retrain_lr, "points": settings.points, "images": settings.images,
-            "training": settings.training,
-        })  # fmt: skip
-        about = {"model": Network().digest(self.subject), "data": self.data.digest,
-                 "judged": self.apart.digest if self.apart else ""}  # fmt: skip
+        fixed = keywords.flat(
+            regimes,
+            {
+                "temperature": settings.temperature,
+                "allocation": settings.allocation,
+                "layers": settings.layers,
+                "siblings": settings.siblings,
+                "augment": settings.augment,
+                "retrain_epochs": settings.retrain_epochs,
+                "retrain_lr": settings.retrain_lr,
+                "points": settings.points,
+                "images": settings.images,
+                "training": settings.training,
+            },
+        )
+        about = {
+            "model": Network().digest(self.subject),
+            "data": self.data.digest,
+            "judged": self.apart.digest if self.apart else "",
+        }
         file = settings.files.get(temperature)
         name = temperature if file is None else f"{temperature}-{storage.digest(file)[:12]}"
         train, held = self.split(trial.seed)
@@ -472,9 +513,15 @@ class _Work:
         for sibling in range(1, settings.siblings + 1):
             model = duplicate(dense).model
             recovery = fit(
-                model, train, settings.retraining, seed=sibling, augment=self.moved, closed=closed, judged=held,
+                model,
+                train,
+                settings.retraining,
+                seed=sibling,
+                augment=self.moved,
+                closed=closed,
+                judged=held,
                 folder=place / str(sibling),
-            )  # fmt: skip
+            )
             assert recovery is not None
             errors.append(float(np.mean([error for _, error in recovery.settings["evaluations"][-LAST:]])))
             states.append({key: tensor.detach().clone() for key, tensor in model.state_dict().items()})
@@ -483,6 +530,8 @@ class _Work:
         found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]
         shutil.rmtree(place, ignore_errors=True)  # their answers are known
         return {
-            "density": masks.share(closed), "errors": errors, "paths": [pair.errors for pair in found],
+            "density": masks.share(closed),
+            "errors": errors,
+            "paths": [pair.errors for pair in found],
             "similarities": [pair.similarity for pair in found],
-        }  # fmt: skip
+        }
