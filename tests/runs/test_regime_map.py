@@ -63,6 +63,9 @@ def test_signs_that_do_not_show_are_told():
     assert [sign.shows for sign in flat.signs()] == [False, False, False, False, True]
     assert any("Regime I does not show" in note for note in flat.sheet().notes)
     assert not any("Regime I does not show" in note for note in mapped().sheet().notes)
+    off = mapped(drawn(barriers=0 * BARRIERS), similar=1.0, beyond=("epochs 5", "epochs 320"))
+    told = "5% of the weights: epochs 160 is in II-A, and nothing cooler was measured: try epochs 320"
+    assert off.sheet().notes[1] == told
 
 
 def test_the_sheet_says_what_to_prune_and_keeps_every_cell():
@@ -76,7 +79,7 @@ def test_the_sheet_says_what_to_prune_and_keeps_every_cell():
     assert regimes.rows[3] == ["epochs 160", *cells]
     assert errors.rows[1] == ["epochs 10", "20.0", "12.0", "11.1", "11.1"]
     assert uses.rows[1][2:4] == ["I: warmer", "epochs 10: +5.0 [+5.0 to +5.0]"]
-    assert uses.rows[1][-1] == "3 of 3"
+    assert uses.rows[1][-2:] == ["+2.7", "3 of 3"], "a random temperature, and what the advice looked at"
     assert control.title == "The same with random masks, %"
     assert len(signs.rows) == 6
     (heat,) = page.more

@@ -82,6 +82,8 @@ class RegimeMap:
     barrier: float = 0.05
     similar: float = 0.0
     ordered: bool = True
+    beyond: tuple[str, str] = ("", "")
+    """What would be warmer than the warmest and cooler than the coolest, where there is such a thing."""
     early: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -263,12 +265,24 @@ class RegimeMap:
                 f"Regime I does not show: no siblings are parted by a barrier above {self.barrier:g}. The task is too "
                 "easy for it, or the densities too high; what remains of the advice rests on similarity alone"
             )
+        notes += self._suggestions()
         if self.early:
             notes.append(
                 f"{', '.join(self.early)}: before the first decay of the learning rate, so that less training and a "
                 "higher rate are mixed"
             )
         return tuple(notes)
+
+    def _suggestions(self) -> list[str]:
+        """What to try where the advice leads off the map."""
+        found = []
+        for column, share in enumerate(self._columns if self.ordered else []):
+            way = self.walk(column)
+            off = self.beyond[way.end.endswith("cooler")] if "nothing" in way.end else ""
+            if off:
+                last = self.temperatures[way.chosen]
+                found.append(f"{share} of the weights: {last} is in {way.end} was measured: try {off}")
+        return found
 
     @property
     def _columns(self) -> list[str]:
@@ -307,7 +321,9 @@ class RegimeMap:
 
     def _uses(self) -> Table:
         names = [name for name in self.choices(0) if name != "usual training"]
-        rows = [["Weights left", "Usual training", "There", *(name.capitalize() for name in names), "Looked at"]]
+        titles = [*(name.capitalize() for name in names), "Any, on average", "Looked at"]
+        rows = [["Weights left", "Usual training", "There", *titles]]
+        table = self.error_table()
         for column, density in enumerate(self.densities):
             usual = sheets.percent(statistics.mean_interval(self.errors(self.start, density)))
             regime, choices = self.regime(self.start, column), self.choices(column)
@@ -320,12 +336,14 @@ class RegimeMap:
                     if place is not None and gain is not None
                     else ""
                 )
+            any_one = 100 * (table[self.start, column] - table[:, column].mean())
+            cells.append(f"{any_one:+.1f}".replace("-", "−") if math.isfinite(any_one) else "")
             looked = f"{len(self.walk(column).path)} of {len(self.temperatures)}" if self.ordered else "all"
             rows.append([self._columns[column], usual, there, *cells, looked])
         words = (
             f"Test error in percent of what comes of the usual training ({self.temperatures[self.start]}); then which "
             "dense network each rule prunes, and points of accuracy gained by it, paired over seeds. The advice goes "
-            "warmer out of I, cooler out of II-A, and sees no test error; only the last two rules do."
+            "warmer out of I, cooler out of II-A, and sees no test error."
         )
         return Table("Which dense network to prune", rows, words)
 

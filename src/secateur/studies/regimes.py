@@ -204,6 +204,16 @@ class _Settings:
     def shares(self) -> tuple[float, ...]:
         return tuple(sorted(set(self.densities)))
 
+    @property
+    def beyond(self) -> tuple[str, str]:
+        """The next warmer than the warmest and the next cooler than the coolest, in words; nothing where there is none."""
+        warmest, *_, coolest = self.sources.values()
+        steps = [(warmest, self.axis.warmer(warmest)), (coolest, self.axis.cooler(coolest))]
+        words = [
+            f"{self.temperature} {step:g}" if step and self.ordered and step != value else "" for value, step in steps
+        ]
+        return words[0], words[1]
+
     def early(self) -> tuple[str, ...]:
         """Temperatures of one run before its rate decays."""
         if self.temperature != "epochs" or self.files or self.how.schedule != "milestones":
@@ -333,6 +343,7 @@ def regimes(
             barrier,
             settings.similar,
             settings.ordered,
+            settings.beyond,
             settings.early(),
             tuple(dict.fromkeys(work.notes)),
         )
