@@ -206,7 +206,7 @@ class _Settings:
 
     @property
     def beyond(self) -> tuple[str, str]:
-        """The next warmer than the warmest and the next cooler than the coolest, in words; nothing where there is none."""
+        """In words, the next warmer than the warmest and the next cooler than the coolest; "" where there is none."""
         warmest, *_, coolest = self.sources.values()
         steps = [(warmest, self.axis.warmer(warmest)), (coolest, self.axis.cooler(coolest))]
         words = [
