@@ -1,0 +1,548 @@
+"""Which way to turn the training of a network that will be pruned: the three regimes of pruning, mapped and used.
+
+Zhou et al., "A Three-regime Model of Network Pruning", ICML 2023 (arXiv 2305.18383).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor
+
+from secateur._utils import plugins, rundir, storage
+from secateur._utils.rundir import Run
+from secateur.data import examples
+from secateur.data.batches import count_steps
+from secateur.data.examples import Augment, Examples
+from secateur.errors import InputError
+from secateur.measure.connectivity import Regime
+from secateur.methods.arms import DEFAULTS, fit, mark_correct, split_judged
+from secateur.methods.published_rules import duplicate
+from secateur.methods.siblings import (
+    Allocation,
+    Layers,
+    State,
+    close_smallest,
+    compare,
+    count_kept,
+    load_state,
+    prunable,
+)
+from secateur.methods.temperatures import AXES, Axis, walk
+from secateur.recover.sparsity import masks
+from secateur.recover.training import initialise
+from secateur.runs import keywords
+from secateur.runs.backends.network import Network
+from secateur.runs.regime_map import MAGNITUDE, RANDOM, Key, RegimeMap, Siblings
+from secateur.subjects.network.traced import Traced
+from secateur.vocabulary import Training
+
+__all__ = ["STUDY", "Trial", "plan", "regimes"]
+
+STUDY = {
+    "title": "which way to turn training before pruning: regimes of temperature and density, told by siblings",
+    "recipe": "",
+    "sets": "",
+    "grid": "temperatures densities seeds control follow start barrier similar",
+    "backend": "secateur.runs.backends.network:Network",
+}
+
+Temperature = Literal["epochs", "batch", "rho", "lr", "weight_decay"]
+
+LAST = 5
+"""Epochs over which the test error is averaged."""
+ALIKE = 0.95
+"""CKA that parts II-A from II-B where there is no map to take the midpoint of: published maps go from 0.88 to 0.99."""
+SEEN = "checkpoints that have seen the examples which are judged on flatter their own accuracy, not the siblings' order"
+USUAL_RHO = 0.05
+"""The default of sharpness-aware minimisation, where the advice on rho begins."""
+
+
+class Trial(NamedTuple):
+    """One cell under one seed: its siblings are trained and compared."""
+
+    seed: int
+    cell: Key
+
+    def __str__(self) -> str:
+        masked = "" if self.cell.masks == MAGNITUDE else " of random masks"
+        return f"seed {self.seed}, {self.cell.temperature}, {100 * self.cell.density:.3g}% of the weights{masked}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Settings:
+    """All options of `regimes`, checked; see there."""
+
+    temperature: Temperature
+    temperatures: Sequence[float]
+    checkpoints: str
+    densities: Sequence[float]
+    allocation: Allocation
+    layers: Layers
+    siblings: int
+    seeds: Sequence[int]
+    judged: str | Examples
+    augment: str
+    retrain_epochs: float | None
+    retrain_lr: float | None
+    points: int
+    images: int
+    control: bool
+    follow: bool
+    start: float | None
+    barrier: float
+    similar: float
+    training: Training
+
+    def __post_init__(self) -> None:
+        keywords.check_seed(*self.seeds)
+        if not self.densities or not self.seeds:
+            raise InputError(f"densities={list(self.densities)}, seeds={list(self.seeds)}: give at least one of each")
+        if self.training.patience is not None or self.training.keep == "best":
+            raise InputError(
+                "patience and keep=best would end siblings at different places, by what judges them: leave them out"
+            )
+        if min(self.how.number("epochs"), self.retraining.number("epochs")) <= 0:
+            raise InputError(f"epochs={self.how.epochs:g}, retrain_epochs={self.retraining.epochs:g}: give more than 0")
+        if self.checkpoints and self.temperatures:
+            raise InputError("checkpoints have temperatures of their own, the numbers in their names: give one of both")
+        if self.control and self.follow:
+            raise InputError("control=True is about the whole map, and follow=True leaves most of it out: give one")
+        if len(self.sources) < 2:
+            raise InputError(
+                f"{self.checkpoints or self.temperature} has one temperature, {next(iter(self.sources))}, and the "
+                "study chooses between two or more: give more"
+            )
+        if self.follow and not self.ordered:
+            raise InputError(
+                "follow=True goes from temperature to temperature: put a number into each checkpoint's name"
+            )
+        if self.start is not None and self.start not in self.sources.values():
+            raise InputError(f"start={self.start:g} is none of the temperatures: {', '.join(self.sources)}")
+
+    @property
+    def axis(self) -> Axis:
+        return AXES[self.temperature]
+
+    @cached_property
+    def how(self) -> Training:
+        """The dense training."""
+        return self.training.default(**DEFAULTS)
+
+    @cached_property
+    def retraining(self) -> Training:
+        """The dense recipe again, on the masked network."""
+        epochs, lr = self.retrain_epochs, self.retrain_lr
+        return replace(
+            self.how, epochs=self.how.epochs if epochs is None else epochs, lr=self.how.lr if lr is None else lr
+        )
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Name of a temperature -> the user's checkpoint, the warmest first."""
+        if not self.checkpoints:
+            return {}
+        folder = Path(self.checkpoints)
+        found = {file.stem: file for file in folder.glob("*.safetensors")}
+        found |= {file.parent.name: file for file in folder.glob("*/model.safetensors")}
+        if not found:
+            raise InputError(
+                f"checkpoints={folder} holds no NAME.safetensors and no NAME/model.safetensors: write each with "
+                "safetensors.torch.save_file(model.state_dict(), path)"
+            )
+        numbers = {name: _number(name) for name in found}
+        values = [value for value in numbers.values() if value is not None]
+        if len(set(values)) < len(found):
+            return dict(sorted(found.items()))
+        return {name: found[name] for value in self.axis.sort(values) for name in found if numbers[name] == value}
+
+    @cached_property
+    def sources(self) -> dict[str, float]:
+        """Name of each temperature -> its value, the warmest first; NaN where checkpoints have no numbers."""
+        if self.files:
+            values = {name: _number(name) for name in self.files}
+            ordered = len(set(values.values()) - {None}) == len(values)
+            return {name: float(value) if ordered and value is not None else math.nan for name, value in values.items()}
+        known = getattr(self.how, self.axis.field)
+        values_asked = [float(one) for one in self.temperatures] or [
+            part * (known if known and self.temperature != "rho" else 1.0) for part in self.axis.shares
+        ]
+        if self.temperature == "batch":
+            values_asked = [float(max(1, round(one))) for one in values_asked]
+        most = self.how.number("epochs")
+        for value in values_asked:
+            wrong = self.temperature == "epochs" and not 0 < value <= most
+            if wrong or (value <= 0 and self.temperature != "rho") or not math.isfinite(value) or value < 0:
+                wanted = f"above 0 and up to the {most:g} epochs of the training" if wrong else "numbers above 0"
+                raise InputError(f"temperatures={value:g} of {self.temperature}: give {wanted}")
+        return {f"{self.temperature} {value:g}": value for value in self.axis.sort(values_asked)}
+
+    @property
+    def ordered(self) -> bool:
+        return not any(math.isnan(value) for value in self.sources.values())
+
+    @property
+    def place(self) -> int:
+        """Where the advice begins: `start`, for rho its usual value, else the coolest."""
+        values = list(self.sources.values())
+        if self.start is not None:
+            return values.index(self.start)
+        return values.index(USUAL_RHO) if self.temperature == "rho" and USUAL_RHO in values else len(values) - 1
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return tuple(sorted(set(self.densities)))
+
+    @property
+    def beyond(self) -> tuple[str, str]:
+        """In words, the next warmer than the warmest and the next cooler than the coolest; "" where there is none."""
+        warmest, *_, coolest = self.sources.values()
+        steps = [(warmest, self.axis.warmer(warmest)), (coolest, self.axis.cooler(coolest))]
+        words = [
+            f"{self.temperature} {step:g}" if step and self.ordered and step != value else "" for value, step in steps
+        ]
+        return words[0], words[1]
+
+    def early(self) -> tuple[str, ...]:
+        """Temperatures of one run before its rate decays."""
+        if self.temperature != "epochs" or self.files or self.how.schedule != "milestones":
+            return ()
+        return tuple(name for name, value in self.sources.items() if value <= self.how.number("epochs") / 2)
+
+    def dense_training(self, value: float) -> Training:
+        """Of one temperature; for epochs the whole run, of which checkpoints are taken."""
+        if self.temperature == "epochs":
+            return self.how
+        # rho 0 is plain SGD, which a training without `sam` is.
+        chosen = int(value) if self.temperature == "batch" else value or None if self.temperature == "rho" else value
+        turned: dict[str, Any] = {self.axis.field: chosen}
+        return replace(self.how, **turned)
+
+
+def _number(name: str) -> float | None:
+    found = re.findall(r"\d+(?:\.\d+)?", name)
+    return float(found[-1]) if found else None
+
+
+def regimes(
+    subject: Traced,
+    data: Examples,
+    folder: str | Path,
+    progress: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
+    *,
+    temperature: Temperature = "epochs",
+    temperatures: Sequence[float] = (),
+    checkpoints: str = "",
+    densities: Sequence[Annotated[float, Gt(0), Lt(1)]] = (0.05, 0.06, 0.07, 0.08, 0.1, 0.14, 0.2, 0.4, 0.8),
+    allocation: Allocation = "uniform",
+    layers: Layers = "convolutions",
+    siblings: Annotated[int, Ge(2)] = 3,
+    seeds: Sequence[int] = (0, 1, 2),
+    judged: str | Examples = "",
+    augment: str = "",
+    retrain_epochs: float | None = None,
+    retrain_lr: float | None = None,
+    points: Annotated[int, Ge(3)] = 11,
+    images: Annotated[int, Ge(0)] = 0,
+    control: bool = False,
+    follow: bool = False,
+    start: float | None = None,
+    barrier: Annotated[float, Gt(0)] = 0.05,
+    similar: Annotated[float, Ge(0), Le(1)] = 0.0,
+    training: Training = Training(epochs=160, batch=64, lr=0.1, weight_decay=1e-4, optimizer="sgd"),
+) -> RegimeMap:
+    """Prune dense networks of several temperatures to several densities, retrain siblings, and compare these.
+
+    For each cell: one-shot magnitude masks, `siblings` retrainings from that start under different orders of batches,
+    errors along the line between each two (batch norms estimated anew at every point), and the CKA of their outputs.
+    Cells fall into three regimes, which tell how to train the dense network, which of several to prune, and which rho.
+    The same call again goes on where it stopped; a larger grid in the same folder trains what is new.
+
+    Departures from the paper: SGD is Nesterov's; the CKA is of all outputs at once, not of batches; where the path is
+    as far above its ends as below, mc is 0, so that it is symmetric; the CKA that parts II-A from II-B is the midpoint
+    of the connected cells (the paper reads it off its maps); "global" leaves every layer its largest weight; learning
+    rate and weight decay as temperatures are conjectures. Siblings have the seeds 1, 2, ... under each dense seed.
+
+    Args:
+        subject: the architecture; its weights don't matter.
+        data: examples with classes.
+        folder: of the run directories.
+        progress: wraps the trials, such as rich.progress.track.
+        temperature: what is turned in the dense training. Fewer "epochs" of one run and a smaller "batch" are warmer; a
+            larger "rho" (sharpness-aware minimisation), "lr" and "weight_decay" are warmer.
+        temperatures: its values; eighths of the epochs, or shares of what the training has, unless given.
+        checkpoints: a folder of state dicts, NAME.safetensors or NAME/model.safetensors, in place of dense trainings;
+            the last number in a name is its temperature. Without numbers the study chooses one and gives no direction.
+        densities: shares of weights that stay.
+        allocation: "uniform", the same density in every layer, or "global", one threshold.
+        layers: "convolutions", or "matrices": linears too, but for the last layer.
+        siblings: retrainings of each cell; their pairs are compared.
+        seeds: of dense trainings and of what is held out. Two or more for intervals.
+        judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
+        augment: file.py:function, (inputs, generator) -> inputs, for all trainings; not for what is measured.
+        retrain_epochs: of siblings; as many as of the dense training unless given.
+        retrain_lr: of siblings; the dense training's first rate unless given.
+        points: of the path between two siblings, its ends included.
+        images: training examples that path and CKA are measured on; 0 for all.
+        control: do all of it with as many weights at random places, too.
+        follow: train only the cells that the advice leads through, one map column at a time.
+        start: the temperature where the advice begins; the coolest, or rho 0.05, unless given.
+        barrier: siblings whose mc is below minus this are not connected.
+        similar: CKA from which on connected siblings are alike; halfway on the map (0.95 with `follow`) if 0.
+        epochs: of the dense training, decays at 50 % and 75 %.
+        batch: examples per step.
+        lr: first learning rate.
+        weight_decay: of matrices and kernels.
+        optimizer: "sgd"; for temperatures other than epochs also another.
+    """
+    settings = _Settings(
+        temperature,
+        temperatures,
+        checkpoints,
+        densities,
+        allocation,
+        layers,
+        siblings,
+        seeds,
+        judged,
+        augment,
+        retrain_epochs,
+        retrain_lr,
+        points,
+        images,
+        control,
+        follow,
+        start,
+        barrier,
+        similar or (ALIKE if follow else 0.0),
+        training,
+    )
+    work = _Work(subject, data, Path(folder), settings)
+    found: dict[Key, list[Siblings]] = {}
+
+    def map_of(cells: Mapping[Key, Sequence[Siblings]]) -> RegimeMap:
+        return RegimeMap(
+            settings.axis.what,
+            tuple(settings.sources),
+            settings.shares,
+            tuple(dict.fromkeys(seeds)),
+            {key: tuple(cell) for key, cell in cells.items()},
+            work.dense_errors(),
+            settings.place,
+            barrier,
+            settings.similar,
+            settings.ordered,
+            settings.beyond,
+            settings.early(),
+            tuple(dict.fromkeys(work.notes)),
+        )
+
+    def measure(keys: Sequence[Key]) -> None:
+        for trial in progress([Trial(seed, key) for seed in dict.fromkeys(seeds) for key in keys]):
+            found.setdefault(trial.cell, []).append(work.siblings(trial))
+
+    if not follow:
+        measure(_cells(settings))
+        answer = map_of(found)
+        return answer if answer.ordered else replace(answer, start=answer.most_accurate)
+    for column, density in enumerate(settings.shares):
+
+        def look(place: int, column: int = column, density: float = density) -> Regime:
+            measure([Key(MAGNITUDE, list(settings.sources)[place], density)])
+            regime = map_of(found).regime(place, column)
+            assert regime is not None
+            return regime
+
+        walk(settings.place, len(settings.sources), look)
+    return map_of(found)
+
+
+def _cells(settings: _Settings) -> list[Key]:
+    kinds = (MAGNITUDE, RANDOM) if settings.control else (MAGNITUDE,)
+    return [Key(*one) for one in itertools.product(kinds, settings.sources, settings.shares)]
+
+
+def plan(subject: Traced, data: Examples, **options: Any) -> dict[str, int]:
+    """What `regimes` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
+    settings = _Settings(**options)
+    work = _Work(subject, data, Path(), settings)
+    work.check()
+    many, cells = len(set(settings.seeds)), len(settings.sources) * len(settings.shares)
+    runs = 1 if settings.temperature == "epochs" else len(settings.sources)
+    pairs = settings.siblings * (settings.siblings - 1) // 2
+    pairs *= 1 + settings.control
+    counted = {
+        "dense trainings": 0 if settings.files else many * runs,
+        "retrainings": many * cells * settings.siblings * (1 + settings.control),
+        "points on paths": many * cells * pairs * settings.points,
+    }
+    if settings.follow:
+        counted = {f"{name} at most" if name != "dense trainings" else name: n for name, n in counted.items()}
+    return {name: count for name, count in counted.items() if count}
+
+
+# ------------------------------------------------------------------------------------------------------ the work
+
+
+class _Work:
+    """Trainings and measurements, each kept in the run directory of its seed."""
+
+    def __init__(self, subject: Traced, data: Examples, folder: Path, settings: _Settings) -> None:
+        self.subject, self.data, self.folder, self.settings = subject, data, folder, settings
+        self.apart = examples.read(settings.judged) if settings.judged else None
+        self.moved: Augment | None = plugins.function(settings.augment) if settings.augment else None
+        self.notes = [SEEN] if settings.files else []
+        self._dense: dict[str, dict[int, float]] = {}
+
+    def check(self) -> None:
+        """Refuse parts without classes, densities that leave a layer empty, and checkpoints that don't fit."""
+        settings = self.settings
+        for seed in dict.fromkeys(settings.seeds):
+            for part in self.split(seed):
+                Network().fit_data(part, self.subject)
+        sizes = {name: one.numel() for name, one in prunable(self.subject.model, settings.layers).items()}
+        for density in settings.shares:
+            count_kept(sizes, density, settings.allocation)
+        state = self.subject.model.state_dict()
+        for file in settings.files.values():
+            load_state(file, state)
+        if settings.temperature == "epochs" and not settings.files and settings.how.optimizer != "sgd":
+            raise InputError(
+                f"optimizer={settings.how.optimizer}: checkpoints of one run are taken between steps of sgd; leave it "
+                "out, or give checkpoints"
+            )
+
+    def split(self, seed: int) -> tuple[Examples, Examples]:
+        """(what is learned from, what is judged on)."""
+        return split_judged(self.data, self.apart, seed)
+
+    def dense_errors(self) -> dict[str, tuple[float, ...]]:
+        """Temperature -> error of the dense network under each seed, of the temperatures that were looked at."""
+        return {name: tuple(by_seed.values()) for name, by_seed in self._dense.items()}
+
+    def siblings(self, trial: Trial) -> Siblings:
+        """The figures of one cell under one seed: read, or made and kept."""
+        settings, (masked, temperature, density) = self.settings, trial.cell
+        fixed = keywords.flat(
+            regimes,
+            {
+                "temperature": settings.temperature,
+                "allocation": settings.allocation,
+                "layers": settings.layers,
+                "siblings": settings.siblings,
+                "augment": settings.augment,
+                "retrain_epochs": settings.retrain_epochs,
+                "retrain_lr": settings.retrain_lr,
+                "points": settings.points,
+                "images": settings.images,
+                "training": settings.training,
+            },
+        )
+        about = {
+            "model": Network().digest(self.subject),
+            "data": self.data.digest,
+            "judged": self.apart.digest if self.apart else "",
+        }
+        file = settings.files.get(temperature)
+        name = temperature if file is None else f"{temperature}-{storage.digest(file)[:12]}"
+        train, held = self.split(trial.seed)
+        with Run.open(self.folder / f"seed-{trial.seed}", {**about, "seed": trial.seed, **fixed}) as run:
+            if trial.seed not in self._dense.setdefault(temperature, {}):
+
+                def judge() -> float:
+                    model = self._restore(self._dense_state(run, trial.seed, temperature, train)).model
+                    return 1.0 - float(mark_correct(model, held).mean())
+
+                self._dense[temperature][trial.seed] = run.json(f"dense-error-{name}", judge)
+
+            def make() -> dict[str, object]:
+                return self._retrain(run, trial, train, held, f"{masked}-{name}-{density}")
+
+            row = run.json(f"siblings-{masked}-{name}-{density}", make)
+        paths = tuple(tuple(path) for path in row["paths"])
+        return Siblings(trial.seed, row["density"], tuple(row["errors"]), paths, tuple(row["similarities"]))
+
+    def _restore(self, state: State) -> Traced:
+        copied = duplicate(self.subject)
+        copied.model.load_state_dict(state)
+        return copied
+
+    def _dense_state(self, run: Run, seed: int, temperature: str, train: Examples) -> State:
+        """The dense network of a temperature: the user's, or one that is trained here once."""
+        settings = self.settings
+        if temperature in settings.files:
+            return load_state(settings.files[temperature], self.subject.model.state_dict())
+        path = run.path(f"dense-{temperature}.safetensors")
+        while not path.exists():  # a run that was cut short by a kill may have passed a temperature that is new
+            self._train_dense(run, seed, temperature, train)
+        return rundir.read_tensors(path)
+
+    def _train_dense(self, run: Run, seed: int, temperature: str, train: Examples) -> None:
+        settings = self.settings
+        how = settings.dense_training(settings.sources[temperature])
+        model, notes = initialise.fresh(self.subject.model, seed=seed)
+        self.notes += notes
+        feed = examples.batches(train, batch=how.whole("batch"), seed=seed)
+        at: dict[int, list[Path]] = {}
+        for name, value in settings.sources.items():
+            if settings.temperature == "epochs" or name == temperature:
+                epochs = value if settings.temperature == "epochs" else how.number("epochs")
+                step = count_steps(feed, epochs, how.accumulate or 1)
+                at.setdefault(step, []).append(run.path(f"dense-{name}.safetensors"))
+
+        def keep(optimizer: torch.optim.Optimizer) -> None:
+            done = int(optimizer.state[optimizer.param_groups[0]["params"][0]]["done"])
+            for path in at.get(done, ()):
+                storage.write(path, model.state_dict())
+
+        place = run.folder(f"dense-{settings.temperature if settings.temperature == 'epochs' else temperature}")
+        between = keep if settings.temperature == "epochs" else None
+        fit(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
+        if between is None:
+            storage.write(run.path(f"dense-{temperature}.safetensors"), model.state_dict())
+        shutil.rmtree(place, ignore_errors=True)
+
+    def _retrain(self, run: Run, trial: Trial, train: Examples, held: Examples, name: str) -> dict[str, object]:
+        """Mask the dense network, retrain its siblings, and compare each two."""
+        settings = self.settings
+        dense = self._restore(self._dense_state(run, trial.seed, trial.cell.temperature, train))
+        closed = close_smallest(prunable(dense.model, settings.layers), trial.cell.density, settings.allocation)
+        if trial.cell.masks == RANDOM:
+            closed = masks.shuffle(closed, seed=trial.seed)
+        place, states, errors = run.folder(f"train-{name}"), list[dict[str, Tensor]](), list[float]()
+        for sibling in range(1, settings.siblings + 1):
+            model = duplicate(dense).model
+            recovery = fit(
+                model,
+                train,
+                settings.retraining,
+                seed=sibling,
+                augment=self.moved,
+                closed=closed,
+                judged=held,
+                folder=place / str(sibling),
+            )
+            assert recovery is not None
+            errors.append(float(np.mean([error for _, error in recovery.settings["evaluations"][-LAST:]])))
+            states.append({key: tensor.detach().clone() for key, tensor in model.state_dict().items()})
+        few = train.take(range(settings.images)) if 0 < settings.images < len(train) else train
+        pairs = itertools.combinations(states, 2)
+        found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]
+        shutil.rmtree(place, ignore_errors=True)  # their answers are known
+        return {
+            "density": masks.share(closed),
+            "errors": errors,
+            "paths": [pair.errors for pair in found],
+            "similarities": [pair.similarity for pair in found],
+        }

@@ -1,0 +1,243 @@
+"""Regimes of temperature and density, by the study's name."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from recipes.vision import nets
+from secateur.data.examples import Examples
+from secateur.errors import DataError, InputError, RunError, UnsupportedError
+from secateur.methods import siblings
+from secateur.recover.training import loop
+from secateur.runs import keywords
+from secateur.studies import executor, regimes
+
+QUICK = {
+    "epochs": 1.5,
+    "batch": 24,
+    "lr": 0.05,
+    "temperatures": (0.5, 1, 1.5),
+    "densities": (0.1, 0.5),
+    "siblings": 2,
+    "seeds": (0,),
+    "points": 3,
+    "images": 40,
+}
+
+
+@functools.cache
+def network():
+    return nets.opened(nets.vgg())
+
+
+def answered(root, net=None, **more):
+    return executor.study("regimes", net or network(), nets.data(60), root, **{**QUICK, **more})
+
+
+def figures(root):
+    return json.loads((root / "study.json").read_text())["figures"]
+
+
+def checkpoints(folder, *names, depth=1):
+    folder.mkdir()
+    for seed, name in enumerate(names):
+        save_file(nets.vgg(depth=depth, seed=seed).state_dict(), folder / f"{name}.safetensors")
+    return str(folder)
+
+
+def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
+    sheet = answered(tmp_path)
+    assert sheet.headline.startswith("advice against the usual training (epochs 1.5): ")
+    assert [row[0] for row in sheet.tables[0].rows[1:]] == ["epochs 0.5", "epochs 1", "epochs 1.5"]
+    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert all(len(row["errors"]) == 2 and len(row["paths"]) == 1 and len(row["paths"][0]) == 3 for row in rows)
+    assert all(0 <= row["cka"][0] <= 1 + 1e-9 for row in rows)
+    assert all(row["kept"] == pytest.approx(row["density"], abs=0.01) for row in rows)
+    page = (tmp_path / "study.html").read_text()
+    assert page.count("<svg") >= 4, "curves and maps, wide and narrow"
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "train", lambda *given, **how: 1 / 0)
+        assert answered(tmp_path).tables == sheet.tables
+        assert answered(tmp_path, barrier=0.5, similar=0.9).tables[1] == sheet.tables[1], "what is read off may change"
+        with pytest.raises(ZeroDivisionError):
+            answered(tmp_path, densities=(0.1, 0.3, 0.5))
+    dense = {file.name: load_file(file) for file in sorted((tmp_path).rglob("dense-epochs*.safetensors"))}
+    assert len(dense) == 3
+    grown = answered(tmp_path, temperatures=(0.5, 0.7, 1, 1.5), densities=(0.5,))
+    assert [row[0] for row in grown.tables[0].rows[1:]] == ["epochs 0.5", "epochs 0.7", "epochs 1", "epochs 1.5"]
+    assert grown.tables[1].rows[1][2] == sheet.tables[1].rows[1][3], "what was known stays"
+    for name, state in dense.items():
+        (file,) = tmp_path.rglob(name)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in load_file(file).items()), "the same run again"
+    with pytest.raises(RunError, match="points=3"):
+        answered(tmp_path, points=5)
+
+
+def test_checkpoints_of_one_run_are_those_of_shorter_ones_and_a_cell_goes_on(tmp_path, monkeypatch):
+    """The first decay is at half of the epochs: before it, a checkpoint is a training that was stopped there."""
+    how = {"temperatures": (0.5, 1.5), "densities": (0.5,)}
+    real = regimes.compare
+    with monkeypatch.context() as broken:
+        broken.setattr(regimes, "compare", lambda *given, **how: 1 / 0)  # siblings are trained, and nothing is known
+        with pytest.raises(ZeroDivisionError):
+            answered(tmp_path / "cut", **how)
+        broken.setattr(regimes, "compare", real)
+        broken.setattr(regimes.initialise, "fresh", lambda *given, **how: 1 / 0)  # the dense network is there
+        again = answered(tmp_path / "cut", **how)
+    assert answered(tmp_path / "whole", **how).figures == again.figures
+    (half,) = (tmp_path / "whole").rglob("dense-epochs 0.5.safetensors")
+    model, _ = regimes.initialise.fresh(network().model, seed=0)
+    train, _ = nets.data(60).split(seed=0)
+    regimes.fit(model, train, epochs=0.5, batch=24, lr=0.05, seed=0, schedule="constant", weight_decay=1e-4)
+    assert all(torch.allclose(tensor, model.state_dict()[name]) for name, tensor in load_file(half).items())
+
+
+@pytest.mark.parametrize(
+    ("temperature", "order", "start"),
+    [
+        ("batch", ["batch 12", "batch 24"], 1),
+        ("rho", ["rho 0.05", "rho 0"], 0),
+        ("lr", ["lr 0.05", "lr 0.01"], 1),
+    ],
+)
+def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, order, start):
+    values = tuple(float(name.split()[1]) for name in order)
+    seen = []
+    real = regimes.fit
+
+    def spy(model, data, training, **how):
+        seen.append((training.batch, training.sam, training.lr, how.get("closed") is None))
+        return real(model, data, training, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(regimes, "fit", spy)
+        how = {**QUICK, "temperature": temperature, "temperatures": values, "densities": (0.5,), "epochs": 1}
+        checked = keywords.check_options(regimes.regimes, how)
+        found = regimes.regimes(network(), nets.data(60), tmp_path, **checked)
+    assert list(found.temperatures) == order
+    usual = (24, None, 0.05)
+    place = {"batch": 0, "rho": 1, "lr": 2}[temperature]
+    dense = [one[:3] for one in seen if one[3]]
+    assert dense == [(*usual[:place], value or None, *usual[place + 1 :]) for value in values], "rho 0 is SGD"
+    assert {one[:3] for one in seen if not one[3]} == {usual}, "siblings are all retrained alike"
+    assert found.start == start
+
+
+def test_the_advice_alone_trains_only_what_it_looks_at(tmp_path):
+    sheet = answered(tmp_path / "m", epochs=1, temperatures=(0.5, 1), similar=0.5, seeds=(0, 1))
+    followed = answered(
+        tmp_path / "f", epochs=1, temperatures=(0.5, 1), similar=0.5, follow=True, barrier=0.9, seeds=(0, 1)
+    )
+    chosen = [use["chosen"]["advice"] for use in figures(tmp_path / "f")["uses"]]
+    assert chosen == ["epochs 1", "epochs 1"], "connected and alike: nothing to be turned"
+    assert len(figures(tmp_path / "f")["cells"]) == 2
+    assert followed.tables[0].rows[1][1:] == ["", ""]
+    assert followed.tables[1].rows[2] == sheet.tables[1].rows[2], "the same figures as on the whole map"
+
+
+def test_a_control_has_random_masks_of_the_same_density(tmp_path):
+    sheet = answered(tmp_path, epochs=1, temperatures=(0.5, 1), densities=(0.2,), control=True)
+    assert sheet.tables[-1].title == "The same with random masks, %"
+    cells = {(one["masks"], one["temperature"]) for one in figures(tmp_path)["cells"]}
+    assert len(cells) == 4
+    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert len({row["kept"] for row in rows}) == 1
+
+
+def test_the_users_checkpoints_are_the_temperatures(tmp_path, monkeypatch):
+    folder = checkpoints(tmp_path / "runs", "epoch-100", "epoch-20")
+    (tmp_path / "runs" / "checkpoint-3").mkdir()
+    save_file(nets.vgg(seed=5).state_dict(), tmp_path / "runs" / "checkpoint-3" / "model.safetensors")
+    how = {"temperatures": (), "checkpoints": folder, "densities": (0.5,), "epochs": 1}
+    sheet = answered(tmp_path / "out", **how)
+    assert [row[0] for row in sheet.tables[0].rows[1:]] == ["checkpoint-3", "epoch-20", "epoch-100"]
+    assert sheet.headline.startswith("advice against the usual training (epoch-100): ")
+    assert any("seen the examples" in note for note in sheet.notes)
+    assert not list((tmp_path / "out").rglob("dense-*.safetensors")), "the user's network is not trained"
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "train", lambda *given, **how: 1 / 0)
+        assert answered(tmp_path / "out", **how).tables == sheet.tables
+        save_file(nets.vgg(seed=9).state_dict(), tmp_path / "runs" / "epoch-20.safetensors")
+        with pytest.raises(ZeroDivisionError):  # another file under the same name is another network
+            answered(tmp_path / "out", **how)
+
+
+def test_checkpoints_without_numbers_are_chosen_from_and_not_ordered(tmp_path):
+    folder = checkpoints(tmp_path / "runs", "small", "large")
+    how = {"temperatures": (), "checkpoints": folder, "densities": (0.5,), "epochs": 1}
+    sheet = answered(tmp_path / "out", **how)
+    assert sheet.headline.startswith("connected and most alike against the usual training (")
+    (use,) = figures(tmp_path / "out")["uses"]
+    assert "advice" not in use["chosen"]
+    assert use["chosen"]["usual training"] == use["chosen"]["most accurate before pruning"]
+    with pytest.raises(InputError, match="put a number into each checkpoint's name"):
+        answered(tmp_path / "other", **how, follow=True)
+
+
+def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "train", lambda *given, **how: pytest.fail("trained in a dry run"))
+    sheet = answered(tmp_path / "d", dry_run=True, siblings=3, seeds=(0, 1), control=True)
+    assert sheet.headline == "dry run: 2 dense trainings, 72 retrainings, 216 points on paths"
+    other = answered(tmp_path / "d", dry_run=True, temperature="rho", temperatures=())
+    assert other.headline == "dry run: 5 dense trainings, 20 retrainings, 30 points on paths"
+    less = answered(tmp_path / "d", dry_run=True, follow=True)
+    assert less.headline == "dry run: 1 dense trainings, 12 retrainings at most, 18 points on paths at most"
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"densities": (0.5, 0.001)}, "density 0.001 leaves 0.weight empty, which has 72 weights"),
+        ({"densities": (0.0005,), "allocation": "global"}, "density 0.0005 leaves one of 4 layers empty"),
+        ({"densities": (0.5, 1.0)}, "densities"),
+        ({"densities": ()}, "give at least one of each"),
+        ({"seeds": ()}, "give at least one of each"),
+        ({"temperatures": (1,)}, "has one temperature, epochs 1, and the study chooses between two or more"),
+        ({"temperatures": (1, 9)}, "temperatures=9 of epochs: give above 0 and up to the 1.5 epochs"),
+        ({"temperature": "lr", "temperatures": (-1, 1)}, "temperatures=-1 of lr"),
+        ({"temperature": "width"}, "temperature='width'"),
+        ({"start": 7}, "start=7 is none of the temperatures: epochs 0.5, epochs 1, epochs 1.5"),
+        ({"siblings": 1}, "siblings=1"),
+        ({"points": 2}, "points=2"),
+        ({"epochs": 0}, "epochs"),
+        ({"retrain_epochs": 0}, "retrain_epochs=0: give more than 0"),
+        ({"training": "patience=2"}, "leave them out"),
+        ({"control": True, "follow": True}, "give one"),
+        ({"optimizer": "adamw"}, "taken between steps of sgd"),
+        ({"seeds": (-1,)}, "seed=-1"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_leaves_nothing(tmp_path, given, words):
+    with pytest.raises(InputError, match=re.escape(words)) as error:
+        answered(tmp_path / "o", **given)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "o").exists()
+
+
+def test_folders_and_data_that_do_not_fit_leave_nothing(tmp_path):
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (str(tmp_path / "empty"), "holds no NAME.safetensors"),
+        (checkpoints(tmp_path / "one", "epoch-1"), "has one temperature, epoch-1"),
+        (checkpoints(tmp_path / "deep", "epoch-1", "epoch-2", depth=2), "is of another architecture"),
+    ]
+    for folder, words in cases:
+        with pytest.raises(InputError, match=words):
+            answered(tmp_path / "o", temperatures=(), checkpoints=folder)
+    with pytest.raises(InputError, match="give one of both"):
+        answered(tmp_path / "o", checkpoints=cases[1][0])
+    with pytest.raises(DataError, match="no classes"):
+        executor.study("regimes", network(), Examples(nets.data(60).inputs), tmp_path / "o", **QUICK)
+    dense = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    with pytest.raises(UnsupportedError, match="layers=matrices"):
+        answered(tmp_path / "o", nets.opened(dense))
+    assert not (tmp_path / "o").exists()
+    assert siblings.prunable(dense, "matrices")
