@@ -72,7 +72,7 @@ def headline(seed: int) -> Figures:
 
 
 @claim(
-    question="At equal memory, does dropping the largest 8 % leave less priming than scaling, chance, low rates and clipping?",
+    question="At equal memory, does dropping the largest 8 % leave less priming than its rivals?",
     setup=f"{SETUP}; medians of ln S over texts, as shares of what training alone gives, rivals interpolated",
     measure="priming left",
     unit="",

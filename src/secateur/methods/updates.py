@@ -199,7 +199,7 @@ def scale_to(delta: Delta, smaller: Delta) -> dict[str, Tensor]:
     return found
 
 
-def measure_length(before: Tensors, weights: Mapping[str, Tensor]) -> float:
-    """The Euclidean length of what the weights differ by from those before, as both are in their number types."""
-    changes = (tensor.double() - before.read(name).double() for name, tensor in weights.items())
+def measure_length(before: Tensors, tensors: Mapping[str, Tensor]) -> float:
+    """The Euclidean length of what tensors differ by from those before, as both are in their number types."""
+    changes = (tensor.double() - before.read(name).double() for name, tensor in tensors.items())
     return math.sqrt(sum(float(change.square().sum()) for change in changes))
