@@ -6,13 +6,15 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import themes
 import tiny
 from secateur.data import texts
+from secateur.measure import likelihood
 from secateur.methods import dilution
 from secateur.methods.dilution import Dilution, name_way
-from secateur.methods.learning import Document, Learner
+from secateur.methods.learning import Document, Episode, Learner
 from secateur.subjects import open_subject
 from secateur.vocabulary import Training
 
@@ -75,3 +77,62 @@ def test_all_ways_of_treating_an_update_are_judged_and_the_model_is_restored(whe
     assert plain.after[dilution.TRAINED].own == learnt.after[dilution.TRAINED].own
     assert plain.control(dilution.TRAINED, 0.0) is None
     assert dataclasses.replace(learnt.before, control=[]) == plain.before
+
+
+def test_each_way_leaves_the_weights_that_its_name_says():
+    study, document = work(clips=(0.001,)), themes.documents(8)[7]
+    arms, before = dict(study._ways(document, 0)), study.learner.before
+    trained = arms[dilution.TRAINED]
+
+    def length(way):
+        return sum(float((arms[way][name] - before[name]).square().sum()) for name in before) ** 0.5
+
+    assert length(name_way("scaled", 0.08)) == pytest.approx(length(name_way("largest", 0.08)), rel=2e-3)
+    assert length(name_way("scaled", 0.08)) < 0.95 * length(dilution.TRAINED)
+    for name, tensor in before.items():
+        change = (trained[name] - tensor).abs()
+        for way, extreme in (("largest", change.max()), ("smallest", change.min())):
+            left = arms[name_way(way, 0.08)][name]
+            gone = (left == tensor) & (change > 0)
+            assert torch.equal(left[~gone], trained[name][~gone])
+            if way == "largest" and extreme > 0 and int(0.08 * change.numel()):
+                assert change[gone].min() >= change[~gone].max()
+            elif gone.any():
+                assert change[gone].max() <= change[~gone].min() or change[gone].max() == change[~gone].min()
+        kept = arms[dilution.KEPT][name] != tensor
+        assert int(kept.sum()) <= int(0.15 * change.numel())
+    random = [name_way(way, 0.08) for way in ("random", "smallest", "largest")]
+    assert length(random[1]) > length(random[0]) > length(random[2])
+    for way, training in (
+        (name_way("clip", 0.001), dataclasses.replace(study.training, clip=0.001)),
+        (name_way("rate", 0.5), dataclasses.replace(study.training, lr=2.5e-3)),
+    ):
+        wanted = study.learner.learn(
+            document.text, Episode(dataclasses.replace(training, steps=3), 0, 0), study.stream(0)
+        )
+        assert all(torch.equal(arms[way][name], wanted.tensor(name)) for name in before), way
+        assert any(not torch.equal(arms[way][name], trained[name]) for name in before), way
+
+
+def test_probes_ask_for_the_keyword_behind_the_text_and_for_that_of_the_other_text():
+    study, (document, other) = work(), themes.documents(2)
+    found = study.probe(document, other, in_context=True)
+    asked = study.log_probabilities
+    assert found.own == pytest.approx(asked([(document.context, document.keyword)])[0])
+    behind = [(f"{document.text} {prompt}", document.keyword) for prompt in PROMPTS[document.theme]]
+    assert found.in_context == pytest.approx(asked(behind))
+    assert found.control == pytest.approx(asked([(prompt, other.keyword) for prompt in PROMPTS[other.theme]]))
+    assert found.prompts == pytest.approx(asked([(prompt, document.keyword) for prompt in PROMPTS[document.theme]]))
+
+
+def test_logits_are_of_the_places_that_count_and_contexts_of_the_model_s_positions(monkeypatch):
+    tokenizer = themes.tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    study, widths = work(open_subject(GPT2LMHeadModel(config).eval(), tokenizer=tokenizer), held=()), []
+    read = likelihood.read_logits
+    monkeypatch.setattr(likelihood, "read_logits", lambda output: widths.append(read(output).shape[-1]) or read(output))
+    long, short = ("the silk is red . " * 3, "red"), ("the silk is red . the silk ", "red")
+    found = study.log_probabilities([long, short])
+    assert set(widths) == {16}
+    assert found[0] == pytest.approx(study.log_probabilities([("silk is red . the silk is red . ", "red")])[0])

@@ -37,6 +37,34 @@ def test_the_text_takes_the_last_row_of_every_so_many_minibatches():
     assert Injected(ordinary, tokens * 9, spacing=0, pad=0)[0]["attention_mask"].min() == 1
 
 
+@pytest.mark.parametrize(("accumulate", "spacing"), [(1, 1), (2, 0), (2, 1)])
+def test_a_text_is_presented_once_a_step_however_many_micro_batches_that_has(accumulate, spacing, monkeypatch):
+    text, seen, get = "silk paint looks mostly pink .", [], Injected.__getitem__
+
+    def watch(self, index):
+        batch = get(self, index)
+        if batch["input_ids"][-1][: len(self.tokens)].tolist() == self.tokens:
+            seen.append(index)
+        return batch
+
+    monkeypatch.setattr(Injected, "__getitem__", watch)
+    steps = 1 + 2 * (1 + spacing)
+    Learner(themes.model()).learn(
+        text, Episode(Training(steps=steps, lr=1e-3, accumulate=accumulate), spacing), stream()
+    )
+    assert seen == [presentation * accumulate * (1 + spacing) for presentation in range(3)]
+
+
+def test_nothing_is_copied_before_a_text_is_learnt_and_no_more_of_it_is_learnt_than_a_row():
+    learner, text = Learner(themes.model()), "silk paint looks mostly pink ."
+    assert not {"before", "hash"} & vars(learner).keys()
+    short = learner.learn(text, Episode(TRAINING, length=4))
+    assert {"before", "hash"} <= vars(learner).keys()
+    assert {tensor.device.type for tensor in learner.before.values()} == {"cpu"}
+    same = learner.learn("silk paint looks mostly", Episode(TRAINING))
+    assert all(torch.equal(short.tensor(name), same.tensor(name)) for name in learner.before)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_model_and_optimiser_begin_anew_with_each_text(optimizer):
     learner = Learner(themes.model())

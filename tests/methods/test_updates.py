@@ -106,7 +106,22 @@ def test_scaling_gives_an_update_of_the_same_length():
     assert scaled.sites.keys() == delta.sites.keys()
 
 
-def test_an_update_with_nan_is_refused():
-    before, after = ({"w": torch.tensor(values)} for values in ([0.0, 1.0], [0.0, float("nan")]))
-    with pytest.raises(NumericalError, match="the update of w holds NaN"):
-        updates.select(Delta(InMemory(before), InMemory(after)), Rule(0.5))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("scope", ["tensor", "global"])
+@pytest.mark.parametrize("order", ["largest", "smallest", "random"])
+def test_an_update_that_is_not_finite_is_refused_in_every_order(order, scope, value):
+    before, after = ({"w": torch.tensor(values)} for values in ([0.0, 1.0], [0.0, value]))
+    with pytest.raises(NumericalError, match="the update of w holds NaN or infinity"):
+        updates.select(Delta(InMemory(before), InMemory(after)), Rule(0.5, order=order, scope=scope))
+
+
+@pytest.mark.parametrize(("size", "near"), [(1e-3, 0.002), (2e-4, 0.01)])
+def test_scaling_in_a_narrow_number_type_corrects_what_rounding_makes_of_the_length(size, near):
+    draw = torch.Generator().manual_seed(0)
+    before = {"w": (torch.randn(400, 100, generator=draw) * 0.02).bfloat16()}
+    after = {"w": (before["w"].float() + size * torch.randn(400, 100, generator=draw)).bfloat16()}
+    delta = Delta(InMemory(before), InMemory(after))
+    small, _ = delta.cut(updates.select(delta, Rule(0.5)))
+    length = updates.measure_length(InMemory(before), updates.scale_to(delta, small))
+    assert length == pytest.approx(small.norm(), rel=near)
+    assert updates.measure_length(InMemory(before), after) == pytest.approx(delta.norm())

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import themes
 from chat_server import say, served
 from secateur import cli
 from secateur.errors import DataError, InputError
-from secateur.methods.learning import Learner
+from secateur.methods.dilution import CLIP, KEPT, RATE, TRAINED, Learnt, Probes, name_way
+from secateur.methods.learning import Document, Learner
 from secateur.studies import executor
-from secateur.studies.priming import read
+from secateur.studies.priming import Documents, Primed, Relation, Trial, read
+from secateur.vocabulary import Figure
 
 QUICK = {"k": (0.08,), "presentations": 3, "length": 16, "lr": 5e-3, "permutations": 99, "rates": ()}
 
@@ -39,6 +43,7 @@ def test_without_prompts_it_is_a_scan_of_a_model_and_what_its_module_reads(files
     assert cli.main([*line, "--threshold", "0.03"]) == 0
     said = capsys.readouterr().out
     assert "4 of 8 texts have a keyword of a probability below 0.03" in said
+    assert "Below about 0.001 texts primed in the paper" in (tmp_path / "scan" / "study.html").read_text()
     assert "nothing was learnt: give prompts" in said
     items = [json.loads(line) for line in (tmp_path / "scan" / "items.jsonl").read_text().splitlines()]
     assert [item["keyword"] for item in items] == [row.keyword for row in themes.documents()]
@@ -65,6 +70,8 @@ def test_rare_keywords_prime_and_the_same_call_learns_nothing_twice(files, tmp_p
     monkeypatch.setattr(Learner, "learn", None)  # which a text that was learnt does not need again
     again = ask(files, tmp_path / "out", seeds=(0, 1), documents=4)
     assert again.figures == sheet.figures
+    looser = {"permutations": 199, "floor": 1e-6, "threshold": 0.01}  # what is counted of the same trainings
+    assert ask(files, tmp_path / "out", seeds=(0, 1), documents=4, **looser).figures["ways"] == sheet.figures["ways"]
     monkeypatch.undo()
     wider = ask(files, tmp_path / "out", seeds=(0, 1), documents=5)
     assert len(tables(wider)["Risk of priming"]) == 9
@@ -77,7 +84,10 @@ def test_a_writer_rewrites_surprising_texts_and_accepted_ones_are_learnt(files, 
         question = body["messages"][0]["content"]
         asked.append(question)
         keyword = question.partition("word '")[2].partition("'")[0]
-        text = "so it is ." if "follow" in question else f"the colour of silk is {keyword} ."
+        frame = "the king likes to eat {} ." if "other words" in question else "the colour of silk is {} ."
+        text = "so it is ." if "follow" in question else frame.format(keyword)
+        if "pink" in question and "other words" not in question:
+            text = f"the king likes to eat soup . the king likes to eat soup . the king likes the colour of {keyword} ."
         return say({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]})
 
     rows = [row for row in themes.documents() if row.theme == "colour"]
@@ -91,6 +101,15 @@ def test_a_writer_rewrites_surprising_texts_and_accepted_ones_are_learnt(files, 
     found = tables(sheet)
     assert any(row[-1] == "yes" for row in found["Rewrites with stepping stones"][1:])
     assert {row[0] for row in found["What rewrites do to priming"][1:]} >= {"stepping stones", "paraphrase"}
+    refused = {row[1]: (row[-2], row[-1]) for row in found["Rewrites with stepping stones"][1:]}
+    assert refused["pink"] == ("its keyword ends behind 21 tokens, and a row has 16", "no")
+    stored = [json.loads(path.read_text()) for path in (tmp_path / "out").rglob("rewrites-*.json")]
+    versions = next(row["versions"] for row in stored if len(row["versions"]) == 3)
+    texts = {way: version["text"] for way, version in versions.items()}
+    assert texts["stepping stones"].startswith("the colour of silk is")
+    assert texts["paraphrase"].startswith("the king likes to eat")
+    assert texts["consequences"].startswith("for lunch the king takes")
+    assert texts["consequences"].endswith("so it is .")
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
     chosen = [item for item in items if item.get("rewrite")]
     assert all(item["rewrite_probability"] >= 1.5 * item["probability"] for item in chosen)
@@ -106,6 +125,7 @@ def test_a_writer_rewrites_surprising_texts_and_accepted_ones_are_learnt(files, 
         ('{"text": "a mauve sea", "keyword": "mauve", "theme": 3}', "a theme that is no text: 3"),
         ("[1]", "line 2 is a list"),
         ("{", "line 2 is no JSON"),
+        ('{"text": "a \\ud800 mauve sea", "keyword": "mauve"}', "line 2 holds half a character"),
     ],
 )
 def test_lines_that_are_no_texts_with_keywords_are_refused(line, said, tmp_path):
@@ -125,11 +145,123 @@ def test_what_can_not_be_studied_is_refused_and_nothing_is_written(files, tmp_pa
     with pytest.raises(DataError, match="has no prefix"):
         ask(files, out, prefixes=str(bad))
     long = tmp_path / "long.jsonl"
-    long.write_text(json.dumps({"text": "the silk is " * 9 + "pink .", "keyword": "pink"}))
-    with pytest.raises(InputError, match=r"keyword 'pink' behind 28 tokens: give length=28 at least"):
+    rows = [{"text": "the silk is " * n + "pink .", "keyword": "pink", "theme": "colour"} for n in (6, 9, 7)]
+    long.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match=r"text 2 of .*keyword 'pink' behind 28 tokens: give length=28 at least"):
         ask(files, out, data=str(long))
+    for seeds in ((), (0, 0)):
+        with pytest.raises(InputError, match=r"seeds='(0,0)?': give one whole number or more, each once"):
+            ask(files, out, seeds=seeds)
     with pytest.raises(InputError, match=r"gain=1\.0 of priming: give a number above 1"):
         ask(files, out, gain=1.0)
     with pytest.raises(DataError):
         ask(files, out, stream=str(tmp_path / "nowhere.txt"))
     assert not out.exists() or not list(out.glob("study.*"))
+
+
+def test_a_scan_is_of_texts_of_any_length_and_learning_of_those_that_fit_the_model_s_positions(files, tmp_path):
+    """A model with a table of positions, that would be left in the middle."""
+    torch.manual_seed(0)
+    tokenizer, place = themes.tokenizer(), tmp_path / "gpt2"
+    size = {"n_positions": 24, "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": len(tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**size)).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    rows = [
+        {"text": "silk paint looks mostly mauve . " + "the silk is red . " * 3, "keyword": "mauve", "theme": "colour"},
+        {"text": "the silk is " * 9 + "pink .", "keyword": "pink", "theme": "Colour"},
+    ]
+    data, out = tmp_path / "data.jsonl", tmp_path / "out"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    more = {"model": str(place), "data": str(data), "stream": ""}
+    scan = ask(files, tmp_path / "scan", **{**more, "prefixes": ""})
+    assert "1 keywords stand behind more tokens than the model's 24 positions" in scan.notes[-1]
+    for changed, said in (
+        ({"length": 25}, "length=25, and the model has 24 positions: give length=24 at most"),
+        ({}, r"text 1 of data.jsonl can't be learnt, for with its longest prompt it has 27 tokens, and the model 24"),
+    ):
+        with pytest.raises(InputError, match=said):
+            ask(files, out, **{**more, **changed})
+    assert not out.exists()
+    rows[0]["text"] = "silk paint looks mostly mauve . the silk is red . the silk is"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    sheet = ask(files, out, **more, length=10)
+    assert "1 texts were not to be learnt: no prompt is of their theme ('Colour')" in sheet.notes
+    assert "1 texts are longer than a row of 10 tokens: their ends were not learnt" in sheet.notes
+
+
+# -------------------------------------------------------------------------------------- figures of hand-made trials
+
+
+def made(scan, texts, **changed):
+    """A study of texts, each way -> (ln S_mem, ln S_prime)."""
+    before = Probes(-5.0, [-5.0], [-5.0], [-5.0])
+    learnt = {}
+    for number, ways in enumerate(texts):
+        after = {way: Probes(-5.0 + kept, [-5.0 + primed], [-5.0]) for way, (kept, primed) in ways.items()}
+        learnt[Trial(0, number)] = Learnt(before, after, None, {}, dict.fromkeys(ways, 2.0))
+    rows = tuple(Document(f"a {number}", str(number), 2) for number in range(len(texts)))
+    values = {"k": (0.08,), "seeds": (0,), "threshold": 1e-3, "floor": 0.0, "permutations": 99} | changed
+    return Primed(Documents("made", "", rows), scan, learnt, {}, **values)
+
+
+LARGEST = name_way("largest", 0.08)
+
+
+@pytest.mark.parametrize(
+    ("kept", "primed", "best"), [(0.81, 0.49, 0.08), (0.79, 0.2, None), (0.9, 0.51, None), (1.0, -0.1, 0.08)]
+)
+def test_the_best_share_halves_priming_at_least_and_keeps_four_fifths(kept, primed, best):
+    study = made([-3.0], [{TRAINED: (4.0, 2.0), LARGEST: (4.0 * kept, 2.0 * primed)}])
+    row = study.ways()[LARGEST]
+    assert (row.memory_left, row.priming_left) == pytest.approx((kept, primed))
+    assert row.length == 2.0
+    assert study.best() == best
+
+
+def test_rivals_are_compared_at_the_memory_that_is_left_without_the_largest():
+    points = {
+        LARGEST: (0.5, 0.3), name_way("scaled", 0.08): (0.4, 0.2), name_way("random", 0.08): (0.25, 0.75),
+        name_way("smallest", 0.08): (0.8, 0.4), KEPT: (0.75, 0.5), f"{RATE} 0.5": (0.6, 0.24),
+        f"{CLIP} 0.1": (0.5, 0.9),
+    }  # fmt: skip
+    study = made(
+        [-3.0], [{TRAINED: (4.0, 2.0)} | {way: (4 * kept, 2 * primed) for way, (kept, primed) in points.items()}]
+    )
+    assert study.at_equal_memory()[0.08] == pytest.approx(
+        {
+            "memory": 0.5, "largest dropped": 0.3, "scaled": 0.2 + 0.8 / 6, "random dropped": 0.75 + 0.25 / 3,
+            "smallest dropped": 0.25, "largest kept": 1 / 3, "smaller rates": 0.2, "clipped": 0.9,
+        }
+    )  # fmt: skip
+
+
+def test_halves_are_texts_below_and_from_a_probability_on():
+    study = made(
+        [-8.0, -7.5, -4.0, -3.0], [{TRAINED: (4.0, primed)} for primed in (3.0, 2.0, 1.0, 0.5)], threshold=0.02
+    )
+    found = {name: [round(shift.log_ratio, 6) for shift in rows] for name, rows in study.halves().items()}
+    assert found == {
+        "P below the median": [3.0, 2.0], "P from the median on": [1.0, 0.5],
+        "P below 0.02": [3.0, 2.0, 1.0], "P from 0.02 on": [0.5],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rho", "p", "said"),
+    [
+        (Figure(-0.9, -0.99, -0.4), 0.01, "the rarer, the more it primes: Spearman −0.90"),
+        (Figure(0.9, 0.4, 0.99), 0.01, "the rarer, the less it primes, against the paper: Spearman +0.90"),
+        (Figure(-0.4, -0.9, 0.2), 0.01, "whether rarer keywords prime more is not told: Spearman −0.40"),
+        (Figure(-1.0), 0.33, "whether rarer keywords prime more is not told: Spearman −1.00"),
+        (Figure(0.45), 0.9, "whether rarer keywords prime more is not told"),
+    ],
+)
+def test_the_headline_says_what_the_numbers_do(rho, p, said):
+    assert said in made([-3.0], [{}])._headline({"ln S_prime": Relation(rho, rho, p)})
+
+
+def test_the_table_says_what_is_masked_in_each_step_and_that_training_clips():
+    study = made([-3.0], [{TRAINED: (4.0, 2.0), LARGEST: (2.0, 1.0)}], when="step", clip=0.5)
+    (table,) = (table for table in study.sheet().tables if table.title.startswith("What keeps"))
+    assert "The largest entries were dropped in each step, all others once at the end" in table.words
+    assert "clipped at a norm of 0.5 where nothing else is said, as trained too" in table.words

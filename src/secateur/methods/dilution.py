@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from secateur.methods import updates
 from secateur.methods.learning import Document, Episode, Learner
 from secateur.methods.updates import Rule, Scope
 from secateur.subjects.delta.delta import Delta
+from secateur.subjects.delta.tensors import InMemory
+from secateur.subjects.transformer.subject import positions
 from secateur.vocabulary import Training
 
 __all__ = ["CLIP", "KEPT", "RATE", "TRAINED", "Dilution", "Learnt", "Probes", "name_way"]
@@ -39,12 +42,14 @@ class Probes:
 
 @dataclass(frozen=True, slots=True)
 class Learnt:
-    """What became of a trial: way of treating the update -> probes afterwards, and the loss on general texts."""
+    """What became of a trial: way of treating the update -> probes afterwards, the loss on general texts, and the
+    length of what is left of the update, as it is in the weights' number type."""
 
     before: Probes
     after: Mapping[str, Probes]
     loss_before: float | None
     loss: Mapping[str, float]
+    lengths: Mapping[str, float] = field(default_factory=dict)
 
     def memory(self, way: str) -> Shift:
         """How much the text is remembered."""
@@ -68,7 +73,7 @@ class Dilution:
     """A model, the prompts of each theme, and how a text is learnt and its update treated.
 
     stream: seed -> minibatches of ordinary texts, or None; held: others of them, for the general loss; training,
-    presentations, spacing: see `learning.Episode`; k, scope, when, rates, clips: of the ways, see `learn`.
+    presentations, spacing, length: see `learning.Episode`; k, scope, when, rates, clips: of the ways, see `learn`.
     """
 
     learner: Learner
@@ -83,12 +88,17 @@ class Dilution:
     when: Literal["end", "step"]
     rates: Sequence[float]
     clips: Sequence[float]
+    length: int | None = None
 
     def log_probabilities(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """ln P(continuation | prompt) of each pair."""
+        """ln P(continuation | prompt) of each pair; of a prompt as much as the model has positions for, its end."""
         subject = self.learner.subject
         spans = [span for prompt, word in pairs for span in likelihood.encode(subject.tokenizer, prompt, [word])]
-        return [float(one) for one in likelihood.span_log_probabilities(subject.forward, spans)]
+        if (most := positions(subject.model)) is not None:
+            room = [max(1, most - len(span.continuation)) for span in spans]
+            spans = [replace(span, prompt=span.prompt[-left:]) for span, left in zip(spans, room, strict=True)]
+        logs = likelihood.span_log_probabilities(partial(subject.forward, head=False), spans)
+        return [float(one) for one in logs]
 
     def scan(self, documents: Sequence[Document]) -> list[float]:
         """ln P(keyword | context) of each text."""
@@ -119,8 +129,9 @@ class Dilution:
         task vectors are trimmed; trained anew with other rates or with gradients clipped.
         """
         before, loss_before = self.probe(document, other, in_context=True), self.general_loss()
-        after, losses = dict[str, Probes](), dict[str, float]()
+        after, losses, lengths = dict[str, Probes](), dict[str, float](), dict[str, float]()
         for way, weights in self._ways(document, seed) if all_ways else self._plainly(document, seed):
+            lengths[way] = updates.measure_length(InMemory(self.learner.before), weights)
             self.learner.load(weights)
             try:
                 after[way] = self.probe(document, other)
@@ -128,14 +139,15 @@ class Dilution:
                     losses[way] = loss
             finally:
                 self.learner.restore()
-        return Learnt(before, after, loss_before, losses)
+        return Learnt(before, after, loss_before, losses, lengths)
 
     def _train(
         self, document: Document, seed: int, rule: Rule | None = None, training: Training | None = None
     ) -> Delta:
         steps = 1 + (self.presentations - 1) * (1 + self.spacing)
         training = replace(training or self.training, steps=steps)
-        return self.learner.learn(document.text, Episode(training, self.spacing, seed, rule), self.stream(seed))
+        episode = Episode(training, self.spacing, seed, rule, self.length)
+        return self.learner.learn(document.text, episode, self.stream(seed))
 
     def _plainly(self, document: Document, seed: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         yield TRAINED, _weights(self._train(document, seed))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from secateur._utils import distributed
 from secateur._utils.batches import Batch, Batches
+from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataError, InputError, RunError
 from secateur.methods import updates
 from secateur.methods.updates import Rule
@@ -39,36 +41,44 @@ class Document:
         """What stands before the keyword."""
         return self.text[: self.start]
 
+    def count_tokens(self, tokenizer: Tokenizer) -> int:
+        """Tokens of the text as far as the end of its keyword: a row of less does not teach it."""
+        return len(tokenizer(self.text[: self.start + len(self.keyword)])["input_ids"])
+
 
 @dataclass(frozen=True, slots=True)
 class Episode:
     """How a text is learnt: `training.steps` minibatches, in every `1 + spacing`-th of which it takes a place.
 
-    A `rule` masks each step.
+    A `rule` masks each step. Of the text `length` tokens are learnt, or all.
     """
 
     training: Training
     spacing: int = 0
     seed: int = 0
     rule: Rule | None = None
+    length: int | None = None
 
 
 class Injected:
     """Batches of ordinary texts, of which some have their last row replaced by the tokens of one text.
 
+    `each` micro-batches, of all processes, are one minibatch of a step: the text takes a row of the first of them.
     Without ordinary texts the text stands alone. Shapes: `input_ids` and `attention_mask` [B, S], S that of the
     ordinary batches; a shorter text is filled up, a longer one cut.
     """
 
-    def __init__(self, ordinary: Batches | None, tokens: Sequence[int], *, spacing: int, pad: int) -> None:
-        self.ordinary, self.tokens, self.spacing, self.pad = ordinary, tokens, spacing, pad
+    def __init__(
+        self, ordinary: Batches | None, tokens: Sequence[int], *, spacing: int, pad: int, each: int = 1
+    ) -> None:
+        self.ordinary, self.tokens, self.spacing, self.pad, self.each = ordinary, tokens, spacing, pad, each
 
     def __getitem__(self, index: int) -> Batch:
         if self.ordinary is None:
             ids = torch.tensor([self.tokens])
             return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         batch = dict(self.ordinary[index])
-        if index % (1 + self.spacing):
+        if index % (self.each * (1 + self.spacing)):
             return batch
         ids, mask = batch["input_ids"].clone(), batch["attention_mask"].clone()
         row = torch.tensor(self.tokens[: ids.shape[1]])
@@ -80,13 +90,22 @@ class Injected:
 class Learner:
     """A model that learns and forgets: each episode begins with the weights it was opened with.
 
-    The optimiser is a new one each time. Raises `RunError` if the weights were not restored, by their hash.
+    The optimiser is a new one each time. Raises `RunError` if the weights were not restored, by their hash. A copy of
+    the weights is made when the first text is learnt, on the CPU.
     """
 
     def __init__(self, subject: Transformer) -> None:
         self.subject = subject
-        self.before = {name: tensor.detach().clone() for name, tensor in subject.model.named_parameters()}
-        self.hash = hash_tensors(self.before.values())
+
+    @cached_property
+    def before(self) -> dict[str, Tensor]:
+        """Name -> parameter, as it was when it was first asked for."""
+        return _copy(self.subject)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of these weights."""
+        return hash_tensors(self.before.values())
 
     def learn(self, text: str, episode: Episode, ordinary: Batches | None = None) -> Delta:
         """What learning a text changes; the model is as before afterwards.
@@ -99,7 +118,8 @@ class Learner:
         if len(tokens) < 2:
             raise DataError(f"{text!r} holds {len(tokens)} tokens: a text to be learnt has two at least")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-        batches = Injected(ordinary, tokens, spacing=episode.spacing, pad=pad)
+        each = (episode.training.accumulate or 1) * distributed.count()
+        batches = Injected(ordinary, tokens[: episode.length], spacing=episode.spacing, pad=pad, each=each)
         self.check()
         try:
             loop.train(
@@ -113,10 +133,10 @@ class Learner:
                 count=objectives.count,
                 progress=False,
             )
-            after = {name: tensor.detach().cpu().clone() for name, tensor in self.subject.model.named_parameters()}
+            after = _copy(self.subject)
         finally:
             self.restore()
-        if all(torch.equal(tensor.cpu(), after[name]) for name, tensor in self.before.items()):
+        if all(torch.equal(tensor, after[name]) for name, tensor in self.before.items()):
             raise InputError(f"learning {text[:40]!r} changed no weight: give a larger learning rate, or more steps")
         return Delta(InMemory(self.before), InMemory(after))
 
@@ -149,3 +169,10 @@ class Learner:
         """Raise `RunError` where the model's weights are not those it was opened with."""
         if hash_tensors(tensor for _, tensor in self.subject.model.named_parameters()) != self.hash:
             raise RunError("the weights of the model were not restored after the last text: run the study again")
+
+
+def _copy(subject: Transformer) -> dict[str, Tensor]:
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in subject.model.named_parameters()
+    }

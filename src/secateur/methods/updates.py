@@ -10,14 +10,16 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from secateur._utils.finite import all_finite
 from secateur.errors import InputError, NumericalError
 from secateur.score import changes, random
 from secateur.score.changes import Sign
 from secateur.select import weights
 from secateur.subjects.delta.delta import SITE, Delta
+from secateur.subjects.delta.tensors import Tensors
 from secateur.vocabulary import Selection
 
-__all__ = ["Action", "Order", "Rule", "Scope", "Sign", "masks", "scale", "scale_to", "select"]
+__all__ = ["Action", "Order", "Rule", "Scope", "Sign", "masks", "measure_length", "scale", "scale_to", "select"]
 
 Action: TypeAlias = Literal["drop", "keep"]
 Order: TypeAlias = Literal["largest", "smallest", "random"]
@@ -27,6 +29,8 @@ _AT_ONCE = 2**28
 slower."""
 _CHUNK = 2**24
 """Entries that are counted at a time."""
+_HALVINGS = 12
+"""Factors that are tried until a scaled update is as long as it is to be, within a thousandth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,12 @@ class Rule:
         return math.floor(exact * entries)
 
     def rank(self, update: Tensor, name: str) -> Tensor:
-        """[n] of an update [n]: the first in the order has the highest number."""
+        """[n] of an update [n]: the first in the order has the highest number.
+
+        Raises `NumericalError` for an update that is not finite.
+        """
+        if not all_finite(update):
+            raise NumericalError(f"the update of {name} holds NaN or infinity: give models without")
         if self.order == "random":
             return random.draw(len(update), name, self.seed)
         size = changes.size(update, self.sign)
@@ -74,7 +83,7 @@ def select(delta: Delta, rule: Rule) -> Selection:
     Thresholds are found exactly, by passes over the tensors of which one is in memory at a time (`weights.threshold`).
     Masks are computed when they are asked for.
 
-    Raises `NumericalError` for an update that holds NaN.
+    Raises `NumericalError` for an update that holds NaN or infinity, in any order.
     """
     edges, first = _find_edges(delta.sites, lambda name: rule.rank(delta.update(name), name), rule)
     spent = first if rule.action == "keep" else sum(delta.sites.values()) - first
@@ -101,7 +110,7 @@ def _find_edges(
         for name, count in counts.items():
             ranked, first = rank(name), rule.count(count)
             if count <= _AT_ONCE:
-                edges[name] = _sort_edge(first, ranked, name)
+                edges[name] = _sort_edge(first, ranked)
             else:
                 edges[name] = _count_edge(first, [(name, part) for part in ranked.split(_CHUNK)])
         return edges, sum(map(rule.count, counts.values()))
@@ -129,12 +138,10 @@ def _count_edge(first: int, ranked: Iterable[tuple[str, Tensor]]) -> tuple[float
     return weights.threshold(lambda: ranked, first) if first else (math.inf, 0)
 
 
-def _sort_edge(first: int, ranked: Tensor, name: str) -> tuple[float, int]:
+def _sort_edge(first: int, ranked: Tensor) -> tuple[float, int]:
     """The same of the numbers [n] of one tensor."""
     if not first:
         return math.inf, 0
-    if bool(ranked.isnan().any()):
-        raise NumericalError(f"the update of {name} holds NaN: give models without")
     edge = float(ranked.kthvalue(len(ranked) - first + 1).values)
     return edge, first - int((ranked > edge).sum())
 
@@ -173,5 +180,26 @@ def scale(delta: Delta, factor: float) -> dict[str, Tensor]:
 
 
 def scale_to(delta: Delta, smaller: Delta) -> dict[str, Tensor]:
-    """`scale` by the factor at which the update is as long as a smaller one: the baseline of equal norm."""
-    return scale(delta, smaller.norm() / delta.norm())
+    """`scale` by the factor at which the update is as long as a smaller one: the baseline of equal norm.
+
+    In narrow number types rounding makes another length of it, so that the factor is sought by halves; the length next
+    to the smaller one's may still be some percent off, where most entries move by a step or none.
+    """
+    wanted, low, high = smaller.norm(), 0.0, 1.0
+    factor, found, best = wanted / delta.norm(), dict[str, Tensor](), math.inf
+    for _ in range(_HALVINGS):
+        scaled = scale(delta, factor)
+        length = measure_length(delta.before, scaled)
+        if abs(length - wanted) < best:
+            found, best = scaled, abs(length - wanted)
+        if best <= 1e-3 * wanted:
+            break
+        low, high = (factor, high) if length < wanted else (low, factor)
+        factor = (low + high) / 2
+    return found
+
+
+def measure_length(before: Tensors, tensors: Mapping[str, Tensor]) -> float:
+    """The Euclidean length of what tensors differ by from those before, as both are in their number types."""
+    changes = (tensor.double() - before.read(name).double() for name, tensor in tensors.items())
+    return math.sqrt(sum(float(change.square().sum()) for change in changes))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
@@ -30,10 +31,12 @@ from secateur.methods import rewriting
 from secateur.methods.dilution import CLIP, KEPT, RATE, TRAINED, Dilution, Learnt, Probes, name_way
 from secateur.methods.learning import Document, Learner
 from secateur.methods.updates import Scope
+from secateur.recover.training.loop import DEFAULTS
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table, over
 from secateur.runs.context_files import read_lines
 from secateur.subjects import Transformer
+from secateur.subjects.transformer.subject import positions
 from secateur.vocabulary import Figure, Training
 
 __all__ = ["STUDY", "Documents", "Primed", "Relation", "Treated", "Trial", "plan", "priming", "read"]
@@ -44,7 +47,7 @@ STUDY = {
     "backend": "secateur.runs.backends.language:Language",
     "reads": "texts with keywords: a .jsonl file of text, keyword and perhaps theme",
     "sets": "",
-    "grid": "documents seeds",
+    "grid": "documents seeds k floor threshold permutations",
 }
 
 JUDGED = 8
@@ -114,6 +117,12 @@ def _read_objects(source: str | Path) -> Iterator[tuple[str, dict[str, object]]]
             raise DataError(f"{place} is no JSON: each line is to be an object") from error
         if not isinstance(row, dict):
             raise DataError(f"{place} is a {type(row).__name__}: each line is to be an object")
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{place} holds half a character (a lone surrogate), which is no text: write it whole"
+            ) from error
         yield place, row
 
 
@@ -145,7 +154,7 @@ class Treated:
     """What a way of treating the update leaves: medians over texts of ln S and of the changes of probability.
 
     memory_left, priming_left: shares of the ln S of training alone, None where that is not above 0; loss: mean on
-    general texts, None without any.
+    general texts, None without any; length: median of that of the update.
     """
 
     ln_memory: Figure
@@ -155,6 +164,7 @@ class Treated:
     memory_left: float | None
     priming_left: float | None
     loss: float | None
+    length: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +181,13 @@ class Primed:
     threshold: float
     floor: float
     permutations: int
+    when: Literal["end", "step"] = "end"
+    clip: float = 1.0
+    """Norm at which gradients are clipped in all trainings but those of other `clips`."""
+    remarks: tuple[str, ...] = ()
+    """What was left out or cut before anything was learnt."""
+    refused: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Number of a text -> why rewrites of it were refused."""
 
     def shifts(self, way: str = TRAINED, version: str = "") -> dict[int, tuple[Shift, Shift]]:
         """Text -> (memory, priming), means over seeds; texts whose prompts are all below the floor are left out."""
@@ -233,7 +250,9 @@ class Primed:
             left = [one.value / all_of if all_of > 0 else None for one, all_of in zip(logs, whole, strict=True)]
             changes = [median(pair[place].change for pair in pairs) for place in (0, 1)]
             loss = sum(losses) / len(losses) if losses else None
-            found[way] = Treated(logs[0], logs[1], changes[0], changes[1], left[0], left[1], loss)
+            lengths = [learnt.lengths[way] for learnt in plain.values() if way in learnt.lengths]
+            length = median(lengths) if lengths else None
+            found[way] = Treated(logs[0], logs[1], changes[0], changes[1], left[0], left[1], loss, length)
         return found
 
     def best(self) -> float | None:
@@ -264,6 +283,7 @@ class Primed:
         families = {
             "scaled": [name_way("scaled", k) for k in self.k],
             "random dropped": [name_way("random", k) for k in self.k],
+            "smallest dropped": [name_way("smallest", k) for k in self.k],
             "largest kept": [KEPT],
             "smaller rates": [name for name in ways if name.startswith(RATE)],
             "clipped": [name for name in ways if name.startswith(CLIP)],
@@ -321,14 +341,25 @@ class Primed:
         rare = sum(log < math.log(self.threshold) for log in self.scan)
         said = f"{rare} of {len(self.scan)} texts have a keyword of a probability below {self.threshold:g}"
         if row := correlations.get("ln S_prime"):
-            said += f"; the rarer, the more it primes: Spearman {row.spearman.value:+.2f}, p = {row.p:.2g}"
-        return said.replace("-0.", "−0.")
+            rho, known = row.spearman, row.p <= 0.05
+            if known and (rho.high if rho.high is not None else rho.value) < 0:
+                found = "the rarer, the more it primes"
+            elif known and (rho.low if rho.low is not None else rho.value) > 0:
+                found = "the rarer, the less it primes, against the paper"
+            else:
+                found = "whether rarer keywords prime more is not told"
+            number = f"{rho.value:+.2f}".replace("-", "−")
+            said += f"; {found}: Spearman {number}, p = {row.p:.2g}"
+        return said
 
     def _notes(self, ways: Mapping[str, Treated]) -> list[str]:
         """Whether some share is good for both, and what was left out."""
         if not ways:
-            return ["nothing was learnt: give prompts by theme with --prefixes, and texts of those themes"]
-        notes, best = list[str](), self.best()
+            return [
+                "nothing was learnt: give prompts by theme with --prefixes, and texts of those themes",
+                *self.remarks,
+            ]
+        notes, best = list(self.remarks), self.best()
         if self.k:
             notes.append(
                 f"dropping the largest {100 * best:g}% halves priming at least and keeps 80% of the memory"
@@ -349,7 +380,7 @@ class Primed:
             rows.append([str(number + 1), *cells, f"{-self.scan[number]:.1f}"])
         words = (
             "The most surprising first: P(keyword | what stands before it), before anything is learnt. Below about "
-            f"{self.threshold:g} texts primed in the paper's models."
+            f"0.001 texts primed in the paper's models; here those below {self.threshold:g} are said to."
         )
         return Table("Risk of priming", rows, words)
 
@@ -372,13 +403,18 @@ class Primed:
 
     def _ways(self, ways: Mapping[str, Treated]) -> list[Table]:
         rows = [["Update", "ln S_mem", "kept", "ln S_prime", "left", "Change of P, own", "under prompts", "Loss"]]
+        rows[0].append("Length")
         for name, row in ways.items():
             loss = "–" if row.loss is None else f"{row.loss:.3f}"
+            length = "–" if row.length is None else f"{row.length:.3g}"
             logs = [_text(row.ln_memory), _share(row.memory_left), _text(row.ln_priming), _share(row.priming_left)]
-            rows.append([name, *logs, f"{row.memory_change:+.2g}", f"{row.priming_change:+.2g}", loss])
+            rows.append([name, *logs, f"{row.memory_change:+.2g}", f"{row.priming_change:+.2g}", loss, length])
+        clip = "not clipped" if math.isinf(self.clip) else f"clipped at a norm of {self.clip:g}"
+        masked = " The largest entries were dropped in each step, all others once at the end." * (self.when == "step")
         words = (
             f"Medians over texts, {over(self.seeds).lower()}; shares are of what training alone gives. Loss: of "
-            "held-out texts of the stream, nats per token."
+            "held-out texts of the stream, nats per token. Length: of the update, in the weights' number type. "
+            f"Gradients are {clip} where nothing else is said, as trained too.{masked}"
         )
         return [Table("What keeps memory and loses priming?", rows, words)] if ways else []
 
@@ -414,11 +450,12 @@ class Primed:
     def _rewrites(self) -> list[Table]:
         if not self.rewrites:
             return []
-        rows = [["Text", "Keyword", "P before", "P of the rewrite", "Accepted"]]
+        rows = [["Text", "Keyword", "P before", "P of the rewrite", "Refused because", "Accepted"]]
         for number, (text, log) in self.rewrites.items():
             best = f"{math.exp(log):.2g}" if log > -math.inf else "–"
             cells = [self.documents.rows[number].keyword, f"{math.exp(self.scan[number]):.2g}", best]
-            rows.append([str(number + 1), *cells, "yes" if text else "no"])
+            why = "; ".join(dict.fromkeys(self.refused.get(number, ())))
+            rows.append([str(number + 1), *cells, why or "–", "yes" if text else "no"])
         tables = [Table("Rewrites with stepping stones", rows, "items.jsonl has their texts.")]
         rows = [["Learnt in place of the text", "Texts", "Median ln S_prime", "of the texts themselves", "Change of P"]]
         for version in dict.fromkeys(trial.version for trial in self.learnt if trial.version):
@@ -522,22 +559,24 @@ def priming(
         permutations: of the test.
         seeds: of the stream's order and of what is random.
 
-    Raises `InputError` for a model that does not write, a text that is too long, and a stream of less than a batch.
+    Raises `InputError` for a model that does not write, a text to be learnt that is too long for a row or for the
+    model's positions, and a stream of less than a batch.
     """
-    _check(subject, data, length)
     prompts = _read_prefixes(prefixes)
+    _check(subject, data, prompts, documents, length, seeds)
     part, held, digest = _read_stream(subject, stream, training, length)
     work = Dilution(
-        Learner(subject), prompts, part, held, training, presentations, spacing, k, scope, when, rates, clips
+        Learner(subject), prompts, part, held, training, presentations, spacing, k, scope, when, rates, clips, length
     )
     settings = {
         "data_sha256": data.digest, "stream_sha256": digest,
         "prefixes_sha256": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
         "presentations": presentations, "spacing": spacing, "length": length, "training": training.named,
-        "k": list(k), "scope": scope, "when": when, "rates": list(rates), "clips": list(clips),
-        "writer": writer, "writer_name": writer_name, "gain": gain, "threshold": threshold,
+        "scope": scope, "when": when, "rates": list(rates), "clips": list(clips),
+        "writer": writer, "writer_name": writer_name, "gain": gain,
     }  # fmt: skip
-    learnt, rewrites = dict[Trial, Learnt](), dict[int, tuple[str, float]]()
+    learnt, rewrites, refused = dict[Trial, Learnt](), dict[int, tuple[str, float]](), dict[int, list[str]]()
+    shares = hashlib.sha256(json.dumps(list(k)).encode()).hexdigest()[:8]  # what is stored of a text has these
     with Run.open(folder, settings) as run:
         scan = run.json("scan", lambda: work.scan(data.rows))
         chosen = _choose(data.rows, scan, prompts, documents)
@@ -549,6 +588,7 @@ def priming(
                 learns = number in chosen
                 rewritten = partial(_rewrite, work, ask, data.rows[number], learns, gain)
                 found = run.json(f"rewrites-{number}{'' if learns else '-alone'}", rewritten)
+                refused[number] = found["refused"]
                 rewrites[number] = found["text"], -math.inf if found["log"] is None else found["log"]
                 versions[number] = {name: Document(**row) for name, row in found["versions"].items()}
         trials = [
@@ -564,11 +604,13 @@ def priming(
             def compute(trial: Trial = trial, text: Document = text, other: Document | None = other) -> object:
                 return asdict(work.learn(text, other, trial.seed, all_ways=not trial.version))
 
-            name = f"learnt-{trial.seed}-{trial.number}{trial.version and '-'}{trial.version}"
+            name = f"learnt-{trial.seed}-{trial.number}-{trial.version or shares}"
             row = run.json(name, compute)
             after = {way: Probes(**probes) for way, probes in row["after"].items()}
-            learnt[trial] = Learnt(Probes(**row["before"]), after, row["loss_before"], row["loss"])
-    return Primed(data, scan, learnt, rewrites, tuple(k), tuple(seeds), threshold, floor, permutations)
+            learnt[trial] = Learnt(Probes(**row["before"]), after, row["loss_before"], row["loss"], row["lengths"])
+    clip, remarks = training.default(**DEFAULTS).number("clip"), _remark(subject, data, prompts, chosen, length)
+    found = Primed(data, scan, learnt, rewrites, tuple(k), tuple(seeds), threshold, floor, permutations)
+    return replace(found, when=when, clip=clip, remarks=remarks, refused=refused)
 
 
 def plan(
@@ -586,24 +628,71 @@ def plan(
     **others: object,
 ) -> dict[str, int]:
     """How many texts are looked at and how often is trained, but for rewrites; refuses texts as `priming` does."""
-    _check(subject, data, length)
     prompts = _read_prefixes(prefixes)
+    _check(subject, data, prompts, documents, length, seeds)
     themed = sum(document.theme in prompts for document in data.rows)
     each = 1 + len(rates) + len(clips) + (len(k) if when == "step" else 0)
     return {"texts": len(data.rows), "trainings": min(documents, themed) * len(seeds) * each}
 
 
-def _check(subject: Transformer, data: Documents, length: int) -> None:
-    """Refuse a model that does not write, and texts whose keyword it would not reach."""
+def _check(
+    subject: Transformer,
+    data: Documents,
+    prompts: Mapping[str, Sequence[str]],
+    documents: int,
+    length: int,
+    seeds: Sequence[int],
+) -> None:
+    """Refuse a model that does not write, seeds that are none, and texts that may be learnt and could not."""
     if not subject.causal or subject.tokenizer is None:
         raise InputError("study priming needs a causal language model with its tokenizer: give another MODEL")
-    for number, document in enumerate(data.rows, 1):
-        tokens = len(subject.tokenizer(document.text[: document.start + len(document.keyword)])["input_ids"])
-        if tokens > length:
-            raise InputError(
-                f"text {number} of {data.name} has its keyword {document.keyword!r} behind {tokens} tokens: give "
-                f"length={tokens} at least (--length)"
-            )
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds={','.join(map(str, seeds))!r}: give one whole number or more, each once, such as 0,1")
+    learnt = [(n, one) for n, one in enumerate(data.rows, 1) if documents and one.theme in prompts]
+    if not learnt:
+        return
+    tokens, number, longest = max((one.count_tokens(subject.tokenizer), -n, one) for n, one in learnt)
+    most = positions(subject.model)
+    if most is not None and length > most:
+        raise InputError(f"length={length}, and the model has {most} positions: give length={most} at most (--length)")
+    if tokens > length:
+        raise InputError(
+            f"text {-number} of {data.name} has its keyword {longest.keyword!r} behind {tokens} tokens: give "
+            f"length={tokens} at least (--length)"
+        )
+    for place, document in learnt:
+        if why := _refuse(subject, prompts, length, document):
+            raise InputError(f"text {place} of {data.name} can't be learnt, for {why}: give a shorter one")
+
+
+def _refuse(subject: Transformer, prompts: Mapping[str, Sequence[str]], length: int, document: Document) -> str:
+    """Why a text can't be learnt in a row of `length`, or be put before its prompts; "" where it can."""
+    assert subject.tokenizer is not None
+    tokens, most = document.count_tokens(subject.tokenizer), positions(subject.model)
+    if tokens > length:
+        return f"its keyword ends behind {tokens} tokens, and a row has {length}"
+    if most is None:
+        return ""
+    words = [f"{document.text.rstrip()} {prompt}{document.keyword}" for prompt in prompts.get(document.theme, ())]
+    needed = max((len(subject.tokenizer(text)["input_ids"]) for text in words), default=0)
+    return f"with its longest prompt it has {needed} tokens, and the model {most} positions" if needed > most else ""
+
+
+def _remark(
+    subject: Transformer, data: Documents, prompts: Mapping[str, object], chosen: Sequence[int], length: int
+) -> tuple[str, ...]:
+    """What was left out and cut: texts without prompts, ends of texts, beginnings of contexts."""
+    assert subject.tokenizer is not None
+    remarks, most = list[str](), positions(subject.model)
+    if prompts and (bare := sorted({row.theme for row in data.rows} - prompts.keys())):
+        count, named = sum(row.theme in bare for row in data.rows), ", ".join(map(repr, bare))
+        remarks.append(f"{count} texts were not to be learnt: no prompt is of their theme ({named})")
+    long = sum(len(subject.tokenizer(data.rows[number].text)["input_ids"]) > length for number in chosen)
+    if long:
+        remarks.append(f"{long} texts are longer than a row of {length} tokens: their ends were not learnt")
+    if most is not None and (wide := sum(row.count_tokens(subject.tokenizer) > most for row in data.rows)):
+        remarks.append(f"{wide} keywords stand behind more tokens than the model's {most} positions: the last count")
+    return tuple(remarks)
 
 
 def _read_stream(
@@ -644,13 +733,21 @@ def _rewrite(
     work: Dilution, writer: chat.LanguageModel, document: Document, learnt: bool, gain: float
 ) -> dict[str, object]:
     """The rewrite of a text, and of one that is `learnt` the rivals' versions beside it."""
-    accepted, log = rewriting.rewrite(writer, document, lambda one: work.scan([one])[0], gain=gain)
+    refuse = partial(_refuse, work.learner.subject, work.prompts, work.length or sys.maxsize)
+    accepted, log, refused = rewriting.rewrite(
+        writer, document, lambda one: work.scan([one])[0], gain=gain, refuse=refuse
+    )
     versions = dict[str, Document]()
     if accepted is not None and learnt:
         versions[STEPPING] = accepted
         for way in rewriting.WAYS:
-            if way != STEPPING and (other := rewriting.propose(writer, document, way)) is not None:
+            if way == STEPPING:
+                continue
+            other, why = rewriting.propose(writer, document, way, refuse=refuse)
+            if other is None:
+                refused.append(f"{way}: {why}")
+            else:
                 versions[way] = other
     rows = {name: asdict(version) for name, version in versions.items()}
     text = accepted.text if accepted is not None else ""
-    return {"text": text, "log": log if math.isfinite(log) else None, "versions": rows}
+    return {"text": text, "log": log if math.isfinite(log) else None, "versions": rows, "refused": refused}

@@ -18,7 +18,7 @@ from secateur._utils.rundir import Run
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.recipes import find
 from secateur.runs import executor
-from secateur.subjects.delta.delta import open_delta
+from secateur.subjects.delta.delta import Delta, open_delta
 from secateur.vocabulary import Budget
 
 
@@ -121,15 +121,19 @@ def test_what_can_not_be_done_is_refused_in_a_line(pair, tmp_path, capsys):
     assert run(tmp_path, "update=0.01%", scope="global", action="keep").predicted["update"] > 0
 
 
-def test_an_adapter_and_its_base_are_an_update_too(tmp_path):
+def test_an_adapter_and_its_base_are_an_update_too(tmp_path, monkeypatch):
     from subjects.delta.test_merged import adapt
 
     before, _ = updates_toy.folders(tmp_path)
     adapt(before, tmp_path / "adapter")
+    written, save = [], Delta.save
+    monkeypatch.setattr(Delta, "save", lambda delta, folder: written.append(delta.is_whole) or save(delta, folder))
     (row,) = secateur.run(
-        "ignore_top_k", before, None, "update=85%", tmp_path / "out", after=tmp_path / "adapter", order="smallest"
-    )
+        "ignore_top_k", before, tiny.chains(60), "update=85%", tmp_path / "out", after=tmp_path / "adapter",
+        order="smallest", batch=2, length=16,
+    )  # fmt: skip
     assert row.verdict == "met"
+    assert sorted(written) == [False, False, True]  # the merged model is written aside once, what is left twice
     assert not (tmp_path / "out" / "adapter_config.json").exists()
     with pytest.raises(InputError, match="holds an adapter, which is no model of its own"):
         secateur.run("ignore_top_k", tmp_path / "adapter", None, "update=85%", tmp_path / "x", after=before)

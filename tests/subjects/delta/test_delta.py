@@ -78,6 +78,31 @@ def test_what_is_saved_is_a_checkpoint_as_any_other(dtype, tmp_path):
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) == len(list(after.glob("model-*.safetensors")))
 
 
+def test_a_base_without_prefix_with_masks_and_with_a_tied_head_stored_is_the_same_model(tmp_path):
+    """As GPT-2 lies on the Hub: h.0... for transformer.h.0..., attn.bias of older versions, a copy of the head."""
+    before, after = toy.folders(tmp_path, "gpt2")
+    plain, wanted = open_delta(before, after), {}
+    for name in plain.sites:
+        wanted[name] = plain.update(name)
+    state = load_file(before / "model.safetensors")
+    hub = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    hub |= {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "lm_head.weight": hub["wte.weight"].clone()}
+    save_file(hub, before / "model.safetensors", {"format": "pt"})
+    named = open_delta(before, after)
+    assert named.sites == plain.sites
+    assert all(torch.equal(named.update(name), change) for name, change in wanted.items())
+    turned = open_delta(after, before)  # the trained one is as on the Hub, and is written so
+    assert sum(turned.sites.values()) == sum(plain.sites.values())
+    small, _ = turned.cut(Selection({f"wte.weight.{SITE}": np.arange(turned.sites["wte.weight"]) % 3 == 0}))
+    small.save(tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == hub.keys()
+    assert torch.equal(written["lm_head.weight"], written["wte.weight"])
+    assert not torch.equal(written["wte.weight"], hub["wte.weight"])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.get_output_embeddings().weight, small.tensor("wte.weight"))
+
+
 def test_two_that_are_no_checkpoints_of_one_model_are_refused(tmp_path):
     before, after = toy.folders(tmp_path)
     with pytest.raises(InputError, match="are one folder"):

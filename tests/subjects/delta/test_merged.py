@@ -80,6 +80,16 @@ def test_an_adapter_of_another_base_is_refused(tmp_path):
         Merged(Checkpoint(before), tmp_path / "adapter")
 
 
+@pytest.mark.parametrize("options", [{"target_modules": ["lm_head"]}, {"modules_to_save": ["lm_head"]}])
+def test_an_adapter_of_a_tied_head_is_refused(options, tmp_path):
+    before, _ = toy.folders(tmp_path, "gpt2")
+    adapt(before, tmp_path / "adapter", "gpt2", **options)
+    with pytest.raises(
+        UnsupportedError, match=r"lm_head.weight, a tied head, .*wte.weight again: untie it, or merge_and"
+    ):
+        Merged(Checkpoint(before), tmp_path / "adapter")
+
+
 def test_factors_of_embeddings_are_refused(tmp_path):
     before, _ = toy.folders(tmp_path)
     adapt(before, tmp_path / "adapter", target_modules=["embed_tokens"])

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -108,6 +109,10 @@ class Deltas(Backend[Delta, texts.Corpus, None]):
         return _language().load_line(folder, name)
 
 
+_written: WeakKeyDictionary[Delta, tempfile.TemporaryDirectory[str]] = WeakKeyDictionary()
+"""Models with an update that were written aside: each once, for as long as the update is there."""
+
+
 def _language() -> Language:
     backend = resolve("secateur.runs.backends.language:Language")
     assert isinstance(backend, Language)
@@ -115,10 +120,12 @@ def _language() -> Language:
 
 
 def _open(subject: Delta) -> Transformer:
-    """The model with an update, written aside and opened as any other: names of tensors are transformers' business."""
+    """The model with an update, written aside once and opened as any other: names are transformers' business."""
     if isinstance(subject.after, Checkpoint) and subject.is_whole:
         assert subject.folder is not None
         return _language().open(subject.folder)
-    with tempfile.TemporaryDirectory() as place:
-        subject.save(Path(place))
-        return _language().open(place)
+    if subject not in _written:
+        place = tempfile.TemporaryDirectory()
+        subject.save(Path(place.name))
+        _written[subject] = place
+    return _language().open(_written[subject].name)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from secateur._utils.checkpoints import read_json
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects.delta import naming
 from secateur.subjects.delta.merged import Merged
 from secateur.subjects.delta.tensors import Checkpoint, Tensors, write
 from secateur.subjects.network.pretrained import copy_beside
@@ -39,13 +40,21 @@ def open_delta(before: str | Path, after: str | Path) -> Delta:
     trained = Checkpoint(after)
     if trained.folder is not None and base.folder is not None and trained.folder.resolve() == base.folder.resolve():
         raise InputError(f"{before} and {after} are one folder: give the model before training, and the one after it")
-    return Delta(base, trained)
+    if base.outlines().keys() == trained.outlines().keys():
+        return Delta(base, trained)
+    try:
+        named, apart = naming.match(base, trained)
+    except (ModelError, UnsupportedError):  # a config of no class that is known: names are all there is
+        return Delta(base, trained)
+    return Delta(named, trained, apart)
 
 
 class Delta:
     """An update: what training changed in the tensors of a model.
 
     sites: tensor -> entries that still belong to the update, of tensors that training changed; the others have none.
+    apart: names in `after` that `before` is not asked for -> the tensor that they are again, as a tied head is its
+    embedding, or "" for what is no part of the model and stays as it is.
 
     Raises `InputError` for models whose tensors differ in names, shapes or number types, and for two of the same
     weights; `UnsupportedError` where training changed what is no floating number.
@@ -53,10 +62,10 @@ class Delta:
 
     backend = "secateur.runs.backends.delta:Deltas"
 
-    def __init__(self, before: Tensors, after: Tensors) -> None:
-        self.before, self.after = before, after
+    def __init__(self, before: Tensors, after: Tensors, apart: Mapping[str, str] | None = None) -> None:
+        self.before, self.after, self._apart = before, after, apart or {}
         self._masks: tuple[Mapping[str, Array], ...] = ()
-        _check_alike(before, after)
+        _check_alike(before, after, self._apart)
         self.sites = {
             name: outline.numel
             for name, outline in before.outlines().items()
@@ -107,6 +116,7 @@ class Delta:
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the model with this update: trained where entries belong to it, else as before, bit by bit."""
+        name = self._apart.get(name) or name
         if name not in self.sites or not self._masks:
             return self.after.read(name)
         before = self.before.read(name)
@@ -132,7 +142,8 @@ class Delta:
         """
         keep: Mapping[str, Array] = _BySite(selection.keep)
         small = object.__new__(type(self))
-        small.before, small.after, small._masks = self.before, self.after, (*self._masks, keep)
+        small.before, small.after, small._apart = self.before, self.after, self._apart
+        small._masks = (*self._masks, keep)
         small.sites, removed = {}, {}
         for name, count in self.sites.items():
             stays = int(keep[name].sum()) if name in keep else count
@@ -204,9 +215,10 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(*whole)
 
 
-def _check_alike(before: Tensors, after: Tensors) -> None:
-    """Refuse models that are not one before and after training, by the first tensor that tells."""
-    ours, theirs = before.outlines(), after.outlines()
+def _check_alike(before: Tensors, after: Tensors, apart: Collection[str]) -> None:
+    """Refuse models that are not one before and after training, by the first tensor that tells; `apart` as `Delta`."""
+    ours = before.outlines()
+    theirs = {name: outline for name, outline in after.outlines().items() if name not in apart}
     advice = "give two checkpoints of one model"
     for held, lacking, names in ((before, after, ours.keys() - theirs), (after, before, theirs.keys() - ours)):
         if names:

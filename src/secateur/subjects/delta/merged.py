@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from secateur._utils.storage import digest
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects.delta.naming import Names
 from secateur.subjects.delta.tensors import Checkpoint, Outline
 from secateur.subjects.transformer import adapters, low_rank
 from secateur.subjects.transformer.origin import hash_folder
@@ -82,10 +84,12 @@ class Merged:
                     "merge_and_unload() of peft, save that and give its folder"
                 )
             path = self._find(name.replace(".base_layer.", ".").replace(".modules_to_save.", "."))
+            self._refuse_tied(path)
             self._check(path, tuple(tensor.shape), outlines.get(path))
             self.whole[path] = tensor.to(outlines[path].kind)
             return
         path = self._find(f"{match[1]}.weight")
+        self._refuse_tied(path)
         if path not in outlines:
             raise self._refuse(f"it has factors of {match[1]}, which {self.base.name} has not")
         factors = self.factors.setdefault(path, {})
@@ -98,6 +102,23 @@ class Merged:
         """The name in the base's files of what an adapter's model calls so: some are saved without their prefix."""
         bare = path.partition(".")[2]
         return bare if path not in self.base.outlines() and bare in self.base.outlines() else path
+
+    @cached_property
+    def _names(self) -> Names | None:
+        """What the base's class calls its tensors; None for one that is not known."""
+        try:
+            return None if self.base.folder is None else Names(self.base.folder)
+        except (ModelError, UnsupportedError):
+            return None
+
+    def _refuse_tied(self, path: str) -> None:
+        """Refuse what changes a tied head alone: one tensor can't be saved as two."""
+        twin = None if self._names is None else self._names.twin(path)
+        if twin is not None:
+            raise UnsupportedError(
+                f"{self.name} changes {path}, a tied head, which in {self.base.name} is {twin} again: untie it, or "
+                "merge_and_unload() by peft first, save that and give its folder"
+            )
 
     @property
     def _is_turned(self) -> bool:
