@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import heads
 from secateur.subjects.transformer.heads import Replay, silence_heads
+from secateur.vocabulary import Selection
 
 KINDS = ("gpt2", "llama", "qwen3", "mixtral")
 SOME = [(0, 0), (1, 2)]
@@ -68,6 +71,33 @@ def test_a_head_patched_with_its_own_output_changes_nothing(kind):
         torch.testing.assert_close(
             replay.run(clean.states[layer], clean.outputs, layer), logits[:, -1], atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_replay_in_few_bits_is_as_exact_as_these_are(kind, dtype):
+    """All prompts at once round otherwise than one position alone: in bfloat16 a step is 8e-3 of a number."""
+    subject = open_subject(tiny.uneven(tiny.model(kind)).to(dtype), tokenizer=tiny.tokenizer())
+    replay = Replay(subject)
+    frozen = replay.read(ask(subject)[0])
+    replay.check(frozen)
+    wrong = dataclasses.replace(frozen, logits=1.5 * frozen.logits)
+    with pytest.raises(UnsupportedError, match=rf"or {dtype} rounds too much: open the model in float32"):
+        replay.check(wrong)
+
+
+def test_what_is_read_holds_the_last_position_alone():
+    """Views of it would keep all positions of all layers."""
+    frozen = Replay(make("llama")).read(torch.ones(4, 50, dtype=torch.long))
+    for kept in (*frozen.outputs.values(), *frozen.states, frozen.logits):
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
+def test_a_model_without_heads_is_refused_in_words():
+    subject = make("gpt2")
+    student, _ = subject.cut(Selection({f"layers.{at}.heads": np.zeros(4, bool) for at in range(3)}))
+    with pytest.raises(UnsupportedError, match="has no attention heads to replay"):
+        Replay(student)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -26,7 +26,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer.blocks import Call, record_calls, run_ends
 from secateur.subjects.transformer.loading import open_subject
-from secateur.subjects.transformer.subject import Consumer, Transformer
+from secateur.subjects.transformer.subject import Consumer, Transformer, find_states
 from secateur.vocabulary import Cut, Selection
 
 __all__ = [
@@ -45,7 +45,11 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, Places] = WeakKeyDictionary()
 
 _FILE = "heads.json"
 _SAME = 1e-3
-"""How far a replay may be from the model itself, relative to its largest logit."""
+"""How far a replay may be from the model itself, relative to its largest logit, where numbers are exact."""
+_STEPS = 2.0
+"""And where they are rounded: in steps of the number type, times the square root of the number of layers."""
+_ALIKE = 0.05
+"""How far the weights of a head may be from those of the scored model, relative to their norm: as rounding may bring."""
 
 
 # ------------------------------------------------------------------------------------------------------------- where
@@ -286,16 +290,21 @@ class Replay:
                 f"heads are replayed in decoders with a language-model head, and {type(subject.model).__name__} is none"
             )
         self.places = find_outputs(subject)
+        if not self.places:
+            raise UnsupportedError(f"{type(subject.model).__name__} has no attention heads to replay")
 
     def read(self, tokens: Tensor, noise: Tensor | None = None) -> Frozen:
         """Run the model on tokens [N, S], with `noise` [N, S, d] added to their embeddings if given."""
-        outputs, subject = dict[int, Tensor](), self.subject
+        outputs, states, subject = dict[int, Tensor](), list[Tensor](), self.subject
 
         def keep(layer: int) -> PreHook:
             def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                outputs[layer] = args[0].reshape(*tokens.shape, -1)[:, -1]
+                outputs[layer] = args[0].reshape(*tokens.shape, -1)[:, -1].clone()  # a view would keep all positions
 
             return look
+
+        def note(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            states.append(find_states(args, kwargs)[:, -1].clone())
 
         def disturb(_: nn.Module, args: object, output: Tensor) -> Tensor:
             return output if noise is None else output + noise.to(output)
@@ -306,10 +315,13 @@ class Replay:
             for layer, (consumer, _) in self.places.items():
                 module = subject.model.get_submodule(consumer.module)
                 stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
+            for path in subject.layers():
+                layer = subject.model.get_submodule(path)
+                stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
             if noise is not None:
                 stack.callback(subject.model.get_input_embeddings().register_forward_hook(disturb).remove)
-            output = subject.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, hidden=True)
-        return Frozen(outputs, [state[:, -1] for state in output.hidden[:-1]], output.prediction[:, -1])
+            output = subject.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+        return Frozen(outputs, states, output.prediction[:, -1].clone())
 
     def run(self, states: Tensor, outputs: Mapping[int, Tensor], start: int = 0) -> Tensor:
         """Logits [R, V] where the states before layer `start` are [R, d] and its heads and all later give `outputs`.
@@ -354,8 +366,11 @@ class Replay:
                 "(score=ablation)"
             ) from error
         apart = float((again - frozen.logits).abs().max() / frozen.logits.abs().max().clamp(min=1e-9))
-        if not apart < _SAME:
+        kind = frozen.states[0].dtype
+        most = max(_SAME, _STEPS * torch.finfo(kind).eps * len(frozen.states) ** 0.5)
+        if not apart < most:
+            rounded = "" if kind == torch.float32 else f", or {kind} rounds too much: open the model in float32"
             raise UnsupportedError(
-                f"a replay of {name} with its own heads' outputs is {apart:.2g} from the "
-                "model: its layers pass something between positions that no head's output holds"
+                f"a replay of {name} with its own heads' outputs is {apart:.2g} from the model, and {most:.2g} may be: "
+                f"its layers pass something between positions that no head's output holds{rounded}"
             )
