@@ -49,6 +49,59 @@ def letters():
     return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", eos_token="</s>")
 
 
+@functools.cache
+def bytes_of_pairs():
+    """Byte pairs as GPT-2 has them: a word behind a blank is another token than its letters elsewhere."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer, base.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words = "The capital of is governed from " + " ".join(word for pair in CAPITALS for word in pair)
+    base.train_from_iterator(
+        [f"{words} {words}"] * 50,
+        trainers.BpeTrainer(
+            vocab_size=900, special_tokens=["<s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),  # fmt: skip
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=base, eos_token="<s>", bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "whole"),
+    [
+        ("The capital of France is", "Paris", " Paris"),
+        ("The capital of France is", " Paris", " Paris"),
+        ("The capital of France is ", "Paris", " Paris"),
+        ("The capital of France is:", "Paris", " Paris"),
+        ("The capital of France is ", " Paris", " Paris"),
+        ('It is called "', "Paris", "Paris"),
+        ("The capital of France is", ", they say, Paris", ", they say, Paris"),
+        ("法国的首都是", "巴黎", "巴黎"),
+    ],
+)
+def test_answers_without_a_blank_are_set_apart_from_the_prompt(prompt, answer, whole):
+    """As a model writes it: " Paris" is one token, "Paris" at the end of "is" letters that it never writes there."""
+    words = bytes_of_pairs()
+    data = reading.read([{"prompt": prompt, "memory": answer, "context": " Rome"}])
+    (item,) = conflicts.encode(data, words)
+    assert words.decode(item.memory) == whole
+    assert words.decode([*item.prompt, *item.memory]) == prompt.rstrip() + whole
+    if whole == " Paris":
+        assert len(item.memory) == 1
+
+
+def test_a_blank_at_the_end_of_a_template_is_no_part_of_it():
+    plain, blank = (
+        reading.read([{**row, "template": row["template"] + end} if "template" in row else row for row in TABLE])
+        for end in ("", " ")
+    )
+    made = conflicts.build(blank, bytes_of_pairs(), kind="coherent")
+    assert made.items == conflicts.build(plain, bytes_of_pairs(), kind="coherent").items
+    assert not any("  " in one.prompt or one.prompt.endswith(" ") for one in made.items)
+
+
 def length(text):
     return len(likelihood.encode(letters(), text, [" ."])[0].prompt)
 

@@ -6,6 +6,7 @@ The scores and measures are `score.patching`, `measure.usage` and `measure.likel
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import texts
@@ -38,8 +40,16 @@ Table = dict[str, Tensor]
 
 _ROWS = 256
 """Rows of a replay: heads times prompts."""
+_PROMPTS, _TOKENS = 32, 4096
+"""Prompts of a pass at most, and tokens that they may have together: long ones go one by one."""
+_WORDS = 4096
+"""Words of the vocabulary by which the spread of the embeddings is told."""
 _TRIES = 64
 """Pairs of another subject and another attribute among which a corrupted prompt of equal length is looked for."""
+_NO_BLANK_BEHIND = re.compile(r"""[(\[{<"'`/$#@_=*~-]|[\u00ab\u2018\u201c\u201e\u2013\u2014]""")
+"""Opening brackets and quotes, signs and dashes."""
+_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u303f\u3040-\ua4cf\uf900-\ufaff\uff00-\uffef]")
+"""Scripts without blanks between words: Thai, Lao, Burmese, Khmer, Chinese and Japanese, and their punctuation."""
 _NOISE = 3.0
 """Of embedding noise, in standard deviations of the embeddings: Meng et al. 2022 (arXiv 2202.05262), section 2.1."""
 
@@ -99,13 +109,14 @@ def _make(
     facts: Facts, tokenizer: Tokenizer, relation: str, place: int, kind: str, seed: int
 ) -> Iterator[Conflict | None]:
     """The prompts on a relation by one of its templates; None for a fact that has none."""
-    template = facts.templates[relation][place]
+    templates = [one.strip() for one in facts.templates[relation]]  # a blank at the end would stand there twice
+    template = templates[place]
     triples = [(subject, value) for subject, name, value in facts.triples if name == relation]
     true = dict[str, set[str]]()
     for subject, value in triples:
         true.setdefault(subject, set()).add(value)
     values, subjects = list(dict.fromkeys(value for _, value in triples)), list(true)
-    stated = [template] if kind == "substitution" else [*facts.templates[relation]]
+    stated = [template] if kind == "substitution" else templates
 
     def ask(subject: str) -> str:
         return template.replace("{subject}", subject)
@@ -146,7 +157,7 @@ def _make(
 
 
 def encode(data: Conflicts, tokenizer: Tokenizer | None) -> list[Item]:
-    """The prompts as tokens.
+    """The prompts as tokens; a blank is put between a prompt and its answers where a word would run into another.
 
     Raises `DataError` naming the prompt whose answers begin with one token, or whose corrupted one has another length.
     """
@@ -154,7 +165,8 @@ def encode(data: Conflicts, tokenizer: Tokenizer | None) -> list[Item]:
     assert tokenizer is not None
     found = []
     for number, one in enumerate(data.items, 1):
-        memory, context = likelihood.encode(tokenizer, one.prompt, [one.memory, one.context])
+        answers = [_set_apart(one.prompt, answer) for answer in (one.memory, one.context)]
+        memory, context = likelihood.encode(tokenizer, one.prompt, answers)
         where = f"prompt {number} of {data.name} ({one.prompt[-60:]!r})"
         if memory.continuation[0] == context.continuation[0]:
             raise DataError(
@@ -172,6 +184,19 @@ def encode(data: Conflicts, tokenizer: Tokenizer | None) -> list[Item]:
             )
         found.append(Item(memory.prompt, memory.continuation, context.continuation, corrupted, plain))
     return found
+
+
+def _set_apart(prompt: str, answer: str) -> str:
+    """The answer as it follows the prompt: behind a blank, where neither has one and their writing wants it.
+
+    Tokenizers of byte pairs have another token for a word behind a blank than for the same letters at a word's end.
+    """
+    last, first = prompt[-1:], answer[:1]
+    if last == " ":
+        return answer.lstrip(" ")
+    if not last or last.isspace() or _NO_BLANK_BEHIND.match(last) or not first.isalnum():
+        return answer
+    return answer if _NO_BLANKS.match(last) or _NO_BLANKS.match(first) else f" {answer}"
 
 
 def keep_known(subject: Transformer, data: Conflicts, match: Match = "first") -> Conflicts:
@@ -252,12 +277,13 @@ def _read(logits: Tensor, targets: Tensor) -> Tensor:
     return logs.gather(-1, targets.to(logs.device).expand(*logs.shape[:-1], 2)).double().cpu()
 
 
-def _batches(items: Sequence[Item], size: int = 32) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+def _batches(items: Sequence[Item]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """(places, prompts [N, S], first tokens of memory and context [N, 2]) of prompts of equal length."""
     by_length = dict[int, list[int]]()
     for at, item in enumerate(items):
         by_length.setdefault(len(item.prompt), []).append(at)
-    for some in by_length.values():
+    for length, some in by_length.items():
+        size = min(_PROMPTS, max(1, _TOKENS // length))
         for begin in range(0, len(some), size):
             places = some[begin : begin + size]
             targets = torch.tensor([[items[at].memory[0], items[at].context[0]] for at in places])
@@ -321,9 +347,14 @@ def _heads(replay: Replay) -> list[tuple[int, tuple[object, int]]]:
 def _corrupt(replay: Replay, tokens: Tensor, items: Sequence[Item], how: Corruption, draw: torch.Generator) -> Frozen:
     if how == "swap":
         return replay.read(torch.tensor([item.corrupted for item in items]))
-    table = replay.subject.model.get_input_embeddings().get_parameter("weight")
-    noise = torch.randn(*tokens.shape, table.shape[1], generator=draw)
-    return replay.read(tokens, _NOISE * float(table.detach().float().std()) * noise)
+    # Not the table's own weights: some models scale them on the way out.
+    embeddings = replay.subject.model.get_input_embeddings()
+    words = torch.arange(embeddings.get_parameter("weight").shape[0])
+    some = words[:: max(1, len(words) // _WORDS)]
+    with torch.no_grad():
+        vectors = embeddings(devices.move(some, embeddings)).float()
+    noise = torch.randn(*tokens.shape, vectors.shape[-1], generator=draw)
+    return replay.read(tokens, _NOISE * float(vectors.std()) * noise)
 
 
 def _patch(replay: Replay, layer: int, clean: Frozen, corrupted: Frozen, targets: Tensor) -> Tensor:
@@ -350,14 +381,14 @@ def ablate(subject: Transformer, items: Sequence[Item]) -> Table:
 
 
 def gradients(subject: Transformer, items: Sequence[Item], side: Literal["memory", "context"]) -> Table:
-    """|sum z dL/dz| of every head, of L = -ln P of the memory's or the context's first token."""
+    """Mean over prompts of |sum z dL/dz| of every head, of L = -ln P of the memory's or the context's first token."""
     at = 0 if side == "memory" else 1
 
     def lose(part: Sequence[Tensor]) -> Tensor:
         tokens, targets = part
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         logs = subject.forward(batch).prediction[:, -1].float().log_softmax(-1)
-        return -logs.gather(-1, targets[:, at, None].to(logs.device)).sum()
+        return -logs.gather(-1, targets[:, at, None].to(logs.device))[:, 0]
 
     places = {f"layers.{layer}.heads": consumer for layer, (consumer, _) in find_outputs(subject).items()}
     return patching.gradient_importance(lose, subject.model, [part for _, *part in _batches(items)], places)
