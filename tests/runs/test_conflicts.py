@@ -42,7 +42,7 @@ def test_nothing_is_written_of_what_is_refused(tmp_path):
 
 
 def test_what_is_there_is_not_written_over(tmp_path, monkeypatch):
-    """Told before the model is opened: the table of facts was lost, and a folder was refused after all had been asked."""
+    """Told before the model is opened: the table of facts was lost, and a folder refused after all had been asked."""
     table, out = facts.write_table(WORLD, tmp_path / "facts.jsonl"), tmp_path / "prompts.jsonl"
     (tmp_path / "same.jsonl").symlink_to(table)
     out.write_text("mine")

@@ -47,8 +47,8 @@ __all__ = [
     "opened",
     "outside",
     "read",
-    "windows",
     "whole",
+    "windows",
     "wordless",
 ]
 

@@ -400,35 +400,39 @@ def gradients(subject: Transformer, items: Sequence[Item], side: Literal["memory
 def knock_out(subject: Transformer, data: Conflicts, window: int) -> list[dict[str, object]]:
     """How P of both answers changes where a window of consecutive layers loses edges of attention, or sub-blocks.
 
-    Rows {"what", "first", "last", "memory", "context"}: what is an edge to the last position from the "subject", the
-    "relation" or the "attribute" in the context, or the sub-blocks "attention" or "ffn" at the last position; memory
-    and context are the mean relative changes of the probabilities.
+    Rows {"what", "first", "last", "prompts", "memory", "context"}: what is an edge to the last position from the
+    "subject", the "relation" or the "attribute" in the context, or the sub-blocks "attention" or "ffn" at the last
+    position; memory and context are the mean relative changes of the probabilities, over the `prompts` that have such
+    tokens.
     """
     items = encode(data, subject.tokenizer)
     clean, spans = log_answers(subject, items), [_find_spans(one, subject.tokenizer) for one in data.items]
-    layers = len(subject.layers())
+    layers, every = len(subject.layers()), range(len(items))
+    places_of = {name: [at for at in every if spans[at][name]] for name in spans[0]}
+    places_of |= {name: list(every) for name in ("attention", "ffn")}
     if not 1 <= window <= layers:
         raise InputError(f"window={window}: the model has {layers} layers; give 1 to {layers}")
     rows = list[dict[str, object]]()
     for first in range(layers - window + 1):
         some = range(first, first + window)
-        for what in (*spans[0], "attention", "ffn"):
-            logs = torch.empty_like(clean)
-            for places, tokens, targets in _batches(items):
+        for what, those in places_of.items():
+            if not those:  # such as the subject of prompts that do not name it
+                continue
+            logs = torch.empty(len(those), 2, dtype=torch.float64)
+            for places, tokens, targets in _batches([items[at] for at in those]):
                 if what in spans[0]:
                     sources = torch.zeros_like(tokens, dtype=torch.bool)
                     for row, at in enumerate(places):
-                        sources[row, spans[at][what]] = True
-                    context = knockouts.block_edges(subject, some, sources)
+                        sources[row, spans[those[at]][what]] = True
+                    knocked = knockouts.block_edges(subject, some, sources)
                 else:
-                    context = knockouts.silence_blocks(subject, some, what)
-                with torch.no_grad(), evaluating(subject.model), context:
+                    knocked = knockouts.silence_blocks(subject, some, what)
+                with torch.no_grad(), evaluating(subject.model), knocked:
                     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
                     logs[places] = _read(subject.forward(batch).prediction[:, -1], targets)
-            change = patching.relative_change(logs, clean).mean(0).tolist()
-            rows.append(
-                {"what": what, "first": first, "last": first + window - 1, "memory": change[0], "context": change[1]}
-            )
+            memory, context = patching.relative_change(logs, clean[those]).mean(0).tolist()
+            row = {"what": what, "first": first, "last": first + window - 1, "prompts": len(those)}
+            rows.append({**row, "memory": memory, "context": context})
     return rows
 
 
@@ -445,13 +449,22 @@ def _find_spans(one: Conflict, tokenizer: Tokenizer) -> dict[str, list[int]]:
         for name, some in marked.items()
     }
     away = {at for some in found.values() for at in some} | {len(offsets) - 1}
+    away |= {at for at, (begin, end) in enumerate(offsets) if begin == end}  # tokens that begin or end a text
     found["relation"] = [at for at in range(len(offsets)) if at not in away]
     return {name: [at for at in some if at < len(offsets) - 1] for name, some in found.items()}
 
 
 def _occurrences(text: str, part: str) -> list[int]:
+    """Where `part` stands in a text as words of their own: Niger is not in Nigeria."""
     places, at = list[int](), text.find(part) if part else -1
     while at >= 0:
-        places.append(at)
+        if not _joins(text[:at], part) and not _joins(part, text[at + len(part) :]):
+            places.append(at)
         at = text.find(part, at + 1)
     return places
+
+
+def _joins(left: str, right: str) -> bool:
+    """Whether two texts meet within a word, in a script that has blanks between words."""
+    edges = left[-1:], right[:1]
+    return all(edge.isalnum() and not _NO_BLANKS.match(edge) for edge in edges)

@@ -45,8 +45,8 @@ def make_conflicts(
         device: where the model is asked, such as cuda; where it is if None.
         overwrite: write `out` anew; never over the table.
 
-    Raises `RunError` for an `out` that is there already, a folder, or the table, and `DataError` for a table that can't be read or gives no prompt, and where the model knows none of the facts;
-    then nothing is written.
+    Raises `RunError` for an `out` that is there already, a folder, or the table, and `DataError` for a table that can't
+    be read or gives no prompt, and where the model knows none of the facts; then nothing is written.
     """
     keywords.check_counts(count=count)
     keywords.check_seed(seed)

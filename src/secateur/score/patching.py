@@ -63,7 +63,7 @@ def logit_preference(patched: Tensor, clean: Tensor) -> Tensor:
 def gradient_importance(
     loss: Callable[[B], Tensor], model: nn.Module, batches: Iterable[B], consumers: Mapping[str, Columns]
 ) -> dict[str, Tensor]:
-    """Site -> float64 [H]: mean over prompts of |sum over positions and channels of z dL/dz|, the baseline by gradients.
+    """Site -> float64 [H]: mean over prompts of |sum over positions and channels of z dL/dz|: importance by gradients.
 
     The absolute value is of each prompt's own sum, so that prompts which pull a head both ways do not cancel.
 

@@ -58,9 +58,15 @@ MODELS = {
     ),
     "gpt_neo": lambda: GPTNeoForCausalLM(
         GPTNeoConfig(
-            vocab_size=40, hidden_size=16, num_layers=3, num_heads=4, max_position_embeddings=32, window_size=4,
-            attention_types=[[["global", "local", "global"], 1]], intermediate_size=24,
-        )  # fmt: skip
+            vocab_size=40,
+            hidden_size=16,
+            num_layers=3,
+            num_heads=4,
+            max_position_embeddings=32,
+            window_size=4,
+            attention_types=[[["global", "local", "global"], 1]],
+            intermediate_size=24,
+        )
     ),
 }
 

@@ -219,9 +219,24 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
         secateur.heads(subject, "trust", file),
     ):
         pass
-    for text in ("[]", "{", json.dumps({"heads": [1], "lists": {"a": [[0]]}})):
+    lists = [json.dumps({"heads": [8] * 4, "lists": {"a": some}}) for some in ([[0]], [[0, 1.9]], [[True, 1]], ["01"])]
+    for text in (
+        "[]",
+        "{",
+        *lists,
+        '{"heads": [1e999], "lists": {}}',
+        "[" * 200_000,
+        '{"heads": [], "lists": {}, "weights": [1]}',
+    ):
         file.write_text(text)
-        with pytest.raises(InputError, match="holds no lists of heads"), secateur.heads(subject, "a", file):
+        with (
+            pytest.raises(InputError, match="holds no lists of heads") as error,
+            secateur.heads(subject, "a", file),
+        ):
+            pass
+        assert "\n" not in str(error.value)
+    for pairs in ([3, 5], [(0, 1.5)], ["01"], [(1, 2, 3)]):
+        with pytest.raises(InputError, match="is no head: give pairs of whole numbers"), secateur.heads(subject, pairs):
             pass
     for wrong in ((9, 0), (0, 8), (0, -1)):
         with (
@@ -229,6 +244,28 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
             silence_heads(subject, [wrong]),
         ):
             pass
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_lists_are_of_the_weights_that_were_scored(tmp_path, kind):
+    """Of the same model in fewer bits, too; not of what was masked, trained, or begun anew."""
+    subject, file = make(kind), tmp_path / "heads.json"
+    heads.write_lists(file, subject, {"trust-context": SOME})
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with secateur.heads(subject.copy().model.to(dtype), "trust-context", file):
+            pass
+    other = open_subject(tiny.uneven(tiny.model(kind, seed=5), seed=5), tokenizer=tiny.tokenizer())
+    for wrong in (heads.cut_heads(subject, [(1, 2)], mask=True)[0], other):
+        with (
+            pytest.raises(InputError, match="of a model with other weights in its heads"),
+            secateur.heads(wrong, "trust-context", file),
+        ):
+            pass
+    data = json.loads(file.read_text())
+    del data["weights"]  # written by hand
+    file.write_text(json.dumps(data))
+    with secateur.heads(other, "trust-context", file):
+        pass
 
 
 def test_what_can_not_be_replayed_is_refused():

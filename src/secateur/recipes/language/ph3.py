@@ -19,7 +19,6 @@ from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts as corpora
 from secateur.data.conflicts import Conflicts
-from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.methods import conflicts
 from secateur.methods.budgets import refuse_patterns
@@ -79,8 +78,8 @@ def ph3(
        memory, the context heads of the smallest (step 8).
     4. They are removed at all positions, without compensation and training (step 9).
 
-    The heads of both kinds go to heads.json in the run directory as "trust-context" and "trust-memory", for
-    `secateur.heads`, which switches them at inference in the model as it was.
+    The heads of both kinds go to heads.json in the run directory, of several budgets in the folder of each, as
+    "trust-context" and "trust-memory", for `secateur.heads`, which switches them at inference in the model as it was.
 
     Args:
         subject: a decoder; it stays as it is.
@@ -99,7 +98,7 @@ def ph3(
             one, go; those that meet the budget are tried on a fifth of the subjects, and the one of the most answers
             from the trusted source stays, or, among equals, of its largest probability. As few as the budget asks for,
             if none.
-        relation: of the prompts that are scored; all if empty. How others change is measured beside the result.
+        relation: of the prompts that are scored; all if empty. Each relation held out is measured beside the result.
         kind: of conflict, likewise.
         match: an answer is the memory's or the context's by its first token, or in full.
         texts: a file of texts on which the perplexity is measured, too.
@@ -121,9 +120,7 @@ def ph3(
         raise BudgetError("ph3 removes a few heads, which brings no time to promise: give heads=95%, or params")
     shares = [parse_share(part) for part in parse_list(ratios)]
     chosen = data.choose(relation=relation, kind=kind)
-    judged: dict[str, Conflicts | Corpus] = {"texts": corpora.read(texts)} if texts else {}
-    judged |= {one: data.choose(relation=one) for one in list_others(data, "relation", relation)}
-    judged |= {one: data.choose(kind=one) for one in list_others(data, "kind", kind)}
+    judged = {"texts": corpora.read(texts)} if texts else {}
     scored, tested = chosen.split(seed=seed + 1) if shares else (chosen, chosen)
     if len(scored) > samples:
         drawn = torch.randperm(len(scored), generator=torch.Generator().manual_seed(seed))[:samples]
@@ -151,11 +148,8 @@ def ph3(
             tried = ", ".join(map(str, counts))
             notes.append(f"of {tried} heads, {count} gave the best {trust}_rate on {len(others)} prompts set aside")
         yield Result(str(budget), student, cut, price(count), None, tuple(notes), judged=judged)
-
-
-def list_others(data: Conflicts, field: Literal["relation", "kind"], chosen: str) -> list[str]:
-    """The other relations, or kinds, of the prompts, if one is chosen."""
-    return [one for one in dict.fromkeys(str(getattr(item, field)) for item in data.items) if chosen and one != chosen]
+        if not dry_run and (run.root / str(budget)).is_dir():  # one of several: its list goes along with it
+            distributed.by_first(partial(switching.write_lists, run.root / str(budget) / "heads.json", subject, lists))
 
 
 # ------------------------------------------------------------------------------------------------------------- scores

@@ -7,6 +7,7 @@ forward pre-hooks there, so that keys, values and a KV cache stay as they are. T
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ _SAME = 1e-3
 _STEPS = 2.0
 """And where they are rounded: in steps of the number type, times the square root of the number of layers."""
 _ALIKE = 0.05
-"""How far the weights of a head may be from those of the scored model, relative to their norm: as rounding may bring."""
+"""How far a head's weights may be from those of the scored model, relative to their norm: as rounding may bring."""
 
 
 # ------------------------------------------------------------------------------------------------------------- where
@@ -136,15 +137,16 @@ def heads(
 
     The switch is the model's: while it is on, all requests to this model pass it, whatever thread they come from.
 
-    Raises `InputError` for no such list, or one that was made for a model of another shape.
+    Raises `InputError` for no such list, or one that was made for a model of another shape or other weights: a list is
+    of the model that was scored, not of what was cut from it.
     """
     inner = model.model if isinstance(model, Transformer) else model
     places = _find_once(model)
     if not isinstance(which, str | Path):
-        chosen = [(int(layer), int(head)) for layer, head in which]
+        chosen = [_read_head(head) for head in which]
     else:
         source = Path(lists) if lists is not None else Path(getattr(inner, "name_or_path", "") or ".")
-        found = read_lists(source, places)
+        found = read_lists(source, inner, places)
         if str(which) not in found:
             raise InputError(f"{source} has no list {str(which)!r}: it has {', '.join(found)}")
         chosen = found[str(which)]
@@ -162,34 +164,79 @@ def _find_once(model: PreTrainedModel | Transformer) -> Places:
 
 
 def write_lists(file: Path, subject: Transformer, lists: Mapping[str, Sequence[Head]]) -> None:
-    """The lists as JSON, with the shape of the model they are of."""
+    """The lists as JSON, with the shape of the model they are of, and numbers that tell its heads' weights."""
+    places = find_outputs(subject)
+    marks = _mark_heads(subject.model, places)
     data = {
-        "heads": _shape(find_outputs(subject)),
+        "heads": _shape(places),
+        "weights": [[float(f"{value:.6g}") for value in mark] for mark in (() if marks is None else marks.tolist())],
         "lists": {name: [list(head) for head in some] for name, some in lists.items()},
     }
     atomic_write(file, json.dumps(data) + "\n")
 
 
-def read_lists(source: Path, places: Places | None = None) -> dict[str, list[Head]]:
+def read_lists(
+    source: Path, model: PreTrainedModel | None = None, places: Places | None = None
+) -> dict[str, list[Head]]:
     """Name -> the heads of each list in a file that `write_lists` wrote, or in the heads.json of a folder.
 
-    Raises `InputError` for a file that is missing or of another form, or of a model with heads in other `places`.
+    Raises `InputError` for a file that is missing or of another form, or of another model: with heads in other
+    `places`, or with other weights there.
     """
     file = source / _FILE if source.is_dir() else source
     if not file.is_file():
-        raise InputError(f"{file} is not there: give lists, the {_FILE} that `secateur run ph3` wrote")
+        inside = sorted(one.parent.name for one in source.glob(f"*/{_FILE}")) if source.is_dir() else []
+        several = f", or one of its folders {', '.join(inside)}" if inside else ""
+        raise InputError(f"{file} is not there: give lists, the {_FILE} that `secateur run ph3` wrote{several}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        shape = [int(count) for count in data["heads"]]
-        found = {str(name): [(int(at), int(head)) for at, head in some] for name, some in data["lists"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shape = [operator.index(count) for count in data["heads"]]
+        found = {str(name): [_read_head(head) for head in some] for name, some in data["lists"].items()}
+        marks = torch.tensor(data.get("weights", []), dtype=torch.float64).reshape(-1, 2)
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise InputError(f'{file} holds no lists of heads: give {{"heads": [...], "lists": {{...}}}}') from error
     if places is not None and shape != _shape(places):
         raise InputError(
             f"{file} is of a model with {sum(shape)} heads in {len(shape)} layers, and this one has "
             f"{sum(_shape(places))} in {len(places)}: use the model that was scored"
         )
+    now = None if model is None or places is None or not len(marks) else _mark_heads(model, places)
+    if now is not None and (marks.shape != now.shape or bool(((now - marks).abs() > _ALIKE * marks[:, :1]).any())):
+        raise InputError(
+            f"{file} is of a model with other weights in its heads, as one has before it is cut or trained on: use the "
+            "model that was scored"
+        )
     return found
+
+
+def _read_head(head: object) -> Head:
+    """(layer, head) of a pair of whole numbers. Raises `InputError` for anything else."""
+    pair = tuple(head) if isinstance(head, Iterable) and not isinstance(head, str) else ()
+    if len(pair) != 2 or any(isinstance(one, bool) or not hasattr(one, "__index__") for one in pair):
+        raise InputError(f"{str(head)[:60]!r} is no head: give pairs of whole numbers (layer, head), such as [(3, 5)]")
+    return operator.index(pair[0]), operator.index(pair[1])
+
+
+@torch.no_grad()
+def _mark_heads(model: PreTrainedModel, places: Places) -> Tensor | None:
+    """[heads of all layers, 2]: the norm of each head's output weights, and their sum with signs drawn at random.
+
+    Numbers that hardly change with the number type, unlike a hash. None of weights that are not here, or packed.
+    """
+    found = list[Tensor]()
+    for consumer, count in places.values():
+        weight = _weight(model, consumer)
+        if weight.is_meta or not weight.is_floating_point():
+            return None
+        columns = (weight.T if consumer.conv1d else weight).detach().float()
+        draw = torch.Generator().manual_seed(0)
+        rows, inside = (
+            devices.move(torch.randint(0, 2, (size,), generator=draw) * 2.0 - 1.0, columns)
+            for size in (len(columns), consumer.block)
+        )
+        norms = torch.linalg.vector_norm(columns.reshape(len(columns), count, consumer.block), dim=(0, 2))
+        found.append(torch.stack([norms, (rows @ columns).reshape(count, -1) @ inside], 1).double().cpu())
+    return torch.cat(found) if found else None
 
 
 def _shape(places: Places) -> list[int]:
