@@ -126,7 +126,9 @@ def test_prompts_of_several_tokens_a_word(kind):
         assert length(one.corrupted) == length(one.prompt)
         for word in (one.subject, value, wrong):
             assert word not in one.corrupted
-    for one in (one for seed in range(6) for one in conflicts.build(reading.read(TABLE), letters(), seed=seed).items):
+    facts_of["Ghana"] = "Porto"  # as long as Paris, and begins as it does
+    table = reading.read([*TABLE, {"subject": "Ghana", "relation": "capital", "object": "Porto"}])
+    for one in (one for seed in range(6) for one in conflicts.build(table, letters(), seed=seed).items):
         (other,) = [name for name in facts_of if name in one.corrupted]
         (third,) = [name for name in facts_of.values() if name in one.corrupted]
         assert facts_of[other] not in (one.memory.strip(), one.context.strip())  # it would support that answer

@@ -431,8 +431,8 @@ def knock_out(subject: Transformer, data: Conflicts, window: int) -> list[dict[s
                     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
                     logs[places] = _read(subject.forward(batch).prediction[:, -1], targets)
             memory, context = patching.relative_change(logs, clean[those]).mean(0).tolist()
-            row = {"what": what, "first": first, "last": first + window - 1, "prompts": len(those)}
-            rows.append({**row, "memory": memory, "context": context})
+            where = {"what": what, "first": first, "last": first + window - 1, "prompts": len(those)}
+            rows.append({**where, "memory": memory, "context": context})
     return rows
 
 

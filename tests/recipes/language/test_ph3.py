@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,13 +151,13 @@ def test_of_scores_without_a_sign_each_side_has_its_own_and_equal_heads_keep_the
 
 
 def test_flips_are_heads_of_other_signs_among_the_strongest():
-    kinds = {"one": [5.0, -1.0, 9.0, 0.5, -2.0, -5.0], "two": [5.0, -1.0, -9.0, -0.5, 2.0, -5.0]}
+    kinds = {"one": [5.0, -1.0, 9.0, 0.5, -2.0, -5.0], "two": [5.0, -1.0, -9.0, -0.5, -2.0, -5.0]}
     data = Conflicts([reading.Conflict("the tree is", " old", " young", kind=kind) for kind in kinds])
     tables = iter({"layers.0.heads": torch.tensor(values)} for values in kinds.values())
     model = open_subject(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
     order = [(0, at) for at in (2, 0, 3, 1, 4, 5)]
     (note,) = ph3.describe_flips(lambda _: next(tables), data, model, order)
-    assert note == "3 of the 6 strongest heads change sides between one and two conflicts"
+    assert note == "2 of the 6 strongest heads change sides between one and two conflicts"
     assert ph3.describe_flips(lambda _: {}, data.choose(kind="one"), model, order) == []
     unsigned = {"memory.layers.0.heads": torch.tensor(kinds["one"])}
     assert ph3.describe_flips(lambda _: unsigned, data, model, order) == []
@@ -194,6 +195,15 @@ def test_noise_on_the_embeddings_needs_no_corrupted_prompt(tmp_path):
     (found,) = results(tmp_path / "b", "heads=80%", data=bare, corruption="noise")
     (again,) = results(tmp_path / "c", "heads=80%", data=bare, corruption="noise")
     assert found.notes == again.notes
+    before = conflicts.rates(subject(), conflicts.encode(bare, subject().tokenizer))
+    (balance,) = [note for note in found.notes if note.startswith("before the cut")]
+    shares = [round(100 * before[f"{side}_rate"].value) for side in ("memory", "context")]
+    assert f"{len(bare)} scored prompts {shares[0]} % of the answers are the memory's and {shares[1]} %" in balance
+    assert "hardly undecided" not in balance
+    (sure,) = ph3.describe_balance(
+        subject(), [replace(item, context=(1,)) for item in conflicts.encode(bare, subject().tokenizer)]
+    )
+    assert sure.endswith("hardly undecided, and the heads of the weaker side are told by few prompts")
     assert rates(found.subject)["context_rate"] > rates(subject())["context_rate"]
 
 

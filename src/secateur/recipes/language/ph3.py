@@ -43,6 +43,8 @@ Score = Literal["patching", "logit", "ablation", "gradient", "magnitude", "rando
 Corruption = Literal["swap", "noise"]
 Match = Literal["first", "full"]
 Rank = Callable[[Sequence[Item]], Mapping[str, Tensor]]
+_FEW = 5.0
+"""Percent of answers from one source, below which a note says that the model is hardly undecided."""
 
 
 def ph3(
@@ -132,6 +134,7 @@ def ph3(
     table = run.tensors("scores", partial(rank, items))
     order = {side: sort_heads(table, side) for side in ("context", "memory")}
     flips = run.json("flips", partial(describe_flips, rank, scored, subject, order["context"]))
+    balance = run.json("balance", partial(describe_balance, subject, items))
     price = partial(price_heads, subject, order[trust], form=form, batch=batch, length=length)
     plan = {budget: list_counts(price, budget, shares, len(order[trust])) for budget in budgets}
     for budget, counts in plan.items():
@@ -143,7 +146,7 @@ def ph3(
             distributed.by_first(partial(switching.write_lists, file, subject, lists))
         gone = lists[f"trust-{trust}"]
         student, cut = switching.cut_heads(subject, gone, mask=form == "mask")
-        notes = [*data.notes, *flips, f"heads that went, as (layer, head): {', '.join(map(str, gone))}"]
+        notes = [*data.notes, *balance, *flips, f"heads that went, as (layer, head): {', '.join(map(str, gone))}"]
         if len(counts) > 1:
             tried = ", ".join(map(str, counts))
             notes.append(f"of {tried} heads, {count} gave the best {trust}_rate on {len(others)} prompts set aside")
@@ -192,6 +195,15 @@ def sort_heads(table: Mapping[str, Tensor], trust: str) -> list[Head]:
             for head, value in enumerate(column.tolist()):
                 worth[int(place.partition(".")[0]), head] = -value if signed and trust == "memory" else value
     return sorted(worth, key=lambda head: (-worth[head], head))
+
+
+def describe_balance(subject: Transformer, items: Sequence[Item]) -> list[str]:
+    """Where the answers to the scored prompts come from before the cut: scores want a model that is undecided."""
+    found = conflicts.rates(subject, items)
+    memory, context = (100 * found[f"{side}_rate"].value for side in ("memory", "context"))
+    text = f"before the cut, of {len(items)} scored prompts {memory:.0f} % of the answers are the memory's and "
+    few = ": it is hardly undecided, and the heads of the weaker side are told by few prompts"
+    return [f"{text}{context:.0f} % the context's{few if min(memory, context) < _FEW else ''}"]
 
 
 def describe_flips(rank: Rank, scored: Conflicts, subject: Transformer, order: Sequence[Head]) -> list[str]:

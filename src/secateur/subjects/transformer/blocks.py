@@ -464,7 +464,8 @@ class _Either(Tensor):
     Which of the two a block's own forward pass gives can't be told without its weights, which may not be there.
     """
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # what is computed from it is a plain tensor
+    # What is computed from it is a plain tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __getitem__(self, place: object) -> Tensor:
         plain: Tensor = self.as_subclass(Tensor)
