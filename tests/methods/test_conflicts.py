@@ -96,6 +96,19 @@ def test_answers_without_a_blank_are_set_apart_from_the_prompt(prompt, answer, w
         assert len(item.memory) == 1
 
 
+def test_an_instruction_stands_before_the_context_alone():
+    made = conflicts.build(reading.read(TABLE), letters(), prefix="Answer from the text. ")
+    for one in made.items:
+        assert one.prompt.startswith("Answer from the text. The capital") or one.template == 1
+        assert one.corrupted.startswith("Answer from the text. ")
+        assert not one.plain.startswith("Answer")
+    without = conflicts.build(reading.read(TABLE), letters())
+    assert [one.prompt.removeprefix("Answer from the text. ") for one in made.items] == [
+        one.prompt for one in without.items
+    ]
+    assert all(len(item.prompt) == len(item.corrupted) for item in conflicts.encode(made, letters()))
+
+
 def test_a_blank_at_the_end_of_a_template_is_no_part_of_it():
     plain, blank = (
         reading.read([{**row, "template": row["template"] + end} if "template" in row else row for row in TABLE])

@@ -69,7 +69,13 @@ class Item:
 
 
 def build(
-    facts: Facts, tokenizer: Tokenizer, *, kind: str = "substitution", relation: str = "", seed: int = 0
+    facts: Facts,
+    tokenizer: Tokenizer,
+    *,
+    kind: str = "substitution",
+    relation: str = "",
+    seed: int = 0,
+    prefix: str = "",
 ) -> Conflicts:
     """One conflict prompt for each fact and template of its relation.
 
@@ -77,7 +83,8 @@ def build(
     third object corrupt the prompt; the two have as many tokens, in their places, as those they stand for. Facts for
     which the table has no such words are left out, and counted in the notes.
 
-    kind: of the conflict; see `data.conflicts.KINDS`. A coherent one states the falsehood by every template.
+    kind: of the conflict; see `data.conflicts.KINDS`. A coherent one states the falsehood by every template. prefix:
+    what stands before the context, such as an instruction to answer from it; the question alone is asked without.
 
     Raises `DataError` where no fact is left, `InputError` for an unknown kind or relation, or a coherent conflict where
     a relation has one template.
@@ -93,7 +100,7 @@ def build(
     items, left = list[Conflict](), 0
     for one in chosen:
         for place in range(len(facts.templates[one])):
-            made = list(_make(facts, tokenizer, one, place, kind, seed))
+            made = list(_make(facts, tokenizer, one, place, kind, seed, prefix.strip()))
             items += [item for item in made if item is not None]
             left += made.count(None)
     notes = (f"{left} prompts left out: no other words of as many tokens, with other first tokens",) if left else ()
@@ -106,7 +113,7 @@ def build(
 
 
 def _make(
-    facts: Facts, tokenizer: Tokenizer, relation: str, place: int, kind: str, seed: int
+    facts: Facts, tokenizer: Tokenizer, relation: str, place: int, kind: str, seed: int, prefix: str
 ) -> Iterator[Conflict | None]:
     """The prompts on a relation by one of its templates; None for a fact that has none."""
     templates = [one.strip() for one in facts.templates[relation]]  # a blank at the end would stand there twice
@@ -122,7 +129,13 @@ def _make(
         return template.replace("{subject}", subject)
 
     def say(subject: str, value: str) -> str:
-        return " ".join([*(f"{one.replace('{subject}', subject)} {value}." for one in stated), ask(subject)])
+        return " ".join(
+            [
+                *([prefix] if prefix else []),
+                *(f"{one.replace('{subject}', subject)} {value}." for one in stated),
+                ask(subject),
+            ]
+        )
 
     @functools.cache
     def find_first(value: str) -> int:

@@ -26,6 +26,7 @@ def make_conflicts(
     relation: str = "",
     match: Literal["first", "full"] = "first",
     count: int | None = None,
+    prefix: str = "",
     seed: int = 0,
     device: str | None = None,
     overwrite: bool = False,
@@ -41,6 +42,7 @@ def make_conflicts(
         relation: of the facts; all if empty.
         match: the model knows a fact if its answer begins with the first token, or if it is the full one.
         count: at most so many prompts, drawn by the seed; all if None.
+        prefix: what stands before each context, such as "Answer from the text."; the question alone is asked without.
         seed: of what stands for what.
         device: where the model is asked, such as cuda; where it is if None.
         overwrite: write `out` anew; never over the table.
@@ -59,7 +61,7 @@ def make_conflicts(
     subject.check_texts()
     if not subject.causal:
         raise InputError(f"{type(subject.model).__name__} writes no text: give a language model")
-    made = conflicts.build(found, subject.tokenizer, kind=kind, relation=relation, seed=seed)
+    made = conflicts.build(found, subject.tokenizer, kind=kind, relation=relation, seed=seed, prefix=prefix)
     known = conflicts.keep_known(subject, made, match)
     if count is not None and count < len(known):
         import numpy as np
