@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from secateur.data.conflicts import Conflicts
 from secateur.measure import quality, statistics
 from secateur.methods import conflicts
 from secateur.subjects import Transformer, open_subject
+from secateur.subjects.transformer import heads as switching
 
 Trust = Literal["context", "memory"]
 SIDES: tuple[Trust, ...] = ("context", "memory")
@@ -63,12 +65,24 @@ def rate(student: Transformer, data: Conflicts, trust: Trust) -> float:
     return 100 * conflicts.rates(student, conflicts.encode(data, student.tokenizer))[f"{trust}_rate"].value
 
 
-def pruned(seed: int, trust: Trust, score: str, **options: object) -> Transformer:
-    """The recipe's model."""
+def pruned(seed: int, trust: Trust, score: str, folder: Path | None = None, **options: object) -> Transformer:
+    """The recipe's model; its files go to `folder`, if one is given."""
     how = {"trust": trust, "score": score, "ratios": RATIOS, "seed": seed, **options}
-    student = prune_all("ph3", model(seed), prompts(seed, False), ["heads=99%"], **how)[0].subject
+    student = prune_all("ph3", model(seed), prompts(seed, False), ["heads=99%"], folder=folder, **how)[0].subject
     assert isinstance(student, Transformer)
     return student
+
+
+def same_layers(seed: int, trust: Trust) -> Transformer:
+    """The model without random heads, as many in each layer as path patching takes there."""
+    with tempfile.TemporaryDirectory() as folder:
+        pruned(seed, trust, "patching", folder=Path(folder, "run"))
+        gone = switching.read_lists(Path(folder, "run", "heads.json"))[f"trust-{trust}"]
+    counts = {layer: count for layer, (_, count) in switching.find_outputs(model(seed)).items()}
+    draw, chosen = np.random.default_rng([seed, 2]), list[switching.Head]()
+    for layer, many in sorted(Counter(layer for layer, _ in gone).items()):
+        chosen += [(layer, int(head)) for head in draw.permutation(counts[layer])[:many]]
+    return switching.cut_heads(model(seed), chosen)[0]
 
 
 def loss(student: Transformer) -> float:
@@ -86,15 +100,15 @@ def loss(student: Transformer) -> float:
     unit="%",
     better="higher",
     ours="path patching",
-    baselines=["gradient", "magnitude", "random", "uncut"],
+    baselines=["gradient", "magnitude", "random", "random in the same layers", "uncut"],
     seeds=range(5),
 )
 def headline(seed: int) -> Figures:
     held = prompts(seed, True)
     found = {"uncut": {"trusted": float(np.mean([rate(model(seed), held, side) for side in SIDES]))}}
     found["uncut"]["loss on Brown"] = loss(model(seed))
-    for arm, score in ARMS.items():
-        students = {side: pruned(seed, side, score) for side in SIDES}
+    for arm, score in {**ARMS, "random in the same layers": ""}.items():
+        students = {side: pruned(seed, side, score) if score else same_layers(seed, side) for side in SIDES}
         found[arm] = {f"{side}": rate(student, held, side) for side, student in students.items()}
         found[arm]["trusted"] = float(np.mean([found[arm][side] for side in SIDES]))
         found[arm]["loss on Brown"] = float(np.mean([loss(student) for student in students.values()]))

@@ -84,9 +84,24 @@ def test_files_that_are_no_json_lines_are_refused(tmp_path):
         conflicts.read(file)
     for content, words in (
         (b"\xff\n", "not UTF-8 at byte 0"),
-        (b"{\n", "line 1 is no JSON"),
+        (b"{\n", "line 1, is not JSON"),
+        (b"[" * 200_000 + b"\n", "line 1, is not JSON"),
+        (b'{"template": ' + b"9" * 5000 + b"}\n", "line 1, is not JSON"),
+        (b'{"prompt": "a \\ud800 is", "memory": "x", "context": "y"}\n', r"row 1, in prompt, holds \\ud800"),
+        (b'{"relation": "a", "template": "{subject} \\ud800"}\n', r"row 1, in template, holds \\ud800"),
         (b"[1]\n", "holds no object"),
     ):
         file.write_bytes(content)
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=words) as error:
             conflicts.read(file)
+        assert "\n" not in str(error.value)
+
+
+def test_lines_end_where_json_lines_end(tmp_path):
+    """A mark of the byte order is no part of the first line, and other ends of lines stand within a text."""
+    items = [Conflict("a\u2028b \x85 is", " x", " y")]
+    file = tmp_path / "rows.jsonl"
+    conflicts.write(Conflicts(items), file)
+    assert conflicts.read(file).items == items
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert conflicts.read(file).items == items

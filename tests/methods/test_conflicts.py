@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from secateur.data.conflicts import Conflict, Conflicts
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import likelihood
 from secateur.methods import conflicts
+from secateur.score import patching
 from secateur.subjects import open_subject
-from secateur.subjects.transformer.heads import silence_heads
+from secateur.subjects.transformer.heads import Replay, find_outputs, silence_heads
 
 WORLD = facts.World()
 CAPITALS = (("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Norway", "Oslo"), ("Japan", "Tokyo"),
@@ -49,6 +51,74 @@ def letters():
     return PreTrainedTokenizerFast(tokenizer_object=base, pad_token="[PAD]", eos_token="</s>")
 
 
+@functools.cache
+def bytes_of_pairs():
+    """Byte pairs as GPT-2 has them: a word behind a blank is another token than its letters elsewhere."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer, base.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    words = "The capital of is governed from " + " ".join(word for pair in CAPITALS for word in pair)
+    base.train_from_iterator(
+        [f"{words} {words}"] * 50,
+        trainers.BpeTrainer(
+            vocab_size=900,
+            special_tokens=["<s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=base, eos_token="<s>", bos_token="<s>")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "whole"),
+    [
+        ("The capital of France is", "Paris", " Paris"),
+        ("The capital of France is", " Paris", " Paris"),
+        ("The capital of France is ", "Paris", " Paris"),
+        ("The capital of France is:", "Paris", " Paris"),
+        ("The capital of France is ", " Paris", " Paris"),
+        ('It is called "', "Paris", "Paris"),
+        ("The capital of France is", ", they say, Paris", ", they say, Paris"),
+        ("法国的首都是", "巴黎", "巴黎"),
+    ],
+)
+def test_answers_without_a_blank_are_set_apart_from_the_prompt(prompt, answer, whole):
+    """As a model writes it: " Paris" is one token, "Paris" at the end of "is" letters that it never writes there."""
+    words = bytes_of_pairs()
+    data = reading.read([{"prompt": prompt, "memory": answer, "context": " Rome"}])
+    (item,) = conflicts.encode(data, words)
+    assert words.decode(item.memory) == whole
+    assert words.decode([*item.prompt, *item.memory]) == prompt.rstrip() + whole
+    if whole == " Paris":
+        assert len(item.memory) == 1
+
+
+def test_an_instruction_stands_before_the_context_alone():
+    made = conflicts.build(reading.read(TABLE), letters(), prefix="Answer from the text. ")
+    for one in made.items:
+        assert one.prompt.startswith("Answer from the text. The capital") or one.template == 1
+        assert one.corrupted.startswith("Answer from the text. ")
+        assert not one.plain.startswith("Answer")
+    without = conflicts.build(reading.read(TABLE), letters())
+    assert [one.prompt.removeprefix("Answer from the text. ") for one in made.items] == [
+        one.prompt for one in without.items
+    ]
+    assert all(len(item.prompt) == len(item.corrupted) for item in conflicts.encode(made, letters()))
+
+
+def test_a_blank_at_the_end_of_a_template_is_no_part_of_it():
+    plain, blank = (
+        reading.read([{**row, "template": row["template"] + end} if "template" in row else row for row in TABLE])
+        for end in ("", " ")
+    )
+    made = conflicts.build(blank, bytes_of_pairs(), kind="coherent")
+    assert made.items == conflicts.build(plain, bytes_of_pairs(), kind="coherent").items
+    assert not any("  " in one.prompt or one.prompt.endswith(" ") for one in made.items)
+
+
 def length(text):
     return len(likelihood.encode(letters(), text, [" ."])[0].prompt)
 
@@ -69,6 +139,13 @@ def test_prompts_of_several_tokens_a_word(kind):
         assert length(one.corrupted) == length(one.prompt)
         for word in (one.subject, value, wrong):
             assert word not in one.corrupted
+    facts_of["Ghana"] = "Porto"  # as long as Paris, and begins as it does
+    table = reading.read([*TABLE, {"subject": "Ghana", "relation": "capital", "object": "Porto"}])
+    for one in (one for seed in range(6) for one in conflicts.build(table, letters(), seed=seed).items):
+        (other,) = [name for name in facts_of if name in one.corrupted]
+        (third,) = [name for name in facts_of.values() if name in one.corrupted]
+        assert facts_of[other] not in (one.memory.strip(), one.context.strip())  # it would support that answer
+        assert third[0] not in (one.memory.strip()[0], one.context.strip()[0])
     assert len(made.items) + int(made.notes[0].split()[0]) == 2 * len(CAPITALS) if made.notes else True
     again = conflicts.build(reading.read(TABLE), letters(), kind=kind)
     assert again.items == made.items
@@ -173,6 +250,81 @@ def test_an_ablation_is_the_head_silenced_and_all_behind_it_free():
     both = conflicts.gradients(subject(), items, "memory"), conflicts.gradients(subject(), items, "context")
     assert all((table["layers.0.heads"] >= 0).all() for table in both)
     assert not torch.equal(*(table["layers.2.heads"] for table in both))
+    places = {f"layers.{at}.heads": consumer for at, (consumer, _) in find_outputs(subject()).items()}
+    for side, table in enumerate(both):  # the loss is of the memory's token, then of the context's
+
+        def lose(item, side=side):
+            logs = subject().model(torch.tensor([item.prompt])).logits[:, -1].log_softmax(-1)
+            return -logs[:, (item.memory, item.context)[side][0]]
+
+        plain = patching.gradient_importance(lose, subject().model, items, places)
+        torch.testing.assert_close(table["layers.2.heads"], plain["layers.2.heads"])
+
+
+def test_spans_are_whole_words_without_tokens_that_begin_a_text():
+    from tokenizers.processors import TemplateProcessing
+
+    words = bytes_of_pairs().__class__(tokenizer_object=bytes_of_pairs().backend_tokenizer, bos_token="<s>")
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    text = "The capital of Kenya is Rome. The capital of Kenya is near Kenyatta in Romein and"
+    spans = conflicts._find_spans(Conflict(text, " Paris", " Rome", subject="Kenya"), words)
+    tokens = words(text)["input_ids"]
+    assert tokens[0] == words.bos_token_id
+    assert [words.decode(tokens[at]) for at in spans["subject"]] == [" Kenya", " Kenya"]
+    assert [words.decode(tokens[at]) for at in spans["attribute"]] == [" Rome"]
+    assert 0 not in spans["relation"]
+    chinese = conflicts._find_spans(
+        Conflict("中国的首都是巴黎。中国的首都是", "北京", "巴黎", subject="中国"), bytes_of_pairs()
+    )
+    assert chinese["subject"]
+    assert chinese["attribute"]
+    places = sorted(at for some in spans.values() for at in some)
+    assert places == list(range(1, len(tokens) - 1))  # each once, without the first and the last
+
+
+def test_knock_outs_of_what_no_prompt_names_are_no_rows():
+    """Without a subject, its edges are none: 0.0 read as if they had been cut and done nothing."""
+    some = known().take(range(6))
+    bare = replace(some, items=[replace(one, subject="") for one in some.items[:3]] + list(some.items[3:]))
+    rows = {row["what"]: row for row in conflicts.knock_out(subject(), bare, 3)}
+    apart = {row["what"]: row for row in conflicts.knock_out(subject(), some.take(range(3, 6)), 3)}
+    assert (rows["subject"]["prompts"], rows["attribute"]["prompts"]) == (3, 6)
+    assert rows["subject"]["memory"] == pytest.approx(apart["subject"]["memory"])
+    nobody = replace(bare, items=bare.items[:3])
+    assert {row["what"] for row in conflicts.knock_out(subject(), nobody, 3)} == {
+        "attribute",
+        "relation",
+        "attention",
+        "ffn",
+    }
+
+
+def test_noise_is_as_large_as_what_the_embeddings_give(monkeypatch):
+    """Gemma 3 scales them on their way out, by the root of their width; three standard deviations, as ROME has it."""
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(vocab_size=60, hidden_size=64, intermediate_size=16, num_hidden_layers=1,
+                              num_attention_heads=2, num_key_value_heads=1, head_dim=8, pad_token_id=None)  # fmt: skip
+    model, seen = open_subject(Gemma3ForCausalLM(config).eval()), []
+    embeddings, plain = model.model.get_input_embeddings(), Replay.read
+
+    def read(self, tokens, noise=None):
+        seen.append(noise)
+        return plain(self, tokens, noise)
+
+    monkeypatch.setattr(Replay, "read", read)
+    items = [conflicts.Item(tuple(range(at, at + 9)), (7,), (8,), (), ()) for at in range(20)]
+    conflicts.score(model, items, corruption="noise")
+    spread = float(embeddings(torch.arange(60)).std())
+    assert spread > 4 * float(embeddings.weight.std())
+    assert float(seen[1].std()) == pytest.approx(3 * spread, rel=0.05)
+
+
+def test_long_prompts_go_few_at_once():
+    items = [conflicts.Item((5,) * length, (7,), (8,), (), ()) for length in (10,) * 40 + (1500,) * 5 + (9000,) * 2]
+    assert [tuple(tokens.shape) for _, tokens, _ in conflicts._batches(items)] == [
+        (32, 10), (8, 10), (2, 1500), (2, 1500), (1, 1500), (1, 9000), (1, 9000),
+    ]  # fmt: skip
 
 
 def test_knock_outs_need_to_know_where_tokens_stand():

@@ -26,6 +26,7 @@ COMMAND = Command(
         "table": "JSON lines of facts (subject, relation, object) and templates (relation, template).",
         "model": "a language model's folder or Hub id.",
         "out": "the JSON-lines file to write.",
+        "overwrite": "write --out anew.",
     },
     needed={"TABLE": "table", "--model": "model", "--out": "out"},
     example="secateur conflicts facts.jsonl --model MODEL --out prompts.jsonl",

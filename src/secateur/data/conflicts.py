@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from secateur._utils import hashes
 from secateur._utils.disk import atomic_write
+from secateur.data import texts
 from secateur.errors import DataError
 
 __all__ = ["KINDS", "Conflict", "Conflicts", "Facts", "read", "write"]
@@ -167,19 +168,9 @@ def read(source: str | Path | Iterable[Mapping[str, object]] | Facts | Conflicts
 def _read_lines(file: Path) -> Iterator[dict[str, object]]:
     if not file.is_file():
         raise DataError(f"{file} is not there: give a JSON-lines file of facts or conflict prompts")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}, line {number} is no JSON ({error.msg}): give one object a line") from error
+    for where, row in texts.json_lines(file):
         if not isinstance(row, dict):
-            raise DataError(f'{file}, line {number} holds no object: give one such as {{"subject": ...}}')
+            raise DataError(f'{where} holds no object: give one such as {{"subject": ...}}')
         yield row
 
 
@@ -187,7 +178,7 @@ def _read_text(row: Mapping[str, object], field: str, place: str) -> str:
     value = row[field]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{place}: {field} is {value!r}, no text")
-    return value
+    return texts.whole(value, f"{place}, in {field},")
 
 
 def _read_prompt(row: Mapping[str, object], place: str) -> Conflict:
@@ -197,6 +188,8 @@ def _read_prompt(row: Mapping[str, object], place: str) -> Conflict:
             raise DataError(f"{place} has the unknown field {name!r}: a prompt has {', '.join(kinds)}")
         if isinstance(value, bool) or not isinstance(value, int if kinds[name] == "int" else str):
             raise DataError(f"{place}: {name} is {value!r}, no {'whole number' if kinds[name] == 'int' else 'text'}")
+        if isinstance(value, str):
+            texts.whole(value, f"{place}, in {name},")
     for name in sorted(_NEEDED):
         _read_text(row, name, place)
     return Conflict(**row)  # type: ignore[arg-type]

@@ -41,11 +41,13 @@ __all__ = [
     "batches",
     "files",
     "in_order",
+    "json_lines",
     "labelled",
     "need_tokenizer",
     "opened",
     "outside",
     "read",
+    "whole",
     "windows",
     "wordless",
 ]
@@ -314,7 +316,7 @@ def _read_handed_rows(source: Iterable[Any], column: str, label: str) -> Iterato
 
 def _read_item(one: Any, number: int, column: str, label: str) -> Row:
     if isinstance(one, str):
-        return _whole(one, f"text {number} of the list"), None
+        return whole(one, f"text {number} of the list"), None
     return _row(one, column, label, f"row {number}")
 
 
@@ -354,7 +356,7 @@ def _columns(path: Path) -> list[str]:
     """Of a .jsonl or .parquet file; none of another kind, or where they can't be told."""
     try:
         if path.suffix == ".jsonl":
-            row = json.loads(next(line for _, line in _lines(path) if line))
+            _, row = next(json_lines(path))
             return list(row) if isinstance(row, dict) else []
         if path.suffix == ".parquet":
             import pyarrow.parquet
@@ -405,14 +407,20 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _json_rows(path: Path, column: str, label: str) -> Iterator[Row]:
+    for where, row in json_lines(path):
+        yield _row(row, column, label, where)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, object]]:
+    """(where it stands, value) of each line of a JSON-lines file that is not blank. Raises `DataError` for no JSON."""
     for number, line in _lines(path):
         if not line:
             continue
         try:
-            row = json.loads(line)
-        except ValueError as error:
+            row: object = json.loads(line)
+        except (ValueError, RecursionError) as error:  # also of numbers of thousands of digits, and of deep nesting
             raise DataError(f"{path}, line {number}, is not JSON: write one object per line") from error
-        yield _row(row, column, label, f"{path}, line {number},")
+        yield f"{path}, line {number},", row
 
 
 def _parquet_rows(path: Path, column: str, label: str) -> Iterator[Row]:
@@ -468,24 +476,24 @@ def _row(row: Any, column: str, label: str, where: str) -> Row:
     if isinstance(row, dict) and not prompted and not isinstance(row.get(column), str):
         conversation = chats.find_chat(row, column, where)
         if conversation is not None:
-            _whole(conversation, where)
+            whole(conversation, where)
             return conversation, row.get(label)
     if isinstance(row, dict) and column not in row:
         parts = [part for part in map(row.get, _PROMPTED) if isinstance(part, str)]
         if len(parts) == len(_PROMPTED):
             row = {**row, column: "\n".join(parts).strip()}
         elif (words := labelling.tagged(row, label, where)) is not None:
-            return _whole(words[0], where), words[1]
+            return whole(words[0], where), words[1]
     if isinstance(row, dict) and column in row and not isinstance(row[column], str):
         shown = "null" if row[column] is None else short(row[column])
         raise DataError(f"{where} has {shown} and no text in {column!r}: write a text there, or drop the row")
     if not isinstance(row, dict) or column not in row:
         known = ", ".join(row) if isinstance(row, dict) else "no fields"
         raise DataError(f"{where} has no text in {column!r}: it has {known}")
-    return _whole(row[column], where), row.get(label)
+    return whole(row[column], where), row.get(label)
 
 
-def _whole(text: str, where: str) -> str:
+def whole(text: str, where: str) -> str:
     """`text`, unless half a surrogate pair stands in it: JSON can write one, and no tokenizer takes it."""
     try:
         text.encode()

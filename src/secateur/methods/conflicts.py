@@ -6,6 +6,7 @@ The scores and measures are `score.patching`, `measure.usage` and `measure.likel
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import texts
@@ -38,8 +40,16 @@ Table = dict[str, Tensor]
 
 _ROWS = 256
 """Rows of a replay: heads times prompts."""
+_PROMPTS, _TOKENS = 32, 4096
+"""Prompts of a pass at most, and tokens that they may have together: long ones go one by one."""
+_WORDS = 4096
+"""Words of the vocabulary by which the spread of the embeddings is told."""
 _TRIES = 64
 """Pairs of another subject and another attribute among which a corrupted prompt of equal length is looked for."""
+_NO_BLANK_BEHIND = re.compile(r"""[(\[{<"'`/$#@_=*~-]|[\u00ab\u2018\u201c\u201e\u2013\u2014]""")
+"""Opening brackets and quotes, signs and dashes."""
+_NO_BLANKS = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u303f\u3040-\ua4cf\uf900-\ufaff\uff00-\uffef]")
+"""Scripts without blanks between words: Thai, Lao, Burmese, Khmer, Chinese and Japanese, and their punctuation."""
 _NOISE = 3.0
 """Of embedding noise, in standard deviations of the embeddings: Meng et al. 2022 (arXiv 2202.05262), section 2.1."""
 
@@ -59,7 +69,13 @@ class Item:
 
 
 def build(
-    facts: Facts, tokenizer: Tokenizer, *, kind: str = "substitution", relation: str = "", seed: int = 0
+    facts: Facts,
+    tokenizer: Tokenizer,
+    *,
+    kind: str = "substitution",
+    relation: str = "",
+    seed: int = 0,
+    prefix: str = "",
 ) -> Conflicts:
     """One conflict prompt for each fact and template of its relation.
 
@@ -67,7 +83,8 @@ def build(
     third object corrupt the prompt; the two have as many tokens, in their places, as those they stand for. Facts for
     which the table has no such words are left out, and counted in the notes.
 
-    kind: of the conflict; see `data.conflicts.KINDS`. A coherent one states the falsehood by every template.
+    kind: of the conflict; see `data.conflicts.KINDS`. A coherent one states the falsehood by every template. prefix:
+    what stands before the context, such as an instruction to answer from it; the question alone is asked without.
 
     Raises `DataError` where no fact is left, `InputError` for an unknown kind or relation, or a coherent conflict where
     a relation has one template.
@@ -83,7 +100,7 @@ def build(
     items, left = list[Conflict](), 0
     for one in chosen:
         for place in range(len(facts.templates[one])):
-            made = list(_make(facts, tokenizer, one, place, kind, seed))
+            made = list(_make(facts, tokenizer, one, place, kind, seed, prefix.strip()))
             items += [item for item in made if item is not None]
             left += made.count(None)
     notes = (f"{left} prompts left out: no other words of as many tokens, with other first tokens",) if left else ()
@@ -96,22 +113,29 @@ def build(
 
 
 def _make(
-    facts: Facts, tokenizer: Tokenizer, relation: str, place: int, kind: str, seed: int
+    facts: Facts, tokenizer: Tokenizer, relation: str, place: int, kind: str, seed: int, prefix: str
 ) -> Iterator[Conflict | None]:
     """The prompts on a relation by one of its templates; None for a fact that has none."""
-    template = facts.templates[relation][place]
+    templates = [one.strip() for one in facts.templates[relation]]  # a blank at the end would stand there twice
+    template = templates[place]
     triples = [(subject, value) for subject, name, value in facts.triples if name == relation]
     true = dict[str, set[str]]()
     for subject, value in triples:
         true.setdefault(subject, set()).add(value)
     values, subjects = list(dict.fromkeys(value for _, value in triples)), list(true)
-    stated = [template] if kind == "substitution" else [*facts.templates[relation]]
+    stated = [template] if kind == "substitution" else templates
 
     def ask(subject: str) -> str:
         return template.replace("{subject}", subject)
 
     def say(subject: str, value: str) -> str:
-        return " ".join([*(f"{one.replace('{subject}', subject)} {value}." for one in stated), ask(subject)])
+        return " ".join(
+            [
+                *([prefix] if prefix else []),
+                *(f"{one.replace('{subject}', subject)} {value}." for one in stated),
+                ask(subject),
+            ]
+        )
 
     @functools.cache
     def find_first(value: str) -> int:
@@ -146,7 +170,7 @@ def _make(
 
 
 def encode(data: Conflicts, tokenizer: Tokenizer | None) -> list[Item]:
-    """The prompts as tokens.
+    """The prompts as tokens; a blank is put between a prompt and its answers where a word would run into another.
 
     Raises `DataError` naming the prompt whose answers begin with one token, or whose corrupted one has another length.
     """
@@ -154,7 +178,8 @@ def encode(data: Conflicts, tokenizer: Tokenizer | None) -> list[Item]:
     assert tokenizer is not None
     found = []
     for number, one in enumerate(data.items, 1):
-        memory, context = likelihood.encode(tokenizer, one.prompt, [one.memory, one.context])
+        answers = [_set_apart(one.prompt, answer) for answer in (one.memory, one.context)]
+        memory, context = likelihood.encode(tokenizer, one.prompt, answers)
         where = f"prompt {number} of {data.name} ({one.prompt[-60:]!r})"
         if memory.continuation[0] == context.continuation[0]:
             raise DataError(
@@ -172,6 +197,19 @@ def encode(data: Conflicts, tokenizer: Tokenizer | None) -> list[Item]:
             )
         found.append(Item(memory.prompt, memory.continuation, context.continuation, corrupted, plain))
     return found
+
+
+def _set_apart(prompt: str, answer: str) -> str:
+    """The answer as it follows the prompt: behind a blank, where neither has one and their writing wants it.
+
+    Tokenizers of byte pairs have another token for a word behind a blank than for the same letters at a word's end.
+    """
+    last, first = prompt[-1:], answer[:1]
+    if last == " ":
+        return answer.lstrip(" ")
+    if not last or last.isspace() or _NO_BLANK_BEHIND.match(last) or not first.isalnum():
+        return answer
+    return answer if _NO_BLANKS.match(last) or _NO_BLANKS.match(first) else f" {answer}"
 
 
 def keep_known(subject: Transformer, data: Conflicts, match: Match = "first") -> Conflicts:
@@ -252,12 +290,13 @@ def _read(logits: Tensor, targets: Tensor) -> Tensor:
     return logs.gather(-1, targets.to(logs.device).expand(*logs.shape[:-1], 2)).double().cpu()
 
 
-def _batches(items: Sequence[Item], size: int = 32) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+def _batches(items: Sequence[Item]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """(places, prompts [N, S], first tokens of memory and context [N, 2]) of prompts of equal length."""
     by_length = dict[int, list[int]]()
     for at, item in enumerate(items):
         by_length.setdefault(len(item.prompt), []).append(at)
-    for some in by_length.values():
+    for length, some in by_length.items():
+        size = min(_PROMPTS, max(1, _TOKENS // length))
         for begin in range(0, len(some), size):
             places = some[begin : begin + size]
             targets = torch.tensor([[items[at].memory[0], items[at].context[0]] for at in places])
@@ -321,9 +360,14 @@ def _heads(replay: Replay) -> list[tuple[int, tuple[object, int]]]:
 def _corrupt(replay: Replay, tokens: Tensor, items: Sequence[Item], how: Corruption, draw: torch.Generator) -> Frozen:
     if how == "swap":
         return replay.read(torch.tensor([item.corrupted for item in items]))
-    table = replay.subject.model.get_input_embeddings().get_parameter("weight")
-    noise = torch.randn(*tokens.shape, table.shape[1], generator=draw)
-    return replay.read(tokens, _NOISE * float(table.detach().float().std()) * noise)
+    # Not the table's own weights: some models scale them on the way out.
+    embeddings = replay.subject.model.get_input_embeddings()
+    words = torch.arange(embeddings.get_parameter("weight").shape[0])
+    some = words[:: max(1, len(words) // _WORDS)]
+    with torch.no_grad():
+        vectors = embeddings(devices.move(some, embeddings)).float()
+    noise = torch.randn(*tokens.shape, vectors.shape[-1], generator=draw)
+    return replay.read(tokens, _NOISE * float(vectors.std()) * noise)
 
 
 def _patch(replay: Replay, layer: int, clean: Frozen, corrupted: Frozen, targets: Tensor) -> Tensor:
@@ -350,14 +394,14 @@ def ablate(subject: Transformer, items: Sequence[Item]) -> Table:
 
 
 def gradients(subject: Transformer, items: Sequence[Item], side: Literal["memory", "context"]) -> Table:
-    """|sum z dL/dz| of every head, of L = -ln P of the memory's or the context's first token."""
+    """Mean over prompts of |sum z dL/dz| of every head, of L = -ln P of the memory's or the context's first token."""
     at = 0 if side == "memory" else 1
 
     def lose(part: Sequence[Tensor]) -> Tensor:
         tokens, targets = part
         batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
         logs = subject.forward(batch).prediction[:, -1].float().log_softmax(-1)
-        return -logs.gather(-1, targets[:, at, None].to(logs.device)).sum()
+        return -logs.gather(-1, targets[:, at, None].to(logs.device))[:, 0]
 
     places = {f"layers.{layer}.heads": consumer for layer, (consumer, _) in find_outputs(subject).items()}
     return patching.gradient_importance(lose, subject.model, [part for _, *part in _batches(items)], places)
@@ -369,35 +413,39 @@ def gradients(subject: Transformer, items: Sequence[Item], side: Literal["memory
 def knock_out(subject: Transformer, data: Conflicts, window: int) -> list[dict[str, object]]:
     """How P of both answers changes where a window of consecutive layers loses edges of attention, or sub-blocks.
 
-    Rows {"what", "first", "last", "memory", "context"}: what is an edge to the last position from the "subject", the
-    "relation" or the "attribute" in the context, or the sub-blocks "attention" or "ffn" at the last position; memory
-    and context are the mean relative changes of the probabilities.
+    Rows {"what", "first", "last", "prompts", "memory", "context"}: what is an edge to the last position from the
+    "subject", the "relation" or the "attribute" in the context, or the sub-blocks "attention" or "ffn" at the last
+    position; memory and context are the mean relative changes of the probabilities, over the `prompts` that have such
+    tokens.
     """
     items = encode(data, subject.tokenizer)
     clean, spans = log_answers(subject, items), [_find_spans(one, subject.tokenizer) for one in data.items]
-    layers = len(subject.layers())
+    layers, every = len(subject.layers()), range(len(items))
+    places_of = {name: [at for at in every if spans[at][name]] for name in spans[0]}
+    places_of |= {name: list(every) for name in ("attention", "ffn")}
     if not 1 <= window <= layers:
         raise InputError(f"window={window}: the model has {layers} layers; give 1 to {layers}")
     rows = list[dict[str, object]]()
     for first in range(layers - window + 1):
         some = range(first, first + window)
-        for what in (*spans[0], "attention", "ffn"):
-            logs = torch.empty_like(clean)
-            for places, tokens, targets in _batches(items):
+        for what, those in places_of.items():
+            if not those:  # such as the subject of prompts that do not name it
+                continue
+            logs = torch.empty(len(those), 2, dtype=torch.float64)
+            for places, tokens, targets in _batches([items[at] for at in those]):
                 if what in spans[0]:
                     sources = torch.zeros_like(tokens, dtype=torch.bool)
                     for row, at in enumerate(places):
-                        sources[row, spans[at][what]] = True
-                    context = knockouts.block_edges(subject, some, sources)
+                        sources[row, spans[those[at]][what]] = True
+                    knocked = knockouts.block_edges(subject, some, sources)
                 else:
-                    context = knockouts.silence_blocks(subject, some, what)
-                with torch.no_grad(), evaluating(subject.model), context:
+                    knocked = knockouts.silence_blocks(subject, some, what)
+                with torch.no_grad(), evaluating(subject.model), knocked:
                     batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
                     logs[places] = _read(subject.forward(batch).prediction[:, -1], targets)
-            change = patching.relative_change(logs, clean).mean(0).tolist()
-            rows.append(
-                {"what": what, "first": first, "last": first + window - 1, "memory": change[0], "context": change[1]}
-            )
+            memory, context = patching.relative_change(logs, clean[those]).mean(0).tolist()
+            where = {"what": what, "first": first, "last": first + window - 1, "prompts": len(those)}
+            rows.append({**where, "memory": memory, "context": context})
     return rows
 
 
@@ -414,13 +462,22 @@ def _find_spans(one: Conflict, tokenizer: Tokenizer) -> dict[str, list[int]]:
         for name, some in marked.items()
     }
     away = {at for some in found.values() for at in some} | {len(offsets) - 1}
+    away |= {at for at, (begin, end) in enumerate(offsets) if begin == end}  # tokens that begin or end a text
     found["relation"] = [at for at in range(len(offsets)) if at not in away]
     return {name: [at for at in some if at < len(offsets) - 1] for name, some in found.items()}
 
 
 def _occurrences(text: str, part: str) -> list[int]:
+    """Where `part` stands in a text as words of their own: Niger is not in Nigeria."""
     places, at = list[int](), text.find(part) if part else -1
     while at >= 0:
-        places.append(at)
+        if not _joins(text[:at], part) and not _joins(part, text[at + len(part) :]):
+            places.append(at)
         at = text.find(part, at + 1)
     return places
+
+
+def _joins(left: str, right: str) -> bool:
+    """Whether two texts meet within a word, in a script that has blanks between words."""
+    edges = left[-1:], right[:1]
+    return all(edge.isalnum() and not _NO_BLANKS.match(edge) for edge in edges)

@@ -63,13 +63,15 @@ def logit_preference(patched: Tensor, clean: Tensor) -> Tensor:
 def gradient_importance(
     loss: Callable[[B], Tensor], model: nn.Module, batches: Iterable[B], consumers: Mapping[str, Columns]
 ) -> dict[str, Tensor]:
-    """Site -> float64 [H]: |sum over prompts, positions and channels of z dL/dz|, the baseline by gradients.
+    """Site -> float64 [H]: mean over prompts of |sum over positions and channels of z dL/dz|: importance by gradients.
 
-    loss: batch -> the sum of its prompts' losses. consumers: site -> the linear that reads its heads' outputs z.
+    The absolute value is of each prompt's own sum, so that prompts which pull a head both ways do not cancel.
+
+    loss: batch -> [N], the losses of its prompts. consumers: site -> the linear that reads its heads' outputs z.
 
     Source: Michel et al. 2019, "Are Sixteen Heads Really Better than One?" (arXiv 1905.10650), equation 2.
     """
-    found = dict[str, Tensor]()
+    found, count = dict[str, Tensor](), 0
     outputs = dict[str, Tensor]()
 
     def watch(site: str) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
@@ -84,11 +86,12 @@ def gradient_importance(
             module = module_at(model, consumer.module)
             stack.callback(module.register_forward_pre_hook(watch(site)).remove)
         for batch in batches:
-            total = loss(batch)
-            slopes = torch.autograd.grad(total, list(outputs.values()))
+            losses = loss(batch)
+            slopes = torch.autograd.grad(losses.sum(), list(outputs.values()))
             for (site, z), slope in zip(outputs.items(), slopes, strict=True):
-                product = (z.detach().double() * slope.double()).flatten(0, -2).sum(0)
-                part = product.reshape(-1, consumers[site].block).sum(1).cpu()
+                product = (z.detach().double() * slope.double()).reshape(len(losses), -1, z.shape[-1]).sum(1)
+                part = product.reshape(len(losses), -1, consumers[site].block).sum(2).abs().sum(0).cpu()
                 found[site] = found[site] + part if site in found else part
+            count += len(losses)
             outputs.clear()
-    return {site: value.abs() for site, value in found.items()}
+    return {site: value / count for site, value in found.items()}

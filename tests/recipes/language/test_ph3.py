@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from secateur.recipes.language import ph3
 from secateur.runs import keywords
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import heads
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Figure
 
 WORLD = facts.World()
 
@@ -115,6 +116,53 @@ def test_the_ratio_is_chosen_on_prompts_set_aside(tmp_path):
         results(tmp_path / "c", "heads=50%", ratios="5 heads")
 
 
+@pytest.mark.parametrize("match", ["first", "full"])
+def test_of_equal_rates_the_likelier_answers_decide_then_fewer_heads(monkeypatch, match):
+    rate = {1: 0.5, 2: 0.75, 3: 0.75, 4: 0.75, 5: 0.25}
+    likely = {1: 0.9, 2: 0.25, 3: 0.5, 4: 0.5, 5: 0.9}
+    order = [(0, at) for at in range(6)]
+
+    def rates_of(_, items, *, match, silenced):
+        assert silenced == order[: len(silenced)]
+        asked.append(match)
+        return {"context_rate": Figure(rate[len(silenced)]), "memory_rate": Figure(1 - rate[len(silenced)])}
+
+    def logs_of(_, items, silenced):
+        return torch.tensor([[1 - likely[len(silenced)], likely[len(silenced)]]]).log()
+
+    asked = []
+    monkeypatch.setattr(conflicts, "rates", rates_of)
+    monkeypatch.setattr(conflicts, "log_answers", logs_of)
+    found = ph3.choose_count(None, [], order, [1, 2, 3, 4, 5], "context", match)
+    assert found["best"] == 3
+    assert found["tried"]["2"] == [0.75, 0.25]
+    assert ph3.choose_count(None, [], order, [1, 2, 3, 4, 5], "memory", match)["best"] == 5
+    assert set(asked) == {match}
+
+
+def test_of_scores_without_a_sign_each_side_has_its_own_and_equal_heads_keep_their_order():
+    """What goes to trust the context are heads of the memory."""
+    signed = {"layers.1.heads": torch.tensor([0.0, 2.0]), "layers.0.heads": torch.tensor([0.0, -1.0])}
+    assert ph3.sort_heads(signed, "context") == [(1, 1), (0, 0), (1, 0), (0, 1)]
+    assert ph3.sort_heads(signed, "memory") == [(0, 1), (0, 0), (1, 0), (1, 1)]
+    apart = {"memory.layers.0.heads": torch.tensor([3.0, 1.0]), "context.layers.0.heads": torch.tensor([1.0, 2.0])}
+    assert ph3.sort_heads(apart, "context") == [(0, 0), (0, 1)]
+    assert ph3.sort_heads(apart, "memory") == [(0, 1), (0, 0)]
+
+
+def test_flips_are_heads_of_other_signs_among_the_strongest():
+    kinds = {"one": [5.0, -1.0, 9.0, 0.5, -2.0, -5.0], "two": [5.0, -1.0, -9.0, -0.5, -2.0, -5.0]}
+    data = Conflicts([reading.Conflict("the tree is", " old", " young", kind=kind) for kind in kinds])
+    tables = iter({"layers.0.heads": torch.tensor(values)} for values in kinds.values())
+    model = open_subject(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    order = [(0, at) for at in (2, 0, 3, 1, 4, 5)]
+    (note,) = ph3.describe_flips(lambda _: next(tables), data, model, order)
+    assert note == "2 of the 6 strongest heads change sides between one and two conflicts"
+    assert ph3.describe_flips(lambda _: {}, data.choose(kind="one"), model, order) == []
+    unsigned = {"memory.layers.0.heads": torch.tensor(kinds["one"])}
+    assert ph3.describe_flips(lambda _: unsigned, data, model, order) == []
+
+
 def test_scores_are_kept_with_both_changes_and_turn_with_the_roles(tmp_path):
     results(tmp_path, "heads=90%")
     with Run.open(tmp_path, {}) as run:
@@ -147,6 +195,15 @@ def test_noise_on_the_embeddings_needs_no_corrupted_prompt(tmp_path):
     (found,) = results(tmp_path / "b", "heads=80%", data=bare, corruption="noise")
     (again,) = results(tmp_path / "c", "heads=80%", data=bare, corruption="noise")
     assert found.notes == again.notes
+    before = conflicts.rates(subject(), conflicts.encode(bare, subject().tokenizer))
+    (balance,) = [note for note in found.notes if note.startswith("before the cut")]
+    shares = [round(100 * before[f"{side}_rate"].value) for side in ("memory", "context")]
+    assert f"{len(bare)} scored prompts {shares[0]} % of the answers are the memory's and {shares[1]} %" in balance
+    assert "hardly undecided" not in balance
+    (sure,) = ph3.describe_balance(
+        subject(), [replace(item, context=(1,)) for item in conflicts.encode(bare, subject().tokenizer)]
+    )
+    assert sure.endswith("hardly undecided, and the heads of the weaker side are told by few prompts")
     assert rates(found.subject)["context_rate"] > rates(subject())["context_rate"]
 
 
@@ -155,8 +212,8 @@ def test_kinds_and_relations_are_scored_apart_and_flips_are_told(tmp_path):
     (found,) = results(tmp_path / "a", "heads=90%", data=both)
     assert any("strongest heads change sides between substitution and coherent conflicts" in n for n in found.notes)
     (one,) = results(tmp_path / "b", "heads=80%", data=both, kind="substitution", relation="capital")
-    assert set(one.judged) == {"language", "coherent"}
-    before, after = (rates(each, one.judged["language"]) for each in (subject(), one.subject))
+    others = parts()[1].choose(relation="language")
+    before, after = (rates(each, others) for each in (subject(), one.subject))
     assert after["context_rate"] > before["context_rate"]  # found on another relation
 
 
@@ -229,6 +286,24 @@ def test_a_run_from_a_table_of_facts(tmp_path):
     tokens = torch.tensor([conflicts.encode(parts()[1], subject().tokenizer)[0].prompt])
     with secateur.heads(whole, "trust-context", lists=out), torch.no_grad():
         torch.testing.assert_close(whole(tokens).logits, plain(tokens).logits, atol=1e-5, rtol=1e-5)
+    with (
+        pytest.raises(InputError, match="other weights in its heads"),
+        secateur.heads(plain, "trust-memory", lists=out),
+    ):
+        pass  # it has no such heads any more, and would lose others on top
+    several = secateur.run(
+        "ph3", str(folder), str(table), ["heads=90%", "heads=60%"], tmp_path / "two", samples=8, **how
+    )
+    for each in several:
+        gone = heads.read_lists(tmp_path / "two" / each.target)["trust-context"]
+        assert len(gone) == 12 - each.after["heads"].value
+        with secateur.heads(whole, "trust-context", lists=tmp_path / "two" / each.target):
+            pass
+    with (
+        pytest.raises(InputError, match="or one of its folders heads=60%, heads=90%"),
+        secateur.heads(whole, "trust-context", lists=tmp_path / "two"),
+    ):
+        pass
     (other,) = secateur.run(
         "ph3", str(folder), str(table), "heads=80%", tmp_path / "cut", trust="memory", **how | {"form": "cut"}
     )

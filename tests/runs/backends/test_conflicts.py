@@ -31,7 +31,16 @@ def test_a_table_becomes_prompts_that_the_model_knows_and_is_judged_by_them():
     place = backend.environment(subject, 2, 16, 1)
     student, _ = heads.cut_heads(subject, [(1, 1), (2, 0)])
     before, after, both = backend.compare(subject, student, data, place)
-    assert before.keys() == after.keys() == {"memory_rate", "context_rate", "other_rate", "no_conflict_rate"}
+    names = {"memory_rate", "context_rate", "other_rate", "no_conflict_rate"}
+    each = {f"{relation}/{name}" for relation in ("capital", "language") for name in names}
+    assert before.keys() == after.keys() == names | each  # all are of one kind
+    counts = [sum(one.relation == relation for one in data.items) for relation in ("capital", "language")]
+    shares = [after[f"{relation}/context_rate"].value for relation in ("capital", "language")]
+    whole = sum(count * share for count, share in zip(counts, shares, strict=True)) / len(data)
+    assert whole == pytest.approx(after["context_rate"].value)
+    part = backend.compare(subject, student, data.choose(relation="capital"), place)[1]
+    assert part.keys() == names
+    assert part["context_rate"].value == after["capital/context_rate"].value
     assert both == {}
     assert backend.chance(data) == {}
     sizes = [backend.sizes(one, one.example(1, 8))["heads"].value for one in (subject, student)]

@@ -12,10 +12,16 @@ from accelerate import PartialState
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -27,7 +33,7 @@ from transformers import (
 )
 
 import processes
-from secateur.errors import InputError, ModelError, NumericalError
+from secateur.errors import InputError, ModelError, NumericalError, UnsupportedError
 from secateur.score import hessian
 from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
@@ -45,6 +51,23 @@ MODELS = {
     "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SMALL)),
     "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SMALL, head_dim=4, sliding_window=4)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=3, n_head=4, n_positions=32)),
+    # These take the first of the tuple that a block gives.
+    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=40, hidden_size=16, n_layer=3, n_head=4)),
+    "falcon": lambda: FalconForCausalLM(
+        FalconConfig(vocab_size=40, hidden_size=16, num_hidden_layers=3, num_attention_heads=4)
+    ),
+    "gpt_neo": lambda: GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_layers=3,
+            num_heads=4,
+            max_position_embeddings=32,
+            window_size=4,
+            attention_types=[[["global", "local", "global"], 1]],
+            intermediate_size=24,
+        )
+    ),
 }
 
 
@@ -61,6 +84,20 @@ def test_a_model_spread_over_devices_keeps_what_brings_its_inputs_along():
     blocks.run_ends(one, batch, torch.zeros(2, 9, 16))
     assert [layer.forward for layer in layers] == before
     assert torch.equal(one.model(**batch).logits, expected)
+
+
+def test_a_stand_in_for_a_block_is_its_states_or_the_first_of_a_tuple():
+    """A model whose blocks hand over more is refused by name: unpacked, a batch of two would be taken for a pair."""
+    one, batch = subject("gpt_neo"), batches(1)[0]
+    with blocks._replace_blocks(one, lambda states: states):
+        given = one.model.get_submodule(one.layers()[0])(torch.ones(2, 9, 16))
+    assert torch.equal(given[0], torch.ones(2, 9, 16))
+    assert torch.equal(given[:, -1], torch.ones(2, 16))
+    assert type(given[0]) is type(given + 1) is torch.Tensor
+    with pytest.raises(UnsupportedError, match="hand over more than their states"):
+        _, _ = given
+    entering, calls = blocks.record_calls(one, batch)
+    assert (type(entering), len(calls)) == (torch.Tensor, 3)
 
 
 def subject(name="llama", seed=0):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.subjects import open_subject
 from secateur.subjects.transformer import heads
 from secateur.subjects.transformer.heads import Replay, silence_heads
+from secateur.vocabulary import Selection
 
 KINDS = ("gpt2", "llama", "qwen3", "mixtral")
 SOME = [(0, 0), (1, 2)]
@@ -68,6 +71,33 @@ def test_a_head_patched_with_its_own_output_changes_nothing(kind):
         torch.testing.assert_close(
             replay.run(clean.states[layer], clean.outputs, layer), logits[:, -1], atol=1e-5, rtol=0
         )
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_replay_in_few_bits_is_as_exact_as_these_are(kind, dtype):
+    """All prompts at once round otherwise than one position alone: in bfloat16 a step is 8e-3 of a number."""
+    subject = open_subject(tiny.uneven(tiny.model(kind)).to(dtype), tokenizer=tiny.tokenizer())
+    replay = Replay(subject)
+    frozen = replay.read(ask(subject)[0])
+    replay.check(frozen)
+    wrong = dataclasses.replace(frozen, logits=1.5 * frozen.logits)
+    with pytest.raises(UnsupportedError, match=rf"or {dtype} rounds too much: open the model in float32"):
+        replay.check(wrong)
+
+
+def test_what_is_read_holds_the_last_position_alone():
+    """Views of it would keep all positions of all layers."""
+    frozen = Replay(make("llama")).read(torch.ones(4, 50, dtype=torch.long))
+    for kept in (*frozen.outputs.values(), *frozen.states, frozen.logits):
+        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+
+
+def test_a_model_without_heads_is_refused_in_words():
+    subject = make("gpt2")
+    student, _ = subject.cut(Selection({f"layers.{at}.heads": np.zeros(4, bool) for at in range(3)}))
+    with pytest.raises(UnsupportedError, match="has no attention heads to replay"):
+        Replay(student)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -189,9 +219,24 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
         secateur.heads(subject, "trust", file),
     ):
         pass
-    for text in ("[]", "{", json.dumps({"heads": [1], "lists": {"a": [[0]]}})):
+    lists = [json.dumps({"heads": [8] * 4, "lists": {"a": some}}) for some in ([[0]], [[0, 1.9]], [[True, 1]], ["01"])]
+    for text in (
+        "[]",
+        "{",
+        *lists,
+        '{"heads": [1e999], "lists": {}}',
+        "[" * 200_000,
+        '{"heads": [], "lists": {}, "weights": [1]}',
+    ):
         file.write_text(text)
-        with pytest.raises(InputError, match="holds no lists of heads"), secateur.heads(subject, "a", file):
+        with (
+            pytest.raises(InputError, match="holds no lists of heads") as error,
+            secateur.heads(subject, "a", file),
+        ):
+            pass
+        assert "\n" not in str(error.value)
+    for pairs in ([3, 5], [(0, 1.5)], ["01"], [(1, 2, 3)]):
+        with pytest.raises(InputError, match="is no head: give pairs of whole numbers"), secateur.heads(subject, pairs):
             pass
     for wrong in ((9, 0), (0, 8), (0, -1)):
         with (
@@ -199,6 +244,28 @@ def test_lists_that_do_not_fit_are_refused(tmp_path):
             silence_heads(subject, [wrong]),
         ):
             pass
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_lists_are_of_the_weights_that_were_scored(tmp_path, kind):
+    """Of the same model in fewer bits, too; not of what was masked, trained, or begun anew."""
+    subject, file = make(kind), tmp_path / "heads.json"
+    heads.write_lists(file, subject, {"trust-context": SOME})
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with secateur.heads(subject.copy().model.to(dtype), "trust-context", file):
+            pass
+    other = open_subject(tiny.uneven(tiny.model(kind, seed=5), seed=5), tokenizer=tiny.tokenizer())
+    for wrong in (heads.cut_heads(subject, [(1, 2)], mask=True)[0], other):
+        with (
+            pytest.raises(InputError, match="of a model with other weights in its heads"),
+            secateur.heads(wrong, "trust-context", file),
+        ):
+            pass
+    data = json.loads(file.read_text())
+    del data["weights"]  # written by hand
+    file.write_text(json.dumps(data))
+    with secateur.heads(other, "trust-context", file):
+        pass
 
 
 def test_what_can_not_be_replayed_is_refused():

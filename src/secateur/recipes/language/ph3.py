@@ -19,7 +19,6 @@ from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts as corpora
 from secateur.data.conflicts import Conflicts
-from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.methods import conflicts
 from secateur.methods.budgets import refuse_patterns
@@ -44,6 +43,8 @@ Score = Literal["patching", "logit", "ablation", "gradient", "magnitude", "rando
 Corruption = Literal["swap", "noise"]
 Match = Literal["first", "full"]
 Rank = Callable[[Sequence[Item]], Mapping[str, Tensor]]
+_FEW = 5.0
+"""Percent of answers from one source, below which a note says that the model is hardly undecided."""
 
 
 def ph3(
@@ -79,8 +80,8 @@ def ph3(
        memory, the context heads of the smallest (step 8).
     4. They are removed at all positions, without compensation and training (step 9).
 
-    The heads of both kinds go to heads.json in the run directory as "trust-context" and "trust-memory", for
-    `secateur.heads`, which switches them at inference in the model as it was.
+    The heads of both kinds go to heads.json in the run directory, of several budgets in the folder of each, as
+    "trust-context" and "trust-memory", for `secateur.heads`, which switches them at inference in the model as it was.
 
     Args:
         subject: a decoder; it stays as it is.
@@ -99,7 +100,7 @@ def ph3(
             one, go; those that meet the budget are tried on a fifth of the subjects, and the one of the most answers
             from the trusted source stays, or, among equals, of its largest probability. As few as the budget asks for,
             if none.
-        relation: of the prompts that are scored; all if empty. How others change is measured beside the result.
+        relation: of the prompts that are scored; all if empty. Each relation held out is measured beside the result.
         kind: of conflict, likewise.
         match: an answer is the memory's or the context's by its first token, or in full.
         texts: a file of texts on which the perplexity is measured, too.
@@ -121,9 +122,7 @@ def ph3(
         raise BudgetError("ph3 removes a few heads, which brings no time to promise: give heads=95%, or params")
     shares = [parse_share(part) for part in parse_list(ratios)]
     chosen = data.choose(relation=relation, kind=kind)
-    judged: dict[str, Conflicts | Corpus] = {"texts": corpora.read(texts)} if texts else {}
-    judged |= {one: data.choose(relation=one) for one in list_others(data, "relation", relation)}
-    judged |= {one: data.choose(kind=one) for one in list_others(data, "kind", kind)}
+    judged = {"texts": corpora.read(texts)} if texts else {}
     scored, tested = chosen.split(seed=seed + 1) if shares else (chosen, chosen)
     if len(scored) > samples:
         drawn = torch.randperm(len(scored), generator=torch.Generator().manual_seed(seed))[:samples]
@@ -135,6 +134,7 @@ def ph3(
     table = run.tensors("scores", partial(rank, items))
     order = {side: sort_heads(table, side) for side in ("context", "memory")}
     flips = run.json("flips", partial(describe_flips, rank, scored, subject, order["context"]))
+    balance = run.json("balance", partial(describe_balance, subject, items))
     price = partial(price_heads, subject, order[trust], form=form, batch=batch, length=length)
     plan = {budget: list_counts(price, budget, shares, len(order[trust])) for budget in budgets}
     for budget, counts in plan.items():
@@ -146,16 +146,13 @@ def ph3(
             distributed.by_first(partial(switching.write_lists, file, subject, lists))
         gone = lists[f"trust-{trust}"]
         student, cut = switching.cut_heads(subject, gone, mask=form == "mask")
-        notes = [*data.notes, *flips, f"heads that went, as (layer, head): {', '.join(map(str, gone))}"]
+        notes = [*data.notes, *balance, *flips, f"heads that went, as (layer, head): {', '.join(map(str, gone))}"]
         if len(counts) > 1:
             tried = ", ".join(map(str, counts))
             notes.append(f"of {tried} heads, {count} gave the best {trust}_rate on {len(others)} prompts set aside")
         yield Result(str(budget), student, cut, price(count), None, tuple(notes), judged=judged)
-
-
-def list_others(data: Conflicts, field: Literal["relation", "kind"], chosen: str) -> list[str]:
-    """The other relations, or kinds, of the prompts, if one is chosen."""
-    return [one for one in dict.fromkeys(str(getattr(item, field)) for item in data.items) if chosen and one != chosen]
+        if not dry_run and (run.root / str(budget)).is_dir():  # one of several: its list goes along with it
+            distributed.by_first(partial(switching.write_lists, run.root / str(budget) / "heads.json", subject, lists))
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -198,6 +195,15 @@ def sort_heads(table: Mapping[str, Tensor], trust: str) -> list[Head]:
             for head, value in enumerate(column.tolist()):
                 worth[int(place.partition(".")[0]), head] = -value if signed and trust == "memory" else value
     return sorted(worth, key=lambda head: (-worth[head], head))
+
+
+def describe_balance(subject: Transformer, items: Sequence[Item]) -> list[str]:
+    """Where the answers to the scored prompts come from before the cut: scores want a model that is undecided."""
+    found = conflicts.rates(subject, items)
+    memory, context = (100 * found[f"{side}_rate"].value for side in ("memory", "context"))
+    text = f"before the cut, of {len(items)} scored prompts {memory:.0f} % of the answers are the memory's and "
+    few = ": it is hardly undecided, and the heads of the weaker side are told by few prompts"
+    return [f"{text}{context:.0f} % the context's{few if min(memory, context) < _FEW else ''}"]
 
 
 def describe_flips(rank: Rank, scored: Conflicts, subject: Transformer, order: Sequence[Head]) -> list[str]:

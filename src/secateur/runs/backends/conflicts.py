@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,6 +14,7 @@ from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure.latency import Environment
 from secateur.methods import conflicts
+from secateur.methods.conflicts import Item
 from secateur.runs.backends import Row
 from secateur.runs.backends.language import Language
 from secateur.subjects import Transformer
@@ -24,6 +25,9 @@ __all__ = ["ConflictPrompts"]
 
 Given: TypeAlias = str | Path | Iterable[Mapping[str, object]] | Facts | Conflicts
 Held: TypeAlias = Facts | Conflicts | Corpus
+
+_GROUPS = 12
+"""Relations, or kinds, that are measured one by one: more would bury the other figures."""
 
 
 class ConflictPrompts(Language):
@@ -70,7 +74,8 @@ class ConflictPrompts(Language):
     ) -> tuple[Row, Row, Row]:
         """(before, after, {}): the rates at which both use memory, context, and neither, by the answers' first tokens.
 
-        "full/" before a name: by all tokens, where answers have several. Of texts as elsewhere.
+        "full/" before a name: by all tokens, where answers have several. A relation, or a kind, before it: of the
+        prompts of that one, where there are several and not too many. Of texts as elsewhere.
         """
         if isinstance(held_out, Corpus):
             return super().compare(original, student, held_out, environment)
@@ -79,4 +84,19 @@ class ConflictPrompts(Language):
         if any(len(answer) > 1 for item in items for answer in (item.memory, item.context)):
             for row, subject in ((before, original), (after, student)):
                 row |= {f"full/{name}": rate for name, rate in conflicts.rates(subject, items, match="full").items()}
+        for name, some in _group(held_out, items).items():
+            for row, subject in ((before, original), (after, student)):
+                row |= {f"{name}/{measure}": rate for measure, rate in conflicts.rates(subject, some).items()}
         return before, after, {}
+
+
+def _group(data: Conflicts, items: Sequence[Item]) -> dict[str, list[Item]]:
+    """The items of each relation and of each kind, by its name, where the prompts are of several."""
+    found = dict[str, list[Item]]()
+    for field in ("relation", "kind"):
+        groups = dict[str, list[Item]]()
+        for one, item in zip(data.items, items, strict=True):
+            groups.setdefault(str(getattr(one, field)), []).append(item)
+        if 1 < len(groups) <= _GROUPS:
+            found |= {name: some for name, some in groups.items() if name}
+    return found

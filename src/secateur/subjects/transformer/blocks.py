@@ -26,7 +26,7 @@ from secateur._utils import allocator, devices, distributed
 from secateur._utils.disk import atomic_write
 from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
-from secateur.errors import InputError, ModelError
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
 from secateur.vocabulary import Cut
@@ -458,15 +458,32 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
     return entering[0], noted
 
 
+class _Either(Tensor):
+    """The states that a block gives, for models that take them as such and for those that take the first of a tuple.
+
+    Which of the two a block's own forward pass gives can't be told without its weights, which may not be there.
+    """
+
+    # What is computed from it is a plain tensor.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __getitem__(self, place: object) -> Tensor:
+        plain: Tensor = self.as_subclass(Tensor)
+        return plain if isinstance(place, int) and place == 0 else plain[place]  # type: ignore[index]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise UnsupportedError("blocks of this model hand over more than their states: they can't be run one by one")
+
+
 @contextmanager
-def _replace_blocks(subject: Blocks, forward: Callable[..., object]) -> Iterator[None]:
+def _replace_blocks(subject: Blocks, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Within the block, every block of the model runs `forward` in place of its own."""
     modules = [subject.model.get_submodule(path) for path in subject.layers()]
     # Accelerate sets a forward of the instance, which brings inputs to the block's device: it has to come back.
     replaced = [vars(module).get("forward") for module in modules]
 
-    def take(hidden_states: Tensor, *args: object, **kwargs: object) -> Any:
-        return forward(hidden_states, *args, **kwargs)
+    def take(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        return forward(hidden_states, *args, **kwargs).as_subclass(_Either)
 
     for module in modules:
         module.forward = take

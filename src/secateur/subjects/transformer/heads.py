@@ -7,6 +7,7 @@ forward pre-hooks there, so that keys, values and a KV cache stay as they are. T
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer.blocks import Call, record_calls, run_ends
 from secateur.subjects.transformer.loading import open_subject
-from secateur.subjects.transformer.subject import Consumer, Transformer
+from secateur.subjects.transformer.subject import Consumer, Transformer, find_states
 from secateur.vocabulary import Cut, Selection
 
 __all__ = [
@@ -45,7 +46,11 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, Places] = WeakKeyDictionary()
 
 _FILE = "heads.json"
 _SAME = 1e-3
-"""How far a replay may be from the model itself, relative to its largest logit."""
+"""How far a replay may be from the model itself, relative to its largest logit, where numbers are exact."""
+_STEPS = 2.0
+"""And where they are rounded: in steps of the number type, times the square root of the number of layers."""
+_ALIKE = 0.05
+"""How far a head's weights may be from those of the scored model, relative to their norm: as rounding may bring."""
 
 
 # ------------------------------------------------------------------------------------------------------------- where
@@ -132,15 +137,16 @@ def heads(
 
     The switch is the model's: while it is on, all requests to this model pass it, whatever thread they come from.
 
-    Raises `InputError` for no such list, or one that was made for a model of another shape.
+    Raises `InputError` for no such list, or one that was made for a model of another shape or other weights: a list is
+    of the model that was scored, not of what was cut from it.
     """
     inner = model.model if isinstance(model, Transformer) else model
     places = _find_once(model)
     if not isinstance(which, str | Path):
-        chosen = [(int(layer), int(head)) for layer, head in which]
+        chosen = [_read_head(head) for head in which]
     else:
         source = Path(lists) if lists is not None else Path(getattr(inner, "name_or_path", "") or ".")
-        found = read_lists(source, places)
+        found = read_lists(source, inner, places)
         if str(which) not in found:
             raise InputError(f"{source} has no list {str(which)!r}: it has {', '.join(found)}")
         chosen = found[str(which)]
@@ -158,34 +164,79 @@ def _find_once(model: PreTrainedModel | Transformer) -> Places:
 
 
 def write_lists(file: Path, subject: Transformer, lists: Mapping[str, Sequence[Head]]) -> None:
-    """The lists as JSON, with the shape of the model they are of."""
+    """The lists as JSON, with the shape of the model they are of, and numbers that tell its heads' weights."""
+    places = find_outputs(subject)
+    marks = _mark_heads(subject.model, places)
     data = {
-        "heads": _shape(find_outputs(subject)),
+        "heads": _shape(places),
+        "weights": [[float(f"{value:.6g}") for value in mark] for mark in (() if marks is None else marks.tolist())],
         "lists": {name: [list(head) for head in some] for name, some in lists.items()},
     }
     atomic_write(file, json.dumps(data) + "\n")
 
 
-def read_lists(source: Path, places: Places | None = None) -> dict[str, list[Head]]:
+def read_lists(
+    source: Path, model: PreTrainedModel | None = None, places: Places | None = None
+) -> dict[str, list[Head]]:
     """Name -> the heads of each list in a file that `write_lists` wrote, or in the heads.json of a folder.
 
-    Raises `InputError` for a file that is missing or of another form, or of a model with heads in other `places`.
+    Raises `InputError` for a file that is missing or of another form, or of another model: with heads in other
+    `places`, or with other weights there.
     """
     file = source / _FILE if source.is_dir() else source
     if not file.is_file():
-        raise InputError(f"{file} is not there: give lists, the {_FILE} that `secateur run ph3` wrote")
+        inside = sorted(one.parent.name for one in source.glob(f"*/{_FILE}")) if source.is_dir() else []
+        several = f", or one of its folders {', '.join(inside)}" if inside else ""
+        raise InputError(f"{file} is not there: give lists, the {_FILE} that `secateur run ph3` wrote{several}")
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
-        shape = [int(count) for count in data["heads"]]
-        found = {str(name): [(int(at), int(head)) for at, head in some] for name, some in data["lists"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        shape = [operator.index(count) for count in data["heads"]]
+        found = {str(name): [_read_head(head) for head in some] for name, some in data["lists"].items()}
+        marks = torch.tensor(data.get("weights", []), dtype=torch.float64).reshape(-1, 2)
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
         raise InputError(f'{file} holds no lists of heads: give {{"heads": [...], "lists": {{...}}}}') from error
     if places is not None and shape != _shape(places):
         raise InputError(
             f"{file} is of a model with {sum(shape)} heads in {len(shape)} layers, and this one has "
             f"{sum(_shape(places))} in {len(places)}: use the model that was scored"
         )
+    now = None if model is None or places is None or not len(marks) else _mark_heads(model, places)
+    if now is not None and (marks.shape != now.shape or bool(((now - marks).abs() > _ALIKE * marks[:, :1]).any())):
+        raise InputError(
+            f"{file} is of a model with other weights in its heads, as one has before it is cut or trained on: use the "
+            "model that was scored"
+        )
     return found
+
+
+def _read_head(head: object) -> Head:
+    """(layer, head) of a pair of whole numbers. Raises `InputError` for anything else."""
+    pair = tuple(head) if isinstance(head, Iterable) and not isinstance(head, str) else ()
+    if len(pair) != 2 or any(isinstance(one, bool) or not hasattr(one, "__index__") for one in pair):
+        raise InputError(f"{str(head)[:60]!r} is no head: give pairs of whole numbers (layer, head), such as [(3, 5)]")
+    return operator.index(pair[0]), operator.index(pair[1])
+
+
+@torch.no_grad()
+def _mark_heads(model: PreTrainedModel, places: Places) -> Tensor | None:
+    """[heads of all layers, 2]: the norm of each head's output weights, and their sum with signs drawn at random.
+
+    Numbers that hardly change with the number type, unlike a hash. None of weights that are not here, or packed.
+    """
+    found = list[Tensor]()
+    for consumer, count in places.values():
+        weight = _weight(model, consumer)
+        if weight.is_meta or not weight.is_floating_point():
+            return None
+        columns = (weight.T if consumer.conv1d else weight).detach().float()
+        draw = torch.Generator().manual_seed(0)
+        rows, inside = (
+            devices.move(torch.randint(0, 2, (size,), generator=draw) * 2.0 - 1.0, columns)
+            for size in (len(columns), consumer.block)
+        )
+        norms = torch.linalg.vector_norm(columns.reshape(len(columns), count, consumer.block), dim=(0, 2))
+        found.append(torch.stack([norms, (rows @ columns).reshape(count, -1) @ inside], 1).double().cpu())
+    return torch.cat(found) if found else None
 
 
 def _shape(places: Places) -> list[int]:
@@ -286,16 +337,21 @@ class Replay:
                 f"heads are replayed in decoders with a language-model head, and {type(subject.model).__name__} is none"
             )
         self.places = find_outputs(subject)
+        if not self.places:
+            raise UnsupportedError(f"{type(subject.model).__name__} has no attention heads to replay")
 
     def read(self, tokens: Tensor, noise: Tensor | None = None) -> Frozen:
         """Run the model on tokens [N, S], with `noise` [N, S, d] added to their embeddings if given."""
-        outputs, subject = dict[int, Tensor](), self.subject
+        outputs, states, subject = dict[int, Tensor](), list[Tensor](), self.subject
 
         def keep(layer: int) -> PreHook:
             def look(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                outputs[layer] = args[0].reshape(*tokens.shape, -1)[:, -1]
+                outputs[layer] = args[0].reshape(*tokens.shape, -1)[:, -1].clone()  # a view would keep all positions
 
             return look
+
+        def note(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+            states.append(find_states(args, kwargs)[:, -1].clone())
 
         def disturb(_: nn.Module, args: object, output: Tensor) -> Tensor:
             return output if noise is None else output + noise.to(output)
@@ -306,10 +362,13 @@ class Replay:
             for layer, (consumer, _) in self.places.items():
                 module = subject.model.get_submodule(consumer.module)
                 stack.callback(module.register_forward_pre_hook(keep(layer)).remove)
+            for path in subject.layers():
+                layer = subject.model.get_submodule(path)
+                stack.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
             if noise is not None:
                 stack.callback(subject.model.get_input_embeddings().register_forward_hook(disturb).remove)
-            output = subject.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, hidden=True)
-        return Frozen(outputs, [state[:, -1] for state in output.hidden[:-1]], output.prediction[:, -1])
+            output = subject.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+        return Frozen(outputs, states, output.prediction[:, -1].clone())
 
     def run(self, states: Tensor, outputs: Mapping[int, Tensor], start: int = 0) -> Tensor:
         """Logits [R, V] where the states before layer `start` are [R, d] and its heads and all later give `outputs`.
@@ -354,8 +413,11 @@ class Replay:
                 "(score=ablation)"
             ) from error
         apart = float((again - frozen.logits).abs().max() / frozen.logits.abs().max().clamp(min=1e-9))
-        if not apart < _SAME:
+        kind = frozen.states[0].dtype
+        most = max(_SAME, _STEPS * torch.finfo(kind).eps * len(frozen.states) ** 0.5)
+        if not apart < most:
+            rounded = "" if kind == torch.float32 else f", or {kind} rounds too much: open the model in float32"
             raise UnsupportedError(
-                f"a replay of {name} with its own heads' outputs is {apart:.2g} from the "
-                "model: its layers pass something between positions that no head's output holds"
+                f"a replay of {name} with its own heads' outputs is {apart:.2g} from the model, and {most:.2g} may be: "
+                f"its layers pass something between positions that no head's output holds{rounded}"
             )
