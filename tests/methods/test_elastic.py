@@ -157,11 +157,39 @@ def test_choices_are_shares_of_each_layers_own_width_and_one_choice_is_below_the
 
 
 @pytest.mark.parametrize(
+    ("choices", "counts", "dropped"),
+    [
+        ("neurons=0.5+96", (128, 96, 64), ()),
+        ("neurons=96+1.0+0.5", (128, 96, 64), ()),
+        ("neurons=64+0.75", (128, 96, 64), ()),
+        ("neurons=0.75+100", (128, 96), ("neurons=100 is left out, for it is not below the next larger choice",)),
+        ("neurons=0.5+0.01", (128, 64), ("neurons=0.01 is left out, for at least 8 stay",)),
+        ("neurons=0.5+2000", (128, 64), ("neurons=2000 is left out, for it is not below",)),
+        ("layers=0.5+3+1.0", (4, 3, 2), ()),
+        ("layers=1+3", (4, 3), ("layers=1 is left out, for at least 2 stay",)),
+        ("heads=1+0.5", (4, 2), ("heads=1 is left out, for at least 2 stay",)),
+    ],
+)
+def test_choices_fall_by_what_they_keep_and_those_that_can_not_be_are_named(choices, counts, dropped):
+    name = choices.partition("=")[0]
+    axis = elastic.find_axes(open_subject(tiny.model("llama")), (name,), choices=choices, order=(2, 1))[name]
+    assert next(iter(axis.counts.values())) == counts
+    assert len(axis.dropped) == len(dropped)
+    assert all(found.startswith(text) for found, text in zip(axis.dropped, dropped, strict=True))
+
+
+@pytest.mark.parametrize(
     ("how", "error", "message"),
     [
         ({"names": ("width",)}, InputError, "axis 'width' is not one of layers, channels"),
         ({"choices": "neurons"}, InputError, "'neurons' was not understood: write an axis"),
         ({"choices": "neurons=x"}, InputError, "was not understood"),
+        ({"choices": "neurons=nan"}, InputError, "was not understood"),
+        ({"choices": "neurons=0.5+inf"}, InputError, "was not understood"),
+        ({"choices": "neurons=20.5"}, InputError, "was not understood: .* shares up to 1.0 or whole counts"),
+        ({"choices": "neurons=0.5,neurons=0.75"}, InputError, "neurons is there twice: write all of its sizes"),
+        ({"choices": "neurons=1.0"}, InputError, "none of neurons is below the whole"),
+        ({"choices": "experts=4", "names": ("neurons", "experts")}, UnsupportedError, "this model has no experts"),
         ({"choices": "neurons=2000"}, InputError, "none of neurons is below the whole"),
         ({"names": ("experts",)}, UnsupportedError, "nothing of this model can be cut along experts: it has none"),
     ],
@@ -227,6 +255,45 @@ def test_layers_are_judged_anew_after_each_that_went():
     second = min(set(range(4)) - {first}, key=lambda layer: far(first, layer))
     assert [layer for layer, _ in found] == [first, second]
     assert [score for _, score in found] == [pytest.approx(far(first)), pytest.approx(far(first, second))]
+
+
+def test_padding_is_not_compared_and_long_batches_are_looked_at_in_parts(monkeypatch):
+    subject = llama()
+    batch = subject.example(4, 9)
+    whole = elastic.rank_layers(subject, [batch], 2)
+    scores = elastic.score_widths(subject, [batch], elastic.find_axes(subject, ("neurons",)))
+    tokens = torch.cat([batch["input_ids"], torch.zeros(4, 3, dtype=torch.long)], 1)
+    mask = torch.cat([torch.ones(4, 9, dtype=torch.long), torch.zeros(4, 3, dtype=torch.long)], 1)
+    seen, forward = [], subject.forward
+    monkeypatch.setattr(elastic, "_LOGITS", 2 * 12 * subject.model.config.vocab_size)
+    monkeypatch.setattr(subject, "forward", lambda one, **how: seen.append(one["input_ids"].shape) or forward(one))
+    padded = {"input_ids": tokens, "attention_mask": mask}
+    filled = elastic.rank_layers(subject, [padded], 2)
+    assert [layer for layer, _ in filled] == [layer for layer, _ in whole]
+    assert [score for _, score in filled] == pytest.approx([score for _, score in whole], rel=1e-4)
+    parts = elastic.score_widths(subject, [padded], elastic.find_axes(subject, ("neurons",)))
+    assert all(torch.allclose(parts[site], score, atol=1e-5) for site, score in scores.items())
+    assert set(seen) == {(2, 12)}
+
+
+def test_a_size_is_searched_once_and_anew_when_the_router_has_learned(monkeypatch):
+    model, calls = make_elastic("llama", ("neurons", "channels")), []
+    search = model._search
+    monkeypatch.setattr(model, "_search", lambda *how: calls.append(1) or search(*how))
+    first = model.choose(0.6)
+    first["neurons"][0] = 99  # theirs to change
+    assert model.choose(0.6)["neurons"][0] != 99
+    assert len(calls) == 1
+    with torch.no_grad():
+        next(model.router.parameters()).add_(1.0)
+    model.choose(0.6)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("text", ["weights=nan", "weights=inf", "weights=2,weights=3", "weights", "cache=-1", "x=1"])
+def test_bytes_of_a_profile_are_finite_numbers_given_once(text):
+    with pytest.raises(InputError, match="give bf16, fp8, fp4, or bytes of each number"):
+        elastic.read_profile(text)
 
 
 def test_widths_are_ranked_by_what_flows_through_them():
