@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import tiny
 from secateur.errors import BudgetError, InfeasibleError, InputError, ModelError, UnsupportedError
@@ -332,9 +336,84 @@ def test_one_folder_holds_all_sizes_and_loads_as_the_whole_model(tmp_path):
         assert torch.equal(plain.forward(batch).prediction, model.subject.forward(batch).prediction)
     with pytest.raises(InputError, match=r"is no elastic model, for it has no elastic\.json"):
         elastic.read(tmp_path)
+    with torch.no_grad():
+        next(model.router.parameters())[0, 0] = torch.nan
+    save_file(model.router.state_dict(), tmp_path / "elastic" / "router.safetensors")
+    with pytest.raises(ModelError, match="its router is not finite"):
+        elastic.read(tmp_path / "elastic")
     (tmp_path / "elastic" / "router.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match="is a damaged elastic model"):
         elastic.read(tmp_path / "elastic")
     (tmp_path / "elastic" / "elastic.json").write_text("{}")
     with pytest.raises(ModelError, match="is a damaged elastic model"):
         elastic.read(tmp_path / "elastic")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("written") / "elastic"
+    elastic.write(make_elastic("llama", ("layers", "channels", "neurons"), order=(2, 1)), place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((), [1]),
+        ((), "[" * 100_000),
+        (("axes",), [1]),
+        (("axes",), {}),
+        (("axes", "neurons"), [1]),
+        (("axes", "neurons", "counts"), [1]),
+        (("axes", "neurons", "counts"), {}),
+        (("axes", "neurons", "counts"), {"layers.99.neurons": [8, 4]}),
+        (("axes", "neurons", "counts", "layers.1.neurons"), [128, 64]),
+        (("axes", "channels", "counts", "channels"), []),
+        (("axes", "channels", "counts", "channels"), [16, 8]),
+        (("axes", "channels", "counts", "channels"), ["a", "b"]),
+        (("axes", "channels", "counts", "channels"), [10**30, 8]),
+        (("axes", "channels", "counts", "channels"), [1e30, 8]),
+        (("axes", "layers", "order"), [99, 1]),
+        (("axes", "layers", "order"), [-1, 1]),
+        (("axes", "layers", "order"), [1, 1]),
+        (("axes", "layers", "order"), ["a", 1]),
+        (("axes", "layers", "order"), [2]),
+        (("axes", "a.b"), {"counts": {"channels": [64, 32]}, "uneven": False, "order": []}),
+        (("shares",), "abc"),
+        (("shares",), [0.5, 0.75, 1.0]),
+        (("shares",), [1.0]),
+        (("shares",), [1.0, float("nan"), 0.5]),
+        (("measure",), "x"),
+        (("measure",), [1]),
+        (("batch",), "x"),
+        (("batch",), -5),
+        (("length",), True),
+        (("hidden",), 0),
+        (("hidden",), 10**12),
+        (("profile",), [1]),
+        (("profile",), {"weights": "x"}),
+        (("profile",), {"weights": float("nan"), "cache": 1, "states": 1, "buffers": 1}),
+    ],
+    ids=str,
+)
+def test_a_damaged_table_gets_one_line(written, tmp_path, place, value):
+    shutil.copytree(written, tmp_path / "copy")
+    data = json.loads((written / elastic.FILE).read_text())
+    here = data
+    for name in place[:-1]:
+        here = here[name]
+    if place:
+        here[place[-1]] = value
+    text = value if isinstance(value, str) and not place else json.dumps(data if place else value)
+    (tmp_path / "copy" / elastic.FILE).write_text(text)
+    with pytest.raises(ModelError, match="is a damaged elastic model") as refused:
+        elastic.read(tmp_path / "copy")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_another_version_is_told_apart(written, tmp_path):
+    shutil.copytree(written, tmp_path / "copy")
+    data = json.loads((written / elastic.FILE).read_text())
+    (tmp_path / "copy" / elastic.FILE).write_text(json.dumps({**data, "version": 2}))
+    with pytest.raises(UnsupportedError, match="is of version 2, not 1: update secateur"):
+        elastic.read(tmp_path / "copy")

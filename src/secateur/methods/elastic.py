@@ -9,6 +9,7 @@ Source: Nemotron Elastic (arXiv 2511.16664).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -114,7 +115,8 @@ def find_axes(
     uneven: axes along which layers choose on their own. choices: "neurons=0.5+0.75", shares of each layer's own width,
     or counts such as "layers=20+24", in any order; 1.0 is the whole, 1 one unit; the eighths down to a quarter unless
     given. Counts are rounded down to what a cut can have; those that can't be are named in `Axis.dropped`. order: the
-    layers, those first that go first. Raises `InputError` for what can't be read, `UnsupportedError` for an axis that this model can't lose.
+    layers, those first that go first. Raises `InputError` for what can't be read, `UnsupportedError` for an axis that
+    this model can't lose.
     """
     units = subject.units(multiple=multiple)
     given = _read_choices(choices, names)
@@ -671,27 +673,77 @@ def write(elastic: Elastic, folder: Path) -> None:
 
 
 def read(folder: str | Path) -> Elastic:
-    """The elastic model in `folder`. Raises `InputError` where it is none, `ModelError` where it is damaged."""
+    """The elastic model in `folder`.
+
+    Raises `InputError` where it is none, `ModelError` where it is damaged, and where another version has written it.
+    """
     root = Path(folder)
     if not (root / FILE).is_file():
         raise InputError(f"{root} is no elastic model, for it has no {FILE}: give the folder that an elastic run wrote")
     try:
         data = json.loads((root / FILE).read_text(encoding="utf-8"))
-        axes = {
-            name: Axis(
-                name,
-                {site: tuple(counts) for site, counts in axis["counts"].items()},
-                bool(axis["uneven"]),
-                tuple(axis["order"]),
-            )
-            for name, axis in data["axes"].items()
-        }
-        timed, tensors = Timed(data["batch"], data["length"]), load_file(root / _ROUTER)
-        subject = open_subject(root)
+        _expect(isinstance(data, dict) and "version" in data, "it tells no version")
+        if data["version"] != _VERSION:
+            raise UnsupportedError(f"{root / FILE} is of version {data['version']!r}, not {_VERSION}: update secateur")
+        tensors, subject = load_file(root / _ROUTER), open_subject(root)
         assert isinstance(subject, Transformer)
-        subject.profile = Profile(**data["profile"]) if data["profile"] else None
-        elastic = Elastic(subject, axes, data["measure"], data["shares"], hidden=data["hidden"], timed=timed)
+        axes = {name: _read_axis(name, axis, subject) for name, axis in data["axes"].items()}
+        shares, profile = data["shares"], data["profile"]
+        for name in ("batch", "length", "hidden"):
+            _expect(type(data[name]) is int and data[name] > 0, f"{name} is no count")
+        numbers = [*shares, *(profile or {}).values()]
+        _expect(all(type(one) in (int, float) and 0 < one < math.inf for one in numbers), "a number is none")
+        _expect(len(shares) > 1 and shares[0] == 1 and _falls(shares), "its shares do not fall from 1")
+        _expect(all(bool(tensor.isfinite().all()) for tensor in tensors.values()), "its router is not finite")
+        _expect(any(tensor.shape[0] == data["hidden"] for tensor in tensors.values()), "its router has another width")
+        subject.profile = Profile(**profile) if profile else None
+        timed = Timed(data["batch"], data["length"])
+        elastic = Elastic(subject, axes, data["measure"], shares, hidden=data["hidden"], timed=timed)
         elastic.router.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{root} is a damaged elastic model ({type(error).__name__}): restore it") from error
+    except (UnsupportedError, ModelError):
+        raise
+    except _DAMAGED as error:
+        why = (
+            f"{type(error).__name__}: {error}".splitlines()[0]
+            if isinstance(error, ValueError)
+            else type(error).__name__
+        )
+        raise ModelError(f"{root} is a damaged elastic model ({why}): restore it") from error
     return elastic
+
+
+_DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError,
+    MemoryError, SafetensorError, InputError,
+)  # fmt: skip
+"""What comes of a file that anyone may have changed."""
+
+
+def _expect(holds: bool, why: str) -> None:
+    if not holds:
+        raise ValueError(why)
+
+
+def _falls(numbers: Sequence[float]) -> bool:
+    return all(above > below for above, below in itertools.pairwise(numbers))
+
+
+def _read_axis(name: str, data: Mapping[str, object], subject: Transformer) -> Axis:
+    """An axis of `subject` as it was written. Raises `ValueError` and others for what it can't be."""
+    units, counts, order = subject.units(), data["counts"], data["order"]
+    _expect(name in AXES and isinstance(counts, dict) and bool(counts), f"axes tell no counts of {name}")
+    assert isinstance(counts, dict)
+    assert isinstance(order, list)
+    for site, row in counts.items():
+        _expect(site in units.sites and site.rpartition(".")[2] == name, f"there is no {site}")
+        fits = isinstance(row, list) and len(row) > 1 and all(type(one) is int and one > 0 for one in row)
+        _expect(
+            fits and _falls(row) and row[0] == _size_of_group(units, site), f"counts of {site} do not fall from all"
+        )
+    _expect(len({len(row) for row in counts.values()}) == 1, f"{name} has more choices in one layer than in another")
+    if name == "layers":
+        known = all(type(one) is int for one in order) and len(set(order)) == len(order)
+        known = known and set(order) <= set(removable_layers(subject))
+        row = counts["layers"]
+        _expect(known and row[0] - row[-1] <= len(order), "the order of its layers is none")
+    return Axis(name, {site: tuple(row) for site, row in counts.items()}, data["uneven"] is True, tuple(order))
