@@ -84,7 +84,7 @@ def test_what_can_not_be_extracted_writes_nothing(folder, tmp_path):
     with pytest.raises(InputError, match="is no elastic model"):
         extracting.extract(tmp_path, "params=60%", tmp_path / "never")
     assert not (tmp_path / "never").exists()
-    with pytest.raises(InputError, match="is inside the elastic model .*: choose a folder beside it"):
+    with pytest.raises(InputError, match=r"is inside the elastic model .*: choose a folder beside it"):
         extracting.extract(folder, "params=60%", folder / "sixty")
     assert not (folder / "sixty").exists()
     with pytest.raises(InputError, match="is there already"):

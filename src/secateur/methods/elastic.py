@@ -182,7 +182,7 @@ def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[st
 
 
 def _read_size(text: str) -> float:
-    """A share as a float, a count as an int: "1.0" is the whole, "1" is one. Raises `ValueError` for what is neither."""
+    """A share as a float, a count as an int: "1.0" is the whole, "1" is one. Raises `ValueError` for neither."""
     number = float(text)
     if not 0 < number < math.inf or (number > 1 and not number.is_integer()):
         raise ValueError
@@ -703,11 +703,7 @@ def read(folder: str | Path) -> Elastic:
     except (UnsupportedError, ModelError):
         raise
     except _DAMAGED as error:
-        why = (
-            f"{type(error).__name__}: {error}".splitlines()[0]
-            if isinstance(error, ValueError)
-            else type(error).__name__
-        )
+        why = str(error).splitlines()[0] if type(error) is ValueError else type(error).__name__
         raise ModelError(f"{root} is a damaged elastic model ({why}): restore it") from error
     return elastic
 

@@ -132,8 +132,9 @@ def nemotron_elastic(
         axes: along which it may shrink; those that the model has not are passed over. kv_groups and shared_neurons too.
         uneven: axes along which layers choose on their own; none (`--uneven ""`, uneven=() in Python) for models of one
             shape for all layers.
-        choices: sizes to choose from, as shares of each layer's own width (1.0 is the whole) or as counts, in any order:
-            neurons=0.5+0.75,layers=20+24; those that can't be are named in the notes of the results; eighths of the whole down to a quarter, and down to half of the layers, unless given.
+        choices: sizes to choose from, as shares of each layer's own width (1.0 is the whole) or as counts:
+            neurons=0.5+0.75,layers=20+24; those that can't be are named in the notes of the results. Eighths of the
+            whole down to a quarter, and down to half of the layers, unless given.
         ranking: activations, or for comparison random, of units and layers alike.
         samples: sequences by which widths are ranked.
         depth_samples: sequences by which layers are ranked, as often as layers squared.
