@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from claims._lab import language
 from claims._lab.calling import prune, prune_all
@@ -35,10 +34,36 @@ SETUP = (
 SEEDS = range(3)
 
 
-def train(seed: int, *, folder: Path | None = None) -> list[Result]:
+def train(seed: int, *, folder: Path | None = None, **options: Any) -> list[Result]:
     """The recipe's two sizes of the seed's own model, of one training."""
-    parent, how = language.narrow(seed), {**OPTIONS, "steps": STEPS, "seed": seed}
-    return prune_all("nemotron_elastic", parent, language.training(), BUDGETS, folder=folder, **how)
+    how = {**OPTIONS, "steps": STEPS, "seed": seed, **options}
+    return prune_all("nemotron_elastic", language.narrow(seed), language.training(), BUDGETS, folder=folder, **how)
+
+
+def lose(results: Sequence[Result]) -> list[float]:
+    """Loss of each size on text that no recipe sees."""
+    return [language.held_out(result.subject) for result in results]
+
+
+def slice_sizes(seed: int, folder: Path) -> list[float]:
+    """Loss of the sizes that the router in a run's folder chooses, cut out of the sorted original."""
+    model = elastic.read(folder / "elastic")
+    scores = read_tensors(folder / "work" / "scores.safetensors")
+    rival = elastic.make(language.narrow(seed), scores, model.axes, model.measure, model.shares)
+    return [language.held_out(rival.cut(model.choose(share))[0]) for share in model.shares[1:]]
+
+
+def train_apart(seed: int) -> list[float]:
+    """Loss of each size by a Minitron of its own, which gets an equal part of the steps."""
+    how = {name: OPTIONS[name] for name in ("length", "train_batch", "lr")}
+    found = [
+        prune(
+            "minitron", language.narrow(seed), language.training(), budget, steps=STEPS // len(BUDGETS), seed=seed,
+            calibration=OPTIONS["samples"], candidates=scaled(4, 1), short_steps=scaled(10, 0), tolerance=0.1, **how,
+        )
+        for budget in BUDGETS
+    ]  # fmt: skip
+    return lose(found)
 
 
 def means(losses: Mapping[str, Sequence[float]]) -> Figures:
@@ -47,57 +72,36 @@ def means(losses: Mapping[str, Sequence[float]]) -> Figures:
 
 
 @claim(
-    question="Do both sizes of one training lose less than the same sizes sliced without any?",
-    setup=f"{SETUP}; 240 steps for both sizes and the whole model; sliced: what the router chose, cut out of the "
-    "sorted original; by chance: of the original sorted at random",
+    question="Do both sizes of one training lose less than unsorted, untrained or separate ones at as many tokens?",
+    setup=f"{SETUP}; 240 steps for both sizes and the whole model; random ranking: the same training of an original "
+    "whose units and layers are sorted at random; sliced: what the router chose, cut out of the sorted original; "
+    "separate: a Minitron of 120 steps for each size, the search of its shape not counted",
     measure="loss",
     unit="nats",
     better="lower",
     ours="elastic",
-    baselines=["sliced", "sliced by chance"],
+    baselines=["random ranking", "sliced", "separate"],
     seeds=SEEDS,
 )
 def headline(seed: int) -> Figures:
-    parent, losses = language.narrow(seed), dict[str, list[float]]()
     with tempfile.TemporaryDirectory() as place:
-        found = train(seed, folder=Path(place))
-        model = elastic.read(Path(place) / "elastic")
-        scores = read_tensors(Path(place) / "work" / "scores.safetensors")
-    draw = torch.Generator().manual_seed(seed)
-    chance = {site: torch.rand(len(score), generator=draw) for site, score in scores.items()}
-    rivals = {
-        name: elastic.make(parent, ranking, model.axes, model.measure, model.shares)
-        for name, ranking in (("sliced", scores), ("sliced by chance", chance))
-    }
-    for result, share in zip(found, model.shares[1:], strict=True):
-        losses.setdefault("elastic", []).append(language.held_out(result.subject))
-        for name, rival in rivals.items():
-            losses.setdefault(name, []).append(language.held_out(rival.cut(model.choose(share))[0]))
-    return means(losses)
+        losses = {"elastic": lose(train(seed, folder=Path(place))), "sliced": slice_sizes(seed, Path(place))}
+    losses["random ranking"] = lose(train(seed, ranking="random"))
+    return means({**losses, "separate": train_apart(seed)})
 
 
 @claim(
-    question="Are both sizes of one training within 0.05 nats of two Minitrons, each trained for half as many tokens?",
-    setup=f"{SETUP}; 240 steps for both sizes and the whole model; separate: 120 steps for each size, the search of "
-    "its shape not counted",
+    question="Do both sizes lose less by the frozen original's predictions than by the next token alone?",
+    setup=f"{SETUP}; 240 steps for both sizes and the whole model; next token: task=1, logit=0",
     measure="loss",
     unit="nats",
     better="lower",
-    ours="elastic",
-    baselines=["separate"],
-    margin=0.05,
+    ours="distilled",
+    baselines=["next token"],
     seeds=SEEDS,
 )
-def separate(seed: int) -> Figures:
-    losses = {"elastic": [language.held_out(result.subject) for result in train(seed)], "separate": []}
-    how = {name: OPTIONS[name] for name in ("length", "train_batch", "lr")}
-    for budget in BUDGETS:
-        student = prune(
-            "minitron", language.narrow(seed), language.training(), budget, steps=STEPS // 2, seed=seed,
-            calibration=OPTIONS["samples"], candidates=scaled(4, 1), short_steps=scaled(10, 0), tolerance=0.1, **how,
-        ).subject  # fmt: skip
-        losses["separate"].append(language.held_out(student))
-    return means(losses)
+def distillation(seed: int) -> Figures:
+    return means({"distilled": lose(train(seed)), "next token": lose(train(seed, task=1.0, logit=0.0))})
 
 
 @claim(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import tiny
 from secateur.errors import BudgetError, InfeasibleError, InputError, ModelError, UnsupportedError
@@ -157,11 +161,39 @@ def test_choices_are_shares_of_each_layers_own_width_and_one_choice_is_below_the
 
 
 @pytest.mark.parametrize(
+    ("choices", "counts", "dropped"),
+    [
+        ("neurons=0.5+96", (128, 96, 64), ()),
+        ("neurons=96+1.0+0.5", (128, 96, 64), ()),
+        ("neurons=64+0.75", (128, 96, 64), ()),
+        ("neurons=0.75+100", (128, 96), ("neurons=100 is left out, for it is not below the next larger choice",)),
+        ("neurons=0.5+0.01", (128, 64), ("neurons=0.01 is left out, for at least 8 stay",)),
+        ("neurons=0.5+2000", (128, 64), ("neurons=2000 is left out, for it is not below",)),
+        ("layers=0.5+3+1.0", (4, 3, 2), ()),
+        ("layers=1+3", (4, 3), ("layers=1 is left out, for at least 2 stay",)),
+        ("heads=1+0.5", (4, 2), ("heads=1 is left out, for at least 2 stay",)),
+    ],
+)
+def test_choices_fall_by_what_they_keep_and_those_that_can_not_be_are_named(choices, counts, dropped):
+    name = choices.partition("=")[0]
+    axis = elastic.find_axes(open_subject(tiny.model("llama")), (name,), choices=choices, order=(2, 1))[name]
+    assert next(iter(axis.counts.values())) == counts
+    assert len(axis.dropped) == len(dropped)
+    assert all(found.startswith(text) for found, text in zip(axis.dropped, dropped, strict=True))
+
+
+@pytest.mark.parametrize(
     ("how", "error", "message"),
     [
         ({"names": ("width",)}, InputError, "axis 'width' is not one of layers, channels"),
         ({"choices": "neurons"}, InputError, "'neurons' was not understood: write an axis"),
         ({"choices": "neurons=x"}, InputError, "was not understood"),
+        ({"choices": "neurons=nan"}, InputError, "was not understood"),
+        ({"choices": "neurons=0.5+inf"}, InputError, "was not understood"),
+        ({"choices": "neurons=20.5"}, InputError, "was not understood: .* shares up to 1.0 or whole counts"),
+        ({"choices": "neurons=0.5,neurons=0.75"}, InputError, "neurons is there twice: write all of its sizes"),
+        ({"choices": "neurons=1.0"}, InputError, "none of neurons is below the whole"),
+        ({"choices": "experts=4", "names": ("neurons", "experts")}, UnsupportedError, "this model has no experts"),
         ({"choices": "neurons=2000"}, InputError, "none of neurons is below the whole"),
         ({"names": ("experts",)}, UnsupportedError, "nothing of this model can be cut along experts: it has none"),
     ],
@@ -229,6 +261,45 @@ def test_layers_are_judged_anew_after_each_that_went():
     assert [score for _, score in found] == [pytest.approx(far(first)), pytest.approx(far(first, second))]
 
 
+def test_padding_is_not_compared_and_long_batches_are_looked_at_in_parts(monkeypatch):
+    subject = llama()
+    batch = subject.example(4, 9)
+    whole = elastic.rank_layers(subject, [batch], 2)
+    scores = elastic.score_widths(subject, [batch], elastic.find_axes(subject, ("neurons",)))
+    tokens = torch.cat([batch["input_ids"], torch.zeros(4, 3, dtype=torch.long)], 1)
+    mask = torch.cat([torch.ones(4, 9, dtype=torch.long), torch.zeros(4, 3, dtype=torch.long)], 1)
+    seen, forward = [], subject.forward
+    monkeypatch.setattr(elastic, "_LOGITS", 2 * 12 * subject.model.config.vocab_size)
+    monkeypatch.setattr(subject, "forward", lambda one, **how: seen.append(one["input_ids"].shape) or forward(one))
+    padded = {"input_ids": tokens, "attention_mask": mask}
+    filled = elastic.rank_layers(subject, [padded], 2)
+    assert [layer for layer, _ in filled] == [layer for layer, _ in whole]
+    assert [score for _, score in filled] == pytest.approx([score for _, score in whole], rel=1e-4)
+    parts = elastic.score_widths(subject, [padded], elastic.find_axes(subject, ("neurons",)))
+    assert all(torch.allclose(parts[site], score, atol=1e-5) for site, score in scores.items())
+    assert set(seen) == {(2, 12)}
+
+
+def test_a_size_is_searched_once_and_anew_when_the_router_has_learned(monkeypatch):
+    model, calls = make_elastic("llama", ("neurons", "channels")), []
+    search = model._search
+    monkeypatch.setattr(model, "_search", lambda *how: calls.append(1) or search(*how))
+    first = model.choose(0.6)
+    first["neurons"][0] = 99  # theirs to change
+    assert model.choose(0.6)["neurons"][0] != 99
+    assert len(calls) == 1
+    with torch.no_grad():
+        next(model.router.parameters()).add_(1.0)
+    model.choose(0.6)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("text", ["weights=nan", "weights=inf", "weights=2,weights=3", "weights", "cache=-1", "x=1"])
+def test_bytes_of_a_profile_are_finite_numbers_given_once(text):
+    with pytest.raises(InputError, match="give bf16, fp8, fp4, or bytes of each number"):
+        elastic.read_profile(text)
+
+
 def test_widths_are_ranked_by_what_flows_through_them():
     subject = hybrid()
     axes = elastic.find_axes(subject, elastic.AXES, order=(1,))
@@ -265,9 +336,84 @@ def test_one_folder_holds_all_sizes_and_loads_as_the_whole_model(tmp_path):
         assert torch.equal(plain.forward(batch).prediction, model.subject.forward(batch).prediction)
     with pytest.raises(InputError, match=r"is no elastic model, for it has no elastic\.json"):
         elastic.read(tmp_path)
+    with torch.no_grad():
+        next(model.router.parameters())[0, 0] = torch.nan
+    save_file(model.router.state_dict(), tmp_path / "elastic" / "router.safetensors")
+    with pytest.raises(ModelError, match="its router is not finite"):
+        elastic.read(tmp_path / "elastic")
     (tmp_path / "elastic" / "router.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match="is a damaged elastic model"):
         elastic.read(tmp_path / "elastic")
     (tmp_path / "elastic" / "elastic.json").write_text("{}")
     with pytest.raises(ModelError, match="is a damaged elastic model"):
         elastic.read(tmp_path / "elastic")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("written") / "elastic"
+    elastic.write(make_elastic("llama", ("layers", "channels", "neurons"), order=(2, 1)), place)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ((), [1]),
+        ((), "[" * 100_000),
+        (("axes",), [1]),
+        (("axes",), {}),
+        (("axes", "neurons"), [1]),
+        (("axes", "neurons", "counts"), [1]),
+        (("axes", "neurons", "counts"), {}),
+        (("axes", "neurons", "counts"), {"layers.99.neurons": [8, 4]}),
+        (("axes", "neurons", "counts", "layers.1.neurons"), [128, 64]),
+        (("axes", "channels", "counts", "channels"), []),
+        (("axes", "channels", "counts", "channels"), [16, 8]),
+        (("axes", "channels", "counts", "channels"), ["a", "b"]),
+        (("axes", "channels", "counts", "channels"), [10**30, 8]),
+        (("axes", "channels", "counts", "channels"), [1e30, 8]),
+        (("axes", "layers", "order"), [99, 1]),
+        (("axes", "layers", "order"), [-1, 1]),
+        (("axes", "layers", "order"), [1, 1]),
+        (("axes", "layers", "order"), ["a", 1]),
+        (("axes", "layers", "order"), [2]),
+        (("axes", "a.b"), {"counts": {"channels": [64, 32]}, "uneven": False, "order": []}),
+        (("shares",), "abc"),
+        (("shares",), [0.5, 0.75, 1.0]),
+        (("shares",), [1.0]),
+        (("shares",), [1.0, float("nan"), 0.5]),
+        (("measure",), "x"),
+        (("measure",), [1]),
+        (("batch",), "x"),
+        (("batch",), -5),
+        (("length",), True),
+        (("hidden",), 0),
+        (("hidden",), 10**12),
+        (("profile",), [1]),
+        (("profile",), {"weights": "x"}),
+        (("profile",), {"weights": float("nan"), "cache": 1, "states": 1, "buffers": 1}),
+    ],
+    ids=str,
+)
+def test_a_damaged_table_gets_one_line(written, tmp_path, place, value):
+    shutil.copytree(written, tmp_path / "copy")
+    data = json.loads((written / elastic.FILE).read_text())
+    here = data
+    for name in place[:-1]:
+        here = here[name]
+    if place:
+        here[place[-1]] = value
+    text = value if isinstance(value, str) and not place else json.dumps(data if place else value)
+    (tmp_path / "copy" / elastic.FILE).write_text(text)
+    with pytest.raises(ModelError, match="is a damaged elastic model") as refused:
+        elastic.read(tmp_path / "copy")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_of_another_version_is_told_apart(written, tmp_path):
+    shutil.copytree(written, tmp_path / "copy")
+    data = json.loads((written / elastic.FILE).read_text())
+    (tmp_path / "copy" / elastic.FILE).write_text(json.dumps({**data, "version": 2}))
+    with pytest.raises(UnsupportedError, match="is of version 2, not 1: update secateur"):
+        elastic.read(tmp_path / "copy")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,23 @@ def test_a_size_is_an_ordinary_model_that_was_not_trained(folder, tmp_path, shar
     assert hub.read_card(place)["library_name"] == "transformers"
 
 
+def test_licence_language_and_base_go_from_the_original_to_all_sizes_and_to_one(tmp_path):
+    base = tiny.folder("llama", tmp_path / "llama")
+    told = {"license": "llama3.2", "language": ["en", "de"], "base_model": "somebody/base"}
+    (base / "README.md").write_text(f"---\n{json.dumps(told)}\n---\n# Base")
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(100)))
+    how = {"steps": 1, "samples": 8, "depth_samples": 2, "batch": 1, "length": 16, "train_batch": 2, "router_hidden": 4}
+    secateur.run(
+        "nemotron_elastic", base, data=tmp_path / "texts.txt", budget="params=60%", out=tmp_path / "run", **how
+    )
+    place, _ = secateur.extract(tmp_path / "run" / "elastic", "params=60%", tmp_path / "sixty")
+    for folder in (tmp_path / "run" / "elastic", place):
+        card = hub.read_card(folder)
+        assert {name: card[name] for name in told} == told
+        assert card["pipeline_tag"] == "text-generation"
+    assert "the whole model, which holds the smaller ones" in (tmp_path / "run" / "elastic" / "README.md").read_text()
+
+
 def test_the_whole_budget_is_the_parent(folder, tmp_path):
     place, _ = secateur.extract(folder, "params=100%", tmp_path / "whole")
     state = open_subject(folder).model.state_dict()
@@ -66,6 +84,9 @@ def test_what_can_not_be_extracted_writes_nothing(folder, tmp_path):
     with pytest.raises(InputError, match="is no elastic model"):
         extracting.extract(tmp_path, "params=60%", tmp_path / "never")
     assert not (tmp_path / "never").exists()
+    with pytest.raises(InputError, match=r"is inside the elastic model .*: choose a folder beside it"):
+        extracting.extract(folder, "params=60%", folder / "sixty")
+    assert not (folder / "sixty").exists()
     with pytest.raises(InputError, match="is there already"):
         extracting.extract(folder, "params=60%", tmp_path)
     assert not list(tmp_path.iterdir())

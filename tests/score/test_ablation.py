@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from secateur.errors import DataError, NumericalError
 from secateur.score import ablation
@@ -31,6 +32,20 @@ def test_nan_is_named():
         ablation.without(lambda c: math.nan if c == "layer 1" else 0.0, ["layer 0", "layer 1"])
 
 
+class Watch(TorchDispatchMode):
+    """Notes how many numbers each float64 tensor has that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+            self.seen.append(out.numel())
+        return out
+
+
 def test_the_normalised_mse_is_that_of_the_logits_over_all_batches():
     whole, less = [torch.tensor([1.0, -2.0]), torch.tensor([3.0, 0.0])], [torch.tensor([1.0, 0.0]), torch.zeros(2)]
     batches = [0, 1]
@@ -38,6 +53,10 @@ def test_the_normalised_mse_is_that_of_the_logits_over_all_batches():
         lambda batch: whole[batch], lambda batch, c: less[batch] if c else whole[batch], batches, [False, True]
     )
     assert found.tolist() == [0.0, pytest.approx((4 + 9) / (1 + 4 + 9))]
+    with Watch() as watch:
+        many = torch.ones(2, 3 << 20, dtype=torch.bfloat16)
+        assert ablation.normalized_mse(lambda _: many, lambda *_: many / 2, [0], [1]).tolist() == [0.25]
+    assert max(watch.seen) <= 1 << 22  # of a large vocabulary a slice at a time
     with pytest.raises(DataError, match="nothing to compare logits on"):
         ablation.normalized_mse(lambda batch: whole[batch], lambda batch, c: whole[batch], [], [1])
     with pytest.raises(NumericalError, match="not finite"):

@@ -9,10 +9,11 @@ Source: Nemotron Elastic (arXiv 2511.16664).
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +54,8 @@ SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 """Shares of an axis to choose from, beside the whole, where nothing else is said; of the layers at least half stay."""
 _NEAR, _NEAR_HALF = 1e-3, 5e-2
 """How far apart masked and sliced outputs may be by rounding, in parts of the largest; in half precision."""
+_LOGITS = 1 << 28
+"""Numbers that predictions may have while units are ranked: more sequences are looked at in turn."""
 _SLACK = 0.05
 """How far below its budget a size may lie before it grows again."""
 
@@ -70,6 +73,8 @@ class Axis:
     uneven: bool = False
     order: tuple[int, ...] = ()
     """Layers in the order in which they go, where those are the axis."""
+    dropped: tuple[str, ...] = field(default=(), compare=False)
+    """Choices that were asked for and can't be, and why."""
 
     @property
     def rows(self) -> int:
@@ -108,8 +113,10 @@ def find_axes(
     """The axes of a model, of those in `names` that it has, with their choices.
 
     uneven: axes along which layers choose on their own. choices: "neurons=0.5+0.75", shares of each layer's own width,
-    or counts such as "layers=20+24"; the eighths down to a quarter unless given. order: the layers, those first that go
-    first. Raises `InputError` for what can't be read, `UnsupportedError` for an axis that this model can't lose.
+    or counts such as "layers=20+24", in any order; 1.0 is the whole, 1 one unit; the eighths down to a quarter unless
+    given. Counts are rounded down to what a cut can have; those that can't be are named in `Axis.dropped`. order: the
+    layers, those first that go first. Raises `InputError` for what can't be read, `UnsupportedError` for an axis that
+    this model can't lose.
     """
     units = subject.units(multiple=multiple)
     given = _read_choices(choices, names)
@@ -124,14 +131,19 @@ def find_axes(
         why = "" if bare else find_reason(subject, name)
         if why and name in given:
             raise UnsupportedError(f"{name} of this model can't be cut: {why}")
+        if not sites and name in given:
+            raise UnsupportedError(f"choices: this model has no {name}: leave them out")
         if why or not sites:
             continue
-        counts = _list_counts(subject, units, name, sites, given.get(name), order)
+        counts, dropped = _list_counts(units, name, sites, given.get(name), order)
         if len(next(iter(counts.values()))) > 1:
             apart = name in uneven and len(sites) > 1
-            found[name] = Axis(name, counts, apart, tuple(order) if name == "layers" else ())
+            found[name] = Axis(name, counts, apart, tuple(order) if name == "layers" else (), dropped)
         elif name in given:
-            raise InputError(f"choices {choices!r}: none of {name} is below the whole and a count that a cut can have")
+            raise InputError(
+                f"choices {choices!r}: none of {name} is below the whole and a count that a cut can have: "
+                + ("; ".join(dropped) or "it is the whole")
+            )
     if not found:
         reasons = "; ".join(filter(None, (find_reason(subject, name) for name in names)))
         raise UnsupportedError(f"nothing of this model can be cut along {', '.join(names)}: {reasons or 'it has none'}")
@@ -150,51 +162,62 @@ def find_reason(subject: Transformer, axis: str) -> str:
 
 
 def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
+    """Axis -> its sizes: a float is a share, an int a count."""
     found = dict[str, list[float]]()
     for part in parse_list(choices):
         axis, equals, text = part.partition("=")
         try:
-            numbers = [float(number) for number in text.split("+")]
+            numbers = [_read_size(number) for number in text.split("+")]
         except ValueError:
             numbers = []
-        if axis not in names or not equals or not numbers or min(numbers) <= 0:
+        if axis not in names or not equals or not numbers:
             raise InputError(
-                f"choices: {part!r} was not understood: write an axis of {', '.join(names)} with its sizes, such as "
-                "neurons=0.5+0.75 or layers=20+24"
+                f"choices: {part!r} was not understood: write an axis of {', '.join(names)} with its sizes, shares up "
+                "to 1.0 or whole counts, such as neurons=0.5+0.75 or layers=20+24"
             )
+        if axis in found:
+            raise InputError(f"choices: {axis} is there twice: write all of its sizes at once, such as {axis}=0.5+0.75")
         found[axis] = numbers
     return found
 
 
+def _read_size(text: str) -> float:
+    """A share as a float, a count as an int: "1.0" is the whole, "1" is one. Raises `ValueError` for neither."""
+    number = float(text)
+    if not 0 < number < math.inf or (number > 1 and not number.is_integer()):
+        raise ValueError
+    return number if number < 1 or (number == 1 and not text.strip().isdigit()) else int(number)
+
+
 def _list_counts(
-    subject: Transformer,
-    units: Units,
-    name: str,
-    sites: Sequence[str],
-    given: Sequence[float] | None,
-    order: Sequence[int],
-) -> dict[str, tuple[int, ...]]:
-    """Site -> counts of each choice; a choice that makes one of the sites no smaller is left out."""
-    if name == "layers":
-        count = units["layers"].count
-        if given:
-            wanted = {int(one) if one >= 1 else math.floor(one * count) for one in given}
-        else:
-            wanted = set(range(math.ceil(count / 2), count))
-        least = max(count - len(order), 1)
-        return {"layers": (count, *sorted((one for one in wanted if least <= one < count), reverse=True))}
-    found = {site: [_size_of_group(units, site)] for site in sites}
-    for share in sorted(given or SHARES, reverse=True):
-        row = {}
-        for site in sites:
-            whole, step, groups = _size_of_group(units, site), units[site].multiple, _count_groups(units, site)
-            amount = share * whole if share < 1 else share / groups
+    units: Units, name: str, sites: Sequence[str], given: Sequence[float] | None, order: Sequence[int]
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """(site -> counts of each choice, falling in all sites; what of `given` is left out, and why)."""
+    layers = name == "layers"
+    sizes = {site: _size_of_group(units, site) for site in sites}
+    rows, dropped = list[tuple[float, dict[str, int]]](), list[str]()
+    for size in given or (range(math.ceil(units[name].count / 2), units[name].count) if layers else SHARES):
+        row, few = dict[str, int](), 0
+        for site, whole in sizes.items():
+            step, groups = 1 if layers else units[site].multiple, _count_groups(units, site)
             least = max(-(-units[site].minimum // groups), min(step, whole), 1)
-            row[site] = max(least, math.floor(amount / step + 1e-9) * step)
+            least = max(whole - len(order), 1) if layers else least
+            amount = size * whole if isinstance(size, float) else size / groups
+            kept = math.floor(amount / step + 1e-9) * step
+            few = few or (least * groups if kept < least else 0)
+            row[site] = max(least, kept)
+        if given and few:
+            dropped.append(f"{name}={size} is left out, for at least {few} stay")
+        elif row != sizes:
+            rows.append((size, row))
+    found = {site: [whole] for site, whole in sizes.items()}
+    for size, row in sorted(rows, key=lambda one: -sum(one[1].values())):
         if all(row[site] < found[site][-1] for site in sites):
             for site in sites:
                 found[site].append(row[site])
-    return {site: tuple(counts) for site, counts in found.items()}
+        elif given:
+            dropped.append(f"{name}={size} is left out, for it is not below the next larger choice everywhere")
+    return {site: tuple(counts) for site, counts in found.items()}, tuple(dropped)
 
 
 def _count_groups(units: Units, site: str) -> int:
@@ -209,13 +232,14 @@ def _size_of_group(units: Units, site: str) -> int:
 def read_profile(text: str) -> Profile:
     """A profile by its name, or with numbers of one's own: "fp8", "weights=0.5625,cache=1,states=2,buffers=2".
 
-    Raises `InputError` for what is neither.
+    Raises `InputError` for what is neither, and for numbers that are given twice or not finite.
     """
     if text in PROFILES:
         return PROFILES[text]
     try:
-        pairs = {name: float(value) for name, _, value in (part.partition("=") for part in parse_list(text))}
-        if not pairs or min(pairs.values()) <= 0:
+        parts = [part.partition("=") for part in parse_list(text)]
+        pairs = {name: float(value) for name, _, value in parts}
+        if not pairs or len(pairs) < len(parts) or not all(0 < value < math.inf for value in pairs.values()):
             raise ValueError
         return Profile(**pairs)
     except (TypeError, ValueError) as error:
@@ -247,6 +271,7 @@ def score_widths(
             taps[f"layers.{index}.neurons"] = activation.Tap(f"{path}.{first[0]}", "output")
     norms = {norm: activation.Tap(norm, "output") for norm in subject.norms()} if "channels" in wanted else {}
     inner = _tap_states(subject) if {"state_heads", "state_channels"} & axes.keys() else {}
+    batches = _part_batches(subject, batches)
     found = activation.collect(subject.forward, subject.model, batches, {**taps, **norms, **inner}, batch="mean")
     for name in inner:
         index = int(name.removeprefix("states "))
@@ -292,6 +317,17 @@ def _find_first_linears(subject: Transformer, layer: int) -> list[str]:
     return [name for name, axes in subject.layout.blocks(layer)["ffn"].tensors.items() if axes == wanted]
 
 
+def _part_batches(subject: Transformer, batches: Sequence[Mapping[str, Tensor]]) -> list[Mapping[str, Tensor]]:
+    """The batches in parts of whole sequences, whose logits are `_LOGITS` numbers at most, or those of one sequence."""
+    found, vocabulary = list[Mapping[str, Tensor]](), int(getattr(subject.model.config, "vocab_size", 1))
+    for batch in batches:
+        rows, length = batch["input_ids"].shape
+        size = max(1, _LOGITS // max(1, length * vocabulary))
+        parts = range(0, rows, size)
+        found += [{name: one[start : start + size] for name, one in batch.items()} for start in parts]
+    return found
+
+
 def removable_layers(subject: Transformer) -> list[int]:
     """The layers that may go."""
     site = subject.units()["layers"]
@@ -320,7 +356,7 @@ def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], c
         return read(batch)
 
     with masks.on(subject.model), evaluating(subject.model):
-        score = partial(ablation.normalized_mse, whole, without, batches)
+        score = partial(ablation.normalized_mse, whole, without, _part_batches(subject, batches))
         return ablation.list_in_order(score, removable, min(count, len(removable) - (len(removable) == layers)))
 
 
@@ -449,6 +485,7 @@ class Elastic:
         self.masks = nested.Nested(prefixes, list(find_places(subject, self.axes)))
         least = self.cost({name: [axis.choices - 1] * axis.rows for name, axis in self.axes.items()})
         self.least = least[measure]
+        self._chosen = dict[tuple[object, ...], Chosen]()
 
     def weights(self, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Site -> weights of its choices, from axis -> [rows, choices]."""
@@ -505,7 +542,14 @@ class Elastic:
                 self.least,
             )
         logits = {name: z.float().cpu() for name, z in self.router(devices.move(budget, self.router)).items()}
-        chosen = {name: found.argmax(-1).tolist() for name, found in logits.items()}
+        key = share, *(tuple(z.flatten().tolist()) for z in logits.values())
+        if key not in self._chosen:  # a run asks several times for each size
+            self._chosen[key] = self._search(logits, limit)
+        return {name: list(rows) for name, rows in self._chosen[key].items()}
+
+    def _search(self, logits: Mapping[str, Tensor], limit: float) -> Chosen:
+        """The likeliest choices, brought near to the limit from whichever side; see `choose`."""
+        chosen: Chosen = {name: found.argmax(-1).tolist() for name, found in logits.items()}
         chosen, _ = self._descend(chosen, logits, limit)
         while (spent := self.cost(chosen)[self.measure]) < (1 - _SLACK) * limit:
             larger = [step for step in self._steps(chosen, logits, -1) if step.cost > spent]
@@ -629,27 +673,73 @@ def write(elastic: Elastic, folder: Path) -> None:
 
 
 def read(folder: str | Path) -> Elastic:
-    """The elastic model in `folder`. Raises `InputError` where it is none, `ModelError` where it is damaged."""
+    """The elastic model in `folder`.
+
+    Raises `InputError` where it is none, `ModelError` where it is damaged, and where another version has written it.
+    """
     root = Path(folder)
     if not (root / FILE).is_file():
         raise InputError(f"{root} is no elastic model, for it has no {FILE}: give the folder that an elastic run wrote")
     try:
         data = json.loads((root / FILE).read_text(encoding="utf-8"))
-        axes = {
-            name: Axis(
-                name,
-                {site: tuple(counts) for site, counts in axis["counts"].items()},
-                bool(axis["uneven"]),
-                tuple(axis["order"]),
-            )
-            for name, axis in data["axes"].items()
-        }
-        timed, tensors = Timed(data["batch"], data["length"]), load_file(root / _ROUTER)
-        subject = open_subject(root)
+        _expect(isinstance(data, dict) and "version" in data, "it tells no version")
+        if data["version"] != _VERSION:
+            raise UnsupportedError(f"{root / FILE} is of version {data['version']!r}, not {_VERSION}: update secateur")
+        tensors, subject = load_file(root / _ROUTER), open_subject(root)
         assert isinstance(subject, Transformer)
-        subject.profile = Profile(**data["profile"]) if data["profile"] else None
-        elastic = Elastic(subject, axes, data["measure"], data["shares"], hidden=data["hidden"], timed=timed)
+        axes = {name: _read_axis(name, axis, subject) for name, axis in data["axes"].items()}
+        shares, profile = data["shares"], data["profile"]
+        for name in ("batch", "length", "hidden"):
+            _expect(type(data[name]) is int and data[name] > 0, f"{name} is no count")
+        numbers = [*shares, *(profile or {}).values()]
+        _expect(all(type(one) in (int, float) and 0 < one < math.inf for one in numbers), "a number is none")
+        _expect(len(shares) > 1 and shares[0] == 1 and _falls(shares), "its shares do not fall from 1")
+        _expect(all(bool(tensor.isfinite().all()) for tensor in tensors.values()), "its router is not finite")
+        _expect(any(tensor.shape[0] == data["hidden"] for tensor in tensors.values()), "its router has another width")
+        subject.profile = Profile(**profile) if profile else None
+        timed = Timed(data["batch"], data["length"])
+        elastic = Elastic(subject, axes, data["measure"], shares, hidden=data["hidden"], timed=timed)
         elastic.router.load_state_dict(tensors)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{root} is a damaged elastic model ({type(error).__name__}): restore it") from error
+    except (UnsupportedError, ModelError):
+        raise
+    except _DAMAGED as error:
+        why = str(error).splitlines()[0] if type(error) is ValueError else type(error).__name__
+        raise ModelError(f"{root} is a damaged elastic model ({why}): restore it") from error
     return elastic
+
+
+_DAMAGED = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError, AssertionError,
+    MemoryError, SafetensorError, InputError,
+)  # fmt: skip
+"""What comes of a file that anyone may have changed."""
+
+
+def _expect(holds: bool, why: str) -> None:
+    if not holds:
+        raise ValueError(why)
+
+
+def _falls(numbers: Sequence[float]) -> bool:
+    return all(above > below for above, below in itertools.pairwise(numbers))
+
+
+def _read_axis(name: str, data: Mapping[str, object], subject: Transformer) -> Axis:
+    """An axis of `subject` as it was written. Raises `ValueError` and others for what it can't be."""
+    units, counts, order = subject.units(), data["counts"], data["order"]
+    _expect(name in AXES and isinstance(counts, dict) and bool(counts), f"axes tell no counts of {name}")
+    assert isinstance(counts, dict)
+    assert isinstance(order, list)
+    for site, row in counts.items():
+        _expect(site in units.sites and site.rpartition(".")[2] == name, f"there is no {site}")
+        fits = isinstance(row, list) and len(row) > 1 and all(type(one) is int and one > 0 for one in row)
+        _expect(
+            fits and _falls(row) and row[0] == _size_of_group(units, site), f"counts of {site} do not fall from all"
+        )
+    _expect(len({len(row) for row in counts.values()}) == 1, f"{name} has more choices in one layer than in another")
+    if name == "layers":
+        known = all(type(one) is int for one in order) and len(set(order)) == len(order)
+        known = known and set(order) <= set(removable_layers(subject))
+        row = counts["layers"]
+        _expect(known and row[0] - row[-1] <= len(order), "the order of its layers is none")
+    return Axis(name, {site: tuple(row) for site, row in counts.items()}, data["uneven"] is True, tuple(order))

@@ -13,7 +13,7 @@ from secateur._utils.disk import read_object
 from secateur.reports import display, evidence
 from secateur.vocabulary import Evidence
 
-__all__ = ["write_card", "write_export_card", "write_size_card"]
+__all__ = ["write_card", "write_export_card", "write_size_card", "write_whole_card"]
 
 _TASKS = {
     "ForCausalLM|LMHeadModel": "text-generation",
@@ -68,6 +68,26 @@ def write_card(
             "Its layers differ in width, so a modelling file travels along. To load it without running that: "
             "`secateur.load(...)`."
         )
+    (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_whole_card(folder: Path, model: str, recipe: str, load: str, *, name: str, base: Path | None = None) -> None:
+    """Write README.md for what a recipe has published beside its results: one model that holds all of its sizes.
+
+    model: what it was made of, and `base` its folder, whose card tells licence, language and task. load: the lines of
+    Python that load it. name: by which readers know it.
+    """
+    known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", "elastic"]}
+    told = hub.read_card(base) if base else {}
+    source = model if hub.is_id(model) else str(told.get("base_model") or model)
+    lines = [
+        _front(folder, known, told, source, None),
+        f"# {Path(model).name} in several sizes",
+        f"Made from {Path(model).name} by secateur's recipe `{recipe}`: the whole model, which holds the smaller ones. "
+        f"`secateur extract {name} --budget ...` cuts one out, without training.",
+        "## How to load it",
+        f"```python\n{load}\n```",
+    ]
     (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 

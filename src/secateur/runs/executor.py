@@ -32,7 +32,7 @@ from secateur.reports import details, evidence
 from secateur.reports.details import Details
 from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Source
-from secateur.runs.cards import write_card
+from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
@@ -353,6 +353,7 @@ class _Job:
                 place = result.name if len(names) > 1 else ""
                 name = str(Path(directory.root.resolve().name, place))
                 directory.publish(partial(self._save, result, row, name), place)
+            self._write_others(directory, row.settings)
             finished[result.name] = row
             keep_details(directory.root, result.name, self.reference.describe(result.subject))
             # The record comes after the model it speaks of: what is recorded is in place.
@@ -372,6 +373,7 @@ class _Job:
         rows = [finished[name] for name in names if name in finished]
 
         def publish_all() -> None:
+            self._write_others(directory, {**about, **self.settings})  # after a kill
             if rows != published or not (directory.root / "report.html").is_file():
                 publish_evidence(directory.root, rows, self.reference.backend)
 
@@ -387,6 +389,16 @@ class _Job:
             origin=f"Cut from {base} by secateur's recipe `{row.recipe}`{training}.",
             base=_find_home(self.reference.original),
         )  # fmt: skip
+
+    def _write_others(self, directory: Run, settings: Mapping[str, object]) -> None:
+        """Write the cards of models that the recipe itself has published beside its results."""
+        for folder in (config.parent for config in directory.root.glob("*/config.json")):
+            if not (folder / "README.md").exists():
+                name = str(Path(directory.root.resolve().name, folder.name))
+                write_whole_card(
+                    folder, str(settings["model"]), self.function.__name__,
+                    self.reference.backend.load_line(folder, name), name=name, base=_find_home(self.reference.original),
+                )  # fmt: skip
 
     def _results(self, directory: Run) -> Iterator[Result]:
         """The recipe's results, with every source of chance seeded."""

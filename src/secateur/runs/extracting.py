@@ -26,7 +26,7 @@ def extract(elastic: str | Path, budget: str | Budget, out: str | Path) -> tuple
     Returns the folder, and notes on what it holds.
 
     Raises:
-        InputError: `elastic` is no elastic model, or `out` is there already.
+        InputError: `elastic` is no elastic model, or `out` is there already or inside of it.
         BudgetError: a budget outside of what the router was trained for, or in another measure.
         InfeasibleError: no size is as small as that.
         UnsupportedError: the cut would not give what the elastic model gives at this size.
@@ -35,6 +35,8 @@ def extract(elastic: str | Path, budget: str | Budget, out: str | Path) -> tuple
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
     model = elastics.read(elastic)
+    if target.resolve().is_relative_to(Path(elastic).resolve()):
+        raise InputError(f"{target} is inside the elastic model {elastic}: choose a folder beside it")
     share = elastics.share_of(wanted, model.measure, model.whole)
     chosen = model.choose(share)
     model.check(chosen)

@@ -12,6 +12,9 @@ from secateur.errors import DataError, NumericalError
 
 __all__ = ["list_in_order", "normalized_mse", "without"]
 
+_SLICE = 1 << 22
+"""Logits that are taken to float64 at once: all of a long batch and a large vocabulary would fill a device."""
+
 B = TypeVar("B")
 C = TypeVar("C")
 
@@ -44,10 +47,11 @@ def normalized_mse(
     """
     far, size = torch.zeros(len(candidates), dtype=torch.float64), 0.0
     for batch in batches:
-        logits = whole(batch).double()
-        size += float(logits.square().sum())
+        logits = whole(batch).flatten()
+        size += sum(float(part.double().square().sum()) for part in logits.split(_SLICE))
         for place, candidate in enumerate(candidates):
-            far[place] += float((logits - without(batch, candidate).double()).square().sum())
+            pairs = zip(logits.split(_SLICE), without(batch, candidate).flatten().split(_SLICE), strict=True)
+            far[place] += sum(float((part.double() - other.double()).square().sum()) for part, other in pairs)
     if not size:
         raise DataError("there is nothing to compare logits on: give texts with tokens")
     if not bool(torch.isfinite(far).all()):

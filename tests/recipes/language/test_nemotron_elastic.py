@@ -173,10 +173,33 @@ def test_the_whole_model_is_drawn_a_third_of_the_time_and_half_of_it_at_last():
     start = open_subject(tiny.model("llama"))
     axes = elastic.find_axes(start, ("neurons",))
     model = elastic.Elastic(start, axes, "params", (1.0, 0.9, 0.8), hidden=4)
-    assert module.weigh_whole(model, module.Curriculum()) == pytest.approx([0.5, 0.3, 0.2])
-    assert module.weigh_whole(model, module.Curriculum(long_weights="1,2,3")) == [1.0, 2.0, 3.0]
+    assert module.weigh_whole(model.shares, module.Curriculum()) == pytest.approx([0.5, 0.3, 0.2])
+    assert module.weigh_whole(model.shares, module.Curriculum(long_weights="1,2,3")) == [1.0, 2.0, 3.0]
     with pytest.raises(InputError, match=r"long_weights=1,2: give a number for each of the sizes 1, 0\.9, 0\.8"):
-        module.weigh_whole(model, module.Curriculum(long_weights="1,2"))
+        module.weigh_whole(model.shares, module.Curriculum(long_weights="1,2"))
+
+
+def test_the_loss_of_the_budgets_counts_once_for_a_step_of_several_micro_batches():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    axes = elastic.find_axes(start, ("neurons",))
+    model = elastic.Elastic(start, axes, "params", (1.0, 0.5), hidden=4)
+    feed = texts.batches(DATA, start.tokenizer, packed=True, batch=2, length=16, seed=0)
+    draws = module.routers.Draws(feed, model.router, [0.0, 1.0], steps=4)
+    first = {**draws[0], "sharp": False}  # all micro-batches of one size and one noise
+    micro = [{**first, **feed[index]} for index in range(3)]
+    objective = module.make_objective(model, start, module.Routing(), module.Teaching())
+    counts = [module.objectives.count(one) for one in micro]
+    totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+    with model.masks.on(model.subject.model):
+        alone = objective(micro[0], counts[0])[1]["budget"]
+        shared = [objective(one, totals)[1]["budget"] for one in micro]
+    assert float(alone) > 0
+    assert float(sum(shared)) == pytest.approx(float(alone), rel=1e-5)
+
+
+def test_choices_that_can_not_be_are_named_in_the_notes(tmp_path):
+    (found,) = results(tmp_path, "params=80%", dry_run=True, axes=("neurons",), choices="neurons=0.25+0.5+2000")
+    assert any(note.startswith("neurons=2000 is left out") for note in found.notes)
 
 
 def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):
@@ -198,6 +221,18 @@ def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):
         (("params=60%",), {"axes": ("experts",)}, UnsupportedError, "nothing of this model can be cut along experts"),
         (("params=60%",), {"teacher": "learning"}, InputError, "set task=1, or teacher=frozen"),
         (("params=60%",), {"long_steps": 1, "long_weights": "1"}, InputError, "give a number for each of the sizes"),
+        (("params=60%",), {"long_weights": "inf,1"}, InputError, "give a number for each of the sizes"),
+        (("params=60%",), {"long_weights": "nan,1"}, InputError, "give a number for each of the sizes"),
+        (("params=60%",), {"whole_share": 1.0}, InputError, "whole_share"),
+        (("params=60%",), {"profile": "weights=nan"}, InputError, "profile=weights=nan: give bf16, fp8, fp4"),
+        (("params=60%",), {"training": {"lora": 2}}, UnsupportedError, "lora and dora stand beside weights"),
+        (("params=60%",), {"training": {"dora": 2}}, UnsupportedError, "lora and dora stand beside weights"),
+        (
+            ("params=60%",),
+            {"teacher": "learning", "task": 1.0, "training": {"checkpointing": True}},
+            UnsupportedError,
+            "checkpointing runs a pass again at another size",
+        ),
     ],
 )
 def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeypatch, budgets, options, error, message):

@@ -6,6 +6,7 @@ Megatron-LM.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from secateur._utils import distributed
@@ -21,7 +22,7 @@ from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import BudgetError, InputError
+from secateur.errors import BudgetError, InputError, UnsupportedError
 from secateur.methods import calibration, distillation, elastic
 from secateur.methods.distillation import Losses
 from secateur.recover.sparsity import router as routers
@@ -60,7 +61,7 @@ class Routing:
 class Curriculum:
     """What is drawn in training, and its second stage, of longer sequences."""
 
-    whole_share: Annotated[float, Gt(0), Le(1)] = 0.3333
+    whole_share: Annotated[float, Gt(0), Lt(1)] = 0.3333
     """How often the whole model is drawn in the first stage; the rest is shared out evenly."""
     long_steps: Annotated[int, Ge(0)] = 0
     """Optimiser steps of the second stage; the paper has 45 % of the tokens there."""
@@ -129,9 +130,11 @@ def nemotron_elastic(
         length: tokens per sequence, in the environment and in the first stage.
         seed: of sampling, of the sizes that are drawn, of the router and its noise.
         axes: along which it may shrink; those that the model has not are passed over. kv_groups and shared_neurons too.
-        uneven: axes along which layers choose on their own; none (uneven="") for models of one shape for all layers.
-        choices: sizes to choose from, as shares of each layer's own width or as counts: neurons=0.5+0.75,layers=20+24;
-            eighths of the whole down to a quarter, and down to half of the layers, unless given.
+        uneven: axes along which layers choose on their own; none (`--uneven ""`, uneven=() in Python) for models of one
+            shape for all layers.
+        choices: sizes to choose from, as shares of each layer's own width (1.0 is the whole) or as counts:
+            neurons=0.5+0.75,layers=20+24; those that can't be are named in the notes of the results. Eighths of the
+            whole down to a quarter, and down to half of the layers, unless given.
         ranking: activations, or for comparison random, of units and layers alike.
         samples: sequences by which widths are ranked.
         depth_samples: sequences by which layers are ranked, as often as layers squared.
@@ -140,7 +143,7 @@ def nemotron_elastic(
         routing: see `Routing`.
         curriculum: see `Curriculum`.
         losses: see `Teaching`.
-        training: of both stages.
+        training: of both stages; without lora and dora, whose adapters are beside the masks.
         dry_run: stop before training; sizes are then what a fresh router chooses.
 
     Departures: activations of gated FFNs are read behind the gate, those of heads at the input of the output
@@ -155,10 +158,11 @@ def nemotron_elastic(
     z, x, dt and the convolution give. Learning rates warm up anew in the second stage. The paper's lists of choices are
     not published. Neurons inside experts are no axis.
     """
-    timed = elastic.Timed(batch, length)
+    timed, served = elastic.Timed(batch, length), elastic.read_profile(profile)
     if any("served_memory" in budget for budget in budgets):
-        subject.profile = elastic.read_profile(profile)
-    measure, shares = check(subject, budgets, losses, timed)
+        subject.profile = served
+    measure, shares = check(subject, budgets, losses, training, timed)
+    weigh_whole(shares, curriculum)  # refuses
     layer_count = len(subject.layers())
     train, held = data.split(seed=seed)
     feed = calibration.make_feed(subject, train, length=length, seed=seed)
@@ -189,17 +193,29 @@ def nemotron_elastic(
         chosen = model.choose(share)
         student, cut = model.cut(chosen)
         notes = [", ".join(f"{axis} {size}" for axis, size in model.describe(chosen).items())]
+        notes += [text for axis in chosen_axes.values() for text in axis.dropped]
         notes += [f"{axis} stay whole: {elastic.find_reason(subject, axis) or 'this model has none'}" for axis in whole]
         yield Result(str(budget), student, cut, model.cost(chosen), records.together(*recoveries), tuple(notes))
 
 
 def check(
-    subject: Transformer, budgets: Sequence[Budget], losses: Teaching, timed: elastic.Timed
+    subject: Transformer, budgets: Sequence[Budget], losses: Teaching, training: Training, timed: elastic.Timed
 ) -> tuple[str, list[float]]:
     """(the measure of all budgets, the shares of the whole cost that sizes are trained for, falling from the whole).
 
-    Raises an error for budgets of several measures, or of all of the model, and for losses that can't be.
+    Raises an error for budgets of several measures, or of all of the model, and for losses and ways of training that
+    can't be.
     """
+    if training.lora or training.dora:
+        raise UnsupportedError(
+            "lora and dora stand beside weights that are masked, and see units that a size has not: train the weights "
+            "themselves, without them"
+        )
+    if training.checkpointing and losses.teacher == "learning":
+        raise UnsupportedError(
+            "checkpointing runs a pass again at another size than that of a teacher that learns: set teacher=frozen, "
+            "or leave checkpointing out"
+        )
     measures = list(dict.fromkeys(limit.measure for budget in budgets for limit in budget.limits))
     if len(measures) != 1 or any(budget.pattern is not None for budget in budgets):
         asked = " and ".join(budget.brief() for budget in budgets)
@@ -255,7 +271,7 @@ def train_sizes(
     first, second = training.whole("steps"), curriculum.long_steps
     stages = [(first, length, weigh_evenly(len(model.shares), curriculum.whole_share))]
     if second:
-        stages.append((second, curriculum.long_length or 6 * length, weigh_whole(model, curriculum)))
+        stages.append((second, curriculum.long_length or 6 * length, weigh_whole(model.shares, curriculum)))
     size, made, before = training.whole("batch"), list[Recovery](), 0
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=subject.joins_texts)
     judged = make(held, batch=min(16, size), length=length, seed=seed).take(16)
@@ -292,21 +308,21 @@ def weigh_evenly(sizes: int, whole: float) -> list[float]:
     return [whole, *[(1 - whole) / (sizes - 1)] * (sizes - 1)]
 
 
-def weigh_whole(model: elastic.Elastic, curriculum: Curriculum) -> list[float]:
-    """How often each size is drawn in the second stage: as asked for, or 5 : 3 : 2 for three and so on.
+def weigh_whole(sizes: Sequence[float], curriculum: Curriculum) -> list[float]:
+    """How often each of the sizes is drawn in the second stage: as asked for, or 5 : 3 : 2 for three and so on.
 
-    Raises `InputError` for weights that are no numbers, or another number of them.
+    Raises `InputError` for weights that are no finite numbers, or another number of them.
     """
     given = parse_list(curriculum.long_weights)
     if not given:
-        rest = [1.5**-place for place in range(len(model.shares) - 1)]
+        rest = [1.5**-place for place in range(len(sizes) - 1)]
         return [0.5, *(0.5 * one / sum(rest) for one in rest)]
     try:
         weights = [float(one) for one in given]
     except ValueError:
         weights = []
-    if len(weights) != len(model.shares) or min(weights) < 0 or not sum(weights) > 0:
-        shares = ", ".join(f"{share:.4g}" for share in model.shares)
+    if len(weights) != len(sizes) or not min(weights) >= 0 or not 0 < sum(weights) < math.inf:
+        shares = ", ".join(f"{share:.4g}" for share in sizes)
         raise InputError(f"long_weights={','.join(given)}: give a number for each of the sizes {shares}")
     return weights
 

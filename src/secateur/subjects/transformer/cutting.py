@@ -233,6 +233,7 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
     assert layer is not None
     width, parts = layout.widths[layer], stays.parts[layer]
     names = [part.partition("*")[0] for part in axis.split("+")]
+    names += ["state_channels"] if "state_heads*" in axis else []  # every head of the states keeps these
     if all(_are_all(parts[name], getattr(width, name)) for name in names):
         return None  # and layers of a kind may have sizes of their own, where such units can't be cut
     pieces, offset = [], 0
