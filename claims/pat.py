@@ -40,10 +40,11 @@ OPTIONS = {
 LLAMAS = "Llamas of 4 layers, width 64, trained on Brown from weights of their own"
 TASK = "the second half of a Brown sentence is the answer to its first, and answers alone are learned"
 SETUP = (
-    f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, the mask settles at a fifth of the steps, the identity "
-    "loss weighs 0.1; loss on answers of held-out Brown"
+    f"{LLAMAS}; {TASK}; 450 steps of 8; 16 of 64 channels go, the mask settles at a fifth of the steps; adapters of "
+    "every arm have the same scale and dropout; loss on answers of held-out Brown"
 )
 SEEDS = range(3)
+NOTE = "no arm was tuned after the wells of the mask were mended: all have the rate and steps that PAT had before"
 
 
 @functools.cache
@@ -99,6 +100,7 @@ def loss(student: Transformer) -> float:
     ours="PAT",
     baselines=["channels by norm, then LoRA", "SliceGPT, then LoRA", "LoRA, then channels by norm"],
     seeds=SEEDS,
+    note=NOTE,
 )
 def headline(seed: int) -> Figures:
     ours = tuned(seed)
@@ -121,6 +123,7 @@ def headline(seed: int) -> Figures:
     ours="trained",
     baselines=["fixed last", "fixed by norm", "no identity loss"],
     seeds=SEEDS,
+    note=NOTE,
 )
 def mask(seed: int) -> Figures:
     return {

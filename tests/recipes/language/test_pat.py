@@ -325,7 +325,7 @@ def test_answers_of_chats_are_learned_and_judged_with_the_mask_that_is_cut_by(tm
     (early,) = results(tmp_path / "c", "params=85%", model=start, data=data, **how)
     assert early.recovery.settings["kept_step"] == 2
     assert early.notes[0].startswith("at step 2 ")
-    assert "step 2 are kept, the best by evaluation, before the mask was settled at 6: keep=last" in early.notes[1]
+    assert "the best weights (step 2) precede the mask, settled at 6: try keep=last" in early.notes[1]
     data = replace(data, completion_only=False, answers=None)
     (whole,) = results(tmp_path / "b", "params=85%", model=start, data=data)
     assert found.recovery.tokens < whole.recovery.tokens
