@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 import tiny
@@ -19,7 +20,7 @@ from secateur.data import texts
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
 from secateur.recipes.language import pat
 from secateur.recover.sparsity.hybrid import Hybrid
-from secateur.recover.training import loop
+from secateur.recover.training import loop, lora
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import saving
@@ -180,7 +181,7 @@ def test_a_mask_that_did_not_converge_is_finished_by_rank_and_says_so(tmp_path):
 
 
 def test_a_mask_converges_and_the_record_says_how(tmp_path):
-    (found,) = results(tmp_path, "params=75%", steps=70, lr=2e-2, settled=1.0, wells=1.0)
+    (found,) = results(tmp_path, "params=75%", steps=70, lr=2e-2, settled=1.0)
     assert not found.notes
     record = found.recovery.settings["mask"]
     assert record["open"] == record["kept"] == 48
@@ -191,12 +192,66 @@ def test_a_mask_converges_and_the_record_says_how(tmp_path):
     assert bare.recovery.settings["orthogonality"] > 0.5
 
 
-@pytest.mark.parametrize("mask", ["first", "last"])
+@pytest.mark.parametrize("mask", ["norm", "first", "last"])
 def test_a_fixed_mask_is_what_it_says(tmp_path, watch, mask):
-    watch.batch = subject().example(2, 8)
-    results(tmp_path, "params=75%", mask=mask)
-    stay = np.arange(64) < 48 if mask == "first" else np.arange(64) >= 16
+    start = subject()
+    watch.batch, large = start.example(2, 8), np.random.default_rng(0).permutation(64)[:48]
+    with torch.no_grad():
+        start.model.model.embed_tokens.weight[:, large] *= 50
+    (found,) = results(tmp_path, "params=75%", model=start, mask=mask)
+    stay = {"norm": np.isin(np.arange(64), large), "first": np.arange(64) < 48, "last": np.arange(64) >= 16}[mask]
     assert np.array_equal(watch.mask, stay)
+    assert found.recovery.settings["mask"] == {"channels": 64, "kept": 48, "fixed": True}
+    assert not found.notes
+
+
+@pytest.mark.parametrize("order", ["prune-first", "tune-first"])
+def test_baselines_cut_the_channels_of_a_fixed_mask(tmp_path, monkeypatch, order):
+    cuts, real = [], Transformer.cut
+
+    def watched(self, chosen, **how):
+        cuts.append(chosen)
+        return real(self, chosen, **how)
+
+    monkeypatch.setattr(Transformer, "cut", watched)
+    monkeypatch.setattr(pat, "prove", lambda _: None)
+    results(tmp_path, "params=75%", order=order, mask="first", steps=0)
+    assert [np.flatnonzero(chosen.keep["channels"]).tolist() for chosen in cuts] == [list(range(48))]
+
+
+def test_a_step_in_two_halves_learns_what_one_of_both_learns(tmp_path):
+    """Also from the losses that are no sums over tokens."""
+    how = {"steps": 1, "lora_dropout": 0.0, "clip": 1e9, "mask": "norm", "lr": 1e-2, "warmup": 0.0}
+    (whole,) = results(tmp_path / "whole", "params=75%", train_batch=8, training="optimizer=sgd", **how)
+    (parted,) = results(tmp_path / "two", "params=75%", train_batch=4, training="optimizer=sgd,accumulate=2", **how)
+    assert parted.recovery.tokens == whole.recovery.tokens
+    numbers = [found.recovery.settings["orthogonality"] for found in (whole, parted)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
+    for one, other in zip(*(found.subject.model.state_dict().values() for found in (whole, parted)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_count_as_much_at_any_rank_and_drop_while_they_learn(tmp_path, monkeypatch):
+    made, dropped = [], []
+    adapt, forward = lora.adapt, nn.Dropout.forward
+
+    def watched(model, rank, **how):
+        made.append((rank, how["alpha"] / rank))
+        return adapt(model, rank, **how)
+
+    def drop(module, states):
+        dropped.append((module.p, module.training))
+        return forward(module, states)
+
+    monkeypatch.setattr(lora, "adapt", watched)
+    monkeypatch.setattr(nn.Dropout, "forward", drop)
+    for order in ("joint", "prune-first", "tune-first"):
+        dropped.clear()
+        results(tmp_path / order, "params=75%", order=order, rank=8, alpha=6.0, lora_dropout=0.2, steps=1)
+        assert (0.2, True) in dropped
+        assert (0.2, False) not in dropped
+    assert [factor for _, factor in made] == pytest.approx([6 / 4] * 3)
+    assert made[0][0] == 4 < made[1][0] >= made[2][0] > 4
 
 
 @pytest.mark.parametrize("order", ["prune-first", "tune-first"])
@@ -264,6 +319,13 @@ def test_answers_of_chats_are_learned_and_judged_with_the_mask_that_is_cut_by(tm
     (found,) = results(tmp_path / "a", "params=85%", model=start, data=data, patience=9, training="evaluate_every=2")
     assert len(hardened) == len(found.recovery.settings["evaluations"]) == 3
     assert not found.notes or "rank" in found.notes[0]
+    losses = iter([1.0, 2.0, 3.0])
+    monkeypatch.setattr(pat.objectives, "held_out", lambda *_, **__: next(losses))
+    how = {"patience": 9, "training": "evaluate_every=2", "settled": 1.0}
+    (early,) = results(tmp_path / "c", "params=85%", model=start, data=data, **how)
+    assert early.recovery.settings["kept_step"] == 2
+    assert early.notes[0].startswith("at step 2 ")
+    assert "the best weights (step 2) precede the mask, settled at 6: try keep=last" in early.notes[1]
     data = replace(data, completion_only=False, answers=None)
     (whole,) = results(tmp_path / "b", "params=85%", model=start, data=data)
     assert found.recovery.tokens < whole.recovery.tokens

@@ -102,6 +102,15 @@ def test_the_operator_is_the_identity_plus_low_rank_with_its_scale_inside_or_beh
         matrix = matrix if variant == "paper" else torch.diag(scale) @ matrix
         torch.testing.assert_close(operator(states, mask), states @ matrix.T)
         assert operator(states.bfloat16(), mask).dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(
+                operator(states.float(), mask), (states @ matrix.T).float(), rtol=1e-5, atol=1e-5
+            )
+            torch.testing.assert_close(hybrid.orthogonality(operator.L0), _square(low).float(), rtol=1e-5, atol=1e-5)
+
+
+def _square(rows):
+    return (rows @ rows.T - torch.eye(len(rows))).square().sum()
 
 
 def test_the_identity_loss_makes_rows_orthonormal():
@@ -115,8 +124,13 @@ def test_the_identity_loss_makes_rows_orthonormal():
     assert float(modules.orthogonality().detach()) < 0.05 * before
     rows = torch.linalg.qr(torch.randn(D, 3))[0].T
     assert float(hybrid.orthogonality(rows)) < 1e-5
-    assert float(hybrid.orthogonality(2 * rows)) == pytest.approx(3 * 3**0.5, rel=1e-4)
-    assert float(hybrid.orthogonality(2 * rows, "code")) == pytest.approx(3, rel=1e-4)
+    for distance, value in {"square": 27, "norm": 27**0.5, "mean": 3}.items():
+        assert float(hybrid.orthogonality(2 * rows, distance)) == pytest.approx(value, rel=1e-4)
+    near = (1.0001 * rows).requires_grad_()
+    slopes = [
+        torch.autograd.grad(hybrid.orthogonality(near, distance), near)[0].norm() for distance in ("square", "norm")
+    ]
+    assert slopes[0] < 0.01 < 1 < slopes[1], "the square's gradient fades beside the optimum"
     grown = modules.orthogonality()
     for operator in modules.operators:
         operator.L0.data *= 2

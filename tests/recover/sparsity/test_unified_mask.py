@@ -106,6 +106,22 @@ def test_proxies_come_to_the_number_by_themselves_and_the_record_says_how():
     assert record["curve"][-1] == (319, 20)
 
 
+@pytest.mark.parametrize("wells", [1, 10])
+@pytest.mark.parametrize("open_now", [14, 34, 60])
+def test_the_number_comes_back_where_no_task_asks_for_it(open_now, wells):
+    """Few closed proxies share a mean, so that their wells could pull more than the number does."""
+    mask = make(48, 64, settled=10_000, steps=10_000)
+    mask.proxy.data = torch.where(torch.arange(64) < open_now, 0.01, -0.01) + torch.linspace(-0.004, 0.004, 64)
+    adam = torch.optim.AdamW([mask.proxy], lr=1e-3, weight_decay=0)
+    for step in range(400):
+        adam.zero_grad()
+        gap, pull = mask.pulls(step)
+        (10 * gap + wells * pull).backward()
+        adam.step()
+    assert mask.converged
+    assert mask.proxy.abs().min() > 0.05, "and then proxies leave 0"
+
+
 def test_a_fixed_mask_fades_and_learns_nothing():
     fixed = torch.tensor([True, False, True, False])
     mask = make(2, 4, fixed=fixed)

@@ -30,19 +30,28 @@ from secateur._utils import devices
 from secateur.errors import InputError
 from secateur.recover.sparsity.unified_mask import UnifiedMask
 
-__all__ = ["Hybrid", "Operator", "Variant", "centre", "orthogonality"]
+__all__ = ["Distance", "Hybrid", "Operator", "Variant", "centre", "orthogonality"]
 
 Variant = Literal["paper", "code"]
-"""Where the scale is and how `orthogonality` is measured: see `Operator`."""
+"""Where the scale is: see `Operator`."""
+Distance = Literal["square", "norm", "mean"]
+"""How `orthogonality` is measured."""
 
 _ROWS = 8192
 """Of a weight that are folded at a time, in float64."""
 
 
-def orthogonality(rows: Tensor, variant: Variant = "paper") -> Tensor:
-    """How far the rows [r, d] of L0 are from orthonormal: |L0 L0^T - I|_F ("paper"), or its mean square ("code")."""
-    gap = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
-    return torch.linalg.matrix_norm(gap) if variant == "paper" else gap.square().mean()
+def orthogonality(rows: Tensor, distance: Distance = "square") -> Tensor:
+    """How far the rows [r, d] of L0 are from orthonormal: |L0 L0^T - I|_F^2, its root ("norm") or mean square ("mean").
+
+    The paper has the norm, whose gradient is as long beside the optimum as far from it; the official code the mean.
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        gap = rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
+        squares = gap.square()
+        if distance == "mean":
+            return squares.mean()
+        return squares.sum() if distance == "square" else torch.linalg.matrix_norm(gap)
 
 
 def centre(states: Tensor, mask: Tensor) -> Tensor:
@@ -71,11 +80,12 @@ class Operator(nn.Module):
         """(M * D) states [.., d], in the number type of `states`; in float64 if that is theirs."""
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         low, high, scale, mask = (one.to(wide) for one in (self.L0, self.L1, self.scale, mask))
-        inner = nn.functional.linear(states.to(wide), low)
-        inner = inner * scale if self.variant == "paper" else inner
-        mixed = (states.to(wide) + nn.functional.linear(inner.to(wide), high)) * mask
-        mixed = mixed if self.variant == "paper" else mixed * scale
-        return (centre(mixed, mask) if centred else mixed).to(states.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            inner = nn.functional.linear(states.to(wide), low)
+            inner = inner * scale if self.variant == "paper" else inner
+            mixed = (states.to(wide) + nn.functional.linear(inner, high)) * mask
+            mixed = mixed if self.variant == "paper" else mixed * scale
+            return (centre(mixed, mask) if centred else mixed).to(states.dtype)
 
 
 class Hybrid(nn.Module):
@@ -145,9 +155,9 @@ class Hybrid(nn.Module):
         masked: Tensor = output - ((1.0 - devices.move(self.now, output)) * shift).to(output.dtype)
         return masked
 
-    def orthogonality(self) -> Tensor:
+    def orthogonality(self, distance: Distance = "square") -> Tensor:
         """The sum of `orthogonality` over all places, with gradient."""
-        return torch.stack([orthogonality(operator.L0, self.variant) for operator in self._each()]).sum()
+        return torch.stack([orthogonality(operator.L0, distance) for operator in self._each()]).sum()
 
     def _each(self) -> Iterator[Operator]:
         for operator in self.operators:

@@ -143,10 +143,15 @@ class UnifiedMask(nn.Module):
         return torch.where(self.decided.sum() == self.kept, self.decided.bool(), self._rank())
 
     def pulls(self, step: int) -> tuple[Tensor, Tensor] | None:
-        """(`count_gap`, `pull_apart`) of the proxies; None once they are detached."""
+        """(`count_gap`, `pull_apart` where that gap is 0, else 0) of the proxies; None once they are detached.
+
+        Wells that pulled at any count would hold a wrong one: few closed proxies, which share one mean, are pulled down
+        more than the gap pulls them up.
+        """
         if self.fixed is not None or step >= self.frozen_at:
             return None
-        return count_gap(self.proxy, self.kept), pull_apart(self.proxy)
+        gap = count_gap(self.proxy, self.kept)
+        return gap, torch.where(gap.detach() == 0, pull_apart(self.proxy), 0.0)
 
     @property
     def converged(self) -> bool:
