@@ -139,7 +139,7 @@ def write_right_answers(
             f"{completer.name} answers none of {count} prompts of {Path(source).name} right: there is "
             "nothing to learn from; give easier ones, or more tokens"
         )
-    atomic_write(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    atomic_write(file, "".join(f"{json.dumps(row)}\n" for row in rows))
     return len(rows), count
 
 
