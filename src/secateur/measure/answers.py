@@ -49,15 +49,17 @@ def exact_match(answer: str, right: Sequence[str]) -> float:
 
 
 def same_answer(answer: str, right: Sequence[str]) -> float:
-    """1 where the answer is one of the right ones, else 0: numbers by their value, words by `exact_match`.
+    r"""1 where the answer is one of the right ones, else 0: numbers by their value, words by `exact_match`.
 
-    So 073 is 73 and 1/2 is 0.5, but -5 is not 5, nor 3.5 35, which are alike without punctuation. Where nothing is left
-    of a right answer without articles, as of the letter A, it is compared as it stands, and no answer is wrong.
+    So 073 is 73 and 1/2 is 0.5, but -5 is not 5, nor 3.5 35, which are alike without punctuation. What LaTeX sets as
+    text, ``\text{B}``, is that text. Where nothing is left of a right answer without articles, as of the letter A, it
+    is compared as it stands, and no answer is wrong.
     """
     return float(any(_is_same(answer, gold) for gold in right))
 
 
 def _is_same(answer: str, gold: str) -> bool:
+    answer, gold = (_TEXT.sub(r"\1", one) for one in (answer, gold))
     given, known = _read_number(answer), _read_number(gold)
     if given is not None and known is not None:
         return given == known
@@ -65,6 +67,7 @@ def _is_same(answer: str, gold: str) -> bool:
     return normalise(answer) == wanted if wanted else answer.strip().casefold() == gold.strip().casefold()
 
 
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _NUMBER = re.compile(r"[-+]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40}|\d{1,40}/0*[1-9]\d{0,39})")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")

@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -89,14 +90,19 @@ class Task:
     @property
     def chance(self) -> float:
         """What guessing gives: 1 / options on average, 0 without options."""
-        return mean(1 / len(one.options) if one.options else 0.0 for one in self.items)
+        return self.chance_of("")
+
+    def chance_of(self, group: str) -> float:
+        """`chance` of the items of a group, of all for no name."""
+        items = [one for one in self.items if not group or one.group == group]
+        return mean(1 / len(one.options) if one.options else 0.0 for one in items)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One item as it was answered: text, its tokens, whether it ended, what was read of it, and the score.
 
-    score: None where a judge gave none.
+    score: None where a judge gave none. seconds: of writing it, its part of those of all that were written at once.
     """
 
     task: str
@@ -108,6 +114,7 @@ class Line:
     answer: str
     score: float | None
     group: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -302,8 +309,11 @@ def run_task(
         rest = [item for item in task.items if (item.id, turn) not in there]
         for begin in range(0, len(rest), chunk):
             some = rest[begin : begin + chunk]
+            began = time.perf_counter()
             written = completer.write([build_prompt(task, one, completer) for one in some], task.writing, seed + turn)
-            lines = [score(task, item, one, turn, judge) for item, one in zip(some, written, strict=True)]
+            spent = (time.perf_counter() - began) / len(some)
+            lines = [replace(score(task, item, one, turn, judge), seconds=spent)
+                     for item, one in zip(some, written, strict=True)]  # fmt: skip
             there |= {(line.item, line.turn): line for line in lines}
             if file is not None:
                 with file.open("a", encoding="utf-8") as out:
