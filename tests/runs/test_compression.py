@@ -93,8 +93,13 @@ def test_folders_are_taken_as_they_are_whatever_they_are_called(tmp_path, monkey
     found = find_beside(["gptq", "original", "a/model", "b/model", "./a/model", "http://x/v1#m", "http://y/v1#m"])
     assert not any(one == DENSE or one.method in METHODS for one in found)
     assert [str(one) for one in found] == [
-        "gptq", f"{tmp_path.name}/original", "a/model", "b/model", "http://x/v1#m", "http://y/v1#m",
-    ]  # fmt: skip
+        "gptq",
+        f"{tmp_path.name}/original",
+        "a/model",
+        "b/model",
+        "http://x/v1#m",
+        "http://y/v1#m",
+    ]
     assert [str(one) for one in find_beside(["http://x/v1#m"])] == ["m"]
     assert make_grid(["original"])[0] != DENSE
 

@@ -91,7 +91,12 @@ def test_each_level_has_a_chance_of_its_own():
     task = Task("pick", tuple(pick), "letter")
     assert (task.chance, task.chance_of("two"), task.chance_of("four")) == (0.375, 0.5, 0.25)
     lines = [answer(task, *("A" if at % 16 < many else "B" for at in range(32))) for many in (16, 11)]
-    found = Results([task], [(DENSE, Model("original", {"pick": lines[0]})),
-                             (Config("wanda", "50%"), Model("wanda 50%", {"pick": lines[1]}))])  # fmt: skip
+    found = Results(
+        [task],
+        [
+            (DENSE, Model("original", {"pick": lines[0]})),
+            (Config("wanda", "50%"), Model("wanda 50%", {"pick": lines[1]})),
+        ],
+    )
     points = {group: one.happens for _, _, group, one in found.collapses()}
     assert points == {"": False, "two": True, "four": False}

@@ -312,8 +312,8 @@ def run_task(
             began = time.perf_counter()
             written = completer.write([build_prompt(task, one, completer) for one in some], task.writing, seed + turn)
             spent = (time.perf_counter() - began) / len(some)
-            lines = [replace(score(task, item, one, turn, judge), seconds=spent)
-                     for item, one in zip(some, written, strict=True)]  # fmt: skip
+            scored = (score(task, item, one, turn, judge) for item, one in zip(some, written, strict=True))
+            lines = [replace(line, seconds=spent) for line in scored]
             there |= {(line.item, line.turn): line for line in lines}
             if file is not None:
                 with file.open("a", encoding="utf-8") as out:
@@ -340,7 +340,7 @@ def read_lines(file: Path, task: str) -> Iterator[Line]:
 def score(task: Task, item: Item, written: Completion, turn: int = 0, judge: Judge | None = None) -> Line:
     """What was read of a completion, and how right it is; one that did not end is wrong where the task says so."""
     text, over = chat.split_thoughts(written.text)
-    if not over and item.prompt.rstrip().endswith("<think>"):
+    if not over and (written.begun or item.prompt.rstrip().endswith("<think>")):
         text = ""  # the prompt has begun its thoughts, and they never end
     answer = text.strip()
     if task.scorer == "letter":
