@@ -12,6 +12,8 @@ from chat_server import say, served
 from secateur.clients.chat import Server
 from secateur.clients.completions import Completion, Local, Served, Writing
 from secateur.errors import InputError, ServerError
+from secateur.methods import tasks as asking
+from secateur.methods.tasks import Item, Task
 
 PROMPTS = ["a b c", "b", "d e f g a b", "c d", "g"]
 
@@ -107,3 +109,17 @@ def test_what_a_server_leaves_behind_a_stop_is_cut_off():
     assert found == Completion("Paris", found.tokens, True)
     with served(lambda body, headers: say({"choices": []})) as url, pytest.raises(ServerError):
         Served(Server(url, "small", retries=0)).write(["Q"], Writing())
+
+
+def test_a_template_that_begins_the_thoughts_is_told():
+    tokenizer = tiny.letters()
+    small = tiny.model("llama")
+    small.resize_token_embeddings(len(tokenizer))
+    for template, begun in (("{{ messages[0]['content'] }}<think>\n", True), ("{{ messages[0]['content'] }}:", False)):
+        tokenizer.chat_template = template
+        (one,) = Local(small, tokenizer).write(["hi"], Writing(most=2, chat=True))
+        assert one.begun is begun
+    item = Item("0", "sum ?", ("42",))
+    task = Task("t", (item,), "boxed", Writing(chat=True))
+    for text, score in ((r"so \boxed{42} or", 0.0), (r"hm</think> \boxed{42}", 1.0)):
+        assert asking.score(task, item, Completion(text, 9, True, begun=True)).score == score

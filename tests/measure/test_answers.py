@@ -39,6 +39,33 @@ def test_exact_match_and_f1_are_those_of_squad(given, right, exact, f1):
     assert answers.exact_match(given, right) <= answers.token_f1(given, right)
 
 
+@pytest.mark.parametrize(
+    ("given", "right", "score"),
+    [
+        ("A", "A", 1),
+        ("a", "A", 1),
+        ("", "A", 0),
+        ("the", "A", 0),
+        ("", "summer", 0),
+        ("The Summer!", "summer", 1),
+        ("-5", "5", 0),
+        ("5", "\N{MINUS SIGN}5", 0),
+        ("- 5", "-5", 1),
+        ("3.5", "35", 0),
+        ("73", "073", 1),
+        ("1,000", "1000", 1),
+        (r"\text{B}", "B", 1),
+        ("1/2", "12", 0),
+        (r"\frac{1}{2}", "0.5", 1),
+        ("$42$.", "42", 1),
+        ("1/0", "1/0", 1),
+        ("July 4, 1776", "july 4 1776", 1),
+    ],
+)
+def test_numbers_are_the_same_by_value_and_no_answer_is_never_right(given, right, score):
+    assert answers.same_answer(given, [right]) == score
+
+
 def test_no_letter_is_not_the_letter_a():
     assert answers.letter_match("", ["A"]) == 0.0, "which is an article to the other matches"
     assert answers.letter_match("A", ["A"]) == 1.0

@@ -10,7 +10,7 @@ from recipes.sparse.oneshot import taught
 from secateur.errors import DataError
 from secateur.methods import diagnosis
 from secateur.methods.behaviours import tag_by_rules
-from secateur.methods.diagnosis import Importance
+from secateur.methods.diagnosis import Answer, Importance
 
 RULES = {"growing": tiny.WORDS[:25], "cutting": tiny.WORDS[25:]}
 
@@ -22,7 +22,7 @@ def tag(text):
 
 def marked(**how):
     answers = [tuple(text.rsplit(" ", 6)) for text in tiny.chains(6)]
-    return diagnosis.mark_answers(taught(), [(one[0], " ".join(one[1:])) for one in answers], tag, **how)
+    return diagnosis.mark_answers(taught(), [Answer(one[0], " ".join(one[1:])) for one in answers], tag, **how)
 
 
 def test_as_many_spans_of_each_behaviour_are_looked_at():
@@ -30,7 +30,7 @@ def test_as_many_spans_of_each_behaviour_are_looked_at():
     counts = {name: sum(len(text.spans.get(name, ())) for text in texts) for name in RULES}
     assert counts == {"growing": 3, "cutting": 3}
     with pytest.raises(DataError, match="no behaviour is found in 1 answers"):
-        diagnosis.mark_answers(taught(), [("the", "the")], lambda text: [])
+        diagnosis.mark_answers(taught(), [Answer("the", "the")], lambda text: [])
 
 
 def test_importance_counts_its_spans_and_its_baselines_have_the_same_modules():

@@ -95,6 +95,16 @@ def test_a_killed_run_asks_for_what_is_left_and_passes_are_averaged(tmp_path):
     assert tasks.summarise(again).score.samples == 3, "items are the sample, not passes over them"
 
 
+def test_letters_that_look_like_ends_of_lines_are_read_again(tmp_path):
+    file = tmp_path / "t.jsonl"
+    file.write_text('\ufeff{"question": "a\u2028b\x85c", "answer": "x"}\n', encoding="utf-8")
+    (task,) = tasks.read_tasks(file)
+    assert task.items[0].prompt.startswith("a\u2028b\x85c")
+    said = Completion("x\u2028y\x85z \ud83d", 1, True)  # the last is half a letter
+    first = tasks.run_task(task, Told(lambda prompt: said), file=tmp_path / "lines")
+    assert tasks.run_task(task, Told(None), file=tmp_path / "lines") == first
+
+
 def test_choices_are_listed_and_their_letter_is_right(tmp_path):
     rows = [{"question": "2 + 2?", "options": ["3", "4", "5"], "answer": "4"},
             {"question": "1 + 1?", "options": ["2", "3"], "answer": "A", "prompt": "{question}|{options}"}]  # fmt: skip
@@ -167,6 +177,8 @@ def test_the_original_finds_its_own_words_likely(tmp_path):
         ([{"task": "t", "tokens": "many"}, {"question": "x", "answer": "y"}], "settings of the task"),
         ([{"task": "t", "scorers": 1}, {"question": "x", "answer": "y"}], "'scorers' is none of"),
         ([{"task": "t", "scorer": "letter"}, {"question": "x", "answer": "y"}], "needs options"),
+        ([{"question": "x", "options": ["a", "b"], "answer": "a"}, {"question": "x", "answer": "y"}], "others none"),
+        ([{"task": "t", "scorer": "alias"}, {"question": "x", "options": ["a", "b"], "answer": "a"}], "reads words"),
         ([{"task": "t", "role": "fun"}, {"question": "x", "answer": "y"}], "role='fun'"),
         ([{"task": "t"}], "holds no item"),
         ([{"question": "x", "answer": "y", "id": "1"}, {"question": "x", "answer": "y", "id": 1}], "the same id"),

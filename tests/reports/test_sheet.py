@@ -82,3 +82,10 @@ def test_further_drawings_and_files_stand_beside(tmp_path):
         assert words in page
     sheet.write(tmp_path, one, {}, environment={})
     assert (tmp_path / "protect.json").read_text() == "{}"
+
+
+def test_a_line_of_items_is_one_line_whatever_a_model_writes(tmp_path):
+    items = [{"text": "a\u2028b\x85c \ud83d"}]  # the last is half a letter
+    sheet.write(tmp_path, Sheet("kick", "h", [], {}, items=items), {}, environment={})
+    (line,) = (tmp_path / "items.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line) == items[0]

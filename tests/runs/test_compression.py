@@ -9,7 +9,16 @@ import torch
 
 from recipes.sparse.oneshot import data, quality, taught
 from secateur.errors import InputError
-from secateur.runs.compression import Config, compress, count_bytes, make_grid, mean_bits
+from secateur.runs.compression import (
+    DENSE,
+    METHODS,
+    Config,
+    compress,
+    count_bytes,
+    find_beside,
+    make_grid,
+    mean_bits,
+)
 from secateur.subjects.matrices import matrices
 
 
@@ -75,6 +84,24 @@ def test_a_folder_is_taken_as_it_is(tmp_path):
     (config,) = make_grid([str(tmp_path / "other")])
     assert str(config) == "other"
     assert not changed(compress(taught(), config, data(), tmp_path / "work"))
+
+
+def test_folders_are_taken_as_they_are_whatever_they_are_called(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gptq", "original", "a/model", "b/model"):
+        (tmp_path / name).mkdir(parents=True)
+    found = find_beside(["gptq", "original", "a/model", "b/model", "./a/model", "http://x/v1#m", "http://y/v1#m"])
+    assert not any(one == DENSE or one.method in METHODS for one in found)
+    assert [str(one) for one in found] == [
+        "gptq",
+        f"{tmp_path.name}/original",
+        "a/model",
+        "b/model",
+        "http://x/v1#m",
+        "http://y/v1#m",
+    ]
+    assert [str(one) for one in find_beside(["http://x/v1#m"])] == ["m"]
+    assert make_grid(["original"])[0] != DENSE
 
 
 def test_bits_by_module_count_in_the_mean_with_all_that_stays(tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import tiny
 from recipes.sparse.oneshot import data, taught
-from secateur.clients.completions import Completion
+from secateur.clients.completions import Completion, Local, Writing
 from secateur.methods import tasks as asking
 from secateur.methods.tasks import Item, Task
+from secateur.runs import diagnosing
 from secateur.runs.compression import Config
 from secateur.runs.diagnosing import Manner, diagnose
 from secateur.runs.scoring import Held, Model
@@ -34,3 +36,19 @@ def test_a_version_of_another_family_is_left_out_and_said(tmp_path):
     again = diagnose(taught(), [task], dense, versions, Held.of(data(), 16), tmp_path / "runs", manner)
     assert again.figures() == found.figures()
     assert [table.title for table in found.tables()] == ["Which linears matter", "Shift of importance", "Is it true?"]
+
+
+def test_answers_to_chats_are_read_behind_the_words_of_the_template(tmp_path):
+    """As the model has written them: through the template once, without what the tokenizer puts around texts."""
+    subject = taught().copy()
+    subject.tokenizer = copy.deepcopy(subject.tokenizer)
+    subject.tokenizer.chat_template = "<s>she {{ messages[0]['content'] }} prunes"
+    (tmp_path / "words.json").write_text(json.dumps({"growing": tiny.WORDS[:25], "cutting": tiny.WORDS[25:]}))
+    items = tuple(Item(str(at), text[:20], ("x",)) for at, text in enumerate(tiny.chains(2)))
+    task = Task("t", items, writing=Writing(chat=True))
+    dense = Model("original", {"t": [asking.score(task, item, Completion("the tree", 2, True)) for item in items]})
+    texts = diagnosing._mark(subject, [task], dense, Manner(str(tmp_path / "words.json")))
+    for item, text in zip(items, texts, strict=True):
+        read = Local(subject.model, subject.tokenizer)._ids(item.prompt, task.writing)
+        said = subject.tokenizer("the tree", add_special_tokens=False)["input_ids"]
+        assert text.tokens.tolist() == [*read, *said]

@@ -52,6 +52,9 @@ def test_what_is_unfinished_is_wrong_and_exact_matches_are_no_more_than_overlaps
     assert results.overlap(model, FACTS).value == pytest.approx((1 + 2 / 3 + 0 + 0) / 4)
     for _, one in results.models:
         assert results.score(one, FACTS) <= results.overlap(one, FACTS).value
+    year = Task("year", (Item("0", "?", ("007",)),), "exact")
+    same = Model("m", {"year": answer(year, "7")})
+    assert results.score(same, year) == results.overlap(same, year).value == 1.0
 
 
 def test_collapse_is_of_the_mean_over_seeds_by_task_and_level(results):
@@ -78,3 +81,22 @@ def test_a_smaller_model_that_thinks_longer_costs_its_seconds(results):
     (variants,) = (table for table in results.sheet().tables if table.title.startswith("Traces"))
     assert [row[0] for row in variants.rows[1:]] == ["wanda 60% traces"]
     assert variants.rows[1][variants.rows[0].index("steps")].startswith("+25.0")
+
+
+def test_each_level_has_a_chance_of_its_own():
+    """Of two options 11 of 16 right are a collapse; by the chance of all items they would be none."""
+    pick = [
+        Item(str(at), "?", ("A",), tuple("yn" if at < 16 else "ynuv"), "two" if at < 16 else "four") for at in range(32)
+    ]
+    task = Task("pick", tuple(pick), "letter")
+    assert (task.chance, task.chance_of("two"), task.chance_of("four")) == (0.375, 0.5, 0.25)
+    lines = [answer(task, *("A" if at % 16 < many else "B" for at in range(32))) for many in (16, 11)]
+    found = Results(
+        [task],
+        [
+            (DENSE, Model("original", {"pick": lines[0]})),
+            (Config("wanda", "50%"), Model("wanda 50%", {"pick": lines[1]})),
+        ],
+    )
+    points = {group: one.happens for _, _, group, one in found.collapses()}
+    assert points == {"": False, "two": True, "four": False}

@@ -48,6 +48,7 @@ def test_a_killed_model_goes_on_with_the_answers_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(Local, "write", lambda self, p, h, s=0: (asked.extend(p), real(self, p, h, s))[1])
     again = scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "cut", batch=4)
     assert len(asked) == 2
+    assert again.seconds > max(line.seconds for line in again.lines["t"]) > 0, "of all answers, not of the last ones"
     assert again.lines == whole.lines
     assert again.figures == whole.figures
 
@@ -65,6 +66,21 @@ def test_a_model_of_other_tokens_has_no_perplexity_and_says_so(tmp_path):
     dense = scoring.score_model(taught(), DENSE, [TASK], held(), tmp_path / "work")
     assert dense.figures["perplexity"].value > 1
     assert dense.params > 0
+
+
+def test_a_folder_without_a_tokenizer_reads_with_the_originals(tmp_path):
+    taught().save(tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    found = scoring.score_model(taught(), Config(str(tmp_path / "bare")), [TASK], held(), tmp_path / "work")
+    dense = scoring.score_model(taught(), DENSE, [TASK], held(), tmp_path / "work")
+    assert found.lines == dense.lines
+    assert found.figures["perplexity"].value == pytest.approx(dense.figures["perplexity"].value)
+    small = tiny.model("llama")
+    small.resize_token_embeddings(8)
+    small.save_pretrained(tmp_path / "small")
+    with pytest.raises(InputError, match="has no tokenizer, and 8 tokens"):
+        scoring.score_model(taught(), Config(str(tmp_path / "small")), [TASK], held(), tmp_path / "work")
 
 
 @pytest.mark.parametrize("kind", ["packed int8", "packed int4", "torchao int8"])
@@ -104,5 +120,7 @@ def test_a_served_model_answers_by_its_url(tmp_path):
     expected = [one.text for one in local.write(PROMPTS, TASK.writing)]
     assert [line.text for line in found.lines["t"]] == expected
     assert found.name == "small"
+    again = scoring.score_served(f"{url}#small", [TASK], tmp_path, label="other")
+    assert (again.name, again.seconds) == ("other", found.seconds), "what was written once took its time then"
     with pytest.raises(InputError, match="names no model"):
         scoring.score_served("http://localhost:1/v1", [TASK], tmp_path)

@@ -114,6 +114,7 @@ def test_calibration_is_compared_at_the_amounts_given(place):
     sheet = ask(place, "swept", methods=["wanda"], sparsity=["50%"], patterns=[], samples=8, calibration=[2, 8])
     (table,) = (one for one in sheet.tables if one.title == "Calibration samples")
     assert [row[1] for row in table.rows[1:]] == ["2", "8"]
+    assert [one["name"] for one in sheet.figures["models"]] == ["original", "wanda 50%", "wanda 50%, 2 windows"]
 
 
 def test_frontiers_have_no_lucky_points():

@@ -142,6 +142,12 @@ def test_calibration_on_the_models_own_traces_stands_beside_that_on_texts(place)
     models = {one["name"]: one for one in sheet.figures["models"]}
     assert list(models) == ["original", "wanda 50%", "wanda 50% traces"]
     assert models["wanda 50%"]["figures"]["perplexity"] != models["wanda 50% traces"]["figures"]["perplexity"]
+    rows = [json.loads(line) for line in (place / "traces.jsonl").read_text().splitlines()]
+    write(place / "others.jsonl", rows[0], *({**row, "question": "she waters the old tree"} for row in rows[1:3]))
+    more = ask(place, "traces", methods=["wanda"], sparsity=["50%"], traces=str(place / "others.jsonl"), samples=2)
+    again = {one["name"]: one for one in more.figures["models"]}
+    assert again["wanda 50%"] == models["wanda 50%"]
+    assert again["wanda 50% traces"]["figures"]["perplexity"] != models["wanda 50% traces"]["figures"]["perplexity"]
 
 
 def test_versions_of_other_tools_go_beside_their_original(place):

@@ -42,6 +42,7 @@ __all__ = [
     "ask_text",
     "open_local",
     "open_model",
+    "opens_thinking",
     "split_thoughts",
     "with_meter",
 ]  # fmt: skip
@@ -233,7 +234,7 @@ def ask_text(model: LanguageModel, question: Question, *, most: int = 256, room:
     longer = most + int(max(0, min(THINKING, min(room, _room(model, question)) - most)))
     answer = model.ask(question, most=longer if habits.thinks else most, **how)
     text, thought = split_thoughts(answer.text)
-    thought = thought or (not answer.finished and _opens_thinking(model, question, answer.text))
+    thought = thought or (not answer.finished and opens_thinking(model, question, answer.text))
     unsure = isinstance(model, Server) and habits.thinks is None
     cut = not answer.finished and (thought or not text or unsure)
     if not habits.thinks and longer > most and (cut or (thought and not text)):
@@ -257,7 +258,7 @@ def split_thoughts(text: str) -> tuple[str, bool]:
     return ("", True) if _BEGUN.match(text.lstrip()) else (text, False)
 
 
-def _opens_thinking(model: LanguageModel, question: Question, text: str) -> bool:
+def opens_thinking(model: LanguageModel, question: Question, text: str = "") -> bool:
     """Whether the chat template of a local model begins its thinking, so that an answer has the end of it alone."""
     if not isinstance(model, Local) or not getattr(model.tokenizer, "chat_template", None) or _THOUGHT.match(text):
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from secateur._utils.tokenizers import Tokenizer
@@ -48,11 +48,15 @@ class Writing:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A text that follows a prompt. tokens: of the text alone; finished: it ended before `most` were written."""
+    """A text that follows a prompt. tokens: of the text alone; finished: it ended before `most` were written.
+
+    begun: a chat template has begun its thoughts, so that it has the end of them alone.
+    """
 
     text: str
     tokens: int
     finished: bool
+    begun: bool = False
 
 
 class Completer(Protocol):
@@ -109,6 +113,8 @@ class Local:
             some = order[begin : begin + self.batch]
             for at, one in zip(some, self._write([rows[at] for at in some], how, seed), strict=True):
                 found[at] = one
+        if how.chat and prompts and chat.opens_thinking(self._chat, prompts[0]):
+            return [replace(one, begun=True) for one in found]
         return found
 
     def _ids(self, prompt: str, how: Writing) -> list[int]:

@@ -6,11 +6,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 
 __all__ = [
     "alias_match", "distinct", "exact_match", "holds", "lenient_match", "letter_match", "normalise", "read_boxed",
-    "read_letter", "rouge_l", "token_f1",
+    "read_letter", "rouge_l", "same_answer", "token_f1",
 ]  # fmt: skip
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -45,6 +46,40 @@ def normalise(answer: str) -> str:
 def exact_match(answer: str, right: Sequence[str]) -> float:
     """1 where the answer is one of the right ones after `normalise`, else 0."""
     return float(normalise(answer) in map(normalise, right))
+
+
+def same_answer(answer: str, right: Sequence[str]) -> float:
+    r"""1 where the answer is one of the right ones, else 0: numbers by their value, words by `exact_match`.
+
+    So 073 is 73 and 1/2 is 0.5, but -5 is not 5, nor 3.5 35, which are alike without punctuation. What LaTeX sets as
+    text, ``\text{B}``, is that text. Where nothing is left of a right answer without articles, as of the letter A, it
+    is compared as it stands, and no answer is wrong.
+    """
+    return float(any(_is_same(answer, gold) for gold in right))
+
+
+def _is_same(answer: str, gold: str) -> bool:
+    answer, gold = (_TEXT.sub(r"\1", one) for one in (answer, gold))
+    given, known = _read_number(answer), _read_number(gold)
+    if given is not None and known is not None:
+        return given == known
+    wanted = normalise(gold)
+    return normalise(answer) == wanted if wanted else answer.strip().casefold() == gold.strip().casefold()
+
+
+_TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40}|\d{1,40}/0*[1-9]\d{0,39})")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+
+
+def _read_number(text: str) -> Fraction | None:
+    """The number that a text is, in digits or as LaTeX's fraction; None for other texts, and very long ones."""
+    if len(text) > 100:
+        return None
+    plain = _FRACTION.sub(r"\1/\2", text.replace("\N{MINUS SIGN}", "-")).strip().strip("$").strip()
+    plain = _THOUSANDS.sub("", plain).removesuffix(".").replace(" ", "" if plain[:1] in "+-" else " ")
+    return Fraction(plain) if _NUMBER.fullmatch(plain) else None
 
 
 def letter_match(answer: str, right: Sequence[str]) -> float:

@@ -152,15 +152,18 @@ def match_segment(text: str, segment: str, coverage: float = COVERAGE) -> tuple[
 # ------------------------------------------------------------------------------------------------------------- tokens
 
 
-def mark(tokenizer: Tokenizer, prompt: str, answer: str, segments: Sequence[Segment], *, most: int = 0) -> Marked:
+def mark(
+    tokenizer: Tokenizer, prompt: str, answer: str, segments: Sequence[Segment], *, most: int = 0, special: bool = True
+) -> Marked:
     """Prompt and answer as tokens, and each behaviour's spans of the tokens that hold a letter of its segments.
 
-    segments: of the answer. most: tokens that are kept; a span that is cut goes; 0 for all. Raises `UnsupportedError`
-    for a tokenizer that does not tell where its tokens stand.
+    segments: of the answer. most: tokens that are kept; a span that is cut goes; 0 for all. special: the
+    tokenizer puts its own tokens around, which a chat template has written already. Raises `UnsupportedError` for a
+    tokenizer that does not tell where its tokens stand.
     """
     whole = prompt + continue_text(tokenizer, prompt, answer)
     try:
-        read = tokenizer(whole, return_offsets_mapping=True)
+        read = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=special)
     except NotImplementedError as error:
         raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
     ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])

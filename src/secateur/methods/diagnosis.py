@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +35,13 @@ __all__ = [
     "shift",
 ]
 
-Answer = tuple[str, str]
-"""A prompt, and what was answered."""
+
+class Answer(NamedTuple):
+    """A prompt as the model reads it, and what was answered. special: without the tokens that a tokenizer adds."""
+
+    prompt: str
+    text: str
+    special: bool = True
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,9 @@ def mark_answers(
     How an answer begins (initializing) is not looked at. most: tokens of a text; 0 for all. Raises `DataError` where
     nothing is found.
     """
-    texts = [mark(subject.tokenizer, prompt, text, tag(text), most=most) for prompt, text in answers]
+    texts = [
+        mark(subject.tokenizer, one.prompt, one.text, tag(one.text), most=most, special=one.special) for one in answers
+    ]
     names = sorted({name for text in texts for name in text.spans} - {INITIALIZING})
     if not names:
         raise DataError(f"no behaviour is found in {len(answers)} answers: give longer ones, or rules for their words")

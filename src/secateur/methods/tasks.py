@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -44,12 +45,12 @@ Row = Mapping[str, Any]
 _Score = Callable[[str, Sequence[str]], float]
 SCORERS: Mapping[str, _Score | None] = {
     "alias": answers.alias_match,
-    "exact": answers.exact_match,
+    "exact": answers.same_answer,
     "lenient": answers.lenient_match,
     "f1": answers.token_f1,
     "rouge": answers.rouge_l,
     "letter": answers.letter_match,
-    "boxed": answers.exact_match,
+    "boxed": answers.same_answer,
     "judge": None,
 }
 """Name -> score of (what was answered, what is right), 0 to 1; a judge scores by other means."""
@@ -89,14 +90,19 @@ class Task:
     @property
     def chance(self) -> float:
         """What guessing gives: 1 / options on average, 0 without options."""
-        return mean(1 / len(one.options) if one.options else 0.0 for one in self.items)
+        return self.chance_of("")
+
+    def chance_of(self, group: str) -> float:
+        """`chance` of the items of a group, of all for no name."""
+        items = [one for one in self.items if not group or one.group == group]
+        return mean(1 / len(one.options) if one.options else 0.0 for one in items)
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One item as it was answered: text, its tokens, whether it ended, what was read of it, and the score.
 
-    score: None where a judge gave none.
+    score: None where a judge gave none. seconds: of writing it, its part of those of all that were written at once.
     """
 
     task: str
@@ -108,6 +114,7 @@ class Line:
     answer: str
     score: float | None
     group: str = ""
+    seconds: float = field(default=0.0, compare=False)
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -120,7 +127,7 @@ def read_tasks(source: str | Path) -> list[Task]:
     """
     path = Path(source)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # no other character ends a line of JSON
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as a task: {error}") from error
     settings: dict[str, Any] = {}
@@ -163,6 +170,8 @@ def _read_book(path: Path, rows: Sequence[tuple[str, Row]], settings: Row, more:
         raise DataError(f"{path}, settings of the task: {error}") from error
 
 
+_OF_LETTERS = ("letter", "boxed", "exact", "judge")
+"""Scorers that tell whether the letter of an option is right."""
 _SETTINGS = ("task", "scorer", "prompt", "tokens", "temperature", "top_p", "stop", "chat", "shots", "role", "ends")
 
 
@@ -171,11 +180,15 @@ def _make_task(settings: Row, name: str, items: Sequence[Item]) -> Task:
         if key not in _SETTINGS:
             raise InputError(f"{key!r} is none of {', '.join(_SETTINGS)}")
     choices = all(item.options for item in items)
+    if not choices and any(item.options for item in items):
+        raise InputError("some items have options and others none: make two tasks of them")
     scorer = settings.get("scorer", "letter" if choices else "alias")
     if scorer not in SCORERS:
         raise InputError(f"scorer={scorer!r}: give one of {', '.join(SCORERS)}")
     if scorer == "letter" and not choices:
         raise InputError("scorer=letter needs options in each item")
+    if choices and scorer not in _OF_LETTERS:
+        raise InputError(f"scorer={scorer} reads words, and options are told by letters: give {', '.join(_OF_LETTERS)}")
     role = settings.get("role", "")
     if role not in ("", "knowledge", "reasoning"):
         raise InputError(f"role={role!r}: give knowledge, reasoning, or leave it out")
@@ -296,12 +309,16 @@ def run_task(
         rest = [item for item in task.items if (item.id, turn) not in there]
         for begin in range(0, len(rest), chunk):
             some = rest[begin : begin + chunk]
+            began = time.perf_counter()
             written = completer.write([build_prompt(task, one, completer) for one in some], task.writing, seed + turn)
-            lines = [score(task, item, one, turn, judge) for item, one in zip(some, written, strict=True)]
+            spent = (time.perf_counter() - began) / len(some)
+            scored = (score(task, item, one, turn, judge) for item, one in zip(some, written, strict=True))
+            lines = [replace(line, seconds=spent) for line in scored]
             there |= {(line.item, line.turn): line for line in lines}
             if file is not None:
                 with file.open("a", encoding="utf-8") as out:
-                    out.writelines(f"{json.dumps(asdict(line), ensure_ascii=False)}\n" for line in lines)
+                    # In plain ASCII: models write half letters, and what other readers take for the end of a line.
+                    out.writelines(f"{json.dumps(asdict(line))}\n" for line in lines)
             tick(len(lines))
     return [there[item.id, turn] for turn in range(passes) for item in task.items]
 
@@ -314,7 +331,7 @@ def read_lines(file: Path, task: str) -> Iterator[Line]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
-    for line in whole.splitlines():
+    for line in whole.split("\n")[:-1]:
         found = Line(**json.loads(line))
         if found.task == task:
             yield found
@@ -323,7 +340,7 @@ def read_lines(file: Path, task: str) -> Iterator[Line]:
 def score(task: Task, item: Item, written: Completion, turn: int = 0, judge: Judge | None = None) -> Line:
     """What was read of a completion, and how right it is; one that did not end is wrong where the task says so."""
     text, over = chat.split_thoughts(written.text)
-    if not over and item.prompt.rstrip().endswith("<think>"):
+    if not over and (written.begun or item.prompt.rstrip().endswith("<think>")):
         text = ""  # the prompt has begun its thoughts, and they never end
     answer = text.strip()
     if task.scorer == "letter":

@@ -21,7 +21,7 @@ from secateur.methods import tasks as asking
 from secateur.methods.tasks import Item, Line, Task
 from secateur.subjects import Streamed, Transformer
 
-__all__ = ["answer_prompts", "join_answers", "keep_right", "write_right_answers"]
+__all__ = ["answer_prompts", "is_rendered", "join_answers", "keep_right", "render_prompt", "write_right_answers"]
 
 CHUNK = 32
 """Items between two looks at whether there are enough tokens."""
@@ -75,17 +75,27 @@ def _no_judge(item: Item, answer: str) -> None:
 def join_answers(task: Task, lines: Collection[Line], completer: Completer, tokenizer: Tokenizer) -> Corpus:
     """The texts of prompts with their answers, as the model reads them."""
     prompts = {item.id: asking.build_prompt(task, item, completer) for item in task.items}
-    chat = task.writing.chat and bool(getattr(tokenizer, "chat_template", None))
+    chat = is_rendered(task, tokenizer)
     written = list[str]()
     for line in lines:
-        prompt = prompts[line.item]
-        if chat:
-            message = [{"role": "user", "content": prompt}]
-            prompt = str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+        prompt = render_prompt(task, prompts[line.item], tokenizer)
         text = continue_text(tokenizer, prompt, line.text)
         end = str(getattr(tokenizer, "eos_token", None) or "") if chat and line.finished else ""
         written.append(prompt + text + end)
     return Corpus(written, form="rendered" if chat else "text")
+
+
+def is_rendered(task: Task, tokenizer: Tokenizer) -> bool:
+    """Whether a chat template writes the prompts of a task, special tokens and all."""
+    return task.writing.chat and bool(getattr(tokenizer, "chat_template", None))
+
+
+def render_prompt(task: Task, prompt: str, tokenizer: Tokenizer) -> str:
+    """A prompt as the model reads it, through the chat template where the task says so."""
+    if not is_rendered(task, tokenizer):
+        return prompt
+    message = [{"role": "user", "content": prompt}]
+    return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
 
 
 # --------------------------------------------------------------------------------------------------- for a student
@@ -139,7 +149,7 @@ def write_right_answers(
             f"{completer.name} answers none of {count} prompts of {Path(source).name} right: there is "
             "nothing to learn from; give easier ones, or more tokens"
         )
-    atomic_write(file, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    atomic_write(file, "".join(f"{json.dumps(row)}\n" for row in rows))
     return len(rows), count
 
 

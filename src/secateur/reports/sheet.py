@@ -141,7 +141,8 @@ def write(
     text = json.dumps(evidence.plain(document), indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write(Path(folder) / "study.json", text + "\n")
     if sheet.items:
-        lines = (json.dumps(evidence.plain(item), ensure_ascii=False, allow_nan=False) for item in sheet.items)
+        # In plain ASCII: models write half letters, and what other readers take for the end of a line.
+        lines = (json.dumps(evidence.plain(item), allow_nan=False) for item in sheet.items)
         atomic_write(Path(folder) / "items.jsonl", "".join(f"{line}\n" for line in lines))
     for name, text in sheet.files.items():
         atomic_write(Path(folder) / name, text)

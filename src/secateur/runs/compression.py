@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from secateur import recipes
+from secateur._utils import http
 from secateur._utils.disk import atomic_write
 from secateur._utils.rundir import Run
 from secateur.data import texts
@@ -41,6 +42,7 @@ __all__ = [
     "Config",
     "compress",
     "count_bytes",
+    "find_beside",
     "make_grid",
     "mean_bits",
 ]
@@ -61,7 +63,8 @@ class Config:
     """One compressed model. amount: "50%" (share of zeros), "2:4" or "4bit"; of a folder nothing.
 
     by_module: (module or matrix, bits) of those that are rounded to bits of their own, or stay, at 16. variant: what is
-    said of it: "protected", "dynamic"; "traces" where it is calibrated on traces in place of the general texts.
+    said of it: "protected", "dynamic"; "traces" where it is calibrated on traces in place of the general texts. texts:
+    sha256 of these. label: what it is called, where that is not its method and amount.
     """
 
     method: str
@@ -70,8 +73,12 @@ class Config:
     samples: int = 128
     by_module: tuple[tuple[str, int], ...] = ()
     variant: str = ""
+    texts: str = ""
+    label: str = field(default="", compare=False)
 
     def __str__(self) -> str:
+        if self.label:
+            return self.label
         name = self.method if self.method in METHODS else Path(self.method).name
         return " ".join(filter(None, [name, self.amount, self.variant, f"seed {self.seed}" if self.seed else ""]))
 
@@ -89,6 +96,8 @@ class Config:
         what: tuple[object, ...] = (self.method, self.amount, self.seed, samples, stamps)
         if self.by_module or self.variant:
             what += (self.by_module, self.variant)
+        if self.texts:
+            what += (self.texts,)
         return hashlib.sha256(repr(what).encode()).hexdigest()[:12]
 
     @property
@@ -137,7 +146,7 @@ def make_grid(
         elif method in QUANTISERS:
             these = [f"{number}bit" for number in bits]
         elif Path(method).is_dir():
-            found.append(Config(str(method)))
+            found += find_beside([method])
             continue
         else:
             raise InputError(f"method {method!r} is none of {', '.join(METHODS)}, and no folder of a model")
@@ -148,6 +157,28 @@ def make_grid(
             "the grid is empty: give shares of zeros or patterns for pruners, bits for quantisers, or a folder"
         )
     return found
+
+
+def find_beside(sources: Sequence[str]) -> list[Config]:
+    """Models that are there, each once: folders, and servers ("http://host/v1#NAME"), each by a name of its own.
+
+    A folder is told by its whole path: one called "gptq" or "original" is neither the method nor the model itself. Of
+    two with the same last part more is said.
+    """
+    places = list(dict.fromkeys(one if http.is_address(one) else str(Path(one).resolve()) for one in sources))
+    found = list[Config]()
+    for place in places:
+        taken = {str(DENSE), *(name for one in places if one != place for name in _list_names(one))}
+        found.append(Config(place, label=next((name for name in _list_names(place) if name not in taken), place)))
+    return found
+
+
+def _list_names(place: str) -> list[str]:
+    """What a place may be called, the shortest first: the ends of a path; a server's model, and its address."""
+    if http.is_address(place):
+        return [place.partition("#")[2] or place, place]
+    parts = Path(place).parts
+    return [str(Path(*parts[-size:])) for size in range(1, len(parts) + 1)]
 
 
 def _read_share(given: str | float) -> str:

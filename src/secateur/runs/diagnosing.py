@@ -22,6 +22,7 @@ from secateur.methods import behaviours, diagnosis
 from secateur.methods import tasks as asking
 from secateur.methods.diagnosis import Importance
 from secateur.methods.tasks import Task
+from secateur.methods.traces import is_rendered, render_prompt
 from secateur.reports.sheet import Heat, Table
 from secateur.runs.backends.language import Language
 from secateur.runs.compression import Config, compress
@@ -234,7 +235,10 @@ def _mark(subject: Transformer, tasks: Sequence[Task], dense: Model, manner: Man
         prompts = {item.id: asking.build_prompt(task, item, completer) for item in task.items}
         lines = [line for line in dense.lines[task.name] if line.turn == 0 and line.text.strip()]
         step = max(1, len(lines) // OUTPUTS)  # of all levels
-        found += [(prompts[line.item], line.text) for line in lines[::step][:OUTPUTS]]
+        plain = not is_rendered(task, subject.tokenizer)
+        for line in lines[::step][:OUTPUTS]:
+            prompt = render_prompt(task, prompts[line.item], subject.tokenizer)
+            found.append(diagnosis.Answer(prompt, line.text, plain))
     most = 0 if math.isinf(completer.window) else int(completer.window)
     return diagnosis.mark_answers(subject, found, tag, spans=manner.spans, most=most)
 

@@ -57,7 +57,9 @@ class Results:
         by_item: dict[str, list[float]] = {}
         for line in model.lines[task.name]:
             cut = task.ends and not line.finished
-            by_item.setdefault(line.item, []).append(0.0 if cut else answers.token_f1(line.answer, right[line.item]))
+            same = answers.same_answer(line.answer, right[line.item])  # a number in other digits has no word in common
+            overlap = 0.0 if cut else max(same, answers.token_f1(line.answer, right[line.item]))
+            by_item.setdefault(line.item, []).append(overlap)
         return statistics.mean_interval([mean(values) for values in by_item.values()])
 
     # --------------------------------------------------------------------------------------------- collapse, damage
@@ -89,7 +91,7 @@ class Results:
             rows.append([mean(one[item] for one in seeds) for item in whole])
         beyond = 0.0 if amounts[0][0].endswith("bit") else 100.0
         steps = [_compression(amount) for amount, _ in amounts]
-        return collapse(steps, rows, list(whole.values()), beyond=beyond, share=MARGIN, chance=task.chance)
+        return collapse(steps, rows, list(whole.values()), beyond=beyond, share=MARGIN, chance=task.chance_of(group))
 
     @staticmethod
     def _by_item(model: Model, task: Task, group: str = "") -> dict[str, float]:

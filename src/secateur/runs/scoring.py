@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -120,35 +119,32 @@ def score_model(
             _recover(student, original, held, recover, place / "training")
         figures, notes = _measure(original, student, held)
         figures |= Language().run_tasks(student, harness) if harness else {}
-        began = time.perf_counter()
         for task in tasks:
             _run(task, Local(student.model, student.tokenizer, name=name, batch=batch), place, passes, judge, batch)
-        told = json.loads(file.read_text("utf-8")) if file.exists() else {}
         row = {
             "name": name, "figures": {key: asdict(one) for key, one in figures.items()}, "params": params,
-            "bytes": stored, "seconds": told.get("seconds", 0.0) + time.perf_counter() - began, "notes": notes,
+            "bytes": stored, "notes": notes,
         }  # fmt: skip
         atomic_write(file, json.dumps(row, indent=1))
     row = json.loads(file.read_text("utf-8"))
     figures = {key: Figure(**one) for key, one in row["figures"].items()}
     lines = {task.name: asking.run_task(task, _NOBODY, file=_file(task, place), passes=passes, judge=judge)
              for task in tasks}  # fmt: skip
-    return Model(name, lines, figures, row["params"], row["bytes"], row["seconds"], tuple(row["notes"]))
+    return Model(name, lines, figures, row["params"], row["bytes"], _count_seconds(lines), tuple(row["notes"]))
 
 
 def score_served(
-    url: str, tasks: Sequence[Task], folder: Path, *, passes: int = 1, judge: Judge | None = None
+    url: str, tasks: Sequence[Task], folder: Path, *, passes: int = 1, judge: Judge | None = None, label: str = ""
 ) -> Model:
-    """The same of a model behind a server, "http://host/v1#NAME": what it weighs is not known."""
+    """The same of a model behind a server, "http://host/v1#NAME": what it weighs is not known. label: its name."""
     address, _, name = url.partition("#")
     if not name:
         raise InputError(f"{url} names no model: give http://host/v1#NAME")
     place = folder / f"served-{Config(url).digest}"
     place.mkdir(parents=True, exist_ok=True)
     server = Served(chat.Server(address, name))
-    began = time.perf_counter()
     lines = {task.name: _run(task, server, place, passes, judge) for task in tasks}
-    return Model(name, lines, seconds=time.perf_counter() - began, notes=("served: no perplexity, no bytes",))
+    return Model(label or name, lines, seconds=_count_seconds(lines), notes=("served: no perplexity, no bytes",))
 
 
 def is_served(source: str) -> bool:
@@ -159,6 +155,11 @@ def is_served(source: str) -> bool:
 def _name_protected(protect: Collection[str]) -> str:
     """What tells models apart of which other modules are protected."""
     return "-" + hashlib.sha256("\n".join(sorted(protect)).encode()).hexdigest()[:8] if protect else ""
+
+
+def _count_seconds(lines: Mapping[str, Sequence[Line]]) -> float:
+    """Of all lines, be it that another run wrote them."""
+    return sum(line.seconds for own in lines.values() for line in own)
 
 
 class _Nobody:
@@ -193,6 +194,15 @@ def _count_left(task: Task, passes: int, place: Path) -> int:
 
 
 def _same_place(student: Transformer, original: Transformer) -> Transformer:
+    """Where the original lies; a folder without a tokenizer reads with the original's if it has as many tokens."""
+    if student.tokenizer is None:
+        rows = student.model.get_input_embeddings().weight.shape[0]
+        if rows < len(original.tokenizer):
+            raise InputError(
+                f"{student.folder} has no tokenizer, and {rows} tokens, fewer than the original's "
+                f"{len(original.tokenizer)}: put its tokenizer beside it"
+            )
+        student.tokenizer = original.tokenizer
     return student if student is original else Language().open(student, str(original.model.device))
 
 

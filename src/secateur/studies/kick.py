@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any
@@ -28,7 +28,7 @@ from secateur.methods.tasks import Task
 from secateur.reports.charts import Line as Curve
 from secateur.reports.sheet import Chart, Sheet, Table, percent
 from secateur.runs.backends.language import Language
-from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, make_grid
+from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, find_beside, make_grid
 from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
@@ -244,11 +244,13 @@ class Kicked:
         swept = [(config, model) for config, recovered, model in self.models[1:] if config.calibrated and not recovered]
         if len({config.samples for config, _ in swept}) > 1:
             rows = [["Model", "Samples", *(task.name for task in self.tasks), "perplexity"]]
-            for config, model in sorted(swept, key=lambda one: (str(one[0]), one[0].samples)):
+            for config, model in sorted(
+                swept, key=lambda one: (one[0].method, one[0].amount, one[0].seed, one[0].samples)
+            ):
                 perplexity = model.figures.get("perplexity")
                 cells = [f"{100 * self.score(model, task):.1f}" for task in self.tasks]
                 told = "–" if perplexity is None else f"{perplexity.value:.4g}"
-                rows.append([str(config), str(config.samples), *cells, told])
+                rows.append([str(replace(config, label="")), str(config.samples), *cells, told])
             yield Table("Calibration samples", rows)
 
     def _figures(self) -> Row:
@@ -391,11 +393,11 @@ def kick(
     if harness:
         Language().check_tasks(subject)
     jobs = [(DENSE, 0), *((config, steps) for config in grid for steps in ([0, recover] if recover else [0]))]
-    jobs += [(Config(one), 0) for one in beside]
+    jobs += [(config, 0) for config in find_beside(beside)]
     models = list[tuple[Config, bool, Model]]()
     for job in progress([Job(config, steps) for config, steps in jobs]):
         if is_served(job.config.method):
-            model = score_served(job.config.method, asked, folder, passes=passes, judge=judging)
+            model = score_served(job.config.method, asked, folder, passes=passes, judge=judging, label=str(job.config))
         else:
             model = score_model(
                 subject, job.config, asked, held, folder, passes=passes, batch=batch, judge=judging,
@@ -431,7 +433,7 @@ def plan(
     for one in beside:
         if not is_served(one) and not Path(one).is_dir():
             raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
-    many = 1 + len(grid) * (2 if recover else 1) + len(beside)
+    many = 1 + len(grid) * (2 if recover else 1) + len(find_beside(beside))
     return {"models": many, "answers": many * passes * sum(len(task.items) for task in asked)}
 
 
@@ -457,7 +459,7 @@ def _make_grid(
     usual = make_grid(methods, sparsity if prune else (), patterns if prune else (), bits, seeds=seeds, samples=samples)
     swept = [one for one in methods if one in CALIBRATED] if calibration else []
     more = [
-        config for number in calibration if number != samples
+        replace(config, label=f"{config}, {number} windows") for number in calibration if number != samples
         for config in (make_grid(swept, sparsity, patterns, bits, seeds=seeds, samples=number) if swept else ())
     ]  # fmt: skip
     return [*usual, *more]

@@ -29,7 +29,7 @@ from secateur.methods.protection import WHOLE, move_bits, read_order, read_prote
 from secateur.methods.tasks import Task
 from secateur.methods.traces import answer_prompts
 from secateur.runs import diagnosing
-from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, make_grid
+from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, find_beside, make_grid
 from secateur.runs.diagnosing import Manner
 from secateur.runs.reasoning_results import Results
 from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
@@ -148,11 +148,12 @@ def reasoning(
     if traces:
         own = answer_prompts(subject, traces, folder / "traces", samples * length, batch=batch)
         held = replace(held, traces=own)
+        grid = [replace(one, texts=own.digest) if one.variant == "traces" else one for one in grid]
     judging, times = open_judge(judge, judge_name, subject), _passes(asked, passes)
     models = list[tuple[Config, Model]]()
-    for config in progress([DENSE, *grid, *(Config(one) for one in beside)]):
+    for config in progress([DENSE, *grid, *find_beside(beside)]):
         if is_served(config.method):
-            model = score_served(config.method, asked, folder, passes=times, judge=judging)
+            model = score_served(config.method, asked, folder, passes=times, judge=judging, label=str(config))
         else:
             model = score_model(subject, config, asked, held, folder, passes=times, batch=batch, judge=judging)
         models.append((config, model))
@@ -230,7 +231,7 @@ def plan(
     if extra and not diagnose:
         raise InputError(f"{extra[0]} is of a diagnosis: say diagnose too")
     read_rules(behaviours)
-    models = 1 + len(grid) + len(beside)
+    models = 1 + len(grid) + len(find_beside(beside))
     told = {"models": models, "answers": models * _passes(asked, passes) * sum(len(task.items) for task in asked)}
     return {**told, "gradients": models * spans} if diagnose else told
 
