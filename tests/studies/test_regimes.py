@@ -142,6 +142,28 @@ def test_the_advice_alone_trains_only_what_it_looks_at(tmp_path):
     assert followed.tables[1].rows[2] == sheet.tables[1].rows[2], "the same figures as on the whole map"
 
 
+def test_siblings_are_compared_on_examples_of_all_classes(tmp_path, monkeypatch):
+    """Folders of images stand class by class: the first of them are of one class."""
+    data = nets.data(60)
+    by_class, seen = data.take(torch.argsort(data.labels, stable=True)), []
+    real = regimes.compare
+
+    def spy(shell, first, second, examples, **how):
+        seen.append(examples)
+        return real(shell, first, second, examples, **how)
+
+    monkeypatch.setattr(regimes, "compare", spy)
+    how = {**QUICK, "epochs": 0.5, "temperatures": (0.25, 0.5), "densities": (0.5,), "images": 32}
+    executor.study("regimes", network(), by_class, tmp_path / "few", **how)
+    assert len(seen) == 2
+    assert torch.equal(seen[0].inputs, seen[1].inputs), "the same for all temperatures"
+    assert len(seen[0].labels) == 32
+    assert seen[0].labels.unique().tolist() == data.labels.unique().tolist()
+    executor.study("regimes", network(), by_class, tmp_path / "all", **{**how, "images": 0})
+    assert len(seen[-1].labels) == 54
+    assert seen[-1].labels[:24].unique().tolist() == data.labels.unique().tolist(), "a batch is of all classes, too"
+
+
 def test_a_control_has_random_masks_of_the_same_density(tmp_path):
     sheet = answered(tmp_path, epochs=1, temperatures=(0.5, 1), densities=(0.2,), control=True)
     assert sheet.tables[-1].title == "The same with random masks, %"
@@ -207,6 +229,7 @@ def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):
         ({"start": 7}, "start=7 is none of the temperatures: epochs 0.5, epochs 1, epochs 1.5"),
         ({"siblings": 1}, "siblings=1"),
         ({"points": 2}, "points=2"),
+        ({"images": 1}, "images=1: give 2 or more, or 0 for all"),
         ({"epochs": 0}, "epochs"),
         ({"retrain_epochs": 0}, "retrain_epochs=0: give more than 0"),
         ({"training": "patience=2"}, "leave them out"),

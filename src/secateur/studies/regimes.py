@@ -115,6 +115,8 @@ class _Settings:
             )
         if min(self.how.number("epochs"), self.retraining.number("epochs")) <= 0:
             raise InputError(f"epochs={self.how.epochs:g}, retrain_epochs={self.retraining.epochs:g}: give more than 0")
+        if self.images == 1:
+            raise InputError("images=1: give 2 or more, or 0 for all")
         if self.checkpoints and self.temperatures:
             raise InputError("checkpoints have temperatures of their own, the numbers in their names: give one of both")
         if self.control and self.follow:
@@ -294,7 +296,7 @@ def regimes(
         retrain_epochs: of siblings; as many as of the dense training unless given.
         retrain_lr: of siblings; the dense training's first rate unless given.
         points: of the path between two siblings, its ends included.
-        images: training examples that path and CKA are measured on; 0 for all.
+        images: training examples, drawn at random, that path and CKA are measured on; 0 for all.
         control: do all of it with as many weights at random places, too.
         follow: train only the cells that the advice leads through, one map column at a time.
         start: the temperature where the advice begins; the coolest, or rho 0.05, unless given.
@@ -536,7 +538,9 @@ class _Work:
             assert recovery is not None
             errors.append(float(np.mean([error for _, error in recovery.settings["evaluations"][-LAST:]])))
             states.append({key: tensor.detach().clone() for key, tensor in model.state_dict().items()})
-        few = train.take(range(settings.images)) if 0 < settings.images < len(train) else train
+        # Mixed, since data may stand class by class.
+        order = np.random.default_rng([trial.seed, len(train)]).permutation(len(train))
+        few = train.take(order[: settings.images or len(train)])
         pairs = itertools.combinations(states, 2)
         found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]
         shutil.rmtree(place, ignore_errors=True)  # their answers are known
