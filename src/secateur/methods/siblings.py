@@ -52,7 +52,7 @@ Layers: TypeAlias = Literal["convolutions", "matrices"]
 
 
 def prunable(model: nn.Module, layers: Layers = "convolutions") -> dict[str, Tensor]:
-    """Name -> weight that is pruned: of all convolutions; with "matrices" of linears too, but for the last layer."""
+    """Name -> weight that is pruned: of all convolutions; with "matrices" of linears too, but for the last declared."""
     if layers == "convolutions":
         weights = masks.convolutions(model)
     else:
