@@ -90,6 +90,25 @@ def test_statistics_are_estimated_anew_at_every_point(family):
     assert path_errors(shell, *told, data, points=3) == path_errors(shell, *states, data, points=3)
 
 
+def test_a_weight_that_two_layers_share_is_one():
+    shared = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    shared[1].weight = shared[0].weight
+    masks.apply(shared, close_smallest(prunable(shared), 0.5))
+    assert list(prunable(shared)) == ["0.weight"]
+
+
+def test_no_batch_of_one_example_is_left_over():
+    """A norm of one value per channel has no variance."""
+    shell = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4))
+    state = {name: tensor.clone() for name, tensor in shell.state_dict().items()}
+    assert len(path_errors(shell, state, state, nets.data(33), points=3, batch=32)) == 3
+    assert len(path_errors(shell, state, state, nets.data(7), points=3, batch=3)) == 3
+    with torch.no_grad():
+        seen = shell[1](nets.data(36).inputs.flatten(1))
+    path_errors(shell, state, state, nets.data(36), points=3, batch=32)
+    assert torch.allclose(shell[2].running_mean, seen.mean(0), atol=1e-6), "a short last batch counts no more"
+
+
 def test_the_mask_holds_along_the_path_and_after_every_step(family, monkeypatch):
     closed, states = family
     for step in range(5):

@@ -63,6 +63,9 @@ def test_signs_that_do_not_show_are_told():
     assert [sign.shows for sign in flat.signs()] == [False, False, False, False, True]
     assert any("Regime I does not show" in note for note in flat.sheet().notes)
     assert not any("Regime I does not show" in note for note in mapped().sheet().notes)
+    inside = mapped(drawn(barriers=-0.05 * (BARRIERS > 0.5)))
+    assert inside.connectivities[2, 0] > 0
+    assert not inside.signs()[3].shows, "fewer errors between siblings are no barrier"
     off = mapped(drawn(barriers=0 * BARRIERS), similar=1.0, beyond=("epochs 5", "epochs 320"))
     told = "5% of the weights: epochs 160 is in II-A, and nothing cooler was measured: try epochs 320"
     assert off.sheet().notes[1] == told

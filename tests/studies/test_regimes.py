@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -105,6 +106,7 @@ def test_checkpoints_of_one_run_are_those_of_shorter_ones_and_a_cell_goes_on(tmp
         ("batch", ["batch 12", "batch 24"], 1),
         ("rho", ["rho 0.05", "rho 0"], 0),
         ("lr", ["lr 0.05", "lr 0.01"], 1),
+        ("weight_decay", ["weight_decay 0.01", "weight_decay 0"], 1),
     ],
 )
 def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, order, start):
@@ -113,7 +115,7 @@ def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, or
     real = regimes.fit
 
     def spy(model, data, training, **how):
-        seen.append((training.batch, training.sam, training.lr, how.get("closed") is None))
+        seen.append((training.batch, training.sam, training.lr, training.weight_decay, how.get("closed") is None))
         return real(model, data, training, **how)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -122,11 +124,12 @@ def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, or
         checked = keywords.check_options(regimes.regimes, how)
         found = regimes.regimes(network(), nets.data(60), tmp_path, **checked)
     assert list(found.temperatures) == order
-    usual = (24, None, 0.05)
-    place = {"batch": 0, "rho": 1, "lr": 2}[temperature]
-    dense = [one[:3] for one in seen if one[3]]
-    assert dense == [(*usual[:place], value or None, *usual[place + 1 :]) for value in values], "rho 0 is SGD"
-    assert {one[:3] for one in seen if not one[3]} == {usual}, "siblings are all retrained alike"
+    usual = (24, None, 0.05, 1e-4)
+    place = {"batch": 0, "rho": 1, "lr": 2, "weight_decay": 3}[temperature]
+    dense = [one[:4] for one in seen if one[4]]
+    given = [None if temperature == "rho" and not value else value for value in values]
+    assert dense == [(*usual[:place], value, *usual[place + 1 :]) for value in given], "rho 0 is SGD"
+    assert {one[:4] for one in seen if not one[4]} == {usual}, "siblings are all retrained alike"
     assert found.start == start
 
 
@@ -140,6 +143,28 @@ def test_the_advice_alone_trains_only_what_it_looks_at(tmp_path):
     assert len(figures(tmp_path / "f")["cells"]) == 2
     assert followed.tables[0].rows[1][1:] == ["", ""]
     assert followed.tables[1].rows[2] == sheet.tables[1].rows[2], "the same figures as on the whole map"
+
+
+def test_siblings_are_compared_on_examples_of_all_classes(tmp_path, monkeypatch):
+    """Folders of images stand class by class: the first of them are of one class."""
+    data = nets.data(60)
+    by_class, seen = data.take(torch.argsort(data.labels, stable=True)), []
+    real = regimes.compare
+
+    def spy(shell, first, second, examples, **how):
+        seen.append(examples)
+        return real(shell, first, second, examples, **how)
+
+    monkeypatch.setattr(regimes, "compare", spy)
+    how = {**QUICK, "epochs": 0.5, "temperatures": (0.25, 0.5), "densities": (0.5,), "images": 32}
+    executor.study("regimes", network(), by_class, tmp_path / "few", **how)
+    assert len(seen) == 2
+    assert torch.equal(seen[0].inputs, seen[1].inputs), "the same for all temperatures"
+    assert len(seen[0].labels) == 32
+    assert seen[0].labels.unique().tolist() == data.labels.unique().tolist()
+    executor.study("regimes", network(), by_class, tmp_path / "all", **{**how, "images": 0})
+    assert len(seen[-1].labels) == 54
+    assert seen[-1].labels[:24].unique().tolist() == data.labels.unique().tolist(), "a batch is of all classes, too"
 
 
 def test_a_control_has_random_masks_of_the_same_density(tmp_path):
@@ -181,6 +206,82 @@ def test_checkpoints_without_numbers_are_chosen_from_and_not_ordered(tmp_path):
         answered(tmp_path / "other", **how, follow=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "axis", "order"),
+    [
+        (("lr-1e-3", "lr-1e-1", "lr-3e-2"), "lr", ["lr-1e-1", "lr-3e-2", "lr-1e-3"]),
+        (("rho-.5", "rho-.05", "rho-1"), "rho", ["rho-1", "rho-.5", "rho-.05"]),
+        (("epoch-5-3e4f", "epoch-5-3e9f"), "epochs", ["epoch-5-3e4f", "epoch-5-3e9f"]),
+    ],
+)
+def test_numbers_in_names_are_read_as_people_write_them(tmp_path, monkeypatch, names, axis, order):
+    folder = checkpoints(tmp_path / "runs", *names)
+    seen = []
+    monkeypatch.setattr(regimes, "RegimeMap", lambda *given: seen.append(given) or 1 / 0)
+    monkeypatch.setattr(regimes._Work, "siblings", lambda self, trial: trial)
+    how = {**QUICK, "temperatures": (), "checkpoints": folder, "temperature": axis}
+    with pytest.raises(ZeroDivisionError):
+        regimes.regimes(network(), nets.data(60), tmp_path / "o", **keywords.check_options(regimes.regimes, how))
+    assert list(seen[0][1]) == order
+
+
+def test_a_name_that_two_files_have_is_refused(tmp_path):
+    folder = checkpoints(tmp_path / "runs", "epoch-1", "epoch-2")
+    (tmp_path / "runs" / "epoch-2").mkdir()
+    save_file(nets.vgg(seed=5).state_dict(), tmp_path / "runs" / "epoch-2" / "model.safetensors")
+    with pytest.raises(InputError, match="holds epoch-2 twice"):
+        answered(tmp_path / "o", temperatures=(), checkpoints=folder)
+    assert not (tmp_path / "o").exists()
+
+
+def test_steps_that_float16_skipped_leave_no_checkpoint_out(tmp_path, monkeypatch):
+    """An optimiser that skips a step counts less of them than the training."""
+    real, skipped = regimes.fit, []
+
+    def skip(model, data, training, *, step_end=None, **how):
+        def late(optimizer):
+            skipped.append(1)
+            if len(skipped) > 8:
+                pytest.fail("the dense network is trained again and again")
+            optimizer.state[optimizer.param_groups[0]["params"][0]]["done"] -= len(skipped) % 2
+            step_end(optimizer)
+
+        return real(model, data, training, step_end=step_end and late, **how)
+
+    monkeypatch.setattr(regimes, "fit", skip)
+    answered(tmp_path, epochs=1, temperatures=(0.4, 0.99, 1), densities=(0.5,))
+    found = sorted(file.name for file in tmp_path.rglob("dense-epochs*.safetensors"))
+    assert found == [f"dense-epochs {one}.safetensors" for one in ("0.4", "0.99", "1")]
+
+
+def test_passes_over_the_training_set_run_where_training_runs(tmp_path, monkeypatch):
+    """Not where the model was opened, which is the CPU beside an idle GPU."""
+    placed, outside = [], []
+    real = loop.place_for_training
+
+    @contextlib.contextmanager
+    def spy(*modules):
+        with real(*modules) as device:
+            placed.extend(modules)
+            yield device
+            placed.clear()
+
+    def watched(name):
+        made = getattr(regimes, name)
+
+        def look(model, *given, **how):
+            outside.append((name, model not in placed))
+            return made(model, *given, **how)
+
+        return look
+
+    monkeypatch.setattr(loop, "place_for_training", spy)
+    for name in ("compare", "mark_correct"):
+        monkeypatch.setattr(regimes, name, watched(name))
+    answered(tmp_path, epochs=0.5, temperatures=(0.25, 0.5), densities=(0.5,))
+    assert outside == [("mark_correct", False), ("compare", False)] * 2
+
+
 def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *given, **how: pytest.fail("trained in a dry run"))
     sheet = answered(tmp_path / "d", dry_run=True, siblings=3, seeds=(0, 1), control=True)
@@ -207,7 +308,11 @@ def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):
         ({"start": 7}, "start=7 is none of the temperatures: epochs 0.5, epochs 1, epochs 1.5"),
         ({"siblings": 1}, "siblings=1"),
         ({"points": 2}, "points=2"),
+        ({"images": 1}, "images=1: give 2 or more, or 0 for all"),
         ({"epochs": 0}, "epochs"),
+        ({"training": "evaluate_every=1"}, "evaluate_every=1: the test error is the mean over the last 5 epochs"),
+        ({"temperature": "weight_decay", "temperatures": (), "weight_decay": 0.0}, "weight_decay=0 has no multiples"),
+        ({"temperature": "lr", "temperatures": (0, 1)}, "temperatures=0 of lr"),
         ({"retrain_epochs": 0}, "retrain_epochs=0: give more than 0"),
         ({"training": "patience=2"}, "leave them out"),
         ({"control": True, "follow": True}, "give one"),

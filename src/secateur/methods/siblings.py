@@ -5,6 +5,7 @@ Source: Zhou et al., "A Three-regime Model of Network Pruning" (arXiv 2305.18383
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ Layers: TypeAlias = Literal["convolutions", "matrices"]
 
 
 def prunable(model: nn.Module, layers: Layers = "convolutions") -> dict[str, Tensor]:
-    """Name -> weight that is pruned: of all convolutions; with "matrices" of linears too, but for the last layer."""
+    """Name -> weight that is pruned: of all convolutions; with "matrices" of linears too, but for the last declared."""
     if layers == "convolutions":
         weights = masks.convolutions(model)
     else:
@@ -166,7 +167,7 @@ def compare(
     Args:
         shell: a network of their architecture; it ends with other weights.
         first, second: their states, with masks applied.
-        data: what they learned from, or a part of it.
+        data: what they learned from, or a part of it, mixed: batches, and the first of them, stand for all classes.
         points: of the path.
         batch: examples at a time.
         batches: of 64 examples, on whose outputs the CKA is.
@@ -185,12 +186,16 @@ def path_errors(
 ) -> list[float]:
     """[points] shares of `data` that theta(s) gets wrong, s from 0 to 1; batch norms are estimated anew at each point.
 
-    A network without batch norms has nothing to be estimated.
+    They are estimated on batches of equal size, since each counts alike, of `batch` examples at most; an example that
+    would be left alone is left out. A network without batch norms has nothing to be estimated.
     """
     errors = []
+    size = math.ceil(len(data) / math.ceil(len(data) / batch))
+    # A batch norm learns nothing from one value per channel.
+    whole = data.take(range(len(data) - 1)) if len(data) > 1 and len(data) % size == 1 else data
     for step in range(points):
         shell.load_state_dict(blend(first, second, step, points - 1))
-        norms.reestimate(shell, lambda part: shell(devices.move(part["inputs"], shell)), data.in_order(batch))
+        norms.reestimate(shell, lambda part: shell(devices.move(part["inputs"], shell)), whole.in_order(size))
         errors.append(1.0 - float(mark_correct(shell, data, batch).mean()))
     return errors
 

@@ -41,7 +41,7 @@ from secateur.methods.siblings import (
 )
 from secateur.methods.temperatures import AXES, Axis, walk
 from secateur.recover.sparsity import masks
-from secateur.recover.training import initialise
+from secateur.recover.training import initialise, loop
 from secateur.runs import keywords
 from secateur.runs.backends.network import Network
 from secateur.runs.regime_map import MAGNITUDE, RANDOM, Key, RegimeMap, Siblings
@@ -115,6 +115,13 @@ class _Settings:
             )
         if min(self.how.number("epochs"), self.retraining.number("epochs")) <= 0:
             raise InputError(f"epochs={self.how.epochs:g}, retrain_epochs={self.retraining.epochs:g}: give more than 0")
+        if self.training.evaluate_every is not None:
+            raise InputError(
+                f"evaluate_every={self.training.evaluate_every}: the test error is the mean over the last {LAST} "
+                "epochs: leave it out"
+            )
+        if self.images == 1:
+            raise InputError("images=1: give 2 or more, or 0 for all")
         if self.checkpoints and self.temperatures:
             raise InputError("checkpoints have temperatures of their own, the numbers in their names: give one of both")
         if self.control and self.follow:
@@ -155,7 +162,12 @@ class _Settings:
             return {}
         folder = Path(self.checkpoints)
         found = {file.stem: file for file in folder.glob("*.safetensors")}
-        found |= {file.parent.name: file for file in folder.glob("*/model.safetensors")}
+        for file in folder.glob("*/model.safetensors"):
+            if found.setdefault(file.parent.name, file) != file:
+                name = file.parent.name
+                raise InputError(
+                    f"checkpoints={folder} holds {name} twice, {found[name].name} and {name}/{file.name}: rename one"
+                )
         if not found:
             raise InputError(
                 f"checkpoints={folder} holds no NAME.safetensors and no NAME/model.safetensors: write each with "
@@ -175,16 +187,18 @@ class _Settings:
             ordered = len(set(values.values()) - {None}) == len(values)
             return {name: float(value) if ordered and value is not None else math.nan for name, value in values.items()}
         known = getattr(self.how, self.axis.field)
-        values_asked = [float(one) for one in self.temperatures] or [
-            part * (known if known and self.temperature != "rho" else 1.0) for part in self.axis.shares
-        ]
+        scale = 1.0 if self.temperature == "rho" else known
+        if not self.temperatures and not scale:
+            raise InputError(f"{self.axis.field}={known:g} has no multiples to be turned to: give temperatures")
+        values_asked = [float(one) for one in self.temperatures] or [part * scale for part in self.axis.shares]
         if self.temperature == "batch":
             values_asked = [float(max(1, round(one))) for one in values_asked]
         most = self.how.number("epochs")
         for value in values_asked:
             wrong = self.temperature == "epochs" and not 0 < value <= most
-            if wrong or (value <= 0 and self.temperature != "rho") or not math.isfinite(value) or value < 0:
-                wanted = f"above 0 and up to the {most:g} epochs of the training" if wrong else "numbers above 0"
+            least = "numbers of 0 or more" if self.temperature in ("rho", "weight_decay") else "numbers above 0"
+            if wrong or (value == 0 and least.endswith("above 0")) or not math.isfinite(value) or value < 0:
+                wanted = f"above 0 and up to the {most:g} epochs of the training" if wrong else least
                 raise InputError(f"temperatures={value:g} of {self.temperature}: give {wanted}")
         return {f"{self.temperature} {value:g}": value for value in self.axis.sort(values_asked)}
 
@@ -231,7 +245,8 @@ class _Settings:
 
 
 def _number(name: str) -> float | None:
-    found = re.findall(r"\d+(?:\.\d+)?", name)
+    """The last number in a name: 40, 0.05, .05, 5e-4."""
+    found = re.findall(r"(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+(?![0-9a-zA-Z]))?", name)
     return float(found[-1]) if found else None
 
 
@@ -294,7 +309,7 @@ def regimes(
         retrain_epochs: of siblings; as many as of the dense training unless given.
         retrain_lr: of siblings; the dense training's first rate unless given.
         points: of the path between two siblings, its ends included.
-        images: training examples that path and CKA are measured on; 0 for all.
+        images: training examples, drawn at random, that path and CKA are measured on; 0 for all.
         control: do all of it with as many weights at random places, too.
         follow: train only the cells that the advice leads through, one map column at a time.
         start: the temperature where the advice begins; the coolest, or rho 0.05, unless given.
@@ -462,7 +477,8 @@ class _Work:
 
                 def judge() -> float:
                     model = self._restore(self._dense_state(run, trial.seed, temperature, train)).model
-                    return 1.0 - float(mark_correct(model, held).mean())
+                    with loop.place_for_training(model):
+                        return 1.0 - float(mark_correct(model, held).mean())
 
                 self._dense[temperature][trial.seed] = run.json(f"dense-error-{name}", judge)
 
@@ -494,11 +510,10 @@ class _Work:
         model, notes = initialise.fresh(self.subject.model, seed=seed)
         self.notes += notes
         feed = examples.batches(train, batch=how.whole("batch"), seed=seed)
-        at: dict[int, list[Path]] = {}
+        last, at = count_steps(feed, how.number("epochs"), how.accumulate or 1), dict[int, list[Path]]()
         for name, value in settings.sources.items():
             if settings.temperature == "epochs" or name == temperature:
-                epochs = value if settings.temperature == "epochs" else how.number("epochs")
-                step = count_steps(feed, epochs, how.accumulate or 1)
+                step = count_steps(feed, value, how.accumulate or 1) if settings.temperature == "epochs" else last
                 at.setdefault(step, []).append(run.path(f"dense-{name}.safetensors"))
 
         def keep(optimizer: torch.optim.Optimizer) -> None:
@@ -507,10 +522,13 @@ class _Work:
                 storage.write(path, model.state_dict())
 
         place = run.folder(f"dense-{settings.temperature if settings.temperature == 'epochs' else temperature}")
-        between = keep if settings.temperature == "epochs" else None
+        between, fresh = keep if settings.temperature == "epochs" else None, not any(place.iterdir())
         fit(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
-        if between is None:
-            storage.write(run.path(f"dense-{temperature}.safetensors"), model.state_dict())
+        for step, paths in at.items():
+            for path in paths:
+                # Steps that float16 was too narrow for are not done: what is due near the end is due at the end.
+                if not path.exists() and (fresh or step == last):
+                    storage.write(path, model.state_dict())
         shutil.rmtree(place, ignore_errors=True)
 
     def _retrain(self, run: Run, trial: Trial, train: Examples, held: Examples, name: str) -> dict[str, object]:
@@ -536,9 +554,12 @@ class _Work:
             assert recovery is not None
             errors.append(float(np.mean([error for _, error in recovery.settings["evaluations"][-LAST:]])))
             states.append({key: tensor.detach().clone() for key, tensor in model.state_dict().items()})
-        few = train.take(range(settings.images)) if 0 < settings.images < len(train) else train
+        # Mixed, since data may stand class by class.
+        order = np.random.default_rng([trial.seed, len(train)]).permutation(len(train))
+        few = train.take(order[: settings.images or len(train)])
         pairs = itertools.combinations(states, 2)
-        found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]
+        with loop.place_for_training(dense.model):
+            found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]
         shutil.rmtree(place, ignore_errors=True)  # their answers are known
         return {
             "density": masks.share(closed),

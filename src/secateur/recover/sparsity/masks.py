@@ -21,7 +21,8 @@ def convolutions(model: nn.Module) -> dict[str, Tensor]:
     """Name -> weight of every convolution: what unstructured pruning is over; linears and norms are left alone."""
     found: dict[str, Tensor] = {}
     for path, module in model.named_modules():
-        if isinstance(module, nn.modules.conv._ConvNd):
+        # A weight that two layers share is one, under the first name, as in `named_parameters`.
+        if isinstance(module, nn.modules.conv._ConvNd) and all(module.weight is not one for one in found.values()):
             found.setdefault(f"{path}.weight" if path else "weight", module.weight)
     return found
 
