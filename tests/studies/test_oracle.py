@@ -12,7 +12,7 @@ import pytest
 import tiny
 from recipes.vision import nets
 from runs.test_candidates import heads, network
-from secateur.errors import InputError
+from secateur.errors import InputError, RunError
 from secateur.methods import retraining
 from secateur.runs import candidates as drawing
 from secateur.runs.candidates import Candidate, Setting
@@ -80,6 +80,18 @@ def test_a_second_call_trains_nothing_and_more_repeats_only_themselves(place, sh
     assert set(done) == {1000, 1001, 1002, 1003}
     assert done.count(1003) == 2, "one stack for each setting"
     assert more.figures["settings"][0]["candidates"] == 9
+
+
+def test_other_examples_to_judge_on_are_another_study(place, tmp_path):
+    quick = {"layers": ["1"], "candidates": 3, "repeats": 1, "epochs": 1, "proxies": [], "score": []}
+    apart = nets.data(40, seed=1)
+    file = tmp_path / "apart.npz"
+    np.savez(file, inputs=apart.inputs.numpy(), labels=apart.labels.numpy())
+    first = ask(tmp_path / "out", judged=str(file), **quick)
+    assert ask(tmp_path / "out", judged=str(file), **quick).figures == first.figures
+    np.savez(file, inputs=apart.inputs.numpy(), labels=(apart.labels.numpy() + 1) % 4)
+    with pytest.raises(RunError, match="judged_sha256"):
+        ask(tmp_path / "out", judged=str(file), **quick)
 
 
 def test_a_dry_run_counts(place):
