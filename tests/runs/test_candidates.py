@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import tiny
 from recipes.vision import nets
@@ -108,9 +115,12 @@ def test_scores_come_by_name_and_from_files_under_names_of_sites_or_layers(subje
         ({"3": [1, 2, 3, 4, 5]}, "says nothing of"),
         ({"1": [1, 2]}, "has 2 numbers for the 6 units"),
         ({"1": [1, 2, 3, 4, 5, float("nan")]}, "is not finite"),
+        ({"1": [1, 2, 3, 4, 5, 6], site: [6, 5, 4, 3, 2, 1]}, f"has scores of {site} twice"),
         ([1, 2], "holds no scores"),
+        ("[" * 100000, "holds no scores"),
+        ('{"1": [1' + 400 * "0" + "]}", "holds no scores"),
     ):
-        file.write_text(json.dumps(written))
+        file.write_text(written if isinstance(written, str) else json.dumps(written))
         with pytest.raises(InputError, match=words):
             candidates.choose(subject, task, str(file), settings, batch=16, seed=0)
     with pytest.raises(InputError, match="no file of scores"):
@@ -238,6 +248,50 @@ def test_heads_of_a_transformer_go_for_real_and_cut_equals_silenced(tmp_path):
     store.work("full 1")
     assert len({one["cut"]["loss"] for one in store.results().values()}) == 4
     assert not store.notes, "they were trained in a stack"
+
+
+def sorter(kind, config, *, pad=0, **more):
+    """A classifier of texts of another family."""
+    made = config(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_labels=2, pad_token_id=pad, **more
+    )
+    return kind(made)
+
+
+def test_texts_that_a_model_can_not_read_in_batches_are_refused_and_groups_of_heads_go_whole():
+    corpus = Corpus(tiny.sentences(40), [place % 2 for place in range(40)])
+    bare, grouped = tiny.tokenizer(), {"intermediate_size": 16, "num_key_value_heads": 2}
+    bare.pad_token = None
+    short = {"intermediate_size": 16, "max_position_embeddings": 12}
+    for model, tokenizer, words in (
+        (sorter(BertForSequenceClassification, BertConfig, **short), tiny.tokenizer(), "length=16 is beyond .* 12 pos"),
+        (sorter(BertForSequenceClassification, BertConfig, intermediate_size=16), bare, "tokenizer of Bert.* no pad"),
+        (sorter(GPT2ForSequenceClassification, GPT2Config, pad=None), tiny.tokenizer(), "config.json of GPT2.* no pad"),
+    ):
+        with pytest.raises(InputError, match=words):
+            candidates.make_task(open_subject(model, tokenizer=tokenizer), corpus, "", length=16, seed=0)
+    subject = open_subject(
+        sorter(LlamaForSequenceClassification, LlamaConfig, **grouped), tokenizer=tiny.tokenizer()
+    )
+    candidates.make_task(subject, corpus, "", length=16, seed=0)
+    with pytest.raises(UnsupportedError, match="give --axis kv_groups"):
+        candidates.parse_settings(subject, [], ["50%"])
+    with pytest.raises(InputError, match="two candidates only"):
+        candidates.parse_settings(subject, [], ["50%"], "kv_groups")
+
+
+def test_what_is_held_out_is_judged_and_not_learned(subject):
+    data, apart = nets.data(50), nets.data(20, seed=1)
+    task = candidates.make_task(subject, data, "", length=16, seed=0)
+    learned, judged = (
+        {bytes(image.numpy()) for batch in batches for image in batch["inputs"]}
+        for batches in (task.train_batches(), task.judged_batches())
+    )
+    assert (len(learned), len(judged), learned & judged) == (40, 10, set())
+    task = candidates.make_task(subject, data, apart, length=16, seed=0)
+    (batch,) = task.judged_batches()
+    assert torch.equal(batch["inputs"], apart.inputs)
+    assert sum(len(batch["labels"]) for batch in task.train_batches()) == 50
 
 
 def test_what_gives_or_has_no_classes_is_refused(subject):

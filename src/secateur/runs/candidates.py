@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from torch import nn
@@ -32,6 +32,9 @@ from secateur.select import subsets
 from secateur.select.arrays import as_numpy
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Selection, Training, Units
+
+if TYPE_CHECKING:
+    from secateur.subjects.transformer.subject import Transformer
 
 __all__ = [
     "Candidate",
@@ -116,6 +119,11 @@ def parse_settings(subject: Classifier, layers: Sequence[str], ratios: Sequence[
     units = subject.units(axis or ("channels" if isinstance(subject, Traced) else "heads"), multiple=1)
     free = {site.name: site for site in units.free()}
     for site in free.values():
+        if site.group is not None and site.kind == "heads":
+            raise UnsupportedError(
+                f"{site.name} of {type(subject.model).__name__} go in step within their groups of keys and values: "
+                "give --axis kv_groups, which cuts whole groups"
+            )
         if site.group is not None or site.coupled is not None or site.fixed is not None:
             raise UnsupportedError(f"units of {site.name} are tied to one another: choose another axis")
     settings = list[Setting]()
@@ -218,11 +226,14 @@ def _read_scores(file: Path, subject: Classifier, wanted: Mapping[str, int]) -> 
         try:
             rows = json.loads(file.read_text("utf-8"))
             rows = {str(name): np.asarray(values, float) for name, values in rows.items()}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(f"{file} holds no scores: give an object of site -> list of numbers") from error
     found = {}
     for name, values in rows.items():
-        found[name if name in wanted else _find_site(subject, dict.fromkeys(subject.units()), name)] = values
+        site = name if name in wanted else _find_site(subject, dict.fromkeys(subject.units()), name)
+        if site in found:
+            raise InputError(f"{file} has scores of {site} twice, once under the name of its layer: leave one out")
+        found[site] = values
     return found
 
 
@@ -277,7 +288,7 @@ def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: in
     if not isinstance(subject, Traced):
         from secateur.runs.backends.language import classifies  # which loads transformers
 
-        if not classifies(cast(Any, subject)):
+        if not classifies(cast("Transformer", subject)):
             raise UnsupportedError(
                 f"{type(subject.model).__name__} gives no class for a text: give a classifier of texts"
             )
@@ -289,7 +300,18 @@ def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: in
             raise DataError(f"{part.name} has no classes: give labels, for candidates are judged by them")
     if isinstance(subject, Traced):
         return ImageTask(cast(Examples, train), cast(Examples, held))
-    return TextTask(cast(Corpus, train), cast(Corpus, held), cast(Any, subject).tokenizer, length)
+    backend.check(subject, {"length": length})
+    _check_padding(cast("Transformer", subject))
+    return TextTask(cast(Corpus, train), cast(Corpus, held), cast("Transformer", subject).tokenizer, length)
+
+
+def _check_padding(subject: Transformer) -> None:
+    """Raise `InputError` where texts of several lengths can't stand in one batch."""
+    lacks = "the tokenizer" if subject.tokenizer.pad_token_id is None else ""
+    if not lacks and subject.kind == "decoder" and subject.model.config.pad_token_id is None:
+        lacks = "config.json"  # the class of a text is read off its last token before the padding
+    if lacks:
+        raise InputError(f"{lacks} of {type(subject.model).__name__} names no pad token, which fills up short texts: set it")
 
 
 _HELD = 0.2
