@@ -56,6 +56,8 @@ def test_a_stack_and_single_candidates_end_alike_and_the_last_epochs_are_average
     found = one_by_one[0]
     assert found.loss_deviation > 0
     assert found.best_accuracy >= found.accuracy
+    learned = retraining.measure([single[0]], task, task.train_batches())[0]
+    assert (found.train_loss, found.train_accuracy) == pytest.approx((learned["loss"], learned["accuracy"]), abs=1e-6)
     last = retraining.measure([single[0]], task, task.judged_batches())[0]
     only = retraining.retrain([small(0)], task, QUICK, seed=3, last=1)[0]
     assert (only.loss, only.accuracy) == pytest.approx((last["loss"], last["accuracy"]), abs=1e-6)

@@ -142,7 +142,7 @@ def test_results_are_kept_candidate_by_candidate_and_half_a_line_is_done_again(s
     kept = file.read_text()
     for wrong in ('{"id": 3}', "7", '{"id": "a", "what": "cut", "figures": {"loss": "x"}}', "[" * 100000):
         file.write_text(f"{kept}{wrong}\n")
-        with pytest.raises(RunError, match="line 11 of .*results.jsonl holds no result"):
+        with pytest.raises(RunError, match=r"line 11 of .*results.jsonl holds no result"):
             store.results()
     file.write_text(kept[:-20])
     store.work("full 1")

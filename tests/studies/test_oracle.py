@@ -146,7 +146,7 @@ def rank(loss_after_cut, repeats, short=None):
         for number, losses in enumerate(repeats, 1):
             row[f"full {number}"] = {"loss": losses[place], "accuracy": 1 - losses[place], "train_loss": losses[place]}
         if short is not None:
-            row["short"] = {"train_loss": short[place], "accuracy": 1 - short[place]}
+            row["short"] = {"train_loss": short[place], "accuracy": 1 - short[place], "loss": -short[place]}
         figures.append(row)
     setting = Setting("a", {"a": (count, 1)})
     return oracle.Ranked(setting, cuts, figures, {}, len(repeats), 0.25 if short is not None else 0.0)
@@ -181,6 +181,19 @@ def test_the_pick_by_loss_is_given_as_many_epochs_as_short_retraining_takes():
     assert picks["oracle: lowest loss after the cut"] == 0
     assert picks["lowest loss after a short retraining"] == 6
     assert picks["the 3 of the lowest loss trained, the best of them"] == 2, "1 + 8 / 4 trainings"
+    ranked = rank(cut, [after], short)
+    taus = {one.name: one.loss.value for one in ranked.proxies}
+    assert taus[oracle.PROXIES["short"]] > 0.9, "by what is learned from, not by what judges"
+    rows = {name: share for name, _, _, share in ranked.pick_table().rows[1:]}
+    assert list(rows.values()) == ["88", "62", "12", "50", "0"], "of eight, those of a lower loss"
+
+
+def test_what_ends_better_than_the_oracle_lies_above_its_star():
+    one = rank([1.0, 2.0, 3.0, 4.0], [[0.3, 0.1, 0.2, 0.5]])
+    dots = {group.name: [x for x, _ in group.points] for group in one.dots()}
+    assert dots == {
+        "no better than the oracle": [1.0, 4.0], "better than the oracle": [2.0, 3.0], "the oracle": [1.0],
+    }  # fmt: skip
 
 
 def test_a_verdict_needs_candidates_enough():
@@ -221,7 +234,7 @@ def test_a_candidate_that_diverges_is_named_and_the_others_are_compared(tmp_path
     assert ask(tmp_path, **{**quick, "stack": 3, "processes": 2}).figures == sheet.figures, "how it runs is no setting"
     assert len(seen) == many
     monkeypatch.setattr(retraining, "_train", lambda *given: (_ for _ in ()).throw(NumericalError("loss is nan")))
-    with pytest.raises(MeasurementError, match="8 of 8 candidates failed.*lower lr"):
+    with pytest.raises(MeasurementError, match=r"8 of 8 candidates failed.*lower lr"):
         ask(tmp_path / "all", **quick)
 
 

@@ -140,7 +140,7 @@ def stackable(models: Sequence[nn.Module], ask: Ask, batch: Batch) -> bool:
 
 
 def count_bytes(model: nn.Module, ask: Ask, batch: Batch) -> int:
-    """What one more model in a stack takes while it is trained: seven of itself, and what one pass keeps for the way back.
+    """Bytes of one more model in a stack in training: seven of itself, and what a pass keeps for the way back.
 
     Seven: the model as it is given, the stack, gradients, two states of an optimiser, and two for what is made on the
     way.
