@@ -253,7 +253,13 @@ def test_heads_of_a_transformer_go_for_real_and_cut_equals_silenced(tmp_path):
 def sorter(kind, config, *, pad=0, **more):
     """A classifier of texts of another family."""
     made = config(
-        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=4, num_labels=2, pad_token_id=pad, **more
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_labels=2,
+        pad_token_id=pad,
+        **more,
     )
     return kind(made)
 
@@ -270,9 +276,7 @@ def test_texts_that_a_model_can_not_read_in_batches_are_refused_and_groups_of_he
     ):
         with pytest.raises(InputError, match=words):
             candidates.make_task(open_subject(model, tokenizer=tokenizer), corpus, "", length=16, seed=0)
-    subject = open_subject(
-        sorter(LlamaForSequenceClassification, LlamaConfig, **grouped), tokenizer=tiny.tokenizer()
-    )
+    subject = open_subject(sorter(LlamaForSequenceClassification, LlamaConfig, **grouped), tokenizer=tiny.tokenizer())
     candidates.make_task(subject, corpus, "", length=16, seed=0)
     with pytest.raises(UnsupportedError, match="give --axis kv_groups"):
         candidates.parse_settings(subject, [], ["50%"])

@@ -429,8 +429,8 @@ def retrain_apart(
 ) -> Iterator[Outcome | str]:
     """As `retrain`, each candidate in one of `many` processes and given as it ends: for what can't be stacked.
 
-    Candidates go there as folders. For one whose loss is not finite comes what `NumericalError` says. Raises `InputError` for a network that was given in Python, which another process
-    can't build: name its function.
+    Candidates go there as folders. For one whose loss is not finite comes what `NumericalError` says. Raises
+    `InputError` for a network that was given in Python, which another process can't build: name its function.
     """
     for one in candidates[:1]:
         if isinstance(one, Traced) and not history(one.model).built_by:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-from torch import nn
 
 from secateur._utils import devices, rundir
 from secateur._utils.batches import Batch
@@ -311,7 +310,9 @@ def _check_padding(subject: Transformer) -> None:
     if not lacks and subject.kind == "decoder" and subject.model.config.pad_token_id is None:
         lacks = "config.json"  # the class of a text is read off its last token before the padding
     if lacks:
-        raise InputError(f"{lacks} of {type(subject.model).__name__} names no pad token, which fills up short texts: set it")
+        raise InputError(
+            f"{lacks} of {type(subject.model).__name__} names no pad token, which fills up short texts: set it"
+        )
 
 
 _HELD = 0.2
@@ -390,7 +391,8 @@ class Store:
         whats = set(self.whats)
         return {
             row["id"]: f"{row['what']}: {row['failed']}"
-            for row in self._rows() if "failed" in row and (not whats or row["what"] in whats)
+            for row in self._rows()
+            if "failed" in row and (not whats or row["what"] in whats)
         }
 
     def work(self, what: str) -> None:
@@ -401,7 +403,8 @@ class Store:
         known, failed = self.results(), self.failures()
         wanted = {"loss", *(set(self.how.proxies) - {"short"})} if what == "cut" else {"loss"}
         left = [
-            one for one in self.candidates
+            one
+            for one in self.candidates
             if one.id not in failed and not wanted <= set(known.get(one.id, {}).get(what, {}))
         ]
         if left and not self._size:
@@ -443,7 +446,7 @@ class Store:
         return 1
 
     def _try(self, chunk: Sequence[Candidate], what: str) -> bool:
-        """Do it for some together and write them; where one's loss is not finite, for each alone. Whether memory did."""
+        """Do it for some together and write them; where one's loss is not finite, for each. Whether memory did."""
         cuts = [self._cut(one) for one in chunk]
         try:
             found = self._measure(cuts) if what == "cut" else self._retrain(cuts, what)

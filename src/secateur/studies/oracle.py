@@ -116,7 +116,9 @@ Pick: TypeAlias = int | None
 """Place of the candidate that is picked; None where it could not be trained."""
 
 
-def _compare(name: str, proxy: np.ndarray, loss: np.ndarray, accuracy: np.ndarray, inside: np.ndarray, pick: Pick) -> Proxy:
+def _compare(
+    name: str, proxy: np.ndarray, loss: np.ndarray, accuracy: np.ndarray, inside: np.ndarray, pick: Pick
+) -> Proxy:
     taus: dict[str, Figure | None] = {}
     other: Row = {}
     proxy = proxy[inside]
@@ -226,8 +228,8 @@ class Ranked:
         words = (
             f"{count} of {self.setting.ways:,} cuts. tau: Kendall's tau-b with the mean of the last epochs over "
             f"{self.repeats} repeats, with its 95 % interval over candidates; a proxy that tells nothing has 0 give or "
-            f"take {statistics.kendall_deviation(count):.2f}. Beat its pick: of those compared, which are the cuts drawn, "
-            "candidates with a lower loss / a higher accuracy than the one of them with the lowest proxy, or than what "
+            f"take {statistics.kendall_deviation(count):.2f}. Beat its pick: of those compared, which are the cuts "
+            "drawn, candidates with a lower loss / a higher accuracy than the one of them with the lowest proxy, or than what "
             "a score itself chooses of all cuts. Counterexamples: pairs in which the lower proxy has the higher loss. "
             f"A proxy tells where tau with the loss is above {FAILS} and p at most {CHANCE}; it does not where the "
             f"whole interval of tau is at most {FAILS}; all else more candidates would have to decide."
@@ -334,7 +336,8 @@ class Ranking:
             panels,
             "training loss after the cut",
             "accuracy, %",
-            "The star is the cut of the lowest loss of those drawn. What lies above its line is better, though its loss was higher.",
+            "The star is the cut of the lowest loss of those drawn. What lies above its line is better, though its loss "
+            "was higher.",
         )
         figures = {"settings": [one.summary() for one in self.settings]}
         items = [item for one in self.settings for item in one.items()]
@@ -445,13 +448,15 @@ def oracle(
 
 
 def _rank(store: Store, scores: Mapping[str, Mapping[str, np.ndarray]], repeats: int, share: float) -> Ranked:
-    """What was trained, compared; what failed is named in the notes. Raises `MeasurementError` where too few are left."""
+    """What was trained, compared; what failed stands in the notes. Raises `MeasurementError` where too few are left."""
     results, failed = store.results(), store.failures()
     there = [one for one in store.candidates if one.id not in failed]
     lost = [one.id for one in store.candidates if one.id in failed]
     if lost:
         names = ", ".join(f"{name} ({failed[name]})" for name in lost[:3]) + (", ..." if len(lost) > 3 else "")
-        words = f"{store.setting.name}: {len(lost)} of {len(store.candidates)} candidates failed and are left out: {names}"
+        words = (
+            f"{store.setting.name}: {len(lost)} of {len(store.candidates)} candidates failed and are left out: {names}"
+        )
         store.notes[words] = None
         if sum(drawing.is_drawn(one) for one in there) < 3:
             raise MeasurementError(f"{words}; give a lower lr, in another folder")

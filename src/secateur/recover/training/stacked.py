@@ -145,7 +145,9 @@ def count_bytes(model: nn.Module, ask: Ask, batch: Batch) -> int:
     Seven: the model as it is given, the stack, gradients, two states of an optimiser, and two for what is made on the
     way.
     """
-    own = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(model).values()}
+    own = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(model).values()
+    }
     kept = dict[int, int]()
 
     def count(tensor: Tensor) -> Tensor:
@@ -154,9 +156,9 @@ def count_bytes(model: nn.Module, ask: Ask, batch: Batch) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.enable_grad(), evaluating(model), torch.autograd.graph.saved_tensors_hooks(count, lambda one: one):
-        with sdpa_kernel(SDPBackend.MATH):
-            answer = ask(model, devices.move(batch, model))  # held, for addresses of what is freed are given out anew
+    watch = torch.autograd.graph.saved_tensors_hooks(count, lambda one: one)
+    with torch.enable_grad(), evaluating(model), sdpa_kernel(SDPBackend.MATH), watch:
+        answer = ask(model, devices.move(batch, model))  # held, for addresses of what is freed are given out anew
     del answer
     return 7 * sum(own.values()) + sum(kept.values())
 
