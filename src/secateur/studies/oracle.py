@@ -229,8 +229,8 @@ class Ranked:
             f"{count} of {self.setting.ways:,} cuts. tau: Kendall's tau-b with the mean of the last epochs over "
             f"{self.repeats} repeats, with its 95 % interval over candidates; a proxy that tells nothing has 0 give or "
             f"take {statistics.kendall_deviation(count):.2f}. Beat its pick: of those compared, which are the cuts "
-            "drawn, candidates with a lower loss / a higher accuracy than the one of them with the lowest proxy, or than what "
-            "a score itself chooses of all cuts. Counterexamples: pairs in which the lower proxy has the higher loss. "
+            "drawn, candidates with a lower loss / a higher accuracy than the one of them with the lowest proxy, or "
+            "than what a score itself chooses of all cuts. Counterexamples: pairs in which the lower proxy has the higher loss. "
             f"A proxy tells where tau with the loss is above {FAILS} and p at most {CHANCE}; it does not where the "
             f"whole interval of tau is at most {FAILS}; all else more candidates would have to decide."
         )
@@ -336,8 +336,8 @@ class Ranking:
             panels,
             "training loss after the cut",
             "accuracy, %",
-            "The star is the cut of the lowest loss of those drawn. What lies above its line is better, though its loss "
-            "was higher.",
+            "The star is the cut of the lowest loss of those drawn. What lies above its line is better, though its "
+            "loss was higher.",
         )
         figures = {"settings": [one.summary() for one in self.settings]}
         items = [item for one in self.settings for item in one.items()]
