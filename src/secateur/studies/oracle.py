@@ -230,7 +230,8 @@ class Ranked:
             f"{self.repeats} repeats, with its 95 % interval over candidates; a proxy that tells nothing has 0 give or "
             f"take {statistics.kendall_deviation(count):.2f}. Beat its pick: of those compared, which are the cuts "
             "drawn, candidates with a lower loss / a higher accuracy than the one of them with the lowest proxy, or "
-            "than what a score itself chooses of all cuts. Counterexamples: pairs in which the lower proxy has the higher loss. "
+            "than what a score itself chooses of all cuts. Counterexamples: pairs "
+            "in which the lower proxy has the higher loss. "
             f"A proxy tells where tau with the loss is above {FAILS} and p at most {CHANCE}; it does not where the "
             f"whole interval of tau is at most {FAILS}; all else more candidates would have to decide."
         )
