@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -56,6 +56,8 @@ def test_a_stack_and_single_candidates_end_alike_and_the_last_epochs_are_average
     found = one_by_one[0]
     assert found.loss_deviation > 0
     assert found.best_accuracy >= found.accuracy
+    learned = retraining.measure([single[0]], task, task.train_batches())[0]
+    assert (found.train_loss, found.train_accuracy) == pytest.approx((learned["loss"], learned["accuracy"]), abs=1e-6)
     last = retraining.measure([single[0]], task, task.judged_batches())[0]
     only = retraining.retrain([small(0)], task, QUICK, seed=3, last=1)[0]
     assert (only.loss, only.accuracy) == pytest.approx((last["loss"], last["accuracy"]), abs=1e-6)
@@ -87,6 +89,16 @@ def test_the_candidate_that_learns_the_training_part_fastest_is_chosen(task):
         "of 2 cuts at this budget candidate 2, not the criterion's"
     )
     assert "the criterion's own choice has" in retraining.describe_choice(0, reached)
+
+
+def test_dropout_is_the_same_in_a_stack_and_alone(task):
+    def drop():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 4))
+
+    together = retraining.retrain([drop(), drop()], task, QUICK, seed=1, together=True)
+    (alone,) = retraining.retrain([drop()], task, QUICK, seed=1)
+    assert [asdict(one) for one in together] == [pytest.approx(asdict(alone), abs=1e-4)] * 2
 
 
 def test_settings_that_would_train_candidates_unlike_are_refused():
@@ -139,12 +151,16 @@ def test_processes_give_what_one_process_gives_and_need_a_function(task, tmp_pat
     subject = Network().open(f"{tmp_path / 'net.py'}:build")
     site = next(iter(subject.units()))
     cuts = [subject.cut(Selection({site: np.arange(6) != gone}))[0] for gone in (0, 3)]
-    apart = retraining.retrain_apart(cuts, task, QUICK, seed=1, many=1)
+    apart = list(retraining.retrain_apart(cuts, task, QUICK, seed=1, many=1))
     here = retraining.retrain([cut.model for cut in cuts], task, QUICK, seed=1)
     for first, second in zip(apart, here, strict=True):
         assert asdict(first) == pytest.approx(asdict(second), abs=1e-5)
     with pytest.raises(InputError, match="given in Python"):
-        retraining.retrain_apart([nets.opened(nets.vgg())], task, QUICK, seed=1)
+        list(retraining.retrain_apart([nets.opened(nets.vgg())], task, QUICK, seed=1))
+    wild = [subject.cut(Selection({site: np.arange(6) != 0}))[0]]
+    (failed,) = retraining.retrain_apart(wild, task, replace(QUICK, lr=1e30), seed=1, many=1)
+    assert isinstance(failed, str)
+    assert "loss is" in failed
 
 
 def test_texts_with_classes_are_learned_and_judged_whole():
@@ -156,5 +172,7 @@ def test_texts_with_classes_are_learned_and_judged_whole():
     training = retraining.complete(Training(epochs=1, batch=8, lr=1e-3), texts=True)
     assert retraining.why_alone(pair, task, training) == ""
     together = retraining.retrain(pair, task, training, seed=0, together=True)
+    found = retraining.measure_proxies(pair, task, ("trace",), dense=pair[0], calibration=[task.feed(8, 0)[0]])
+    assert all(math.isfinite(one["trace"]) for one in found)
     for one, other in zip(together, retraining.retrain(pair, task, training, seed=0), strict=True):
         assert asdict(one) == pytest.approx(asdict(other), abs=1e-3)

@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import tiny
 from recipes.vision import nets
+from secateur._utils import devices
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
-from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
 from secateur.methods import retraining
+from secateur.recover.training import stacked
 from secateur.runs import candidates
 from secateur.runs.candidates import Candidate, Retraining, Store
 from secateur.subjects import open_subject, open_traced
@@ -106,9 +115,12 @@ def test_scores_come_by_name_and_from_files_under_names_of_sites_or_layers(subje
         ({"3": [1, 2, 3, 4, 5]}, "says nothing of"),
         ({"1": [1, 2]}, "has 2 numbers for the 6 units"),
         ({"1": [1, 2, 3, 4, 5, float("nan")]}, "is not finite"),
+        ({"1": [1, 2, 3, 4, 5, 6], site: [6, 5, 4, 3, 2, 1]}, f"has scores of {site} twice"),
         ([1, 2], "holds no scores"),
+        ("[" * 100000, "holds no scores"),
+        ('{"1": [1' + 400 * "0" + "]}", "holds no scores"),
     ):
-        file.write_text(json.dumps(written))
+        file.write_text(written if isinstance(written, str) else json.dumps(written))
         with pytest.raises(InputError, match=words):
             candidates.choose(subject, task, str(file), settings, batch=16, seed=0)
     with pytest.raises(InputError, match="no file of scores"):
@@ -127,13 +139,77 @@ def test_results_are_kept_candidate_by_candidate_and_half_a_line_is_done_again(s
     assert {name: set(one) for name, one in whole.items()} == {one.id: {"cut", "full 1"} for one in store.candidates}
     assert all(one["cut"]["proved"] < 1e-5 for one in whole.values()), "sliced = silenced"
     file = tmp_path / "results.jsonl"
-    file.write_text(file.read_text()[:-20])
+    kept = file.read_text()
+    for wrong in ('{"id": 3}', "7", '{"id": "a", "what": "cut", "figures": {"loss": "x"}}', "[" * 100000):
+        file.write_text(f"{kept}{wrong}\n")
+        with pytest.raises(RunError, match=r"line 11 of .*results.jsonl holds no result"):
+            store.results()
+    file.write_text(kept[:-20])
     store.work("full 1")
     again = store.results()
     for name, one in whole.items():
         assert again[name]["full 1"] == pytest.approx(one["full 1"], abs=1e-5)
     stored = [json.loads(line) for line in (tmp_path / "candidates.jsonl").read_text().splitlines()]
     assert [Candidate(**one).id for one in stored] == [one.id for one in store.candidates]
+
+
+def test_alone_each_is_written_as_it_ends_and_stacks_are_as_large_as_memory_allows(subject, tmp_path, monkeypatch):
+    task = retraining.ImageTask(nets.data(64), nets.data(16))
+    (setting,) = candidates.parse_settings(subject, ["1"], ["50%"])
+    cuts, sizes, real = candidates.draw(setting, 9, {}), [], retraining.retrain
+
+    def retrain(models, *given, **more):
+        sizes.append(len(models))
+        if len(sizes) == 4 and len(models) == 1:
+            raise KeyboardInterrupt
+        return real(models, *given, **more)
+
+    monkeypatch.setattr(retraining, "retrain", retrain)
+    store = Store(subject, task, setting, cuts, how(stack=1), tmp_path / "one")
+    with pytest.raises(KeyboardInterrupt):
+        store.work("full 1")
+    assert len(store.results()) == 3
+    one, batch = subject.cut(cuts[0].select(setting))[0].model, next(iter(task.train_batches()))
+    bare = sum(tensor.nbytes for tensor in one.parameters())
+    needed = stacked.count_bytes(one, task.ask, task.feed(32, 0)[0])
+    assert 7 * bare < needed < stacked.count_bytes(one, task.ask, batch), "what a pass keeps grows with the batch"
+    monkeypatch.setattr(devices, "free_memory", lambda device: 2 * 4 * needed)
+    sizes.clear()
+    store = Store(subject, task, setting, cuts, how(), tmp_path / "four")
+    store.work("full 1")
+    assert sizes == [4, 4, 1]
+    monkeypatch.setattr(devices, "free_memory", lambda device: 0)
+    store = Store(subject, task, setting, cuts[:2], how(), tmp_path / "none")
+    store.work("cut")
+    assert any("memory holds no more" in note for note in store.notes)
+
+
+def test_where_memory_is_out_stacks_are_halved_and_nan_is_one_candidates_own(subject, tmp_path, monkeypatch):
+    task = retraining.ImageTask(nets.data(64), nets.data(16))
+    (setting,) = candidates.parse_settings(subject, ["1"], ["50%"])
+    cuts, sizes, real = candidates.draw(setting, 6, {}), [], retraining.retrain
+    bad = float(subject.cut(cuts[4].select(setting))[0].model[1].weight.detach().sum())
+
+    def retrain(models, *given, **more):
+        sizes.append(len(models))
+        if len(models) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        if any(float(model[1].weight.detach().sum()) == bad for model in models):
+            raise NumericalError("loss is nan at step 1")
+        return real(models, *given, **more)
+
+    monkeypatch.setattr(retraining, "retrain", retrain)
+    store = Store(subject, task, setting, cuts, how(), tmp_path / "out")
+    store.work("full 1")
+    assert sizes == [6, 3, 3, 1, 1, 1]
+    assert store.failures() == {cuts[4].id: "full 1: loss is nan at step 1"}
+    assert set(store.results()) == {one.id for one in cuts} - {cuts[4].id}
+    store.work("full 2")
+    assert sizes[6:] == [3, 2], "nothing more is asked of it"
+    monkeypatch.setattr(retraining, "why_alone", lambda *given: (_ for _ in ()).throw(torch.OutOfMemoryError("out")))
+    store = Store(subject, task, setting, cuts[:2], how(), tmp_path / "two")
+    store.work("cut")
+    assert list(store.notes) == ["1 at 50%: candidates were trained one by one, for memory is out with two"]
 
 
 def test_nothing_removed_leaves_the_loss_of_the_original(subject, tmp_path):
@@ -172,6 +248,54 @@ def test_heads_of_a_transformer_go_for_real_and_cut_equals_silenced(tmp_path):
     store.work("full 1")
     assert len({one["cut"]["loss"] for one in store.results().values()}) == 4
     assert not store.notes, "they were trained in a stack"
+
+
+def sorter(kind, config, *, pad=0, **more):
+    """A classifier of texts of another family."""
+    made = config(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_labels=2,
+        pad_token_id=pad,
+        **more,
+    )
+    return kind(made)
+
+
+def test_texts_that_a_model_can_not_read_in_batches_are_refused_and_groups_of_heads_go_whole():
+    corpus = Corpus(tiny.sentences(40), [place % 2 for place in range(40)])
+    bare, grouped = tiny.tokenizer(), {"intermediate_size": 16, "num_key_value_heads": 2}
+    bare.pad_token = None
+    short = {"intermediate_size": 16, "max_position_embeddings": 12}
+    for model, tokenizer, words in (
+        (sorter(BertForSequenceClassification, BertConfig, **short), tiny.tokenizer(), "length=16 is beyond .* 12 pos"),
+        (sorter(BertForSequenceClassification, BertConfig, intermediate_size=16), bare, "tokenizer of Bert.* no pad"),
+        (sorter(GPT2ForSequenceClassification, GPT2Config, pad=None), tiny.tokenizer(), "config.json of GPT2.* no pad"),
+    ):
+        with pytest.raises(InputError, match=words):
+            candidates.make_task(open_subject(model, tokenizer=tokenizer), corpus, "", length=16, seed=0)
+    subject = open_subject(sorter(LlamaForSequenceClassification, LlamaConfig, **grouped), tokenizer=tiny.tokenizer())
+    candidates.make_task(subject, corpus, "", length=16, seed=0)
+    with pytest.raises(UnsupportedError, match="give --axis kv_groups"):
+        candidates.parse_settings(subject, [], ["50%"])
+    with pytest.raises(InputError, match="two candidates only"):
+        candidates.parse_settings(subject, [], ["50%"], "kv_groups")
+
+
+def test_what_is_held_out_is_judged_and_not_learned(subject):
+    data, apart = nets.data(50), nets.data(20, seed=1)
+    task = candidates.make_task(subject, data, "", length=16, seed=0)
+    learned, judged = (
+        {bytes(image.numpy()) for batch in batches for image in batch["inputs"]}
+        for batches in (task.train_batches(), task.judged_batches())
+    )
+    assert (len(learned), len(judged), learned & judged) == (40, 10, set())
+    task = candidates.make_task(subject, data, apart, length=16, seed=0)
+    (batch,) = task.judged_batches()
+    assert torch.equal(batch["inputs"], apart.inputs)
+    assert sum(len(batch["labels"]) for batch in task.train_batches()) == 50
 
 
 def test_what_gives_or_has_no_classes_is_refused(subject):

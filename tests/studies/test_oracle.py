@@ -12,7 +12,7 @@ import pytest
 import tiny
 from recipes.vision import nets
 from runs.test_candidates import heads, network
-from secateur.errors import InputError
+from secateur.errors import InputError, MeasurementError, NumericalError, RunError
 from secateur.methods import retraining
 from secateur.runs import candidates as drawing
 from secateur.runs.candidates import Candidate, Setting
@@ -82,6 +82,18 @@ def test_a_second_call_trains_nothing_and_more_repeats_only_themselves(place, sh
     assert more.figures["settings"][0]["candidates"] == 9
 
 
+def test_other_examples_to_judge_on_are_another_study(place, tmp_path):
+    quick = {"layers": ["1"], "candidates": 3, "repeats": 1, "epochs": 1, "proxies": [], "score": []}
+    apart = nets.data(40, seed=1)
+    file = tmp_path / "apart.npz"
+    np.savez(file, inputs=apart.inputs.numpy(), labels=apart.labels.numpy())
+    first = ask(tmp_path / "out", judged=str(file), **quick)
+    assert ask(tmp_path / "out", judged=str(file), **quick).figures == first.figures
+    np.savez(file, inputs=apart.inputs.numpy(), labels=(apart.labels.numpy() + 1) % 4)
+    with pytest.raises(RunError, match="judged_sha256"):
+        ask(tmp_path / "out", judged=str(file), **quick)
+
+
 def test_a_dry_run_counts(place):
     plain = ask(place / "dry", dry_run=True, score=[])
     assert plain.headline == "dry run: 16 candidates, 16 short retrainings, 32 retrainings"
@@ -134,7 +146,7 @@ def rank(loss_after_cut, repeats, short=None):
         for number, losses in enumerate(repeats, 1):
             row[f"full {number}"] = {"loss": losses[place], "accuracy": 1 - losses[place], "train_loss": losses[place]}
         if short is not None:
-            row["short"] = {"train_loss": short[place], "accuracy": 1 - short[place]}
+            row["short"] = {"train_loss": short[place], "accuracy": 1 - short[place], "loss": -short[place]}
         figures.append(row)
     setting = Setting("a", {"a": (count, 1)})
     return oracle.Ranked(setting, cuts, figures, {}, len(repeats), 0.25 if short is not None else 0.0)
@@ -169,14 +181,77 @@ def test_the_pick_by_loss_is_given_as_many_epochs_as_short_retraining_takes():
     assert picks["oracle: lowest loss after the cut"] == 0
     assert picks["lowest loss after a short retraining"] == 6
     assert picks["the 3 of the lowest loss trained, the best of them"] == 2, "1 + 8 / 4 trainings"
+    ranked = rank(cut, [after], short)
+    taus = {one.name: one.loss.value for one in ranked.proxies}
+    assert taus[oracle.PROXIES["short"]] > 0.9, "by what is learned from, not by what judges"
+    rows = {name: share for name, _, _, share in ranked.pick_table().rows[1:]}
+    assert list(rows.values()) == ["88", "62", "12", "50", "0"], "of eight, those of a lower loss"
+
+
+def test_what_ends_better_than_the_oracle_lies_above_its_star():
+    one = rank([1.0, 2.0, 3.0, 4.0], [[0.3, 0.1, 0.2, 0.5]])
+    dots = {group.name: [x for x, _ in group.points] for group in one.dots()}
+    assert dots == {
+        "no better than the oracle": [1.0, 4.0], "better than the oracle": [2.0, 3.0], "the oracle": [1.0],
+    }  # fmt: skip
+
+
+def test_a_verdict_needs_candidates_enough():
+    rng = np.random.default_rng(0)
+    cut = np.arange(200.0)
+    verdict = {
+        name: proxy.verdict(len(values))
+        for name, values in {
+            "good": cut + 40 * rng.random(200), "none": rng.random(200), "few": rng.permutation(6),
+            "lucky": np.array([1.0, 2.0, 0.0, 3.0]), "opposite": -cut,
+        }.items()
+        for (proxy,) in [rank(cut[: len(values)], [values]).proxies]
+    }  # fmt: skip
+    assert verdict["good"] == "tells"
+    assert verdict["none"].startswith("does not tell")
+    assert verdict["few"].startswith("not decided with 6 candidates")
+    assert verdict["lucky"].startswith("not decided with 4 candidates"), "tau is 1/3, and p above 0.05"
+    assert verdict["opposite"] == "does not tell; its pick is no better than one at random"
+
+
+def test_a_candidate_that_diverges_is_named_and_the_others_are_compared(tmp_path, monkeypatch):
+    real, seen = retraining._train, []
+
+    def train(student, *given):
+        seen.append(student)
+        if len(seen) == 3:
+            raise NumericalError("loss is inf at step 2")
+        return real(student, *given)
+
+    monkeypatch.setattr(retraining, "_train", train)
+    quick = {"layers": ["1"], "repeats": 1, "epochs": 1, "proxies": [], "stack": 1}
+    sheet = ask(tmp_path, **quick)
+    assert sheet.figures["settings"][0]["candidates"] == 7
+    (note,) = (note for note in sheet.notes if "failed" in note)
+    assert "1 at 50%: 1 of " in note
+    assert "(full 1: loss is inf at step 2)" in note
+    many = len(seen)
+    assert ask(tmp_path, **{**quick, "stack": 3, "processes": 2}).figures == sheet.figures, "how it runs is no setting"
+    assert len(seen) == many
+    monkeypatch.setattr(retraining, "_train", lambda *given: (_ for _ in ()).throw(NumericalError("loss is nan")))
+    with pytest.raises(MeasurementError, match=r"8 of 8 candidates failed.*lower lr"):
+        ask(tmp_path / "all", **quick)
 
 
 def test_the_choice_of_a_score_is_marked_and_not_compared():
     one = rank([1.0, 2.0, 3.0, 4.0], [[1.0, 2.0, 3.0, 4.0]])
     choice = replace(one.candidates[0], origin="l1")
     marked = oracle.Ranked(
-        one.setting, [choice, *one.candidates[1:]], one.figures, {"l1": [0.0, 1.0, 2.0, 3.0]}, 1, 0.0
+        one.setting, [choice, *one.candidates[1:]], one.figures, {"l1": [0.0, 1.0, 3.0, 2.0]}, 1, 0.0, {"l1": 0}
     )
+    known = {proxy.name: proxy for proxy in marked.proxies}
+    assert known["score l1"].anomaly == "0 / 0", "none beats its choice, which is none of those drawn"
+    worse = replace(marked, figures=[{**one.figures[0], "full 1": one.figures[3]["full 1"]}, *one.figures[1:]])
+    (proxy,) = (found for found in worse.proxies if found.name == "score l1")
+    assert proxy.anomaly == "67 / 67", "two of the three drawn do, though it would pick the best of these"
+    assert proxy.verdict(3).endswith("no better than one at random")
+    (lost,) = (found for found in replace(marked, choices={"l1": None}).proxies if found.name == "score l1")
+    assert lost.anomaly == "– / –", "its choice could not be trained"
     assert marked.sample.tolist() == [False, True, True, True]
     assert marked.picks()["score l1"] == 0
     assert "score l1" in [dots.name for dots in marked.dots()]

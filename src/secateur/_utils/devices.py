@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_device", "find_offloaded", "is_fixed", "move", "seed"]
+__all__ = ["find_device", "find_offloaded", "free_memory", "is_fixed", "is_out_of_memory", "move", "seed"]
 
 T = TypeVar("T")
 
@@ -49,6 +50,29 @@ def find_offloaded(model: nn.Module) -> dict[str, Tensor]:
             if parameter.is_meta and leaf in stored:
                 values[f"{path}.{leaf}" if path else leaf] = stored[leaf]
     return values
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a device, or the group of processes that this one is in, has free; None where nothing says so."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    if device.type != "cpu":
+        return None
+    free = list[int]()
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text("ascii")) - int((group / "memory.current").read_text("ascii")))
+    except (OSError, ValueError):  # another system, or "max": a group without a limit
+        pass
+    return min(free, default=None)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that a device has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def seed(number: int) -> None:

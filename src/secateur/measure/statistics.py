@@ -40,6 +40,7 @@ __all__ = [
     "permutation_p",
     "proportion",
     "ratio",
+    "share_above",
     "spearman",
     "to_percent",
 ]
@@ -315,7 +316,12 @@ def anomaly_ratio(proxy: Values, outcome: Values) -> float:
     when low, such as a loss, give its negative. Source: arXiv 2412.00143.
     """
     a, b = _pairs(proxy, outcome, "an anomaly ratio")
-    return float((b > b[int(np.argmin(a))]).mean())
+    return share_above(b, b[int(np.argmin(a))])
+
+
+def share_above(outcomes: Values, one: float) -> float:
+    """Share of outcomes that are better (higher) than one, which need not be among them."""
+    return float((np.asarray(outcomes) > one).mean())
 
 
 def counterexample_ratio(proxy: Values, outcome: Values) -> float:

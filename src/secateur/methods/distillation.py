@@ -16,6 +16,7 @@ from torch import nn
 
 from secateur._utils import distributed
 from secateur._utils.batches import Batch, Batches
+from secateur._utils.disk import remove
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
@@ -279,16 +280,21 @@ def choose_shortly(
     selections = subsets.around(selection, CUTS, seed)
     brief = replace(training, steps=math.ceil(SHORT * training.whole("steps")))
 
+    def reach(number: int) -> float:
+        place = run.folder(f"shortly-{selection.budget}-{number}")
+        student, _ = subject.cut(selections[number])
+        recovery = distil(
+            subject, student, data, place, seed=seed, train_length=train_length, losses=losses, training=brief
+        )
+        course = [loss for _, loss in recovery.losses] if recovery else [math.inf]
+        return fmean(course[-max(1, len(course) // 5) :])
+
     def compare() -> list[float]:
         reached = []
-        for number, one in enumerate(selections):
-            place = run.folder(f"shortly-{selection.budget}-{number}")
-            student, _ = subject.cut(one)
-            recovery = distil(
-                subject, student, data, place, seed=seed, train_length=train_length, losses=losses, training=brief
-            )
-            course = [loss for _, loss in recovery.losses] if recovery else [math.inf]
-            reached.append(fmean(course[-max(1, len(course) // 5) :]))
+        for number in range(len(selections)):
+            name = f"shortly-{selection.budget}-{number}"
+            reached.append(run.json(f"{name}-reached", partial(reach, number)))
+            distributed.by_first(partial(remove, run.path(name)))  # of a checkpoint nothing more is wanted
         return reached
 
     reached = run.json(f"shortly-{selection.budget}", compare)

@@ -28,7 +28,7 @@ from secateur.data import examples, texts
 from secateur.data.batches import Feed, count_steps
 from secateur.data.examples import Augment, Examples
 from secateur.data.texts import Corpus
-from secateur.errors import InputError
+from secateur.errors import InputError, NumericalError
 from secateur.recover.distillation import losses
 from secateur.recover.training import loop, norms, objectives, stacked
 from secateur.recover.training.compose import Parts
@@ -49,6 +49,7 @@ __all__ = [
     "TextTask",
     "compare_shortly",
     "complete",
+    "count_fitting",
     "describe_choice",
     "mean_loss",
     "measure",
@@ -320,6 +321,18 @@ def why_alone(models: Sequence[nn.Module], task: Classifying, training: Training
     return ""
 
 
+def count_fitting(model: nn.Module, task: Classifying, batches: Iterable[Batch]) -> int | None:
+    """How many candidates like `model` half of the free memory holds as one stack, 0 for none; None if it is unknown.
+
+    batches: of training, of which the largest counts.
+    """
+    free = devices.free_memory(devices.find_device(model))
+    if free is None:
+        return None
+    largest = max(batches, key=lambda batch: max(one.numel() for one in batch.values() if isinstance(one, Tensor)))
+    return free // 2 // stacked.count_bytes(model, task.ask, largest)
+
+
 def retrain(
     models: Sequence[nn.Module],
     task: Classifying,
@@ -413,11 +426,11 @@ def _summarise(history: Sequence[Figures], whole: Figures, last: int) -> Outcome
 
 def retrain_apart(
     candidates: Sequence[Classifier], task: Classifying, training: Training, *, seed: int, last: int = 5, many: int = 2
-) -> list[Outcome]:
-    """As `retrain`, each candidate in one of `many` processes: for what can't be stacked.
+) -> Iterator[Outcome | str]:
+    """As `retrain`, each candidate in one of `many` processes and given as it ends: for what can't be stacked.
 
-    Candidates go there as folders. Raises `InputError` for a network that was given in Python, which another process
-    can't build: name its function.
+    Candidates go there as folders. For one whose loss is not finite comes what `NumericalError` says. Raises
+    `InputError` for a network that was given in Python, which another process can't build: name its function.
     """
     for one in candidates[:1]:
         if isinstance(one, Traced) and not history(one.model).built_by:
@@ -437,19 +450,23 @@ def retrain_apart(
         work = partial(_retrain_saved, task, training, seed, last)
         inputs = [one.inputs if isinstance(one, Traced) else None for one in candidates]
         with ProcessPoolExecutor(many, workers.process_context(), *start) as pool:
-            return [Outcome(**row) for row in pool.map(work, folders, inputs)]
+            for row in pool.map(work, folders, inputs):
+                yield row if isinstance(row, str) else Outcome(**row)
 
 
 def _retrain_saved(
     task: Classifying, training: Training, seed: int, last: int, folder: str, inputs: object
-) -> dict[str, Any]:
+) -> dict[str, Any] | str:
     if is_saved(folder):
         model = open_saved(folder, inputs=inputs).model
     else:
         from secateur.subjects.transformer import loading  # which loads transformers
 
         model = loading.open_subject(folder).model
-    return asdict(retrain([model], task, training, seed=seed, last=last)[0])
+    try:
+        return asdict(retrain([model], task, training, seed=seed, last=last)[0])
+    except NumericalError as error:
+        return str(error)
 
 
 # -------------------------------------------------------------------------------------------------- short retraining

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-from torch import nn
 
-from secateur._utils import rundir
+from secateur._utils import devices, rundir
 from secateur._utils.batches import Batch
 from secateur._utils.disk import atomic_write
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
-from secateur.errors import DataError, InputError, UnsupportedError
+from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
 from secateur.methods import pruning, retraining
 from secateur.methods.retraining import Classifier, Classifying, Figures, ImageTask, TextTask
 from secateur.runs.backends import of_source
@@ -32,19 +32,26 @@ from secateur.select.arrays import as_numpy
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Selection, Training, Units
 
+if TYPE_CHECKING:
+    from secateur.subjects.transformer.subject import Transformer
+
 __all__ = [
     "Candidate",
     "Part",
     "Retraining",
     "Setting",
     "Store",
+    "choice",
     "choose",
     "draw",
+    "is_drawn",
     "make_task",
     "parse_settings",
 ]
 
 Part: TypeAlias = Examples | Corpus
+Row: TypeAlias = dict[str, Any]
+"""A line of results."""
 
 _CALIBRATION = 8
 """Batches that scores, batch norms and the Hessian look at."""
@@ -111,6 +118,11 @@ def parse_settings(subject: Classifier, layers: Sequence[str], ratios: Sequence[
     units = subject.units(axis or ("channels" if isinstance(subject, Traced) else "heads"), multiple=1)
     free = {site.name: site for site in units.free()}
     for site in free.values():
+        if site.group is not None and site.kind == "heads":
+            raise UnsupportedError(
+                f"{site.name} of {type(subject.model).__name__} go in step within their groups of keys and values: "
+                "give --axis kv_groups, which cuts whole groups"
+            )
         if site.group is not None or site.coupled is not None or site.fixed is not None:
             raise UnsupportedError(f"units of {site.name} are tied to one another: choose another axis")
     settings = list[Setting]()
@@ -213,11 +225,14 @@ def _read_scores(file: Path, subject: Classifier, wanted: Mapping[str, int]) -> 
         try:
             rows = json.loads(file.read_text("utf-8"))
             rows = {str(name): np.asarray(values, float) for name, values in rows.items()}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise InputError(f"{file} holds no scores: give an object of site -> list of numbers") from error
     found = {}
     for name, values in rows.items():
-        found[name if name in wanted else _find_site(subject, dict.fromkeys(subject.units()), name)] = values
+        site = name if name in wanted else _find_site(subject, dict.fromkeys(subject.units()), name)
+        if site in found:
+            raise InputError(f"{file} has scores of {site} twice, once under the name of its layer: leave one out")
+        found[site] = values
     return found
 
 
@@ -235,23 +250,29 @@ def draw(
     origin: drawn, near a score's choice, a choice.
     """
     found = {one.id: one for keep in subsets.draw(setting.sizes, most, seed) for one in [Candidate.of(keep, "drawn")]}
-    choices = {name: _lowest(setting, numbers) for name, numbers in scores.items()}
-    for name, keep in choices.items():
+    choices = {name: choice(setting, name, numbers) for name, numbers in scores.items()}
+    for name, chosen in choices.items():
+        keep = chosen.select(setting).keep
         for other in subsets.near(keep, around, seed):
             one = Candidate.of(other, f"near {name}")
             found.setdefault(one.id, one)
-    for name, keep in choices.items():
-        one = Candidate.of(keep, name)
+    for one in choices.values():
         found.setdefault(one.id, one)
     return list(found.values())
 
 
-def _lowest(setting: Setting, scores: Mapping[str, np.ndarray]) -> subsets.Keep:
+def is_drawn(one: Candidate) -> bool:
+    """Whether it is compared: drawn, or near a score's choice, and not such a choice itself."""
+    return one.origin == "drawn" or one.origin.startswith("near ")
+
+
+def choice(setting: Setting, name: str, scores: Mapping[str, np.ndarray]) -> Candidate:
+    """What the score of that name chooses: of each site the units of the lowest `scores` go."""
     keep = {}
     for site, (units, gone) in setting.sizes.items():
         keep[site] = np.ones(units, bool)
         keep[site][np.argsort(scores[site], kind="stable")[:gone]] = False
-    return keep
+    return Candidate.of(keep, name)
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
@@ -266,7 +287,7 @@ def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: in
     if not isinstance(subject, Traced):
         from secateur.runs.backends.language import classifies  # which loads transformers
 
-        if not classifies(cast(Any, subject)):
+        if not classifies(cast("Transformer", subject)):
             raise UnsupportedError(
                 f"{type(subject.model).__name__} gives no class for a text: give a classifier of texts"
             )
@@ -278,7 +299,20 @@ def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: in
             raise DataError(f"{part.name} has no classes: give labels, for candidates are judged by them")
     if isinstance(subject, Traced):
         return ImageTask(cast(Examples, train), cast(Examples, held))
-    return TextTask(cast(Corpus, train), cast(Corpus, held), cast(Any, subject).tokenizer, length)
+    backend.check(subject, {"length": length})
+    _check_padding(cast("Transformer", subject))
+    return TextTask(cast(Corpus, train), cast(Corpus, held), cast("Transformer", subject).tokenizer, length)
+
+
+def _check_padding(subject: Transformer) -> None:
+    """Raise `InputError` where texts of several lengths can't stand in one batch."""
+    lacks = "the tokenizer" if subject.tokenizer.pad_token_id is None else ""
+    if not lacks and subject.kind == "decoder" and subject.model.config.pad_token_id is None:
+        lacks = "config.json"  # the class of a text is read off its last token before the padding
+    if lacks:
+        raise InputError(
+            f"{lacks} of {type(subject.model).__name__} names no pad token, which fills up short texts: set it"
+        )
 
 
 _HELD = 0.2
@@ -312,51 +346,135 @@ class Store:
     candidates: Sequence[Candidate]
     how: Retraining
     folder: Path
+    whats: Sequence[str] = ()
+    """What is asked for, whose failures count; all that there are if none is named."""
     notes: dict[str, None] = field(default_factory=dict)
-    _alone: str | None = None
+    _size: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         rows = (json.dumps(asdict(one)) for one in self.candidates)
         atomic_write(self.folder / "candidates.jsonl", "".join(f"{row}\n" for row in rows))
 
-    def results(self) -> dict[str, dict[str, Figures]]:
-        """Id -> what ("cut", "short", "full 1", ...) -> figures. Half a line that a kill has left is cut off."""
-        file, found = self.folder / "results.jsonl", dict[str, dict[str, Figures]]()
+    def _rows(self) -> list[Row]:
+        """Half a line that a kill has left is cut off. Raises `RunError` for a line that no run has written."""
+        file = self.folder / "results.jsonl"
         if not file.exists():
-            return found
-        text = file.read_text("utf-8")
+            return []
+        text = file.read_text("utf-8", errors="replace")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             atomic_write(file, whole)
-        for line in whole.splitlines():
-            row = json.loads(line)
-            found.setdefault(row["id"], {}).setdefault(row["what"], {}).update(row["figures"])
+        rows = list[Row]()
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                given = {name: float(value) for name, value in row.get("figures", {}).items()}
+                rows.append({"id": str(row["id"]), "what": str(row["what"]), **row, "figures": given})
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+                raise RunError(
+                    f"line {number} of {file} holds no result of a candidate: take that line out, and what it held is "
+                    "done again"
+                ) from error
+        return rows
+
+    def results(self) -> dict[str, dict[str, Figures]]:
+        """Id -> what ("cut", "short", "full 1", ...) -> figures."""
+        found = dict[str, dict[str, Figures]]()
+        for row in self._rows():
+            if "failed" not in row:
+                found.setdefault(row["id"], {}).setdefault(row["what"], {}).update(row["figures"])
         return found
 
-    def work(self, what: str) -> None:
-        """Do for every candidate what is not done: measure it after its "cut", retrain it "short", or "full 2"."""
-        known = self.results()
-        wanted = {"loss", *(set(self.how.proxies) - {"short"})} if what == "cut" else {"loss"}
-        left = [one for one in self.candidates if not wanted <= set(known.get(one.id, {}).get(what, {}))]
-        size = self.how.stack if self.how.stack > 1 else 4 * self.how.processes
-        for start in range(0, len(left), size):
-            chunk = left[start : start + size]
-            cuts = [self.subject.cut(one.select(self.setting))[0] for one in chunk]
-            found = self._measure(cuts) if what == "cut" else self._retrain(cuts, what)
-            rows = [
-                json.dumps({"id": one.id, "what": what, "figures": figures})
-                for one, figures in zip(chunk, found, strict=True)
-            ]
-            with (self.folder / "results.jsonl").open("a", encoding="utf-8") as out:
-                out.write("".join(f"{row}\n" for row in rows))
+    def failures(self) -> dict[str, str]:
+        """Id -> of each candidate whose figures were not finite in what, and why; nothing more is done for it."""
+        whats = set(self.whats)
+        return {
+            row["id"]: f"{row['what']}: {row['failed']}"
+            for row in self._rows()
+            if "failed" in row and (not whats or row["what"] in whats)
+        }
 
-    def _together(self, models: Sequence[nn.Module]) -> bool:
-        if self._alone is None:
-            self._alone = retraining.why_alone(models, self.task, self.how.training)
-            if self._alone:
-                self.notes[f"{self.setting.name}: candidates were trained one by one, for {self._alone}"] = None
-        return not self._alone and self.how.stack > 1
+    def work(self, what: str) -> None:
+        """Do for every candidate what is not done: measure it after its "cut", retrain it "short", or "full 2".
+
+        Each is written as it ends, those of a stack together. One whose figures are not finite is written as failed.
+        """
+        known, failed = self.results(), self.failures()
+        wanted = {"loss", *(set(self.how.proxies) - {"short"})} if what == "cut" else {"loss"}
+        left = [
+            one
+            for one in self.candidates
+            if one.id not in failed and not wanted <= set(known.get(one.id, {}).get(what, {}))
+        ]
+        if left and not self._size:
+            self._size = self._find_size()
+        while left:
+            alone = self.how.processes if self._size == 1 and what != "cut" else 1
+            chunk = left[: self._size if self._size > 1 else 4 * alone if alone > 1 else 1]
+            if self._try(chunk, what):
+                left = left[len(chunk) :]
+            elif self._size == 1 or len(chunk) == 1:
+                many = f"{self.how.processes} processes" if len(chunk) > 1 else "a single candidate"
+                raise InputError(
+                    f"{self.setting.name}: memory is out with {many}: give a smaller train_batch or length, or fewer "
+                    "processes"
+                )
+            else:
+                self._size = len(chunk) // 2
+                self.notes[f"{self.setting.name}: stacks of {self._size}, for memory was out with more"] = None
+
+    def _find_size(self) -> int:
+        """How many are trained as one: 1 where they can't be, or memory holds no more."""
+        if self.how.stack == 1:
+            return 1
+        few = [self._cut(one).model for one in self.candidates[:2]]
+        try:
+            reason = retraining.why_alone(few, self.task, self.how.training)
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            reason = "memory is out with two"
+        if not reason:
+            batches = _take(self.task, self.how.training.whole("batch"), self.how.seed)
+            fit = retraining.count_fitting(few[0], self.task, batches)
+            size = self.how.stack if fit is None else min(self.how.stack, fit)
+            if size > 1:
+                return size
+            reason = "memory holds no more"
+        self.notes[f"{self.setting.name}: candidates were trained one by one, for {reason}"] = None
+        return 1
+
+    def _try(self, chunk: Sequence[Candidate], what: str) -> bool:
+        """Do it for some together and write them; where one's loss is not finite, for each. Whether memory did."""
+        cuts = [self._cut(one) for one in chunk]
+        try:
+            found = self._measure(cuts) if what == "cut" else self._retrain(cuts, what)
+            for one, figures in zip(chunk, found, strict=True):
+                self._write(one, what, figures)
+            return True
+        except NumericalError as error:
+            if len(chunk) == 1:
+                self._write(chunk[0], what, str(error))
+                return True
+        except RuntimeError as error:
+            if not devices.is_out_of_memory(error):
+                raise
+            return False
+        del cuts
+        return all(self._try([one], what) for one in chunk)
+
+    def _write(self, one: Candidate, what: str, found: Figures | str) -> None:
+        row: Row = {"id": one.id, "what": what}
+        if not isinstance(found, str):
+            wrong = [name for name, value in found.items() if not math.isfinite(value)]
+            found = f"{wrong[0]} is {found[wrong[0]]}" if wrong else found
+        row["failed" if isinstance(found, str) else "figures"] = found
+        with (self.folder / "results.jsonl").open("a", encoding="utf-8") as out:
+            out.write(f"{json.dumps(row)}\n")
+
+    def _cut(self, one: Candidate) -> Classifier:
+        return self.subject.cut(one.select(self.setting))[0]
 
     def _measure(self, cuts: Sequence[Classifier]) -> list[Figures]:
         models = [cut.model for cut in cuts]
@@ -367,7 +485,7 @@ class Store:
             self.task,
             self.how.proxies,
             dense=self.subject.model,
-            together=self._together(models),
+            together=len(models) > 1,
             calibration=batches,
         )
         errors = [cut.error for cut in cuts if isinstance(cut, Traced)]
@@ -376,15 +494,16 @@ class Store:
             for one, error in zip(found, errors or [0.0] * len(found), strict=True)
         ]
 
-    def _retrain(self, cuts: Sequence[Classifier], what: str) -> list[Figures]:
+    def _retrain(self, cuts: Sequence[Classifier], what: str) -> Iterator[Figures | str]:
         """A repeat has a seed of its own, which all candidates share; the short retraining has another."""
         training, last = (self.how.short, 1) if what == "short" else (self.how.training, self.how.last)
         assert training is not None
         seed = 1000 * (self.how.seed + 1) + (0 if what == "short" else int(what.split()[1]))
-        models = [cut.model for cut in cuts]
-        together = self._together(models)
-        if not together and self.how.processes > 1:
-            found = retraining.retrain_apart(cuts, self.task, training, seed=seed, last=last, many=self.how.processes)
-        else:
-            found = retraining.retrain(models, self.task, training, seed=seed, last=last, together=together)
-        return [asdict(one) for one in found]
+        if self._size == 1 and self.how.processes > 1:
+            each = retraining.retrain_apart(cuts, self.task, training, seed=seed, last=last, many=self.how.processes)
+            for one in each:
+                yield one if isinstance(one, str) else asdict(one)
+            return
+        models, together = [cut.model for cut in cuts], len(cuts) > 1
+        for found in retraining.retrain(models, self.task, training, seed=seed, last=last, together=together):
+            yield asdict(found)

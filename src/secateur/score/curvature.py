@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError
@@ -46,7 +47,7 @@ def trace(
     try:
         for weight in learnt:
             weight.requires_grad_(True)
-        with evaluating(model), torch.enable_grad():
+        with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # others have one derivative only
             for batch in batches:
                 first = torch.autograd.grad(loss(batch), learnt, create_graph=True, materialize_grads=True)
                 for _ in range(draws):

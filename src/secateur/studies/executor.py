@@ -75,6 +75,7 @@ def study(
     keywords.check_seed(*own.get("seeds", ()))
     subject, examples, hashes = _open(study, card, module, model, data, device)
     planned = module.plan(subject, examples, **own, **rest)
+    hashes |= _hash_judged(subject, own.get("judged"))
     if dry_run:
         rows = [["What", "How many"], *([name, str(count)] for name, count in planned.items())]
         summary = ", ".join(f"{count} {name}" for name, count in planned.items())
@@ -87,7 +88,8 @@ def study(
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
     named = _source_names(subject, model, data, examples)
-    with open_run(out, settings, {**grid, **named}, overwrite=overwrite) as run:
+    older = {name: hashes[name] for name in ("judged_sha256",) if name in hashes}  # which their records do not have
+    with open_run(out, settings, {**grid, **named}, overwrite=overwrite, defaults=older) as run:
         progress = iter if examples is None else _announce
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
         record = run.root / "run.yaml"
@@ -162,6 +164,13 @@ def _open(
         if getattr(examples, "targets", None):
             raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
     return subject, examples, {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
+
+
+def _hash_judged(subject: Source, judged: Data) -> dict[str, str]:
+    """The hash of the data that results are judged on, where a study takes some and they were given."""
+    if judged is None or (isinstance(judged, str) and not judged):
+        return {}
+    return {"judged_sha256": of_source(subject).read(judged).digest}
 
 
 def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, str]:

@@ -13,11 +13,11 @@ best epoch, which is picked on what judges it, stands in items.jsonl, the table 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from annotated_types import Ge, Gt, Lt
@@ -44,7 +44,7 @@ STUDY = {
     "recipe": "",
     "backend": "any",
     "sets": "",
-    "grid": "layers ratios candidates around score proxies repeats",
+    "grid": "layers ratios candidates around score proxies repeats stack processes",
 }
 
 PROXIES = {
@@ -59,10 +59,13 @@ PROXIES = {
 SHORT_JUDGED = "judged accuracy after a short retraining"
 
 STACK = 64
-"""Candidates that are trained as one."""
+"""Candidates that are trained as one, where memory holds as many."""
 
 FAILS, CHANCE = 0.2, 0.05
-"""Up to which tau, and from which p on, a proxy is said to tell nothing; the paper's reading."""
+"""Tau above which, and p up to which, a proxy is said to tell something; the paper's reading."""
+
+HALF = 0.5
+"""Share of candidates that beat a pick from which on it is no better than one at random."""
 
 Row = dict[str, Any]
 """Names and figures, as JSON has them."""
@@ -86,19 +89,44 @@ class Proxy:
         return self.loss is not None and self.loss.value > FAILS and self.other["loss"]["p"]["kendall"] <= CHANCE
 
     @property
+    def flagged(self) -> bool:
+        """Whether half of the candidates or more beat its pick, in loss or in accuracy."""
+        shares = [self.other[kind]["anomaly"] for kind in ("loss", "accuracy")]
+        return any(share is not None and share >= HALF for share in shares)
+
+    @property
     def anomaly(self) -> str:
         """Shares of candidates that beat its pick, in loss and in accuracy, in percent."""
-        return " / ".join(f"{100 * self.other[kind]['anomaly']:.0f}" for kind in ("loss", "accuracy"))
+        shares = [self.other[kind]["anomaly"] for kind in ("loss", "accuracy")]
+        return " / ".join("–" if share is None else f"{100 * share:.0f}" for share in shares)
+
+    def verdict(self, count: int) -> str:
+        """Whether it tells something: that it does not is said only where its whole interval is at most `FAILS`."""
+        high = None if self.loss is None else self.loss.high
+        if self.tells:
+            told = "tells"
+        elif high is not None and high <= FAILS:
+            told = "does not tell"
+        else:
+            told = f"not decided with {count} candidates"
+        return f"{told}; its pick is no better than one at random" if self.flagged else told
 
 
-def _compare(name: str, proxy: Sequence[float], loss: Sequence[float], accuracy: Sequence[float]) -> Proxy:
+Pick: TypeAlias = int | None
+"""Place of the candidate that is picked; None where it could not be trained."""
+
+
+def _compare(
+    name: str, proxy: np.ndarray, loss: np.ndarray, accuracy: np.ndarray, inside: np.ndarray, pick: Pick
+) -> Proxy:
     taus: dict[str, Figure | None] = {}
     other: Row = {}
-    for kind, values in (("loss", loss), ("accuracy", accuracy)):
-        better = np.asarray(values) * (-1.0 if kind == "loss" else 1.0)
+    proxy = proxy[inside]
+    for kind, every in (("loss", loss), ("accuracy", accuracy)):
+        sign, values = -1.0 if kind == "loss" else 1.0, every[inside]
         other[kind] = {
-            "anomaly": statistics.anomaly_ratio(proxy, better),
-            "counterexamples": statistics.counterexample_ratio(proxy, better),
+            "anomaly": None if pick is None else statistics.share_above(sign * values, sign * every[pick]),
+            "counterexamples": statistics.counterexample_ratio(proxy, sign * values),
         }
         try:
             taus[kind] = statistics.kendall(proxy, values)
@@ -126,6 +154,8 @@ class Ranked:
     repeats: int
     share: float
     """Of the epochs that the short retraining has; 0 where there was none."""
+    choices: Mapping[str, Pick] = field(default_factory=dict)
+    """Score -> the place of its own choice; None where that could not be trained."""
 
     def column(self, what: str, name: str) -> np.ndarray:
         """[candidates]: a figure; of "full" the mean over repeats."""
@@ -137,8 +167,7 @@ class Ranked:
     @property
     def sample(self) -> np.ndarray:
         """Which candidates are compared: those drawn and those near a score's choice, not the choices themselves."""
-        origins = [one.origin for one in self.candidates]
-        return np.array([origin == "drawn" or origin.startswith("near ") for origin in origins])
+        return np.array([drawing.is_drawn(one) for one in self.candidates])
 
     def proxy_values(self) -> dict[str, np.ndarray]:
         """Proxy -> [candidates], lower is to mean better."""
@@ -152,8 +181,11 @@ class Ranked:
     @cached_property
     def proxies(self) -> list[Proxy]:
         """Each proxy compared with what comes of retraining, the best first."""
-        loss, accuracy = (self.column("full", name)[self.sample] for name in ("loss", "accuracy"))
-        found = [_compare(name, values[self.sample], loss, accuracy) for name, values in self.proxy_values().items()]
+        loss, accuracy, inside = self.column("full", "loss"), self.column("full", "accuracy"), self.sample
+        places, found = np.flatnonzero(inside), list[Proxy]()
+        for name, values in self.proxy_values().items():
+            pick = self.choices.get(name.removeprefix("score "), int(places[np.argmin(values[places])]))
+            found.append(_compare(name, values, loss, accuracy, inside, pick))
         return sorted(found, key=lambda one: -abs(one.loss.value) if one.loss else 0.0)
 
     def picks(self) -> dict[str, int]:
@@ -171,7 +203,7 @@ class Ranked:
             found[f"the {many} of the lowest loss trained, the best of them"] = int(best[np.argmin(reached[best])])
             short = self.column("short", "train_loss")
             found["lowest loss after a short retraining"] = int(places[np.argmin(short[places])])
-        found |= {f"score {name}": int(np.argmin(sums)) for name, sums in self.scores.items()}
+        found |= {f"score {name}": place for name, place in self.choices.items() if place is not None}
         return found
 
     # ------------------------------------------------------------------------------------------------------ tables
@@ -190,15 +222,18 @@ class Ranked:
                     f"{tested['kendall']:.2g}" if tested else "–",
                     one.anomaly,
                     f"{100 * one.other['loss']['counterexamples']:.0f}",
-                    "tells something" if one.tells else "tells nothing",
+                    one.verdict(count),
                 ]
             )
         words = (
             f"{count} of {self.setting.ways:,} cuts. tau: Kendall's tau-b with the mean of the last epochs over "
             f"{self.repeats} repeats, with its 95 % interval over candidates; a proxy that tells nothing has 0 give or "
-            f"take {statistics.kendall_deviation(count):.2f}. Beat its pick: candidates with a lower loss / a higher "
-            "accuracy than the one of the lowest proxy. Counterexamples: pairs in which the lower proxy has the higher "
-            f"loss. A proxy tells something where tau with the loss is above {FAILS} and p at most {CHANCE}."
+            f"take {statistics.kendall_deviation(count):.2f}. Beat its pick: of those compared, which are the cuts "
+            "drawn, candidates with a lower loss / a higher accuracy than the one of them with the lowest proxy, or "
+            "than what a score itself chooses of all cuts. Counterexamples: pairs "
+            "in which the lower proxy has the higher loss. "
+            f"A proxy tells where tau with the loss is above {FAILS} and p at most {CHANCE}; it does not where the "
+            f"whole interval of tau is at most {FAILS}; all else more candidates would have to decide."
         )
         return Table(f"{self.setting.name}: what ranks candidates before they are retrained", rows, words)
 
@@ -215,10 +250,11 @@ class Ranked:
         for name, place in self.picks().items():
             add(name, place)
         rows.append(["one at random", f"{loss[inside].mean():.4g}", f"{100 * accuracy[inside].mean():.1f}", "50"])
-        add("the best there is", int(np.flatnonzero(inside)[np.argmin(loss[inside])]))
+        add("the best of the drawn", int(np.flatnonzero(inside)[np.argmin(loss[inside])]))
         words = (
             "After the whole retraining. The second row spends on whole trainings what the third spends on short ones. "
-            "Better ones: candidates with a lower loss."
+            "Lowest and best are of the cuts drawn; a score's choice is of all cuts. Better ones: cuts drawn that have "
+            "a lower loss."
         )
         return Table(f"{self.setting.name}: what is picked", rows, words)
 
@@ -259,7 +295,10 @@ class Ranked:
             "ways": self.setting.ways,
             "candidates": int(self.sample.sum()),
             "chance": statistics.kendall_deviation(int(self.sample.sum())),
-            "proxies": [{**asdict(one), "tells": one.tells} for one in self.proxies],
+            "proxies": [
+                {**asdict(one), "tells": one.tells, "verdict": one.verdict(int(self.sample.sum()))}
+                for one in self.proxies
+            ],
             "picks": {name: self.candidates[place].id for name, place in self.picks().items()},
             "picked": {
                 name: {key: float(self.column("full", key)[place]) for key in ("loss", "accuracy")}
@@ -298,7 +337,8 @@ class Ranking:
             panels,
             "training loss after the cut",
             "accuracy, %",
-            "The star is the cut of the lowest loss. What lies above its line is better, though its loss was higher.",
+            "The star is the cut of the lowest loss of those drawn. What lies above its line is better, though its "
+            "loss was higher.",
         )
         figures = {"settings": [one.summary() for one in self.settings]}
         items = [item for one in self.settings for item in one.items()]
@@ -380,7 +420,7 @@ def oracle(
         judged: data to judge on; a fifth of the data is held out unless given.
         length: tokens of a text.
         stack: candidates that are trained as one, 1 for none; 64 unless given, and none for convolutions on a CPU,
-            which gain nothing by it.
+            which gain nothing by it; fewer where memory holds no more.
         processes: in which candidates are trained that can't be stacked.
         epochs: of a retraining.
         train_batch: examples per step.
@@ -395,11 +435,11 @@ def oracle(
     settings = drawing.parse_settings(subject, layers, ratios, axis)
     batch = how.training.whole("batch")
     scores = {name: drawing.choose(subject, task, name, settings, batch=batch, seed=seed) for name in score}
+    whats = ["cut", *(["short"] if how.short else []), *(f"full {repeat}" for repeat in range(1, repeats + 1))]
     stores = []
     for setting in settings:
         cuts = drawing.draw(setting, candidates, scores, around=around, seed=seed)
-        stores.append(Store(subject, task, setting, cuts, how, Path(folder, setting.folder)))
-    whats = ["cut", *(["short"] if how.short else []), *(f"full {repeat}" for repeat in range(1, repeats + 1))]
+        stores.append(Store(subject, task, setting, cuts, how, Path(folder, setting.folder), whats))
     for job in progress([Job(store, what) for store in stores for what in whats]):
         job.store.work(job.what)
     ranked = [_rank(store, scores, repeats, short if how.short else 0.0) for store in stores]
@@ -408,16 +448,28 @@ def oracle(
     return Ranking(ranked, (*notes, *dict.fromkeys(note for store in stores for note in store.notes)))
 
 
-def _rank(store: Store, scores: dict[str, dict[str, np.ndarray]], repeats: int, share: float) -> Ranked:
-    results = store.results()
-    sums = {
-        name: [
+def _rank(store: Store, scores: Mapping[str, Mapping[str, np.ndarray]], repeats: int, share: float) -> Ranked:
+    """What was trained, compared; what failed stands in the notes. Raises `MeasurementError` where too few are left."""
+    results, failed = store.results(), store.failures()
+    there = [one for one in store.candidates if one.id not in failed]
+    lost = [one.id for one in store.candidates if one.id in failed]
+    if lost:
+        names = ", ".join(f"{name} ({failed[name]})" for name in lost[:3]) + (", ..." if len(lost) > 3 else "")
+        words = (
+            f"{store.setting.name}: {len(lost)} of {len(store.candidates)} candidates failed and are left out: {names}"
+        )
+        store.notes[words] = None
+        if sum(drawing.is_drawn(one) for one in there) < 3:
+            raise MeasurementError(f"{words}; give a lower lr, in another folder")
+    sums, choices, places = {}, dict[str, Pick](), {one.id: place for place, one in enumerate(there)}
+    for name, numbers in scores.items():
+        every = [
             float(sum(numbers[site][list(gone)].sum() for site, gone in one.removed.items()))
             for one in store.candidates
         ]
-        for name, numbers in scores.items()
-    }
-    return Ranked(store.setting, store.candidates, [results[one.id] for one in store.candidates], sums, repeats, share)
+        sums[name] = [value for value, one in zip(every, store.candidates, strict=True) if one.id in places]
+        choices[name] = places.get(drawing.choice(store.setting, name, numbers).id)
+    return Ranked(store.setting, there, [results[one.id] for one in there], sums, repeats, share, choices)
 
 
 def _settle(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -280,11 +281,13 @@ def test_a_score_of_ones_own_is_taken_from_a_file(tmp_path):
 
 
 def test_a_short_distillation_picks_among_cuts_of_the_same_widths_once(tmp_path, monkeypatch):
-    asked, real = [], distillation.distil
+    asked, students, real = [], [], distillation.distil
 
     def distil(*given, **how):
         asked.append(how["training"].steps)
-        return real(*given, **how)
+        students.append([tensor.clone() for tensor in given[1].model.state_dict().values()])
+        recovery = real(*given, **how)
+        return replace(recovery, losses=((1, 7.0 - len(asked) % 7),)) if how["training"].steps == 1 else recovery
 
     monkeypatch.setattr(distillation, "distil", distil)
     quick = {"steps": 5, "train_batch": 4, "first": 0, "last": 0}
@@ -293,9 +296,13 @@ def test_a_short_distillation_picks_among_cuts_of_the_same_widths_once(tmp_path,
     assert asked == [0, *[1] * 8, 5], "a tenth of the recovery for each of eight cuts"
     assert result.cut.removed == plain.cut.removed
     assert result.cut.after == plain.cut.after
-    reached = [float(number) for number in json.loads(next((tmp_path / "short").rglob("shortly-*.json")).read_text())]
+    reached = [float(number) for number in json.loads(next((tmp_path / "short").rglob("shortly-*%.json")).read_text())]
     assert len(reached) == 8
     best = int(np.argmin(reached))
+    assert best == 4, "the one that was told to be lowest, and not the scores' own"
+    assert all(torch.equal(one, other) for one, other in zip(students[9], students[1 + best], strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(students[9], students[1], strict=True))
+    assert not list((tmp_path / "short").rglob("shortly-*/")), "no checkpoint of what was only tried"
     assert result.notes[-1] == retraining.describe_choice(best, reached)
     results(tmp_path / "short", "params=75%", select_by="short-retrain", **quick)
     assert asked[10:] == [5], "the choice is kept"

@@ -18,11 +18,12 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur._utils import devices
+from secateur._utils.modes import evaluating
 from secateur.recover.training import optimizers
 from secateur.recover.training.optimizers import MakeOptimizer
 from secateur.vocabulary import Training
 
-__all__ = ["Ask", "Stacked", "adjust_optimizer", "stackable", "why_not"]
+__all__ = ["Ask", "Stacked", "adjust_optimizer", "count_bytes", "stackable", "why_not"]
 
 Batch: TypeAlias = Mapping[str, Any]
 Ask: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -59,7 +60,7 @@ class Stacked(nn.Module):
             return answer
 
         with sdpa_kernel(SDPBackend.MATH):  # vmap goes through the others model by model
-            answers: Tensor = torch.vmap(one, randomness="different")(weights)
+            answers: Tensor = torch.vmap(one, randomness="same")(weights)  # as for each alone, under one seed
         return answers
 
     def unstack(self, number: int) -> nn.Module:
@@ -114,7 +115,7 @@ def stackable(models: Sequence[nn.Module], ask: Ask, batch: Batch) -> bool:
     """Whether a stack of the models answers a batch as each does alone, to 1e-4 of the largest answer.
 
     False for models of several shapes or that learn unequal parts, and for what vmap can't run: Python code that
-    follows the data.
+    follows the data. Raises torch's error where memory is out, which says nothing of them.
     """
     shapes = [{n: (one.shape, one.requires_grad) for n, one in _tensors(model).items()} for model in models]
     if any(one != shapes[0] for one in shapes):
@@ -126,7 +127,9 @@ def stackable(models: Sequence[nn.Module], ask: Ask, batch: Batch) -> bool:
         stack = Stacked(models, ask).eval()  # the pass has moved running statistics
         with torch.no_grad():
             together = stack(batch)
-    except (RuntimeError, NotImplementedError, ValueError):
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if devices.is_out_of_memory(error):
+            raise
         return False
     with torch.no_grad():
         for number in {0, len(models) - 1}:
@@ -134,6 +137,30 @@ def stackable(models: Sequence[nn.Module], ask: Ask, batch: Batch) -> bool:
             if not torch.allclose(together[number], alone, atol=1e-4 * float(alone.abs().max().clamp(min=1e-6))):
                 return False
     return True
+
+
+def count_bytes(model: nn.Module, ask: Ask, batch: Batch) -> int:
+    """Bytes of one more model in a stack in training: seven of itself, and what a pass keeps for the way back.
+
+    Seven: the model as it is given, the stack, gradients, two states of an optimiser, and two for what is made on the
+    way.
+    """
+    own = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(model).values()
+    }
+    kept = dict[int, int]()
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    watch = torch.autograd.graph.saved_tensors_hooks(count, lambda one: one)
+    with torch.enable_grad(), evaluating(model), sdpa_kernel(SDPBackend.MATH), watch:
+        answer = ask(model, devices.move(batch, model))  # held, for addresses of what is freed are given out anew
+    del answer
+    return 7 * sum(own.values()) + sum(kept.values())
 
 
 def adjust_optimizer(training: Training, *, momentum: float, betas: tuple[float, float]) -> MakeOptimizer:
