@@ -30,5 +30,4 @@ COMMAND = Command(
     },
     needed={"TABLE": "table", "--model": "model", "--out": "out"},
     example="secateur conflicts facts.jsonl --model MODEL --out prompts.jsonl",
-    config="",
 )

@@ -56,7 +56,7 @@ def _check(typed: dict[str, Any]) -> None:
 
 def _complete(typed: dict[str, object]) -> None:
     """No data, where the recipe does without: quality is not measured then."""
-    if "recipe" in typed and recipes.data(str(typed["recipe"])).endswith("| None"):
+    if "recipe" in typed and recipes.data_kind(str(typed["recipe"])).endswith("| None"):
         typed.setdefault("data", None)
 
 

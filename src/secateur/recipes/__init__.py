@@ -26,7 +26,7 @@ from secateur.vocabulary import Result
 __all__ = [
     "Option",
     "cards",
-    "data",
+    "data_kind",
     "describe",
     "describe_bounds",
     "find",
@@ -129,7 +129,7 @@ def subject(name: str) -> str:
     return ast.unparse(first.annotation) if first.annotation else ""
 
 
-def data(name: str) -> str:
+def data_kind(name: str) -> str:
     """What the recipe called `name` reads, as the annotation of its second parameter is written."""
     place = _locate(name)
     for second in _function(_parse(place.text()), place.function).args.args[1:2]:
