@@ -79,7 +79,8 @@ class Operator(nn.Module):
     def forward(self, states: Tensor, mask: Tensor, *, centred: bool = False) -> Tensor:
         """(M * D) states [.., d], in the number type of `states`; in float64 if that is theirs."""
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-        low, high, scale, mask = (one.to(wide) for one in (self.L0, self.L1, self.scale, mask))
+        # A model that is split over devices writes on several of them.
+        low, high, scale, mask = (one.to(states.device, wide) for one in (self.L0, self.L1, self.scale, mask))
         with torch.autocast(states.device.type, enabled=False):
             inner = nn.functional.linear(states.to(wide), low)
             inner = inner * scale if self.variant == "paper" else inner
@@ -157,7 +158,8 @@ class Hybrid(nn.Module):
 
     def orthogonality(self, distance: Distance = "square") -> Tensor:
         """The sum of `orthogonality` over all places, with gradient."""
-        return torch.stack([orthogonality(operator.L0, distance) for operator in self._each()]).sum()
+        place = self.now.device
+        return torch.stack([orthogonality(one.L0, distance).to(place) for one in self._each()]).sum()
 
     def _each(self) -> Iterator[Operator]:
         for operator in self.operators:

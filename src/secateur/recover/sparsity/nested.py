@@ -210,7 +210,8 @@ class Nested:
             if share is None:
                 return y
             gate = devices.move(share[place.unit], y).to(y.dtype)
-            return gate * y + (1 - gate) * x  # exact at 0 and 1
+            # Exact at 0 and 1; what went in may lie on another device than what came out, where a model is split.
+            return gate * y + (1 - gate) * devices.move(x, y)
 
         return skip
 
