@@ -122,7 +122,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("bert", folder / "sentence-transformers" / "all-MiniLM-L6-v2", sentence=True)
     tiny.folder("llama", folder / "llama")
     tiny.folder("mixtral", folder / "mixtral")
-    for name, seed in (("teacher", 3), ("second", 4), ("tuned", 5)):
+    for name, seed in (("teacher", 3), ("second", 4), ("learnt", 5)):
         tiny.taught(tiny.model("llama", seed), 40, seed).save_pretrained(folder / name)
         tiny.tokenizer().save_pretrained(folder / name)
     for name in ("masked-bert", "second-teacher"):
@@ -142,7 +142,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "asked.jsonl").write_text('{"question": "What treats asthma?"}\n', "utf-8")
     task = {"task": "facts", "prompt": "Q: {question}\nA:", "tokens": 4}
     rows = [task, *({"question": text, "answer": text.split()[0]} for text in tiny.sentences(4))]
-    (folder / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
+    (folder / "quiz.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", "utf-8")
     first, second, third = tiny.sentences(3)
     (folder / "passage.txt").write_text(f"{first}. {second}. What is pruned grows back. {third}.", "utf-8")
     rows = [{"question": first, "passages": [[second, first], [third]], "kept": [[1], []]}] * 4
@@ -369,7 +369,7 @@ def test_the_table_of_a_recipes_options_has_each_with_an_explanation() -> None:
 
 def test_recipes_stand_in_the_navigation_without_being_listed() -> None:
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
-    assert not [name for name in recipes.cards() if name in text]
+    assert not [name for name in recipes.cards() if re.search(rf"\b{name}\b", text)]
 
 
 @pytest.mark.parametrize("language", ["sh", "console", ""])
