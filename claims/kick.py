@@ -61,8 +61,8 @@ def perplexity(seed: int, amount: str, recover: int = 0) -> float:
 def headline(seed: int) -> Figures:
     whole = perplexity(seed, "")
     fine = [amount for amount in SHARES if perplexity(seed, amount) < 1.1 * whole]
-    last = fine[-1] if fine else SHARES[0]
-    return {"where perplexity says fine": kept(seed, last, "closed book"), "95 %": 0.95}
+    # Where perplexity calls nothing fine, nothing goes, and all facts stay.
+    return {"where perplexity says fine": kept(seed, fine[-1], "closed book") if fine else 1.0, "95 %": 0.95}
 
 
 @claim(

@@ -32,8 +32,22 @@ from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "SCORERS", "Item", "Judge", "Line", "Summary", "Task", "build_prompt", "export_task", "judge_by_likelihood",
-    "judge_by_model", "read_lines", "read_tasks", "run_task", "scores_by_item", "summarise",
+    "SCORERS",
+    "Item",
+    "Judge",
+    "Line",
+    "Summary",
+    "Task",
+    "build_prompt",
+    "check_tasks",
+    "export_task",
+    "judge_by_likelihood",
+    "judge_by_model",
+    "read_lines",
+    "read_tasks",
+    "run_task",
+    "scores_by_item",
+    "summarise",
 ]  # fmt: skip
 
 LETTERS = "ABCDEFGHIJ"
@@ -172,6 +186,18 @@ def _read_book(path: Path, rows: Sequence[tuple[str, Row]], settings: Row, more:
 
 _OF_LETTERS = ("letter", "boxed", "exact", "judge")
 """Scorers that tell whether the letter of an option is right."""
+
+
+def check_tasks(tasks: Sequence[Task], judge: str) -> None:
+    """Refuse two tasks of one name, and tasks that a judge scores where none is given."""
+    names = [task.name for task in tasks]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f'two tasks are called {name!r}: give them other names ("task" in their first lines)')
+    if not judge and (judged := [task.name for task in tasks if task.scorer == "judge"]):
+        raise InputError(f"{judged[0]} is scored by a judge: give one (--judge likelihood, a folder or an address)")
+
+
 _SETTINGS = ("task", "scorer", "prompt", "tokens", "temperature", "top_p", "stop", "chat", "shots", "role", "ends")
 
 

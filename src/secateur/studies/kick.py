@@ -441,11 +441,7 @@ def _read_all(files: Sequence[str], judge: str) -> list[Task]:
     if not files:
         raise InputError("study kick asks tasks: give JSONL files (--tasks facts.jsonl)")
     found = [task for file in files for task in asking.read_tasks(file)]
-    for name in {task.name for task in found}:
-        if sum(task.name == name for task in found) > 1:
-            raise InputError(f'two tasks are called {name!r}: give them other names ("task" in their first lines)')
-    if not judge and (judged := [task.name for task in found if task.scorer == "judge"]):
-        raise InputError(f"{judged[0]} is scored by a judge: give one (--judge likelihood, a folder or an address)")
+    asking.check_tasks(found, judge)
     return found
 
 

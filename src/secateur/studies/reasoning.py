@@ -245,11 +245,7 @@ def _read_all(names: Sequence[str], made: _Made, judge: str) -> list[Task]:
     if not names:
         raise InputError(f"study reasoning asks tasks: give JSONL files, or some of {', '.join(puzzles.KINDS)}")
     found = [task for one in names for task in (made.read(one) if one in puzzles.KINDS else asking.read_tasks(one))]
-    for name in {task.name for task in found}:
-        if sum(task.name == name for task in found) > 1:
-            raise InputError(f'two tasks are called {name!r}: give them other names ("task" in their first lines)')
-    if not judge and (judged := [task.name for task in found if task.scorer == "judge"]):
-        raise InputError(f"{judged[0]} is scored by a judge: give one (--judge likelihood, a folder or an address)")
+    asking.check_tasks(found, judge)
     return found
 
 
