@@ -77,7 +77,7 @@ def names(seen: Iterable[CodeType]) -> Iterator[str]:
     for code in seen:
         path, name = Path(code.co_filename), code.co_qualname.partition(".<locals>")[0]
         is_function = code.co_flags & inspect.CO_OPTIMIZED and not name.startswith("<")
-        if is_function and any(path.is_relative_to(ROOT / place) for place in PLACES):
+        if is_function and path.suffix == ".py" and any(path.is_relative_to(ROOT / place) for place in PLACES):
             found.add(f"{path.relative_to(ROOT).as_posix()}:{name}")
     yield from sorted(found)
 
