@@ -1085,7 +1085,7 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     elsewhere(half.model.lm_head)
     for teacher, words in [
         (away, "the student is on cpu and its teacher on cuda:0: say device=cpu or teacher-device=cuda:0"),
-        (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
+        (half, "the teacher lies on cpu and cuda:0, and nothing brings its states along: open it with device_map"),
         (
             tmp_path / "other",
             "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*let each read",

@@ -151,7 +151,8 @@ def distill(
         validation: share of the training data to judge by meanwhile and not to learn from; 0.1 with patience, else 0.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: seed of the random generators.
-        device: device of the models; training uses a GPU if there is one.
+        device: device of the models, or "auto" to split a transformer's folder over all there are; training uses a GPU
+            if there is one.
         teacher_device: device of the teachers, where that is another, such as cuda:1; "auto" splits them over all
             devices, and over the memory of the host. What they say is brought to the student's device.
         teacher_bits: 8 or 4: round the weights of the teachers' linears to so many, so that they take less room. 0
