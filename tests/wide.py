@@ -59,6 +59,8 @@ WIDE = {
     },
     "test_second_device.py::test_networks_are_measured_on_the_card_as_on_the_cpu": {"boxes"},
     "test_several_processes.py::test_two_processes_train_as_one_with_the_same_global_batch": {"yolov4_group_sad"},
+    # Its networks train as those of kd_data_pruning do, by one loop.
+    "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},
     "test_training_options.py::test_the_model_of_a_budget_is_gone_when_the_next_one_is_made": {
         "magnitude", "owl", "sparsegpt", "wanda",
     },

@@ -467,6 +467,8 @@ def open_run(
     settings: what a run that goes on must have been begun with. about: what run.yaml says beside them. shared: whether
     several processes open it together. defaults: settings that a record of an older version may lack.
     """
+    if not shared and distributed.count() > 1:
+        raise InputError("this command runs in one process: start it without torchrun or accelerate launch")
     about = {**about, "versions": describe_machine()}
     with (
         guard(Path(out)),
