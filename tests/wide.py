@@ -17,6 +17,8 @@ WIDE = {
     "conformance/test_subjects.py::test_models_that_no_family_describes": {"SegformerForSemanticSegmentation"},
     # The others read as one process does, too, each by its reader.
     "data/test_ray_data.py::test_a_file_is_told_of_as_by_one_process": {".txt"},
+    # An operator of torch's exporter; cut and written as the others.
+    "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {"spectrum"},
     "formats/test_qdq.py::test_onnx_says_where_it_rounds_and_holds_integers": {"4"},
     # One loop calls whatever score there is; each score has a test of its own.
     "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
