@@ -298,7 +298,8 @@ def _train(setup: Setup, student: Learner, between: Sequence[Learner], run: Run)
     def train(learner: Any, above: Any, number: int) -> Any:
         above = above if isinstance(above, tuple) else (above,)
         bits = setup.settings.bits if learner is student else 0
-        return training.train_student(setup, learner, above, run, f"link-{number}", bits=bits)
+        title = "student" if learner is student else f"assistant {number + 1}"
+        return training.train_student(setup, learner, above, run, f"link-{number}", bits=bits, title=title)
 
     return chain(tuple(setup.teachers), [*between, student], train)
 
