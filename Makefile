@@ -41,8 +41,8 @@ test: style  ## formatting, types, import contracts, all fast tests
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
 		wait $$types || { cat $(VENV)/mypy.log; status=1; }; exit $$status
 
-wide: $(VENV)/.full  ## more cases of tests whose others are in make test: all recipes and families where a few stand for them
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m wide
+wide: $(VENV)/.full  ## more cases of tests whose others are in make test, and peak memory of fresh processes against its plan
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'wide or memory'
 
 lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims and benchmarks what they call
 	@$(BIN)/mypy

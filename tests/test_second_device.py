@@ -389,6 +389,14 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     assert not (tmp_path / "out").exists()
     (row,) = prune("shortgpt", halves, budget="params=70%")
     assert row.after["params"].value < row.before["params"].value
+    how = {"steps": 2, "batch": 4, "length": 16, "validation": 0.2}
+    taught = [
+        secateur.distill(one, learner, tiny.chains(60), tmp_path / name, **how).recovery
+        for one, name in ((halves, "halves"), (whole, "whole"))
+    ]
+    for ours, theirs in zip(taught[0].losses, taught[1].losses, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    assert taught[0].settings["evaluations"][-1] == pytest.approx(taught[1].settings["evaluations"][-1], rel=1e-5)
     (there,) = blockwise_result(halves, tmp_path / "there")
     (here,) = blockwise_result(whole, tmp_path / "here")
     assert there.cut.removed == here.cut.removed

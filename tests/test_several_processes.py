@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+import keeper
 import processes
 import secateur
 import tiny
 import trainings
+from chat_server import say, served
 from recover import students
 from secateur import cli, recipes
 from secateur._utils import distributed
@@ -126,6 +128,70 @@ def test_distillation_is_shared_out_and_goes_on_where_it_stopped(tmp_path: Path)
     assert files(tmp_path / "two") == files(tmp_path / "one")
     (row,) = evidence.read(tmp_path / "two")
     assert "trained by 2 processes" in row.settings["notes"]
+
+
+@pytest.mark.parametrize("name", ["dp4tl", "kd_data_pruning"])
+def test_training_sets_are_cut_by_two_processes_as_by_one(name: str, tmp_path: Path) -> None:
+    file = Path(__file__).parent / "recipes" / "data" / f"test_{name}.py"
+    spec = importlib.util.spec_from_file_location(f"toy_of_{name}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    toy = module.toy(tmp_path)
+    short = {"epochs": 1.0, "surrogate_epochs": 1.0}
+    options = {key: min(value, short[key]) if key in short else value for key, value in toy["options"].items()}
+
+    def cut(out: str, accumulate: int) -> dict[str, Any]:
+        torch.manual_seed(0)
+        checked = keywords.check_options(recipes.find(name), {**options, "training": f"accumulate={accumulate}"})
+        with Run.open(tmp_path / out, {}, shared=True) as directory:
+            (result,) = toy["recipe"](toy["subject"], toy["data"], [Budget.parse(toy["budget"])], directory, **checked)
+        return {"kept": result.subject.kept.tolist(), "losses": result.recovery.losses}
+
+    processes.both(lambda: torch.save(cut("two", 1), tmp_path / os.environ["RANK"]))
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    alone = cut("one", 2)
+    assert first == second
+    assert first["kept"] == alone["kept"]
+    assert [loss for _, loss in first["losses"]] == pytest.approx([loss for _, loss in alone["losses"]], rel=1e-5)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
+def test_a_pruner_is_trained_by_two_processes_and_the_first_asks_for_labels(tmp_path: Path) -> None:
+    rows = [{"question": row["question"], "text": f"{row['documents'][0][0]}. No."} for row in keeper.lesson(16, 0)]
+    keeper.fresh().save(tmp_path / "model")
+    asked = list[str]()
+
+    def answer(body: dict[str, Any], headers: object) -> Any:
+        asked.append(str(body["messages"]))
+        return say({"choices": [{"message": {"content": "It is so [0]."}}]})
+
+    def train(out: str, url: str, accumulate: int) -> Any:
+        how = {"epochs": 1.0, "batch": 2, "training": f"accumulate={accumulate}", "held_out": 0.25, "evaluate_every": 2}
+        how |= {"longest": 32, "llm": url, "llm_name": "tiny"}
+        return secateur.train_pruner("provence", tmp_path / "model", rows, tmp_path / out, **how)
+
+    def work(url: str) -> None:
+        made = train("two", url, 1)
+        assert train("two", url, 1).losses == made.losses
+        torch.save(made.losses, tmp_path / os.environ["RANK"])
+
+    with served(answer) as url:
+        processes.both(partial(work, url))
+        assert len(asked) == len(rows)
+        alone = train("one", url, 2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert first == second
+    assert [step for step, _ in first] == [1, 2, 3]
+    assert [loss for _, loss in first] == pytest.approx([loss for _, loss in alone.losses], rel=1e-5)
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(20)))
+    words = ["prune-data", str(tmp_path / "texts.txt"), "--budget", "examples=50%", "--out", str(tmp_path / "kept")]
+    pair = processes.pair(lambda: cli.main(words))
+    assert [child.wait() for child in pair] == [2, 2]
+    assert "runs in one process: start it without torchrun" in pair[0].stderr
+    assert not (tmp_path / "kept").exists()
 
 
 def test_the_command_line_trains_in_two_processes_and_one_of_them_speaks(tmp_path: Path) -> None:

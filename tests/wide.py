@@ -17,6 +17,8 @@ WIDE = {
     "conformance/test_subjects.py::test_models_that_no_family_describes": {"SegformerForSemanticSegmentation"},
     # The others read as one process does, too, each by its reader.
     "data/test_ray_data.py::test_a_file_is_told_of_as_by_one_process": {".txt"},
+    # An operator of torch's exporter; cut and written as the others.
+    "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {"spectrum"},
     "formats/test_qdq.py::test_onnx_says_where_it_rounds_and_holds_integers": {"4"},
     # One loop calls whatever score there is; each score has a test of its own.
     "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
@@ -59,6 +61,8 @@ WIDE = {
     },
     "test_second_device.py::test_networks_are_measured_on_the_card_as_on_the_cpu": {"boxes"},
     "test_several_processes.py::test_two_processes_train_as_one_with_the_same_global_batch": {"yolov4_group_sad"},
+    # Its networks train as those of kd_data_pruning do, by one loop.
+    "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},
     "test_training_options.py::test_the_model_of_a_budget_is_gone_when_the_next_one_is_made": {
         "magnitude", "owl", "sparsegpt", "wanda",
     },

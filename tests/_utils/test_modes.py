@@ -1,11 +1,12 @@
-"""Modes of modules are put back one by one."""
+"""Modes of modules are put back one by one; devices that can hold none are refused."""
 
 from __future__ import annotations
 
 import pytest
 from torch import nn
 
-from secateur._utils.modes import evaluating, restore_modes
+from secateur._utils.modes import check_device, evaluating, restore_modes
+from secateur.errors import InputError
 
 
 def frozen_inside() -> nn.Sequential:
@@ -37,3 +38,13 @@ def test_also_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), evaluating(model):
         raise ZeroDivisionError
     assert modes(model) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("moon", "device 'moon' can't hold"), ("meta", "give cpu or cuda"), ("auto", "name one device, such as cuda")],
+)
+def test_a_device_that_holds_no_model_is_refused(name: str, words: str) -> None:
+    check_device("cpu")
+    with pytest.raises(InputError, match=words):
+        check_device(name)

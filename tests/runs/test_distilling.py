@@ -313,8 +313,10 @@ def test_bits_that_can_not_be_are_refused(places, tmp_path, student, bits, how, 
     assert not (tmp_path / "out").exists()
 
 
-def test_an_assistant_learns_first_and_teaches_the_student(places, tmp_path):
+def test_an_assistant_learns_first_and_teaches_the_student(places, tmp_path, capsys):
     row = taught(places, tmp_path / "out", assistants=[places / "second"])
+    told = [line.partition(" of ")[0] for line in capsys.readouterr().err.splitlines() if ": step 12 of" in line]
+    assert told == ["assistant 1: step 12", "student: step 12"]
     assert (tmp_path / "out" / "work" / "link-0").is_dir()
     assert (tmp_path / "out" / "work" / "link-1").is_dir()
     (between,) = row.settings["assistants"]
@@ -1085,7 +1087,7 @@ def test_models_that_can_not_be_compared_are_refused(places, tmp_path):
     elsewhere(half.model.lm_head)
     for teacher, words in [
         (away, "the student is on cpu and its teacher on cuda:0: say device=cpu or teacher-device=cuda:0"),
-        (half, "the teacher lies on cpu and cuda:0: bring it to one device"),
+        (half, "the teacher lies on cpu and cuda:0, and nothing brings its states along: open it with device_map"),
         (
             tmp_path / "other",
             "different tokenizers: 1 tokens are only in the teacher's, 'wheelbarrow'.*let each read",

@@ -42,6 +42,8 @@ def check_device(device: str) -> None:
 
 def find_place(device: str) -> torch.device:
     """The device of that name, with its number where it has several. Raises `InputError` as `check_device` does."""
+    if device == "auto":
+        raise InputError("device=auto splits a transformer's folder that is read whole: name one device, such as cuda")
     with _explain_device_errors(device):
         if torch.device(device).type == "meta":
             raise RuntimeError("it holds shapes and no values; give cpu or cuda")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur import recipes
+from secateur._utils import distributed
 from secateur.cli import words as line
 from secateur.cli.command import Command
 from secateur.cli.flags import Flag, of_options
@@ -23,6 +24,9 @@ def execute(given: dict[str, Any]) -> None:
 
     recovery = pruner_training.train_pruner(**given)
     record = json.loads((Path(given["out"]) / "training.json").read_text(encoding="utf-8"))
+    distributed.end()
+    if distributed.index():
+        return
     summary = f"{recovery.steps} steps on {recovery.tokens} tokens: {given['out']}"
     print(summary, *record["notes"], sep="\n", file=sys.stderr)
 

@@ -77,7 +77,8 @@ def train_student(
 ) -> Recovery:
     """`loop.train` of `student` on an objective that asks `teacher`; None where no teacher is in memory.
 
-    length: tokens per sequence, for the FLOPs. evaluate: asked where `training` has patience or validation.
+    length: tokens per sequence, for the FLOPs. checkpoint: a folder, by whose name lines of progress and trackers tell
+    trainings of one run apart. evaluate: asked where `training` has patience or validation.
     """
     theirs = 0.0 if teacher is None else teacher.flops_per_token(length)
     return loop.train(
@@ -91,6 +92,7 @@ def train_student(
         extra_rate=extra_rate,
         frozen=[] if teacher is None else [teacher.model],
         checkpoint=checkpoint,
+        title=checkpoint.name.replace("-", " "),
         evaluate=evaluate if training.validates else None,
         flops_per_token=size.training_flops(student.flops_per_token(length), theirs),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.clients.chat import LanguageModel
 from secateur.data import texts
@@ -66,7 +67,7 @@ class PairBatches:
 
     A batch is what `Reranker.forward` takes, `labels` [n, L] (1: keep, -100: not looked at), `targets` [n, L], the
     probability to keep that is taught, and `scores` [n].
-    `step`: of training, which takes `accumulate` batches a step.
+    `step`: of training, which takes `accumulate` batches a step, of each process.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class PairBatches:
         return max(1, -(-len(self.pairs) // self.batch))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        many, self.step = len(self.pairs), index // self.accumulate + 1
+        many, self.step = len(self.pairs), index // (self.accumulate * distributed.count()) + 1
         chosen = [self.pairs[(index * self.batch + i) % many] for i in range(min(self.batch, many))]
         blocks = [self.model.blocks(pair["question"], pair["sentences"])[0] for pair in chosen]
         inputs = rerankers.pad(blocks, self.model.tokenizer.pad_token_id or 0)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from secateur._utils import distributed
 from secateur._utils.http import RefusedError
 from secateur._utils.rundir import Run
 from secateur.clients import chat
@@ -89,7 +91,8 @@ def label_pairs(
 ) -> tuple[list[Record], int]:
     """Pairs of question, sentences, numbers of those that matter, and perhaps a score; and how many had no label.
 
-    A server is asked for the labels of `AT_ONCE` rows at once, a model in memory for one after another.
+    A server is asked for the labels of `AT_ONCE` rows at once, a model in memory for one after another; of several
+    processes the first asks.
     """
     pairs, lost = list[Record](), 0
     opened = [open_passages(row["documents"], titles=row.get("titles"), split=language).by_passage() for row in rows]
@@ -98,7 +101,7 @@ def label_pairs(
         for number, row in enumerate(rows)
         if model and row.get("kept") is None
     }
-    made = _ask_rows(rows, run, model, asked, ORACLES[oracle]) if model else {}
+    made = distributed.by_first(partial(_ask_rows, rows, run, model, asked, ORACLES[oracle])) if model else {}
     for number, (row, passages) in enumerate(zip(rows, opened, strict=True)):
         labels = row.get("kept")
         if labels is not None and len(labels) != len(passages):
@@ -154,7 +157,8 @@ def _ask_rows(
 
     found = dict[int, list[list[int] | None]]()
     with ThreadPoolExecutor(AT_ONCE if isinstance(model, chat.Server) else 1) as pool:
-        waiting = {number: pool.submit(ask, number) for number in asked}
+        # Each thread knows, as this one does, whether other processes wait meanwhile.
+        waiting = {number: pool.submit(copy_context().run, ask, number) for number in asked}
         try:
             for number, answer in waiting.items():
                 found[number] = answer.result()

@@ -117,8 +117,9 @@ def run(
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
         threads: number of torch threads, also while measuring; torch's default if None.
-        device: device to prune and time the model on, such as cuda; where it is if None. Networks are pruned where they
-            are, and copies of them are timed and evaluated on the device. Training uses a GPU if there is one.
+        device: device to prune and time the model on, such as cuda; where it is if None. "auto" splits a transformer's
+            folder over all devices. Networks are pruned where they are, and copies of them are timed and evaluated on
+            the device. Training uses a GPU if there is one.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         environment: what language models are timed at: prefill, one pass over `batch` sequences of `length` tokens, or
@@ -466,6 +467,8 @@ def open_run(
     settings: what a run that goes on must have been begun with. about: what run.yaml says beside them. shared: whether
     several processes open it together. defaults: settings that a record of an older version may lack.
     """
+    if not shared and distributed.count() > 1:
+        raise InputError("this command runs in one process: start it without torchrun or accelerate launch")
     about = {**about, "versions": describe_machine()}
     with (
         guard(Path(out)),

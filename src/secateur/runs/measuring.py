@@ -382,7 +382,7 @@ def measure(
         batch: sequences or examples per batch.
         length: tokens per sequence.
         threads: of torch.
-        device: where it is measured, such as cpu or cuda.
+        device: where it is measured, such as cpu or cuda; "auto" splits a transformer's folder over all devices.
         environment: what a language model is timed at: prefill, one pass over `batch` sequences of `length` tokens, or
             decode, one more token of each behind a cache of `length` tokens; prefill if None.
         timer: what runs it: eager (PyTorch as it is), compile (torch.compile) or onnx (onnxruntime); eager if None.
@@ -411,7 +411,9 @@ def measure(
         names = ensembles.name_models(others)
     # A language model that was cut as a network is compared with its original as a network.
     backend = backends.of_source(model if is_saved(model) else next(iter(others), model))
-    load: Callable[[Source], Source] = backend.load_any if part is None else partial(backend.open_part, part=part)
+    load: Callable[[Source], Source] = (
+        partial(backend.load_any, device=device) if part is None else partial(backend.open_part, part=part)
+    )
     model, others = load(model), [load(source) for source in others]
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")

@@ -8,10 +8,12 @@ import json
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from secateur import recipes
+from secateur._utils import distributed
 from secateur._utils.modes import move_to_device
 from secateur.clients import chat
 from secateur.errors import DataError, InputError
@@ -85,8 +87,8 @@ def train_pruner(
         "data": str(data) if isinstance(data, str | Path) else "rows",
         **{name: value for name, value in {**chosen, **options}.items() if name not in bound},
     }
-    with open_run(out, settings, about, overwrite=overwrite) as run:
-        if (Path(out) / "training.json").is_file():
+    with open_run(out, settings, about, overwrite=overwrite, shared=True) as run:
+        if distributed.by_first((Path(out) / "training.json").is_file):
             record = json.loads((Path(out) / "training.json").read_text(encoding="utf-8"))
             return Recovery.from_dict(record["recovery"])
         packed = keywords.pack(module.train, asked.with_llm(chosen, asked.meter(), device))
@@ -97,7 +99,7 @@ def train_pruner(
             learner.save(folder)
             (folder / "training.json").write_text(text, encoding="utf-8")
 
-        run.publish(save)
+        distributed.by_first(partial(run.publish, save))
     return cast(Recovery, recovery)
 
 

@@ -10,6 +10,7 @@ from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.recover.training import rehearsal
+from secateur.vocabulary import Training
 
 
 @pytest.fixture
@@ -47,6 +48,21 @@ def test_what_is_recorded_is_the_network_at_the_end_and_its_way(data):
 
 def test_a_part_of_an_epoch_has_a_last_look(data):
     assert record(net(), data, 1.5)["right"].shape == (2, 48)
+
+
+@pytest.mark.parametrize("how", [{"accumulate": 2}, {"training": Training(accumulate=2)}])
+def test_an_epoch_holds_as_many_examples_under_accumulation_and_in_several_processes(data, how, monkeypatch):
+    steps, train = [], rehearsal.loop.train
+    monkeypatch.setattr(
+        rehearsal.loop, "train", lambda *args, **given: (steps.append(given["steps"]), train(*args, **given))[1]
+    )
+    assert record(net(), data, 6)["right"].shape == (6, 48)
+    assert record(net(), data, 6, **how)["right"].shape == (6, 48)
+    monkeypatch.setattr(rehearsal.distributed, "count", lambda: 3)
+    monkeypatch.setattr(rehearsal.loop, "train", lambda *args, **given: steps.append(given["steps"]))
+    record(net(), data, 6, needs=["logits"], **how)
+    feed = len(examples.batches(data, batch=10))
+    assert steps == [6 * feed, 3 * feed, feed]
 
 
 def test_without_epochs_the_network_is_looked_at_as_it_is(data):

@@ -32,8 +32,8 @@ def test_convolutions_that_meet_in_a_sum_are_one_group_with_the_norm_between_the
         "  norm    running_mean[0]  0-3      native_batch_norm in norm",
         "  norm    running_var[0]   0-3      native_batch_norm in norm",
         "stays:",
-        "  conv1.weight[1]: meets a tensor without channels to cut (convolution in conv1)",
-        "  skip.weight[1]: meets a tensor without channels to cut (convolution in skip)",
+        "  conv1.weight[1]: meets what stays, such as the input (convolution in conv1)",
+        "  skip.weight[1]: meets what stays, such as the input (convolution in skip)",
         "  conv2.weight[0]: reaches the output of the network",
         "  conv2.bias[0]: reaches the output of the network",
     ]

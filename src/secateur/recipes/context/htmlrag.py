@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from annotated_types import Ge
 
+from secateur._utils import distributed
 from secateur._utils.rundir import Run, Transient
 from secateur.clients import chat
 from secateur.errors import DataError, InputError
@@ -434,7 +435,7 @@ def train(
         raise DataError(f"none of {len(rows)} rows gives a sample: their answers stand in no block of their pages")
     epochs = training.number("epochs")
     order = [int(i) for _ in range(math.ceil(epochs)) for i in draw.permutation(len(made))]
-    steps = max(1, round(epochs * len(made) / training.whole("accumulate")))
+    steps = max(1, round(epochs * len(made) / (training.whole("accumulate") * distributed.count())))
     recovery = loop.train(
         model.model, Repeated(made, order, pages, seed=seed), partial(objectives.answer_loss, model.model),
         training.default(steps=steps, warmup=0.01, schedule="constant", betas=(0.9, 0.98), weight_decay=1e-4),

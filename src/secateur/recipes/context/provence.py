@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from annotated_types import Ge, Lt
 
+from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.errors import InputError
 from secateur.methods.asking import Asking
@@ -306,7 +307,7 @@ def train(
     epochs, accumulate = training.number("epochs"), training.accumulate or 1
     order = [i for _ in range(math.ceil(epochs)) for i in draw.permutation(len(learnt)).tolist()]
     feed = PairBatches([learnt[i] for i in order], model, training.whole("batch"), everywhere, accumulate)
-    steps = max(1, round(epochs * len(learnt) / (feed.batch * accumulate)))
+    steps = max(1, round(epochs * len(learnt) / (feed.batch * accumulate * distributed.count())))
     look = partial(measure_quality, model, kept_back)
 
     def evaluate() -> float:

@@ -18,7 +18,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur._utils import plugins, rundir
+from secateur._utils import distributed, plugins, rundir
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -167,7 +167,7 @@ def kd_data_pruning(
             parts = {f"{score}-taken": partial(load_scores, scored, data, score, run, list(parts))}
         column = difficulty.average([run.tensors(name, part)["score"] for name, part in parts.items()])
     whole = whole.with_scores(score, column.numpy())
-    per_epoch = max(1, len(whole) // batch) / (training.accumulate or 1)
+    per_epoch = max(1, len(whole) // batch) / ((training.accumulate or 1) * distributed.count())
     learn = partial(
         train_student, training=training, ask=ask, build=partial(draw_network, subject.model, student),
         steps=lambda part: epochs * per_epoch * (1.0 if equal == "iterations" else len(part) / len(whole)),

@@ -514,7 +514,7 @@ def _validation(
 
     def evaluate() -> float:
         total, weight = 0.0, 0
-        device = next(student.parameters()).device
+        device = devices.find_device(student)
         narrow = _NARROW.get(_precision(precision, device))
         for batch in held_out:
             batch, counts = devices.move(batch, device), count(batch)

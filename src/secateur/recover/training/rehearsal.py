@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import devices
+from secateur._utils import devices, distributed
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError
 from secateur.recover.training import dense, loop
 from secateur.recover.training.compose import Parts
+from secateur.vocabulary import Training
 
 __all__ = ["RECORDED", "classes", "glance", "half", "rehearse"]
 
@@ -72,7 +73,9 @@ def rehearse(
     """
     if not 0 <= epochs < math.inf:
         raise InputError(f"epochs={epochs}: give 0 or more")
-    steps = round(epochs * len(feed))
+    asked: Training | None = how.get("training")
+    each = distributed.count() * ((asked.accumulate if asked else how.get("accumulate")) or 1)
+    steps = round(epochs * len(feed) / each)
     visits: list[Tensor] = []
 
     def note() -> float:
@@ -80,7 +83,8 @@ def rehearse(
         visits.append(torch.cat([look["logits"].argmax(-1) == look["labels"] for look in looks]))
         return 1.0 - float(visits[-1].float().mean())
 
-    watch: dict[str, Any] = {"evaluate": note, "evaluate_every": max(1, len(feed))} if "right" in needs else {}
+    epoch = max(1, round(len(feed) / each))
+    watch: dict[str, Any] = {"evaluate": note, "evaluate_every": epoch} if "right" in needs else {}
     if steps >= 1:
         loop.train(model, feed, classes(ask), steps=steps, count=_count, **watch, **how)
     elif watch:

@@ -110,8 +110,8 @@ class Backend(Protocol[S, D, B]):
         """Open another subject, to be compared with `original`."""
         return self.open(source, device)
 
-    def load_any(self, source: Source) -> Source:
-        """What `open` takes in place of a name whose subject can be measured and not pruned."""
+    def load_any(self, source: Source, device: str | None = None) -> Source:
+        """What `open` takes in place of a name whose subject can be measured and not pruned, and goes to the device."""
         return source
 
     def fit_data(self, data: D, subject: S) -> D:

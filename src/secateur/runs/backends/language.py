@@ -148,9 +148,16 @@ class Language(TextBackend[Transformer]):
     def open(
         self, source: Model, device: str | None = None, data: texts.Corpus | None = None, inputs: object = None
     ) -> Transformer:
-        """The model as a subject, on the device."""
-        subject = source if isinstance(source, Transformer) else open_subject(source)
-        if device is not None:
+        """The model as a subject, on the device.
+
+        For "auto" a folder is split over all devices as it is read, and a model in memory stays where it lies.
+        """
+        split = device if device == "auto" and isinstance(source, str | Path) else None
+        subject = source if isinstance(source, Transformer) else open_subject(source, device_map=split)
+        if device == "auto":
+            for module in subject.head:
+                module.to(devices.find_device(subject.model))
+        elif device is not None:
             for module in (subject.model, *subject.head):
                 modes.move_to_device(module, device)
         return subject
@@ -203,9 +210,10 @@ class Language(TextBackend[Transformer]):
             return ""
         return memory_plan.describe(plan, environment.device)
 
-    def load_any(self, source: Model) -> Model:
+    def load_any(self, source: Model, device: str | None = None) -> Model:
         """Quantised models can be measured, though not pruned."""
-        return open_subject(source, quantised=True) if isinstance(source, str | Path) else source
+        split = device if device == "auto" else None
+        return open_subject(source, quantised=True, device_map=split) if isinstance(source, str | Path) else source
 
     def fit_data(self, data: texts.Corpus, subject: Transformer) -> texts.Corpus:
         """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none.

@@ -151,7 +151,8 @@ def distill(
         validation: share of the training data to judge by meanwhile and not to learn from; 0.1 with patience, else 0.
         training: more settings of the training loop, such as accumulate=4,precision=bf16.
         seed: seed of the random generators.
-        device: device of the models; training uses a GPU if there is one.
+        device: device of the models, or "auto" to split a transformer's folder over all there are; training uses a GPU
+            if there is one.
         teacher_device: device of the teachers, where that is another, such as cuda:1; "auto" splits them over all
             devices, and over the memory of the host. What they say is brought to the student's device.
         teacher_bits: 8 or 4: round the weights of the teachers' linears to so many, so that they take less room. 0
@@ -297,7 +298,8 @@ def _train(setup: Setup, student: Learner, between: Sequence[Learner], run: Run)
     def train(learner: Any, above: Any, number: int) -> Any:
         above = above if isinstance(above, tuple) else (above,)
         bits = setup.settings.bits if learner is student else 0
-        return training.train_student(setup, learner, above, run, f"link-{number}", bits=bits)
+        title = "student" if learner is student else f"assistant {number + 1}"
+        return training.train_student(setup, learner, above, run, f"link-{number}", bits=bits, title=title)
 
     return chain(tuple(setup.teachers), [*between, student], train)
 

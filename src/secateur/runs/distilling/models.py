@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from secateur._utils import devices
+from secateur._utils import devices, distributed
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.distillation import teachers
@@ -217,11 +217,14 @@ def check_chain(
     named = [("student", student), *(("assistant", one) for one in between), *(("teacher", one) for one in above)]
     for name, one in named:
         _check_place(name, one.model)
+    fixed = devices.is_fixed(student.model)
     for name, one in named[1:]:
         ours, theirs = (devices.find_device(model) for model in (student.model, one.model))
         if ours != theirs and not (name == "teacher" and (apart or devices.is_fixed(one.model))):
-            either = f" or teacher-device={theirs}" if name == "teacher" else ""
-            raise InputError(f"the student is on {ours} and its {name} on {theirs}: say device={ours}{either}")
+            able = [] if fixed else [f"device={ours}"]
+            able += [f"teacher-device={ours if fixed else theirs}"] if name == "teacher" else []
+            words = f"say {' or '.join(able)}" if able else "bring it there"
+            raise InputError(f"the student is on {ours} and its {name} on {theirs}: {words}")
         if isinstance(student, Transformer) and isinstance(one, Transformer):
             _check_pair(student, one, name, align)
 
@@ -231,10 +234,16 @@ def _check_place(name: str, model: nn.Module) -> None:
         return
     places = sorted({str(parameter.device) for parameter in model.parameters()})
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
+    if devices.find_offloaded(model):
+        raise UnsupportedError(f"the {name} is offloaded, and what is trained is in memory: open it without device_map")
     if "meta" in places:
         raise InputError(f"the {name} has parameters without values (device meta): load its weights")
     if len(places) > 1:
-        raise InputError(f"the {name} lies on {' and '.join(places)}: bring it to one device")
+        where = f"the {name} lies on {' and '.join(places)}"
+        if not devices.is_fixed(model):
+            raise InputError(f"{where}, and nothing brings its states along: open it with device_map")
+        if distributed.count() > 1:
+            raise UnsupportedError(f"{where}, and one process trains it: start a single one")
     if kinds:
         raise InputError(f"the {name} has weights of type {kinds[0]}: give it in floating point")
 

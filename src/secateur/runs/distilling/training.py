@@ -38,14 +38,22 @@ class Objective:
 
 
 def train_student(
-    setup: Setup, student: Learner, above: Sequence[Learner], run: Run | None, name: str, steps: int = 0, bits: int = 0
+    setup: Setup,
+    student: Learner,
+    above: Sequence[Learner],
+    run: Run | None,
+    name: str,
+    steps: int = 0,
+    bits: int = 0,
+    title: str = "",
 ) -> Recovery:
     """Train `student` in place. Without a run, which a cache and a checkpoint need, by live teachers.
 
-    With `bits` it answers with weights of so many meanwhile, and its zeros stay.
+    title: what progress calls the training. With `bits` it answers with weights of so many meanwhile, and its zeros
+    stay.
     """
     with _rounding(student, bits):
-        return _train(setup, student, above, run, name, steps)
+        return _train(setup, student, above, run, name, steps, title)
 
 
 @contextmanager
@@ -64,7 +72,7 @@ def _rounding(student: Learner, bits: int) -> Iterator[None]:
 
 
 def _train(
-    setup: Setup, student: Learner, above: Sequence[Learner], run: Run | None, name: str, steps: int
+    setup: Setup, student: Learner, above: Sequence[Learner], run: Run | None, name: str, steps: int, title: str
 ) -> Recovery:
     settings, how = setup.settings, dict(setup.settings.training)
     asked: Ask | None = None
@@ -98,7 +106,7 @@ def _train(
         student.model, batches, objective.loss, steps=steps or settings.steps, lr=settings.lr, seed=settings.seed,
         dropout=False, count=objective.count, extra=objective.extra,
         frozen=[] if kept else [teacher.model for teacher in above],
-        checkpoint=None if run is None else run.folder(name), title=name,
+        checkpoint=None if run is None else run.folder(name), title=title,
         flops_per_token=_flops(setup, student, above), **how,
     )  # fmt: skip
 

@@ -379,7 +379,7 @@ class Flow:
         collapsed = (self.collapse(label, dims, what) for label in labels)
         return tuple(label for label in collapsed if label is not None)
 
-    def elementwise(self, operands: Sequence[Operand], what: str = "meets a tensor without channels to cut") -> Labels:
+    def elementwise(self, operands: Sequence[Operand], what: str = "meets what stays, such as the input") -> Labels:
         """Labels of the result of operands that are broadcast against one another, element by element."""
         rank = max((len(operand.shape) for operand in operands), default=0)
         items = [(place, pad_rank(label, rank)) for place, operand in enumerate(operands) for label in operand.labels]
@@ -423,7 +423,7 @@ class Flow:
 
     def matmul(self, a: Operand, b: Operand) -> Labels:
         """Labels of a batched matrix product [b, m, k] x [b, k, n] -> [b, m, n]."""
-        what = "is summed with a tensor without channels to cut"
+        what = "is summed with what stays, such as the input"
         left, right = self._by_dim(a, 2, 1, what), self._by_dim(b, 1, 2, what)
 
         def along_both(dim: int, other: int) -> Labels:
