@@ -10,7 +10,7 @@ import pytest
 import tiny
 from chat_server import Scripted
 from secateur.clients.completions import Completion, Local
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, ServerError
 from secateur.measure import generation, statistics
 from secateur.methods import tasks
 from secateur.subjects import open_subject
@@ -149,6 +149,29 @@ def test_a_judge_rates_from_1_to_10_and_nonsense_is_no_score(tmp_path):
     assert (found.score.value, found.score.samples, found.unscored) == (0.8, 1, 1)
     with pytest.raises(InputError, match="j is scored by a judge"):
         tasks.run_task(task, told)
+
+
+def test_a_judge_that_breaks_down_loses_no_answer(tmp_path):
+    rows = [{"task": "j", "scorer": "judge"}, *({"question": f"Say {one}"} for one in "abcd")]
+    task, file = read(write(tmp_path / "j.jsonl", *rows)), tmp_path / "lines.jsonl"
+    told, asked = Told(lambda prompt: Completion(prompt[-1], 2, True)), []
+
+    def judge(item, answer):
+        asked.append(item.id)
+        if len(asked) == 2:
+            raise ServerError("http://x gave no answer")
+        return 0.5
+
+    words = "the judge of j: http://x gave no answer; what was answered is kept"
+    with pytest.raises(ServerError, match=words) as error:
+        tasks.run_task(task, told, file=file, judge=judge)
+    assert "\n" not in str(error.value)
+    assert len(file.read_text().splitlines()) == 1
+    lines = tasks.run_task(task, Told(None), file=file, judge=judge)
+    assert asked == ["0", "1", "1", "2", "3"], "none is judged twice, and none written again"
+    assert [(line.item, line.score) for line in lines] == [(str(at), 0.5) for at in range(4)]
+    assert all(line.seconds > 0 for line in lines)
+    assert {one.name for one in tmp_path.iterdir()} == {"j.jsonl", "lines.jsonl"}
 
 
 def test_the_original_finds_its_own_words_likely(tmp_path):

@@ -265,13 +265,18 @@ def _make_grid(
         return []
     prune, quantise = ([one for one in methods if (one in QUANTISERS) == which] for which in (False, True))
     plain = make_grid(methods, sparsity if prune else (), (), bits if quantise else (), seeds=seeds, samples=samples)
-    stays = read_protection(protect, subject).stays
+    protection = read_protection(protect, subject)
     found = list(plain)
     if traces:
         found += [replace(one, variant="traces") for one in plain if one.method in CALIBRATED]
     if protect:
-        whole = tuple((name, WHOLE) for name in sorted(stays))
-        found += [replace(one, by_module=whole, variant="protected") for one in plain]
+        whole = dict.fromkeys(sorted(protection.stays), WHOLE)
+        both = {**whole, **dict(sorted(protection.bits.items()))}
+        own = [(one, both if one.method in QUANTISERS else whole) for one in plain]
+        if not any(names for _, names in own):
+            told = "gives modules bits, and no quantiser is asked" if both else "names no module"
+            raise InputError(f"{protect} {told}: give a protect.json of these methods, or leave it out")
+        found += [replace(one, by_module=tuple(names.items()), variant="protected") for one, names in own if names]
     if dynamic:
         sizes = {name: one.weight.numel() for name, one in matrices(subject.model, subject.layers()).items()}
         order = read_order(dynamic, subject)
