@@ -139,6 +139,8 @@ def test_frontiers_have_no_lucky_points():
         ({"methods": ["wonder"]}, "method 'wonder' is none of"),
         ({"sparsity": ["200%"]}, "sparsity '200%'"),
         ({"beside": ["nowhere"]}, "'nowhere' is no folder of a model and no address"),
+        ({"beside": ["http://localhost:1/v1"]}, "names no model"),
+        ({"beside": ["tests"]}, "'tests' is no model folder: it has no config.json"),
         ({"tolerance": 2.0}, "tolerance"),
         ({"bits": [1]}, "bits=1"),
     ],
@@ -156,6 +158,9 @@ def test_tasks_that_are_none_and_judges_that_are_missing_are_said(place):
     write(place / "judged.jsonl", {"task": "j", "scorer": "judge"}, {"question": "Say it"})
     with pytest.raises(InputError, match="j is scored by a judge: give one"):
         ask(place, "refused", tasks=[str(place / "judged.jsonl")])
+    write(place / "long.jsonl", {"task": "l", "prompt": "{question}"}, {"question": "the " * 200, "answer": "x"})
+    with pytest.raises(DataError, match="item 0 of l takes 202 tokens, and 32 to answer: the original reads 128"):
+        ask(place, "refused", tasks=[str(place / "long.jsonl")], dry_run=True)
     with pytest.raises(InputError, match="two tasks are called 'facts'"):
         ask(place, "refused", tasks=[str(place / "facts.jsonl")] * 2)
     assert not (place / "refused").exists()

@@ -29,7 +29,7 @@ from secateur.reports.charts import Line as Curve
 from secateur.reports.sheet import Chart, Sheet, Table, percent
 from secateur.runs.backends.language import Language
 from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, find_beside, make_grid
-from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
+from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
@@ -455,9 +455,7 @@ def plan(
         raise InputError(f"{type(subject.model).__name__} writes no text: study kick asks causal language models")
     asked = _read_all(tasks, judge)
     grid = _make_grid(methods, sparsity, patterns, bits, seeds, samples, calibration)
-    for one in beside:
-        if not is_served(one) and not Path(one).is_dir():
-            raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
+    check_models(subject, asked, beside)
     many = 1 + len(grid) * (2 if recover else 1) + len(find_beside(beside))
     return {"models": many, "answers": many * passes * sum(len(task.items) for task in asked)}
 

@@ -32,7 +32,7 @@ from secateur.runs import diagnosing
 from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, find_beside, make_grid
 from secateur.runs.diagnosing import Manner
 from secateur.runs.reasoning_results import Results
-from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
+from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
 from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
 
@@ -214,9 +214,7 @@ def plan(
         raise InputError(f"{type(subject.model).__name__} writes no text: study reasoning asks causal language models")
     asked = _read_all(tasks, _Made(items, task_seed, puzzles.Asking(tokens, temperature, chat)), judge)
     grid = _make_grid(subject, methods, sparsity, bits, seeds, samples, traces, protect, dynamic)
-    for one in beside:
-        if not is_served(one) and not Path(one).is_dir():
-            raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
+    check_models(subject, asked, beside)
     if traces:
         known = {item.prompt for task in asked for item in task.items}
         if any(item.prompt in known for task in asking.read_tasks(traces) for item in task.items):
