@@ -90,7 +90,8 @@ def study(
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
     named = _source_names(subject, model, data, examples)
-    older = {name: hashes[name] for name in ("judged_sha256",) if name in hashes}  # which their records do not have
+    # What records of an older version do not have.
+    older = {**keywords.defaults(function), **{key: hashes[key] for key in ("judged_sha256",) if key in hashes}}
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite, defaults=older) as run:
         progress = iter if examples is None else partial(_announce, run)
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
