@@ -74,6 +74,13 @@ def test_items_are_asked_scored_and_told_by_group(tmp_path):
     assert statistics.mcnemar([line.score for line in lines], [line.score for line in lines]) == 1.0
 
 
+def test_groups_count_in_what_they_are_parts_of():
+    groups = {"0": "science/physics", "1": "science/maths", "2": "arts", "3": ""}
+    lines = [tasks.Line("t", item, 0, "", 1, True, "", float(item == "0"), group) for item, group in groups.items()]
+    found = {name: figure.value for name, figure in tasks.summarise(lines).groups.items()}
+    assert found == {"science": 0.5, "science/physics": 1.0, "science/maths": 0.0, "arts": 0.0}
+
+
 def test_what_did_not_end_is_wrong_where_the_task_says_so(tmp_path):
     task = read(write(tmp_path / "c.jsonl", {**CAPITALS[0], "ends": True}, *CAPITALS[1:]))
     assert [line.score for line in tasks.run_task(task, Told(says))] == [0.0, 0.0, 1.0]

@@ -135,11 +135,14 @@ def test_a_study_that_was_killed_goes_on_with_what_it_has(place, monkeypatch):
 
 @pytest.mark.parametrize(("refused", "stays"), [(1, False), (2, True)])
 def test_what_was_done_stays_where_a_later_trial_is_refused(tmp_path, refused, stays):
-    with pytest.raises(InputError), Run.open(tmp_path / "out", {}) as run:
+    def work(run):
         for trial in executor._announce(run, [1, 2]):
             run.path(str(trial)).write_text("done")
             if trial == refused:
                 raise InputError("no")
+
+    with pytest.raises(InputError), Run.open(tmp_path / "out", {}) as run:
+        work(run)
     assert (tmp_path / "out").exists() == stays
 
 

@@ -176,7 +176,9 @@ def answered(name, scores):
 
 
 def test_a_task_of_which_the_original_knows_nothing_has_no_verdict():
-    tasks = [Task(name, tuple(Item(str(at), "", ("x",)) for at in range(4))) for name in ("facts", "unknown")]
+    groups = ("science/physics", "science/maths", "arts", "arts")
+    tasks = [Task(name, tuple(Item(str(at), "", ("x",), group=group) for at, group in enumerate(groups)))
+             for name in ("facts", "unknown")]  # fmt: skip
     dense = answered("original", {"facts": [1, 1, 1, 0], "unknown": [0.0] * 4})
     same = answered("magnitude 10%", {"facts": [1, 1, 1, 0], "unknown": [0.0] * 4})
     unrated = answered("magnitude 20%", {"facts": [None] * 4, "unknown": [1.0] * 4})
@@ -190,6 +192,9 @@ def test_a_task_of_which_the_original_knows_nothing_has_no_verdict():
         "facts": {"last": "10%", "first_failing": ""}, "unknown": {"last": "", "first_failing": ""},
     }  # fmt: skip
     assert sheet.tables[0].rows[1][1:3] == ["10%", "–"]
+    tables = {table.title: table.rows[0][1:] for table in sheet.tables}
+    assert tables["facts by group"] == ["science", "arts"]
+    assert tables["facts by group, level 2"] == ["science/physics", "science/maths"]
     assert sheet.headline == "1 of 1 models and tasks match the original"
     assert any("on unknown: such a task tells nothing" in note for note in sheet.notes)
 

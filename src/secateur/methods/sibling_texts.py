@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur._utils import devices
@@ -58,7 +60,7 @@ class TextPart:
     def __len__(self) -> int:
         return len(self.corpus)
 
-    def take(self, places: Sequence[int]) -> TextPart:
+    def take(self, places: Sequence[int] | NDArray[np.int64]) -> TextPart:
         """The texts at some places."""
         return replace(self, corpus=self.corpus.take(places))
 

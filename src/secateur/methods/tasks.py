@@ -11,6 +11,7 @@ Items that were written stay written: a run that goes on asks for the others.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -44,6 +45,7 @@ __all__ = [
     "export_task",
     "judge_by_likelihood",
     "judge_by_model",
+    "list_groups",
     "read_lines",
     "read_tasks",
     "run_task",
@@ -396,7 +398,7 @@ def read_lines(file: Path, task: str) -> Iterator[Line]:
             yield found
 
 
-def _read_whole(file: Path) -> Iterator[dict[str, Any]]:
+def _read_whole(file: Path) -> Iterator[Row]:
     """Rows of JSON; a kill may have left half of the last one, which is cut off."""
     if not file.exists():
         return
@@ -480,7 +482,8 @@ class Summary:
     """A task's lines in figures. Items are the sample: passes over one are averaged first.
 
     score: mean; None where no item has one. unscored: lines without a score. correct, wrong: tokens of lines with a
-    score of at least a half and of the others, where there are any. groups: score by group.
+    score of at least a half and of the others, where there are any. groups: score by group, and by what groups are
+    parts of: "science/physics" counts in "science", too.
     """
 
     score: Figure | None
@@ -502,6 +505,11 @@ def scores_by_item(lines: Iterable[Line]) -> dict[str, float]:
     return {item: mean(values) for item, values in found.items()}
 
 
+def list_groups(group: str) -> list[str]:
+    """A group behind what it is a part of: "science" and "science/physics" of the latter; nothing of no name."""
+    return list(itertools.accumulate(group.split("/"), "{}/{}".format)) if group else []
+
+
 def _mean(scores: Sequence[float]) -> Figure:
     """The mean with an interval that stays within 0 and 1 where each item is right or wrong."""
     if set(scores) <= {0.0, 1.0}:
@@ -515,8 +523,8 @@ def summarise(lines: Sequence[Line]) -> Summary:
     right = [line.tokens for line in lines if line.score is not None and line.score >= 0.5]
     wrong = [line.tokens for line in lines if line.score is not None and line.score < 0.5]
     groups = {}
-    for group in dict.fromkeys(line.group for line in lines if line.group):
-        values = scores_by_item(line for line in lines if line.group == group)
+    for group in dict.fromkeys(name for line in lines for name in list_groups(line.group)):
+        values = scores_by_item(line for line in lines if group in list_groups(line.group))
         if values:
             groups[group] = _mean(list(values.values()))
     figure = _mean(list(by_item.values())) if by_item else None

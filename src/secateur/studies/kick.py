@@ -47,6 +47,9 @@ PERPLEXITY = 0.10
 """Rise of the perplexity up to which its column calls a model matching."""
 
 
+_DEPTH = 3
+"""Levels of groups with tables: categories, sub-categories and subjects. Source: LLM-KICK, section 3.3."""
+
 Row = dict[str, Any]
 """Names and figures, as JSON has them."""
 
@@ -232,13 +235,15 @@ class Kicked:
 
     def _group_tables(self) -> Iterator[Table]:
         for task in self.tasks:
-            groups = list(dict.fromkeys(item.group for item in task.items if item.group))
-            if 1 < len(groups) <= 12:
-                rows = [["Model", *groups]]
-                for _, _, model in self.models:
-                    told = asking.summarise(model.lines[task.name]).groups
-                    rows.append([model.name, *(percent(told[one]) if one in told else "–" for one in groups)])
-                yield Table(f"{task.name} by group", rows)
+            names = dict.fromkeys(name for item in task.items for name in asking.list_groups(item.group))
+            levels = [[name for name in names if name.count("/") == depth] for depth in range(_DEPTH)]
+            for depth, groups in enumerate(levels, 1):
+                if 1 < len(groups) <= 12:
+                    rows = [["Model", *groups]]
+                    for _, _, model in self.models:
+                        told = asking.summarise(model.lines[task.name]).groups
+                        rows.append([model.name, *(percent(told[one]) if one in told else "–" for one in groups)])
+                    yield Table(f"{task.name} by group" + (f", level {depth}" if depth > 1 else ""), rows)
 
     def _equal_size_table(self) -> Iterator[Table]:
         """Small-dense beside large-sparse: a folder with fewer weights, and ours that has as many left."""

@@ -44,6 +44,7 @@ from secateur.methods.siblings import (
 )
 from secateur.methods.temperatures import AXES, Axis, walk
 from secateur.recover.sparsity import masks
+from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import initialise, loop
 from secateur.runs import keywords
 from secateur.runs.backends import of_source
@@ -303,7 +304,9 @@ def regimes(
     Departures from the paper: SGD is Nesterov's; the CKA is of all outputs at once, not of batches; where the path is
     as far above its ends as below, mc is 0, so that it is symmetric; the CKA that parts II-A from II-B is the midpoint
     of the connected cells (the paper reads it off its maps); "global" leaves every layer its largest weight; learning
-    rate and weight decay as temperatures are conjectures. Siblings have the seeds 1, 2, ... under each dense seed.
+    rate and weight decay as temperatures are conjectures; models of texts are compared by states behind the last block;
+    models of several widths, pruned to one size, are not compared: all have one architecture. Siblings have the seeds
+    1, 2, ... under each dense seed.
 
     Args:
         subject: the architecture; its weights don't matter. A network, a language model, or a classifier of texts.
@@ -520,7 +523,9 @@ class _Work:
         return Siblings(trial.seed, row["density"], tuple(row["errors"]), paths, tuple(row["similarities"]))
 
     def _restore(self, state: State) -> Traced | Transformer:
-        copied = duplicate(self.subject) if isinstance(self.subject, Traced) else cast("Transformer", self.subject).copy()
+        copied = (
+            duplicate(self.subject) if isinstance(self.subject, Traced) else cast("Transformer", self.subject).copy()
+        )
         copied.model.load_state_dict(state)
         return copied
 
@@ -600,12 +605,25 @@ class _Work:
 
 
 def _train(
-    model: nn.Module, part: Learned, how: Training, *, augment: Augment | None, judged: Learned | None = None, **more: Any
+    model: nn.Module,
+    part: Learned,
+    how: Training,
+    *,
+    seed: int,
+    folder: Path,
+    augment: Augment | None = None,
+    judged: Learned | None = None,
+    closed: Masks | None = None,
+    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
 ) -> Recovery | None:
     """See `arms.fit`."""
     if isinstance(part, TextPart):
-        return part.fit(model, how, judged=cast("TextPart | None", judged), **more)
-    return fit(model, part, how, augment=augment, judged=cast("Examples | None", judged), **more)
+        held = cast("TextPart | None", judged)
+        return part.fit(model, how, seed=seed, folder=folder, judged=held, closed=closed, step_end=step_end)
+    apart = cast("Examples | None", judged)
+    return fit(
+        model, part, how, seed=seed, augment=augment, folder=folder, judged=apart, closed=closed, step_end=step_end
+    )
 
 
 def _error(model: nn.Module, part: Learned) -> float:
