@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from recipes.sparse.oneshot import run, taught
-from secateur.errors import DataError, InfeasibleError, InputError
+from recipes.sparse.oneshot import data, run, taught
+from secateur.errors import DataError, InfeasibleError, InputError, RunError
 from secateur.methods.protection import move_bits, read_protection, write_protection
+from secateur.runs import executor
 from secateur.subjects.matrices import matrices
 
 
@@ -55,6 +56,20 @@ def test_what_is_protected_stays_and_the_budget_counts_it(tmp_path, name, how, b
     if ":" not in budget:
         share = sum(int((weight != 0).sum()) for weight in after.values()) / whole
         assert 0.47 < share <= 0.5
+
+
+def test_a_run_does_not_go_on_with_another_protect_json(tmp_path, monkeypatch):
+    """Nor one on record from before files were hashed with what it does not know."""
+    how = {"protect": write(tmp_path, ["model.layers.0.self_attn.q_proj"]), "length": 16}
+    monkeypatch.setattr(executor._Job, "execute", lambda self, directory, about: iter(()))
+    executor.run("magnitude", taught(), data(), "weights=50%", tmp_path / "out", **how)
+    executor.run("magnitude", taught(), data(), "weights=50%", tmp_path / "out", **how)
+    write(tmp_path, ["model.layers.1.mlp"])
+    with pytest.raises(RunError, match="protect_sha256"):
+        executor.run("magnitude", taught(), data(), "weights=50%", tmp_path / "out", **how)
+    record = tmp_path / "out" / "run.yaml"
+    record.write_text("".join(line for line in record.open() if "protect_sha256" not in line))
+    executor.run("magnitude", taught(), data(), "weights=50%", tmp_path / "out", **how)
 
 
 def test_modules_are_rounded_to_bits_of_their_own(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from chat_server import Scripted
 from secateur.clients.completions import Completion, Local
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, ServerError
 from secateur.measure import generation, statistics
 from secateur.methods import tasks
 from secateur.subjects import open_subject
@@ -72,6 +72,13 @@ def test_items_are_asked_scored_and_told_by_group(tmp_path):
         1.0,
     )
     assert statistics.mcnemar([line.score for line in lines], [line.score for line in lines]) == 1.0
+
+
+def test_groups_count_in_what_they_are_parts_of():
+    groups = {"0": "science/physics", "1": "science/maths", "2": "arts", "3": ""}
+    lines = [tasks.Line("t", item, 0, "", 1, True, "", float(item == "0"), group) for item, group in groups.items()]
+    found = {name: figure.value for name, figure in tasks.summarise(lines).groups.items()}
+    assert found == {"science": 0.5, "science/physics": 1.0, "science/maths": 0.0, "arts": 0.0}
 
 
 def test_what_did_not_end_is_wrong_where_the_task_says_so(tmp_path):
@@ -149,6 +156,29 @@ def test_a_judge_rates_from_1_to_10_and_nonsense_is_no_score(tmp_path):
     assert (found.score.value, found.score.samples, found.unscored) == (0.8, 1, 1)
     with pytest.raises(InputError, match="j is scored by a judge"):
         tasks.run_task(task, told)
+
+
+def test_a_judge_that_breaks_down_loses_no_answer(tmp_path):
+    rows = [{"task": "j", "scorer": "judge"}, *({"question": f"Say {one}"} for one in "abcd")]
+    task, file = read(write(tmp_path / "j.jsonl", *rows)), tmp_path / "lines.jsonl"
+    told, asked = Told(lambda prompt: Completion(prompt[-1], 2, True)), []
+
+    def judge(item, answer):
+        asked.append(item.id)
+        if len(asked) == 2:
+            raise ServerError("http://x gave no answer")
+        return 0.5
+
+    words = "the judge of j: http://x gave no answer; what was answered is kept"
+    with pytest.raises(ServerError, match=words) as error:
+        tasks.run_task(task, told, file=file, judge=judge)
+    assert "\n" not in str(error.value)
+    assert len(file.read_text().splitlines()) == 1
+    lines = tasks.run_task(task, Told(None), file=file, judge=judge)
+    assert asked == ["0", "1", "1", "2", "3"], "none is judged twice, and none written again"
+    assert [(line.item, line.score) for line in lines] == [(str(at), 0.5) for at in range(4)]
+    assert all(line.seconds > 0 for line in lines)
+    assert {one.name for one in tmp_path.iterdir()} == {"j.jsonl", "lines.jsonl"}
 
 
 def test_the_original_finds_its_own_words_likely(tmp_path):

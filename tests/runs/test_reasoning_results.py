@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from secateur.clients.completions import Completion
@@ -100,3 +103,16 @@ def test_each_level_has_a_chance_of_its_own():
     )
     points = {group: one.happens for _, _, group, one in found.collapses()}
     assert points == {"": False, "two": True, "four": False}
+
+
+def test_answers_that_a_judge_gives_no_number_are_counted_and_draw_nothing(results):
+    """Of one version's answers to a task none has a score."""
+    unrated = model("wanda 80%", ["no"] * 4, ["leaf"] * 4)
+    lines = {**unrated.lines, "steps": [replace(line, score=None) for line in unrated.lines["steps"]]}
+    models = [*results.models, (Config("wanda", "80%"), replace(unrated, lines=lines))]
+    sheet = Results(results.tasks, models).sheet()
+    assert "wanda 80%: 4 answers of steps got no score from the judge" in sheet.notes
+    (costs,) = (table for table in sheet.tables if table.title == "What an answer costs")
+    assert costs.rows[-1][:2] == ["wanda 80%", "–"]
+    for curves in sheet.chart.panels.values():
+        assert all(math.isfinite(figure.value) for curve in curves for _, figure in curve.points)

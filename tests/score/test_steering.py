@@ -82,6 +82,15 @@ def test_gradients_are_those_of_the_span_alone_and_leave_the_model_as_it_was(sub
     assert slope == pytest.approx(float(found["a"][MODULES[1]].norm()), rel=0.02)
 
 
+def test_a_span_of_one_token_has_the_gradient_at_the_token_that_foretells_it(subject, texts):
+    tokens = texts[0].tokens
+    one, two = (steering.Marked(tokens, {"a": [(8, end)]}) for end in (9, 10))
+    (_, single), (_, double) = (
+        next(steering.span_gradients(subject.forward, subject.model, MODULES, text)) for text in (one, two)
+    )
+    assert all(float(gradient.norm()) > 0 for gradient in (*single.values(), *double.values()))
+
+
 def test_shares_sum_to_one():
     assert steering.relative({"a": 1.0, "b": 3.0}) == {"a": 0.25, "b": 0.75}
     assert steering.relative({"a": 0.0, "b": 0.0}) == {"a": 0.5, "b": 0.5}

@@ -12,6 +12,7 @@ import processes
 from recipes.data import test_dp4tl
 from recipes.data import test_kd_data_pruning as toy
 from secateur import recipes, studies
+from secateur._utils.rundir import Run
 from secateur.errors import InputError, RunError, SecateurError
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import executor
@@ -130,6 +131,19 @@ def test_a_study_that_was_killed_goes_on_with_what_it_has(place, monkeypatch):
     left[0] = 5
     ask(place, out=place / "killed")
     assert left[0] == 0, "eight trainings, three of which were done"
+
+
+@pytest.mark.parametrize(("refused", "stays"), [(1, False), (2, True)])
+def test_what_was_done_stays_where_a_later_trial_is_refused(tmp_path, refused, stays):
+    def work(run):
+        for trial in executor._announce(run, [1, 2]):
+            run.path(str(trial)).write_text("done")
+            if trial == refused:
+                raise InputError("no")
+
+    with pytest.raises(InputError), Run.open(tmp_path / "out", {}) as run:
+        work(run)
+    assert (tmp_path / "out").exists() == stays
 
 
 def test_a_study_that_was_refused_leaves_nothing(place):

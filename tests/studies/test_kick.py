@@ -11,7 +11,9 @@ import tiny
 from recipes.sparse.oneshot import taught
 from secateur.clients.completions import Local, Writing
 from secateur.errors import DataError, InputError
+from secateur.methods.tasks import Item, Line, Task
 from secateur.runs import scoring
+from secateur.runs.compression import DENSE, Config
 from secateur.studies import executor, kick
 from secateur.vocabulary import Selection
 
@@ -124,6 +126,8 @@ def test_frontiers_have_no_lucky_points():
     assert kick.matches(0.95, 1.0)
     assert not kick.matches(0.94, 1.0)
     assert not kick.matches(0.25, 0.26, chance=0.25), "at chance nothing matches"
+    assert not kick.matches(0.0, 0.0), "an original that knows nothing is matched by nothing"
+    assert kick.frontier([("10%", True), ("20%", None), ("30%", True)]) == ("10%", ""), "nothing is known of 20%"
     passing = [kick.matches(0.8, 1.0, tolerance=e) for e in (0.05, 0.1, 0.2, 0.3)]
     assert passing == sorted(passing), "monotone in the tolerance"
 
@@ -135,6 +139,8 @@ def test_frontiers_have_no_lucky_points():
         ({"methods": ["wonder"]}, "method 'wonder' is none of"),
         ({"sparsity": ["200%"]}, "sparsity '200%'"),
         ({"beside": ["nowhere"]}, "'nowhere' is no folder of a model and no address"),
+        ({"beside": ["http://localhost:1/v1"]}, "names no model"),
+        ({"beside": ["tests"]}, "'tests' is no model folder: it has no config.json"),
         ({"tolerance": 2.0}, "tolerance"),
         ({"bits": [1]}, "bits=1"),
     ],
@@ -152,11 +158,45 @@ def test_tasks_that_are_none_and_judges_that_are_missing_are_said(place):
     write(place / "judged.jsonl", {"task": "j", "scorer": "judge"}, {"question": "Say it"})
     with pytest.raises(InputError, match="j is scored by a judge: give one"):
         ask(place, "refused", tasks=[str(place / "judged.jsonl")])
+    write(place / "long.jsonl", {"task": "l", "prompt": "{question}"}, {"question": "the " * 200, "answer": "x"})
+    with pytest.raises(DataError, match="item 0 of l takes 202 tokens, and 32 to answer: the original reads 128"):
+        ask(place, "refused", tasks=[str(place / "long.jsonl")], dry_run=True)
     with pytest.raises(InputError, match="two tasks are called 'facts'"):
         ask(place, "refused", tasks=[str(place / "facts.jsonl")] * 2)
     assert not (place / "refused").exists()
     sheet = ask(place, "judge", tasks=[str(place / "judged.jsonl")], judge="likelihood", methods=[])
     assert 0 < sheet.figures["models"][0]["tasks"]["j"]["score"]["value"] <= 1
+
+
+def answered(name, scores):
+    """A model with a score for each item of the task `name`, over tasks."""
+    lines = {task: [Line(task, str(at), 0, "", 1, True, "", one) for at, one in enumerate(own)]
+             for task, own in scores.items()}  # fmt: skip
+    return scoring.Model(name, lines)
+
+
+def test_a_task_of_which_the_original_knows_nothing_has_no_verdict():
+    groups = ("science/physics", "science/maths", "arts", "arts")
+    tasks = [Task(name, tuple(Item(str(at), "", ("x",), group=group) for at, group in enumerate(groups)))
+             for name in ("facts", "unknown")]  # fmt: skip
+    dense = answered("original", {"facts": [1, 1, 1, 0], "unknown": [0.0] * 4})
+    same = answered("magnitude 10%", {"facts": [1, 1, 1, 0], "unknown": [0.0] * 4})
+    unrated = answered("magnitude 20%", {"facts": [None] * 4, "unknown": [1.0] * 4})
+    models = [(DENSE, False, dense), (Config("magnitude", "10%"), False, same),
+              (Config("magnitude", "20%"), False, unrated)]  # fmt: skip
+    sheet = kick.Kicked(tasks, models, 0.05).sheet()
+    verdicts = [[one["tasks"][task.name]["matching"] for task in tasks] for one in sheet.figures["models"]]
+    assert verdicts == [[True, None], [True, None], [None, None]]
+    (row,) = sheet.figures["frontiers"]
+    assert row["tasks"] == {
+        "facts": {"last": "10%", "first_failing": ""}, "unknown": {"last": "", "first_failing": ""},
+    }  # fmt: skip
+    assert sheet.tables[0].rows[1][1:3] == ["10%", "–"]
+    tables = {table.title: table.rows[0][1:] for table in sheet.tables}
+    assert tables["facts by group"] == ["science", "arts"]
+    assert tables["facts by group, level 2"] == ["science/physics", "science/maths"]
+    assert sheet.headline == "1 of 1 models and tasks match the original"
+    assert any("on unknown: such a task tells nothing" in note for note in sheet.notes)
 
 
 def test_a_dry_run_counts_and_writes_nothing(place):

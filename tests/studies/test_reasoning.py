@@ -14,7 +14,7 @@ from secateur.errors import DataError, InputError
 from secateur.methods import diagnosis, puzzles
 from secateur.recover.quantization import quantise
 from secateur.runs import diagnosing, scoring
-from secateur.studies import executor
+from secateur.studies import executor, reasoning
 from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import quantised
 
@@ -135,6 +135,29 @@ def test_what_a_diagnosis_names_is_protected_and_gets_the_bits_of_others(place, 
     assert models["rtn 3bit dynamic"]["bytes"] <= models["rtn 3bit"]["bytes"]
     assert models["magnitude 60% protected"]["params"] > models["magnitude 60%"]["params"]
     assert "Traces, protected modules and dynamic bits" in [table.title for table in more.tables]
+
+
+def test_bits_of_a_protect_json_are_those_of_quantisers_and_its_contents_tell_versions_apart(place, tmp_path):
+    file, subject = tmp_path / "protect.json", taught()
+    given = {"samples": 4, "traces": "", "protect": str(file), "dynamic": "", "seeds": (0,)}
+
+    def grid(told, methods=("magnitude", "rtn")):
+        file.write_text(json.dumps(told))
+        return reasoning._make_grid(subject, methods, ["50%"], [3], **given)
+
+    first, second = subject.layers()[:2]
+    both = grid({"protect": [f"{first}.mlp"], "bits": {f"{second}.mlp": 6}})
+    assert [str(one) for one in both] == ["magnitude 50%", "rtn 3bit", "magnitude 50% protected", "rtn 3bit protected"]
+    assert {bits for _, bits in both[2].by_module} == {16}
+    assert {bits for _, bits in both[3].by_module} == {6, 16}
+    others = grid({"protect": [f"{second}.mlp"]})
+    assert {one.digest for one in both[2:]}.isdisjoint(one.digest for one in others[2:])
+    bits = grid({"bits": {f"{second}.mlp": 6}})
+    assert [str(one) for one in bits] == ["magnitude 50%", "rtn 3bit", "rtn 3bit protected"]
+    with pytest.raises(InputError, match="gives modules bits, and no quantiser is asked"):
+        grid({"bits": {f"{second}.mlp": 6}}, ["magnitude"])
+    with pytest.raises(InputError, match="names no module"):
+        grid([])
 
 
 def test_calibration_on_the_models_own_traces_stands_beside_that_on_texts(place):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import tiny
 from recipes.vision import nets
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, RunError, UnsupportedError
@@ -192,6 +193,27 @@ def test_the_users_checkpoints_are_the_temperatures(tmp_path, monkeypatch):
         save_file(nets.vgg(seed=9).state_dict(), tmp_path / "runs" / "epoch-20.safetensors")
         with pytest.raises(ZeroDivisionError):  # another file under the same name is another network
             answered(tmp_path / "out", **how)
+
+
+def test_checkpoints_of_a_language_model_are_folders_as_transformers_leaves_them(tmp_path):
+    """States behind the last block are compared, errors are of the next token, and no batch norm is there."""
+    tiny.folder("llama", tmp_path / "model")
+    for at, step in enumerate((10, 20)):
+        tiny.model("llama", seed=at).save_pretrained(tmp_path / "runs" / f"checkpoint-{step}")
+    (tmp_path / "texts.txt").write_text("\n".join(tiny.chains(40)))
+    how = {"checkpoints": str(tmp_path / "runs"), "layers": "matrices", "optimizer": "adamw", "lr": 1e-3, "epochs": 0.5}
+    rest = {"densities": (0.3,), "siblings": 2, "seeds": (0,), "points": 3, "batch": 4, "tokens": 16}
+    asked = (str(tmp_path / "model"), str(tmp_path / "texts.txt"))
+    sheet = executor.study("regimes", *asked, tmp_path / "out", **how, **rest)
+    assert [row[0] for row in sheet.tables[0].rows[1:]] == ["checkpoint-10", "checkpoint-20"]
+    row = json.loads((tmp_path / "out" / "items.jsonl").read_text().splitlines()[0])
+    assert row["kept"] == pytest.approx(0.3, abs=0.01)
+    assert 0 < row["errors"][0] < 1
+    with pytest.raises(UnsupportedError, match="layers=matrices"):
+        executor.study("regimes", *asked, tmp_path / "o", **{**how, "layers": "convolutions"}, **rest)
+    with pytest.raises(InputError, match="augment changes inputs of networks"):
+        executor.study("regimes", *asked, tmp_path / "o", **how, **rest, augment=f"{tmp_path / 'x.py'}:f")
+    assert not (tmp_path / "o").exists()
 
 
 def test_checkpoints_without_numbers_are_chosen_from_and_not_ordered(tmp_path):

@@ -178,6 +178,10 @@ class Run:
             self._withdraw()
         self.close()
 
+    def keep(self) -> None:
+        """From here on a refusal leaves what is there: it took work."""
+        self._new = False
+
     def _withdraw(self) -> None:
         """A new run that was refused leaves nothing, so that the corrected command may use the same folder."""
         if self._shared:  # others may still be writing: what is left goes when the folder is opened again

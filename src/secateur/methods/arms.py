@@ -22,7 +22,7 @@ from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.data import examples
-from secateur.data.batches import count_steps
+from secateur.data.batches import Feed, count_steps
 from secateur.data.examples import Augment, Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import size, statistics
@@ -37,7 +37,7 @@ from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
     "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "finetune_settings", "fit", "forward_flops",
-    "give_verdict", "mark_correct", "split_judged", "train_arms",
+    "give_verdict", "mark_correct", "split_judged", "train_arms", "train_epochs",
 ]  # fmt: skip
 
 
@@ -109,15 +109,42 @@ def fit(
         raise DataError(f"{data.name} has no classes: give labels, for networks are trained on them here")
     training = replace(training or Training(), **settings).default(**DEFAULTS)
     feed = examples.batches(data, batch=training.whole("batch"), seed=seed, augment=augment)
+    if objective is None:
+        objective = detecting.press(cast(Detector, model).loss) if data.targets else transfer.classify(model)
+    if penalty is not None:
+        objective = _add_penalty(objective, penalty)
+    evaluate = None if judged is None else (lambda: 1.0 - float(mark_correct(model, judged).mean()))
+    return train_epochs(
+        model, feed, objective, training, seed=seed, count=examples.count, closed=closed, epoch_end=epoch_end,
+        step_end=step_end, extra=extra, evaluate=evaluate, folder=folder, flops=flops,
+    )  # fmt: skip
+
+
+def train_epochs(
+    model: nn.Module,
+    feed: Feed,
+    objective: Objective,
+    training: Training,
+    *,
+    count: Callable[[Batch], dict[str, int]],
+    seed: int = 0,
+    closed: Masks | None = None,
+    epoch_end: Callable[[], None] | None = None,
+    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
+    extra: Sequence[nn.Module] = (),
+    evaluate: Callable[[], float] | None = None,
+    folder: Path | None = None,
+    flops: float = 0.0,
+) -> Recovery | None:
+    """Train `model` in place for the epochs of `training` on any batches; None for no epochs. Arguments: see `fit`.
+
+    count: what a batch holds, see `loop.train`. evaluate: an error that is noted after each epoch.
+    """
     accumulate = training.accumulate or 1
     steps, epoch = count_steps(feed, training.number("epochs"), accumulate), count_steps(feed, 1, accumulate)
     if not steps:
         masks.apply(model, closed or {})
         return None
-    if objective is None:
-        objective = detecting.press(cast(Detector, model).loss) if data.targets else transfer.classify(model)
-    if penalty is not None:
-        objective = _add_penalty(objective, penalty)
     stepper: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None
     if training.optimizer != "sgd" and (epoch_end or step_end):
         raise InputError(
@@ -128,11 +155,10 @@ def fit(
         stepper = partial(_Periodic, then=lambda _: epoch_end(), every=epoch, momentum=momentum)
     if step_end is not None:
         stepper = partial(_Periodic, then=step_end, every=1, momentum=momentum)
-    evaluate = None if judged is None else (lambda: 1.0 - float(mark_correct(model, judged).mean()))
     with masks.hold(model, closed or {}):
         return loop.train(
             model, feed, objective, training.default(every=max(100, epoch), evaluate_every=epoch), steps=steps,
-            optimizer=stepper, seed=seed, count=examples.count, checkpoint=folder, evaluate=evaluate, extra=extra,
+            optimizer=stepper, seed=seed, count=count, checkpoint=folder, evaluate=evaluate, extra=extra,
             flops_per_token=3.0 * flops,
         )  # fmt: skip
 

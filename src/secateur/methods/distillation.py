@@ -272,11 +272,13 @@ def choose_shortly(
     train_length: int,
     losses: BlockLosses,
     training: Training,
+    blocks: Callable[[Selection], Sequence[tuple[int, int]]] | None = None,
 ) -> tuple[Selection, str]:
     """Of cuts of the widths of `selection` the one of the lowest loss after a short distillation, and a note.
 
     Compared are the selection itself, some near it and some at random, on the same batches in the same order: by the
-    mean of the last fifth of the losses, which are kept in `run`. The other arguments are those of `distil`. Source:
+    mean of the last fifth of the losses, which are kept in `run`. blocks: of a cut, as `distil` takes them. The other
+    arguments are those of `distil`. Source:
     arXiv 2412.00143, where the loss right after a cut says little of the model after its recovery.
     """
     selections = subsets.around(selection, CUTS, seed)
@@ -286,8 +288,9 @@ def choose_shortly(
         place = run.folder(f"shortly-{selection.budget}-{number}")
         student, _ = subject.cut(selections[number])
         recovery = distil(
-            subject, student, data, place, seed=seed, train_length=train_length, losses=losses, training=brief
-        )
+            subject, student, data, place, blocks=None if blocks is None else blocks(selections[number]), seed=seed,
+            train_length=train_length, losses=losses, training=brief,
+        )  # fmt: skip
         course = [loss for _, loss in recovery.losses] if recovery else [math.inf]
         return fmean(course[-max(1, len(course) // 5) :])
 

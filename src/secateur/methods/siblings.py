@@ -23,6 +23,7 @@ from secateur.data.examples import Examples
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure.connectivity import blend, connectivity
 from secateur.methods.arms import mark_correct
+from secateur.methods.sibling_texts import TextPart
 from secateur.recover.sparsity import masks
 from secateur.recover.training import norms, objectives
 from secateur.score.similarity import cka
@@ -156,13 +157,15 @@ def compare(
     shell: nn.Module,
     first: State,
     second: State,
-    data: Examples,
+    data: Examples | TextPart,
     *,
     points: int = 11,
     batch: int = 128,
     batches: int = 100,
 ) -> Pair:
-    """Two siblings on examples with classes that are not augmented, in their order.
+    """Two siblings on examples with classes that are not augmented, in their order, or on texts.
+
+    The CKA is of outputs, and of a model of texts of its states behind the last block, mean over tokens.
 
     Args:
         shell: a network of their architecture; it ends with other weights.
@@ -176,20 +179,25 @@ def compare(
     outputs = []
     for state in (first, second):
         shell.load_state_dict(state)
-        outputs.append(_outputs(shell, few, batch))
+        outputs.append(few.outputs(shell) if isinstance(few, TextPart) else _outputs(shell, few, batch))
     alike = float(cka(*outputs))
     return Pair(tuple(path_errors(shell, first, second, data, points=points, batch=batch)), alike)
 
 
 def path_errors(
-    shell: nn.Module, first: State, second: State, data: Examples, *, points: int = 11, batch: int = 128
+    shell: nn.Module, first: State, second: State, data: Examples | TextPart, *, points: int = 11, batch: int = 128
 ) -> list[float]:
     """[points] shares of `data` that theta(s) gets wrong, s from 0 to 1; batch norms are estimated anew at each point.
 
     They are estimated on batches of equal size, since each counts alike, of `batch` examples at most; an example that
-    would be left alone is left out. A network without batch norms has nothing to be estimated.
+    would be left alone is left out. A network without batch norms, such as a transformer, has nothing to be estimated.
     """
-    errors = []
+    errors = list[float]()
+    if isinstance(data, TextPart):
+        for step in range(points):
+            shell.load_state_dict(blend(first, second, step, points - 1))
+            errors.append(data.wrong(shell))
+        return errors
     size = math.ceil(len(data) / math.ceil(len(data) / batch))
     # A batch norm learns nothing from one value per channel.
     whole = data.take(range(len(data) - 1)) if len(data) > 1 and len(data) % size == 1 else data

@@ -11,7 +11,9 @@ Items that were written stay written: a run that goes on asks for the others.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +28,7 @@ import yaml
 from secateur._utils.disk import atomic_write
 from secateur.clients import chat
 from secateur.clients.completions import Completer, Completion, Writing
-from secateur.errors import DataError, InputError, SecateurError
+from secateur.errors import DataError, InputError, SecateurError, ServerError
 from secateur.measure import answers, likelihood, statistics
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
@@ -43,6 +45,7 @@ __all__ = [
     "export_task",
     "judge_by_likelihood",
     "judge_by_model",
+    "list_groups",
     "read_lines",
     "read_tasks",
     "run_task",
@@ -331,36 +334,79 @@ def run_task(
         raise InputError(f"{task.name} is scored by a judge: give one")
     there = {(line.item, line.turn): line for line in read_lines(file, task.name)} if file is not None else {}
     tick(len(there))
+    waiting = _Waiting(file.with_suffix(".unjudged") if file is not None and task.scorer == "judge" else None)
     for turn in range(passes):
         rest = [item for item in task.items if (item.id, turn) not in there]
+        texts = waiting.read(turn)
         for begin in range(0, len(rest), chunk):
             some = rest[begin : begin + chunk]
-            began = time.perf_counter()
-            written = completer.write([build_prompt(task, one, completer) for one in some], task.writing, seed + turn)
-            spent = (time.perf_counter() - began) / len(some)
-            scored = (score(task, item, one, turn, judge) for item, one in zip(some, written, strict=True))
-            lines = [replace(line, seconds=spent) for line in scored]
-            there |= {(line.item, line.turn): line for line in lines}
-            if file is not None:
-                with file.open("a", encoding="utf-8") as out:
+            asked = [item for item in some if item.id not in texts]
+            if asked:
+                prompts = [build_prompt(task, one, completer) for one in asked]
+                began = time.perf_counter()
+                written = completer.write(prompts, task.writing, seed + turn)
+                spent = (time.perf_counter() - began) / len(asked)
+                new = {item.id: (one, spent) for item, one in zip(asked, written, strict=True)}
+                waiting.add(turn, new)
+                texts |= new
+            with open(file or os.devnull, "a", encoding="utf-8") as out:
+                for item in some:
+                    completion, spent = texts[item.id]
+                    try:
+                        line = replace(score(task, item, completion, turn, judge), seconds=spent)
+                    except ServerError as error:
+                        words = "what was answered is kept, and the same command again goes on with the judge"
+                        raise ServerError(f"the judge of {task.name}: {error}; {words}") from error
+                    there[item.id, turn] = line
                     # In plain ASCII: models write half letters, and what other readers take for the end of a line.
-                    out.writelines(f"{json.dumps(asdict(line))}\n" for line in lines)
-            tick(len(lines))
+                    out.write(f"{json.dumps(asdict(line))}\n")
+            tick(len(some))
+    waiting.end()
     return [there[item.id, turn] for turn in range(passes) for item in task.items]
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """What was written and has no score yet, in a file, since judges may be down; nothing is kept without a file."""
+
+    file: Path | None
+
+    def read(self, turn: int) -> dict[str, tuple[Completion, float]]:
+        """Item -> what was written in this turn, and its seconds."""
+        rows = _read_whole(self.file) if self.file is not None else ()
+        return {row["item"]: (Completion(**row["text"]), row["seconds"]) for row in rows if row["turn"] == turn}
+
+    def add(self, turn: int, written: Mapping[str, tuple[Completion, float]]) -> None:
+        """Keep what was written."""
+        if self.file is not None:
+            with self.file.open("a", encoding="utf-8") as out:
+                for item, (completion, seconds) in written.items():
+                    row = {"item": item, "turn": turn, "text": asdict(completion), "seconds": seconds}
+                    out.write(f"{json.dumps(row)}\n")
+
+    def end(self) -> None:
+        """All have a score."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+
 def read_lines(file: Path, task: str) -> Iterator[Line]:
-    """The lines of a task that are whole; a kill may have left half of the last one, which is cut off."""
+    """The lines of a task that are whole."""
+    for row in _read_whole(file):
+        found = Line(**row)
+        if found.task == task:
+            yield found
+
+
+def _read_whole(file: Path) -> Iterator[Row]:
+    """Rows of JSON; a kill may have left half of the last one, which is cut off."""
     if not file.exists():
         return
     text = file.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
-    for line in whole.split("\n")[:-1]:
-        found = Line(**json.loads(line))
-        if found.task == task:
-            yield found
+    yield from (json.loads(line) for line in whole.split("\n")[:-1])
 
 
 def score(task: Task, item: Item, written: Completion, turn: int = 0, judge: Judge | None = None) -> Line:
@@ -436,7 +482,8 @@ class Summary:
     """A task's lines in figures. Items are the sample: passes over one are averaged first.
 
     score: mean; None where no item has one. unscored: lines without a score. correct, wrong: tokens of lines with a
-    score of at least a half and of the others, where there are any. groups: score by group.
+    score of at least a half and of the others, where there are any. groups: score by group, and by what groups are
+    parts of: "science/physics" counts in "science", too.
     """
 
     score: Figure | None
@@ -458,6 +505,11 @@ def scores_by_item(lines: Iterable[Line]) -> dict[str, float]:
     return {item: mean(values) for item, values in found.items()}
 
 
+def list_groups(group: str) -> list[str]:
+    """A group behind what it is a part of: "science" and "science/physics" of the latter; nothing of no name."""
+    return list(itertools.accumulate(group.split("/"), "{}/{}".format)) if group else []
+
+
 def _mean(scores: Sequence[float]) -> Figure:
     """The mean with an interval that stays within 0 and 1 where each item is right or wrong."""
     if set(scores) <= {0.0, 1.0}:
@@ -471,8 +523,8 @@ def summarise(lines: Sequence[Line]) -> Summary:
     right = [line.tokens for line in lines if line.score is not None and line.score >= 0.5]
     wrong = [line.tokens for line in lines if line.score is not None and line.score < 0.5]
     groups = {}
-    for group in dict.fromkeys(line.group for line in lines if line.group):
-        values = scores_by_item(line for line in lines if line.group == group)
+    for group in dict.fromkeys(name for line in lines for name in list_groups(line.group)):
+        values = scores_by_item(line for line in lines if group in list_groups(line.group))
         if values:
             groups[group] = _mean(list(values.values()))
     figure = _mean(list(by_item.values())) if by_item else None

@@ -8,6 +8,7 @@ model card, and the evidence of a directory with its report.
 from __future__ import annotations
 
 import gc
+import os
 import random
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
 from secateur.reports import details, evidence
 from secateur.reports.details import Details
-from secateur.runs import backends, configs, keywords, splits
+from secateur.runs import backends, configs, keywords, records, splits
 from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
@@ -221,6 +222,7 @@ def run(
         **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,
+        **_hash_files(flags),
     }
     about = {
         "model": backends.name_source(model if isinstance(model, str | Path) else subject),
@@ -242,7 +244,8 @@ def run(
             if distributed.index() == 0:
                 print(f"warning: {warning}", file=sys.stderr)
     job = replace(job, notes=tuple(notes))
-    record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=keywords.defaults(function))
+    older = {**keywords.defaults(function), **_hash_files(flags)}
+    record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=older)
     with ExitStack() as stack:
         try:
             directory = stack.enter_context(record)
@@ -261,6 +264,12 @@ def _find_home(subject: object) -> Path | None:
     """The folder that a subject was opened from, or the model that it is a part of; None of one in memory."""
     home: Path | None = getattr(getattr(subject, "whole", None), "folder", None) or getattr(subject, "folder", None)
     return home
+
+
+def _hash_files(options: Mapping[str, object]) -> dict[str, str]:
+    """sha256 of each file that an option names, such as protect.json: with other contents a run does not go on."""
+    files = {name: value for name, value in options.items() if isinstance(value, str) and Path(value).suffix}
+    return {f"{name}_sha256": records.digest(file) for name, file in files.items() if os.path.isfile(file)}
 
 
 def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object]) -> None:

@@ -233,7 +233,7 @@ class Results:
             rows.append(
                 [
                     model.name,
-                    f"{100 * one['score']:.1f}",
+                    f"{100 * one['score']:.1f}" if math.isfinite(one["score"]) else "–",
                     f"{one['tokens']:.0f}",
                     f"{one['median']:.0f}",
                     f"{100 * one['unfinished']:.1f} %",
@@ -290,7 +290,7 @@ class Results:
         for config, model in self.models:
             name = _name((config.method, config.variant)) if config.method in METHODS else model.name
             one = self._cost(model)
-            if model.bytes and base["work"] and base["seconds"]:
+            if model.bytes and base["work"] and base["seconds"] and math.isfinite(one["score"]):
                 for title, share in zip(
                     panels,
                     (model.bytes / self.dense.bytes, one["work"] / base["work"], one["seconds"] / base["seconds"]),
@@ -320,9 +320,10 @@ class Results:
                 points = [(0.0, Figure(100 * self.score(self.dense, task)))]
                 for amount, models in amounts:
                     values = [100 * self.score(model, task) for model in models]
-                    points.append((_compression(amount), statistics.mean_interval(values)))
+                    if all(map(math.isfinite, values)):  # a judge may have given no score at all
+                        points.append((_compression(amount), statistics.mean_interval(values)))
                 curves.append(Curve(_name(run), points, 1 - place / len(runs)))
-            if curves:
+            if curves and math.isfinite(self.score(self.dense, task)):
                 panels[task.name] = curves
         return Chart("Scores by sparsity", panels, "zeros, %", "score, %", bounds=(0.0, 100.0)) if panels else None
 
@@ -360,6 +361,12 @@ class Results:
 
     def _notes(self) -> tuple[str, ...]:
         found = [f"{model.name}: {note}" for _, model in self.models for note in model.notes]
+        found += [
+            f"{model.name}: {unscored} answers of {task.name} got no score from the judge"
+            for _, model in self.models
+            for task in self.tasks
+            if (unscored := asking.summarise(model.lines[task.name]).unscored)
+        ]
         found += [
             f"the original is at chance on {task.name}: it tells nothing"
             for task in self.tasks

@@ -189,7 +189,7 @@ class RegimeMap:
         first = self.densities[0]
         gap = statistics.paired_difference(self.errors(coolest, first), self.errors(low, first))
         certain = None if gap.low is None else gap.low > 0
-        barriers = np.maximum(0.0, -self.connectivities[coolest, [0, -1]])
+        barriers = np.maximum(0.0, -self.connectivities[coolest, [0, -1]]) + 0.0  # not -0
         try:
             rank: float | None = statistics.spearman(self.densities, self.similarities[coolest].tolist()).value
         except MeasurementError:

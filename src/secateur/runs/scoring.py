@@ -28,7 +28,7 @@ from secateur.runs.compression import DENSE, Config, compress, count_bytes
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure, Training
 
-__all__ = ["Held", "Model", "is_served", "open_judge", "score_model", "score_served"]
+__all__ = ["Held", "Model", "check_models", "is_served", "open_judge", "score_model", "score_served"]
 
 RANK = 8
 """Of the adapters that win back what was lost."""
@@ -137,14 +137,38 @@ def score_served(
     url: str, tasks: Sequence[Task], folder: Path, *, passes: int = 1, judge: Judge | None = None, label: str = ""
 ) -> Model:
     """The same of a model behind a server, "http://host/v1#NAME": what it weighs is not known. label: its name."""
-    address, _, name = url.partition("#")
-    if not name:
-        raise InputError(f"{url} names no model: give http://host/v1#NAME")
+    address, name = _split_address(url)
     place = folder / f"served-{Config(url).digest}"
     place.mkdir(parents=True, exist_ok=True)
     server = Served(chat.Server(address, name))
     lines = {task.name: _run(task, server, place, passes, judge) for task in tasks}
     return Model(label or name, lines, seconds=_count_seconds(lines), notes=("served: no perplexity, no bytes",))
+
+
+def check_models(subject: Transformer, tasks: Sequence[Task], beside: Sequence[str]) -> None:
+    """Refuse, before any is asked, items that the original can't read whole, and what is no model to stand beside it.
+
+    Raises `DataError` for an item, `InputError` for a place without a model.
+    """
+    for one in beside:
+        if is_served(one):
+            _split_address(one)
+        elif not Path(one).is_dir():
+            raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
+        elif not Path(one, "config.json").is_file():
+            raise InputError(f"beside {one!r} is no model folder: it has no config.json")
+    original = Local(subject.model, subject.tokenizer, name="the original")
+    for task in tasks:
+        for item in task.items:
+            asking.build_prompt(task, item, original)
+
+
+def _split_address(url: str) -> tuple[str, str]:
+    """(server, model) of "http://host/v1#NAME"."""
+    address, _, name = url.partition("#")
+    if not name:
+        raise InputError(f"{url} names no model: give http://host/v1#NAME")
+    return address, name
 
 
 def is_served(source: str) -> bool:

@@ -95,8 +95,9 @@ def span_gradients(
     """For each span of a text: its behaviour, and module -> gradient [d_out] of the loss of the span's tokens alone.
 
     The text up to the span's end runs once; the loss is the mean cross-entropy of the span's tokens; the gradient is
-    that of each module's output, averaged over the span's tokens. What modules compute is not changed, and no parameter
-    gets a gradient. Source: attribution patching, as in arXiv 2504.02010.
+    that of each module's output, averaged over the span's tokens; of a span of one token it is that at the token before
+    it, which foretells it: at the token itself, which nothing of the loss depends on, it is 0. What modules compute is
+    not changed, and no parameter gets a gradient. Source: attribution patching, as in arXiv 2504.02010.
     """
     for behaviour, spans in text.spans.items():
         for begin, end in spans:
@@ -116,10 +117,10 @@ def _gradients(
         loss = functional.cross_entropy(logits[0, begin - 1 : -1].float(), targets)
         names = [name for name in modules if name in held]
         grads = torch.autograd.grad(loss, [held[name] for name in names], allow_unused=True)
-    found = {}
+    found, places = {}, slice(begin, None) if len(tokens) - begin > 1 else slice(begin - 1, begin)
     for name, grad in zip(names, grads, strict=True):
         rows = torch.zeros_like(held[name]) if grad is None else grad
-        found[name] = rows.reshape(-1, rows.shape[-1])[begin:].float().mean(0).cpu()
+        found[name] = rows.reshape(-1, rows.shape[-1])[places].float().mean(0).cpu()
     return found
 
 

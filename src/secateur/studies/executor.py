@@ -12,6 +12,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ import yaml
 
 from secateur import recipes, studies
 from secateur._utils.disk import atomic_write
+from secateur._utils.rundir import Run
 from secateur.errors import DataError, InputError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
@@ -88,9 +90,10 @@ def study(
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
     named = _source_names(subject, model, data, examples)
-    older = {name: hashes[name] for name in ("judged_sha256",) if name in hashes}  # which their records do not have
+    # What records of an older version do not have.
+    older = {**keywords.defaults(function), **{key: hashes[key] for key in ("judged_sha256",) if key in hashes}}
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite, defaults=older) as run:
-        progress = iter if examples is None else _announce
+        progress = iter if examples is None else partial(_announce, run)
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
         record = run.root / "run.yaml"
         before = yaml.safe_load(record.read_text("utf-8"))
@@ -183,8 +186,9 @@ def _source_names(subject: Source, model: Source, data: Data, examples: Data) ->
     return {"model": str(model) if isinstance(model, str | Path) else type(subject.model).__name__, **named}
 
 
-def _announce(trials: Sequence[T]) -> Iterator[T]:
-    """The trials, each announced in a line on the standard error."""
+def _announce(run: Run, trials: Sequence[T]) -> Iterator[T]:
+    """The trials, each announced in a line on the standard error; what is done stays, be it that one is refused."""
     for number, one in enumerate(trials, 1):
         print(f"{number} of {len(trials)}: {one}", file=sys.stderr, flush=True)
         yield one
+        run.keep()

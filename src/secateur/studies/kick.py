@@ -29,7 +29,7 @@ from secateur.reports.charts import Line as Curve
 from secateur.reports.sheet import Chart, Sheet, Table, percent
 from secateur.runs.backends.language import Language
 from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, find_beside, make_grid
-from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
+from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
@@ -47,22 +47,35 @@ PERPLEXITY = 0.10
 """Rise of the perplexity up to which its column calls a model matching."""
 
 
+_DEPTH = 3
+"""Levels of groups with tables: categories, sub-categories and subjects. Source: LLM-KICK, section 3.3."""
+
 Row = dict[str, Any]
 """Names and figures, as JSON has them."""
 
 
+def tells(dense: float, chance: float = 0.0) -> bool:
+    """Whether a task can tell models apart: its original scores above chance, and more than nothing."""
+    return dense > chance
+
+
 def matches(score: float, dense: float, *, tolerance: float = 0.05, chance: float = 0.0) -> bool:
-    """Whether a score is at least (1 - tolerance) of the original's, and above chance where there is one."""
-    return score >= (1 - tolerance) * dense and (chance == 0 or score > chance)
+    """Whether a score is at least (1 - tolerance) of the original's, and above chance, of which there may be none.
+
+    Nothing matches an original that is at chance itself, or at 0; see `tells`.
+    """
+    return score >= (1 - tolerance) * dense and score > chance
 
 
-def frontier(verdicts: Sequence[tuple[str, bool]]) -> tuple[str, str]:
+def frontier(verdicts: Sequence[tuple[str, bool | None]]) -> tuple[str, str]:
     """(the last amount that matches with all before it, the first that does not) of amounts by rising compression.
 
-    "" where there is none. A later amount that matches by luck counts for nothing.
+    "" where there is none. A later amount that matches by luck counts for nothing, nor one of which nothing is known.
     """
     last = ""
     for amount, matching in verdicts:
+        if matching is None:
+            break
         if not matching:
             return last, amount
         last = amount
@@ -94,10 +107,15 @@ class Kicked:
         values = list(asking.scores_by_item(model.lines[task.name]).values())
         return mean(values) if values else math.nan
 
-    def verdict(self, model: Model, task: Task) -> bool:
-        """Whether a model matches the original on a task."""
-        return matches(self.score(model, task), self.score(self.dense, task), tolerance=self.tolerance,
-                       chance=task.chance)  # fmt: skip
+    def verdict(self, model: Model, task: Task) -> bool | None:
+        """Whether a model matches the original on a task; None on one that tells nothing."""
+        return self._judge(self.score(model, task), task)
+
+    def _judge(self, score: float, task: Task) -> bool | None:
+        dense = self.score(self.dense, task)
+        if not tells(dense, task.chance) or math.isnan(score):
+            return None
+        return matches(score, dense, tolerance=self.tolerance, chance=task.chance)
 
     def keeps_perplexity(self, model: Model) -> bool | None:
         """Whether its perplexity is up by less than `PERPLEXITY`; None where it was not measured."""
@@ -135,10 +153,9 @@ class Kicked:
             rows.append({**row, "perplexity": {"last": last, "first_failing": first} if known else None})
         return rows
 
-    def _mean_verdict(self, models: Sequence[Model], task: Task) -> bool:
+    def _mean_verdict(self, models: Sequence[Model], task: Task) -> bool | None:
         """Of the mean over seeds."""
-        score = mean(self.score(one, task) for one in models)
-        return matches(score, self.score(self.dense, task), tolerance=self.tolerance, chance=task.chance)
+        return self._judge(mean(self.score(one, task) for one in models), task)
 
     # ----------------------------------------------------------------------------------------------------- answers
 
@@ -159,14 +176,15 @@ class Kicked:
                 f"{how}: perplexity says {row['perplexity']['last']} is fine, {name} matches up to "
                 f"{one['last'] or 'nothing'}"
             )
-        matching = sum(self.verdict(model, task) for _, _, model in self.models[1:] for task in self.tasks)
-        return f"{matching} of {(len(self.models) - 1) * len(self.tasks)} models and tasks match the original"
+        verdicts = [self.verdict(model, task) for _, _, model in self.models[1:] for task in self.tasks]
+        known = [one for one in verdicts if one is not None]
+        return f"{sum(known)} of {len(known)} models and tasks match the original"
 
     def _frontier_table(self) -> Table:
         head = ["Method", *(task.name for task in self.tasks), f"perplexity +{PERPLEXITY:.0%}"]
         rows = [head]
         for row in self.frontiers():
-            cells = [one["last"] or "none" for one in row["tasks"].values()]
+            cells = [one["last"] or ("none" if one["first_failing"] else "–") for one in row["tasks"].values()]
             told = row["perplexity"]["last"] or "none" if row["perplexity"] else "–"
             rows.append([row["method"] + (", recovered" if row["recovered"] else ""), *cells, told])
         words = (
@@ -181,7 +199,7 @@ class Kicked:
             cells = []
             for task in self.tasks:
                 figure = asking.summarise(model.lines[task.name]).score
-                mark = "" if model is self.dense else "✓ " if self.verdict(model, task) else "✗ "
+                mark = "" if model is self.dense else {True: "✓ ", False: "✗ ", None: ""}[self.verdict(model, task)]
                 cells.append("–" if figure is None else f"{mark}{percent(figure)}")
             perplexity = model.figures.get("perplexity")
             texts = mean(asking.summarise(model.lines[task.name]).distinct for task in self.tasks)
@@ -191,7 +209,8 @@ class Kicked:
                 f"{model.bytes / 1e6:,.1f} MB" if model.bytes else "–", f"{100 * texts:.0f}",
             ])  # fmt: skip
         words = (
-            "Scores in percent with their 95 % intervals over items; ✓ matches, ✗ does not. Flipped: answers that are "
+            "Scores in percent with their 95 % intervals over items; ✓ matches, ✗ does not; no mark where the original "
+            "is at chance itself. Flipped: answers that are "
             "right where the original's is wrong or the other way round, in percent of all."
         )
         return Table("Scores", rows, words)
@@ -216,13 +235,15 @@ class Kicked:
 
     def _group_tables(self) -> Iterator[Table]:
         for task in self.tasks:
-            groups = list(dict.fromkeys(item.group for item in task.items if item.group))
-            if 1 < len(groups) <= 12:
-                rows = [["Model", *groups]]
-                for _, _, model in self.models:
-                    told = asking.summarise(model.lines[task.name]).groups
-                    rows.append([model.name, *(percent(told[one]) if one in told else "–" for one in groups)])
-                yield Table(f"{task.name} by group", rows)
+            names = dict.fromkeys(name for item in task.items for name in asking.list_groups(item.group))
+            levels = [[name for name in names if name.count("/") == depth] for depth in range(_DEPTH)]
+            for depth, groups in enumerate(levels, 1):
+                if 1 < len(groups) <= 12:
+                    rows = [["Model", *groups]]
+                    for _, _, model in self.models:
+                        told = asking.summarise(model.lines[task.name]).groups
+                        rows.append([model.name, *(percent(told[one]) if one in told else "–" for one in groups)])
+                    yield Table(f"{task.name} by group" + (f", level {depth}" if depth > 1 else ""), rows)
 
     def _equal_size_table(self) -> Iterator[Table]:
         """Small-dense beside large-sparse: a folder with fewer weights, and ours that has as many left."""
@@ -279,9 +300,17 @@ class Kicked:
                     found.append(f"{model.name}: {summary.unscored} answers of {task.name} got no score from the judge")
                 if task.ends and summary.unfinished:
                     found.append(f"{model.name}: {summary.unfinished:.0%} of {task.name} did not end, and are wrong")
-        weak = [task.name for task in self.tasks if self.score(self.dense, task) <= max(task.chance, 0.02)]
+        weak = [task.name for task in self.tasks if not tells(self.score(self.dense, task), task.chance)]
         if weak:
-            found.append(f"the original itself is at chance on {', '.join(weak)}: such a task tells nothing")
+            words = "such a task tells nothing, and has no verdict"
+            found.append(f"the original itself is at 0, or at chance, on {', '.join(weak)}: {words}")
+        known = {task.name: asking.summarise(self.dense.lines[task.name]).score for task in self.tasks}
+        unsure = [
+            task.name for task in self.tasks if task.name not in weak
+            and (figure := known[task.name]) is not None and figure.low is not None and figure.low <= task.chance
+        ]  # fmt: skip
+        if unsure:
+            found.append(f"the original is not surely above chance on {', '.join(unsure)}: give more items")
         return (*self.notes, *found)
 
     def _chart(self) -> Chart | None:
@@ -295,9 +324,10 @@ class Kicked:
                 points = [(0.0, Figure(100 * self.score(self.dense, task)))]
                 for amount, models in amounts:
                     values = [100 * self.score(model, task) for model in models]
-                    points.append((float(amount.removesuffix("%")), statistics.mean_interval(values)))
+                    if all(map(math.isfinite, values)):  # a judge may have given no score at all
+                        points.append((float(amount.removesuffix("%")), statistics.mean_interval(values)))
                 curves.append(Curve(method + (", recovered" if recovered else ""), points, 1 - place / len(runs)))
-            if curves and len(curves[0].points) > 1 and not math.isnan(bar):
+            if not math.isnan(bar) and any(len(curve.points) > 1 for curve in curves):
                 ends = [curves[0].points[0][0], max(curve.points[-1][0] for curve in curves)]
                 panels[task.name] = [*curves, Curve("matching", [(x, Figure(100 * bar)) for x in ends], 0.0)]
         if not panels:
@@ -430,9 +460,7 @@ def plan(
         raise InputError(f"{type(subject.model).__name__} writes no text: study kick asks causal language models")
     asked = _read_all(tasks, judge)
     grid = _make_grid(methods, sparsity, patterns, bits, seeds, samples, calibration)
-    for one in beside:
-        if not is_served(one) and not Path(one).is_dir():
-            raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
+    check_models(subject, asked, beside)
     many = 1 + len(grid) * (2 if recover else 1) + len(find_beside(beside))
     return {"models": many, "answers": many * passes * sum(len(task.items) for task in asked)}
 

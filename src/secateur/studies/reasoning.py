@@ -32,7 +32,7 @@ from secateur.runs import diagnosing
 from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, find_beside, make_grid
 from secateur.runs.diagnosing import Manner
 from secateur.runs.reasoning_results import Results
-from secateur.runs.scoring import Held, Model, is_served, open_judge, score_model, score_served
+from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
 from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
 
@@ -214,9 +214,7 @@ def plan(
         raise InputError(f"{type(subject.model).__name__} writes no text: study reasoning asks causal language models")
     asked = _read_all(tasks, _Made(items, task_seed, puzzles.Asking(tokens, temperature, chat)), judge)
     grid = _make_grid(subject, methods, sparsity, bits, seeds, samples, traces, protect, dynamic)
-    for one in beside:
-        if not is_served(one) and not Path(one).is_dir():
-            raise InputError(f"beside {one!r} is no folder of a model and no address: give one")
+    check_models(subject, asked, beside)
     if traces:
         known = {item.prompt for task in asked for item in task.items}
         if any(item.prompt in known for task in asking.read_tasks(traces) for item in task.items):
@@ -265,13 +263,18 @@ def _make_grid(
         return []
     prune, quantise = ([one for one in methods if (one in QUANTISERS) == which] for which in (False, True))
     plain = make_grid(methods, sparsity if prune else (), (), bits if quantise else (), seeds=seeds, samples=samples)
-    stays = read_protection(protect, subject).stays
+    protection = read_protection(protect, subject)
     found = list(plain)
     if traces:
         found += [replace(one, variant="traces") for one in plain if one.method in CALIBRATED]
     if protect:
-        whole = tuple((name, WHOLE) for name in sorted(stays))
-        found += [replace(one, by_module=whole, variant="protected") for one in plain]
+        whole = dict.fromkeys(sorted(protection.stays), WHOLE)
+        both = {**whole, **dict(sorted(protection.bits.items()))}
+        own = [(one, both if one.method in QUANTISERS else whole) for one in plain]
+        if not any(names for _, names in own):
+            told = "gives modules bits, and no quantiser is asked" if both else "names no module"
+            raise InputError(f"{protect} {told}: give a protect.json of these methods, or leave it out")
+        found += [replace(one, by_module=tuple(names.items()), variant="protected") for one, names in own if names]
     if dynamic:
         sizes = {name: one.weight.numel() for name, one in matrices(subject.model, subject.layers()).items()}
         order = read_order(dynamic, subject)

@@ -13,22 +13,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur._utils import plugins, rundir, storage
 from secateur._utils.rundir import Run
 from secateur.data import examples
-from secateur.data.batches import count_steps
+from secateur.data.batches import Feed, count_steps
 from secateur.data.examples import Augment, Examples
+from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure.connectivity import Regime
 from secateur.methods.arms import DEFAULTS, fit, mark_correct, split_judged
 from secateur.methods.published_rules import duplicate
+from secateur.methods.retraining import Classifier
+from secateur.methods.sibling_texts import TextPart
 from secateur.methods.siblings import (
     Allocation,
     Layers,
@@ -41,12 +44,17 @@ from secateur.methods.siblings import (
 )
 from secateur.methods.temperatures import AXES, Axis, walk
 from secateur.recover.sparsity import masks
+from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import initialise, loop
 from secateur.runs import keywords
-from secateur.runs.backends.network import Network
+from secateur.runs.backends import of_source
+from secateur.runs.candidates import Part
 from secateur.runs.regime_map import MAGNITUDE, RANDOM, Key, RegimeMap, Siblings
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Training
+from secateur.vocabulary import Recovery, Training
+
+if TYPE_CHECKING:
+    from secateur.subjects import Transformer
 
 __all__ = ["STUDY", "Trial", "plan", "regimes"]
 
@@ -55,7 +63,7 @@ STUDY = {
     "recipe": "",
     "sets": "",
     "grid": "temperatures densities seeds control follow start barrier similar",
-    "backend": "secateur.runs.backends.network:Network",
+    "backend": "any",
 }
 
 Temperature = Literal["epochs", "batch", "rho", "lr", "weight_decay"]
@@ -67,6 +75,13 @@ ALIKE = 0.95
 SEEN = "checkpoints that have seen the examples which are judged on flatter their own accuracy, not the siblings' order"
 USUAL_RHO = 0.05
 """The default of sharpness-aware minimisation, where the advice on rho begins."""
+
+
+_HELD = 0.1
+"""Share of texts that is held out."""
+
+Learned: TypeAlias = Examples | TextPart
+"""What is learned from, or judged on."""
 
 
 class Trial(NamedTuple):
@@ -92,8 +107,9 @@ class _Settings:
     layers: Layers
     siblings: int
     seeds: Sequence[int]
-    judged: str | Examples
+    judged: str | Part
     augment: str
+    tokens: int
     retrain_epochs: float | None
     retrain_lr: float | None
     points: int
@@ -251,8 +267,8 @@ def _number(name: str) -> float | None:
 
 
 def regimes(
-    subject: Traced,
-    data: Examples,
+    subject: Classifier,
+    data: Part,
     folder: str | Path,
     progress: Callable[[Sequence[Trial]], Iterable[Trial]] = iter,
     *,
@@ -264,8 +280,9 @@ def regimes(
     layers: Layers = "convolutions",
     siblings: Annotated[int, Ge(2)] = 3,
     seeds: Sequence[int] = (0, 1, 2),
-    judged: str | Examples = "",
+    judged: str | Part = "",
     augment: str = "",
+    tokens: Annotated[int, Ge(2)] = 128,
     retrain_epochs: float | None = None,
     retrain_lr: float | None = None,
     points: Annotated[int, Ge(3)] = 11,
@@ -287,11 +304,13 @@ def regimes(
     Departures from the paper: SGD is Nesterov's; the CKA is of all outputs at once, not of batches; where the path is
     as far above its ends as below, mc is 0, so that it is symmetric; the CKA that parts II-A from II-B is the midpoint
     of the connected cells (the paper reads it off its maps); "global" leaves every layer its largest weight; learning
-    rate and weight decay as temperatures are conjectures. Siblings have the seeds 1, 2, ... under each dense seed.
+    rate and weight decay as temperatures are conjectures; models of texts are compared by states behind the last block;
+    models of several widths, pruned to one size, are not compared: all have one architecture. Siblings have the seeds
+    1, 2, ... under each dense seed.
 
     Args:
-        subject: the architecture; its weights don't matter.
-        data: examples with classes.
+        subject: the architecture; its weights don't matter. A network, a language model, or a classifier of texts.
+        data: examples with classes, or texts.
         folder: of the run directories.
         progress: wraps the trials, such as rich.progress.track.
         temperature: what is turned in the dense training. Fewer "epochs" of one run and a smaller "batch" are warmer; a
@@ -306,6 +325,7 @@ def regimes(
         seeds: of dense trainings and of what is held out. Two or more for intervals.
         judged: examples to judge on; a tenth of the data, another for each seed, is held out unless given.
         augment: file.py:function, (inputs, generator) -> inputs, for all trainings; not for what is measured.
+        tokens: of a text, at most; a language model reads blocks of so many.
         retrain_epochs: of siblings; as many as of the dense training unless given.
         retrain_lr: of siblings; the dense training's first rate unless given.
         points: of the path between two siblings, its ends included.
@@ -332,6 +352,7 @@ def regimes(
         seeds,
         judged,
         augment,
+        tokens,
         retrain_epochs,
         retrain_lr,
         points,
@@ -388,7 +409,7 @@ def _cells(settings: _Settings) -> list[Key]:
     return [Key(*one) for one in itertools.product(kinds, settings.sources, settings.shares)]
 
 
-def plan(subject: Traced, data: Examples, **options: Any) -> dict[str, int]:
+def plan(subject: Classifier, data: Part, **options: Any) -> dict[str, int]:
     """What `regimes` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     settings = _Settings(**options)
     work = _Work(subject, data, Path(), settings)
@@ -413,9 +434,14 @@ def plan(subject: Traced, data: Examples, **options: Any) -> dict[str, int]:
 class _Work:
     """Trainings and measurements, each kept in the run directory of its seed."""
 
-    def __init__(self, subject: Traced, data: Examples, folder: Path, settings: _Settings) -> None:
+    def __init__(self, subject: Classifier, data: Part, folder: Path, settings: _Settings) -> None:
         self.subject, self.data, self.folder, self.settings = subject, data, folder, settings
-        self.apart = examples.read(settings.judged) if settings.judged else None
+        self.backend = of_source(subject)
+        self.apart: Part | None = None
+        if settings.judged:
+            self.apart = self.backend.fit_data(self.backend.read(settings.judged), subject)
+        if settings.augment and not isinstance(data, Examples):
+            raise InputError("augment changes inputs of networks, and these are texts: leave it out")
         self.moved: Augment | None = plugins.function(settings.augment) if settings.augment else None
         self.notes = [SEEN] if settings.files else []
         self._dense: dict[str, dict[int, float]] = {}
@@ -425,7 +451,8 @@ class _Work:
         settings = self.settings
         for seed in dict.fromkeys(settings.seeds):
             for part in self.split(seed):
-                Network().fit_data(part, self.subject)
+                if isinstance(part, Examples):
+                    self.backend.fit_data(part, self.subject)
         sizes = {name: one.numel() for name, one in prunable(self.subject.model, settings.layers).items()}
         for density in settings.shares:
             count_kept(sizes, density, settings.allocation)
@@ -438,9 +465,13 @@ class _Work:
                 "out, or give checkpoints"
             )
 
-    def split(self, seed: int) -> tuple[Examples, Examples]:
+    def split(self, seed: int) -> tuple[Learned, Learned]:
         """(what is learned from, what is judged on)."""
-        return split_judged(self.data, self.apart, seed)
+        if isinstance(self.data, Examples):
+            return split_judged(self.data, cast("Examples | None", self.apart), seed)
+        train, held = self.data.split(_HELD, seed) if self.apart is None else (self.data, cast(Corpus, self.apart))
+        subject, length = cast("Transformer", self.subject), self.settings.tokens
+        return TextPart(train, subject, length), TextPart(held, subject, length)
 
     def dense_errors(self) -> dict[str, tuple[float, ...]]:
         """Temperature -> error of the dense network under each seed, of the temperatures that were looked at."""
@@ -464,11 +495,13 @@ class _Work:
                 "training": settings.training,
             },
         )
-        about = {
-            "model": Network().digest(self.subject),
+        about: dict[str, object] = {
+            "model": self.backend.digest(self.subject),
             "data": self.data.digest,
             "judged": self.apart.digest if self.apart else "",
         }
+        if not isinstance(self.data, Examples):
+            about["tokens"] = settings.tokens
         file = settings.files.get(temperature)
         name = temperature if file is None else f"{temperature}-{storage.digest(file)[:12]}"
         train, held = self.split(trial.seed)
@@ -478,7 +511,7 @@ class _Work:
                 def judge() -> float:
                     model = self._restore(self._dense_state(run, trial.seed, temperature, train)).model
                     with loop.place_for_training(model):
-                        return 1.0 - float(mark_correct(model, held).mean())
+                        return _error(model, held)
 
                 self._dense[temperature][trial.seed] = run.json(f"dense-error-{name}", judge)
 
@@ -489,12 +522,14 @@ class _Work:
         paths = tuple(tuple(path) for path in row["paths"])
         return Siblings(trial.seed, row["density"], tuple(row["errors"]), paths, tuple(row["similarities"]))
 
-    def _restore(self, state: State) -> Traced:
-        copied = duplicate(self.subject)
+    def _restore(self, state: State) -> Traced | Transformer:
+        copied = (
+            duplicate(self.subject) if isinstance(self.subject, Traced) else cast("Transformer", self.subject).copy()
+        )
         copied.model.load_state_dict(state)
         return copied
 
-    def _dense_state(self, run: Run, seed: int, temperature: str, train: Examples) -> State:
+    def _dense_state(self, run: Run, seed: int, temperature: str, train: Learned) -> State:
         """The dense network of a temperature: the user's, or one that is trained here once."""
         settings = self.settings
         if temperature in settings.files:
@@ -504,12 +539,12 @@ class _Work:
             self._train_dense(run, seed, temperature, train)
         return rundir.read_tensors(path)
 
-    def _train_dense(self, run: Run, seed: int, temperature: str, train: Examples) -> None:
+    def _train_dense(self, run: Run, seed: int, temperature: str, train: Learned) -> None:
         settings = self.settings
         how = settings.dense_training(settings.sources[temperature])
         model, notes = initialise.fresh(self.subject.model, seed=seed)
         self.notes += notes
-        feed = examples.batches(train, batch=how.whole("batch"), seed=seed)
+        feed = _feed(train, how.whole("batch"), seed)
         last, at = count_steps(feed, how.number("epochs"), how.accumulate or 1), dict[int, list[Path]]()
         for name, value in settings.sources.items():
             if settings.temperature == "epochs" or name == temperature:
@@ -523,7 +558,7 @@ class _Work:
 
         place = run.folder(f"dense-{settings.temperature if settings.temperature == 'epochs' else temperature}")
         between, fresh = keep if settings.temperature == "epochs" else None, not any(place.iterdir())
-        fit(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
+        _train(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
         for step, paths in at.items():
             for path in paths:
                 # Steps that float16 was too narrow for are not done: what is due near the end is due at the end.
@@ -531,7 +566,7 @@ class _Work:
                     storage.write(path, model.state_dict())
         shutil.rmtree(place, ignore_errors=True)
 
-    def _retrain(self, run: Run, trial: Trial, train: Examples, held: Examples, name: str) -> dict[str, object]:
+    def _retrain(self, run: Run, trial: Trial, train: Learned, held: Learned, name: str) -> dict[str, object]:
         """Mask the dense network, retrain its siblings, and compare each two."""
         settings = self.settings
         dense = self._restore(self._dense_state(run, trial.seed, trial.cell.temperature, train))
@@ -540,8 +575,8 @@ class _Work:
             closed = masks.shuffle(closed, seed=trial.seed)
         place, states, errors = run.folder(f"train-{name}"), list[dict[str, Tensor]](), list[float]()
         for sibling in range(1, settings.siblings + 1):
-            model = duplicate(dense).model
-            recovery = fit(
+            model = self._restore(dense.model.state_dict()).model
+            recovery = _train(
                 model,
                 train,
                 settings.retraining,
@@ -567,3 +602,34 @@ class _Work:
             "paths": [pair.errors for pair in found],
             "similarities": [pair.similarity for pair in found],
         }
+
+
+def _train(
+    model: nn.Module,
+    part: Learned,
+    how: Training,
+    *,
+    seed: int,
+    folder: Path,
+    augment: Augment | None = None,
+    judged: Learned | None = None,
+    closed: Masks | None = None,
+    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
+) -> Recovery | None:
+    """See `arms.fit`."""
+    if isinstance(part, TextPart):
+        held = cast("TextPart | None", judged)
+        return part.fit(model, how, seed=seed, folder=folder, judged=held, closed=closed, step_end=step_end)
+    apart = cast("Examples | None", judged)
+    return fit(
+        model, part, how, seed=seed, augment=augment, folder=folder, judged=apart, closed=closed, step_end=step_end
+    )
+
+
+def _error(model: nn.Module, part: Learned) -> float:
+    """Share that a model gets wrong."""
+    return part.wrong(model) if isinstance(part, TextPart) else 1.0 - float(mark_correct(model, part).mean())
+
+
+def _feed(part: Learned, batch: int, seed: int) -> Feed:
+    return part.feed(batch, seed) if isinstance(part, TextPart) else examples.batches(part, batch=batch, seed=seed)

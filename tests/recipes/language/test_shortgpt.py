@@ -12,11 +12,12 @@ import tiny
 import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import BudgetError, InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.methods import distillation
 from secateur.recipes.language import shortgpt
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result
+from secateur.vocabulary import Budget, Recovery, Result
 from subjects.hybrids import make_hybrid
 
 QUICK = {"samples": 16, "train_length": 16, "length": 16}
@@ -138,6 +139,27 @@ def test_healing_compares_each_layer_with_the_one_it_was(tmp_path, monkeypatch):
     assert dry.recovery is None
     trained, cut = (one.subject.model.state_dict() for one in (found, dry))
     assert not torch.equal(trained["model.norm.weight"], cut["model.norm.weight"])
+
+
+def test_a_short_healing_picks_among_cuts_of_as_many_layers(tmp_path, monkeypatch):
+    asked = []
+
+    def distil(original, student, *given, blocks, training, **how):
+        asked.append((student.layer_index, blocks, training.steps))
+        return Recovery(training.steps, losses=((1, 1.0 if student.layer_index == (0, 3) else 2.0),))
+
+    monkeypatch.setattr(distillation, "distil", distil)
+    how = {"select_by": "short-retrain", "steps": 20, "model": subject(idle=(0, 2))}
+    (found,) = results(tmp_path / "short", "flops=60%", **how)
+    assert [steps for *_, steps in asked] == [2] * 6 + [20], "all six cuts of two layers of four, and the one chosen"
+    assert asked[0][0] == (1, 3), "the rule's own"
+    assert asked[-1][:2] == ((0, 3), [(1, 1), (2, 4)])
+    assert found.subject.layer_index == (0, 3)
+    assert "not the criterion's own choice" in found.notes[-1]
+    hybrid = open_subject(make_hybrid("Bamba", vocab_size=64, attn_layer_indices=[1]), tokenizer=tiny.tokenizer())
+    for more, words in (({"steps": 0}, "give steps"), ({"model": hybrid}, "cost unlike amounts")):
+        with pytest.raises(InputError, match=words):
+            results(tmp_path / "refused", "flops=60%", **{**how, **more})
 
 
 def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
