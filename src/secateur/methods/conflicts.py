@@ -29,9 +29,16 @@ from secateur.subjects.transformer.heads import Frozen, Head, Replay, find_outpu
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Corruption", "Item", "Match", "ablate", "build", "encode", "gradients", "keep_known", "knock_out", "log_answers",
-    "rates", "score",
+    "INSTRUCTIONS", "Corruption", "Item", "Match", "ablate", "build", "encode", "gradients", "instruct", "keep_known",
+    "knock_out", "log_answers", "rates", "score",
 ]  # fmt: skip
+
+INSTRUCTIONS = {
+    "context": "Answer by what the text says, even if you know otherwise.",
+    "memory": "Answer by what you know, even if the text says otherwise.",
+}
+"""What to trust -> the instruction that stands before a prompt: the baseline by prompting. Departure: the paper's words
+could not be read."""
 
 Match: TypeAlias = Literal["first", "full"]
 Corruption: TypeAlias = Literal["swap", "noise"]
@@ -232,6 +239,13 @@ def keep_known(subject: Transformer, data: Conflicts, match: Match = "first") ->
     lost = len(items) - len(stay)
     notes = (f"{lost} of {len(items)} prompts left out: the model does not know the fact",) if lost else ()
     return replace(data.take(stay), known=True, notes=(*data.notes, *notes))
+
+
+def instruct(data: Conflicts, trust: str) -> Conflicts:
+    """The prompts behind an instruction to trust one of `INSTRUCTIONS`; questions alone stay as they are."""
+    return replace(
+        data, items=[replace(one, prompt=f"{INSTRUCTIONS[trust]} {one.prompt}", corrupted="") for one in data.items]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- measures

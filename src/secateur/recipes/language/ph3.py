@@ -81,7 +81,8 @@ def ph3(
     4. They are removed at all positions, without compensation and training (step 9).
 
     The heads of both kinds go to heads.json in the run directory, of several budgets in the folder of each, as
-    "trust-context" and "trust-memory", for `secateur.heads`, which switches them at inference in the model as it was.
+    "trust-context" and "trust-memory", for `secateur.heads`, which switches them at inference in the model as it was,
+    and for `secateur study grounding`, which asks questions with retrieved passages with and without them (step 13).
 
     Args:
         subject: a decoder; it stays as it is.
