@@ -42,6 +42,7 @@ def place(tmp_path_factory):
     heads.write_lists(
         folder / "heads.json", subject(), {"trust-context": order[:3], "trust-memory": order[:-4:-1], "none": []}
     )
+    heads.write_lists(folder / "far.json", subject(), {"trust-context": [(9, 0)]})
     rows = [
         {"question": one.plain, "answers": [one.context.strip()], "passages": [one.prompt[: -len(one.plain)].strip()]}
         for one in asked.items
@@ -53,10 +54,10 @@ def place(tmp_path_factory):
 def test_without_heads_of_the_memory_more_is_answered_from_the_text_and_the_other_way_round(place, tmp_path, capsys):
     line = ["study", "grounding", str(facts.model_folder(WORLD)), "--data", str(place / "questions.jsonl"), "--lists",
             str(place), "--out", str(tmp_path / "out"), "--prompt", ASK["prompt"], "--closed", ASK["closed"],
-            "--tokens", "1", "--heads", "1,3"]  # fmt: skip
+            "--tokens", "1"]  # fmt: skip
     count = len(read(place / "questions.jsonl").rows)
     assert cli.main([*line, "--dry-run"]) == 0
-    assert f"{count} questions, {8 * count} answers" in capsys.readouterr().out
+    assert f"{count} questions, {6 * count} answers" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert cli.main(line) == 0
     assert "without 3 heads, instructed" in capsys.readouterr().out
@@ -66,7 +67,7 @@ def test_without_heads_of_the_memory_more_is_answered_from_the_text_and_the_othe
     assert right[grounding.AS_IS] < right[grounding.CONTRAST]
     assert right[grounding.BARE] == 0, "it remembers what is true"
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
-    assert len(items) == 8 * count
+    assert len(items) == 6 * count
     for item in items:
         assert item["exact_match"] == item["f1"] == item["recall"] == float(item["answer"] in item["answers"])
     memory = grounding.grounding(
@@ -101,6 +102,7 @@ def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_
     ("given", "said"),
     [
         ({"lists": "nowhere"}, "is not there: give lists, the heads.json"),
+        ({"lists": "{place}/far.json"}, "layer 9 has 0 heads, and no head 0"),
         ({"heads": (4,)}, "heads=4: the list trust-context holds 3"),
         ({"prompt": "{question}"}, "prompt='{question}' has no {text}"),
         ({"closed": "who?"}, "closed='who\\?' has no {question}"),
@@ -108,6 +110,7 @@ def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_
     ],
 )
 def test_what_can_not_be_asked_is_refused_and_nothing_is_written(place, tmp_path, given, said):
+    given = {name: one.format(place=place) if name == "lists" else one for name, one in given.items()}
     with pytest.raises(InputError, match=said):
         executor.study(
             "grounding", subject(), place / "questions.jsonl", tmp_path / "out", **{"lists": str(place), **ASK, **given}

@@ -153,9 +153,11 @@ def find_list(model: PreTrainedModel | Transformer, which: str, lists: str | Pat
     """The heads of the list that is called so, those first that go first; arguments and errors as those of `heads`."""
     inner = model.model if isinstance(model, Transformer) else model
     source = Path(lists) if lists is not None else Path(getattr(inner, "name_or_path", "") or ".")
-    found = read_lists(source, inner, _find_once(model))
+    places = _find_once(model)
+    found = read_lists(source, inner, places)
     if which not in found:
         raise InputError(f"{source} has no list {which!r}: it has {', '.join(found)}")
+    _by_layer(places, found[which])  # which refuses heads that are not there
     return found[which]
 
 
