@@ -23,7 +23,7 @@ from secateur.subjects.delta.tensors import InMemory
 __all__ = ["IgnoreTopK"]
 
 
-class IgnoreTopK(TrainerCallback):  # type: ignore[misc]
+class IgnoreTopK(TrainerCallback):
     """Keeps a copy of the weights as they are now, on the CPU, and leaves at the end of training what a rule leaves.
 
     model: what the Trainer trains, before it does; a run that goes on from a checkpoint needs the original here, too.
@@ -48,7 +48,7 @@ class IgnoreTopK(TrainerCallback):  # type: ignore[misc]
         self.before = {name: one.detach().to("cpu", copy=True) for name, one in learnt.items()}
 
     @torch.no_grad()
-    def on_train_end(self, args: object, state: object, control: object, model: nn.Module, **_: object) -> None:
+    def on_train_end(self, args: object, state: object, control: object, model: nn.Module, **others: object) -> None:
         """Take back what the rule drops; bit for bit all else stays as it was trained."""
         after = {name: one for name, one in model.named_parameters() if name in self.before}
         for name, before in self.before.items():
