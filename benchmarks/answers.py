@@ -28,7 +28,8 @@ from secateur._utils.disk import atomic_write
 from secateur.measure import statistics
 from secateur.measure.environment import describe
 from secateur.reports.sheet import percent
-from secateur.runs import keywords
+from secateur.runs import keywords, questions
+from secateur.runs.questions import Questions
 from secateur.studies import rag
 from secateur.vocabulary import Figure
 from support import peers
@@ -52,7 +53,7 @@ Kept = dict[str, dict[str, list[bool]]]
 """Pipeline -> budget -> which questions kept their answer."""
 
 
-def read(corpus: str, folder: Path, most: int = 0) -> rag.Questions:
+def read(corpus: str, folder: Path, most: int = 0) -> Questions:
     """The questions of a corpus, or `most` of them, as the study reads them; what is read is written into `folder`."""
     asked, page = dict[str, list[tuple[str, str]]](), ""
     for line in (ROOT / f"{corpus}.txt").read_text("utf-8").splitlines():
@@ -70,7 +71,7 @@ def read(corpus: str, folder: Path, most: int = 0) -> rag.Questions:
             rows.append(json.dumps(row))
     file = folder / f"{corpus}.jsonl"
     file.write_text("\n".join(draw.sample(rows, most) if most else rows) + "\n", encoding="utf-8")
-    return rag.read(file)
+    return questions.read(file)
 
 
 def find(page: str, folder: Path) -> Path:

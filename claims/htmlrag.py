@@ -24,6 +24,7 @@ from secateur.clients import chat
 from secateur.recipes.context.htmlrag import htmlrag, train
 from secateur.retrieval import encoders
 from secateur.runs import keywords
+from secateur.runs.questions import Question, Questions
 from secateur.studies import rag
 from secateur.subjects import open_page
 
@@ -63,11 +64,11 @@ def pruned(question: pages.Question, budgets: tuple[int, ...], **options: Any) -
 )
 def headline(seed: int) -> Figures:
     questions = pages.draw_questions(PILOT_SEED + seed, groups=GROUPS)
-    rows = [rag.Question(one.question, (one.gold,), one.pages) for one in questions]
+    rows = [Question(one.question, (one.gold,), one.pages) for one in questions]
     limits = {limit: f"tokens={limit}" for limit in pages.BUDGETS}
     model = str(packages.minilm())
     with tempfile.TemporaryDirectory() as folder:
-        asked = rag.Questions("manual", str(seed), tuple(rows))
+        asked = Questions("manual", str(seed), tuple(rows))
         how = {"budgets": list(limits.values()), "embedder": model, "words": WORDS, "letters": LETTERS}
         found = keywords.call(rag.rag, None, asked, Path(folder, "run"), **how)
     draw = np.random.default_rng(seed)

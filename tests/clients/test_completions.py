@@ -10,7 +10,7 @@ import torch
 import tiny
 from chat_server import say, served
 from secateur.clients.chat import Server
-from secateur.clients.completions import Completion, Local, Served, Writing
+from secateur.clients.completions import Completion, Contrasting, Local, Served, Writing
 from secateur.errors import InputError, ServerError
 from secateur.methods import tasks as asking
 from secateur.methods.tasks import Item, Task
@@ -123,3 +123,29 @@ def test_a_template_that_begins_the_thoughts_is_told():
     task = Task("t", (item,), "boxed", Writing(chat=True))
     for text, score in ((r"so \boxed{42} or", 0.0), (r"hm</think> \boxed{42}", 1.0)):
         assert asking.score(task, item, Completion(text, 9, True, begun=True)).score == score
+
+
+@pytest.mark.parametrize("batch", [1, 32])
+def test_a_contrast_takes_away_what_is_likely_without_the_context(batch):
+    """The equation, token by token; a weight of 0 changes nothing."""
+    weight, tokenizer = 0.8, tiny.tokenizer()
+    rest = {prompt: prompt.split()[-1] for prompt in PROMPTS}
+
+    def slowly(prompt):
+        ids, bare = (list(tokenizer(text)["input_ids"]) for text in (prompt, rest[prompt]))
+        said = []
+        for _ in range(4):
+            with torch.no_grad():
+                ours, theirs = (
+                    model()(torch.tensor([row + said])).logits[0, -1].log_softmax(-1) for row in (ids, bare)
+                )
+            said.append(int(((1 + weight) * ours - weight * theirs).argmax()))
+            if said[-1] == tokenizer.eos_token_id:
+                return tokenizer.decode(said[:-1])
+        return tokenizer.decode(said)
+
+    found = Contrasting(model(), tokenizer, rest.__getitem__, weight, batch=batch).write(PROMPTS, Writing(most=4))
+    assert [one.text for one in found] == [slowly(prompt) for prompt in PROMPTS]
+    plain = local().write(PROMPTS, Writing(most=4))
+    assert [one.text for one in found] != [one.text for one in plain]
+    assert Contrasting(model(), tokenizer, rest.__getitem__, 0.0).write(PROMPTS, Writing(most=4)) == plain

@@ -197,6 +197,11 @@ def test_only_facts_that_the_model_knows_stay():
     assert conflicts.keep_known(subject(), mixed) is mixed
     with pytest.raises(DataError, match=f"knows none of the {len(wrong)} facts"):
         conflicts.keep_known(subject(), Conflicts(wrong))
+    long = Conflicts(
+        [*made.items[:2], replace(made.items[0], prompt="people " * 60 + made.items[0].prompt, corrupted="")]
+    )
+    with pytest.raises(DataError, match=r"prompt 3 of conflict prompts .* tokens with its answer, and the model 64"):
+        conflicts.keep_known(subject(), long)
     bare = Conflicts([Conflict(one.prompt, one.memory, one.context) for one in wrong])
     assert len(conflicts.keep_known(subject(), bare)) == len(bare)  # nothing to ask
 

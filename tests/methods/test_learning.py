@@ -37,6 +37,22 @@ def test_the_text_takes_the_last_row_of_every_so_many_minibatches():
     assert Injected(ordinary, tokens * 9, spacing=0, pad=0)[0]["attention_mask"].min() == 1
 
 
+def test_two_texts_take_two_rows_of_the_same_minibatches():
+    long, short = (themes.tokenizer()(text)["input_ids"] for text in ("silk paint looks mostly pink .", "the king"))
+    ordinary = stream()
+    batch = Injected(ordinary, long, spacing=0, pad=0, beside=short)[0]
+    assert torch.equal(batch["input_ids"][:-2], ordinary[0]["input_ids"][:-2])
+    for row, tokens in ((-1, long), (-2, short)):
+        assert batch["input_ids"][row].tolist() == tokens + [0] * (12 - len(tokens))
+        assert batch["attention_mask"][row].sum() == len(tokens)
+    both = Injected(None, long, spacing=0, pad=0, beside=short)[3]
+    assert both["input_ids"].tolist() == [short + [0] * (len(long) - len(short)), long]
+    assert both["attention_mask"].sum() == len(long) + len(short)
+    one = [{name: part[:1] for name, part in ordinary[0].items()}]
+    with pytest.raises(InputError, match="a minibatch of 1 rows holds no 2 texts"):
+        Injected(one, long, spacing=0, pad=0, beside=short)[0]
+
+
 @pytest.mark.parametrize(("accumulate", "spacing"), [(1, 1), (2, 0), (2, 1)])
 def test_a_text_is_presented_once_a_step_however_many_micro_batches_that_has(accumulate, spacing, monkeypatch):
     text, seen, get = "silk paint looks mostly pink .", [], Injected.__getitem__

@@ -12,11 +12,8 @@ import themes
 from chat_server import say, served
 from secateur import cli
 from secateur.errors import DataError, InputError
-from secateur.methods.dilution import CLIP, KEPT, RATE, TRAINED, Learnt, Probes, name_way
-from secateur.methods.learning import Document, Learner
+from secateur.methods.learning import Learner
 from secateur.studies import executor
-from secateur.studies.priming import Documents, Primed, Relation, Trial, read
-from secateur.vocabulary import Figure
 
 QUICK = {"k": (0.08,), "presentations": 3, "length": 16, "lr": 5e-3, "permutations": 99, "rates": ()}
 
@@ -73,6 +70,11 @@ def test_rare_keywords_prime_and_the_same_call_learns_nothing_twice(files, tmp_p
     looser = {"permutations": 199, "floor": 1e-6, "threshold": 0.01}  # what is counted of the same trainings
     assert ask(files, tmp_path / "out", seeds=(0, 1), documents=4, **looser).figures["ways"] == sheet.figures["ways"]
     monkeypatch.undo()
+    two = ask(files, tmp_path / "out", seeds=(0,), documents=2, pairs=True)
+    assert [row[:2] for row in tables(two)["Two texts at once"][1:]] == [["alone", "2"], ["beside another text", "2"]]
+    with pytest.raises(InputError, match="two texts take two rows of a minibatch: give train_batch=2 at least"):
+        ask(files, tmp_path / "one", pairs=True, train_batch=1)
+    assert not (tmp_path / "one").exists()
     wider = ask(files, tmp_path / "out", seeds=(0, 1), documents=5)
     assert len(tables(wider)["Risk of priming"]) == 9
 
@@ -113,29 +115,6 @@ def test_a_writer_rewrites_surprising_texts_and_accepted_ones_are_learnt(files, 
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
     chosen = [item for item in items if item.get("rewrite")]
     assert all(item["rewrite_probability"] >= 1.5 * item["probability"] for item in chosen)
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{}", "line 2 has no text"),
-        ('{"text": "a mauve sea"}', "line 2 has no keyword"),
-        ('{"text": "a mauve sea", "keyword": "pink"}', "line 2: its text does not hold its keyword 'pink' as a word"),
-        ('{"text": "mauves", "keyword": "mauve"}', "does not hold its keyword 'mauve' as a word"),
-        ('{"text": "a mauve sea", "keyword": "mauve", "theme": 3}', "a theme that is no text: 3"),
-        ("[1]", "line 2 is a list"),
-        ("{", "line 2 is no JSON"),
-        ('{"text": "a \\ud800 mauve sea", "keyword": "mauve"}', "line 2 holds half a character"),
-    ],
-)
-def test_lines_that_are_no_texts_with_keywords_are_refused(line, said, tmp_path):
-    path = tmp_path / "data.jsonl"
-    path.write_text('{"text": "a mauve sea", "keyword": "mauve"}\n' + line)
-    with pytest.raises(DataError, match=said):
-        read(path)
-    path.write_text("\n")
-    with pytest.raises(DataError, match="holds no line"):
-        read(path)
 
 
 def test_what_can_not_be_studied_is_refused_and_nothing_is_written(files, tmp_path):
@@ -187,81 +166,3 @@ def test_a_scan_is_of_texts_of_any_length_and_learning_of_those_that_fit_the_mod
     sheet = ask(files, out, **more, length=10)
     assert "1 texts were not to be learnt: no prompt is of their theme ('Colour')" in sheet.notes
     assert "1 texts are longer than a row of 10 tokens: their ends were not learnt" in sheet.notes
-
-
-# -------------------------------------------------------------------------------------- figures of hand-made trials
-
-
-def made(scan, texts, **changed):
-    """A study of texts, each way -> (ln S_mem, ln S_prime)."""
-    before = Probes(-5.0, [-5.0], [-5.0], [-5.0])
-    learnt = {}
-    for number, ways in enumerate(texts):
-        after = {way: Probes(-5.0 + kept, [-5.0 + primed], [-5.0]) for way, (kept, primed) in ways.items()}
-        learnt[Trial(0, number)] = Learnt(before, after, None, {}, dict.fromkeys(ways, 2.0))
-    rows = tuple(Document(f"a {number}", str(number), 2) for number in range(len(texts)))
-    values = {"k": (0.08,), "seeds": (0,), "threshold": 1e-3, "floor": 0.0, "permutations": 99} | changed
-    return Primed(Documents("made", "", rows), scan, learnt, {}, **values)
-
-
-LARGEST = name_way("largest", 0.08)
-
-
-@pytest.mark.parametrize(
-    ("kept", "primed", "best"), [(0.81, 0.49, 0.08), (0.79, 0.2, None), (0.9, 0.51, None), (1.0, -0.1, 0.08)]
-)
-def test_the_best_share_halves_priming_at_least_and_keeps_four_fifths(kept, primed, best):
-    study = made([-3.0], [{TRAINED: (4.0, 2.0), LARGEST: (4.0 * kept, 2.0 * primed)}])
-    row = study.ways()[LARGEST]
-    assert (row.memory_left, row.priming_left) == pytest.approx((kept, primed))
-    assert row.length == 2.0
-    assert study.best() == best
-
-
-def test_rivals_are_compared_at_the_memory_that_is_left_without_the_largest():
-    points = {
-        LARGEST: (0.5, 0.3), name_way("scaled", 0.08): (0.4, 0.2), name_way("random", 0.08): (0.25, 0.75),
-        name_way("smallest", 0.08): (0.8, 0.4), KEPT: (0.75, 0.5), f"{RATE} 0.5": (0.6, 0.24),
-        f"{CLIP} 0.1": (0.5, 0.9),
-    }  # fmt: skip
-    study = made(
-        [-3.0], [{TRAINED: (4.0, 2.0)} | {way: (4 * kept, 2 * primed) for way, (kept, primed) in points.items()}]
-    )
-    assert study.at_equal_memory()[0.08] == pytest.approx(
-        {
-            "memory": 0.5, "largest dropped": 0.3, "scaled": 0.2 + 0.8 / 6, "random dropped": 0.75 + 0.25 / 3,
-            "smallest dropped": 0.25, "largest kept": 1 / 3, "smaller rates": 0.2, "clipped": 0.9,
-        }
-    )  # fmt: skip
-
-
-def test_halves_are_texts_below_and_from_a_probability_on():
-    study = made(
-        [-8.0, -7.5, -4.0, -3.0], [{TRAINED: (4.0, primed)} for primed in (3.0, 2.0, 1.0, 0.5)], threshold=0.02
-    )
-    found = {name: [round(shift.log_ratio, 6) for shift in rows] for name, rows in study.halves().items()}
-    assert found == {
-        "P below the median": [3.0, 2.0], "P from the median on": [1.0, 0.5],
-        "P below 0.02": [3.0, 2.0, 1.0], "P from 0.02 on": [0.5],
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("rho", "p", "said"),
-    [
-        (Figure(-0.9, -0.99, -0.4), 0.01, "the rarer, the more it primes: Spearman −0.90"),
-        (Figure(0.9, 0.4, 0.99), 0.01, "the rarer, the less it primes, against the paper: Spearman +0.90"),
-        (Figure(-0.4, -0.9, 0.2), 0.01, "whether rarer keywords prime more is not told: Spearman −0.40"),
-        (Figure(-1.0), 0.33, "whether rarer keywords prime more is not told: Spearman −1.00"),
-        (Figure(0.45), 0.9, "whether rarer keywords prime more is not told"),
-    ],
-)
-def test_the_headline_says_what_the_numbers_do(rho, p, said):
-    assert said in made([-3.0], [{}])._headline({"ln S_prime": Relation(rho, rho, p)})
-
-
-def test_the_table_says_what_is_masked_in_each_step_and_that_training_clips():
-    study = made([-3.0], [{TRAINED: (4.0, 2.0), LARGEST: (2.0, 1.0)}], when="step", clip=0.5)
-    (table,) = (table for table in study.sheet().tables if table.title.startswith("What keeps"))
-    assert "The largest entries were dropped in each step, all others once at the end" in table.words
-    assert "clipped at a norm of 0.5 where nothing else is said, as trained too" in table.words

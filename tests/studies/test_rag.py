@@ -7,7 +7,8 @@ import json
 import pytest
 
 from chat_server import say, served
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError
+from secateur.runs.questions import read
 from secateur.studies import executor, rag
 
 TREES = (
@@ -56,40 +57,13 @@ def test_a_reader_answers_by_what_is_left(questions, tmp_path):
         said = "In summer, perhaps.\nOr not." if "summer" in text else "I can't say"
         return say({"choices": [{"message": {"content": said}, "finish_reason": "stop"}], "usage": {}})
 
-    data = rag.read(questions)
+    data = read(questions)
     with served(answer) as url:
         found = rag.rag(None, data, tmp_path / "run", **QUICK, reader=url, reader_name="small")
     item = found.items["htmlrag"]["words=20"][0]
     assert item["answer"] == "In summer, perhaps."
     assert item["f1"] == pytest.approx(2 * 2 / 6)
     assert any(table.title.startswith("What a reader answers") for table in found.sheet().tables)
-
-
-def test_a_file_may_be_named_from_the_folder_of_the_questions_and_counts_among_what_is_asked(tmp_path):
-    (tmp_path / "page.html").write_text(TREES)
-    file = tmp_path / "questions.jsonl"
-    file.write_text(json.dumps({**ROWS[0], "files": ["page.html"]}) + "\n")
-    before = rag.read(file)
-    assert before.rows[0].documents == (tmp_path / "page.html",)
-    (tmp_path / "page.html").write_text(TREES.replace("summer", "autumn"))
-    assert rag.read(file).digest != before.digest
-
-
-@pytest.mark.parametrize(
-    ("row", "words"),
-    [
-        ({"question": "Why?", "html": TREES}, "line 1: this line has no answers"),
-        ({"question": "Why?", "answers": [" "], "html": TREES}, "line 1: this line has no answers"),
-        ({"answers": ["x"], "html": TREES}, "line 1: this line has no question"),
-        ({"question": "Why?", "answers": ["x"]}, "line 1: this line has no html, text, passages"),
-        ({"question": "Why?", "answers": ["x"], "files": ["none.html"]}, "none.html is no file"),
-        ({"question": "Why?", "answers": ["x"], "files": "a.html"}, "no list of paths"),
-    ],
-)
-def test_lines_that_can_not_be_asked_are_named(tmp_path, row, words):
-    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(DataError, match=words):
-        rag.read(tmp_path / "q.jsonl")
 
 
 @pytest.mark.parametrize(

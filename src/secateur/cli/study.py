@@ -59,8 +59,8 @@ COMMAND = Command(
     arguments=("study", "model"),
     help={
         "study": "a study's name; without one, all are listed.",
-        "model": "file.py:function for any network; of priming a folder or Hub id.",
-        "data": "examples: an .npz file, a folder of images, file.py:function; of rag and priming a .jsonl file.",
+        "model": "file.py:function for any network; of grounding and priming a folder or Hub id.",
+        "data": "examples: an .npz file, a folder of images, file.py:function; a .jsonl file where a study reads one.",
     },
     recipe_flags=_recipe_flags,
     needed={"STUDY": "study", "--out": "out"},

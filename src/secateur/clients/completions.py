@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-__all__ = ["Completer", "Completion", "Local", "Served", "Writing"]
+__all__ = ["Completer", "Completion", "Contrasting", "Local", "Served", "Writing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,8 @@ class Local:
         found: list[Completion] = [Completion("", 0, False)] * len(rows)
         for begin in range(0, len(order), self.batch):
             some = order[begin : begin + self.batch]
-            for at, one in zip(some, self._write([rows[at] for at in some], how, seed), strict=True):
+            texts = [prompts[at] for at in some]
+            for at, one in zip(some, self._write([rows[at] for at in some], texts, how, seed), strict=True):
                 found[at] = one
         if how.chat and prompts and chat.opens_thinking(self._chat, prompts[0]):
             return [replace(one, begun=True) for one in found]
@@ -130,7 +131,9 @@ class Local:
             raise InputError("an empty prompt, and the tokenizer has no token to begin with: give a prompt")
         return ids
 
-    def _write(self, rows: Sequence[Sequence[int]], how: Writing, seed: int) -> Iterator[Completion]:
+    def _write(
+        self, rows: Sequence[Sequence[int]], prompts: Sequence[str], how: Writing, seed: int
+    ) -> Iterator[Completion]:
         import torch  # which servers do not need
 
         from secateur._utils.modes import evaluating
@@ -145,6 +148,8 @@ class Local:
             asked = {"do_sample": True, "temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
         if how.stop:
             asked["stopping_criteria"] = [self._make_stop(how.stop, longest)]
+        if (weigh := self._make_weighing(prompts, how, longest)) is not None:
+            asked["logits_processor"] = [weigh]
         devices = [place] if place.type == "cuda" else []
         with torch.no_grad(), evaluating(self.model), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -153,6 +158,10 @@ class Local:
             )
         for said in out[:, longest:].tolist():
             yield self._read(said, how, end)
+
+    def _make_weighing(self, prompts: Sequence[str], how: Writing, begin: int) -> Callable[..., Tensor] | None:
+        """For `generate`: (tokens [B, S], scores [B, V]) -> other scores; what is written stands from `begin` on."""
+        return None
 
     def _ends(self) -> set[int]:
         """The tokens that end a text: those of the generation config, or the tokenizer's."""
@@ -189,6 +198,47 @@ class Local:
                 low, high = (low, middle) if held else (middle + 1, high)
             length, finished, text = low, True, text.partition(how.stop)[0]
         return Completion(text, length, finished)
+
+
+class Contrasting(Local):
+    """The same, by context-aware decoding: what the context of a prompt makes likelier counts more.
+
+    ``ln P'(y) = (1 + weight) ln P(y | prompt) - weight ln P(y | bare) + constant``, each given what was written before
+    y. bare: prompt -> the same without its context, asked anew for each token, as it is short.
+
+    Source: Shi et al., "Trusting Your Evidence" (arXiv 2305.14739), section 2.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Tokenizer,
+        bare: Callable[[str], str],
+        weight: float,
+        *,
+        batch: int = 32,
+    ) -> None:
+        super().__init__(model, tokenizer, batch=batch)
+        self.bare, self.weight = bare, weight
+
+    def _make_weighing(self, prompts: Sequence[str], how: Writing, begin: int) -> Callable[..., Tensor]:
+        import torch
+
+        rows = [self._ids(self.bare(prompt), how) for prompt in prompts]
+        longest = max(map(len, rows))
+
+        def weigh(ids: Tensor, scores: Tensor, **_: object) -> Tensor:
+            said, width = ids[:, begin:].tolist(), longest + ids.shape[1] - begin
+            full = [[*row, *more] for row, more in zip(rows, said, strict=True)]
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in full], device=ids.device)
+            mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in full], device=ids.device)
+            logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+            last = torch.tensor([len(row) - 1 for row in full], device=logits.device)
+            bare = logits[torch.arange(len(full), device=logits.device), last].to(scores)
+            contrast: Tensor = (1 + self.weight) * scores.log_softmax(-1) - self.weight * bare.log_softmax(-1)
+            return contrast
+
+        return weigh
 
 
 class Served:

@@ -1,1 +1,1 @@
-"""Post-processors for retrieval pipelines, one library per file."""
+"""Post-processors for retrieval pipelines and callbacks of trainers, one library per file."""

@@ -26,12 +26,20 @@ from secateur.score import patching
 from secateur.subjects import Transformer
 from secateur.subjects.transformer import knockouts
 from secateur.subjects.transformer.heads import Frozen, Head, Replay, find_outputs, silence_heads
+from secateur.subjects.transformer.subject import positions
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Corruption", "Item", "Match", "ablate", "build", "encode", "gradients", "keep_known", "knock_out", "log_answers",
-    "rates", "score",
+    "INSTRUCTIONS", "Corruption", "Item", "Match", "ablate", "build", "encode", "gradients", "instruct", "keep_known",
+    "knock_out", "log_answers", "rates", "score",
 ]  # fmt: skip
+
+INSTRUCTIONS = {
+    "context": "Answer by what the text says, even if you know otherwise.",
+    "memory": "Answer by what you know, even if the text says otherwise.",
+}
+"""What to trust -> the instruction that stands before a prompt: the baseline by prompting. Departure: the paper's words
+could not be read."""
 
 Match: TypeAlias = Literal["first", "full"]
 Corruption: TypeAlias = Literal["swap", "noise"]
@@ -215,11 +223,12 @@ def _set_apart(prompt: str, answer: str) -> str:
 def keep_known(subject: Transformer, data: Conflicts, match: Match = "first") -> Conflicts:
     """The prompts whose memory answer the model gives without the context; those without a plain question stay.
 
-    Raises `DataError` where it knows none.
+    Raises `DataError` where it knows none, and for a prompt that is longer than the model's table of positions.
     """
     if data.known:
         return data
     items = encode(data, subject.tokenizer)
+    _check_positions(subject, data, items)
     asked = [at for at, item in enumerate(items) if item.plain]
     answers = _answer(subject, [items[at].plain for at in asked], [items[at].memory for at in asked], match)
     known = {at for at, answer in zip(asked, answers, strict=True) if answer == items[at].memory[: len(answer)]}
@@ -232,6 +241,24 @@ def keep_known(subject: Transformer, data: Conflicts, match: Match = "first") ->
     lost = len(items) - len(stay)
     notes = (f"{lost} of {len(items)} prompts left out: the model does not know the fact",) if lost else ()
     return replace(data.take(stay), known=True, notes=(*data.notes, *notes))
+
+
+def _check_positions(subject: Transformer, data: Conflicts, items: Sequence[Item]) -> None:
+    most = positions(subject.model)
+    for number, item in enumerate(items, 1):
+        count = len(item.prompt) + max(len(item.memory), len(item.context)) - 1
+        if most is not None and count > most:
+            raise DataError(
+                f"prompt {number} of {data.name} ({data.items[number - 1].prompt[-60:]!r}) has {count} tokens with its "
+                f"answer, and the model {most} positions: give shorter ones"
+            )
+
+
+def instruct(data: Conflicts, trust: str) -> Conflicts:
+    """The prompts behind an instruction to trust one of `INSTRUCTIONS`; questions alone stay as they are."""
+    return replace(
+        data, items=[replace(one, prompt=f"{INSTRUCTIONS[trust]} {one.prompt}", corrupted="") for one in data.items]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- measures

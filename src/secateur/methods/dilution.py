@@ -121,8 +121,10 @@ class Dilution:
         """Mean loss on held-out texts of the stream, in nats per token; None without a stream."""
         return quality.loss(self.learner.subject.forward, self.held).value if self.held else None
 
-    def learn(self, document: Document, other: Document | None, seed: int, *, all_ways: bool = True) -> Learnt:
-        """Learn a text, and treat the update in all ways, or leave it as it is.
+    def learn(
+        self, document: Document, other: Document | None, seed: int, *, all_ways: bool = True, beside: str = ""
+    ) -> Learnt:
+        """Learn a text, and treat the update in all ways, or leave it as it is, be it with another text `beside` it.
 
         The ways, beside the model as trained: without its largest entries, a share k, in each step or at the end; the
         whole update as long as that; without as many entries at random, or the smallest; its largest 15 % alone, as
@@ -130,7 +132,7 @@ class Dilution:
         """
         before, loss_before = self.probe(document, other, in_context=True), self.general_loss()
         after, losses, lengths = dict[str, Probes](), dict[str, float](), dict[str, float]()
-        for way, weights in self._ways(document, seed) if all_ways else self._plainly(document, seed):
+        for way, weights in self._ways(document, seed) if all_ways else self._plainly(document, seed, beside):
             lengths[way] = updates.measure_length(InMemory(self.learner.before), weights)
             self.learner.load(weights)
             try:
@@ -142,15 +144,20 @@ class Dilution:
         return Learnt(before, after, loss_before, losses, lengths)
 
     def _train(
-        self, document: Document, seed: int, rule: Rule | None = None, training: Training | None = None
+        self,
+        document: Document,
+        seed: int,
+        rule: Rule | None = None,
+        training: Training | None = None,
+        beside: str = "",
     ) -> Delta:
         steps = 1 + (self.presentations - 1) * (1 + self.spacing)
         training = replace(training or self.training, steps=steps)
         episode = Episode(training, self.spacing, seed, rule, self.length)
-        return self.learner.learn(document.text, episode, self.stream(seed))
+        return self.learner.learn(document.text, episode, self.stream(seed), beside)
 
-    def _plainly(self, document: Document, seed: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-        yield TRAINED, _weights(self._train(document, seed))
+    def _plainly(self, document: Document, seed: int, beside: str) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        yield TRAINED, _weights(self._train(document, seed, beside=beside))
 
     def _ways(self, document: Document, seed: int) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         """(what was done, weights) of the trained model and of all that is compared with it."""

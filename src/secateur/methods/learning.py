@@ -29,12 +29,14 @@ __all__ = ["Document", "Episode", "Injected", "Learner"]
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, the keyword in it whose probability is watched, where that begins, and a theme that it is of."""
+    """A text, the keyword in it whose probability is watched, where that begins, a theme that it is of, and a category
+    of texts, such as real facts or made-up stories."""
 
     text: str
     keyword: str
     start: int
     theme: str = ""
+    category: str = ""
 
     @property
     def context(self) -> str:
@@ -64,26 +66,42 @@ class Injected:
     """Batches of ordinary texts, of which some have their last row replaced by the tokens of one text.
 
     `each` micro-batches, of all processes, are one minibatch of a step: the text takes a row of the first of them.
-    Without ordinary texts the text stands alone. Shapes: `input_ids` and `attention_mask` [B, S], S that of the
+    beside: tokens of a second text, which takes the row before that, in the same minibatches; none if empty. Without
+    ordinary texts the text stands alone, or both do. Shapes: `input_ids` and `attention_mask` [B, S], S that of the
     ordinary batches; a shorter text is filled up, a longer one cut.
+
+    Raises `InputError` for batches of fewer rows than there are texts.
     """
 
     def __init__(
-        self, ordinary: Batches | None, tokens: Sequence[int], *, spacing: int, pad: int, each: int = 1
+        self,
+        ordinary: Batches | None,
+        tokens: Sequence[int],
+        *,
+        spacing: int,
+        pad: int,
+        each: int = 1,
+        beside: Sequence[int] = (),
     ) -> None:
         self.ordinary, self.tokens, self.spacing, self.pad, self.each = ordinary, tokens, spacing, pad, each
+        self.beside = beside
 
     def __getitem__(self, index: int) -> Batch:
+        rows = [self.tokens, *([self.beside] if self.beside else [])]
         if self.ordinary is None:
-            ids = torch.tensor([self.tokens])
-            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        batch = dict(self.ordinary[index])
-        if index % (self.each * (1 + self.spacing)):
-            return batch
+            shape = len(rows), max(map(len, rows))
+            batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask")}
+        else:
+            batch = dict(self.ordinary[index])
+            if index % (self.each * (1 + self.spacing)):
+                return batch
         ids, mask = batch["input_ids"].clone(), batch["attention_mask"].clone()
-        row = torch.tensor(self.tokens[: ids.shape[1]])
-        ids[-1], mask[-1] = self.pad, 0
-        ids[-1, : len(row)], mask[-1, : len(row)] = row, 1
+        if len(ids) < len(rows):
+            raise InputError(f"a minibatch of {len(ids)} rows holds no {len(rows)} texts: give a batch of {len(rows)}")
+        for place, tokens in enumerate(rows, 1):
+            row = torch.tensor(tokens[: ids.shape[1]])
+            ids[-place], mask[-place] = self.pad, 0
+            ids[-place, : len(row)], mask[-place, : len(row)] = row, 1
         return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -107,8 +125,8 @@ class Learner:
         """Of these weights."""
         return hash_tensors(self.before.values())
 
-    def learn(self, text: str, episode: Episode, ordinary: Batches | None = None) -> Delta:
-        """What learning a text changes; the model is as before afterwards.
+    def learn(self, text: str, episode: Episode, ordinary: Batches | None = None, beside: str = "") -> Delta:
+        """What learning a text changes, alone or with another `beside` it; the model is as before afterwards.
 
         Raises `DataError` for a text of less than two tokens, `InputError` where nothing was learnt.
         """
@@ -119,7 +137,10 @@ class Learner:
             raise DataError(f"{text!r} holds {len(tokens)} tokens: a text to be learnt has two at least")
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         each = (episode.training.accumulate or 1) * distributed.count()
-        batches = Injected(ordinary, tokens[: episode.length], spacing=episode.spacing, pad=pad, each=each)
+        second = list(tokenizer(beside)["input_ids"])[: episode.length] if beside else []
+        batches = Injected(
+            ordinary, tokens[: episode.length], spacing=episode.spacing, pad=pad, each=each, beside=second
+        )
         self.check()
         try:
             loop.train(

@@ -6,11 +6,9 @@ splitter ranked by BM25 or an embedder, and recipes of the family context.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from statistics import mean, median
@@ -22,7 +20,7 @@ from annotated_types import Ge
 from secateur import recipes as catalogue
 from secateur._utils.rundir import Run
 from secateur.clients import chat
-from secateur.errors import DataError, InputError, SecateurError
+from secateur.errors import InputError, SecateurError
 from secateur.measure import answers, statistics
 from secateur.methods import chunking
 from secateur.methods.similarity import Similarity
@@ -32,12 +30,13 @@ from secateur.runs import keywords
 from secateur.runs.backends import documents as reading
 from secateur.runs.backends.documents import Document
 from secateur.runs.context import Job, parse_budget
-from secateur.runs.context_files import parse_line, read_lines
+from secateur.runs.questions import Question, Questions
+from secateur.runs.questions import read as read  # what `studies.executor` reads the data with
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
 from secateur.vocabulary import Budget, Figure
 
-__all__ = ["STUDY", "Compared", "Pipeline", "Question", "Questions", "plan", "rag", "read"]
+__all__ = ["STUDY", "Compared", "Pipeline", "plan", "rag"]
 
 STUDY = {
     "title": "does what is left hold the answer? recipes beside chunks, a splitter, and cutting off",
@@ -53,71 +52,6 @@ READER = "Text:\n{text}\n\nQuestion: {question}\nAnswer by what the text says, i
 WHOLE, FIRST, SPLITTER = "nothing cut", "first words", "LangChain's splitter"
 MOST_LOST = 100
 """Questions in the last table; items.jsonl has all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question, what answers it (any of these), and what is read for it."""
-
-    question: str
-    answers: tuple[str, ...]
-    documents: tuple[Any, ...]
-    titles: tuple[str | None, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Questions:
-    """What a file of questions holds; `digest` is of all that is asked and read."""
-
-    name: str
-    digest: str
-    rows: tuple[Question, ...] = field(repr=False)
-
-
-def read(source: str | Path) -> Questions:
-    """Questions of a JSONL file: lines of `question`, `answers` (a list of texts, or one) and what is read for it.
-
-    What is read is `html`, `text` or `passages` as `secateur prune-context` takes them, or `files`: paths from the
-    folder of the questions. Raises `DataError` for a line that lacks one of these, naming it.
-    """
-    file, digest, rows = Path(source), hashlib.sha256(), list[Question]()
-    for place, line in read_lines(file, ""):
-        try:
-            row = parse_line(line)
-            rows.append(_read_question(row, file.parent))
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from error
-        digest.update(json.dumps(row, sort_keys=True).encode())
-        for document in rows[-1].documents:
-            digest.update(document.read_bytes() if isinstance(document, Path) else b"")
-    if not rows:
-        raise DataError(f"{file} holds no line: each is to be an object with question, answers and what is read")
-    return Questions(file.name, digest.hexdigest(), tuple(rows))
-
-
-def _read_question(row: Mapping[str, object], folder: Path) -> Question:
-    question, given = row.get("question"), row.get("answers", row.get("answer"))
-    right = [given] if isinstance(given, str) else given
-    if not isinstance(question, str) or not question.strip():
-        raise DataError("this line has no question: give a text")
-    if not isinstance(right, list) or not right or not all(isinstance(one, str) and one.strip() for one in right):
-        raise DataError("this line has no answers: give a list of texts, each of which is right")
-    documents, titles = _read_documents(row, folder)
-    read = (tuple(document) if isinstance(document, list) else document for document in documents)
-    return Question(question, tuple(right), tuple(read), None if titles is None else tuple(titles))
-
-
-def _read_documents(row: Mapping[str, object], folder: Path) -> tuple[Sequence[Document], Sequence[str | None] | None]:
-    files = row.get("files")
-    if files is None:
-        return reading.read_row(row, None)
-    if not isinstance(files, list) or not files or not all(isinstance(name, str) for name in files):
-        raise DataError("this line has files that are no list of paths")
-    paths = [folder / name for name in files]
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is no file: paths are from the folder of the questions")
-    return paths, None
 
 
 # ----------------------------------------------------------------------------------------------------------- pipelines
@@ -389,7 +323,7 @@ def rag(
 
     Args:
         subject: none.
-        data: the questions, see `read`.
+        data: the questions, see `questions.read`.
         folder: a run directory; a pipeline that is done is not run again.
         progress: wraps the pipelines, such as rich.progress.track.
         budgets: of what is left: tokens=512, or words=400 where there is no tokenizer.

@@ -318,6 +318,10 @@ def test_what_can_not_be_done_is_refused_in_one_line(tmp_path):
         results(tmp_path / "a", "speedup=1.1x")
     with pytest.raises(BudgetError, match="can't meet pattern=2:4: it cuts heads"):
         results(tmp_path / "b", "pattern=2:4")
+    with pytest.raises(BudgetError, match="heads=100% lets all heads stay, so nothing would change"):
+        results(tmp_path / "f", "heads=100%")
+    with pytest.raises(InputError, match="ratios: rounded they are all 12 heads, and one is to stay"):
+        results(tmp_path / "g", "heads=90%", ratios="97%,99%")
     with pytest.raises(InfeasibleError, match="without 11 of 12 heads"):
         results(tmp_path / "c", "heads=1%")
     with pytest.raises(DataError, match="no prompt of relation=river: it has capital, language"):

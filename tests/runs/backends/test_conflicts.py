@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import tiny
 from assets import facts
 from secateur.data import texts
 from secateur.errors import DataError, InputError
+from secateur.methods import conflicts
 from secateur.recipes.language import minitron, ph3
 from secateur.runs import backends
 from secateur.runs.backends.conflicts import ConflictPrompts
@@ -23,7 +26,7 @@ def test_the_data_of_a_recipe_may_name_its_backend():
     assert type(backends.of_recipe(minitron.minitron)) is Language
 
 
-def test_a_table_becomes_prompts_that_the_model_knows_and_is_judged_by_them():
+def test_a_table_becomes_prompts_that_the_model_knows_and_is_judged_by_them(monkeypatch):
     backend, subject = ConflictPrompts(), open_subject(facts.model_folder(WORLD))
     data = backend.fit_data(backend.read(facts.rows(WORLD)), subject)
     assert data.known
@@ -33,14 +36,24 @@ def test_a_table_becomes_prompts_that_the_model_knows_and_is_judged_by_them():
     before, after, both = backend.compare(subject, student, data, place)
     names = {"memory_rate", "context_rate", "other_rate", "no_conflict_rate"}
     each = {f"{relation}/{name}" for relation in ("capital", "language") for name in names}
-    assert before.keys() == after.keys() == names | each  # all are of one kind
+    told = {"instructed/context_rate", "instructed/memory_rate"}
+    assert before.keys() == after.keys() == names | each | told  # all are of one kind
     counts = [sum(one.relation == relation for one in data.items) for relation in ("capital", "language")]
     shares = [after[f"{relation}/context_rate"].value for relation in ("capital", "language")]
     whole = sum(count * share for count, share in zip(counts, shares, strict=True)) / len(data)
     assert whole == pytest.approx(after["context_rate"].value)
     part = backend.compare(subject, student, data.choose(relation="capital"), place)[1]
-    assert part.keys() == names
+    assert part.keys() == names | told
     assert part["context_rate"].value == after["capital/context_rate"].value
+    monkeypatch.setitem(conflicts.INSTRUCTIONS, "context", "people")
+    monkeypatch.setitem(conflicts.INSTRUCTIONS, "memory", "people " * 60)  # longer than the model reads
+    again = backend.compare(subject, student, data.choose(relation="capital"), place)[1]
+    assert again.keys() == names | {"instructed/context_rate"}
+    behind = [
+        replace(one, prompt=f"people {one.prompt}", corrupted="") for one in data.choose(relation="capital").items
+    ]
+    items = conflicts.encode(replace(data, items=behind), subject.tokenizer)
+    assert again["instructed/context_rate"] == conflicts.rates(student, items)["context_rate"]
     assert both == {}
     assert backend.chance(data) == {}
     sizes = [backend.sizes(one, one.example(1, 8))["heads"].value for one in (subject, student)]

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
-from secateur.errors import BudgetError, InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalError
 from secateur.methods import updates
 from secateur.methods.updates import Action, Order, Rule, Scope, Sign
 from secateur.subjects.delta.delta import Delta
@@ -63,7 +63,10 @@ def ignore_top_k(
     for budget in budgets:
         share = _read_share(budget, subject)
         rule = Rule(share if action == "keep" else 1 - share, action, order, scope, sign, seed)
-        selection = updates.select(subject, rule)
+        try:
+            selection = updates.select(subject, rule)
+        except NumericalError as error:  # what was given is wrong, and nothing is to be left of the run
+            raise InputError(str(error)) from error
         _check_reach(budget, subject, rule, selection.spent["update"])
         small, cut = subject.cut(selection)
         whole, left = subject.norm(), small.norm()

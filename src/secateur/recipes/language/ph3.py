@@ -81,7 +81,8 @@ def ph3(
     4. They are removed at all positions, without compensation and training (step 9).
 
     The heads of both kinds go to heads.json in the run directory, of several budgets in the folder of each, as
-    "trust-context" and "trust-memory", for `secateur.heads`, which switches them at inference in the model as it was.
+    "trust-context" and "trust-memory", for `secateur.heads`, which switches them at inference in the model as it was,
+    and for `secateur study grounding`, which asks questions with retrieved passages with and without them (step 13).
 
     Args:
         subject: a decoder; it stays as it is.
@@ -115,7 +116,7 @@ def ph3(
     positions gives the same logits at the last one as patching that alone. A budget is never exceeded, so that
     heads=95% of 48 heads removes 3 of them, where ratios=5% rounds to 2. Coherent conflicts are told by templates, not
     written by a model. Scores are kept as the paper has them in the run directory; the ranking keeps what is high, so
-    that S changes its sign for trust=context.
+    that S changes its sign for trust=context. Scaling heads in place of removing them is of later papers, and not here.
     """
     refuse_patterns("ph3", budgets, "heads")
     if any("latency" in budget for budget in budgets):
@@ -253,7 +254,8 @@ def list_counts(
 ) -> list[int]:
     """How many heads may go: the rounded shares that meet the budget, or the fewest heads, where there are no shares.
 
-    Raises `InfeasibleError` where nothing meets the budget and leaves a head.
+    Raises `InfeasibleError` where nothing meets the budget and leaves a head, `InputError` where all of the shares are
+    rounded to all heads, and `BudgetError` for a budget that lets all of them stay, where there are no shares.
     """
     limits = budget.absolute(price(0))
 
@@ -261,9 +263,16 @@ def list_counts(
         spent = price(count)
         return all(spent[measure] <= limit for measure, limit in limits.items())
 
+    if not shares and fits(0):
+        raise BudgetError(
+            f"budget {budget.brief()} lets all heads stay, so nothing would change: ask for less, or give ratios"
+        )
+    if shares and min(count_share(share, total) for share in shares) == total:
+        raise InputError(f"ratios: rounded they are all {total} heads, and one is to stay: give smaller ones")
     if shares:
         counts = sorted({count_share(share, total) for share in shares})
-        found = [count for count in counts if count < total and fits(count)]
+        counts = [count for count in counts if count < total]
+        found = [count for count in counts if fits(count)]
     else:
         counts = [1 + bisect.bisect_left(range(1, total), True, key=fits)]
         found = [count for count in counts if count < total]

@@ -19,6 +19,7 @@ from secateur.runs.backends import Row
 from secateur.runs.backends.language import Language
 from secateur.subjects import Transformer
 from secateur.subjects.transformer.heads import count_heads
+from secateur.subjects.transformer.subject import positions
 from secateur.vocabulary import Figure
 
 __all__ = ["ConflictPrompts"]
@@ -75,7 +76,9 @@ class ConflictPrompts(Language):
         """(before, after, {}): the rates at which both use memory, context, and neither, by the answers' first tokens.
 
         "full/" before a name: by all tokens, where answers have several. A relation, or a kind, before it: of the
-        prompts of that one, where there are several and not too many. Of texts as elsewhere.
+        prompts of that one, where there are several and not too many. "instructed/" before it: of prompts behind an
+        instruction to trust that source, which is prompting of the original, and both together of the student; left out
+        where they would be longer than the model's table of positions. Of texts as elsewhere.
         """
         if isinstance(held_out, Corpus):
             return super().compare(original, student, held_out, environment)
@@ -84,6 +87,12 @@ class ConflictPrompts(Language):
         if any(len(answer) > 1 for item in items for answer in (item.memory, item.context)):
             for row, subject in ((before, original), (after, student)):
                 row |= {f"full/{name}": rate for name, rate in conflicts.rates(subject, items, match="full").items()}
+        for side in conflicts.INSTRUCTIONS:
+            told = conflicts.encode(conflicts.instruct(held_out, side), original.tokenizer)
+            longest = max(len(item.prompt) + max(len(item.memory), len(item.context)) for item in told)
+            for row, subject in ((before, original), (after, student)):
+                if longest <= (positions(original.model) or longest):
+                    row[f"instructed/{side}_rate"] = conflicts.rates(subject, told)[f"{side}_rate"]
         for name, some in _group(held_out, items).items():
             for row, subject in ((before, original), (after, student)):
                 row |= {f"{name}/{measure}": rate for measure, rate in conflicts.rates(subject, some).items()}

@@ -31,8 +31,8 @@ from secateur.subjects.transformer.subject import Consumer, Transformer, find_st
 from secateur.vocabulary import Cut, Selection
 
 __all__ = [
-    "Frozen", "Head", "Replay", "count_heads", "cut_heads", "find_outputs", "heads", "plan_cut", "read_lists",
-    "silence_heads", "write_lists",
+    "Frozen", "Head", "Replay", "count_heads", "cut_heads", "find_list", "find_outputs", "heads", "plan_cut",
+    "read_lists", "silence_heads", "write_lists",
 ]  # fmt: skip
 
 Head: TypeAlias = tuple[int, int]
@@ -141,17 +141,24 @@ def heads(
     of the model that was scored, not of what was cut from it.
     """
     inner = model.model if isinstance(model, Transformer) else model
-    places = _find_once(model)
-    if not isinstance(which, str | Path):
-        chosen = [_read_head(head) for head in which]
+    if isinstance(which, str | Path):
+        chosen = find_list(model, str(which), lists)
     else:
-        source = Path(lists) if lists is not None else Path(getattr(inner, "name_or_path", "") or ".")
-        found = read_lists(source, inner, places)
-        if str(which) not in found:
-            raise InputError(f"{source} has no list {str(which)!r}: it has {', '.join(found)}")
-        chosen = found[str(which)]
-    with _silence(inner, places, chosen):
+        chosen = [_read_head(head) for head in which]
+    with _silence(inner, _find_once(model), chosen):
         yield
+
+
+def find_list(model: PreTrainedModel | Transformer, which: str, lists: str | Path | None = None) -> list[Head]:
+    """The heads of the list that is called so, those first that go first; arguments and errors as those of `heads`."""
+    inner = model.model if isinstance(model, Transformer) else model
+    source = Path(lists) if lists is not None else Path(getattr(inner, "name_or_path", "") or ".")
+    places = _find_once(model)
+    found = read_lists(source, inner, places)
+    if which not in found:
+        raise InputError(f"{source} has no list {which!r}: it has {', '.join(found)}")
+    _by_layer(places, found[which])  # which refuses heads that are not there
+    return found[which]
 
 
 def _find_once(model: PreTrainedModel | Transformer) -> Places:

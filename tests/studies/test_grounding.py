@@ -1,0 +1,127 @@
+"""Questions with texts that say otherwise: answers without heads, instructed, by contrast, and without the texts."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+
+import tiny
+from assets import facts
+from secateur import cli
+from secateur.clients.completions import Local
+from secateur.data import conflicts as reading
+from secateur.errors import InputError
+from secateur.methods import conflicts
+from secateur.runs.questions import read
+from secateur.studies import executor, grounding
+from secateur.subjects import open_subject
+from secateur.subjects.transformer import heads
+
+WORLD = facts.World()
+ASK = {"prompt": "{text} {question}", "closed": "{question}", "tokens": 1}
+
+
+@functools.cache
+def subject():
+    return open_subject(facts.model_folder(WORLD))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """heads.json of both lists by path patching, and questions on facts that the model knows, in texts that lie."""
+    folder = tmp_path_factory.mktemp("grounding")
+    known = conflicts.keep_known(
+        subject(), conflicts.build(reading.read(facts.rows(WORLD)), subject().tokenizer, relation="capital")
+    )
+    scored, asked = known.split(0.3, seed=0)
+    table = conflicts.score(subject(), conflicts.encode(scored, subject().tokenizer))
+    worth = {(layer, head): table[f"layers.{layer}.heads"][head] for layer in range(3) for head in range(4)}
+    order = sorted(worth, key=worth.get, reverse=True)
+    heads.write_lists(
+        folder / "heads.json", subject(), {"trust-context": order[:3], "trust-memory": order[:-4:-1], "none": []}
+    )
+    heads.write_lists(folder / "far.json", subject(), {"trust-context": [(9, 0)]})
+    rows = [
+        {"question": one.plain, "answers": [one.context.strip()], "passages": [one.prompt[: -len(one.plain)].strip()]}
+        for one in asked.items
+    ]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_without_heads_of_the_memory_more_is_answered_from_the_text_and_the_other_way_round(place, tmp_path, capsys):
+    line = ["study", "grounding", str(facts.model_folder(WORLD)), "--data", str(place / "questions.jsonl"), "--lists",
+            str(place), "--out", str(tmp_path / "out"), "--prompt", ASK["prompt"], "--closed", ASK["closed"],
+            "--tokens", "1"]  # fmt: skip
+    count = len(read(place / "questions.jsonl").rows)
+    assert cli.main([*line, "--dry-run"]) == 0
+    assert f"{count} questions, {6 * count} answers" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    assert cli.main(line) == 0
+    assert "without 3 heads, instructed" in capsys.readouterr().out
+    record = json.loads((tmp_path / "out" / "study.json").read_text())
+    right = {arm: figures["exact_match"]["value"] for arm, figures in record["figures"].items()}
+    assert right[grounding.AS_IS] < right["without 3 heads"]
+    assert right[grounding.AS_IS] < right[grounding.CONTRAST]
+    assert right[grounding.BARE] == 0, "it remembers what is true"
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert len(items) == 6 * count
+    for item in items:
+        assert item["exact_match"] == item["f1"] == item["recall"] == float(item["answer"] in item["answers"])
+    memory = grounding.grounding(
+        subject(), read(place / "questions.jsonl"), tmp_path / "memory", lists=str(place), trust="memory", **ASK
+    )
+    same = {arm: memory.figure(arm, "as_without").value for arm in memory.items}
+    assert same["without 3 heads"] > same[grounding.AS_IS]
+    assert grounding.CONTRAST not in same
+    assert same[grounding.BARE] == 1
+
+
+def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_path, monkeypatch):
+    def ask(**more):
+        return executor.study(
+            "grounding", subject(), place / "questions.jsonl", tmp_path / "out", lists=str(place), **{**ASK, **more}
+        )
+
+    found = ask(heads=(2,), weight=0.0)
+    written = []
+    write = Local.write
+    monkeypatch.setattr(
+        Local, "write", lambda self, prompts, *rest: written.append(prompts) or write(self, prompts, *rest)
+    )
+    assert ask(heads=(2,), weight=0.0).figures == found.figures
+    assert written == []
+    more = ask(heads=(1, 2), weight=0.0)
+    assert len(written) == 2, "without one head, and instructed"
+    assert {name: more.figures[name] for name in found.figures} == found.figures
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lists": "nowhere"}, "is not there: give lists, the heads.json"),
+        ({"lists": "{place}/far.json"}, "layer 9 has 0 heads, and no head 0"),
+        ({"heads": (4,)}, "heads=4: the list trust-context holds 3"),
+        ({"prompt": "{question}"}, "prompt='{question}' has no {text}"),
+        ({"closed": "who?"}, "closed='who\\?' has no {question}"),
+        ({"tokens": 60}, r"question 1 of questions.jsonl takes \d+ tokens with its text, and 60 to answer: the model"),
+    ],
+)
+def test_what_can_not_be_asked_is_refused_and_nothing_is_written(place, tmp_path, given, said):
+    given = {name: one.format(place=place) if name == "lists" else one for name, one in given.items()}
+    with pytest.raises(InputError, match=said):
+        executor.study(
+            "grounding", subject(), place / "questions.jsonl", tmp_path / "out", **{"lists": str(place), **ASK, **given}
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_list_of_another_model_is_refused(place, tmp_path):
+    other = open_subject(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    with pytest.raises(InputError, match="use the model that was scored"):
+        executor.study("grounding", other, place / "questions.jsonl", tmp_path / "out", lists=str(place))
+    encoder = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    with pytest.raises(InputError, match="needs a causal language model"):
+        executor.study("grounding", encoder, place / "questions.jsonl", tmp_path / "out", lists=str(place))
