@@ -524,6 +524,8 @@ class Training:
     """Rank of adapters (LoRA) that are trained in place of the weights, and merged into them at the end."""
     dora: int | None = None
     """The same for DoRA's adapters, which learn the lengths of rows too."""
+    lora_bits: int | None = None
+    """8 or 4: what stands beside adapters is held in integers while they learn (needs torchao); floats come out."""
     accumulate: int | None = None
     """Micro-batches per process and step."""
     clip: float | None = None
@@ -656,6 +658,7 @@ _SETTINGS = {
     "steps": _counts(0),
     **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every", "lora", "dora"), _counts(1)),
     **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
+    "lora_bits": _Setting(_whole, lambda value: value in (4, 8), "8 or 4"),
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
     "optimizer": _choice("adamw", "adamw8bit", "sgd"),
     "ema": _Setting(float, lambda value: 0 < value < 1, "a number between 0 and 1, such as 0.999"),

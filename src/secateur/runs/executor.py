@@ -176,7 +176,7 @@ def run(
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     source = model if part is None else backend.open_part(model, part)
     source = source if after is None else backend.open_pair(source, after)
-    subject = backend.open(source, device, corpus, inputs)
+    subject = backend.make_floats(backend.open(source, device, corpus, inputs))
     backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)

@@ -383,11 +383,31 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     refused(UnsupportedError, "mixtral has experts, so no one linear writes", kind="mixtral")
 
 
+def test_adapters_learn_beside_integers_which_are_merged_folded_and_cut(tmp_path, watch):
+    """What is no writer is, where channels stay, the integers' sum with what adapters of rank 4 learned."""
+    quantise = pytest.importorskip("secateur.recover.quantization.quantise")
+    pytest.importorskip("torchao")
+    start = subject()
+    watch.batch = start.example(2, 9)
+    (found,) = results(tmp_path, "params=75%", model=start, steps=3, training="lora_bits=4")
+    with torch.no_grad():
+        said = found.subject.forward(watch.batch).prediction
+    torch.testing.assert_close(said, watch.logits, rtol=1e-4, atol=1e-4)
+    assert found.recovery.settings["lora_bits"] == 4
+    weights = [one.model.model.layers[0].mlp.up_proj.weight.detach() for one in (start, found.subject)]
+    assert type(found.subject.model.model.layers[0].mlp.up_proj.weight) is nn.Parameter
+    grid = quantise.dense(quantise.integers(weights[0], 4))[:, watch.mask]
+    assert int(torch.linalg.matrix_rank(weights[1] - grid, rtol=1e-4)) <= 4
+    assert int(torch.linalg.matrix_rank(weights[1] - weights[0][:, watch.mask], rtol=1e-4)) > 4
+    assert all(type(one) is nn.Parameter for one in start.model.parameters())
+
+
 def test_quantised_weights_are_refused_by_name(tmp_path):
+    """Of a subject that is given to the recipe itself: a run makes floats of them first."""
     quantization = pytest.importorskip("torchao.quantization")
     start = subject()
     quantization.quantize_(start.model.model, quantization.Int8WeightOnlyConfig())
-    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is quantised, and folding needs floating point"):
+    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is quantised, and folding needs floating point: .*lora_bits"):
         results(tmp_path, "params=75%", model=start)
 
 

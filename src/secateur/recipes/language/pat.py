@@ -281,7 +281,7 @@ def tune(
         stack.enter_context(
             lora.adapt(
                 student.model, adapters.lora_rank, dora=adapters.dora, alpha=adapters.alpha,
-                dropout=adapters.lora_dropout, seed=seed,
+                dropout=adapters.lora_dropout, bits=training.lora_bits or 0, seed=seed,
             )
         )  # fmt: skip
         extra = list[nn.Module]()
@@ -290,10 +290,11 @@ def tune(
             extra = [hybrid]
         every = [p for module in (student.model, *extra) for p in module.parameters() if p.requires_grad]
         recovery = distillation.train_student(
-            student, None, stream, objective, training, length=length, seed=seed, dropout=True, extra=extra,
+            student, None, stream, objective, replace(training, lora_bits=None), length=length, seed=seed, dropout=True, extra=extra,
             checkpoint=run.folder(f"train-{budget}"), evaluate=judge,
         )  # fmt: skip
     numbers = {"lora_rank": adapters.lora_rank, "trained_parameters": sum(p.numel() for p in every)}
+    numbers |= {"lora_bits": training.lora_bits} if training.lora_bits else {}
     return replace(recovery, settings={**recovery.settings, **numbers})
 
 
@@ -324,7 +325,9 @@ def check(subject: Transformer, budgets: Sequence[Budget], training: Training) -
     subject.writers()
     packed = next((n for n, one in subject.model.named_parameters() if type(one) is not nn.Parameter), None)
     if packed is not None:
-        raise UnsupportedError(f"{packed} is quantised, and folding needs floating point: give the model before that")
+        raise UnsupportedError(
+            f"{packed} is quantised, and folding needs floating point: give floats, and training lora_bits=4 or 8"
+        )
     if training.lora or training.dora:
         raise InputError("pat has adapters of its own: give lora_rank, and dora, in place of training lora or dora")
 

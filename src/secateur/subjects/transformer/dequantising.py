@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import warnings
@@ -17,10 +18,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from secateur._utils import checkpoints
 from secateur._utils.tokenizers import Tokenizer
-from secateur.errors import DataWarning, MissingExtraError, ModelError
+from secateur.errors import DataWarning, MissingExtraError, ModelError, UnsupportedError
 from secateur.subjects.transformer import files
 
-__all__ = ["ask_for_floats", "finish", "name_method", "read_gguf", "refuse", "refuse_twice"]
+__all__ = ["ask_for_floats", "finish", "make_floats", "name_method", "read_gguf", "refuse", "refuse_twice"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -78,11 +79,34 @@ def finish(model: PreTrainedModel, place: Path, name: str) -> None:
     _warn_of_floats(place, name, model.dtype)
 
 
+def make_floats(model: PreTrainedModel) -> PreTrainedModel:
+    """A model in memory itself; where torchao quantised it, a copy in floating point, with a warning.
+
+    What was floating point is shared with the copy. Raises `UnsupportedError` for weights that only the library which
+    packed them can read, such as those of compressed-tensors and bitsandbytes.
+    """
+    if any(_is_integer(parameter) for parameter in model.parameters()):
+        plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        finish(plain, Path(model.config.name_or_path or type(model).__name__), "torchao")
+        return plain
+    said = getattr(model.config, "quantization_config", None)
+    if said is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} has weights quantised by {name_method(said)}, which can't be cut in memory: give "
+            "its folder, which is read as floats, or the model as it was before"
+        )
+    return model
+
+
+def _is_integer(parameter: nn.Parameter) -> bool:
+    return type(parameter).__module__.startswith("torchao")
+
+
 def _make_plain(model: PreTrainedModel) -> None:
     dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else torch.get_default_dtype()
     for module in model.modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
-            if type(parameter).__module__.startswith("torchao"):
+            if _is_integer(parameter):
                 floats = parameter.dequantize().to(dtype)
                 module.register_parameter(leaf, nn.Parameter(floats, requires_grad=True))
     for holder, leaf in (
