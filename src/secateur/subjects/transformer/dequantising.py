@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from secateur._utils import checkpoints
@@ -144,7 +144,11 @@ def read_gguf(
     try:
         stored, bits = _read_types(file)
         dtype = stored if dtype is None else dtype
-        model = AutoModelForCausalLM.from_pretrained(file.parent, **how, **({} if dtype is None else {"dtype": dtype}))
+        config, width = AutoConfig.from_pretrained(file.parent, **how), _read_head_dim(file)
+        if width and not hasattr(config, "kv_lora_rank"):
+            config.head_dim = width  # which transformers does not read of every architecture
+        more = {} if dtype is None else {"dtype": dtype}
+        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, **how, **more)
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
@@ -155,6 +159,14 @@ def read_gguf(
     if bits is not None and not quantised:
         _warn_of_floats(file, "GGUF", model.dtype)
     return model.eval(), tokenizer, bits
+
+
+def _read_head_dim(file: Path) -> int:
+    """Numbers of each head by a GGUF file; 0 where it does not say."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields.items()
+    return next((int(one.contents()) for name, one in fields if name.endswith(".attention.key_length")), 0)
 
 
 def _read_types(file: Path) -> tuple[torch.dtype | None, int | None]:
