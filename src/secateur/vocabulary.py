@@ -573,6 +573,13 @@ class Training:
         """Whether training is to be judged meanwhile, by data that it does not learn from."""
         return self.patience is not None or self.validation is not None
 
+    @property
+    def adapter_bits(self) -> int:
+        """Bits of each weight beside adapters, 0 for floats; raises `InputError` where no adapters are asked for."""
+        if self.lora_bits and not (self.lora or self.dora):
+            raise InputError(f"lora_bits={self.lora_bits} is of what adapters stand beside: give lora or dora, too")
+        return self.lora_bits or 0
+
     def whole(self, name: str) -> int:
         """The value of a field that counts something; raises `InputError` where it is not set."""
         return int(self.number(name))

@@ -558,7 +558,7 @@ class Elastic:
         if self.least > limit:
             raise InfeasibleError(
                 f"{self.measure}={share:.4g} of the whole can't be met: the smallest size takes "
-                f"{self.least / self.whole[self.measure]:.4g}",
+                f"{self.least / self.whole[self.measure]:.4g}; ask for more, or train with smaller choices",
                 self.least,
             )
         logits = {name: z.float().cpu() for name, z in self.router(devices.move(budget, self.router)).items()}
@@ -670,7 +670,7 @@ def share_of(budget: Budget, elastic_measure: str, whole: Mapping[str, float]) -
         )
     share = budget.absolute(whole)[elastic_measure] / whole[elastic_measure]
     if share > 1.0:
-        raise BudgetError(f"budget {budget.brief()} is above the whole model's {whole[elastic_measure]:.6g}")
+        raise BudgetError(f"budget {budget.brief()} is above the whole model's {whole[elastic_measure]:.6g}: ask for less")
     return share
 
 

@@ -308,8 +308,13 @@ def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: boo
 
 
 def _check_training(options: Mapping[str, object]) -> None:
-    """Refuse trackers that are not installed, and devices that are not there, before anything is done."""
+    """Refuse trackers that are not installed, and devices that are not there, before anything is done.
+
+    Also integers beside adapters that no one asked for.
+    """
     for value in options.values():
+        if isinstance(value, Training):
+            value.adapter_bits  # noqa: B018
         if isinstance(value, Training) and value.teacher_device not in (None, "auto"):
             modes.check_device(str(value.teacher_device))
         if isinstance(value, Training) and value.trackers:

@@ -403,7 +403,8 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     refused(InputError, "multiple=64: give less than the 64", multiple=64)
     refused(InputError, "rank=65 is more than the 64 channels", rank=65)
     refused(InputError, "pat has adapters of its own: give lora_rank", training="lora=4")
-    refused(UnsupportedError, "pat tunes language models, and this one gives logits", kind="masked")
+    refused(InputError, "option lora_bits='5' of pat: give a whole number of at least 0", lora_bits="5")
+    refused(UnsupportedError, "pat tunes language models, and this is a BertForMaskedLM", kind="masked")
     refused(UnsupportedError, "mixtral has experts, so no one linear writes", kind="mixtral")
 
 
@@ -413,7 +414,7 @@ def test_adapters_learn_beside_integers_which_are_merged_folded_and_cut(tmp_path
     pytest.importorskip("torchao")
     start = subject()
     watch.batch = start.example(2, 9)
-    (found,) = results(tmp_path, "params=75%", model=start, steps=3, training="lora_bits=4")
+    (found,) = results(tmp_path, "params=75%", model=start, steps=3, lora_bits="4")
     with torch.no_grad():
         said = found.subject.forward(watch.batch).prediction
     torch.testing.assert_close(said, watch.logits, rtol=1e-4, atol=1e-4)

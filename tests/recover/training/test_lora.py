@@ -60,7 +60,10 @@ def cut(kind):
 def test_merged_weights_say_what_the_adapters_said(make, dora):
     model = make().eval()
     kinds, names, before = {n: type(m) for n, m in model.named_modules()}, set(model.state_dict()), say(model)
+    each = lora.count(model)
     assert lora.join(model, 4, dora=dora)
+    if not dora:
+        assert sum(one.numel() for one in model.parameters() if one.requires_grad) == 4 * each
     assert torch.allclose(say(model), before, atol=1e-6)
     shake(model)
     apart = say(model)

@@ -176,6 +176,7 @@ def train(
     training = replace(training or Training(), **settings)
     asked, training = training.named, training.default(**DEFAULTS)
     steps, lr, patience = training.whole("steps"), training.number("lr"), training.patience
+    bits = training.adapter_bits
     accumulate, every, evaluate_every = (training.whole(name) for name in ("accumulate", "every", "evaluate_every"))
     clip = None if training.clip == math.inf else training.clip
     optimizer = optimizer or training.optimizer or "adamw"
@@ -210,12 +211,10 @@ def train(
     with contextlib.ExitStack() as stack:
         if training.lora or training.dora:
             _check_adapters(optimizer)
-            rank, bits = training.lora or training.whole("dora"), training.lora_bits or 0
+            rank = training.lora or training.whole("dora")
             if bits and sharding:
                 raise UnsupportedError("lora_bits holds integers, which FSDP2 can't shard: leave it out")
             stack.enter_context(lora.adapt(student, rank, dora=training.dora is not None, bits=bits, seed=seed))
-        elif training.lora_bits:
-            raise InputError(f"lora_bits={training.lora_bits} is of what adapters stand beside: give lora or dora, too")
         place = _find_place(training.teacher_device, device)
         modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, place, dropout))
         stack.enter_context(_own_randomness(device))

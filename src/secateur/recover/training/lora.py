@@ -31,7 +31,7 @@ from torch.nn.utils import parametrize
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
 from secateur.recover.quantization import quantise
 
-__all__ = ["adapt", "join", "merge", "round_weights"]
+__all__ = ["adapt", "count", "join", "merge", "round_weights"]
 
 _SCALE = 2
 """alpha / rank, where no alpha is given."""
@@ -159,6 +159,15 @@ def join(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return [*linears, *packed, *read]
+
+
+def count(model: nn.Module) -> int:
+    """Parameters of the adapters of rank 1 that `join` puts in, without DoRA's lengths."""
+    _library()
+    read = _find_read(model)
+    called = [name for name in (f"{one}.weight" for one in _find_linears(model)) if name not in read]
+    shapes = [model.get_parameter(name).shape for name in (*called, *read, *_find_packed(model))]
+    return sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in shapes)
 
 
 @torch.no_grad()
