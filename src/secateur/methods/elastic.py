@@ -670,7 +670,8 @@ def share_of(budget: Budget, elastic_measure: str, whole: Mapping[str, float]) -
         )
     share = budget.absolute(whole)[elastic_measure] / whole[elastic_measure]
     if share > 1.0:
-        raise BudgetError(f"budget {budget.brief()} is above the whole model's {whole[elastic_measure]:.6g}: ask for less")
+        most = f"{whole[elastic_measure]:.6g}"
+        raise BudgetError(f"budget {budget.brief()} is above the whole model's {most}: ask for less")
     return share
 
 

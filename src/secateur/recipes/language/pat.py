@@ -317,7 +317,8 @@ def check(subject: Transformer, budgets: Sequence[Budget], training: Training) -
     """Raise an error for budgets that no width meets, and for models and settings that PAT has no form for."""
     refuse_patterns("pat", budgets, "channels")
     if not subject.causal or subject.kind != "decoder":
-        raise UnsupportedError(f"pat tunes language models, and this is a {type(subject.model).__name__}: use a causal one")
+        kind = type(subject.model).__name__
+        raise UnsupportedError(f"pat tunes causal language models, and this is a {kind}: give one of those")
     subject.writers()
     packed = next((n for n, one in subject.model.named_parameters() if type(one) is not nn.Parameter), None)
     if packed is not None:

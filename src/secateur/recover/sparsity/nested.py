@@ -186,9 +186,7 @@ class Nested:
         elif isinstance(place, Columns):
             # What stands in __dict__ is found before the parameter of that name, which stays where it is.
             yield module.register_forward_pre_hook(lambda one, _: self._shade(one, place))
-            yield module.register_forward_hook(
-                lambda one, *_: _uncover(one, place.parameter), always_call=True
-            )
+            yield module.register_forward_hook(lambda one, *_: _uncover(one, place.parameter), always_call=True)
         else:
             modes, added = list[_Adding](), None
             if place.tensor:

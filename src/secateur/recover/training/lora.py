@@ -68,8 +68,14 @@ class _LowRank(nn.Module):
 
 @contextmanager
 def adapt(
-    model: nn.Module, rank: int, *, dora: bool = False, alpha: float | None = None, dropout: float = 0.0,
-    bits: int = 0, seed: int = 0,
+    model: nn.Module,
+    rank: int,
+    *,
+    dora: bool = False,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    bits: int = 0,
+    seed: int = 0,
 ) -> Iterator[None]:
     """Within the block `model` has adapters, and nothing else of it is trained; after it they are merged.
 
