@@ -524,6 +524,8 @@ class Training:
     """Rank of adapters (LoRA) that are trained in place of the weights, and merged into them at the end."""
     dora: int | None = None
     """The same for DoRA's adapters, which learn the lengths of rows too."""
+    lora_bits: int | None = None
+    """8 or 4: what stands beside adapters is held in integers while they learn (needs torchao); floats come out."""
     accumulate: int | None = None
     """Micro-batches per process and step."""
     clip: float | None = None
@@ -570,6 +572,13 @@ class Training:
     def validates(self) -> bool:
         """Whether training is to be judged meanwhile, by data that it does not learn from."""
         return self.patience is not None or self.validation is not None
+
+    @property
+    def adapter_bits(self) -> int:
+        """Bits of each weight beside adapters, 0 for floats; raises `InputError` where no adapters are asked for."""
+        if self.lora_bits and not (self.lora or self.dora):
+            raise InputError(f"lora_bits={self.lora_bits} is of what adapters stand beside: give lora or dora, too")
+        return self.lora_bits or 0
 
     def whole(self, name: str) -> int:
         """The value of a field that counts something; raises `InputError` where it is not set."""
@@ -656,6 +665,7 @@ _SETTINGS = {
     "steps": _counts(0),
     **dict.fromkeys(("batch", "accumulate", "patience", "every", "evaluate_every", "lora", "dora"), _counts(1)),
     **dict.fromkeys(("epochs", "lr", "min_lr", "warmup", "weight_decay", "momentum"), _AMOUNT),
+    "lora_bits": _Setting(_whole, lambda value: value in (4, 8), "8 or 4"),
     "schedule": _choice("cosine", "cosine-zero", "linear", "constant", "milestones"),
     "optimizer": _choice("adamw", "adamw8bit", "sgd"),
     "ema": _Setting(float, lambda value: 0 < value < 1, "a number between 0 and 1, such as 0.999"),

@@ -30,6 +30,9 @@ from secateur.recipes import Option
         ("12", "Model | None", "12"),
         ("12", "int | Literal['all']", 12),
         ("no", "Literal['yes', 'no']", "no"),
+        ("2", "Literal[1, 2]", 2),
+        ("3", "Literal[1, 2]", "3"),
+        ("2", "Literal['1', '2']", "2"),
         ("word", "int", "word"),
     ],
 )

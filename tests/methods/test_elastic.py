@@ -20,7 +20,7 @@ from secateur.vocabulary import Budget, Selection
 from subjects.hybrids import make_hybrid
 from subjects.tiny import make
 
-ORDER = {"llama": (2, 1, 3), "NemotronH": (1, 3)}
+ORDER = {"llama": (2, 1, 3), "NemotronH": (1, 3), "NemotronH-moe": (1, 3)}
 SHARES = (1.0, 0.75, 0.5)
 
 
@@ -34,6 +34,12 @@ def llama() -> Transformer:
     return open_subject(tiny.uneven(tiny.model("llama")), tokenizer=tiny.tokenizer())
 
 
+def mixed_hybrid() -> Transformer:
+    """Nemotron-H with experts, which have no gate and stay whole, and a shared one."""
+    sizes = {"n_routed_experts": 4, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40}
+    return open_subject(make_hybrid("NemotronH", layers_block_type=["mamba", "moe", "attention", "moe"], **sizes))
+
+
 MODELS: dict[str, Callable[[], Transformer]] = {
     "llama": llama,
     "qwen3": lambda: open_subject(tiny.model("qwen3")),
@@ -41,6 +47,7 @@ MODELS: dict[str, Callable[[], Transformer]] = {
     "gpt2": lambda: open_subject(tiny.model("gpt2")),
     "mixtral": lambda: open_subject(tiny.model("mixtral")),
     "NemotronH": hybrid,
+    "NemotronH-moe": mixed_hybrid,
 }
 
 
@@ -155,6 +162,8 @@ def test_choices_are_shares_of_each_layers_own_width_and_one_choice_is_below_the
     assert found["neurons"].counts["layers.1.neurons"] == (64, 48, 32)
     assert found["neurons"].rows == 1
     assert elastic.find_axes(uneven, ("neurons",), uneven=("neurons",))["neurons"].rows == 4
+    mixed = elastic.find_axes(MODELS["mixtral"](), ("expert_neurons",), choices="expert_neurons=16+0.7")
+    assert mixed["expert_neurons"].counts["layers.0.expert_neurons"] == (24, 16)  # in each expert
     named = elastic.find_axes(subject, ("layers", "heads"), choices="layers=3,heads=4", order=(2, 1))
     assert named["layers"].counts["layers"] == (4, 3)
     assert named["heads"].counts["layers.0.heads"] == (4, 2)  # in each of two groups
@@ -212,6 +221,7 @@ def test_a_config_that_can_not_say_the_cut_is_refused_by_name():
         elastic.find_axes(subject, ("state_heads",))
     assert "state_heads" not in elastic.find_axes(subject, ("neurons", "state_heads"))
     assert "channels" not in elastic.find_axes(make("phi3-longrope"), ("neurons", "channels"))
+    assert elastic.find_reason(mixed_hybrid(), "experts") == "experts are cut that have gates, and its have none"
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.6, 0.5])
@@ -321,6 +331,22 @@ def test_widths_are_ranked_by_what_flows_through_them():
     best = s.norm(dim=0).argsort(descending=True)[: axes["state_channels"].counts["layers.0.state_channels"][-1]]
     assert torch.allclose(found["layers.0.state_heads"], s[:, best].norm(dim=1), atol=1e-5)
     assert found["channels"].shape == (32,)
+
+
+def test_neurons_of_experts_are_ranked_inside_each_by_the_tokens_that_come_to_it():
+    subject = MODELS["mixtral"]()
+    axes = elastic.find_axes(subject, ("experts", "expert_neurons"))
+    found = elastic.score_widths(subject, [subject.example(2, 9)], axes)
+    rows = found["layers.1.expert_neurons"].reshape(8, 24)
+    assert (rows > 0).all(), "an expert without tokens is ranked by its weights"
+    model = elastic.make(subject, found, axes, "params", SHARES, hidden=4)
+    before, after = (one.model.model.layers[1].mlp.experts.down_proj for one in (subject, model.subject))
+    order = found["layers.1.experts"].argsort(descending=True, stable=True)
+    for place, expert in enumerate(order.tolist()):
+        assert torch.equal(after[place], before[expert][:, rows[expert].argsort(descending=True, stable=True)])
+    assert model.describe({"experts": [2], "expert_neurons": [1]}) == {"experts": 6, "expert_neurons": 16}
+    keep = model.select({"experts": [2], "expert_neurons": [1]}).keep["layers.1.expert_neurons"].reshape(8, 24)
+    assert (keep == (np.arange(24) < 16)).all()
 
 
 def test_one_folder_holds_all_sizes_and_loads_as_the_whole_model(tmp_path):

@@ -49,15 +49,24 @@ def test_a_size_is_an_ordinary_model_that_was_not_trained(folder, tmp_path, shar
 
 
 def test_licence_language_and_base_go_from_the_original_to_all_sizes_and_to_one(tmp_path):
+    """Of a run of both stages on budgets of memory; what evidence measures is what was predicted, of both sizes."""
     base = tiny.folder("llama", tmp_path / "llama")
     told = {"license": "llama3.2", "language": ["en", "de"], "base_model": "somebody/base"}
     (base / "README.md").write_text(f"---\n{json.dumps(told)}\n---\n# Base")
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(100)))
     how = {"steps": 1, "samples": 8, "depth_samples": 2, "batch": 1, "length": 16, "train_batch": 2, "router_hidden": 4}
-    secateur.run(
-        "nemotron_elastic", base, data=tmp_path / "texts.txt", budget="params=60%", out=tmp_path / "run", **how
+    how |= {"long_steps": 1, "long_length": 24, "profile": "weights=0.5625,cache=1,states=2,buffers=2"}
+    budgets = ["served_memory=75%", "served_memory=60%"]
+    rows = secateur.run(
+        "nemotron_elastic", base, data=tmp_path / "texts.txt", budget=budgets, out=tmp_path / "run", **how
     )
-    place, _ = secateur.extract(tmp_path / "run" / "elastic", "params=60%", tmp_path / "sixty")
+    for row, share in zip(rows, (0.75, 0.6), strict=True):
+        assert row.verdict == "met"
+        found = {name: (row.measured.get(name) or row.after.get(name)) for name in row.predicted}
+        assert {"served_memory", "params", "flops", "kv_cache"} <= found.keys()
+        assert {name: figure.value for name, figure in found.items() if figure} == pytest.approx(dict(row.predicted))
+        assert 0.95 * share <= row.predicted["served_memory"] / row.before["served_memory"].value <= share
+    place, _ = secateur.extract(tmp_path / "run" / "elastic", "served_memory=65%", tmp_path / "sixty")
     for folder in (tmp_path / "run" / "elastic", place):
         card = hub.read_card(folder)
         assert {name: card[name] for name in told} == told

@@ -31,8 +31,10 @@ def parse(text: str | Sequence[str], annotation: str) -> Any:
         parts = [parse(one, annotation) for one in text]
         wrong = [part for part in parts if not isinstance(part, list)]
         return wrong[0] if wrong else [item for part in parts for item in part]
-    if annotation in ("str", "Any") or annotation.startswith("Literal"):
+    if annotation in ("str", "Any"):
         return text
+    if annotation.startswith("Literal"):
+        return int(text) if re.search(rf"[\[ ]{re.escape(text)}[,\]]", annotation) and text.isdigit() else text
     if is_list(annotation) and not text.startswith("["):
         return parse_list(text)
     if text.lower() == "none" and "None" in annotation:

@@ -29,7 +29,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import BudgetError, InfeasibleError, InputError, ModelError, UnsupportedError
 from secateur.recover.sparsity import gates, nested
 from secateur.recover.sparsity.router import BudgetRouter, encode_budget
-from secateur.score import ablation, activation, routing
+from secateur.score import ablation, activation, experts, routing
 from secateur.subjects import Moe, Transformer, open_subject
 from secateur.subjects.transformer import cutting
 from secateur.subjects.transformer.costs import PROFILES, Profile
@@ -48,6 +48,7 @@ _VERSION = 1
 
 AXES = (
     "layers", "channels", "neurons", "shared_neurons", "heads", "kv_groups", "state_heads", "state_channels", "experts",
+    "expert_neurons",
 )  # fmt: skip
 """Axes along which a model can be elastic."""
 SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
@@ -158,7 +159,15 @@ def find_reason(subject: Transformer, axis: str) -> str:
         return "its LayerNorms subtract a mean over all channels, so masked ones would be no sliced ones"
     if axis == "channels" and subject.layout.fixed_ratio:
         return "its config checks long-context rope factors against the number of channels"
+    if axis in ("experts", "expert_neurons") and not subject.family.experts and _has_packed(subject):
+        return "experts are cut that have gates, and its have none"
     return subject.layout.whole.get(axis, "")
+
+
+def _has_packed(subject: Transformer) -> bool:
+    """Whether a tensor holds what several experts write, [experts, channels, neurons]."""
+    places = (subject.layout.place(name).axes or () for name, _ in subject.model.named_parameters())
+    return any(len(axes) == 3 and axes[1] == "channels" for axes in places)
 
 
 def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:
@@ -199,12 +208,14 @@ def _list_counts(
     for size in given or (range(math.ceil(units[name].count / 2), units[name].count) if layers else SHARES):
         row, few = dict[str, int](), 0
         for site, whole in sizes.items():
-            step, groups = 1 if layers else units[site].multiple, _count_groups(units, site)
+            groups = _count_groups(units, site)
+            step = 1 if layers else max(1, units[site].multiple // groups)
             least = max(-(-units[site].minimum // groups), min(step, whole), 1)
             least = max(whole - len(order), 1) if layers else least
-            amount = size * whole if isinstance(size, float) else size / groups
+            told = 1 if name == "expert_neurons" else groups  # a count is of all groups; an expert's width its own
+            amount = size * whole if isinstance(size, float) else size / told
             kept = math.floor(amount / step + 1e-9) * step
-            few = few or (least * groups if kept < least else 0)
+            few = few or (least * told if kept < least else 0)
             row[site] = max(least, kept)
         if given and few:
             dropped.append(f"{name}={size} is left out, for at least {few} stay")
@@ -278,6 +289,11 @@ def score_widths(
         found |= _score_states(subject, index, found.pop(name), axes)
     if norms:
         found["channels"] = activation.sum_scores({norm: found.pop(norm) for norm in norms})
+    if "expert_neurons" in axes and isinstance(subject, Moe):
+        packed = {f"layers.{index}.expert_neurons": mixture.experts for index, mixture in subject.mixtures().items()}
+        worth = experts.activation(subject.forward, subject.model, packed, batches)
+        filled = experts.fill_starved(worth, packed)
+        found |= {site: filled[site] for site in packed}
     if "experts" in axes and isinstance(subject, Moe):
         mixtures = {f"layers.{index}.experts": mixture for index, mixture in subject.mixtures().items()}
         routings = routing.collect(
@@ -384,6 +400,11 @@ def find_places(subject: Transformer, axes: Mapping[str, Axis]) -> Iterator[nest
             for name, parts in names.tensors.items():
                 if parts == ("experts",):
                     yield nested.Bar(f"{path}.{mixture}", site, name.removeprefix(f"{mixture}."))
+        site = f"layers.{index}.expert_neurons"
+        if names is not None and "expert_neurons" in axes and site in axes["expert_neurons"].counts:
+            width = layout.widths[index]
+            unit = torch.arange(width.experts * width.expert_neurons).reshape(width.experts, 1, width.expert_neurons)
+            yield nested.Columns(f"{path}.{names.packed}", "down_proj", site, unit)
         if "layers" in axes and index in axes["layers"].order:
             yield nested.Gate(path, "layers", index)
 
@@ -427,10 +448,9 @@ def _place_channels(subject: Transformer, axis: Axis) -> Iterator[nested.Place]:
         elif leaf == "weight" and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"):
             if axes[-1 if family.conv1d and not isinstance(module, nn.Linear) else 0] == "channels":
                 yield nested.Mask(path, "output", "channels", every)
-        elif family.experts is not None and path.endswith(family.experts.packed):
-            if leaf == "down_proj":
-                yield nested.Mask(path, "output", "channels", every)
-        elif family.experts is None or not path.endswith(family.experts.router):
+        elif len(axes) == 3 and axes[1] == "channels":  # of packed experts
+            yield nested.Mask(path, "output", "channels", every)
+        elif len(axes) == 1 or axes[-1] != "channels":  # what only reads, such as a router, sees zeros
             raise UnsupportedError(f"channels can't be elastic: {name} is neither of a linear nor of a norm")
     for path in sorted(norms):
         yield nested.Norm(path, ("channels",))
@@ -538,7 +558,7 @@ class Elastic:
         if self.least > limit:
             raise InfeasibleError(
                 f"{self.measure}={share:.4g} of the whole can't be met: the smallest size takes "
-                f"{self.least / self.whole[self.measure]:.4g}",
+                f"{self.least / self.whole[self.measure]:.4g}; ask for more, or train with smaller choices",
                 self.least,
             )
         logits = {name: z.float().cpu() for name, z in self.router(devices.move(budget, self.router)).items()}
@@ -604,13 +624,16 @@ class Elastic:
             )
 
     def describe(self, chosen: Chosen) -> dict[str, object]:
-        """Axis -> how many units stay: one number, or one for each of its layers where they differ."""
+        """Axis -> how many units stay: one number, or one for each of its layers where they differ.
+
+        Of expert_neurons, in each expert.
+        """
         found = dict[str, object]()
         for name, rows in chosen.items():
             axis = self.axes[name]
             sizes = []
             for place, site in enumerate(axis.counts):
-                groups = self.units[site].count // axis.counts[site][0]
+                groups = 1 if name == "expert_neurons" else self.units[site].count // axis.counts[site][0]
                 sizes.append(axis.counts[site][rows[axis.row(place)]] * groups)
             found[name] = sizes[0] if len(set(sizes)) == 1 else sizes
         return found
@@ -647,7 +670,8 @@ def share_of(budget: Budget, elastic_measure: str, whole: Mapping[str, float]) -
         )
     share = budget.absolute(whole)[elastic_measure] / whole[elastic_measure]
     if share > 1.0:
-        raise BudgetError(f"budget {budget.brief()} is above the whole model's {whole[elastic_measure]:.6g}")
+        most = f"{whole[elastic_measure]:.6g}"
+        raise BudgetError(f"budget {budget.brief()} is above the whole model's {most}: ask for less")
     return share
 
 

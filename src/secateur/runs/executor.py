@@ -178,7 +178,7 @@ def run(
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     source = model if part is None else backend.open_part(model, part)
     source = source if after is None else backend.open_pair(source, after)
-    subject = backend.open(source, device, corpus, inputs)
+    subject = backend.make_floats(backend.open(source, device, corpus, inputs))
     backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
@@ -318,8 +318,13 @@ def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: boo
 
 
 def _check_training(options: Mapping[str, object]) -> None:
-    """Refuse trackers that are not installed, and devices that are not there, before anything is done."""
+    """Refuse trackers that are not installed, and devices that are not there, before anything is done.
+
+    Also integers beside adapters that no one asked for.
+    """
     for value in options.values():
+        if isinstance(value, Training):
+            value.adapter_bits  # noqa: B018
         if isinstance(value, Training) and value.teacher_device not in (None, "auto"):
             modes.check_device(str(value.teacher_device))
         if isinstance(value, Training) and value.trackers:

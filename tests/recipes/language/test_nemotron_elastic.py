@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +20,7 @@ from secateur.recover.training import loop
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result, Training
+from strangers import run_without_secateur
 from subjects.hybrids import make_hybrid
 
 QUICK = {"samples": 32, "depth_samples": 4, "steps": 0, "train_batch": 8, "length": 16, "router_hidden": 16}
@@ -105,12 +104,38 @@ def test_activations_rank_better_than_chance(tmp_path, taught):
     assert loss(scores) < np.mean(chance) - np.std(chance)
 
 
-def test_it_repeats_under_a_seed_and_a_run_goes_on(tmp_path):
-    def weights(root: str, **how: object) -> dict[str, torch.Tensor]:
-        return dict(results(tmp_path / root, "params=60%", steps=4, lr=1e-3, **how)[0].subject.model.state_dict())
+def test_it_repeats_under_a_seed_and_a_run_goes_on(tmp_path, monkeypatch):
+    """Also one that was stopped in its first stage, then in its second one: with the same bytes."""
+    how = {"steps": 4, "long_steps": 3, "long_length": 24, "lr": 1e-3, "training": "every=1"}
+    real, stopped = loop._fetch, []
 
-    first, again, resumed, other = weights("a"), weights("b"), weights("a"), weights("c", seed=1)
+    def weights(root: str, stop: int = 0, **more: object) -> dict[str, torch.Tensor]:
+        fetched = []
+
+        def fetch(batches: object, index: int) -> object:
+            fetched.append(index)
+            if len(fetched) == stop:
+                stopped.append(len(list((tmp_path / root).rglob("training.safetensors"))))
+                raise KeyboardInterrupt
+            return real(batches, index)
+
+        monkeypatch.setattr(loop, "_fetch", fetch)
+        (found,) = results(tmp_path / root, "params=60%", **how | more)
+        assert len(fetched) == {"a": 7, "c": 7, "b": 1}[root] or not fetched
+        return dict(found.subject.model.state_dict())
+
+    def files(root: str) -> dict[str, bytes]:
+        places = (tmp_path / root / "elastic").iterdir()
+        return {path.name: path.read_bytes() for path in places if path.name != "README.md"}
+
+    first, other = weights("a"), weights("c", seed=1)
+    for stop in (3, 5):  # two steps of the first stage are done, then all of it and two steps of the second
+        with pytest.raises(KeyboardInterrupt):
+            weights("b", stop)
+    assert stopped == [1, 2], "stages that left a checkpoint"
+    again, resumed = weights("b"), weights("a")
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert files("a") == files("b")
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in first.items())
     assert first.keys() != other.keys() or any(not torch.equal(tensor, other[name]) for name, tensor in first.items())
 
@@ -251,7 +276,6 @@ def test_a_layer_norm_keeps_its_channels_and_says_so(tmp_path):
 
 CODE = """
 import sys
-sys.modules["secateur"] = None
 from transformers import AutoModelForCausalLM
 import torch
 for folder in sys.argv[1:]:
@@ -265,7 +289,7 @@ def test_a_size_and_the_elastic_folder_load_without_secateur(tmp_path):
     found.subject.save(tmp_path / "small")
     subjects = found.subject, elastic.read(tmp_path / "elastic").subject
     folders = [str(tmp_path / name) for name in ("small", "elastic")]
-    out = subprocess.run([sys.executable, "-c", CODE, *folders], capture_output=True, text=True, check=True).stdout
+    out = run_without_secateur(CODE, tmp_path, *folders)
     with torch.no_grad():
         sums = [float(subject.model(torch.arange(6)[None]).logits.double().sum()) for subject in subjects]
     assert [float(line) for line in out.split()] == pytest.approx(sums, abs=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 import tiny
 import toys
@@ -23,12 +24,13 @@ from secateur.recover.sparsity.hybrid import Hybrid
 from secateur.recover.training import loop, lora
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import saving
+from secateur.subjects.transformer import gguf_export, saving
 from secateur.vocabulary import Budget, Result
 
 pytestmark = needs_peft
 QUICK = {"length": 16, "steps": 6, "train_batch": 4, "lr": 1e-2, "lora_rank": 4}
 DATA = texts.read(tiny.chains(400))
+prove, PROVED = pat.prove, set[str]()
 
 
 def toy(folder):
@@ -60,6 +62,19 @@ def results(root, *budgets, model=None, kind="llama", data=DATA, **options) -> l
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets]
         return list(pat.pat(model or subject(kind), data, wanted, run, **how))
+
+
+@pytest.fixture(autouse=True)
+def prove_once(monkeypatch):
+    """Each kind of model is proved by the first test that tunes one, but where the proof is what is tested."""
+
+    def prove_new(start: Transformer) -> None:
+        config = start.model.config.to_json_string()
+        if config not in PROVED:
+            prove(start)
+        PROVED.add(config)
+
+    monkeypatch.setattr(pat, "prove", prove_new)
 
 
 class Watch:
@@ -112,6 +127,7 @@ def test_the_cut_model_says_what_the_masked_one_said(tmp_path, watch, monkeypatc
         assert any("a modelling file travels" in note for note in found.notes)
 
     real = Transformer.cut
+    monkeypatch.setattr(pat, "prove", prove)
     monkeypatch.setattr(Transformer, "cut", lambda *args, **how: real(*args, **how | {"norm_correction": False}))
     with pytest.raises(UnsupportedError, match="norms that no factor makes exact"):
         results(tmp_path / "b", "params=80%", model=start, **options)
@@ -159,7 +175,7 @@ def test_a_tied_head_becomes_a_table_of_its_own_and_is_counted(tmp_path):
 
 
 def test_the_result_is_plain_and_writes_the_same_from_its_folder(tmp_path):
-    start = subject("qwen3")
+    start = subject("qwen3", tie_word_embeddings=True)
     (found,) = results(tmp_path / "run", "params=75%", model=start)
     assert found.predicted == found.subject.units(length=16).cost()
     assert found.predicted["kv_cache"] == start.units(length=16).cost()["kv_cache"], "the cache stays as it was"
@@ -169,6 +185,14 @@ def test_the_result_is_plain_and_writes_the_same_from_its_folder(tmp_path):
     assert type(plain).__module__.startswith("transformers.models.qwen3")
     assert not list((tmp_path / "small").glob("*.py")), "no modelling file"
     assert torch.equal(plain.generate(tokens, **how), found.subject.model.generate(tokens, **how))
+    if not importlib.util.find_spec("gguf"):
+        return
+    gguf_export.to_gguf(open_subject(tmp_path / "small"), tmp_path)  # of llama.cpp
+    config = AutoConfig.from_pretrained(tmp_path, gguf_file="model.gguf", head_dim=start.head_dim)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=config).eval()
+    assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight), "a head of its own"
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, plain(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_that_did_not_converge_is_finished_by_rank_and_says_so(tmp_path):
@@ -379,21 +403,43 @@ def test_what_cannot_be_is_refused_by_name(tmp_path):
     refused(InputError, "multiple=64: give less than the 64", multiple=64)
     refused(InputError, "rank=65 is more than the 64 channels", rank=65)
     refused(InputError, "pat has adapters of its own: give lora_rank", training="lora=4")
-    refused(UnsupportedError, "pat tunes language models, and this one gives logits", kind="masked")
+    refused(InputError, "option lora_bits='5' of pat: give a whole number of at least 0", lora_bits="5")
+    refused(UnsupportedError, "pat tunes causal language models, and this is a BertForMaskedLM", kind="masked")
     refused(UnsupportedError, "mixtral has experts, so no one linear writes", kind="mixtral")
 
 
+def test_adapters_learn_beside_integers_which_are_merged_folded_and_cut(tmp_path, watch):
+    """What is no writer is, where channels stay, the integers' sum with what adapters of rank 4 learned."""
+    quantise = pytest.importorskip("secateur.recover.quantization.quantise")
+    pytest.importorskip("torchao")
+    start = subject()
+    watch.batch = start.example(2, 9)
+    (found,) = results(tmp_path, "params=75%", model=start, steps=3, lora_bits="4")
+    with torch.no_grad():
+        said = found.subject.forward(watch.batch).prediction
+    torch.testing.assert_close(said, watch.logits, rtol=1e-4, atol=1e-4)
+    assert found.recovery.settings["lora_bits"] == 4
+    weights = [one.model.model.layers[0].mlp.up_proj.weight.detach() for one in (start, found.subject)]
+    assert type(found.subject.model.model.layers[0].mlp.up_proj.weight) is nn.Parameter
+    grid = quantise.dense(quantise.integers(weights[0], 4))[:, watch.mask]
+    assert int(torch.linalg.matrix_rank(weights[1] - grid, rtol=1e-4)) <= 4
+    assert int(torch.linalg.matrix_rank(weights[1] - weights[0][:, watch.mask], rtol=1e-4)) > 4
+    assert all(type(one) is nn.Parameter for one in start.model.parameters())
+
+
 def test_quantised_weights_are_refused_by_name(tmp_path):
+    """Of a subject that is given to the recipe itself: a run makes floats of them first."""
     quantization = pytest.importorskip("torchao.quantization")
     start = subject()
     quantization.quantize_(start.model.model, quantization.Int8WeightOnlyConfig())
-    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is quantised, and folding needs floating point"):
+    with pytest.raises(UnsupportedError, match=r"q_proj\.weight is quantised, and folding needs .*lora_bits=4"):
         results(tmp_path, "params=75%", model=start)
 
 
 def test_a_model_that_writes_more_is_refused_before_it_is_trained(tmp_path, monkeypatch):
     """As if the table had forgotten what an attention writes."""
     writers = Transformer.writers
+    monkeypatch.setattr(pat, "prove", prove)
     monkeypatch.setattr(Transformer, "writers", lambda self: [one for one in writers(self) if "0.self_attn" not in one])
     with pytest.raises(UnsupportedError, match="LlamaForCausalLM writes more into its residual stream"):
         results(tmp_path, "params=75%")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import tiny
 from recover.students import VOCABULARY, Batches, llama, logit_objective
 from secateur._utils import storage
 from secateur.errors import InputError, MissingExtraError, RunError, UnsupportedError
+from secateur.recover.quantization import quantise
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop, lora
 from secateur.subjects import open_subject
@@ -58,7 +60,10 @@ def cut(kind):
 def test_merged_weights_say_what_the_adapters_said(make, dora):
     model = make().eval()
     kinds, names, before = {n: type(m) for n, m in model.named_modules()}, set(model.state_dict()), say(model)
+    each = lora.count(model)
     assert lora.join(model, 4, dora=dora)
+    if not dora:
+        assert sum(one.numel() for one in model.parameters() if one.requires_grad) == 4 * each
     assert torch.allclose(say(model), before, atol=1e-6)
     shake(model)
     apart = say(model)
@@ -221,6 +226,52 @@ def train(student, teacher, steps=10, rank=2, folder=None, **how):
         student, Batches(), logit_objective(student, teacher), Training(steps=steps, lr=3e-3, lora=rank, every=5),
         checkpoint=folder, progress=False, **how,
     )  # fmt: skip
+
+
+@needs_peft
+@pytest.mark.parametrize("how", [{}, {"dora": 2, "lora": None}, {"precision": "bf16"}], ids=str)
+def test_weights_are_integers_while_adapters_learn_beside_them(tmp_path, how):
+    pytest.importorskip("torchao")
+    teacher, student = llama(1), llama(2)
+    rounded = copy.deepcopy(student)
+    names = lora.round_weights(rounded, 4)
+    assert names
+    grid = {name: quantise.dense(rounded.get_submodule(name).weight) for name in names}
+    before, seen = {name: tensor.clone() for name, tensor in student.state_dict().items()}, set()
+    forward = logit_objective(student, teacher)
+
+    def objective(batch, totals):
+        seen.update(type(one).__name__ for one in student.parameters() if not one.requires_grad)
+        return forward(batch, totals)
+
+    plan = replace(Training(steps=3, lr=3e-3, lora=2, lora_bits=4), **how)
+    done = loop.train(student, Batches(), objective, plan, checkpoint=tmp_path, progress=False)
+    assert done.settings["lora_bits"] == 4
+    assert "IntxUnpackedToInt8Tensor" in seen
+    assert all(type(one) is nn.Parameter and one.requires_grad for one in student.parameters())
+    assert {type(one) for one in student.modules()} == {type(one) for one in llama(2).modules()}
+    for name, tensor in student.state_dict().items():
+        layer = name.removesuffix(".weight")
+        if layer not in grid:
+            assert torch.equal(tensor, before[name])
+        elif "dora" not in how:
+            change = tensor - grid[layer]
+            assert 0 < int(torch.linalg.matrix_rank(change, rtol=1e-4)) <= 2
+            assert not torch.equal(grid[layer], before[name])
+
+
+@needs_peft
+def test_integers_that_can_not_be_are_refused_in_one_line():
+    pytest.importorskip("torchao")
+    odd = nn.Sequential(nn.Linear(24, 8))
+    with pytest.raises(InputError, match=r"no linear of Sequential can be held in 4 bits \(24 inputs are no multiple"):
+        lora.round_weights(odd, 4)
+    assert lora.round_weights(odd, 8) == ["0"]
+    assert lora.round_weights(odd, 4) == [], "integers stay as they are"
+    with pytest.raises(InputError, match="lora_bits=4 is of what adapters stand beside: give lora or dora, too"):
+        train(llama(), llama(1), rank=None, lora_bits=4)
+    with pytest.raises(InputError, match="lora_bits=3: give 8 or 4"):
+        Training(lora=2, lora_bits=3)
 
 
 @needs_peft

@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from secateur.errors import DataWarning, ModelError
+from secateur.errors import DataWarning, ModelError, UnsupportedError
 from secateur.recover.quantization import quantise
+from secateur.runs.backends.language import Language
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import quantised
+from secateur.subjects.transformer import dequantising, quantised
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 from subjects.tiny import without
@@ -92,6 +93,26 @@ def test_a_quantised_folder_is_cut_and_loads_again_as_a_plain_one(write, tmp_pat
     found = torch.load(tmp_path / "logits.pt", weights_only=True)
     with torch.no_grad():
         torch.testing.assert_close(found, small.model(torch.tensor([[3, 4, 5, 6]])).logits)
+
+
+def test_a_quantised_model_in_memory_becomes_floats_in_a_copy_that_shares_the_rest():
+    subject = wide()
+    model = copy.deepcopy(subject.model)
+    quantise.weight_only(model, 4, within=INSIDE)
+    tokens = subject.example(2, 7)["input_ids"]
+    with torch.no_grad():
+        wanted = model(tokens).logits
+    with pytest.warns(DataWarning, match=r"were quantised \(torchao\) and are float32 from here on"):
+        found = Language().make_floats(open_subject(model)).model
+    with torch.no_grad():
+        torch.testing.assert_close(found(tokens).logits, wanted, atol=2e-5, rtol=1e-4)
+    assert all(type(weight) is torch.nn.Parameter for weight in found.parameters())
+    assert found.model.embed_tokens.weight is model.model.embed_tokens.weight
+    assert any(type(weight) is not torch.nn.Parameter for weight in model.parameters()), "the caller's stays"
+    assert dequantising.make_floats(found) is found
+    found.config.quantization_config = {"quant_method": "bitsandbytes"}
+    with pytest.raises(UnsupportedError, match="LlamaForCausalLM has weights quantised by bitsandbytes"):
+        dequantising.make_floats(found)
 
 
 def test_ways_of_quantising_that_can_not_be_undone_here_are_named(tmp_path):

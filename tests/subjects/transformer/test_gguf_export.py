@@ -12,8 +12,6 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -64,9 +62,8 @@ def test_layers_alike_give_what_transformers_reads_back(tmp_path, name):
     assert (said[f"{name}.feed_forward_length"], said[f"{name}.attention.head_count_kv"]) == (88, 2)
     assert (said["tokenizer.ggml.model"], said["tokenizer.ggml.pre"]) == ("gpt2", "gpt-2")
     assert said["tokenizer.chat_template"] == "{{ messages[0].content }}"
-    config = AutoConfig.from_pretrained(tmp_path, gguf_file="model.gguf")
-    config.head_dim = said[f"{name}.attention.key_length"]  # which transformers does not read of every architecture
-    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", config=config).eval()
+    again = open_subject(tmp_path / "model.gguf").model
+    assert again.config.head_dim == said[f"{name}.attention.key_length"] == 8, "transformers reads it of some alone"
     ids = small.example(2, 9)["input_ids"]
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, small.model(ids).logits, atol=1e-5, rtol=1e-4)

@@ -12,7 +12,10 @@ from secateur.subjects.transformer.sorting import find_order, sort_units
 from subjects.hybrids import make_hybrid
 from subjects.tiny import make
 
-KINDS = ("channels", "neurons", "heads", "kv_groups", "experts", "shared_neurons", "state_heads", "state_channels")
+KINDS = (
+    "channels", "neurons", "heads", "kv_groups", "experts", "expert_neurons", "shared_neurons", "state_heads",
+    "state_channels",
+)  # fmt: skip
 
 
 def hybrid() -> Transformer:

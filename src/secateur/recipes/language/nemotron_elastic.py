@@ -129,7 +129,8 @@ def nemotron_elastic(
         batch: sequences of the measured environment.
         length: tokens per sequence, in the environment and in the first stage.
         seed: of sampling, of the sizes that are drawn, of the router and its noise.
-        axes: along which it may shrink; those that the model has not are passed over. kv_groups and shared_neurons too.
+        axes: along which it may shrink; those that the model has not are passed over. kv_groups, shared_neurons and
+            expert_neurons too.
         uneven: axes along which layers choose on their own; none (`--uneven ""`, uneven=() in Python) for models of one
             shape for all layers.
         choices: sizes to choose from, as shares of each layer's own width (1.0 is the whole) or as counts:
@@ -156,7 +157,8 @@ def nemotron_elastic(
     budget never gets more than it allows. Norm corrections are applied to what goes into a norm and what comes out of
     it, which is the same as changing its epsilon. States are masked before their norm alone, which gives what masks of
     z, x, dt and the convolution give. Learning rates warm up anew in the second stage. The paper's lists of choices are
-    not published. Neurons inside experts are no axis.
+    not published. Neurons inside experts (`expert_neurons`) are an axis that has to be named, for masking them takes a
+    copy of the experts' output weights in each pass.
     """
     timed, served = elastic.Timed(batch, length), elastic.read_profile(profile)
     if any("served_memory" in budget for budget in budgets):
@@ -187,14 +189,16 @@ def nemotron_elastic(
     )  # fmt: skip
     if not dry_run:
         distributed.by_first(lambda: publish(run, model))
-    whole = [axis for axis in axes if axis not in chosen_axes]
+    sites = {site.rpartition(".")[2] for site in subject.units().sites}
+    whole = {axis: "no smaller count of them can be cut" if axis in sites else "this model has none" for axis in axes}
+    whole = {axis: elastic.find_reason(subject, axis) or why for axis, why in whole.items() if axis not in chosen_axes}
     for budget in budgets:
         share = elastic.share_of(budget, measure, model.whole)
         chosen = model.choose(share)
         student, cut = model.cut(chosen)
         notes = [", ".join(f"{axis} {size}" for axis, size in model.describe(chosen).items())]
         notes += [text for axis in chosen_axes.values() for text in axis.dropped]
-        notes += [f"{axis} stay whole: {elastic.find_reason(subject, axis) or 'this model has none'}" for axis in whole]
+        notes += [f"{axis} stay whole: {why}" for axis, why in whole.items()]
         yield Result(str(budget), student, cut, model.cost(chosen), records.together(*recoveries), tuple(notes))
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from torch import Tensor, nn
 
 from secateur._utils import distributed
@@ -73,6 +73,8 @@ class Adapters:
     """Dropout of what goes into an adapter."""
     dora: bool = False
     """Learn the lengths of rows, too (DoRA)."""
+    lora_bits: Annotated[int, Ge(0), Le(8), MultipleOf(4)] = 0
+    """4 or 8 to hold weights beside adapters in integers of so many bits meanwhile (as QLoRA; needs torchao)."""
 
     def widen(self, rank: int) -> Adapters:
         """The same of another rank, counting as much."""
@@ -105,7 +107,7 @@ def pat(
     channels: Annotated[int, Ge(0)] = 0,
     multiple: Annotated[int, Ge(1)] = 8,
     operators: Operators = Operators(rank=0, variant="paper"),
-    adapters: Adapters = Adapters(lora_rank=20, alpha=4.0, lora_dropout=0.05, dora=False),
+    adapters: Adapters = Adapters(lora_rank=20, alpha=4.0, lora_dropout=0.05, dora=False, lora_bits=0),
     mask: Choice = "trained",
     settled: Annotated[float, Gt(0), Le(1)] = 0.333,
     weights: Weights = Weights(count=10.0, wells=10.0, identity=1.0, distance="square"),
@@ -281,7 +283,7 @@ def tune(
         stack.enter_context(
             lora.adapt(
                 student.model, adapters.lora_rank, dora=adapters.dora, alpha=adapters.alpha,
-                dropout=adapters.lora_dropout, seed=seed,
+                dropout=adapters.lora_dropout, bits=adapters.lora_bits, seed=seed,
             )
         )  # fmt: skip
         extra = list[nn.Module]()
@@ -294,6 +296,7 @@ def tune(
             checkpoint=run.folder(f"train-{budget}"), evaluate=judge,
         )  # fmt: skip
     numbers = {"lora_rank": adapters.lora_rank, "trained_parameters": sum(p.numel() for p in every)}
+    numbers |= {"lora_bits": adapters.lora_bits} if adapters.lora_bits else {}
     return replace(recovery, settings={**recovery.settings, **numbers})
 
 
@@ -303,14 +306,8 @@ def is_centred(subject: Transformer) -> bool:
 
 
 def count_adapters(subject: Transformer) -> int:
-    """Parameters of LoRA of rank 1; the model is as it was afterwards."""
-    trained = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
-    lora.join(subject.model, 1)
-    adapters: list[int] = [one.numel() for one in subject.model.parameters() if one.requires_grad]
-    lora.merge(subject.model)  # B is zero: nothing is added
-    for parameter in trained:
-        parameter.requires_grad_()
-    return sum(adapters)
+    """Parameters of LoRA of rank 1."""
+    return lora.count(subject.model)
 
 
 # ------------------------------------------------------------------------------------------------------------ checks
@@ -320,13 +317,16 @@ def check(subject: Transformer, budgets: Sequence[Budget], training: Training) -
     """Raise an error for budgets that no width meets, and for models and settings that PAT has no form for."""
     refuse_patterns("pat", budgets, "channels")
     if not subject.causal or subject.kind != "decoder":
-        raise UnsupportedError(f"pat tunes language models, and this one gives {subject.output}: use a causal decoder")
+        kind = type(subject.model).__name__
+        raise UnsupportedError(f"pat tunes causal language models, and this is a {kind}: give one of those")
     subject.writers()
     packed = next((n for n, one in subject.model.named_parameters() if type(one) is not nn.Parameter), None)
     if packed is not None:
-        raise UnsupportedError(f"{packed} is quantised, and folding needs floating point: give the model before that")
+        raise UnsupportedError(
+            f"{packed} is quantised, and folding needs floating point: give floats, and lora_bits=4 or 8"
+        )
     if training.lora or training.dora:
-        raise InputError("pat has adapters of its own: give lora_rank, and dora, in place of training lora or dora")
+        raise InputError("pat has adapters of its own: give lora_rank, dora and lora_bits in place of training's")
 
 
 @torch.no_grad()

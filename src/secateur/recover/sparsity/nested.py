@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from secateur._utils import devices
 from secateur.errors import InputError, UnsupportedError
 
-__all__ = ["Bar", "Gate", "Mask", "Nested", "Norm", "Place", "Prefix"]
+__all__ = ["Bar", "Columns", "Gate", "Mask", "Nested", "Norm", "Place", "Prefix"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,21 @@ class Bar:
     tensor: str = ""
 
 
-Place = Mask | Norm | Gate | Bar
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Multiplies the columns of a module's parameter [.., units] by the shares of a site's units while the module runs.
+
+    For what no module stands in front of, such as the neurons inside packed experts, down_proj [experts, d, neurons].
+    """
+
+    module: str
+    parameter: str
+    site: str
+    unit: Tensor
+    """[.., units], as the parameter broadcasts: the unit of each column."""
+
+
+Place = Mask | Norm | Gate | Bar | Columns
 
 
 class Nested:
@@ -169,6 +183,10 @@ class Nested:
                 yield _after(module, lambda _, y: self._scale(y, place.sites, 1))
         elif isinstance(place, Gate):
             yield _after(module, self._skipper(place))
+        elif isinstance(place, Columns):
+            # What stands in __dict__ is found before the parameter of that name, which stays where it is.
+            yield module.register_forward_pre_hook(lambda one, _: self._shade(one, place))
+            yield module.register_forward_hook(lambda one, *_: _uncover(one, place.parameter), always_call=True)
         else:
             modes, added = list[_Adding](), None
             if place.tensor:
@@ -215,6 +233,13 @@ class Nested:
 
         return skip
 
+    def _shade(self, module: nn.Module, place: Columns) -> None:
+        share = self.shares.get(place.site)
+        if share is not None:
+            weight = module.get_parameter(place.parameter)
+            row = devices.move(share, weight)[devices.move(place.unit, weight)]
+            vars(module)[place.parameter] = weight * row.to(weight.dtype)
+
     def _enter(self, place: Bar, added: Tensor | None) -> _Adding:
         share = self.shares.get(place.site)
         mode = _Adding(None if share is None else _log(share), added)
@@ -241,6 +266,10 @@ class _Adding(TorchFunctionMode):
         if self.row is None or not takes or not isinstance(out, Tensor) or out.shape[-1:] != self.row.shape:
             return out
         return out + devices.move(self.row, out).to(out.dtype)
+
+
+def _uncover(module: nn.Module, name: str) -> None:
+    vars(module).pop(name, None)
 
 
 def _log(share: Tensor) -> Tensor:

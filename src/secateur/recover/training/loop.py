@@ -60,6 +60,8 @@ _POINTS = 300
 
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Precisions in which the objective is autocast."""
+_ADDED = ("lora", "dora", "lora_bits", "sam")
+"""Settings that a record holds where they are given."""
 
 
 DEFAULTS: dict[str, Any] = {
@@ -174,6 +176,7 @@ def train(
     training = replace(training or Training(), **settings)
     asked, training = training.named, training.default(**DEFAULTS)
     steps, lr, patience = training.whole("steps"), training.number("lr"), training.patience
+    bits = training.adapter_bits
     accumulate, every, evaluate_every = (training.whole(name) for name in ("accumulate", "every", "evaluate_every"))
     clip = None if training.clip == math.inf else training.clip
     optimizer = optimizer or training.optimizer or "adamw"
@@ -209,7 +212,9 @@ def train(
         if training.lora or training.dora:
             _check_adapters(optimizer)
             rank = training.lora or training.whole("dora")
-            stack.enter_context(lora.adapt(student, rank, dora=training.dora is not None, seed=seed))
+            if bits and sharding:
+                raise UnsupportedError("lora_bits holds integers, which FSDP2 can't shard: leave it out")
+            stack.enter_context(lora.adapt(student, rank, dora=training.dora is not None, bits=bits, seed=seed))
         place = _find_place(training.teacher_device, device)
         modules = stack.enter_context(_prepare_modules(student, extra, frozen, device, place, dropout))
         stack.enter_context(_own_randomness(device))
@@ -235,7 +240,7 @@ def train(
             "weight_decay": weight_decay,
             **({"betas": list(betas)} if optimizer == "adamw" else {"optimizer": optimizers.name_of(optimizer)}),
             **({"momentum": momentum} if optimizer == "sgd" else {}),
-            **{name: value for name in ("lora", "dora", "sam") if (value := getattr(training, name)) is not None},
+            **{name: value for name in _ADDED if (value := getattr(training, name)) is not None},
             **({} if extra_rate == 1 else {"extra_rate": extra_rate}),
             "clip": clip,
             "seed": seed,

@@ -6,7 +6,9 @@ each row beside it: ``m (W + s B A) / |W + s B A|`` by rows, m = |W| at first. S
 (arXiv 2402.09353).
 
 `join` puts adapters in, `merge` adds them to the weights and takes them out, and `adapt` is both around a training.
-Weights may be cut, in half precision, or in integers (torchao): adapters are float32, the sum is made in float32.
+Weights may be cut, in half precision, or in integers (torchao): adapters are float32, the sum is made in float32. With
+`bits`, weights beside adapters are held in integers while these learn, as in QLoRA (arXiv 2305.14314), but by torchao's
+symmetric ones in place of NF4; what is merged is the sum of those integers, in floating point, and what was learned.
 
 peft's adapters stand beside linears that are called. Attention of torch (`nn.MultiheadAttention`) and of torchvision's
 Swin calls none: it reads their weights, and there the weight itself is W + s B A as long as there are adapters.
@@ -27,8 +29,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
+from secateur.recover.quantization import quantise
 
-__all__ = ["adapt", "join", "merge"]
+__all__ = ["adapt", "count", "join", "merge", "round_weights"]
 
 _SCALE = 2
 """alpha / rank, where no alpha is given."""
@@ -65,20 +68,50 @@ class _LowRank(nn.Module):
 
 @contextmanager
 def adapt(
-    model: nn.Module, rank: int, *, dora: bool = False, alpha: float | None = None, dropout: float = 0.0, seed: int = 0
+    model: nn.Module,
+    rank: int,
+    *,
+    dora: bool = False,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    bits: int = 0,
+    seed: int = 0,
 ) -> Iterator[None]:
     """Within the block `model` has adapters, and nothing else of it is trained; after it they are merged.
 
-    See `join` and `merge`. What was trained before is again afterwards.
-    """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    See `join` and `merge`. What was trained before is again afterwards. bits: 8 or 4 to hold the weights beside the
+    adapters in integers meanwhile; 0 leaves them as they are. Raises as `join`, and as `round_weights` with bits.
+    """  # fmt: skip
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if bits:
+        round_weights(model, bits)
     join(model, rank, dora=dora, alpha=alpha, dropout=dropout, seed=seed)
     try:
         yield
     finally:
         merge(model)
-        for parameter in trained:
-            parameter.requires_grad_()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or name in trained)
+
+
+def round_weights(model: nn.Module, bits: int) -> list[str]:
+    """Hold the weights of the linears that `join` adapts in integers of 8 or 4 bits, in place; returns their names.
+
+    As `quantise.weight_only` does; those that are integers already stay as they are. Raises `InputError` where no
+    linear can have them, `MissingExtraError` without torchao.
+    """
+    read, names, why = _find_read(model), set[str](), ""
+    for name in _find_linears(model):
+        module = model.get_submodule(name)
+        if isinstance(module, nn.Linear) and f"{name}.weight" not in read and type(module.weight) is nn.Parameter:
+            reason = quantise.unfit(module.in_features, bits)
+            why = reason or why
+            if not reason:
+                names.add(name)
+    if not names and not any(type(one) is not nn.Parameter for one in model.parameters()):
+        raise InputError(f"no linear of {type(model).__name__} can be held in {bits} bits ({why or 'it has none'})")
+    quantise.torchao().quantization.quantize_(model, quantise.config(bits), filter_fn=lambda _, name: name in names)
+    return sorted(names)
 
 
 def join(
@@ -132,6 +165,15 @@ def join(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return [*linears, *packed, *read]
+
+
+def count(model: nn.Module) -> int:
+    """Parameters of the adapters of rank 1 that `join` puts in, without DoRA's lengths."""
+    _library()
+    read = _find_read(model)
+    called = [name for name in (f"{one}.weight" for one in _find_linears(model)) if name not in read]
+    shapes = [model.get_parameter(name).shape for name in (*called, *read, *_find_packed(model))]
+    return sum(math.prod(shape[:-2]) * sum(shape[-2:]) for shape in shapes)
 
 
 @torch.no_grad()

@@ -95,6 +95,13 @@ class Backend(Protocol[S, D, B]):
         """Open the source as a subject, on the device; `inputs` are example inputs of networks."""
         ...
 
+    def make_floats(self, subject: S) -> S:
+        """The subject, or where its weights are integers one in floating point, with a warning: only that can be cut.
+
+        Raises `UnsupportedError` where it can't be made.
+        """
+        return subject
+
     def open_part(self, source: Source, part: str) -> S:
         """Open a part of a model of several as a subject."""
         raise InputError(

@@ -31,7 +31,7 @@ from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
-from secateur.subjects.transformer import costs, low_rank, parts
+from secateur.subjects.transformer import costs, dequantising, low_rank, parts
 from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
@@ -161,6 +161,15 @@ class Language(TextBackend[Transformer]):
             for module in (subject.model, *subject.head):
                 modes.move_to_device(module, device)
         return subject
+
+    def make_floats(self, subject: Transformer) -> Transformer:
+        """See `dequantising.make_floats`: integers of a folder are floats already, as it was opened."""
+        model = dequantising.make_floats(subject.model)
+        if model is subject.model:
+            return subject
+        plain = open_subject(model, tokenizer=subject.tokenizer)
+        plain.folder, plain.head, plain.output = subject.folder, subject.head, subject.output
+        return plain
 
     def open_part(self, source: Model, part: str) -> Transformer:
         """The part with that name, see `subjects.transformer.parts`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import warnings
@@ -12,15 +13,15 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from secateur._utils import checkpoints
 from secateur._utils.tokenizers import Tokenizer
-from secateur.errors import DataWarning, MissingExtraError, ModelError
+from secateur.errors import DataWarning, MissingExtraError, ModelError, UnsupportedError
 from secateur.subjects.transformer import files
 
-__all__ = ["ask_for_floats", "finish", "name_method", "read_gguf", "refuse", "refuse_twice"]
+__all__ = ["ask_for_floats", "finish", "make_floats", "name_method", "read_gguf", "refuse", "refuse_twice"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -78,11 +79,34 @@ def finish(model: PreTrainedModel, place: Path, name: str) -> None:
     _warn_of_floats(place, name, model.dtype)
 
 
+def make_floats(model: PreTrainedModel) -> PreTrainedModel:
+    """A model in memory itself; where torchao quantised it, a copy in floating point, with a warning.
+
+    What was floating point is shared with the copy. Raises `UnsupportedError` for weights that only the library which
+    packed them can read, such as those of compressed-tensors and bitsandbytes.
+    """
+    if any(_is_integer(parameter) for parameter in model.parameters()):
+        plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+        finish(plain, Path(model.config.name_or_path or type(model).__name__), "torchao")
+        return plain
+    said = getattr(model.config, "quantization_config", None)
+    if said is not None:
+        raise UnsupportedError(
+            f"{type(model).__name__} has weights quantised by {name_method(said)}, which can't be cut in memory: give "
+            "its folder, which is read as floats, or the model as it was before"
+        )
+    return model
+
+
+def _is_integer(parameter: nn.Parameter) -> bool:
+    return type(parameter).__module__.startswith("torchao")
+
+
 def _make_plain(model: PreTrainedModel) -> None:
     dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else torch.get_default_dtype()
     for module in model.modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
-            if type(parameter).__module__.startswith("torchao"):
+            if _is_integer(parameter):
                 floats = parameter.dequantize().to(dtype)
                 module.register_parameter(leaf, nn.Parameter(floats, requires_grad=True))
     for holder, leaf in (
@@ -120,7 +144,11 @@ def read_gguf(
     try:
         stored, bits = _read_types(file)
         dtype = stored if dtype is None else dtype
-        model = AutoModelForCausalLM.from_pretrained(file.parent, **how, **({} if dtype is None else {"dtype": dtype}))
+        config, width = AutoConfig.from_pretrained(file.parent, **how), _read_head_dim(file)
+        if width and not hasattr(config, "kv_lora_rank"):
+            config.head_dim = width  # which transformers does not read of every architecture
+        more = {} if dtype is None else {"dtype": dtype}
+        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, **how, **more)
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
     except Exception as error:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
@@ -131,6 +159,14 @@ def read_gguf(
     if bits is not None and not quantised:
         _warn_of_floats(file, "GGUF", model.dtype)
     return model.eval(), tokenizer, bits
+
+
+def _read_head_dim(file: Path) -> int:
+    """Numbers of each head by a GGUF file; 0 where it does not say."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields.items()
+    return next((int(one.contents()) for name, one in fields if name.endswith(".attention.key_length")), 0)
 
 
 def _read_types(file: Path) -> tuple[torch.dtype | None, int | None]:

@@ -1,7 +1,8 @@
 """Sort the units of a transformer once, so that the best k of an axis are its first k; what it computes stays.
 
 Every index of an axis moves in all tensors that have the axis, as when a selection is cut: heads inside the group of
-keys and values that they share, experts inside the groups that a router chooses among. Layers stay where they are.
+keys and values that they share, experts inside the groups that a router chooses among, neurons inside their expert.
+Layers stay where they are.
 """
 
 from __future__ import annotations
@@ -73,7 +74,11 @@ def _move(layout: Layout, parts: dict[str, Tensor], layer: int, kind: str, score
     elif kind == "heads":
         parts["heads"] = parts["kv"] = find_order(score)
     elif kind == "experts":
-        parts["experts"] = find_order(score, layout.expert_groups)
+        order = find_order(score, layout.expert_groups)
+        parts["experts"], parts["expert_neurons"] = parts["experts"][order], parts["expert_neurons"][order]
+    elif kind == "expert_neurons" and width.expert_neurons:
+        inside = find_order(score, width.experts).reshape(width.experts, -1) % width.expert_neurons
+        parts[kind] = inside[parts["experts"]]  # whatever order the experts have by now
     elif kind == "state_heads" and width.state_heads:
         parts[kind] = find_order(score, layout.state_groups(layer))
     elif kind in ("neurons", "shared_neurons", "state_channels") and getattr(width, kind):
