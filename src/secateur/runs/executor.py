@@ -34,6 +34,7 @@ from secateur.runs import backends, configs, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
+from secateur.subjects.network import pretrained
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
@@ -163,7 +164,7 @@ def run(
         )
     backends.check_source(backend, model, function.__name__, part)
     if part is not None:
-        _check_part(function, part, flags)
+        _check_part(function, part, flags, model)
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
@@ -262,13 +263,16 @@ def _find_home(subject: object) -> Path | None:
     return home
 
 
-def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object]) -> None:
+def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object], model: Source) -> None:
     """Refuse, before weights are read, a recipe that cuts no part of another model, or not by these options.
 
-    A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0".
+    A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0"; behind "experts: "
+    stands what counts where the model has experts.
     """
     name = function.__name__
     told = recipes.cards().get(name, {}).get("parts", "")
+    if told.startswith("experts: "):
+        told = told.removeprefix("experts: ") if pretrained.has_experts(model) else ""
     pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
     wrong = any(str(flags.get(key)) != value for key, _, value in pairs)
     if told == "no" or wrong:

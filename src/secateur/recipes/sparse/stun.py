@@ -38,6 +38,7 @@ CARD = {
     "recovers": "nothing is trained; experts may become the mean of those that they stand for",
     "extra": "",
     "family": "sparse",
+    "parts": "experts: uniform=True",
 }
 
 Distance = Literal["router", "together", "mixed"]
