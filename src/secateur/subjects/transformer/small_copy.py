@@ -114,7 +114,7 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
         ]
         found = [path for path in found if not any(path.startswith(f"{other}.") for other in inner)]
     if len(found) != wanted:
-        there = ", ".join(found) or "none"
+        there = ", ".join(found) or "none with linears of PyTorch's, as where layers share their weights"
         raise UnsupportedError(f"{type(model).__name__} has {len(found)} lists of {count} layers ({there})")
     return found
 
