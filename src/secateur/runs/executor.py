@@ -231,7 +231,8 @@ def run(
     }
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
-    reference = Reference(backend, subject, place, None if dry_run else parts.held)
+    pairs = keywords.QUICK_PAIRS if quick else None
+    reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))

@@ -128,6 +128,9 @@ QUICK = {
 }
 """Options that take time -> as much of them as a first look needs."""
 
+QUICK_PAIRS = 10
+"""Pairs of runs, of the result and of the original, that a first look times; up to eight times as many on a noisy clock."""
+
 
 def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, int]:
     """Smaller values of the options in `QUICK` that the recipe has, has larger, and that are not among `given`."""

@@ -227,6 +227,8 @@ def stun(
 def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choose: Rule = "clusters") -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
     if not subject.family.experts:
+        if why := subject.layout.whole.get("experts"):
+            raise UnsupportedError(f"stun cuts experts, and those of {subject.family.model_type} stay: {why}; use owl")
         if isinstance(subject, Streamed):
             raise UnsupportedError("without experts, stun cuts neurons, in memory: leave stream out, or use owl")
         if experts or uniform or passes:
