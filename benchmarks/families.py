@@ -329,8 +329,17 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
     from secateur.subjects.transformer.parts import open_part
     from secateur.vocabulary import Selection
 
-    split = "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    subject: Any = open_part(folder, "text_config") if split else secateur.open_subject(folder)
+    part = "text_config" if "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")) else ""
+    subject: Any = None
+    if not part:
+        try:
+            subject = secateur.open_subject(folder)
+        except UnsupportedError as error:  # its own advice is followed, as of an encoder and decoder of two classes
+            advice = re.search(r"cut a part of it, --part (\w+)", str(error))
+            if advice is None:
+                raise
+            part = advice[1]
+    subject = subject or open_part(folder, part)
     units = subject.units(multiple=4)
     sites = {site.name: site for site in units.free() if site.kind in CUT}
     counts = defaultdict[str, list[int]](list)
@@ -349,7 +358,7 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
     try:
         small, receipt = subject.cut(Selection(keep))
     except UnsupportedError:
-        if not split or "layers" in keep:
+        if not part or "layers" in keep:
             raise
         # Three heads of four: a part's config class may want their number to divide its channels.
         keep = {name: stays for name, stays in keep.items() if sites[name].kind != "heads"} or choose_layers(
@@ -625,8 +634,8 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "in memory, and those generated without the cache. *Heads and neurons*: of these, both were cut;",
             "elsewhere one of them stays whole, or both, as in state-space models: there 25 % of the layers go.",
             "Shares are of the classes whose tiny model could be built and run.",
-            "Of models of several parts the one that reads texts is cut, and they get tokens alone: there heads stay",
-            "whole where its config can't say what is left of them.",
+            "Of models of several parts the one that reads texts is cut, or the first that the refusal of the whole names,",
+            "and they get tokens alone: there heads stay whole where its config can't say what is left of them.",
             "",
             *summarise(rows),
             "",
