@@ -634,7 +634,7 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "in memory, and those generated without the cache. *Heads and neurons*: of these, both were cut;",
             "elsewhere one of them stays whole, or both, as in state-space models: there 25 % of the layers go.",
             "Shares are of the classes whose tiny model could be built and run.",
-            "Of models of several parts the one that reads texts is cut, or the first that the refusal of the whole names,",
+            "Of models of several parts the one that reads texts is cut, or the first that a refusal names,",
             "and they get tokens alone: there heads stay whole where its config can't say what is left of them.",
             "",
             *summarise(rows),

@@ -130,7 +130,7 @@ def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given()
     from secateur.recipes.language.ziplm import ziplm
 
     usual, less = keywords.defaults(ziplm), keywords.quicken(ziplm, {"trials"})
-    assert {"steps", "calibration", "corrections", "judged"} == set(less)
+    assert {"steps", "calibration", "corrections", "judged", "ratio"} == set(less)
     assert all(less[name] < usual[name] for name in less)
     keywords.check_options(ziplm, less)
 

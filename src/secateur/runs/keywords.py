@@ -114,7 +114,7 @@ def fitting(
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
 
-QUICK = {
+QUICK: dict[str, float] = {
     "steps": 30,
     "short_steps": 5,
     "candidates": 2,
@@ -125,6 +125,7 @@ QUICK = {
     "trials": 10,
     "judged": 16,
     "corrections": 1,
+    "ratio": 0.8,
 }
 """Options that take time -> as much of them as a first look needs."""
 
@@ -132,10 +133,11 @@ QUICK_PAIRS = 10
 """Pairs of runs, of the result and of the original, that a first look times; up to eight times as many on a noisy clock."""
 
 
-def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, int]:
+def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, float]:
     """Smaller values of the options in `QUICK` that the recipe has, has larger, and that are not among `given`."""
     usual = defaults(function)
-    smaller = {name: most for name, most in QUICK.items() if isinstance(usual.get(name), int) and usual[name] > most}
+    numbers = {name: value for name, value in usual.items() if isinstance(value, int | float)}
+    smaller = {name: most for name, most in QUICK.items() if numbers.get(name, 0) > most}
     return {name: most for name, most in smaller.items() if name not in given}
 
 
