@@ -141,7 +141,7 @@ def run(
         RunError: `out` is in use, holds another run, or the disk is full.
     """
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
-    budgets = parse_budgets(budget)
+    budgets, options = parse_budgets(budget), keywords.rename(function, options)
     timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
     given = {name: value for name, value in timed.items() if value is not None}
     less = keywords.quicken(function, {*options, *given}) if quick else {}
@@ -515,7 +515,8 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises:
         InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
     """
-    return configs.read(path, "run", run, given, more=lambda recipe: keywords.names(recipes.find(recipe)))
+    more = [*keywords.SAME]
+    return configs.read(path, "run", run, given, more=lambda recipe: more + keywords.names(recipes.find(recipe)))
 
 
 def inspect(

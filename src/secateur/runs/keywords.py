@@ -29,6 +29,7 @@ __all__ = [
     "of",
     "pack",
     "quicken",
+    "rename",
     "spares",
 ]
 
@@ -112,6 +113,19 @@ def fitting(
     known = {*of(function), *(flag for flags in _groups(function).values() for flag in flags), *_shorthands(function)}
     values = {name: value for name, value in given.items() if name in known or name not in optional}
     return {**values, **{name: value for name, value in shared.items() if name in known}}
+
+
+SAME = {"calibration": "samples"}
+"""What options of some recipes are called in all of them -> their own names, which go on."""
+
+
+def rename(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, object]:
+    """`given` by the recipe's own names. Raises `InputError` for an option that is given by both."""
+    known = names(function)
+    own = {name: SAME[name] for name in given if name in SAME and name not in known and SAME[name] in known}
+    if twice := next((name for name in own if own[name] in given), None):
+        raise InputError(f"{twice} and {own[twice]} are one option of {function.__name__}: give one of them")
+    return {own.get(name, name): value for name, value in given.items()}
 
 
 QUICK: dict[str, float] = {
