@@ -18,6 +18,8 @@ from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
 __all__ = [
+    "QUICK_PAIRS",
+    "SAME",
     "call",
     "check_counts",
     "check_options",
@@ -144,7 +146,7 @@ QUICK: dict[str, float] = {
 """Options that take time -> as much of them as a first look needs."""
 
 QUICK_PAIRS = 10
-"""Pairs of runs, of the result and of the original, that a first look times; up to eight times as many on a noisy clock."""
+"""Pairs of runs of the result and the original that a first look times; up to eight times as many on a noisy clock."""
 
 
 def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, float]:

@@ -200,7 +200,7 @@ def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, caps
             "say scope=local, first=0, last=0",
         ),
         (("run", "llm_pruner", str(bare), *rest, "--first", "0", "--last", "0"), "holds no .txt"),  # what is read next
-        (("run", "stun", str(bare), *rest, "--budget", "weights=50%"), "holds no .txt"),  # experts alone must be as many
+        (("run", "stun", str(bare), *rest, "--budget", "weights=50%"), "holds no .txt"),  # it has no experts
         (("run", "stun", str(mixed), *rest), "stun gives layers shapes of their own, .* say uniform=True, or take"),
         (("run", "stun", str(mixed), *rest, "--uniform"), "holds no .txt"),
         (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),

@@ -560,7 +560,7 @@ def build(
 
 
 def fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
-    """Make the tensors of `state`, and no others, those of `model`; raise `UnsupportedError` where its class has others."""
+    """Give `model` the tensors of `state`; raise `UnsupportedError` where its class has others by its config."""
     own = model.state_dict()
     lacking, other = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     unequal = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
