@@ -133,7 +133,7 @@ def slimmoe(
     best experts. Shared and dense FFNs, which the paper's model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
-        raise UnsupportedError(f"slimmoe slims experts: {subject.layout.whole.get('experts', 'it has none')}; use minitron")
+        raise UnsupportedError(f"slimmoe needs experts: {subject.layout.whole.get('experts', 'none')}; use minitron")
     plan = partial(
         plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
         batch=batch, length=length,

@@ -233,7 +233,7 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
         if experts or uniform or passes:
             raise InputError(f"experts, uniform, distance and choose={choose} are of experts, and this model has none")
     if passes and isinstance(subject, Streamed):
-        raise InputError("where tokens go is counted in memory: with stream, take distance=router and clusters or random")
+        raise InputError("where tokens go is counted in memory: with stream, leave distance at router, take clusters")
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
     if subject.family.experts and isinstance(subject, Transformer) and subject.whole and not uniform:
