@@ -133,11 +133,10 @@ def slimmoe(
     best experts. Shared and dense FFNs, which the paper's model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
-        raise UnsupportedError(f"slimmoe needs experts: {subject.layout.whole.get('experts', 'none')}; use minitron")
-    plan = partial(
-        plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
-        batch=batch, length=length,
-    )  # fmt: skip
+        why = subject.layout.whole.get("experts", f"{subject.family.model_type} has none")
+        raise UnsupportedError(f"slimmoe slims experts: {why}; use minitron")
+    plan = partial(plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
+                   batch=batch, length=length)  # fmt: skip
     groups = [site.count for site in subject.units().sites.values() if site.kind == "kv_groups"]
     if groups and kv_groups > max(groups):
         raise InputError(f"kv_groups={kv_groups}: layers have {max(groups)} KV groups at most; 0 keeps all of them")
