@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -295,17 +295,17 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
         except Exception:  # transformers' own class can't: there is nothing to compare
             before = None
     tell({"params": sum(parameter.numel() for parameter in tiny.parameters()), "generates": generates})
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         small, found = cut(folder / "original", tell)
-        tell({"seconds": time.perf_counter() - start, **found})
+        tell({"seconds": time.process_time() - start, **found})
         if not found["cut"]:
             return {"status": "nothing cut", "why": "; ".join(small.layout.whole.values())}
         small.save(folder / "small")
     except SecateurError as error:
-        return {"status": "refused", "why": describe(error), "seconds": time.perf_counter() - start}
+        return {"status": "refused", "why": describe(error), "seconds": time.process_time() - start}
     except Exception as error:
-        return {"status": "crashed", "why": describe(error), "seconds": time.perf_counter() - start}
+        return {"status": "crashed", "why": describe(error), "seconds": time.process_time() - start}
     expected = {f"input.{name}": value for name, value in inputs.items()}
     try:
         model = small.model if small.whole is None else small.whole.assemble(small)
@@ -329,8 +329,17 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
     from secateur.subjects.transformer.parts import open_part
     from secateur.vocabulary import Selection
 
-    split = "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    subject: Any = open_part(folder, "text_config") if split else secateur.open_subject(folder)
+    part = "text_config" if "text_config" in json.loads((folder / "config.json").read_text(encoding="utf-8")) else ""
+    subject: Any = None
+    if not part:
+        try:
+            subject = secateur.open_subject(folder)
+        except UnsupportedError as error:  # its own advice is followed, as of an encoder and decoder of two classes
+            advice = re.search(r"cut a part of it, --part (\w+)", str(error))
+            if advice is None:
+                raise
+            part = advice[1]
+    subject = subject or open_part(folder, part)
     units = subject.units(multiple=4)
     sites = {site.name: site for site in units.free() if site.kind in CUT}
     counts = defaultdict[str, list[int]](list)
@@ -349,7 +358,7 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
     try:
         small, receipt = subject.cut(Selection(keep))
     except UnsupportedError:
-        if not split or "layers" in keep:
+        if not part or "layers" in keep:
             raise
         # Three heads of four: a part's config class may want their number to divide its channels.
         keep = {name: stays for name, stays in keep.items() if sites[name].kind != "heads"} or choose_layers(
@@ -516,12 +525,14 @@ def try_class(maker: Server, reader: Server, row: dict[str, str], folder: Path, 
     return result
 
 
-def collect(classes: Sequence[dict[str, str]], folder: Path, options: Any) -> list[dict[str, Any]]:
-    """A row for each class, `options.jobs` at a time."""
+def collect(
+    classes: Sequence[dict[str, str]], folder: Path, options: Any, keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """A row for each class, `options.jobs` at a time, given to `keep` as soon as it is there."""
     tasks: queue.Queue[tuple[int, dict[str, str]]] = queue.Queue()
     for task in enumerate(classes):
         tasks.put(task)
-    rows: dict[int, dict[str, Any]] = {}
+    lock = threading.Lock()
 
     def work() -> None:
         maker, reader = (Server(role, folder / "cache", show=options.show) for role in ("make", "read"))
@@ -530,7 +541,9 @@ def collect(classes: Sequence[dict[str, str]], folder: Path, options: Any) -> li
                 number, row = tasks.get_nowait()
             except queue.Empty:
                 break
-            rows[number] = result = try_class(maker, reader, row, folder / str(number), options)
+            result = try_class(maker, reader, row, folder / str(number), options)
+            with lock:
+                keep(result)
             took = f"{result['seconds']:.1f} s" if "seconds" in result else ""
             print(result["kind"], result["model"], result["status"], took, result.get("why", ""), flush=True)
         maker.close()
@@ -541,7 +554,6 @@ def collect(classes: Sequence[dict[str, str]], folder: Path, options: Any) -> li
         thread.start()
     for thread in threads:
         thread.join()
-    return [rows[number] for number in sorted(rows)]
 
 
 # ------------------------------------------------------------------------------------------------- the page
@@ -622,8 +634,8 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "in memory, and those generated without the cache. *Heads and neurons*: of these, both were cut;",
             "elsewhere one of them stays whole, or both, as in state-space models: there 25 % of the layers go.",
             "Shares are of the classes whose tiny model could be built and run.",
-            "Of models of several parts the one that reads texts is cut, and they get tokens alone: there heads stay",
-            "whole where its config can't say what is left of them.",
+            "Of models of several parts the one that reads texts is cut, or the first that a refusal names,",
+            "and they get tokens alone: there heads stay whole where its config can't say what is left of them.",
             "",
             *summarise(rows),
             "",
@@ -639,7 +651,7 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "",
             "## Classes",
             "",
-            "Units: sites x units of each, in brackets those that stay whole. Seconds: opening, deriving and cutting.",
+            "Units: sites x units of each, in brackets those that stay whole. Seconds of one core: open, derive, cut.",
             "",
             "| class | kind | outcome | units | cut | seconds |",
             "| --- | --- | --- | --- | --- | ---: |",
@@ -689,8 +701,18 @@ def main() -> None:
         known = {name_row(row): row for row in json.loads(ROWS.read_text(encoding="utf-8"))} if ROWS.is_file() else {}
         done = {name for name, row in known.items() if row["status"] == "done" and options.failed}
         tried = [row for row in classes if name_row(row) not in done]
-        known |= {name_row(row): row for row in collect(tried, folder, options)}
         writes = options.write or (options.kind == list(KINDS) and not (options.only or options.first))
+
+        def keep(row: dict[str, Any]) -> None:
+            """Rows of a run that is interrupted count, too."""
+            known[name_row(row)] = row
+            if not writes:
+                return
+            text = json.dumps([known[name_row(row)] for row in every if name_row(row) in known], indent=1) + "\n"
+            ROWS.with_suffix(".new").write_text(text, encoding="utf-8")
+            ROWS.with_suffix(".new").replace(ROWS)
+
+        collect(tried, folder, options, keep)
         rows = [known[name_row(row)] for row in (every if writes else classes) if name_row(row) in known]
     from importlib.metadata import version
 
@@ -702,7 +724,6 @@ def main() -> None:
     text = page(rows, command, about)
     print(text)
     if writes:
-        ROWS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         (OUT / "families.md").write_text(text, encoding="utf-8")
 
 

@@ -1,14 +1,18 @@
+import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 import yaml
 
+from secateur._utils import rundir
 from secateur._utils.disk import atomic_write, guard, is_disk_full, writing
 from secateur._utils.rundir import Run, Transient, lock_folder
 from secateur.errors import InfeasibleError, InputError, RunError
@@ -23,6 +27,23 @@ def test_a_second_open_resumes_and_another_setting_is_named(tmp_path):
         Run.open(tmp_path / "r", {"recipe": "x", "lr": 0.1, "sizes": (1, 2)})
     stored = yaml.safe_load((tmp_path / "r" / "run.yaml").read_text())
     assert stored == {"recipe": "x", "lr": 1e-5, "sizes": [1, 2], "versions": {"a": "1"}}
+
+
+@pytest.mark.parametrize("store", ["json", "tensors"])
+def test_what_takes_long_is_said_where_there_is_no_terminal(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(rundir, "_LATE", 0.0)
+    monkeypatch.setattr(sys, "stderr", lines := io.StringIO())
+
+    def compute():
+        while "table: under way" not in lines.getvalue():
+            time.sleep(0.001)
+        return {}
+
+    with Run.open(tmp_path, {}) as run:
+        getattr(run, store)("table", compute)
+        assert re.fullmatch(r"table: under way\ntable: done, \d+ s\n", lines.getvalue())
+        getattr(run, store)("table", compute)  # which is there
+        assert lines.getvalue().count("table") == 2
 
 
 def test_a_record_of_an_older_version_may_lack_what_stands_at_its_default(tmp_path):

@@ -82,6 +82,8 @@ def test_files_that_are_no_json_lines_are_refused(tmp_path):
     file = tmp_path / "rows.jsonl"
     with pytest.raises(DataError, match="is not there"):
         conflicts.read(file)
+    with pytest.raises(DataError, match="the rows are no mappings: give facts, or conflict prompts"):
+        conflicts.read(["a text"])
     for content, words in (
         (b"\xff\n", "not UTF-8 at byte 0"),
         (b"{\n", "line 1, is not JSON"),

@@ -443,7 +443,10 @@ def test_a_budget_that_is_no_text_is_refused_in_a_line(budget, tmp_path):
 
 def test_a_quick_look_says_what_it_left_out(places, tmp_path, monkeypatch):
     monkeypatch.setitem(keywords.QUICK, "batch", 2)
+    timed, compare = [], measuring.latency.compare
+    monkeypatch.setattr(measuring.latency, "compare", lambda *runs, **how: timed.append(how) or compare(*runs, **how))
     (row,) = go(places, tmp_path / "small", quick=True)
+    assert (timed[-1]["pairs"], timed[-1]["lasting"]) == (10, 0.0)
     assert row.settings["batch"] == 2
     assert "a quick look, with batch=2" in row.cut.notes
     (row,) = go(places, tmp_path / "given", quick=True, length=8)

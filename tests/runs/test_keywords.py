@@ -9,9 +9,10 @@ import pytest
 from annotated_types import Ge, Gt, Interval, Le, MinLen
 
 from secateur import recipes
+from secateur.cli import run
 from secateur.errors import InputError
 from secateur.recipes import find
-from secateur.runs import keywords
+from secateur.runs import executor, keywords
 from secateur.vocabulary import Training
 
 
@@ -126,11 +127,25 @@ def test_every_recipe_that_trains_can_be_asked_to_validate():
     assert named.count("patience") == named.count("validation") == 1
 
 
+def test_what_some_recipes_call_samples_is_calibration_in_all(tmp_path):
+    from secateur.recipes.language.ziplm import ziplm
+    from secateur.recipes.sparse.wanda import wanda
+
+    assert keywords.rename(wanda, {"calibration": 4, "length": 8}) == {"samples": 4, "length": 8}
+    assert keywords.rename(ziplm, {"calibration": 4}) == {"calibration": 4}
+    with pytest.raises(InputError, match="calibration and samples are one option of wanda: give one of them"):
+        keywords.rename(wanda, {"calibration": 4, "samples": 4})
+    (tmp_path / "run.yaml").write_text("recipe: wanda\nmodel: m\ncalibration: 4\n")
+    assert executor.configured(tmp_path / "run.yaml")["calibration"] == 4
+    flags, _ = run._recipe_flags(["wanda", "model"])
+    assert [flag.words for flag in flags if flag.also == "--calibration"] == ["--samples"]
+
+
 def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given():
     from secateur.recipes.language.ziplm import ziplm
 
     usual, less = keywords.defaults(ziplm), keywords.quicken(ziplm, {"trials"})
-    assert {"steps", "calibration", "corrections", "judged"} == set(less)
+    assert {"steps", "calibration", "corrections", "judged", "ratio"} == set(less)
     assert all(less[name] < usual[name] for name in less)
     keywords.check_options(ziplm, less)
 

@@ -15,10 +15,14 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["Run", "Transient", "lock_folder", "plain", "read_matching_record", "read_record", "read_tensors"]
 
 _DIGEST = "_sha256"
+_LATE = 10.0
+"""Seconds after which it is said what is computed, where there is no terminal with a bar."""
 
 T = TypeVar("T")
 
@@ -49,6 +55,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _say_what_takes_long(name: str) -> Iterator[None]:
+    """Within the block `name` is computed: two lines on stderr tell so where that takes long, by the first process."""
+    if sys.stderr.isatty() or distributed.index():
+        yield
+        return
+    start = time.monotonic()
+    timer = threading.Timer(_LATE, partial(print, f"{name}: under way", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if (took := time.monotonic() - start) >= _LATE:
+        print(f"{name}: done, {took:.0f} s", file=sys.stderr, flush=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -224,8 +248,9 @@ class Run:
             atomic_write(path, json.dumps(compute() if alone else value, indent=1))
 
         if not self._once(path.exists):
-            value = None if alone else compute()
-            self._once(write)
+            with _say_what_takes_long(name):
+                value = None if alone else compute()
+                self._once(write)
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -250,8 +275,9 @@ class Run:
                 save_file(values, str(temporary))
 
         if not self._once(path.exists):
-            computed = {} if alone else compute()
-            self._once(write)
+            with _say_what_takes_long(name):
+                computed = {} if alone else compute()
+                self._once(write)
         return read_tensors(path)
 
     def drop(self, name: str) -> None:

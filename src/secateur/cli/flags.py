@@ -26,6 +26,7 @@ class Flag:
         metavar: what the help shows for its value.
         again: it may be given several times, and each text counts as it is, without a look at its commas.
         panel: the heading in the help under which options of a recipe stand.
+        also: another way to write it.
     """
 
     option: Option
@@ -33,6 +34,7 @@ class Flag:
     metavar: str = ""
     again: bool = False
     panel: str | None = None
+    also: str = ""
 
     def parameter(self) -> inspect.Parameter:
         """As a parameter that typer reads. One that is not given is None: the function's own default holds then."""
@@ -44,7 +46,8 @@ class Flag:
             words += f"/--no-{words[2:]}" if self.panel or self.option.default is not False else ""
         info: Any = typer.Argument(help=self.help(), metavar=self.metavar or None)
         if words:
-            info = typer.Option(words, help=self.help(), metavar=metavar, rich_help_panel=self.panel)
+            every = [words, self.also] if self.also else [words]
+            info = typer.Option(*every, help=self.help(), metavar=metavar, rich_help_panel=self.panel)
         keyword = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(self.option.name, keyword, default=None, annotation=Annotated[kind | None, info])
 

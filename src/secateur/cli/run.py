@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,10 @@ def _recipe_flags(words: Sequence[str]) -> tuple[list[Flag], str]:
     if recipe not in recipes.cards():
         return [], ""
     summary = recipes.describe(recipe).partition("\n\n")[0].replace("\n", " ")
-    return of_options(recipes.signature(recipe), f"Options of {recipe}"), f"{recipe}: {summary}"
+    flags = of_options(recipes.signature(recipe), f"Options of {recipe}")
+    texts = recipes.cards()[recipe]["family"] in ("language", "sparse")
+    flags = [replace(flag, also="--calibration") if texts and flag.words == "--samples" else flag for flag in flags]
+    return flags, f"{recipe}: {summary}"
 
 
 _ARMS = "also train networks of the cut shape from scratch, for as long (E), for as many FLOPs (B), or both."

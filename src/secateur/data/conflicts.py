@@ -133,7 +133,10 @@ def read(source: str | Path | Iterable[Mapping[str, object]] | Facts | Conflicts
         file = Path(source)
         name, rows = file.name, list(_read_lines(file))
     else:
-        name, rows = "the rows", [dict(row) for row in source]
+        given = list(source)
+        if not all(isinstance(row, Mapping) for row in given):
+            raise DataError("the rows are no mappings: give facts, or conflict prompts (secateur conflicts makes them)")
+        name, rows = "the rows", [dict(row) for row in given]
     if not rows:
         raise DataError(f"{name} holds no row: give facts, or conflict prompts (secateur conflicts makes them)")
     prompts = [row.keys() >= _NEEDED for row in rows]

@@ -35,6 +35,7 @@ from secateur.runs import backends, configs, keywords, records, splits
 from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
+from secateur.subjects.network import pretrained
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
@@ -142,7 +143,7 @@ def run(
         RunError: `out` is in use, holds another run, or the disk is full.
     """
     function = recipes.find(recipe) if isinstance(recipe, str) else recipe
-    budgets = parse_budgets(budget)
+    budgets, options = parse_budgets(budget), keywords.rename(function, options)
     timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
     given = {name: value for name, value in timed.items() if value is not None}
     less = keywords.quicken(function, {*options, *given}) if quick else {}
@@ -165,7 +166,7 @@ def run(
         )
     backends.check_source(backend, model, function.__name__, part)
     if part is not None:
-        _check_part(function, part, flags)
+        _check_part(function, part, flags, model)
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")
@@ -233,7 +234,8 @@ def run(
     }
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
-    reference = Reference(backend, subject, place, None if dry_run else parts.held)
+    pairs = keywords.QUICK_PAIRS if quick else None
+    reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
@@ -272,13 +274,16 @@ def _hash_files(options: Mapping[str, object]) -> dict[str, str]:
     return {f"{name}_sha256": records.digest(file) for name, file in files.items() if os.path.isfile(file)}
 
 
-def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object]) -> None:
+def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object], model: Source) -> None:
     """Refuse, before weights are read, a recipe that cuts no part of another model, or not by these options.
 
-    A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0".
+    A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0"; behind "experts: "
+    stands what counts where the model has experts.
     """
     name = function.__name__
     told = recipes.cards().get(name, {}).get("parts", "")
+    if told.startswith("experts: "):
+        told = told.removeprefix("experts: ") if pretrained.has_experts(model) else ""
     pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
     wrong = any(str(flags.get(key)) != value for key, _, value in pairs)
     if told == "no" or wrong:
@@ -527,7 +532,8 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises:
         InputError: no such file, not YAML, or a key that neither `run` nor the recipe knows.
     """
-    return configs.read(path, "run", run, given, more=lambda recipe: keywords.names(recipes.find(recipe)))
+    more = [*keywords.SAME]
+    return configs.read(path, "run", run, given, more=lambda recipe: more + keywords.names(recipes.find(recipe)))
 
 
 def inspect(

@@ -18,6 +18,8 @@ from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
 __all__ = [
+    "QUICK_PAIRS",
+    "SAME",
     "call",
     "check_counts",
     "check_options",
@@ -29,6 +31,7 @@ __all__ = [
     "of",
     "pack",
     "quicken",
+    "rename",
     "spares",
 ]
 
@@ -114,7 +117,20 @@ def fitting(
     return {**values, **{name: value for name, value in shared.items() if name in known}}
 
 
-QUICK = {
+SAME = {"calibration": "samples"}
+"""What options of some recipes are called in all of them -> their own names, which go on."""
+
+
+def rename(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, object]:
+    """`given` by the recipe's own names. Raises `InputError` for an option that is given by both."""
+    known = names(function)
+    own = {name: SAME[name] for name in given if name in SAME and name not in known and SAME[name] in known}
+    if twice := next((name for name in own if own[name] in given), None):
+        raise InputError(f"{twice} and {own[twice]} are one option of {function.__name__}: give one of them")
+    return {own.get(name, name): value for name, value in given.items()}
+
+
+QUICK: dict[str, float] = {
     "steps": 30,
     "short_steps": 5,
     "candidates": 2,
@@ -125,14 +141,19 @@ QUICK = {
     "trials": 10,
     "judged": 16,
     "corrections": 1,
+    "ratio": 0.8,
 }
 """Options that take time -> as much of them as a first look needs."""
 
+QUICK_PAIRS = 10
+"""Pairs of runs of the result and the original that a first look times; up to eight times as many on a noisy clock."""
 
-def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, int]:
+
+def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, float]:
     """Smaller values of the options in `QUICK` that the recipe has, has larger, and that are not among `given`."""
     usual = defaults(function)
-    smaller = {name: most for name, most in QUICK.items() if isinstance(usual.get(name), int) and usual[name] > most}
+    numbers = {name: value for name, value in usual.items() if isinstance(value, int | float)}
+    smaller = {name: most for name, most in QUICK.items() if numbers.get(name, 0) > most}
     return {name: most for name, most in smaller.items() if name not in given}
 
 

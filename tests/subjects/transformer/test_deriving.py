@@ -158,7 +158,8 @@ def test_what_layers_have_of_their_own_stays_when_neurons_go(
 @pytest.mark.parametrize(
     ("architecture", "config", "said"),
     [
-        ("AlbertForMaskedLM", "AlbertConfig", "has 0 lists of 12 layers"),
+        ("AlbertForMaskedLM", "AlbertConfig", "has 0 lists of 12 layers .*, as where layers share their weights"),
+        ("JetMoeForCausalLM", "JetMoeConfig", "fits no table of attentions, FFNs and mixers: its layers have none"),
         ("Gemma3ForConditionalGeneration", "Gemma3Config", "cut a part of it, --part language_model"),
         ("Zamba2ForCausalLM", "Zamba2Config", "has other tensors"),
     ],

@@ -146,6 +146,8 @@ def test_inspect_says_which_layers_stay_and_why(tmp_path: Path, capsys: pytest.C
     assert fixed is not None
     assert layers == {f"layers.{number}" for number in np.flatnonzero(fixed)} == {f"layers.{n}" for n in range(4)}
     assert "the decoder may not become the deeper one" in told["layers.1"]
+    assert told["layers.0"].startswith("a cut of its layers fails: T5ForConditionalGeneration has encoder.block.0.")
+    assert told["layers.0"].endswith("relative_attention_bias.weight (32, 4) by its config, and none would be left")
     assert "channels" in told
     capsys.readouterr()
     assert cli.main(["inspect", str(tmp_path)]) == 0

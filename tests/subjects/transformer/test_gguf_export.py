@@ -127,6 +127,8 @@ def test_layers_of_their_own_widths_stand_as_arrays_and_give_the_same_outputs(tm
     with torch.no_grad():
         wanted = small.model(ids).logits[0]
         torch.testing.assert_close(run_deci(tmp_path / "model.gguf", ids[0]), wanted, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ModelError, match=r"type `deci` but .* this architecture\): give its folder of safetensors"):
+        open_subject(tmp_path / "model.gguf")
 
 
 def wide_rope(kind: type, **scaling: object) -> PreTrainedModel:

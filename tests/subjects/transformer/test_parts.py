@@ -181,6 +181,8 @@ def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, caps
     capsys.readouterr()
     bare, rest = tmp_path / "bare", [*part, "--budget", "params=50%", "--data", folder, "--out", str(tmp_path / "o")]
     model.config.save_pretrained(bare)  # and no weights, which nobody gets to
+    (mixed := tmp_path / "mixed").mkdir()
+    (mixed / "config.json").write_text('{"text_config": {"num_local_experts": 4}}')
     assert cli.main(["estimate", folder, *part, "--length", "8"]) == 0
     assert capsys.readouterr().out.strip().startswith("language_model of whole, ")
     for words, told in (
@@ -198,6 +200,9 @@ def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, caps
             "say scope=local, first=0, last=0",
         ),
         (("run", "llm_pruner", str(bare), *rest, "--first", "0", "--last", "0"), "holds no .txt"),  # what is read next
+        (("run", "stun", str(bare), *rest, "--budget", "weights=50%"), "holds no .txt"),  # it has no experts
+        (("run", "stun", str(mixed), *rest), "stun gives layers shapes of their own, .* say uniform=True, or take"),
+        (("run", "stun", str(mixed), *rest, "--uniform"), "holds no .txt"),
         (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
     ):
         assert cli.main(words) == 2

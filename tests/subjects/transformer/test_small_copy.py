@@ -87,6 +87,12 @@ def test_a_number_of_layers_that_cannot_be_set_is_left_to_those_of_the_stacks() 
     assert (small.num_encoder_layers, small.num_decoder_layers) == (2, 2)
 
 
+def test_both_stacks_have_as_many_layers_as_are_asked_for_whatever_their_numbers_are_called() -> None:
+    with torch.device("meta"):
+        model = transformers.MoonshineForConditionalGeneration(shrink_config(transformers.MoonshineConfig(), range(3)))
+    assert [len(model.base_model.get_submodule(path)) for path in small_copy.find_stacks(model)] == [3, 3]
+
+
 def test_sections_of_a_head_add_up_to_half_a_small_one() -> None:
     ropes = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 24, 24]}
     config = transformers.Qwen2VLTextConfig(hidden_size=1024, num_attention_heads=8, rope_parameters=ropes)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 
+from secateur._utils.rundir import Run
+from secateur.data.texts import Corpus
+from secateur.errors import UnsupportedError
+from secateur.recipes.sparse.slimmoe import slimmoe
+from secateur.recipes.sparse.stun import stun
+from secateur.runs.backends import language
 from secateur.subjects.transformer import families
 from secateur.subjects.transformer.deriving import derive
+from secateur.subjects.transformer.making import make_subject
+from secateur.vocabulary import Budget
 from subjects.tiny import MODELS, make
 
 ALIKE = (
@@ -50,11 +60,16 @@ def test_several_heads_in_one_axis_are_read_as_they_lie() -> None:
     assert derive(model).attention.tensors["attention.query_key_value"] == ("heads*3", "channels")
 
 
-def test_experts_in_another_layout_stay_whole() -> None:
-    """gpt-oss has the numbers of gate and up in turns, inputs before outputs."""
+def test_experts_in_another_layout_stay_whole(tmp_path: Path) -> None:
+    """gpt-oss has the numbers of gate and up in turns, inputs before outputs; who wants experts gone is told so."""
     with torch.device("meta"):
         model = transformers.GptOssForCausalLM(transformers.GptOssConfig(num_hidden_layers=2))
     family = derive(model)
+    subject, budgets = make_subject(model, family), [Budget.parse("params=80%")]
+    assert [row["axes"] for row in language._list_lasting(subject)] == [["experts"]]
+    for recipe in (slimmoe, stun):
+        with pytest.raises(UnsupportedError, match=r"s experts.*mlp.experts is not .*; use (owl|minitron)$"):
+            next(recipe(subject, Corpus(()), budgets, Run(tmp_path, {})))
     assert set(family.whole) == {"experts"}
     assert "mlp.experts is not [experts, gate and up, channels]" in family.whole["experts"]
     assert family.attention.tensors["self_attn.sinks"] == ("heads",)

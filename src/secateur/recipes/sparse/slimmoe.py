@@ -133,11 +133,12 @@ def slimmoe(
     best experts. Shared and dense FFNs, which the paper's model does not have, keep shares of their own.
     """
     if not isinstance(subject, Moe):
-        raise UnsupportedError(f"slimmoe slims experts, and {subject.family.model_type} has none: use minitron")
-    plan = partial(
-        plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
-        batch=batch, length=length,
-    )  # fmt: skip
+        raise UnsupportedError(
+            "slimmoe slims experts: "
+            f"{subject.layout.whole.get('experts', subject.family.model_type + ' has none')}; use minitron"
+        )
+    plan = partial(plan_stage, subject, kv_groups=kv_groups, shared=shared, dense=dense, divisor=divisor, slim=slim,
+                   batch=batch, length=length)  # fmt: skip
     groups = [site.count for site in subject.units().sites.values() if site.kind == "kv_groups"]
     if groups and kv_groups > max(groups):
         raise InputError(f"kv_groups={kv_groups}: layers have {max(groups)} KV groups at most; 0 keeps all of them")
@@ -189,8 +190,7 @@ def slimmoe(
                 recovery = distillation.train_student(
                     student, teacher, Shifted(stream, seen), objective,
                     replace(training, steps=count, lr=peak, min_lr=floor), length=length, seed=seed,
-                    dropout=distilling.noise, checkpoint=run.folder(f"train-{budget}-{stage}"),
-                )  # fmt: skip
+                    dropout=distilling.noise, checkpoint=run.folder(f"train-{budget}-{stage}"))  # fmt: skip
                 student.model.requires_grad_(True)
                 recoveries.append(recovery)
                 notes.append(describe_stage(stage, student, recovery, length, teacher))

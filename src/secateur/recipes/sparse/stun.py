@@ -38,6 +38,7 @@ CARD = {
     "recovers": "nothing is trained; experts may become the mean of those that they stand for",
     "extra": "",
     "family": "sparse",
+    "parts": "experts: uniform=True",
 }
 
 Distance = Literal["router", "together", "mixed"]
@@ -206,7 +207,6 @@ def stun(
             blockwise.prune_by_wanda(block, choosers[block.index], judging.floor, routed=judging.routed)
 
         zeros = blocks.receipt(slim, student)
-        before = {**gone.before, "weights": float(blockwise.count_nonzero(subject))}
         after = {**gone.after, "weights": zeros.after["weights"]}
         stages = run.json(f"kurtosis-{budget}", partial(kurtosis, before=subject, weights=student, **{what: slim}))
         means = ", ".join(f"{stage} {np.mean(list(layers.values())):.3f}" for stage, layers in stages.items())
@@ -218,7 +218,7 @@ def stun(
             f"kurtosis of {'experts' if subject.family.experts else 'blocks'}: {means}",
             *hessian.describe_starved(blocks.count_starved(folder), judging.floor),
         )
-        cut = Cut({**gone.removed, **zeros.removed}, before, after, all_notes)
+        cut = Cut({**gone.removed, **zeros.removed}, {**gone.before, "weights": float(held)}, after, all_notes)
         yield Result(str(budget), student, cut, {**slim.units(what).cost(), "weights": after["weights"]}, None, ())
         del slim, student  # or it would be held beside the next one
 
@@ -226,14 +226,14 @@ def stun(
 def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choose: Rule = "clusters") -> None:
     """Raise a one-line error for a model or options that stun can't work with."""
     if not subject.family.experts:
+        if why := subject.layout.whole.get("experts"):
+            raise UnsupportedError(f"stun cuts experts, and those of {subject.family.model_type} stay: {why}; use owl")
         if isinstance(subject, Streamed):
             raise UnsupportedError("without experts, stun cuts neurons, in memory: leave stream out, or use owl")
         if experts or uniform or passes:
             raise InputError(f"experts, uniform, distance and choose={choose} are of experts, and this model has none")
     if passes and isinstance(subject, Streamed):
-        raise InputError(
-            "where tokens go is counted in memory: with stream, leave distance at router, and choose clusters or random"
-        )
+        raise InputError("where tokens go is counted in memory: with stream, leave distance at router, take clusters")
     if subject.layout.expert_groups > 1 and not uniform:
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
     if subject.family.experts and isinstance(subject, Transformer) and subject.whole and not uniform:

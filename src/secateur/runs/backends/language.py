@@ -395,7 +395,7 @@ def _list_lasting(subject: Transformer) -> list[dict[str, Sequence[str]]]:
     layout, layers = subject.layout, dict[str, list[str]]()
     for layer, why in costs.find_lasting(layout).items():
         layers.setdefault(why, []).append(f"layers.{layer}")
-    kinds = {site.kind for site in costs.sites(layout).values()}
+    kinds = {"experts", *(site.kind for site in costs.sites(layout).values())}  # which have no sites where they stay
     found = [{"axes": [axis], "reason": why} for axis, why in layout.whole.items() if axis in kinds]
     if "layers" not in layout.whole:
         found += [{"axes": names, "reason": why} for why, names in layers.items()]

@@ -27,6 +27,7 @@ __all__ = [
     "copy_beside",
     "describes",
     "draw_input",
+    "has_experts",
     "is_pretrained",
     "make_inputs",
     "open_pretrained",
@@ -67,6 +68,21 @@ def reads_texts(source: str | Path) -> bool:
     named = said.get("architectures") if isinstance(said, Mapping) else None
     known = [saving.original_class(str(name)) for name in named or []]
     return next((kind.main_input_name == "input_ids" for kind in known if kind is not None), True)
+
+
+def has_experts(source: object) -> bool:
+    """Whether the config of a folder, or that of one of its parts, says several experts; of what is not there, no."""
+    file = Path(source) / "config.json" if isinstance(source, str | Path) else None
+    if file is None or not file.is_file():
+        return False
+    said = checkpoints.read_json(file)
+    settings = [said, *said.values()] if isinstance(said, Mapping) else []
+    return any(
+        isinstance(value, int) and value > 1 and name.endswith("experts")
+        for part in settings
+        if isinstance(part, Mapping)
+        for name, value in part.items()
+    )
 
 
 def open_pretrained(source: str | Path) -> PreTrainedModel:

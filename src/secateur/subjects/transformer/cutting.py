@@ -31,6 +31,7 @@ __all__ = [
     "compose",
     "correct",
     "correct_norms",
+    "fill",
     "find_kept",
     "find_shifts",
     "fold_layer_scale",
@@ -548,8 +549,7 @@ def build(
         model: PreTrainedModel = architecture(config)
     if getattr(old, "pooler", model) is None:  # opened or made without one
         model.pooler = None
-    model.load_state_dict(dict(state), strict=True, assign=True)
-    model.tie_weights()
+    fill(model, state)
     placement.place_like(model, layout, None if stays is None else stays.layers)
     if old.can_generate():
         model.generation_config = copy.deepcopy(old.generation_config)
@@ -557,6 +557,19 @@ def build(
             _renumber_alignment(layout, model, stays)
     model.requires_grad_(True)
     return model.train(old.training)
+
+
+def fill(model: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Give `model` the tensors of `state`; raise `UnsupportedError` where its class has others by its config."""
+    own = model.state_dict()
+    lacking, other = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    unequal = [name for name, tensor in state.items() if name in own and tensor.shape != own[name].shape]
+    if lacking or other or unequal:
+        name = (lacking or other or unequal)[0]
+        ours, theirs = (tuple(one[name].shape) if name in one else "none" for one in (own, state))
+        raise UnsupportedError(f"{type(model).__name__} has {name} {ours} by its config, and {theirs} would be left")
+    model.load_state_dict(dict(state), strict=True, assign=True)
+    model.tie_weights()
 
 
 def _renumber_alignment(layout: Layout, model: PreTrainedModel, stays: Kept) -> None:

@@ -151,7 +151,7 @@ def read_gguf(
         model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, **how, **more)
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
     except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        line = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:200]
         raise ModelError(
             f"{file} can't be read as a GGUF language model ({line}): give its folder of safetensors"
         ) from error

@@ -374,6 +374,8 @@ def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray], *,
         with torch.no_grad():
             cut = subject.cut(Selection(keep), norm_correction=corrected)[0].forward(batch).prediction
             silenced = subject.silence(Selection(keep), norm_correction=corrected).forward(batch).prediction
+    except SecateurError as error:
+        return f"a cut of its {kind} fails: {error}"
     except Exception as error:
         return f"a cut of its {kind} fails: {type(error).__name__}: {describe_error(error)}"
     if kind == "channels" and cut.shape != silenced.shape:

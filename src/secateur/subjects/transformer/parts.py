@@ -89,8 +89,7 @@ class Whole:
         with no_init_weights():
             model = type(self.model)(config)
         model.tie_weights()  # a head has the shape of the table that it is tied to, whatever its class makes of it
-        model.load_state_dict(state, strict=True, assign=True)
-        model.tie_weights()
+        cutting.fill(model, state)
         if self.model.can_generate():
             model.generation_config = copy.deepcopy(self.model.generation_config)
         return model.eval()
@@ -246,8 +245,7 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     if type(alone.base_model) is not type(base) or _HEAD not in alone.state_dict():
         return base, {}
     state = {f"{alone.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
-    alone.load_state_dict(state | {_HEAD: weight}, strict=True, assign=True)
-    alone.tie_weights()
+    cutting.fill(alone, state | {_HEAD: weight})
     alone.to(model.device).eval()
     return (alone, {_HEAD: _name_head(model)}) if _gives_same(model, alone) else (base, {})
 

@@ -71,7 +71,7 @@ _COUNT = re.compile(r"(^|_)(n|num)_(.*_)?heads$")
 _PER_HEAD = re.compile(r"head_?(dim|size)$|d_head$")
 _WORDS = {"n", "num", "heads", "head", "d", "dim", "size", "headdim"}
 _LENGTH = re.compile(r"position|length|window|context|seq|vocab")
-_LAYERS = re.compile(r"^(num_)?(hidden_|encoder_|decoder_)?layers$")
+_LAYERS = re.compile(r"^(num_)?(hidden_|encoder_|decoder_)?layers$|^(encoder|decoder)_num_(hidden_)?layers$")
 _SIDE = re.compile(r"^(num_)?(encoder|decoder)_(attention_)?heads$")
 
 
@@ -114,7 +114,7 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
         ]
         found = [path for path in found if not any(path.startswith(f"{other}.") for other in inner)]
     if len(found) != wanted:
-        there = ", ".join(found) or "none"
+        there = ", ".join(found) or "none with linears of PyTorch's, as where layers share their weights"
         raise UnsupportedError(f"{type(model).__name__} has {len(found)} lists of {count} layers ({there})")
     return found
 

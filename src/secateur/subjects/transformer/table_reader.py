@@ -161,6 +161,8 @@ class _Reading:
             if any(layer.get(name, axes) != axes for name, axes in rest.items()):
                 raise self._refuse("its layers differ")
             layer |= rest
+        if not blocks:
+            raise self._refuse("its layers have none")
         layer |= dict.fromkeys(self.left, ("channels",))
         blocks = [self._fix_axes(self._leave_norms(block, layer)) for block in blocks]
         if self.experts is not None and not self.experts.dense and self.dense:
