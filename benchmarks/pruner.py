@@ -30,7 +30,7 @@ from secateur._utils.rundir import Transient
 from secateur.data.packages import Section
 from secateur.measure.environment import describe
 from secateur.methods import made_questions
-from secateur.methods.reranker_training import keep_sentences
+from secateur.methods.reranker_training import keep_sentences, share_words
 from secateur.recipes.context.provence import provence
 from secateur.retrieval import encoders, rerankers
 from secateur.retrieval.batching import batches
@@ -127,7 +127,8 @@ def main(given: Sequence[str] | None = None) -> None:
     judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
     sizes, how = [len(row["documents"][0]) for row in rows], model.settings
     told = [{"keep": one.keep, "owner": one.owner} for one in judged]
-    keep, _ = keep_sentences(told, sizes, how.threshold, how.rounding, how.of_best)
+    raised = how.terms * np.concatenate([share_words(row["question"], row["documents"], "en") for row in rows])
+    keep, _ = keep_sentences(told, sizes, how.threshold, how.rounding, how.of_best, raised)
     ours = shares(judged, rows, np.split(keep, np.cumsum(sizes)[:-1]))
     embed = encoders.encoder(str(packages.minilm()))
     rivals = {COSINE: [], "BM25": []}

@@ -9,7 +9,7 @@ import pytest
 
 from keeper import fresh, sentence
 from secateur.errors import InputError
-from secateur.methods.reranker_training import PairBatches, keep_sentences, measure_quality
+from secateur.methods.reranker_training import PairBatches, keep_sentences, measure_quality, share_words
 from secateur.retrieval.rerankers import Judgement
 
 
@@ -57,6 +57,15 @@ def test_the_measures_of_what_is_held_out_are_what_they_say():
     assert measure_quality(model, pairs[1:2])["ndcg"] is None
 
 
+def test_words_of_the_question_are_told_as_a_share_of_the_best_of_all_passages():
+    shares = share_words("What does --depth do?", [["Use --depth.", "Else none."], [], ["Depths of a tree."]], "en")
+    assert shares[0] == 1.0
+    assert 0 < shares[2] < 1
+    assert shares[1] == 0
+    assert share_words("What?", [["No word."]], "en").tolist() == [0.0]
+    assert share_words("What?", [], "en").tolist() == []
+
+
 def test_both_roundings_are_what_they_say():
     """Two tokens of three are just above the threshold, and the third is far below."""
     told = [{"score": 0.0, "keep": [0.6, 0.6, 0.0], "owner": [0, 0, 0]}]
@@ -68,6 +77,11 @@ def test_both_roundings_are_what_they_say():
     two = [{"keep": [0.8, 0.5, 0.3], "owner": [0, 1, 2]}, {"keep": [0.5], "owner": [0]}, {"keep": [], "owner": []}]
     near, _ = keep_sentences(two, [3, 1, 0], 0.2, "mean", 0.6)
     assert near.tolist() == [True, True, False, True]  # of the best of their own passage
+    raised, values = keep_sentences(two, [3, 1, 0], 0.2, "mean", 0.6, np.array([0.0, 0.0, 0.5, 0.5]))
+    assert values == pytest.approx([0.8, 0.5, 0.3**0.5, 0.5**0.5])
+    assert raised.tolist() == [True, True, True, True]
+    gone, _ = keep_sentences([{"keep": [0.0], "owner": [0]}], [1], 0.0, "mean", 0.0, np.array([0.5]))
+    assert gone.tolist() == [False]  # what is surely to go stays gone
     with pytest.raises(InputError, match="vote, mean or share"):
         keep_sentences(told, [1], 0.5, "most")
     with pytest.raises(InputError, match="nan"):

@@ -53,6 +53,7 @@ def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tm
     model = rerankers.open_reranker(place)
     how = model.settings
     assert (how.threshold, how.of_best, how.rounding) == (measured["threshold"], measured["of_best"], "mean")
+    assert how.terms == default_pruner.TERMS
     assert not model.settings.ranks
     assert secateur.prune_context(*asked).after["tokens"] <= 10
     before = (place / "model.safetensors").stat().st_mtime_ns
@@ -87,7 +88,7 @@ def test_the_threshold_keeps_the_share_that_is_asked_for_and_no_more():
         keep, means = keep_sentences(told, sizes, how.threshold, how.rounding, how.of_best)
         stays = float(keep[first].mean())
         best = [part.max() for part in np.split(means, np.cumsum(sizes)[:-1])]
-        assert (means[first] < how.of_best * np.array(best)).mean() <= (1 - recall) / 2
+        assert (means[first] < how.of_best * np.array(best)).mean() <= (1 - recall) * 9 / 10
         assert stays == pytest.approx(measured["recall"])
         assert recall <= stays <= recall + 1 / len(rows)
         assert model.settings.rounding == "mean"

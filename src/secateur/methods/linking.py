@@ -9,9 +9,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Ge
 
+from secateur.clients import chat
 from secateur.clients.stores import is_usable
+from secateur.errors import BudgetError, SecateurError
 from secateur.methods import graphs
-from secateur.methods.asking import Record
+from secateur.methods.asking import Record, Spending, list_in
 from secateur.methods.similarity import Similarity
 from secateur.retrieval.encoders import Embed
 from secateur.retrieval.names import Names
@@ -29,6 +31,7 @@ __all__ = [
     "link_names",
     "link_question",
     "link_topics",
+    "list_names",
     "rank_homonyms",
 ]
 
@@ -89,6 +92,9 @@ class NodeLinking(Linking):
     """Nodes for each name."""
     fallback: Annotated[int, Ge(0)] = 5
     """Nodes where the question names nothing that is known; 0 for none."""
+    follow: Annotated[int, Ge(0)] = 4
+    """Nodes that the best facts lead to, and that are looked at, too, where a word of the question stands in no fact of
+    those that it names, at most; 0 for none. "Where was the founder of Cordia born?" asks for a fact two hops away."""
 
 
 def link_topics(
@@ -122,6 +128,34 @@ def link_topics(
         nodes |= dict(zip(lost, _nearest(names, lost, embed, nearest, linking.least), strict=True))
     notes += [f"nothing in the graph is called {topic!r}" for topic in topics if not nodes[topic]]
     return nodes, notes
+
+
+EXTRACTION = (
+    "Which {kinds} does the question name? Answer with JSON alone, such as "
+    '{{"entities": ["first name", "second name"]}}, and write each as the question does. If it names none, answer '
+    '{{"entities": []}}.\nQuestion: {question}'
+)
+
+
+def list_names(
+    question: str, model: chat.LanguageModel, kinds: Sequence[str], seed: int
+) -> tuple[list[str] | None, Record]:
+    """The names that a language model finds in the question, none where it gives no list; and the record of it.
+
+    None where it may not be asked any more.
+    """
+    spending, notes = Spending(model), list[str]()
+    names: list[str] | None = []
+    try:
+        request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
+        listed = list_in(chat.ask_text(model, request, most=256, temperature=0.0, seed=seed))
+        names = listed or []
+        notes += [] if listed is not None else ["the language model's answer is no list of names"]
+    except BudgetError as error:
+        names, notes = None, [f"names were found without the language model: {error}"]
+    except SecateurError as error:
+        notes.append(f"the language model was of no use: {error}")
+    return names, {"llm_calls": spending.calls, "llm_tokens": spending.tokens, "notes": notes}
 
 
 def link_names(

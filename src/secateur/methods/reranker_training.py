@@ -21,9 +21,10 @@ from secateur.methods import sentence_labels
 from secateur.methods.asking import Record
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Reranker
+from secateur.retrieval.words import Words
 from secateur.score import relevance
 
-__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality", "prepare_pairs"]
+__all__ = ["PairBatches", "describe_quality", "keep_sentences", "measure_quality", "prepare_pairs", "share_words"]
 
 Pair = Mapping[str, Any]
 """question, sentences (texts), kept (numbers of those that matter), score, a number or None, and perhaps targets, of
@@ -99,9 +100,14 @@ class PairBatches:
 
 
 def keep_sentences(
-    judged: Sequence[Pair], sizes: Sequence[int], threshold: float, rounding: str, of_best: float = 0.0
+    judged: Sequence[Pair],
+    sizes: Sequence[int],
+    threshold: float,
+    rounding: str,
+    of_best: float = 0.0,
+    raised: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens.
+    """Of all sentences, whether the threshold lets them stay, and the mean probability of their tokens, raised.
 
     Args:
         judged: of each passage `keep`, the probabilities of its tokens, and `owner`, the sentence of each.
@@ -110,20 +116,30 @@ def keep_sentences(
         rounding: "vote" keeps a sentence if more than half of its tokens are above the threshold, "mean" if their mean
             is, "share" if the share of its tokens that are above it is itself above it.
         of_best: share of the mean probability of its passage's best sentence that a sentence must have, too.
+        raised: [all sentences] r, from 0 to below 1, by which a mean m becomes m^(1 - r) wherever it is compared; none
+            if not given. What is surely to go, m = 0, goes.
     """
     if rounding not in ("vote", "mean", "share"):
         raise InputError(f"rounding={rounding!r}: give vote, mean or share")
     if math.isnan(threshold):
         raise InputError("threshold=nan: give a number, such as 0.1")
     keep, scores = [np.zeros(0, bool)], [np.zeros(0)]
-    for passage, size in zip(judged, sizes, strict=True):
+    powers = 1.0 - (np.zeros(sum(sizes)) if raised is None else raised)
+    for passage, size, end in zip(judged, sizes, np.cumsum(sizes), strict=True):
         chance, owner = np.array(passage["keep"], float), np.array(passage["owner"], int)
-        mean = relevance.kept_mean(chance, owner, size)
+        mean = relevance.kept_mean(chance, owner, size) ** powers[end - size : end]
         vote = relevance.kept_share(chance, owner, size, threshold)
         stays = {"vote": vote > 0.5, "mean": mean > threshold, "share": vote > threshold}[rounding]
         keep.append(stays & (mean >= of_best * mean.max(initial=0.0)))
         scores.append(mean)
     return np.concatenate(keep), np.concatenate(scores)
+
+
+def share_words(question: str, passages: Sequence[Sequence[str]], language: str) -> np.ndarray:
+    """Float64 [all sentences]: BM25 of the question's words, as a share of the highest of all these passages."""
+    words = Words(language)
+    scores = relevance.bm25(words(question), [words(sentence) for part in passages for sentence in part])
+    return scores / max(float(scores.max(initial=0.0)), 1e-12)
 
 
 def measure_quality(model: Reranker, pairs: Sequence[Pair]) -> Record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
 import weakref
 from collections import OrderedDict
@@ -10,7 +11,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -370,7 +371,7 @@ def _tokenizer(name: str) -> Tokenizer:
 def counter(source: object) -> Count:
     """From texts to how many tokens each has for a reader, without those that begin and end a sequence.
 
-    A text is counted once: what the last texts had is remembered, for whoever holds this counter.
+    A text is counted once: what the last texts had is remembered, for all counters of this tokenizer.
 
     source: a folder or Hub id of a tokenizer of transformers, such a tokenizer, the name of one of OpenAI's or of a
     model that has it, "o200k_base" or "gpt-4o", an encoding of tiktoken, or a function as wanted.
@@ -379,25 +380,30 @@ def counter(source: object) -> Count:
     """
     found: Any = tokenizers.open_tiktoken(source) if isinstance(source, str) else None
     found = found or tokenizer(source)
-    if hasattr(found, "encode_ordinary_batch"):
-        return functools.partial(_count_new, functools.partial(tokenizers.count_encoded, found), {})
-    return functools.partial(_count_new, functools.partial(_count, found), {}) if hasattr(found, "tokenize") else found
+    encodes = hasattr(found, "encode_ordinary_batch")
+    if not encodes and not hasattr(found, "tokenize"):
+        return cast(Count, found)
+    count = functools.partial(tokenizers.count_encoded if encodes else _count, found)
+    return functools.partial(_count_new, count, _COUNTS.setdefault(found, {}))
 
 
-_LETTERS = 2**20
-"""Characters of the texts whose counts are remembered; with more of them all is forgotten."""
+_COUNTS: MutableMapping[object, dict[bytes, int]] = weakref.WeakKeyDictionary()
+_COUNTED = 2**16
+"""Texts whose counts are remembered, each by a digest; with more of them all is forgotten."""
 
 
-def _count_new(count: Count, known: dict[str, int], texts: Sequence[str]) -> list[int]:
-    found = dict(known)  # as it is now: other threads may forget
-    new = list(dict.fromkeys(text for text in texts if text not in found))
+def _count_new(count: Count, known: dict[bytes, int], texts: Sequence[str]) -> list[int]:
+    keys = {text: hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts}
+    found = {text: known.get(key) for text, key in keys.items()}  # at once: other threads may forget
+    new = [text for text, many in found.items() if many is None]
     if new:
-        found |= zip(new, count(new), strict=True)
-        if sum(map(len, found)) > _LETTERS:
+        counts = dict(zip(new, count(new), strict=True))
+        found |= counts
+        if len(known) + len(new) > _COUNTED:
             known.clear()
         else:
-            known |= found
-    return [found[text] for text in texts]
+            known |= {keys[text]: many for text, many in counts.items()}
+    return [found[text] or 0 for text in texts]
 
 
 def _count(found: Any, texts: Sequence[str]) -> list[int]:

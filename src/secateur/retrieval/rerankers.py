@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from annotated_types import Ge, Lt
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -67,9 +68,10 @@ class Settings:
     """What stands in config.json under `pruning`.
 
     threshold, rounding: as `provence` takes them. of_best: what a sentence must have of the mean probability of its
-    passage's best one, too, where the threshold is the model's own; 0 for nothing. longest: tokens of a block; 0 for as
-    many as the model reads, and at most 512. language: whose rules split sentences. ranks: whether the score of a
-    passage means anything.
+    passage's best one, too, where the threshold is the model's own; 0 for nothing. terms: likewise, what words count: a
+    mean probability m becomes m^(1 - terms w), w the sentence's BM25 as a share of the highest; 0 for nothing. longest:
+    tokens of a block; 0 for as many as the model reads, and at most 512. language: whose rules split sentences. ranks:
+    whether the score of a passage means anything.
 
     How a model of another program was trained to read, see `published`: plain_question: in lower case, without
     punctuation. one_separator: between question and passage, whatever the tokenizer puts there. blank_behind: the blank
@@ -80,6 +82,7 @@ class Settings:
     threshold: float = 0.1
     rounding: str = "vote"
     of_best: float = 0.0
+    terms: Annotated[float, Ge(0), Lt(1)] = 0.0
     longest: int = 0
     language: str = "en"
     ranks: bool = True

@@ -53,6 +53,23 @@ def test_sentences_that_matter_stay_and_others_go():
     assert result.cut.after == {"words": 12.0, "tokens": 12.0}
 
 
+def test_a_model_may_say_that_words_of_the_question_count():
+    """Under its own threshold alone: what a user gives is a probability."""
+    model, scores = taught().copy(), {}
+    for name, terms, options in (("plain", 0.0, {}), ("raised", 0.5, {}), ("given", 0.5, {"threshold": 0.5})):
+        model.settings = replace(taught().settings, terms=terms)
+        memory = Transient()
+        run(PASSAGES, model=model, into=memory, **options)
+        rows = [row for site in memory.values["trace-tokens=100%"].values() for row in site]
+        scores[name] = {row["text"]: row["score"] for row in rows}
+    assert scores["given"] == scores["plain"]
+    others = {text: score for text, score in scores["plain"].items() if QUESTION.split()[0] not in text}
+    assert others.items() <= scores["raised"].items()
+    named = scores["plain"].keys() - others.keys()
+    assert max(scores["raised"][text] / scores["plain"][text] ** 0.5 for text in named) == pytest.approx(1.0)
+    assert all(scores["raised"][text] > scores["plain"][text] for text in named)
+
+
 def test_below_zero_all_stays_and_from_one_nothing():
     texts = ["  One here.  Two there. ", "Three."]
     for rounding in ("vote", "mean"):

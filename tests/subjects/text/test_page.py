@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from secateur.errors import DataError, InfeasibleError, InputError, RunError
 from secateur.select import ranking
 from secateur.subjects import Page, open_page
 from secateur.subjects.text import markup
+from secateur.subjects.text import page as page_module
 from secateur.subjects.text.page import DEEPEST, LONGEST
 from secateur.vocabulary import Selection
 
@@ -341,3 +343,64 @@ def test_what_a_page_hides_goes_unless_it_is_asked_for():
 def test_the_text_of_a_picture_stands_in_its_place():
     page = open_page('<p>See<img src=x alt="the  map">here</p><img alt=""><figure><img alt="A cat"></figure><p>b</p>')
     assert page.text() == "See the map here A cat b"
+
+
+TAGS = ["p", "div", "span", "x-made", "b", "ul", "li", "dl", "dt", "dd", "table", "tr", "td", "th", "pre", "h2", "svg"]
+
+
+def hostile(draw: random.Random, depth: int = 0) -> str:
+    """HTML of tags in any order, with words, blanks and empty tags in them."""
+    parts = []
+    for _ in range(draw.randint(1, 4)):
+        what = draw.choice(["words", "words", "blank", *TAGS]) if depth < 4 else "words"
+        if what == "words":
+            parts.append(" ".join(draw.choices(["one.", "Two:", "three"], k=draw.randint(1, 20))))
+        elif what == "blank":
+            parts.append(draw.choice([" ", "\n", "<p></p>", "<div> </div>", "<br>"]))
+        else:
+            parts.append(f"<{what}>{hostile(draw, depth + 1)}</{what}>")
+    return "".join(parts)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_goes_is_as_if_each_block_that_goes_were_emptied(seed):
+    draw = random.Random(seed)
+    for _ in range(10):
+        documents = [hostile(draw), "one <x-made><div>two</div></x-made> three"]
+        page = open_page(documents, block=draw.choice([0, 4, 16]), apart=draw.random() < 0.3)
+        if page.blocks and draw.random() < 0.5:
+            page = page.refine(draw.randrange(len(page.blocks)))
+        stays = np.array([draw.random() < 0.5 for _ in page.blocks], bool)
+        emptied = [False] * len(page.tree)
+        for index in np.flatnonzero(~stays):
+            for child in page.tree.children(page.blocks[index][0]):
+                emptied[child] = True
+        wanted = page._clean(page.tree, range(len(page.tree)), emptied)
+        cut, _ = page.cut(Selection({"page": stays}))
+        assert cut.html() == wanted.html()
+        assert (cut.tree.tag, cut.tree.text, cut.blocks) == (wanted.tree.tag, wanted.tree.text, wanted.blocks)
+        assert page.draft(stays)[1] == cut.units().cost()["words"]
+
+
+def test_a_document_that_comes_back_is_not_parsed_again(monkeypatch):
+    read, parse = [], page_module.markup.parse
+
+    def note(html, *more, **options):
+        read.append(html)
+        return parse(html, *more, **options)
+
+    monkeypatch.setattr(page_module.markup, "parse", note)
+    monkeypatch.setattr(page_module, "_TREES", page_module._Remembered(100))
+    small, other, large = "<p>a b</p>", f"<p>{'c ' * 40}</p>", f"<p>{'d ' * 60}</p>"
+    once = open_page([small, other])
+    again = open_page([other, small, small])
+    assert read == [small, other]
+    assert again.text() == f"{once.text()[4:]} a b a b"
+    assert open_page(small, plain=()).text() == "a b"
+    assert read[2:] == [small]  # read otherwise
+    for _ in range(2):
+        assert open_page(large).text() == "d " * 59 + "d"
+    assert read[3:] == [large, large]  # longer than all that is remembered
+    assert open_page([small, other]).html() == once.html()
+    assert read[5:] == [other]  # which had to leave
+    assert page_module._TREES.letters <= 100

@@ -142,7 +142,8 @@ def htmlrag(
         limit = limits.limits_of_text(budget, whole, "a page")
         more: dict[str, Any] = {"notes": list(notes)} if notes else {}
         if scorer is None:
-            page, told = reduce_page(subject, limit, counts, block, rate, run, f"coarse-{budget}")
+            size = block or suit_block(limit, whole)
+            page, told = reduce_page(subject, limit, counts, size, rate, run, f"coarse-{budget}")
             trace = {"page": told}
         else:
             # What the path model is to read must fit into it, too.
@@ -203,7 +204,7 @@ def reduce_page(
         many = count_fitting(page, order, limit, counts)
         if many < len(order) and (many or not page.block):
             page, told, order = refine_block(page, told, order, many, counts, rate, run, f"{name}-{page.block}-{many}")
-            many = count_fitting(page, order, limit, counts)
+            many = count_fitting(page, order, limit, counts, many)
         begins = not many and len(order) > 0 and not page.block  # not even the best sentence fits
         if many or begins or not len(order):
             keep = keep_beginning(page, int(order[0]), limit, counts) if begins else keep_first(page, order, many)
@@ -240,14 +241,17 @@ def keep_beginning(page: Page, index: int, limit: Mapping[str, float], counts: C
     return keep
 
 
-def count_fitting(page: Page, order: np.ndarray, limit: Mapping[str, float], counts: Counts) -> int:
-    """How many of the blocks, the best first, fit into the limit with their companions, written as they will be."""
+def count_fitting(page: Page, order: np.ndarray, limit: Mapping[str, float], counts: Counts, known: int = 0) -> int:
+    """How many of the blocks, the best first, fit into the limit with their companions, written as they will be.
+
+    known: so many are known to fit.
+    """
 
     def fits(many: int) -> bool:
         spent = cost_kept(page, keep_first(page, order, many), counts)
         return all(spent[name] <= most for name, most in limit.items())
 
-    low, step, high = 0, 1, len(order) + 1  # `low` fit, `high` do not
+    low, step, high = known, 1, len(order) + 1  # `low` fit, `high` do not
     while low + 1 < high:
         many = min(low + step, (low + high) // 2)
         low, step, high = (many, 2 * step, high) if fits(many) else (low, 1, many)

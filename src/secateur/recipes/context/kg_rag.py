@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any
 
@@ -17,10 +17,10 @@ from annotated_types import Ge, Le, Lt
 
 from secateur._utils.rundir import Run
 from secateur.clients import chat
-from secateur.errors import BudgetError, InputError, SecateurError
-from secateur.methods.asking import Asking, Record, Spending, choice_in, list_in
+from secateur.errors import InputError, SecateurError
+from secateur.methods.asking import Asking, Record, Spending, choice_in
 from secateur.methods.fitting import fit_to_limits
-from secateur.methods.linking import NOTHING, NodeLinking, link_names, link_question, link_topics
+from secateur.methods.linking import NOTHING, NodeLinking, link_names, link_question, link_topics, list_names
 from secateur.retrieval import encoders
 from secateur.retrieval.encoders import Count, Embed, Encoding
 from secateur.retrieval.words import Words
@@ -33,6 +33,8 @@ from secateur.subjects.graph.sentences import (
     Wording,
     as_facts,
     describe_node,
+    find_missing,
+    follow_facts,
     label_nodes,
     leave_out,
     parse_filter,
@@ -57,11 +59,6 @@ UNRELATED = 128
 ENOUGH = 100
 """Pairs of them that must have nothing to do with one another."""
 
-EXTRACTION = (
-    "Which {kinds} does the question name? Answer with JSON alone, such as "
-    '{{"entities": ["first name", "second name"]}}, and write each as the question does. If it names none, answer '
-    '{{"entities": []}}.\nQuestion: {question}'
-)
 SYSTEM = (
     "You are given facts under Context, one a line, and a question. Answer the question briefly from these facts "
     "alone, and name the sources that the facts you use are said to come from. If they don't hold the answer, say so."
@@ -114,7 +111,9 @@ def kg_rag(
        nodes; both without what the node is called, which stands in each of its facts. Of n nodes, each keeps the
        floor(volume / n) facts with the highest s among those with s > P and a cosine above `floor`, P the percentile of
        that node's own s. Both are strict. Without an embedder s is BM25 alone, and the floor is of that.
-    4. Facts leave, the least similar first, until what is left fits into the budget, counted anew each time.
+    4. Where a word of the question stands in no fact so far, the four things that the best facts lead to are looked at,
+       too (`linking.follow`): their facts with such a word are scored likewise. They count as one more node in step 3.
+    5. Facts leave, the least similar first, until what is left fits into the budget, counted anew each time.
 
     Args:
         subject: the graph; it stays as it is.
@@ -130,8 +129,8 @@ def kg_rag(
         volume: facts of all nodes together, at most.
         terms: share of BM25 in s, from 0 (the paper) to 1.
         paper: choose as the paper does: by the cosine of whole sentences alone, by its floor of 0.5 unless one is
-            given, and by the percentile without exception; `terms`, `few`, `fill` and `joins` do not count. It needs an
-            embedder.
+            given, and by the percentile without exception; `terms`, `few`, `fill`, `joins` and step 4 do not count. It
+            needs an embedder.
         few: a node with at most so many facts is not cut by percentile.
         fill: facts that only their percentile takes come behind the others, the most alike first, as far as the budget
             has room; the floor and the volume hold as before.
@@ -149,8 +148,9 @@ def kg_rag(
     pass any. What a node is called is left out where its facts are compared: facts of several nodes are on one scale
     so, and what has nothing to do with the question is near 0. The paper's floor is for its own encoder. A percentile
     says nothing of a handful of facts, of which it would leave one at most (`few`), and where more than its share of
-    facts are equally the most alike it would leave none: these stay; `fill` and `joins` are this project's. A fact that
-    two nodes share is told once. What is said in words or numbers counts, too (`literals`). Sentences stay a list,
+    facts are equally the most alike it would leave none: these stay; `fill`, `joins` and step 4 are this project's. A
+    fact that two nodes share is told once. What is said in words or numbers counts, too (`literals`). Sentences stay a
+    list,
     where the released code joins them and splits them at ". ", so that names with a full stop break. Facts are cut by
     the budget in tokens too, not by their number alone. What the paper's prompt says of medical advice is left out, as
     are the renaming of two sources and the descriptions that name proteins of one graph.
@@ -162,7 +162,7 @@ def kg_rag(
     if paper and not encoding.embedder:
         raise InputError("paper: the paper compares by an embedder alone: give one (--embedder)")
     if paper:
-        terms, few, fill, joins = 0.0, 0, False, 0.0
+        terms, few, fill, joins, linking = 0.0, 0, False, 0.0, replace(linking, follow=0)
     filters = tuple(map(parse_filter, wording.filters))
     question, counts, model = " ".join(data.split()), encoding.counts(), answering.open_model(encoding.device)
     embed = encoding.open_embedder()
@@ -177,7 +177,14 @@ def kg_rag(
         for site in sites:
             site["rows"] = describe_node(subject, site["node"], site["name"], wording, filters)
             record["notes"] += [f"{site['name']} has more facts than are read"] * (site["node"] in subject.crowded)
-        score_sites(sites, record.get("question", question), embed, terms, Words(encoding.language), paper)
+        asked, words = record.get("question", question), Words(encoding.language)
+        score_sites(sites, asked, embed, terms, words, paper)
+        if linking.follow and not record["fallback"]:
+            missing = find_missing(sites, asked, words)
+            above = usual if floor is None else floor
+            further = follow_facts(subject, sites, above, linking.follow, missing, words, wording, filters)
+            score_sites(further, asked, embed, terms, words, False)
+            sites += further
         ranked = [{**site, "rows": rank_rows(site["rows"], wording.evidence)} for site in sites]
         return {"told": {**record, "nodes": nodes}, "sites": ranked}
 
@@ -186,7 +193,7 @@ def kg_rag(
         floor = strict if paper or found["told"]["fallback"] else usual
     sites = raise_joins(found["sites"], joins)
     whole = as_facts(merge_rows(sites, [np.ones(len(site["rows"]), bool) for site in sites]).values()).cost(counts)
-    most = volume // max(1, len(sites))
+    most = share_volume(sites, volume)
     above = partial(pass_thresholds, sites, percentile=percentile, floor=floor, most=most)
     for budget in budgets:
         limit = limits.limits_of_text(budget, whole, "a context")
@@ -240,27 +247,6 @@ def find_nodes(
     else:
         nodes, record = link_names(graph, question, listed, embed, linking)
     return nodes, {**asked, **record, "notes": [*asked.get("notes", []), *record["notes"]]}
-
-
-def list_names(
-    question: str, model: chat.LanguageModel, kinds: Sequence[str], seed: int
-) -> tuple[list[str] | None, Record]:
-    """The names that a language model finds in the question, none where it gives no list; and the record of it.
-
-    None where it may not be asked any more.
-    """
-    spending, notes = Spending(model), list[str]()
-    names: list[str] | None = []
-    try:
-        request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
-        listed = list_in(chat.ask_text(model, request, most=256, temperature=0.0, seed=seed))
-        names = listed or []
-        notes += [] if listed is not None else ["the language model's answer is no list of names"]
-    except BudgetError as error:
-        names, notes = None, [f"names were found without the language model: {error}"]
-    except SecateurError as error:
-        notes.append(f"the language model was of no use: {error}")
-    return names, {"llm_calls": spending.calls, "llm_tokens": spending.tokens, "notes": notes}
 
 
 # ------------------------------------------------------------------------------------ 3. how like the question it is
@@ -321,7 +307,7 @@ def rank_rows(rows: Sequence[Row], evidence: bool) -> list[Row]:
 
 def raise_joins(sites: Sequence[Site], joins: float) -> list[Site]:
     """The same, the best facts first; s of those that join two nodes is raised by a share of what it lacks to 1."""
-    nodes = {site["node"] for site in sites}
+    nodes = {site["node"] for site in sites if "followed" not in site}
 
     def raise_score(row: Row) -> Row:
         subject, _, end, literal = row["fact"] or ("", "", "", True)
@@ -349,7 +335,14 @@ def calibrate_floor(graph: KnowledgeGraph, embed: Embed, percentile: float) -> f
     return round(float(np.percentile(cosines, percentile)), 6)
 
 
-# --------------------------------------------------------------------------------------------- 3. and 4. what is kept
+# --------------------------------------------------------------------------------------------- 3. and 5. what is kept
+
+
+def share_volume(sites: Sequence[Site], volume: int) -> list[int]:
+    """Facts of each node, at most: the same for all; nodes that were followed have the share of one together."""
+    followed = sum("followed" in site for site in sites)
+    share = volume // max(1, len(sites) - followed + bool(followed))
+    return [share // followed if "followed" in site else share for site in sites]
 
 
 def merge_rows(sites: Sequence[Site], masks: Sequence[np.ndarray]) -> dict[Place, Row]:
@@ -365,11 +358,16 @@ def merge_rows(sites: Sequence[Site], masks: Sequence[np.ndarray]) -> dict[Place
     return rows
 
 
-def pass_thresholds(sites: Sequence[Site], *, percentile: float, floor: float, most: int, few: int) -> dict[Place, Row]:
+def pass_thresholds(
+    sites: Sequence[Site], *, percentile: float, floor: float, most: Sequence[int], few: int
+) -> dict[Place, Row]:
     """The rows of each node that are above both thresholds, at most so many of each; a fact of two nodes once."""
     # The floor comes last: what it takes leaves its place empty, so that a lower one never takes a fact away.
-    above = partial(thresholds.above, percentile=percentile, floor=-np.inf, most=most, few=few)
-    masks = [above(scores_of(site["rows"])) & (scores_of(site["rows"], "cosine") > floor) for site in sites]
+    above = partial(thresholds.above, percentile=percentile, floor=-np.inf, few=few)
+    masks = [
+        above(scores_of(site["rows"]), most=share) & (scores_of(site["rows"], "cosine") > floor)
+        for site, share in zip(sites, most, strict=True)
+    ]
     return merge_rows(sites, masks)
 
 
@@ -411,16 +409,16 @@ def trace(sites: Sequence[Site], kept: Mapping[Place, Row], counts: Mapping[str,
     return found
 
 
-def explain_empty(sites: Sequence[Site], floor: float, most: int) -> list[str]:
+def explain_empty(sites: Sequence[Site], floor: float, most: Sequence[int]) -> list[str]:
     """Why a node has no fact above its thresholds."""
     notes = []
-    for site in sites:
+    for site, share in zip(sites, most, strict=True):
         best = max((row["cosine"] for row in site["rows"]), default=None)
         if best is None:
             notes.append(f"{site['name']} has no facts")
         elif best <= floor:
             notes.append(f"no fact of {site['name']} is above the floor {floor:g}: the best has {best:.3f}")
-        elif not most:
+        elif not share:
             notes.append(f"{site['name']} keeps nothing: its share of the volume is less than one fact")
     return notes
 

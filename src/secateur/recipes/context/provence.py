@@ -25,6 +25,7 @@ from secateur.methods.reranker_training import (
     keep_sentences,
     measure_quality,
     prepare_pairs,
+    share_words,
 )  # fmt: skip
 from secateur.recover.training import loop, objectives
 from secateur.retrieval import encoders, rerankers
@@ -73,7 +74,8 @@ def provence(
        into blocks of whole sentences, the question before each; a sentence that is longer than a block, into parts.
     2. A sentence stays by "vote" if more than half of its tokens have p_t > threshold, by "mean" if the mean of its p_t
        is above the threshold, or by "share" if the share of its tokens with p_t > threshold is above the threshold.
-       The default pruner's own threshold has a second part: a share of the mean of the passage's best sentence.
+       The default pruner's own threshold has a second part, a share of the mean of the passage's best sentence; and its
+       means are raised where a sentence has words of the question (`rerankers.Settings`: of_best, terms).
     3. With `reorder` or `top_k`, passages are sorted by their scores, and the first stay.
     4. What is over the budget leaves by the mean of p_t, the lowest first; what is left is counted after each cut.
 
@@ -114,7 +116,10 @@ def provence(
     told = run.json("judged", lambda: judge_passages(judge, question, parts, longest, best_block))
     of_best = chosen.of_best if threshold is None else 0.0
     sizes, how = [len(part) for part in parts], rounding or chosen.rounding
-    keep, scores = keep_sentences(told, sizes, cutoff, how, of_best)
+    raised = None
+    if chosen.terms and threshold is None:
+        raised = chosen.terms * share_words(question, parts, language or chosen.language)
+    keep, scores = keep_sentences(told, sizes, cutoff, how, of_best, raised)
     if reranker:
         other = rerankers.open_ranker(reranker, device)
         known = tuple(dict.fromkeys([*known, *other.notes]))
@@ -296,7 +301,7 @@ def train(
     )  # fmt: skip
     model.keep = model.keep or model.with_head(seed).keep
     model.settings = replace(
-        model.settings, threshold=threshold, rounding=rounding, of_best=0.0, language=language,
+        model.settings, threshold=threshold, rounding=rounding, of_best=0.0, terms=0.0, language=language,
         ranks=model.settings.ranks and weight > 0,
     )  # fmt: skip
     draw = np.random.default_rng(seed)

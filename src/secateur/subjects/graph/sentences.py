@@ -21,6 +21,8 @@ __all__ = [
     "Wording",
     "as_facts",
     "describe_node",
+    "find_missing",
+    "follow_facts",
     "label_nodes",
     "leave_out",
     "name_ends",
@@ -147,6 +149,41 @@ def label_nodes(graph: KnowledgeGraph, nodes: Sequence[str]) -> list[Site]:
         site = site if site not in sites else f"{site} ({node})"
         sites[site] = {"site": site, "node": node, "name": names[node]}
     return list(sites.values())
+
+
+Words = Callable[[str], Sequence[str]]
+"""Text -> its words, as they are compared."""
+
+
+def find_missing(sites: Sequence[Site], question: str, words: Words) -> set[str]:
+    """The words of a question that stand neither in a fact nor in a name of the nodes."""
+    known = {word for site in sites for row in site["rows"] for word in words(row["text"])}
+    return set(words(question)) - known.union(*(words(site["name"]) for site in sites))
+
+
+def follow_facts(
+    graph: KnowledgeGraph,
+    sites: Sequence[Site],
+    floor: float,
+    most: int,
+    missing: Collection[str],
+    words: Words,
+    wording: Wording,
+    filters: Sequence[Filter],
+) -> list[Site]:
+    """The nodes that the best facts above the floor lead to, at most so many, and of their facts those with a word of
+    `missing` beside the node's name: one hop further, and "followed" in each site."""
+    nodes, ends = {site["node"] for site in sites}, dict[str, None]()
+    rows = [row for site in sites for row in site["rows"] if row["fact"] and row["cosine"] > floor]
+    for row in sorted(rows, key=lambda row: -row["score"]):
+        subject, _, end, literal = row["fact"]
+        ends |= dict.fromkeys(node for node in (subject, end) if not literal and node not in nodes)
+    found = label_nodes(graph, list(ends)[:most] if missing else [])
+    for site in found:
+        facts = describe_node(graph, site["node"], site["name"], wording, filters)
+        said = [set(words(leave_out(row["text"], site["name"]))) for row in facts]
+        site["rows"] = [row for row, has in zip(facts, said, strict=True) if row["fact"] and has & set(missing)]
+    return [{**site, "followed": True} for site in found if site["rows"]]
 
 
 @functools.lru_cache(maxsize=2)

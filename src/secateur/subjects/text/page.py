@@ -6,12 +6,14 @@ Systems", WWW 2025 (arXiv 2411.02959), section 3: cleaning without loss, and the
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left, bisect_right
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -87,16 +89,8 @@ def open_page(
     if len(kinds) != len(read) or not set(kinds) <= {"html", "text", "markdown"}:
         raise InputError(f"kind={kind!r}: give html, text or markdown, for all documents or one for each")
     signs = _writes_kinds(kinds, apart)  # else tags are written, which say the same
-    readers: dict[str, Callable[[str], Tree]] = {
-        "text": plain_text.read_text,
-        "markdown": partial(plain_text.read_markdown, signs=signs),
-    }
-    trees = [
-        markup.plain(markup.parse(one, attributes, hidden=hidden), plain)
-        if form == "html"
-        else readers[form](one if isinstance(one, str) else markup.decode(one))
-        for one, form in zip(read, kinds, strict=True)
-    ]
+    how = _Reading(signs, tuple(attributes), hidden, tuple(plain))
+    trees = [_TREES.find((one, form, how), _parse) for one, form in zip(read, kinds, strict=True)]
     unseen = sum(tree.hidden for tree in trees)
     reopen = partial(
         open_page, read, kind=kinds, block=block, protected=protected, attributes=attributes, plain=plain,
@@ -120,6 +114,53 @@ def open_page(
 def _writes_kinds(kinds: Sequence[Kind], apart: bool) -> bool:
     """Whether each document is written as what it was: HTML among texts would make them look like HTML."""
     return apart or "html" not in kinds
+
+
+class _Reading(NamedTuple):
+    """How documents are read, see `open_page` and `plain_text.read_markdown`."""
+
+    signs: bool
+    attributes: tuple[str, ...]
+    hidden: bool
+    plain: tuple[str, ...]
+
+
+_Source = tuple[str | bytes, Kind, _Reading]
+
+
+def _parse(source: _Source) -> Tree:
+    read, form, how = source
+    if form == "html":
+        return markup.plain(markup.parse(read, how.attributes, hidden=how.hidden), how.plain)
+    text = read if isinstance(read, str) else markup.decode(read)
+    return plain_text.read_text(text) if form == "text" else plain_text.read_markdown(text, signs=how.signs)
+
+
+class _Remembered:
+    """The trees of the last documents, of at most so many letters together: a question about them brings them back."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.letters = most, 0
+        self._trees, self._lock = OrderedDict[_Source, Tree](), threading.Lock()
+
+    def find(self, source: _Source, read: Callable[[_Source], Tree]) -> Tree:
+        """The tree of a source, which is read where it is not known."""
+        with self._lock:
+            if source in self._trees:
+                self._trees.move_to_end(source)
+                return self._trees[source]
+        tree = read(source)
+        with self._lock:
+            if source not in self._trees and len(source[0]) <= self.most:
+                self._trees[source] = tree
+                self.letters += len(source[0])
+            while self.letters > self.most:
+                (gone, *_), _ = self._trees.popitem(last=False)
+                self.letters -= len(gone)
+        return tree
+
+
+_TREES = _Remembered(2**22)
 
 
 def _read(source: object) -> str | bytes:
@@ -153,7 +194,6 @@ class Page:
         owners: Sequence[int] | None = None,
         kinds: Sequence[Kind] = ("html",),
         apart: bool = False,
-        fine: int = -1,
         hidden: int = 0,
         reopen: Callable[[], Page] | None = None,
     ) -> None:
@@ -161,15 +201,29 @@ class Page:
         self.hidden, self._reopen = hidden, reopen
         names, owners = tree.tag if names is None else names, [0] * len(tree) if owners is None else owners
         self._base = _box(tree, names, owners, *lines.box_lines(tree, _count_words(tree)))
+        self._held = _count_words(self._base[0])
+        self._last = _find_leads(self._base[0], self._held)
+        self._box_sentences(-1)
+
+    def _box_sentences(self, fine: int) -> None:
+        """Tell sentences apart: the last one of lines that lead into what follows, and all below the node `fine`."""
         tree = self._base[0]
-        held = _count_words(tree)
-        last = _find_leads(tree, held)
         prose = [line for line in range(fine, tree.end[fine]) if _is_prose(tree, line)] if fine >= 0 else []
-        self.tree, names, self._owners, self._places = _box(
-            *self._base[:3], *lines.box_sentences(tree, sorted({*last, *prose}), sentences, set(last).difference(prose))
+        self.tree, self._called, self._owners, self._places = _box(
+            *self._base[:3],
+            *lines.box_sentences(tree, sorted({*self._last, *prose}), sentences, set(self._last).difference(prose)),
         )
-        self._texts = held if tree is self.tree else _count_words(self.tree)
-        self.names, self.blocks = self._split(list(names), fine)
+        self._texts = self._held if tree is self.tree else _count_words(self.tree)
+        self._inline = lines.find_inline(self.tree, self._texts)
+        self._boxes = [tag in lines.BOXES for tag in self.tree.tag]
+        self._fine, self._said = fine, dict[int, str]()
+        self.__dict__.pop("_contexts", None)  # those of another tree
+        self._split_blocks()
+
+    def _split_blocks(self) -> None:
+        """Find the blocks, none of which is known yet of this tree and block size."""
+        self.names, self.blocks = self._split(list(self._called), self._fine)
+        self._starts = [node for node, _ in self.blocks]
         self._companions = dict[int, list[int]]()
 
     def _split(self, names: list[str], fine: int) -> tuple[list[str], list[tuple[int, bool]]]:
@@ -178,7 +232,7 @@ class Page:
         fine: the node of the tree without sentences that is split as far as it goes.
         """
         tree, found = self.tree, list[tuple[int, bool]]()
-        inline = lines.find_inline(tree, self._texts)
+        inline = self._inline
         depth, finest = [0] * len(tree), [place == fine for place in self._places]
         whole = self._words(0) <= self.block
         queue = deque([0])
@@ -212,8 +266,9 @@ class Page:
 
     def split(self, block: int) -> Page:
         """The same page in blocks of about `block` words; names stay as they are."""
-        page = self._like(*self._base[:3], block)
-        page._reopen = self._reopen
+        page = copy(self)
+        page.block = block
+        page._split_blocks() if page._fine < 0 else page._box_sentences(-1)
         return page
 
     def show_hidden(self) -> Page:
@@ -222,7 +277,10 @@ class Page:
 
     def refine(self, index: int) -> Page:
         """The same page with the sentences of a block, and whatever blocks are in it, as blocks in its place."""
-        return self._like(*self._base[:3], self.block, self._places[self.blocks[index][0]])
+        page = copy(self)
+        page._reopen = None
+        page._box_sentences(self._places[self.blocks[index][0]])
+        return page
 
     def head(self, count: int, *, letters: bool = False) -> Page:
         """The first `count` words of the page, or letters, with the tags around them."""
@@ -318,10 +376,12 @@ class Page:
 
     def headings(self, index: int) -> list[str]:
         """What a block stands under, from the top: headings, captions and heads of tables, terms, leading sentences."""
-        return [
-            markup.first_words(self._join_texts(range(node, self.tree.end[node])), LONGEST)
-            for node in self._contexts.find(self.blocks[index][0])
-        ]
+        found = self._contexts.find(self.blocks[index][0])
+        for node in found:
+            if node not in self._said:
+                said = self._join_texts(range(node, self.tree.end[node]))
+                self._said[node] = markup.first_words(said, LONGEST)
+        return [self._said[node] for node in found]
 
     @cached_property
     def _contexts(self) -> Contexts:
@@ -351,10 +411,6 @@ class Page:
         begin = max(0, bisect_right(self._starts, first) - 1)
         begin += self.tree.end[self.blocks[begin][0]] <= first  # what ends before belongs to something else
         return begin, bisect_left(self._starts, end)
-
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [node for node, _ in self.blocks]
 
     def complete(self, keep: Sequence[bool] | np.ndarray) -> np.ndarray:
         """[blocks] booleans: the blocks of `keep`, and their companions."""
@@ -428,43 +484,63 @@ class Page:
                 f"the page has {count} blocks, and the selection {keep.size}: select from this page's units"
             )
         before = self.units().cost()
-        lost = [] if keep is None else np.flatnonzero(~keep).tolist()
-        smaller = self._clean(self.tree, range(len(self.tree)), self._mark_gone(lost))
-        return smaller, Cut({"page": (len(lost), count)}, before, smaller.units().cost())
+        stays = list(range(count)) if keep is None else np.flatnonzero(keep).tolist()
+        smaller = self._clean(self.tree, range(len(self.tree)), self._mark_gone(stays))
+        return smaller, Cut({"page": (count - len(stays), count)}, before, smaller.units().cost())
 
     def draft(self, keep: np.ndarray) -> tuple[str, int]:
         """What would be written if the blocks of `keep` stayed, and how many words: as `cut`, and much faster."""
-        gone = self._mark_gone(np.flatnonzero(~keep).tolist())
-        tree, kept, nodes = self._prune(self.tree, gone)
+        tree, kept, nodes = self._prune(self.tree, self._mark_gone(np.flatnonzero(keep).tolist()), self._boxes)
         names, owners = [self.names[kept[node]] for node in nodes], [self._owners[kept[node]] for node in nodes]
         return self._write(tree, names, owners), _count_words(tree)[-1]
 
-    def _mark_gone(self, lost: Iterable[int]) -> list[bool]:
-        gone = [False] * len(self.tree)
-        for index in lost:
-            for child in self.tree.children(self.blocks[index][0]):  # what is empty then still ends a line
-                gone[child] = True
+    def _mark_gone(self, stays: Sequence[int]) -> list[bool]:
+        """[nodes] what goes where these blocks stay, in order.
+
+        Nothing is looked at below a tag in which nothing stays, so that few blocks of a large page are found at once.
+        """
+        tree, gone, kept = self.tree, [False] * len(self.tree), [self._starts[index] for index in stays]
+        whole, waiting = set(self._starts), [(0, False)]
+        while waiting:
+            node, shells = waiting.pop()
+            children = tree.children(node)
+            places = [bisect_left(kept, child) for child in children]
+            holds = [at < len(kept) and kept[at] < tree.end[child] for at, child in zip(places, children, strict=True)]
+            # A block that is empty then stays where it still ends a line, and where it is a cell before others.
+            shells |= tree.tag[node] == "tr"
+            shells |= any(stay and self._boxes[child] for child, stay in zip(children, holds, strict=True))
+            for child, place, stay in zip(children, places, holds, strict=True):
+                tag = tree.tag[child]
+                if stay:
+                    waiting += [] if kept[place] == child else [(child, False)]
+                elif tag and child not in whole and lines.original_tag(tag) not in lines.BLOCKS:
+                    waiting.append((child, shells))  # what it is, is said by what is in it
+                elif tag and not shells:
+                    gone[child] = True
+                elif tag:
+                    for inner in tree.children(child):
+                        gone[inner] = True
         return gone
 
-    def _prune(self, tree: Tree, gone: Sequence[bool]) -> tuple[Tree, list[int], list[int]]:
+    def _prune(self, tree: Tree, gone: Sequence[bool], boxes: Sequence[bool]) -> tuple[Tree, list[int], list[int]]:
         """The clean tree without what is gone and without boxes, the nodes before cleaning, and those that are left."""
         whole = tree
-        tree, kept = prune_tree(tree, gone, [tag in lines.BOXES for tag in tree.tag])
+        tree, kept = prune_tree(tree, gone, boxes)
         tree, nodes = markup.clean(tree, self.protected)
         return mend_rows(tree, whole, [kept[node] for node in nodes]), kept, nodes
 
     def _clean(self, tree: Tree, stays: Sequence[int], gone: Sequence[bool]) -> Page:
         """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
-        tree, kept, nodes = self._prune(tree, gone)
+        tree, kept, nodes = self._prune(tree, gone, [tag in lines.BOXES for tag in tree.tag])
         origin = [stays[kept[node]] for node in nodes]
         return self._like(
             tree, [self.names[node] for node in origin], [self._owners[node] for node in origin], self.block
         )
 
-    def _like(self, tree: Tree, names: Sequence[str], owners: Sequence[int], block: int, fine: int = -1) -> Page:
+    def _like(self, tree: Tree, names: Sequence[str], owners: Sequence[int], block: int) -> Page:
         return Page(
             tree, block=block, protected=self.protected, names=names, numbered=self.numbered, owners=owners,
-            kinds=self._kinds, apart=self._apart, fine=fine, hidden=self.hidden,
+            kinds=self._kinds, apart=self._apart, hidden=self.hidden,
         )  # fmt: skip
 
 

@@ -45,28 +45,30 @@ class Tree:
 
 def prune_tree(tree: Tree, gone: Sequence[bool], unwrapped: Sequence[bool]) -> tuple[Tree, list[int]]:
     """The tree without the subtrees of `gone` and the tags of `unwrapped`, and which nodes those are."""
-    place, nodes = [-1] * len(tree), list[int]()
-    tag, text, parent, end = list[str](), list[str](), list[int](), list[int]()
-    node, opened = 0, list[int]()  # opened: kept elements around the node, as they now are numbered
-
-    while node < len(tree):
-        while opened and tree.end[nodes[opened[-1]]] <= node:
-            end[opened.pop()] = len(tag)
+    tags, texts, ends = tree.tag, tree.text, tree.end
+    tag, text, parent, end, nodes = list[str](), list[str](), list[int](), list[int](), list[int]()
+    opened = list[tuple[int, int]]()  # kept elements around the node: where each ends, and as it now is numbered
+    node, count, above, until = 0, len(tags), -1, len(tags)
+    while node < count:
+        while until <= node and opened:
+            opened.pop()
+            end[above] = len(tag)
+            until, above = opened[-1] if opened else (count, -1)
         if gone[node]:
-            node = tree.end[node]
+            node = ends[node]
             continue
         if not unwrapped[node]:
-            place[node] = len(tag)
             nodes.append(node)
-            tag.append(tree.tag[node])
-            text.append(tree.text[node])
-            parent.append(opened[-1] if opened else -1)
+            tag.append(tags[node])
+            text.append(texts[node])
+            parent.append(above)
             end.append(len(tag))
-            if tree.end[node] > node + 1:
-                opened.append(place[node])
+            if ends[node] > node + 1:
+                until, above = ends[node], len(tag) - 1
+                opened.append((until, above))
         node += 1
-    while opened:
-        end[opened.pop()] = len(tag)
+    for _, place in opened:
+        end[place] = len(tag)
     return Tree(tag, text, parent, end), nodes
 
 
@@ -79,30 +81,33 @@ def wrap_ranges(tree: Tree, ranges: Sequence[tuple[int, int]], tag: str) -> tupl
     for first, _ in ranges:
         starts[first + 1] += 1
     starts = list(accumulate(starts))
+    shifted = [above + starts[above + 1] if above >= 0 else above for above in tree.parent]
+    stops = [end + starts[end] for end in tree.end]
     tags, texts, parents, ends, nodes = list[str](), list[str](), list[int](), list[int](), list[int]()
-    place, box, until = 0, 0, 0
-    for node in range(len(tree)):
-        above = tree.parent[node]
-        if place < len(ranges) and ranges[place][0] == node:
-            box, until = len(tags), ranges[place][1]
-            place += 1
-            _add(tags, tag, texts, "", parents, above + starts[above + 1], ends, until + starts[until])
-            nodes.append(node)
-        inside = node < until and above < nodes[box]
-        end = tree.end[node]
-        below = box if inside else above + (starts[above + 1] if above >= 0 else 0)
-        _add(tags, tree.tag[node], texts, tree.text[node], parents, below, ends, end + starts[end])
-        nodes.append(node)
+
+    def copy(first: int, end: int) -> None:
+        tags.extend(tree.tag[first:end])
+        texts.extend(tree.text[first:end])
+        parents.extend(shifted[first:end])
+        ends.extend(stops[first:end])
+        nodes.extend(range(first, end))
+
+    before = 0
+    for first, until in ranges:
+        copy(before, first)
+        box = len(tags)
+        tags.append(tag)
+        texts.append("")
+        parents.append(shifted[first])
+        ends.append(until + starts[until])
+        nodes.append(first)
+        copy(first, until)
+        for child in range(first, until):
+            if tree.parent[child] < first:
+                parents[box + 1 + child - first] = box
+        before = until
+    copy(before, len(tree))
     return Tree(tags, texts, parents, ends), nodes
-
-
-def _add(
-    tags: list[str], tag: str, texts: list[str], text: str, parents: list[int], parent: int, ends: list[int], end: int
-) -> None:
-    tags.append(tag)
-    texts.append(text)
-    parents.append(parent)
-    ends.append(end)
 
 
 def split_texts(tree: Tree, places: Mapping[int, Sequence[int]]) -> tuple[Tree, list[int]]:
@@ -114,12 +119,21 @@ def split_texts(tree: Tree, places: Mapping[int, Sequence[int]]) -> tuple[Tree, 
     for node, cuts in places.items():
         more[node + 1] += len(cuts)
     more = list(accumulate(more))
+    shifted = [above + more[above] if above >= 0 else above for above in tree.parent]
+    stops = [end + more[end] for end in tree.end]
     tags, texts, parents, ends, nodes = list[str](), list[str](), list[int](), list[int](), list[int]()
-    for node in range(len(tree)):
-        above, end, text = tree.parent[node], tree.end[node], tree.text[node]
-        below, bounds = above + (more[above] if above >= 0 else 0), [0, *places.get(node, ()), len(text)]
-        for start, stop in pairwise(bounds):
-            last = end + more[end] if tree.tag[node] else len(tags) + 1
-            _add(tags, tree.tag[node], texts, text[start:stop], parents, below, ends, last)
+    before = 0
+    for node in [*sorted(places), len(tree)]:
+        tags += tree.tag[before:node]
+        texts += tree.text[before:node]
+        parents += shifted[before:node]
+        ends += stops[before:node]
+        nodes += range(before, node)
+        for start, stop in pairwise([0, *places[node], len(tree.text[node])] if node < len(tree) else []):
+            tags.append(tree.tag[node])
+            texts.append(tree.text[node][start:stop])
+            parents.append(shifted[node])
+            ends.append(len(tags))
             nodes.append(node)
+        before = node + 1
     return Tree(tags, texts, parents, ends), nodes
