@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from claims import ROOT
 
-__all__ = ["digest", "files", "of_functions"]
+__all__ = ["digest", "files", "forget", "of_functions"]
 
 PLACES = {"secateur": ROOT / "src", "claims": ROOT}
 HELPERS = ROOT / "tests"
@@ -88,6 +88,7 @@ def files(*modules: str) -> dict[str, Path]:
     return reached
 
 
+@functools.cache
 def _find(module: str, name: str) -> str:
     """The module that `from module import name` leads to; `module` itself where the name is its own, or none."""
     if not name:
@@ -125,6 +126,7 @@ def _recipes() -> dict[object, str]:
     return {file.stem: f"secateur.recipes.{file.parent.name}.{file.stem}" for file in files if file.stem[0] != "_"}
 
 
+@functools.cache
 def _path(name: str) -> Path | None:
     root = PLACES.get(name.partition(".")[0], HELPERS)
     base = root.joinpath(*name.split("."))
@@ -231,3 +233,9 @@ def _without_words(node: T) -> T:
 def _is_words(node: ast.stmt) -> bool:
     """Whether it is a docstring, of a function or of the field above it."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def forget() -> None:
+    """Read all files anew from here on: some have changed."""
+    for cache in (_definitions, _find, _names, _path, _read, _recipes):
+        cache.cache_clear()

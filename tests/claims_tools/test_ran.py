@@ -41,18 +41,14 @@ def package(tmp_path, monkeypatch):
     def write(top=TOP, low=LOW):
         for name, text in {"__init__": "", "top": top, "low": low}.items():
             (tmp_path / "src" / "secateur" / f"{name}.py").write_text(text)
-        forget()
-
-    def forget():
-        for cache in (sources._definitions, sources._read, sources._names):
-            cache.cache_clear()
+        sources.forget()
 
     def digest(**texts):
         write(**texts)
         return sources.of_functions("secateur.top", ["src/secateur/top.py:Top.run"])
 
     yield digest
-    forget()
+    sources.forget()
 
 
 def test_what_ran_counts_with_the_constants_and_classes_that_it_names(package):

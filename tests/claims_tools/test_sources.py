@@ -23,15 +23,11 @@ def package(tmp_path, monkeypatch):
     def digest(**changed: str) -> str:
         for name, text in changed.items():
             (tmp_path / "secateur" / f"{name}.py").write_text(text)
-        forget()
+        sources.forget()
         return sources.digest("secateur.top")
 
-    def forget() -> None:
-        sources._read.cache_clear()
-        sources._names.cache_clear()
-
     yield digest
-    forget()
+    sources.forget()
 
 
 def test_imports_inside_functions_count_and_other_modules_do_not(package):
