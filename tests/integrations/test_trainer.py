@@ -54,7 +54,9 @@ def test_weights_that_can_not_be_compared_are_refused_before_anything_is_learnt(
     how = TrainingArguments(str(tmp_path), max_steps=1, report_to=[], disable_tqdm=True, use_cpu=True)
     rows = [{"input_ids": torch.arange(4), "labels": torch.arange(4)}] * 2
     trainer = Trainer(model.to(torch.bfloat16), how, train_dataset=rows, callbacks=[callback])
-    with pytest.raises(UnsupportedError, match="is bfloat16 in training, and was float32: .* `secateur run ignore_top"):
+    with pytest.raises(
+        UnsupportedError, match=r"is bfloat16 in training, and was float32: .* `secateur run ignore_top"
+    ):
         trainer.train()
     assert steps == []
 

@@ -26,7 +26,7 @@ class Question:
     titles: tuple[str | None, ...] | None = None
 
     def read_text(self) -> str:
-        """What is read as plain text, of HTML that of its blocks, one document behind the other, each with its title."""
+        """What is read as plain text, of HTML that of its blocks: documents in order, each behind its title."""
         texts = list[str]()
         for document, title in zip(self.documents, self.titles or [None] * len(self.documents), strict=True):
             text = reading.as_text(document)
@@ -74,9 +74,7 @@ def _read_question(row: Mapping[str, object], folder: Path) -> Question:
         raise DataError("this line has no answers: give a list of texts, each of which is right")
     documents, titles = _read_documents(row, folder)
     if titles is not None and len(titles) != len(documents):
-        raise DataError(
-            f"this line has {len(titles)} titles for {len(documents)} passages: give one for each, or null"
-        )
+        raise DataError(f"this line has {len(titles)} titles for {len(documents)} passages: give one for each, or null")
     read = (tuple(document) if isinstance(document, list) else document for document in documents)
     return Question(question, tuple(right), tuple(read), None if titles is None else tuple(titles))
 

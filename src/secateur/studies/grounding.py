@@ -292,7 +292,7 @@ def _remark(arms: Sequence[Arm], said: Mapping[str, Sequence[Line]], tokens: int
         if empty:
             cut = sum(not line.finished for line in empty)
             notes.append(
-                f"{name}: {len(empty)} of {len(lines)} answers are empty, {cut} of these cut off at {tokens} tokens, as "
-                "where a model thinks before it answers: give more (--tokens)"
+                f"{name}: {len(empty)} of {len(lines)} answers are empty, {cut} of these cut off at {tokens} tokens, "
+                "as where a model thinks before it answers: give more (--tokens)"
             )
     return tuple(notes)
