@@ -26,6 +26,18 @@ def test_what_is_read_is_plain_text_whatever_it_was(tmp_path):
     assert second.read_text() == "A.\n\nNobody owns the moon."
 
 
+def test_passages_stand_behind_their_titles(tmp_path):
+    rows = [
+        {"passages": ["Its capital is Lima.", ["It is", "long."]], "titles": ["Peru", None]},
+        {"text": "Its capital is Lima.", "title": "Peru"},
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps({"question": "Which?", "answers": ["Lima"], **row}) + "\n" for row in rows))
+    first, second = questions.read(file).rows
+    assert first.read_text() == "Peru\nIts capital is Lima.\n\nIt is long."
+    assert second.read_text() == "Peru\nIts capital is Lima."
+
+
 def test_a_file_may_be_named_from_the_folder_of_the_questions_and_counts_among_what_is_asked(tmp_path):
     (tmp_path / "page.html").write_text(TREES)
     file = tmp_path / "questions.jsonl"
@@ -45,6 +57,10 @@ def test_a_file_may_be_named_from_the_folder_of_the_questions_and_counts_among_w
         ({"question": "Why?", "answers": ["x"]}, "line 1: this line has no html, text, passages"),
         ({"question": "Why?", "answers": ["x"], "files": ["none.html"]}, "none.html is no file"),
         ({"question": "Why?", "answers": ["x"], "files": "a.html"}, "no list of paths"),
+        (
+            {"question": "Why?", "answers": ["x"], "passages": ["A.", "B."], "titles": ["C"]},
+            "line 1: this line has 1 titles for 2 passages: give one for each, or null",
+        ),
     ],
 )
 def test_lines_that_can_not_be_asked_are_named(tmp_path, row, words):

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from assets import facts
 from secateur import cli
-from secateur.clients.completions import Local
+from secateur.clients.completions import Completion, Local
 from secateur.data import conflicts as reading
 from secateur.errors import InputError
 from secateur.methods import conflicts
@@ -96,6 +96,26 @@ def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_
     more = ask(heads=(1, 2), weight=0.0)
     assert len(written) == 2, "without one head, and instructed"
     assert {name: more.figures[name] for name in found.figures} == found.figures
+
+
+def test_answers_that_are_cut_off_are_told_and_agree_with_nothing(place, tmp_path, monkeypatch):
+    """As of a model that thinks before it answers, and has too few tokens for both."""
+    lost = Completion("<think> it may be", 1, False)
+    monkeypatch.setattr(Local, "write", lambda self, prompts, *rest: [lost] * len(prompts))
+    data = read(place / "questions.jsonl")
+    found = grounding.grounding(subject(), data, tmp_path / "out", lists=str(place), weight=0.0, **ASK)
+    count = len(data.rows)
+    assert f"as it is: {count} of {count} answers are empty, {count} of these cut off at 1 tokens" in found.notes[1]
+    assert found.figure(grounding.AS_IS, "as_without").value == 0
+
+
+def test_fewer_questions_at_once_go_on_in_the_same_folder(place, tmp_path):
+    def ask(batch):
+        return executor.study(
+            "grounding", subject(), place / "questions.jsonl", tmp_path / "out", lists=str(place), batch=batch, **ASK
+        )
+
+    assert ask(8).figures == ask(3).figures
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from chat_server import say, served
 from secateur import cli
 from secateur.errors import DataError, InputError
 from secateur.methods.learning import Learner
-from secateur.studies import executor
+from secateur.runs.keyword_texts import Documents
+from secateur.studies import executor, priming
 
 QUICK = {"k": (0.08,), "presentations": 3, "length": 16, "lr": 5e-3, "permutations": 99, "rates": ()}
 
@@ -75,6 +76,9 @@ def test_rare_keywords_prime_and_the_same_call_learns_nothing_twice(files, tmp_p
     with pytest.raises(InputError, match="two texts take two rows of a minibatch: give train_batch=2 at least"):
         ask(files, tmp_path / "one", pairs=True, train_batch=1)
     assert not (tmp_path / "one").exists()
+    same = Documents("same", "", tuple(row for row in themes.documents() if row.keyword == "blue") * 2)
+    (said,) = priming._remark(themes.model(), same, {"colour": ()}, [0, 1], 16, True)
+    assert said == "2 texts were learnt beside no other: all that have prompts have the same keyword"
     wider = ask(files, tmp_path / "out", seeds=(0, 1), documents=5)
     assert len(tables(wider)["Risk of priming"]) == 9
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from secateur.errors import InputError, UnsupportedError
@@ -31,7 +32,8 @@ class IgnoreTopK(TrainerCallback):
     what is cleaned; checkpoints that are written meanwhile hold the whole update.
 
     Raises `UnsupportedError` for LoRA's factors, of which the update is a product (merge them and use `secateur run
-    ignore_top_k`), and at the end for weights that are not whole in this process.
+    ignore_top_k`), and before the first step for weights that are not whole in this process, or of another number type
+    than they had.
     """
 
     def __init__(self, model: nn.Module, rule: Rule | None = None) -> None:
@@ -47,17 +49,29 @@ class IgnoreTopK(TrainerCallback):
             )
         self.before = {name: one.detach().to("cpu", copy=True) for name, one in learnt.items()}
 
+    def on_train_begin(self, args: object, state: object, control: object, model: nn.Module, **others: object) -> None:
+        """Refuse, before anything is learnt, what can't be compared when it ends."""
+        self._find_trained(model)
+
     @torch.no_grad()
     def on_train_end(self, args: object, state: object, control: object, model: nn.Module, **others: object) -> None:
         """Take back what the rule drops; bit for bit all else stays as it was trained."""
-        after = {name: one for name, one in model.named_parameters() if name in self.before}
-        for name, before in self.before.items():
-            if name not in after or after[name].shape != before.shape:
-                raise UnsupportedError(
-                    f"{name} is not whole here after training, as where weights are sharded: save the model and run "
-                    "`secateur run ignore_top_k BEFORE --with AFTER`"
-                )
+        after = self._find_trained(model)
         update = Delta(InMemory(self.before), InMemory(after))
         small, _ = update.cut(updates.select(update, self.rule))
         for name, weight in after.items():
             weight.copy_(small.tensor(name))
+
+    def _find_trained(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The weights that are trained, each whole and in the number type that it had."""
+        found = {name: one for name, one in model.named_parameters() if name in self.before}
+        advice = "train without this callback, save the model and run `secateur run ignore_top_k BEFORE --with AFTER`"
+        for name, before in self.before.items():
+            now = found.get(name)
+            # DeepSpeed leaves empty tensors where its shards are, from the start
+            if now is None or now.shape != before.shape or not now.numel() or isinstance(now, DTensor):
+                raise UnsupportedError(f"{name} is not whole here in training, as where weights are sharded: {advice}")
+            if now.dtype != before.dtype:
+                kinds = [str(one.dtype).removeprefix("torch.") for one in (now, before)]
+                raise UnsupportedError(f"{name} is {kinds[0]} in training, and was {kinds[1]}: {advice}")
+        return found

@@ -26,9 +26,13 @@ class Question:
     titles: tuple[str | None, ...] | None = None
 
     def read_text(self) -> str:
-        """What is read as plain text, of HTML that of its blocks, one document behind the other."""
-        texts = map(reading.as_text, self.documents)
-        return "\n\n".join(text if isinstance(text, str) else " ".join(text) for text in texts)
+        """What is read as plain text, of HTML that of its blocks: documents in order, each behind its title."""
+        texts = list[str]()
+        for document, title in zip(self.documents, self.titles or [None] * len(self.documents), strict=True):
+            text = reading.as_text(document)
+            text = text if isinstance(text, str) else " ".join(text)
+            texts.append(f"{title}\n{text}" if title else text)
+        return "\n\n".join(texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ def _read_question(row: Mapping[str, object], folder: Path) -> Question:
     if not isinstance(right, list) or not right or not all(isinstance(one, str) and one.strip() for one in right):
         raise DataError("this line has no answers: give a list of texts, each of which is right")
     documents, titles = _read_documents(row, folder)
+    if titles is not None and len(titles) != len(documents):
+        raise DataError(f"this line has {len(titles)} titles for {len(documents)} passages: give one for each, or null")
     read = (tuple(document) if isinstance(document, list) else document for document in documents)
     return Question(question, tuple(right), tuple(read), None if titles is None else tuple(titles))
 

@@ -43,7 +43,7 @@ STUDY = {
     "backend": "secateur.runs.backends.language:Language",
     "reads": "questions with answers and texts: a .jsonl file",
     "sets": "",
-    "grid": "heads weight",
+    "grid": "heads weight batch",
 }
 
 PROMPT = "Text:\n{text}\n\nQuestion: {question}\nAnswer in as few words as will do.\nAnswer:"
@@ -177,7 +177,7 @@ def grounding(
             with silence_heads(subject, arm.silent):
                 said[arm.name] = tasks.run_task(task, answerer, file=place / f"{digest}.jsonl", chunk=8 * batch)
     items = {name: _judge(data, lines, said[BARE]) for name, lines in said.items()}
-    return Grounded(data, items, _remark(arms))
+    return Grounded(data, items, _remark(arms, said, tokens))
 
 
 def plan(
@@ -277,13 +277,22 @@ def _judge(data: Questions, lines: Sequence[Line], bare: Sequence[Line]) -> list
                 "exact_match": answers.exact_match(answer, question.answers),
                 "f1": answers.token_f1(answer, question.answers),
                 "recall": float(answers.holds(answer, question.answers)),
-                "as_without": answers.exact_match(answer, [alone]),
+                "as_without": answers.exact_match(answer, [alone] if alone else []),
             }
         )
     return found
 
 
-def _remark(arms: Sequence[Arm]) -> tuple[str, ...]:
-    """Which heads were off."""
+def _remark(arms: Sequence[Arm], said: Mapping[str, Sequence[Line]], tokens: int) -> tuple[str, ...]:
+    """Which heads were off, and where nothing was answered, as by a model that is cut off while it thinks."""
     silent = max((arm.silent for arm in arms), key=len)
-    return (f"heads that were off, as (layer, head), the first ones first: {', '.join(map(str, silent))}",)
+    notes = [f"heads that were off, as (layer, head), the first ones first: {', '.join(map(str, silent))}"]
+    for name, lines in said.items():
+        empty = [line for line in lines if not line.answer.strip()]
+        if empty:
+            cut = sum(not line.finished for line in empty)
+            notes.append(
+                f"{name}: {len(empty)} of {len(lines)} answers are empty, {cut} of these cut off at {tokens} tokens, "
+                "as where a model thinks before it answers: give more (--tokens)"
+            )
+    return tuple(notes)

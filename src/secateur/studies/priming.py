@@ -163,7 +163,7 @@ def priming(
             row = run.json(name, partial(_learn, work, text, other, trial, beside))
             after = {way: Probes(**probes) for way, probes in row["after"].items()}
             learnt[trial] = Learnt(Probes(**row["before"]), after, row["loss_before"], row["loss"], row["lengths"])
-    clip, remarks = training.default(**DEFAULTS).number("clip"), _remark(subject, data, prompts, chosen, length)
+    clip, remarks = training.default(**DEFAULTS).number("clip"), _remark(subject, data, prompts, chosen, length, pairs)
     found = Primed(data, scan, learnt, rewrites, tuple(k), tuple(seeds), threshold, floor, permutations)
     return replace(found, when=when, clip=clip, remarks=remarks, refused=refused)
 
@@ -244,9 +244,14 @@ def _refuse(subject: Transformer, prompts: Mapping[str, Sequence[str]], length: 
 
 
 def _remark(
-    subject: Transformer, data: Documents, prompts: Mapping[str, object], chosen: Sequence[int], length: int
+    subject: Transformer,
+    data: Documents,
+    prompts: Mapping[str, object],
+    chosen: Sequence[int],
+    length: int,
+    pairs: bool,
 ) -> tuple[str, ...]:
-    """What was left out and cut: texts without prompts, ends of texts, beginnings of contexts."""
+    """What was left out and cut: texts without prompts or another beside, ends of texts, beginnings of contexts."""
     assert subject.tokenizer is not None
     remarks, most = list[str](), positions(subject.model)
     if prompts and (bare := sorted({row.theme for row in data.rows} - prompts.keys())):
@@ -255,6 +260,8 @@ def _remark(
     long = sum(len(subject.tokenizer(data.rows[number].text)["input_ids"]) > length for number in chosen)
     if long:
         remarks.append(f"{long} texts are longer than a row of {length} tokens: their ends were not learnt")
+    if pairs and (alone := sum(_other(data.rows, prompts, number) is None for number in chosen)):
+        remarks.append(f"{alone} texts were learnt beside no other: all that have prompts have the same keyword")
     if most is not None and (wide := sum(row.count_tokens(subject.tokenizer) > most for row in data.rows)):
         remarks.append(f"{wide} keywords stand behind more tokens than the model's {most} positions: the last count")
     return tuple(remarks)

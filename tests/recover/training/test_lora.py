@@ -268,6 +268,10 @@ def test_integers_that_can_not_be_are_refused_in_one_line():
         lora.round_weights(odd, 4)
     assert lora.round_weights(odd, 8) == ["0"]
     assert lora.round_weights(odd, 4) == [], "integers stay as they are"
+    mixture = tiny.model("mixtral")
+    with pytest.raises(UnsupportedError, match="DoRA knows no experts"), lora.adapt(mixture, 2, dora=True, bits=8):
+        pass
+    assert all(type(one) is nn.Parameter and one.requires_grad for one in mixture.parameters()), "it is as it was"
     with pytest.raises(InputError, match="lora_bits=4 is of what adapters stand beside: give lora or dora, too"):
         train(llama(), llama(1), rank=None, lora_bits=4)
     with pytest.raises(InputError, match="lora_bits=3: give 8 or 4"):

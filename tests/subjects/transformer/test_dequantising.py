@@ -122,3 +122,11 @@ def test_ways_of_quantising_that_can_not_be_undone_here_are_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"already quantised \(gptq\): give the model as it was before"):
         open_subject(tmp_path)
+
+
+def test_floats_have_the_number_type_that_the_integers_stand_for_whatever_the_config_says():
+    model = copy.deepcopy(wide().model).to(torch.bfloat16)
+    quantise.weight_only(model, 8)
+    with pytest.warns(DataWarning, match="are bfloat16 from here on"):
+        found = dequantising.make_floats(model)
+    assert {weight.dtype for weight in found.parameters()} == {torch.bfloat16}

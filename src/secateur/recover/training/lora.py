@@ -84,6 +84,7 @@ def adapt(
     """  # fmt: skip
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if bits:
+        _find_adapted(model, dora, dropout)  # refuses while the weights are as they were
         round_weights(model, bits)
     join(model, rank, dora=dora, alpha=alpha, dropout=dropout, seed=seed)
     try:
@@ -129,20 +130,7 @@ def join(
     `InputError` for a model that has adapters already.
     """
     peft, scale = _library(), _SCALE if alpha is None else alpha / rank
-    if any(isinstance(module, peft.tuners.tuners_utils.BaseTunerLayer | _LowRank) for module in model.modules()):
-        raise InputError("the model has adapters already: merge them first")
-    read = _find_read(model)
-    linears, packed = [name for name in _find_linears(model) if f"{name}.weight" not in read], _find_packed(model)
-    if not linears and not packed and not read:
-        raise UnsupportedError(f"{type(model).__name__} has no linears, which are what LoRA adapts: leave lora out")
-    if dora and packed:
-        raise UnsupportedError(f"DoRA knows no experts such as {packed[0]}, which stand in one tensor: use lora")
-    if dropout and packed:
-        raise UnsupportedError(f"adapters of experts such as {packed[0]}, in one tensor, have no dropout: leave it 0")
-    if _is_convolutional(model, [*(f"{name}.weight" for name in linears), *read]):
-        raise UnsupportedError(
-            f"{type(model).__name__} is made mostly of convolutions, which LoRA leaves as they are: leave lora out"
-        )
+    linears, packed, read = _find_adapted(model, dora, dropout)
     turned = any(not isinstance(model.get_submodule(name), nn.Linear) for name in linears)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mixture of Conv1D and Linear; names that end alike
@@ -165,6 +153,26 @@ def join(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return [*linears, *packed, *read]
+
+
+def _find_adapted(model: nn.Module, dora: bool, dropout: float) -> tuple[list[str], list[str], list[str]]:
+    """(linears, parameters of packed experts, weights that are read) beside which `join` puts adapters; see there."""
+    layers = _library().tuners.tuners_utils.BaseTunerLayer
+    if any(isinstance(module, layers | _LowRank) for module in model.modules()):
+        raise InputError("the model has adapters already: merge them first")
+    read = _find_read(model)
+    linears, packed = [name for name in _find_linears(model) if f"{name}.weight" not in read], _find_packed(model)
+    if not linears and not packed and not read:
+        raise UnsupportedError(f"{type(model).__name__} has no linears, which are what LoRA adapts: leave lora out")
+    if dora and packed:
+        raise UnsupportedError(f"DoRA knows no experts such as {packed[0]}, which stand in one tensor: use lora")
+    if dropout and packed:
+        raise UnsupportedError(f"adapters of experts such as {packed[0]}, in one tensor, have no dropout: leave it 0")
+    if _is_convolutional(model, [*(f"{name}.weight" for name in linears), *read]):
+        raise UnsupportedError(
+            f"{type(model).__name__} is made mostly of convolutions, which LoRA leaves as they are: leave lora out"
+        )
+    return linears, packed, read
 
 
 def count(model: nn.Module) -> int:

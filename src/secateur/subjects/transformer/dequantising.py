@@ -103,11 +103,10 @@ def _is_integer(parameter: nn.Parameter) -> bool:
 
 
 def _make_plain(model: PreTrainedModel) -> None:
-    dtype = model.config.dtype if isinstance(model.config.dtype, torch.dtype) else torch.get_default_dtype()
     for module in model.modules():
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if _is_integer(parameter):
-                floats = parameter.dequantize().to(dtype)
+                floats = parameter.dequantize().to(parameter.dtype)  # what it computes in; configs may say another
                 module.register_parameter(leaf, nn.Parameter(floats, requires_grad=True))
     for holder, leaf in (
         (model.config, "quantization_config"),
