@@ -103,7 +103,7 @@ def open_subject(
         return make_subject(source, family, tokenizer)
     if str(source).endswith(".gguf") and Path(source).expanduser().is_file():
         if device_map is not None:
-            raise InputError(f"{source} is a file, which is read whole, and folders are split: name one device, or none")
+            raise InputError(f"{source} is a file, which is read whole, and folders are split: name one device")
         return _open_gguf(Path(source).expanduser(), tokenizer, dtype, quantised)
     folder = _local(source)
     root, modules = _layout(folder)
