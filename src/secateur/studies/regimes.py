@@ -450,7 +450,8 @@ class _Work:
         """Refuse parts without classes, too few texts, densities that leave a layer empty, and other checkpoints."""
         settings = self.settings
         trainings = [settings.retraining]
-        trainings += [] if settings.files else map(settings.dense_training, settings.sources.values())
+        if not settings.files:
+            trainings += [settings.dense_training(value) for value in settings.sources.values()]
         batch = max(how.whole("batch") for how in trainings)
         for seed in dict.fromkeys(settings.seeds):
             train, held = self.split(seed)
@@ -458,8 +459,9 @@ class _Work:
                 if isinstance(part, Examples):
                     self.backend.fit_data(part, self.subject)
             if isinstance(train, TextPart):  # which is refused as it is read
-                for part, size in ((train, batch), (held, 1), (self.sample(train, seed), 1)):
-                    _feed(part, size, seed)
+                _feed(train, batch, seed)
+                _feed(held, 1, seed)
+                _feed(self.sample(train, seed), 1, seed)
         sizes = {name: one.numel() for name, one in prunable(self.subject.model, settings.layers).items()}
         for density in settings.shares:
             count_kept(sizes, density, settings.allocation)
