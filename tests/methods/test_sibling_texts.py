@@ -7,7 +7,7 @@ import torch
 
 import tiny
 from secateur.data import texts
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.methods import siblings
 from secateur.methods.sibling_texts import TextPart
 from secateur.subjects import open_subject
@@ -68,3 +68,23 @@ def test_classes_of_texts_are_learned_by_classifiers_alone():
     assert some.outputs(subject.model, batch=4).shape == (9, subject.hidden_size)
     with pytest.raises(UnsupportedError, match="foretells no next token, and texts has no classes"):
         part(subject)
+    with pytest.raises(InputError, match="tokens=600 is beyond the model's 512 positions"):
+        TextPart(corpus, subject, 600)
+
+
+def test_long_texts_are_judged_fewer_at_a_time():
+    subject, seen = decoder(), []
+    some = TextPart(texts.read(tiny.chains(500)), subject, 256)
+
+    def note(module, given, named):
+        seen.append(named["input_ids"].numel())
+
+    subject.model.register_forward_pre_hook(note, with_kwargs=True)
+    some.wrong(subject.model)
+    assert max(seen) == 4096
+
+
+def test_gpt2_is_pruned_though_its_layers_are_no_linears():
+    names = siblings.prunable(tiny.model("gpt2"), "matrices")
+    assert "transformer.h.0.mlp.c_fc.weight" in names
+    assert not any("lm_head" in name or "wte" in name for name in names)

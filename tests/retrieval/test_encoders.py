@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -50,12 +51,26 @@ def test_an_encoder_is_held_where_it_is_wanted(folder, monkeypatch):
         encoders.open_remembering(str(folder), device="moon")
 
 
+@dataclass
+class Splitter:
+    """A tokenizer of one's own, which compares by its fields and so has no hash."""
+
+    sign: str
+
+    def tokenize(self, text):
+        return text.split(self.sign)
+
+    def __call__(self, texts, **options):
+        return {"input_ids": [list(filter(None, self.tokenize(text))) for text in texts]}
+
+
 def test_a_counter_counts_what_a_text_adds(folder):
     count = encoders.counter(str(folder))
     first, second, *_ = tiny.sentences(3)
     assert count([first, second, ""]) == [len(first.split()), len(second.split()), 0]
     assert count([]) == []
     assert encoders.counter(tiny.letters())(["abc", "é"]) == [3, 2]
+    assert encoders.counter(Splitter(" "))(["a b", "", "a b"]) == [2, 0, 2]
 
 
 def test_a_counter_counts_a_text_once_and_keeps_no_more_than_it_may(folder, monkeypatch):

@@ -211,6 +211,13 @@ def test_checkpoints_of_a_language_model_are_folders_as_transformers_leaves_them
     assert 0 < row["errors"][0] < 1
     with pytest.raises(UnsupportedError, match="layers=matrices"):
         executor.study("regimes", *asked, tmp_path / "o", **{**how, "layers": "convolutions"}, **rest)
+    for few, words in (
+        ({"tokens": 64}, "the held-out part of texts.txt holds 52 tokens, less than one batch: 64 are needed"),
+        ({"batch": 32}, "texts.txt holds 468 tokens, less than one batch: 512 are needed"),
+        ({"images": 2, "tokens": 32}, "texts.txt holds 26 tokens, less than one batch: 32 are needed"),
+    ):
+        with pytest.raises(DataError, match=words):
+            executor.study("regimes", *asked, tmp_path / "o", **how, **{**rest, **few}, dry_run=True)
     with pytest.raises(InputError, match="augment changes inputs of networks"):
         executor.study("regimes", *asked, tmp_path / "o", **how, **rest, augment=f"{tmp_path / 'x.py'}:f")
     assert not (tmp_path / "o").exists()

@@ -20,7 +20,7 @@ from secateur._utils.batches import Batch
 from secateur._utils.modes import evaluating
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.methods.arms import DEFAULTS, train_epochs
 from secateur.recover.distillation.losses import IGNORED
 from secateur.recover.sparsity.masks import Masks
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TextPart"]
 
-_ROWS = 32
-"""Texts that are judged together."""
+_ROWS, _TOKENS = 32, 4096
+"""Texts, and tokens of them, that are judged together at most: of each token all of the vocabulary is told."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,11 @@ class TextPart:
     length: int
 
     def __post_init__(self) -> None:
+        from secateur.subjects.transformer.subject import positions  # which loads transformers
+
+        most = positions(self.subject.model)
+        if most is not None and self.length > most:
+            raise InputError(f"tokens={self.length} is beyond the model's {most} positions: give at most tokens={most}")
         if not self.subject.causal and self.corpus.labels is None:
             raise UnsupportedError(
                 f"{type(self.subject.model).__name__} foretells no next token, and {self.corpus.name} has no classes "
@@ -96,7 +101,7 @@ class TextPart:
             evaluate=evaluate, folder=folder,
         )  # fmt: skip
 
-    def wrong(self, model: nn.Module, batch: int = _ROWS) -> float:
+    def wrong(self, model: nn.Module, batch: int = 0) -> float:
         """Share of next tokens, or of classes, that are not the likeliest one."""
         view, missed, whole = self._open(model), 0, 0
         with evaluating(model), torch.inference_mode():
@@ -108,7 +113,7 @@ class TextPart:
                 whole += int(known.sum())
         return missed / max(1, whole)
 
-    def outputs(self, model: nn.Module, batch: int = _ROWS) -> Tensor:
+    def outputs(self, model: nn.Module, batch: int = 0) -> Tensor:
         """[N, d]: states behind the last block, mean over the tokens of a text."""
         view, found = self._open(model), list[Tensor]()
         with evaluating(model), torch.inference_mode():
@@ -119,7 +124,8 @@ class TextPart:
         return torch.cat(found)
 
     def in_order(self, batch: int) -> Iterator[Batch]:
-        """All once: blocks of tokens of a causal model, else text by text."""
+        """All once: blocks of tokens of a causal model, else text by text; `batch` rows, or as many as fit if 0."""
+        batch = batch or max(1, min(_ROWS, _TOKENS // self.length))
         if not self.subject.causal:
             yield from texts.in_order(self.corpus, self.subject.tokenizer, batch=batch, length=self.length)
             return

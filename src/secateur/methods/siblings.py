@@ -58,7 +58,11 @@ def prunable(model: nn.Module, layers: Layers = "convolutions") -> dict[str, Ten
         weights = masks.convolutions(model)
     else:
         kinds = (nn.modules.conv._ConvNd, nn.Linear)
-        weights = {f"{path}.weight": one.weight for path, one in model.named_modules() if isinstance(one, kinds)}
+        weights = {
+            f"{path}.weight": one.weight
+            for path, one in model.named_modules()
+            if isinstance(one, kinds) or type(one).__name__ == "Conv1D"  # GPT-2's linears
+        }
         if weights:
             weights.popitem()
     if not weights:

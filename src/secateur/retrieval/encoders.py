@@ -384,7 +384,10 @@ def counter(source: object) -> Count:
     if not encodes and not hasattr(found, "tokenize"):
         return cast(Count, found)
     count = functools.partial(tokenizers.count_encoded if encodes else _count, found)
-    return functools.partial(_count_new, count, _COUNTS.setdefault(found, {}))
+    known = dict[bytes, int]()
+    with suppress(TypeError):  # of a tokenizer that has no hash, or can't be referred to weakly
+        known = _COUNTS.setdefault(found, known)
+    return functools.partial(_count_new, count, known)
 
 
 _COUNTS: MutableMapping[object, dict[bytes, int]] = weakref.WeakKeyDictionary()

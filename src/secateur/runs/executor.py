@@ -167,6 +167,8 @@ def run(
     backends.check_source(backend, model, function.__name__, part)
     if part is not None:
         _check_part(function, part, flags, model)
+        if device == "auto":
+            raise InputError(f"device=auto splits a model that is cut whole, not its {part}: name one device, or none")
     backend = backends.of_recipe(function, stream=stream)
     if data is None and not keywords.spares(function, "data"):
         raise InputError(f"{function.__name__} needs data: give some")

@@ -447,12 +447,21 @@ class _Work:
         self._dense: dict[str, dict[int, float]] = {}
 
     def check(self) -> None:
-        """Refuse parts without classes, densities that leave a layer empty, and checkpoints that don't fit."""
+        """Refuse parts without classes, too few texts, densities that leave a layer empty, and other checkpoints."""
         settings = self.settings
+        trainings = [settings.retraining]
+        if not settings.files:
+            trainings += [settings.dense_training(value) for value in settings.sources.values()]
+        batch = max(how.whole("batch") for how in trainings)
         for seed in dict.fromkeys(settings.seeds):
-            for part in self.split(seed):
+            train, held = self.split(seed)
+            for part in (train, held):
                 if isinstance(part, Examples):
                     self.backend.fit_data(part, self.subject)
+            if isinstance(train, TextPart):  # which is refused as it is read
+                _feed(train, batch, seed)
+                _feed(held, 1, seed)
+                _feed(self.sample(train, seed), 1, seed)
         sizes = {name: one.numel() for name, one in prunable(self.subject.model, settings.layers).items()}
         for density in settings.shares:
             count_kept(sizes, density, settings.allocation)
@@ -472,6 +481,11 @@ class _Work:
         train, held = self.data.split(_HELD, seed) if self.apart is None else (self.data, cast(Corpus, self.apart))
         subject, length = cast("Transformer", self.subject), self.settings.tokens
         return TextPart(train, subject, length), TextPart(held, subject, length)
+
+    def sample(self, train: Learned, seed: int) -> Learned:
+        """The training examples that siblings are compared on, mixed, since data may stand class by class."""
+        order = np.random.default_rng([seed, len(train)]).permutation(len(train))
+        return train.take(order[: self.settings.images or len(train)])
 
     def dense_errors(self) -> dict[str, tuple[float, ...]]:
         """Temperature -> error of the dense network under each seed, of the temperatures that were looked at."""
@@ -589,9 +603,7 @@ class _Work:
             assert recovery is not None
             errors.append(float(np.mean([error for _, error in recovery.settings["evaluations"][-LAST:]])))
             states.append({key: tensor.detach().clone() for key, tensor in model.state_dict().items()})
-        # Mixed, since data may stand class by class.
-        order = np.random.default_rng([trial.seed, len(train)]).permutation(len(train))
-        few = train.take(order[: settings.images or len(train)])
+        few = self.sample(train, trial.seed)
         pairs = itertools.combinations(states, 2)
         with loop.place_for_training(dense.model):
             found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]

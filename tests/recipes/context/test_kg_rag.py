@@ -710,6 +710,20 @@ def test_a_word_that_no_fact_has_is_looked_for_one_hop_further(embedder):
     assert [len(texts) for texts in kept(filled).values()] == [1, 1]  # what is followed has the share of one node
 
 
+@pytest.mark.parametrize("embedder", ["", bag])
+def test_what_is_followed_is_told_apart_from_a_thing_of_the_same_name(embedder):
+    """A record that is called as its band: the trace has the facts of both."""
+    here = graph(("band", "founded_by", "lars"), ("band", "made", "record"), ("record", "mixed_in", "denmark"))
+    for one_of_them in ("band", "record"):
+        here.store.graph.update(f'DELETE DATA {{ <urn:x:{one_of_them}> {NAME} "{one_of_them}" }}')
+        here.store.graph.update(f'INSERT DATA {{ <urn:x:{one_of_them}> {NAME} "same" }}')
+    how = {"embedder": embedder, "floor": -1.0 if embedder else None, "topics": ["urn:x:band"]}
+    result, trace, told = one(here, "Where was mixed what same made?", **how)
+    assert list(trace) == ["facts.same", "facts.same (urn:x:record)"]
+    assert told["facts_before"] == len(trace["facts.same"]) + 1
+    assert sum(map(len, kept(trace).values())) == told["facts_after"] == len(result.subject.lines)
+
+
 def test_nothing_is_followed_from_facts_below_the_floor_nor_from_what_stands_in():
     here = graph(*COMPANY)
     assert list(one(here, "Was he born by whom Cordia is founded?", embedder=bag, floor=0.999)[1]) == ["facts.cordia"]

@@ -444,6 +444,17 @@ def test_trackers_get_loss_parts_rate_and_speed():
     assert tracker.config["steps"] == 3
 
 
+def test_trackers_are_told_a_name_that_they_take(monkeypatch: pytest.MonkeyPatch):
+    """wandb ends in an error for a project with one of these: / # ? % : or a backslash, as budgets have them."""
+    seen = []
+    monkeypatch.setattr(loop.Accelerator, "init_trackers", lambda self, name, **_: seen.append(name))
+    student = nn.Linear(1, 1)
+    how = {"steps": 1, "lr": 0.1, "trackers": [Tracker([])], "progress": False}
+    for title in ("train params=50%,pattern=2:4", "student", "a" * 200, "%"):
+        loop.train(student, Batches(), lambda batch, totals: (student.weight.sum(), {}), title=title, **how)
+    assert seen == ["train params=50,pattern=2-4", "student", "a" * 128, "training"]
+
+
 def test_half_precision_weights_train_as_float32_and_come_back():
     student, teacher = llama(1).bfloat16(), llama(2)
     before, seen = weights(student), []

@@ -12,6 +12,7 @@ import tiny
 from recipes.sparse.oneshot import taught
 from secateur.clients.completions import Local, Writing
 from secateur.errors import DataError, InputError
+from secateur.runs.backends import language
 from secateur.subjects import open_subject
 
 QUICK = {"steps": 3, "batch": 2, "length": 8, "task": 1.0, "direction": "none", "answers": 1}
@@ -59,6 +60,14 @@ def test_right_answers_are_learned_by_their_tokens_alone_and_the_teacher_is_aske
     monkeypatch.setattr(Local, "write", refuse)
     assert distil(place, tmp_path / "out").recovery == row.recovery
     distil(place, tmp_path / "other", cache_at=tmp_path / "out-answers", direction="forward")
+
+
+def test_a_teacher_that_is_split_answers_where_it_lies(place, tmp_path, monkeypatch):
+    """It was read whole into the memory of the host, and wrote there, beside idle GPUs."""
+    seen, real = [], language.open_subject
+    monkeypatch.setattr(language, "open_subject", lambda source, **how: seen.append(how) or real(source, **how))
+    distil(place, tmp_path / "out", teacher_device="auto")
+    assert seen[0] == {"device_map": "auto"}
 
 
 def test_a_dry_run_asks_nobody_and_writes_nothing(place, tmp_path):

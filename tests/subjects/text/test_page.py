@@ -404,3 +404,8 @@ def test_a_document_that_comes_back_is_not_parsed_again(monkeypatch):
     assert open_page([small, other]).html() == once.html()
     assert read[5:] == [other]  # which had to leave
     assert page_module._TREES.letters <= 100
+    monkeypatch.setattr(page_module, "_TREES", few := page_module._Remembered(100, 2))
+    for letter in "abc":
+        open_page(f"<p>{letter}</p>")
+    assert [source for source, *_ in few._trees] == ["<p>b</p>", "<p>c</p>"]
+    assert few.letters == 16

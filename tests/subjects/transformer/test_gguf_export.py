@@ -22,7 +22,7 @@ from transformers import (
 
 import secateur
 import tiny
-from secateur.errors import DataWarning, ModelError, UnsupportedError
+from secateur.errors import DataWarning, InputError, ModelError, UnsupportedError
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.gguf_export import to_gguf
 from secateur.subjects.transformer.subject import Stored
@@ -327,6 +327,8 @@ def test_floats_of_a_gguf_file_stay_as_they_are_with_what_lies_beside_them(tmp_p
 
 def test_a_gguf_file_is_a_start(tmp_path):
     subject = start(tmp_path, torch.float32)
+    with pytest.raises(InputError, match="which is read whole, and folders are split"):
+        open_subject(tmp_path / "model.gguf", device_map="auto")
     opened = open_subject(tmp_path / "model.gguf")
     small, _ = opened.cut(Selection({"layers": without(4, 2)}))
     small.save(tmp_path / "small")

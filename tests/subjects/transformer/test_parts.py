@@ -204,6 +204,7 @@ def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path, caps
         (("run", "stun", str(mixed), *rest), "stun gives layers shapes of their own, .* say uniform=True, or take"),
         (("run", "stun", str(mixed), *rest, "--uniform"), "holds no .txt"),
         (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
+        (("run", "shortgpt", str(bare), *rest, "--device", "auto"), "splits a model that is cut whole, not its"),
     ):
         assert cli.main(words) == 2
         assert re.search(told, " ".join(capsys.readouterr().err.split())), words

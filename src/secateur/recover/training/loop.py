@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -256,7 +257,7 @@ def train(
             state = checkpoints.resume(path, modules, updater, identity, average)
         if trackers:
             accelerator.init_trackers(
-                title, config={k: v for k, v in settings.items() if isinstance(v, int | float | str)}
+                _name_project(title), config={k: v for k, v in settings.items() if isinstance(v, int | float | str)}
             )
             stack.callback(accelerator.end_training)
         if training.compile:
@@ -389,6 +390,11 @@ def train(
 
 def _fetch(batches: Any, index: int) -> Batch:
     return batches[index % len(batches)] if isinstance(batches, list | tuple) else batches[index]
+
+
+def _name_project(title: str) -> str:
+    """A title as all trackers take it: wandb refuses projects with one of these signs, and longer ones."""
+    return re.sub(r"[/\\#?:]", "-", title.replace("%", "")).strip()[:128] or "training"
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def _open(backend: AnyBackend, source: Model, settings: Settings, device: str | 
     if settings.server:
         server = chat.Server(settings.server, str(source))
         return Served(server), f"{server.client.url} {server.model}"
-    subject = backend.open(source, None if device == "auto" else device, None)
+    subject = backend.open(source, device, None)
     if not isinstance(subject, Transformer) or not subject.causal:
         raise UnsupportedError("answers are written by language models: this teacher is none")
     name = Path(backends.name_source(source)).name

@@ -173,12 +173,15 @@ def follow_facts(
 ) -> list[Site]:
     """The nodes that the best facts above the floor lead to, at most so many, and of their facts those with a word of
     `missing` beside the node's name: one hop further, and "followed" in each site."""
-    nodes, ends = {site["node"] for site in sites}, dict[str, None]()
+    nodes, ends = dict.fromkeys(str(site["node"]) for site in sites), dict[str, None]()
     rows = [row for site in sites for row in site["rows"] if row["fact"] and row["cosine"] > floor]
     for row in sorted(rows, key=lambda row: -row["score"]):
         subject, _, end, literal = row["fact"]
         ends |= dict.fromkeys(node for node in (subject, end) if not literal and node not in nodes)
-    found = label_nodes(graph, list(ends)[:most] if missing else [])
+    followed = list(ends)[:most] if missing else []
+    # Labelled with the others, since a record may be called as its band.
+    labels = label_nodes(graph, [*nodes, *followed]) if followed else []
+    found = [site for site in labels if site["node"] not in nodes]
     for site in found:
         facts = describe_node(graph, site["node"], site["name"], wording, filters)
         said = [set(words(leave_out(row["text"], site["name"]))) for row in facts]

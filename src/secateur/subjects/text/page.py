@@ -137,10 +137,13 @@ def _parse(source: _Source) -> Tree:
 
 
 class _Remembered:
-    """The trees of the last documents, of at most so many letters together: a question about them brings them back."""
+    """The trees of the last documents, of at most so many letters together: a question about them brings them back.
 
-    def __init__(self, most: int) -> None:
-        self.most, self.letters = most, 0
+    many: documents at most, since a tree of few letters takes a kilobyte, too.
+    """
+
+    def __init__(self, most: int, many: int = 2**14) -> None:
+        self.most, self.many, self.letters = most, many, 0
         self._trees, self._lock = OrderedDict[_Source, Tree](), threading.Lock()
 
     def find(self, source: _Source, read: Callable[[_Source], Tree]) -> Tree:
@@ -154,7 +157,7 @@ class _Remembered:
             if source not in self._trees and len(source[0]) <= self.most:
                 self._trees[source] = tree
                 self.letters += len(source[0])
-            while self.letters > self.most:
+            while self.letters > self.most or len(self._trees) > self.many:
                 (gone, *_), _ = self._trees.popitem(last=False)
                 self.letters -= len(gone)
         return tree

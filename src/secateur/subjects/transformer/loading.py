@@ -31,7 +31,7 @@ from secateur._utils import checkpoints
 from secateur._utils.finite import all_finite
 from secateur._utils.modes import move_to_device
 from secateur._utils.tokenizers import Tokenizer
-from secateur.errors import MissingExtraError, ModelError, UnsupportedError
+from secateur.errors import InputError, MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
 from secateur.subjects.transformer import dequantising, files, low_rank, packing, saving
 from secateur.subjects.transformer.deriving import find_family
@@ -102,6 +102,8 @@ def open_subject(
         _check_finite(source)
         return make_subject(source, family, tokenizer)
     if str(source).endswith(".gguf") and Path(source).expanduser().is_file():
+        if device_map is not None:
+            raise InputError(f"{source} is a file, which is read whole, and folders are split: name one device")
         return _open_gguf(Path(source).expanduser(), tokenizer, dtype, quantised)
     folder = _local(source)
     root, modules = _layout(folder)
