@@ -49,15 +49,21 @@ def pages() -> dict[Path, str]:
 
 
 def headlines(found: Sequence[Row]) -> str:
-    """README's table: of each recipe, what was asked first and the verdict."""
+    """README's table: of each recipe and study, what was asked first and the verdict."""
     if not found:
         return NONE
     table = [
-        [row.recipe, row.question, verdict(row), f"[page](docs/recipes/{row.recipe}.md)"]
+        [row.recipe, row.question, verdict(row), f"[page]({page(row.recipe)})"]
         for row in found
         if row.claim == "headline"
     ]
-    return markdown([["Recipe", "What was asked", "Verdict", "Page"], *table])
+    return markdown([["Recipe or study", "What was asked", "Verdict", "Page"], *table])
+
+
+def page(name: str) -> str:
+    """Where a recipe's page stands, or a study's."""
+    recipe = f"docs/recipes/{name}.md"
+    return recipe if (ROOT / recipe).exists() else f"docs/guide/{name}.md"
 
 
 def evidence(found: Sequence[Row]) -> str:

@@ -320,6 +320,12 @@ def test_generated_tables_are_current() -> None:
     assert not stale, f"{[str(file.relative_to(ROOT)) for file in stale]}: run make docs"
 
 
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", (ROOT / "README.md").read_text("utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert any(link.startswith("docs/guide/") for link in links), "those of studies"
+
+
 def test_a_stale_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = script("tables")
     rows = tmp_path / "docs" / "evidence"
