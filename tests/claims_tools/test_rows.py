@@ -145,7 +145,7 @@ def test_the_tables_are_narrow_and_the_headline_comes_first(tmp_path):
     found = rows.read_all(tmp_path)
     assert [row.claim for row in found] == ["headline", "ablation"]
     lines = tables.headlines(found).splitlines()
-    assert lines[2:] == ["| toy | Is it better \\| by far? | holds, stale | [page](docs/recipes/toy.md) |"]
+    assert lines[2:] == ["| toy | Is it better \\| by far? | holds, stale | [page](docs/guide/toy.md) |"]
     page = tables.evidence(found)
     assert "Of 2 claims: 2 holds, 0 refuted, 0 undecided, 0 withdrawn; 2 are stale." in page
     assert "loss: ours 1 [0.9, 1.1] nats, theirs 2 [1.9, 2.1] nats; difference -1 [-1.2, -0.8] nats" in page
