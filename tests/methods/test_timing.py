@@ -191,8 +191,8 @@ def meet(limit, clocked, **options):
     """Solve a problem of one number: the largest x with x + fixed <= limit; the clock adds what it adds."""
     tried = []
 
-    def timed(x):
-        tried.append(x)
+    def timed(x, lasting):
+        tried.append((x, lasting))
         return clocked(x)
 
     values = {"tolerance": 0.01, "corrections": 4} | options
@@ -205,17 +205,27 @@ def meet(limit, clocked, **options):
 def test_what_the_clock_adds_is_taken_off_until_the_limit_is_met():
     (chosen, fixed, failed), tried = meet(100, lambda x: x + 20)
     assert (chosen, fixed, failed) == (80, 20, False)
-    assert tried == [100, 80]
+    assert tried == [(100, 3.0), (80, 15.0)], "a glance tells that the table is far off"
+    assert meet(100, lambda x: x + 2)[1] == [(100, 3.0), (100, 15.0), (98, 15.0)], "it is near: that takes time to tell"
+    assert meet(100, lambda x: x + 20, corrections=0) == ((100, 0.0, False), [(100, 15.0)])
 
 
 def test_of_several_choices_the_one_nearest_on_the_clock_is_returned():
-    (chosen, _, failed), tried = meet(100, {100: 150, 50: 60, 90: 104, 86: 90, 96: 120}.__getitem__)
-    assert tried == [100, 50, 90, 86, 96]
+    (chosen, _, failed), tried = meet(100, {100: 150, 50: 60, 90: 104, 88: 90, 91: 120}.get)
+    assert [x for x, _ in tried] == [100, 50, 90, 88, 91], "the mean of what was asked for: 10, of 10 and 14, and of 2"
     assert (chosen, failed) == (90, False)
 
 
+def test_the_noise_of_one_timing_weighs_less_than_that_of_all():
+    """Each timing is off by up to 4 %, in turns: a single one sends the choice away by as much."""
+    noise = iter([1.5, 1.04, 0.96, 1.04, 1.0])
+    (chosen, _, _), tried = meet(1000, lambda x: (x + 200) * next(noise), tolerance=0.005)
+    assert [x for x, _ in tried] == [1000, 200, 784, 811, 794], "not 839 and 758, as the last alone asks for"
+    assert chosen == 794
+
+
 def test_without_a_clock_or_a_limit_the_first_choice_stands():
-    def broken(x):
+    def broken(*_):
         raise MeasurementError("too noisy")
 
     assert meet(100, broken)[0] == (100, 0.0, True)
@@ -244,7 +254,7 @@ def test_a_choice_within_a_latency_is_corrected_by_the_clock_and_kept(tmp_path, 
     start, asked = subject("llama"), []
     table = {"layers": {"0": 0.0, "4": 0.04}, "rest": {"0": 0.0}}
 
-    def share(_, student, *place):
+    def share(_, student, *place, lasting):
         asked.append(len(student.layers()))
         return (0.01 * len(student.layers()) + 0.01) / 0.04
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,13 @@ _LAYERS = 2
 
 _FEW = 8
 """Sizes of a kind of block that are timed where each must be compiled or exported first; others are interpolated."""
+
+
+_WHOLE, _GLANCE = 15.0, 3.0
+"""Seconds for which a choice is timed, and for which the first is, which may be far from its target."""
+
+_FAR_OFF = 3
+"""Tolerances away from the target: no more than a glance is needed to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,8 +301,8 @@ def select_in_time(
     def predict(keep: dict[str, np.ndarray], fixed: float) -> float:
         return levels.with_latency(units, table, fixed).cost(keep)["latency"]
 
-    def measure(keep: dict[str, np.ndarray]) -> float:
-        return time_share(subject, subject.cut(Selection(keep))[0], batch, length) * dense["latency"]
+    def measure(keep: dict[str, np.ndarray], lasting: float) -> float:
+        return time_share(subject, subject.cut(Selection(keep))[0], batch, length, lasting=lasting) * dense["latency"]
 
     def decide() -> dict[str, torch.Tensor]:
         keep, fixed, noisy = meet_target(
@@ -314,7 +322,7 @@ def select_in_time(
 def meet_target(
     solve: Callable[[float], T],
     predict: Callable[[T, float], float],
-    measure: Callable[[T], float],
+    measure: Callable[[T, float], float],
     limit: float | None,
     fixed: float,
     *,
@@ -324,34 +332,47 @@ def meet_target(
     """The choice nearest to `limit` seconds on the clock: (choice, fixed seconds it was solved with, clock failed).
 
     Where the clock disagrees by more than `tolerance`, the difference goes to the fixed seconds and the choice is made
-    anew, at most `corrections` times. What is returned was timed itself, unless the clock failed at once.
+    anew, at most `corrections` times. A table is often far off, which a glance at the clock tells; from then on the
+    fixed seconds are the mean of what all full timings ask for, since each has noise of its own. What is returned was
+    timed in full itself, unless the clock failed before.
+
+    measure: (choice, seconds to time it for) -> seconds of one pass of it.
     """
     chosen, failed = solve(fixed), False
     if not limit:
         return chosen, fixed, failed
+    asked: list[float] = []
     timed: list[tuple[float, int, T, float]] = []  # gap, turn, choice, fixed
-    for turn in range(1 + corrections):
-        try:
-            seconds = measure(chosen)
+    try:
+        if corrections:
+            seconds = measure(chosen, _GLANCE)
+            if abs(seconds / limit - 1) > _FAR_OFF * tolerance:
+                fixed += seconds - predict(chosen, fixed)
+                chosen = solve(fixed)
+                corrections -= 1
+        for turn in range(1 + corrections):
+            seconds = measure(chosen, _WHOLE)
             timed.append((abs(seconds / limit - 1), turn, chosen, fixed))
             if timed[-1][0] <= tolerance or turn == corrections:
                 break
-            fixed += seconds - predict(chosen, fixed)
+            asked.append(fixed + seconds - predict(chosen, fixed))
+            fixed = statistics.mean(asked)
             chosen = solve(fixed)
-        except (MeasurementError, InfeasibleError):
-            failed = True
-            break
+    except (MeasurementError, InfeasibleError):
+        failed = True
     return (*min(timed)[2:], failed) if timed else (chosen, fixed, failed)
 
 
-def time_share(subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()) -> float:
-    """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand.
+def time_share(
+    subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock(), lasting: float = _WHOLE
+) -> float:
+    """The student's share of the subject's time, by alternating pairs for `lasting` seconds, or a thousand.
 
     Raises `MeasurementError` where a minute of them does not tell.
     """
     place = clock.place(subject, batch, length)
     times = latency.compare(
-        make_run(subject, place), make_run(student, place), resolution=0.03, device=place.device, lasting=15.0,
-        most=2000, limit=60.0,
+        make_run(subject, place), make_run(student, place), resolution=0.03 if lasting >= _WHOLE else 0.06,
+        device=place.device, lasting=lasting, most=2000, limit=4 * lasting,
     )  # fmt: skip
     return 1 / times.speedup.value

@@ -155,7 +155,8 @@ def _on_the_clock(
     chosen, _, _ = timing.meet_target(
         lambda fixed: ranking.by_budget(levels.with_latency(units, table, fixed), scores, goal, scope="local"),
         lambda chosen, fixed: levels.with_latency(units, table, fixed).cost(chosen.keep)["latency"],
-        lambda chosen: timing.time_share(subject, subject.cut(chosen)[0], batch, length, clock) * dense["latency"],
+        lambda chosen, lasting: dense["latency"]
+        * timing.time_share(subject, subject.cut(chosen)[0], batch, length, clock, lasting),
         limits.get("latency"), fixed, tolerance=clock.tolerance, corrections=clock.corrections,
     )  # fmt: skip
     return {site: [bool(stays) for stays in mask] for site, mask in chosen.keep.items()}

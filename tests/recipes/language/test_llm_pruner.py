@@ -244,7 +244,7 @@ def test_a_latency_is_met_by_the_table_and_the_clock(tmp_path, monkeypatch):
         return sum(1e-6 * width.neurons + 1e-5 * width.kv for width in model.widths())
 
     monkeypatch.setattr(llm_pruner.timing, "time_blocks", lambda *_: table)
-    monkeypatch.setattr(llm_pruner.timing, "time_share", lambda whole, cut, *_: seconds(cut) / seconds(whole))
+    monkeypatch.setattr(llm_pruner.timing, "time_share", lambda whole, cut, *_, **__: seconds(cut) / seconds(whole))
     (found,) = results(tmp_path / "a", "speedup=1.5x")
     assert found.predicted["latency"] == pytest.approx(seconds(found.subject))
     assert found.predicted["speedup"] >= 1.5

@@ -172,7 +172,7 @@ def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
         return {name: SimpleNamespace(value=seconds(probe.func.__self__)) for name, probe in probes.items()}
 
     monkeypatch.setattr(shortgpt.timing.latency, "time_interleaved", interleaved)
-    monkeypatch.setattr(shortgpt.timing, "time_share", lambda whole, cut, *_: seconds(cut) / seconds(whole))
+    monkeypatch.setattr(shortgpt.timing, "time_share", lambda whole, cut, *_, **__: seconds(cut) / seconds(whole))
     (found,) = results(tmp_path, "speedup=1.8x", model=subject(idle=(1, 2)))
     assert found.subject.layer_index == (0, 3)
     assert found.predicted["latency"] == pytest.approx(0.024)

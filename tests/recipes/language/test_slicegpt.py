@@ -149,7 +149,7 @@ def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
         models = {name: probe.func.__self__ for name, probe in probes.items()}
         return {name: SimpleNamespace(value=getattr(model, "stream", [74])[0] * 1e-3) for name, model in models.items()}
 
-    def share(whole, student, *_):
+    def share(whole, student, *_, **__):
         return (student.stream[0] + 10) / 74
 
     def make_random(self, widths):

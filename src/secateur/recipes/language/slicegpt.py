@@ -118,8 +118,8 @@ def slicegpt(
     dense = subject.units(batch=batch, length=length).cost() | ({"latency": table["whole"]["0"]} if table else {})
     ladder = grow(folded.stream, multiple, shares)
 
-    def measure(kept: Widths) -> float:
-        share = timing.time_share(subject, folded.make_random(kept), batch, length)
+    def measure(kept: Widths, lasting: float) -> float:
+        share = timing.time_share(subject, folded.make_random(kept), batch, length, lasting=lasting)
         return share * float(dense["latency"])
 
     chosen = {}
@@ -240,7 +240,7 @@ def choose_widths(
     table: levels.Table | None,
     budget: Budget,
     dense: Mapping[str, float],
-    measure: Callable[[Widths], float],
+    measure: Callable[[Widths, float], float],
 ) -> dict[str, object]:
     """The widest of `ladder` within the budget, with what it takes where a latency is limited.
 

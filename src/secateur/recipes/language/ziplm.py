@@ -168,8 +168,8 @@ def ziplm(
             def predict(chosen: dict[str, int], fixed: float) -> float:
                 return levels.with_latency(units, table, fixed).cost(kept_units(base, chosen))["latency"]
 
-            def measure(chosen: dict[str, int]) -> float:
-                return share(start.cut(Selection(kept_units(base, chosen)))[0]) * dense["latency"]
+            def measure(chosen: dict[str, int], lasting: float) -> float:
+                return share(start.cut(Selection(kept_units(base, chosen)))[0], lasting=lasting) * dense["latency"]
 
             chosen, fixed, noisy = timing.meet_target(
                 partial(solve, coefficients=weights), predict, measure, limit.get("latency"), rest,
