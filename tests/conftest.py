@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -21,11 +22,16 @@ DRAWING = ("reports", "conformance", "test_demo.py")
 """Tests with these in their paths draw the charts of their reports; a chart takes a tenth of a second."""
 
 
+frozen = [0]
+"""Modules that were there when last what was there was set aside."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """No test asks what the clock says, and each result is timed: the fewest pairs, whatever their spread."""
     # A shell lets what it starts in the background ignore Ctrl-C; tests of it need it everywhere.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.fsync = lambda file: None  # type: ignore[assignment]  # no test takes the power away, and disks are slow
     measuring.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
 
 
@@ -55,6 +61,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported stays to the end: a collection, of which every timing makes one, need not walk through it."""
+    _freeze()
+    gc.set_threshold(50_000, 20, 50)  # the default walks through thousands of modules again and again
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish(nodeid: str, location: tuple[str, int | None, str]) -> None:
+    """Modules that were first imported by a test stay, too."""
+    if len(sys.modules) > frozen[0] + 100:
+        _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 20, 50)  # the default walks through thousands of modules again and again
+    frozen[0] = len(sys.modules)

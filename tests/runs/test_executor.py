@@ -118,7 +118,7 @@ def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_p
 
     measured_on: list[Corpus] = []
     monkeypatch.setattr(
-        measuring.Reference, "compare", lambda self, _: measured_on.append(self.held_out) or ({}, {}, {}, [])
+        measuring.Reference, "compare", lambda self, *_: measured_on.append(self.held_out) or ({}, {}, {}, [])
     )
     executor.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", seed=3)
     executor.run(curious, places / "llama", places / "texts.txt", "params=80%", tmp_path / "dry", seed=3, dry_run=True)

@@ -32,8 +32,8 @@ TOLERANCE = 0.07
 CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
 """How long results are timed beside the original, as `latency.compare` takes it."""
 
-_JUDGED = 15.0
-"""Seconds of that where a time was asked for, and the verdict hangs on it."""
+_JUDGED = 3
+"""How many times as long where a time was asked for, and the verdict hangs on it."""
 
 _SHOWN = 3
 """Names of matrices in a note."""
@@ -80,12 +80,12 @@ class Reference:
     pairs: int | None = None
     """Pairs of runs that are timed in turns, up to eight times as many on a noisy clock; those of `CLOCK` if None."""
 
-    def compare(self, student: Subject, lasting: float | None = None) -> tuple[Row, Row, Row, list[str]]:
+    def compare(self, student: Subject, longer: int = 1) -> tuple[Row, Row, Row, list[str]]:
         """(before, after, what the two give together, notes on what can't be measured)."""
         with _evaluating(self.original, student):
-            return self._compare(student, lasting)
+            return self._compare(student, longer)
 
-    def _compare(self, student: Subject, lasting: float | None) -> tuple[Row, Row, Row, list[str]]:
+    def _compare(self, student: Subject, longer: int) -> tuple[Row, Row, Row, list[str]]:
         backend, environment, notes = self.backend, self.environment, list[str]()
         example = backend.make_example(self.original, environment)
         before, after = backend.sizes(self.original, example), backend.sizes(student, example)
@@ -94,8 +94,8 @@ class Reference:
         with environment.active():
             try:
                 first, second = (backend.make_run(subject, environment) for subject in (original, student))
-                clock = CLOCK if lasting is None else {**CLOCK, "lasting": lasting}
-                clock = clock if self.pairs is None else {**clock, "pairs": self.pairs, "lasting": 0.0}
+                clock = {**CLOCK, "lasting": longer * CLOCK["lasting"]}
+                clock |= {} if self.pairs is None else {"pairs": self.pairs, "lasting": 0.0}
                 times = latency.compare(first, second, device=environment.device, **clock)
                 measured["speedup"] = times.speedup
                 before |= _times(times.before, environment)
@@ -128,7 +128,7 @@ class Reference:
     def evidence(self, result: Result, settings: Mapping[str, object], budgets: Sequence[Budget]) -> Evidence:
         """Everything that is measured of a result, and its verdict."""
         budget = next((budget for budget in budgets if str(budget) == result.name), budgets[0])
-        before, after, measured, notes = self.compare(result.subject, _JUDGED if "latency" in budget else None)
+        before, after, measured, notes = self.compare(result.subject, _JUDGED if "latency" in budget else 1)
         notes += self._measure_judged(result, before, after)
         if budget.pattern is not None:
             measured["off_pattern"], more = _off_pattern(
