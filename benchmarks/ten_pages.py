@@ -60,21 +60,24 @@ def main(given: Sequence[str] | None = None) -> None:
             if "first" not in row:
                 raise SystemExit(f"{precision}: {row}")
             rows[precision].append(row)
-    print(f"ten pages of {sum(map(len, documents)) / 1000:.0f} kB, the median of {options.rounds} turns [least to most]")
+    print(
+        f"ten pages of {sum(map(len, documents)) / 1000:.0f} kB, the median of {options.rounds} turns [least to most]"
+    )
     for precision, turns in rows.items():
-        first, later = ([turn[name] for turn in turns] for name in ("first", "later"))
-        print(
-            f"{precision}: {statistics.median(first):.2f} s for the first question [{min(first):.2f} to "
-            f"{max(first):.2f}], {statistics.median(later):.3f} s for a later one [{min(later):.3f} to {max(later):.3f}]"
-        )
+        first, later = (describe([turn[name] for turn in turns]) for name in ("first", "later"))
+        print(f"{precision}: {first} s for the first question, {later} s for a later one")
     full, half = rows.values()
     ratios = [one["first"] / other["first"] for one, other in zip(full, half, strict=True)]
     kept, others = (set(map(tuple, turns[0]["kept"])) for turns in (full, half))
     print(
-        f"the first question in bfloat16 is {statistics.median(ratios):.2f} times as fast [{min(ratios):.2f} to "
-        f"{max(ratios):.2f}]; of {len(kept)} blocks kept in float32 it keeps {len(kept & others)}, and "
-        f"{len(others - kept)} others"
+        f"the first question in bfloat16 is {describe(ratios)} times as fast; of {len(kept)} blocks kept in float32 it "
+        f"keeps {len(kept & others)}, and {len(others - kept)} others"
     )
+
+
+def describe(values: Sequence[float]) -> str:
+    """The median, and the least and most."""
+    return f"{statistics.median(values):.3g} [{min(values):.3g} to {max(values):.3g}]"
 
 
 def take_turn(documents: Sequence[str], encoder: str, precision: str, tell: Tell) -> Mapping[str, Any]:

@@ -103,7 +103,8 @@ def test_recall_and_share_are_those_of_requests_with_all_their_passages():
     draw, rows, judged = np.random.default_rng(0), [], dict[str, Judgement]()
     for number in range(40):
         name = f"w{number}"
-        parts = [[f"{name} one {name}", "two three"], [name] if number % 2 else [f"four {number}"] * 3][: 1 + number % 3]
+        other = [name] if number % 2 else [f"four {number}"] * 3
+        parts = [[f"{name} one {name}", "two three"], other][: 1 + number % 3]
         rows.append({"question": name, "documents": parts, "answer": number % 2})
         for passage in parts:
             owner = np.repeat(np.arange(len(passage)), 4)

@@ -25,6 +25,7 @@ from secateur.retrieval.batching import ONCE, batches
 from secateur.retrieval.vectors import VectorFile
 
 __all__ = [
+    "PRECISIONS",
     "Count",
     "Embed",
     "Encoder",
@@ -115,11 +116,11 @@ class Encoding:
     counts tokens; the embedder's own if not given."""
     device: str = ""
     """Where encoders and a language model are held if given by name, "cuda"; the processor if empty."""
+    language: str = "en"
+    """Whose stop words and endings do not count where words are compared, such as en or de."""
     precision: Literal["", "float32", "bfloat16"] = ""
     """Numbers in which the embedder computes, if given by folder or Hub id; as its checkpoint has it if empty, mostly
     float32. On processors with AMX bfloat16 takes less than half the time, on others it may take more."""
-    language: str = "en"
-    """Whose stop words and endings do not count where words are compared, such as en or de."""
 
     def open_embedder(self) -> Embed | None:
         """The embedder, which remembers what it encoded; None without one.
@@ -317,8 +318,8 @@ def open_remembering(
     (`vectors.VectorFile`). An encoder that was changed since is found out, by a text that is read anew on each call of
     this function, and what was kept of it is forgotten.
 
-    device, precision: see `encoder`; vectors of each are kept apart. most: bytes of vectors that are kept of one encoder; those that were not asked for the
-    longest leave.
+    device, precision: see `encoder`; vectors of each are kept apart. most: bytes of vectors that are kept of one
+    encoder; those that were not asked for the longest leave.
 
     Raises `InputError`, when it is called, where an encoder gives vectors of another dimension than those it gave.
     """

@@ -135,7 +135,7 @@ def htmlrag(
     """
     subject = subject.show_hidden() if hidden else subject
     notes = () if hidden or not subject.hidden else (HIDDEN.format(subject.hidden),)
-    encoding, question = Encoding(embedder, tokenizer, device, precision), " ".join(data.split())
+    encoding, question = Encoding(embedder, tokenizer, device, precision=precision), " ".join(data.split())
     counts = encoding.counts()
     scorer = chat.open_local(path_model, device) if path_model else None
     embed = encoding.open_embedder()
