@@ -223,7 +223,7 @@ def test_embeddings_of_two_lengths_and_of_none_are_refused_in_one_line():
     wide.wide = True
     with pytest.raises(InputError, match="gives vectors of 3 numbers, and gave some of 2: give one model for all"):
         encoders.encode_pair(encoders.open_remembering(wide), ["why"], ["because"])
-    for wrong in ([], [[1.0], [1.0, 2.0]], None, [["a", "b"], ["c", "d"]]):
+    for wrong in ([], [[1.0], [1.0, 2.0]], None, [["a", "b"], ["c", "d"]], [[], []]):
         model = OfLangChain()
         model.embed_documents = lambda texts, wrong=wrong: wrong
         with pytest.raises(InputError, match="OfLangChain, gives no vector of one length for each of 2 texts"):

@@ -245,7 +245,7 @@ def _encode_embeddings(model: object, texts: Sequence[str], role: Role = "passag
     vectors: np.ndarray = np.zeros(0)
     with suppress(TypeError, ValueError):  # of several lengths, or no numbers
         vectors = np.asarray(found, dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(texts):
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.size:
         raise InputError(
             f"the embedder, a {type(model).__name__}, gives no vector of one length for each of {len(texts)} texts: "
             "give one that does"
