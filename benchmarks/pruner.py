@@ -145,7 +145,8 @@ def main(given: Sequence[str] | None = None) -> None:
         "# The default pruner",
         "",
         f"{len(rows)} questions of the Debian FAQ, which it never saw, a passage that answers each; threshold "
-        f"{how.threshold:.3g}, and {how.of_best:.0%} of the best sentence of a passage.",
+        f"{how.threshold:.3g}, and {how.of_best:.0%} of the best sentence of a passage. Words of the "
+        f"question raise a sentence's probability by {how.terms:g}.",
         "",
         "| questions | number | answers kept | tokens kept | by MiniLM's cosine | by BM25 |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
@@ -171,6 +172,7 @@ def main(given: Sequence[str] | None = None) -> None:
             "tokens": length,
             "threshold": how.threshold,
             "of_best": how.of_best,
+            "terms": how.terms,
             "machine": machine,
         }
         (out / "pruner.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 import tiny
 from secateur._utils import tokenizers
@@ -140,13 +141,51 @@ def test_another_prompt_for_questions_is_another_vector_on_the_disk(tmp_path, mo
     def ask(prompt):
         model = Asymmetric()
         model.prompts = {"query": prompt, "document": "read: "}
-        monkeypatch.setattr(encoders, "_open_checkpoint", lambda name, device: model)
+        monkeypatch.setattr(encoders, "_open_checkpoint", lambda *_: model)
         asked, read = encoders.encode_pair(encoders.open_remembering("some/encoder"), ["why"], ["because"])
         return asked[0, 0], read[0, 0], sum(map(len, model.batches))
 
     assert ask("ask: ") == (8.0, 13.0, 3)
     assert ask("ask: ") == (8.0, 13.0, 1)  # the probe alone
     assert ask("find: ") == (9.0, 13.0, 2)
+
+
+def test_vectors_of_each_precision_are_its_own_in_memory_and_on_the_disk(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    texts = tiny.sentences(4)
+
+    def read(**how):
+        return encoders.open_remembering(str(folder), **how)(texts)
+
+    found = {precision: read(precision=precision) for precision in ("float32", "bfloat16")}
+    assert np.array_equal(read(), found["float32"])
+    assert found["bfloat16"].dtype == np.float32
+    assert not np.array_equal(found["bfloat16"], found["float32"])
+    assert np.sum(found["bfloat16"] * found["float32"], axis=1) == pytest.approx(1.0, abs=0.02)
+    monkeypatch.setattr(encoders, "_REMEMBERED", {})  # as in another process
+    for precision, vectors in found.items():
+        model, seen = encoders.encoder(str(folder), precision=precision).args[0], []
+        assert next(model.parameters()).dtype == getattr(torch, precision)
+        encode = model.encode
+        monkeypatch.setattr(
+            model, "encode", lambda given, encode=encode, seen=seen, **o: seen.extend(given) or encode(given, **o)
+        )
+        assert np.array_equal(read(precision=precision), vectors)
+        assert seen == [encoders._PROBE]
+
+
+@pytest.mark.parametrize(
+    ("source", "precision", "message"),
+    [
+        (len, "bfloat16", "precision=bfloat16: the embedder builtin_function_or_method has its own: leave precision"),
+        ("http://localhost:1", "float32", "precision=float32: the embedder http://localhost:1 has its own"),
+        ("some/encoder", "fp8", r"precision 'fp8' of an embedder is not known: give float32 or bfloat16, or for int8"),
+        ("", "bfloat16", r"precision=bfloat16: there is no embedder that computes: give one \(--embedder\)"),
+    ],
+)
+def test_a_precision_that_can_not_be_had_is_refused(source, precision, message):
+    with pytest.raises(InputError, match=message):
+        encoders.Encoding(source, precision=precision).open_embedder()
 
 
 class OfLangChain:
@@ -184,7 +223,7 @@ def test_embeddings_of_two_lengths_and_of_none_are_refused_in_one_line():
     wide.wide = True
     with pytest.raises(InputError, match="gives vectors of 3 numbers, and gave some of 2: give one model for all"):
         encoders.encode_pair(encoders.open_remembering(wide), ["why"], ["because"])
-    for wrong in ([], [[1.0], [1.0, 2.0]], None, [["a", "b"], ["c", "d"]]):
+    for wrong in ([], [[1.0], [1.0, 2.0]], None, [["a", "b"], ["c", "d"]], [[], []]):
         model = OfLangChain()
         model.embed_documents = lambda texts, wrong=wrong: wrong
         with pytest.raises(InputError, match="OfLangChain, gives no vector of one length for each of 2 texts"):

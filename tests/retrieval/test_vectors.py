@@ -75,7 +75,7 @@ def test_an_encoder_by_name_reads_a_text_once_for_all_processes(monkeypatch):
         seen.extend(texts)
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
-    monkeypatch.setattr(encoders, "encoder", lambda source, device="": embed)
+    monkeypatch.setattr(encoders, "encoder", lambda source, device="", precision="": embed)
     for _ in range(2):
         encoders._REMEMBERED.pop(embed, None)  # what a new process knows
         found = encoders.open_remembering("a/model")(["one", "three"])

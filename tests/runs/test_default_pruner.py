@@ -13,7 +13,7 @@ import tiny
 from secateur.data import packages
 from secateur.data.packages import Entry, Section
 from secateur.errors import InputError, RunError
-from secateur.methods.reranker_training import keep_sentences
+from secateur.methods.reranker_training import keep_sentences, share_words
 from secateur.retrieval import rerankers
 from secateur.retrieval.rerankers import Judgement
 from secateur.runs import default_pruner
@@ -96,6 +96,40 @@ def test_the_threshold_keeps_the_share_that_is_asked_for_and_no_more():
     assert shares == sorted(shares)
     assert shares[0] < 0.6
     assert how.of_best > 0
+
+
+def test_recall_and_share_are_those_of_requests_with_all_their_passages():
+    """The first passage alone was judged, and words of the question raised it as if there were no other."""
+    draw, rows, judged = np.random.default_rng(0), [], dict[str, Judgement]()
+    for number in range(40):
+        name = f"w{number}"
+        other = [name] if number % 2 else [f"four {number}"] * 3
+        parts = [[f"{name} one {name}", "two three"], other][: 1 + number % 3]
+        rows.append({"question": name, "documents": parts, "answer": number % 2})
+        for passage in parts:
+            owner = np.repeat(np.arange(len(passage)), 4)
+            judged[f"{number} {passage}"] = Judgement(0.0, draw.random(len(owner)), owner)
+    model, asked = keeper.fresh(), list[str]()
+
+    def judge(pairs):
+        asked.extend(f"{question[1:]} {passage}" for question, passage in pairs)
+        return [judged[f"{question[1:]} {passage}"] for question, passage in pairs]
+
+    model.judge = judge
+    measured = default_pruner.calibrate(model, rows, 0.7)
+    assert asked == list(judged)
+    how, answers, shares = model.settings, list[bool](), list[float]()
+    for number, row in enumerate(rows):  # as the recipe does with each
+        told = [judged[f"{number} {passage}"] for passage in row["documents"]]
+        raised = how.terms * share_words(row["question"], row["documents"], "en")
+        pairs = [{"keep": one.keep, "owner": one.owner} for one in told]
+        sizes = [len(passage) for passage in row["documents"]]
+        keep, _ = keep_sentences(pairs, sizes, how.threshold, how.rounding, how.of_best, raised)
+        answers.append(keep[row["answer"]])
+        shares.append(float(np.mean(np.repeat(keep, 4))))
+    assert measured["recall"] == pytest.approx(np.mean(answers))
+    assert 0.7 <= measured["recall"] <= 0.7 + 1 / len(rows)
+    assert measured["kept"] == pytest.approx(np.mean(shares))
 
 
 def test_what_is_taught_lies_between_the_label_and_the_cosine():

@@ -7,10 +7,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 import keeper
+import tiny
 from runs.pages import ASKED, PARTS
 from secateur.errors import InputError
+from secateur.runs.context import prune_context
 from secateur.runs.pruners import GraphPruner, Pruner, share_embedder, titles_of
 
 TOWNS = [f"<p>Town{n} is old. Its mayor is person{n}.</p><p>Nothing else.</p>" for n in range(3)]
@@ -123,6 +126,27 @@ def test_models_may_wait_for_the_first_call():
     with pytest.raises(InputError, match="has no option"):
         Pruner("htmlrag", "words=4", warm=False, blok=1)
     assert share_embedder({"embedder": "", "block": 1}) == {"embedder": "", "block": 1}
+
+
+@pytest.mark.parametrize("recipe", ["htmlrag", "kg_rag", "paths_over_graph"])
+def test_a_precision_is_that_of_the_embedder_which_all_threads_share(recipe, graph, tmp_path):
+    tiny.folder("bert", tmp_path / "bert", sentence=True)
+    options = {"embedder": str(tmp_path / "bert"), "precision": "bfloat16"}
+    question, documents = "What treats asthma?", ["salbutamol treats asthma"]
+    if recipe == "htmlrag":
+        prune = Pruner(recipe, "words=4", strict=True, **options)
+        assert prune.prune(documents, question)
+    else:
+        prune = GraphPruner(recipe, str(graph), "words=12", strict=True, **options)
+        prune.prune(question)
+    shared = prune._job.options["embedder"].inner.args[0].args[0]
+    assert next(shared.parameters()).dtype == torch.bfloat16
+    read = documents if recipe == "htmlrag" else str(graph)
+    assert prune_context(recipe, read, question, "words=12", **options).after
+    with pytest.raises(InputError, match=f"option precision='fp8' of {recipe}: input should be '', 'float32' or"):
+        prune_context(recipe, read, question, "words=12", embedder=str(tmp_path / "bert"), precision="fp8")
+    with pytest.raises(InputError, match="precision=bfloat16: there is no embedder"):
+        prune_context(recipe, read, question, "words=12", precision="bfloat16")
 
 
 def test_titles_are_texts_of_the_metadata():

@@ -19,7 +19,7 @@ def execute(given: dict[str, Any]) -> None:
     print(given.get("out") or rerankers.default_folder())
     print(
         f"threshold {measured['threshold']:.3g}: {measured['recall']:.1%} of the sentences that answer stay, and "
-        f"{measured['kept']:.1%} of the tokens, on documents that it has not learnt from",
+        f"{measured['kept']:.1%} of the tokens of a request, on documents that it has not learnt from",
         file=sys.stderr,
     )
 

@@ -199,38 +199,44 @@ def soften(rows: Sequence[Record], embed: Embed) -> list[list[list[float]]]:
 
 
 def calibrate(model: Reranker, rows: Sequence[Record], recall: float) -> dict[str, float]:
-    """Set the model's threshold and its share of the best, so that a share `recall` of what answers stays, and no more.
+    """Set threshold and share of the best so that in a share `recall` of the requests the answer stays, and no more.
 
     The share of the best takes nine tenths of the sentences that may go, as far as they are not the best; of the others
     the threshold takes the rest, since some passages hold no answer. On another corpus all probabilities may be lower,
     and the share of the best takes no notice. Each lies half way between the last sentence that stays and the first
     that goes. Means are raised by the question's words, see `TERMS`.
 
-    Returns the threshold, `of_best`, the recall that they were set to, the one reached, and `kept`: the share of the
-    tokens of the passages that answer which stays.
+    rows: requests, a question and all of its passages each; `answer` is the number of the sentence that answers, in the
+    first passage. As in a request to `provence`, words are told apart over all of its passages, and each passage has a
+    best sentence of its own.
+
+    Returns the threshold, `of_best`, the recall that they were set to, the one reached (the share of the requests whose
+    answer stays), and `kept`: the share of the tokens of a request's passages that stays, the mean over requests.
     """
-    judged = model.judge([(row["question"], row["documents"][0]) for row in rows])
+    judged = model.judge([(row["question"], passage) for row in rows for passage in row["documents"]])
     told = [{"keep": one.keep, "owner": one.owner} for one in judged]
-    sizes = [len(row["documents"][0]) for row in rows]
-    raised = TERMS * np.concatenate([share_words(row["question"], row["documents"][:1], "en") for row in rows])
-    _, every = keep_sentences(told, sizes, 0.0, "mean", 0.0, raised)
-    means = np.split(every, np.cumsum(sizes)[:-1])
-    answers = np.array([mean[row["answer"]] for mean, row in zip(means, rows, strict=True)])
+    sizes = [len(passage) for row in rows for passage in row["documents"]]
+    begins = np.cumsum([0, *(sum(map(len, row["documents"])) for row in rows)])[:-1]  # of requests, among all sentences
+    places = begins + [row["answer"] for row in rows]
+    raised = TERMS * np.concatenate([share_words(row["question"], row["documents"], "en") for row in rows])
+    _, means = keep_sentences(told, sizes, 0.0, "mean", 0.0, raised)
+    answers = means[places]
     lost = int((1.0 - recall) * len(rows))
-    best = np.array([mean.max() for mean in means])
+    first = [len(row["documents"][0]) for row in rows]
+    best = np.array([means[begin : begin + many].max() for begin, many in zip(begins, first, strict=True)])
     of_best = _cut_between(answers / np.maximum(best, 1e-12), lost * 9 // 10)
     near = answers >= of_best * best
     threshold = _cut_between(answers[near], lost - int((~near).sum()))
     model.settings = replace(model.settings, threshold=threshold, rounding="mean", of_best=of_best, terms=TERMS)
     keep, _ = keep_sentences(told, sizes, threshold, "mean", of_best, raised)
-    parts = np.split(keep, np.cumsum(sizes)[:-1])
-    stays = [float(part[one.owner].sum()) for part, one in zip(parts, judged, strict=True)]
+    tokens = np.concatenate([np.bincount(one.owner, minlength=n) for one, n in zip(judged, sizes, strict=True)])
+    stays = np.add.reduceat(tokens * keep, begins) / np.add.reduceat(tokens, begins)
     return {
         "threshold": threshold,
         "of_best": of_best,
         "wanted": recall,
-        "recall": float(np.mean([part[row["answer"]] for part, row in zip(parts, rows, strict=True)])),
-        "kept": sum(stays) / sum(len(one.owner) for one in judged),
+        "recall": float(np.mean(keep[places])),
+        "kept": float(np.mean(stays)),
     }
 
 
@@ -259,5 +265,5 @@ def _write_card(measured: Mapping[str, float], model: str, count: int) -> str:
 Threshold {measured["threshold"]:.4g} (the mean over a sentence's tokens), and {measured["of_best"]:.0%} of the mean of
 the passage's best sentence: on documents of these corpora that it has not
 learnt from, {measured["recall"]:.1%} of the sentences that answer stay, and {measured["kept"]:.1%} of the tokens of
-their passages. It prunes and does not rank.
+all passages of a request, in the mean. It prunes and does not rank.
 """

@@ -258,8 +258,10 @@ def share_embedder(options: Mapping[str, object]) -> dict[str, object]:
     if not source or isinstance(source, Together):
         return dict(options)
     checkpoint = encoders.checkpoint_of(source) if isinstance(source, str) else ""
-    embed = Together(encoders.open_remembering(source, device=str(options.get("device") or "")))
-    return {**options, "embedder": embed, "tokenizer": options.get("tokenizer") or checkpoint}
+    how = {name: str(options.get(name) or "") for name in ("device", "precision")}
+    embed = Together(encoders.open_remembering(source, device=how["device"], precision=how["precision"]))
+    rest = {name: value for name, value in options.items() if name != "precision"}  # of an embedder by its name
+    return {**rest, "embedder": embed, "tokenizer": options.get("tokenizer") or checkpoint}
 
 
 def titles_of(metadata: Iterable[Mapping[str, object] | None], name: str) -> list[str | None] | None:

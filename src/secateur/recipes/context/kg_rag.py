@@ -112,7 +112,8 @@ def kg_rag(
        floor(volume / n) facts with the highest s among those with s > P and a cosine above `floor`, P the percentile of
        that node's own s. Both are strict. Without an embedder s is BM25 alone, and the floor is of that.
     4. Where a word of the question stands in no fact so far, the four things that the best facts lead to are looked at,
-       too (`linking.follow`): their facts with such a word are scored likewise. They count as one more node in step 3.
+       too (`linking.follow`): their facts with such a word join the others, and all are scored anew, on one scale. They
+       count as one more node in step 3.
     5. Facts leave, the least similar first, until what is left fits into the budget, counted anew each time.
 
     Args:
@@ -183,8 +184,9 @@ def kg_rag(
             missing = find_missing(sites, asked, words)
             above = usual if floor is None else floor
             further = follow_facts(subject, sites, above, linking.follow, missing, words, wording, filters)
-            score_sites(further, asked, embed, terms, words, False)
-            sites += further
+            if further:  # anew with the others, since how rare a word is depends on all facts, and so does the highest
+                sites += further
+                score_sites(sites, asked, embed, terms, words, False)
         ranked = [{**site, "rows": rank_rows(site["rows"], wording.evidence)} for site in sites]
         return {"told": {**record, "nodes": nodes}, "sites": ranked}
 
