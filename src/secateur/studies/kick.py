@@ -213,8 +213,8 @@ class Kicked:
             ])  # fmt: skip
         words = (
             "Scores in percent with their 95 % intervals over items; ✓ matches, ✗ does not; no mark where the original "
-            "is at chance itself, or has no rating. No rating: the judge gave none. Flipped: answers that are right where "
-            "the original's is wrong or the other way round, in percent of all."
+            "is at chance itself, or has no rating. No rating: the judge gave none. Flipped: answers that are "
+            "right where the original's is wrong or the other way round, in percent of all."
         )
         return Table("Scores", rows, words)
 

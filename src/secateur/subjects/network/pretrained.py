@@ -82,7 +82,7 @@ def has_experts(source: object) -> bool:
     if is_pretrained(source):
         with suppress(ModelError):  # whoever opens it is told
             config = loading.read_config(cast("str | Path", source))
-    said = config.to_dict() if hasattr(config, "to_dict") else {}
+    said: Mapping[str, object] = getattr(config, "to_dict", dict)()
     settings = [said, *said.values()]
     return any(
         isinstance(value, int) and value > 1 and name.endswith("experts")
