@@ -7,51 +7,52 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur._utils import plugins, rundir, storage
 from secateur._utils.rundir import Run
-from secateur.data import examples
-from secateur.data.batches import Feed, count_steps
+from secateur.data.batches import count_steps
 from secateur.data.examples import Augment, Examples
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure.connectivity import Regime
-from secateur.methods.arms import DEFAULTS, fit, mark_correct, split_judged
+from secateur.methods.arms import DEFAULTS, split_judged
 from secateur.methods.published_rules import duplicate
 from secateur.methods.retraining import Classifier
 from secateur.methods.sibling_texts import TextPart
 from secateur.methods.siblings import (
     Allocation,
     Layers,
+    Learned,
     State,
     close_smallest,
     compare,
     count_kept,
+    feed,
+    learn,
     load_state,
     prunable,
+    share_wrong,
 )
-from secateur.methods.temperatures import AXES, Axis, walk
+from secateur.methods.temperatures import AXES, Axis, find_checkpoints, walk
 from secateur.recover.sparsity import masks
-from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import initialise, loop
 from secateur.runs import keywords
 from secateur.runs.backends import of_source
 from secateur.runs.candidates import Part
 from secateur.runs.regime_map import MAGNITUDE, RANDOM, Key, RegimeMap, Siblings
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Recovery, Training
+from secateur.vocabulary import Training
 
 if TYPE_CHECKING:
     from secateur.subjects import Transformer
@@ -79,9 +80,6 @@ USUAL_RHO = 0.05
 
 _HELD = 0.1
 """Share of texts that is held out."""
-
-Learned: TypeAlias = Examples | TextPart
-"""What is learned from, or judged on."""
 
 
 class Trial(NamedTuple):
@@ -172,36 +170,19 @@ class _Settings:
         )
 
     @cached_property
+    def _by_name(self) -> Mapping[str, tuple[Path, float]]:
+        return find_checkpoints(self.checkpoints, self.axis) if self.checkpoints else {}
+
+    @property
     def files(self) -> dict[str, Path]:
         """Name of a temperature -> the user's checkpoint, the warmest first."""
-        if not self.checkpoints:
-            return {}
-        folder = Path(self.checkpoints)
-        found = {file.stem: file for file in folder.glob("*.safetensors")}
-        for file in folder.glob("*/model.safetensors"):
-            if found.setdefault(file.parent.name, file) != file:
-                name = file.parent.name
-                raise InputError(
-                    f"checkpoints={folder} holds {name} twice, {found[name].name} and {name}/{file.name}: rename one"
-                )
-        if not found:
-            raise InputError(
-                f"checkpoints={folder} holds no NAME.safetensors and no NAME/model.safetensors: write each with "
-                "safetensors.torch.save_file(model.state_dict(), path)"
-            )
-        numbers = {name: _number(name) for name in found}
-        values = [value for value in numbers.values() if value is not None]
-        if len(set(values)) < len(found):
-            return dict(sorted(found.items()))
-        return {name: found[name] for value in self.axis.sort(values) for name in found if numbers[name] == value}
+        return {name: file for name, (file, _) in self._by_name.items()}
 
     @cached_property
     def sources(self) -> dict[str, float]:
         """Name of each temperature -> its value, the warmest first; NaN where checkpoints have no numbers."""
-        if self.files:
-            values = {name: _number(name) for name in self.files}
-            ordered = len(set(values.values()) - {None}) == len(values)
-            return {name: float(value) if ordered and value is not None else math.nan for name, value in values.items()}
+        if self.checkpoints:
+            return {name: value for name, (_, value) in self._by_name.items()}
         known = getattr(self.how, self.axis.field)
         scale = 1.0 if self.temperature == "rho" else known
         if not self.temperatures and not scale:
@@ -258,12 +239,6 @@ class _Settings:
         chosen = int(value) if self.temperature == "batch" else value or None if self.temperature == "rho" else value
         turned: dict[str, Any] = {self.axis.field: chosen}
         return replace(self.how, **turned)
-
-
-def _number(name: str) -> float | None:
-    """The last number in a name: 40, 0.05, .05, 5e-4."""
-    found = re.findall(r"(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+(?![0-9a-zA-Z]))?", name)
-    return float(found[-1]) if found else None
 
 
 def regimes(
@@ -459,9 +434,9 @@ class _Work:
                 if isinstance(part, Examples):
                     self.backend.fit_data(part, self.subject)
             if isinstance(train, TextPart):  # which is refused as it is read
-                _feed(train, batch, seed)
-                _feed(held, 1, seed)
-                _feed(self.sample(train, seed), 1, seed)
+                feed(train, batch, seed)
+                feed(held, 1, seed)
+                feed(self.sample(train, seed), 1, seed)
         sizes = {name: one.numel() for name, one in prunable(self.subject.model, settings.layers).items()}
         for density in settings.shares:
             count_kept(sizes, density, settings.allocation)
@@ -525,7 +500,7 @@ class _Work:
                 def judge() -> float:
                     model = self._restore(self._dense_state(run, trial.seed, temperature, train)).model
                     with loop.place_for_training(model):
-                        return _error(model, held)
+                        return share_wrong(model, held)
 
                 self._dense[temperature][trial.seed] = run.json(f"dense-error-{name}", judge)
 
@@ -558,11 +533,11 @@ class _Work:
         how = settings.dense_training(settings.sources[temperature])
         model, notes = initialise.fresh(self.subject.model, seed=seed)
         self.notes += notes
-        feed = _feed(train, how.whole("batch"), seed)
-        last, at = count_steps(feed, how.number("epochs"), how.accumulate or 1), dict[int, list[Path]]()
+        batches = feed(train, how.whole("batch"), seed)
+        last, at = count_steps(batches, how.number("epochs"), how.accumulate or 1), dict[int, list[Path]]()
         for name, value in settings.sources.items():
             if settings.temperature == "epochs" or name == temperature:
-                step = count_steps(feed, value, how.accumulate or 1) if settings.temperature == "epochs" else last
+                step = count_steps(batches, value, how.accumulate or 1) if settings.temperature == "epochs" else last
                 at.setdefault(step, []).append(run.path(f"dense-{name}.safetensors"))
 
         def keep(optimizer: torch.optim.Optimizer) -> None:
@@ -572,7 +547,7 @@ class _Work:
 
         place = run.folder(f"dense-{settings.temperature if settings.temperature == 'epochs' else temperature}")
         between, fresh = keep if settings.temperature == "epochs" else None, not any(place.iterdir())
-        _train(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
+        learn(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
         for step, paths in at.items():
             for path in paths:
                 # Steps that float16 was too narrow for are not done: what is due near the end is due at the end.
@@ -590,7 +565,7 @@ class _Work:
         place, states, errors = run.folder(f"train-{name}"), list[dict[str, Tensor]](), list[float]()
         for sibling in range(1, settings.siblings + 1):
             model = self._restore(dense.model.state_dict()).model
-            recovery = _train(
+            recovery = learn(
                 model,
                 train,
                 settings.retraining,
@@ -614,34 +589,3 @@ class _Work:
             "paths": [pair.errors for pair in found],
             "similarities": [pair.similarity for pair in found],
         }
-
-
-def _train(
-    model: nn.Module,
-    part: Learned,
-    how: Training,
-    *,
-    seed: int,
-    folder: Path,
-    augment: Augment | None = None,
-    judged: Learned | None = None,
-    closed: Masks | None = None,
-    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
-) -> Recovery | None:
-    """See `arms.fit`."""
-    if isinstance(part, TextPart):
-        held = cast("TextPart | None", judged)
-        return part.fit(model, how, seed=seed, folder=folder, judged=held, closed=closed, step_end=step_end)
-    apart = cast("Examples | None", judged)
-    return fit(
-        model, part, how, seed=seed, augment=augment, folder=folder, judged=apart, closed=closed, step_end=step_end
-    )
-
-
-def _error(model: nn.Module, part: Learned) -> float:
-    """Share that a model gets wrong."""
-    return part.wrong(model) if isinstance(part, TextPart) else 1.0 - float(mark_correct(model, part).mean())
-
-
-def _feed(part: Learned, batch: int, seed: int) -> Feed:
-    return part.feed(batch, seed) if isinstance(part, TextPart) else examples.batches(part, batch=batch, seed=seed)
