@@ -235,25 +235,6 @@ def test_checkpoints_without_numbers_are_chosen_from_and_not_ordered(tmp_path):
         answered(tmp_path / "other", **how, follow=True)
 
 
-@pytest.mark.parametrize(
-    ("names", "axis", "order"),
-    [
-        (("lr-1e-3", "lr-1e-1", "lr-3e-2"), "lr", ["lr-1e-1", "lr-3e-2", "lr-1e-3"]),
-        (("rho-.5", "rho-.05", "rho-1"), "rho", ["rho-1", "rho-.5", "rho-.05"]),
-        (("epoch-5-3e4f", "epoch-5-3e9f"), "epochs", ["epoch-5-3e4f", "epoch-5-3e9f"]),
-    ],
-)
-def test_numbers_in_names_are_read_as_people_write_them(tmp_path, monkeypatch, names, axis, order):
-    folder = checkpoints(tmp_path / "runs", *names)
-    seen = []
-    monkeypatch.setattr(regimes, "RegimeMap", lambda *given: seen.append(given) or 1 / 0)
-    monkeypatch.setattr(regimes._Work, "siblings", lambda self, trial: trial)
-    how = {**QUICK, "temperatures": (), "checkpoints": folder, "temperature": axis}
-    with pytest.raises(ZeroDivisionError):
-        regimes.regimes(network(), nets.data(60), tmp_path / "o", **keywords.check_options(regimes.regimes, how))
-    assert list(seen[0][1]) == order
-
-
 def test_a_name_that_two_files_have_is_refused(tmp_path):
     folder = checkpoints(tmp_path / "runs", "epoch-1", "epoch-2")
     (tmp_path / "runs" / "epoch-2").mkdir()
