@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 
 import tiny
-from chat_server import Scripted
-from secateur.clients.completions import Completion, Local
+from chat_server import Scripted, say, served
+from secateur.clients.chat import Server
+from secateur.clients.completions import Completion, Local, Served
 from secateur.errors import DataError, InputError, ServerError
 from secateur.measure import generation, statistics
 from secateur.methods import tasks
@@ -32,9 +34,9 @@ class Told:
     def count(self, prompt, how):
         return len(prompt.split())
 
-    def write(self, prompts, how, seed=0):
+    def stream(self, prompts, how, seed=0):
         self.asked.append((list(prompts), how, seed))
-        return [self.says(prompt) for prompt in prompts]
+        yield {place: self.says(prompt) for place, prompt in enumerate(prompts)}
 
 
 def write(path, *rows):
@@ -100,6 +102,33 @@ def test_a_killed_run_asks_for_what_is_left_and_passes_are_averaged(tmp_path):
     assert [(len(prompts), seed) for prompts, _, seed in told.asked] == [(1, 3), (3, 4)]
     assert sum(ticks) == 6
     assert tasks.summarise(again).score.samples == 3, "items are the sample, not passes over them"
+
+
+@pytest.mark.parametrize("scorer", ["alias", "judge"])
+def test_a_server_that_goes_down_within_a_chunk_is_asked_only_for_what_is_missing(tmp_path, scorer):
+    rows = [{"task": "t", "scorer": scorer}, *({"question": f"Say {at}", "answer": str(at)} for at in range(12))]
+    task, file, asked = read(write(tmp_path / "t.jsonl", *rows)), tmp_path / "lines.jsonl", []
+
+    def answer(body, headers, up):
+        number = body["prompt"].split()[1]
+        asked.append(int(number))
+        if int(number) >= 7 and not up:
+            return say({}, 503)
+        return say({"choices": [{"text": number, "finish_reason": "stop"}]})
+
+    def run(up):
+        with served(partial(answer, up=up)) as url:
+            completer = Served(Server(url, "small", retries=0), parallel=3)
+            return tasks.run_task(task, completer, file=file, judge=lambda item, text: float(text in item.answers))
+
+    with pytest.raises(ServerError, match="gave no answer"):
+        run(up=False)
+    asked.clear()
+    lines = run(up=True)
+    assert sorted(asked) == [7, 8, 9, 10, 11], "no answer that was given is asked for again"
+    assert [(line.item, line.score) for line in lines] == [(str(at), 1.0) for at in range(12)]
+    assert all(line.seconds > 0 for line in lines)
+    assert {one.name for one in tmp_path.iterdir()} == {"t.jsonl", "lines.jsonl"}
 
 
 def test_letters_that_look_like_ends_of_lines_are_read_again(tmp_path):

@@ -64,8 +64,8 @@ def test_chats_are_kept_with_their_roles(tmp_path):
         def count(self, prompt, how):
             return 1
 
-        def write(self, prompts, how, seed=0):
-            return [Completion("<think>he cuts</think> he", 3, True) for _ in prompts]
+        def stream(self, prompts, how, seed=0):
+            yield {place: Completion("<think>he cuts</think> he", 3, True) for place in range(len(prompts))}
 
     assert traces.write_right_answers(Teacher(), tmp_path / "chat.jsonl", tmp_path / "r.jsonl", times=1) == (1, 1)
     (row,) = (json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines())

@@ -6,6 +6,8 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -219,6 +221,64 @@ def test_another_seed_model_or_text_is_another_run(places, tmp_path):
         executor.run(shears, places / "llama", tiny.sentences(200, seed=5), "params=80%", tmp_path / "out")
     go(places, tmp_path / "out", seed=1, overwrite=True)
     assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["seed"] == 1
+
+
+def reading(
+    subject,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    run,
+    *,
+    file: str | Path = "",
+    teachers: Sequence[str] = (),
+    kind: Literal["taylor", "random"] = "taylor",
+    axes: Sequence[str] = ("heads",),
+    batch: int = 4,
+    length: int = 16,
+    dry_run: bool = False,
+) -> Iterator[Result]:
+    """Cut neurons, and read files."""
+    yield from shears(subject, data, budgets, run)
+
+
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ({"file": "no_suffix"}, "no_suffix"),
+        ({"file": "folder"}, "folder/weights.bin"),
+        ({"file": Path("folder")}, "folder/weights.bin"),
+        ({"teachers": ["owner/name", "no_suffix", "folder"]}, "folder/weights.bin"),
+        ({"file": "earlier"}, "earlier/work/scores.json"),
+    ],
+)
+def test_other_contents_of_a_named_file_are_another_run(places, tmp_path, monkeypatch, option, changed):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(executor._Job, "execute", lambda self, directory, about: iter(()))
+    for name in ("no_suffix", "folder/weights.bin", "earlier/work/scores.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+
+    def again():
+        executor.run(reading, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", **option)
+
+    again()
+    # What is no file of the run's: words that are folders by chance, and the lock of another run.
+    for name in ("taylor/x", "heads/x", "owner/x", "earlier/work/lock"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    again()
+    (tmp_path / changed).write_text("2")
+    with pytest.raises(RunError, match=f"{next(iter(option))}_sha256"):
+        again()
+
+
+def test_a_folder_that_the_run_writes_into_does_not_count(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor._Job, "execute", lambda self, directory, about: iter(()))
+    for _ in range(2):
+        executor.run(
+            reading, places / "llama", places / "texts.txt", "params=80%", tmp_path / "out", file=str(tmp_path)
+        )
 
 
 def test_a_dry_run_says_what_would_go_and_writes_nothing(places, tmp_path, monkeypatch):

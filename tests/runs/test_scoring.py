@@ -30,22 +30,22 @@ def held():
 
 def test_a_killed_model_goes_on_with_the_answers_it_has(tmp_path, monkeypatch):
     whole = scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "whole")
-    real, left = Local.write, [1]
+    real, left = Local.stream, [1]
 
-    def write(self, prompts, how, seed=0):
+    def stream(self, prompts, how, seed=0):
         if not left[0]:
             raise KeyboardInterrupt
         left[0] -= 1
         return real(self, prompts[:], how, seed)
 
-    monkeypatch.setattr(Local, "write", write)
+    monkeypatch.setattr(Local, "stream", stream)
     monkeypatch.setattr(
         scoring.asking.run_task, "__kwdefaults__", {**scoring.asking.run_task.__kwdefaults__, "chunk": 4}
     )
     with pytest.raises(KeyboardInterrupt):
         scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "cut", batch=4)
     asked = []
-    monkeypatch.setattr(Local, "write", lambda self, p, h, s=0: (asked.extend(p), real(self, p, h, s))[1])
+    monkeypatch.setattr(Local, "stream", lambda self, p, h, s=0: (asked.extend(p), real(self, p, h, s))[1])
     again = scoring.score_model(taught(), Config("magnitude", "50%"), [TASK], held(), tmp_path / "cut", batch=4)
     assert len(asked) == 2
     assert again.seconds > max(line.seconds for line in again.lines["t"]) > 0, "of all answers, not of the last ones"

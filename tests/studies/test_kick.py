@@ -12,6 +12,7 @@ from recipes.sparse.oneshot import taught
 from secateur.clients.completions import Local, Writing
 from secateur.errors import DataError, InputError
 from secateur.methods.tasks import Item, Line, Task
+from secateur.reports import sheet as pages
 from secateur.runs import scoring
 from secateur.runs.compression import DENSE, Config
 from secateur.studies import executor, kick
@@ -197,6 +198,25 @@ def test_a_task_of_which_the_original_knows_nothing_has_no_verdict():
     assert tables["facts by group, level 2"] == ["science/physics", "science/maths"]
     assert sheet.headline == "1 of 1 models and tasks match the original"
     assert any("on unknown: such a task tells nothing" in note for note in sheet.notes)
+    scores = next(table for table in sheet.tables if table.title == "Scores")
+    assert scores.rows[2][1].startswith("✓ 75.0")
+    assert scores.rows[3][1] == "no rating"
+
+
+def test_a_judge_that_rated_nothing_is_told(tmp_path):
+    """In the table, in the headline, and in a note of the page; a sweep of calibration has no figure either."""
+    task = Task("essays", tuple(Item(str(at), "", ()) for at in range(4)), "judge")
+    models = [(config, False, answered(str(config), {"essays": [None] * 4}))
+              for config in (DENSE, Config("wanda", "10%", samples=8), Config("wanda", "10%", samples=4))]  # fmt: skip
+    sheet = kick.Kicked([task], models, 0.05).sheet()
+    assert sheet.headline == "no model can be compared with the original: the notes say why"
+    tables = {table.title: table.rows[1:] for table in sheet.tables}
+    assert {row[1] for row in tables["Scores"]} == {row[2] for row in tables["Calibration samples"]} == {"no rating"}
+    told = "the judge rated no answer of the original on essays: no model can be compared with it there"
+    assert told in sheet.notes
+    assert not any("at chance" in note for note in sheet.notes)
+    pages.write(tmp_path, sheet, {}, environment={})
+    assert told in (tmp_path / "study.html").read_text()
 
 
 def test_a_dry_run_counts_and_writes_nothing(place):

@@ -229,6 +229,19 @@ def test_what_can_not_be_asked_is_said_before_anything_runs(place, more, kind, w
     assert not (place / "refused").exists()
 
 
+def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(place):
+    (place / "none.json").write_text(json.dumps({"doubting": ["never said"]}))
+    how = {"diagnose": True, "behaviours": str(place / "none.json"), "bits": [3]}
+    sheet = ask(place, "none", **how, methods=["rtn"])
+    (note,) = (one for one in sheet.notes if "diagnosis" in one)
+    assert note.startswith("no diagnosis, and no protect.json: no behaviour is found in")
+    assert [one["name"] for one in sheet.figures["models"]] == ["original", "rtn 3bit"]
+    assert "no diagnosis" in (place / "none" / "study.html").read_text()
+    assert not (place / "none" / "protect.json").exists()
+    with pytest.raises(DataError, match="no behaviour is found"):
+        ask(place, "none", **how, methods=[])
+
+
 def test_a_dry_run_counts_and_writes_nothing(place):
     sheet = ask(place, "dry", dry_run=True, diagnose=True, spans=10)
     assert sheet.figures == {"models": 5, "answers": 120, "gradients": 50}

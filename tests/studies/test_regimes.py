@@ -97,7 +97,7 @@ def test_checkpoints_of_one_run_are_those_of_shorter_ones_and_a_cell_goes_on(tmp
     (half,) = (tmp_path / "whole").rglob("dense-epochs 0.5.safetensors")
     model, _ = regimes.initialise.fresh(network().model, seed=0)
     train, _ = nets.data(60).split(seed=0)
-    regimes.fit(model, train, epochs=0.5, batch=24, lr=0.05, seed=0, schedule="constant", weight_decay=1e-4)
+    siblings.fit(model, train, epochs=0.5, batch=24, lr=0.05, seed=0, schedule="constant", weight_decay=1e-4)
     assert all(torch.allclose(tensor, model.state_dict()[name]) for name, tensor in load_file(half).items())
 
 
@@ -113,14 +113,14 @@ def test_checkpoints_of_one_run_are_those_of_shorter_ones_and_a_cell_goes_on(tmp
 def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, order, start):
     values = tuple(float(name.split()[1]) for name in order)
     seen = []
-    real = regimes.fit
+    real = siblings.fit
 
     def spy(model, data, training, **how):
         seen.append((training.batch, training.sam, training.lr, training.weight_decay, how.get("closed") is None))
         return real(model, data, training, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(regimes, "fit", spy)
+        patch.setattr(siblings, "fit", spy)
         how = {**QUICK, "temperature": temperature, "temperatures": values, "densities": (0.5,), "epochs": 1}
         checked = keywords.check_options(regimes.regimes, how)
         found = regimes.regimes(network(), nets.data(60), tmp_path, **checked)
@@ -235,25 +235,6 @@ def test_checkpoints_without_numbers_are_chosen_from_and_not_ordered(tmp_path):
         answered(tmp_path / "other", **how, follow=True)
 
 
-@pytest.mark.parametrize(
-    ("names", "axis", "order"),
-    [
-        (("lr-1e-3", "lr-1e-1", "lr-3e-2"), "lr", ["lr-1e-1", "lr-3e-2", "lr-1e-3"]),
-        (("rho-.5", "rho-.05", "rho-1"), "rho", ["rho-1", "rho-.5", "rho-.05"]),
-        (("epoch-5-3e4f", "epoch-5-3e9f"), "epochs", ["epoch-5-3e4f", "epoch-5-3e9f"]),
-    ],
-)
-def test_numbers_in_names_are_read_as_people_write_them(tmp_path, monkeypatch, names, axis, order):
-    folder = checkpoints(tmp_path / "runs", *names)
-    seen = []
-    monkeypatch.setattr(regimes, "RegimeMap", lambda *given: seen.append(given) or 1 / 0)
-    monkeypatch.setattr(regimes._Work, "siblings", lambda self, trial: trial)
-    how = {**QUICK, "temperatures": (), "checkpoints": folder, "temperature": axis}
-    with pytest.raises(ZeroDivisionError):
-        regimes.regimes(network(), nets.data(60), tmp_path / "o", **keywords.check_options(regimes.regimes, how))
-    assert list(seen[0][1]) == order
-
-
 def test_a_name_that_two_files_have_is_refused(tmp_path):
     folder = checkpoints(tmp_path / "runs", "epoch-1", "epoch-2")
     (tmp_path / "runs" / "epoch-2").mkdir()
@@ -265,7 +246,7 @@ def test_a_name_that_two_files_have_is_refused(tmp_path):
 
 def test_steps_that_float16_skipped_leave_no_checkpoint_out(tmp_path, monkeypatch):
     """An optimiser that skips a step counts less of them than the training."""
-    real, skipped = regimes.fit, []
+    real, skipped = siblings.fit, []
 
     def skip(model, data, training, *, step_end=None, **how):
         def late(optimizer):
@@ -277,7 +258,7 @@ def test_steps_that_float16_skipped_leave_no_checkpoint_out(tmp_path, monkeypatc
 
         return real(model, data, training, step_end=step_end and late, **how)
 
-    monkeypatch.setattr(regimes, "fit", skip)
+    monkeypatch.setattr(siblings, "fit", skip)
     answered(tmp_path, epochs=1, temperatures=(0.4, 0.99, 1), densities=(0.5,))
     found = sorted(file.name for file in tmp_path.rglob("dense-epochs*.safetensors"))
     assert found == [f"dense-epochs {one}.safetensors" for one in ("0.4", "0.99", "1")]
@@ -305,10 +286,10 @@ def test_passes_over_the_training_set_run_where_training_runs(tmp_path, monkeypa
         return look
 
     monkeypatch.setattr(loop, "place_for_training", spy)
-    for name in ("compare", "mark_correct"):
+    for name in ("compare", "share_wrong"):
         monkeypatch.setattr(regimes, name, watched(name))
     answered(tmp_path, epochs=0.5, temperatures=(0.25, 0.5), densities=(0.5,))
-    assert outside == [("mark_correct", False), ("compare", False)] * 2
+    assert outside == [("share_wrong", False), ("compare", False)] * 2
 
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):

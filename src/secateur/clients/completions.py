@@ -6,8 +6,8 @@ A `Completer` gives for each prompt the text, how many tokens it took, and wheth
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,12 +73,22 @@ class Completer(Protocol):
         """Tokens of the prompt as it is read; 0 where that is not known."""
         ...
 
-    def write(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> list[Completion]:
-        """What follows each prompt, in their order; the same again for the same prompts and `seed`."""
+    def stream(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> Iterator[Mapping[int, Completion]]:
+        """What follows the prompts, by their places, each as soon as it is there, with what came together with it.
+
+        The same again for the same prompts and `seed`, in any order.
+        """
         ...
 
+    def write(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> list[Completion]:
+        """What follows each prompt, in their order, once all are there."""
+        found = dict[int, Completion]()
+        for some in self.stream(prompts, how, seed):
+            found |= some
+        return [found[place] for place in range(len(prompts))]
 
-class Local:
+
+class Local(Completer):
     """A causal language model of transformers with its tokenizer, where it lies.
 
     batch: prompts at once. Those of about the same length go together, filled up on their left: greedy texts do not
@@ -98,8 +108,8 @@ class Local:
         """Tokens of the prompt as it is read."""
         return len(self._ids(prompt, how))
 
-    def write(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> list[Completion]:
-        """See `Completer.write`. Raises `InputError` for a prompt that leaves no room for the text."""
+    def stream(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> Iterator[Mapping[int, Completion]]:
+        """See `Completer.stream`: batch by batch. Raises `InputError` for a prompt that leaves no room for the text."""
         rows = [self._ids(prompt, how) for prompt in prompts]
         for row in rows:
             if len(row) + how.most > self.window:
@@ -107,16 +117,12 @@ class Local:
                     f"a prompt of {len(row)} tokens, and {how.most} to write: the model reads {self.window:.0f}, so "
                     "shorten it"
                 )
+        begun = bool(how.chat and prompts and chat.opens_thinking(self._chat, prompts[0]))
         order = sorted(range(len(rows)), key=lambda at: len(rows[at]))
-        found: list[Completion] = [Completion("", 0, False)] * len(rows)
         for begin in range(0, len(order), self.batch):
             some = order[begin : begin + self.batch]
-            texts = [prompts[at] for at in some]
-            for at, one in zip(some, self._write([rows[at] for at in some], texts, how, seed), strict=True):
-                found[at] = one
-        if how.chat and prompts and chat.opens_thinking(self._chat, prompts[0]):
-            return [replace(one, begun=True) for one in found]
-        return found
+            found = self._write([rows[at] for at in some], [prompts[at] for at in some], how, seed)
+            yield {at: replace(one, begun=begun) for at, one in zip(some, found, strict=True)}
 
     def _ids(self, prompt: str, how: Writing) -> list[int]:
         if how.chat:
@@ -241,7 +247,7 @@ class Contrasting(Local):
         return weigh
 
 
-class Served:
+class Served(Completer):
     """A model behind a server of OpenAI's protocol, such as vLLM or llama.cpp, several requests in flight.
 
     Prompts go to `/completions`; with `Writing.chat` to `/chat/completions`.
@@ -256,8 +262,11 @@ class Served:
         """Not known."""
         return 0
 
-    def write(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> list[Completion]:
-        """See `Completer.write`. Raises `ServerError` where the server is down or refuses."""
+    def stream(self, prompts: Sequence[str], how: Writing, seed: int = 0) -> Iterator[Mapping[int, Completion]]:
+        """See `Completer.stream`.
+
+        Raises `ServerError` where the server is down or refuses, behind the answers to all that was asked by then.
+        """
 
         def one(prompt: str) -> Completion:
             answer = self.server.write(
@@ -268,4 +277,24 @@ class Served:
             return Completion(text, answer.answer_tokens, answer.finished or bool(cut))
 
         with ThreadPoolExecutor(max(1, self.parallel), thread_name_prefix="secateur") as pool:
-            return list(pool.map(one, prompts))
+            places = {pool.submit(one, prompt): place for place, prompt in enumerate(prompts)}
+            failure: BaseException | None = None
+            try:
+                for future in as_completed(places):
+                    if future.cancelled():
+                        continue
+                    failure = failure or future.exception()
+                    if future.exception() is None:
+                        yield {places[future]: future.result()}
+                    else:
+                        _cancel(places)
+            finally:
+                _cancel(places)
+        if failure is not None:
+            raise failure
+
+
+def _cancel(futures: Iterable[Future[Completion]]) -> None:
+    """Those that have not begun; others come to their end."""
+    for future in futures:
+        future.cancel()

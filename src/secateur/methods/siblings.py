@@ -6,10 +6,10 @@ Source: Zhou et al., "A Three-regime Model of Network Pruning" (arXiv 2305.18383
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,32 +19,41 @@ from torch import Tensor, nn
 
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
-from secateur.data.examples import Examples
+from secateur.data import examples
+from secateur.data.batches import Feed
+from secateur.data.examples import Augment, Examples
 from secateur.errors import InputError, UnsupportedError
 from secateur.measure.connectivity import blend, connectivity
-from secateur.methods.arms import mark_correct
+from secateur.methods.arms import fit, mark_correct
 from secateur.methods.sibling_texts import TextPart
 from secateur.recover.sparsity import masks
+from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import norms, objectives
 from secateur.score.similarity import cka
 from secateur.select import ranking
-from secateur.vocabulary import Budget, Site, Units
+from secateur.vocabulary import Budget, Recovery, Site, Training, Units
 
 __all__ = [
     "Allocation",
     "Layers",
+    "Learned",
     "Pair",
     "State",
     "close_smallest",
     "compare",
     "count_kept",
+    "feed",
+    "learn",
     "load_state",
     "path_errors",
     "prunable",
+    "share_wrong",
 ]
 
 State: TypeAlias = Mapping[str, Tensor]
 """What `nn.Module.state_dict` gives."""
+Learned: TypeAlias = Examples | TextPart
+"""What siblings learn from, or are judged on."""
 Allocation: TypeAlias = Literal["uniform", "global"]
 Layers: TypeAlias = Literal["convolutions", "matrices"]
 
@@ -161,7 +170,7 @@ def compare(
     shell: nn.Module,
     first: State,
     second: State,
-    data: Examples | TextPart,
+    data: Learned,
     *,
     points: int = 11,
     batch: int = 128,
@@ -189,7 +198,7 @@ def compare(
 
 
 def path_errors(
-    shell: nn.Module, first: State, second: State, data: Examples | TextPart, *, points: int = 11, batch: int = 128
+    shell: nn.Module, first: State, second: State, data: Learned, *, points: int = 11, batch: int = 128
 ) -> list[float]:
     """[points] shares of `data` that theta(s) gets wrong, s from 0 to 1; batch norms are estimated anew at each point.
 
@@ -220,3 +229,35 @@ def _outputs(model: nn.Module, data: Examples, batch: int) -> Tensor:
             for part in data.in_order(batch)
         ]
     return torch.cat(list(found))
+
+
+def learn(
+    model: nn.Module,
+    part: Learned,
+    training: Training,
+    *,
+    seed: int,
+    folder: Path,
+    augment: Augment | None = None,
+    judged: Learned | None = None,
+    closed: Masks | None = None,
+    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
+) -> Recovery | None:
+    """Train a model in place on either kind of data; see `arms.fit`."""
+    if isinstance(part, TextPart):
+        held = cast("TextPart | None", judged)
+        return part.fit(model, training, seed=seed, folder=folder, judged=held, closed=closed, step_end=step_end)
+    apart = cast("Examples | None", judged)
+    return fit(
+        model, part, training, seed=seed, augment=augment, folder=folder, judged=apart, closed=closed, step_end=step_end
+    )
+
+
+def share_wrong(model: nn.Module, part: Learned) -> float:
+    """Share that a model gets wrong."""
+    return part.wrong(model) if isinstance(part, TextPart) else 1.0 - float(mark_correct(model, part).mean())
+
+
+def feed(part: Learned, batch: int, seed: int) -> Feed:
+    """Endless batches to learn from."""
+    return part.feed(batch, seed) if isinstance(part, TextPart) else examples.batches(part, batch=batch, seed=seed)

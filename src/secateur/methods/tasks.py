@@ -327,42 +327,55 @@ def run_task(
 ) -> list[Line]:
     """Ask all items `passes` times, with `seed` and those after it; returns a line for each, in order.
 
-    file: where lines are written as they come, and read again by a run that goes on. chunk: items between two writes.
-    tick: told how many more are done. Raises `InputError` where a judge is needed.
+    file: where lines are written as they come, and read again by a run that goes on. chunk: items that are asked at
+    once, and judged behind that. tick: told how many more are done. Raises `InputError` where a judge is needed.
     """
     if task.scorer == "judge" and judge is None:
         raise InputError(f"{task.name} is scored by a judge: give one")
     there = {(line.item, line.turn): line for line in read_lines(file, task.name)} if file is not None else {}
     tick(len(there))
     waiting = _Waiting(file.with_suffix(".unjudged") if file is not None and task.scorer == "judge" else None)
+
+    def finish(items: Sequence[Item], texts: Mapping[str, tuple[Completion, float]], turn: int) -> None:
+        with open(file or os.devnull, "a", encoding="utf-8") as out:
+            for item in items:
+                completion, spent = texts[item.id]
+                try:
+                    line = replace(score(task, item, completion, turn, judge), seconds=spent)
+                except ServerError as error:
+                    words = "what was answered is kept, and the same command again goes on with the judge"
+                    raise ServerError(f"the judge of {task.name}: {error}; {words}") from error
+                there[item.id, turn] = line
+                # In plain ASCII: models write half letters, and what other readers take for the end of a line.
+                out.write(f"{json.dumps(asdict(line))}\n")
+        tick(len(items))
+
     for turn in range(passes):
         rest = [item for item in task.items if (item.id, turn) not in there]
         texts = waiting.read(turn)
         for begin in range(0, len(rest), chunk):
             some = rest[begin : begin + chunk]
-            asked = [item for item in some if item.id not in texts]
-            if asked:
-                prompts = [build_prompt(task, one, completer) for one in asked]
-                began = time.perf_counter()
-                written = completer.write(prompts, task.writing, seed + turn)
-                spent = (time.perf_counter() - began) / len(asked)
-                new = {item.id: (one, spent) for item, one in zip(asked, written, strict=True)}
+            for new in _write([item for item in some if item.id not in texts], task, completer, seed + turn):
                 waiting.add(turn, new)
                 texts |= new
-            with open(file or os.devnull, "a", encoding="utf-8") as out:
-                for item in some:
-                    completion, spent = texts[item.id]
-                    try:
-                        line = replace(score(task, item, completion, turn, judge), seconds=spent)
-                    except ServerError as error:
-                        words = "what was answered is kept, and the same command again goes on with the judge"
-                        raise ServerError(f"the judge of {task.name}: {error}; {words}") from error
-                    there[item.id, turn] = line
-                    # In plain ASCII: models write half letters, and what other readers take for the end of a line.
-                    out.write(f"{json.dumps(asdict(line))}\n")
-            tick(len(some))
+                if task.scorer != "judge":
+                    finish([item for item in some if item.id in new], texts, turn)
+            if task.scorer == "judge":
+                finish(some, texts, turn)
     waiting.end()
     return [there[item.id, turn] for turn in range(passes) for item in task.items]
+
+
+def _write(
+    items: Sequence[Item], task: Task, completer: Completer, seed: int
+) -> Iterator[dict[str, tuple[Completion, float]]]:
+    """Item -> what was written and its seconds, as it comes; what comes together shares its seconds."""
+    prompts = [build_prompt(task, item, completer) for item in items]
+    began = time.perf_counter()
+    for some in completer.stream(prompts, task.writing, seed) if prompts else ():
+        spent = (time.perf_counter() - began) / len(some)
+        yield {items[place].id: (completion, spent) for place, completion in some.items()}
+        began = time.perf_counter()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,17 @@ Source: Zhou et al., "A Three-regime Model of Network Pruning" (arXiv 2305.18383
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from secateur.errors import InputError
 from secateur.measure.connectivity import Regime
 
-__all__ = ["AXES", "Advice", "Axis", "Walk", "advise", "pick", "walk"]
+__all__ = ["AXES", "Advice", "Axis", "Walk", "advise", "find_checkpoints", "pick", "walk"]
 
 Advice: TypeAlias = Literal["warmer", "cooler", "keep"]
 
@@ -57,6 +60,38 @@ AXES = {
     "weight_decay": Axis("weight_decay", True, (0.25, 0.5, 1.0, 2.0, 4.0), "weight decay of dense training"),
 }
 """Name -> what can be turned. That learning rate and weight decay behave as the others is not in the paper's maps."""
+
+
+def find_checkpoints(folder: str | Path, axis: Axis) -> dict[str, tuple[Path, float]]:
+    """Name -> (state dict in `folder`, NAME.safetensors or NAME/model.safetensors; its temperature), the warmest first.
+
+    A temperature is the last number in a name; where not each has another one, all are NaN, and stand by name. Raises
+    `InputError` for a folder without any, or with one name twice.
+    """
+    folder = Path(folder)
+    found = {file.stem: file for file in folder.glob("*.safetensors")}
+    for file in folder.glob("*/model.safetensors"):
+        if found.setdefault(file.parent.name, file) != file:
+            name = file.parent.name
+            raise InputError(
+                f"checkpoints={folder} holds {name} twice, {found[name].name} and {name}/{file.name}: rename one"
+            )
+    if not found:
+        raise InputError(
+            f"checkpoints={folder} holds no NAME.safetensors and no NAME/model.safetensors: write each with "
+            "safetensors.torch.save_file(model.state_dict(), path)"
+        )
+    numbers = {name: _read_number(name) for name in found}
+    names = {value: name for name, value in numbers.items() if value is not None}
+    if len(names) < len(found):
+        return {name: (found[name], math.nan) for name in sorted(found)}
+    return {names[value]: (found[names[value]], value) for value in axis.sort(list(names))}
+
+
+def _read_number(name: str) -> float | None:
+    """The last number in a name: 40, 0.05, .05, 5e-4."""
+    found = re.findall(r"(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+(?![0-9a-zA-Z]))?", name)
+    return float(found[-1]) if found else None
 
 
 def advise(regime: Regime) -> Advice:

@@ -320,14 +320,14 @@ def prune_row(job: Job, graph: str, row: Mapping[str, object], meter: Meter, fil
     return job.prune(job.reader.open_documents(documents, titles), row.get("question"), meter)
 
 
-def parse_line(text: str) -> dict[str, object]:
-    """The fields of a line."""
+def parse_line(text: str, place: str = "this line", wanted: str = _WANTED) -> dict[str, object]:
+    """The fields of a line. Raises `DataError`, naming its place and what is wanted, for what is no object of JSON."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"this line is no JSON: {_WANTED}") from error
+        raise DataError(f"{place} is no JSON: {wanted}") from error
     if not isinstance(row, dict):
-        raise DataError(f"this line is a {type(row).__name__}: {_WANTED}")
+        raise DataError(f"{place} is a {type(row).__name__}: {wanted}")
     return row
 
 

@@ -8,7 +8,7 @@ model card, and the evidence of a directory with its report.
 from __future__ import annotations
 
 import gc
-import os
+import hashlib
 import random
 import sys
 import tempfile
@@ -201,6 +201,7 @@ def run(
             f"{' and '.join(sorted(elsewhere))} out, or take ziplm"
         )
     backend.check(subject, {"length": place.length, **flags})
+    hashes = _hash_files(function, flags, out)
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
@@ -225,7 +226,7 @@ def run(
         **{name: value for name, value in flags.items() if name != "dry_run"},
         "model_sha256": backend.digest(subject),
         **parts.digests,
-        **_hash_files(flags),
+        **hashes,
     }
     about = {
         "model": backends.name_source(model if isinstance(model, str | Path) else subject),
@@ -248,7 +249,7 @@ def run(
             if distributed.index() == 0:
                 print(f"warning: {warning}", file=sys.stderr)
     job = replace(job, notes=tuple(notes))
-    older = {**keywords.defaults(function), **_hash_files(flags)}
+    older = {**keywords.defaults(function), **hashes}
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=older)
     with ExitStack() as stack:
         try:
@@ -270,10 +271,18 @@ def _find_home(subject: object) -> Path | None:
     return home
 
 
-def _hash_files(options: Mapping[str, object]) -> dict[str, str]:
-    """sha256 of each file that an option names, such as protect.json: with other contents a run does not go on."""
-    files = {name: value for name, value in options.items() if isinstance(value, str) and Path(value).suffix}
-    return {f"{name}_sha256": records.digest(file) for name, file in files.items() if os.path.isfile(file)}
+def _hash_files(function: Callable[..., object], options: Mapping[str, object], out: str | Path) -> dict[str, str]:
+    """sha256 of the files and folders that each option names: with other contents a run does not go on.
+
+    A folder that `out` stands in changes by the run itself, and does not count.
+    """
+    own, found = Path(out).resolve(), dict[str, str]()
+    for name, places in keywords.find_paths(function, options).items():
+        hashes = [records.digest(place) for place in places if not own.is_relative_to(place.resolve())]
+        if hashes:
+            joined = hashlib.sha256("".join(hashes).encode()).hexdigest()
+            found[f"{name}_sha256"] = hashes[0] if len(hashes) == 1 else joined
+    return found
 
 
 def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, object], model: Source) -> None:

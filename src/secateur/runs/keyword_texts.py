@@ -11,7 +11,7 @@ from pathlib import Path
 from secateur.errors import DataError
 from secateur.methods import rewriting
 from secateur.methods.learning import Document
-from secateur.runs.context_files import read_lines
+from secateur.runs.context_files import parse_line, read_lines
 
 __all__ = ["Documents", "read", "read_prefixes"]
 
@@ -69,12 +69,7 @@ def read_prefixes(source: str) -> dict[str, tuple[str, ...]]:
 
 def _read_objects(source: str | Path) -> Iterator[tuple[str, dict[str, object]]]:
     for place, line in read_lines(Path(source), ""):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{place} is no JSON: each line is to be an object") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{place} is a {type(row).__name__}: each line is to be an object")
+        row = parse_line(line, place, "each line is to be an object")
         try:
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:

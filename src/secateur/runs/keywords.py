@@ -6,8 +6,10 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import annotated_types
@@ -25,6 +27,7 @@ __all__ = [
     "check_options",
     "check_seed",
     "defaults",
+    "find_paths",
     "fitting",
     "flat",
     "names",
@@ -160,6 +163,29 @@ def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str
 def spares(function: Callable[..., object], name: str) -> bool:
     """Whether the parameter `name` may be None."""
     return type(None) in typing.get_args(typing.get_type_hints(function).get(name))
+
+
+def find_paths(function: Callable[..., object], options: Mapping[str, object]) -> dict[str, list[Path]]:
+    """Option -> the files and folders that it names, alone or in a list, of the options that name some.
+
+    Left out are options that take but certain words, those of `training`, and what stands at its default: a folder of
+    such a name is there by chance. What is no path, such as a Hub id, is none.
+    """
+    hints, found = typing.get_type_hints(function), dict[str, list[Path]]()
+    for name, parameter in of(function).items():
+        value = options.get(name)
+        if value == parameter.default or not _takes_text(hints.get(name, Any)):
+            continue
+        texts = [one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, str | Path)]
+        places = [Path(one) for one in texts if os.path.isfile(one) or os.path.isdir(one)]
+        if places:
+            found[name] = places
+    return found
+
+
+def _takes_text(kind: object) -> bool:
+    """Whether an annotation, or a part of it, allows any text or path."""
+    return kind in (str, Path, Any) or any(map(_takes_text, typing.get_args(kind)))
 
 
 def check_options(function: Callable[..., object], given: Mapping[str, object]) -> dict[str, Any]:

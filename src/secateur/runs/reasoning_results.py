@@ -40,6 +40,7 @@ class Results:
     tasks: Sequence[Task]
     models: Sequence[tuple[Config, Model]]
     diagnosis: Diagnosis | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def dense(self) -> Model:
@@ -360,7 +361,7 @@ class Results:
         return {"collapse": points, "models": models}
 
     def _notes(self) -> tuple[str, ...]:
-        found = [f"{model.name}: {note}" for _, model in self.models for note in model.notes]
+        found = [*self.notes, *(f"{model.name}: {note}" for _, model in self.models for note in model.notes)]
         found += [
             f"{model.name}: {unscored} answers of {task.name} got no score from the judge"
             for _, model in self.models

@@ -61,14 +61,16 @@ def settings(path: str | Path, given: Mapping[str, object]) -> tuple[dict[str, A
 def digest(source: str | Path) -> str:
     """sha256 of a file; of a folder, that of the names and the contents of all files in it.
 
+    But for the lock of a run directory, which tells the process that was there last.
     Raises `DataError` where one can't be read.
     """
     source, total = Path(source), hashlib.sha256()
+    lock = source / "work" / "lock"
     try:
         if not source.is_dir():
             with source.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        for path in sorted(path for path in source.rglob("*") if path.is_file() and path != lock):
             total.update(f"{path.relative_to(source)}\0{digest(path)}\n".encode("utf-8", "surrogateescape"))
     except OSError as error:
         raise DataError(f"{error.filename or source}: {error.strerror}: give what can be read") from error

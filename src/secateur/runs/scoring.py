@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -186,7 +186,7 @@ def _count_seconds(lines: Mapping[str, Sequence[Line]]) -> float:
     return sum(line.seconds for own in lines.values() for line in own)
 
 
-class _Nobody:
+class _Nobody(Completer):
     """Asked only where all answers are there."""
 
     name, window = "nobody", float("inf")
@@ -194,7 +194,7 @@ class _Nobody:
     def count(self, prompt: str, how: object) -> int:
         return 0
 
-    def write(self, prompts: Sequence[str], how: object, seed: int = 0) -> list[Completion]:
+    def stream(self, prompts: Sequence[str], how: object, seed: int = 0) -> Iterator[Mapping[int, Completion]]:
         raise InputError("answers are missing")
 
 

@@ -178,6 +178,8 @@ class Kicked:
             )
         verdicts = [self.verdict(model, task) for _, _, model in self.models[1:] for task in self.tasks]
         known = [one for one in verdicts if one is not None]
+        if verdicts and not known:
+            return "no model can be compared with the original: the notes say why"
         return f"{sum(known)} of {len(known)} models and tasks match the original"
 
     def _frontier_table(self) -> Table:
@@ -189,7 +191,8 @@ class Kicked:
             rows.append([row["method"] + (", recovered" if row["recovered"] else ""), *cells, told])
         words = (
             f"The most that may go so that this and all lesser amounts are within {self.tolerance:.0%} of the "
-            "original's score and above chance; of bits the fewest. The gap to the last column is what it hides."
+            "original's score and above chance; of bits the fewest. The gap to the last column is what it hides. A "
+            "dash: nothing is known, as where a judge rated nothing."
         )
         return Table("How far each method may go", rows, words)
 
@@ -200,7 +203,7 @@ class Kicked:
             for task in self.tasks:
                 figure = asking.summarise(model.lines[task.name]).score
                 mark = "" if model is self.dense else {True: "✓ ", False: "✗ ", None: ""}[self.verdict(model, task)]
-                cells.append("–" if figure is None else f"{mark}{percent(figure)}")
+                cells.append("no rating" if figure is None else f"{mark}{percent(figure)}")
             perplexity = model.figures.get("perplexity")
             texts = mean(asking.summarise(model.lines[task.name]).distinct for task in self.tasks)
             rows.append([
@@ -210,7 +213,7 @@ class Kicked:
             ])  # fmt: skip
         words = (
             "Scores in percent with their 95 % intervals over items; ✓ matches, ✗ does not; no mark where the original "
-            "is at chance itself. Flipped: answers that are "
+            "is at chance itself, or has no rating. No rating: the judge gave none. Flipped: answers that are "
             "right where the original's is wrong or the other way round, in percent of all."
         )
         return Table("Scores", rows, words)
@@ -269,7 +272,8 @@ class Kicked:
                 swept, key=lambda one: (one[0].method, one[0].amount, one[0].seed, one[0].samples)
             ):
                 perplexity = model.figures.get("perplexity")
-                cells = [f"{100 * self.score(model, task):.1f}" for task in self.tasks]
+                scores = [100 * self.score(model, task) for task in self.tasks]
+                cells = ["no rating" if math.isnan(one) else f"{one:.1f}" for one in scores]
                 told = "–" if perplexity is None else f"{perplexity.value:.4g}"
                 rows.append([str(replace(config, label="")), str(config.samples), *cells, told])
             yield Table("Calibration samples", rows)
@@ -300,7 +304,11 @@ class Kicked:
                     found.append(f"{model.name}: {summary.unscored} answers of {task.name} got no score from the judge")
                 if task.ends and summary.unfinished:
                     found.append(f"{model.name}: {summary.unfinished:.0%} of {task.name} did not end, and are wrong")
-        weak = [task.name for task in self.tasks if not tells(self.score(self.dense, task), task.chance)]
+        dense = {task: self.score(self.dense, task) for task in self.tasks}
+        if unrated := [task.name for task, score in dense.items() if math.isnan(score)]:
+            words = "no model can be compared with it there"
+            found.append(f"the judge rated no answer of the original on {', '.join(unrated)}: {words}")
+        weak = [task.name for task, score in dense.items() if score <= task.chance]
         if weak:
             words = "such a task tells nothing, and has no verdict"
             found.append(f"the original itself is at 0, or at chance, on {', '.join(weak)}: {words}")

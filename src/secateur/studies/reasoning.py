@@ -21,7 +21,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt
 
 from secateur.data.texts import Corpus
-from secateur.errors import InputError
+from secateur.errors import DataError, InputError
 from secateur.methods import puzzles
 from secateur.methods import tasks as asking
 from secateur.methods.behaviours import read_rules
@@ -132,7 +132,8 @@ def reasoning(
         write: folder into which the tasks made here are written, with train.jsonl to train a model on.
         export: folder into which the tasks are written for lm-eval.
 
-    Raises `DataError` for a file that is no task, `InputError` for a method or a module that is none, or no task.
+    Raises `DataError` for a file that is no task, and where no version was asked for and there is nothing to diagnose
+    (beside versions that is a note); `InputError` for a method or a module that is none, or no task.
     """
     made = _Made(items, task_seed, puzzles.Asking(tokens, temperature, chat))
     asked = _read_all(tasks, made, judge)
@@ -157,12 +158,17 @@ def reasoning(
         else:
             model = score_model(subject, config, asked, held, folder, passes=times, batch=batch, judge=judging)
         models.append((config, model))
-    diagnosis = None
+    diagnosis, notes = None, list[str]()
     if diagnose:
         manner = Manner(behaviours, annotator, annotator_name, spans, share, verify)
         local = [(config, model) for config, model in models[1:] if not is_served(config.method)]
-        diagnosis = diagnosing.diagnose(subject, asked, models[0][1], local, held, folder, manner)
-    return Results(asked, models, diagnosis)
+        try:
+            diagnosis = diagnosing.diagnose(subject, asked, models[0][1], local, held, folder, manner)
+        except DataError as error:  # the original's answers show no behaviour
+            if len(models) == 1:
+                raise
+            notes.append(f"no diagnosis, and no protect.json: {error}")
+    return Results(asked, models, diagnosis, tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)

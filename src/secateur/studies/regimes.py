@@ -6,52 +6,52 @@ Zhou et al., "A Three-regime Model of Network Pruning", ICML 2023 (arXiv 2305.18
 from __future__ import annotations
 
 import itertools
-import math
-import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur._utils import plugins, rundir, storage
 from secateur._utils.rundir import Run
-from secateur.data import examples
-from secateur.data.batches import Feed, count_steps
+from secateur.data.batches import count_steps
 from secateur.data.examples import Augment, Examples
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure.connectivity import Regime
-from secateur.methods.arms import DEFAULTS, fit, mark_correct, split_judged
+from secateur.methods.arms import split_judged
 from secateur.methods.published_rules import duplicate
 from secateur.methods.retraining import Classifier
 from secateur.methods.sibling_texts import TextPart
 from secateur.methods.siblings import (
     Allocation,
     Layers,
+    Learned,
     State,
     close_smallest,
     compare,
     count_kept,
+    feed,
+    learn,
     load_state,
     prunable,
+    share_wrong,
 )
-from secateur.methods.temperatures import AXES, Axis, walk
+from secateur.methods.temperatures import walk
 from secateur.recover.sparsity import masks
-from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import initialise, loop
 from secateur.runs import keywords
 from secateur.runs.backends import of_source
 from secateur.runs.candidates import Part
 from secateur.runs.regime_map import MAGNITUDE, RANDOM, Key, RegimeMap, Siblings
+from secateur.runs.regime_settings import LAST, Settings, Temperature
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Recovery, Training
+from secateur.vocabulary import Training
 
 if TYPE_CHECKING:
     from secateur.subjects import Transformer
@@ -66,22 +66,11 @@ STUDY = {
     "backend": "any",
 }
 
-Temperature = Literal["epochs", "batch", "rho", "lr", "weight_decay"]
-
-LAST = 5
-"""Epochs over which the test error is averaged."""
 ALIKE = 0.95
 """CKA that parts II-A from II-B where there is no map to take the midpoint of: published maps go from 0.88 to 0.99."""
 SEEN = "checkpoints that have seen the examples which are judged on flatter their own accuracy, not the siblings' order"
-USUAL_RHO = 0.05
-"""The default of sharpness-aware minimisation, where the advice on rho begins."""
-
-
 _HELD = 0.1
 """Share of texts that is held out."""
-
-Learned: TypeAlias = Examples | TextPart
-"""What is learned from, or judged on."""
 
 
 class Trial(NamedTuple):
@@ -93,177 +82,6 @@ class Trial(NamedTuple):
     def __str__(self) -> str:
         masked = "" if self.cell.masks == MAGNITUDE else " of random masks"
         return f"seed {self.seed}, {self.cell.temperature}, {100 * self.cell.density:.3g}% of the weights{masked}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Settings:
-    """All options of `regimes`, checked; see there."""
-
-    temperature: Temperature
-    temperatures: Sequence[float]
-    checkpoints: str
-    densities: Sequence[float]
-    allocation: Allocation
-    layers: Layers
-    siblings: int
-    seeds: Sequence[int]
-    judged: str | Part
-    augment: str
-    tokens: int
-    retrain_epochs: float | None
-    retrain_lr: float | None
-    points: int
-    images: int
-    control: bool
-    follow: bool
-    start: float | None
-    barrier: float
-    similar: float
-    training: Training
-
-    def __post_init__(self) -> None:
-        keywords.check_seed(*self.seeds)
-        if not self.densities or not self.seeds:
-            raise InputError(f"densities={list(self.densities)}, seeds={list(self.seeds)}: give at least one of each")
-        if self.training.patience is not None or self.training.keep == "best":
-            raise InputError(
-                "patience and keep=best would end siblings at different places, by what judges them: leave them out"
-            )
-        if min(self.how.number("epochs"), self.retraining.number("epochs")) <= 0:
-            raise InputError(f"epochs={self.how.epochs:g}, retrain_epochs={self.retraining.epochs:g}: give more than 0")
-        if self.training.evaluate_every is not None:
-            raise InputError(
-                f"evaluate_every={self.training.evaluate_every}: the test error is the mean over the last {LAST} "
-                "epochs: leave it out"
-            )
-        if self.images == 1:
-            raise InputError("images=1: give 2 or more, or 0 for all")
-        if self.checkpoints and self.temperatures:
-            raise InputError("checkpoints have temperatures of their own, the numbers in their names: give one of both")
-        if self.control and self.follow:
-            raise InputError("control=True is about the whole map, and follow=True leaves most of it out: give one")
-        if len(self.sources) < 2:
-            raise InputError(
-                f"{self.checkpoints or self.temperature} has one temperature, {next(iter(self.sources))}, and the "
-                "study chooses between two or more: give more"
-            )
-        if self.follow and not self.ordered:
-            raise InputError(
-                "follow=True goes from temperature to temperature: put a number into each checkpoint's name"
-            )
-        if self.start is not None and self.start not in self.sources.values():
-            raise InputError(f"start={self.start:g} is none of the temperatures: {', '.join(self.sources)}")
-
-    @property
-    def axis(self) -> Axis:
-        return AXES[self.temperature]
-
-    @cached_property
-    def how(self) -> Training:
-        """The dense training."""
-        return self.training.default(**DEFAULTS)
-
-    @cached_property
-    def retraining(self) -> Training:
-        """The dense recipe again, on the masked network."""
-        epochs, lr = self.retrain_epochs, self.retrain_lr
-        return replace(
-            self.how, epochs=self.how.epochs if epochs is None else epochs, lr=self.how.lr if lr is None else lr
-        )
-
-    @cached_property
-    def files(self) -> dict[str, Path]:
-        """Name of a temperature -> the user's checkpoint, the warmest first."""
-        if not self.checkpoints:
-            return {}
-        folder = Path(self.checkpoints)
-        found = {file.stem: file for file in folder.glob("*.safetensors")}
-        for file in folder.glob("*/model.safetensors"):
-            if found.setdefault(file.parent.name, file) != file:
-                name = file.parent.name
-                raise InputError(
-                    f"checkpoints={folder} holds {name} twice, {found[name].name} and {name}/{file.name}: rename one"
-                )
-        if not found:
-            raise InputError(
-                f"checkpoints={folder} holds no NAME.safetensors and no NAME/model.safetensors: write each with "
-                "safetensors.torch.save_file(model.state_dict(), path)"
-            )
-        numbers = {name: _number(name) for name in found}
-        values = [value for value in numbers.values() if value is not None]
-        if len(set(values)) < len(found):
-            return dict(sorted(found.items()))
-        return {name: found[name] for value in self.axis.sort(values) for name in found if numbers[name] == value}
-
-    @cached_property
-    def sources(self) -> dict[str, float]:
-        """Name of each temperature -> its value, the warmest first; NaN where checkpoints have no numbers."""
-        if self.files:
-            values = {name: _number(name) for name in self.files}
-            ordered = len(set(values.values()) - {None}) == len(values)
-            return {name: float(value) if ordered and value is not None else math.nan for name, value in values.items()}
-        known = getattr(self.how, self.axis.field)
-        scale = 1.0 if self.temperature == "rho" else known
-        if not self.temperatures and not scale:
-            raise InputError(f"{self.axis.field}={known:g} has no multiples to be turned to: give temperatures")
-        values_asked = [float(one) for one in self.temperatures] or [part * scale for part in self.axis.shares]
-        if self.temperature == "batch":
-            values_asked = [float(max(1, round(one))) for one in values_asked]
-        most = self.how.number("epochs")
-        for value in values_asked:
-            wrong = self.temperature == "epochs" and not 0 < value <= most
-            least = "numbers of 0 or more" if self.temperature in ("rho", "weight_decay") else "numbers above 0"
-            if wrong or (value == 0 and least.endswith("above 0")) or not math.isfinite(value) or value < 0:
-                wanted = f"above 0 and up to the {most:g} epochs of the training" if wrong else least
-                raise InputError(f"temperatures={value:g} of {self.temperature}: give {wanted}")
-        return {f"{self.temperature} {value:g}": value for value in self.axis.sort(values_asked)}
-
-    @property
-    def ordered(self) -> bool:
-        return not any(math.isnan(value) for value in self.sources.values())
-
-    @property
-    def place(self) -> int:
-        """Where the advice begins: `start`, for rho its usual value, else the coolest."""
-        values = list(self.sources.values())
-        if self.start is not None:
-            return values.index(self.start)
-        return values.index(USUAL_RHO) if self.temperature == "rho" and USUAL_RHO in values else len(values) - 1
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        return tuple(sorted(set(self.densities)))
-
-    @property
-    def beyond(self) -> tuple[str, str]:
-        """In words, the next warmer than the warmest and the next cooler than the coolest; "" where there is none."""
-        warmest, *_, coolest = self.sources.values()
-        steps = [(warmest, self.axis.warmer(warmest)), (coolest, self.axis.cooler(coolest))]
-        words = [
-            f"{self.temperature} {step:g}" if step and self.ordered and step != value else "" for value, step in steps
-        ]
-        return words[0], words[1]
-
-    def early(self) -> tuple[str, ...]:
-        """Temperatures of one run before its rate decays."""
-        if self.temperature != "epochs" or self.files or self.how.schedule != "milestones":
-            return ()
-        return tuple(name for name, value in self.sources.items() if value <= self.how.number("epochs") / 2)
-
-    def dense_training(self, value: float) -> Training:
-        """Of one temperature; for epochs the whole run, of which checkpoints are taken."""
-        if self.temperature == "epochs":
-            return self.how
-        # rho 0 is plain SGD, which a training without `sam` is.
-        chosen = int(value) if self.temperature == "batch" else value or None if self.temperature == "rho" else value
-        turned: dict[str, Any] = {self.axis.field: chosen}
-        return replace(self.how, **turned)
-
-
-def _number(name: str) -> float | None:
-    """The last number in a name: 40, 0.05, .05, 5e-4."""
-    found = re.findall(r"(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+(?![0-9a-zA-Z]))?", name)
-    return float(found[-1]) if found else None
 
 
 def regimes(
@@ -341,7 +159,7 @@ def regimes(
         weight_decay: of matrices and kernels.
         optimizer: "sgd"; for temperatures other than epochs also another.
     """
-    settings = _Settings(
+    settings = Settings(
         temperature,
         temperatures,
         checkpoints,
@@ -404,14 +222,14 @@ def regimes(
     return map_of(found)
 
 
-def _cells(settings: _Settings) -> list[Key]:
+def _cells(settings: Settings) -> list[Key]:
     kinds = (MAGNITUDE, RANDOM) if settings.control else (MAGNITUDE,)
     return [Key(*one) for one in itertools.product(kinds, settings.sources, settings.shares)]
 
 
 def plan(subject: Classifier, data: Part, **options: Any) -> dict[str, int]:
     """What `regimes` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
-    settings = _Settings(**options)
+    settings = Settings(**options)
     work = _Work(subject, data, Path(), settings)
     work.check()
     many, cells = len(set(settings.seeds)), len(settings.sources) * len(settings.shares)
@@ -434,7 +252,7 @@ def plan(subject: Classifier, data: Part, **options: Any) -> dict[str, int]:
 class _Work:
     """Trainings and measurements, each kept in the run directory of its seed."""
 
-    def __init__(self, subject: Classifier, data: Part, folder: Path, settings: _Settings) -> None:
+    def __init__(self, subject: Classifier, data: Part, folder: Path, settings: Settings) -> None:
         self.subject, self.data, self.folder, self.settings = subject, data, folder, settings
         self.backend = of_source(subject)
         self.apart: Part | None = None
@@ -459,9 +277,9 @@ class _Work:
                 if isinstance(part, Examples):
                     self.backend.fit_data(part, self.subject)
             if isinstance(train, TextPart):  # which is refused as it is read
-                _feed(train, batch, seed)
-                _feed(held, 1, seed)
-                _feed(self.sample(train, seed), 1, seed)
+                feed(train, batch, seed)
+                feed(held, 1, seed)
+                feed(self.sample(train, seed), 1, seed)
         sizes = {name: one.numel() for name, one in prunable(self.subject.model, settings.layers).items()}
         for density in settings.shares:
             count_kept(sizes, density, settings.allocation)
@@ -525,7 +343,7 @@ class _Work:
                 def judge() -> float:
                     model = self._restore(self._dense_state(run, trial.seed, temperature, train)).model
                     with loop.place_for_training(model):
-                        return _error(model, held)
+                        return share_wrong(model, held)
 
                 self._dense[temperature][trial.seed] = run.json(f"dense-error-{name}", judge)
 
@@ -558,11 +376,11 @@ class _Work:
         how = settings.dense_training(settings.sources[temperature])
         model, notes = initialise.fresh(self.subject.model, seed=seed)
         self.notes += notes
-        feed = _feed(train, how.whole("batch"), seed)
-        last, at = count_steps(feed, how.number("epochs"), how.accumulate or 1), dict[int, list[Path]]()
+        batches = feed(train, how.whole("batch"), seed)
+        last, at = count_steps(batches, how.number("epochs"), how.accumulate or 1), dict[int, list[Path]]()
         for name, value in settings.sources.items():
             if settings.temperature == "epochs" or name == temperature:
-                step = count_steps(feed, value, how.accumulate or 1) if settings.temperature == "epochs" else last
+                step = count_steps(batches, value, how.accumulate or 1) if settings.temperature == "epochs" else last
                 at.setdefault(step, []).append(run.path(f"dense-{name}.safetensors"))
 
         def keep(optimizer: torch.optim.Optimizer) -> None:
@@ -572,7 +390,7 @@ class _Work:
 
         place = run.folder(f"dense-{settings.temperature if settings.temperature == 'epochs' else temperature}")
         between, fresh = keep if settings.temperature == "epochs" else None, not any(place.iterdir())
-        _train(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
+        learn(model, train, how, seed=seed, augment=self.moved, folder=place, step_end=between)
         for step, paths in at.items():
             for path in paths:
                 # Steps that float16 was too narrow for are not done: what is due near the end is due at the end.
@@ -590,7 +408,7 @@ class _Work:
         place, states, errors = run.folder(f"train-{name}"), list[dict[str, Tensor]](), list[float]()
         for sibling in range(1, settings.siblings + 1):
             model = self._restore(dense.model.state_dict()).model
-            recovery = _train(
+            recovery = learn(
                 model,
                 train,
                 settings.retraining,
@@ -614,34 +432,3 @@ class _Work:
             "paths": [pair.errors for pair in found],
             "similarities": [pair.similarity for pair in found],
         }
-
-
-def _train(
-    model: nn.Module,
-    part: Learned,
-    how: Training,
-    *,
-    seed: int,
-    folder: Path,
-    augment: Augment | None = None,
-    judged: Learned | None = None,
-    closed: Masks | None = None,
-    step_end: Callable[[torch.optim.Optimizer], None] | None = None,
-) -> Recovery | None:
-    """See `arms.fit`."""
-    if isinstance(part, TextPart):
-        held = cast("TextPart | None", judged)
-        return part.fit(model, how, seed=seed, folder=folder, judged=held, closed=closed, step_end=step_end)
-    apart = cast("Examples | None", judged)
-    return fit(
-        model, part, how, seed=seed, augment=augment, folder=folder, judged=apart, closed=closed, step_end=step_end
-    )
-
-
-def _error(model: nn.Module, part: Learned) -> float:
-    """Share that a model gets wrong."""
-    return part.wrong(model) if isinstance(part, TextPart) else 1.0 - float(mark_correct(model, part).mean())
-
-
-def _feed(part: Learned, batch: int, seed: int) -> Feed:
-    return part.feed(batch, seed) if isinstance(part, TextPart) else examples.batches(part, batch=batch, seed=seed)

@@ -185,3 +185,28 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         said = capsys.readouterr().err
         assert words in said, said
         assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "several"),
+    [
+        ({"model_type": "mixtral", "num_local_experts": 4}, True),
+        ({"model_type": "mixtral"}, True),  # of which it has eight by default
+        ({"model_type": "mixtral", "num_local_experts": 1}, False),
+        ({"model_type": "llama4", "text_config": {"num_local_experts": 4}}, True),
+        ({"model_type": "llama"}, False),
+        ({"model_type": "nothing known"}, False),
+    ],
+)
+def test_experts_are_told_by_the_config_of_a_folder_or_a_hub_id_without_network(tmp_path, monkeypatch, config, several):
+    kept = tmp_path / "cache" / "models--someone--tiny"
+    (kept / "snapshots" / "0123").mkdir(parents=True)
+    (kept / "snapshots" / "0123" / "config.json").write_text(json.dumps(config))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert pretrained.has_experts("someone/tiny") is several
+    assert pretrained.has_experts(kept / "snapshots" / "0123") is several
+    assert not pretrained.has_experts("someone/else")
+    assert not pretrained.has_experts(tmp_path)

@@ -10,6 +10,7 @@ import inspect
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils import checkpoints, plugins
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.network.traced import Traced
 
 if TYPE_CHECKING:
@@ -71,12 +72,18 @@ def reads_texts(source: str | Path) -> bool:
 
 
 def has_experts(source: object) -> bool:
-    """Whether the config of a folder, or that of one of its parts, says several experts; of what is not there, no."""
-    file = Path(source) / "config.json" if isinstance(source, str | Path) else None
-    if file is None or not file.is_file():
-        return False
-    said = checkpoints.read_json(file)
-    settings = [said, *said.values()] if isinstance(said, Mapping) else []
+    """Whether the config of a folder, a Hub id or a model, or of a part of it, says several experts.
+
+    As transformers reads it, with the defaults of its class; of what is not there, no.
+    """
+    from secateur.subjects.transformer import loading  # which loads transformers
+
+    config = getattr(source, "config", None)
+    if is_pretrained(source):
+        with suppress(ModelError):  # whoever opens it is told
+            config = loading.read_config(cast("str | Path", source))
+    said: Mapping[str, object] = getattr(config, "to_dict", dict)()
+    settings = [said, *said.values()]
     return any(
         isinstance(value, int) and value > 1 and name.endswith("experts")
         for part in settings

@@ -53,6 +53,7 @@ __all__ = [
     "open_subject",
     "outline_any",
     "read_any",
+    "read_config",
     "read_tokenizer",
 ]
 
@@ -226,6 +227,14 @@ def outline_any(source: str | Path) -> PreTrainedModel:
         return make_empty(named, config)
 
 
+def read_config(source: str | Path) -> PretrainedConfig:
+    """The configuration at `source`, with the defaults of its class: of a folder, a config.json, or a Hub id.
+
+    Of the last, what lies in the cache where the Hub can't be reached. Raises `ModelError` for none.
+    """
+    return _open_config(_find_config(source), trust_remote_code=False)
+
+
 def _find_config(source: str | Path) -> Path:
     """The folder of a config.json."""
     folder = Path(source).parent if Path(source).name == "config.json" else _local(source, fetched=["*.json"])
@@ -257,10 +266,7 @@ def read_any(source: str | Path) -> PreTrainedModel:
     root = locate(source)
     if {"per_layer_config", "secateur"} & checkpoints.read_json(root / "config.json").keys():
         return load(root)
-    try:
-        config = AutoConfig.from_pretrained(root)
-    except Exception as error:
-        raise ModelError(f"{root / 'config.json'} can't be used ({_line(error)})") from error
+    config = _open_config(root, trust_remote_code=False)
     dequantising.refuse(root, config)
     known = (saving.original_class(name) for name in config.architectures or [])
     kind = next((one for one in known if one), None) or AutoModel
@@ -376,12 +382,17 @@ def _config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, Fam
     return config, find_family(named, config), named
 
 
-def _read_config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
-    """The configuration at `place`, and transformers' class for it."""
+def _open_config(place: Path, trust_remote_code: bool) -> PretrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config: PretrainedConfig = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(f"{place / 'config.json'} can't be used ({_line(error)})") from error
+    return config
+
+
+def _read_config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """The configuration at `place`, and transformers' class for it."""
+    config = _open_config(place, trust_remote_code)
     known = (saving.original_class(name) for name in config.architectures or [])
     named = next((kind for kind in known if kind), None)
     if named is None:
