@@ -156,9 +156,10 @@ def run(
     keywords.check_counts(threads=threads, batch=batch, length=length)
     chosen = _follow_rounding(chosen, out, overwrite)
     flags = keywords.flat(function, chosen)
+    how = next((value for value in chosen.values() if isinstance(value, Training)), Training())
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
-        Training().merge(chosen["training"])
-    how = _check_adapters(function.__name__, flags)
+        how = Training().merge(chosen["training"])
+    how = _check_adapters(function.__name__, how, flags)
     _check_training(chosen)
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
@@ -327,20 +328,19 @@ def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: boo
     return {**options, "multiple": 1} if read_record(record).get("multiple") == 1 else dict(options)
 
 
-def _check_adapters(recipe: str, flags: Mapping[str, object]) -> Training:
-    """What is said of training, and of adapters, which are refused where a library for them is missing.
+def _check_adapters(recipe: str, training: Training, flags: Mapping[str, object]) -> Training:
+    """The training with its adapters, which are refused where a library for them is missing.
 
     Refused are also integers that stand beside no adapters.
     """
-    bits = Training().merge(str(flags.get("training") or "")).lora_bits
-    if bits and "lora_bits" in flags:
+    if training.lora_bits and "lora_bits" in flags:
         raise InputError(
-            f"{recipe} has adapters of its own: write --lora-bits {bits} (lora_bits={bits} in Python) in place of "
-            f"training's lora_bits={bits}"
+            f"{recipe} has adapters of its own: write --lora-bits {training.lora_bits} (lora_bits={training.lora_bits} "
+            f"in Python) in place of training's lora_bits={training.lora_bits}"
         )
-    how = keywords.read_training(flags)
-    lora.check(how)
-    return how
+    training = keywords.add_adapters(training, flags)
+    lora.check(training)
+    return training
 
 
 def _check_training(options: Mapping[str, object]) -> None:

@@ -92,13 +92,12 @@ def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict
     return values
 
 
-def read_training(flags: Mapping[str, object]) -> Training:
-    """What `flags` say of training in their text, with the adapters of a recipe that has them as options of its own."""
-    text, rank, bits = (flags.get(name) for name in ("training", "lora_rank", "lora_bits"))
-    how = Training().merge(text if isinstance(text, str) else "")
-    if not isinstance(rank, int) or how.lora or how.dora:
-        return how
-    return how.default(**{"dora" if flags.get("dora") else "lora": rank}, lora_bits=bits or None)
+def add_adapters(training: Training, flags: Mapping[str, object]) -> Training:
+    """The same, with the adapters of a recipe that has them as options of its own."""
+    rank, bits = flags.get("lora_rank"), flags.get("lora_bits")
+    if not isinstance(rank, int) or training.lora or training.dora:
+        return training
+    return training.default(**{"dora" if flags.get("dora") else "lora": rank}, lora_bits=bits or None)
 
 
 def defaults(function: Callable[..., object]) -> dict[str, Any]:

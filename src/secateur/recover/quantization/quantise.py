@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -189,16 +189,23 @@ def multiply(x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Te
     return product
 
 
+class _Kept(Protocol):
+    """What a pass forward leaves for the one backward."""
+
+    weight: Callable[[], Tensor]
+    dtype: torch.dtype
+
+
 class _Product(torch.autograd.Function):
     """See `multiply`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+    def forward(ctx: _Kept, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
         ctx.weight, ctx.dtype = weight, x.dtype
         return functional.linear(x, weight(), bias)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor, None, None]:
         return (gradient @ ctx.weight().to(gradient.dtype)).to(ctx.dtype), None, None
 
 

@@ -34,7 +34,7 @@ from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
 from secateur.subjects.transformer import costs, dequantising, low_rank, parts
 from secateur.subjects.transformer.subject import Output, Stored, positions
-from secateur.vocabulary import Budget, Figure, Units
+from secateur.vocabulary import Budget, Figure, Training, Units
 
 __all__ = [
     "TOKENS", "Language", "Model", "TextBackend", "check_documents", "check_tokens", "classifies", "classifies_tokens",
@@ -203,13 +203,14 @@ class Language(TextBackend[Transformer]):
         whole = subject.units().cost()["params"]
         limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
         share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
-        batch, length = (options.get(name) for name in ("train_batch", "train_length"))
+        batch, length, training = (options.get(name) for name in ("train_batch", "train_length", "training"))
+        how = Training().merge(training if isinstance(training, str) else "")
         try:
             plan = memory_plan.plan_memory(
                 partial(memory_plan.outline, subject), type(subject.model).__name__, share=min(1.0, share),
                 batch=batch if isinstance(batch, int) else 16,
                 length=length if isinstance(length, int) else environment.length or TOKENS,
-                device=environment.device, training=keywords.read_training(options),
+                device=environment.device, training=keywords.add_adapters(how, options),
             )  # fmt: skip
         except UnsupportedError:
             return ""
