@@ -293,7 +293,7 @@ def _round(linear: nn.Linear, bits: int) -> None:
     def forward(x: Tensor) -> Tensor:
         return quantise.multiply(x, lambda: linear.weight.to(dtype), linear.bias)
 
-    linear.forward = forward  # type: ignore[method-assign]
+    linear.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class _Adapter:

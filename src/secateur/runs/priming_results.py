@@ -254,14 +254,14 @@ class Primed:
                 found = "the rarer, the less it primes, against the paper"
             else:
                 found = "whether rarer keywords prime more is not told"
-            said += f"; {found}: Spearman {_signed(rho)}, p = {row.p:.2g}"
+            said += f"; {found}: Spearman {_sign(rho)}, p = {row.p:.2g}"
             kinds = {
                 name.removeprefix(_OF_CATEGORY): one.spearman
                 for name, one in correlations.items()
                 if name.startswith(_OF_CATEGORY)
             }
             if kinds:
-                said += f" (by category: {', '.join(f'{kind} {_signed(one)}' for kind, one in kinds.items())})"
+                said += f" (by category: {', '.join(f'{kind} {_sign(one)}' for kind, one in kinds.items())})"
         return said
 
     def _notes(self, ways: Mapping[str, Treated]) -> list[str]:
@@ -426,5 +426,6 @@ def _share(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %".replace("-", "−")
 
 
-def _signed(figure: Figure) -> str:
+def _sign(figure: Figure) -> str:
+    """With its sign, to two places."""
     return f"{figure.value:+.2f}".replace("-", "−")

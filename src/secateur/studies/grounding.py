@@ -44,7 +44,7 @@ STUDY = {
     "backend": "secateur.runs.backends.language:Language",
     "reads": "questions with answers and texts: a .jsonl file",
     "sets": "",
-    "grid": "heads weight batch",
+    "grid": "heads weight batch chat seed",
 }
 
 PROMPT = "Text:\n{text}\n\nQuestion: {question}\nAnswer in as few words as will do.\nAnswer:"

@@ -185,7 +185,7 @@ def multiply(x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Te
     The floats are made once in each pass and not kept from one to the other: torchao's own product leaves those of
     every layer to the backward pass, which then takes more than a model of floats.
     """
-    product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    product: Tensor = _Product.apply(x, weight, bias)
     return product
 
 

@@ -85,13 +85,13 @@ def adapt(
     adapters in integers meanwhile; 0 leaves them as they are. Raises as `join`, and as `round_weights` with bits.
     """  # fmt: skip
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    lean = list[nn.Module]()
+    lean = list[nn.Linear]()
     if bits:
         _find_adapted(model, dora, dropout)  # refuses while the weights are as they were
-        rounded = [model.get_submodule(name) for name in round_weights(model, bits)]
-        lean = [module for module in rounded if "forward" not in vars(module)]  # Accelerate's moves weights about
-        for module in lean:
-            module.forward = partial(_multiply, module)
+        for module in map(model.get_submodule, round_weights(model, bits)):
+            if isinstance(module, nn.Linear) and "forward" not in vars(module):  # Accelerate's moves weights about
+                module.forward = partial(_multiply, module)  # type: ignore[method-assign]
+                lean.append(module)
     join(model, rank, dora=dora, alpha=alpha, dropout=dropout, seed=seed)
     try:
         yield
