@@ -20,6 +20,7 @@ from secateur.vocabulary import Training
 __all__ = [
     "QUICK_PAIRS",
     "SAME",
+    "add_adapters",
     "call",
     "check_counts",
     "check_options",
