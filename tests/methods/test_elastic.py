@@ -34,9 +34,9 @@ def llama() -> Transformer:
     return open_subject(tiny.uneven(tiny.model("llama")), tokenizer=tiny.tokenizer())
 
 
-def mixed_hybrid() -> Transformer:
+def mixed_hybrid(**more: int) -> Transformer:
     """Nemotron-H with experts, which have no gate and stay whole, and a shared one."""
-    sizes = {"n_routed_experts": 4, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40}
+    sizes = {"n_routed_experts": 4, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40} | more
     return open_subject(make_hybrid("NemotronH", layers_block_type=["mamba", "moe", "attention", "moe"], **sizes))
 
 
@@ -211,6 +211,15 @@ def test_axes_and_choices_that_can_not_be_are_refused(how, error, message):
     subject = open_subject(tiny.model("llama"))
     with pytest.raises(error, match=message):
         elastic.find_axes(subject, **{"names": ("neurons",), **how})
+
+
+@pytest.mark.parametrize("more", [{}, {"moe_latent_size": 16}], ids=["of channels", "of a latent"])
+def test_experts_without_gates_stay_whole_and_a_reason_says_so(more):
+    subject = mixed_hybrid(**more)
+    for axis in ("experts", "expert_neurons"):
+        assert elastic.find_reason(subject, axis) == "experts are cut that have gates, and its have none"
+    assert set(elastic.find_axes(subject, ("neurons", "experts", "expert_neurons"))) == {"neurons"}
+    assert elastic.find_reason(hybrid(), "experts") == "", "it has none"
 
 
 def test_a_config_that_can_not_say_the_cut_is_refused_by_name():

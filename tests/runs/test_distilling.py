@@ -142,9 +142,10 @@ def test_a_teacher_may_lie_on_another_device(places, tmp_path):
         ({"teacher_device": "cuda:99"}, "'cuda:99' can't hold the model"),
         ({"teacher_device": "auto", "teacher_bits": 8}, "split as it is read from its folder, and not packed"),
         ({"server": "http://localhost:1/v1", "teacher_device": "cpu"}, "runs on its server"),
+        ({"training": "lora_bits=4"}, "lora_bits=4 is of what adapters stand beside: give lora or dora, too"),
     ],
 )
-def test_where_a_teacher_can_not_be_is_told_in_a_line(places, tmp_path, how, words):
+def test_where_a_teacher_or_integers_can_not_be_is_told_in_a_line(places, tmp_path, how, words):
     with pytest.raises(InputError, match=words) as caught:
         taught(places, tmp_path / "out", **how)
     assert "\n" not in str(caught.value)

@@ -6,17 +6,22 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.measure.latency import Environment
 from secateur.recover.training import lora
 from secateur.runs import memory_plan
+from secateur.runs.backends.language import Language
+from secateur.subjects import open_subject
+from secateur.vocabulary import Training
 
 SIZES = [(256, 4, 96), (384, 6, 64), (512, 4, 128)]
 """(hidden size, layers, tokens per sequence) of models of 7 to 22 million parameters."""
@@ -144,6 +149,24 @@ def test_a_machine_has_memory() -> None:
     assert memory_plan.available() > 2**28
 
 
+def blocks_of(folder: Path) -> Iterator[nn.Module]:
+    return LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).model.layers.modules()
+
+
+def test_a_dry_run_plans_the_adapters_that_a_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = list[Training]()
+    monkeypatch.setattr(memory_plan, "plan_memory", lambda *_, training, **__: plans.append(training))
+    monkeypatch.setattr(memory_plan, "describe", lambda *_: "")
+    subject, place = open_subject(tiny.model("llama")), Environment(1, 8, 1, "cpu")
+    for options in (
+        {"training": "lora=4,lora_bits=8"},
+        {"training": "ema=0.9", "lora_rank": 20, "dora": False, "lora_bits": 0},
+        {"training": "", "lora_rank": 20, "dora": True, "lora_bits": 4},
+    ):
+        Language().describe_memory(subject, [], options, place)
+    assert [(plan.lora, plan.dora, plan.lora_bits) for plan in plans] == [(4, None, 8), (20, None, None), (None, 20, 4)]
+
+
 def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
     folder = save_llama(tmp_path / "Small", 64, 3, weights=False)
 
@@ -172,6 +195,10 @@ def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
         learned = trained(lambda model, dora=kind == "dora": lora.join(model, 2, dora=dora))
         assert plan(f"{kind}=2,ema=0.999") - alone == pytest.approx(4 * learned, rel=0.01), "of the adapters alone"
         assert alone - plan(f"{kind}=2,optimizer=sgd") == pytest.approx(4 * learned, rel=0.01)
+    floats = sum(4 * layer.weight.numel() for layer in blocks_of(folder) if isinstance(layer, nn.Linear))
+    for bits, scales in ((8, 0.02), (4, 5 / 32 / 4)):
+        saved = plan("lora=2") - plan(f"lora=2,lora_bits={bits}")
+        assert saved == pytest.approx((0.75 - scales) * floats, rel=0.05), "a byte each in place of four, and scales"
     deep = save_llama(tmp_path / "Deep", 64, 6, weights=False)
     more = memory_plan.estimate(deep, share=1.0).params - params
     assert growth("checkpointing=true") < 0.3 * growth(""), "of a block, its input alone"

@@ -94,7 +94,10 @@ def test_correlations_are_told_by_category_for_pooled_ones_may_turn_round():
     assert [name for name in study.correlations() if "category" in name] == []
     kinds = ["facts"] * 3 + ["stories"] * 3
     rows = tuple(Document(f"a {n}", str(n), 2, category=kind) for n, kind in enumerate(kinds))
-    found = dataclasses.replace(study, documents=Documents("made", "", rows)).correlations()
+    apart = dataclasses.replace(study, documents=Documents("made", "", rows))
+    found = apart.correlations()
+    assert apart.sheet().headline.endswith(" (by category: facts −1.00, stories −1.00)")
+    assert "by category" not in study.sheet().headline
     assert found["ln S_prime"].spearman.value > 0
     for kind in ("facts", "stories"):
         assert found[f"ln S_prime of texts of category {kind}"].spearman.value == pytest.approx(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 
@@ -57,17 +58,21 @@ def test_without_heads_of_the_memory_more_is_answered_from_the_text_and_the_othe
             "--tokens", "1"]  # fmt: skip
     count = len(read(place / "questions.jsonl").rows)
     assert cli.main([*line, "--dry-run"]) == 0
-    assert f"{count} questions, {6 * count} answers" in capsys.readouterr().out
+    assert f"{count} questions, {7 * count} answers" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
     assert cli.main(line) == 0
     assert "without 3 heads, instructed" in capsys.readouterr().out
     record = json.loads((tmp_path / "out" / "study.json").read_text())
     right = {arm: figures["exact_match"]["value"] for arm, figures in record["figures"].items()}
     assert right[grounding.AS_IS] < right["without 3 heads"]
+    assert right["without 3 random heads"] < right["without 3 heads"]
     assert right[grounding.AS_IS] < right[grounding.CONTRAST]
+    page = (tmp_path / "out" / "study.html").read_text()
+    assert "Ahead of as many random heads" in page
+    assert "random heads that were off: (" in page
     assert right[grounding.BARE] == 0, "it remembers what is true"
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
-    assert len(items) == 6 * count
+    assert len(items) == 7 * count
     for item in items:
         assert item["exact_match"] == item["f1"] == item["recall"] == float(item["answer"] in item["answers"])
     memory = grounding.grounding(
@@ -94,8 +99,49 @@ def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_
     assert ask(heads=(2,), weight=0.0).figures == found.figures
     assert written == []
     more = ask(heads=(1, 2), weight=0.0)
-    assert len(written) == 2, "without one head, and instructed"
+    assert len(written) == 3, "without one head, and instructed, and without a random one"
     assert {name: more.figures[name] for name in found.figures} == found.figures
+    again = ask(heads=(2,), weight=0.0, seed=1)
+    assert len(written) == 4, "without two others"
+    other = {name for name in found.figures if "random" not in name}
+    assert {name: again.figures[name] for name in other} == {name: found.figures[name] for name in other}
+
+
+def test_as_many_random_heads_are_off_that_the_list_does_not_hold():
+    def off(chosen, heads, seed):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grounding, "find_list", lambda *_: chosen)
+            return {arm.name: arm for arm in grounding._plan_arms(subject(), "", "context", heads, 1.0, seed)}
+
+    chosen = [(0, 1), (2, 3), (1, 0)]
+    arms = off(chosen, (1, 3), 0)
+    three = arms["without 3 random heads"].silent
+    assert arms["without 1 random head"].silent == three[:1]
+    assert len(set(three)) == 3
+    assert not set(three) & set(chosen)
+    assert arms["without 3 heads"].beside == "without 3 random heads"
+    assert off(chosen, (1, 3), 0) == arms
+    assert off(chosen, (3,), 1)["without 3 random heads"].silent != three
+    most = [(layer, head) for layer in range(3) for head in range(4)][:7]
+    arms = off(most, (), 0)
+    assert "without 7 random heads" not in arms
+    notes = grounding._remark(list(arms.values()), {}, 4)
+    assert notes[1] == "the list leaves fewer than 7 other heads: as many random ones were not tried"
+
+
+def test_a_chat_template_is_used_where_there_is_one_and_may_be_left_out(place):
+    def asked(template, **how):
+        start = copy.copy(subject())
+        start.tokenizer = copy.deepcopy(start.tokenizer)
+        start.tokenizer.chat_template = template
+        arms = grounding._plan_arms(start, str(place), "context", (), 0.0, 0)
+        tasks = grounding._make_tasks(start, read(place / "questions.jsonl"), arms, "", "", "{question}", 1, **how)
+        return {task.writing.chat for task in tasks.values()}
+
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    assert asked(None, chat=True) == {False}
+    assert asked(template, chat=True) == {True}
+    assert asked(template, chat=False) == {False}
 
 
 def test_answers_that_are_cut_off_are_told_and_agree_with_nothing(place, tmp_path, monkeypatch):
@@ -105,7 +151,7 @@ def test_answers_that_are_cut_off_are_told_and_agree_with_nothing(place, tmp_pat
     data = read(place / "questions.jsonl")
     found = grounding.grounding(subject(), data, tmp_path / "out", lists=str(place), weight=0.0, **ASK)
     count = len(data.rows)
-    assert f"as it is: {count} of {count} answers are empty, {count} of these cut off at 1 tokens" in found.notes[1]
+    assert f"as it is: {count} of {count} answers are empty, {count} of these cut off at 1 tokens" in found.notes[2]
     assert found.figure(grounding.AS_IS, "as_without").value == 0
 
 

@@ -165,9 +165,9 @@ def find_reason(subject: Transformer, axis: str) -> str:
 
 
 def _has_packed(subject: Transformer) -> bool:
-    """Whether a tensor holds what several experts write, [experts, channels, neurons]."""
-    places = (subject.layout.place(name).axes or () for name, _ in subject.model.named_parameters())
-    return any(len(axes) == 3 and axes[1] == "channels" for axes in places)
+    """Whether a tensor holds the weights of several experts, [experts, outputs, inputs], of channels or a latent."""
+    modules = (one for one in subject.model.modules() if not isinstance(one, nn.modules.conv._ConvNd))
+    return any(weight.dim() == 3 for module in modules for weight in module.parameters(recurse=False))
 
 
 def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:

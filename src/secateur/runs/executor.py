@@ -29,6 +29,7 @@ from secateur._utils.rundir import Run, read_record
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
+from secateur.recover.training import lora
 from secateur.reports import details, evidence
 from secateur.reports.details import Details
 from secateur.runs import backends, configs, keywords, records, splits
@@ -155,8 +156,10 @@ def run(
     keywords.check_counts(threads=threads, batch=batch, length=length)
     chosen = _follow_rounding(chosen, out, overwrite)
     flags = keywords.flat(function, chosen)
+    how = next((value for value in chosen.values() if isinstance(value, Training)), Training())
     if isinstance(chosen.get("training"), str | list):  # of a recipe that takes it as text
-        Training().merge(chosen["training"])
+        how = Training().merge(chosen["training"])
+    how = _check_adapters(function.__name__, how, flags)
     _check_training(chosen)
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
@@ -182,6 +185,7 @@ def run(
     source = model if part is None else backend.open_part(model, part)
     source = source if after is None else backend.open_pair(source, after)
     subject = backend.make_floats(backend.open(source, device, corpus, inputs))
+    lora.check(how, getattr(subject, "model", None))
     backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
@@ -333,14 +337,24 @@ def _follow_rounding(options: Mapping[str, Any], out: str | Path, overwrite: boo
     return {**options, "multiple": 1} if read_record(record).get("multiple") == 1 else dict(options)
 
 
-def _check_training(options: Mapping[str, object]) -> None:
-    """Refuse trackers that are not installed, and devices that are not there, before anything is done.
+def _check_adapters(recipe: str, training: Training, flags: Mapping[str, object]) -> Training:
+    """The training with its adapters, which are refused where a library for them is missing.
 
-    Also integers beside adapters that no one asked for.
+    Refused are also integers that stand beside no adapters.
     """
+    if training.lora_bits and "lora_bits" in flags:
+        raise InputError(
+            f"{recipe} has adapters of its own: write --lora-bits {training.lora_bits} (lora_bits={training.lora_bits} "
+            f"in Python) in place of training's lora_bits={training.lora_bits}"
+        )
+    training = keywords.add_adapters(training, flags)
+    lora.check(training)
+    return training
+
+
+def _check_training(options: Mapping[str, object]) -> None:
+    """Refuse trackers that are not installed, and devices that are not there, before anything is done."""
     for value in options.values():
-        if isinstance(value, Training):
-            value.adapter_bits  # noqa: B018
         if isinstance(value, Training) and value.teacher_device not in (None, "auto"):
             modes.check_device(str(value.teacher_device))
         if isinstance(value, Training) and value.trackers:

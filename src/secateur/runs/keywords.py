@@ -22,6 +22,7 @@ from secateur.vocabulary import Training
 __all__ = [
     "QUICK_PAIRS",
     "SAME",
+    "add_adapters",
     "call",
     "check_counts",
     "check_options",
@@ -93,6 +94,14 @@ def flat(function: Callable[..., object], options: Mapping[str, object]) -> dict
             others = {key: one for key, one in value.named.items() if key not in groups[name].values()}
             values[name] = ",".join(f"{key}={_format_value(one)}" for key, one in others.items())
     return values
+
+
+def add_adapters(training: Training, flags: Mapping[str, object]) -> Training:
+    """The same, with the adapters of a recipe that has them as options of its own."""
+    rank, bits = flags.get("lora_rank"), flags.get("lora_bits")
+    if not isinstance(rank, int) or training.lora or training.dora:
+        return training
+    return training.default(**{"dora" if flags.get("dora") else "lora": rank}, lora_bits=bits or None)
 
 
 def defaults(function: Callable[..., object]) -> dict[str, Any]:

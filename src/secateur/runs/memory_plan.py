@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.measure import memory
+from secateur.recover.quantization import quantise
 from secateur.recover.training import objectives
 from secateur.recover.training.recomputing import recomputing
 from secateur.reports import display
@@ -57,7 +58,8 @@ class MemoryPlan:
     the taylor scores take them. cut: the original and the student that is cut from it. training: the student in
     float32, its gradients, what the optimiser keeps of it and an average where there is one, and the original, which
     teaches it; activations in bfloat16 on a card, unless training says otherwise. Of a training of adapters (lora,
-    dora) gradients, and what the optimiser keeps, are of the adapters alone.
+    dora) gradients, and what the optimiser keeps, are of the adapters alone; with lora_bits, weights beside them take a
+    byte, in which torchao holds integers of 4 bits, too.
     """
 
     model: str
@@ -170,7 +172,7 @@ def _plan_memory(
     with memory.simulate() as ledger:
         teacher, student = _with_even_experts(make()), _with_even_experts(make())
         if how.lora or how.dora:
-            _adapt(student.model, how.lora or how.whole("dora"), dora=how.dora is not None)
+            _adapt(student.model, how.lora or how.whole("dora"), dora=how.dora is not None, bits=how.adapter_bits)
         _widen(student.model)
         trained = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
         beside = _bytes_beside(how)
@@ -256,8 +258,11 @@ def _widen(model: nn.Module) -> None:
             module.register_parameter(name, wide[parameter])
 
 
-def _adapt(model: PreTrainedModel, rank: int, *, dora: bool) -> None:
-    """What `lora.adapt` adds, in place, and nothing else trained: peft itself can't move tensors without memory."""
+def _adapt(model: PreTrainedModel, rank: int, *, dora: bool, bits: int = 0) -> None:
+    """What `lora.adapt` adds, in place, and nothing else trained: peft itself can't move tensors without memory.
+
+    Weights in integers of either number of bits take a byte in memory, and a scale beside each row or group.
+    """
     head = model.get_output_embeddings()
     linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
     packed = [weight for weight in model.parameters() if weight.dim() == 3]  # of all experts of a layer
@@ -265,9 +270,30 @@ def _adapt(model: PreTrainedModel, rank: int, *, dora: bool) -> None:
     for module in linears:
         rows, columns = module.weight.shape if isinstance(module, nn.Linear) else module.weight.shape[::-1]
         module.register_forward_hook(_Adapter(module, rank, int(rows), int(columns), dora=dora))
+    for module in linears if bits else ():
+        if isinstance(module, nn.Linear) and not quantise.unfit(module.in_features, bits):
+            _round(module, bits)
     for number, weight in enumerate(packed):
         experts, rows, columns = weight.shape
         model.register_parameter(f"adapters_{number}", nn.Parameter(torch.zeros(experts, rank, rows + columns)))
+
+
+def _round(linear: nn.Linear, bits: int) -> None:
+    """Have the weight of a linear in integers, in place, of which each pass makes floats: see `quantise.multiply`."""
+    rows, columns, dtype = linear.out_features, linear.in_features, linear.weight.dtype
+    groups = columns // quantise.GROUP if bits == 4 else 1
+    held = {
+        "weight": torch.zeros(rows, columns, dtype=torch.int8),
+        "scale": torch.zeros(rows, groups, dtype=dtype),
+        "zero_point": torch.zeros(rows, groups, dtype=torch.int8),
+    }
+    for name, tensor in held.items():
+        linear.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+
+    def forward(x: Tensor) -> Tensor:
+        return quantise.multiply(x, lambda: linear.weight.to(dtype), linear.bias)
+
+    linear.forward = forward  # type: ignore[method-assign, assignment]
 
 
 class _Adapter:

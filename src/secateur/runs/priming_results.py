@@ -24,6 +24,8 @@ PAIRED = "beside another text"
 """The version of a trial in which two texts are learnt at once."""
 MOST_SHOWN = 50
 """Texts in the table of risks; items.jsonl has all."""
+_OF_CATEGORY = "ln S_prime of texts of category "
+"""Begins the names of correlations within a category, since a pool of several may turn the sign round."""
 
 
 class Trial(NamedTuple):
@@ -122,7 +124,7 @@ class Primed:
         of = {number: self.documents.rows[number].category for number in shifts}
         for category in dict.fromkeys(of.values()) if len(set(of.values())) > 1 else ():
             some = {number: value for number, value in rows["ln S_prime"].items() if of[number] == category}
-            rows[f"ln S_prime of texts of category {category or 'none'}"] = some
+            rows[f"{_OF_CATEGORY}{category or 'none'}"] = some
         paired = {number: primed.log_ratio for number, (_, primed) in self.shifts(version=PAIRED).items()}
         rows |= {f"ln S_prime, learnt {PAIRED}": paired} if paired else {}
         others: dict[str, dict[int, list[float]]] = {}
@@ -252,8 +254,14 @@ class Primed:
                 found = "the rarer, the less it primes, against the paper"
             else:
                 found = "whether rarer keywords prime more is not told"
-            number = f"{rho.value:+.2f}".replace("-", "−")
-            said += f"; {found}: Spearman {number}, p = {row.p:.2g}"
+            said += f"; {found}: Spearman {_sign(rho)}, p = {row.p:.2g}"
+            kinds = {
+                name.removeprefix(_OF_CATEGORY): one.spearman
+                for name, one in correlations.items()
+                if name.startswith(_OF_CATEGORY)
+            }
+            if kinds:
+                said += f" (by category: {', '.join(f'{kind} {_sign(one)}' for kind, one in kinds.items())})"
         return said
 
     def _notes(self, ways: Mapping[str, Treated]) -> list[str]:
@@ -416,3 +424,8 @@ def _text(figure: Figure) -> str:
 
 def _share(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f} %".replace("-", "−")
+
+
+def _sign(figure: Figure) -> str:
+    """With its sign, to two places."""
+    return f"{figure.value:+.2f}".replace("-", "−")

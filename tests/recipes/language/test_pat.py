@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,16 +14,17 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
+import secateur
 import tiny
 import toys
 from recover.training.test_lora import needs_peft
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
+from secateur.errors import BudgetError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
 from secateur.recipes.language import pat
 from secateur.recover.sparsity.hybrid import Hybrid
 from secateur.recover.training import loop, lora
-from secateur.runs import keywords
+from secateur.runs import executor, keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import gguf_export, saving
 from secateur.vocabulary import Budget, Result
@@ -425,6 +427,29 @@ def test_adapters_learn_beside_integers_which_are_merged_folded_and_cut(tmp_path
     assert int(torch.linalg.matrix_rank(weights[1] - grid, rtol=1e-4)) <= 4
     assert int(torch.linalg.matrix_rank(weights[1] - weights[0][:, watch.mask], rtol=1e-4)) > 4
     assert all(type(one) is nn.Parameter for one in start.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "how", "words"),
+    [
+        ("pat", "llama", {"training": "lora_bits=4"}, r"write --lora-bits 4 \(lora_bits=4 in Python\) in place of"),
+        ("pat", "gpt2", {"lora_bits": 4}, "no linear of GPT2LMHeadModel can be held in 4 bits"),
+        ("minitron", "gpt2", {"training": "dora=2,lora_bits=8"}, "no linear of GPT2LMHeadModel can be held in 8 bits"),
+        ("minitron", "llama", {"training": "lora_bits=8"}, "lora_bits=8 is of what adapters stand beside: give lora"),
+        ("pat", "llama", {"lora_bits": 4, "missing": "torchao"}, "quantisation needs torchao"),
+        ("minitron", "llama", {"training": "lora=2", "missing": "peft"}, "lora and dora need peft"),
+    ],
+)
+def test_adapters_that_can_not_be_are_refused_before_anything_is_done(tmp_path, monkeypatch, recipe, kind, how, words):
+    how = dict(how)
+    if missing := how.pop("missing", ""):
+        monkeypatch.setitem(sys.modules, missing, None)
+    elif "of GPT2" in words:
+        pytest.importorskip("torchao")
+    monkeypatch.setattr(executor, "open_run", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises((InputError, MissingExtraError), match=words) as caught:
+        secateur.run(recipe, subject(kind), tiny.chains(40), "params=75%", tmp_path / "out", **how)
+    assert "\n" not in str(caught.value)
 
 
 def test_quantised_weights_are_refused_by_name(tmp_path):

@@ -18,6 +18,7 @@ import tiny
 from recover.students import VOCABULARY, Batches, llama, logit_objective
 from secateur._utils import storage
 from secateur.errors import InputError, MissingExtraError, RunError, UnsupportedError
+from secateur.measure import memory
 from secateur.recover.quantization import quantise
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop, lora
@@ -261,6 +262,40 @@ def test_weights_are_integers_while_adapters_learn_beside_them(tmp_path, how):
 
 
 @needs_peft
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_pass_beside_integers_keeps_no_floats_of_them_and_learns_the_same(dtype):
+    pytest.importorskip("torchao")
+    tokens = torch.arange(2)[None]
+
+    def learn(bits):
+        """(bytes that a training step takes beside the model, gradients of the adapters)."""
+        model = llama(width=128).to(dtype)
+        linears = [module for module in model.model.layers.modules() if isinstance(module, nn.Linear)]
+        if not bits:  # floats of the same values
+            for module in linears:
+                module.weight.data = quantise.dense(quantise.integers(module.weight, 4)).to(dtype)
+        with lora.adapt(model, 2, bits=bits):
+            for name, one in model.named_parameters():
+                if "lora_B" in name:
+                    nn.init.constant_(one, 0.01)
+
+            def step():
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                    model(tokens, labels=tokens).loss.backward()
+
+            step()
+            taken = memory.measure_allocation(step).value
+            grads = {name: one.grad.clone() for name, one in model.named_parameters() if one.requires_grad}
+        assert not any("forward" in vars(module) for module in model.modules())
+        return taken, grads, sum(module.weight.numel() * dtype.itemsize for module in linears)
+
+    (more, found, whole), (less, wanted, _) = learn(4), learn(0)
+    assert more - less < 0.5 * whole
+    for name, grad in wanted.items():
+        torch.testing.assert_close(found[name], grad)
+
+
+@needs_peft
 def test_integers_that_can_not_be_are_refused_in_one_line():
     pytest.importorskip("torchao")
     odd = nn.Sequential(nn.Linear(24, 8))
@@ -274,6 +309,10 @@ def test_integers_that_can_not_be_are_refused_in_one_line():
     assert all(type(one) is nn.Parameter and one.requires_grad for one in mixture.parameters()), "it is as it was"
     with pytest.raises(InputError, match="lora_bits=4 is of what adapters stand beside: give lora or dora, too"):
         train(llama(), llama(1), rank=None, lora_bits=4)
+    asked = Training(lora=2, lora_bits=4)
+    lora.check(asked, llama())
+    with pytest.raises(InputError, match=r"no linear of GPT2LMHeadModel can be held in 4 bits .*leave lora_bits out$"):
+        lora.check(asked, tiny.model("gpt2"))
     with pytest.raises(InputError, match="lora_bits=3: give 8 or 4"):
         Training(lora=2, lora_bits=3)
 

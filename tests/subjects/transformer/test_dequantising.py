@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import secateur
 from secateur.errors import DataWarning, ModelError, UnsupportedError
 from secateur.recover.quantization import quantise
 from secateur.runs.backends.language import Language
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import dequantising, quantised
+from secateur.subjects.transformer import costs, dequantising, quantised
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 from subjects.tiny import without
@@ -113,6 +114,37 @@ def test_a_quantised_model_in_memory_becomes_floats_in_a_copy_that_shares_the_re
     found.config.quantization_config = {"quant_method": "bitsandbytes"}
     with pytest.raises(UnsupportedError, match="LlamaForCausalLM has weights quantised by bitsandbytes"):
         dequantising.make_floats(found)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_quantised_model_in_memory_is_measured_as_it_is_and_cut_as_floats(bits):
+    plain, model = wide(), copy.deepcopy(wide().model)
+    quantise.weight_only(model, bits, within=INSIDE)
+    start = open_subject(model, tokenizer=plain.tokenizer)
+    start.head, start._source, start.layer_index = [], costs.Source(1, 2), (1, 3)
+    rows = secateur.measure(start, plain, pairs=6, batch=1, length=4)
+    sizes = {part: rows[part]["bytes"].value for part in ("model", "against")}
+    matrices = [matrix for name, matrix in Language().matrices(plain).items() if name.startswith(tuple(INSIDE))]
+    inside = sum(matrix.numel() for matrix in matrices)
+    scales = sum(matrix.numel() // quantise.GROUP if bits == 4 else len(matrix) for matrix in matrices)
+    assert sizes["against"] - sizes["model"] == 3 * inside - 5 * scales, "a byte each, and scales with zero points"
+    assert rows["model"]["params"] == rows["against"]["params"]
+    assert "speedup" in rows["both"] or rows.notes
+    assert start.stored is None, "the caller's stays"
+    with pytest.warns(DataWarning, match=r"were quantised \(torchao\) and are float32 from here on"):
+        assert secateur.inspect(model)["cost"]["bytes"] == sizes["against"]
+    with pytest.warns(DataWarning, match="are float32 from here on"):
+        floats = start.make_floats()
+    assert (floats._source, floats.layer_index, floats.tokenizer) == (start._source, (1, 3), plain.tokenizer)
+    selection = Selection({"layers.1.neurons": without(96, *range(40))})
+    for act in (Transformer.cut, Transformer.silence):
+        with pytest.warns(DataWarning, match="are float32 from here on"):
+            found = act(start, selection)
+        small, wanted = found[0] if isinstance(found, tuple) else found, act(floats, selection)
+        wanted = wanted[0] if isinstance(wanted, tuple) else wanted
+        state = wanted.model.state_dict()
+        for name, tensor in small.model.state_dict().items():
+            torch.testing.assert_close(tensor, state[name])
 
 
 def test_ways_of_quantising_that_can_not_be_undone_here_are_named(tmp_path):

@@ -11,12 +11,13 @@ clamped): what `prepare` trains is what `weight_only` makes of it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from secateur.errors import InputError, MissingExtraError
 
@@ -32,6 +33,7 @@ __all__ = [
     "finish",
     "integers",
     "linears",
+    "multiply",
     "prepare",
     "torchao",
     "unfit",
@@ -175,6 +177,36 @@ def _is_fake_quantised(module: nn.Module) -> bool:
 def dense(weight: Tensor) -> Tensor:
     """The weight in floating point, as it is multiplied; a plain one as it is."""
     return weight.dequantize() if type(weight).__module__.startswith("torchao") else weight
+
+
+def multiply(x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+    """``x W^T + b`` of a frozen W [out, in] that `weight` makes floats of, [..., in] -> [..., out].
+
+    The floats are made once in each pass and not kept from one to the other: torchao's own product leaves those of
+    every layer to the backward pass, which then takes more than a model of floats.
+    """
+    product: Tensor = _Product.apply(x, weight, bias)
+    return product
+
+
+class _Kept(Protocol):
+    """What a pass forward leaves for the one backward."""
+
+    weight: Callable[[], Tensor]
+    dtype: torch.dtype
+
+
+class _Product(torch.autograd.Function):
+    """See `multiply`."""
+
+    @staticmethod
+    def forward(ctx: _Kept, x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None) -> Tensor:
+        ctx.weight, ctx.dtype = weight, x.dtype
+        return functional.linear(x, weight(), bias)
+
+    @staticmethod
+    def backward(ctx: _Kept, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return (gradient @ ctx.weight().to(gradient.dtype)).to(ctx.dtype), None, None
 
 
 def torchao() -> SimpleNamespace:

@@ -22,6 +22,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,8 +31,9 @@ from torch.nn.utils import parametrize
 
 from secateur.errors import InputError, MissingExtraError, UnsupportedError
 from secateur.recover.quantization import quantise
+from secateur.vocabulary import Training
 
-__all__ = ["adapt", "count", "join", "merge", "round_weights"]
+__all__ = ["adapt", "check", "count", "join", "merge", "round_weights"]
 
 _SCALE = 2
 """alpha / rank, where no alpha is given."""
@@ -83,16 +85,42 @@ def adapt(
     adapters in integers meanwhile; 0 leaves them as they are. Raises as `join`, and as `round_weights` with bits.
     """  # fmt: skip
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    lean = list[nn.Linear]()
     if bits:
         _find_adapted(model, dora, dropout)  # refuses while the weights are as they were
-        round_weights(model, bits)
+        for module in map(model.get_submodule, round_weights(model, bits)):
+            if isinstance(module, nn.Linear) and "forward" not in vars(module):  # Accelerate's moves weights about
+                module.forward = partial(_multiply, module)  # type: ignore[method-assign]
+                lean.append(module)
     join(model, rank, dora=dora, alpha=alpha, dropout=dropout, seed=seed)
     try:
         yield
     finally:
+        for module in lean:
+            del module.forward
         merge(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or name in trained)
+
+
+def _multiply(linear: nn.Linear, x: Tensor) -> Tensor:
+    """What a linear with integers says, see `quantise.multiply`."""
+    return quantise.multiply(x, partial(quantise.dense, linear.weight), linear.bias)
+
+
+def check(training: Training, model: nn.Module | None = None) -> None:
+    """Refuse adapters, and integers beside them, for which a library is missing, or that `model` has no linear for.
+
+    Before anything is done: how wide linears are may change in a cut, so that `round_weights` judges it.
+    Raises `MissingExtraError`, and `InputError` where adapters are not asked for, or no linear can be rounded.
+    """
+    bits = training.adapter_bits
+    if training.lora or training.dora:
+        _library()
+    if bits:
+        quantise.torchao()
+        if model is not None:
+            _find_rounded(model, 8, f"{bits} bits")
 
 
 def round_weights(model: nn.Module, bits: int) -> list[str]:
@@ -101,6 +129,13 @@ def round_weights(model: nn.Module, bits: int) -> list[str]:
     As `quantise.weight_only` does; those that are integers already stay as they are. Raises `InputError` where no
     linear can have them, `MissingExtraError` without torchao.
     """
+    names = _find_rounded(model, bits, f"{bits} bits")
+    quantise.torchao().quantization.quantize_(model, quantise.config(bits), filter_fn=lambda _, name: name in names)
+    return sorted(names)
+
+
+def _find_rounded(model: nn.Module, bits: int, told: str) -> set[str]:
+    """Names of the linears of `round_weights`; refused is a model that has none and no integers, in `told` bits."""
     read, names, why = _find_read(model), set[str](), ""
     for name in _find_linears(model):
         module = model.get_submodule(name)
@@ -110,9 +145,9 @@ def round_weights(model: nn.Module, bits: int) -> list[str]:
             if not reason:
                 names.add(name)
     if not names and not any(type(one) is not nn.Parameter for one in model.parameters()):
-        raise InputError(f"no linear of {type(model).__name__} can be held in {bits} bits ({why or 'it has none'})")
-    quantise.torchao().quantization.quantize_(model, quantise.config(bits), filter_fn=lambda _, name: name in names)
-    return sorted(names)
+        why = why or "it has none of torch's own, which are what torchao takes"
+        raise InputError(f"no linear of {type(model).__name__} can be held in {told} ({why}): leave lora_bits out")
+    return names
 
 
 def join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +27,13 @@ from secateur.measure.statistics import Values
 from secateur.methods import indices, timing
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
-from secateur.runs import memory_plan, sources
+from secateur.runs import keywords, memory_plan, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
 from secateur.subjects.transformer import costs, dequantising, low_rank, parts
-from secateur.subjects.transformer.subject import Output, positions
+from secateur.subjects.transformer.subject import Output, Stored, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
 __all__ = [
@@ -164,12 +165,7 @@ class Language(TextBackend[Transformer]):
 
     def make_floats(self, subject: Transformer) -> Transformer:
         """See `dequantising.make_floats`: integers of a folder are floats already, as it was opened."""
-        model = dequantising.make_floats(subject.model)
-        if model is subject.model:
-            return subject
-        plain = open_subject(model, tokenizer=subject.tokenizer)
-        plain.folder, plain.head, plain.output = subject.folder, subject.head, subject.output
-        return plain
+        return subject.make_floats()
 
     def open_part(self, source: Model, part: str) -> Transformer:
         """The part with that name, see `subjects.transformer.parts`."""
@@ -208,12 +204,13 @@ class Language(TextBackend[Transformer]):
         limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
         share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
         batch, length, training = (options.get(name) for name in ("train_batch", "train_length", "training"))
+        how = Training().merge(training if isinstance(training, str) else "")
         try:
             plan = memory_plan.plan_memory(
                 partial(memory_plan.outline, subject), type(subject.model).__name__, share=min(1.0, share),
                 batch=batch if isinstance(batch, int) else 16,
                 length=length if isinstance(length, int) else environment.length or TOKENS,
-                device=environment.device, training=Training().merge(training if isinstance(training, str) else ""),
+                device=environment.device, training=keywords.add_adapters(how, options),
             )  # fmt: skip
         except UnsupportedError:
             return ""
@@ -222,7 +219,13 @@ class Language(TextBackend[Transformer]):
     def load_any(self, source: Model, device: str | None = None) -> Model:
         """Quantised models can be measured, though not pruned."""
         split = device if device == "auto" else None
-        return open_subject(source, quantised=True, device_map=split) if isinstance(source, str | Path) else source
+        if isinstance(source, str | Path):
+            return open_subject(source, quantised=True, device_map=split)
+        if not dequantising.has_integers(source.model if isinstance(source, Transformer) else source):
+            return source
+        subject = copy.copy(source) if isinstance(source, Transformer) else open_subject(source)
+        subject.stored = subject.stored or Stored(*dequantising.count_bytes(subject.model))
+        return subject
 
     def fit_data(self, data: texts.Corpus, subject: Transformer) -> texts.Corpus:
         """The texts with the model's own numbers of classes, of texts or of words, or without labels where it has none.
@@ -383,7 +386,7 @@ class Language(TextBackend[Transformer]):
         """What could go in a model, and what that would save."""
         if any(value is not None for value in options.values()):
             raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
-        subject = self.open(source)
+        subject = self.make_floats(self.open(source))
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__
         found = {"model": name, "kind": subject.kind, "cost": units.cost(), "axes": axes_of(units)}

@@ -26,7 +26,15 @@ from secateur.runs.cards import write_card
 from secateur.runs.distilling import measuring, models, training, trial
 from secateur.runs.distilling.answers import answer_tasks
 from secateur.runs.distilling.models import Learner, Model, as_transformer
-from secateur.runs.distilling.settings import Settings, check, check_cache, check_teachers, parse_warm_up, read_training
+from secateur.runs.distilling.settings import (
+    Settings,
+    check,
+    check_adapters,
+    check_cache,
+    check_teachers,
+    parse_warm_up,
+    read_training,
+)
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import keep_details, open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
@@ -184,6 +192,7 @@ def distill(
     check(chosen, sources, assistants)
     check_teachers(chosen, teacher_device, teacher_bits)
     check_cache(chosen, cache_at, out)
+    check_adapters(chosen)
     backend, asked, notes = backends.of_source(student), data, list[str]()
     if answers:
         folder = Path(cache_at) if cache_at else Path(out).with_name(f"{Path(out).name}-answers")
@@ -196,6 +205,7 @@ def distill(
     corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
     learner = models.open_student(backend, student, device, corpus)
     learner = models.load_weights(learner, weights) if weights else learner
+    check_adapters(chosen, learner.model)
     between = [models.open_student(backend, source, device, corpus, learner) for source in assistants]
     place = teacher_device or device
     above = [

@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
+
 from secateur._utils import distributed, modes
 from secateur.errors import InputError
 from secateur.recover.distillation import ensembles, matching
 from secateur.recover.quantization import quantise
-from secateur.recover.training import loop
+from secateur.recover.training import loop, lora
 from secateur.runs import keywords
+from secateur.vocabulary import Training
 
-__all__ = ["BETA", "Settings", "check", "check_cache", "check_teachers", "parse_warm_up", "read_training"]
+__all__ = [
+    "BETA",
+    "Settings",
+    "check",
+    "check_adapters",
+    "check_cache",
+    "check_teachers",
+    "parse_warm_up",
+    "read_training",
+]
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
@@ -184,6 +196,11 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+
+
+def check_adapters(settings: Settings, model: nn.Module | None = None) -> None:
+    """Refuse adapters for which a library is missing, or integers beside them that `model` can't have."""
+    lora.check(Training(**settings.training), model)
 
 
 def check_cache(settings: Settings, cache_at: str | Path, out: str | Path) -> None:

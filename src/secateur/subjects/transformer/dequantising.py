@@ -9,6 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,7 +22,17 @@ from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import DataWarning, MissingExtraError, ModelError, UnsupportedError
 from secateur.subjects.transformer import files
 
-__all__ = ["ask_for_floats", "finish", "make_floats", "name_method", "read_gguf", "refuse", "refuse_twice"]
+__all__ = [
+    "ask_for_floats",
+    "count_bytes",
+    "finish",
+    "has_integers",
+    "make_floats",
+    "name_method",
+    "read_gguf",
+    "refuse",
+    "refuse_twice",
+]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -85,7 +96,7 @@ def make_floats(model: PreTrainedModel) -> PreTrainedModel:
     What was floating point is shared with the copy. Raises `UnsupportedError` for weights that only the library which
     packed them can read, such as those of compressed-tensors and bitsandbytes.
     """
-    if any(_is_integer(parameter) for parameter in model.parameters()):
+    if has_integers(model):
         plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
         finish(plain, Path(model.config.name_or_path or type(model).__name__), "torchao")
         return plain
@@ -96,6 +107,25 @@ def make_floats(model: PreTrainedModel) -> PreTrainedModel:
             "its folder, which is read as floats, or the model as it was before"
         )
     return model
+
+
+def has_integers(model: nn.Module) -> bool:
+    """Whether torchao quantised some of its weights in memory."""
+    return any(_is_integer(parameter) for parameter in model.parameters())
+
+
+def count_bytes(model: nn.Module) -> tuple[int, float]:
+    """(bits of each weight that torchao quantised, bytes of all weights with their scales), as they lie in memory."""
+    bits, total = 0, 0.0
+    for parameter in model.parameters():
+        tensor: Any = parameter
+        names = tensor.__tensor_flatten__()[0] if _is_integer(parameter) else []
+        inner = [getattr(tensor, name) for name in names] or [tensor]
+        sizes = [float(one.numel() * one.element_size()) for one in inner]
+        total += sum(sizes)
+        if _is_integer(parameter):
+            bits = max(bits, round(8 * max(sizes) / parameter.numel()))
+    return bits, total
 
 
 def _is_integer(parameter: nn.Parameter) -> bool:

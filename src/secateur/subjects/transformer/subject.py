@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from secateur._utils import devices
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects.transformer import costs, cutting, files, low_rank, saving
+from secateur.subjects.transformer import costs, cutting, dequantising, files, low_rank, saving
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
@@ -354,6 +354,8 @@ class Transformer:
         The widths are those of the selection; odd ones are named in the notes. Raises `InputError` for a selection
         that doesn't fit or leaves nothing, `UnsupportedError` for one this model can't take.
         """
+        if dequantising.has_integers(self.model):
+            return self.make_floats().cut(selection, norm_correction=norm_correction, centred=centred)
         layout = self.layout
         sites = costs.sites(layout)
         keep = cutting.resolve(selection, sites)
@@ -397,6 +399,8 @@ class Transformer:
         RMSNorms need no help, and run over the kept ones, too, without `norm_correction`.
         """
         self._check_sides()
+        if dequantising.has_integers(self.model):
+            return self.make_floats().silence(selection, norm_correction=norm_correction)
         layout = self.layout
         keep = cutting.resolve(selection, costs.sites(layout))
         kept = cutting.find_kept(layout, keep, corrected=norm_correction)
@@ -407,6 +411,15 @@ class Transformer:
     def copy(self) -> Transformer:
         """The same subject with weights of its own."""
         return self._copy(copy.deepcopy(self.model), self.layer_index)
+
+    def make_floats(self) -> Transformer:
+        """Itself, or where torchao quantised a model in memory the same with floats: see `dequantising.make_floats`."""
+        model = dequantising.make_floats(self.model)
+        if model is self.model:
+            return self
+        result = copy.copy(self)
+        result.model, result.stored = model, None
+        return result
 
     def untie(self) -> Transformer:
         """A copy whose head is a table of its own, where it is that of the embeddings, so that either may change."""
