@@ -92,9 +92,9 @@ def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_
 
     found = ask(heads=(2,), weight=0.0)
     written = []
-    write = Local.write
+    stream = Local.stream
     monkeypatch.setattr(
-        Local, "write", lambda self, prompts, *rest: written.append(prompts) or write(self, prompts, *rest)
+        Local, "stream", lambda self, prompts, *rest: written.append(prompts) or stream(self, prompts, *rest)
     )
     assert ask(heads=(2,), weight=0.0).figures == found.figures
     assert written == []
@@ -147,7 +147,7 @@ def test_a_chat_template_is_used_where_there_is_one_and_may_be_left_out(place):
 def test_answers_that_are_cut_off_are_told_and_agree_with_nothing(place, tmp_path, monkeypatch):
     """As of a model that thinks before it answers, and has too few tokens for both."""
     lost = Completion("<think> it may be", 1, False)
-    monkeypatch.setattr(Local, "write", lambda self, prompts, *rest: [lost] * len(prompts))
+    monkeypatch.setattr(Local, "stream", lambda self, prompts, *rest: [dict.fromkeys(range(len(prompts)), lost)])
     data = read(place / "questions.jsonl")
     found = grounding.grounding(subject(), data, tmp_path / "out", lists=str(place), weight=0.0, **ASK)
     count = len(data.rows)

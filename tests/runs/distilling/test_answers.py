@@ -57,7 +57,7 @@ def test_right_answers_are_learned_by_their_tokens_alone_and_the_teacher_is_aske
     def refuse(*given, **how):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(Local, "write", refuse)
+    monkeypatch.setattr(Local, "stream", refuse)
     assert distil(place, tmp_path / "out").recovery == row.recovery
     distil(place, tmp_path / "other", cache_at=tmp_path / "out-answers", direction="forward")
 
