@@ -62,6 +62,8 @@ class Clock:
     """Relative gap between target and clock that is left alone."""
     corrections: Annotated[int, Ge(0)] = 4
     """Most re-timings per budget."""
+    timings: Annotated[int, Ge(1)] = 20
+    """How often each block is timed for the table; a cut is timed beside the original for 0.75 s for each of them."""
 
     def place(self, subject: Transformer, batch: int, length: int) -> latency.Environment:
         """Where the subject is timed: as it is, on its device."""
@@ -202,7 +204,7 @@ def time_blocks(
                 probes[kind, count] = subject.probe(kind, count, batch, length)
     if in_stacks:
         probes["empty", 0] = make_run(subject.stack(axis, 0, _LAYERS), place)
-    figures = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
+    figures = latency.time_interleaved(probes, rounds=clock.timings, progress=True, device=str(subject.model.device))
     times = {key: figure.value for key, figure in figures.items()}
     if in_stacks:
         times |= {key: max(0.0, times[key] - times["empty", 0]) / _LAYERS for key in times if key[0] in counts}
@@ -324,10 +326,11 @@ def meet_target(
     """The choice nearest to `limit` seconds on the clock: (choice, fixed seconds it was solved with, clock failed).
 
     Where the clock disagrees by more than `tolerance`, the difference goes to the fixed seconds and the choice is made
-    anew, at most `corrections` times. What is returned was timed itself, unless the clock failed at once.
+    anew, at most `corrections` times. What is returned was timed itself, unless the clock failed at once, or nothing
+    may be corrected: then nothing is timed.
     """
     chosen, failed = solve(fixed), False
-    if not limit:
+    if not limit or not corrections:
         return chosen, fixed, failed
     timed: list[tuple[float, int, T, float]] = []  # gap, turn, choice, fixed
     for turn in range(1 + corrections):
@@ -347,11 +350,13 @@ def meet_target(
 def time_share(subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()) -> float:
     """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand.
 
+    With fewer `timings` of the clock than the usual 20, for a share of that.
+
     Raises `MeasurementError` where a minute of them does not tell.
     """
     place = clock.place(subject, batch, length)
     times = latency.compare(
-        make_run(subject, place), make_run(student, place), resolution=0.03, device=place.device, lasting=15.0,
-        most=2000, limit=60.0,
+        make_run(subject, place), make_run(student, place), resolution=0.03, device=place.device,
+        lasting=0.75 * clock.timings, most=2000, limit=60.0,
     )  # fmt: skip
     return 1 / times.speedup.value

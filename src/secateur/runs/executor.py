@@ -113,9 +113,10 @@ def run(
             preprocessor_config.json; what the model records of its own if None.
         size: of the inputs that images become: 224, "224x160" (height x width) or "1x28x28" (greyscale).
         workers: processes that read images ahead; by the machine's cores if None.
-        dry_run: print what would be cut and what that saves; nothing is trained or written.
-        quick: calibrate, search and train less than the recipe does, where nothing else is said: a first look within
-            minutes, not what it can do.
+        dry_run: print what would be cut and what that saves; nothing is trained or written, and what is timed is timed
+            for less long, so that the forecast of times is rougher.
+        quick: calibrate, search, time and train less than the recipe does, where nothing else is said: a first look
+            within minutes, not what it can do. The result loses more quality, and may miss its time by more.
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
         threads: number of torch threads, also while measuring; torch's default if None.
@@ -146,7 +147,9 @@ def run(
     budgets, options = parse_budgets(budget), keywords.rename(function, options)
     timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
     given = {name: value for name, value in timed.items() if value is not None}
-    less = keywords.quicken(function, {*options, *given}) if quick else {}
+    timed_cut = any("latency" in budget for budget in budgets)
+    wanted = {**(keywords.QUICK if quick else {}), **(keywords.DRY if dry_run and timed_cut else {})}
+    less = keywords.quicken(function, {*options, *given}, wanted)
     options = {**less, **options}
     chosen = keywords.check_options(
         function, keywords.fitting(function, {**options, **given}, timed, seed=seed, dry_run=dry_run)
@@ -186,7 +189,8 @@ def run(
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
-    notes += [f"a quick look, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []
+    look = "a quick look" if quick else "a dry run"
+    notes += [f"{look}, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch", batch), flags.get("length", length), threads, device)
     place = replace(place, phase=flags.get("environment") or environment or place.phase)
@@ -195,7 +199,7 @@ def run(
     # Baselines, which are functions, cut as the recipe beside them did, whatever its clock was.
     elsewhere = {name for name in ("environment", "timer") if timed[name] not in (None, "prefill", "eager")}
     elsewhere -= flags.keys()
-    if elsewhere and isinstance(recipe, str) and any("latency" in budget for budget in budgets):
+    if elsewhere and isinstance(recipe, str) and timed_cut:
         raise InputError(
             f"{function.__name__} meets a latency of a forward pass by PyTorch as it is: leave "
             f"{' and '.join(sorted(elsewhere))} out, or take ziplm"
@@ -236,7 +240,7 @@ def run(
     }
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
-    pairs = keywords.QUICK_PAIRS if quick else None
+    pairs = keywords.QUICK_PAIRS if quick or dry_run else None
     reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:

@@ -105,7 +105,7 @@ def test_what_to_do_about_an_unknown_tensor_goes_by_what_it_is() -> None:
     assert refuse(adapted) == ": it belongs to an adapter, merge that first (merge_and_unload() of peft)"
     config = make("gpt2").model.config
     config.add_cross_attention = True
-    assert "add_cross_attention=False" in (said := refuse(transformers.GPT2LMHeadModel(config))) and "dapter" not in said
+    assert "add_cross_attention=False" in refuse(transformers.GPT2LMHeadModel(config))
     sizes = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=24, decoder_ffn_dim=24, vocab_size=61)
     config = transformers.PegasusXConfig(**sizes, encoder_attention_heads=4, decoder_attention_heads=4, block_size=8)
     assert refuse(transformers.PegasusXForConditionalGeneration(config)) == ": secateur prune cuts it as any network"
