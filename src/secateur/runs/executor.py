@@ -115,14 +115,14 @@ def run(
         workers: processes that read images ahead; by the machine's cores if None.
         dry_run: print what would be cut and what that saves; nothing is trained or written, and what is timed is timed
             for less long, so that the forecast of times is rougher.
-        quick: calibrate, search, time and train less than the recipe does, where nothing else is said: a first look
-            within minutes, not what it can do. The result loses more quality, and may miss its time by more.
+        quick: a first look within minutes, not what the recipe can do: it calibrates, searches, times and trains less
+            where nothing else is said. The result loses more quality, and may miss its time by more.
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
         threads: number of torch threads, also while measuring; torch's default if None.
-        device: device to prune and time the model on, such as cuda; where it is if None. "auto" splits a transformer's
-            folder over all devices. Networks are pruned where they are, and copies of them are timed and evaluated on
-            the device. Training uses a GPU if there is one.
+        device: device to prune and time the model on, such as cuda or cpu; where the model is if None. "auto" splits a
+            transformer's folder over all devices. Networks are pruned where they are, and copies of them are timed and
+            evaluated on the device. Training uses a GPU if there is one.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         environment: what language models are timed at: prefill, one pass over `batch` sequences of `length` tokens, or
