@@ -227,13 +227,13 @@ def test_a_students_share_is_its_time_in_the_originals_timed_for_as_long_as_the_
     lasting = []
 
     def compare(*_, **how):
-        lasting.append(how["lasting"])
+        lasting.append((how["lasting"], how["resolution"], how["limit"]))
         return SimpleNamespace(speedup=SimpleNamespace(value=4.0))
 
     monkeypatch.setattr(timing.latency, "compare", compare)
     assert timing.time_share(subject(), subject(), 1, 8) == 0.25
     timing.time_share(subject(), subject(), 1, 8, Clock(timings=8))
-    assert lasting == [15.0, 6.0]
+    assert lasting == [(15.0, pytest.approx(0.03), 60.0), (6.0, pytest.approx(0.075), 24.0)]
 
 
 def test_layers_share_the_time_that_the_whole_model_takes_beyond_half_of_them(monkeypatch):

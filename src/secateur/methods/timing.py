@@ -350,13 +350,13 @@ def meet_target(
 def time_share(subject: Transformer, student: Transformer, batch: int, length: int, clock: Clock = Clock()) -> float:
     """The student's share of the subject's time, by alternating pairs for a quarter of a minute, or a thousand.
 
-    With fewer `timings` of the clock than the usual 20, for a share of that.
+    With fewer `timings` of the clock than the usual 20, for a share of that, and as much less finely.
 
     Raises `MeasurementError` where a minute of them does not tell.
     """
     place = clock.place(subject, batch, length)
     times = latency.compare(
-        make_run(subject, place), make_run(student, place), resolution=0.03, device=place.device,
-        lasting=0.75 * clock.timings, most=2000, limit=60.0,
+        make_run(subject, place), make_run(student, place), resolution=0.6 / clock.timings,
+        device=place.device, lasting=0.75 * clock.timings, most=2000, limit=3.0 * clock.timings,
     )  # fmt: skip
     return 1 / times.speedup.value
