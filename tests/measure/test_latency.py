@@ -232,8 +232,9 @@ def test_a_table_of_nothing_is_refused():
         latency.table({})
 
 
-def test_the_same_with_a_progress_bar(busy):
+def test_the_same_with_a_progress_bar_and_no_empty_line_where_none_is_seen(busy, capsys):
     assert latency.table({1: busy(1e-3)}, rounds=2, warmup=1, progress=True) == {1: pytest.approx(1e-3)}
+    assert capsys.readouterr().out == ""
 
 
 def test_the_real_clock_is_read():

@@ -207,7 +207,6 @@ def test_what_the_clock_adds_is_taken_off_until_the_limit_is_met():
     assert (chosen, fixed, failed) == (80, 20, False)
     assert tried == [(100, 3.0), (80, 15.0)], "a glance tells that the table is far off"
     assert meet(100, lambda x: x + 2)[1] == [(100, 3.0), (100, 15.0), (98, 15.0)], "it is near: that takes time to tell"
-    assert meet(100, lambda x: x + 20, corrections=0) == ((100, 0.0, False), [(100, 15.0)])
 
 
 def test_of_several_choices_the_one_nearest_on_the_clock_is_returned():
@@ -229,12 +228,21 @@ def test_without_a_clock_or_a_limit_the_first_choice_stands():
         raise MeasurementError("too noisy")
 
     assert meet(100, broken)[0] == (100, 0.0, True)
+    assert meet(100, broken, corrections=0) == ((100, 0.0, False), [])  # nothing to correct: nothing is timed
     assert timing.meet_target(lambda fixed: 7, None, None, None, 0.0, tolerance=0.01, corrections=4) == (7, 0.0, False)
 
 
-def test_a_students_share_is_its_time_in_the_originals(monkeypatch):
-    monkeypatch.setattr(timing.latency, "compare", lambda *_, **__: SimpleNamespace(speedup=SimpleNamespace(value=4.0)))
+def test_a_students_share_is_its_time_in_the_originals_timed_for_as_long_as_the_table(monkeypatch):
+    lasting = []
+
+    def compare(*_, **how):
+        lasting.append((how["lasting"], how["resolution"], how["limit"]))
+        return SimpleNamespace(speedup=SimpleNamespace(value=4.0))
+
+    monkeypatch.setattr(timing.latency, "compare", compare)
     assert timing.time_share(subject(), subject(), 1, 8) == 0.25
+    timing.time_share(subject(), subject(), 1, 8, Clock(timings=8))
+    assert lasting == [(15.0, pytest.approx(0.03), 60.0), (6.0, pytest.approx(0.075), 24.0)]
 
 
 def test_layers_share_the_time_that_the_whole_model_takes_beyond_half_of_them(monkeypatch):

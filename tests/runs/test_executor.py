@@ -511,3 +511,5 @@ def test_a_quick_look_says_what_it_left_out(places, tmp_path, monkeypatch):
     assert "a quick look, with batch=2" in row.cut.notes
     (row,) = go(places, tmp_path / "given", quick=True, length=8)
     assert row.settings["length"] == 8
+    go(places, tmp_path / "dry", dry_run=True)  # a forecast is timed for no longer
+    assert (timed[-1]["pairs"], timed[-1]["lasting"]) == (10, 0.0)

@@ -144,11 +144,12 @@ def test_what_some_recipes_call_samples_is_calibration_in_all(tmp_path):
 def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given():
     from secateur.recipes.language.ziplm import ziplm
 
-    usual, less = keywords.defaults(ziplm), keywords.quicken(ziplm, {"trials"})
-    assert {"steps", "calibration", "corrections", "judged", "ratio"} == set(less)
+    usual, less = keywords.defaults(ziplm), keywords.quicken(ziplm, {"trials"}, keywords.QUICK)
+    assert {"steps", "calibration", "corrections", "judged", "ratio", "timings"} == set(less)
     assert all(less[name] < usual[name] for name in less)
     keywords.check_options(ziplm, less)
+    assert keywords.quicken(ziplm, {"corrections"}, keywords.DRY) == {"timings": 8}
 
     def frugal(subject, data, budgets, run, *, steps: int = 0, samples: int = 8): ...
 
-    assert keywords.quicken(frugal, ()) == {}  # what takes no time as it is, stays
+    assert keywords.quicken(frugal, (), keywords.QUICK) == {}  # what takes no time as it is, stays

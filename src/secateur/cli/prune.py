@@ -15,6 +15,10 @@ SCOPES = {"scope": "local|kind|global|isomorphic|SITE=POOL,...", "normalise": "l
 """What the help shows for these two options of `prune` and `inspect`."""
 
 
+_REFUSED = ("after", "environment", "timer")
+"""Of `secateur.run`, what no network can have: a pair of models, decoding, and another runtime."""
+
+
 def execute(given: dict[str, Any]) -> None:
     """Cut any network to a budget, without training; recipes (run) also win back what was lost."""
     from secateur.runs import cutting, executor
@@ -42,7 +46,7 @@ COMMAND = Command(
     },
     metavars=SCOPES,
     again=("budget", "protect"),
-    without=("recipe", "length", "stream", "on_result", "subject", "budgets", "run"),
+    without=("recipe", "length", "stream", "on_result", "subject", "budgets", "run", *_REFUSED),
     needed={"MODEL": "model", "--budget": "budget", "--out": "out"},
     example="secateur prune net.py:build --budget channels=50% --out small",
     pushes=True,

@@ -60,7 +60,7 @@ COMMAND = Command(
     help={
         "study": "a study's name; without one, all are listed.",
         "model": "file.py:function for any network; of grounding and priming a folder or Hub id.",
-        "data": "examples: an .npz file, a folder of images, file.py:function; a .jsonl file where a study reads one.",
+        "data": "the examples: an .npz file, a folder of images or file.py:function; a .jsonl file where one is read.",
     },
     recipe_flags=_recipe_flags,
     needed={"STUDY": "study", "--out": "out"},

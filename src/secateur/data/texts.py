@@ -727,7 +727,10 @@ def windows(
 def need_tokenizer(tokenizer: Tokenizer | None) -> None:
     """Raise `InputError` without one: texts can't be read."""
     if tokenizer is None:
-        raise InputError("the model has no tokenizer: give open_subject(model, tokenizer=...) in its place")
+        raise InputError(
+            "the model has no tokenizer: put its files, such as tokenizer.json, into the model's folder, or give "
+            "open_subject(model, tokenizer=...) in its place; secateur prune needs none"
+        )
 
 
 def batches(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, batch: int, length: int, seed: int = 0) -> Batches:

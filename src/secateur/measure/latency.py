@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
+from secateur._utils.bars import show_bar
 from secateur.errors import InputError, MeasurementError
 from secateur.measure.statistics import median_interval
 from secateur.vocabulary import Figure
@@ -274,9 +275,7 @@ def _count_rounds(rounds: int, what: str, progress: bool) -> Iterator[int]:
     if not progress:
         yield from range(rounds)
         return
-    from rich.progress import track
-
-    yield from track(range(rounds), description=what, transient=True)
+    yield from show_bar(range(rounds), what)
 
 
 def monotone(seconds: Mapping[int, float], *, weights: Sequence[float] | None = None) -> dict[int, float]:

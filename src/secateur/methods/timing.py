@@ -52,6 +52,9 @@ _FEW = 8
 _WHOLE, _GLANCE = 15.0, 3.0
 """Seconds for which a choice is timed, and for which the first is, which may be far from its target."""
 
+_TIMINGS = 20
+"""The usual `Clock.timings`, to which the seconds and the fineness of a comparison belong."""
+
 _FAR_OFF = 3
 """Tolerances away from the target: no more than a glance is needed to tell."""
 
@@ -70,6 +73,8 @@ class Clock:
     """Relative gap between target and clock that is left alone."""
     corrections: Annotated[int, Ge(0)] = 4
     """Most re-timings per budget."""
+    timings: Annotated[int, Ge(1)] = 20
+    """How often each block is timed for the table; cuts are timed beside the original for as much longer or less."""
 
     def place(self, subject: Transformer, batch: int, length: int) -> latency.Environment:
         """Where the subject is timed: as it is, on its device."""
@@ -210,7 +215,7 @@ def time_blocks(
                 probes[kind, count] = subject.probe(kind, count, batch, length)
     if in_stacks:
         probes["empty", 0] = make_run(subject.stack(axis, 0, _LAYERS), place)
-    figures = latency.time_interleaved(probes, rounds=20, progress=True, device=str(subject.model.device))
+    figures = latency.time_interleaved(probes, rounds=clock.timings, progress=True, device=str(subject.model.device))
     times = {key: figure.value for key, figure in figures.items()}
     if in_stacks:
         times |= {key: max(0.0, times[key] - times["empty", 0]) / _LAYERS for key in times if key[0] in counts}
@@ -334,12 +339,12 @@ def meet_target(
     Where the clock disagrees by more than `tolerance`, the difference goes to the fixed seconds and the choice is made
     anew, at most `corrections` times. A table is often far off, which a glance at the clock tells; from then on the
     fixed seconds are the mean of what all full timings ask for, since each has noise of its own. What is returned was
-    timed in full itself, unless the clock failed before.
+    timed in full itself, unless the clock failed before, or nothing may be corrected: then nothing is timed.
 
     measure: (choice, seconds to time it for) -> seconds of one pass of it.
     """
     chosen, failed = solve(fixed), False
-    if not limit:
+    if not limit or not corrections:
         return chosen, fixed, failed
     asked: list[float] = []
     timed: list[tuple[float, int, T, float]] = []  # gap, turn, choice, fixed
@@ -368,11 +373,15 @@ def time_share(
 ) -> float:
     """The student's share of the subject's time, by alternating pairs for `lasting` seconds, or a thousand.
 
+    With fewer timings of the clock than usual, for a share of that, and as much less finely.
+
     Raises `MeasurementError` where a minute of them does not tell.
     """
     place = clock.place(subject, batch, length)
+    share = clock.timings / _TIMINGS
+    resolution, lasting = (0.03 if lasting >= _WHOLE else 0.06) / share, lasting * share
     times = latency.compare(
-        make_run(subject, place), make_run(student, place), resolution=0.03 if lasting >= _WHOLE else 0.06,
-        device=place.device, lasting=lasting, most=2000, limit=4 * lasting,
+        make_run(subject, place), make_run(student, place), resolution=resolution, device=place.device,
+        lasting=lasting, most=2000, limit=4 * lasting,
     )  # fmt: skip
     return 1 / times.speedup.value

@@ -65,13 +65,13 @@ def prune(
         scope: which sites share one ranking: local, kind, global, isomorphic, or pools of sites, as a mapping or as
             "SITE=POOL,SITE=POOL"; sites not named stand alone.
         normalise: what makes scores of different sites comparable first.
-        multiple: kept channels are multiples of this. None: of 8 in sites of 64 channels or more, where that meets the
-            budget.
-        protect: modules, parameters or sites that stay whole.
+        multiple: kept channels are multiples of this; if None, of 8 in sites of 64 channels or more, where that meets
+            the budget.
+        protect: names of modules, parameters or sites that stay whole.
         shares: what single sites keep, as a mapping or as "layer4.*=25%,stem=1"; the others share what is left.
         offsets: fold the constants that channels leave behind into what reads them.
-        even: sites of one kind and size keep equally many units, so that a config can say how many. None: in folders of
-            transformers, with scope local and no shares, so that the result is such a folder again.
+        even: sites of one kind and size keep equally many units, so that a config can say how many; if None, in folders
+            of transformers, with scope local and no shares, so that the result is such a folder again.
         looks: examples that a score looks at.
         batch: of them at a time, and of the timed environment.
         seed: of random scores, and of which examples are looked at.

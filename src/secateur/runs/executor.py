@@ -114,15 +114,16 @@ def run(
             preprocessor_config.json; what the model records of its own if None.
         size: of the inputs that images become: 224, "224x160" (height x width) or "1x28x28" (greyscale).
         workers: processes that read images ahead; by the machine's cores if None.
-        dry_run: print what would be cut and what that saves; nothing is trained or written.
-        quick: calibrate, search and train less than the recipe does, where nothing else is said: a first look within
-            minutes, not what it can do.
+        dry_run: print what would be cut and what that saves; nothing is trained or written, and what is timed is timed
+            for less long, so that the forecast of times is rougher.
+        quick: a first look within minutes, not what the recipe can do: it calibrates, searches, times and trains less
+            where nothing else is said. The result loses more quality, and may miss its time by more.
         overwrite: start anew where `out` holds another run.
         seed: seed of the random generators.
         threads: number of torch threads, also while measuring; torch's default if None.
-        device: device to prune and time the model on, such as cuda; where it is if None. "auto" splits a transformer's
-            folder over all devices. Networks are pruned where they are, and copies of them are timed and evaluated on
-            the device. Training uses a GPU if there is one.
+        device: device to prune and time the model on, such as cuda or cpu; where the model is if None. "auto" splits a
+            transformer's folder over all devices. Networks are pruned where they are, and copies of them are timed and
+            evaluated on the device. Training uses a GPU if there is one.
         batch: sequences per batch of the measured environment; the recipe's default if None.
         length: tokens per sequence of the measured environment; the recipe's default if None. Networks have none.
         environment: what language models are timed at: prefill, one pass over `batch` sequences of `length` tokens, or
@@ -147,7 +148,9 @@ def run(
     budgets, options = parse_budgets(budget), keywords.rename(function, options)
     timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
     given = {name: value for name, value in timed.items() if value is not None}
-    less = keywords.quicken(function, {*options, *given}) if quick else {}
+    timed_cut = any("latency" in budget for budget in budgets)
+    wanted = {**(keywords.QUICK if quick else {}), **(keywords.DRY if dry_run and timed_cut else {})}
+    less = keywords.quicken(function, {*options, *given}, wanted)
     options = {**less, **options}
     chosen = keywords.check_options(
         function, keywords.fitting(function, {**options, **given}, timed, seed=seed, dry_run=dry_run)
@@ -190,7 +193,8 @@ def run(
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     notes = list(parts.notes)
-    notes += [f"a quick look, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []
+    look = "a quick look" if quick else "a dry run"
+    notes += [f"{look}, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch", batch), flags.get("length", length), threads, device)
     place = replace(place, phase=flags.get("environment") or environment or place.phase)
@@ -199,7 +203,7 @@ def run(
     # Baselines, which are functions, cut as the recipe beside them did, whatever its clock was.
     elsewhere = {name for name in ("environment", "timer") if timed[name] not in (None, "prefill", "eager")}
     elsewhere -= flags.keys()
-    if elsewhere and isinstance(recipe, str) and any("latency" in budget for budget in budgets):
+    if elsewhere and isinstance(recipe, str) and timed_cut:
         raise InputError(
             f"{function.__name__} meets a latency of a forward pass by PyTorch as it is: leave "
             f"{' and '.join(sorted(elsewhere))} out, or take ziplm"
@@ -241,7 +245,7 @@ def run(
     }
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
-    pairs = keywords.QUICK_PAIRS if quick else None
+    pairs = keywords.QUICK_PAIRS if quick or dry_run else None
     reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:

@@ -20,6 +20,8 @@ from secateur.recipes import describe_bounds
 from secateur.vocabulary import Training
 
 __all__ = [
+    "DRY",
+    "QUICK",
     "QUICK_PAIRS",
     "SAME",
     "add_adapters",
@@ -154,19 +156,22 @@ QUICK: dict[str, float] = {
     "judged": 16,
     "corrections": 1,
     "ratio": 0.8,
+    "timings": 8,
 }
 """Options that take time -> as much of them as a first look needs."""
+
+DRY: dict[str, float] = {"corrections": 0, "timings": 8}
+"""What a dry run needs of what is timed on the way to a cut: its table of sizes and times is a forecast."""
 
 QUICK_PAIRS = 10
 """Pairs of runs of the result and the original that a first look times; up to eight times as many on a noisy clock."""
 
 
-def quicken(function: Callable[..., object], given: Collection[str]) -> dict[str, float]:
-    """Smaller values of the options in `QUICK` that the recipe has, has larger, and that are not among `given`."""
+def quicken(function: Callable[..., object], given: Collection[str], most: Mapping[str, float]) -> dict[str, float]:
+    """Values of `most`, as `QUICK`, for the options that the recipe has, has larger, and that are not among `given`."""
     usual = defaults(function)
     numbers = {name: value for name, value in usual.items() if isinstance(value, int | float)}
-    smaller = {name: most for name, most in QUICK.items() if numbers.get(name, 0) > most}
-    return {name: most for name, most in smaller.items() if name not in given}
+    return {name: value for name, value in most.items() if numbers.get(name, 0) > value and name not in given}
 
 
 def spares(function: Callable[..., object], name: str) -> bool:

@@ -60,7 +60,7 @@ def study(
             language model its folder or Hub id.
         data: examples, as `examples.read` takes them, or what the study says that it reads.
         out: the folder. The same call again resumes, and a larger grid in the same folder trains what is new.
-        device: where the model of the study is put; where it is, if not given.
+        device: device to run the model of the study on, such as cuda or cpu; where the model is if None.
         dry_run: say how many trainings it will be; nothing is trained or written.
         overwrite: start anew where `out` holds another study.
         options: the study's own, and those of its recipe that it does not set itself.

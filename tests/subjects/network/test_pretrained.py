@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -112,6 +113,23 @@ def test_a_model_of_text_and_image_is_given_both() -> None:
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
     assert set(pretrained.make_inputs(model)) == {"input_ids", "pixel_values"}
     assert set(pretrained.make_inputs(MODELS["texts"]())) == {"input_ids", "use_cache"}
+
+
+def test_sounds_are_drawn_in_the_layout_that_the_class_takes() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    patches = {"max_length": 24, "num_mel_bins": 8, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}
+    by_frames = transformers.Wav2Vec2BertConfig(**sizes, feature_projection_input_dim=6, vocab_size=8)
+    models = [
+        transformers.ASTModel(transformers.ASTConfig(**sizes, **patches)),  # [B, T, bins] of one T
+        transformers.Wav2Vec2BertModel(by_frames),
+        transformers.EncodecModel(transformers.EncodecConfig(num_filters=2, hidden_size=8, codebook_size=8)),
+    ]
+    shapes = []
+    for model in models:
+        inputs = pretrained.make_inputs(model.eval())
+        model(**inputs)
+        shapes.append(tuple(inputs[model.main_input_name].shape))
+    assert shapes == [(2, 24, 8), (2, 200, 6), (2, 1, 16000)]
 
 
 def test_the_shape_of_tokens_gives_tokens() -> None:

@@ -14,6 +14,7 @@ from secateur import cli, run
 from secateur.errors import UnsupportedError
 from secateur.measure import size
 from secateur.subjects import open_subject
+from secateur.subjects.transformer import loading
 from secateur.vocabulary import Selection
 
 
@@ -58,6 +59,22 @@ def test_recipes_that_learn_from_texts_refuse_its_folder_before_weights_are_read
     told = capsys.readouterr().err
     assert "reads sounds or images, and minitron works on texts: take a recipe on networks" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_decoder_of_sounds_is_cut_by_itself_and_their_encoder_is_no_model_of_its_own(tmp_path: Path) -> None:
+    config = transformers.WhisperConfig(
+        d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=16, max_target_positions=24,
+        vocab_size=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    transformers.WhisperModel(config).encoder.save_pretrained(tmp_path / "encoder")
+    for read in (open_subject, loading.read_any):
+        with pytest.raises(UnsupportedError, match="holds a WhisperEncoder, a part that no automatic class"):
+            read(tmp_path / "encoder")
+    transformers.WhisperForCausalLM(config).save_pretrained(tmp_path / "decoder")
+    subject = open_subject(tmp_path / "decoder")
+    assert subject.kind == "decoder"
+    assert {"layers.0.heads", "layers.1.neurons"} <= subject.units().sites.keys()
 
 
 def test_a_recipe_on_networks_takes_a_model_of_sounds_by_its_folder(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur.errors import InputError, UnsupportedError
-from secateur.subjects import Transformer
+from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Selection
 from subjects.tiny import (
     BATCH,
@@ -87,6 +88,27 @@ def test_unknown_tensors_refuse_channels_by_name() -> None:
     other.model.model.layers[0].self_attn.register_module("adapter", torch.nn.Linear(48, 5))
     with pytest.raises(UnsupportedError, match=r"adapter\.weight is no part of a plain llama layer"):
         Transformer.__init__(other, other.model, other.family)
+
+
+def test_what_to_do_about_an_unknown_tensor_goes_by_what_it_is() -> None:
+    def refuse(model: transformers.PreTrainedModel) -> str:
+        with pytest.raises(UnsupportedError, match="is no part of a plain") as caught:
+            open_subject(model)
+        return str(caught.value).partition("can't be cut with it")[2]
+
+    other = make("llama").model
+    other.model.layers[0].self_attn.register_module("extra", torch.nn.Linear(48, 5))
+    assert refuse(other) == ": secateur prune cuts it as any network"
+    peft = pytest.importorskip("peft")
+    adapted = make("llama").model
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"]), adapted)
+    assert refuse(adapted) == ": it belongs to an adapter, merge that first (merge_and_unload() of peft)"
+    config = make("gpt2").model.config
+    config.add_cross_attention = True
+    assert "add_cross_attention=False" in refuse(transformers.GPT2LMHeadModel(config))
+    sizes = dict(d_model=32, encoder_layers=2, decoder_layers=2, encoder_ffn_dim=24, decoder_ffn_dim=24, vocab_size=61)
+    config = transformers.PegasusXConfig(**sizes, encoder_attention_heads=4, decoder_attention_heads=4, block_size=8)
+    assert refuse(transformers.PegasusXForConditionalGeneration(config)) == ": secateur prune cuts it as any network"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "phi3"])

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 
+from secateur._utils.bars import show_bar
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InfeasibleError
@@ -300,6 +300,6 @@ def search_coefficients(
         weights.append(max(0.0, alone) / sweep.errors[level] if sweep.errors[level] else 0.0)
     most = max(weights)
     scale = [max(weight / most, 1e-3) for weight in weights] if most else [1.0] * len(base)
-    bar = partial(track, description="coefficient search", transient=True)
+    bar = partial(show_bar, title="coefficient search")
     best = search.coefficients(propose, evaluate, len(base), trials=trials, scale=scale, seed=seed, progress=bar)
     return list(best.coefficients)

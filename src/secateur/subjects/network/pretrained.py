@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -48,6 +48,8 @@ _BESIDE = (
 _TOKENS = 12
 _IDS, _DRAWN = "input_ids", ("pixel_values", "input_values", "input_features")
 """Names of inputs in transformers: ids of tokens, and images, samples of sound and frames."""
+_BINS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_projection_input_dim")
+"""What configs call the numbers in a frame of sound."""
 
 
 def is_pretrained(source: object) -> bool:
@@ -133,6 +135,9 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
     if getattr(config, "use_cache", False):
         rest["use_cache"] = False
     first = draw_input(model, main, draw) if main in _DRAWN else tokens
+    if main in _DRAWN[1:]:
+        others = (one for one in _draw_layouts(model, draw) if _runs(model, {main: one} | rest))
+        first = first if _runs(model, {main: first} | rest) else next(others, first)
     inputs: dict[str, Tensor | bool] = {main: first}
     known = [name for name in inspect.signature(model.forward).parameters if name in (_IDS, *_DRAWN) and name != main]
     if known and not _runs(model, inputs | rest):
@@ -155,6 +160,18 @@ def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator, batch: 
         frames = 2 * (getattr(config, "max_source_positions", None) or 100)
         drawn = torch.randn(batch, bins, frames, generator=draw)
     return drawn.to(model.dtype)
+
+
+def _draw_layouts(model: PreTrainedModel, draw: torch.Generator) -> Iterator[Tensor]:
+    """Sounds in other layouts: frames [B, T, bins] and [B, 1, T, bins], and samples [B, 1, T]."""
+    whole = model.config.to_dict()
+    said = [whole, *(part for part in whole.values() if isinstance(part, Mapping))]
+    bins = [settings[name] for settings in said for name in _BINS if isinstance(settings.get(name), int)]
+    for count in dict.fromkeys(bins):
+        for length in (getattr(model.config, "max_length", None) or 200, 200):
+            frames = torch.randn(2, length, count, generator=draw).to(model.dtype)
+            yield from (frames, frames[:, None])
+    yield torch.randn(2, 1, 16000, generator=draw).to(model.dtype)
 
 
 def _runs(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> bool:

@@ -144,7 +144,8 @@ class Traced:
                 ) from error
             raise ModelError(
                 f"{type(self.model).__name__} can't run on the example inputs{place}: {type(error).__name__}: {line}; "
-                "give inputs with which model(*args, **kwargs) runs, on the model's device"
+                "give inputs with which model(*args, **kwargs) runs, on the model's device, or their shape, such as "
+                "--input 1x3x224x224"
             ) from error
 
     @cached_property

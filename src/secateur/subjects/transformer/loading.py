@@ -269,7 +269,10 @@ def read_any(source: str | Path) -> PreTrainedModel:
     config = _open_config(root, trust_remote_code=False)
     dequantising.refuse(root, config)
     known = (saving.original_class(name) for name in config.architectures or [])
-    kind = next((one for one in known if one), None) or AutoModel
+    kind = next((one for one in known if one), None)
+    if kind is None:
+        _refuse_part(root, config)
+        kind = AutoModel
     try:
         model: PreTrainedModel
         model, report = kind.from_pretrained(root, config=config, use_safetensors=True, output_loading_info=True)
@@ -396,10 +399,25 @@ def _read_config(place: Path, trust_remote_code: bool) -> tuple[PretrainedConfig
     known = (saving.original_class(name) for name in config.architectures or [])
     named = next((kind for kind in known if kind), None)
     if named is None:
+        _refuse_part(place, config)
         written, causal = find(config.model_type), AutoModelForCausalLM._model_mapping
         encoder = written.kind == "encoder" if written else type(config) not in causal
         named = (AutoModel._model_mapping if encoder else causal)[type(config)]
     return config, named
+
+
+def _refuse_part(place: Path, config: PretrainedConfig) -> None:
+    """Refuse a part that was saved by itself, such as an encoder of sounds: transformers would load the whole model."""
+    try:
+        module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    except ImportError:
+        return
+    part = next((name for name in config.architectures or [] if hasattr(module, name)), None)
+    if part is not None:
+        raise UnsupportedError(
+            f"{place} holds a {part}, a part that no automatic class of transformers loads by itself: give the folder "
+            f"of the whole model, or in Python the module to secateur.prune"
+        )
 
 
 def _read(

@@ -392,8 +392,13 @@ def run_model(model: PreTrainedModel, tokens: Tensor) -> ModelOutput:
 
 
 def reads_texts(model: PreTrainedModel | type[PreTrainedModel]) -> bool:
-    """Whether it, or its encoder, takes tokens, and not an image or a sound."""
-    return model.main_input_name == "input_ids" or "input_ids" in inspect.signature(model.forward).parameters
+    """Whether it, or its encoder, takes tokens, and not an image or a sound.
+
+    What hands on whatever it is given is the wrapper of a decoder; its name of an input is that of the whole model.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    hands_on = {"args", "kwargs"} == accepted.keys() - {"self"}
+    return model.main_input_name == "input_ids" or "input_ids" in accepted or hands_on
 
 
 def make_source(model: PreTrainedModel, tokens: Tensor) -> dict[str, Tensor]:

@@ -26,7 +26,7 @@ from secateur._utils import devices
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import costs, cutting, dequantising, files, low_rank, saving
-from secateur.subjects.transformer.families import Family
+from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
 from secateur.subjects.transformer.small_copy import make_source, reads_texts
@@ -135,8 +135,8 @@ class Transformer:
             place = layout.place(name)
             if place.layer is not None and place.axes is None:
                 raise UnsupportedError(
-                    f"{name} is no part of a plain {family.model_type} layer, so it can't be cut with it: "
-                    "merge adapters and drop cross-attention first"
+                    f"{name} is no part of a plain {family.model_type} layer, so it can't be cut with it"
+                    f"{_advise_unknown(model, name)}"
                 )
 
     def __repr__(self) -> str:
@@ -718,6 +718,25 @@ def _count_left_out(table: nn.Embedding) -> int:
     """Rows at the start of a table of positions that no position has."""
     offset = getattr(table, "offset", None)
     return int(offset) if offset is not None else 0 if table.padding_idx is None else table.padding_idx + 1
+
+
+def _advise_unknown(model: PreTrainedModel, name: str) -> str:
+    """What to do about the tensor `name`, which the table of its family does not know: the end of a refusal.
+
+    Empty for a derived table, of which whoever derives it says what to do.
+    """
+    path = name.split(".")
+    owners = [model.get_submodule(".".join(path[:end])) for end in range(1, len(path))]
+    if any(type(owner).__module__.startswith("peft.") for owner in owners):
+        return ": it belongs to an adapter, merge that first (merge_and_unload() of peft)"
+    if find(model.config.model_type) is None:
+        return ""
+    if getattr(model.config, "add_cross_attention", False) and "cross" in name:
+        return (
+            ": it is of a cross-attention, which does nothing without an encoder, so save the model again with "
+            "add_cross_attention=False in its config, or take secateur prune, which cuts it as any network"
+        )
+    return ": secateur prune cuts it as any network"
 
 
 def _is_base(model: PreTrainedModel) -> bool:
