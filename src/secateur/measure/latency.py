@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from scipy.optimize import isotonic_regression
 
+from secateur._utils.allocator import keep_memory
 from secateur._utils.bars import show_bar
 from secateur.errors import InputError, MeasurementError
 from secateur.measure.statistics import median_interval
@@ -121,13 +122,14 @@ class Comparison:
 def _quiet() -> Iterator[None]:
     """What is timed is inference, undisturbed: no autograd graph, no garbage collection while the clock runs.
 
-    A graph keeps every activation, whose fresh pages cost a small model several times its own time.
+    A graph keeps every activation, whose fresh pages cost a small model several times its own time. Freed ones stay at
+    hand, as in a process that has served for a while, so that what was cut and what was then trained are timed alike.
     """
     enabled = gc.isenabled()
     gc.collect(1)  # what is young; a walk through all that was ever imported takes longer than most timings
     gc.disable()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), keep_memory():
             yield
     finally:
         if enabled:
