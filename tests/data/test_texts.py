@@ -671,7 +671,9 @@ def test_what_gives_no_texts_is_refused():
 def test_texts_are_not_read_without_a_tokenizer():
     """A recipe called in Python on a model that came without one."""
     corpus = texts.read(["a b", "c d"])
-    with pytest.raises(InputError, match=r"no tokenizer: give open_subject\(model, tokenizer=...\)"):
+    with pytest.raises(
+        InputError, match=r"no tokenizer: put its files, .* or give open_subject\(model, tokenizer=...\)"
+    ):
         texts.batches(corpus, None, packed=True, batch=1, length=2)
     with pytest.raises(InputError, match="no tokenizer"):
         next(texts.in_order(corpus, None, batch=1, length=2))

@@ -282,9 +282,12 @@ def _find_home(subject: object) -> Path | None:
 def _hash_files(function: Callable[..., object], options: Mapping[str, object], out: str | Path) -> dict[str, str]:
     """sha256 of the files and folders that each option names: with other contents a run does not go on.
 
-    A folder that `out` stands in changes by the run itself, and does not count.
+    A folder that `out` stands in changes by the run itself, and does not count. What is gone counts as it was on
+    record: a recipe that has taken from it what it needs goes on.
     """
-    own, found = Path(out).resolve(), dict[str, str]()
+    own, record = Path(out).resolve(), Path(out, "run.yaml")
+    was = read_record(record) if record.is_file() else {}
+    found = {key: was[key] for name in options if (key := f"{name}_sha256") in was and key != "held_out_sha256"}
     for name, places in keywords.find_paths(function, options).items():
         hashes = [records.digest(place) for place in places if not own.is_relative_to(place.resolve())]
         if hashes:

@@ -76,16 +76,19 @@ def reads_texts(source: str | Path) -> bool:
 def has_experts(source: object) -> bool:
     """Whether the config of a folder, a Hub id or a model, or of a part of it, says several experts.
 
-    As transformers reads it, with the defaults of its class; of what is not there, no.
+    As transformers reads it, with the defaults of its class, else as it is written; of what is not there, no.
     """
     from secateur.subjects.transformer import loading  # which loads transformers
 
     config = getattr(source, "config", None)
+    said: object = None
     if is_pretrained(source):
+        file = Path(cast("str | Path", source), "config.json")
+        said = checkpoints.read_json(file) if file.is_file() else None
         with suppress(ModelError):  # whoever opens it is told
             config = loading.read_config(cast("str | Path", source))
-    said: Mapping[str, object] = getattr(config, "to_dict", dict)()
-    settings = [said, *said.values()]
+    said = getattr(config, "to_dict", lambda: said)()
+    settings = [said, *said.values()] if isinstance(said, Mapping) else []
     return any(
         isinstance(value, int) and value > 1 and name.endswith("experts")
         for part in settings
