@@ -37,6 +37,7 @@ __all__ = [
     "MendedWarning",
     "MissingExtraError",
     "ModelError",
+    "NothingFoundError",
     "NumericalError",
     "RunError",
     "SecateurError",
@@ -64,6 +65,10 @@ class ModelError(InputError):
 
 class DataError(InputError):
     """Text, tables or caches that are missing, empty, too short or unreadable."""
+
+
+class NothingFoundError(DataError):
+    """Data that hold nothing of what is looked for."""
 
 
 class BudgetError(InputError):

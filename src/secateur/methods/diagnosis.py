@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from secateur.errors import DataError
+from secateur.errors import NothingFoundError
 from secateur.methods.behaviours import INITIALIZING, Tagger, mark
 from secateur.score import obs, steering
 from secateur.score.steering import Marked
@@ -76,15 +76,17 @@ def mark_answers(
 ) -> list[Marked]:
     """Answers as tokens with the spans of their behaviours, as many of each behaviour as of the others, `spans` in all.
 
-    How an answer begins (initializing) is not looked at. most: tokens of a text; 0 for all. Raises `DataError` where
-    nothing is found.
+    How an answer begins (initializing) is not looked at. most: tokens of a text; 0 for all. Raises
+    `NothingFoundError` where nothing is found.
     """
     texts = [
         mark(subject.tokenizer, one.prompt, one.text, tag(one.text), most=most, special=one.special) for one in answers
     ]
     names = sorted({name for text in texts for name in text.spans} - {INITIALIZING})
     if not names:
-        raise DataError(f"no behaviour is found in {len(answers)} answers: give longer ones, or rules for their words")
+        raise NothingFoundError(
+            f"no behaviour is found in {len(answers)} answers: give longer ones, or rules for their words"
+        )
     each = max(1, spans // len(names))
     left = dict.fromkeys(names, each)
     found = list[Marked]()

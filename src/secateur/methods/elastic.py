@@ -31,6 +31,7 @@ from secateur.recover.sparsity import gates, nested
 from secateur.recover.sparsity.router import BudgetRouter, encode_budget
 from secateur.score import ablation, activation, experts, routing
 from secateur.subjects import Moe, Transformer, open_subject
+from secateur.subjects.network.pretrained import has_experts
 from secateur.subjects.transformer import cutting
 from secateur.subjects.transformer.costs import PROFILES, Profile
 from secateur.subjects.transformer.sorting import sort_units
@@ -159,15 +160,9 @@ def find_reason(subject: Transformer, axis: str) -> str:
         return "its LayerNorms subtract a mean over all channels, so masked ones would be no sliced ones"
     if axis == "channels" and subject.layout.fixed_ratio:
         return "its config checks long-context rope factors against the number of channels"
-    if axis in ("experts", "expert_neurons") and not subject.family.experts and _has_packed(subject):
+    if axis in ("experts", "expert_neurons") and not subject.family.experts and has_experts(subject.model):
         return "experts are cut that have gates, and its have none"
     return subject.layout.whole.get(axis, "")
-
-
-def _has_packed(subject: Transformer) -> bool:
-    """Whether a tensor holds the weights of several experts, [experts, outputs, inputs], of channels or a latent."""
-    modules = (one for one in subject.model.modules() if not isinstance(one, nn.modules.conv._ConvNd))
-    return any(weight.dim() == 3 for module in modules for weight in module.parameters(recurse=False))
 
 
 def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:

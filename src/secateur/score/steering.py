@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur._utils.modes import evaluating
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError, NothingFoundError
 from secateur.score.hooks import Side, observe
 
 __all__ = ["Marked", "Vectors", "random_vectors", "relative", "span_gradients", "steering_vectors"]
@@ -65,7 +65,7 @@ def steering_vectors(forward: Forward, model: nn.Module, modules: Sequence[str],
             _add(means, module, rows.mean(0))
             _add(totals, module, rows.sum(0))
     if not counts:
-        raise DataError("no text shows any of the behaviours: give texts with thoughts, or other rules")
+        raise NothingFoundError("no text shows any of the behaviours: give texts with thoughts, or other rules")
     found: dict[str, dict[str, Tensor]] = {}
     for behaviour, own in of_behaviour.items():
         found[behaviour] = {}

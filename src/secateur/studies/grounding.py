@@ -189,7 +189,9 @@ def grounding(
             if arm.weight:
                 bare = {item.prompt: other.prompt for item, other in zip(task.items, alone, strict=True)}
                 answerer = Contrasting(subject.model, subject.tokenizer, bare.__getitem__, arm.weight, batch=batch)
-            digest = hashlib.sha256(json.dumps([task.digest, {**asdict(arm), "beside": ""}]).encode()).hexdigest()[:12]
+            digest = hashlib.sha256(
+                json.dumps([task.digest, {key: told for key, told in asdict(arm).items() if key != "beside"}]).encode()
+            ).hexdigest()[:12]
             with silence_heads(subject, arm.silent):
                 said[arm.name] = tasks.run_task(task, answerer, file=place / f"{digest}.jsonl", chunk=8 * batch)
     items = {name: _judge(data, lines, said[BARE]) for name, lines in said.items()}

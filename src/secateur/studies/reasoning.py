@@ -21,7 +21,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt, Le, Lt
 
 from secateur.data.texts import Corpus
-from secateur.errors import DataError, InputError
+from secateur.errors import InputError, NothingFoundError
 from secateur.methods import puzzles
 from secateur.methods import tasks as asking
 from secateur.methods.behaviours import read_rules
@@ -164,7 +164,7 @@ def reasoning(
         local = [(config, model) for config, model in models[1:] if not is_served(config.method)]
         try:
             diagnosis = diagnosing.diagnose(subject, asked, models[0][1], local, held, folder, manner)
-        except DataError as error:  # the original's answers show no behaviour
+        except NothingFoundError as error:  # the original's answers show no behaviour
             if len(models) == 1:
                 raise
             notes.append(f"no diagnosis, and no protect.json: {error}")

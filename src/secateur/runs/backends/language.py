@@ -224,7 +224,10 @@ class Language(TextBackend[Transformer]):
         if not dequantising.has_integers(source.model if isinstance(source, Transformer) else source):
             return source
         subject = copy.copy(source) if isinstance(source, Transformer) else open_subject(source)
-        subject.stored = subject.stored or Stored(*dequantising.count_bytes(subject.model))
+        if subject.stored is None:
+            bits, held = dequantising.count_bytes(subject.model)
+            behind = (weight for module in subject.head for weight in module.parameters())
+            subject.stored = Stored(bits, held + float(sum(one.numel() * one.element_size() for one in behind)))
         return subject
 
     def fit_data(self, data: texts.Corpus, subject: Transformer) -> texts.Corpus:
