@@ -7,6 +7,7 @@ timing, and a busy machine must not decide whether it is right. Two tests at the
 import gc
 import itertools
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,6 +89,29 @@ def test_median_time_ignores_bursts_and_runs_at_least_so_long(busy):
     assert (figure.unit, figure.samples) == ("s", 30)
     busy.pace = lambda: 1.0
     assert latency.median_time(busy(1e-3), warmup=1, runs=2, min_seconds=0.0195).samples == 20
+
+
+def test_what_is_timed_finds_the_memory_that_it_freed(monkeypatch, busy):
+    kept = []
+
+    @contextmanager
+    def keep_memory():
+        kept.append(True)
+        yield
+        kept.pop()
+
+    monkeypatch.setattr(latency, "keep_memory", keep_memory)
+    seen = []
+    for time_it in (
+        lambda run: latency.median_time(run, runs=2),
+        lambda run: latency.compare(run, run, pairs=6),
+        lambda run: latency.time_interleaved({"a": run}, rounds=2),
+    ):
+        run = busy(1e-3)
+        time_it(lambda run=run: (seen.append(bool(kept)), run()))
+        assert all(seen)
+        assert not kept
+    assert seen
 
 
 def test_a_call_too_short_for_the_clock_is_repeated(busy):

@@ -210,17 +210,57 @@ def test_what_the_clock_adds_is_taken_off_until_the_limit_is_met():
 
 
 def test_of_several_choices_the_one_nearest_on_the_clock_is_returned():
-    (chosen, _, failed), tried = meet(100, {100: 150, 50: 60, 90: 104, 88: 90, 91: 120}.get)
-    assert [x for x, _ in tried] == [100, 50, 90, 88, 91], "the mean of what was asked for: 10, of 10 and 14, and of 2"
+    (chosen, _, failed), tried = meet(100, {100: 150, 50: 60, 90: 104, 88: 90, 91: 120, 86: 88}.get)
+    assert [x for x, _ in tried] == [100, 50, 90, 88, 91, 86], "the mean of what was asked for: 10, 14, 2 and 29"
     assert (chosen, failed) == (90, False)
 
 
 def test_the_noise_of_one_timing_weighs_less_than_that_of_all():
     """Each timing is off by up to 4 %, in turns: a single one sends the choice away by as much."""
-    noise = iter([1.5, 1.04, 0.96, 1.04, 1.0])
+    noise = iter([1.5, 1.04, 0.96, 1.04, 0.97, 1.0])
     (chosen, _, _), tried = meet(1000, lambda x: (x + 200) * next(noise), tolerance=0.005)
-    assert [x for x, _ in tried] == [1000, 200, 784, 811, 794], "not 839 and 758, as the last alone asks for"
-    assert chosen == 794
+    assert [x for x, _ in tried] == [1000, 200, 784, 811, 794, 803], "not 839 and 758, as the last alone asks for"
+    assert chosen == 803
+
+
+def test_a_glance_that_fails_or_misleads_is_no_more_than_a_glance():
+    def clock(first):
+        looks = iter([first])
+
+        def timed(x):
+            if (told := next(looks, None)) is None:
+                return x
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+        return timed
+
+    assert meet(100, clock(MeasurementError("too noisy"))) == ((100, 0.0, False), [(100, 3.0), (100, 15.0)])
+
+    def solve(fixed):
+        if fixed > 20:
+            raise InfeasibleError("nothing is so small", 1.0)
+        return int(100 - fixed)
+
+    noisy = clock(125)
+    found = timing.meet_target(
+        solve, lambda x, fixed: x + fixed, lambda x, lasting: noisy(x), 100, 0.0, tolerance=0.01, corrections=4
+    )
+    assert found == (100, 0.0, False), "with the fixed seconds that it was solved with"
+    assert meet(100, clock(108))[1] == [(100, 3.0), (100, 15.0)], "a glance is too coarse to tell of so little"
+
+
+def test_a_students_share_is_its_time_in_the_originals_at_a_glance_or_timed_as_often_as_the_table(monkeypatch):
+    asked = []
+    answer = SimpleNamespace(speedup=SimpleNamespace(value=4.0))
+    monkeypatch.setattr(timing.latency, "compare", lambda *_, **how: asked.append(how) or answer)
+    for lasting, timings in ((15.0, 20), (3.0, 20), (15.0, 80)):
+        assert timing.time_share(subject(), subject(), 1, 8, Clock(timings=timings), lasting) == 0.25
+    names = ("pairs", "resolution", "lasting", "most", "limit")
+    assert [tuple(how[name] for name in names) for how in asked] == [
+        (20, 0.03, 15.0, 2000, 60.0), (6, 0.06, 3.0, 2000, 12.0), (20, 0.015, 60.0, 8000, 240.0),
+    ]  # fmt: skip
 
 
 def test_without_a_clock_or_a_limit_the_first_choice_stands():
@@ -230,19 +270,6 @@ def test_without_a_clock_or_a_limit_the_first_choice_stands():
     assert meet(100, broken)[0] == (100, 0.0, True)
     assert meet(100, broken, corrections=0) == ((100, 0.0, False), [])  # nothing to correct: nothing is timed
     assert timing.meet_target(lambda fixed: 7, None, None, None, 0.0, tolerance=0.01, corrections=4) == (7, 0.0, False)
-
-
-def test_a_students_share_is_its_time_in_the_originals_timed_for_as_long_as_the_table(monkeypatch):
-    lasting = []
-
-    def compare(*_, **how):
-        lasting.append((how["lasting"], how["resolution"], how["limit"]))
-        return SimpleNamespace(speedup=SimpleNamespace(value=4.0))
-
-    monkeypatch.setattr(timing.latency, "compare", compare)
-    assert timing.time_share(subject(), subject(), 1, 8) == 0.25
-    timing.time_share(subject(), subject(), 1, 8, Clock(timings=8))
-    assert lasting == [(15.0, pytest.approx(0.03), 60.0), (6.0, pytest.approx(0.075), 24.0)]
 
 
 def test_layers_share_the_time_that_the_whole_model_takes_beyond_half_of_them(monkeypatch):

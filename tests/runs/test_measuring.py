@@ -21,7 +21,7 @@ from secateur.runs.measuring import _off_pattern, _zeros_notes
 from secateur.select import pattern, weights
 from secateur.subjects import matrices, open_subject
 from secateur.subjects.transformer import blocks
-from secateur.vocabulary import Figure, Pattern, Result
+from secateur.vocabulary import Budget, Figure, Pattern, Result
 
 
 def zeroing(subject, data, budgets, run, *, spare: str = "", dry_run: bool = False):
@@ -311,6 +311,42 @@ def test_a_predicted_time_is_of_the_machine_as_it_is_now():
     """The demo predicted 142 ms beside a target of 121 that it met: its table was timed on a slower machine."""
     assert measuring._at_this_pace({"latency": 0.142, "speedup": 2.0}, 0.242) == {"latency": pytest.approx(0.121)}
     assert measuring._at_this_pace({"latency": 0.1}, 0.242) == {"speedup": pytest.approx(2.42)}
+
+
+def test_how_long_results_are_timed(monkeypatch):
+    """Three times as long where a time was asked for; as many pairs as were asked for, no less finely."""
+    asked, same = [], latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **how: asked.append(how) or same)
+    monkeypatch.setattr(measuring, "CLOCK", {"lasting": 5.0, "enough": 200})
+    subject = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    place = latency.Environment(1, 8)
+    usual = measuring.Reference(Language(), subject, place)
+    few = measuring.Reference(Language(), subject, place, None, 10, coarse=True)
+    for reference, longer in (
+        (usual, 1),
+        (usual, 3),
+        (measuring.Reference(Language(), subject, place, None, 100), 1),
+        (few, 1),
+    ):
+        reference.compare(subject, longer)
+    device = {"device": "cpu", "enough": 200}
+    assert asked == [
+        {**device, "lasting": 5.0},
+        {**device, "lasting": 15.0, "enough": 600},
+        {**device, "lasting": 0.0, "pairs": 100},
+        {**device, "lasting": 0.0, "pairs": 10, "resolution": 0.1},
+    ]
+    looked = []
+
+    def compare(self, student, longer=1):
+        looked.append(longer)
+        raise MeasurementError("this is enough")
+
+    monkeypatch.setattr(measuring.Reference, "compare", compare)
+    for budget in ("speedup=2x", "params=80%"):
+        with pytest.raises(MeasurementError, match="enough"):
+            usual.evidence(Result(budget, subject, None, {}), {}, [Budget.parse(budget)])
+    assert looked == [3, 1]
 
 
 def test_a_noisy_clock_leaves_the_other_figures(places, monkeypatch, capsys):

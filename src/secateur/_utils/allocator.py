@@ -27,7 +27,7 @@ def release_memory() -> None:
 
 @contextmanager
 def keep_memory() -> Iterator[None]:
-    """Within the block what was freed serves what is asked for next; nothing is kept where the C library is not glibc.
+    """Within the block what the main thread freed serves what it asks for next; other C libraries do as they did.
 
     By itself glibc gives the end of its heap back, and whether a pass then works on fresh pages, each of which the
     kernel zeroes first, hangs on what the process did before: MiniLM takes a quarter longer so, its half an eighth.
@@ -44,4 +44,4 @@ def _set(trim: int, mapped: int) -> None:
     with suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL(None)
         library.mallopt(_TRIM, trim)
-        library.mallopt(_MAP, mapped)
+        library.mallopt(_MAP, mapped) or library.mallopt(_MAP, _USUAL)  # before glibc 2.35 that is the most

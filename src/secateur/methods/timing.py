@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -55,8 +56,8 @@ _WHOLE, _GLANCE = 15.0, 3.0
 _TIMINGS = 20
 """The usual `Clock.timings`, to which the seconds and the fineness of a comparison belong."""
 
-_FAR_OFF = 3
-"""Tolerances away from the target: no more than a glance is needed to tell."""
+_FAR_OFF = 0.1
+"""Relative gap of which a glance tells enough: it is coarser than any nearer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,24 +338,23 @@ def meet_target(
     """The choice nearest to `limit` seconds on the clock: (choice, fixed seconds it was solved with, clock failed).
 
     Where the clock disagrees by more than `tolerance`, the difference goes to the fixed seconds and the choice is made
-    anew, at most `corrections` times. A table is often far off, which a glance at the clock tells; from then on the
-    fixed seconds are the mean of what all full timings ask for, since each has noise of its own. What is returned was
-    timed in full itself, unless the clock failed before, or nothing may be corrected: then nothing is timed.
+    anew, at most `corrections` times: the fixed seconds are the mean of what all full timings ask for, since each has
+    noise of its own. A table that is far off is first set right by a glance at the clock. What is returned was timed in
+    full itself, unless the clock failed before, or nothing may be corrected: then nothing is timed.
 
     measure: (choice, seconds to time it for) -> seconds of one pass of it.
     """
     chosen, failed = solve(fixed), False
     if not limit or not corrections:
         return chosen, fixed, failed
+    with suppress(MeasurementError, InfeasibleError):  # whether that is so, a full timing tells
+        seconds = measure(chosen, _GLANCE)
+        if abs(seconds / limit - 1) > max(_FAR_OFF, 3 * tolerance):
+            there = fixed + seconds - predict(chosen, fixed)
+            chosen, fixed = solve(there), there
     asked: list[float] = []
     timed: list[tuple[float, int, T, float]] = []  # gap, turn, choice, fixed
     try:
-        if corrections:
-            seconds = measure(chosen, _GLANCE)
-            if abs(seconds / limit - 1) > _FAR_OFF * tolerance:
-                fixed += seconds - predict(chosen, fixed)
-                chosen = solve(fixed)
-                corrections -= 1
         for turn in range(1 + corrections):
             seconds = measure(chosen, _WHOLE)
             timed.append((abs(seconds / limit - 1), turn, chosen, fixed))
@@ -373,15 +373,16 @@ def time_share(
 ) -> float:
     """The student's share of the subject's time, by alternating pairs for `lasting` seconds, or a thousand.
 
-    With fewer timings of the clock than usual, for a share of that, and as much less finely.
+    With fewer timings of the clock than usual, for a share of that, and less finely by its root.
 
-    Raises `MeasurementError` where a minute of them does not tell.
+    Raises `MeasurementError` where four times as long does not tell.
     """
     place = clock.place(subject, batch, length)
     share = clock.timings / _TIMINGS
-    resolution, lasting = (0.03 if lasting >= _WHOLE else 0.06) / share, lasting * share
+    pairs, warmup, resolution = (20, 5, 0.03) if lasting >= _WHOLE else (6, 2, 0.06)
     times = latency.compare(
-        make_run(subject, place), make_run(student, place), resolution=resolution, device=place.device,
-        lasting=lasting, most=2000, limit=4 * lasting,
+        make_run(subject, place), make_run(student, place), pairs=pairs, warmup=warmup, device=place.device,
+        resolution=resolution / math.sqrt(share), lasting=lasting * share, most=round(2000 * max(1.0, share)),
+        limit=4 * lasting * share,
     )  # fmt: skip
     return 1 / times.speedup.value

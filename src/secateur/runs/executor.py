@@ -245,8 +245,9 @@ def run(
     }
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
-    pairs = keywords.QUICK_PAIRS if quick or dry_run else None
-    reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs)
+    first = quick or dry_run
+    pairs = keywords.QUICK_PAIRS if first else None
+    reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs, coarse=first)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))

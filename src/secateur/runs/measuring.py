@@ -79,6 +79,8 @@ class Reference:
     held_out: Any = None
     pairs: int | None = None
     """Pairs of runs that are timed in turns, up to eight times as many on a noisy clock; those of `CLOCK` if None."""
+    coarse: bool = False
+    """Whether a tenth up or down will do, as for a first look: on a busy machine this says how many pairs it takes."""
 
     def compare(self, student: Subject, longer: int = 1) -> tuple[Row, Row, Row, list[str]]:
         """(before, after, what the two give together, notes on what can't be measured)."""
@@ -94,9 +96,9 @@ class Reference:
         with environment.active():
             try:
                 first, second = (backend.make_run(subject, environment) for subject in (original, student))
-                clock = {**CLOCK, "lasting": longer * CLOCK["lasting"]}
-                coarse = max(0.1, CLOCK.get("resolution", 0.0))  # on a busy machine this says how many pairs it takes
-                clock |= {} if self.pairs is None else {"pairs": self.pairs, "lasting": 0.0, "resolution": coarse}
+                clock = {**CLOCK, "lasting": longer * CLOCK["lasting"], "enough": longer * CLOCK["enough"]}
+                clock |= {} if self.pairs is None else {"pairs": self.pairs, "lasting": 0.0}
+                clock |= {"resolution": max(0.1, CLOCK.get("resolution", 0.0))} if self.coarse else {}
                 times = latency.compare(first, second, device=environment.device, **clock)
                 measured["speedup"] = times.speedup
                 before |= _times(times.before, environment)
