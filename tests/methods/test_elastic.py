@@ -220,6 +220,8 @@ def test_experts_without_gates_stay_whole_and_a_reason_says_so(more):
         assert elastic.find_reason(subject, axis) == "experts are cut that have gates, and its have none"
     assert set(elastic.find_axes(subject, ("neurons", "experts", "expert_neurons"))) == {"neurons"}
     assert elastic.find_reason(hybrid(), "experts") == "", "it has none"
+    blocks = open_subject(make_hybrid("RecurrentGemma"))
+    assert elastic.find_reason(blocks, "experts") == "", "its weights of three dimensions are no experts"
 
 
 def test_a_config_that_can_not_say_the_cut_is_refused_by_name():

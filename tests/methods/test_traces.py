@@ -73,6 +73,42 @@ def test_chats_are_kept_with_their_roles(tmp_path):
     assert row["messages"][1]["content"] == "<think>he cuts</think> he"
 
 
+def test_drawn_answers_go_on_after_a_kill_to_the_same_texts(tmp_path):
+    """What is drawn depends on the rows beside it, as of a model that draws a batch under one seed."""
+
+    class Teacher:
+        name, window, batch = "it", 100.0, 4
+
+        def __init__(self, batches):
+            self.left = batches
+
+        def count(self, prompt, how):
+            return 1
+
+        def stream(self, prompts, how, seed=0):
+            order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
+            for begin in range(0, len(order), self.batch):
+                if not self.left:
+                    raise KeyboardInterrupt
+                self.left -= 1
+                some = order[begin : begin + self.batch]
+                beside = " ".join(prompts[at] for at in some)
+                yield {at: Completion(f"<think>{seed} {beside}</think> he", 3, True) for at in some}
+
+    rows = [{"question": f"{at} {'who ' * (at % 7)}?", "answer": "he"} for at in range(80)]
+    write(tmp_path / "drawn.jsonl", {"task": "c", "tokens": 3, "temperature": 1.0}, *rows)
+
+    def ask(name, batches):
+        file = tmp_path / name / "right.jsonl"
+        traces.write_right_answers(Teacher(batches), tmp_path / "drawn.jsonl", file, times=2)
+        return file.read_text()
+
+    for batches in (1, 22):
+        with pytest.raises(KeyboardInterrupt):
+            ask("killed", batches)
+    assert ask("killed", 99) == ask("whole", 99)
+
+
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 def test_pruners_calibrate_on_what_the_model_answers_itself(task, tmp_path, name):
     own, general = (

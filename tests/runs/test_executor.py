@@ -249,12 +249,13 @@ def reading(
         ({"file": Path("folder")}, "folder/weights.bin"),
         ({"teachers": ["owner/name", "no_suffix", "folder"]}, "folder/weights.bin"),
         ({"file": "earlier"}, "earlier/work/scores.json"),
+        ({"file": "own.py:make"}, "own.py"),
     ],
 )
 def test_other_contents_of_a_named_file_are_another_run(places, tmp_path, monkeypatch, option, changed):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(executor._Job, "execute", lambda self, directory, about: iter(()))
-    for name in ("no_suffix", "folder/weights.bin", "earlier/work/scores.json"):
+    for name in ("no_suffix", "folder/weights.bin", "earlier/work/scores.json", "own.py"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1")

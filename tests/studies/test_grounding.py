@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 
 import pytest
@@ -91,6 +92,16 @@ def test_what_was_answered_is_not_asked_again_and_heads_are_on_again(place, tmp_
         )
 
     found = ask(heads=(2,), weight=0.0)
+    # Files are named as before ways had another beside them: folders of that time go on.
+    arms = grounding._plan_arms(subject(), str(place), "context", (2,), 0.0, 0)
+    words = (grounding.INSTRUCTIONS["context"], ASK["prompt"], ASK["closed"], 1, True)
+    tasks = grounding._make_tasks(subject(), read(place / "questions.jsonl"), arms, *words)
+    told = [
+        [tasks[arm].digest, {key: getattr(arm, key) for key in ("name", "silent", "instructed", "weight", "open")}]
+        for arm in arms
+    ]
+    digests = {hashlib.sha256(json.dumps(one).encode()).hexdigest()[:12] for one in told}
+    assert {file.stem for file in (tmp_path / "out").rglob("answers/*.jsonl")} == digests
     written = []
     stream = Local.stream
     monkeypatch.setattr(

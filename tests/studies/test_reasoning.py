@@ -229,7 +229,7 @@ def test_what_can_not_be_asked_is_said_before_anything_runs(place, more, kind, w
     assert not (place / "refused").exists()
 
 
-def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(place):
+def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(place, monkeypatch):
     (place / "none.json").write_text(json.dumps({"doubting": ["never said"]}))
     how = {"diagnose": True, "behaviours": str(place / "none.json"), "bits": [3]}
     sheet = ask(place, "none", **how, methods=["rtn"])
@@ -240,6 +240,13 @@ def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(
     assert not (place / "none" / "protect.json").exists()
     with pytest.raises(DataError, match="no behaviour is found"):
         ask(place, "none", **how, methods=[])
+
+    def refuse(*given):
+        raise DataError("texts that are unreadable")
+
+    monkeypatch.setattr(diagnosing, "diagnose", refuse)
+    with pytest.raises(DataError, match="unreadable"):  # which no note hides
+        ask(place, "none", **how, methods=["rtn"])
 
 
 def test_a_dry_run_counts_and_writes_nothing(place):

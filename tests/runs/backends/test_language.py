@@ -21,6 +21,7 @@ import tiny
 from secateur.data import texts
 from secateur.errors import DataError, InputError
 from secateur.measure import latency, loyalty
+from secateur.recover.quantization import quantise
 from secateur.runs import executor, measuring
 from secateur.runs.backends import language
 from secateur.runs.backends.language import Language
@@ -199,6 +200,16 @@ def test_the_card_names_the_class_that_loads_the_head(tmp_path, architecture, ca
     assert Language().load_line(tmp_path, "small") == (
         f'from transformers import {call}\n\nmodel = {call}.from_pretrained("small")'
     )
+
+
+def test_what_stands_behind_a_quantised_model_counts_among_its_bytes():
+    def held(*head):
+        subject = secateur.open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+        quantise.weight_only(subject.model, 8)
+        subject.head = list(head)
+        return language.stored_bytes(Language().load_any(subject))
+
+    assert held(torch.nn.Linear(32, 512)) == held() + 4 * (32 * 512 + 512)
 
 
 @pytest.mark.parametrize("empty", [1, 40])
