@@ -65,16 +65,7 @@ def _answer_in_parts(task: Task, completer: Completer, folder: Path) -> Iterator
     for begin in range(0, len(task.items), CHUNK):
         part = replace(task, items=task.items[begin : begin + CHUNK])
         file = folder / f"{part.digest[:12]}.jsonl"
-        yield asking.run_task(part, completer, file=file, judge=_no_judge, chunk=_count_together(task, completer)), part
-
-
-def _count_together(task: Task, completer: Completer) -> int:
-    """Items between two writes: of texts that are drawn, those that are drawn together, and else `CHUNK`.
-
-    A run that was killed within a batch goes on with the same batches, and so draws the same.
-    """
-    together: int = getattr(completer, "batch", CHUNK)
-    return together if task.writing.temperature else CHUNK
+        yield asking.run_task(part, completer, file=file, judge=_no_judge, chunk=CHUNK), part
 
 
 def _no_judge(item: Item, answer: str) -> None:
@@ -146,7 +137,8 @@ def write_right_answers(
         raw.parent.mkdir(parents=True, exist_ok=True)
         if times > 1 and not task.writing.temperature:
             raise InputError(f'{task.name} is answered {times} times the same way: set its "temperature", such as 0.6')
-        many = _count_together(task, completer)
+        # What is drawn together is kept together: a run that was killed draws the rest in the same batches.
+        many = getattr(completer, "batch", 64) if task.writing.temperature else 64
         lines = asking.run_task(task, completer, file=raw, passes=times, seed=seed, tick=tick, chunk=many)
         prompts = {item.id: asking.build_prompt(task, item, completer) for item in task.items}
         count += len(lines)

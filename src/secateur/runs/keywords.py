@@ -191,8 +191,9 @@ def find_paths(function: Callable[..., object], options: Mapping[str, object]) -
         if value == parameter.default or not _takes_text(hints.get(name, Any)):
             continue
         texts = [one for one in (value if isinstance(value, list | tuple) else [value]) if isinstance(one, str | Path)]
-        paths = [one if os.path.exists(one) else str(one).rpartition(":")[0] for one in texts]  # or file.py:function
-        places = [Path(one) for one in paths if os.path.isfile(one) or os.path.isdir(one)]
+        places = [Path(one) for one in texts if os.path.isfile(one) or os.path.isdir(one)]
+        owners = [str(one).rpartition(":")[0] for one in texts]  # of file.py:function
+        places += [Path(one) for one in owners if os.path.isfile(one)]
         if places:
             found[name] = places
     return found
