@@ -85,7 +85,7 @@ class NodeLinking(Linking):
     """The same, for several nodes of each name."""
 
     namer: Any = ""
-    """Encoder of names of nodes, as `embedder`, which it is unless given."""
+    """Encoder of names of nodes, as `embedder`, which it is unless given; `precision` is of both if they are one."""
     kinds: Sequence[str] = ()
     """The question is searched for things of these kinds alone, "Disease", by what the graph calls them."""
     nearest: Annotated[int, Ge(1)] = 1

@@ -120,7 +120,8 @@ class Encoding:
     """Whose stop words and endings do not count where words are compared, such as en or de."""
     precision: Literal["", "float32", "bfloat16"] = ""
     """Numbers in which the embedder computes, if given by folder or Hub id; as its checkpoint has it if empty, mostly
-    float32. On processors with AMX bfloat16 takes less than half the time, on others it may take more."""
+    float32. On processors with AMX bfloat16 takes less than half the time, on others it may take more. In bfloat16 a
+    text's vector depends a little on what is read beside it."""
 
     def open_embedder(self) -> Embed | None:
         """The embedder, which remembers what it encoded; None without one.

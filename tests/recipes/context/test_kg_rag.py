@@ -51,6 +51,14 @@ def kept(trace):
     return {site: {row["text"] for row in rows if row["kept"]} for site, rows in trace.items()}
 
 
+def bag_of(_, texts, **__):
+    return bag(texts)
+
+
+def sizes(texts):
+    return list(map(len, texts))
+
+
 DRUGS = [("drug" + letter, "treats" if letter in "ahl" else "worsens", "asthma") for letter in "abcdefghijkl"]
 
 
@@ -720,6 +728,27 @@ def test_a_word_that_no_fact_has_is_looked_for_one_hop_further(embedder):
     assert list(near) == ["facts.cordia"] == list(one(here, "Who founded Cordia?", **how)[1])
     _, filled, _ = one(here, question, volume=2, **how)
     assert [len(texts) for texts in kept(filled).values()] == [1, 1]  # what is followed has the share of one node
+
+
+@pytest.mark.parametrize("question", ["Where was the person behind Cordia born?", "Was Cordia's head born in a town?"])
+def test_a_fact_that_leads_to_the_answer_stays_where_the_question_has_only_its_name(question):
+    here = graph(*COMPANY[:3])
+    _, trace, _ = one(here, question)
+    assert kept(trace) == {"facts.cordia": {"cordia founded by ines"}, "facts.ines": {"ines born in porto"}}
+    _, tight, _ = one(here, question, "words=4")
+    assert kept(tight) == {"facts.cordia": set(), "facts.ines": {"ines born in porto"}}  # the answer leaves last
+
+
+@pytest.mark.parametrize(("namer", "times"), [(None, 1), ("other", 2)])
+def test_a_namer_that_is_the_embedder_has_its_precision(namer, times, tmp_path, monkeypatch):
+    folder, calls = tmp_path / "some", []
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        module.encoders, "_open_checkpoint", lambda *given: calls.append(given) or type("Bag", (), {"encode": bag_of})()
+    )
+    one(medicine(), QUESTION, embedder=str(folder), namer=namer or str(folder), tokenizer=sizes, precision="bfloat16")
+    assert len({(name, precision) for name, _, precision in calls}) == times
+    assert (str(folder), "cpu", "bfloat16") in calls
 
 
 @pytest.mark.parametrize("embedder", ["", bag])

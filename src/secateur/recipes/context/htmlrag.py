@@ -115,7 +115,7 @@ def htmlrag(
         device: where embedder and path model are held if given by name, "cuda"; the processor if empty.
         precision: numbers in which an embedder that is given by folder or Hub id computes; as its checkpoint has it if
             empty, mostly float32. On processors with AMX bfloat16 takes less than half the time, on others it may
-            take more.
+            take more. In bfloat16 a text's vector depends a little on what is read beside it.
         seed: not used; nothing here is random.
         dry_run: as a run; nothing is kept.
 

@@ -113,7 +113,8 @@ def kg_rag(
        that node's own s. Both are strict. Without an embedder s is BM25 alone, and the floor is of that.
     4. Where a word of the question stands in no fact so far, the four things that the best facts lead to are looked at,
        too (`linking.follow`): their facts with such a word join the others, and all are scored anew, on one scale. They
-       count as one more node in step 3.
+       count as one more node in step 3. Without an embedder a fact that led to them passes the floor as before, and
+       leaves no sooner than just before them.
     5. Facts leave, the least similar first, until what is left fits into the budget, counted anew each time.
 
     Args:
@@ -167,7 +168,9 @@ def kg_rag(
     filters = tuple(map(parse_filter, wording.filters))
     question, counts, model = " ".join(data.split()), encoding.counts(), answering.open_model(encoding.device)
     embed = encoding.open_embedder()
-    embed_names = encoders.open_remembering(linking.namer, device=encoding.device) if linking.namer else embed
+    digits = encoding.precision if linking.namer == encoding.embedder else ""  # one model, not two
+    namer = partial(encoders.open_remembering, linking.namer, device=encoding.device, precision=digits)
+    embed_names = namer() if linking.namer else embed
     usual, strict = (FLOOR, PAPERS) if embed else (0.0, 0.0)
     if calibrate and embed:
         usual = strict = run.json("floor", lambda: calibrate_floor(subject, embed, calibrate))
@@ -185,8 +188,11 @@ def kg_rag(
             above = usual if floor is None else floor
             further = follow_facts(subject, sites, above, linking.follow, missing, words, wording, filters)
             if further:  # anew with the others, since how rare a word is depends on all facts, and so does the highest
+                before = [[row["score"] for row in site["rows"]] for site in sites]
                 sites += further
                 score_sites(sites, asked, embed, terms, words, False)
+                if not embed:
+                    keep_leading(sites, before, above)
         ranked = [{**site, "rows": rank_rows(site["rows"], wording.evidence)} for site in sites]
         return {"told": {**record, "nodes": nodes}, "sites": ranked}
 
@@ -296,6 +302,22 @@ def score_words(sites: Sequence[Site], question: str, texts: Sequence[str], word
         if highest > 0:
             return [scores / highest for scores in found]
     return found
+
+
+def keep_leading(sites: Sequence[Site], before: Sequence[Sequence[float]], floor: float) -> None:
+    """Let facts that led to others pass the floor as they did, and leave no sooner than just before what they led to.
+
+    Of the question they may have a name alone, which counted until others had more of its words. before: of each site
+    that was not followed [rows], the scores by which facts led.
+    """
+    best = {site["node"]: max(row["score"] for row in site["rows"]) for site in sites if "followed" in site}
+    for site, scores in zip(sites, before, strict=False):
+        for row, score in zip(site["rows"], scores, strict=True):
+            subject, _, end, literal = row["fact"] or ("", "", "", True)
+            led = [best[node] for node in (subject, end) if node in best and not literal]
+            if led and score > floor:
+                behind = min(score, round(max(led) - 1e-6, 6))  # of equal scores the first would stay, not the answer
+                row |= {"score": max(row["score"], behind), "cosine": max(row["cosine"], score)}
 
 
 def rank_rows(rows: Sequence[Row], evidence: bool) -> list[Row]:
