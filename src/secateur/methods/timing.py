@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import types
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -347,11 +346,13 @@ def meet_target(
     chosen, failed = solve(fixed), False
     if not limit or not corrections:
         return chosen, fixed, failed
-    with suppress(MeasurementError, InfeasibleError):  # whether that is so, a full timing tells
+    try:
         seconds = measure(chosen, _GLANCE)
         if abs(seconds / limit - 1) > max(_FAR_OFF, 3 * tolerance):
             there = fixed + seconds - predict(chosen, fixed)
             chosen, fixed = solve(there), there
+    except (MeasurementError, InfeasibleError):
+        failed = False  # whether that is so, a full timing tells
     asked: list[float] = []
     timed: list[tuple[float, int, T, float]] = []  # gap, turn, choice, fixed
     try:
