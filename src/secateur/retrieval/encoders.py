@@ -134,6 +134,11 @@ class Encoding:
             raise InputError(f"precision={self.precision}: there is no embedder that computes: give one (--embedder)")
         return None
 
+    def open_other(self, source: str | Encoder | Embed) -> Embed:
+        """Another encoder, for other texts, on the same device; in the same precision if it is the embedder."""
+        precision = self.precision if source == self.embedder else ""
+        return open_remembering(source, device=self.device, precision=precision)
+
     def counts(self) -> dict[str, Count]:
         """The measure "tokens" and what counts it, if there is a tokenizer."""
         source = self.tokenizer or checkpoint_of(self.embedder)

@@ -35,6 +35,7 @@ from secateur.subjects.graph.sentences import (
     describe_node,
     find_missing,
     follow_facts,
+    keep_leading,
     label_nodes,
     leave_out,
     parse_filter,
@@ -168,9 +169,7 @@ def kg_rag(
     filters = tuple(map(parse_filter, wording.filters))
     question, counts, model = " ".join(data.split()), encoding.counts(), answering.open_model(encoding.device)
     embed = encoding.open_embedder()
-    digits = encoding.precision if linking.namer == encoding.embedder else ""  # one model, not two
-    namer = partial(encoders.open_remembering, linking.namer, device=encoding.device, precision=digits)
-    embed_names = namer() if linking.namer else embed
+    embed_names = encoding.open_other(linking.namer) if linking.namer else embed
     usual, strict = (FLOOR, PAPERS) if embed else (0.0, 0.0)
     if calibrate and embed:
         usual = strict = run.json("floor", lambda: calibrate_floor(subject, embed, calibrate))
@@ -191,8 +190,7 @@ def kg_rag(
                 before = [[row["score"] for row in site["rows"]] for site in sites]
                 sites += further
                 score_sites(sites, asked, embed, terms, words, False)
-                if not embed:
-                    keep_leading(sites, before, above)
+                keep_leading(sites, [] if embed else before, above)
         ranked = [{**site, "rows": rank_rows(site["rows"], wording.evidence)} for site in sites]
         return {"told": {**record, "nodes": nodes}, "sites": ranked}
 
@@ -302,22 +300,6 @@ def score_words(sites: Sequence[Site], question: str, texts: Sequence[str], word
         if highest > 0:
             return [scores / highest for scores in found]
     return found
-
-
-def keep_leading(sites: Sequence[Site], before: Sequence[Sequence[float]], floor: float) -> None:
-    """Let facts that led to others pass the floor as they did, and leave no sooner than just before what they led to.
-
-    Of the question they may have a name alone, which counted until others had more of its words. before: of each site
-    that was not followed [rows], the scores by which facts led.
-    """
-    best = {site["node"]: max(row["score"] for row in site["rows"]) for site in sites if "followed" in site}
-    for site, scores in zip(sites, before, strict=False):
-        for row, score in zip(site["rows"], scores, strict=True):
-            subject, _, end, literal = row["fact"] or ("", "", "", True)
-            led = [best[node] for node in (subject, end) if node in best and not literal]
-            if led and score > floor:
-                behind = min(score, round(max(led) - 1e-6, 6))  # of equal scores the first would stay, not the answer
-                row |= {"score": max(row["score"], behind), "cosine": max(row["cosine"], score)}
 
 
 def rank_rows(rows: Sequence[Row], evidence: bool) -> list[Row]:

@@ -23,6 +23,7 @@ __all__ = [
     "describe_node",
     "find_missing",
     "follow_facts",
+    "keep_leading",
     "label_nodes",
     "leave_out",
     "name_ends",
@@ -187,6 +188,22 @@ def follow_facts(
         said = [set(words(leave_out(row["text"], site["name"]))) for row in facts]
         site["rows"] = [row for row, has in zip(facts, said, strict=True) if row["fact"] and has & set(missing)]
     return [{**site, "followed": True} for site in found if site["rows"]]
+
+
+def keep_leading(sites: Sequence[Site], before: Sequence[Sequence[float]], floor: float) -> None:
+    """Let facts that led to others pass the floor as they did, and leave no sooner than just before what they led to.
+
+    Of the question they may have a name alone, which counted until others had more of its words. before: of each site
+    that was not followed [rows], the scores by which facts led.
+    """
+    best = {site["node"]: max(row["score"] for row in site["rows"]) for site in sites if "followed" in site}
+    for site, scores in zip(sites, before, strict=False):
+        for row, score in zip(site["rows"], scores, strict=True):
+            subject, _, end, literal = row["fact"] or ("", "", "", True)
+            led = [best[node] for node in (subject, end) if node in best and not literal]
+            if led and score > floor:
+                behind = min(score, round(max(led) - 1e-6, 6))  # of equal scores the first would stay, not the answer
+                row |= {"score": max(row["score"], behind), "cosine": max(row["cosine"], score)}
 
 
 @functools.lru_cache(maxsize=2)
