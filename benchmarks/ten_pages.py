@@ -5,9 +5,9 @@
 
 Target: under 0.15 s for a question about pages whose vectors are known, and under 1 s on two cores where they are not.
 Seconds are of the processor, in a process that has the model; the first question about ten pages reads, parses, counts
-and encodes them, into a cache that is empty. float32 and bfloat16 take turns, each time in a process of its own; the
-ratio is the median over the turns. Of the blocks that float32 keeps for the questions, it is told how many bfloat16
-keeps as well.
+and encodes them, into a cache that is empty. float32, bfloat16, and each with a shortlist of 2,000 words take turns, in
+processes of their own; ratios are medians over the turns. Of the blocks that float32 keeps for the questions, it is
+told how many each of the others keeps as well. --threads 2 tells seconds of the clock, on two quiet cores.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
-from secateur.retrieval.encoders import PRECISIONS
 from secateur.runs.context import Pruned, prune_context
 from support.data import packages
 from support.processes import Tell, run_apart
@@ -34,6 +33,12 @@ QUESTIONS = (
     "what does the timeout argument do?",
     "which exception is raised when a key is missing?",
 )
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "float32": {"precision": "float32"},
+    "bfloat16": {"precision": "bfloat16"},
+    "float32, shortlist": {"precision": "float32", "shortlist": 2000},
+    "bfloat16, shortlist": {"precision": "bfloat16", "shortlist": 2000},
+}
 LIMIT = 300.0
 """Seconds that one turn may take."""
 
@@ -42,37 +47,42 @@ def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--least", type=int, default=0, help="bytes of a page, at least")
     parser.add_argument("--most", type=int, default=60_000, help="bytes of a page, at most")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each precision")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way")
+    parser.add_argument("--threads", type=int, default=1, help="seconds are of the clock if there are several")
     options = parser.parse_args(given)
     encoder = str(packages.minilm())
     pages = sorted((packages.manual() / "library").glob("*.html"))
     fitting = [page for page in pages if options.least <= page.stat().st_size <= options.most]
     documents = [page.read_text("utf-8") for page in random.Random(7).sample(fitting, 10)]
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
+    watch = time.process_time if options.threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SECATEUR_CACHE"] = folder
-        for precision in PRECISIONS:  # turns have the models of this process
-            prune(["<p>one page</p>"], QUESTIONS[0], encoder, precision)
-    rows: dict[str, list[dict[str, Any]]] = {precision: [] for precision in PRECISIONS}
+        for how in WAYS.values():  # turns have the models of this process
+            prune(["<p>one page</p>"], QUESTIONS[0], encoder, how)
+    rows: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):
-        for precision in PRECISIONS:
-            row = run_apart(partial(take_turn, documents, encoder, precision), LIMIT, show=True)
+        for way, how in WAYS.items():
+            row = run_apart(partial(take_turn, documents, encoder, how, watch), LIMIT, show=True)
             if "first" not in row:
-                raise SystemExit(f"{precision}: {row}")
-            rows[precision].append(row)
-    print(
-        f"ten pages of {sum(map(len, documents)) / 1000:.0f} kB, the median of {options.rounds} turns [least to most]"
-    )
-    for precision, turns in rows.items():
+                raise SystemExit(f"{way}: {row}")
+            rows[way].append(row)
+    kind = "of the processor" if options.threads == 1 else f"of the clock, {options.threads} threads"
+    size = sum(map(len, documents)) / 1000
+    print(f"ten pages of {size:.0f} kB, seconds {kind}, the median of {options.rounds} turns [least to most]")
+    for way, turns in rows.items():
         first, later = (describe([turn[name] for turn in turns]) for name in ("first", "later"))
-        print(f"{precision}: {first} s for the first question, {later} s for a later one")
-    full, half = rows.values()
-    ratios = [one["first"] / other["first"] for one, other in zip(full, half, strict=True)]
-    kept, others = (set(map(tuple, turns[0]["kept"])) for turns in (full, half))
-    print(
-        f"the first question in bfloat16 is {describe(ratios)} times as fast; of {len(kept)} blocks kept in float32 it "
-        f"keeps {len(kept & others)}, and {len(others - kept)} others"
-    )
+        print(f"{way}: {first} s for the first question, {later} s for a later one")
+    full = rows["float32"]
+    kept = set(map(tuple, full[0]["kept"]))
+    for way, turns in rows.items():
+        if turns is not full:
+            ratios = [one["first"] / other["first"] for one, other in zip(full, turns, strict=True)]
+            others = set(map(tuple, turns[0]["kept"]))
+            print(
+                f"{way}: the first question {describe(ratios)} times as fast; of {len(kept)} blocks kept in float32 it "
+                f"keeps {len(kept & others)}, and {len(others - kept)} others"
+            )
 
 
 def describe(values: Sequence[float]) -> str:
@@ -80,31 +90,33 @@ def describe(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3g} [{min(values):.3g} to {max(values):.3g}]"
 
 
-def take_turn(documents: Sequence[str], encoder: str, precision: str, tell: Tell) -> Mapping[str, Any]:
-    """Seconds of the processor, and what stays, with a cache of its own.
+def take_turn(
+    documents: Sequence[str], encoder: str, how: Mapping[str, Any], watch: Callable[[], float], tell: Tell
+) -> Mapping[str, Any]:
+    """Seconds by `watch`, and what stays, with a cache of its own.
 
     Blocks that stay are told by question, where they stand, and text.
     """
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SECATEUR_CACHE"] = folder
-        began = time.process_time()
-        prune(documents, QUESTIONS[0], encoder, precision)
-        first = time.process_time() - began
+        began = watch()
+        prune(documents, QUESTIONS[0], encoder, how)
+        first = watch() - began
         later, kept = list[float](), list[tuple[str, str, str]]()
         for question in QUESTIONS:
             seconds = list[float]()
             for _ in range(3):
-                began = time.process_time()
-                pruned = prune(documents, question, encoder, precision)
-                seconds.append(time.process_time() - began)
+                began = watch()
+                pruned = prune(documents, question, encoder, how)
+                seconds.append(watch() - began)
             later.append(min(seconds))
             kept += [(question, str(row["path"]), str(row["text"])) for row in pruned.trace["page"] if row["kept"]]
     return {"first": first, "later": statistics.mean(later), "kept": kept}
 
 
-def prune(documents: Sequence[str], question: str, encoder: str, precision: str) -> Pruned:
+def prune(documents: Sequence[str], question: str, encoder: str, how: Mapping[str, Any]) -> Pruned:
     """What stays of the pages within the budget."""
-    return prune_context("htmlrag", documents, question, "tokens=512", embedder=encoder, precision=precision)
+    return prune_context("htmlrag", documents, question, "tokens=512", embedder=encoder, **how)
 
 
 if __name__ == "__main__":

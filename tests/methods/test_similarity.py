@@ -52,6 +52,34 @@ def test_both_rankings_and_that_of_a_retriever_are_joined():
         prior.rank("nothing", texts, [0, 1, 3])
 
 
+def test_a_shortlist_is_all_that_an_encoder_reads():
+    texts = ["no such word in it", "house", "an old house e e e", "house house e", "garden"]
+    seen = list[str]()
+
+    def watched(given):
+        seen.extend(given)
+        return embed(given)
+
+    def rank(words, question="house", **options):
+        seen.clear()
+        matching = Matching(shortlist=words, **options)
+        return Similarity(watched, str.split, matching=matching).rank(question, texts)
+
+    cosines, by_words = Similarity(embed).rank("house", texts), Similarity(None, str.split).rank("house", texts)
+    found = rank(4)  # the two best by their words have 1 and 3 words, the third has 6
+    best = ranking(by_words)[:2]
+    assert sorted(seen) == sorted(["house", *(texts[place] for place in best)])
+    assert [found[place] for place in best] == pytest.approx([cosines[place] for place in best])
+    assert ranking(found) == sorted(best, key=lambda place: -cosines[place]) + ranking(by_words)[2:]
+    assert len(set(found)) == len(texts) and len(rank(1)) == len(texts) and len(seen) == 2  # one at least is read
+    for words in (0, 100):
+        assert np.array_equal(rank(words), cosines) and len(seen) == len(texts) + 1
+    rank(1, "unheard")  # no word to tell by
+    assert len(seen) == len(texts) + 1
+    both = rank(4, hybrid=True)
+    assert np.array_equal(both, relevance.reciprocal_ranks([rank(4), by_words]))
+
+
 def test_a_corpus_counts_beside_the_texts(tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
     texts = ["common words here", "rare words here"]

@@ -68,7 +68,7 @@ def htmlrag(
     path_model: Any = "",
     instruction: str = "",
     headed: bool = True,
-    matching: Matching = Matching(),
+    matching: Matching = Matching(shortlist=2000),
     hidden: bool = False,
     wide: Annotated[float, Ge(1)] = 2.0,
     block: Annotated[int, Ge(0)] = 0,
@@ -123,7 +123,8 @@ def htmlrag(
     stay: a result is never over budget, and never empty where the page and the budget are not. `told` counts the
     path model's calls and tokens, and its notes say what was hidden.
 
-    Departures: block sizes follow page and budget unless given (256 and 128 words in the paper). Headings lead the
+    Departures: of long pages an embedder reads the 2,000 words that match best by BM25 (`shortlist`; 0 reads all, as
+    the paper does). Block sizes follow page and budget unless given (256 and 128 words in the paper). Headings lead the
     texts of their blocks, and stay with them. Protected tags such as tables are not unwrapped, a page may hold
     several documents, a split tag's bare text is a block however short, and costs only itself. The released package
     (0.1.1) drops the best blocks when the lengths of all exceed the budget; this follows the paper. A path's score
