@@ -22,6 +22,7 @@ from secateur.runs import memory_plan
 from secateur.runs.backends.language import Language
 from secateur.subjects import open_subject
 from secateur.vocabulary import Training
+from subjects.hybrids import make_hybrid
 
 SIZES = [(256, 4, 96), (384, 6, 64), (512, 4, 128)]
 """(hidden size, layers, tokens per sequence) of models of 7 to 22 million parameters."""
@@ -120,10 +121,12 @@ def test_a_folder_with_a_config_alone_and_its_file_will_do(tmp_path: Path) -> No
     assert longer.training > plan.training
 
 
-def test_experts_count_as_evenly_used(tmp_path: Path) -> None:
-    tiny.model("mixtral").config.save_pretrained(tmp_path)
+@pytest.mark.parametrize("gates", [True, False])
+def test_experts_count_as_evenly_used(tmp_path: Path, gates: bool) -> None:
+    model = tiny.model("mixtral") if gates else make_hybrid("NemotronH-moe")
+    model.config.save_pretrained(tmp_path)
     plan = memory_plan.estimate(tmp_path, batch=2, length=16)
-    assert plan.params == sum(p.numel() for p in tiny.model("mixtral").parameters())
+    assert plan.params == sum(p.numel() for p in model.parameters())
     assert plan.gradients > plan.score > plan.weights
 
 

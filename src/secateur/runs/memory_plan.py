@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
+from secateur.formats import expert_tensors
 from secateur.measure import memory
 from secateur.recover.quantization import quantise
 from secateur.recover.training import objectives
@@ -367,12 +368,11 @@ class _OneForAll:
 
     def __init__(self, experts: nn.Module) -> None:
         self.experts = experts
-        self.act: Callable[[Tensor], Tensor] = experts.act_fn  # type: ignore[assignment]
 
     def __call__(self, states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         rows = states.repeat_interleave(chosen.shape[-1], 0)
-        gate, up = nn.functional.linear(rows, self.experts.get_parameter("gate_up_proj")[0]).chunk(2, -1)
-        out = nn.functional.linear(self.act(gate) * up, self.experts.get_parameter("down_proj")[0])
+        inner = expert_tensors.run_first(self.experts, 0, rows)
+        out = nn.functional.linear(inner, self.experts.get_parameter("down_proj")[0])
         weighted = out * shares.reshape(-1, 1).to(out.dtype)
         summed: Tensor = weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
         return summed
