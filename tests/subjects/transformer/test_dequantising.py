@@ -131,7 +131,9 @@ def test_a_quantised_model_in_memory_is_measured_as_it_is_and_cut_as_floats(bits
     assert rows["model"]["params"] == rows["against"]["params"]
     assert "speedup" in rows["both"] or rows.notes
     assert start.stored is None, "the caller's stays"
-    with pytest.raises(UnsupportedError, match=r"^LlamaForCausalLM has weights .* \(Int.*\), which can't be written: ") as e:
+    with pytest.raises(
+        UnsupportedError, match=r"^LlamaForCausalLM has weights .* \(Int.*\), which can't be written: "
+    ) as e:
         start.save(tmp_path / "out")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "out").exists()
