@@ -20,7 +20,7 @@ from secateur.vocabulary import Budget, Selection
 from subjects.hybrids import make_hybrid
 from subjects.tiny import make
 
-ORDER = {"llama": (2, 1, 3), "NemotronH": (1, 3), "NemotronH-moe": (1, 3)}
+ORDER = {"llama": (2, 1, 3), "NemotronH": (1, 3), "NemotronH-moe": (1, 3), "NemotronH-latent": (1, 3)}
 SHARES = (1.0, 0.75, 0.5)
 
 
@@ -35,9 +35,8 @@ def llama() -> Transformer:
 
 
 def mixed_hybrid(**more: int) -> Transformer:
-    """Nemotron-H with experts, which have no gate and stay whole, and a shared one."""
-    sizes = {"n_routed_experts": 4, "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40} | more
-    return open_subject(make_hybrid("NemotronH", layers_block_type=["mamba", "moe", "attention", "moe"], **sizes))
+    """Nemotron-H with experts, which have no gate, and a shared one."""
+    return open_subject(make_hybrid("NemotronH-moe", **more))
 
 
 MODELS: dict[str, Callable[[], Transformer]] = {
@@ -48,13 +47,14 @@ MODELS: dict[str, Callable[[], Transformer]] = {
     "mixtral": lambda: open_subject(tiny.model("mixtral")),
     "NemotronH": hybrid,
     "NemotronH-moe": mixed_hybrid,
+    "NemotronH-latent": lambda: mixed_hybrid(moe_latent_size=16, n_routed_experts=8, n_group=2),
 }
 
 
 def make_elastic(name: str, axes: tuple[str, ...] = elastic.AXES, **how: object) -> elastic.Elastic:
     subject = MODELS[name]()
     order = ORDER.get(name, tuple(range(len(subject.layers()) - 1, 0, -1)))
-    found = elastic.find_axes(subject, axes, **{"uneven": ("neurons", "state_heads"), "order": order, **how})
+    found = elastic.find_axes(subject, axes, **{"uneven": ("neurons", "state_heads", "experts"), "order": order, **how})
     torch.manual_seed(0)
     scores = {
         site: torch.rand(subject.units()[site].count)
@@ -213,11 +213,28 @@ def test_axes_and_choices_that_can_not_be_are_refused(how, error, message):
         elastic.find_axes(subject, **{"names": ("neurons",), **how})
 
 
-@pytest.mark.parametrize("more", [{}, {"moe_latent_size": 16}], ids=["of channels", "of a latent"])
-def test_experts_without_gates_stay_whole_and_a_reason_says_so(more):
-    subject = mixed_hybrid(**more)
+@pytest.mark.parametrize("name", ["NemotronH-moe", "NemotronH-latent"])
+def test_experts_without_gates_are_an_axis_as_gated_ones_are(name):
+    """Sorting changes no output; masked = sliced is asked of every model above."""
+    model = make_elastic(name, ("experts", "expert_neurons", "shared_neurons"))
+    subject = MODELS[name]()
+    assert set(model.axes) == {"experts", "expert_neurons", "shared_neurons"}
+    assert model.axes["experts"].counts["layers.1.experts"] == (4, 3, 2)  # in each group
+    before, after = (one.model.model.layers[1].mixer.experts.up_proj for one in (subject, model.subject))
+    assert not torch.equal(before, after)
+    batch = subject.example(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(model.subject.forward(batch).prediction, subject.forward(batch).prediction)
+    scores = elastic.score_widths(subject, [batch], model.axes)
+    assert {site: score.shape for site, score in scores.items() if not site.endswith("starved")} == {
+        site: (subject.units()[site].count,) for axis in model.axes.values() for site in axis.counts
+    }
+
+
+def test_experts_that_add_biases_stay_whole_and_a_reason_says_so():
+    subject = mixed_hybrid(mlp_bias=True)
     for axis in ("experts", "expert_neurons"):
-        assert elastic.find_reason(subject, axis) == "experts are cut that have gates, and its have none"
+        assert "shared_experts.down_proj.bias would be nowhere to be kept" in elastic.find_reason(subject, axis)
     assert set(elastic.find_axes(subject, ("neurons", "experts", "expert_neurons"))) == {"neurons"}
     assert elastic.find_reason(hybrid(), "experts") == "", "it has none"
     blocks = open_subject(make_hybrid("RecurrentGemma"))
@@ -232,7 +249,6 @@ def test_a_config_that_can_not_say_the_cut_is_refused_by_name():
         elastic.find_axes(subject, ("state_heads",))
     assert "state_heads" not in elastic.find_axes(subject, ("neurons", "state_heads"))
     assert "channels" not in elastic.find_axes(make("phi3-longrope"), ("neurons", "channels"))
-    assert elastic.find_reason(mixed_hybrid(), "experts") == "experts are cut that have gates, and its have none"
 
 
 @pytest.mark.parametrize("share", [1.0, 0.75, 0.6, 0.5])

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,16 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 
 import tiny
+from secateur import recipes
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.measure.latency import Environment
 from secateur.recover.training import lora
-from secateur.runs import memory_plan
+from secateur.runs import keywords, memory_plan
 from secateur.runs.backends.language import Language
 from secateur.subjects import open_subject
+from secateur.subjects.transformer.loading import open_outline
 from secateur.vocabulary import Training
+from subjects.hybrids import make_hybrid
 
 SIZES = [(256, 4, 96), (384, 6, 64), (512, 4, 128)]
 """(hidden size, layers, tokens per sequence) of models of 7 to 22 million parameters."""
@@ -33,6 +37,7 @@ from secateur.measure import memory
 from secateur.recover.training import loop, objectives
 from secateur.score import gradient
 from secateur.subjects import open_subject
+from secateur.subjects.transformer.loading import open_outline
 from secateur.vocabulary import Selection, Training
 
 stage, folder, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -120,10 +125,12 @@ def test_a_folder_with_a_config_alone_and_its_file_will_do(tmp_path: Path) -> No
     assert longer.training > plan.training
 
 
-def test_experts_count_as_evenly_used(tmp_path: Path) -> None:
-    tiny.model("mixtral").config.save_pretrained(tmp_path)
+@pytest.mark.parametrize("gates", [True, False])
+def test_experts_count_as_evenly_used(tmp_path: Path, gates: bool) -> None:
+    model = tiny.model("mixtral") if gates else make_hybrid("NemotronH-moe")
+    model.config.save_pretrained(tmp_path)
     plan = memory_plan.estimate(tmp_path, batch=2, length=16)
-    assert plan.params == sum(p.numel() for p in tiny.model("mixtral").parameters())
+    assert plan.params == sum(p.numel() for p in model.parameters())
     assert plan.gradients > plan.score > plan.weights
 
 
@@ -154,17 +161,38 @@ def blocks_of(folder: Path) -> Iterator[nn.Module]:
 
 
 def test_a_dry_run_plans_the_adapters_that_a_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    plans = list[Training]()
-    monkeypatch.setattr(memory_plan, "plan_memory", lambda *_, training, **__: plans.append(training))
+    plans, asking = list[Training](), list[bool]()
+
+    def note(*_: object, training: Training, asks: bool, **__: object) -> None:
+        plans.append(training)
+        asking.append(asks)
+
+    monkeypatch.setattr(memory_plan, "plan_memory", note)
     monkeypatch.setattr(memory_plan, "describe", lambda *_: "")
     subject, place = open_subject(tiny.model("llama")), Environment(1, 8, 1, "cpu")
     for options in (
         {"training": "lora=4,lora_bits=8"},
         {"training": "ema=0.9", "lora_rank": 20, "dora": False, "lora_bits": 0},
         {"training": "", "lora_rank": 20, "dora": True, "lora_bits": 4},
+        {"training": "", **keywords.defaults(recipes.find("pat"))},
+        {"training": "lora=2", **keywords.defaults(recipes.find("minitron"))},
     ):
         Language().describe_memory(subject, [], options, place)
-    assert [(plan.lora, plan.dora, plan.lora_bits) for plan in plans] == [(4, None, 8), (20, None, None), (None, 20, 4)]
+    assert [(plan.lora, plan.dora, plan.lora_bits) for plan in plans[:3]] == [
+        (4, None, 8), (20, None, None), (None, 20, 4)
+    ]  # fmt: skip
+    assert asking == [True, False, False, False, True]  # pat learns a task; it holds the original, and never asks it
+
+
+def test_an_original_that_is_not_asked_is_held_and_takes_no_pass(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path, 64, 3, weights=False)
+    plan = functools.partial(
+        memory_plan.plan_memory, functools.partial(open_outline, folder), "llama", share=1.0, batch=8, length=64,
+        training=Training(lora=4),
+    )  # fmt: skip
+    asked, alone = plan(), plan(asks=False)
+    assert replace(asked, training=0.0) == replace(alone, training=0.0)
+    assert 2 * alone.weights < alone.training < asked.training
 
 
 def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:

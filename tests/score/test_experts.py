@@ -13,16 +13,22 @@ from secateur.errors import DataError, InputError
 from secateur.recover.distillation import losses
 from secateur.recover.training import objectives
 from secateur.score import experts
-from secateur.subjects import Moe
+from secateur.subjects import Moe, open_subject
+from subjects.hybrids import make_hybrid
 from subjects.tiny import make, padded
 
-NAMES = ("mixtral", "qwen2-moe", "phimoe", "deepseek3")
+NAMES = ("mixtral", "qwen2-moe", "phimoe", "deepseek3", "without gates")
 
 
 def opened(name: str) -> tuple[Moe, dict[str, Any]]:
-    subject = make(name)
+    subject = open_subject(make_hybrid("NemotronH-moe")) if name == "without gates" else make(name)
     assert isinstance(subject, Moe)
     return subject, {f"layers.{n}.expert_neurons": one.experts for n, one in subject.mixtures().items()}
+
+
+def find_path(subject: Moe, gated: Gated) -> str:
+    """Of the module for which it stands in."""
+    return next(path for path, module in subject.model.named_modules() if module is gated.experts)
 
 
 class Gated(nn.Module):
@@ -38,8 +44,11 @@ class Gated(nn.Module):
         total = torch.zeros_like(states)
         for e in range(len(self.gates)):
             tokens, place = torch.where(chosen == e)
-            gate, up = functional.linear(states[tokens], self.experts.gate_up_proj[e]).chunk(2, -1)
-            inner = self.experts.act_fn(gate) * up
+            if hasattr(self.experts, "up_proj"):
+                inner = self.experts.act_fn(functional.linear(states[tokens], self.experts.up_proj[e]))
+            else:
+                gate, up = functional.linear(states[tokens], self.experts.gate_up_proj[e]).chunk(2, -1)
+                inner = self.experts.act_fn(gate) * up
             self.seen.append((e, inner.detach()))
             out = functional.linear(inner * self.gates[e], self.experts.down_proj[e])
             total = total.index_add(0, tokens, out * shares[tokens, place][:, None])
@@ -58,8 +67,8 @@ def test_taylor_is_the_gradient_of_a_gate_on_each_neuron(name: str) -> None:
     again = experts.taylor(loss, subject.model, layers, [batch])
     assert all(torch.equal(found[site], again[site]) for site in found)
     gated = {site: Gated(module) for site, module in layers.items()}
-    for site, module in gated.items():
-        subject.model.set_submodule(f"model.{site.replace('expert_neurons', 'mlp.experts')}", module)
+    for module in gated.values():
+        subject.model.set_submodule(find_path(subject, module), module)
     loss(batch).backward()
     for site, module in gated.items():
         assert module.gates.grad is not None
@@ -100,23 +109,27 @@ def test_activation_is_the_mean_over_the_tokens_an_expert_got() -> None:
         experts.activation(lambda item: None, subject.model, layers, [real])
 
 
-def test_activation_by_hand() -> None:
-    subject, layers = opened("phimoe")
+@pytest.mark.parametrize("name", ["phimoe", "without gates"])
+def test_activation_by_hand(name: str) -> None:
+    subject, layers = opened(name)
+    site = next(iter(layers))
     batch = {name: tensor[:1] for name, tensor in padded(subject).items()}
     found = experts.activation(subject.forward, subject.model, layers, [batch])
-    gated = Gated(layers["layers.0.expert_neurons"])
-    subject.model.set_submodule("model.layers.0.mlp.experts", gated)
+    gated = Gated(layers[site])
+    subject.model.set_submodule(find_path(subject, gated), gated)
     with torch.no_grad():
         subject.forward(batch)
-    expected = torch.stack([h.abs().mean(0) if len(h) else torch.zeros(40) for _, h in gated.seen])
-    torch.testing.assert_close(found["layers.0.expert_neurons"], expected.flatten(), atol=1e-6, rtol=1e-5)
+    expected = torch.stack([h.abs().mean(0) if len(h) else torch.zeros(gated.gates.shape[1]) for _, h in gated.seen])
+    torch.testing.assert_close(found[site], expected.flatten(), atol=1e-6, rtol=1e-5)
 
 
-def test_weight_is_the_norm_of_all_that_leaves_with_a_neuron() -> None:
-    _, layers = opened("mixtral")
-    module = layers["layers.0.expert_neurons"]
-    score = experts.weight({"s": module})["s"].reshape(4, 40)[3, 7]
-    parts = (module.gate_up_proj[3, 7], module.gate_up_proj[3, 47], module.down_proj[3, :, 7])
+@pytest.mark.parametrize("name", ["mixtral", "without gates"])
+def test_weight_is_the_norm_of_all_that_leaves_with_a_neuron(name: str) -> None:
+    module = next(iter(opened(name)[1].values()))
+    score = experts.weight({"s": module})["s"].reshape(4, -1)[3, 7]
+    gated = name == "mixtral"
+    rows = (module.gate_up_proj[3, 7], module.gate_up_proj[3, 47]) if gated else (module.up_proj[3, 7],)
+    parts = (*rows, module.down_proj[3, :, 7])
     assert float(score) == pytest.approx(float(torch.cat([part.detach() for part in parts]).norm()), rel=1e-5)
 
 

@@ -25,6 +25,7 @@ _DELTA = {
     "linear_value_head_dim": 8,
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2}
+_NEMOTRON = _DENSE | {"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 16, "n_groups": 2, "head_dim": 8}
 
 HYBRIDS: dict[str, dict[str, Any]] = {
     "Qwen3_5": _DENSE | _DELTA | {"num_hidden_layers": 4},
@@ -34,14 +35,13 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     | {"num_hidden_layers": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24},
     "Lfm2": _DENSE | {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]},
     "Bamba": _DENSE | _MAMBA | {"num_hidden_layers": 4, "attn_layer_indices": [1, 3]},
-    "NemotronH": _DENSE
+    "NemotronH": _NEMOTRON | {"layers_block_type": ["mamba", "mlp", "attention", "mlp", "mamba"]},
+    "NemotronH-moe": _NEMOTRON
     | {
-        "layers_block_type": ["mamba", "mlp", "attention", "mlp", "mamba"],
-        "mamba_num_heads": 8,
-        "mamba_head_dim": 8,
-        "ssm_state_size": 16,
-        "n_groups": 2,
-        "head_dim": 8,
+        "layers_block_type": ["mamba", "moe", "attention", "moe"],
+        "n_routed_experts": 4,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 40,
     },
     "RecurrentGemma": _DENSE | {"num_hidden_layers": 4, "lru_width": 32, "head_dim": 8},
     "FalconH1": _DENSE | _MAMBA | {"num_hidden_layers": 2, "mamba_d_ssm": 64},
@@ -52,7 +52,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
 def make_hybrid(name: str, **changes: Any) -> PreTrainedModel:
     """A random model with no weight of 0 or 1; changes: to its config."""
     torch.manual_seed(0)
-    kind = getattr(transformers, f"{name}ForCausalLM")
+    kind = getattr(transformers, f"{name.partition('-')[0]}ForCausalLM")
     model: PreTrainedModel = kind(kind.config_class(**HYBRIDS[name] | changes)).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -22,6 +22,7 @@ from transformers import (
 
 from secateur.errors import InputError
 from secateur.subjects.matrices import masks_of, matrices, nonzero, receipt
+from subjects.hybrids import make_hybrid
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -62,8 +63,9 @@ def test_conv1d_is_turned_and_written_through():
         (lambda: DeepseekV3ForCausalLM(DeepseekV3Config(**SMALL, n_routed_experts=4, moe_intermediate_size=8,
                                                         first_k_dense_replace=1, n_group=1, topk_group=1,
                                                         num_experts_per_tok=2)), 3),
+        (lambda: make_hybrid("NemotronH-moe"), 2),
     ],
-    ids=["mixtral", "phimoe", "qwen2_moe", "deepseek_v3"],
+    ids=["mixtral", "phimoe", "qwen2_moe", "deepseek_v3", "without gates"],
 )  # fmt: skip
 def test_packed_experts_are_matrices_and_routers_are_not(make, shared):
     model = make()
@@ -75,7 +77,8 @@ def test_packed_experts_are_matrices_and_routers_are_not(make, shared):
     first = experts[0]
     first.weight.zero_()
     assert not first.parameter[0].any()
-    assert first.leaf == "model.layers.1.mlp.experts.gate_up_proj"
+    plain = model.config.model_type == "nemotron_h"
+    assert first.leaf == f"model.layers.1.{'mixer.experts.up_proj' if plain else 'mlp.experts.gate_up_proj'}"
 
 
 def test_tied_matrices_stand_once():

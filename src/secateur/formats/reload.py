@@ -203,8 +203,8 @@ def resize(model: Any, family: Table) -> None:
                 tensors = experts["tensors"]
                 sizes |= _mixture(layer, experts, config)
             for name, axes in tensors.items():
-                if any(axes) and "" not in axes and _has(layer, name):
-                    shape = [sum(_size(part, sizes) for part in axis.split("+")) for axis in axes]
+                if any(axes) and _has(layer, name):
+                    shape = [sum(_size(part, sizes) for part in axis.split("+")) if axis else -1 for axis in axes]
                     _reshape(layer, name, shape, family["conv1d"])
             if kind == "cross" and "heads" not in family["whole"]:
                 attention, biased = layer.get_submodule(block["module"]), bool(family["shares_positions"])
@@ -301,11 +301,15 @@ def _remove(layer: Any, block: Table, index: int | None, shared: bool) -> None:
 
 
 def _reshape(layer: Any, name: str, shape: list[int], conv1d: bool) -> None:
-    """Fresh numbers of `shape`, which is [out, in], or [in, out] for GPT-2's Conv1D, for a module or a tensor."""
+    """Fresh numbers of `shape`, which is [out, in], or [in, out] for GPT-2's Conv1D, for a module or a tensor.
+
+    Dimensions of -1 stay as they are.
+    """
     linear = dict(layer.named_modules()).get(name)
     owner, leaf = (linear, "weight") if linear is not None else (layer.get_submodule(name.rpartition(".")[0]), name)
     leaf = leaf.rpartition(".")[2]
     old = getattr(owner, leaf)
+    shape = [have if size < 0 else size for size, have in zip(shape, old.shape, strict=True)]
     if list(old.shape) == shape:
         return
     fresh = old.new_zeros(shape)

@@ -31,7 +31,6 @@ from secateur.recover.sparsity import gates, nested
 from secateur.recover.sparsity.router import BudgetRouter, encode_budget
 from secateur.score import ablation, activation, experts, routing
 from secateur.subjects import Moe, Transformer, open_subject
-from secateur.subjects.network.pretrained import has_experts
 from secateur.subjects.transformer import cutting
 from secateur.subjects.transformer.costs import PROFILES, Profile
 from secateur.subjects.transformer.sorting import sort_units
@@ -160,19 +159,7 @@ def find_reason(subject: Transformer, axis: str) -> str:
         return "its LayerNorms subtract a mean over all channels, so masked ones would be no sliced ones"
     if axis == "channels" and subject.layout.fixed_ratio:
         return "its config checks long-context rope factors against the number of channels"
-    mixed = not subject.family.experts and has_experts(subject.model) and _has_packed(subject)
-    if axis in ("experts", "expert_neurons") and mixed:
-        return "experts are cut that have gates, and its have none"
     return subject.layout.whole.get(axis, "")
-
-
-def _has_packed(subject: Transformer) -> bool:
-    """Whether a tensor may hold the weights of several experts, [experts, outputs, inputs], of channels or a latent.
-
-    Configs alone do not tell: they have a number of experts by default where no layer has any.
-    """
-    modules = (one for one in subject.model.modules() if not isinstance(one, nn.modules.conv._ConvNd))
-    return any(weight.dim() == 3 for module in modules for weight in module.parameters(recurse=False))
 
 
 def _read_choices(choices: str | Sequence[str], names: Sequence[str]) -> dict[str, list[float]]:

@@ -21,6 +21,7 @@ from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import InputError, SecateurError, UnsupportedError
+from secateur.formats import expert_tensors
 from secateur.measure import memory
 from secateur.recover.quantization import quantise
 from secateur.recover.training import objectives
@@ -137,13 +138,15 @@ def plan_memory(
     length: int,
     device: str = "cpu",
     training: Training = Training(),
+    asks: bool = True,
 ) -> MemoryPlan:
     """The plan for the model that `make` gives when it is called in `memory.simulate`; see `estimate`.
 
+    asks: whether training asks the original, which is held beside the student in any case; else a task is learned.
     Raises `UnsupportedError` for a model whose forward pass can't be run without values.
     """
     try:
-        return _plan_memory(make, name, share=share, batch=batch, length=length, device=device, how=training)
+        return _plan_memory(make, name, share=share, batch=batch, length=length, device=device, how=training, asks=asks)
     except SecateurError:
         raise
     except Exception as error:
@@ -162,6 +165,7 @@ def _plan_memory(
     length: int,
     device: str,
     how: Training,
+    asks: bool,
 ) -> MemoryPlan:
     with memory.simulate() as ledger:
         subject = _with_even_experts(make())
@@ -185,7 +189,7 @@ def _plan_memory(
             *state,
         ]
         with _forward_passes(student.model, how, torch.device(device)):
-            training = _peak(ledger, held, lambda: _train(student, teacher, batch, length))
+            training = _peak(ledger, held, lambda: _train(student, teacher if asks else None, batch, length))
         learned = sum(parameter.numel() for parameter in trained)
         frozen = _count(student.model)[1] - 4.0 * learned  # bytes of weights beside which adapters are trained
     kept = frozen + (8.0 + beside) * learned  # float32 weights and gradients, and what stands beside them
@@ -347,8 +351,9 @@ def _score_by_gradients(subject: Transformer, length: int) -> None:
     list(gradient.reduce_gradients(loss, subject.model, [_batch(subject, SCORED, length)], weights, lambda w, g: None))
 
 
-def _train(student: Transformer, teacher: Transformer, batch: int, length: int) -> None:
-    objective = objectives.distil(student.forward, teacher.forward, output=teacher.output, fused=True)
+def _train(student: Transformer, teacher: Transformer | None, batch: int, length: int) -> None:
+    forward, task = (None, 1.0) if teacher is None else (teacher.forward, 0.0)
+    objective = objectives.distil(student.forward, forward, output=student.output, task=task, fused=True)
     item = _batch(student, batch, length)
     loss, _ = objective(item, objectives.count(item))
     loss.backward()
@@ -367,12 +372,11 @@ class _OneForAll:
 
     def __init__(self, experts: nn.Module) -> None:
         self.experts = experts
-        self.act: Callable[[Tensor], Tensor] = experts.act_fn  # type: ignore[assignment]
 
     def __call__(self, states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         rows = states.repeat_interleave(chosen.shape[-1], 0)
-        gate, up = nn.functional.linear(rows, self.experts.get_parameter("gate_up_proj")[0]).chunk(2, -1)
-        out = nn.functional.linear(self.act(gate) * up, self.experts.get_parameter("down_proj")[0])
+        inner = expert_tensors.run_first(self.experts, 0, rows)
+        out = nn.functional.linear(inner, self.experts.get_parameter("down_proj")[0])
         weighted = out * shares.reshape(-1, 1).to(out.dtype)
         summed: Tensor = weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
         return summed

@@ -1,8 +1,8 @@
 """Neurons inside experts of a mixture: gradient of a gate on each, activity and magnitude.
 
-Layers are given as site -> packed experts: a module with gate_up_proj [E, 2 I, d] (rows of the gate first) and
-down_proj [E, d, I], called with (states [T, d], chosen experts [T, k], shares [T, k]). Neuron j of expert e has the
-intermediate activation h_j = act(W1 x)_j (W3 x)_j; it is unit e I + j of its site.
+Layers are given as site -> packed experts in a form of `formats.expert_tensors`, E of I neurons each, with down_proj
+[E, d, I], called with (states [T, d], chosen experts [T, k], shares [T, k]). Neuron j of expert e has the intermediate
+activation h_j = act(W1 x)_j (W3 x)_j, or act(W1 x)_j without gates; it is unit e I + j of its site.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from secateur._utils.modes import evaluating
 from secateur.errors import DataError, InputError
+from secateur.formats import expert_tensors
 from secateur.score import gradient
 from secateur.score.hooks import Batch, finite, real_tokens, sound
 
@@ -72,11 +72,10 @@ def activation(
     def look(site: str, module: Any, states: Tensor, chosen: Tensor) -> None:
         reached.add(site)
         real = None if mask is None else mask.flatten().to(chosen.device)
-        for expert, rows in enumerate(module.gate_up_proj):
+        for expert in range(len(module.down_proj)):
             mine = (chosen == expert).any(-1)
             given = states[mine if real is None else mine & real]
-            gate, up = functional.linear(given, rows).chunk(2, -1)
-            sums[site][expert] += (module.act_fn(gate) * up).abs().double().sum(0).cpu()
+            sums[site][expert] += expert_tensors.run_first(module, expert, given).abs().double().sum(0).cpu()
             counts[site][expert] += len(given)
 
     hooks, ran = [], 0
@@ -106,11 +105,12 @@ def activation(
 
 
 def weight(layers: Layers) -> dict[str, Tensor]:
-    """Site -> float32 [E I]: the norm of all weights of a neuron, its rows of W1 and W3 and its column of W2."""
+    """Site -> float32 [E I]: the norm of all weights of a neuron, its row of W1 (and W3) and its column of W2."""
     found = {}
     for site, module in layers.items():
-        rows = module.gate_up_proj.detach().float().square().sum(-1).unflatten(1, (2, -1)).sum(1)
         columns = module.down_proj.detach().float().square().sum(1)
+        first: Tensor = getattr(module, expert_tensors.find_first(module))
+        rows = first.detach().float().square().sum(-1).unflatten(1, (-1, columns.shape[1])).sum(1)
         found[site] = finite(site, (rows + columns).sqrt().flatten().cpu())
     return found
 

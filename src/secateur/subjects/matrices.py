@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InputError
+from secateur.formats import expert_tensors
 from secateur.vocabulary import Cut
 
 __all__ = ["Matrix", "masks_of", "matrices", "nonzero", "receipt", "site"]
@@ -81,10 +82,11 @@ def matrices(model: nn.Module, within: Iterable[str] | None = None) -> dict[str,
 def _of(path: str, module: nn.Module) -> list[Matrix]:
     prefix = f"{path}." if path else ""
     stored = dict(module.named_parameters(recurse=False))
-    if _holds_experts(module):
+    first = expert_tensors.find_first(module)
+    if first in stored and "down_proj" in stored and expert_tensors.is_packed(module):
         return [
             Matrix(f"{prefix}{leaf}[{expert}]", path, stored[leaf], expert)
-            for leaf in ("gate_up_proj", "down_proj")
+            for leaf in (first, "down_proj")
             for expert in range(len(stored[leaf]))
         ]
     if isinstance(module, nn.MultiheadAttention):
@@ -94,14 +96,6 @@ def _of(path: str, module: nn.Module) -> list[Matrix]:
     if not (isinstance(module, nn.Linear) or conv1d or plain):
         return []
     return [Matrix(f"{prefix}weight", path, stored["weight"], turned=conv1d)] if "weight" in stored else []
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    """Whether the module holds the experts of a layer in two tensors: gate_up_proj [E, 2I, d], down_proj [E, d, I]."""
-    first, second = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    if not (isinstance(first, nn.Parameter) and isinstance(second, nn.Parameter) and first.dim() == second.dim() == 3):
-        return False
-    return first.shape[1] == 2 * second.shape[2] and first.shape[2] == second.shape[1]
 
 
 def masks_of(found: Mapping[str, Matrix]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+import secateur
 import tiny
 import toys
 from secateur._utils.rundir import Run, read_tensors
@@ -287,10 +288,21 @@ for folder in sys.argv[1:]:
 
 
 def test_a_size_and_the_elastic_folder_load_without_secateur(tmp_path):
-    (found,) = results(tmp_path, "params=60%", steps=1)
-    found.subject.save(tmp_path / "small")
-    subjects = found.subject, elastic.read(tmp_path / "elastic").subject
-    folders = [str(tmp_path / name) for name in ("small", "elastic")]
+    """Of a Llama, and of a mixture whose experts have no gates: all of its layers alike, as its class says them."""
+    (found,) = results(tmp_path / "llama", "params=60%", steps=1)
+    start = open_subject(make_hybrid("NemotronH-moe", vocab_size=64), tokenizer=tiny.tokenizer())
+    axes = ("experts", "shared_neurons", "channels")
+    (mixed,) = results(tmp_path / "mixture", "params=60%", model=start, steps=1, axes=axes, uneven=())
+    assert mixed.subject.widths()[1].experts < 4
+    assert not mixed.subject.model.config.is_heterogeneous
+    assert mixed.predicted["params"] == mixed.subject.model.num_parameters() <= 0.6 * start.model.num_parameters()
+    subjects, folders = list[Transformer](), list[str]()
+    for name, subject in (("llama", found.subject), ("mixture", mixed.subject)):
+        root = tmp_path / name
+        subject.save(root / "small")
+        between, _ = secateur.extract(root / "elastic", "params=75%", root / "between")
+        subjects += [subject, elastic.read(root / "elastic").subject, open_subject(between)]
+        folders += [str(root / folder) for folder in ("small", "elastic", "between")]
     out = run_without_secateur(CODE, tmp_path, *folders)
     with torch.no_grad():
         sums = [float(subject.model(torch.arange(6)[None]).logits.double().sum()) for subject in subjects]

@@ -40,6 +40,7 @@ from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import blocks
 from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.loading import open_streamed
+from subjects.hybrids import make_hybrid
 
 SMALL = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -336,11 +337,13 @@ def test_a_run_that_stops_anywhere_goes_on_with_the_same_bytes(streamed, sequent
     prune(opened(), tmp_path / "whole")  # a finished one is taken as it is
 
 
-@pytest.mark.parametrize("routed", [False, True])
-def test_experts_count_the_tokens_that_they_got(routed, tmp_path):
+@pytest.mark.parametrize(("routed", "gates"), [(False, True), (True, True), (True, False)])
+def test_experts_count_the_tokens_that_they_got(routed, gates, tmp_path):
     """By themselves, or times the share that each was sent with: |W| of what is left is MoE-Pruner's score."""
     torch.manual_seed(0)
     model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)).eval()
+    if not gates:
+        model = make_hybrid("NemotronH-moe", vocab_size=40, layers_block_type=["mamba", "moe", "attention"])
 
     class Plain:
         def __init__(self, model):
@@ -353,7 +356,8 @@ def test_experts_count_the_tokens_that_they_got(routed, tmp_path):
 
     data = batches(padded=True)
     seen = {}
-    experts = model.model.layers[1].mlp.experts
+    path = f"model.layers.1.{'mlp' if gates else 'mixer'}.experts"
+    experts, leaf = model.get_submodule(path), "gate_up_proj" if gates else "up_proj"
     hook = experts.register_forward_pre_hook(lambda _, args: seen.setdefault("calls", []).append(args))
     for batch in data:
         model(**batch)
@@ -369,14 +373,15 @@ def test_experts_count_the_tokens_that_they_got(routed, tmp_path):
                 rows.append(states.flatten(0, -2)[mine])
                 sent += shares[(chosen == expert) & mine[:, None]].tolist() if routed else [1.0] * int(mine.sum())
             rows, sent = torch.cat(rows), torch.tensor(sent)[:, None]
-            name = f"model.layers.1.mlp.experts.gate_up_proj[{expert}]"
+            name = f"{path}.{leaf}[{expert}]"
             assert found[name].rows == len(rows)
             torch.testing.assert_close(
                 found[name].value(name), 2 * (rows * sent).T @ (rows * sent) / len(rows), rtol=1e-4, atol=1e-6
             )
-            gate, up = (rows @ experts.gate_up_proj[expert].T).chunk(2, -1)
-            inner = torch.nn.functional.silu(gate) * up * sent
-            name = name.replace("gate_up", "down")
+            read = rows @ getattr(experts, leaf)[expert].T
+            gate, up = read.chunk(2, -1)
+            inner = (torch.nn.functional.silu(gate) * up if gates else read.relu().square()) * sent
+            name = f"{path}.down_proj[{expert}]"
             torch.testing.assert_close(found[name].value(name), 2 * inner.T @ inner / len(rows), rtol=1e-4, atol=1e-6)
 
 

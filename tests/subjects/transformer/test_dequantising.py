@@ -117,7 +117,7 @@ def test_a_quantised_model_in_memory_becomes_floats_in_a_copy_that_shares_the_re
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_a_quantised_model_in_memory_is_measured_as_it_is_and_cut_as_floats(bits):
+def test_a_quantised_model_in_memory_is_measured_as_it_is_and_cut_as_floats(bits, tmp_path):
     plain, model = wide(), copy.deepcopy(wide().model)
     quantise.weight_only(model, bits, within=INSIDE)
     start = open_subject(model, tokenizer=plain.tokenizer)
@@ -131,6 +131,12 @@ def test_a_quantised_model_in_memory_is_measured_as_it_is_and_cut_as_floats(bits
     assert rows["model"]["params"] == rows["against"]["params"]
     assert "speedup" in rows["both"] or rows.notes
     assert start.stored is None, "the caller's stays"
+    with pytest.raises(
+        UnsupportedError, match=r"^LlamaForCausalLM has weights .* \(Int.*\), which can't be written: "
+    ) as e:
+        start.save(tmp_path / "out")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "out").exists()
     with pytest.warns(DataWarning, match=r"were quantised \(torchao\) and are float32 from here on"):
         assert secateur.inspect(model)["cost"]["bytes"] == sizes["against"]
     with pytest.warns(DataWarning, match="are float32 from here on"):

@@ -377,6 +377,7 @@ UNITS = {
     "Lfm2": BLOCKS | ATTENTION | {"neurons"},
     "Bamba": BLOCKS | ATTENTION | {"neurons"},
     "NemotronH": BLOCKS | ATTENTION | {"neurons"},
+    "NemotronH-moe": BLOCKS | ATTENTION | {"experts", "expert_neurons", "shared_neurons"},
     "RecurrentGemma": BLOCKS | ATTENTION | {"neurons", "channels"},
     "FalconH1": BLOCKS | ATTENTION | {"neurons", "channels"},
     "Mamba": {"layers", "mixer", "channels"},

@@ -157,8 +157,10 @@ def nemotron_elastic(
     budget never gets more than it allows. Norm corrections are applied to what goes into a norm and what comes out of
     it, which is the same as changing its epsilon. States are masked before their norm alone, which gives what masks of
     z, x, dt and the convolution give. Learning rates warm up anew in the second stage. The paper's lists of choices are
-    not published. Neurons inside experts (`expert_neurons`) are an axis that has to be named, for masking them takes a
-    copy of the experts' output weights in each pass.
+    not published. Logits of the router are not divided by their deviation, an option of the code. Heads are masked at
+    the input of the output projection alone, which gives what masks of Q, K and V give. Neurons inside experts
+    (`expert_neurons`) are an axis that has to be named, for masking them takes a copy of the experts' output weights in
+    each pass.
     """
     timed, served = elastic.Timed(batch, length), elastic.read_profile(profile)
     if any("served_memory" in budget for budget in budgets):

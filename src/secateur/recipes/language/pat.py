@@ -158,14 +158,15 @@ def pat(
 
     Departures: the L1^T L1 of the identity loss is left out, since L1 starts at zero (the official code does so, too).
     All operators are in that loss; the official code counts the last layer's alone. The scale is merged, which the
-    official script forgets. Where w does not come to N by itself, rank decides, and the notes say so; the mask is 0
-    or 1 from s0 on, as the paper has it, where the official code keeps the temperature of 0.8 s0 to the end. The
-    identity loss is the square of Frobenius' norm, not the norm, whose gradient never fades: with a mask fixed by norm,
-    4.458 nats against 4.476 (4.453 without that loss). The wells weigh 10, not 1: in some hundred steps AdamW still
-    scales what moves the proxies by the first gradients of the count, beside which a pull of 1 vanishes, and gates are
-    soft when they are held. They pull while N channels are open only: at any number, few closed channels would be
-    pulled down more than the count pulls them up, and too few stay open for ever. Faded channels are 0 from s0 on. The
-    positions of GPT-2 are a table with an operator of its own.
+    official script forgets. Where w does not come to N by itself, rank decides, and the notes say so; the mask is 0 or
+    1 from s0 on, as the paper has it, where the official code keeps the temperature of 0.8 s0 to the end. The identity
+    loss is the square of Frobenius' norm, not the norm, whose gradient never fades: with a mask fixed by norm, 4.458
+    nats against 4.476 (4.453 without that loss). The wells weigh 10, not 1: in some hundred steps AdamW still scales
+    what moves the proxies by the first gradients of the count, beside which a pull of 1 vanishes, and gates are soft
+    when they are held. They pull while N channels are open only: at any number, few closed channels would be pulled
+    down more than the count pulls them up, and too few stay open for ever. Faded channels are 0 from s0 on. The
+    positions of GPT-2 are a table with an operator of its own. Warm-up is a share of the steps, where the paper has
+    100, and AdamW's state is not paged to the host; `optimizer=adamw8bit` makes it smaller.
 
     Measured: the task hardly takes part in the choice, since at step 0 the gradient of the count is some 65 times its
     own. On one small Llama (450 steps, loss in nats, recipe's seeds 0 to 2) prune-first had 4.478, 4.478, 4.479, the

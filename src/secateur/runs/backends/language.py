@@ -199,7 +199,10 @@ class Language(TextBackend[Transformer]):
         options: Mapping[str, object],
         environment: latency.Environment,
     ) -> str:
-        """Peak memory of scoring, cutting and training to the largest of the budgets; "" where it can't be planned."""
+        """Peak memory of scoring, cutting and training to the largest of the budgets; "" where it can't be planned.
+
+        A recipe that has adapters of its own, and no weight for the original's logits, tunes on a task without asking.
+        """
         whole = subject.units().cost()["params"]
         limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
         share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
@@ -211,6 +214,7 @@ class Language(TextBackend[Transformer]):
                 batch=batch if isinstance(batch, int) else 16,
                 length=length if isinstance(length, int) else environment.length or TOKENS,
                 device=environment.device, training=keywords.add_adapters(how, options),
+                asks="lora_rank" not in options or "logit" in options,
             )  # fmt: skip
         except UnsupportedError:
             return ""

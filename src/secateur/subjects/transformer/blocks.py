@@ -27,6 +27,7 @@ from secateur._utils.disk import atomic_write
 from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.formats import expert_tensors
 from secateur.subjects.matrices import Matrix, matrices
 from secateur.subjects.matrices import receipt as of_matrices
 from secateur.vocabulary import Cut
@@ -128,9 +129,9 @@ class Block:
         The pass ends with the last matrix that is asked for, unless what leaves the block is wanted too.
 
         Matrices that read the same tensor share one reader. A packed expert counts the tokens that were sent to it:
-        its first matrix reads the states, its second one act(gate) * up; `routed`: both times the share with which each
-        token was sent there. Padding is left out. `only` names the matrices that are asked for. Under several processes
-        each runs its share of the batches, and all get the same result.
+        its first matrix reads the states, its second one what the neurons give; `routed`: both times the share with
+        which each token was sent there. Padding is left out. `only` names the matrices that are asked for. Under
+        several processes each runs its share of the batches, and all get the same result.
 
         Raises `InputError` for a matrix that was never run.
         """
@@ -176,14 +177,14 @@ class Block:
                     sent = sent if real is None else sent & real
                     rows = states[sent]
                     share = None if shares is None else (shares * (chosen == expert)).sum(-1, keepdim=True)[sent]
-                    first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in ("gate_up_proj", "down_proj"))
+                    leaves = (expert_tensors.find_first(module), "down_proj")
+                    first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in leaves)
                     if not len(rows):
                         continue
                     if first in found:
                         found[first].add(rows if share is None else rows * share)
                     if second in found:
-                        gate, up = nn.functional.linear(rows, module.gate_up_proj[expert]).chunk(2, -1)
-                        inner = module.act_fn(gate) * up
+                        inner = expert_tensors.run_first(module, expert, rows)
                         found[second].add(inner if share is None else inner * share)
                 note_run(path)
 

@@ -32,6 +32,7 @@ __all__ = [
     "read_gguf",
     "refuse",
     "refuse_twice",
+    "refuse_unwritable",
 ]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -112,6 +113,17 @@ def make_floats(model: PreTrainedModel) -> PreTrainedModel:
 def has_integers(model: nn.Module) -> bool:
     """Whether torchao quantised some of its weights in memory."""
     return any(_is_integer(parameter) for parameter in model.parameters())
+
+
+def refuse_unwritable(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedError` for weights of torchao's that no quantiser of transformers knows how to write."""
+    kinds = sorted({type(parameter).__name__ for parameter in model.parameters() if _is_integer(parameter)})
+    if kinds and getattr(model, "hf_quantizer", None) is None:
+        raise UnsupportedError(
+            f"{type(model).__name__} has weights that torchao quantised in memory ({', '.join(kinds)}), which can't be "
+            "written: save it as it was before and quantise the folder (secateur export FOLDER --to int8), or load it "
+            "with transformers' TorchAoConfig, which says how"
+        )
 
 
 def count_bytes(model: nn.Module) -> tuple[int, float]:

@@ -63,9 +63,8 @@ class Block:
 class Experts:
     """What stands in place of the FFN of a layer with experts; names are relative to the layer, others the config's.
 
-    tensors: module or tensor -> axes. packed: the module of all experts, gate_up_proj [E, 2 I, d] (rows of the gate
-    first) and down_proj [E, d, I]. router: gives each token its experts. shared: the expert that every token passes,
-    "" where there is none.
+    tensors: module or tensor -> axes. packed: the module of all experts, in a form of `formats.expert_tensors`.
+    router: gives each token its experts. shared: the expert that every token passes, "" where there is none.
     """
 
     tensors: Mapping[str, Axes]

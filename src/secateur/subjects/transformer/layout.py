@@ -206,7 +206,8 @@ class Layout:
     def whole(self) -> dict[str, str]:
         """Axis that stays whole -> why."""
         reasons = dict(self.family.whole)
-        return ({"kv_groups": reasons["heads"]} if "heads" in reasons else {}) | reasons
+        follows = {"kv_groups": "heads"} | ({} if self.family.experts else {"expert_neurons": "experts"})
+        return {axis: reasons[other] for axis, other in follows.items() if other in reasons} | reasons
 
     @cached_property
     def latent(self) -> int:

@@ -1,4 +1,4 @@
-"""Mixtures of experts: Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, PhiMoE, DeepSeek-V2 and V3.
+"""Mixtures of experts, with gates or without: Mixtral, Qwen3-MoE, DeepSeek-V3, Nemotron-H and others.
 
 Beside what every decoder has, a layer with experts has the sites
 
@@ -25,8 +25,9 @@ __all__ = ["Mixture", "Moe"]
 class Mixture:
     """The experts of one layer: `modules` of the model, and how many there are.
 
-    experts: holds gate_up_proj [E, 2 width, d], the rows of the gates first, and down_proj [E, d, width]; it is called
-    with (states [T, d], chosen experts [T, k], shares [T, k]). router: gives (logits [T, E], shares, chosen experts).
+    experts: in a form of `formats.expert_tensors`, with down_proj [E, d, width]; it is called with (states [T, d],
+    chosen experts [T, k], shares [T, k]), d being the channels, or a latent's. router: gives (logits [T, E], shares,
+    chosen experts).
     """
 
     experts: nn.Module

@@ -16,7 +16,7 @@ from transformers.initialization import no_init_weights
 from secateur._utils.modes import evaluating
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import cutting, loading, saving
+from secateur.subjects.transformer import cutting, dequantising, loading, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
@@ -97,6 +97,7 @@ class Whole:
     def save(self, part: Transformer, folder: Path) -> None:
         """Write the whole with the part as it is now; its map, and what reads its inputs, go along."""
         model = self.assemble(part)
+        dequantising.refuse_unwritable(model)
         origin = part.origin.describe(part.layout)  # before the files that it speaks of are overwritten
         folder.mkdir(parents=True, exist_ok=True)
         with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())):

@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from secateur.errors import UnsupportedError
 from secateur.formats import reload, sliced
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import low_rank
+from secateur.subjects.transformer import dequantising, low_rank
 from secateur.subjects.transformer.families import Family
 
 if TYPE_CHECKING:
@@ -188,8 +188,10 @@ def save(subject: Transformer, folder: Path, card: str | None = None, state: dic
 
     Everything lands in `folder`, which is made if need be. Weights are safetensors. The transformer stands at the
     folder's root, whatever the original's layout was, so that `from_pretrained(folder)` works. Branches beside its
-    linears lie in a folder of their own (`sides`). `state` takes the place of the model's own tensors.
+    linears lie in a folder of their own (`sides`). `state` takes the place of the model's own tensors. Raises
+    `UnsupportedError`, before anything is written, for weights that are integers and can't be.
     """
+    dequantising.refuse_unwritable(subject.model)
     folder.mkdir(parents=True, exist_ok=True)
     origin = subject.origin.describe(subject.layout)  # before the files that it speaks of are overwritten
     model, config = subject.model, subject.model.config

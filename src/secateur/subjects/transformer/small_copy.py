@@ -192,6 +192,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
     vocabulary = data.get("vocab_size")
+    groups = data.get("n_group")
+    several = 2 * EXPERTS if isinstance(groups, int) and groups > 1 else EXPERTS  # half of them do for every group
     for name, value in data.items():
         if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
             continue
@@ -204,7 +206,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
             same = name.endswith("vocab_size") and value == vocabulary  # a decoder may have one of its own
             data[name] = VOCABULARY if same else min(value, 64)
         elif isinstance(value, int) and "expert" in name and not _SIZE.search(name):
-            data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else EXPERTS)
+            data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else several)
         elif isinstance(value, int) and "group" in name:
             data[name] = min(value, 1 if "top" in name else 2)
         elif name == DENSE[1] and isinstance(value, int):

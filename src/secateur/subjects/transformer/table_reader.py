@@ -24,13 +24,13 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from secateur.errors import UnsupportedError
+from secateur.formats import expert_tensors
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack, States
 from secateur.subjects.transformer.per_layer import get_setting, list_own, take_layers
 from secateur.subjects.transformer.small_copy import (
     DENSE,
-    EXPERTS,
     HEAD_DIM,
     HEADS,
     TOKENS,
@@ -340,8 +340,10 @@ class _Reading:
                 continue
             if not self._writes(group):
                 continue  # of a latent inside a sub-block
-            if packed and all(member.module.startswith(f"model.{start}{mixture}.") for member in group.members):
-                shared = site
+            modules = {member.module for member in group.members}
+            if packed and all(module.startswith(f"model.{start}{mixture}.") for module in modules):
+                # A latent that experts give is of no shared expert.
+                shared = shared if f"model.{start}{packed}" in modules else site
                 continue
             try:
                 block = self._read_block(start, site)
@@ -573,25 +575,39 @@ class _Reading:
     def _find_packed(self, start: str) -> str:
         """The module of all experts in a layer, relative to it; "" where there is none, or none that is understood."""
         for path, module in self.modules.items():
-            names = ("gate_up_proj", "down_proj")
-            if path.startswith(start) and all(getattr(getattr(module, name, None), "ndim", 0) == 3 for name in names):
+            first = expert_tensors.find_first(module)
+            if path.startswith(start) and first:
                 inside = path.removeprefix(start)
-                if not self._is_packed(path):
-                    shapes = "[experts, gate and up, channels] and [experts, channels, neurons]"
+                if not self._is_packed(path, first):
+                    rows = "gate and up" if "gate" in first else "neurons"
+                    shapes = f"[experts, {rows}, channels] and [experts, channels, neurons]"
                     self.whole["experts"] = f"{path} is not {shapes}"
                 elif not self._find_router(start, inside):
                     self.whole["experts"] = f"no router stands beside {path}"
+                elif biased := self._find_biased(start, inside.rpartition(".")[0]):
+                    self.whole["experts"] = f"{biased} would be nowhere to be kept in a layer without its FFN"
                 else:
                     return inside
         return ""
 
-    def _is_packed(self, path: str) -> bool:
-        """Whether it has gate_up_proj [E, 2 I, d], the rows of the gate first, and down_proj [E, d, I]."""
-        first, second = (f"{path}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
-        inner, outer = self.axes.get((first, 1)), self.axes.get((second, 2))
-        twice = np.tile(np.arange(self.tiny.state_dict()[second].shape[2]), 2)
-        same = inner is not None and outer is not None and inner.site == outer.site
-        return same and inner is not None and np.array_equal(inner.units, twice)
+    def _is_packed(self, path: str, first: str) -> bool:
+        """Whether neurons stand in its tensors as in `formats.expert_tensors`, the rows of the gate first."""
+        inner, outer = self.axes.get((f"{path}.{first}", 1)), self.axes.get((f"{path}.down_proj", 2))
+        if inner is None or outer is None or inner.site != outer.site:
+            return False
+        every = np.arange(len(outer.units))
+        turns = np.tile(every, len(inner.units) // len(every))
+        return expert_tensors.is_packed(self.modules[path]) and np.array_equal(inner.units, turns)
+
+    def _find_biased(self, start: str, mixture: str) -> str:
+        """A bias that a layer adds to the channels by its experts or by a plain FFN; "" where there is none."""
+        for name, _ in self.tiny.named_parameters():
+            path, _, leaf = name.rpartition(".")
+            if leaf == "bias" and isinstance(self.modules[path], nn.Linear):
+                writes = path.startswith(f"{start}{mixture}.") and self._is_stream(f"{path}.weight", 0)
+                if writes or path.endswith(".down_proj"):
+                    return str(name)
+        return ""
 
     def _find_router(self, start: str, packed: str) -> str:
         """The module beside packed experts that has a row for each of them; "" where there is none."""
@@ -607,11 +623,14 @@ class _Reading:
 
     def _read_experts(self, start: str, packed: str, shared: str | None) -> Experts:
         mixture, tensors = packed.rpartition(".")[0], dict[str, Axes]()
-        first, second = (f"{start}{packed}.{leaf}" for leaf in ("gate_up_proj", "down_proj"))
+        leaf = expert_tensors.find_first(self.modules[start + packed])
+        first, second = (f"{start}{packed}.{name}" for name in (leaf, "down_proj"))
         state = self.tiny.state_dict()
-        count = state[first].shape[0]
-        tensors[f"{packed}.gate_up_proj"] = ("experts", "expert_neurons+expert_neurons", "channels")
-        tensors[f"{packed}.down_proj"] = ("experts", "channels", "expert_neurons")
+        count, _, width = state[second].shape
+        rows = "+".join(["expert_neurons"] * (state[first].shape[1] // width))
+        # Of the channels, or of a latent that stays whole.
+        tensors[f"{packed}.{leaf}"] = ("experts", rows, self._read_axis(first, 2, {}))
+        tensors[f"{packed}.down_proj"] = ("experts", self._read_axis(second, 1, {}), "expert_neurons")
         own = {} if shared is None else {shared: "neurons"}
         router, beside = self._find_router(start, packed), ""
         for name in self._list(f"{start}{mixture}."):
@@ -639,7 +658,7 @@ class _Reading:
             packed,
             router,
             beside,
-            count=self._find_setting(first, 0, 2 * EXPERTS),
+            count=self._find_setting(first, 0, 2 * count),
             neurons=self._find_setting(second, 2, 72),
             shared_neurons=width or "shared_expert_intermediate_size",
             shared_count=common,
