@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ __all__ = [
     "RULES",
     "Segment",
     "Tagger",
+    "check_tokenizer",
     "mark",
     "match_segment",
     "read_rules",
@@ -152,6 +154,20 @@ def match_segment(text: str, segment: str, coverage: float = COVERAGE) -> tuple[
 # ------------------------------------------------------------------------------------------------------------- tokens
 
 
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raise `UnsupportedError` for a tokenizer that does not tell where its tokens stand, which `mark` needs."""
+    _tokenise(tokenizer, "So.", special=False)
+
+
+def _tokenise(tokenizer: Tokenizer, text: str, *, special: bool) -> Mapping[str, Sequence[Any]]:
+    """Tokens and where each stands in the text."""
+    try:
+        read: Mapping[str, Sequence[Any]] = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    except NotImplementedError as error:
+        raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
+    return read
+
+
 def mark(
     tokenizer: Tokenizer, prompt: str, answer: str, segments: Sequence[Segment], *, most: int = 0, special: bool = True
 ) -> Marked:
@@ -162,10 +178,7 @@ def mark(
     tokenizer that does not tell where its tokens stand.
     """
     whole = prompt + continue_text(tokenizer, prompt, answer)
-    try:
-        read = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=special)
-    except NotImplementedError as error:
-        raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
+    read = _tokenise(tokenizer, whole, special=special)
     ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])
     spans: dict[str, list[tuple[int, int]]] = {}
     for one in segments:

@@ -278,10 +278,12 @@ def check_grid(subject: Transformer, grid: Sequence[Config]) -> None:
 def _share_out(subject: Transformer, config: Config, stays: Collection[str]) -> list[tuple[list[str], int]]:
     """(matrices under one threshold, how many of their weights stay), for all but what stays: int(n share) of n in all.
 
-    magnitude-block: the matrices of a block are ranked together, and each block loses the same share. magnitude-profile:
-    a threshold for each matrix; the first and the last block lose nothing, and the others more towards the middle, on a
-    line by `PROFILE`, so that the mean over all blocks is what was asked for. Source: LLM-KICK (arXiv 2310.01382), whose
-    code has both by hand, the second with up to 30 % more in the middle; a mean that is kept is ours.
+    magnitude-block: the matrices of a block are ranked together, and each block loses the same share.
+    magnitude-profile: a threshold for each matrix; the first and the last block lose nothing, and the others more
+    towards the middle, on a line by `PROFILE`, so that the mean over all blocks is what was asked for.
+
+    Source: LLM-KICK (arXiv 2310.01382), whose code has both by hand, the second with up to 30 % more in the middle; a
+    mean that is kept is ours.
     """
     found = matrices(subject.model, subject.layers())
     groups = [[name for name in found if name.startswith(f"{path}.")] for path in subject.layers()]
@@ -295,8 +297,9 @@ def _share_out(subject: Transformer, config: Config, stays: Collection[str]) -> 
     inner = blocks_sizes[1:-1]
     middle = sum(inner)
     share = (whole - kept) / middle if middle else math.inf
-    if share > MOST:
-        most = f"ask for {100 * MOST * middle / whole:.3g}% at most" if middle else "it needs three blocks"
+    if config.sparsity * whole > MOST * middle + 1e-6:
+        limit = math.floor(1000 * MOST * middle / whole + 1e-6) / 10
+        most = f"ask for {limit:g}% at most" if middle else "it needs three blocks"
         raise InputError(
             f"magnitude-profile leaves the first and the last block whole, so {config.amount} of all weights can't go "
             f"from the {len(inner)} between: {most}"

@@ -24,7 +24,7 @@ from secateur.data.texts import Corpus
 from secateur.errors import InputError, NothingFoundError
 from secateur.methods import puzzles
 from secateur.methods import tasks as asking
-from secateur.methods.behaviours import read_rules
+from secateur.methods.behaviours import check_tokenizer, read_rules
 from secateur.methods.protection import WHOLE, move_bits, read_order, read_protection
 from secateur.methods.tasks import Task
 from secateur.methods.traces import answer_prompts
@@ -238,6 +238,8 @@ def plan(
     if extra and not diagnose:
         raise InputError(f"{extra[0]} is of a diagnosis: say diagnose too")
     read_rules(behaviours)
+    if diagnose:
+        check_tokenizer(subject.tokenizer)
     models = 1 + len(grid) + len(find_beside(beside))
     told = {"models": models, "answers": models * _passes(asked, passes) * sum(len(task.items) for task in asked)}
     return {**told, "gradients": models * spans} if diagnose else told
