@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -159,13 +158,13 @@ def check_tokenizer(tokenizer: Tokenizer) -> None:
     _tokenise(tokenizer, "So.", special=False)
 
 
-def _tokenise(tokenizer: Tokenizer, text: str, *, special: bool) -> Mapping[str, Sequence[Any]]:
-    """Tokens and where each stands in the text."""
+def _tokenise(tokenizer: Tokenizer, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """(tokens, where each starts and ends in the text)."""
     try:
-        read: Mapping[str, Sequence[Any]] = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+        read = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     except NotImplementedError as error:
         raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
-    return read
+    return list(read["input_ids"]), list(read["offset_mapping"])
 
 
 def mark(
@@ -178,8 +177,7 @@ def mark(
     tokenizer that does not tell where its tokens stand.
     """
     whole = prompt + continue_text(tokenizer, prompt, answer)
-    read = _tokenise(tokenizer, whole, special=special)
-    ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])
+    ids, offsets = _tokenise(tokenizer, whole, special=special)
     spans: dict[str, list[tuple[int, int]]] = {}
     for one in segments:
         start, end = (at + len(whole) - len(answer) for at in (one.start, one.end))

@@ -40,7 +40,7 @@ from secateur.subjects.network import pretrained
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "inspect", "keep_details", "open_run", "options", "parse_budgets",
+    "Recipe", "configured", "hash_files", "inspect", "keep_details", "open_run", "options", "parse_budgets",
     "publish_evidence", "report", "run",
 ]  # fmt: skip
 

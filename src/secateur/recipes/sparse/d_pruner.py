@@ -128,7 +128,7 @@ def d_pruner(
     """
     weight, batch = dual_score.weight, min(training.whole("batch"), samples)
     check(
-        subject, training, descends=by == "dual" and not scores, batch=batch,
+        subject, training, descends=batch if by == "dual" and not scores else 0,
         general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0),
     )  # fmt: skip
     width = partial(block_width, block=block)
@@ -172,21 +172,19 @@ def d_pruner(
         del student  # or it would be held beside the next one
 
 
-def check(
-    subject: Transformer | Streamed, training: Training, *, descends: bool, batch: int, general_needed: bool
-) -> None:
+def check(subject: Transformer | Streamed, training: Training, *, descends: int, general_needed: bool) -> None:
     """Raise `UnsupportedError` for a model that can't be scored, `InputError` for settings, and where a text lacks.
 
-    descends: a copy of the model is to be trained, which takes all of it in memory. batch: sequences of a step.
+    descends: sequences of a step where a copy of the model is to be trained, which takes all of it in memory; else 0.
     """
     others = sorted(training.named.keys() - {"epochs", "batch", "lr", "warmup"})
     if others:
         raise InputError(f"training {others[0]}: d_pruner's descent has epochs, train_batch, lr, warmup and clip alone")
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
-    if descends and (processes := distributed.count()) > batch:
+    if descends and (many := distributed.count()) > descends:
         raise InputError(
-            f"{processes} processes share each batch of {batch}: give train_batch and samples of {processes} at least"
+            f"{many} processes share a batch of {descends}: give train_batch and samples of {many} or more"
         )
     if descends and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
@@ -384,11 +382,10 @@ def dual_importance(
     if recompute:
         recompute_layers(copy)
     by_parameter: dict[str, list[Matrix]] = {}
-    sums = {}  # on the CPU: they are as large as the model, and are added to once per step
+    sums: dict[str, Tensor] = {}  # on the CPU: they are as large as the model, and are added to once per step
     for name, matrix in matrices(model, copy.layers()).items():
         by_parameter.setdefault(matrix.leaf, []).append(matrix)
-        if not distributed.index():
-            sums[name] = torch.zeros(matrix.weight.shape)
+        sums |= {} if distributed.index() else {name: torch.zeros(matrix.weight.shape)}
     norms = torch.zeros(2, dtype=torch.float64)  # squared, summed: of what was added to the gradients, and of these
 
     def shape(name: str, gradient: Tensor, rate: float) -> Tensor:

@@ -194,18 +194,13 @@ def descend(
     settings = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "clip": clip}
     path = None if checkpoint is None else Path(checkpoint) / "descent.safetensors"
 
-    def begin() -> dict[str, Any]:
-        if path is None or not path.exists():
-            return {"step": 0, "tokens": 0, "seconds": 0.0, "losses": []}
-        return _resume(path, parameters, held, settings)
-
     def save() -> None:
         assert path is not None
         tensors: dict[str, Tensor] = {f"0.{name}": parameter for name, parameter in parameters.items()}
         tensors |= {f"1.{name}": tensor for name, tensor in held.items()}
         storage.write(path, tensors, json.dumps({"settings": settings, "state": state}))
 
-    state = distributed.by_first(begin)
+    state = distributed.by_first(partial(_resume, path, parameters, held, settings))
     process, processes = distributed.index(), distributed.count()
     with torch.no_grad():
         for parameter in parameters.values():
@@ -237,9 +232,14 @@ def descend(
 
 
 def _resume(
-    path: Path, parameters: Mapping[str, nn.Parameter], held: Mapping[str, Tensor], settings: Mapping[str, object]
+    path: Path | None,
+    parameters: Mapping[str, nn.Parameter],
+    held: Mapping[str, Tensor],
+    settings: Mapping[str, object],
 ) -> dict[str, Any]:
-    """The state of a checkpoint, whose tensors are put in place."""
+    """The state of a checkpoint, whose tensors are put in place; that of a beginning where there is none."""
+    if path is None or not path.exists():
+        return {"step": 0, "tokens": 0, "seconds": 0.0, "losses": []}
     try:
         tensors, text = storage.read(path)
         stored = json.loads(text)
