@@ -127,10 +127,8 @@ def d_pruner(
     five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
     weight, batch = dual_score.weight, min(training.whole("batch"), samples)
-    check(
-        subject, training, descends=batch if by == "dual" and not scores else 0,
-        general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0),
-    )  # fmt: skip
+    check(subject, training, descends=batch if by == "dual" and not scores else 0,
+          general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0))  # fmt: skip
     width = partial(block_width, block=block)
     targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
