@@ -7,6 +7,7 @@ import importlib.util
 import math
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from secateur import cli, recipes
 from secateur._utils import distributed
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.recover.training import loop, objectives
+from secateur.recover.training import fused, loop, objectives
 from secateur.reports import evidence
 from secateur.runs import keywords
 from secateur.subjects import open_streamed, open_subject
@@ -81,25 +82,64 @@ def test_two_processes_train_as_one_with_the_same_global_batch(name: str, tmp_pa
     assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["memory", "streamed"])
-def test_stun_goes_block_by_block_in_two_processes(tmp_path: Path, streamed: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "streamed", "options"),
+    [
+        ("stun", False, {"samples": 8, "length": 16, "kappa": 3}),
+        ("stun", True, {"samples": 8, "length": 16, "kappa": 3}),
+        ("d_pruner", False, {"general_samples": 8, "samples": 18, "train_length": 16, "train_batch": 3, "epochs": 2.0}),
+    ],
+)
+def test_single_weights_go_in_two_processes_as_in_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, streamed: bool, options: dict[str, Any]
+) -> None:
+    """Of D-Pruner's scores too, whose descent two processes had begun and been killed in."""
     tiny.folder("mixtral", tmp_path / "mixtral")
     subject = open_streamed(tmp_path / "mixtral") if streamed else open_subject(tmp_path / "mixtral")
-    data, options = texts.read(tiny.chains(100)), {"samples": 8, "length": 16, "kappa": 3}
+    data, recipe = texts.read(tiny.chains(100)), recipes.find(name)
+    if name == "d_pruner":
+        (tmp_path / "general.txt").write_text("\n".join(tiny.sentences(40)))
+        options |= {"general": str(tmp_path / "general.txt")}
 
     def prune(out: str) -> dict[str, Any]:
         with Run.open(tmp_path / out, {}, shared=True) as directory:
-            (result,) = recipes.find("stun")(subject, data, [Budget.parse("weights=60%")], directory, **options)
+            how = keywords.check_options(recipe, options)
+            (result,) = recipe(subject, data, [Budget.parse("weights=60%")], directory, **how)
             distributed.by_first(partial(result.subject.save, tmp_path / f"{out}-saved"))
-        return {"removed": result.cut.removed, "after": result.cut.after}
+        return {"removed": result.cut.removed, "after": result.cut.after, "notes": result.notes}
 
-    processes.both(lambda: torch.save(prune("two"), tmp_path / os.environ["RANK"]))
+    def work() -> None:
+        if name == "d_pruner":
+            monkeypatch.setattr(fused, "step", stop_at(8))
+            with pytest.raises(KeyboardInterrupt):
+                prune("two")
+            monkeypatch.undo()
+        torch.save(prune("two"), tmp_path / os.environ["RANK"])
+
+    processes.both(work)
     first, second = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
     assert first == second == prune("one")
     assert files(tmp_path / "two") == files(tmp_path / "one")
+    for part in (tmp_path / "one" / "work").glob("*/*.safetensors"):
+        two = load_file(tmp_path / "two" / part.relative_to(tmp_path / "one"))
+        for key, scores in load_file(part).items():
+            torch.testing.assert_close(two[key], scores, rtol=1e-4, atol=1e-5 * float(scores.abs().max()))
     for part in (tmp_path / "one-saved").glob("*.safetensors"):
         two = load_file(tmp_path / "two-saved" / part.name)
-        assert all(torch.equal(weight != 0, two[name] != 0) for name, weight in load_file(part).items())
+        assert all(torch.equal(weight != 0, two[key] != 0) for key, weight in load_file(part).items())
+
+
+def stop_at(last: int) -> Callable[..., float]:
+    """`fused.step`, which is interrupted after `last` steps."""
+    step, taken = fused.step, []
+
+    def run(*args: Any, **how: Any) -> float:
+        if len(taken) == last:
+            raise KeyboardInterrupt
+        taken.append(1)
+        return step(*args, **how)
+
+    return run
 
 
 def test_distillation_is_shared_out_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

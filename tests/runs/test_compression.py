@@ -6,19 +6,23 @@ import functools
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import tiny
 from recipes.sparse.oneshot import data, quality, taught
 from secateur.errors import InputError
 from secateur.runs.compression import (
     DENSE,
     METHODS,
     Config,
+    check_grid,
     compress,
     count_bytes,
     find_beside,
     make_grid,
     mean_bits,
 )
+from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
 
 
@@ -131,6 +135,61 @@ def test_alphapruning_keeps_the_mean_and_gives_blocks_shares_of_their_own(tmp_pa
     ]
     assert sum(shares) / len(shares) == pytest.approx(0.5, abs=0.01)
     assert max(shares) - min(shares) == pytest.approx(0.3, abs=0.02)
+
+
+@functools.cache
+def deep(layers=6):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 21, "num_attention_heads": 2, "num_hidden_layers": layers}
+    return open_subject(tiny.uneven(LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=len(tiny.tokenizer())))))
+
+
+@pytest.mark.parametrize("amount", ["30%", "50%", "61.7%"])
+@pytest.mark.parametrize("method", ["magnitude-block", "magnitude-profile"])
+def test_layer_budgets_go_by_magnitude_to_the_weight(tmp_path, method, amount):
+    student = compress(deep(), config := Config(method, amount), data(), tmp_path)
+    before, after = (matrices(one.model, one.layers()) for one in (deep(), student))
+    gone = {name: after[name].weight == 0 for name in after}
+    whole = sum(mask.numel() for mask in gone.values())
+    assert sum(int(mask.sum()) for mask in gone.values()) == whole - int((1 - config.sparsity) * whole + 1e-9)
+    assert all(torch.equal(one.weight[~gone[name]], before[name].weight[~gone[name]]) for name, one in after.items())
+    shares = []
+    for path in student.layers():
+        names = [name for name in gone if name.startswith(f"{path}.")]
+        lost = sum(int(gone[name].sum()) for name in names)
+        shares.append(lost / sum(gone[name].numel() for name in names))
+        for group in [names] if method == "magnitude-block" else [[name] for name in names]:
+            left = torch.cat([before[name].weight[~gone[name]].abs() for name in group])
+            cut = torch.cat([before[name].weight[gone[name]].abs() for name in group])
+            assert not len(cut) or cut.max() <= left.min()
+    if method == "magnitude-block":
+        assert shares == pytest.approx([config.sparsity] * 6, abs=1e-3)
+        assert len({round(float(mask.float().mean()), 3) for mask in gone.values()}) > 6
+    else:
+        assert shares[0] == shares[-1] == 0
+        assert shares[1] == pytest.approx(shares[4], abs=1e-3)
+        assert shares[2] == pytest.approx(shares[3], abs=1e-3)
+        mean = 1.5 * config.sparsity  # of six blocks four lose all that is lost
+        assert shares[2] == pytest.approx(min(1.15 * mean, 0.99), abs=2e-3)
+        assert shares[1] == pytest.approx(2 * mean - shares[2], abs=2e-3)
+
+
+def test_layer_budgets_have_no_pattern_leave_what_is_protected_and_refuse_what_the_middle_can_not_lose(tmp_path):
+    names = ["magnitude-block", "magnitude-profile"]
+    assert [str(one) for one in make_grid(names, ["50%"], ["2:4"])] == [f"{name} 50%" for name in names]
+    for name in names:
+        stays = f"{deep().layers()[2]}.mlp"
+        student = compress(deep(), Config(name, "40%"), data(), tmp_path, protect=[stays])
+        found = matrices(student.model, student.layers())
+        assert all(bool((one.weight != 0).all()) for name, one in found.items() if name.startswith(f"{stays}."))
+        free = {name: one.weight for name, one in found.items() if not name.startswith(f"{stays}.")}
+        whole = sum(weight.numel() for weight in free.values())
+        assert sum(int((weight == 0).sum()) for weight in free.values()) == whole - int(0.6 * whole + 1e-9)
+    with pytest.raises(InputError, match=r"70% of all weights can't go from the 4 between: ask for 66% at most"):
+        check_grid(deep(), make_grid(["magnitude-profile"], ["50%", "70%"]))
+    check_grid(deep(), make_grid(["magnitude-profile"], ["66%"]))
+    with pytest.raises(InputError, match="from the 0 between: it needs three blocks"):
+        check_grid(deep(2), make_grid(["magnitude-profile"], ["50%"]))
 
 
 def test_a_grid_holds_what_each_method_can(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import HubertConfig, HubertModel
 
 import secateur
 import yolo
@@ -18,10 +19,12 @@ from secateur._utils import plugins
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import InputError
+from secateur.methods import pruning
 from secateur.reports import evidence
 from secateur.runs import cutting, executor
 from secateur.runs.backends.network import Network
-from secateur.subjects.network.traced import open_traced, reload_traced
+from secateur.subjects.network.traced import Traced, open_traced, reload_traced
+from secateur.vocabulary import Budget, Cut, Selection
 
 CODE = """
 import torch
@@ -249,6 +252,28 @@ def test_detectors_are_cut_by_their_own_loss(tmp_path: Path) -> None:
     assert "AP50" in rows[0].after
     assert rows[0].cut is not None
     assert rows[0].cut.after["channels"] <= 0.6 * rows[0].cut.before["channels"]
+
+
+def test_a_config_describes_a_cut_beside_weights_that_are_normalised(tmp_path: Path) -> None:
+    """torch gives each module with parametrisations a class of its own: no second one that is built is of that."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    convolutions = {"conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3), "num_feat_extract_layers": 2}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    model = HubertModel(HubertConfig(**sizes, **convolutions, **positions, vocab_size=8)).eval()
+    whole, calls = open_traced(model, torch.randn(1, 200), prove=False), []
+
+    def choose(subject: Traced, budget: Budget, *, prove: bool = True) -> tuple[Selection, Traced, Cut]:
+        calls.append(prove)
+        rate = pruning.make_scorer("magnitude")
+        return pruning.prune_subject(subject, budget, rate, multiple=1, even=True, prove=prove)
+
+    _, small, cut = cutting._cut_described(choose, whole, Budget.parse("channels=70%"))
+    assert len(calls) <= 4
+    assert any("save_pretrained and from_pretrained work as for the original" in note for note in cut.notes)
+    small.model.save_pretrained(tmp_path / "small")
+    again = HubertModel.from_pretrained(tmp_path / "small").eval()
+    torch.testing.assert_close(again(*small.inputs.args)[0], small.forward()[0])
 
 
 def test_a_dry_run_writes_nothing_and_the_network_stays(place: Path) -> None:

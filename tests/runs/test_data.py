@@ -524,6 +524,17 @@ def test_other_data_is_refused_where_a_run_stands(places):
     secateur.prune_data(["one", "two", "four"], "examples=1", places / "out", overwrite=True)
 
 
+def test_a_score_that_was_written_anew_is_another_run(tmp_path):
+    own = tmp_path / "own.py"
+    own.write_text("def score(data):\n    return range(len(data))\n")
+    rows, score = ["one", "two", "three", "four"], f"{own}:score"
+    secateur.prune_data(rows, "examples=2", tmp_path / "out", score=score)
+    secateur.prune_data(rows, "examples=1", tmp_path / "out", score=score)
+    own.write_text("def score(data):\n    return [-at for at in range(len(data))]\n")
+    with pytest.raises(RunError, match="score_sha256"):
+        secateur.prune_data(rows, "examples=1", tmp_path / "out", score=score)
+
+
 def test_labels_out_of_range():
     data = Examples(torch.zeros(4, 2), torch.tensor([0, 1, 2, 1]), classes=("x", "y"))
     with pytest.raises(DataError, match="has the label 2: it names 2 classes"):

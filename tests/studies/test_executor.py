@@ -79,6 +79,16 @@ def test_a_study_leaves_its_figures_settings_seeds_and_a_page(place, capsys):
     assert {path.name for path in (place / "c").iterdir()} == {"run.yaml", "study.json", "study.html", "work"}
 
 
+def test_other_contents_of_a_file_that_an_option_names_are_another_study(place):
+    once = {"out": place / "files", "student": f"{wide(place)}:build", "shares": (0.5,), "seeds": (0,)}
+    first = ask(place, **once)
+    assert ask(place, **once).tables == first.tables
+    file = place / "wide.py"
+    file.write_text(file.read_text().replace("32", "24"))
+    with pytest.raises(RunError, match="student_sha256"):
+        ask(place, **once)
+
+
 def test_the_same_again_trains_nothing_and_a_larger_grid_is_what_run_yaml_then_says(place, monkeypatch):
     first = ask(place, out=place / "again")
     bytes_of = {name: (place / "again" / name).read_bytes() for name in ("study.html", "run.yaml")}

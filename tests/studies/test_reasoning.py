@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
 
 import tiny
 from recipes.sparse.oneshot import taught
 from secateur.clients.completions import Local, Writing
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, RunError, UnsupportedError
 from secateur.methods import diagnosis, puzzles
 from secateur.recover.quantization import quantise
 from secateur.runs import diagnosing, scoring
@@ -229,6 +230,20 @@ def test_what_can_not_be_asked_is_said_before_anything_runs(place, more, kind, w
     assert not (place / "refused").exists()
 
 
+def test_a_diagnosis_by_a_tokenizer_without_offsets_is_refused_before_anything_is_asked(place, monkeypatch):
+    call = PreTrainedTokenizerBase.__call__
+
+    def slow(self, *given, **how):
+        if how.get("return_offsets_mapping"):
+            raise NotImplementedError("return_offset_mapping is not available when using Python tokenizers")
+        return call(self, *given, **how)
+
+    monkeypatch.setattr(PreTrainedTokenizerBase, "__call__", slow)
+    with pytest.raises(UnsupportedError, match="behaviours need a fast tokenizer"):
+        ask(place, "slow", diagnose=True, methods=[])
+    assert not (place / "slow").exists()
+
+
 def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(place, monkeypatch):
     (place / "none.json").write_text(json.dumps({"doubting": ["never said"]}))
     how = {"diagnose": True, "behaviours": str(place / "none.json"), "bits": [3]}
@@ -240,6 +255,11 @@ def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(
     assert not (place / "none" / "protect.json").exists()
     with pytest.raises(DataError, match="no behaviour is found"):
         ask(place, "none", **how, methods=[])
+
+    (place / "none.json").write_text(json.dumps({"doubting": ["said as seldom"]}))
+    with pytest.raises(RunError, match="behaviours_sha256"):
+        ask(place, "none", **how, methods=["rtn"])
+    (place / "none.json").write_text(json.dumps({"doubting": ["never said"]}))
 
     def refuse(*given):
         raise DataError("texts that are unreadable")

@@ -26,6 +26,7 @@ __all__ = [
     "RULES",
     "Segment",
     "Tagger",
+    "check_tokenizer",
     "mark",
     "match_segment",
     "read_rules",
@@ -152,6 +153,20 @@ def match_segment(text: str, segment: str, coverage: float = COVERAGE) -> tuple[
 # ------------------------------------------------------------------------------------------------------------- tokens
 
 
+def check_tokenizer(tokenizer: Tokenizer) -> None:
+    """Raise `UnsupportedError` for a tokenizer that does not tell where its tokens stand, which `mark` needs."""
+    _tokenise(tokenizer, "So.", special=False)
+
+
+def _tokenise(tokenizer: Tokenizer, text: str, *, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """(tokens, where each starts and ends in the text)."""
+    try:
+        read = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
+    except NotImplementedError as error:
+        raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
+    return list(read["input_ids"]), list(read["offset_mapping"])
+
+
 def mark(
     tokenizer: Tokenizer, prompt: str, answer: str, segments: Sequence[Segment], *, most: int = 0, special: bool = True
 ) -> Marked:
@@ -162,11 +177,7 @@ def mark(
     tokenizer that does not tell where its tokens stand.
     """
     whole = prompt + continue_text(tokenizer, prompt, answer)
-    try:
-        read = tokenizer(whole, return_offsets_mapping=True, add_special_tokens=special)
-    except NotImplementedError as error:
-        raise UnsupportedError("behaviours need a fast tokenizer, which tells where its tokens stand") from error
-    ids, offsets = list(read["input_ids"]), list(read["offset_mapping"])
+    ids, offsets = _tokenise(tokenizer, whole, special=special)
     spans: dict[str, list[tuple[int, int]]] = {}
     for one in segments:
         start, end = (at + len(whole) - len(answer) for at in (one.start, one.end))

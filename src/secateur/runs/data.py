@@ -38,7 +38,7 @@ from secateur.runs.backends import Data
 from secateur.runs.backends.dataset import Rows, holds_texts, is_stream, read_rows
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
-from secateur.runs.executor import open_run, parse_budgets
+from secateur.runs.executor import hash_files, open_run, parse_budgets
 from secateur.score import difficulty, random
 from secateur.select import balance, ranking
 from secateur.subjects import ExampleSet, Traced, Transformer
@@ -145,10 +145,12 @@ def prune_data(
     if fair and whole.labels is None:
         raise InputError(f"{source.name} has no classes to balance: leave it out, or name the column with --label")
     training: dict[str, Any] = {"runs": runs, "epochs": epochs, "lr": lr, "batch": batch, "length": length}
+    hashes = hash_files(prune_data, {"score": score, "model": model, "tokenizer": tokenizer}, out)
     settings = {
         "command": "prune-data", "score": score, "balanced": fair, "deduplicate": deduplicate, "seed": seed,
         "data_sha256": source.digest,
         **({} if model is None else {"model": backends.name_source(model), **training}),
+        **hashes,
     }  # fmt: skip
     declared = {"transform": transform, "size": size, "workers": workers}
     read = {
@@ -168,7 +170,7 @@ def prune_data(
         **read,
     }
     folder = tempfile.TemporaryDirectory() if dry_run else nullcontext(str(out))
-    with folder as place, open_run(place, settings, about, overwrite=overwrite) as run:
+    with folder as place, open_run(place, settings, about, overwrite=overwrite, defaults=hashes) as run:
         whole = whole.with_costs(**{m: count for m, count in counted.items() if m not in source.costs()})
         whole = whole.with_scores(score, _scores(score, whole, model, run, seed, training))
         distinct = ~whole.repeats(normalised=deduplicate == "normalised")

@@ -40,7 +40,7 @@ from secateur.subjects.network import pretrained
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "inspect", "keep_details", "open_run", "options", "parse_budgets",
+    "Recipe", "configured", "hash_files", "inspect", "keep_details", "open_run", "options", "parse_budgets",
     "publish_evidence", "report", "run",
 ]  # fmt: skip
 
@@ -209,7 +209,7 @@ def run(
             f"{' and '.join(sorted(elsewhere))} out, or take ziplm"
         )
     backend.check(subject, {"length": place.length, **flags})
-    hashes = _hash_files(function, flags, out)
+    hashes = hash_files(function, flags, out)
     settings = {
         "recipe": function.__name__,
         "budget": [str(budget) for budget in budgets],
@@ -280,7 +280,7 @@ def _find_home(subject: object) -> Path | None:
     return home
 
 
-def _hash_files(function: Callable[..., object], options: Mapping[str, object], out: str | Path) -> dict[str, str]:
+def hash_files(function: Callable[..., object], options: Mapping[str, object], out: str | Path) -> dict[str, str]:
     """sha256 of the files and folders that each option names: with other contents a run does not go on.
 
     A folder that `out` stands in changes by the run itself, and does not count. What is gone counts as it was on

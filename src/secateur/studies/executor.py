@@ -28,7 +28,7 @@ from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
 from secateur.runs import configs, keywords
 from secateur.runs.backends import Data, Source, of_source, resolve
-from secateur.runs.executor import open_run
+from secateur.runs.executor import hash_files, open_run
 
 __all__ = ["configured", "study"]
 
@@ -36,6 +36,12 @@ T = TypeVar("T")
 
 NETWORKS = "secateur.runs.backends.network:Network"
 """Backend of the subjects of studies over a recipe."""
+
+_ALWAYS = ("model_sha256", "data_sha256")
+"""Hashes that all records have."""
+
+_WRITES = ("export", "write")
+"""Options of studies that name folders to write into."""
 
 ANY = "any"
 """What a card says whose study takes models of several backends."""
@@ -83,6 +89,7 @@ def study(
         summary = ", ".join(f"{count} {name}" for name, count in planned.items())
         return Sheet(study, f"dry run: {summary}", [Table(f"study {study}: what it takes", rows)], planned)
     varied = card["grid"].split()
+    hashes |= _hash_options(function, card, own, rest, out)
     settings = {
         "command": "study", "study": study,
         **{k: v for k, v in keywords.flat(function, own).items() if k not in varied},
@@ -91,7 +98,7 @@ def study(
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
     named = _source_names(subject, model, data, examples)
     # What records of an older version do not have.
-    older = {**keywords.defaults(function), **{key: hashes[key] for key in ("judged_sha256",) if key in hashes}}
+    older = {**keywords.defaults(function), **{k: v for k, v in hashes.items() if k not in _ALWAYS}}
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite, defaults=older) as run:
         progress = iter if examples is None else partial(_announce, run)
         answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
@@ -174,6 +181,20 @@ def _hash_judged(subject: Source, judged: Data) -> dict[str, str]:
     if judged is None or (isinstance(judged, str) and not judged):
         return {}
     return {"judged_sha256": of_source(subject).read(judged).digest}
+
+
+def _hash_options(
+    function: Callable[..., object],
+    card: Mapping[str, str],
+    own: Mapping[str, object],
+    rest: Mapping[str, object],
+    out: str | Path,
+) -> dict[str, str]:
+    """Hashes of the files that options name. Those of the grid may change: what is made is kept by what they hold."""
+    left = {*card["grid"].split(), *_WRITES, "judged"}
+    mine = {name: value for name, value in keywords.flat(function, own).items() if name not in left}
+    found = hash_files(function, mine, out)
+    return found | hash_files(recipes.find(card["recipe"]), rest, out) if rest else found
 
 
 def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, str]:

@@ -28,7 +28,7 @@ from secateur.methods.tasks import Task
 from secateur.reports.charts import Line as Curve
 from secateur.reports.sheet import Chart, Sheet, Table, percent
 from secateur.runs.backends.language import Language
-from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, find_beside, make_grid
+from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, check_grid, find_beside, make_grid
 from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
@@ -402,7 +402,9 @@ def kick(
         folder: where models' answers go.
         progress: announces the models.
         tasks: JSONL files, see the docs page: questions with answers, choices, texts to sum up, instructions.
-        methods: random, magnitude, wanda, sparsegpt, alphapruning (weights to zeros), rtn, gptq (fewer bits).
+        methods: random, magnitude, magnitude-block (one threshold for all linears of a block), magnitude-profile (first
+            and last block whole, most from the middle), wanda, sparsegpt, alphapruning (weights to zeros), rtn, gptq
+            (fewer bits).
         sparsity: shares of zeros of the pruners.
         patterns: n:m of the pruners: n of m neighbouring weights stay.
         bits: of the quantisers.
@@ -469,6 +471,7 @@ def plan(
     asked = _read_all(tasks, judge)
     grid = _make_grid(methods, sparsity, patterns, bits, seeds, samples, calibration)
     check_models(subject, asked, beside)
+    check_grid(subject, grid)
     many = 1 + len(grid) * (2 if recover else 1) + len(find_beside(beside))
     return {"models": many, "answers": many * passes * sum(len(task.items) for task in asked)}
 

@@ -24,12 +24,12 @@ from secateur.data.texts import Corpus
 from secateur.errors import InputError, NothingFoundError
 from secateur.methods import puzzles
 from secateur.methods import tasks as asking
-from secateur.methods.behaviours import read_rules
+from secateur.methods.behaviours import check_tokenizer, read_rules
 from secateur.methods.protection import WHOLE, move_bits, read_order, read_protection
 from secateur.methods.tasks import Task
 from secateur.methods.traces import answer_prompts
 from secateur.runs import diagnosing
-from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, find_beside, make_grid
+from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, check_grid, find_beside, make_grid
 from secateur.runs.diagnosing import Manner
 from secateur.runs.reasoning_results import Results
 from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
@@ -101,7 +101,9 @@ def reasoning(
         progress: announces the models.
         tasks: JSONL files (with a role: knowledge or reasoning), or tasks that are made here: chains, sums, schedules,
             facts.
-        methods: random, magnitude, wanda, sparsegpt, alphapruning (weights to zeros), rtn, gptq (fewer bits).
+        methods: random, magnitude, magnitude-block (one threshold for all linears of a block), magnitude-profile (first
+            and last block whole, most from the middle), wanda, sparsegpt, alphapruning (weights to zeros), rtn, gptq
+            (fewer bits).
         sparsity: shares of zeros of the pruners.
         bits: of the quantisers.
         beside: folders of other versions, such as quantised, distilled or fine-tuned ones, or servers
@@ -221,6 +223,7 @@ def plan(
     asked = _read_all(tasks, _Made(items, task_seed, puzzles.Asking(tokens, temperature, chat)), judge)
     grid = _make_grid(subject, methods, sparsity, bits, seeds, samples, traces, protect, dynamic)
     check_models(subject, asked, beside)
+    check_grid(subject, grid)
     if traces:
         known = {item.prompt for task in asked for item in task.items}
         if any(item.prompt in known for task in asking.read_tasks(traces) for item in task.items):
@@ -235,6 +238,8 @@ def plan(
     if extra and not diagnose:
         raise InputError(f"{extra[0]} is of a diagnosis: say diagnose too")
     read_rules(behaviours)
+    if diagnose:
+        check_tokenizer(subject.tokenizer)
     models = 1 + len(grid) + len(find_beside(beside))
     told = {"models": models, "answers": models * _passes(asked, passes) * sum(len(task.items) for task in asked)}
     return {**told, "gradients": models * spans} if diagnose else told

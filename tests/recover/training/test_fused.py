@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import os
+
 import pytest
 import torch
 from torch import nn
 
+import processes
 from secateur.errors import NumericalError, RunError
 from secateur.recover.training import fused
 from secateur.recover.training.schedule import learning_rate
@@ -156,6 +160,59 @@ def test_a_killed_descent_goes_on_to_the_same_bytes(tmp_path):
     (tmp_path / "b" / "descent.safetensors").write_bytes(b"nothing")
     with pytest.raises(RunError, match="remove it to start anew"):
         run(tmp_path / "b")
+
+
+class Branches(nn.Module):
+    """Rows of even and odd places take different linears, in different orders; one linear is never taken."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+        self.outer = nn.Linear(6, 3)
+
+    def forward(self, batch):
+        kinds = batch["kind"][:, None]
+        first = self.inner[0](torch.tanh(self.inner[1](batch["x"]))) if bool((kinds == 0).any()) else batch["x"]
+        second = self.inner[1](torch.tanh(self.inner[0](batch["x"]))) if bool((kinds == 1).any()) else batch["x"]
+        second = self.inner[2](second) if bool((kinds == 1).any()) else second
+        first = self.inner[3](first) if bool((kinds == 0).any()) else first
+        return self.outer(torch.where(kinds == 0, first, second))
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_two_processes_descend_as_one_though_their_rows_take_different_ways(tmp_path, clip):
+    items = [{**batch, "kind": torch.arange(16) % 2} for batch in batches()]
+
+    def run(folder):
+        model, seen = Branches(), {}
+
+        def objective(batch, totals):
+            return 5 * (model(batch) - batch["y"]).square().sum() / (3 * totals["examples"]), {}
+
+        def look(name, weight, gradient):
+            seen[name] = seen.get(name, 0) + (weight * gradient).abs().sum()
+
+        how = {"steps": 6, "lr": 0.1, "clip": clip, "look": look, "count": examples}
+        done = fused.descend(model, items, objective, **how, checkpoint=folder, every=3)
+        return {"losses": done.losses, "tokens": done.tokens, "weights": model.state_dict(), "seen": seen}
+
+    processes.both(lambda: torch.save(run(tmp_path / "two"), tmp_path / os.environ["RANK"]))
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    alone = run(tmp_path / "one")
+    assert first["losses"] == second["losses"]
+    assert first["tokens"] == second["tokens"] == alone["tokens"]
+    assert all(
+        math.isclose(a, b, rel_tol=1e-5) for (_, a), (_, b) in zip(first["losses"], alone["losses"], strict=True)
+    )
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(first["weights"][name], weight, rtol=1e-5, atol=1e-6)
+        assert torch.equal(first["weights"][name], second["weights"][name])
+    assert second["seen"] == {}
+    for name, value in alone["seen"].items():
+        torch.testing.assert_close(first["seen"][name], value, rtol=1e-5, atol=1e-6)
+    assert all(value == 0 for name, value in first["seen"].items() if name not in alone["seen"])
+    assert (tmp_path / "two" / "descent.safetensors").is_file()
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])

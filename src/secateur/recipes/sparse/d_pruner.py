@@ -126,11 +126,9 @@ def d_pruner(
     the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
     five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
-    weight = dual_score.weight
-    check(
-        subject, training, descends=by == "dual" and not scores,
-        general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0),
-    )  # fmt: skip
+    weight, batch = dual_score.weight, min(training.whole("batch"), samples)
+    check(subject, training, descends=batch if by == "dual" and not scores else 0,
+          general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0))  # fmt: skip
     width = partial(block_width, block=block)
     targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
@@ -154,7 +152,6 @@ def d_pruner(
                 )
         read = open_scores(run.folder("general"), subject.layers())
         if by == "dual" and isinstance(subject, Transformer):
-            batch = min(training.whole("batch"), samples)
             stream = texts.batches(data, subject.tokenizer, packed=packed, batch=batch, length=train_length, seed=seed)
             each = min(samples // batch, len(stream))  # steps of an epoch
             measure = partial(
@@ -173,18 +170,20 @@ def d_pruner(
         del student  # or it would be held beside the next one
 
 
-def check(subject: Transformer | Streamed, training: Training, *, descends: bool, general_needed: bool) -> None:
+def check(subject: Transformer | Streamed, training: Training, *, descends: int, general_needed: bool) -> None:
     """Raise `UnsupportedError` for a model that can't be scored, `InputError` for settings, and where a text lacks.
 
-    descends: a copy of the model is to be trained, which takes all of it in memory and one process.
+    descends: sequences of a step where a copy of the model is to be trained, which takes all of it in memory; else 0.
     """
     others = sorted(training.named.keys() - {"epochs", "batch", "lr", "warmup"})
     if others:
         raise InputError(f"training {others[0]}: d_pruner's descent has epochs, train_batch, lr, warmup and clip alone")
     if not subject.causal:
         raise UnsupportedError("d_pruner scores by the next token: give a language model, such as a Llama or a GPT-2")
-    if descends and distributed.count() > 1:
-        raise UnsupportedError("by=dual trains in one process: start it without torchrun, or take by=general")
+    if descends and (many := distributed.count()) > descends:
+        raise InputError(
+            f"{many} processes share a batch of {descends}: give train_batch and samples of {many} or more"
+        )
     if descends and isinstance(subject, Streamed):
         raise UnsupportedError("by=dual trains a copy of the whole model: open it in memory, or take by=general")
     if general_needed:
@@ -372,7 +371,7 @@ def dual_importance(
     """Write I of every matrix to `folder`, one file per block, see steps 2 and 3; tell what the general term changed.
 
     batches: see `fused.descend`; `every` of them are an epoch of `samples` sequences. how: with a weight of 0,
-    `general` is not read. beside: where checkpoints go.
+    `general` is not read. beside: where checkpoints go. Of several processes the first sums I up, and writes.
     """
     copy = subject.copy()
     model = copy.model.float().eval().requires_grad_(True)
@@ -381,10 +380,10 @@ def dual_importance(
     if recompute:
         recompute_layers(copy)
     by_parameter: dict[str, list[Matrix]] = {}
-    sums = {}  # on the CPU: they are as large as the model, and are added to once per step
+    sums: dict[str, Tensor] = {}  # on the CPU: they are as large as the model, and are added to once per step
     for name, matrix in matrices(model, copy.layers()).items():
         by_parameter.setdefault(matrix.leaf, []).append(matrix)
-        sums[name] = torch.zeros(matrix.weight.shape)
+        sums |= {} if distributed.index() else {name: torch.zeros(matrix.weight.shape)}
     norms = torch.zeros(2, dtype=torch.float64)  # squared, summed: of what was added to the gradients, and of these
 
     def shape(name: str, gradient: Tensor, rate: float) -> Tensor:
@@ -411,15 +410,24 @@ def dual_importance(
         lr=lr, warmup=warmup, clip=clip, shape=shape, look=look, beside={**sums, "norms": norms}, checkpoint=beside,
         every=every,
     )  # fmt: skip
+    unseen = distributed.by_first(partial(write_sums, subject, sums, folder))
+    change = float((norms[0] / norms[1].clamp(min=1e-300)).sqrt())
+    return {"change": change, "steps": float(steps), "sequences": float(samples), "unseen": float(unseen)}
+
+
+def write_sums(subject: Transformer, sums: dict[str, Tensor], folder: Path) -> int:
+    """Write importance summed over steps to `folder`, one file per block; how many matrices got none at all.
+
+    These rank by magnitude, below all others: experts that no token of the domain was sent to.
+    """
     unseen = 0
     for index, path in enumerate(subject.layers()):
         part = {name: total for name, total in sums.items() if name.startswith(f"{path}.")}
         for name, matrix in matrices(subject.model, [path]).items():
-            if not bool(part[name].any()):  # an expert that no token of the domain was sent to
+            if not bool(part[name].any()):
                 part[name], unseen = 1e-30 * matrix.weight.float().abs().cpu(), unseen + 1
         storage.write(folder / f"{index}.safetensors", part)
-    change = float((norms[0] / norms[1].clamp(min=1e-300)).sqrt())
-    return {"change": change, "steps": float(steps), "sequences": float(samples), "unseen": float(unseen)}
+    return unseen
 
 
 def recompute_layers(copy: Transformer) -> None:

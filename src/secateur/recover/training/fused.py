@@ -2,7 +2,8 @@
 
 There is no optimiser state, and no moment at which all gradients exist, so that a model can be trained whole in little
 more than the memory of its weights. Clipping by the norm of all gradients needs them all: that is a backward pass of
-its own. Source: LOMO (arXiv 2306.09782).
+its own. Several processes share each batch out, and sum each gradient as soon as all have it. Source: LOMO
+(arXiv 2306.09782).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import devices, storage
+from secateur._utils import devices, distributed, storage
 from secateur._utils.batches import Batches
 from secateur.errors import DataError, NumericalError, RunError
 from secateur.recover.training.objectives import Objective
@@ -49,6 +51,8 @@ def step(
     loss: a scalar with its graph, which is spent. One backward pass, two with `clip`: the first for the norm alone.
     shape: what the gradient becomes before anything else is done with it, in both passes.
     look: sees every weight beside its gradient, once.
+
+    Of several processes each gives the loss of its share: their gradients are summed before anything else is done.
 
     Raises `NumericalError`, naming the parameter, for a gradient that is not finite: with `clip` before a weight moves.
     """
@@ -84,25 +88,72 @@ def step(
 
 @contextmanager
 def _each(parameters: Mapping[str, nn.Parameter], act: Callable[[str, nn.Parameter], None]) -> Iterator[None]:
-    """Within the block a backward pass hands over each parameter once its gradient is whole; the gradient then goes."""
+    """Within the block a backward pass hands over each parameter once its gradient is whole; the gradient then goes.
 
-    def hook(name: str) -> Callable[[Tensor], None]:
-        def taken(parameter: Tensor) -> None:
-            with torch.no_grad():
-                act(name, parameters[name])
-            parameter.grad = None
-
-        return taken
-
+    Of several processes, once the gradient is that of all of them.
+    """
+    queue = _Queue(parameters, act)
     with ExitStack() as stack:
         for name, parameter in parameters.items():
             parameter.grad = None
-            stack.callback(parameter.register_post_accumulate_grad_hook(hook(name)).remove)
+            stack.callback(parameter.register_post_accumulate_grad_hook(partial(queue.add, name)).remove)
         try:
             yield
+            queue.flush()
         finally:
             for parameter in parameters.values():
                 parameter.grad = None
+
+
+class _Queue:
+    """Parameters whose gradients are whole, in one order for all processes: that in which the first one has them.
+
+    Processes may have them in different orders, or some not at all, where their shares take different ways through the
+    model (experts). What a process has before its turn waits; what it has not counts as 0.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], act: Callable[[str, nn.Parameter], None]) -> None:
+        self.parameters, self.act, self.names = parameters, act, list(parameters)
+        self.left = dict.fromkeys(self.names if distributed.count() > 1 else ())
+        self.waiting: dict[str, None] = {}
+        self.turn = ""
+
+    def add(self, name: str, _: Tensor) -> None:
+        """This process has the gradient of `name`."""
+        if distributed.count() == 1:
+            self._hand_over(name)
+            return
+        self.waiting[name] = None
+        while self.waiting:
+            self.turn = self.turn or self._agree(next(iter(self.waiting)))
+            if self.turn not in self.waiting:
+                return
+            self._sum()
+
+    def flush(self) -> None:
+        """The backward pass is over."""
+        while self.left:
+            self.turn = self.turn or self._agree(next(iter(self.left)))
+            self._sum()
+
+    def _agree(self, name: str) -> str:
+        """What the first process gives as `name`."""
+        return self.names[int(distributed.broadcast(torch.tensor(self.names.index(name))))]
+
+    def _sum(self) -> None:
+        parameter = self.parameters[self.turn]
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        distributed.total(parameter.grad)
+        self._hand_over(self.turn)
+        self.waiting.pop(self.turn, None)
+        del self.left[self.turn]
+        self.turn = ""
+
+    def _hand_over(self, name: str) -> None:
+        with torch.no_grad():
+            self.act(name, self.parameters[name])
+        self.parameters[name].grad = None
 
 
 def descend(
@@ -131,6 +182,10 @@ def descend(
     checkpoint: folder; a run that finds its file there goes on from it and ends with the same bytes.
     every: steps between checkpoints; the last step writes one, too.
 
+    Several processes (torchrun, accelerate launch) give what one gives: of each batch, which has a row for each of them
+    at least, process r of P takes every P-th row. They begin with the weights of the first, which alone calls `look`,
+    holds what is `beside`, and reads and writes checkpoints.
+
     The model keeps its modes: nothing here is drawn at random, so dropout should be off. Raises `NumericalError` naming
     the step for a loss or a gradient that is not finite, `RunError` for a checkpoint that is damaged or of another run.
     """
@@ -138,21 +193,31 @@ def descend(
     held = dict(beside or {})
     settings = {"steps": steps, "lr": lr, "warmup": warmup, "schedule": schedule, "clip": clip}
     path = None if checkpoint is None else Path(checkpoint) / "descent.safetensors"
-    state: dict[str, Any] = {"step": 0, "tokens": 0, "seconds": 0.0, "losses": []}
-    if path is not None and path.exists():
-        state = _resume(path, parameters, held, settings)
+
+    def save() -> None:
+        assert path is not None
+        tensors: dict[str, Tensor] = {f"0.{name}": parameter for name, parameter in parameters.items()}
+        tensors |= {f"1.{name}": tensor for name, tensor in held.items()}
+        storage.write(path, tensors, json.dumps({"settings": settings, "state": state}))
+
+    state = distributed.by_first(partial(_resume, path, parameters, held, settings))
+    process, processes = distributed.index(), distributed.count()
+    with torch.no_grad():
+        for parameter in parameters.values():
+            distributed.broadcast(parameter)
     for place in range(state["step"], steps):
         began = time.perf_counter()
         batch = batches[place % len(batches)] if isinstance(batches, list | tuple) else batches[place]
         totals = count(batch)
         rate = learning_rate(place, steps=steps, lr=lr, warmup=warmup, schedule=schedule)
         with torch.enable_grad():
-            loss = objective(devices.move(batch, model), totals)[0]
-        value = float(loss.detach())
+            share = {name: rows[process::processes] for name, rows in batch.items()} if processes > 1 else batch
+            loss = objective(devices.move(share, model), totals)[0]
+        value = float(distributed.total(loss.detach().clone()))
         if not math.isfinite(value):
             raise NumericalError(f"loss is {value} at step {place + 1}: lower the learning rate or check the data")
         try:
-            step(loss, parameters, lr=rate, clip=clip, shape=shape, look=look)
+            step(loss, parameters, lr=rate, clip=clip, shape=shape, look=None if process else look)
         except NumericalError as problem:
             raise NumericalError(f"step {place + 1}: {problem}") from problem
         state["step"] = place + 1
@@ -160,18 +225,21 @@ def descend(
         state["seconds"] += time.perf_counter() - began
         state["losses"].append((place + 1, value))
         if path is not None and (state["step"] % every == 0 or state["step"] == steps):
-            tensors: dict[str, Tensor] = {f"0.{name}": parameter for name, parameter in parameters.items()}
-            tensors |= {f"1.{name}": tensor for name, tensor in held.items()}
-            storage.write(path, tensors, json.dumps({"settings": settings, "state": state}))
+            distributed.by_first(save)
     losses = tuple((int(number), float(value)) for number, value in state["losses"])
     thin = max(1, math.ceil(len(losses) / 300))
     return Recovery(steps, int(state["tokens"]), float(state["seconds"]), 0.0, losses[thin - 1 :: thin], settings)
 
 
 def _resume(
-    path: Path, parameters: Mapping[str, nn.Parameter], held: Mapping[str, Tensor], settings: Mapping[str, object]
+    path: Path | None,
+    parameters: Mapping[str, nn.Parameter],
+    held: Mapping[str, Tensor],
+    settings: Mapping[str, object],
 ) -> dict[str, Any]:
-    """The state of a checkpoint, whose tensors are put in place."""
+    """The state of a checkpoint, whose tensors are put in place; that of a beginning where there is none."""
+    if path is None or not path.exists():
+        return {"step": 0, "tokens": 0, "seconds": 0.0, "losses": []}
     try:
         tensors, text = storage.read(path)
         stored = json.loads(text)

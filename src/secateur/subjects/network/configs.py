@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.overrides import TorchFunctionMode
 
 from secateur.subjects.network.operators import Arguments, Keywords
@@ -237,7 +238,7 @@ def _numbers(model: nn.Module) -> dict[tuple[str, str], object]:
     """(module, attribute) -> value of all plain numbers, and the classes."""
     found: dict[tuple[str, str], object] = {}
     for path, module in model.named_modules():
-        found[path, ""] = type(module)
+        found[path, ""] = type_before_parametrizations(module)  # torch makes a class of its own for each of the others
         for name, one in vars(module).items():
             if name.startswith("_") or name == "training":
                 continue
