@@ -6,7 +6,8 @@ up_proj [E, I, d], and it gives W2 act(W1 x). Both have down_proj [E, d, I].
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,13 +34,11 @@ def is_packed(module: nn.Module) -> bool:
     return bool(rows == neurons * (1 if first == _PLAIN else 2) and inputs == outputs)
 
 
-def run_first(module: Any, expert: int, states: Tensor) -> Tensor:
+def run_first(module: nn.Module, expert: int, states: Tensor) -> Tensor:
     """What the neurons of an expert give for states [T, d]: [T, I], act(W1 x) * W3 x or act(W1 x)."""
-    first = find_first(module)
+    first, act = find_first(module), cast(Callable[[Tensor], Tensor], module.act_fn)
     read = functional.linear(states, getattr(module, first)[expert])
     if first == _PLAIN:
-        plain: Tensor = module.act_fn(read)
-        return plain
+        return act(read)
     gate, up = read.chunk(2, -1)
-    gated: Tensor = module.act_fn(gate) * up
-    return gated
+    return act(gate) * up
