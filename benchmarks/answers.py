@@ -2,6 +2,7 @@
 
     python benchmarks/answers.py                      # writes docs/evidence/benchmarks/answers.*
     python benchmarks/answers.py --resume             # the same, where an earlier run on this commit was stopped
+    python benchmarks/answers.py --ways "htmlrag, both"       # these anew, the others stay as they were
     python benchmarks/answers.py --corpora plain --most 12    # a quick look, writes nothing
 
 Questions were written by hand beside the passage that answers each, and stand in `questions/`: on manuals (git's and
@@ -41,10 +42,12 @@ WAYS: Mapping[str, Mapping[str, object]] = {
     "htmlrag, BM25": {},
     "htmlrag, embedder": {"embedder": True},
     "htmlrag, both": {"embedder": True, "settings": ["htmlrag.hybrid=true"]},
+    "htmlrag, embedder that reads all": {"embedder": True, "settings": ["htmlrag.shortlist=0"]},
+    "htmlrag, both, all read": {"embedder": True, "settings": ["htmlrag.hybrid=true", "htmlrag.shortlist=0"]},
 }
 """Ours: the lead is told of the first, the recipe as it is without options."""
 RIVALS = "htmlrag, embedder"
-"""The run of which the rivals are, since it has the embedder too."""
+"""The run with which the rivals run, since it has the embedder too."""
 OTHERS = 4
 """Pages that are read besides the one with the answer."""
 ROOT = Path(__file__).parent / "questions"
@@ -96,36 +99,43 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpora", nargs="+", choices=CORPORA, default=list(CORPORA))
     parser.add_argument("--most", type=int, default=0, help="questions of each corpus; all of them if not given")
     parser.add_argument("--resume", action="store_true", help="what the file has of this commit is not run again")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=[], help="of ours, anew")
     options = parser.parse_args(given)
     machine = describe()
     whole = not options.most and tuple(options.corpora) == CORPORA
-    record = read_record(machine) if whole and options.resume else {}
+    record, commits = (
+        read_record(machine, bool(options.ways)) if whole and (options.resume or options.ways) else ({}, {})
+    )
     text = ""
     for corpus in options.corpora:
         kept = record.setdefault(corpus, {})
-        for way in WAYS:
-            if way not in kept:
-                kept |= compare(corpus, way, options.most)
-            text = write_table(record, machine)
+        for way in options.ways or WAYS:
+            if options.ways or way not in kept:
+                kept |= compare(corpus, way, options.most, rivals=way == RIVALS and not options.ways)
+                commits |= {name: str(machine.get("commit")) for name in ((way,) if options.ways else (way, "rivals"))}
+            text = write_table(record, machine, commits)
             if whole:  # after each part, so that what was found stays where the run is stopped
-                told = json.dumps({**record, "machine": machine}, indent=1)
+                told = json.dumps({**record, "machine": machine, "commits": commits}, indent=1)
                 atomic_write(OUT / "answers.json", told + "\n")
                 atomic_write(OUT / "answers.md", text + "\n")
     Console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def read_record(machine: Mapping[str, object]) -> dict[str, Kept]:
-    """What an earlier run on the same commit has found; nothing of another."""
+def read_record(machine: Mapping[str, object], any_commit: bool) -> tuple[dict[str, Kept], dict[str, str]]:
+    """What an earlier run has found, on the same commit or on any; and way -> the commit that it is of."""
     file = OUT / "answers.json"
     found = json.loads(file.read_text("utf-8")) if file.is_file() else {"machine": {}}
-    return found if found.pop("machine").get("commit") == machine.get("commit") else {}
+    commit, commits = found.pop("machine").get("commit"), found.pop("commits", {})
+    if not any_commit and commit != machine.get("commit"):
+        return {}, {}
+    return found, commits
 
 
-def compare(corpus: str, way: str, most: int) -> Kept:
-    """What one way of ours keeps of a corpus; and its rivals, with the run that they are of."""
+def compare(corpus: str, way: str, most: int, *, rivals: bool) -> Kept:
+    """What one way of ours keeps of a corpus; and the rivals, if asked for."""
     how, model, kept = WAYS[way], str(packages.minilm()), Kept()
-    rivals: dict[str, object] = {"words": (50, 100, 200), "letters": 600} if way == RIVALS else {"words": ()}
-    more = {"tokenizer": model, "budgets": BUDGETS, **rivals, **how, "embedder": model if how.get("embedder") else ""}
+    chunks: dict[str, object] = {"words": (50, 100, 200), "letters": 600} if rivals else {"words": ()}
+    more = {"tokenizer": model, "budgets": BUDGETS, **chunks, **how, "embedder": model if how.get("embedder") else ""}
     watch = partial(track, description=f"{corpus}, {way}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,13 +143,13 @@ def compare(corpus: str, way: str, most: int) -> Kept:
     for pipeline, by in found.items.items():
         if failed := [item["error"] for items in by.values() for item in items if "error" in item]:
             raise SystemExit(f"{pipeline} failed {len(failed)} times: {failed[0]}")
-        if pipeline != rag.WHOLE and (pipeline == "htmlrag" or way == RIVALS):
+        if pipeline != rag.WHOLE and (pipeline == "htmlrag" or rivals):
             called = way if pipeline == "htmlrag" else pipeline
             kept[called] = {budget: [bool(item["kept"]) for item in by[budget]] for budget in BUDGETS}
     return kept
 
 
-def write_table(record: Mapping[str, Kept], machine: Mapping[str, object]) -> str:
+def write_table(record: Mapping[str, Kept], machine: Mapping[str, object], commits: Mapping[str, str]) -> str:
     """The page: a table for each corpus of which something is known."""
     lines, many = list[str](), 0
     for corpus, kept in record.items():
@@ -153,7 +163,7 @@ def write_table(record: Mapping[str, Kept], machine: Mapping[str, object]) -> st
             f"{many} questions on five pages each, all-MiniLM-L6-v2 and its tokens; % of the questions whose whole",
             "answer is left, with Wilson's interval; then htmlrag as it is (BM25) beside the rival that kept the most.",
             "", *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []), *lines,
-            f"{machine.get('cpu')}, commit {machine.get('commit')}.",
+            f"{machine.get('cpu')}; commits: {', '.join(f'{way} {commit}' for way, commit in commits.items())}.",
         ]
     )  # fmt: skip
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import DeepseekV4Config
+from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4Experts
 
+from secateur.errors import UnsupportedError
 from secateur.formats.expert_tensors import find_first, is_packed, run_first
 
 
@@ -47,3 +50,18 @@ def test_neurons_give_what_their_rows_read() -> None:
     torch.testing.assert_close(run_first(gated, 1, states), act(states @ gate.T) * (states @ up.T))
     plain = make(up_proj=(2, 5, 4), down_proj=(2, 4, 5))
     torch.testing.assert_close(run_first(plain, 1, states), act(states @ plain.up_proj[1].T))
+
+
+def test_a_gate_of_its_own_is_heeded() -> None:
+    config = DeepseekV4Config(
+        hidden_size=4, moe_intermediate_size=5, n_routed_experts=2, num_experts_per_tok=1, swiglu_limit=1.0
+    )
+    torch.manual_seed(0)
+    experts, states = DeepseekV4Experts(config).eval(), 4 * torch.randn(6, 4)
+    for weight in experts.parameters():
+        nn.init.normal_(weight)
+    with torch.no_grad():
+        given = experts(states, torch.ones(6, 1, dtype=torch.long), torch.ones(6, 1))
+        torch.testing.assert_close(run_first(experts, 1, states) @ experts.down_proj[1].T, given)
+    with pytest.raises(UnsupportedError, match="say neither `act_fn` nor `_apply_gate`"):
+        run_first(nn.ParameterDict({name: getattr(experts, name) for name in ("gate_up_proj", "down_proj")}), 0, states)

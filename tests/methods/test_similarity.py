@@ -77,10 +77,27 @@ def test_a_shortlist_is_all_that_an_encoder_reads():
     for words in (0, 100):
         assert np.array_equal(rank(words), cosines)
         assert len(seen) == len(texts) + 1
-    rank(1, "unheard")  # no word to tell by
-    assert len(seen) == len(texts) + 1
+    for question in ("unheard", "house unheard"):  # the texts lack half of it: words don't tell
+        assert np.array_equal(rank(1, question), Similarity(embed).rank(question, texts))
+    rank(1, "house unheard old")
+    assert len(seen) == 2
     both = rank(4, hybrid=True)
     assert np.array_equal(both, relevance.reciprocal_ranks([rank(4), by_words]))
+
+
+def test_a_shortlist_takes_from_all_places_where_few_texts_match():
+    seen, texts = list[str](), [f"text {number}" for number in range(300)]
+    texts[7] = "house 7"
+
+    def watched(given):
+        seen.extend(given)
+        return embed(given)
+
+    Similarity(watched, str.split, matching=Matching(shortlist=40)).rank("house", texts)
+    numbers = sorted(int(text.split()[1]) for text in seen if " " in text)
+    assert len(numbers) == 20
+    assert 7 in numbers
+    assert max(np.diff([0, *numbers, 300])) < 40
 
 
 def test_a_corpus_counts_beside_the_texts(tmp_path, monkeypatch):

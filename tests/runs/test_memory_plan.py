@@ -187,10 +187,11 @@ def test_a_dry_run_plans_the_adapters_that_a_recipe_has(monkeypatch: pytest.Monk
 def test_an_original_that_is_not_asked_is_held_and_takes_no_pass(tmp_path: Path) -> None:
     folder = save_llama(tmp_path, 64, 3, weights=False)
     plan = functools.partial(
-        memory_plan.plan_memory, functools.partial(open_outline, folder), "llama", share=1.0, batch=8, length=64,
+        memory_plan.plan_memory, functools.partial(open_outline, folder), "llama", batch=8, length=64,
         training=Training(lora=4),
     )  # fmt: skip
-    asked, alone = plan(), plan(asks=False)
+    asked, alone = plan(share=1.0), plan(share=1.0, asks=False)
+    assert plan(share=0.5, asks=False).training == alone.training, "what is tuned on a task is whole until it is cut"
     assert replace(asked, training=0.0) == replace(alone, training=0.0)
     assert 2 * alone.weights < alone.training < asked.training
 

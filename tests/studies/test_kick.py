@@ -139,6 +139,7 @@ def test_frontiers_have_no_lucky_points():
         ({"tasks": []}, "give JSONL files"),
         ({"methods": ["wonder"]}, "method 'wonder' is none of"),
         ({"sparsity": ["200%"]}, "sparsity '200%'"),
+        ({"methods": ["magnitude-profile"], "sparsity": ["99%"]}, "leaves the first and the last block whole"),
         ({"beside": ["nowhere"]}, "'nowhere' is no folder of a model and no address"),
         ({"beside": ["http://localhost:1/v1"]}, "names no model"),
         ({"beside": ["tests"]}, "'tests' is no model folder: it has no config.json"),

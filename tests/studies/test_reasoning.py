@@ -213,6 +213,7 @@ def test_tasks_are_made_written_and_asked_with_the_same_words_again(place):
         ({"tasks": []}, InputError, "give JSONL files, or some of chains"),
         ({"tasks": ["nowhere.jsonl"]}, DataError, "nowhere.jsonl can't be read as a task"),
         ({"methods": ["wonder"]}, InputError, "method 'wonder' is none of"),
+        ({"methods": ["magnitude-profile"], "sparsity": ["99%"]}, InputError, "the last block whole"),
         ({"beside": ["nowhere"]}, InputError, "'nowhere' is no folder of a model and no address"),
         ({"protect": "nowhere.json"}, DataError, "nowhere.json can't be read as JSON"),
         ({"dynamic": "middle"}, DataError, 'give "ends", or a protect.json'),

@@ -12,6 +12,8 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
+from secateur.errors import UnsupportedError
+
 __all__ = ["find_first", "is_packed", "run_first"]
 
 _PLAIN = "up_proj"
@@ -35,9 +37,22 @@ def is_packed(module: nn.Module) -> bool:
 
 
 def run_first(module: nn.Module, expert: int, states: Tensor) -> Tensor:
-    """What the neurons of an expert give for states [T, d]: [T, I], act(W1 x) * W3 x or act(W1 x)."""
-    first, act = find_first(module), cast(Callable[[Tensor], Tensor], module.act_fn)
+    """What the neurons of an expert give for states [T, d]: [T, I], act(W1 x) * W3 x or act(W1 x).
+
+    A module that joins gate and rows in a way of its own, such as clamped, says so by `_apply_gate`, as those of
+    transformers do. Raises `UnsupportedError` for one that says neither that nor what its activation is.
+    """
+    first = find_first(module)
     read = functional.linear(states, getattr(module, first)[expert])
+    join = cast(Callable[[Tensor], Tensor] | None, getattr(module, "_apply_gate", None))
+    if first != _PLAIN and join is not None:
+        return join(read)
+    act = cast(Callable[[Tensor], Tensor] | None, getattr(module, "act_fn", None))
+    if act is None:
+        raise UnsupportedError(
+            f"experts of the class {type(module).__name__} say neither `act_fn` nor `_apply_gate`, so what their "
+            "neurons give is not known: take a score that asks weights alone, such as magnitude"
+        )
     if first == _PLAIN:
         return act(read)
     gate, up = read.chunk(2, -1)

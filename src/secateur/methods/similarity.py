@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +36,11 @@ class Matching:
     """Whose stop words and endings do not count where words are compared, such as en or de."""
     hybrid: bool = False
     """With an embedder, rank by words, too: both rankings are joined by reciprocal rank fusion."""
-    shortlist: Annotated[int, Ge(0)] = 0
+    shortlist: Annotated[int, Ge(0)] = 2000
     """With an embedder, about how many words of text it reads for a question: of what matches best by its words. The
     rest comes behind, as its words rank it; 0 for all. An encoder reads some 3,500 tokens a second on a core, so that
-    2,000 words take a second or two, however many pages there are."""
+    2,000 words take a second or two, however many pages there are. All is read where the pages lack half of the
+    question's words."""
     corpus: str = ""
     """File or folder of texts or pages (.txt, .jsonl, .parquet, .html, .md), whose words count beside those of the
     documents where it is told how rare a word is."""
@@ -79,7 +81,7 @@ class Similarity:
         embed: Embed | None,
         terms: Callable[[str], list[str]] | None = None,
         digits: int | None = None,
-        matching: Matching = Matching(),
+        matching: Matching = Matching(shortlist=0),
     ) -> None:
         self.embed, self.digits, self.matching = embed, digits, matching
         self.terms = terms or Words(matching.language)
@@ -110,13 +112,14 @@ class Similarity:
         Raises `InputError` where there is no score for a document.
         """
         rankings, weights, prior = list[np.ndarray](), list[float](), self.matching.prior
-        by_words = np.zeros(0)
+        asked, words, by_words = self.terms(question), list[list[str]](), np.zeros(len(texts))
         if self.embed is None or self.matching.hybrid or self.matching.shortlist:
             words = [self.terms(text) for text in texts]
             total, held = self._corpus
-            by_words = relevance.bm25(self.terms(question), words, held=held, total=total)
+            by_words = relevance.bm25(asked, words, held=held, total=total)
         if self.embed is not None:
-            rankings.append(self._read_first(instruction + question, texts, by_words))
+            first = self._choose_first(asked, texts, words, by_words)
+            rankings.append(self._read_first(instruction + question, texts, by_words, first))
         if self.embed is None or self.matching.hybrid:
             rankings.append(by_words)
         weights = [1.0] * len(rankings)
@@ -132,20 +135,33 @@ class Similarity:
             return self._round(rankings[0])
         return self._round(relevance.reciprocal_ranks(rankings, weights))
 
-    def _read_first(self, question: str, texts: Sequence[str], by_words: np.ndarray) -> np.ndarray:
-        """[texts]: cosine of the texts that the shortlist has room for, the best by their words first, at least one.
+    def _choose_first(
+        self, asked: Sequence[str], texts: Sequence[str], words: Sequence[Sequence[str]], by_words: np.ndarray
+    ) -> np.ndarray:
+        """Numbers of the texts that the encoder reads: those that match best, and of the others some from all places.
 
-        The others are below, in the order of their words. All are read where the question shares no word with any.
+        As many as the shortlist has room for, at least one. All of them where the texts lack half of the terms that are
+        asked for, or more: a question in another language, or in other words.
         """
-        order = np.argsort(-by_words, kind="stable")
+        everything = np.arange(len(texts))
+        known = set(asked) & set().union(*words) if self.matching.shortlist else set[str]()
+        if len(known) <= len(set(asked)) / 2:
+            return everything
+        # Steps of the golden ratio: the first of what does not match lie far apart, however many there is room for.
+        scattered = everything * (math.sqrt(5) - 1) / 2 % 1
+        order = np.lexsort((scattered, -by_words))
         sizes = np.cumsum([markup.words(texts[place]) for place in order])
-        many = max(1, int(np.searchsorted(sizes, self.matching.shortlist, side="right")))
-        if not self.matching.shortlist or many >= len(texts) or not by_words.any():
+        return order[: max(1, int(np.searchsorted(sizes, self.matching.shortlist, side="right")))]
+
+    def _read_first(self, question: str, texts: Sequence[str], by_words: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """[texts]: cosine of the texts `first`; the others are below, in the order of their words."""
+        if len(first) == len(texts):
             return np.asarray(self.compare([question], texts)[0])
-        read = order[:many]
-        values = np.zeros(len(texts))
-        values[read] = self.compare([question], [texts[place] for place in read])[0]
-        values[order[many:]] = values[read].min() - np.arange(1, len(texts) - many + 1) / len(texts)
+        values = np.full(len(texts), np.nan)
+        values[first] = self.compare([question], [texts[place] for place in first])[0]
+        behind = np.flatnonzero(np.isnan(values))
+        behind = behind[np.argsort(-by_words[behind], kind="stable")]
+        values[behind] = values[first].min() - np.arange(1, len(behind) + 1) / len(texts)
         return values
 
     def _round(self, values: np.ndarray) -> np.ndarray:

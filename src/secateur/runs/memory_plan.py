@@ -195,8 +195,9 @@ def _plan_memory(
     kept = frozen + (8.0 + beside) * learned  # float32 weights and gradients, and what stands beside them
     # torch's AdamW updates all tensors at once on a card, for which it takes as much again as the weights.
     at_once = 4.0 * learned if torch.device(device).type == "cuda" and (how.optimizer or "adamw") == "adamw" else 0.0
-    step = weights + (kept + at_once) * share
-    training = max(training - (1.0 - share) * kept, step)
+    left = share if asks else 1.0  # what asks no teacher is tuned whole, and cut behind that
+    step = weights + (kept + at_once) * left
+    training = max(training - (1.0 - left) * kept, step)
     if torch.device(device).type == "cpu":
         score += min(HEAP["score"] * score, 2.0**30)
         training += min(HEAP["training"] * training, 2.0**30)

@@ -186,6 +186,20 @@ def test_blocks_are_ranked_by_an_embedder_after_its_instruction():
     assert seen[1][0] == f"Find: {QUESTION}"  # behind the text by which a changed encoder is found out
 
 
+def test_of_long_pages_an_embedder_reads_a_shortlist_unless_told_otherwise():
+    page = open_page("".join(f"<p>{QUESTION} {i} land{i % 10} {' '.join(WORDS)}</p>" for i in range(400)), numbered=False)
+    words = page.text().split()
+    for options, least, most in (({}, 1000, 2100), ({"language": "de"}, 1000, 2100), ({"shortlist": 0}, 4000, 9**9)):
+        seen = list[str]()
+
+        def embed(texts, seen=seen):
+            seen.extend(texts)
+            return by_town(texts)
+
+        run(page, QUESTION, "words=12", embedder=embed, **options)
+        assert least < sum(len(text.split()) for text in seen) < most, (options, len(words))
+
+
 def test_a_block_is_ranked_with_what_it_stands_under():
     items = "".join(
         f"<h2>name{i}()</h2><h3>What</h3><p>Gives back {' '.join(WORDS)} {i}.</p><p>More of it.</p>" for i in range(9)

@@ -47,6 +47,12 @@ def results(root, *budgets, model=None, **options) -> list[Result]:
         return list(d_pruner.d_pruner(model or subject(), data, wanted, run, **how))
 
 
+def test_more_processes_than_sequences_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(d_pruner.distributed, "count", lambda: 3)
+    with pytest.raises(InputError, match="3 processes share a batch of 2: give train_batch and samples of 3 or more"):
+        results(tmp_path, "weights=50%", general_weight=0.0, train_batch=2)
+
+
 def views(one: Transformer) -> dict[str, torch.Tensor]:
     return {name: matrix.weight for name, matrix in matrices(one.model, one.layers()).items()}
 

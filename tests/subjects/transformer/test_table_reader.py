@@ -73,3 +73,11 @@ def test_experts_in_another_layout_stay_whole(tmp_path: Path) -> None:
     assert set(family.whole) == {"experts"}
     assert "mlp.experts is not [experts, gate and up, channels]" in family.whole["experts"]
     assert family.attention.tensors["self_attn.sinks"] == ("heads",)
+
+
+def test_the_width_of_a_shared_expert_is_no_count_of_them() -> None:
+    with torch.device("meta"):
+        model = transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(num_hidden_layers=4))
+    experts = derive(model).experts
+    assert experts is not None
+    assert (experts.shared_neurons, experts.shared_count) == ("shared_expert_intermediate_size", "")

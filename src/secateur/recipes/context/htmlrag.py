@@ -68,7 +68,7 @@ def htmlrag(
     path_model: Any = "",
     instruction: str = "",
     headed: bool = True,
-    matching: Matching = Matching(shortlist=2000),
+    matching: Matching = Matching(),
     hidden: bool = False,
     wide: Annotated[float, Ge(1)] = 2.0,
     block: Annotated[int, Ge(0)] = 0,
@@ -426,7 +426,9 @@ def train(
     made: list[dict[str, Tensor]] = []
     pages, lost = list[tuple[str, ...]](), 0
     draw = np.random.default_rng(seed)
-    similarity = Similarity(encoders.encoder(embedder, str(model.model.device)) if embedder else None)
+    similarity = Similarity(
+        encoders.encoder(embedder, str(model.model.device)) if embedder else None, matching=Matching()
+    )
     for number, row in enumerate(rows, start=1):
         if not row["answers"]:
             raise DataError(f"row {number} has no answers: give text or a list of texts that its documents say")

@@ -117,7 +117,7 @@ def paths_over_graph(
     """
     counts, similarity = (
         encoding.counts(),
-        Similarity(encoding.open_embedder(), digits=6, matching=Matching(encoding.language)),
+        Similarity(encoding.open_embedder(), digits=6, matching=Matching(encoding.language, shortlist=0)),
     )
     judge = open_judge(judging, similarity, enough, seed, encoding.device)
 
