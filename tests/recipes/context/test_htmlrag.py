@@ -187,8 +187,8 @@ def test_blocks_are_ranked_by_an_embedder_after_its_instruction():
 
 
 def test_of_long_pages_an_embedder_reads_a_shortlist_unless_told_otherwise():
-    page = open_page("".join(f"<p>{QUESTION} {i} land{i % 10} {' '.join(WORDS)}</p>" for i in range(400)), numbered=False)
-    words = page.text().split()
+    texts = (f"<p>{QUESTION} {i} land{i % 10} {' '.join(WORDS)}</p>" for i in range(400))
+    page = open_page("".join(texts), numbered=False)
     for options, least, most in (({}, 1000, 2100), ({"language": "de"}, 1000, 2100), ({"shortlist": 0}, 4000, 9**9)):
         seen = list[str]()
 
@@ -197,7 +197,7 @@ def test_of_long_pages_an_embedder_reads_a_shortlist_unless_told_otherwise():
             return by_town(texts)
 
         run(page, QUESTION, "words=12", embedder=embed, **options)
-        assert least < sum(len(text.split()) for text in seen) < most, (options, len(words))
+        assert least < sum(len(text.split()) for text in seen) < most, options
 
 
 def test_a_block_is_ranked_with_what_it_stands_under():

@@ -840,7 +840,8 @@ class _Reading:
     def _find_setting(self, tensor: str, dim: int, value: int, *, stays: str = "", exact: bool = False) -> str:
         """The integer of the config by which one dimension of `tensor` becomes `value`, or, if not `exact`, a multiple.
 
-        Twice that where it has so many already. The others do not change, nor does the tensor `stays`. "" where there is none.
+        Twice that where it has so many already. The others do not change, nor does the tensor `stays`. "" where there
+        is none.
         """
         plain = self._build_shapes({})
         value *= 2 if plain[tensor][dim] == value else 1  # or what is set would change nothing
