@@ -98,7 +98,7 @@ def test_refusals_and_a_process_that_dies_end_all_with_a_line_and_the_run_goes_o
     common = ["--data", "texts.txt", "--batch", "2", "--length", "16", "--out", "died", "--budget", "weights=50%"]
 
     def dying():
-        assert cli.main(["run", "d_pruner", "llama", "--general", "texts.txt", *common]) == 2
+        assert cli.main(["run", "d_pruner", "llama", "--general", "texts.txt", "--train-batch", "1", *common]) == 2
         assert cli.main(["run", "wanda", "llama", "--samples", "1", *common]) == 2
         own, looked = hessian.Moments.share, []
 
@@ -116,7 +116,7 @@ def test_refusals_and_a_process_that_dies_end_all_with_a_line_and_the_run_goes_o
     assert [child.wait() for child in pair] == [2, 9]
     told = [child.stderr.strip().splitlines() for child in pair]
     for lines in told:
-        assert "by=dual trains in one process" in lines[0]
+        assert "2 processes share a batch of 1: give train_batch" in lines[0]
         assert "1 batches for 2 processes" in lines[1]
     end = "secateur: another process of this run has ended: mend what it complains of, and run the same command again"
     assert [lines[2:] for lines in told] == [[end], []]

@@ -62,7 +62,7 @@ STUDY = {
     "title": "which way to turn training before pruning: regimes of temperature and density, told by siblings",
     "recipe": "",
     "sets": "",
-    "grid": "temperatures densities seeds control follow start barrier similar",
+    "grid": "temperatures checkpoints densities seeds control follow start barrier similar",
     "backend": "any",
 }
 
