@@ -20,7 +20,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,8 +56,7 @@ def main(given: Sequence[str] | None = None) -> None:
     pages = sorted((packages.manual() / "library").glob("*.html"))
     fitting = [page for page in pages if options.least <= page.stat().st_size <= options.most]
     documents = [page.read_text("utf-8") for page in random.Random(7).sample(fitting, 10)]
-    torch.set_num_threads(options.threads)
-    watch = time.process_time if options.threads == 1 else time.perf_counter
+    torch.set_num_threads(1)  # of this process, since threads of its own would be lost to those that it forks
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SECATEUR_CACHE"] = folder
         for how in WAYS.values():  # turns have the models of this process
@@ -65,7 +64,7 @@ def main(given: Sequence[str] | None = None) -> None:
     rows: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):
         for way, how in WAYS.items():
-            row = run_apart(partial(take_turn, documents, encoder, how, watch), LIMIT, show=True)
+            row = run_apart(partial(take_turn, documents, encoder, how, options.threads), LIMIT, show=True)
             if "first" not in row:
                 raise SystemExit(f"{way}: {row}")
             rows[way].append(row)
@@ -93,12 +92,14 @@ def describe(values: Sequence[float]) -> str:
 
 
 def take_turn(
-    documents: Sequence[str], encoder: str, how: Mapping[str, Any], watch: Callable[[], float], tell: Tell
+    documents: Sequence[str], encoder: str, how: Mapping[str, Any], threads: int, tell: Tell
 ) -> Mapping[str, Any]:
-    """Seconds by `watch`, and what stays, with a cache of its own.
+    """Seconds, of the clock if there are several threads, and what stays, with a cache of its own.
 
     Blocks that stay are told by question, where they stand, and text.
     """
+    torch.set_num_threads(threads)
+    watch = time.process_time if threads == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SECATEUR_CACHE"] = folder
         began = watch()
