@@ -39,8 +39,8 @@ class Matching:
     shortlist: Annotated[int, Ge(0)] = 2000
     """With an embedder, about how many words of text it reads for a question: of what matches best by its words. The
     rest comes behind, as its words rank it; 0 for all. An encoder reads some 3,500 tokens a second on a core, so that
-    2,000 words take a second or two, however many pages there are. All is read where the pages lack half of the
-    question's words."""
+    2,000 words take a second or two, however many pages there are. All is read where the pages lack more
+    than half of the question's words."""
     corpus: str = ""
     """File or folder of texts or pages (.txt, .jsonl, .parquet, .html, .md), whose words count beside those of the
     documents where it is told how rare a word is."""
@@ -140,12 +140,12 @@ class Similarity:
     ) -> np.ndarray:
         """Numbers of the texts that the encoder reads: those that match best, and of the others some from all places.
 
-        As many as the shortlist has room for, at least one. All of them where the texts lack half of the terms that are
-        asked for, or more: a question in another language, or in other words.
+        As many as the shortlist has room for, at least one. All of them where the texts lack more than half of the terms
+        that are asked for: a question in another language, or in other words.
         """
         everything = np.arange(len(texts))
         known = set(asked) & set().union(*words) if self.matching.shortlist else set[str]()
-        if len(known) <= len(set(asked)) / 2:
+        if not known or len(known) < len(set(asked)) / 2:
             return everything
         # Steps of the golden ratio: the first of what does not match lie far apart, however many there is room for.
         scattered = everything * (math.sqrt(5) - 1) / 2 % 1
