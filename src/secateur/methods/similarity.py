@@ -140,8 +140,8 @@ class Similarity:
     ) -> np.ndarray:
         """Numbers of the texts that the encoder reads: those that match best, and of the others some from all places.
 
-        As many as the shortlist has room for, at least one. All of them where the texts lack more than half of the terms
-        that are asked for: a question in another language, or in other words.
+        As many as the shortlist has room for, at least one. All of them where the texts lack more than half of the
+        terms that are asked for: a question in another language, or in other words.
         """
         everything = np.arange(len(texts))
         known = set(asked) & set().union(*words) if self.matching.shortlist else set[str]()
