@@ -5,8 +5,8 @@
 
 Models of 2 to 5 million parameters are trained on Brown and kept under .cache/claims. Each recipe and its random arm
 cut to one budget of parameters and train as many steps against the original. Figures are the loss on held-out text in
-nats per token (of masked tokens for a masked language model). Prints them, and where all models were asked for writes
-docs/evidence/benchmarks/derived.json.
+nats per token (of masked tokens for a masked language model). Prints them, and writes docs/evidence/benchmarks/
+derived.json after each model, beside those measured before with the same options.
 """
 
 from __future__ import annotations
@@ -172,7 +172,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     packages.brown()
-    rows: dict[str, Any] = {}
+    how = {"train": options.train, "steps": options.steps, "seeds": options.seeds}
+    before = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
+    rows: dict[str, Any] = before["rows"] if before.get("options") == how else {}
     for name in options.only:
         subject = train_model(name, options.train)
         params = subject.units().cost()["params"]
@@ -192,8 +194,8 @@ def main() -> None:
                 row[arm] = str(error)
                 print(f"  {arm:18} {error}", flush=True)
         rows[name] = row
-    if len(rows) == len(MODELS):
-        OUT.write_text(json.dumps({"options": vars(options), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        OUT.parent.mkdir(exist_ok=True)
+        OUT.write_text(json.dumps({"options": how, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
