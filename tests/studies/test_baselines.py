@@ -109,6 +109,21 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
     assert [again_row.cut.notes for again_row in baselines.add(tmp_path / "out", *place)] == [row.cut.notes]
 
 
+def test_magnitude_is_cut_by_the_seconds_that_the_run_has_timed(tmp_path, monkeypatch):
+    place = (tiny.folder("bert", tmp_path / "bert", sentence=True), tiny.sentences(200))
+    how = {"steps": 0, "trials": 0, "calibration": 16, "batch": 2, "length": 8, "train_batch": 8, "train_length": 16}
+    executor.run("ziplm", *place, "latency=10s", tmp_path / "out", **how)
+    table = (tmp_path / "out" / "work" / "latency.json").read_text()
+
+    def refuse(*given: object, **options: object) -> None:
+        raise AssertionError("blocks were timed a second time")
+
+    monkeypatch.setattr(baselines.timing, "time_blocks", refuse)
+    baselines.add(tmp_path / "out", *place)
+    (theirs,) = (tmp_path / "out" / "baselines").glob("magnitude-*/work/latency.json")
+    assert theirs.read_text() == table
+
+
 def test_baselines_are_measured_on_what_the_run_was(tmp_path, monkeypatch):
     known = dict.fromkeys(("seed", "batch", "length", "threads", "device"))
     row = Evidence("ziplm", "params=80%", settings={**known, "held_out_sha256": "a", "held_out": "test.txt"})

@@ -38,9 +38,9 @@ class Matching:
     """With an embedder, rank by words, too: both rankings are joined by reciprocal rank fusion."""
     shortlist: Annotated[int, Ge(0)] = 2000
     """With an embedder, about how many words of text it reads for a question: of what matches best by its words. The
-    rest comes behind, as its words rank it; 0 for all. An encoder reads some 3,500 tokens a second on a core, so that
-    2,000 words take a second or two, however many pages there are. All is read where the pages lack more
-    than half of the question's words."""
+    rest comes behind, as its words rank it; 0 for all. So the time of a question does not grow with the pages, of which
+    words are counted far faster than an encoder reads them. All is read where the pages lack more than half of the
+    question's words."""
     corpus: str = ""
     """File or folder of texts or pages (.txt, .jsonl, .parquet, .html, .md), whose words count beside those of the
     documents where it is told how rare a word is."""

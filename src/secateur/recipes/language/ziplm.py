@@ -92,7 +92,7 @@ def ziplm(
         seed: of sampling, search and training.
         calibration: sequences for the Hessians. More help, ever less: without distillation, a Spearman of 0.705, 0.807,
             0.872 and 0.885 by 16, 64, 256 and 1024 at 2x (row ziplm/calibration of docs/log/claims-0.1.md): give 1024
-            where nothing is trained afterwards.
+            where nothing, or little, is trained afterwards.
         ratio: step of the geometric grid of FFN sizes.
         damp: dampening, as a share of the mean of the Hessian's diagonal.
         trials: coefficient vectors tried; 0 leaves every c at 1.
