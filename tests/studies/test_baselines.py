@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import tiny
 from secateur._utils.rundir import Run
@@ -112,6 +113,7 @@ def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
 def test_magnitude_is_cut_by_the_seconds_that_the_run_has_timed(tmp_path, monkeypatch):
     place = (tiny.folder("bert", tmp_path / "bert", sentence=True), tiny.sentences(200))
     how = {"steps": 0, "trials": 0, "calibration": 16, "batch": 2, "length": 8, "train_batch": 8, "train_length": 16}
+    how |= {"timings": 2, "corrections": 0}
     executor.run("ziplm", *place, "latency=10s", tmp_path / "out", **how)
     table = (tmp_path / "out" / "work" / "latency.json").read_text()
 
@@ -122,6 +124,7 @@ def test_magnitude_is_cut_by_the_seconds_that_the_run_has_timed(tmp_path, monkey
     baselines.add(tmp_path / "out", *place)
     (theirs,) = (tmp_path / "out" / "baselines").glob("magnitude-*/work/latency.json")
     assert theirs.read_text() == table
+    assert yaml.safe_load((theirs.parents[1] / "run.yaml").read_text())["timings"] == 2
 
 
 def test_baselines_are_measured_on_what_the_run_was(tmp_path, monkeypatch):

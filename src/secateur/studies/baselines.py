@@ -30,6 +30,9 @@ from secateur.vocabulary import Budget, Evidence, Recovery, Result, Selection, U
 
 __all__ = ["add", "every_second_layer", "magnitude"]
 
+_CLOCK = ("tolerance", "corrections", "timings")
+"""Fields of `Clock` that a baseline cut on the clock has from the run."""
+
 
 def every_second_layer(
     subject: Transformer,
@@ -49,7 +52,6 @@ def every_second_layer(
 
     Args:
         recovery: options of `distillation.distil`, so that nothing but the cut differs.
-        clock: see `timing.Clock`.
     """
     total = len(subject.layers())
     student, cut = subject.cut(Selection({"layers": np.arange(total) % 2 == 0}))
@@ -76,6 +78,7 @@ def magnitude(
 
     Args:
         recovery: options of `distillation.distil`, so that nothing but the cut differs.
+        clock: see `timing.Clock`.
     """
     whole = subject.units(batch=batch, length=length)
     kinds = levels.widest(whole)
@@ -122,11 +125,13 @@ def add(
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
         beside = {}
-        timed = Path(out) / "work" / "latency.json"
+        table = Path(out) / "work" / "latency.json"
         for baseline in baselines:
-            arm = _with_table(baseline, timed) if row.recipe == "ziplm" and timed.exists() else baseline
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
-            how = {**shared, "recovery": recovery, "held_out": held_out}
+            how, arm = {**shared, "recovery": recovery, "held_out": held_out}, baseline
+            if baseline is magnitude:
+                how |= {name: row.settings[name] for name in _CLOCK if name in row.settings}
+                arm = _with_table(arm, table) if row.recipe == "ziplm" and table.exists() else arm
             (found,) = executor.run(arm, model, data, row.target, place, **how)
             measuring.check_judges(row, held_out, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
@@ -135,14 +140,14 @@ def add(
     return rows
 
 
-def _with_table(arm: Callable[..., Iterator[Result]], timed: Path) -> Callable[..., Iterator[Result]]:
-    """`arm` that finds the latency table `timed` in its run, in place of one of its own: the same seconds for both."""
+def _with_table(arm: Callable[..., Iterator[Result]], table: Path) -> Callable[..., Iterator[Result]]:
+    """`arm` that finds the latency table `table` in its run, in place of one of its own: the same seconds for both."""
 
     @wraps(arm)
     def run_arm(
         subject: Transformer, data: Corpus, budgets: Sequence[Budget], run: Run, **options: object
     ) -> Iterator[Result]:
-        run.json("latency", lambda: json.loads(timed.read_text("utf-8")))
+        run.json("latency", lambda: json.loads(table.read_text("utf-8")))
         yield from arm(subject, data, budgets, run, **options)
 
     return run_arm
