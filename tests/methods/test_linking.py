@@ -26,6 +26,29 @@ def test_a_name_that_is_spelt_wrong_is_found_by_its_neighbours():
     assert link_question(HERE, question, by_letters, NodeLinking(least=0.99))[0] == ["urn:x:flu"]
 
 
+def test_a_few_facts_that_tell_homonyms_apart_make_no_node_crowded():
+    here = graph(
+        *(("mercury1", "named", f"thing{number}") for number in range(40)), ("mercury2", "melts_at", "cold"),
+        names=[("mercury1", "Mercury"), ("mercury2", "Mercury")],
+    )  # fmt: skip
+    assert link_question(here, "Mercury melts at what?", None, NodeLinking())[0][0] == "urn:x:mercury2"
+    assert not here.crowded
+
+
+@pytest.mark.parametrize("embed", [None, by_letters])
+@pytest.mark.parametrize(("question", "found"), [
+    ("Clinic issue in what?", ["clinic"]),
+    ("What does the clinc issue?", ["clinic"]),
+    ("Clinic of the tissuue?", ["clinic", "tissue"]),
+    ("What is the issue?", ["tissue"]),
+])  # fmt: skip
+def test_what_a_fact_of_a_named_thing_says_is_no_name_that_is_spelt_wrong(question, found, embed):
+    here = graph(("clinic", "issues_in", "occupation"), ("tissue", "part_of", "organ"))
+    nodes, record = link_question(here, question, embed, NodeLinking(least=0.8, fallback=0))
+    assert nodes == [f"urn:x:{name}" for name in found]
+    assert not any("'issue'" in note for note in record["notes"]) or found == ["tissue"]
+
+
 @pytest.mark.parametrize("many", [1, 2])
 def test_more_than_one_node_for_a_name(many):
     linking = NodeLinking(least=0.5, nearest=many)

@@ -17,7 +17,7 @@ from secateur.methods.asking import Record, Spending, list_in
 from secateur.methods.similarity import Similarity
 from secateur.retrieval.encoders import Embed
 from secateur.retrieval.names import Names
-from secateur.retrieval.words import COMMON, stop_words
+from secateur.retrieval.words import COMMON, Words, stop_words
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
 __all__ = [
@@ -207,8 +207,9 @@ def find_spans(
 ) -> tuple[list[Span], list[Spelling]]:
     """The names that stand in a question as they are, or spelt a little otherwise; and those of the latter.
 
-    Words that say nothing (`stop_words` of the graph's language) are no names on their own. Things of one name are in
-    the order of what they have to do with the question.
+    Words that say nothing (`stop_words` of the graph's language) are no names on their own, and what facts of the
+    things named say is none that is spelt wrong. Things of one name are in the order of what they have to do with the
+    question.
     """
     found = names.mentions(question, common=_common(graph))
     spans: list[Span] = [
@@ -224,10 +225,18 @@ def find_spans(
     ]
     otherwise = list[Spelling]()
     for _, _, start, end, near in sorted(close):
-        if _is_free(spans, start, end):
+        if _is_free(spans, start, end) and not _is_relation(graph, spans, question[start:end]):
             spans.append((start, end, rank_homonyms(graph, question, [match.node for match in near], embed)))
             otherwise.append(Spelling(question[start:end], near[0].name))
     return sorted(spans), otherwise
+
+
+def _is_relation(graph: KnowledgeGraph, spans: Sequence[Span], text: str) -> bool:
+    """Whether the words of `text` stand in what relates the things of `spans` to others: an issue is no tissue then."""
+    facts = graph.around({node for _, _, nodes in spans for node in nodes[:HOMONYMS]})
+    said = graph.names({fact.predicate for fact in facts}).values()
+    terms = Words(graph.language.partition("-")[0])
+    return set(terms(text)) <= {term for name in said for term in terms(name)}
 
 
 def correct(question: str, spellings: Sequence[Spelling]) -> str:
@@ -246,7 +255,7 @@ def rank_homonyms(graph: KnowledgeGraph, question: str, nodes: Sequence[str], em
     if len(several) < 2 or not question.strip():
         return several
     first, rest = several[:HOMONYMS], several[HOMONYMS:]
-    kinds, beside = graph.kinds(first), graph.around(first, most=BESIDE)
+    kinds, beside = graph.kinds(first), graph.around(first, most=BESIDE, noted=False)
     names = graph.names({end for fact in beside for end in (fact.subject, fact.predicate, fact.object)} | set(first))
     said: dict[str, list[str]] = {node: [kinds[node]] for node in first}
     for fact in beside:

@@ -108,13 +108,14 @@ class KnowledgeGraph:
 
     # ------------------------------------------------------------------------------------------------------------ facts
 
-    def around(self, nodes: Iterable[str], *, literals: bool = False, most: int = 0) -> list[Fact]:
+    def around(self, nodes: Iterable[str], *, literals: bool = False, most: int = 0, noted: bool = True) -> list[Fact]:
         """The facts one hop around nodes, in both directions, each once, sorted.
 
-        literals: also what is said of them in words and numbers, other than their names. most: instead of the graph's.
+        literals: also what is said of them in words and numbers, other than their names. most: of each, instead of the
+        graph's. noted: whether `crowded` is to name the nodes of which there are more.
         """
         found, crowded = self._around(nodes, literals, most)
-        self.crowded |= crowded
+        self.crowded |= crowded if noted else set()
         return sorted(found)
 
     def within(self, nodes: Iterable[str], hops: int, *, most: int = 100_000, each: int = 0) -> Neighbourhood:
