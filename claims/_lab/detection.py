@@ -36,7 +36,7 @@ def data(train: int = 2000) -> tuple[Examples, Examples]:
     Scenes of a pilot show digits that judged ones do not.
     """
     how: dict[str, Any] = {"size": 64, "objects": (1, 4), "sides": (12, 32), "clutter": 3}
-    held = {"start": scaled(8000, 7000), "stop": scaled(None, 8000), "seed": 1}
+    held = {"start": scaled(8000, 7000), "stop": scaled(10_000, 8000), "seed": 1}
     return scenes(scaled(train, 96), stop=scaled(8000, 7000), **how), scenes(scaled(400, 32), **held, **how)
 
 

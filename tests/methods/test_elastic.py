@@ -45,6 +45,7 @@ MODELS: dict[str, Callable[[], Transformer]] = {
     "gemma2": lambda: make("gemma2"),
     "gpt2": lambda: open_subject(tiny.model("gpt2")),
     "mixtral": lambda: open_subject(tiny.model("mixtral")),
+    "gpt-oss": lambda: make("gpt-oss"),
     "NemotronH": hybrid,
     "NemotronH-moe": mixed_hybrid,
     "NemotronH-latent": lambda: mixed_hybrid(moe_latent_size=16, n_routed_experts=8, n_group=2),

@@ -17,7 +17,7 @@ from secateur.subjects import Moe, open_subject
 from subjects.hybrids import make_hybrid
 from subjects.tiny import make, padded
 
-NAMES = ("mixtral", "qwen2-moe", "phimoe", "deepseek3", "without gates")
+NAMES = ("mixtral", "qwen2-moe", "phimoe", "deepseek3", "without gates", "gpt-oss")
 
 
 def opened(name: str) -> tuple[Moe, dict[str, Any]]:
@@ -37,13 +37,18 @@ class Gated(nn.Module):
     def __init__(self, experts: Any) -> None:
         super().__init__()
         self.experts = experts
-        self.gates = nn.Parameter(torch.ones(experts.down_proj.shape[::2]))
+        biased = hasattr(experts, "down_proj_bias")
+        self.gates = nn.Parameter(torch.ones(experts.down_proj.shape[:2] if biased else experts.down_proj.shape[::2]))
         self.seen: list[tuple[int, Tensor]] = []
 
     def forward(self, states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         total = torch.zeros_like(states)
         for e in range(len(self.gates)):
             tokens, place = torch.where(chosen == e)
+            if hasattr(self.experts, "down_proj_bias"):  # gpt-oss: inputs before outputs, gates and rows in turns
+                out = self._run_biased(states[tokens], e)
+                total = total.index_add(0, tokens, out * shares[tokens, place][:, None])
+                continue
             if hasattr(self.experts, "up_proj"):
                 inner = self.experts.act_fn(functional.linear(states[tokens], self.experts.up_proj[e]))
             else:
@@ -53,6 +58,13 @@ class Gated(nn.Module):
             out = functional.linear(inner * self.gates[e], self.experts.down_proj[e])
             total = total.index_add(0, tokens, out * shares[tokens, place][:, None])
         return total
+
+    def _run_biased(self, states: Tensor, e: int) -> Tensor:
+        read = states @ self.experts.gate_up_proj[e] + self.experts.gate_up_proj_bias[e]
+        gate, up = read[:, ::2].clamp(max=7.0), read[:, 1::2].clamp(-7.0, 7.0)
+        inner = (up + 1) * gate * torch.sigmoid(1.702 * gate)
+        self.seen.append((e, inner.detach()))
+        return (inner * self.gates[e]) @ self.experts.down_proj[e] + self.experts.down_proj_bias[e]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -109,7 +121,7 @@ def test_activation_is_the_mean_over_the_tokens_an_expert_got() -> None:
         experts.activation(lambda item: None, subject.model, layers, [real])
 
 
-@pytest.mark.parametrize("name", ["phimoe", "without gates"])
+@pytest.mark.parametrize("name", ["phimoe", "without gates", "gpt-oss"])
 def test_activation_by_hand(name: str) -> None:
     subject, layers = opened(name)
     site = next(iter(layers))
@@ -123,13 +135,16 @@ def test_activation_by_hand(name: str) -> None:
     torch.testing.assert_close(found[site], expected.flatten(), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "without gates"])
+@pytest.mark.parametrize("name", ["mixtral", "without gates", "gpt-oss"])
 def test_weight_is_the_norm_of_all_that_leaves_with_a_neuron(name: str) -> None:
     module = next(iter(opened(name)[1].values()))
     score = experts.weight({"s": module})["s"].reshape(4, -1)[3, 7]
     gated = name == "mixtral"
-    rows = (module.gate_up_proj[3, 7], module.gate_up_proj[3, 47]) if gated else (module.up_proj[3, 7],)
-    parts = (*rows, module.down_proj[3, :, 7])
+    if name == "gpt-oss":
+        parts = (module.gate_up_proj[3, :, 14], module.gate_up_proj[3, :, 15], module.down_proj[3, 7])
+    else:
+        rows = (module.gate_up_proj[3, 7], module.gate_up_proj[3, 47]) if gated else (module.up_proj[3, 7],)
+        parts = (*rows, module.down_proj[3, :, 7])
     assert float(score) == pytest.approx(float(torch.cat([part.detach() for part in parts]).norm()), rel=1e-5)
 
 

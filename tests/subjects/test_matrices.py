@@ -10,6 +10,8 @@ from transformers import (
     DeepseekV3ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -64,8 +66,9 @@ def test_conv1d_is_turned_and_written_through():
                                                         first_k_dense_replace=1, n_group=1, topk_group=1,
                                                         num_experts_per_tok=2)), 3),
         (lambda: make_hybrid("NemotronH-moe"), 2),
+        (lambda: GptOssForCausalLM(GptOssConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)), 0),
     ],
-    ids=["mixtral", "phimoe", "qwen2_moe", "deepseek_v3", "without gates"],
+    ids=["mixtral", "phimoe", "qwen2_moe", "deepseek_v3", "without gates", "gpt_oss"],
 )  # fmt: skip
 def test_packed_experts_are_matrices_and_routers_are_not(make, shared):
     model = make()
@@ -75,6 +78,7 @@ def test_packed_experts_are_matrices_and_routers_are_not(make, shared):
     assert not any("gate.weight" in name or "router" in name for name in found)
     assert sum("shared_expert" in name for name in found) == shared
     first = experts[0]
+    assert first.weight.shape[1] == model.config.hidden_size, "as a linear has them, however they are stored"
     first.weight.zero_()
     assert not first.parameter[0].any()
     plain = model.config.model_type == "nemotron_h"

@@ -145,10 +145,13 @@ MODELS = {
         "DeepseekV2ForCausalLM",
     ),
     "deepseek3": ("DeepseekV3Config", _LATENT | _GROUPED | {"n_routed_experts": 8}, "DeepseekV3ForCausalLM"),
+    # Inputs before outputs, rows of gate and up in turns, biases.
+    "gpt-oss": ("GptOssConfig", _MOE | {"num_local_experts": 4}, "GptOssForCausalLM"),
 }
 MIXTURES = [
-    name for name in MODELS if name.startswith(("mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "phimoe", "deep"))
-]
+    name for name in MODELS
+    if name.startswith(("mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "phimoe", "deep", "gpt-oss"))
+]  # fmt: skip
 DENSE = [name for name in MODELS if name not in MIXTURES]
 DECODERS = [name for name in MODELS if not name.startswith(("bert", "roberta", "distilbert"))]
 GENERATORS = [name for name in DECODERS if MODELS[name][2].endswith(("CausalLM", "LMHeadModel"))]

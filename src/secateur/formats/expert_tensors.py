@@ -1,7 +1,9 @@
-"""The form in which transformers keeps all experts of a layer: one module with two tensors.
+"""The forms in which transformers keeps all experts of a layer: one module with two tensors.
 
 With gates gate_up_proj [E, 2 I, d], the rows of the gate first, an expert gives W2 (act(W1 x) * W3 x); without them
-up_proj [E, I, d], and it gives W2 act(W1 x). Both have down_proj [E, d, I].
+up_proj [E, I, d], and it gives W2 act(W1 x). Both have down_proj [E, d, I]. Either may be stored turned, inputs before
+outputs: gate_up_proj [E, d, 2 I] and down_proj [E, I, d] (Llama 4). Rows of gate and up may alternate, and each tensor
+may have a bias beside it: gate_up_proj_bias [E, 2 I], down_proj_bias [E, d] (gpt-oss).
 """
 
 from __future__ import annotations
@@ -9,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from secateur.errors import UnsupportedError
 
-__all__ = ["find_first", "is_packed", "run_first"]
+__all__ = ["find_bias", "find_first", "is_packed", "is_turned", "matrix", "neurons_of_rows", "run_first", "sizes"]
 
 _PLAIN = "up_proj"
-_FORMS = (("gate_up_proj", "down_proj"), (_PLAIN, "down_proj"))
+_OUT = "down_proj"
+_FORMS = (("gate_up_proj", _OUT), (_PLAIN, _OUT))
 
 
 def find_first(module: nn.Module) -> str:
@@ -28,12 +32,46 @@ def find_first(module: nn.Module) -> str:
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether it holds experts in one of the forms: outputs before inputs, and rows for each neuron."""
+    """Whether it holds experts in one of the forms."""
+    return bool(find_first(module)) and (_fits(module, turned=False) or _fits(module, turned=True))
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Whether its tensors have inputs before outputs: as the module or else its shapes say; not if they fit both."""
+    return bool(getattr(module, "is_transposed", False)) or not _fits(module, turned=False)
+
+
+def _fits(module: nn.Module, *, turned: bool) -> bool:
     first = find_first(module)
-    if not first:
-        return False
-    (_, rows, inputs), (_, outputs, neurons) = (getattr(module, name).shape for name in (first, "down_proj"))
+    (_, rows, inputs), (_, outputs, neurons) = (getattr(module, name).shape for name in (first, _OUT))
+    if turned:
+        rows, inputs, outputs, neurons = inputs, rows, neurons, outputs
     return bool(rows == neurons * (1 if first == _PLAIN else 2) and inputs == outputs)
+
+
+def sizes(module: nn.Module) -> tuple[int, int, int]:
+    """(E experts, d channels, I neurons of each)."""
+    count, outputs, neurons = getattr(module, _OUT).shape
+    return (count, neurons, outputs) if is_turned(module) else (count, outputs, neurons)
+
+
+def matrix(module: nn.Module, leaf: str, stored: Tensor | None = None) -> Tensor:
+    """A tensor of all experts, or one of its shape such as its gradient, as a view [E, outputs, inputs]."""
+    given = getattr(module, leaf) if stored is None else stored
+    return given.mT if is_turned(module) else given
+
+
+def find_bias(module: nn.Module, leaf: str) -> Tensor | None:
+    """The bias [E, outputs] of a tensor of all experts, where there is one."""
+    return cast(Tensor | None, getattr(module, f"{leaf}_bias", None))
+
+
+def neurons_of_rows(module: nn.Module) -> Tensor:
+    """The neuron of each row of the first matrix: [2 I] with gates, [I] without."""
+    neurons = torch.arange(sizes(module)[2])
+    if find_first(module) == _PLAIN:
+        return neurons
+    return neurons.repeat(2) if getattr(module, "is_concatenated", True) else neurons.repeat_interleave(2)
 
 
 def run_first(module: nn.Module, expert: int, states: Tensor) -> Tensor:
@@ -43,7 +81,8 @@ def run_first(module: nn.Module, expert: int, states: Tensor) -> Tensor:
     transformers do. Raises `UnsupportedError` for one that says neither that nor what its activation is.
     """
     first = find_first(module)
-    read = functional.linear(states, getattr(module, first)[expert])
+    bias = find_bias(module, first)
+    read = functional.linear(states, matrix(module, first)[expert], None if bias is None else bias[expert])
     join = cast(Callable[[Tensor], Tensor] | None, getattr(module, "_apply_gate", None))
     if first != _PLAIN and join is not None:
         return join(read)

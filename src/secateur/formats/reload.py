@@ -168,9 +168,10 @@ def resize(model: Any, family: Table) -> None:
 
     `family` has "blocks", the sub-blocks of its layers, each with its "tensors", a table of module -> axes of its
     weight; an axis is "", "channels", "neurons", "heads" (one number per query head), "heads*" (head_dim numbers for
-    each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" and
-    "shared_neurons" of a mixture, "cross*" (the same per head of a cross-attention), "state_heads", "state_heads*" and
-    "state_fixed" of a mixer's states, or several of them joined by "+".
+    each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" (and
+    "expert_neurons*2", two numbers for each) and "shared_neurons" of a mixture, "cross*" (the same per head of a
+    cross-attention), "state_heads", "state_heads*" and "state_fixed" of a mixer's states, or several of them joined by
+    "+".
     """
     experts, states = family["experts"], family.get("states")
     lists = [model.base_model.get_submodule(path) for path in family["stacks"]]
@@ -282,7 +283,9 @@ def _mixture(layer: Any, experts: Table, config: Any) -> dict[str, int]:
         for key, value in (("num_experts", count), ("intermediate_dim", neurons), ("ffn_dim", neurons)):
             if hasattr(module, key):
                 setattr(module, key, value)
-    return {"experts": count, "expert_neurons": neurons, "shared_neurons": shared}
+    if hasattr(layer.get_submodule(experts["packed"]), "intermediate_size"):
+        layer.get_submodule(experts["packed"]).intermediate_size = neurons
+    return {"experts": count, "expert_neurons": neurons, "expert_neurons*": neurons, "shared_neurons": shared}
 
 
 def _remove(layer: Any, block: Table, index: int | None, shared: bool) -> None:

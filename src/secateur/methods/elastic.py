@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import BudgetError, InfeasibleError, InputError, ModelError, UnsupportedError
+from secateur.formats import expert_tensors
 from secateur.recover.sparsity import gates, nested
 from secateur.recover.sparsity.router import BudgetRouter, encode_budget
 from secateur.score import ablation, activation, experts, routing
@@ -396,7 +397,9 @@ def find_places(subject: Transformer, axes: Mapping[str, Axis]) -> Iterator[nest
         if names is not None and "expert_neurons" in axes and site in axes["expert_neurons"].counts:
             width = layout.widths[index]
             unit = torch.arange(width.experts * width.expert_neurons).reshape(width.experts, 1, width.expert_neurons)
-            yield nested.Columns(f"{path}.{names.packed}", "down_proj", site, unit)
+            packed = f"{path}.{names.packed}"
+            turned = expert_tensors.is_turned(subject.model.get_submodule(packed))
+            yield nested.Columns(packed, "down_proj", site, unit.mT if turned else unit)
         if "layers" in axes and index in axes["layers"].order:
             yield nested.Gate(path, "layers", index)
 

@@ -377,7 +377,7 @@ class _OneForAll:
     def __call__(self, states: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         rows = states.repeat_interleave(chosen.shape[-1], 0)
         inner = expert_tensors.run_first(self.experts, 0, rows)
-        out = nn.functional.linear(inner, self.experts.get_parameter("down_proj")[0])
+        out = nn.functional.linear(inner, expert_tensors.matrix(self.experts, "down_proj")[0])
         weighted = out * shares.reshape(-1, 1).to(out.dtype)
         summed: Tensor = weighted.unflatten(0, (-1, chosen.shape[-1])).sum(1)
         return summed

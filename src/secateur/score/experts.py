@@ -1,8 +1,8 @@
 """Neurons inside experts of a mixture: gradient of a gate on each, activity and magnitude.
 
-Layers are given as site -> packed experts in a form of `formats.expert_tensors`, E of I neurons each, with down_proj
-[E, d, I], called with (states [T, d], chosen experts [T, k], shares [T, k]). Neuron j of expert e has the intermediate
-activation h_j = act(W1 x)_j (W3 x)_j, or act(W1 x)_j without gates; it is unit e I + j of its site.
+Layers are given as site -> packed experts in a form of `formats.expert_tensors`, E of I neurons each, with W2 of all
+[E, d, I] in down_proj, called with (states [T, d], chosen experts [T, k], shares [T, k]). Neuron j of expert e has the
+intermediate activation h_j = act(W1 x)_j (W3 x)_j, or act(W1 x)_j without gates; it is unit e I + j of its site.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 Layers = Mapping[str, Any]
+_OUT = "down_proj"
 
 
 def taylor(
@@ -47,11 +48,13 @@ def taylor(
     Source: Molchanov et al., CVPR 2019, equation 8, with gates; SlimMoE (arXiv 2506.18349) takes it of its KD loss.
     """
     weights = {site: module.down_proj for site, module in layers.items()}
-    sums = {weight: torch.zeros(weight.shape[::2], dtype=torch.float64) for weight in weights.values()}
+    modules = {weights[site]: module for site, module in layers.items()}
+    sums = {weight: _zeros(module) for weight, module in modules.items()}
 
     def reduce(weight: Tensor, found: Tensor) -> None:
-        for expert, (own, slope) in enumerate(zip(weight.detach(), found, strict=True)):
-            sums[weight][expert] += (own.float() * slope.float()).sum(0).cpu()
+        own, slopes = (expert_tensors.matrix(modules[weight], _OUT, one) for one in (weight.detach(), found))
+        for expert, slope in enumerate(slopes):
+            sums[weight][expert] += (own[expert].float() * slope.float()).sum(0).cpu()
 
     count = sum(1 for _ in gradient.reduce_gradients(loss, model, batches, list(sums), reduce))
     return {site: finite(site, (sums[one] / count).abs().flatten().float()) for site, one in weights.items()}
@@ -64,7 +67,7 @@ def activation(
 
     Raises `DataError` without batches, `InputError` for a layer that the forward pass never reached.
     """
-    sums = {site: torch.zeros(module.down_proj.shape[::2], dtype=torch.float64) for site, module in layers.items()}
+    sums = {site: _zeros(module) for site, module in layers.items()}
     counts = {site: torch.zeros(len(module.down_proj), dtype=torch.float64) for site, module in layers.items()}
     mask: Tensor | None = None
     reached: set[str] = set()
@@ -108,11 +111,17 @@ def weight(layers: Layers) -> dict[str, Tensor]:
     """Site -> float32 [E I]: the norm of all weights of a neuron, its row of W1 (and W3) and its column of W2."""
     found = {}
     for site, module in layers.items():
-        columns = module.down_proj.detach().float().square().sum(1)
-        first: Tensor = getattr(module, expert_tensors.find_first(module))
-        rows = first.detach().float().square().sum(-1).unflatten(1, (-1, columns.shape[1])).sum(1)
-        found[site] = finite(site, (rows + columns).sqrt().flatten().cpu())
+        squares = expert_tensors.matrix(module, _OUT).detach().float().square().sum(1)
+        rows = expert_tensors.matrix(module, expert_tensors.find_first(module)).detach().float().square().sum(-1)
+        squares.index_add_(1, expert_tensors.neurons_of_rows(module).to(rows.device), rows)
+        found[site] = finite(site, squares.sqrt().flatten().cpu())
     return found
+
+
+def _zeros(module: nn.Module) -> Tensor:
+    """A number for each neuron of each expert, float64 [E, I]."""
+    count, _, neurons = expert_tensors.sizes(module)
+    return torch.zeros(count, neurons, dtype=torch.float64)
 
 
 def share_scores(scores: Mapping[str, Tensor], layers: Layers) -> dict[str, Tensor]:

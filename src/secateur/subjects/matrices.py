@@ -28,7 +28,7 @@ class Matrix:
     module: path of the module that holds it
     parameter: where it is stored
     expert: its place along the first dimension of a packed parameter [E, d_out, d_in]
-    turned: stored [d_in, d_out] (GPT-2's Conv1D)
+    turned: stored [d_in, d_out] (GPT-2's Conv1D, experts of gpt-oss and Llama 4)
     """
 
     name: str
@@ -44,9 +44,8 @@ class Matrix:
 
     def view(self, stored: Tensor) -> Tensor:
         """A tensor of the parameter's shape (its gradient, a mask) seen as this matrix [d_out, d_in]."""
-        if self.expert is not None:
-            return stored[self.expert]
-        return stored.T if self.turned else stored.flatten(1)
+        mine = stored if self.expert is None else stored[self.expert]
+        return mine.T if self.turned else mine.flatten(1)
 
     @property
     def leaf(self) -> str:
@@ -84,8 +83,9 @@ def _of(path: str, module: nn.Module) -> list[Matrix]:
     stored = dict(module.named_parameters(recurse=False))
     first = expert_tensors.find_first(module)
     if first in stored and "down_proj" in stored and expert_tensors.is_packed(module):
+        turned = expert_tensors.is_turned(module)
         return [
-            Matrix(f"{prefix}{leaf}[{expert}]", path, stored[leaf], expert)
+            Matrix(f"{prefix}{leaf}[{expert}]", path, stored[leaf], expert, turned)
             for leaf in (first, "down_proj")
             for expert in range(len(stored[leaf]))
         ]

@@ -17,7 +17,7 @@ from secateur.errors import UnsupportedError
 from secateur.formats import reload
 from secateur.measure import size
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import deriving, families, shapes
+from secateur.subjects.transformer import deriving, families, layout, shapes
 from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
 from secateur.vocabulary import Selection
@@ -118,6 +118,44 @@ def test_an_axis_that_fails_stays_whole_with_the_reason(
     assert found.keys() - {"attention", "layers", "ffn", "mixer"} == whole
 
 
+def test_what_a_router_hands_to_the_next_is_no_residual_stream() -> None:
+    """Zaya's routers have a stream of their own, all of which can be cut; its layers' can't."""
+    config = transformers.ZayaConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        num_experts=4, moe_intermediate_size=16, router_hidden_size=8, layer_types=["hybrid"] * 2, pad_token_id=0,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.ZayaForCausalLM(config)
+    found = derive(model)
+    assert [block.kind for block in found.blocks] == ["attention"]
+    assert found.whole["channels"] == "no channels run through all its layers"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        ("AriaTextForCausalLM", {"moe_num_experts": 4, "moe_topk": 3, "num_key_value_heads": 2}),
+        ("GptOssForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 3, "num_key_value_heads": 2}),
+    ],
+)
+def test_experts_with_inputs_before_outputs_are_units(architecture: str, more: dict[str, Any]) -> None:
+    kind = getattr(transformers, architecture)
+    torch.manual_seed(0)
+    subject = open_subject(kind(kind.config_class(**SMALL | more)).eval())
+    assert not subject.family.whole
+    site = subject.units().sites["layers.0.experts"]
+    assert (site.count, site.minimum) == (4, 3), "the router gives a token three, whatever the config calls them"
+    keep = {"layers.0.expert_neurons": np.arange(4 * 48) % 3 > 0, "layers.1.experts": np.arange(4) > 0}
+    assert find_change(subject, keep) < 1e-5
+
+
+def test_experts_of_which_a_token_passes_nobody_knows_how_many_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "CHOSEN", ())
+    config = transformers.GptOssConfig(**SMALL, num_local_experts=4)
+    found = derive(transformers.GptOssForCausalLM(config)).whole
+    assert found == {"experts": "its config says by no known name how many experts a token passes"}
+
+
 def test_a_table_that_is_wrong_is_not_believed() -> None:
     wrong = replace(families.FAMILIES["llama"], norm_offset=1.0)
     assert prove(smollm3(), wrong).whole == {"channels": "a cut of its channels gives other outputs than silencing"}
@@ -126,8 +164,6 @@ def test_a_table_that_is_wrong_is_not_believed() -> None:
 @pytest.mark.parametrize(
     ("architecture", "more"),
     [
-        # One number says the sizes of experts, of another form than ours, and of the expert that all tokens pass.
-        ("AriaTextForCausalLM", {"moe_num_experts": 4, "moe_topk": 2}),
         # Its class gives every few layers heads of another size.
         (
             "Gemma4ForCausalLM",

@@ -69,7 +69,9 @@ def test_what_leaves_with_a_block() -> None:
     assert not layout.leaves_with_block(layout.place("model.norm.weight"))
 
 
-@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama-tied-bias", "gemma2", "phi3", "qwen2-moe"])
+@pytest.mark.parametrize(
+    "name", ["bert", "distilbert", "gpt2", "llama-tied-bias", "gemma2", "phi3", "qwen2-moe", "gpt-oss"]
+)
 def test_the_slices_of_a_unit_are_what_its_cut_removes(name):
     """The weights of each unit's slices add up to what its going saves, where nothing else goes with it."""
     subject = make(name)

@@ -29,17 +29,20 @@ def mixture(name: str) -> Moe:
 
 @pytest.mark.parametrize("name", MIXTURES)
 def test_all_and_active_parameters_are_those_of_the_formula(name: str) -> None:
-    """Experts E 3 d width per layer, of which a token passes k; all else is passed by every token."""
+    """Experts E 3 d width, and biases, per layer, of which a token passes k; all else is passed by every token."""
     subject = mixture(name)
     config, cost = subject.model.config, subject.units().cost()
     experts = {n: 3 * config.hidden_size * one.count * one.width for n, one in subject.mixtures().items()}
+    biases = {n: one.count * (2 * one.width + config.hidden_size) for n, one in subject.mixtures().items()}
+    experts = {n: size + (biases[n] if name == "gpt-oss" else 0) for n, size in experts.items()}
     assert cost["params"] == sum(p.numel() for p in subject.model.parameters())
     idle = sum(size * (1 - subject.top_k / subject.mixtures()[n].count) for n, size in experts.items())
     assert cost["active_params"] == cost["params"] - idle
     half, receipt = subject.cut(Selection(selections(subject)["expert neurons alike"]))
     gone = sum(experts.values()) / 2
+    gone -= sum(one.count * config.hidden_size for one in subject.mixtures().values()) / 2 if name == "gpt-oss" else 0
     assert receipt.before["params"] - receipt.after["params"] == gone
-    active = gone - idle / 2
+    active = gone * subject.top_k / next(iter(subject.mixtures().values())).count
     assert receipt.before["active_params"] - receipt.after["active_params"] == active
     assert half.units().cost()["active_params"] == receipt.after["active_params"]
 
@@ -60,6 +63,25 @@ def test_slimming_leaves_the_router_alone_and_each_expert_its_own_neurons(name: 
             both = np.concatenate([row, row])
             assert torch.equal(after.experts.gate_up_proj[expert], before.experts.gate_up_proj[expert][both])
             assert torch.equal(after.experts.down_proj[expert], before.experts.down_proj[expert][:, row])
+
+
+def test_neurons_whose_rows_alternate_go_with_both_of_their_rows_their_biases_and_their_line_of_the_output() -> None:
+    """gpt-oss stores inputs before outputs: [E, d, 2 I] with gate and row of a neuron side by side, and [E, I, d]."""
+    subject = mixture("gpt-oss")
+    keep = selections(subject)["experts and their neurons"]
+    slim, _ = subject.cut(Selection(keep))
+    assert isinstance(slim, Moe)
+    before, after = subject.mixtures()[2], slim.mixtures()[2]
+    stay = np.flatnonzero(keep["layers.2.experts"])
+    mine = keep["layers.2.expert_neurons"].reshape(before.count, before.width)[stay]
+    assert after.count == len(stay) < before.count
+    for number, (old, row) in enumerate(zip(stay, mine, strict=True)):
+        both = np.repeat(row, 2)
+        for leaf in ("gate_up_proj", "gate_up_proj_bias"):
+            assert torch.equal(getattr(after.experts, leaf)[number], getattr(before.experts, leaf)[old][..., both])
+        assert torch.equal(after.experts.down_proj[number], before.experts.down_proj[old][row])
+        assert torch.equal(after.experts.down_proj_bias[number], before.experts.down_proj_bias[old])
+        assert torch.equal(after.router.bias[number], before.router.bias[old])
 
 
 def test_slimming_leaves_the_routing_of_the_first_layer_as_it_was() -> None:
@@ -175,7 +197,7 @@ def test_a_shared_expert_that_is_no_multiple_of_the_others_needs_a_modelling_fil
     torch.testing.assert_close(load(tmp_path).eval()(**batch).logits, run(own, batch), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "deepseek3"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "deepseek3", "gpt-oss"])
 def test_layers_of_their_own_widths_load_without_remote_code(name: str, tmp_path: Path) -> None:
     subject = mixture(name)
     found = selections(subject)
@@ -213,10 +235,11 @@ def test_experts_listed_one_by_one_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_mixture_of_many_widths_loads_without_secateur(tmp_path: Path) -> None:
-    subject = mixture("qwen2-moe")
+@pytest.mark.parametrize("name", ["qwen2-moe", "gpt-oss"])
+def test_a_mixture_of_many_widths_loads_without_secateur(name: str, tmp_path: Path) -> None:
+    subject = mixture(name)
     found = selections(subject)
-    own, _ = subject.cut(Selection(found["experts and their neurons"] | found["shared neurons"]))
+    own, _ = subject.cut(Selection(found["experts and their neurons"] | found.get("shared neurons", {})))
     own.save(tmp_path)
     batch = padded(own)
     save_file(batch, tmp_path / "batch.safetensors")

@@ -11,6 +11,7 @@ import transformers
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import UnsupportedError
+from secateur.formats import expert_tensors
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recipes.sparse.stun import stun
 from secateur.runs.backends import language
@@ -60,10 +61,17 @@ def test_several_heads_in_one_axis_are_read_as_they_lie() -> None:
     assert derive(model).attention.tensors["attention.query_key_value"] == ("heads*3", "channels")
 
 
-def test_experts_in_another_layout_stay_whole(tmp_path: Path) -> None:
-    """gpt-oss has the numbers of gate and up in turns, inputs before outputs; who wants experts gone is told so."""
+def test_experts_in_another_layout_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gpt-oss has the numbers of gate and up in turns; who wants experts gone that do otherwise than said is told."""
     with torch.device("meta"):
         model = transformers.GptOssForCausalLM(transformers.GptOssConfig(num_hidden_layers=2))
+    family = derive(model)
+    assert not family.whole
+    rows = ("experts", "expert_neurons*2")
+    assert family.experts.tensors["mlp.experts.gate_up_proj"] == ("experts", "channels", "expert_neurons*2")
+    assert family.experts.tensors["mlp.experts.gate_up_proj_bias"] == rows
+    assert family.experts.tensors["mlp.experts.down_proj"] == ("experts", "expert_neurons", "channels")
+    monkeypatch.setattr(expert_tensors, "neurons_of_rows", lambda module: torch.arange(expert_tensors.sizes(module)[2]))
     family = derive(model)
     subject, budgets = make_subject(model, family), [Budget.parse("params=80%")]
     assert [row["axes"] for row in language._list_lasting(subject)] == [["experts"]]

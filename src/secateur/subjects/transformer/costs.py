@@ -255,6 +255,8 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
             return 1, f"layers.{place.layer}.{name}", ""
         if name == "cross*":
             return layout.head_dim, f"layers.{place.layer}.cross.heads", ""
+        if name.startswith("expert_neurons*"):
+            return int(name.partition("*")[2]), f"layers.{place.layer}.expert_neurons", ""
         grouped = name == "kv*" and place.layer is not None and layout.widths[place.layer].has_groups
         block = layout.head_dim * int(name.partition("*")[2] or 1) if "*" in name else 1
         return block, f"layers.{place.layer}.{'kv_groups' if grouped else 'heads'}", ""
@@ -284,7 +286,8 @@ def _condition(layout: Layout, place: Place) -> dict[str, object]:
 
 def _routed_share(layout: Layout, place: Place) -> tuple[float, dict[str, Any]]:
     """How often a token passes one of the packed experts a tensor holds, as a factor and a divisor; else once."""
-    if not any("expert_neurons" in axis for axis in place.axes or ()):
+    experts = layout.family.experts
+    if experts is None or place.layer is None or place.module != experts.packed:
         return 1.0, {}
     return float(layout.chosen), {"per": (f"layers.{place.layer}.experts",)}
 

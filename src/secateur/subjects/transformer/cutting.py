@@ -245,7 +245,8 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
             pieces.append((offset + parts[name][:, None] * block + parts["state_channels"]).flatten())
             offset += width.state_heads * block
             continue
-        block = layout.head_dim * int(times or 1) if star else 1
+        wide = 1 if name == "expert_neurons" else layout.head_dim
+        block = wide * int(times or 1) if star else 1
         pieces.append(offset + (parts[name][..., None] * block + torch.arange(block)).flatten(-2))
         offset += getattr(width, name) * block
     return torch.cat(pieces, -1)
@@ -288,8 +289,13 @@ def slice_tensor(layout: Layout, tensor: Tensor, axes: Sequence[str], layer: int
         if index.dim() == 1:
             tensor = tensor.index_select(dim, index)
         else:  # experts along dim 0, which have been chosen by now; each has its own neurons
-            tensor = tensor.take_along_dim(index[:, None] if dim == 2 else index[..., None], dim)
+            tensor = tensor.take_along_dim(_stretch(index, tensor, dim), dim)
     return tensor
+
+
+def _stretch(each: Tensor, tensor: Tensor, dim: int) -> Tensor:
+    """What is given for each expert [E, k], as it stands along `dim` of a tensor whose first dimension is experts."""
+    return each.reshape(len(each), *(each.shape[1] if other == dim else 1 for other in range(1, tensor.dim())))
 
 
 def _goes(layout: Layout, place: Place, stays: Kept) -> bool:
@@ -703,7 +709,7 @@ def silence(layout: Layout, stays: Kept, *, corrected: bool = True) -> PreTraine
                     continue
                 mine, experts = gone.repeat(len(tensor), 1), stays.parts[place.layer or 0]["experts"]
                 mine[experts] = mine[experts].scatter(-1, index, False)
-                tensor.masked_fill_((mine[:, None] if dim == 2 else mine[..., None]).to(tensor.device), 0.0)
+                tensor.masked_fill_(_stretch(mine, tensor, dim).to(tensor.device), 0.0)
         for number in stays.parts:
             _bar(layout, model, number, stays.parts[number].get("experts"))
             _rescale(layout, model, number, stays.parts[number])

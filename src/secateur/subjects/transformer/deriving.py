@@ -283,7 +283,8 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
 
     Raises `UnsupportedError` where nothing can be cut, or where the table counts other parameters than the copy has.
     """
-    counted = make_subject(tiny, family).units().cost()["params"]
+    start = make_subject(tiny, family)
+    counted = start.units().cost()["params"]
     there = sum(parameter.numel() for parameter in tiny.parameters())
     if counted != there:
         raise UnsupportedError(f"{type(tiny).__name__}: its table counts {counted:.0f} parameters of {there}")
@@ -293,6 +294,8 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
         "heads" in axis or "kv" in axis for block in attentions for axes in block.tensors.values() for axis in axes
     ):
         whole.setdefault("heads", "the rows of its attention's linears can't be told apart by heads")
+    if family.experts and not start.layout.chosen:
+        whole["experts"] = "its config says by no known name how many experts a token passes"
     for kind in _KINDS:
         if kind in whole or (kind == "kv_groups" and "heads" in whole):
             continue

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from secateur.formats import expert_tensors
 from secateur.formats.reload import find_blocks, list_configs
 from secateur.subjects.transformer.families import Axes, Block, Family, Stack
-from secateur.subjects.transformer.per_layer import get_setting
+from secateur.subjects.transformer.per_layer import CHOSEN, get_setting
 
 __all__ = ["SHORTCUTS", "Layout", "Place", "Widths"]
 
@@ -178,14 +179,14 @@ class Layout:
         parts = self._modules(layer)
         if experts is None or experts.packed not in parts:
             return 0, 0, 0
-        count, _, neurons = parts[experts.packed].get_parameter("down_proj").shape
+        count, _, neurons = expert_tensors.sizes(parts[experts.packed])
         shared = parts[f"{experts.shared}.down_proj"].get_parameter("weight").shape[1] if experts.shared else 0
         return int(count), int(neurons), int(shared)
 
     @cached_property
     def chosen(self) -> int:
-        """Experts that each token passes."""
-        return int(getattr(self.model.config, "num_experts_per_tok", None) or 0)
+        """Experts that each token passes; 0 where the config says it by no name that is known."""
+        return next((int(count) for name in CHOSEN if (count := get_setting(self.model.config, name))), 0)
 
     @cached_property
     def expert_groups(self) -> int:
@@ -283,7 +284,8 @@ class Layout:
             linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
             for leaf, parameter in module.named_parameters(recurse=False):
                 name = f"{path}.{leaf}"
-                if (linear and leaf == "weight") or "experts" in (self.place(name).axes or ()):
+                routed = "experts" in (self.place(name).axes or ()) and not leaf.endswith("bias")
+                if routed or (linear and leaf == "weight"):
                     yield name, parameter
 
     def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
@@ -314,12 +316,12 @@ class Layout:
         """Site -> (units, numbers of each), of the sites whose units stand along one part of an axis."""
         if part == "channels":
             return {"channels": (self.hidden_size, 1)}
-        if layer is None or part in ("", "expert_neurons") or part.startswith("state_"):
+        if layer is None or not part or part.startswith(("expert_neurons", "state_")):
             return {}
         width, name = self.widths[layer], f"layers.{layer}"
-        if part.startswith("heads*"):
+        if part == "heads" or part.startswith("heads*"):  # a number for each, as of a sink, or their rows
             inside = width.heads // width.kv if width.kv else 1
-            block = self.head_dim * int(part.removeprefix("heads*") or 1)
+            block = 1 if part == "heads" else self.head_dim * int(part.removeprefix("heads*") or 1)
             groups = {f"{name}.kv_groups": (width.kv, inside * block)} if width.has_groups else {}
             return {f"{name}.heads": (width.heads, block)} | groups
         if part == "cross*":

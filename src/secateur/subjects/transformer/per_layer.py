@@ -9,7 +9,10 @@ from itertools import pairwise
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
-__all__ = ["get_setting", "list_own", "take_layers"]
+__all__ = ["CHOSEN", "get_setting", "list_own", "take_layers"]
+
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_top_k", "moe_k")
+"""What configs call the number of experts that a token passes."""
 
 _TOKENS = re.compile(r"token_ids?$")
 _NUMBERS = re.compile(r"layer|idx|indices|indexes")

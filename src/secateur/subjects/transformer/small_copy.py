@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.pretrained import draw_input
-from secateur.subjects.transformer.per_layer import get_setting, take_layers
+from secateur.subjects.transformer.per_layer import CHOSEN, get_setting, take_layers
 
 __all__ = [
     "DENSE",
@@ -205,6 +205,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         elif isinstance(value, int) and _LENGTH.search(name):
             same = name.endswith("vocab_size") and value == vocabulary  # a decoder may have one of its own
             data[name] = VOCABULARY if same else min(value, 64)
+        elif isinstance(value, int) and name in CHOSEN:
+            data[name] = min(value, 2)
         elif isinstance(value, int) and "expert" in name and not _SIZE.search(name):
             data[name] = min(value, 2 if "tok" in name or "shared" in name or "top" in name else several)
         elif isinstance(value, int) and "group" in name:

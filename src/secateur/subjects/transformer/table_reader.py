@@ -128,12 +128,16 @@ class _Reading:
             self.whole["channels"] = "its encoder and its decoder have channels of their own"
 
     def _find_channels(self, inside: str) -> str:
-        """The site of the residual stream: of those in all layers of a list, the one with the most tensors."""
+        """The site of the residual stream: of those in all layers of a list, the one with the most tensors.
+
+        It is as wide as the model, unlike what a router of one layer hands to that of the next (Zaya).
+        """
         starts = {f"model.{start}" for start in self.starts if start.startswith(inside)}
         wide = {
             name: sum(member.module.startswith(f"model.{inside}") for member in group.members)
             for name, group in self.groups.items()
-            if all(any(member.module.startswith(start) for member in group.members) for start in starts)
+            if any(len(member.units) == self.config.hidden_size for member in group.members)
+            and all(any(member.module.startswith(start) for member in group.members) for start in starts)
         }
         if not wide:
             self.whole["channels"] = "no channels run through all its layers"
@@ -581,7 +585,7 @@ class _Reading:
                 if not self._is_packed(path, first):
                     rows = "gate and up" if "gate" in first else "neurons"
                     shapes = f"[experts, {rows}, channels] and [experts, channels, neurons]"
-                    self.whole["experts"] = f"{path} is not {shapes}"
+                    self.whole["experts"] = f"{path} is not {shapes}, nor is it so with inputs before outputs"
                 elif not self._find_router(start, inside):
                     self.whole["experts"] = f"no router stands beside {path}"
                 elif biased := self._find_biased(start, inside.rpartition(".")[0]):
@@ -591,13 +595,18 @@ class _Reading:
         return ""
 
     def _is_packed(self, path: str, first: str) -> bool:
-        """Whether neurons stand in its tensors as in `formats.expert_tensors`, the rows of the gate first."""
-        inner, outer = self.axes.get((f"{path}.{first}", 1)), self.axes.get((f"{path}.down_proj", 2))
-        if inner is None or outer is None or inner.site != outer.site:
+        """Whether neurons stand in its tensors, and in their biases, as in one of `formats.expert_tensors`."""
+        module = self.modules[path]
+        if not expert_tensors.is_packed(module):
             return False
-        every = np.arange(len(outer.units))
-        turns = np.tile(every, len(inner.units) // len(every))
-        return expert_tensors.is_packed(self.modules[path]) and np.array_equal(inner.units, turns)
+        turned = expert_tensors.is_turned(module)
+        inner = self.axes.get((f"{path}.{first}", 2 if turned else 1))
+        outer = self.axes.get((f"{path}.down_proj", 1 if turned else 2))
+        bias = self.axes.get((f"{path}.{first}_bias", 1), inner)
+        if inner is None or outer is None or bias is None or not inner.site == outer.site == bias.site:
+            return False
+        rows = expert_tensors.neurons_of_rows(module).numpy()
+        return np.array_equal(inner.units, rows) and np.array_equal(bias.units, rows)
 
     def _find_biased(self, start: str, mixture: str) -> str:
         """A bias that a layer adds to the channels by its experts or by a plain FFN; "" where there is none."""
@@ -625,12 +634,15 @@ class _Reading:
         mixture, tensors = packed.rpartition(".")[0], dict[str, Axes]()
         leaf = expert_tensors.find_first(self.modules[start + packed])
         first, second = (f"{start}{packed}.{name}" for name in (leaf, "down_proj"))
-        state = self.tiny.state_dict()
-        count, _, width = state[second].shape
-        rows = "+".join(["expert_neurons"] * (state[first].shape[1] // width))
+        state, module = self.tiny.state_dict(), self.modules[start + packed]
+        count, turned = expert_tensors.sizes(module)[0], expert_tensors.is_turned(module)
         # Of the channels, or of a latent that stays whole.
-        tensors[f"{packed}.{leaf}"] = ("experts", rows, self._read_axis(first, 2, {}))
-        tensors[f"{packed}.down_proj"] = ("experts", self._read_axis(second, 1, {}), "expert_neurons")
+        reads = (_list_rows(module), self._read_axis(first, 1 if turned else 2, {}))
+        writes = (self._read_axis(second, 2 if turned else 1, {}), "expert_neurons")
+        for name, both in ((leaf, reads), ("down_proj", writes)):
+            tensors[f"{packed}.{name}"] = ("experts", *(reversed(both) if turned else both))
+            if expert_tensors.find_bias(module, name) is not None:
+                tensors[f"{packed}.{name}_bias"] = ("experts", both[0])
         own = {} if shared is None else {shared: "neurons"}
         router, beside = self._find_router(start, packed), ""
         for name in self._list(f"{start}{mixture}."):
@@ -659,7 +671,7 @@ class _Reading:
             router,
             beside,
             count=self._find_setting(first, 0, 2 * count),
-            neurons=self._find_setting(second, 2, 72),
+            neurons=self._find_setting(second, 1 if turned else 2, 72),
             shared_neurons=width or "shared_expert_intermediate_size",
             shared_count=common,
             least=2 if biased and getattr(self.config, "n_group", None) else 1,
@@ -934,6 +946,13 @@ def _tensors(nest: object) -> Iterator[Tensor]:
     elif isinstance(nest, list | tuple):
         for one in nest:
             yield from _tensors(one)
+
+
+def _list_rows(packed: nn.Module) -> str:
+    """The axis of what the neurons of packed experts read: gates before rows, or both in turns."""
+    neurons, width = expert_tensors.neurons_of_rows(packed).tolist(), expert_tensors.sizes(packed)[2]
+    alternate = len(neurons) > width and neurons[0] == neurons[1]
+    return "expert_neurons*2" if alternate else "+".join(["expert_neurons"] * (len(neurons) // width))
 
 
 def _has_blocks(units: np.ndarray) -> bool:
