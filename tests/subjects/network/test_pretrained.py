@@ -30,6 +30,7 @@ from secateur.methods import pruning
 from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import opening, pretrained
+from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
 
@@ -77,7 +78,8 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     capsys.readouterr()
     for name in ("LICENSE", "COPYING", "USE_POLICY.md"):
         assert (small / name).read_text() == "as it is"
-    assert not (small / "cut_map.json").exists()
+    assert (small / "cut_map.json").exists() == (kind != "sound"), "the result's own, by units of its class"
+    assert kind == "sound" or Origin.read(small).name == str(tmp_path / "model")
     assert (small / "preprocessor_config.json").is_file() == (kind == "pixels")
     torch.save(inputs := pretrained.make_inputs(model), tmp_path / "inputs.pt")
     run_without_secateur(CODE, tmp_path)

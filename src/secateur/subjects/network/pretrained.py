@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils import checkpoints, plugins
+from secateur._utils.disk import atomic_write
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.network.traced import Traced
 
@@ -202,12 +203,18 @@ def describes(model: nn.Module) -> bool:
 
 
 def save(subject: Traced, folder: Path, original: str) -> None:
-    """Write a model that its config describes, and beside it what the folder at `original` has beside its weights."""
-    from secateur.subjects.transformer import loading  # which loads transformers
+    """Write a model that its config describes, and beside it what the folder at `original` has beside its weights.
+
+    And where its class fits a table of the transformers, the map of what was cut, by which adapters are translated.
+    """
+    from secateur.subjects.transformer import loading, saving, traced_cuts  # which load transformers
 
     folder.mkdir(parents=True, exist_ok=True)
+    found = traced_cuts.describe_cut(subject, original)  # before the files that it speaks of are overwritten
     cast("PreTrainedModel", subject.model).save_pretrained(folder)
     copy_beside(loading.locate(original), folder)
+    if found is not None:
+        atomic_write(folder / saving.MAP, found)
 
 
 def copy_beside(home: Path, folder: Path, *, tokenizer: bool = True) -> None:

@@ -1,0 +1,70 @@
+"""A model cut as any network carries the same map as a recipe's result, and is left alone where none can be told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import ResNetConfig, ResNetForImageClassification
+
+import secateur
+import tiny
+from secateur import cli
+from secateur.subjects import load, open_subject
+from secateur.subjects.network.opening import open_network
+from secateur.subjects.transformer import cutting, traced_cuts
+from secateur.subjects.transformer.origin import Origin
+from secateur.vocabulary import Selection
+from subjects.transformer.test_adapters import adapt
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_an_adapter_of_the_base_is_translated_to_a_model_that_was_cut_as_a_network(kind: str, tmp_path: Path) -> None:
+    base, small = tiny.folder(kind, tmp_path / "base"), tmp_path / "small"
+    assert cli.main(["prune", str(base), "--budget", "params=60%", "--out", str(small)]) == 0
+    origin = Origin.read(small)
+    assert origin is not None
+    assert origin.kept is not None
+    assert (origin.name, origin.digest()) == (str(base), Origin.of_model(load(base)).digest())
+    merged = adapt(base, tmp_path / "adapter")
+    place, notes = secateur.translate_adapter(tmp_path / "adapter", small, tmp_path / "fit")
+    assert notes == ()
+    assert all(len(parts["neurons"]) < 128 for parts in origin.kept.parts.values())
+    wanted = load(small).eval()
+    wanted.load_state_dict(cutting.slice_state(open_subject(merged).layout, origin.kept))
+    fit = peft.PeftModel.from_pretrained(load(small), str(place)).merge_and_unload().eval()
+    batch = open_subject(small).example(2, 8)
+    with torch.no_grad():
+        ours, theirs, bare = (one(**batch).logits for one in (fit, wanted, load(small)))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert float((bare - theirs).abs().max()) > 0.01
+
+
+def test_what_is_no_whole_unit_or_more_than_a_slice_has_no_map(tmp_path: Path) -> None:
+    base = tiny.folder("qwen3", tmp_path / "base")
+    whole = open_network(base)
+    units = whole.units()
+    name = next(name for name in units.sites if name.endswith("mlp.gate_proj.channels"))
+    cut, _ = whole.cut(Selection({name: np.arange(units[name].count) >= 8}))
+    (plan,) = cut.plans
+    known = traced_cuts.describe_cut(cut, str(base))
+    assert known is not None
+    assert '"neurons": "8-127"' in known
+    tensors = {key: dict(dims) for key, dims in plan.tensors.items()}
+    tensors["model.layers.0.self_attn.o_proj.weight"] = {1: list(range(63))}  # seven eighths of a head
+    for odd in (replace(plan, tensors=tensors), replace(plan, biases=("model.layers.0.mlp.down_proj",))):
+        cut._plans = (odd,)
+        assert traced_cuts.describe_cut(cut, str(base)) is None
+
+
+def test_a_class_that_fits_no_table_has_no_map(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    small = tmp_path / "small"
+    assert cli.main(["prune", str(tmp_path / "resnet"), "--budget", "params=70%", "--out", str(small)]) == 0
+    assert (small / "config.json").is_file()
+    assert not (small / "cut_map.json").exists()
