@@ -383,8 +383,9 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     if ":" in name and path.suffix != ".npz":
         found = _from_object(plugins.function(name)(), label, name)
         return found if label else replace(found, labels=None)
+    texts = ", or texts to a recipe on language models (secateur list)" if path.suffix in (".txt", ".jsonl") else ""
     raise DataError(
-        f"data {source} is no .npz file, no folder of images and no function: give one of them"
+        f"data {source} is no .npz file, no folder of images and no function: give one of them{texts}"
         if path.exists()
         else f"there is no data at {source}: give an .npz file, a folder of images, or file.py:function"
     )
