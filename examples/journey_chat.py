@@ -115,7 +115,7 @@ def main() -> int:
     """Run, print what came out. Returns the exit code."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as aside:
-        out = Path(sys.argv[1] if len(sys.argv) > 1 else aside)
+        out = Path(sys.argv[1] if len(sys.argv) > 1 else aside).resolve()  # the answers come from inside it
         out.mkdir(parents=True, exist_ok=True)
         print("1/4 chats as JSONL, and a tokenizer with a chat template")
         rows = make_chats()
