@@ -125,6 +125,23 @@ def state(process):
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+LEFT = """
+import torch
+from secateur.data.feeding import Ahead
+one = Ahead(lambda number: {"inputs": torch.zeros(2)}, 2, 8)
+one.itself = one  # so that only Python's end ends it
+for number in range(5):
+    one[number]
+print(one._values is not None)
+"""
+
+
+def test_a_process_ends_whose_workers_were_never_told_to():
+    """multiprocessing waits for them at its end, and they do not listen to SIGTERM."""
+    printed = subprocess.run([sys.executable, "-c", LEFT], stdout=subprocess.PIPE, text=True, timeout=60).stdout
+    assert printed == "True\n"
+
+
 def test_chance_of_training_does_not_depend_on_workers(tmp_path):
     class_folder(tmp_path, 20)
     torch.manual_seed(1)

@@ -16,8 +16,9 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, util
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,6 +68,8 @@ class _Worker:
             warnings.simplefilter("ignore")  # on forks of a process with threads: this one's are not used there
             self.process.start()
         theirs.close()
+        # Before multiprocessing waits for processes as Python ends: it asks by SIGTERM, which is not for this one.
+        self._killer = util.Finalize(self, _kill, (self.process,), exitpriority=0)
 
     def ask(self, number: int) -> None:
         """Have a batch read; it must not be asked for more than `_EACH` that were not received."""
@@ -98,8 +101,7 @@ class _Worker:
 
     def end(self) -> None:
         """Stop the process, whatever it is doing."""
-        self.process.kill()
-        self.process.join()
+        self._killer()
         self._pipe.close()
 
     def _serve(self, pipe: Connection, work: Work) -> None:
@@ -130,6 +132,11 @@ class _Worker:
                     pipe.send(InputError(f"images could not be read: {line(error)}"))
                 count += 1
         os._exit(0)
+
+
+def _kill(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
 
 
 def read_in_order(work: Work, numbers: Iterable[int], workers: int, size: int) -> Iterator[Batch]:
