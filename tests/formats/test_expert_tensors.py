@@ -82,6 +82,20 @@ def test_inputs_may_stand_before_outputs(width: int) -> None:
     torch.testing.assert_close(found, given)
 
 
+def test_experts_that_are_not_told_which_of_them_a_token_passes_are_none_of_the_form() -> None:
+    """Llama 4 calls them with states alone, in the order of experts."""
+
+    class Sorted(nn.Module):
+        def forward(self, states: Tensor) -> Tensor:
+            return states
+
+    experts = Sorted()
+    for name, shape in (("gate_up_proj", (2, 4, 10)), ("down_proj", (2, 5, 4))):
+        experts.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+    assert find_first(experts) == "gate_up_proj"
+    assert not is_packed(experts)
+
+
 def test_experts_that_say_nothing_of_their_order_have_the_gates_first() -> None:
     gated = make(gate_up_proj=(2, 4, 10), down_proj=(2, 5, 4))
     assert neurons_of_rows(gated).tolist() == [*range(5), *range(5)]

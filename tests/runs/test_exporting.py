@@ -114,6 +114,15 @@ def test_masks_are_those_of_the_zeros(sparse, tmp_path):
 
 
 @needs
+def test_experts_with_inputs_before_outputs_stay_floating_point(tmp_path, monkeypatch):
+    monkeypatch.setitem(exporting.QUANTISED, "int8", 0.2)  # of random weights, whose router is at odds with itself
+    make("gpt-oss").save(tmp_path / "model")
+    place, notes = secateur.export(tmp_path / "model", "int8", tmp_path / "out")
+    assert notes[0].startswith("12 linears in 8 bits")
+    assert load_file(place / "model.safetensors")["model.layers.0.mlp.experts.down_proj"].dtype == torch.float32
+
+
+@needs
 @pytest.mark.parametrize(("to", "bits"), [("int8", 8), ("int4", 4)])
 def test_quantised_loads_plainly_keeps_zeros_and_says_what_it_costs(sparse, fresh, to, bits):
     place, notes, batch, logits = fresh

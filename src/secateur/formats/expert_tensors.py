@@ -1,13 +1,14 @@
 """The forms in which transformers keeps all experts of a layer: one module with two tensors.
 
 With gates gate_up_proj [E, 2 I, d], the rows of the gate first, an expert gives W2 (act(W1 x) * W3 x); without them
-up_proj [E, I, d], and it gives W2 act(W1 x). Both have down_proj [E, d, I]. Either may be stored turned, inputs before
-outputs: gate_up_proj [E, d, 2 I] and down_proj [E, I, d] (Llama 4). Rows of gate and up may alternate, and each tensor
-may have a bias beside it: gate_up_proj_bias [E, 2 I], down_proj_bias [E, d] (gpt-oss).
+up_proj [E, I, d], and it gives W2 act(W1 x). Both have down_proj [E, d, I]. They may be stored turned, inputs before
+outputs: gate_up_proj [E, d, 2 I] and down_proj [E, I, d] (Aria). Rows of gate and up may alternate, and each tensor may
+have a bias beside it: gate_up_proj_bias [E, 2 I], down_proj_bias [E, d] (gpt-oss).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import cast
 
@@ -32,8 +33,15 @@ def find_first(module: nn.Module) -> str:
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether it holds experts in one of the forms."""
-    return bool(find_first(module)) and (_fits(module, turned=False) or _fits(module, turned=True))
+    """Whether it holds experts in one of the forms, and is told which of them each token passes."""
+    fits = bool(find_first(module)) and (_fits(module, turned=False) or _fits(module, turned=True))
+    return fits and _takes_choice(module)
+
+
+def _takes_choice(module: nn.Module) -> bool:
+    """Whether it is called with (states, chosen experts, shares), and not with states in order of experts (Llama 4)."""
+    taken = inspect.signature(module.forward).parameters.values()
+    return len(taken) > 2 or any(one.kind is one.VAR_POSITIONAL for one in taken)
 
 
 def is_turned(module: nn.Module) -> bool:

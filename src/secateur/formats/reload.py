@@ -278,11 +278,14 @@ def _mixture(layer: Any, experts: Table, config: Any) -> dict[str, int]:
     shared = getattr(config, experts["shared_neurons"], None) or 0
     if not shared and experts["shared_count"]:
         shared = neurons * getattr(config, experts["shared_count"])
+    before = len(layer.get_submodule(experts["packed"]).down_proj)
     for name in (experts["packed"], experts["router"], experts["packed"].rpartition(".")[0]):
         module = layer.get_submodule(name)
-        for key, value in (("num_experts", count), ("intermediate_dim", neurons), ("ffn_dim", neurons)):
+        if getattr(module, "num_experts", None) == before:  # it may be that of a token, which multiplies
+            module.num_experts = count
+        for key in ("intermediate_dim", "ffn_dim"):
             if hasattr(module, key):
-                setattr(module, key, value)
+                setattr(module, key, neurons)
     if hasattr(layer.get_submodule(experts["packed"]), "intermediate_size"):
         layer.get_submodule(experts["packed"]).intermediate_size = neurons
     return {"experts": count, "expert_neurons": neurons, "expert_neurons*": neurons, "shared_neurons": shared}

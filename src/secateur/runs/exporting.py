@@ -227,6 +227,9 @@ def _choose_matrices(subject: Transformer | Streamed, bits: int) -> tuple[dict[s
     quantise.check(subject.model)
     chosen, left = dict[str, str](), dict[str, str]()
     for name, matrix in matrices.matrices(subject.model, subject.layers()).items():
+        if matrix.expert is not None and matrix.turned:
+            left[matrix.module] = "its tensors have inputs before outputs"
+            continue
         reason = quantise.unfit(matrix.parameter.shape[-1], bits)
         if reason and matrix.expert is not None:  # transformers reads those of a layer all packed, or all plain
             raise UnsupportedError(f"{matrix.leaf}: {reason}, and experts can't stay as they are: choose int8")

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 from secateur.errors import UnsupportedError
 from secateur.formats import reload
 from secateur.measure import size
-from secateur.subjects import Transformer, open_subject
+from secateur.subjects import Moe, Transformer, open_subject
+from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import deriving, families, layout, shapes
 from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
@@ -147,6 +148,37 @@ def test_experts_with_inputs_before_outputs_are_units(architecture: str, more: d
     assert (site.count, site.minimum) == (4, 3), "the router gives a token three, whatever the config calls them"
     keep = {"layers.0.expert_neurons": np.arange(4 * 48) % 3 > 0, "layers.1.experts": np.arange(4) > 0}
     assert find_change(subject, keep) < 1e-5
+
+
+def test_a_number_that_is_no_count_of_experts_stays_in_layers_of_other_widths() -> None:
+    """openai_privacy_filter multiplies by `num_experts`, which is that of a token."""
+    config = transformers.OpenAIPrivacyFilterConfig(
+        **SMALL, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2, head_dim=8
+    )
+    torch.manual_seed(0)
+    model = transformers.OpenAIPrivacyFilterForTokenClassification(config).eval()
+    found = derive(model)
+    assert found.experts is not None
+    assert not found.whole.keys() & {"heads", "kv_groups", "ffn", "experts", "expert_neurons"}
+    assert find_change(open_subject(model), {"layers.1.heads": np.array([True, False, True, False])}) < 1e-5
+
+
+def test_llama_4_is_pruned_and_planned_without_its_experts(tmp_path: Path) -> None:
+    """They are called with states alone, so that nobody knows which token came to which."""
+    config = transformers.Llama4TextConfig(
+        **SMALL, intermediate_size_mlp=56, num_local_experts=4, num_experts_per_tok=1, num_key_value_heads=2, head_dim=8
+    )
+    subject = open_subject(transformers.Llama4ForCausalLM(config).eval())
+    assert not isinstance(subject, Moe)
+    assert "is not [experts, gate and up, channels]" in subject.family.whole["experts"]
+    assert not any("experts" in name for name in matrices(subject.model, subject.layers()))
+
+
+def test_a_list_of_experts_of_a_token_counts_by_its_most() -> None:
+    config = transformers.HunYuanMoEV1Config(
+        **SMALL, num_experts=4, moe_topk=[2, 2, 3], num_key_value_heads=2, head_dim=8
+    )
+    assert open_subject(transformers.HunYuanMoEV1ForCausalLM(config).eval()).layout.chosen == 3
 
 
 def test_experts_of_which_a_token_passes_nobody_knows_how_many_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor
 from secateur.errors import InfeasibleError, UnsupportedError
 from secateur.select import ranking
 from secateur.subjects import Moe, Transformer, load, open_subject
+from secateur.subjects.transformer.deriving import find_family
+from secateur.subjects.transformer.making import make_subject
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 from subjects.tiny import MIXTURES, make, padded, run, selections, without
@@ -82,6 +85,16 @@ def test_neurons_whose_rows_alternate_go_with_both_of_their_rows_their_biases_an
         assert torch.equal(after.experts.down_proj[number], before.experts.down_proj[old][row])
         assert torch.equal(after.experts.down_proj_bias[number], before.experts.down_proj_bias[old])
         assert torch.equal(after.router.bias[number], before.router.bias[old])
+
+
+def test_experts_go_where_their_neurons_stay_whole() -> None:
+    model = mixture("gpt-oss").model
+    subject = make_subject(model, replace(find_family(type(model), model.config), whole={"expert_neurons": "of a try"}))
+    gone, neurons = without(4, 1), np.repeat(without(4, 1), 40)
+    small, _ = subject.cut(Selection({"layers.1.experts": gone, "layers.1.expert_neurons": neurons}))
+    assert small.layout.widths[1].experts == 3
+    with pytest.raises(UnsupportedError, match="of a try"):
+        subject.cut(Selection({"layers.1.expert_neurons": np.tile(np.arange(40) > 0, 4)}))
 
 
 def test_slimming_leaves_the_routing_of_the_first_layer_as_it_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import tiny
 from secateur import cli
 from secateur.subjects import load, open_subject
 from secateur.subjects.network.opening import open_network
-from secateur.subjects.transformer import cutting, traced_cuts
+from secateur.subjects.transformer import cutting, loading, traced_cuts
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Selection
 from subjects.transformer.test_adapters import adapt
@@ -59,6 +60,27 @@ def test_what_is_no_whole_unit_or_more_than_a_slice_has_no_map(tmp_path: Path) -
     for odd in (replace(plan, tensors=tensors), replace(plan, biases=("model.layers.0.mlp.down_proj",))):
         cut._plans = (odd,)
         assert traced_cuts.describe_cut(cut, str(base)) is None
+
+
+def test_a_class_whose_tensors_have_other_names_than_the_table_s_has_no_map(tmp_path: Path) -> None:
+    """A config that names no class is opened as a base model as a network, and as a language model as a transformer."""
+    base = tiny.folder("llama", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["architectures"]
+    (base / "config.json").write_text(json.dumps(config))
+    small = tmp_path / "small"
+    assert cli.main(["prune", str(base), "--budget", "params=60%", "--out", str(small)]) == 0
+    assert not (small / "cut_map.json").exists()
+
+
+def test_what_a_class_has_against_being_read_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.folder("qwen3", tmp_path / "base")
+    whole = open_network(base)
+    units = whole.units()
+    name = next(name for name in units.sites if name.endswith("mlp.gate_proj.channels"))
+    cut, _ = whole.cut(Selection({name: np.arange(units[name].count) >= 8}))
+    monkeypatch.setattr(loading, "open_outline", lambda source: {}["of a list where a number was to be"])
+    assert traced_cuts.describe_cut(cut, str(base)) is None
 
 
 def test_a_class_that_fits_no_table_has_no_map(tmp_path: Path) -> None:

@@ -120,7 +120,13 @@ def find_kept(layout: Layout, keep: Mapping[str, np.ndarray], *, corrected: bool
     for kind, why in layout.whole.items():
         if kind == "channels" and layout.family.bare_channels and not corrected:
             continue
-        partly = (stays[layers] if kind in BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind)
+        partly = [stays[layers] if kind in BLOCKS else stays for name, stays in keep.items() if _kind(name) == kind]
+        if kind == "expert_neurons":  # those of experts that go do not count
+            partly = [
+                stays.reshape(width.experts, -1)[result.parts[index]["experts"]].flatten()
+                for index, width in enumerate(layout.widths)
+                if index in result.parts and (stays := keep.get(f"layers.{index}.{kind}")) is not None
+            ]
         if any(0 < stays.sum() < len(stays) or (kind in BLOCKS and not stays.all()) for stays in partly):
             raise UnsupportedError(f"{kind} of this {layout.family.model_type} model can't be cut: {why}")
     for start, count in zip(layout.starts, layout.counts, strict=True):

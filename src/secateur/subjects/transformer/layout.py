@@ -186,7 +186,9 @@ class Layout:
     @cached_property
     def chosen(self) -> int:
         """Experts that each token passes; 0 where the config says it by no name that is known."""
-        return next((int(count) for name in CHOSEN if (count := get_setting(self.model.config, name))), 0)
+        said: Iterator[int | list[int] | None] = (get_setting(self.model.config, name) for name in CHOSEN)
+        counts = next((count for count in said if count), 0)
+        return max(counts) if isinstance(counts, list) else int(counts)  # a list has one for each layer
 
     @cached_property
     def expert_groups(self) -> int:

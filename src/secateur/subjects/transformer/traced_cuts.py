@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.errors import ModelError, UnsupportedError
 from secateur.subjects.network.shrinking import Plan
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import cutting, loading
@@ -29,7 +28,8 @@ _Places = Mapping[tuple[str, int], Tensor]
 def describe_cut(subject: Traced, original: str) -> str | None:
     """The map of a model cut from the folder or Hub id `original`, as `Origin.describe` has it.
 
-    None where it can't be told: the class fits no table, or what stays of a tensor is not that of whole units.
+    None where it can't be told: the class fits no table, or what stays of a tensor is not that of whole units. The cut
+    stands without it, so whatever a class has against being read as one of a table is no error.
     """
     folder = loading.locate(original)
     try:
@@ -41,7 +41,7 @@ def describe_cut(subject: Traced, original: str) -> str | None:
         exact = kept.channels is not None and any(plan.scaled for plan in subject.plans)
         ratio = layout.hidden_size / len(kept.channels) if exact and kept.channels is not None else 1.0
         return Origin.find(layout.model, layout, folder, original).cut(kept, ratio).describe(layout)
-    except (ModelError, UnsupportedError):
+    except Exception:
         return None
 
 
@@ -60,6 +60,9 @@ def _compose(plans: tuple[Plan, ...]) -> _Places | None:
 
 def _find_kept(layout: Layout, places: _Places) -> Kept | None:
     """The units that stay; None where slicing by them would leave other indices than those at `places`."""
+    known = {name for some in (layout.model.named_parameters(), layout.model.named_buffers()) for name, _ in some}
+    if any(name not in known for name, _ in places):
+        return None  # of a class that gives its tensors other names
     names = {id(parameter): name for name, parameter in layout.model.named_parameters()}
     masks = dict[str, np.ndarray]()
     for site, slices in layout.slices().items():
