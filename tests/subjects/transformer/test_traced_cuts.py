@@ -10,6 +10,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig, ResNetForImageClassification
 
 import secateur
@@ -20,6 +21,7 @@ from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import cutting, loading, traced_cuts
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Selection
+from strangers import run_without_secateur
 from subjects.transformer.test_adapters import adapt
 
 
@@ -43,6 +45,34 @@ def test_an_adapter_of_the_base_is_translated_to_a_model_that_was_cut_as_a_netwo
         ours, theirs, bare = (one(**batch).logits for one in (fit, wanted, load(small)))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert float((bare - theirs).abs().max()) > 0.01
+
+
+def test_a_result_whose_layers_have_widths_of_their_own_is_cut_again_as_a_network(tmp_path: Path) -> None:
+    """Its config is written anew layer by layer, its modelling file lies beside it, and the map leads to the base."""
+    base, small = tiny.folder("llama", tmp_path / "base"), tmp_path / "small"
+    keep = {"layers.1.neurons": np.arange(128) >= 32, "attention": np.arange(4) != 2}
+    open_subject(base).cut(Selection(keep))[0].save(tmp_path / "own")
+    assert cli.main(["prune", str(tmp_path / "own"), "--budget", "params=60%", "--out", str(small)]) == 0
+    model, origin = load(small), Origin.read(small)
+    assert origin is not None
+    assert origin.kept is not None
+    assert origin.name == str(base)
+    assert {int(index) for index in origin.kept.parts[1]["neurons"]} <= set(range(32, 128))
+    batch = open_subject(small).example(2, 8)
+    save_file(batch, tmp_path / "batch.safetensors")
+    code = (
+        "import torch\n"
+        "from transformers import AutoModelForCausalLM\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "model = AutoModelForCausalLM.from_pretrained('small', trust_remote_code=True).eval()\n"
+        "with torch.no_grad():\n"
+        "    save_file({'logits': model(**load_file('batch.safetensors')).logits}, 'logits.safetensors')\n"
+    )
+    run_without_secateur(code, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(load_file(tmp_path / "logits.safetensors")["logits"], model(**batch).logits)
+    widths = [width.neurons for width in open_subject(small).widths()]
+    assert widths[1] < min(widths[0], widths[2], 96)
 
 
 def test_what_is_no_whole_unit_or_more_than_a_slice_has_no_map(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ __all__ = ["Change", "behind", "config_changes", "holders", "read", "write"]
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
 
+_LAYERS = "per_layer_config"
+"""Where configs of transformers say what single layers have otherwise."""
 _BUILDS = 8
 """How many configs are tried at most: each takes as long as the modules of a network take to be made."""
 _FILLS = frozenset(name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")) | frozenset(
@@ -297,14 +299,30 @@ def read(holder: object, field: str) -> object:
         if isinstance(holder, list | tuple):
             holder = holder[int(part)]
         else:
-            holder = holder.get(part) if isinstance(holder, Mapping) else getattr(holder, part, None)
+            if part == _LAYERS and not isinstance(holder, Mapping):
+                holder = _as_data(holder)
+            holder = holder.get(_key(holder, part)) if isinstance(holder, Mapping) else getattr(holder, part, None)
     return holder
+
+
+def _as_data(config: object) -> object:
+    """A config as plain data, in which a layer has what it says otherwise, and not a config of its own."""
+    made = getattr(config, "to_dict", None)
+    return made() if callable(made) else {}
+
+
+def _key(holder: Mapping[Any, object], part: str) -> str | int:
+    """The key of a part of a field: layers are counted by numbers in memory, and by texts in JSON."""
+    return int(part) if part.isdecimal() and part not in holder else part
 
 
 def _set(holder: object, field: str, new: object) -> None:
     first, _, rest = field.partition(".")
     if rest:
         inner = read(holder, first)
+        if first == _LAYERS and not isinstance(holder, dict):
+            _set(inner, rest, new)
+            return setattr(holder, first, inner)
         if not isinstance(inner, list | tuple):
             return _set(inner, rest, new)
         number, _, deeper = rest.partition(".")
@@ -315,6 +333,6 @@ def _set(holder: object, field: str, new: object) -> None:
             parts[int(number)] = new
         new = type(inner)(parts)
     if isinstance(holder, dict):
-        holder[first] = new
+        holder[_key(holder, first)] = new
     else:
         setattr(holder, first, new)

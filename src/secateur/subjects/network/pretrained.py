@@ -205,13 +205,17 @@ def describes(model: nn.Module) -> bool:
 def save(subject: Traced, folder: Path, original: str) -> None:
     """Write a model that its config describes, and beside it what the folder at `original` has beside its weights.
 
-    And where its class fits a table of the transformers, the map of what was cut, by which adapters are translated.
+    And where its class fits a table of the transformers, the map of what was cut, by which adapters are translated; a
+    result whose layers have widths of their own has its modelling file beside it again.
     """
     from secateur.subjects.transformer import loading, saving, traced_cuts  # which load transformers
 
     folder.mkdir(parents=True, exist_ok=True)
+    model = cast("PreTrainedModel", subject.model)
     found = traced_cuts.describe_cut(subject, original)  # before the files that it speaks of are overwritten
-    cast("PreTrainedModel", subject.model).save_pretrained(folder)
+    if saving.needs_module(model.config):
+        saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)
+    model.save_pretrained(folder)
     copy_beside(loading.locate(original), folder)
     if found is not None:
         atomic_write(folder / saving.MAP, found)
