@@ -28,7 +28,7 @@ class Matrix:
     module: path of the module that holds it
     parameter: where it is stored
     expert: its place along the first dimension of a packed parameter [E, d_out, d_in]
-    turned: stored [d_in, d_out] (GPT-2's Conv1D, experts of gpt-oss and Llama 4)
+    turned: stored [d_in, d_out] (GPT-2's Conv1D, experts of gpt-oss and Aria)
     """
 
     name: str
