@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -311,7 +311,7 @@ def _as_data(config: object) -> object:
     return made() if callable(made) else {}
 
 
-def _key(holder: Mapping[Any, object], part: str) -> str | int:
+def _key(holder: Container[object], part: str) -> str | int:
     """The key of a part of a field: layers are counted by numbers in memory, and by texts in JSON."""
     return int(part) if part.isdecimal() and part not in holder else part
 
