@@ -19,6 +19,8 @@ from secateur.formats.expert_tensors import (
     neurons_of_rows,
     run_first,
     sizes,
+    takes_choice,
+    told_apart,
 )
 
 
@@ -82,8 +84,8 @@ def test_inputs_may_stand_before_outputs(width: int) -> None:
     torch.testing.assert_close(found, given)
 
 
-def test_experts_that_are_not_told_which_of_them_a_token_passes_are_none_of_the_form() -> None:
-    """Llama 4 calls them with states alone, in the order of experts."""
+def test_experts_may_be_called_with_states_of_their_own() -> None:
+    """Llama 4 calls them with a copy of all states for each, times its share: zero for what is not sent there."""
 
     class Sorted(nn.Module):
         def forward(self, states: Tensor) -> Tensor:
@@ -93,7 +95,13 @@ def test_experts_that_are_not_told_which_of_them_a_token_passes_are_none_of_the_
     for name, shape in (("gate_up_proj", (2, 4, 10)), ("down_proj", (2, 5, 4))):
         experts.register_parameter(name, nn.Parameter(torch.zeros(shape)))
     assert find_first(experts) == "gate_up_proj"
-    assert not is_packed(experts)
+    assert is_packed(experts)
+    assert not takes_choice(experts)
+    states = torch.ones(2, 3, 4) * torch.tensor([[[0.5], [0.0], [0.25]], [[0.0], [0.0], [1.0]]])
+    found = list(told_apart(experts, (states.flatten(0, 1),)))
+    assert all(share is None for *_, share in found)
+    assert torch.equal(torch.stack([own for own, *_ in found]), states)
+    assert [sent.tolist() for _, sent, _ in found] == [[True, False, True], [False, False, True]]
 
 
 def test_experts_that_say_nothing_of_their_order_have_the_gates_first() -> None:

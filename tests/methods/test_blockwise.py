@@ -55,6 +55,31 @@ def test_outliers_are_counted_block_by_block_and_nothing_changes(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in taught().model.state_dict().items())
 
 
+def test_outliers_of_experts_stand_beside_those_of_matrices_that_read_more_tokens(tmp_path):
+    """The norms are over tokens: an expert that got a tenth of them has sqrt(1/10) of the scores."""
+    mixture = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())
+    windows, _ = blockwise.read_windows(mixture, data(), 8, 16, seed=0)
+    squares = {}
+    for block in blocks.visit(mixture, windows, tmp_path / "reference", store=False):
+        squares |= {name: one.value(name) * one.rows for name, one in blockwise.read_inputs(block, 1).items()}
+    shares, _ = blockwise.measure_outliers(mixture, windows, tmp_path / "outliers", times=2.0, floor=1)
+    for path, share in zip(mixture.layers(), shares, strict=True):
+        found = matrices(mixture.model, [path]).items()
+        scores = torch.cat([(m.weight.abs() * squares[name].sqrt()).flatten() for name, m in found])
+        assert share == pytest.approx(100 * float((scores > 2 * scores.mean()).float().mean()), rel=1e-3)
+    assert len({round(float(one.sum()), 3) for name, one in squares.items() if "gate_up_proj" in name}) > 8
+
+
+def test_an_encoder_reads_calibration_texts_one_by_one(tmp_path):
+    subject = open_subject(tiny.model("masked"), tokenizer=tiny.tokenizer())
+    windows, _ = blockwise.read_windows(subject, data(), 40, 12, seed=0)
+    first, last = subject.tokenizer("the", return_tensors="pt")["input_ids"][0, [0, -1]].tolist()
+    assert len(windows) == 40
+    assert all(one["input_ids"][0, 0] == first and one["input_ids"][0, -1] == last for one in windows)
+    (running, *_), _ = blockwise.read_windows(taught(), data(), 40, 12, seed=0)
+    assert running["input_ids"].shape == (2, 12)
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "magnitude"])
 def test_starved_experts_of_blocks_done_before_a_kill_are_counted(tmp_path, monkeypatch, name):
     mixture = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())

@@ -693,9 +693,18 @@ class Batches(Computed["dict[str, Tensor]"]):
 
 
 def windows(
-    corpus: Corpus, tokenizer: Tokenizer, count: int, length: int, *, seed: int = 0, together: bool = False
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    count: int,
+    length: int,
+    *,
+    seed: int = 0,
+    together: bool = False,
+    packed: bool = True,
 ) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
     """`count` calibration windows of exactly `length` tokens, one per batch, drawn at random without repeats.
+
+    Not `packed`, for what reads each text by itself, they are texts with their special tokens, of at most that length.
 
     With `together` short windows share batches of at most 512 tokens, as long as there are 16 batches or more: a pass
     over a block takes less time, and no more memory than a long window. Texts run on in them, chats with their prompts,
@@ -710,8 +719,8 @@ def windows(
     if count < 1:
         raise DataError(f"{count} calibration windows: give at least 1")
     corpus = replace(corpus.render(tokenizer), answers=None, packing="blocks")
-    found = batches(corpus, tokenizer, packed=True, batch=1, length=length, seed=seed).take(count)
-    many = min(_TOGETHER // length, len(found) // 16) if together else 1
+    found = batches(corpus, tokenizer, packed=packed, batch=1, length=length, seed=seed).take(count)
+    many = min(_TOGETHER // length, len(found) // 16) if together and packed else 1
     if many > 1:
         import torch
 
@@ -721,7 +730,8 @@ def windows(
         joined = found
     if len(found) == count:
         return joined, ()
-    return joined, (f"{corpus.name} holds {len(found)} windows of {length} tokens, fewer than the {count} asked for",)
+    held = f"{len(found)} windows of {length} tokens" if packed else f"{len(found)} texts"
+    return joined, (f"{corpus.name} holds {held}, fewer than the {count} asked for",)
 
 
 def need_tokenizer(tokenizer: Tokenizer | None) -> None:

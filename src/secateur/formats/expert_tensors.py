@@ -4,12 +4,15 @@ With gates gate_up_proj [E, 2 I, d], the rows of the gate first, an expert gives
 up_proj [E, I, d], and it gives W2 act(W1 x). Both have down_proj [E, d, I]. They may be stored turned, inputs before
 outputs: gate_up_proj [E, d, 2 I] and down_proj [E, I, d] (Aria). Rows of gate and up may alternate, and each tensor may
 have a bias beside it: gate_up_proj_bias [E, 2 I], down_proj_bias [E, d] (gpt-oss).
+
+Such a module is called with (states [T, d], chosen experts [T, k], shares [T, k]), or with a copy of all states for
+each expert [E T, d], times its shares, which are zero for tokens that are not sent to it (Llama 4).
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -18,7 +21,18 @@ from torch.nn import functional
 
 from secateur.errors import UnsupportedError
 
-__all__ = ["find_bias", "find_first", "is_packed", "is_turned", "matrix", "neurons_of_rows", "run_first", "sizes"]
+__all__ = [
+    "find_bias",
+    "find_first",
+    "is_packed",
+    "is_turned",
+    "matrix",
+    "neurons_of_rows",
+    "run_first",
+    "sizes",
+    "takes_choice",
+    "told_apart",
+]
 
 _PLAIN = "up_proj"
 _OUT = "down_proj"
@@ -33,13 +47,12 @@ def find_first(module: nn.Module) -> str:
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether it holds experts in one of the forms, and is told which of them each token passes."""
-    fits = bool(find_first(module)) and (_fits(module, turned=False) or _fits(module, turned=True))
-    return fits and _takes_choice(module)
+    """Whether it holds experts in one of the forms."""
+    return bool(find_first(module)) and (_fits(module, turned=False) or _fits(module, turned=True))
 
 
-def _takes_choice(module: nn.Module) -> bool:
-    """Whether it is called with (states, chosen experts, shares), and not with states in order of experts (Llama 4)."""
+def takes_choice(module: nn.Module) -> bool:
+    """Whether it is called with (states, chosen experts, shares), and not with states for each expert (Llama 4)."""
     taken = inspect.signature(module.forward).parameters.values()
     return len(taken) > 2 or any(one.kind is one.VAR_POSITIONAL for one in taken)
 
@@ -80,6 +93,21 @@ def neurons_of_rows(module: nn.Module) -> Tensor:
     if find_first(module) == _PLAIN:
         return neurons
     return neurons.repeat(2) if getattr(module, "is_concatenated", True) else neurons.repeat_interleave(2)
+
+
+def told_apart(module: nn.Module, args: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Of each expert in turn, from what the module is called with: (states [T, d], which are sent to it [T], shares).
+
+    The shares [T, 1] are those with which tokens are sent there; None where the states hold them already.
+    """
+    if not takes_choice(module):
+        for states in args[0].unflatten(0, (sizes(module)[0], -1)):
+            yield states, states.any(-1), None
+        return
+    states, chosen, shares = (given.flatten(0, -2) for given in args[:3])
+    for expert in range(sizes(module)[0]):
+        mine = chosen == expert
+        yield states, mine.any(-1), (shares * mine).sum(-1, keepdim=True)
 
 
 def run_first(module: nn.Module, expert: int, states: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from secateur._utils import distributed
 from secateur._utils.rundir import Run
+from secateur.data import texts
+from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InfeasibleError
 from secateur.methods.protection import Protection
 from secateur.score import hessian, obs, wanda
@@ -38,6 +40,7 @@ __all__ = [
     "prune_by_wanda",
     "prune_globally",
     "read_inputs",
+    "read_windows",
     "smallest_group",
 ]
 
@@ -141,6 +144,14 @@ def smallest_group(subject: Model, scope: str, width: Width = _paper_width, with
 # ----------------------------------------------------------------------------------------------------------- scores
 
 
+def read_windows(
+    subject: Model, corpus: Corpus, samples: int, length: int, *, seed: int, together: bool = True
+) -> tuple[list[dict[str, Tensor]], tuple[str, ...]]:
+    """Calibration windows as `subject` reads texts: running on for a decoder, else one by one; see `texts.windows`."""
+    packed = subject.kind == "decoder"
+    return texts.windows(corpus, subject.tokenizer, samples, length, seed=seed, together=together, packed=packed)
+
+
 def read_inputs(
     block: blocks.Block,
     floor: int,
@@ -176,7 +187,7 @@ def measure_outliers(
     outliers, sizes = list[float](), list[float]()
     for block in blocks.visit(subject, windows, folder, title="outliers", store=False, sequential=False):
         moments = read_inputs(block, floor, routed=routed)
-        scores = (wanda.scores(m.weight, moments[name].value(name)) for name, m in block.matrices.items())
+        scores = (wanda.scores(m.weight, moments[name].squares(name)) for name, m in block.matrices.items())
         outliers.append(wanda.outliers(scores, times))
         sizes.append(float(sum(matrix.weight.numel() for matrix in block.matrices.values())))
     return outliers, sizes
@@ -210,9 +221,10 @@ def prune_by_hessian(
     The Hessians are gone when it returns. every, damp, bits, group, by_row: see `obs.prune_all`. protection: matrices
     that stay, and those with other bits than `bits`.
     """
-    moments = read_inputs(block, floor, diagonal=False, only=only)
+    pruned = [name for name in (block.matrices if only is None else only) if name not in protection.stays]
+    moments = read_inputs(block, floor, diagonal=False, only=pruned)
     by_bits: dict[int, dict[str, hessian.Moments]] = {}
-    for name in [name for name in moments if name not in protection.stays]:
+    for name in moments:
         by_bits.setdefault(protection.bits.get(name, bits) if bits else 0, {})[name] = moments[name]
     loss = 0.0
     for number, some in by_bits.items():

@@ -2,7 +2,8 @@
 
 The Hessian of that loss in a row of W is H = 2 X X^T / N, the same for every row; X [d_in, N] are the inputs of the
 linear over N real tokens. Dividing by N rather than by samples makes it independent of sequence length; no score,
-order or weight below depends on its scale.
+order or weight below depends on its scale. What compares matrices that read different numbers of tokens, such as
+experts, takes `Moments.squares`.
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ class Moments:
             )
         return finite(name, self.sum)
 
+    def squares(self, name: str) -> Tensor:
+        """||X_j||^2 [d_in] over all rows, of the diagonal alone; raises as `value`."""
+        return self.value(name) * (self.rows / 2)
+
 
 def strips(width: int) -> Iterator[slice]:
     """The rows of a square matrix in strips, for what is symmetric or triangular: half of it is never computed.
@@ -130,7 +135,8 @@ def pool_starved(
 ) -> tuple[dict[str, Moments], list[str]]:
     """`found`, where those with fewer than `floor` rows get the moments of all in their pool; and who those are.
 
-    An expert that no token was sent to has no statistics of its own; those of its layer stand in. pools: name -> pool.
+    An expert that no token was sent to has no statistics of its own; those of its layer stand in, as of an expert that
+    got its share of the tokens. pools: name -> pool.
     """
     members: dict[str, list[Moments]] = {}
     for name, moments in found.items():
@@ -143,6 +149,7 @@ def pool_starved(
         if pool not in whole:
             first, *others = members[pool]
             whole[pool] = first.merge(*others)
+            whole[pool].rows = -(-whole[pool].rows // len(members[pool]))
         result[name] = whole[pool]
     return result, starved
 

@@ -18,8 +18,9 @@ __all__ = ["outliers", "scores", "units"]
 def scores(weight: Tensor, squares: Tensor) -> Tensor:
     """A_ij = |W_ij| ||X_j||_2, float32 [d_out, d_in].
 
-    weight: [d_out, d_in]; squares: [d_in], the mean square of each input up to a factor (`hessian.diagonal`), which
-    changes no order within a row. Compare within a row: there A is invariant under rescaled inputs and rows.
+    weight: [d_out, d_in]; squares: [d_in], ||X_j||^2, or the mean square of each input up to a factor
+    (`hessian.diagonal`), which changes no order within a matrix. Compare within a row: there A is invariant under
+    rescaled inputs and rows.
     Source: Wanda (arXiv 2306.11695), equation 1.
     """
     if weight.dim() != 2 or squares.shape != weight.shape[1:]:

@@ -16,8 +16,9 @@ from secateur.vocabulary import Cut
 __all__ = ["Matrix", "masks_of", "matrices", "nonzero", "receipt", "site"]
 
 _BLOCK = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.(.+)$")
-_ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Last names of modules that send tokens to experts: small, and never pruned weight by weight."""
+_WHOLE = ("gate", "router", "shared_expert_gate", "dt_proj")
+"""Last names of modules that are never pruned weight by weight: what sends tokens to experts, and what makes the step
+sizes of Mamba, whose weights are multiplied without its being called, so that nobody sees what they read. All small."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +60,8 @@ def matrices(model: nn.Module, within: Iterable[str] | None = None) -> dict[str,
     The joined input projections of an `nn.MultiheadAttention` are one matrix.
 
     Those inside the modules `within`, such as the blocks of a transformer; of the whole model but its output embedding
-    (and what is tied to it) if None. Routers, embeddings and norms are left out; a matrix that several modules share
-    stands under its first name.
+    (and what is tied to it) if None. Routers, step sizes of Mamba, embeddings and norms are left out; a matrix that
+    several modules share stands under its first name.
     """
     outputs = getattr(model, "get_output_embeddings", lambda: None)()
     skipped = set() if outputs is None else {id(p) for p in outputs.parameters()}
@@ -69,7 +70,7 @@ def matrices(model: nn.Module, within: Iterable[str] | None = None) -> dict[str,
     for path, module in model.named_modules():
         if prefixes is not None and not f"{path}.".startswith(prefixes):
             continue
-        if path.rpartition(".")[2] in _ROUTERS:
+        if path.rpartition(".")[2] in _WHOLE:
             continue
         for matrix in _of(path, module):
             if id(matrix.parameter) not in skipped:

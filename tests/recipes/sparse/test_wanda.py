@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import tiny
 import toys
-from recipes.sparse.oneshot import run, stays, taught
+from recipes.sparse.oneshot import CALIBRATED, data, run, stays, taught
 from secateur.errors import InputError, NumericalError
+from secateur.methods import blockwise
 from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import blocks
 
 
 def test_wanda_survives_rescaled_channels_and_magnitude_does_not(tmp_path):
@@ -74,6 +76,32 @@ def test_experts_are_pruned_by_their_own_tokens_and_starved_ones_by_their_layers
         masks, others = stays(own), stays(result)
         assert any(not torch.equal(masks[m.name], others[m.name]) for m in experts)
         assert torch.equal(result.subject.model.model.layers[0].mlp.gate.weight, model.model.layers[0].mlp.gate.weight)
+
+
+def test_one_threshold_compares_experts_by_the_tokens_that_they_got(tmp_path):
+    mixture = open_subject(tiny.model("mixtral"), tokenizer=tiny.tokenizer())
+    squares = {}
+    windows, _ = blockwise.read_windows(mixture, data(), CALIBRATED["samples"], CALIBRATED["length"], seed=0)
+    for block in blocks.visit(mixture, windows, tmp_path / "reference", store=False):
+        squares |= {name: one.value(name) * one.rows for name, one in blockwise.read_inputs(block, 1).items()}
+    masks = stays(run("wanda", tmp_path / "run", subject=mixture, scope="global"))
+    found = matrices(mixture.model, mixture.layers()).items()
+    scores = {name: m.weight.abs() * squares[name].sqrt() for name, m in found}
+    edge = torch.cat([one.flatten() for one in scores.values()]).median()
+    assert min(float((masks[name] == (one > edge)).float().mean()) for name, one in scores.items()) > 0.999
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_step_sizes_of_mamba_stay_and_the_rest_meets_the_budget(tmp_path, sequential):
+    """Their weights are multiplied without the module being called: nobody sees what they read."""
+    config = MambaConfig(
+        vocab_size=len(tiny.tokenizer()), hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2
+    )
+    mamba = open_subject(MambaForCausalLM(config).eval(), tokenizer=tiny.tokenizer())
+    result = run("wanda", tmp_path, subject=mamba, sequential=sequential)
+    layer = result.subject.model.backbone.layers[0].mixer
+    assert torch.count_nonzero(layer.dt_proj.weight) == layer.dt_proj.weight.numel()
+    assert float((layer.in_proj.weight == 0).float().mean()) == 0.5
 
 
 def toy(_):

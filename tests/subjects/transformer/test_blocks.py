@@ -407,6 +407,26 @@ def test_bad_input_is_refused_by_name(tmp_path):
         open_streamed(tmp_path / "nothing" / "here")
 
 
+def test_a_matrix_that_never_runs_is_named_by_whoever_asks(tmp_path):
+    one = subject()
+    one.model.model.layers[0].mlp.idle = torch.nn.Linear(16, 16)
+    block = next(blocks.visit(one, batches(), tmp_path, store=False))
+    for ask in (block.order, lambda: block.read(hessian.Moments)):
+        with pytest.raises(InputError, match=r"layers\.0\.mlp\.idle\.weight was never run by its block"):
+            ask()
+    assert block.read(hessian.Moments, [name for name in block.matrices if "idle" not in name])
+
+
+def test_experts_in_a_form_that_is_not_known_are_no_silent_half_of_the_weights():
+    one = subject()
+    whole = blocks.count(one)
+    one.model.model.layers[1].mlp.experts = torch.nn.ParameterList([torch.zeros(4, 16, 24)])
+    with pytest.raises(UnsupportedError, match=r"layers\.1\.mlp\.experts\.0 is no matrix.*\d+ % of the weights"):
+        blocks.count(one)
+    one.model.model.layers[1].mlp.experts = torch.nn.ParameterList([torch.zeros(1, 4, 24)])
+    assert blocks.count(one) == whole
+
+
 def counted(folder):
     one, found = subject(), {}
     for block in blocks.visit(one, batches(4), folder):

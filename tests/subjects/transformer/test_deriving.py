@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from secateur.errors import UnsupportedError
 from secateur.formats import reload
 from secateur.measure import size
+from secateur.score import hessian
 from secateur.subjects import Moe, Transformer, open_subject
-from secateur.subjects.matrices import matrices
-from secateur.subjects.transformer import deriving, families, layout, shapes
+from secateur.subjects.transformer import blocks, deriving, families, layout, shapes
 from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
 from secateur.vocabulary import Selection
@@ -163,15 +164,28 @@ def test_a_number_that_is_no_count_of_experts_stays_in_layers_of_other_widths() 
     assert find_change(open_subject(model), {"layers.1.heads": np.array([True, False, True, False])}) < 1e-5
 
 
-def test_llama_4_is_pruned_and_planned_without_its_experts(tmp_path: Path) -> None:
-    """They are called with states alone, so that nobody knows which token came to which."""
+def test_experts_of_llama_4_lose_weights_and_stay_as_they_are_otherwise(tmp_path: Path) -> None:
+    """They are called with states of their own, and not told which experts a token passes."""
     config = transformers.Llama4TextConfig(
         **SMALL, intermediate_size_mlp=56, num_local_experts=4, num_experts_per_tok=1, num_key_value_heads=2, head_dim=8
     )
     subject = open_subject(transformers.Llama4ForCausalLM(config).eval())
     assert not isinstance(subject, Moe)
-    assert "is not [experts, gate and up, channels]" in subject.family.whole["experts"]
-    assert not any("experts" in name for name in matrices(subject.model, subject.layers()))
+    assert "is not told which experts each token passes" in subject.family.whole["experts"]
+    batch = {"input_ids": torch.randint(0, 40, (2, 12))}
+    seen: list[Tensor] = []
+    for block in blocks.visit(subject, [batch], tmp_path, store=False):
+        experts = [m for m in block.matrices.values() if m.expert is not None]
+        assert len(experts) == 8
+        hook = block.module.feed_forward.experts.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        found = block.read(hessian.Moments)
+        hook.remove()
+        for matrix in experts[:4]:  # the first matrices of each expert
+            own = seen[-1].view(4, -1, 32)[matrix.expert or 0]
+            sent = own[own.abs().sum(-1) > 0]
+            assert found[matrix.name].rows == len(sent)
+            if len(sent):
+                torch.testing.assert_close(found[matrix.name].value(""), 2 * sent.T @ sent / len(sent))
 
 
 def test_a_list_of_experts_of_a_token_counts_by_its_most() -> None:

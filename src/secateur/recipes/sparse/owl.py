@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.methods import blockwise
@@ -61,7 +60,7 @@ def owl(
     3. Wanda, SparseGPT or magnitude prunes block after block by these shares.
 
     Args:
-        subject: a causal language model, in memory or streamed from the disk; it stays as it is.
+        subject: a language model, in memory or, a causal one, streamed from the disk; it stays as it is.
         data: general text.
         budgets: weights=30%, or a pattern, of which each block then gets an n of its own with that mean.
         run: where outlier shares, finished blocks and the states between blocks go.
@@ -83,7 +82,7 @@ def owl(
     For patterns n stays between 1 and m. A block's density is at most 1, where the official code stops at 0.99, and at
     least 1 % or one weight of what is compared.
     """
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed, together=True)
+    windows, notes = blockwise.read_windows(subject, data, samples, length, seed=seed)
     if scope == "global":
         raise InputError("scope=global: owl gives each block of the model its own share; give row, block or matrix")
     scope = scope or SCOPES[method]

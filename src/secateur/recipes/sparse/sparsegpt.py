@@ -12,7 +12,6 @@ from typing import Annotated
 from annotated_types import Ge, MultipleOf
 
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.methods import blockwise
@@ -68,7 +67,7 @@ def sparsegpt(
     5. the windows run through the pruned block, for the next one (not with `sequential` off).
 
     Args:
-        subject: a causal language model, in memory or streamed from the disk; it stays as it is.
+        subject: a language model, in memory or, a causal one, streamed from the disk; it stays as it is.
         data: general text.
         budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
         run: where finished blocks and the states between blocks go.
@@ -110,7 +109,7 @@ def sparsegpt(
     if protection.bits and not bits:
         raise InputError(f"{protect} gives modules bits of their own, and nothing is rounded: give bits too")
     corpus = answer_prompts(subject, traces, run.folder("traces"), samples * length) if traces else data
-    windows, notes = texts.windows(corpus, subject.tokenizer, samples, length, seed=seed, together=True)
+    windows, notes = blockwise.read_windows(subject, corpus, samples, length, seed=seed)
     for budget in budgets:
         compared = "columns" if scope == "block" else scope
         share, pattern = blockwise.follow_budget(

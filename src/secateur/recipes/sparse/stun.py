@@ -158,7 +158,7 @@ def stun(
     """
     passes = int(distances.distance != "router" or choose in ("usage", "soft", "saliency"))
     check(subject, uniform, passes, experts=experts, choose=choose)
-    windows, notes = texts.windows(data, subject.tokenizer, samples, length, seed=seed)
+    windows, notes = blockwise.read_windows(subject, data, samples, length, seed=seed, together=False)
     whole = blocks.count(subject)
     held = blockwise.count_nonzero(subject)
     wanted = [weights.read_budget(budget, whole, "stun", held=held) for budget in budgets]

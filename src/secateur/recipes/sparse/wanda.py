@@ -13,7 +13,6 @@ from annotated_types import Ge
 from torch import Tensor
 
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.methods import blockwise
@@ -64,7 +63,7 @@ def wanda(
     3. the windows run through the pruned block, for the next one (not with `sequential` off).
 
     Args:
-        subject: a causal language model, in memory or streamed from the disk; it stays as it is.
+        subject: a language model, in memory or, a causal one, streamed from the disk; it stays as it is.
         data: general text.
         budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
         run: where finished blocks and the states between blocks go.
@@ -87,7 +86,7 @@ def wanda(
     """
     stays = read_protection(protect, subject).stays
     corpus = answer_prompts(subject, traces, run.folder("traces"), samples * length) if traces else data
-    windows, notes = texts.windows(corpus, subject.tokenizer, samples, length, seed=seed, together=True)
+    windows, notes = blockwise.read_windows(subject, corpus, samples, length, seed=seed)
     for budget in budgets:
         compared = "matrix" if cumulative else scope
         share, pattern = blockwise.follow_budget(subject, budget, "wanda", compared, stays=stays)
@@ -103,11 +102,13 @@ def wanda(
         norms: dict[str, Tensor] = {}
         name, in_turn = f"blocks-{budget}", sequential and not globally
         for block in blocks.visit(student, windows, run.folder(name), store=not globally, sequential=in_turn):
-            moments = blockwise.read_inputs(block, floor)
+            moments = blockwise.read_inputs(block, floor, only=[key for key in block.matrices if key not in stays])
             starved += block.starved
             for key, matrix in block.matrices.items():
-                norms[key] = moments[key].value(key)
-                if choose is not None and key not in stays:
+                if key in stays:
+                    continue
+                norms[key] = moments[key].squares(key)
+                if choose is not None:
                     matrix.weight.mul_(choose(score.scores(matrix.weight, norms[key])))
         if globally:
             run.drop(name)

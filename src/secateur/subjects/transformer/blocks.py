@@ -169,18 +169,14 @@ class Block:
             prefix = f"{self.path}.{path}" if path else self.path
 
             def look(module: Any, args: Any) -> None:
-                states, chosen = args[0].flatten(0, -2), args[1].flatten(0, -2)
-                shares = args[2].flatten(0, -2) if routed else None
-                real = None if mask is None or mask.numel() != len(states) else mask.flatten()
-                for expert in range(len(module.down_proj)):
-                    sent = (chosen == expert).any(-1)
-                    sent = sent if real is None else sent & real
-                    rows = states[sent]
-                    share = None if shares is None else (shares * (chosen == expert)).sum(-1, keepdim=True)[sent]
-                    leaves = (expert_tensors.find_first(module), "down_proj")
-                    first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in leaves)
-                    if not len(rows):
+                leaves = (expert_tensors.find_first(module), "down_proj")
+                for expert, (states, sent, share) in enumerate(expert_tensors.told_apart(module, args)):
+                    if mask is not None and mask.numel() == len(states):
+                        sent = sent & mask.flatten().to(sent.device)
+                    if not bool(sent.any()):
                         continue
+                    rows, share = states[sent], share[sent] if routed and share is not None else None
+                    first, second = (f"{prefix}.{leaf}[{expert}]" for leaf in leaves)
                     if first in found:
                         found[first].add(rows if share is None else rows * share)
                     if second in found:
@@ -223,9 +219,7 @@ class Block:
                     pass
             else:
                 following.write(_finite(self.path, outputs()))
-        missed = [name for name in modules.values() if name not in found]
-        if missed:
-            raise InputError(f"{missed[0]} was never run by its block: it can't be pruned from what it reads")
+        _require_run(name for name in modules.values() if name not in found)
         if distributed.count() > 1:
             for name, reader in {id(reader): (name, reader) for name, reader in found.items()}.values():
                 reader.share(self.matrices[name].weight.shape[1])
@@ -235,7 +229,7 @@ class Block:
         """Names of matrices in the order in which they run, those that read the very same tensor together.
 
         Queries, keys and values; output projection; gate and up; down. All first matrices of packed experts stand
-        together, then all second ones.
+        together, then all second ones. Raises `InputError` for a matrix that was never run.
         """
         groups: list[tuple[Any, list[str]]] = []
 
@@ -260,6 +254,8 @@ class Block:
             for path, found in by_module.items():
                 stack.callback(self._inside(path).register_forward_pre_hook(noting(found)).remove)
             self.run(*next(self.inputs()))
+        ran = {name for _, names in groups for name in names}
+        _require_run(name for name in self.matrices if name not in ran)
         return [names for _, names in groups]
 
     def inputs(self) -> Iterator[tuple[Tensor, Call]]:
@@ -506,6 +502,16 @@ def run_ends(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> An
         return subject.model(**places, use_cache=False)
 
 
+def _require_run(missed: Iterable[str]) -> None:
+    """Raise `InputError` for the first matrix that no pass through its block ran."""
+    first = next(iter(missed), None)
+    if first is not None:
+        raise InputError(
+            f"{first} was never run by its block: it can't be pruned from what it reads. Let it stay, by protect where "
+            "the recipe has that, or take magnitude"
+        )
+
+
 def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None or mask.shape != x.shape[:-1]:
         return x.flatten(0, -2)
@@ -542,16 +548,27 @@ def count(subject: Blocks) -> int:
     """How many weights the matrices of all blocks have.
 
     Raises `InputError` where two blocks share weights: what is pruned in one would change the other, and no file of
-    ours can say that they are one.
+    ours can say that they are one; `UnsupportedError` where experts are stored in a way that is not known, so that most
+    weights would stay whole without a word.
     """
     owners: dict[int, str] = {}
+    found = matrices(subject.model, subject.layers()).values()
+    whole, known, others = sum(m.weight.numel() for m in found), {id(m.parameter) for m in found}, dict[str, int]()
     for path in subject.layers():
         for name, parameter in subject.model.get_submodule(path).named_parameters():
             key = id(parameter) if parameter.is_meta else parameter.data_ptr()
             first = owners.setdefault(key, f"{path}.{name}") if parameter.numel() else ""
             if first and not first.startswith(f"{path}."):
                 raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
-    return sum(matrix.weight.numel() for matrix in matrices(subject.model, subject.layers()).values())
+            if parameter.ndim > 2 and id(parameter) not in known:
+                others[f"{path}.{name}"] = parameter.numel()
+    if sum(others.values()) > whole / 10:
+        raise UnsupportedError(
+            f"{max(others, key=others.__getitem__)} is no matrix, and experts are not known in this form: "
+            f"{100 * sum(others.values()) / (whole + sum(others.values())):.0f} % of the weights of all blocks would "
+            "stay whole; secateur prune cuts any network"
+        )
+    return whole
 
 
 # ------------------------------------------------------------------------------------------------------ on the disk

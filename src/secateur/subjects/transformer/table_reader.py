@@ -586,6 +586,8 @@ class _Reading:
                     rows = "gate and up" if "gate" in first else "neurons"
                     shapes = f"[experts, {rows}, channels] and [experts, channels, neurons]"
                     self.whole["experts"] = f"{path} is not {shapes}, nor is it so with inputs before outputs"
+                elif not expert_tensors.takes_choice(module):
+                    self.whole["experts"] = f"{path} is not told which experts each token passes"
                 elif not self._find_router(start, inside):
                     self.whole["experts"] = f"no router stands beside {path}"
                 elif biased := self._find_biased(start, inside.rpartition(".")[0]):
