@@ -362,7 +362,7 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
     found, cost = recipe.most_layers(bert(), Budget.parse("speedup=2x"), 1, 24)
     assert (found, cost["latency"]) == (2, pytest.approx(0.4))
     with pytest.raises(
-        InfeasibleError, match=r"latency of 0\.1 can't be met: with one layer the model has 0\.2001 of 0\.8"
+        InfeasibleError, match=r"budget speedup=8x can't be met: latency can go down to 0\.2001, the limit is 0\.1; "
     ):
         recipe.most_layers(bert(), Budget.parse("speedup=8x"), 1, 24)
 
@@ -373,6 +373,7 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
         ("layers=2", "0,1,3", InputError),
         ("pattern=2:4", "spread", BudgetError),
         ("params=1%", "spread", InfeasibleError),
+        ("flops=100%", "spread", InfeasibleError),
     ],
 )
 def test_what_a_later_budget_can_not_have_is_refused_before_the_first_is_trained(
@@ -439,9 +440,11 @@ def test_from_a_folder_to_a_model_that_loads_as_its_teacher_does(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"budgets": ["pattern=2:4"]}, BudgetError, "it takes layers, such as layers=50%"),
+        ({"budgets": ["pattern=2:4"]}, BudgetError, "no pattern is made here; limit one of .*layers"),
+        ({"budgets": ["layers=100%"]}, InfeasibleError, "layers=100% would change nothing: all of the model fits"),
+        ({"budgets": ["params=1G"]}, InfeasibleError, "would change nothing: all of the model fits in it; ask"),
         ({"budgets": ["layers=0.5"], "keep": "0"}, InputError, "the numbers of 2 layers"),
-        ({"budgets": ["params=1%"]}, InfeasibleError, "with one layer the model has"),
+        ({"budgets": ["params=1%"]}, InfeasibleError, "params can go down to .*, the limit is .*; allow more"),
         ({"budgets": ["examples=50%"]}, BudgetError, "examples has no cost here"),
         ({"factors": (0.0, 0.0, 0.0)}, InputError, "three numbers of at least 0"),
         ({"factors": (1.0, 2.0)}, InputError, "three numbers of at least 0"),

@@ -23,14 +23,15 @@ from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
 from secateur.data.texts import Corpus
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import InputError
 from secateur.measure import latency, loyalty, quality, size
 from secateur.recover.distillation import alignment, ensembles, losses, teachers
 from secateur.recover.training import loop, objectives
 from secateur.recover.training.compose import Parts
+from secateur.select import limits
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Result, Selection, Training, parse_list, write_enough
+from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -257,26 +258,18 @@ def choose_layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[
 
 
 def most_layers(subject: Transformer, budget: Budget, batch: int, length: int) -> tuple[int, dict[str, float]]:
-    """(the most layers under the budget, what they cost). A forward pass takes a time that is linear in its layers."""
-    if budget.pattern is not None or not budget.limits:
-        raise BudgetError(
-            f"romanian_distilberts can't meet {budget}: it takes layers, such as layers=50% or speedup=2x"
-        )
+    """(the most layers under the budget, what they cost). A forward pass takes a time that is linear in its layers.
+
+    Raises as `limits_of_cut`: for a budget that lets every layer stay, and for one that not even one layer meets.
+    """
     total, units = len(subject.layers()), subject.units(batch=batch, length=length)
     costs = [units.cost({"layers": np.arange(total) < n}) | {"layers": float(n)} for n in range(1, total + 1)]
     if "latency" in budget:
         single, whole = (time_layers(subject, n, batch, length) for n in (1, total))
         for n, cost in enumerate(costs):
             cost["latency"] = single + (whole - single) * n / max(1, total - 1)
-    limits = budget.absolute(costs[-1])
-    over = next((name for name in limits if costs[0][name] > limits[name]), None)
-    if over:
-        raise InfeasibleError(
-            f"{over} of {limits[over]:.4g} can't be met: with one layer the model has "
-            f"{write_enough(costs[0][over])} of {costs[-1][over]:.4g}; ask for more",
-            costs[0][over],
-        )
-    fitting = max(n for n, cost in enumerate(costs, 1) if all(cost[name] <= limits[name] for name in limits))
+    within = limits.limits_of_cut(budget, costs[-1], costs[0])
+    fitting = max(n for n, cost in enumerate(costs, 1) if all(cost[name] <= within[name] for name in within))
     return fitting, costs[fitting - 1]
 
 
