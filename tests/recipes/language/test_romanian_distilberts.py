@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -143,6 +144,24 @@ def test_the_triple_loss_by_hand():
         near = 1 - torch.nn.functional.cosine_similarity(ours.hidden[-1][real], theirs.hidden[-1][real], -1).mean()
         assert parts["near original"] == pytest.approx(float(near.detach()), rel=1e-4)
         assert float(loss.detach()) == pytest.approx(sum(parts.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ModernBert", "EuroBert", "Bert", "Roberta", "DistilBert"])
+def test_the_last_hidden_states_are_those_behind_the_final_norm(kind):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, pad_token_id=0,
+        bos_token_id=5, eos_token_id=6, cls_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+    subject = open_subject(model, tokenizer=tiny.tokenizer())
+    batch = subject.example(2, 8)
+    wanted, told = model.base_model(**batch).last_hidden_state, recipe.read_last(subject, batch)
+    assert torch.equal(told.hidden[-1], wanted)
+    assert torch.equal(told.prediction, model(**batch).logits)
+    before_norm = subject.forward(batch, hidden=True).hidden[-1]
+    assert torch.equal(before_norm, wanted) == (kind in ("Bert", "Roberta", "DistilBert"))
+    assert torch.equal(recipe.Teacher("original", subject, 1.0).forward(batch).hidden[-1], wanted)
 
 
 def test_all_weight_on_the_first_of_two_teachers_is_one_teacher(folders):

@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
@@ -72,7 +73,8 @@ def romanian_distilberts(
     2. Of each batch `share` of the tokens are chosen, rare ones more often (``count^-smoothing``): 80 % hidden, 10 %
        another token, 10 % as they are.
     3. ``L = a_ce T^2 KL(p_t || p_s) + a_mlm CE + a_cos sum_k w_k (1 - cos(P_k h_s, h_k))``: p at temperature T over the
-       real tokens, CE on the chosen ones, h the last hidden states. The first teacher is the original itself, P_1 = 1.
+       real tokens, CE on the chosen ones, h the last hidden states, behind any final norm. The first teacher is the
+       original itself, P_1 = 1.
     4. Several teachers: of those with the original's vocabulary the soft targets are averaged,
        ``p_t = sum_k w_k softmax(z_k / T)``. Another vocabulary allows no such mean: there, `foreign` says what is
        compared. words: the means of hidden states over the tokens of each whitespace word, through a learned P_k;
@@ -169,10 +171,20 @@ class Teacher:
     shared: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch) -> Output:
-        """Hidden states and prediction, of its own reading of the texts."""
-        keys = ("input_ids", "attention_mask")
-        view = {key: batch[f"{self.name}.{key}"] for key in keys} if self.foreign else batch
-        return self.subject.forward(view, hidden=True)
+        """Prediction and last hidden states, of its own reading of the texts."""
+        return read_last(self.subject, alignment.teacher_inputs(batch, self.name) if self.foreign else batch)
+
+
+def read_last(subject: Transformer, batch: Batch) -> Output:
+    """Prediction and, as the only `hidden`, the last hidden states: behind the final norm of a model that has one.
+
+    A T5 with its head has no base model apart: its states are those that its last layer leaves.
+    """
+    given = list[Any]()
+    with subject.model.base_model.register_forward_hook(lambda module, args, out: given.append(out)):
+        answer = subject.forward(batch, hidden=True)
+    last = getattr(given[-1], "last_hidden_state", answer.hidden[-1])
+    return replace(answer, hidden=(devices.move(last, subject.model),))
 
 
 def check(subject: Transformer, factors: Sequence[float]) -> None:
@@ -331,7 +343,7 @@ def triple_loss(
         raise InputError(f"factors={list(factors)}: no teacher gives soft targets: take foreign=tokens, or others")
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
-        ours = student.forward(batch, hidden=True)
+        ours = read_last(student, batch)
         with torch.no_grad():
             theirs = {teacher.name: teacher.forward(batch) for teacher in everyone}
         logits, states, real = ours.prediction, ours.hidden[-1], objectives.mask_of(batch)
