@@ -314,6 +314,15 @@ def test_soft_targets_alone_of_teachers_that_give_none_are_refused(folders, tmp_
     assert results(tmp_path / "told", **how, foreign="tokens")
 
 
+def test_too_few_texts_to_compare_are_refused_before_a_teacher_is_opened(tmp_path):
+    how = {"teachers": [str(tmp_path / "unopened")], "foreign": "sentences", "train_batch": 2}
+    with pytest.raises(InputError, match=r"^train_batch=2: foreign=sentences compares the texts of a batch: give"):
+        results(tmp_path / "few", **how)
+    for enough in ({"foreign": "words"}, {"train_batch": 3}, {"factors": (5.0, 2.0, 0.0)}):
+        with pytest.raises(InputError, match="unopened"):
+            results(tmp_path / "enough", **{**how, **enough})
+
+
 def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):
     teacher = bert()
     found = recipe.gather_teachers(teacher, [folders["same"]], (), "words", 24)

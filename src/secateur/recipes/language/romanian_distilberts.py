@@ -116,7 +116,7 @@ def romanian_distilberts(
     of the same vocabulary and another width are compared through a P_k, too. Texts stand one to a row, and are not
     joined to sequences of 512. Dropout is off.
     """
-    check(subject, factors)
+    check(subject, factors, foreign if teachers else "words", training.whole("batch"))
     everyone = gather_teachers(subject, teachers, weights, foreign, length)
     plans, fit = {}, partial(most_layers, subject)
     for budget in budgets:  # before the first of them is trained; times differ, and a resumed run keeps its layers
@@ -187,14 +187,16 @@ def read_last(subject: Transformer, batch: Batch) -> Output:
     return replace(answer, hidden=(devices.move(last, subject.model),))
 
 
-def check(subject: Transformer, factors: Sequence[float]) -> None:
-    """Refuse what is no masked language model, and factors that leave nothing to learn."""
+def check(subject: Transformer, factors: Sequence[float], foreign: Foreign, batch: int) -> None:
+    """Refuse what is no masked language model, factors that leave nothing to learn, and too few texts to compare."""
     if not tells_masked(subject):
         raise InputError(
             f"{type(subject.model).__name__} is no masked language model: give one, such as a BertForMaskedLM"
         )
     if len(factors) != 3 or any(not 0 <= factor < math.inf for factor in factors) or not any(factors):
         raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one above (soft, masked, hidden)")
+    if foreign == "sentences" and factors[2] and batch < 3:  # of two texts each is the other's only neighbour
+        raise InputError(f"train_batch={batch}: foreign=sentences compares the texts of a batch: give at least 3")
 
 
 def tells_masked(subject: Transformer) -> bool:
