@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
@@ -143,6 +144,24 @@ def test_the_triple_loss_by_hand():
         near = 1 - torch.nn.functional.cosine_similarity(ours.hidden[-1][real], theirs.hidden[-1][real], -1).mean()
         assert parts["near original"] == pytest.approx(float(near.detach()), rel=1e-4)
         assert float(loss.detach()) == pytest.approx(sum(parts.values()), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ModernBert", "EuroBert", "Bert", "Roberta", "DistilBert"])
+def test_the_last_hidden_states_are_those_behind_the_final_norm(kind):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, pad_token_id=0,
+        bos_token_id=5, eos_token_id=6, cls_token_id=2, sep_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+    subject = open_subject(model, tokenizer=tiny.tokenizer())
+    batch = subject.example(2, 8)
+    wanted, told = model.base_model(**batch).last_hidden_state, recipe.read_last(subject, batch)
+    assert torch.equal(told.hidden[-1], wanted)
+    assert torch.equal(told.prediction, model(**batch).logits)
+    before_norm = subject.forward(batch, hidden=True).hidden[-1]
+    assert torch.equal(before_norm, wanted) == (kind in ("Bert", "Roberta", "DistilBert"))
+    assert torch.equal(recipe.Teacher("original", subject, 1.0).forward(batch).hidden[-1], wanted)
 
 
 def test_all_weight_on_the_first_of_two_teachers_is_one_teacher(folders):
@@ -295,6 +314,15 @@ def test_soft_targets_alone_of_teachers_that_give_none_are_refused(folders, tmp_
     assert results(tmp_path / "told", **how, foreign="tokens")
 
 
+def test_too_few_texts_to_compare_are_refused_before_a_teacher_is_opened(tmp_path):
+    how = {"teachers": [str(tmp_path / "unopened")], "foreign": "sentences", "train_batch": 2}
+    with pytest.raises(InputError, match=r"^train_batch=2: foreign=sentences compares the texts of a batch: give"):
+        results(tmp_path / "few", **how)
+    for enough in ({"foreign": "words"}, {"train_batch": 3}, {"factors": (5.0, 2.0, 0.0)}):
+        with pytest.raises(InputError, match="unopened"):
+            results(tmp_path / "enough", **{**how, **enough})
+
+
 def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):
     teacher = bert()
     found = recipe.gather_teachers(teacher, [folders["same"]], (), "words", 24)
@@ -362,7 +390,7 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
     found, cost = recipe.most_layers(bert(), Budget.parse("speedup=2x"), 1, 24)
     assert (found, cost["latency"]) == (2, pytest.approx(0.4))
     with pytest.raises(
-        InfeasibleError, match=r"latency of 0\.1 can't be met: with one layer the model has 0\.2001 of 0\.8"
+        InfeasibleError, match=r"budget speedup=8x can't be met: latency can go down to 0\.2001, the limit is 0\.1; "
     ):
         recipe.most_layers(bert(), Budget.parse("speedup=8x"), 1, 24)
 
@@ -373,6 +401,7 @@ def test_a_speedup_is_met_by_what_layers_take(monkeypatch):
         ("layers=2", "0,1,3", InputError),
         ("pattern=2:4", "spread", BudgetError),
         ("params=1%", "spread", InfeasibleError),
+        ("flops=100%", "spread", InfeasibleError),
     ],
 )
 def test_what_a_later_budget_can_not_have_is_refused_before_the_first_is_trained(
@@ -439,9 +468,11 @@ def test_from_a_folder_to_a_model_that_loads_as_its_teacher_does(tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"budgets": ["pattern=2:4"]}, BudgetError, "it takes layers, such as layers=50%"),
+        ({"budgets": ["pattern=2:4"]}, BudgetError, "no pattern is made here; limit one of .*layers"),
+        ({"budgets": ["layers=100%"]}, InfeasibleError, "layers=100% would change nothing: all of the model fits"),
+        ({"budgets": ["params=1G"]}, InfeasibleError, "would change nothing: all of the model fits in it; ask"),
         ({"budgets": ["layers=0.5"], "keep": "0"}, InputError, "the numbers of 2 layers"),
-        ({"budgets": ["params=1%"]}, InfeasibleError, "with one layer the model has"),
+        ({"budgets": ["params=1%"]}, InfeasibleError, "params can go down to .*, the limit is .*; allow more"),
         ({"budgets": ["examples=50%"]}, BudgetError, "examples has no cost here"),
         ({"factors": (0.0, 0.0, 0.0)}, InputError, "three numbers of at least 0"),
         ({"factors": (1.0, 2.0)}, InputError, "three numbers of at least 0"),

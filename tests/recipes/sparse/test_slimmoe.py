@@ -25,7 +25,7 @@ from secateur.runs import executor, keywords, measuring
 from secateur.score import experts, routing
 from secateur.select import clusters
 from secateur.subjects import Moe, open_subject
-from secateur.vocabulary import Budget, Figure, Result, Training
+from secateur.vocabulary import Budget, Figure, Recovery, Result, Training
 from subjects.tiny import make
 
 QUICK: dict[str, Any] = {"calibration": 16, "length": 16, "train_batch": 4, "steps": 0}
@@ -358,7 +358,45 @@ def test_steps_are_dealt_out_whole() -> None:
     assert recipe.split_steps("", 100, 2) == [20, 80]
     assert recipe.split_steps("", 21, 3) == [1, 4, 16]
     assert recipe.split_steps("34%,66%", 1000, 2) == [340, 660]
+    assert recipe.split_steps("", 100, 3, [1]) == [0, 20, 80]
+    assert recipe.split_steps("34%,33%,33%", 1000, 3, [1]) == [0, 500, 500]
     assert sum(recipe.split_steps("", 1001, 4)) == 1001
+
+
+@pytest.mark.parametrize(
+    ("options", "idle", "trained"),
+    [
+        ({"stages": "95%,50%"}, (1,), [(2, 12, 10)]),  # rounded to all of 24
+        ({"stages": "52%,50%", "tokens": "50%,50%"}, (1,), [(2, 12, 10)]),  # rounded to the next one's 12
+        ({"stages": "95%,66%,64%,34%", "lr": [4e-3, 3e-3, 2e-3, 1e-3]}, (1, 2), [(3, 16, 2), (4, 8, 8)]),
+        ({"stages": "66%,34%"}, (), [(1, 16, 2), (2, 8, 8)]),
+    ],
+)
+def test_a_stage_that_cuts_nothing_of_its_own_takes_no_steps(
+    subject: Moe,
+    data: texts.Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    idle: tuple[int, ...],
+    trained: list[tuple[int, int, int]],
+) -> None:
+    seen = []
+
+    def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Recovery:
+        stage = int(options["checkpoint"].name.rpartition("-")[2])
+        seen.append((stage, model.config.intermediate_size, training.steps))
+        return Recovery(training.steps)
+
+    monkeypatch.setattr(loop, "train", train)
+    result = run(subject, data, tmp_path, "params=95%", divisor=4, steps=10, **options)
+    assert seen == trained
+    left = [
+        f"stage {stage} is left out: rounded, it would cut nothing of its own; its steps go to the others"
+        for stage in idle
+    ]
+    assert [note for note in result.notes if "left out" in note] == left
+    assert list(result.stages) == [f"stage {stage}" for stage, *_ in trained[:-1]]
 
 
 def test_active_parameters_are_a_budget(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:

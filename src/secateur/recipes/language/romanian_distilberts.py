@@ -19,18 +19,20 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
 from secateur.data import masking, texts
 from secateur.data.texts import Corpus
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import InputError
 from secateur.measure import latency, loyalty, quality, size
 from secateur.recover.distillation import alignment, ensembles, losses, teachers
 from secateur.recover.training import loop, objectives
 from secateur.recover.training.compose import Parts
+from secateur.select import limits
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer.subject import Output, positions
-from secateur.vocabulary import Budget, Result, Selection, Training, parse_list, write_enough
+from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
 
 CARD = {
     "title": "Romanian DistilBERTs: Distilling the Knowledge of Romanian BERTs Using Multiple Teachers",
@@ -71,7 +73,8 @@ def romanian_distilberts(
     2. Of each batch `share` of the tokens are chosen, rare ones more often (``count^-smoothing``): 80 % hidden, 10 %
        another token, 10 % as they are.
     3. ``L = a_ce T^2 KL(p_t || p_s) + a_mlm CE + a_cos sum_k w_k (1 - cos(P_k h_s, h_k))``: p at temperature T over the
-       real tokens, CE on the chosen ones, h the last hidden states. The first teacher is the original itself, P_1 = 1.
+       real tokens, CE on the chosen ones, h the last hidden states, behind any final norm. The first teacher is the
+       original itself, P_1 = 1.
     4. Several teachers: of those with the original's vocabulary the soft targets are averaged,
        ``p_t = sum_k w_k softmax(z_k / T)``. Another vocabulary allows no such mean: there, `foreign` says what is
        compared. words: the means of hidden states over the tokens of each whitespace word, through a learned P_k;
@@ -113,7 +116,7 @@ def romanian_distilberts(
     of the same vocabulary and another width are compared through a P_k, too. Texts stand one to a row, and are not
     joined to sequences of 512. Dropout is off.
     """
-    check(subject, factors)
+    check(subject, factors, foreign if teachers else "words", training.whole("batch"))
     everyone = gather_teachers(subject, teachers, weights, foreign, length)
     plans, fit = {}, partial(most_layers, subject)
     for budget in budgets:  # before the first of them is trained; times differ, and a resumed run keeps its layers
@@ -168,20 +171,32 @@ class Teacher:
     shared: tuple[Tensor, Tensor] | None = None
 
     def forward(self, batch: Batch) -> Output:
-        """Hidden states and prediction, of its own reading of the texts."""
-        keys = ("input_ids", "attention_mask")
-        view = {key: batch[f"{self.name}.{key}"] for key in keys} if self.foreign else batch
-        return self.subject.forward(view, hidden=True)
+        """Prediction and last hidden states, of its own reading of the texts."""
+        return read_last(self.subject, alignment.teacher_inputs(batch, self.name) if self.foreign else batch)
 
 
-def check(subject: Transformer, factors: Sequence[float]) -> None:
-    """Refuse what is no masked language model, and factors that leave nothing to learn."""
+def read_last(subject: Transformer, batch: Batch) -> Output:
+    """Prediction and, as the only `hidden`, the last hidden states: behind the final norm of a model that has one.
+
+    A T5 with its head has no base model apart: its states are those that its last layer leaves.
+    """
+    given = list[Any]()
+    with subject.model.base_model.register_forward_hook(lambda module, args, out: given.append(out)):
+        answer = subject.forward(batch, hidden=True)
+    last = getattr(given[-1], "last_hidden_state", answer.hidden[-1])
+    return replace(answer, hidden=(devices.move(last, subject.model),))
+
+
+def check(subject: Transformer, factors: Sequence[float], foreign: Foreign, batch: int) -> None:
+    """Refuse what is no masked language model, factors that leave nothing to learn, and too few texts to compare."""
     if not tells_masked(subject):
         raise InputError(
             f"{type(subject.model).__name__} is no masked language model: give one, such as a BertForMaskedLM"
         )
     if len(factors) != 3 or any(not 0 <= factor < math.inf for factor in factors) or not any(factors):
         raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one above (soft, masked, hidden)")
+    if foreign == "sentences" and factors[2] and batch < 3:  # of two texts each is the other's only neighbour
+        raise InputError(f"train_batch={batch}: foreign=sentences compares the texts of a batch: give at least 3")
 
 
 def tells_masked(subject: Transformer) -> bool:
@@ -257,26 +272,18 @@ def choose_layers(total: int, count: int, keep: str | Sequence[str]) -> NDArray[
 
 
 def most_layers(subject: Transformer, budget: Budget, batch: int, length: int) -> tuple[int, dict[str, float]]:
-    """(the most layers under the budget, what they cost). A forward pass takes a time that is linear in its layers."""
-    if budget.pattern is not None or not budget.limits:
-        raise BudgetError(
-            f"romanian_distilberts can't meet {budget}: it takes layers, such as layers=50% or speedup=2x"
-        )
+    """(the most layers under the budget, what they cost). A forward pass takes a time that is linear in its layers.
+
+    Raises as `limits_of_cut`: for a budget that lets every layer stay, and for one that not even one layer meets.
+    """
     total, units = len(subject.layers()), subject.units(batch=batch, length=length)
     costs = [units.cost({"layers": np.arange(total) < n}) | {"layers": float(n)} for n in range(1, total + 1)]
     if "latency" in budget:
         single, whole = (time_layers(subject, n, batch, length) for n in (1, total))
         for n, cost in enumerate(costs):
             cost["latency"] = single + (whole - single) * n / max(1, total - 1)
-    limits = budget.absolute(costs[-1])
-    over = next((name for name in limits if costs[0][name] > limits[name]), None)
-    if over:
-        raise InfeasibleError(
-            f"{over} of {limits[over]:.4g} can't be met: with one layer the model has "
-            f"{write_enough(costs[0][over])} of {costs[-1][over]:.4g}; ask for more",
-            costs[0][over],
-        )
-    fitting = max(n for n, cost in enumerate(costs, 1) if all(cost[name] <= limits[name] for name in limits))
+    within = limits.limits_of_cut(budget, costs[-1], costs[0])
+    fitting = max(n for n, cost in enumerate(costs, 1) if all(cost[name] <= within[name] for name in within))
     return fitting, costs[fitting - 1]
 
 
@@ -338,7 +345,7 @@ def triple_loss(
         raise InputError(f"factors={list(factors)}: no teacher gives soft targets: take foreign=tokens, or others")
 
     def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
-        ours = student.forward(batch, hidden=True)
+        ours = read_last(student, batch)
         with torch.no_grad():
             theirs = {teacher.name: teacher.forward(batch) for teacher in everyone}
         logits, states, real = ours.prediction, ours.hidden[-1], objectives.mask_of(batch)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -115,6 +116,7 @@ def slimmoe(
         stages: how many, each shrinking the experts by the same factor, by default about a half, and at least two; or
             the share of their width after each, such as 50%,20%, the last of which must be within the budget.
         tokens: share of `steps` of each stage, such as 34%,66%; by default each gets four times that of the one before.
+            A stage that is rounded to the whole width, or to that of the next, is left out: the others share its steps.
         slim: neurons; or experts, the baseline that drops whole ones, by how often tokens are routed to them unless
             `score` is soft, saliency or random; or merge, the other one: the means of experts whose rows of the router
             are near, and of these rows.
@@ -148,8 +150,10 @@ def slimmoe(
         if budget.pattern or not budget.limits:
             raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
         shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
-        parts, peaks = split_steps(tokens, steps, len(shares)), rates.by_stage(training, len(shares))
-        orders[budget] = list(zip(shares, parts, peaks, strict=True))
+        idle = find_idle(shares, partial(plan, subject, last=False))
+        parts, peaks = split_steps(tokens, steps, len(shares), idle), rates.by_stage(training, len(shares))
+        numbered = enumerate(zip(shares, parts, peaks, strict=True), 1)
+        orders[budget] = {stage: how for stage, how in numbered if stage not in idle}
     train, _ = data.split(seed=seed)
     make = partial(texts.batches, tokenizer=subject.tokenizer, packed=True, length=length)
     looked = calibration.make_feed(subject, train, length=length, seed=seed).sequences(scoring.calibration)
@@ -168,9 +172,13 @@ def slimmoe(
         )  # fmt: skip
     teacher = None if distilling.cache else subject
     for budget, order in orders.items():
-        student, recoveries, notes, stored = subject, list[Recovery](), list[str](), dict[str, Path]()
-        for stage, (share, count, (peak, floor)) in enumerate(order, 1):
-            last = stage == len(order)
+        student, recoveries, stored, end = subject, list[Recovery](), dict[str, Path](), max(order)
+        notes = [
+            f"stage {stage} is left out: rounded, it would cut nothing of its own; its steps go to the others"
+            for stage in range(1, end) if stage not in order
+        ]  # fmt: skip
+        for stage, (share, count, (peak, floor)) in order.items():
+            last = stage == end
             if slim == "merge":
                 student = merge_experts(student, plan(student, share=share, last=last)[1])
             units, counts = plan(student, share=share, last=last)
@@ -230,27 +238,16 @@ def parse_shares(given: str | Sequence[str], what: str) -> list[float] | int:
     text = ",".join(parse_list(given))
     if re.fullmatch(r"[1-9][0-9]*", text):
         return int(text)
-    parts = re.findall(r"([0-9.]+)%(?:,|$)", text.replace(" ", ""))
-    shares = [float(part) / 100 for part in parts]
+    shares = [float(part) / 100 for part in re.findall(r"([0-9.]+)%(?:,|$)", text.replace(" ", ""))]
     if not shares or len(shares) != text.count("%") or not all(0 < share <= 1 for share in shares):
         raise InputError(f"{what}={given!r} is neither a number of stages nor shares such as 50%,20%")
     return shares
 
 
 def plan_stage(
-    subject: Moe,
-    student: Moe,
-    *,
-    share: float,
-    last: bool,
-    slim: str,
-    kv_groups: int,
-    shared: float,
-    dense: float,
-    divisor: int,
-    batch: int,
-    length: int,
-) -> tuple[Units, Counts]:
+    subject: Moe, student: Moe, *, share: float, last: bool, slim: str, kv_groups: int, shared: float, dense: float,
+    divisor: int, batch: int, length: int,
+) -> tuple[Units, Counts]:  # fmt: skip
     """The units of a stage, and how many each site keeps: `share` of the original's experts, the rest with the last."""
     kinds = {"expert_neurons" if slim == "neurons" else "experts": share}
     if last:
@@ -327,11 +324,18 @@ def stage_shares(
     return [last ** (stage / halvings) for stage in range(1, halvings + 1)]
 
 
-def split_steps(tokens: str | Sequence[str], steps: int, stages: int) -> list[int]:
-    """Steps of each stage; by default each gets four times those of the one before."""
+def find_idle(shares: Sequence[float], plan: Callable[..., tuple[Units, Counts]]) -> list[int]:
+    """Numbers from 1 of stages that are rounded to the whole width or to that of the next; the last is none of them."""
+    whole, *counts = (plan(share=share)[1] for share in (1.0, *shares))
+    return [stage for stage, both in enumerate(pairwise(counts), 1) if both[0] in (whole, both[1])]
+
+
+def split_steps(tokens: str | Sequence[str], steps: int, stages: int, idle: Sequence[int] = ()) -> list[int]:
+    """Steps of each stage, none of the `idle` ones; by default each gets four times those of the one before."""
     shares = parse_shares(tokens, "tokens") if tokens else [4.0**stage for stage in range(stages)]
     if not isinstance(shares, list) or len(shares) != stages:
         raise InputError(f"tokens={tokens!r} has not a share for each of {stages} stages: write such as 34%,66%")
+    shares = [0.0 if stage in idle else share for stage, share in enumerate(shares, 1)]
     ends = np.round(np.cumsum([0.0, *shares]) / sum(shares) * steps).astype(int)
     return [int(count) for count in np.diff(ends)]
 

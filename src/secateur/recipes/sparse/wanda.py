@@ -82,7 +82,8 @@ def wanda(
         dry_run: as a run; nothing is kept.
 
     Departures: exactly int(n share) weights stay of n that are compared. Experts that saw no token are pruned by their
-    layer's norms, where the official code skips them, so that the budget is met.
+    layer's norms, where the official code skips them, so that the budget is met. The variant for
+    image classifiers (ConvNeXt and ViT), which the official code has beside language models, is left out.
     """
     stays = read_protection(protect, subject).stays
     corpus = answer_prompts(subject, traces, run.folder("traces"), samples * length) if traces else data
