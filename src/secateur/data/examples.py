@@ -37,6 +37,8 @@ Batch: TypeAlias = dict[str, Any]
 
 _FEW = 2
 """Batches that are read without workers."""
+_SHOWN = 3
+"""Classes that messages name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +198,25 @@ class Examples:
             labels=None if self.labels is None else self.labels[chosen],
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
+
+    def numbered_as(self, other: Examples) -> Examples:
+        """The same with classes numbered as in `other`; as they are where that does not name all of theirs."""
+        names = self.classes
+        if self.labels is None or other.classes == names or not set(names) <= set(other.classes):
+            return self
+        if int(self.labels.max()) >= len(names):
+            return self
+        number = torch.tensor([other.classes.index(name) for name in names])
+        return replace(self, labels=number[self.labels], classes=other.classes)
+
+    def check_names(self, other: Examples) -> None:
+        """Raise `DataError` where these and `other` both name their classes, and number them differently."""
+        if self.classes and other.classes and self.classes != other.classes:
+            ours, theirs = (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+                            for names in (self.classes, other.classes))  # fmt: skip
+            raise DataError(
+                f"{self.name} numbers the classes {ours}, {other.name} {theirs}: give both the same classes"
+            )
 
     def batch(self, draw: Sequence[int] | None = None) -> Batch:
         """All of them as one batch: "inputs", and "labels" or "targets" where there are any.
