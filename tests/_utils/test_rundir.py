@@ -310,13 +310,17 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, error):
 def test_a_late_refusal_leaves_what_took_work(tmp_path, shared):
     """A training that meets a damaged image after an hour goes on from its checkpoint once that is mended."""
     out = tmp_path / "out"
-    with pytest.raises(InputError), Run.open(out, {"budget": "params=80%"}) as run:
+
+    def train(run):
         run._shared = shared
         checkpoint = run.folder("train") / "step-3.pt"
         checkpoint.write_text("weights")
         written = (out / "run.yaml").stat().st_mtime + 60
         os.utime(checkpoint, (written, written))
         raise InputError("no")
+
+    with pytest.raises(InputError), Run.open(out, {"budget": "params=80%"}) as run:
+        train(run)
     with Run.open(out, {"budget": "params=80%"}) as run:
         assert (run.folder("train") / "step-3.pt").read_text() == "weights"
 

@@ -199,6 +199,12 @@ class Examples:
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
+    def measured(self) -> Examples:
+        """The same, which training sees as they are measured: no image, and no box, is moved."""
+        if not isinstance(self.inputs, Images) or self.inputs.transform is None:
+            return replace(self, augment=None)
+        return replace(self, augment=None, inputs=self.inputs.with_transform(self.inputs.transform.measured()))
+
     def numbered_as(self, other: Examples) -> Examples:
         """The same with classes numbered as in `other`; as they are where that does not name all of theirs."""
         names = self.classes
@@ -629,14 +635,19 @@ class Batches(Computed["dict[str, Any]"]):
 
     def hold_out(self, share: float) -> tuple[Batches, Batches]:
         """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        others, held = self.places_apart(share)
+        rest = Batches(self.data.take(others), batch=self.batch, seed=self.seed, augment=self.augment)
+        even = math.ceil(len(held) / math.ceil(len(held) / self.batch))  # few are left after the last whole batch
+        return rest, Batches(self.data.take(held), batch=even, seed=self.seed, training=False)
+
+    def places_apart(self, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which examples of the data stand in the two parts of `hold_out`, in their orders."""
         count = len(self.data)
         if count < 2:
             raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
         order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         held = min(count - 1, max(1, round(share * count)))
-        rest = Batches(self.data.take(order[held:]), batch=self.batch, seed=self.seed, augment=self.augment)
-        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
-        return rest, Batches(self.data.take(order[:held]), batch=even, seed=self.seed, training=False)
+        return order[held:], order[:held]
 
 
 class _Drawn:

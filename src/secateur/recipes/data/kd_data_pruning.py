@@ -342,7 +342,8 @@ def train_student(
     **progress: Any,
 ) -> tuple[nn.Module, Recovery]:
     """Step 4: a new network that learned `data` and what the teacher said of each of them, and what that took."""
-    network, feed = build(seed=seed), examples.batches(data, batch=training.whole("batch"), seed=seed)
+    # The teacher was asked about the images as they are measured, and is not asked again.
+    network, feed = build(seed=seed), examples.batches(data.measured(), batch=training.whole("batch"), seed=seed)
     with_teacher = Told(feed, feed.places, {"teacher_logits": logits})
     objective = mixture(partial(ask, network), alpha, temperature)
     recovery = loop.train(
