@@ -362,7 +362,7 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
-    - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
+    - an `.npz` file: arrays `inputs` [N, ...] and, for classes, `labels` [N] (or `label`); for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
     - a folder with one folder of images per class, of `train/` and `val/` the first;
@@ -544,7 +544,7 @@ def _arrays(path: Path, label: str) -> Examples:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
     inputs = _number(found["inputs"], path.name)
     labels.check(label, found, str(path), what="array")
-    column = "labels" if label == labels.DEFAULT else label
+    column = "labels" if label == labels.DEFAULT and "labels" in found else label
     classes = _whole(found[column], path.name) if column in found else None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     if "boxes" in found:
