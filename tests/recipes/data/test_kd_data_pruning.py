@@ -127,11 +127,26 @@ def test_images_are_learned_as_the_teacher_saw_them(tmp_path, monkeypatch):
     assert data.inputs.draws_anew
     asked = partial(example_scores.ask_logits, teacher().inputs)
     module.train_student(
-        data, torch.zeros(12, 4), 0.5, training=Training(batch=4, lr=0.1), ask=asked, build=lambda seed: mlp(seed=seed),
+        data, torch.zeros(12, 4), 0.5, training=Training(batch=4, lr=0.1), ask=asked, build=lambda seed: (mlp(), ()),
         steps=lambda part: 1, temperature=4.0, seed=0,
     )  # fmt: skip
     for index in (0, 4):
         assert torch.equal(seen[0][index]["inputs"], data.inputs[seen[0].places(index)])
+
+
+def test_what_new_networks_drew_without_a_rule_is_told(tmp_path):
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.out = nn.Parameter(torch.ones(64)), nn.Linear(64, 4)
+
+        def forward(self, x):
+            return self.out(x.flatten(1) + self.token)
+
+    subject, wanted = Traced(Token(), Example.of(DATA.inputs[:1])), [Budget.parse("examples=20%")]
+    with Run.open(tmp_path, {}) as run:
+        (found,) = kd_data_pruning(subject, DATA, wanted, run, **chosen(dry_run=True))
+    assert "drawn from N(0, 0.02) for want of a rule: token" in found.notes
 
 
 def test_training_stops_by_examples_that_were_held_out(tmp_path):
@@ -173,7 +188,7 @@ def test_alpha_0_is_plain_cross_entropy_to_the_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     kept = results(tmp_path / "run", alpha=0.0, epochs=2.0)[0]
     part = ExampleSet.load(DATA, tmp_path / "run" / "work" / "kept-examples=20%").data
-    alone = module.draw_network(teacher().model, "", seed=0)
+    alone, _ = module.draw_network(teacher().model, "", seed=0)
     vision.fit(alone, part, epochs=10, batch=24, seed=0, lr=0.1, warmup=0.05, clip=1.0)  # fmt: skip
     expected = torch.cat([weight.detach().flatten() for weight in alone.parameters()])
     assert torch.equal(weights(kept), expected)  # 2 epochs of 10 batches on all are 10 epochs of 2 on a fifth
