@@ -26,6 +26,7 @@ __all__ = [
     "Adapters",
     "Kind",
     "adapter",
+    "before_dropout",
     "each",
     "first",
     "list_names",
@@ -240,6 +241,22 @@ def look_at(
     if silent := [name for name, given in zip(names, found, strict=True) if not given]:
         raise InputError(f"{list_names(silent)} gives nothing to compare: name modules that run, and give features")
     return [feature for given in found for feature in given]
+
+
+@torch.no_grad()
+def before_dropout(
+    model: nn.Module, name: str, inputs: Tensor, *, ask: Callable[[nn.Module, Tensor], object] | None = None
+) -> str:
+    """The tap of what the module `name` reads, as it is before a dropout: "NAME@input", or that of the dropout.
+
+    ask: see `look_at`. A dropout that is no module, `functional.dropout`, is not found.
+    """
+    drops = [path for path, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    inputs = devices.move(inputs, model)
+    with evaluating(model), each(model, [name + INPUT, *drops]) as (read, *given):
+        model(inputs) if ask is None else ask(model, inputs)
+    same = (path for path, made in zip(drops, given, strict=True) if made and torch.equal(made[0], read[0]))
+    return next(same, name) + INPUT
 
 
 # ------------------------------------------------------------------------------------------------------ widths
