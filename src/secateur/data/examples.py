@@ -199,11 +199,11 @@ class Examples:
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
-    def measured(self) -> Examples:
+    def as_measured(self) -> Examples:
         """The same, which training sees as they are measured: no image, and no box, is moved."""
         if not isinstance(self.inputs, Images) or self.inputs.transform is None:
             return replace(self, augment=None)
-        return replace(self, augment=None, inputs=self.inputs.with_transform(self.inputs.transform.measured()))
+        return replace(self, augment=None, inputs=self.inputs.with_transform(self.inputs.transform.as_measured()))
 
     def numbered_as(self, other: Examples) -> Examples:
         """The same with classes numbered as in `other`; as they are where that does not name all of theirs."""

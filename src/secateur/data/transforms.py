@@ -79,7 +79,7 @@ class Transform:
         fixed = (self.size, self.channels, self.upscale, self.squash, self.mean, self.std, self.interpolation)
         return json.dumps([self.source, *shown] if self.steps else list(fixed))
 
-    def measured(self) -> Transform:
+    def as_measured(self) -> Transform:
         """The same that in training does as in evaluation."""
         return replace(self, augment="", steps=None if self.steps is None else (self.steps[1], self.steps[1]))
 

@@ -37,7 +37,7 @@ from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
     "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "finetune_settings", "fit", "forward_flops",
-    "give_verdict", "mark_correct", "split_judged", "train_arms", "train_epochs",
+    "give_verdict", "mark_correct", "refuse_selection", "split_judged", "train_arms", "train_epochs",
 ]  # fmt: skip
 
 

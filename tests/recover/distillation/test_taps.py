@@ -47,9 +47,7 @@ def test_patterns_fit_parts_of_names():
 def test_what_a_module_reads_is_taken_before_its_dropout():
     net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.1), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).train()
     inputs = torch.rand(5, 4)
-    assert taps.before_dropout(net, "4", inputs) == "3@input"
-    assert taps.before_dropout(net, "0", inputs) == "0@input"
-    assert taps.before_dropout(net, "2", inputs, ask=lambda model, x: model(x + 1)) == "1@input"
+    assert taps.before_dropout(net, ["4", "0", "2"], lambda model: model(inputs)) == ["3@input", "0@input", "1@input"]
     assert net.training
 
 

@@ -220,7 +220,7 @@ def check(data: Examples, classes: int, *, mapping: str, clusters: int, surrogat
 def read_targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
     """(samples that vote and are learned, samples to judge on) of the target; with classes, where they are needed."""
     given = read_as(source, target)
-    learned, held = (given, read_as(source, judged)) if judged else given.split(0.2, seed=seed)
+    learned, held = (given, read_as(source, judged).numbered_as(given)) if judged else given.split(0.2, seed=seed)
     for part in (learned, held):
         if part.inputs.shape[1:] != source.inputs.shape[1:]:
             shapes = f"{tuple(part.inputs.shape[1:])}, {source.name} of {tuple(source.inputs.shape[1:])}"
@@ -229,7 +229,6 @@ def read_targets(source: Examples, target: str, judged: str, seed: int, *, label
             raise DataError(f"{part.name} has no classes to learn or to judge by: give labels, or only score, with "
                             "probe_epochs=0 and tune_epochs=0")  # fmt: skip
     if labelled and learned.labels is not None and held.labels is not None:
-        held = held.numbered_as(learned)
         held.check_names(learned)
         extra = sorted(set(held.labels.tolist()) - set(learned.labels.tolist()))
         if len(only := set(learned.labels.tolist())) < 2:

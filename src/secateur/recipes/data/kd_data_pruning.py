@@ -346,7 +346,7 @@ def train_student(
 ) -> tuple[nn.Module, Recovery]:
     """Step 4: a new network that learned `data` and what the teacher said of each of them, and what that took."""
     # The teacher was asked about the images as they are measured, and is not asked again.
-    network, feed = build(seed=seed)[0], examples.batches(data.measured(), batch=training.whole("batch"), seed=seed)
+    network, feed = build(seed=seed)[0], examples.batches(data.as_measured(), batch=training.whole("batch"), seed=seed)
     with_teacher = Told(feed, feed.places, {"teacher_logits": logits})
     objective = mixture(partial(ask, network), alpha, temperature)
     recovery = loop.train(

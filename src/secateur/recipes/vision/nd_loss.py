@@ -293,15 +293,13 @@ class Classifier:
             )
         args, kwargs = subject.inputs.fresh()
         example = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        look = partial(taps.before_dropout, subject.model, inputs=example, ask=subject.inputs.ask)
-        places = [taps.one(subject.model, feature)] if feature else [look(head) for head in heads]
+        run = partial(subject.inputs.ask, inputs=example)
+        places = [taps.one(subject.model, feature)] if feature else taps.before_dropout(subject.model, heads, run)
         found = taps.look_at(subject.model, places, example, taps.pool, ask=subject.inputs.ask)
         if found[0].shape != found[-1].shape:
             wide = " and ".join(str(rows.shape[1]) for rows in found)
             raise InputError(f"{' and '.join(heads)} read features of widths {wide}: name one, feature={places[0]}")
-        names, shapes = list[str](), list[tuple[int, int, int]]()
-        if staged:
-            names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example), stages)
+        names, shapes = review.stages(subject.model, run, stages) if staged else ([], [])
         return cls(subject, " and ".join(places), places, heads, found[0].shape[1], logits.shape[1], names, shapes)
 
     def __call__(self, inputs: Tensor) -> Pass:

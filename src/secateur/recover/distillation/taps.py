@@ -244,19 +244,19 @@ def look_at(
 
 
 @torch.no_grad()
-def before_dropout(
-    model: nn.Module, name: str, inputs: Tensor, *, ask: Callable[[nn.Module, Tensor], object] | None = None
-) -> str:
-    """The tap of what the module `name` reads, as it is before a dropout: "NAME@input", or that of the dropout.
+def before_dropout(model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], object]) -> list[str]:
+    """Taps of what the modules `names` read, as it is before a dropout: "NAME@input", or that of the dropout.
 
-    ask: see `look_at`. A dropout that is no module, `functional.dropout`, is not found.
+    run: a forward pass of the model, in which they all run. A dropout that is no module is not found.
     """
     drops = [path for path, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-    inputs = devices.move(inputs, model)
-    with evaluating(model), each(model, [name + INPUT, *drops]) as (read, *given):
-        model(inputs) if ask is None else ask(model, inputs)
-    same = (path for path, made in zip(drops, given, strict=True) if made and torch.equal(made[0], read[0]))
-    return next(same, name) + INPUT
+    with evaluating(model), each(model, [name + INPUT for name in names]) as read, each(model, drops) as given:
+        run(model)
+    found = []
+    for name, (wanted, *_) in zip(names, read, strict=True):
+        same = (path for path, made in zip(drops, given, strict=True) if made and torch.equal(made[0], wanted))
+        found.append(next(same, name) + INPUT)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ widths
