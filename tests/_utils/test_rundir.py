@@ -306,6 +306,25 @@ def test_a_new_run_that_is_refused_leaves_nothing(tmp_path, error):
     assert (tmp_path / "third" / "run.yaml").exists()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_late_refusal_leaves_what_took_work(tmp_path, shared):
+    """A training that meets a damaged image after an hour goes on from its checkpoint once that is mended."""
+    out = tmp_path / "out"
+
+    def train(run):
+        run._shared = shared
+        checkpoint = run.folder("train") / "step-3.pt"
+        checkpoint.write_text("weights")
+        written = (out / "run.yaml").stat().st_mtime + 60
+        os.utime(checkpoint, (written, written))
+        raise InputError("no")
+
+    with pytest.raises(InputError), Run.open(out, {"budget": "params=80%"}) as run:
+        train(run)
+    with Run.open(out, {"budget": "params=80%"}) as run:
+        assert (run.folder("train") / "step-3.pt").read_text() == "weights"
+
+
 def test_a_run_that_leaves_nothing_computes_once_and_has_no_folder():
     run, calls = Transient(), []
     for _ in range(2):

@@ -40,6 +40,9 @@ def test_the_array_of_classes_may_be_named(tmp_path):
     assert examples.read(file, label="coarse").labels.tolist() == [0, 1, 1]
     assert examples.read(file, label="labels").labels.tolist() == [0, 2, 1]
     assert examples.read(file, label="").labels is None
+    np.savez(tmp_path / "one.npz", inputs=np.zeros((3, 2), np.float32), label=[0, 1, 1])
+    assert examples.read(tmp_path / "one.npz").labels.tolist() == [0, 1, 1]
+    assert examples.read(tmp_path / "one.npz", label="").labels is None
     with pytest.raises(DataError, match=r"data\.npz has no array 'corse': it has coarse, labels, inputs$"):
         examples.read(file, label="corse")
     picture(tmp_path / "set" / "red" / "1.png", 200)

@@ -79,8 +79,10 @@ def test_what_is_done_between_steps_takes_the_momentum_and_refuses_another_optim
 
 
 def test_arms_that_the_judged_examples_would_stop_are_refused(dense: Traced) -> None:
-    with pytest.raises(InputError, match="patience=1: every arm trains for the epochs that it is compared at"):
-        arms.train_arms(prune(dense, HALF, "l1"), DATA, DATA, epochs=2, lr=0.05, patience=1)
+    pruned = prune(dense, HALF, "l1")
+    for name, value in {"patience": 1, "validation": 0.1, "keep": "best"}.items():
+        with pytest.raises(InputError, match=f"{name}={value}: every arm trains for the epochs that it is compared at"):
+            arms.train_arms(pruned, DATA, DATA, epochs=2, lr=0.05, **{name: value})
 
 
 def test_arms_share_shapes_and_order_but_no_weights(dense: Traced, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,7 @@ def test_a_dry_run_of_the_study_counts_and_trains_nothing(tmp_path, monkeypatch)
     for given, words in (
         ({"scratch": "none"}, "scratch=none leaves out"),
         ({"epochs": 0}, "epochs=0"),
+        ({"training": "validation=0.1"}, "validation=0.1: every arm trains"),
         ({"seeds": ()}, "give at least one of each"),
         ({"method": "l2"}, "method='l2'"),
     ):

@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.errors import InputError
 
-__all__ = ["check_device", "evaluating", "find_place", "move_to_device", "restore_modes"]
+__all__ = ["check_device", "evaluating", "find_place", "forget_passes", "move_to_device", "restore_modes"]
 
 
 @contextmanager
@@ -33,6 +33,17 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             if any(module.training for module in model.modules()):
                 model.eval()
         yield
+
+
+def forget_passes(*models: nn.Module) -> None:
+    """Let modules drop what they keep of passes in evaluation mode, as some do whenever a mode is set; modes stay.
+
+    The attention of timm's LeViT, TinyViT and EfficientFormerV2 keeps its biases: a copy takes them along, and a
+    smaller one would add those of all heads.
+    """
+    with restore_modes(*models):
+        for model in models:
+            model.eval()
 
 
 def check_device(device: str) -> None:

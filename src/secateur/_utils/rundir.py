@@ -40,7 +40,10 @@ __all__ = ["Run", "Transient", "lock_folder", "plain", "read_matching_record", "
 
 _DIGEST = "_sha256"
 _LATE = 10.0
-"""Seconds after which it is said what is computed, where there is no terminal with a bar."""
+"""Seconds after which it is said what is computed, where there is no terminal with a bar.
+
+A refusal keeps what was written so long after the record, since it took work.
+"""
 
 T = TypeVar("T")
 
@@ -207,11 +210,18 @@ class Run:
         self._new = False
 
     def _withdraw(self) -> None:
-        """A new run that was refused leaves nothing, so that the corrected command may use the same folder."""
+        """A new run that was refused at once leaves nothing, so that the corrected command may use the same folder.
+
+        What has taken work, such as a checkpoint of a training that met a damaged image, stays whole: see `_LATE`.
+        """
+        record = self.root / "run.yaml"
+        begun = record.stat().st_mtime
+        if any(path.is_file() and path.stat().st_mtime - begun > _LATE for path in (self.root / "work").rglob("*")):
+            return
         if self._shared:  # others may still be writing: what is left goes when the folder is opened again
-            remove(self.root / "run.yaml")
-        elif {path.name for path in self.root.iterdir()} <= {"run.yaml", "work"}:
-            for path in (self.root / "run.yaml", self.root / "work", self.root):
+            remove(record)
+        elif {path.name for path in self.root.iterdir()} <= {record.name, "work"}:
+            for path in (record, self.root / "work", self.root):
                 remove(path)
 
     def close(self) -> None:

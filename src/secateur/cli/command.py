@@ -26,7 +26,7 @@ __all__ = ["Command"]
 
 _HELP = {
     "text": "the column of texts.",
-    "label": "the column of classes, or of an .npz file the array; '' for none.",
+    "label": "the column of classes, or of an .npz file the array (`labels` first); '' for none.",
 }
 """Explanations of parameters that share one in docstrings."""
 _PUSH = (

@@ -37,6 +37,8 @@ Batch: TypeAlias = dict[str, Any]
 
 _FEW = 2
 """Batches that are read without workers."""
+_SHOWN = 3
+"""Classes that messages name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +199,31 @@ class Examples:
             targets=tuple(self.targets[index] for index in chosen.tolist()) if self.targets else (),
         )
 
+    def as_measured(self) -> Examples:
+        """The same, which training sees as they are measured: no image, and no box, is moved."""
+        if not isinstance(self.inputs, Images) or self.inputs.transform is None:
+            return replace(self, augment=None)
+        return replace(self, augment=None, inputs=self.inputs.with_transform(self.inputs.transform.as_measured()))
+
+    def numbered_as(self, other: Examples) -> Examples:
+        """The same with classes numbered as in `other`; as they are where that does not name all of theirs."""
+        names = self.classes
+        if self.labels is None or other.classes == names or not set(names) <= set(other.classes):
+            return self
+        if int(self.labels.max()) >= len(names):
+            return self
+        number = torch.tensor([other.classes.index(name) for name in names])
+        return replace(self, labels=number[self.labels], classes=other.classes)
+
+    def check_names(self, other: Examples) -> None:
+        """Raise `DataError` where these and `other` both name their classes, and number them differently."""
+        if self.classes and other.classes and self.classes != other.classes:
+            ours, theirs = (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+                            for names in (self.classes, other.classes))  # fmt: skip
+            raise DataError(
+                f"{self.name} numbers the classes {ours}, {other.name} {theirs}: give both the same classes"
+            )
+
     def batch(self, draw: Sequence[int] | None = None) -> Batch:
         """All of them as one batch: "inputs", and "labels" or "targets" where there are any.
 
@@ -335,7 +362,7 @@ def sides(given: str | Sequence[float | str]) -> tuple[float, float]:
 def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     """Read examples.
 
-    - an `.npz` file: arrays `inputs` [N, ...] and, if there are classes, `labels` [N]; for boxes `boxes` [M, 4]
+    - an `.npz` file: arrays `inputs` [N, ...] and, for classes, `labels` [N] (or `label`); for boxes `boxes` [M, 4]
       (x1, y1, x2, y2), `box_labels` [M] and `box_image` [M], the index of the input each belongs to; and where the
       classes have names, `classes`, an array of strings; where boxes are not of COCO's sizes, `sizes`, two numbers;
     - a folder with one folder of images per class, of `train/` and `val/` the first;
@@ -517,7 +544,7 @@ def _arrays(path: Path, label: str) -> Examples:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
     inputs = _number(found["inputs"], path.name)
     labels.check(label, found, str(path), what="array")
-    column = "labels" if label == labels.DEFAULT else label
+    column = "labels" if label == labels.DEFAULT and "labels" in found else label
     classes = _whole(found[column], path.name) if column in found else None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     if "boxes" in found:
@@ -608,14 +635,19 @@ class Batches(Computed["dict[str, Any]"]):
 
     def hold_out(self, share: float) -> tuple[Batches, Batches]:
         """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        others, held = self.places_apart(share)
+        rest = Batches(self.data.take(others), batch=self.batch, seed=self.seed, augment=self.augment)
+        even = math.ceil(len(held) / math.ceil(len(held) / self.batch))  # few are left after the last whole batch
+        return rest, Batches(self.data.take(held), batch=even, seed=self.seed, training=False)
+
+    def places_apart(self, share: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which examples of the data stand in the two parts of `hold_out`, in their orders."""
         count = len(self.data)
         if count < 2:
             raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
         order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         held = min(count - 1, max(1, round(share * count)))
-        rest = Batches(self.data.take(order[held:]), batch=self.batch, seed=self.seed, augment=self.augment)
-        even = math.ceil(held / math.ceil(held / self.batch))  # few are left after the last whole batch
-        return rest, Batches(self.data.take(order[:held]), batch=even, seed=self.seed, training=False)
+        return order[held:], order[:held]
 
 
 class _Drawn:

@@ -79,6 +79,10 @@ class Transform:
         fixed = (self.size, self.channels, self.upscale, self.squash, self.mean, self.std, self.interpolation)
         return json.dumps([self.source, *shown] if self.steps else list(fixed))
 
+    def as_measured(self) -> Transform:
+        """The same that in training does as in evaluation."""
+        return replace(self, augment="", steps=None if self.steps is None else (self.steps[1], self.steps[1]))
+
     def with_size(self, size: tuple[int, int] | None, channels: int = 3) -> Transform:
         """The same with inputs of another size; of one channel the normalisation is that of the first colour."""
         mean, std = (self.mean, self.std) if channels == 3 else (self.mean[:1], self.std[:1])

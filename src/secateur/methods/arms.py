@@ -37,7 +37,7 @@ from secateur.vocabulary import Figure, Recovery, Training
 
 __all__ = [
     "DEFAULTS", "Arm", "describe_arms", "equal_flops", "finetune_length", "finetune_settings", "fit", "forward_flops",
-    "give_verdict", "mark_correct", "split_judged", "train_arms", "train_epochs",
+    "give_verdict", "mark_correct", "refuse_selection", "split_judged", "train_arms", "train_epochs",
 ]  # fmt: skip
 
 
@@ -250,6 +250,16 @@ def forward_flops(subject: Traced, sparse: bool = False) -> float:
     return size.every_flop(subject.forward, sparse=sparse)
 
 
+def refuse_selection(training: Training) -> None:
+    """Raise `InputError` for a training that examples would end, or pick weights of: arms are judged by the same."""
+    for name, value in training.named.items():
+        if name in ("patience", "validation") or (name, value) == ("keep", "best"):
+            raise InputError(
+                f"{name}={value}: every arm trains for the epochs that it is compared at, and the examples that would "
+                "stop it or pick its weights judge it; leave it out"
+            )
+
+
 def train_arms(
     pruned: Pruned,
     data: Examples,
@@ -293,11 +303,7 @@ def train_arms(
         settings: fields of `training`, in place of those that it has.
     """
     training = replace(training or Training(), **settings).default(**DEFAULTS)
-    if training.patience is not None:
-        raise InputError(
-            f"patience={training.patience}: every arm trains for the epochs that it is compared at, and the examples "
-            "that would stop it judge it; leave it out"
-        )
+    refuse_selection(training)
     epochs = training.whole("epochs")
     first = next(x for x in (*pruned.dense.inputs.args, *pruned.dense.inputs.kwargs.values()) if isinstance(x, Tensor))
     dense, cut = (forward_flops(one, bool(pruned.masks)) / len(first) for one in (pruned.dense, pruned.student))

@@ -17,7 +17,7 @@ from secateur._utils.disk import atomic_write
 from secateur.data.examples import Augment, Examples
 from secateur.errors import InputError
 from secateur.measure import statistics
-from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, split_judged, train_arms
+from secateur.methods.arms import DEFAULTS, Arm, forward_flops, give_verdict, refuse_selection, split_judged, train_arms
 from secateur.methods.published_rules import Pruned
 from secateur.recover.sparsity import masks
 from secateur.reports import evidence
@@ -155,6 +155,7 @@ def scratch_control(
         raise InputError(f"seeds={list(seeds)}: give one of at least 0, and three for a verdict")
     data, judged = split_judged(data, judged, seeds[0])
     training = replace(training or Training(), **settings).default(**DEFAULTS)
+    refuse_selection(training)
     by_name: dict[str, list[Arm]] = {}
     costs, widths, notes = [], dict[str, float](), dict[str, None]()
     for seed in seeds:

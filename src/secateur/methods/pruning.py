@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from secateur._utils import devices, plugins
+from secateur._utils import devices, modes, plugins
 from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
 from secateur.methods.cutting import cut_with_retries
 from secateur.score import activation, gradient, magnitude, random, similarity
@@ -167,6 +167,7 @@ def prune_subject(
 
     def select() -> Selection:
         scores = rate(subject)
+        modes.forget_passes(subject.model)
         try:
             return choose(scores, multiple)
         except InfeasibleError:

@@ -290,13 +290,7 @@ def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     if data.masks is not None and judged.masks is not None:
         notes = tuple(note for note in judged.notes if masks.BINARY not in note or data.masks.binary)
         return replace(judged, masks=judged.masks.follow(data.masks), notes=notes)
-    if judged.labels is None:
-        return judged
-    names = judged.classes
-    if data.classes == names or not set(names) <= set(data.classes) or int(judged.labels.max()) >= len(names):
-        return judged
-    number = torch.tensor([data.classes.index(name) for name in names])
-    return replace(judged, labels=number[judged.labels], classes=data.classes)
+    return judged.numbered_as(data)
 
 
 def _check_alike(data: Dataset, judged: Dataset) -> None:
@@ -308,7 +302,4 @@ def _check_alike(data: Dataset, judged: Dataset) -> None:
         raise DataError(f"{has.name} has boxes and {lacks.name} none: give data and held-out data of one kind")
     if data.has_classes and not judged.has_classes:
         raise DataError(f"{judged.name} has no classes to measure quality by: give held-out examples with labels")
-    if data.classes and judged.classes and data.classes != judged.classes:
-        theirs, ours = (", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-                        for names in (judged.classes, data.classes))  # fmt: skip
-        raise DataError(f"{judged.name} numbers the classes {theirs}, {data.name} {ours}: give both the same classes")
+    judged.check_names(data)

@@ -25,7 +25,7 @@ from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.measure import statistics
 from secateur.methods import published_rules
-from secateur.methods.arms import Arm, fit, forward_flops, split_judged, train_arms
+from secateur.methods.arms import Arm, fit, forward_flops, refuse_selection, split_judged, train_arms
 from secateur.methods.control import LACKS, Control, describe
 from secateur.methods.published_rules import Rule
 from secateur.recover.training import initialise
@@ -222,6 +222,7 @@ def _study_inputs(
     settings = keywords.check_options(_recipe(), options)
     if settings["scratch"] == "none":
         raise InputError("scratch=none leaves out what inherited weights are compared with: give E, B or both")
+    refuse_selection(settings["training"])
     epochs = settings["training"].epochs
     if epochs < 1:
         raise InputError(f"epochs={epochs:g}: give at least 1, for what was not trained says nothing")

@@ -293,6 +293,28 @@ def test_ties_keep_the_lower_number():
     assert np.flatnonzero(chosen.keep["classes"]).tolist() == [1, 2]
 
 
+def test_classes_to_judge_on_are_numbered_by_the_names_of_the_target(files, tmp_path):
+    """A folder numbers its classes by itself: one without `bird` has `cat` as its class 0."""
+    animals = replace(target(), labels=target().labels + 1, classes=("bird", "cat", "dog"))
+    learned = replace(animals, labels=torch.cat([torch.zeros(9, dtype=torch.long), animals.labels[9:]]))
+    learned.save(tmp_path / "learned.npz")
+    replace(target(), classes=("cat", "dog")).save(tmp_path / "judged.npz")
+    _, held = module.read_targets(
+        source(), str(tmp_path / "learned.npz"), str(tmp_path / "judged.npz"), 0, labelled=True
+    )
+    assert held.classes == learned.classes
+    assert torch.equal(held.labels, target().labels + 1)
+    replace(target(), classes=("cat", "eel")).save(tmp_path / "other.npz")
+    with pytest.raises(DataError, match=r"other\.npz numbers the classes cat, eel, learned\.npz bird, cat, dog"):
+        module.read_targets(source(), str(tmp_path / "learned.npz"), str(tmp_path / "other.npz"), 0, labelled=True)
+
+
+def test_a_surrogate_of_other_classes_is_refused_before_it_is_trained(tmp_path, files, monkeypatch):
+    monkeypatch.setattr(module, "fit", lambda *given, **how: pytest.fail("trained before it refused"))
+    with pytest.raises(InputError, match=r"the surrogate gives logits of shape \[1, 5\], the source has 8 classes"):
+        results(tmp_path / "run", files, surrogate=f"{files / 'small.py'}:narrow")
+
+
 def test_an_attack_is_trained_against_and_judged(tmp_path, files):
     (found,) = results(tmp_path, files, attack=0.1, epochs=1, surrogate_epochs=2)
     rows = json.loads((tmp_path / "work" / "transfer-classes=50%.json").read_text())
@@ -424,7 +446,7 @@ def test_what_is_refused(tmp_path, files):
     refused(InputError, "mapping=label votes for the source's classes, and source has none", data=bare)
     refused(InputError, "no classes to train a surrogate on: give one that comes trained", data=bare, mapping="feature")
     refused(InputError, "clusters=40: give 2 to 8", mapping="feature", clusters=40)
-    refused(InputError, r"logits of shape \[96, 5\], the source has 8 classes",
+    refused(InputError, r"logits of shape \[1, 5\], the source has 8 classes",
             surrogate=f"{files / 'small.py'}:narrow", surrogate_epochs=0)  # fmt: skip
     refused(InputError, "option attack=2.0 .*below 1", attack=2.0)
     for name in ("probe_epochs", "tune_epochs", "surrogate_epochs", "probe_lr", "tune_lr"):

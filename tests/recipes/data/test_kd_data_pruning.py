@@ -6,6 +6,7 @@ import functools
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,11 +20,13 @@ import secateur
 import small_vision as vision
 import toys
 import trainings
+from pictures import class_folder
 from recipes.vision import nets
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
+from secateur.methods import example_scores
 from secateur.recipes.data import kd_data_pruning as module
 from secateur.recipes.data.kd_data_pruning import kd_data_pruning
 from secateur.recover.distillation.teachers import Told
@@ -31,7 +34,7 @@ from secateur.reports import display
 from secateur.runs import keywords
 from secateur.subjects import ExampleSet, Traced, open_traced, reload_traced
 from secateur.subjects.network.recording import Example
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Training
 
 DATA, HELD_OUT = nets.data(240), nets.data(200, seed=5)
 QUICK = {"batch": 24, "epochs": 4.0, "alpha": 0.5, "runs": 1, "score_epochs": 1.0}
@@ -116,6 +119,41 @@ def test_soft_outputs_are_those_of_the_live_teacher_to_the_precision_of_float16(
         torch.testing.assert_close((said / 4).softmax(-1), (live / 4).softmax(-1), atol=2e-4, rtol=0)
 
 
+def test_images_are_learned_as_the_teacher_saw_them(tmp_path, monkeypatch):
+    """Whatever their transform does in training: the teacher is asked once, about each image as it is measured."""
+    seen, real = [], module.Told
+    monkeypatch.setattr(module, "Told", lambda feed, *more: seen.append(feed) or real(feed, *more))
+    data = examples.with_transform(examples.read(class_folder(tmp_path / "images")), "shift", "1x8x8")
+    assert data.inputs.draws_anew
+    asked = partial(example_scores.ask_logits, teacher().inputs)
+    module.train_student(
+        data, torch.zeros(12, 4), 0.5, training=Training(batch=4, lr=0.1), ask=asked, build=lambda seed: (mlp(), ()),
+        steps=lambda part: 1, temperature=4.0, seed=0,
+    )  # fmt: skip
+    for index in (0, 4):
+        assert torch.equal(seen[0][index]["inputs"], data.inputs[seen[0].places(index)])
+
+
+def test_what_new_networks_drew_without_a_rule_is_told(tmp_path):
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.out = nn.Parameter(torch.ones(64)), nn.Linear(64, 4)
+
+        def forward(self, x):
+            return self.out(x.flatten(1) + self.token)
+
+    subject, wanted = Traced(Token(), Example.of(DATA.inputs[:1])), [Budget.parse("examples=20%")]
+    with Run.open(tmp_path, {}) as run:
+        (found,) = kd_data_pruning(subject, DATA, wanted, run, **chosen(dry_run=True))
+    assert "drawn from N(0, 0.02) for want of a rule: token" in found.notes
+
+
+def test_training_stops_by_examples_that_were_held_out(tmp_path):
+    found = results(tmp_path / "run", training="patience=1,evaluate_every=2")[0]
+    assert found.recovery.settings["evaluations"]
+
+
 def test_a_stored_and_a_live_teacher_teach_alike(fifth, tmp_path, monkeypatch):
     """The weights of the student that learned from what is stored, and of one that learned from float32 outputs."""
     _, found = fifth
@@ -150,7 +188,7 @@ def test_alpha_0_is_plain_cross_entropy_to_the_bit(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     kept = results(tmp_path / "run", alpha=0.0, epochs=2.0)[0]
     part = ExampleSet.load(DATA, tmp_path / "run" / "work" / "kept-examples=20%").data
-    alone = module.draw_network(teacher().model, "", seed=0)
+    alone, _ = module.draw_network(teacher().model, "", seed=0)
     vision.fit(alone, part, epochs=10, batch=24, seed=0, lr=0.1, warmup=0.05, clip=1.0)  # fmt: skip
     expected = torch.cat([weight.detach().flatten() for weight in alone.parameters()])
     assert torch.equal(weights(kept), expected)  # 2 epochs of 10 batches on all are 10 epochs of 2 on a fifth

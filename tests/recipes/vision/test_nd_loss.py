@@ -29,6 +29,7 @@ from secateur.recover.training.mixing import Mix
 from secateur.subjects import open_traced
 from secateur.subjects.network import detectors
 from secateur.subjects.network.detectors import Judged
+from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, reload_traced
 from secateur.vocabulary import Budget
 
@@ -206,6 +207,16 @@ def test_a_network_without_a_linear_head_or_with_two_features_has_one_named():
     with pytest.raises(InputError, match=r"head and head_dist read features of widths 8 and 6: name one, feature="):
         Classifier.of(opened(nets.Apart(6)))
     assert Classifier.of(opened(nets.Apart(6)), "head@input").width == 8
+
+
+def test_the_feature_of_a_student_in_training_is_not_dropped() -> None:
+    """As torchvision's MobileNetV2 ends, whose teacher and class means are of features without dropout."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Sequential(nn.Dropout(0.5), nn.Linear(12, 4)))
+    inputs = torch.rand(3, 1, 8, 8)
+    feature = Classifier.of(Traced(net, Example.of(inputs)))
+    assert feature.name == "3.0@input"
+    assert torch.equal(feature(inputs).features, net.train()[:3](inputs))
 
 
 @pytest.mark.parametrize("mix", [None, Mix(mixup=1.0), Mix(cutmix=1.0)], ids=["plain", "mixup", "cutmix"])

@@ -116,6 +116,16 @@ def test_betas_reach_the_optimiser_and_another_optimiser_is_refused(tmp_path) ->
         quick(tmp_path / "adamw", "channels=60%", training="optimizer=adamw")
 
 
+def test_weights_of_an_earlier_step_are_refused_before_training(tmp_path, monkeypatch) -> None:
+    """They would be those of before the groups were zero, while what goes is told by the end."""
+    monkeypatch.setattr(loop, "train", lambda *args, **kwargs: pytest.fail("trained before it refused"))
+    for how in ("patience=1", "patience=1,keep=last", "validation=0.2", "keep=best"):
+        with pytest.raises(InputError, match="weights from before all groups are zero: leave them out"):
+            quick(tmp_path / how, "channels=60%", training=how)
+    with pytest.raises(pytest.fail.Exception):
+        quick(tmp_path / "last", "channels=60%", training="validation=0.2,keep=last")
+
+
 def test_it_learns(tmp_path) -> None:
     result = quick(tmp_path, "channels=60%", epochs=20)
     assert accuracy(result.subject, bars(200, seed=1)) > 0.8

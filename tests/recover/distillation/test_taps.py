@@ -44,6 +44,13 @@ def test_patterns_fit_parts_of_names():
     assert taps.one(net, "hea?") == "head"
 
 
+def test_what_a_module_reads_is_taken_before_its_dropout():
+    net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.1), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).train()
+    inputs = torch.rand(5, 4)
+    assert taps.before_dropout(net, ["4", "0", "2"], lambda model: model(inputs)) == ["3@input", "0@input", "1@input"]
+    assert net.training
+
+
 def test_a_pattern_that_fits_nothing_lists_the_nearest_names():
     with pytest.raises(InputError, match=r"'layer.0.mlp' is no module of Net: near are layers.0.mlp"):
         taps.match(Net(2), "layer.0.mlp")

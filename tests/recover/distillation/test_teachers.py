@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 
 from recover.students import VOCABULARY, Batches, bert, llama
+from secateur.data import examples
+from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MendedWarning
 from secateur.recover.distillation import losses, teachers
 from secateur.recover.training import loop
@@ -414,6 +416,18 @@ def test_rows_of_examples_are_asked_once_and_follow_them_in_any_order(tmp_path):
         assert told[index]["said"].dtype == torch.float32
     with pytest.raises(DataError, match="another order"):
         teachers.cache_rows(tmp_path, ask, ordered[::-1], key=KEY)
+
+
+def test_what_was_said_of_examples_stays_theirs_where_some_are_held_out():
+    values = torch.arange(10.0)[:, None]
+    feed = examples.batches(Examples(values), batch=3, seed=1)
+    parts = teachers.Told(feed, feed.places, {"said": values + 0.5}).hold_out(0.3)
+    for part in parts:
+        for batch in part:
+            assert torch.equal(batch["said"], batch["inputs"] + 0.5)
+    seen = [{float(value) for batch in part for value in batch["inputs"]} for part in parts]
+    assert [len(some) for some in seen] == [6, 3]
+    assert not seen[0] & seen[1]
 
 
 def test_several_students_learn_from_one_pass_of_the_teacher():

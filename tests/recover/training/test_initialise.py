@@ -116,6 +116,38 @@ def test_what_no_rule_knows_is_told():
     assert 0.01 < made.token.std() < 0.03
 
 
+class Scaled(nn.Conv2d):
+    """As timm's ScaledStdConv2d."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.full((sizes[1], 1, 1, 1), 3.0))
+
+    def reset_parameters(self) -> None:
+        if hasattr(self, "gain"):
+            nn.init.ones_(self.gain)
+        super().reset_parameters()
+
+
+class Plain(nn.Linear):
+    """A parameter that nothing draws."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.full((sizes[1], 64), 3.0))
+
+
+def test_what_subclasses_have_beside_weight_and_bias_is_drawn_as_well():
+    torch.manual_seed(0)
+    made, notes = initialise.fresh(nn.Sequential(Scaled(32, 64, 3), nn.Flatten(), Plain(8, 4)))
+    assert (made[0].gain == 1).all()
+    assert made[0].weight.var().item() == pytest.approx(2 / (64 * 9), rel=0.1), "the rule of convolutions stays"
+    assert 0.01 < made[2].gain.std() < 0.03
+    assert notes == ("drawn from N(0, 0.02) for want of a rule: 2.gain",)
+    assert made[2].weight.std() < 0.02
+    assert (initialise.fresh(Plain(8, 4), linear=None)[0].gain != 3).all()
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_transformers_models_draw_as_their_config_says(kind):
     model = tiny.model(kind)

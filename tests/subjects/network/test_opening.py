@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
+import secateur
 from secateur.errors import InputError, ModelError
 from secateur.subjects.network.opening import build_network, is_saved, load_saved, open_network, open_saved
 from secateur.subjects.network.traced import open_traced, reload_traced
@@ -106,6 +108,41 @@ def test_inputs_come_from_the_program_where_nobody_else_says(tmp_path: Path, bui
         open_saved("small", original=model)
     small.save(tmp_path / "small", program=True)
     assert open_saved("small", original=model).forward().shape == (2, 2)
+
+
+class Remembering(nn.Module):
+    """Keeps a product of its parameter in evaluation, and drops it when its mode is set, as timm's LeViT does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.gain = nn.Linear(4, 8), nn.Linear(8, 3), nn.Parameter(torch.rand(8))
+        self.kept: dict[str, torch.Tensor] = {}
+
+    def train(self, mode: bool = True) -> Remembering:
+        self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.last(self.first(x) * (2 * self.gain))
+        if "gain" not in self.kept:
+            self.kept["gain"] = 2 * self.gain
+        return self.last(self.first(x) * self.kept["gain"])
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("score", ["magnitude", "activation"])
+def test_what_a_network_kept_of_its_last_pass_is_not_cut_along(grad: bool, score: str) -> None:
+    torch.manual_seed(0)
+    model, x = Remembering().eval(), torch.rand(2, 4)
+    with torch.set_grad_enabled(grad):
+        model(x)
+    small, cut = secateur.prune(model, x, "params=60%", score, batches=[x] if score == "activation" else None)
+    assert not cut.is_noop
+    assert small(x).shape == (2, 3)
+    small, _ = secateur.prune(small, x, "params=60%")
+    assert small(x).shape == (2, 3)
+    assert not model.training
 
 
 def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:

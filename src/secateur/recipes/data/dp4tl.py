@@ -161,6 +161,7 @@ def dp4tl(
             return known
         model = build_surrogate(surrogate, subject)
         if model is not None:
+            check_surrogate(model, data, mapping, classes)
             fit(model, data.take(ours), pretraining, epochs=surrogate_epochs, seed=seed, folder=run.folder("surrogate"))
         return count_votes(model, data, ours, learned, mapping=mapping, clusters=grouped, classes=classes,
                            head=head if surrogate == "self" else "", seed=seed)  # fmt: skip
@@ -219,7 +220,7 @@ def check(data: Examples, classes: int, *, mapping: str, clusters: int, surrogat
 def read_targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
     """(samples that vote and are learned, samples to judge on) of the target; with classes, where they are needed."""
     given = read_as(source, target)
-    learned, held = (given, read_as(source, judged)) if judged else given.split(0.2, seed=seed)
+    learned, held = (given, read_as(source, judged).numbered_as(given)) if judged else given.split(0.2, seed=seed)
     for part in (learned, held):
         if part.inputs.shape[1:] != source.inputs.shape[1:]:
             shapes = f"{tuple(part.inputs.shape[1:])}, {source.name} of {tuple(source.inputs.shape[1:])}"
@@ -228,6 +229,7 @@ def read_targets(source: Examples, target: str, judged: str, seed: int, *, label
             raise DataError(f"{part.name} has no classes to learn or to judge by: give labels, or only score, with "
                             "probe_epochs=0 and tune_epochs=0")  # fmt: skip
     if labelled and learned.labels is not None and held.labels is not None:
+        held.check_names(learned)
         extra = sorted(set(held.labels.tolist()) - set(learned.labels.tolist()))
         if len(only := set(learned.labels.tolist())) < 2:
             raise DataError(f"{learned.name} holds examples of class {only.pop()} alone, which any network is right "
@@ -262,6 +264,12 @@ def build_surrogate(surrogate: str, subject: Traced) -> nn.Module | None:
     if not isinstance(model, nn.Module):
         raise InputError(f"{surrogate} returned {type(model).__name__}: expected a torch.nn.Module")
     return model
+
+
+def check_surrogate(model: nn.Module, source: Examples, mapping: str, classes: int) -> None:
+    """Refuse, before it is trained, a surrogate whose outputs are not the source's classes, where they are asked."""
+    if mapping == "label":
+        votes.label_votes(ask_logits(model, source.take([0])), classes)
 
 
 # ---------------------------------------------------------------------------------------------------------- scoring

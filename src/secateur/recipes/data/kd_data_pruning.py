@@ -150,12 +150,12 @@ def kd_data_pruning(
     earlier = {budget: load_outputs(soft, data, budget, alpha=alpha, score=score) for budget in budgets if soft}
     if student or soft:
         wide = earlier[budgets[0]][1]["logits"].shape[1] if soft else count_classes(subject.model, ask, data)
-        check_student(draw_network(subject.model, student, seed=seed), student or "the network", wide, ask, data)
+        check_student(draw_network(subject.model, student, seed=seed)[0], student or "the network", wide, ask, data)
     # Of packed examples the set that they are of, whose other examples are out of sight.
     whole = ExampleSet(earlier[budgets[0]][0].source if soft else data).plain()
     if alpha == "auto":
         check_search(whole, search, balanced=balanced, seed=seed)
-    batch, epochs = training.whole("batch"), training.number("epochs")
+    batch, epochs, unruled = training.whole("batch"), training.number("epochs"), tuple[str, ...]()
     if score == "random":
         column = random.scores(whole.units("examples"), seed)["examples"]
     else:
@@ -163,6 +163,8 @@ def kd_data_pruning(
         short = Training(**{name: getattr(training, name) for name in same})
         rate = partial(score_by_training, subject.model, data, ask, score, short, epochs=score_epochs, seed=seed)
         parts = {f"{score}-{seed + number}": partial(rate, number=number) for number in range(runs)}
+        if score_epochs and not scored:
+            unruled = draw_network(subject.model, "", seed=seed)[1]
         if scored:
             parts = {f"{score}-taken": partial(load_scores, scored, data, score, run, list(parts))}
         column = difficulty.average([run.tensors(name, part)["score"] for name, part in parts.items()])
@@ -182,7 +184,7 @@ def kd_data_pruning(
             outputs = partial(ask_teacher, subject.model, ask, left, batch=batch)
         mask = np.isin(whole.kept, left.kept)
         cut, predicted = whole.cut(Selection({"examples": mask}))[1], whole.units().cost({"examples": mask})
-        network, recovery = draw_network(subject.model, student, seed=seed), None
+        (network, drawn), recovery = draw_network(subject.model, student, seed=seed), None
         weight, beside = alpha, dict[str, Traced]()
         if not dry_run:
             if weight == "auto":
@@ -200,7 +202,8 @@ def kd_data_pruning(
                 beside["labels alone"] = Traced(alone, subject.inputs)
         trust = "alpha is looked for when trained" if weight == "auto" else f"alpha {weight:.3g}"
         note = f"{f'examples and outputs of {soft}' if soft else f'{score} examples'}, {trust}"
-        yield Result(str(budget), Traced(network, subject.inputs), cut, predicted, recovery, (note,), beside)
+        notes = tuple(dict.fromkeys((note, *unruled, *drawn)))
+        yield Result(str(budget), Traced(network, subject.inputs), cut, predicted, recovery, notes, beside)
 
 
 def check(data: Examples, budgets: Sequence[Budget], epochs: float) -> None:
@@ -306,10 +309,10 @@ def load_index(data: Examples, place: Path, option: str) -> ExampleSet:
 # ---------------------------------------------------------------------------------------------- what is learned
 
 
-def draw_network(model: nn.Module, student: str, *, seed: int) -> nn.Module:
-    """A network with new weights: like `model`, or what the user's function `student` builds."""
+def draw_network(model: nn.Module, student: str, *, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network with new weights, like `model` or what the user's function `student` builds, and notes on these."""
     built = plugins.network(student)[0] if student else model
-    return initialise.fresh(built, seed=seed, linear=None)[0]
+    return initialise.fresh(built, seed=seed, linear=None)
 
 
 def mixture(ask: Callable[[Batch], Tensor], alpha: float, temperature: float) -> Objective:
@@ -335,14 +338,15 @@ def train_student(
     *,
     training: Training,
     ask: Ask,
-    build: Callable[..., nn.Module],
+    build: Callable[..., tuple[nn.Module, tuple[str, ...]]],
     steps: Callable[[Examples], float],
     temperature: float,
     seed: int,
     **progress: Any,
 ) -> tuple[nn.Module, Recovery]:
     """Step 4: a new network that learned `data` and what the teacher said of each of them, and what that took."""
-    network, feed = build(seed=seed), examples.batches(data, batch=training.whole("batch"), seed=seed)
+    # The teacher was asked about the images as they are measured, and is not asked again.
+    network, feed = build(seed=seed)[0], examples.batches(data.as_measured(), batch=training.whole("batch"), seed=seed)
     with_teacher = Told(feed, feed.places, {"teacher_logits": logits})
     objective = mixture(partial(ask, network), alpha, temperature)
     recovery = loop.train(

@@ -89,7 +89,7 @@ def nd_loss(
     """Cut a classifier's channels or a detector's, or take a given student; distil it with norm and direction.
 
     1. Class means: ``c_k`` is the mean over the training examples of class k of the teacher's feature f_t, what its
-       last linear layer reads, in evaluation mode and in order. ``e_k = c_k / ||c_k||``.
+       last linear layer reads (before a dropout), in evaluation mode and in order. ``e_k = c_k / ||c_k||``.
     2. The student: the teacher with the same share of every layer's channels cut, smallest norm first.
     3. Projector ``g(f_s) = Linear(Dropout(BatchNorm(f_s)))`` where its feature has another width, trained along and
        left out of the result; logits come from f_s itself.
@@ -116,7 +116,8 @@ def nd_loss(
         student: "file.py:function" of a student of the same classes, in place of a cut.
         distillation, feature_loss, mix: see these classes.
         task: weight of the labels, or of the detector's own loss.
-        feature: the module that gives the feature, "NAME@input" for what it reads; the classifier's input unless given.
+        feature: the module that gives the feature, "NAME@input" for what it reads; the classifier's input, before a
+            dropout, unless given.
         stages: for host=review, the modules whose maps are compared, those with large maps first; the last of each
             size unless given.
         means: a file of class means of this teacher, from another run's `work/`.
@@ -290,16 +291,15 @@ class Classifier:
                 f"no linear layer of this {type(subject.model).__name__} gives its logits: name the module that gives "
                 "the feature, feature=NAME, or feature=NAME@input for what it reads"
             )
-        places = [taps.one(subject.model, feature)] if feature else [f"{head}@input" for head in heads]
         args, kwargs = subject.inputs.fresh()
         example = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        run = partial(subject.inputs.ask, inputs=example)
+        places = [taps.one(subject.model, feature)] if feature else taps.before_dropout(subject.model, heads, run)
         found = taps.look_at(subject.model, places, example, taps.pool, ask=subject.inputs.ask)
         if found[0].shape != found[-1].shape:
             wide = " and ".join(str(rows.shape[1]) for rows in found)
             raise InputError(f"{' and '.join(heads)} read features of widths {wide}: name one, feature={places[0]}")
-        names, shapes = list[str](), list[tuple[int, int, int]]()
-        if staged:
-            names, shapes = review.stages(subject.model, lambda model: subject.inputs.ask(model, example), stages)
+        names, shapes = review.stages(subject.model, run, stages) if staged else ([], [])
         return cls(subject, " and ".join(places), places, heads, found[0].shape[1], logits.shape[1], names, shapes)
 
     def __call__(self, inputs: Tensor) -> Pass:

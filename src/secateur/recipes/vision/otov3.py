@@ -148,6 +148,9 @@ def otov3(
         raise InputError(f"optimizer={training.optimizer}: give variant={' or '.join(get_args(Variant))}")
     if training.ema:
         raise InputError(f"ema={training.ema:g}: groups that end at zero are not zero on average; leave it out")
+    if training.patience is not None or (training.keep or ("best" if training.validates else "last")) == "best":
+        raise InputError("patience and keep=best, which validation brings along, would end with weights from before all"
+                         " groups are zero: leave them out, or give validation with keep=last")  # fmt: skip
     if span > 1 - warm + 1e-9:
         raise InputError(f"span={span:g}: give a share of the training above 0, at most the {1 - warm:g} after warm")
     start = subject

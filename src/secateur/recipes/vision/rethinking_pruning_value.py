@@ -19,7 +19,7 @@ from secateur.data import examples
 from secateur.data.examples import Augment, Examples
 from secateur.errors import BudgetError, DataError, InputError
 from secateur.methods import published_rules, retraining
-from secateur.methods.arms import describe_arms, finetune_length, finetune_settings, fit, train_arms
+from secateur.methods.arms import describe_arms, finetune_length, finetune_settings, fit, refuse_selection, train_arms
 from secateur.methods.published_rules import Pruned
 from secateur.methods.retraining import ImageTask
 from secateur.select import limits, ranking, subsets
@@ -114,6 +114,7 @@ def rethinking_pruning_value(
     other tasks than classification, are not here. The rewinding recipe is later work.
     """
     check(subject, data, budgets, method=method, widths=widths, inner=inner)
+    refuse_selection(training)
     if select_by == "short-retrain" and method not in ("l1", "soft", "slimming"):
         raise InputError(
             f"select_by=short-retrain is for l1, soft and slimming, not for {method}: leave one of them out"

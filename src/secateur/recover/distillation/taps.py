@@ -26,6 +26,7 @@ __all__ = [
     "Adapters",
     "Kind",
     "adapter",
+    "before_dropout",
     "each",
     "first",
     "list_names",
@@ -240,6 +241,22 @@ def look_at(
     if silent := [name for name, given in zip(names, found, strict=True) if not given]:
         raise InputError(f"{list_names(silent)} gives nothing to compare: name modules that run, and give features")
     return [feature for given in found for feature in given]
+
+
+@torch.no_grad()
+def before_dropout(model: nn.Module, names: Sequence[str], run: Callable[[nn.Module], object]) -> list[str]:
+    """Taps of what the modules `names` read, as it is before a dropout: "NAME@input", or that of the dropout.
+
+    run: a forward pass of the model, in which they all run. A dropout that is no module is not found.
+    """
+    drops = [path for path, module in model.named_modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+    with evaluating(model), each(model, [name + INPUT for name in names]) as read, each(model, drops) as given:
+        run(model)
+    found = []
+    for name, (wanted, *_) in zip(names, read, strict=True):
+        same = (path for path, made in zip(drops, given, strict=True) if made and torch.equal(made[0], wanted))
+        found.append(next(same, name) + INPUT)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------ widths

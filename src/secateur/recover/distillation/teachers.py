@@ -652,6 +652,15 @@ class Told:
         rows = torch.as_tensor(self._rows(index))
         return {**self._batches[index], **{name: answer[rows].float() for name, answer in self._answers.items()}}
 
+    def hold_out(self, share: float) -> tuple[Told, Told]:
+        """As the batches' own, which are of examples, each with what was said of it."""
+        batches = cast(Any, self._batches)
+        rest, held = (
+            Told(part, part.places, {name: answer[places] for name, answer in self._answers.items()})
+            for part, places in zip(batches.hold_out(share), batches.places_apart(share), strict=True)
+        )
+        return rest, held
+
 
 def cache_rows(
     folder: str | Path, ask: Callable[[Batch], Tensor], batches: FiniteBatches, *, key: Mapping[str, object]

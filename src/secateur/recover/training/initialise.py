@@ -21,6 +21,9 @@ __all__ = ["conv_", "fresh", "shared_tensors"]
 _STD = 0.02
 """Of parameters that no rule knows (class tokens, tables of positions): what transformers draws its own with."""
 
+_RULED = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.Linear)
+"""Modules whose weight and bias have a rule here, whatever their class draws these from."""
+
 
 def conv_(weight: Tensor, *, outputs: int | None = None, mask: Tensor | None = None) -> Tensor:
     """Fill a kernel in place from N(0, sqrt(2 / n)), n = k * k * out_channels, and return it.
@@ -56,7 +59,8 @@ def fresh(
     - convolutions: `conv_`, biases 0;
     - batch norms: weight `norm` (1; 0.5 in the VGG of the network slimming code), bias 0, statistics as new;
     - linears: N(0, `linear`), biases 0; None for PyTorch's own rule;
-    - modules with a `reset_parameters` of their own: that;
+    - modules with a `reset_parameters` of their own: that, also for what subclasses of these three have beside weight
+      and bias, such as a gain;
     - models of transformers: their own `_init_weights`, from their config, for everything;
     - other parameters: N(0, 0.02), told in the notes.
 
@@ -115,6 +119,10 @@ def _by_rules(model: nn.Module, norm: float, linear: float | None, masks: dict[s
         own = {name: p for name, p in module.named_parameters(recurse=False) if id(p) not in done}
         done.update(map(id, own.values()))
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
+        left = {name: p for name, p in own.items() if name not in ("weight", "bias")}
+        if left and isinstance(module, _RULED) and not type(module).reset_parameters.__module__.startswith("torch.nn."):
+            module.reset_parameters()
+            left = {}
         if not own:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
@@ -133,10 +141,12 @@ def _by_rules(model: nn.Module, norm: float, linear: float | None, masks: dict[s
             _zero(module.bias)
         elif callable(reset):
             reset()
+            left = left if isinstance(module, _RULED) else {}
         else:
-            for name, parameter in own.items():
-                nn.init.normal_(parameter, 0.0, _STD)
-                unknown.append(f"{path}.{name}" if path else name)
+            left = own
+        for name, parameter in left.items():
+            nn.init.normal_(parameter, 0.0, _STD)
+            unknown.append(f"{path}.{name}" if path else name)
     if not unknown:
         return ()
     more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""

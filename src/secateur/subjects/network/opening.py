@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import plugins, rundir
+from secateur._utils import modes, plugins, rundir
 from secateur.errors import InputError, ModelError, SecateurError
 from secateur.formats import onnx_files
 from secateur.subjects.network import detectors, files, pretrained
@@ -42,12 +42,15 @@ def open_network(source: NetworkSource, inputs: object = None, first: First | No
 
     inputs, first: see `build_network`. Raises `InputError` where inputs are lacking, `ModelError` for a damaged folder.
     """
-    if isinstance(source, Traced):
-        return source
     if is_saved(source):
         return open_saved(str(source), inputs=inputs)
-    module, example = build_network(source, inputs, first)
-    return Traced(module, Example.of(example))
+    if isinstance(source, Traced):
+        found = source
+    else:
+        module, example = build_network(source, inputs, first)
+        found = Traced(module, Example.of(example))
+    modes.forget_passes(found.model)
+    return found
 
 
 def build_network(
