@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from secateur.errors import InputError
-from secateur.methods.arms import DEFAULTS
+from secateur.methods.arms import DEFAULTS, refuse_selection
 from secateur.methods.siblings import Allocation, Layers
 from secateur.methods.temperatures import AXES, Axis, find_checkpoints
 from secateur.runs import keywords
@@ -59,10 +59,7 @@ class Settings:
         keywords.check_seed(*self.seeds)
         if not self.densities or not self.seeds:
             raise InputError(f"densities={list(self.densities)}, seeds={list(self.seeds)}: give at least one of each")
-        if self.training.patience is not None or self.training.keep == "best":
-            raise InputError(
-                "patience and keep=best would end siblings at different places, by what judges them: leave them out"
-            )
+        refuse_selection(self.training)
         if min(self.how.number("epochs"), self.retraining.number("epochs")) <= 0:
             raise InputError(f"epochs={self.how.epochs:g}, retrain_epochs={self.retraining.epochs:g}: give more than 0")
         if self.training.evaluate_every is not None:
