@@ -11,7 +11,7 @@ from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.plugins import line
 from secateur.errors import InputError, SecateurError
-from secateur.runs.backends.language import tells_number
+from secateur.methods.distillation import tells_numbers
 from secateur.runs.distilling import caches, training
 from secateur.runs.distilling.models import Learner
 from secateur.runs.distilling.setup import Setup, reading_name
@@ -25,21 +25,21 @@ _WRITTEN = 4
 
 
 def check_number(setup: Setup, student: Learner) -> None:
-    """Refuse options about classes where the student tells one number."""
+    """Refuse options about classes where the student tells numbers."""
     settings = setup.settings
     if isinstance(student, Transformer):
-        one = tells_number(student)
+        numbers = tells_numbers(student)
     else:
-        one = setup.ask(student)(setup.batches[0]).prediction.shape[-1] == 1
+        numbers = setup.ask(student)(setup.batches[0]).prediction.shape[-1] == 1
     wrong = {
-        f"direction {settings.direction} compares classes, and the student tells one number: use --direction mse":
+        f"direction {settings.direction} compares classes, and the student tells numbers: use --direction mse":
             settings.direction != "mse",
-        "task is cross-entropy of classes, and the student tells one number: leave task out": settings.task,
-        "teachers are averaged or chosen by their classes, and these tell one number each: name one teacher":
+        "task is cross-entropy of classes, and the student tells numbers: leave task out": settings.task,
+        "teachers are averaged or chosen by their classes, and these tell numbers: name one teacher":
             len(setup.names) > 1,
     }  # fmt: skip
     for words, holds in wrong.items():
-        if one and holds:
+        if numbers and holds:
             raise InputError(words)
 
 
