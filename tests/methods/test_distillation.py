@@ -73,11 +73,30 @@ def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp
     assert np.isfinite(done.losses[-1][1])
 
 
-def regressor(outputs: int = 1) -> Transformer:
-    """A BERT of four layers that tells `outputs` numbers for each text."""
+def regressor(outputs: int = 1, problem: str = "regression") -> Transformer:
+    """A BERT of four layers that tells `outputs` numbers for each text, or what the `problem` says."""
     small = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
-    config = BertConfig(vocab_size=64, **small, num_labels=outputs, problem_type="regression" if outputs > 1 else None)
+    config = BertConfig(vocab_size=64, **small, num_labels=outputs, problem_type=problem if outputs > 1 else None)
     return open_subject(BertForSequenceClassification(config), tokenizer=tiny.tokenizer())
+
+
+def labeller() -> Transformer:
+    """A BERT of four layers that tells three labels, of which several may hold."""
+    return regressor(3, "multi_label_classification")
+
+
+def test_labels_of_which_several_hold_are_taught_and_judged_each_by_itself(tmp_path):
+    """All were taught as classes that exclude one another: softmax does not see that every label moved."""
+    start = labeller()
+    moved = start.copy()
+    moved.model.classifier.bias.data += 7
+    batches = texts.batches(DATA, start.tokenizer, packed=False, batch=8, length=16).take(2)
+    assert distillation.held_out(moved, start, batches) > 1
+    assert distillation.held_out(start, start, batches) < 1e-3
+    training = Training(steps=30, batch=8, lr=0.3)
+    losses = distillation.BlockLosses(token=0.0)
+    distillation.distil(start, moved, DATA, tmp_path, train_length=16, losses=losses, training=training)
+    assert distillation.held_out(moved, start, batches) < 0.5
 
 
 QUICK = {"length": 16, "steps": 2, "train_batch": 4}
@@ -99,6 +118,10 @@ RECIPES = {
         ("ziplm", lambda: regressor(2), {"task": 1.0}, "set task=0", {"task": 0.0}),
         ("minitron", regressor, {"task": 1.0}, "set task=0", {"task": 0.0}),
         ("minitron", regressor, {"direction": "js"}, "use mse", {"direction": "mse"}),
+        ("minitron", lambda: regressor(2), {"direction": "cosine"}, "use mse", {"direction": "mse"}),
+        ("shortgpt", labeller, {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("minitron", labeller, {"direction": "reverse"}, "use binary", {"direction": "binary"}),
+        ("minitron", "llama", {"direction": "binary"}, "leave direction out", {}),
         ("llm_pruner", "bert", {}, "or score=l2", {"score": "l2"}),
         ("llm_pruner", "llama", {"token": 1.0, "axes": ["channels"]}, "set token=0", {"axes": ["channels"]}),
         ("ziplm", "bert", {"task": 1.0}, "set task=0", {"task": 0.0}),

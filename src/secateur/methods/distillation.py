@@ -30,8 +30,9 @@ from secateur.subjects import Moe, Transformer
 from secateur.vocabulary import Recovery, Selection, Training
 
 __all__ = [
-    "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction", "choose_shortly",
-    "distil", "held_out", "remember_teacher", "tells_numbers", "train_student",
+    "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction",
+    "choose_shortly", "distil", "held_out", "own_direction", "remember_teacher", "tells_labels", "tells_numbers",
+    "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -178,29 +179,63 @@ def tells_numbers(subject: Transformer) -> bool:
     )
 
 
+def tells_labels(subject: Transformer) -> bool:
+    """Whether each logit is of a label that holds or not, whichever others of the text do."""
+    config = subject.model.config
+    several = config.num_labels > 1 and config.problem_type == "multi_label_classification"
+    return several and type(subject.model).__name__.endswith("ForSequenceClassification")
+
+
+OWN_DIRECTIONS = {"mse": "numbers", "binary": "labels of which several may hold"}
+"""How predictions are compared that are no classes of which one holds, and what these are."""
+
+
+def own_direction(subject: Transformer) -> str:
+    """Which of `OWN_DIRECTIONS` compares what the model tells; "" for classes of which one holds, and all else."""
+    return "mse" if tells_numbers(subject) else "binary" if tells_labels(subject) else ""
+
+
 def check_task(subject: Transformer, task: float | None) -> None:
-    """Raise `InputError` for cross-entropy of a model that tells numbers, whatever labels its data has."""
-    if task and tells_numbers(subject):
-        raise InputError(f"task={task:g} is cross-entropy of classes, and this model tells numbers: set task=0")
+    """Raise `InputError` for cross-entropy of a model that tells no classes, whatever labels its data has."""
+    own = own_direction(subject)
+    if task and own:
+        raise InputError(
+            f"task={task:g} is cross-entropy of classes, and this model tells {OWN_DIRECTIONS[own]}: set task=0"
+        )
 
 
 def choose_direction(subject: Transformer, direction: str = "forward") -> str:
-    """How predictions are compared (`objectives.prediction_loss`): of numbers by "mse" in place of the default."""
-    return "mse" if direction == "forward" and tells_numbers(subject) else direction
+    """How predictions are compared (`objectives.prediction_loss`): by the model's own way in place of the default.
+
+    Raises `InputError` for a direction that compares something else than the model tells.
+    """
+    own = own_direction(subject)
+    if direction == "forward":
+        return own or direction
+    if own and direction not in (own, "mse"):
+        raise InputError(
+            f"direction={direction} compares classes, and this model tells {OWN_DIRECTIONS[own]}: use {own}"
+        )
+    if direction == "binary" and not own:
+        raise InputError(
+            f"direction=binary compares {OWN_DIRECTIONS['binary']}, and this model tells none: leave direction out"
+        )
+    return direction
 
 
 @torch.no_grad()
 def held_out(
     student: Transformer, teacher: Transformer, batches: Sequence[Batch], *, relational: bool = False
 ) -> float:
-    """`objectives.held_out`; of models that tell numbers their mean squared distance."""
-    if not tells_numbers(teacher):
+    """`objectives.held_out`; of models that tell no classes the distance that they learn by (`choose_direction`)."""
+    direction = choose_direction(teacher)
+    if direction == "forward":
         return objectives.held_out(
             student.forward, teacher=teacher.forward, output=teacher.output, batches=batches, relational=relational
         )
     far = (
         objectives.distance(student.forward(batch).prediction, teacher.forward(batch).prediction, batch,
-                            output=teacher.output, direction="mse")
+                            output=teacher.output, direction=direction)
         for batch in batches
     )  # fmt: skip
     return float(sum(far)) / len(batches)

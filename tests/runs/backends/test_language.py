@@ -186,6 +186,26 @@ def test_several_numbers_of_a_text_are_numbers_and_take_no_label():
     assert set(Language().compare(*pair, corpus, place)[2]) == {"spearman", "cosine"}
 
 
+def test_labels_of_which_several_hold_agree_each_by_itself():
+    """A student that says yes to every label had a label loyalty of 1, by the likeliest of them."""
+    kind = "multi_label_classification"
+    one = secateur.open_subject(tiny.classifier("abc", 0, kind).eval(), tokenizer=tiny.tokenizer())
+    rows = [{"text": text, "label": "a"} for text in tiny.sentences(40)]
+    corpus = Language().fit_data(texts.read(rows), one)
+    assert corpus.labels is None
+    one.model.classifier.bias.data -= 7
+    yes = one.copy()
+    yes.model.classifier.bias.data += 14
+    place = latency.Environment(1, 16, 1)
+    before, after, both = Language().compare(one, yes, corpus, place)
+    assert before == after == {}
+    assert both["label_loyalty"].value == 0
+    assert both["probability_loyalty"].value < 0.1
+    assert Language().compare(one, one, corpus, place)[2]["label_loyalty"].value == 1
+    exclusive = secateur.open_subject(tiny.classifier("abc"), tokenizer=tiny.tokenizer())
+    assert "label_loyalty" not in Language().compare(one, exclusive, corpus, place)[2]
+
+
 def test_which_labels_a_model_of_numbers_takes():
     config = tiny.model("bert").config
     model = BertForSequenceClassification(type(config)(**{**config.to_dict(), "num_labels": 1})).eval()

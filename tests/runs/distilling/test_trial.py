@@ -40,6 +40,22 @@ def test_several_numbers_of_a_text_are_no_classes(of_texts, plain):
         trial.check_number(replace(setup, settings=replace(by_square, task=1.0)), student)
 
 
+def test_labels_of_which_several_hold_are_no_classes(of_texts, plain):
+    _, setup = of_texts()
+    model = tiny.classifier("abc", problem="multi_label_classification")
+    student = open_subject(model, tokenizer=tiny.tokenizer())
+    with pytest.raises(InputError, match="the student tells labels of which several may hold: use --direction binary"):
+        trial.check_number(setup, student)
+    each = replace(plain, direction="binary")
+    with pytest.raises(InputError, match="name one teacher"):
+        trial.check_number(replace(setup, settings=each), student)
+    trial.check_number(replace(setup, settings=each, names=("one",)), student)
+    with pytest.raises(InputError, match="leave task out"):
+        trial.check_number(replace(setup, settings=replace(each, task=1.0), names=("one",)), student)
+    with pytest.raises(InputError, match="the student is none: leave direction out"):
+        trial.check_number(replace(setup, settings=each), setup.teachers[0])
+
+
 def test_the_first_loss_is_asked_for_in_each_link(of_networks, plain, monkeypatch):
     student, setup = of_networks(replace(plain, training={"accumulate": 2}, warm_up={"task": 1.0}))
     state = {name: tensor.clone() for name, tensor in student.model.state_dict().items()}

@@ -250,7 +250,7 @@ def score_vectors(
     subject: Transformer, vectors: Slices, batches: Sequence[Batch], importance: Importance
 ) -> dict[str, Tensor]:
     """Importance of every row or column of `vectors`, by the gradients of the model's own loss."""
-    no_loss = subject.output != "logits" or "labels" not in batches[0] or distillation.tells_numbers(subject)
+    no_loss = subject.output != "logits" or "labels" not in batches[0] or distillation.own_direction(subject)
     if not subject.causal and no_loss:
         raise InputError(
             "llm_pruner scores by the gradient of a loss, and this model has none on these data: give a language "

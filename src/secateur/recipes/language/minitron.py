@@ -94,7 +94,8 @@ class StateLosses(Losses):
     hidden: bool | None = None
     """Hidden-state loss; by default where a quarter of the layers or more went."""
     direction: str = "forward"
-    """forward or reverse KL, js, mse or cosine on the logits; mse where the model tells a number."""
+    """forward or reverse KL, js, mse or cosine on the logits; mse where the model tells numbers, and binary (KL of each
+    label) where several labels may hold."""
 
 
 def minitron(
@@ -288,6 +289,7 @@ def check(
     if not axes or not set(axes) <= set(known):
         raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")
     distillation.check_task(subject, losses.task)
+    distillation.choose_direction(subject, losses.direction)
     if correction_steps and not subject.causal:
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
     if cache and (not subject.causal or losses.hidden or losses.direction != "forward"):

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 
 from secateur._utils import devices, distributed, modes, plugins
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_labels
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import labels as labelling
 from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.methods import indices, timing
-from secateur.methods.distillation import tells_numbers
+from secateur.methods.distillation import tells_labels, tells_numbers
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import keywords, memory_plan, sources
@@ -254,6 +255,8 @@ class Language(TextBackend[Transformer]):
             return data.words_labelled(config.label2id, config.num_labels)
         if data.tagged is not None:  # it reads the words as one text
             data = replace(data, tagged=None, classes=(), flaw="")
+        if tells_labels(subject):  # a text has one label here, which says nothing of the others
+            return replace(data, labels=None, classes=(), numbers=None, flaw="")
         if tells_numbers(subject):
             return _with_numbers(data, config.num_labels)
         return data.labelled(config.label2id, config.num_labels) if classifies(subject) else data
@@ -335,7 +338,8 @@ class Language(TextBackend[Transformer]):
         Perplexity of language models; accuracy of labelled classifiers and, on masked tokens, of masked language
         models; accuracy and macro F1 of labelled words; correlations of one number per text with labels that are
         numbers; fidelity of embeddings and states; and the student's loyalty wherever both give logits of as many
-        classes, of texts or of tokens, labelled or not, or as many numbers per text.
+        classes, of texts or of tokens, labelled or not, or as many numbers per text. Where several labels of a text may
+        hold, each is a prediction of its own, yes or no.
 
         Raises `InputError` for two models of different tokenizers.
         """
@@ -372,6 +376,8 @@ class Language(TextBackend[Transformer]):
             return first, second, both | tally.figures()
         if not _as_many_classes(original, student):
             return {}, {}, both
+        if tells_labels(original):
+            return {}, {}, both | _label_loyalty(pair, read)
         with torch.inference_mode():
             for batch in map(_with_tokens, read):
                 tally.add([forward(batch).prediction for forward in pair], batch)
@@ -497,9 +503,9 @@ def stored_bytes(subject: Transformer) -> float:
 
 
 def _as_many_classes(*subjects: Transformer) -> bool:
-    """Whether all give logits, of texts or of tokens, and of the same number of classes, more than one."""
-    numbers = {int(one.model.config.num_labels) for one in subjects}
-    return all(one.output == "logits" for one in subjects) and len(numbers) == 1 and numbers != {1}
+    """Whether all give logits, of texts or of tokens, of the same number of classes, more than one, or of labels."""
+    kinds = {(int(one.model.config.num_labels), tells_labels(one)) for one in subjects}
+    return all(one.output == "logits" for one in subjects) and len(kinds) == 1 and kinds != {(1, False)}
 
 
 def _tell_numbers(*subjects: Transformer) -> bool:
@@ -535,6 +541,15 @@ def held_batches(held_out: texts.Corpus, tokenizer: Tokenizer, *, packed: bool, 
 def _numbers(subject: Transformer, batches: Sequence[Batch]) -> Tensor:
     """[n, C]: what the model tells of each text."""
     return torch.cat([subject.forward(_with_tokens(batch)).prediction.float().cpu() for batch in batches])
+
+
+@torch.inference_mode()
+def _label_loyalty(pair: Sequence[Callable[[Batch], Output]], batches: Sequence[Batch]) -> Row:
+    """Loyalty in each label of each text, where several labels of a text may hold."""
+    tally = loyalty.Tally()
+    for batch in map(_with_tokens, batches):
+        tally.add([of_labels(forward(batch).prediction) for forward in pair], {})
+    return tally.figures()
 
 
 def _correlations(numbers: Tensor, batches: Sequence[Batch]) -> Row:

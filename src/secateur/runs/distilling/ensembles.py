@@ -15,7 +15,7 @@ from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty
 from secateur.measure.latency import Environment
-from secateur.methods.distillation import tells_numbers
+from secateur.methods.distillation import tells_labels, tells_numbers
 from secateur.recover.distillation import ensembles, teachers
 from secateur.recover.training import objectives
 from secateur.runs import backends
@@ -98,12 +98,13 @@ def check_models(
 def average_models(backend: AnyBackend, subjects: Sequence[Learner], environment: Environment) -> Learner | None:
     """The averaged ensemble of models, as a subject: the mean of their probabilities, or of their numbers.
 
-    None where they tell neither: embeddings, states and boxes have no mean.
+    None where they tell neither: embeddings, states and boxes have no mean, nor has it a meaning of labels of which
+    several may hold.
     """
     first = subjects[0]
     width: int | None = None
     if isinstance(first, Transformer):
-        if first.output != "logits":
+        if first.output != "logits" or tells_labels(first):
             return None
         asked = [teachers.live(subject.model, subject.forward) for subject in subjects]
         number = tells_numbers(first)
