@@ -73,6 +73,32 @@ def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp
     assert np.isfinite(done.losses[-1][1])
 
 
+@pytest.mark.parametrize("recipe", ["shortgpt", "minitron"])
+def test_a_masked_model_is_taught_and_judged_on_hidden_tokens(tmp_path, monkeypatch, recipe):
+    """It was taught on texts of which nothing is hidden, and measured on masked tokens."""
+    start, given = subject("masked"), []
+    objective = objectives.distil
+
+    def watched(*models, **how):
+        loss = objective(*models, **how)
+        return lambda batch, totals: given.append(batch) or loss(batch, totals)
+
+    monkeypatch.setattr(objectives, "distil", watched)
+    judge = distillation.held_out
+    monkeypatch.setattr(
+        distillation, "held_out", lambda *models, **how: given.extend(models[2]) or judge(*models, **how)
+    )
+    function, options = RECIPES[recipe]
+    how = keywords.check_options(function, {**QUICK, **options, "task": 0.5, "training": "validation=0.1"})
+    with Run.open(tmp_path, {}) as run:
+        (found,) = function(start, DATA, [Budget.parse("params=80%")], run, **how)
+    assert found.recovery.steps == 2
+    for batch in given:
+        hidden = batch["input_ids"] == start.tokenizer.mask_token_id
+        assert hidden.any()
+        assert (batch["labels"][hidden] >= 0).all()
+
+
 def regressor(outputs: int = 1, problem: str = "regression") -> Transformer:
     """A BERT of four layers that tells `outputs` numbers for each text, or what the `problem` says."""
     small = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, pad_token_id=0)

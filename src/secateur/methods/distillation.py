@@ -18,7 +18,7 @@ from secateur._utils import distributed
 from secateur._utils.batches import Batch, Batches
 from secateur._utils.disk import remove
 from secateur._utils.rundir import Run
-from secateur.data import texts
+from secateur.data import masking, texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import size
@@ -31,8 +31,8 @@ from secateur.vocabulary import Recovery, Selection, Training
 
 __all__ = [
     "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction",
-    "choose_shortly", "distil", "held_out", "own_direction", "remember_teacher", "tells_labels", "tells_numbers",
-    "train_student",
+    "choose_shortly", "distil", "held_out", "make_batches", "own_direction", "remember_teacher", "tells_labels",
+    "tells_masked", "tells_numbers", "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -179,6 +179,19 @@ def tells_numbers(subject: Transformer) -> bool:
     )
 
 
+def tells_masked(subject: Transformer) -> bool:
+    """Whether the model tells tokens that are hidden from it."""
+    return type(subject.model).__name__.endswith("ForMaskedLM")
+
+
+def make_batches(
+    subject: Transformer, data: Corpus, *, batch: int, length: int, seed: int
+) -> texts.Batches | masking.Masked:
+    """Batches of `data` as the model reads texts: run on where it joins them, tokens hidden where it tells these."""
+    plain = texts.batches(data, subject.tokenizer, packed=subject.joins_texts, batch=batch, length=length, seed=seed)
+    return masking.Masked(plain, subject.tokenizer, seed=seed) if tells_masked(subject) else plain
+
+
 def tells_labels(subject: Transformer) -> bool:
     """Whether each logit is of a label that holds or not, whichever others of the text do."""
     config = subject.model.config
@@ -279,17 +292,13 @@ def distil(
         token=(0.5 if decoder else 1.0) if losses.token is None else losses.token, blocks=blocks, fused=True,
         direction=choose_direction(subject),
     )  # fmt: skip
-
-    def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
-        return texts.batches(
-            corpus, subject.tokenizer, packed=subject.joins_texts, batch=batch, length=train_length, seed=seed
-        )
-
-    judged = sequences(held, min(16, batch), seed).take(16) if training.validates else []
+    sequences = partial(make_batches, subject, length=train_length)
+    judged = sequences(held, batch=min(16, batch), seed=seed).take(16) if training.validates else []
     evaluate = partial(held_out, student, subject, judged)
     return train_student(
-        student, subject, sequences(train, batch, seed + 1), objective, training.default(schedule="linear", warmup=0.1),
-        length=train_length, checkpoint=folder, seed=seed, evaluate=evaluate,
+        student, subject, sequences(train, batch=batch, seed=seed + 1), objective,
+        training.default(schedule="linear", warmup=0.1), length=train_length, checkpoint=folder, seed=seed,
+        evaluate=evaluate,
     )  # fmt: skip
 
 

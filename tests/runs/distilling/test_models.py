@@ -14,6 +14,7 @@ from transformers import BertForMaskedLM
 
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.methods import distillation
 from secateur.recover.distillation import teachers
 from secateur.runs import exporting
 from secateur.runs.backends.language import Language
@@ -93,7 +94,7 @@ def test_what_tells_of_whole_texts_and_what_of_masked_tokens(of_networks):
         "masked": open_subject(BertForMaskedLM(tiny.model("bert").config), tokenizer=tiny.tokenizer()),
         "classes": open_subject(tiny.classifier(), tokenizer=tiny.tokenizer()),
     }
-    assert [name for name, one in kinds.items() if models.gives_masked(one)] == ["masked"]
+    assert [name for name, one in kinds.items() if distillation.tells_masked(one)] == ["masked"]
     assert [name for name, one in kinds.items() if models.gives_rows(one)] == ["classes"]
     assert not models.gives_rows(of_networks()[0])
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from secateur._utils import plugins
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
-from secateur.data import masking, texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
 from secateur.methods import distillation, timing
@@ -212,12 +211,7 @@ def sequences(subject: Transformer, data: Corpus, samples: int, *, length: int, 
 
     Raises `InputError` for a model whose loss needs labels that the data has not.
     """
-    packed = subject.joins_texts
-    one_by_one = texts.batches(data, subject.tokenizer, packed=packed, batch=1, length=length, seed=seed)
-    batches: Sequence[Batch] = one_by_one.take(samples)
-    if type(subject.model).__name__.endswith("MaskedLM"):
-        batches = masking.Masked(batches, subject.tokenizer, seed=seed)[: len(batches)]
-    return batches
+    return distillation.make_batches(subject, data, batch=1, length=length, seed=seed).take(samples)
 
 
 def score_units(

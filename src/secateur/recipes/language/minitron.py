@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from secateur._utils import plugins
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InputError
 from secateur.methods import calibration, distillation
@@ -193,8 +192,8 @@ def minitron(
 
     first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained
     train, held = data.split(seed=seed)
-    packed, train_batch = subject.joins_texts, training.whole("batch")
-    make = partial(texts.batches, tokenizer=subject.tokenizer, packed=packed, length=length)
+    train_batch = training.whole("batch")
+    make = partial(distillation.make_batches, subject, length=length)
     stream = make(train, batch=train_batch, seed=seed + 1)
     samples = calibration.make_feed(subject, train, length=length, seed=seed).sequences(ranking.calibration)
     judged = make(held, batch=min(16, train_batch), seed=seed).take(16)

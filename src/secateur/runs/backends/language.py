@@ -25,7 +25,7 @@ from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.methods import indices, timing
-from secateur.methods.distillation import tells_labels, tells_numbers
+from secateur.methods.distillation import tells_labels, tells_masked, tells_numbers
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import keywords, memory_plan, sources
@@ -516,9 +516,7 @@ def _tell_numbers(*subjects: Transformer) -> bool:
 
 def _predict_masked(*subjects: Transformer) -> bool:
     """Whether all tell masked tokens, and their tokenizer has a mask."""
-    return all(type(one.model).__name__.endswith("ForMaskedLM") for one in subjects) and (
-        subjects[0].tokenizer.mask_token_id is not None
-    )
+    return all(tells_masked(one) for one in subjects) and (subjects[0].tokenizer.mask_token_id is not None)
 
 
 def held_batches(held_out: texts.Corpus, tokenizer: Tokenizer, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
