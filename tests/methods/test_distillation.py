@@ -9,9 +9,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import tiny
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import SecateurError
+from secateur.errors import InputError, SecateurError
 from secateur.methods import distillation
-from secateur.recipes.language import llm_pruner, minitron, shortgpt, ziplm
+from secateur.recipes.language import llm_pruner, minitron, shortgpt, slicegpt, ziplm
 from secateur.recover.training import loop, objectives
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
@@ -62,8 +62,7 @@ def test_a_remembered_teacher_has_answered_every_micro_batch(tmp_path):
 
 def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp_path, monkeypatch):
     """They ran together, and their classes were lost: task=1 asked for labels that were there."""
-    config = LlamaConfig(**tiny.model("llama").config.to_dict() | {"num_labels": 2, "architectures": None})
-    start = open_subject(LlamaForSequenceClassification(config), tokenizer=tiny.tokenizer())
+    start = sorter()
     data, batches, train = texts.Corpus(tiny.sentences(80), labels=[0, 1] * 40), [], loop.train
     monkeypatch.setattr(loop, "train", lambda *m, **how: batches.append(m[1][0]) or train(*m, **how))
     losses = distillation.BlockLosses(task=1.0)
@@ -130,8 +129,31 @@ RECIPES = {
     "llm_pruner": (llm_pruner.llm_pruner, {"samples": 2, "train_length": 16}),
     "shortgpt": (shortgpt.shortgpt, {"samples": 4, "train_length": 16}),
     "ziplm": (ziplm.ziplm, {"calibration": 8, "judged": 8, "trials": 2, "train_length": 16}),
+    "slicegpt": (slicegpt.slicegpt, {"samples": 4, "train_length": 16}),
     "minitron": (minitron.minitron, {"calibration": 8, "short_steps": 0, "axes": ["layers"], "tolerance": 0.5}),
 }
+
+
+def sorter() -> Transformer:
+    """A decoder that tells two classes of texts."""
+    config = LlamaConfig(**tiny.model("llama").config.to_dict() | {"num_labels": 2, "architectures": None})
+    return open_subject(LlamaForSequenceClassification(config), tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [(regressor, "tells numbers: set task=0"), (lambda: subject("bert"), "gives states: set task=0"),
+     (sorter, "texts has none: give data with labels")],
+)  # fmt: skip
+def test_a_task_without_labels_is_refused_before_anything_is_scored(tmp_path, monkeypatch, recipe, made, error):
+    """It was refused at the first training, after hours of scores and searches."""
+    function, options = RECIPES[recipe]
+    for work in ("json", "tensors"):
+        monkeypatch.setattr(Run, work, lambda *given, **how: pytest.fail("scored"))
+    how = keywords.check_options(function, {**QUICK, **options, "task": 1.0})
+    with Run.open(tmp_path, {}) as run, pytest.raises(InputError, match=error):
+        next(function(made(), DATA, [Budget.parse("params=80%")], run, **how))
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ from secateur.subjects import Moe, Transformer
 from secateur.vocabulary import Recovery, Selection, Training
 
 __all__ = [
-    "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction",
-    "choose_shortly", "distil", "held_out", "make_batches", "own_direction", "remember_teacher", "tells_labels",
-    "tells_masked", "tells_numbers", "train_student",
+    "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_recovery", "check_task",
+    "choose_direction", "choose_shortly", "distil", "held_out", "make_batches", "own_direction", "remember_teacher",
+    "tells_labels", "tells_masked", "tells_numbers", "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -208,13 +208,27 @@ def own_direction(subject: Transformer) -> str:
     return "mse" if tells_numbers(subject) else "binary" if tells_labels(subject) else ""
 
 
-def check_task(subject: Transformer, task: float | None) -> None:
-    """Raise `InputError` for cross-entropy of a model that tells no classes, whatever labels its data has."""
+def check_task(subject: Transformer, task: float | None, data: Corpus | None = None) -> None:
+    """Raise `InputError` for cross-entropy of a model that tells no classes, or on `data` without labels for it."""
     own = own_direction(subject)
     if task and own:
         raise InputError(
             f"task={task:g} is cross-entropy of classes, and this model tells {OWN_DIRECTIONS[own]}: set task=0"
         )
+    if not task or data is None or subject.causal or tells_masked(subject):  # which predict tokens of their texts
+        return
+    if subject.output != "logits":
+        raise InputError(
+            f"task={task:g} is cross-entropy of classes, and this model gives {subject.output}: set task=0"
+        )
+    if data.labels is None and data.tagged is None:
+        raise InputError(f"task={task:g} needs labels, and {data.name} has none: give data with labels, or set task=0")
+
+
+def check_recovery(subject: Transformer, data: Corpus, losses: BlockLosses, training: Training) -> None:
+    """Refuse what `distil` can't learn by; for recipes, before anything is scored. Raises `InputError`."""
+    if training.steps:
+        check_task(subject, losses.task, data)
 
 
 def choose_direction(subject: Transformer, direction: str = "forward") -> str:
@@ -281,7 +295,7 @@ def distil(
     """
     if not training.steps:
         return None
-    check_task(subject, losses.task)
+    check_recovery(subject, data, losses, training)
     train, held = data.split(seed=seed)
     decoder, batch = subject.kind == "decoder", training.whole("batch")
     if blocks is None:

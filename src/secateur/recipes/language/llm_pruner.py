@@ -125,6 +125,7 @@ def llm_pruner(
     by next-token prediction (task=1, logit=0).
     """
     refuse_patterns("llm_pruner", budgets, "heads, neurons and channels")
+    distillation.check_recovery(subject, data, losses, training)
     axes, units = choose_units(subject, axes, first, last, batch=batch, length=length)
     if scope != "local" or {first, last} != {0}:
         subject.check_unequal()

@@ -172,6 +172,7 @@ def minitron(
     measures it; small models want larger learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected
     before it teaches, not meanwhile, which the report finds on par.
     """
+    distillation.check_task(subject, losses.task, data)
     check(subject, budgets, axes, losses, cache=cache, correction_steps=correction_steps)
     whole = subject.units(batch=batch, length=length).cost()
     limits = {budget: budget.absolute(whole) for budget in budgets}
@@ -287,7 +288,6 @@ def check(
     known = ("layers", *WIDTHS)
     if not axes or not set(axes) <= set(known):
         raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")
-    distillation.check_task(subject, losses.task)
     distillation.choose_direction(subject, losses.direction)
     if correction_steps and not subject.causal:
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
