@@ -197,11 +197,12 @@ def minitron(
     make = partial(distillation.make_batches, subject, length=length)
     stream = make(train, batch=train_batch, seed=seed + 1)
     samples = calibration.make_feed(subject, train, length=length, seed=seed).sequences(ranking.calibration)
-    judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
     lifted = subject.output != "logits" and (
         "channels" in axes or any("channels" in part for part in parse_list(shape))
     )
+    least = 3 if lifted else 1  # of fewer texts there are no relations
+    judged = make(held, batch=max(least, min(16, train_batch)), seed=seed).take(16)
     fit = partial(distillation.train_student, length=length, seed=seed)
 
     teacher, beside = subject, list[Spent]()
