@@ -101,8 +101,9 @@ def d_pruner(
         data: texts of the domain: prompts with their answers and explanations, or running text.
         budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
         run: where scores and checkpoints go.
-        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on. A
-            part is held out, and what both models make of it is told beside the domain's perplexity.
+        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on; of a
+            table, in the column that the texts of `data` are in. A part is held out, and what both models make of it is
+            told beside the domain's perplexity.
         by: what the masks are taken from: dual, or general for G alone.
         scope: what is compared: row, block (of columns), matrix, layer or global.
         block: columns of a block; 0 cuts every matrix into 32 blocks.
@@ -132,7 +133,9 @@ def d_pruner(
     width = partial(block_width, block=block)
     targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
-    corpus, judged = hold_out(texts.read(general), seed) if general and not dry_run else (None, {})
+    # By the column that the data was read by, and in a dry run, too: it refuses what the run would.
+    opened = texts.read(general, column=run.settings.get("text", "text")) if general else None
+    corpus, judged = hold_out(opened, seed) if opened is not None and not dry_run else (None, {})
     read: Read | None = None  # of magnitudes, if None
     if scores:
         read = open_earlier(Path(scores), by, subject)
