@@ -201,8 +201,8 @@ def minitron(
     lifted = subject.output != "logits" and (
         "channels" in axes or any("channels" in part for part in parse_list(shape))
     )
-    least = 3 if lifted else 1  # of fewer texts there are no relations
-    judged = make(held, batch=max(least, min(16, train_batch)), seed=seed).take(16)
+    # Of fewer than three texts there are none.
+    judged = make(held, batch=max(3 if lifted else 1, min(16, train_batch)), seed=seed).take(16)
     fit = partial(distillation.train_student, length=length, seed=seed)
 
     teacher, beside = subject, list[Spent]()
