@@ -24,6 +24,7 @@ from secateur.data import labels as labelling
 from secateur.data import masking, texts
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
+from secateur.measure.statistics import Values
 from secateur.methods import indices, timing
 from secateur.methods.distillation import tells_labels, tells_masked, tells_numbers
 from secateur.recover.distillation import teachers
@@ -362,11 +363,8 @@ class Language(TextBackend[Transformer]):
         both = _fidelity((original, student), read)
         if _tell_numbers(original, student):
             ours, theirs = (_numbers(subject, read) for subject in (student, original))
-            return (
-                _correlations(theirs, read),
-                _correlations(ours, read),
-                both | loyalty.numbers(ours.numpy(), theirs.numpy()),
-            )
+            first, second = (_correlations(numbers.flatten().tolist(), read) for numbers in (theirs, ours))
+            return first, second, both | loyalty.numbers(ours.numpy(), theirs.numpy())
         if _predict_masked(original, student):
             before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
             return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
@@ -550,14 +548,13 @@ def _label_loyalty(pair: Sequence[Callable[[Batch], Output]], batches: Sequence[
     return tally.figures()
 
 
-def _correlations(numbers: Tensor, batches: Sequence[Batch]) -> Row:
+def _correlations(told: Values, batches: Sequence[Batch]) -> Row:
     """How what a model tells of each text goes with the labels; nothing without labels, or where all are equal."""
     if "labels" not in batches[0]:
         return {}
     labels = torch.cat([_with_tokens(batch)["labels"] for batch in batches]).tolist()
     if len(set(labels)) < 2:
         return {}
-    told = numbers.flatten().tolist()
     return {"label_pearson": statistics.pearson(told, labels), "label_spearman": statistics.spearman(told, labels)}
 
 
