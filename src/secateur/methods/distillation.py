@@ -22,6 +22,7 @@ from secateur.data import masking, texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import size
+from secateur.methods.predictions import tells_labels, tells_masked, tells_numbers
 from secateur.methods.retraining import describe_choice
 from secateur.recover.distillation import teachers
 from secateur.recover.training import loop, objectives, routing, schedule
@@ -32,7 +33,7 @@ from secateur.vocabulary import Recovery, Selection, Training
 __all__ = [
     "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_recovery", "check_task",
     "choose_direction", "choose_shortly", "distil", "held_out", "make_batches", "own_direction", "remember_teacher",
-    "tells_labels", "tells_masked", "tells_numbers", "train_student",
+    "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -171,32 +172,12 @@ def remember_teacher(
     )  # fmt: skip
 
 
-def tells_numbers(subject: Transformer) -> bool:
-    """Whether the logits are numbers, as of a regression or a ranking, and no classes or tokens."""
-    config, heads = subject.model.config, ("ForSequenceClassification", "ForTokenClassification")
-    return type(subject.model).__name__.endswith(heads) and (
-        config.num_labels == 1 or config.problem_type == "regression"
-    )
-
-
-def tells_masked(subject: Transformer) -> bool:
-    """Whether the model tells tokens that are hidden from it."""
-    return type(subject.model).__name__.endswith("ForMaskedLM")
-
-
 def make_batches(
     subject: Transformer, data: Corpus, *, batch: int, length: int, seed: int
 ) -> texts.Batches | masking.Masked:
     """Batches of `data` as the model reads texts: run on where it joins them, tokens hidden where it tells these."""
     plain = texts.batches(data, subject.tokenizer, packed=subject.joins_texts, batch=batch, length=length, seed=seed)
     return masking.Masked(plain, subject.tokenizer, seed=seed) if tells_masked(subject) else plain
-
-
-def tells_labels(subject: Transformer) -> bool:
-    """Whether each logit is of a label that holds or not, whichever others of the text do."""
-    config = subject.model.config
-    several = config.num_labels > 1 and config.problem_type == "multi_label_classification"
-    return several and type(subject.model).__name__.endswith("ForSequenceClassification")
 
 
 OWN_DIRECTIONS = {"mse": "numbers", "binary": "labels of which several may hold"}

@@ -26,7 +26,7 @@ from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
 from secateur.methods import indices, timing
-from secateur.methods.distillation import tells_labels, tells_masked, tells_numbers
+from secateur.methods.predictions import tells_labels, tells_masked, tells_numbers
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import keywords, memory_plan, sources

@@ -15,7 +15,7 @@ from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty
 from secateur.measure.latency import Environment
-from secateur.methods.distillation import tells_labels, tells_numbers
+from secateur.methods.predictions import tells_labels, tells_numbers
 from secateur.recover.distillation import ensembles, teachers
 from secateur.recover.training import objectives
 from secateur.runs import backends

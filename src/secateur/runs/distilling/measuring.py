@@ -13,7 +13,7 @@ from secateur._utils.outputs import of_labels
 from secateur._utils.rundir import Run
 from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
-from secateur.methods.distillation import tells_labels, tells_numbers
+from secateur.methods.predictions import tells_labels, tells_numbers
 from secateur.recover.distillation import losses
 from secateur.recover.quantization import packed
 from secateur.recover.training import objectives

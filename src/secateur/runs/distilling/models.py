@@ -15,7 +15,7 @@ from torch import nn
 from secateur._utils import devices, distributed
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.methods.distillation import tells_labels, tells_masked
+from secateur.methods.predictions import tells_labels, tells_masked
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import packed, quantise
 from secateur.runs import backends

@@ -15,7 +15,7 @@ from secateur.data import examples, masking, texts
 from secateur.data.batches import hold_out
 from secateur.errors import UnsupportedError
 from secateur.measure import latency
-from secateur.methods.distillation import tells_masked
+from secateur.methods.predictions import tells_masked
 from secateur.recover.distillation import alignment, ensembles
 from secateur.recover.distillation import teachers as teaching
 from secateur.recover.training import dense, objectives
