@@ -97,12 +97,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def classifier(classes: str = "ab", seed: int = 0) -> PreTrainedModel:
-    """A BERT of one layer that tells texts apart, a class for each letter of `classes`, for `tokenizer()`'s tokens."""
+def classifier(classes: str = "ab", seed: int = 0, problem: str | None = None) -> PreTrainedModel:
+    """A BERT of one layer that tells texts apart, a class for each letter of `classes`, for `tokenizer()`'s tokens.
+
+    problem: what its outputs are, as transformers has it: regression or multi_label_classification.
+    """
     torch.manual_seed(seed)
     small = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
     names = {name: number for number, name in enumerate(classes)}
-    config = BertConfig(vocab_size=64, **small, label2id=names, id2label={n: name for name, n in names.items()})
+    labels = dict(label2id=names, id2label={n: name for name, n in names.items()})
+    config = BertConfig(vocab_size=64, **small, **labels, problem_type=problem)
     return BertForSequenceClassification(config)
 
 

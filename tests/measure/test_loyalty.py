@@ -79,6 +79,18 @@ def test_regression_loyalty_does_not_change_with_scale_and_offset_but_its_error_
     assert named == {"pearson": plain["pearson"], "rank_loyalty": plain["spearman"], "rmse": plain["rmse"]}
 
 
+def test_loyalty_of_several_numbers_is_the_mean_of_that_of_each():
+    teacher = np.stack([drawn(60).numpy(), 50 + drawn(60, seed=1).numpy()], 1)
+    student = np.stack([drawn(60, seed=2).numpy(), 50 + drawn(60, seed=3).numpy()], 1)
+    each = [loyalty.numbers(student[:, column], teacher[:, column]) for column in range(2)]
+    found = loyalty.numbers(student, teacher)
+    for name in ("pearson", "rank_loyalty"):
+        assert found[name].value == pytest.approx(np.mean([row[name].value for row in each]))
+        assert abs(found[name].value) < 0.5, "that the columns lie apart is no agreement"
+    assert found["rmse"].value == pytest.approx(np.sqrt(np.mean((student - teacher) ** 2)))
+    assert loyalty.numbers(student[:, :1], teacher[:, :1]) == each[0]
+
+
 def test_an_ensembles_loyalty_is_to_each_teacher_and_to_their_weighted_average():
     student, first, second = (drawn(30, 4, seed=seed).softmax(-1) for seed in (3, 4, 5))
     found = loyalty.to_each(loyalty.probability, student, {"A": first, "B": second}, weights=[3.0, 1.0])

@@ -9,9 +9,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 import tiny
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import SecateurError
+from secateur.errors import InputError, SecateurError
 from secateur.methods import distillation
-from secateur.recipes.language import llm_pruner, minitron, shortgpt, ziplm
+from secateur.recipes.language import llm_pruner, minitron, shortgpt, slicegpt, ziplm
 from secateur.recover.training import loop, objectives
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
@@ -62,8 +62,7 @@ def test_a_remembered_teacher_has_answered_every_micro_batch(tmp_path):
 
 def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp_path, monkeypatch):
     """They ran together, and their classes were lost: task=1 asked for labels that were there."""
-    config = LlamaConfig(**tiny.model("llama").config.to_dict() | {"num_labels": 2, "architectures": None})
-    start = open_subject(LlamaForSequenceClassification(config), tokenizer=tiny.tokenizer())
+    start = sorter()
     data, batches, train = texts.Corpus(tiny.sentences(80), labels=[0, 1] * 40), [], loop.train
     monkeypatch.setattr(loop, "train", lambda *m, **how: batches.append(m[1][0]) or train(*m, **how))
     losses = distillation.BlockLosses(task=1.0)
@@ -73,11 +72,56 @@ def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp
     assert np.isfinite(done.losses[-1][1])
 
 
-def regressor(outputs: int = 1) -> Transformer:
-    """A BERT of four layers that tells `outputs` numbers for each text."""
+@pytest.mark.parametrize("recipe", ["shortgpt", "minitron"])
+def test_a_masked_model_is_taught_and_judged_on_hidden_tokens(tmp_path, monkeypatch, recipe):
+    """It was taught on texts of which nothing is hidden, and measured on masked tokens."""
+    start, given = subject("masked"), []
+    objective = objectives.distil
+
+    def watched(*models, **how):
+        loss = objective(*models, **how)
+        return lambda batch, totals: given.append(batch) or loss(batch, totals)
+
+    monkeypatch.setattr(objectives, "distil", watched)
+    judge = distillation.held_out
+    monkeypatch.setattr(
+        distillation, "held_out", lambda *models, **how: given.extend(models[2]) or judge(*models, **how)
+    )
+    function, options = RECIPES[recipe]
+    how = keywords.check_options(function, {**QUICK, **options, "task": 0.5, "training": "validation=0.1"})
+    with Run.open(tmp_path, {}) as run:
+        (found,) = function(start, DATA, [Budget.parse("params=80%")], run, **how)
+    assert found.recovery.steps == 2
+    for batch in given:
+        hidden = batch["input_ids"] == start.tokenizer.mask_token_id
+        assert hidden.any()
+        assert (batch["labels"][hidden] >= 0).all()
+
+
+def regressor(outputs: int = 1, problem: str = "regression") -> Transformer:
+    """A BERT of four layers that tells `outputs` numbers for each text, or what the `problem` says."""
     small = dict(hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
-    config = BertConfig(vocab_size=64, **small, num_labels=outputs, problem_type="regression" if outputs > 1 else None)
+    config = BertConfig(vocab_size=64, **small, num_labels=outputs, problem_type=problem if outputs > 1 else None)
     return open_subject(BertForSequenceClassification(config), tokenizer=tiny.tokenizer())
+
+
+def labeller() -> Transformer:
+    """A BERT of four layers that tells three labels, of which several may hold."""
+    return regressor(3, "multi_label_classification")
+
+
+def test_labels_of_which_several_hold_are_taught_and_judged_each_by_itself(tmp_path):
+    """All were taught as classes that exclude one another: softmax does not see that every label moved."""
+    start = labeller()
+    moved = start.copy()
+    moved.model.classifier.bias.data += 7
+    batches = texts.batches(DATA, start.tokenizer, packed=False, batch=8, length=16).take(2)
+    assert distillation.held_out(moved, start, batches) > 1
+    assert distillation.held_out(start, start, batches) < 1e-3
+    training = Training(steps=30, batch=8, lr=0.3)
+    losses = distillation.BlockLosses(token=0.0)
+    distillation.distil(start, moved, DATA, tmp_path, train_length=16, losses=losses, training=training)
+    assert distillation.held_out(moved, start, batches) < 0.5
 
 
 QUICK = {"length": 16, "steps": 2, "train_batch": 4}
@@ -85,8 +129,31 @@ RECIPES = {
     "llm_pruner": (llm_pruner.llm_pruner, {"samples": 2, "train_length": 16}),
     "shortgpt": (shortgpt.shortgpt, {"samples": 4, "train_length": 16}),
     "ziplm": (ziplm.ziplm, {"calibration": 8, "judged": 8, "trials": 2, "train_length": 16}),
+    "slicegpt": (slicegpt.slicegpt, {"samples": 4, "train_length": 16}),
     "minitron": (minitron.minitron, {"calibration": 8, "short_steps": 0, "axes": ["layers"], "tolerance": 0.5}),
 }
+
+
+def sorter() -> Transformer:
+    """A decoder that tells two classes of texts."""
+    config = LlamaConfig(**tiny.model("llama").config.to_dict() | {"num_labels": 2, "architectures": None})
+    return open_subject(LlamaForSequenceClassification(config), tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [(regressor, "tells numbers: set task=0"), (lambda: subject("bert"), "gives states: set task=0"),
+     (sorter, "texts has none: give data with labels")],
+)  # fmt: skip
+def test_a_task_without_labels_is_refused_before_anything_is_scored(tmp_path, monkeypatch, recipe, made, error):
+    """It was refused at the first training, after hours of scores and searches."""
+    function, options = RECIPES[recipe]
+    for work in ("json", "tensors"):
+        monkeypatch.setattr(Run, work, lambda *given, **how: pytest.fail("scored"))
+    how = keywords.check_options(function, {**QUICK, **options, "task": 1.0})
+    with Run.open(tmp_path, {}) as run, pytest.raises(InputError, match=error):
+        next(function(made(), DATA, [Budget.parse("params=80%")], run, **how))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +166,10 @@ RECIPES = {
         ("ziplm", lambda: regressor(2), {"task": 1.0}, "set task=0", {"task": 0.0}),
         ("minitron", regressor, {"task": 1.0}, "set task=0", {"task": 0.0}),
         ("minitron", regressor, {"direction": "js"}, "use mse", {"direction": "mse"}),
+        ("minitron", lambda: regressor(2), {"direction": "cosine"}, "use mse", {"direction": "mse"}),
+        ("shortgpt", labeller, {"task": 1.0}, "set task=0", {"task": 0.0}),
+        ("minitron", labeller, {"direction": "reverse"}, "use binary", {"direction": "binary"}),
+        ("minitron", "llama", {"direction": "binary"}, "leave direction out", {}),
         ("llm_pruner", "bert", {}, "or score=l2", {"score": "l2"}),
         ("llm_pruner", "llama", {"token": 1.0, "axes": ["channels"]}, "set token=0", {"axes": ["channels"]}),
         ("ziplm", "bert", {"task": 1.0}, "set task=0", {"task": 0.0}),

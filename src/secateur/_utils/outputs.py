@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["leaves", "of_two"]
+__all__ = ["leaves", "of_labels", "of_two"]
 
 _SIDE = ("hidden_state", "attentions", "past_key_values", "cache", "states", "pooler_output", "mems")
 """Parts of an output that transformers gives beside the main one."""
@@ -29,6 +29,11 @@ def leaves(output: Any) -> tuple[list[Tensor], list[Tensor]]:
 def of_two(maps: Tensor) -> Tensor:
     """Logits [B, 2, H, W] of no and yes, 0 and z, of maps of one logit z, whose sigmoid is yes; others as they are."""
     return torch.cat([torch.zeros_like(maps), maps], 1) if maps.dim() == 4 and maps.shape[1] == 1 else maps
+
+
+def of_labels(logits: Tensor) -> Tensor:
+    """Logits [..., C, 2] of no and yes, 0 and z, of C labels [..., C] that do not exclude one another."""
+    return torch.stack([torch.zeros_like(logits), logits], -1)
 
 
 def _tensors(value: object) -> list[Tensor]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import TypeVar
 
 import numpy as np
@@ -87,8 +88,15 @@ def regression(student: Values, teacher: Values) -> dict[str, Figure]:
 def numbers(student: Values, teacher: Values) -> dict[str, Figure]:
     """`regression` under the names of evidence: "pearson", "rank_loyalty" (Spearman's) and "rmse".
 
-    There "spearman" is the fidelity of embeddings (`quality.fidelity`), another thing.
+    There "spearman" is the fidelity of embeddings (`quality.fidelity`), another thing. Of several numbers for each
+    item, [n, C], correlations are the mean of those of each, without an interval: over all of them together, how far
+    apart their means lie would count as agreement.
     """
+    ours, theirs = np.asarray(student), np.asarray(teacher)
+    if ours.ndim == 2 and ours.shape[1] > 1:
+        each = [numbers(*columns) for columns in zip(ours.T, theirs.T, strict=True)]
+        mean = {name: Figure(fmean(row[name].value for row in each), samples=len(ours)) for name in each[0]}
+        return mean | {"rmse": regression(ours, theirs)["rmse"]}
     return {{"spearman": "rank_loyalty"}.get(name, name): one for name, one in regression(student, teacher).items()}
 
 

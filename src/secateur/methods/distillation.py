@@ -18,10 +18,11 @@ from secateur._utils import distributed
 from secateur._utils.batches import Batch, Batches
 from secateur._utils.disk import remove
 from secateur._utils.rundir import Run
-from secateur.data import texts
+from secateur.data import masking, texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import size
+from secateur.methods.predictions import tells_labels, tells_masked, tells_numbers
 from secateur.methods.retraining import describe_choice
 from secateur.recover.distillation import teachers
 from secateur.recover.training import loop, objectives, routing, schedule
@@ -30,8 +31,9 @@ from secateur.subjects import Moe, Transformer
 from secateur.vocabulary import Recovery, Selection, Training
 
 __all__ = [
-    "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_task", "choose_direction", "choose_shortly",
-    "distil", "held_out", "remember_teacher", "tells_numbers", "train_student",
+    "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_recovery", "check_task",
+    "choose_direction", "choose_shortly", "distil", "held_out", "make_batches", "own_direction", "remember_teacher",
+    "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -170,37 +172,78 @@ def remember_teacher(
     )  # fmt: skip
 
 
-def tells_numbers(subject: Transformer) -> bool:
-    """Whether the logits are numbers, as of a regression or a ranking, and no classes or tokens."""
-    config, heads = subject.model.config, ("ForSequenceClassification", "ForTokenClassification")
-    return type(subject.model).__name__.endswith(heads) and (
-        config.num_labels == 1 or config.problem_type == "regression"
-    )
+def make_batches(
+    subject: Transformer, data: Corpus, *, batch: int, length: int, seed: int
+) -> texts.Batches | masking.Masked:
+    """Batches of `data` as the model reads texts: run on where it joins them, tokens hidden where it tells these."""
+    plain = texts.batches(data, subject.tokenizer, packed=subject.joins_texts, batch=batch, length=length, seed=seed)
+    return masking.Masked(plain, subject.tokenizer, seed=seed) if tells_masked(subject) else plain
 
 
-def check_task(subject: Transformer, task: float | None) -> None:
-    """Raise `InputError` for cross-entropy of a model that tells numbers, whatever labels its data has."""
-    if task and tells_numbers(subject):
-        raise InputError(f"task={task:g} is cross-entropy of classes, and this model tells numbers: set task=0")
+OWN_DIRECTIONS = {"mse": "numbers", "binary": "labels of which several may hold"}
+"""How predictions are compared that are no classes of which one holds, and what these are."""
+
+
+def own_direction(subject: Transformer) -> str:
+    """Which of `OWN_DIRECTIONS` compares what the model tells; "" for classes of which one holds, and all else."""
+    return "mse" if tells_numbers(subject) else "binary" if tells_labels(subject) else ""
+
+
+def check_task(subject: Transformer, task: float | None, data: Corpus | None = None) -> None:
+    """Raise `InputError` for cross-entropy of a model that tells no classes, or on `data` without labels for it."""
+    own = own_direction(subject)
+    if task and own:
+        raise InputError(
+            f"task={task:g} is cross-entropy of classes, and this model tells {OWN_DIRECTIONS[own]}: set task=0"
+        )
+    if not task or data is None or subject.causal or tells_masked(subject):  # which predict tokens of their texts
+        return
+    if subject.output != "logits":
+        raise InputError(
+            f"task={task:g} is cross-entropy of classes, and this model gives {subject.output}: set task=0"
+        )
+    if data.labels is None and data.tagged is None:
+        raise InputError(f"task={task:g} needs labels, and {data.name} has none: give data with labels, or set task=0")
+
+
+def check_recovery(subject: Transformer, data: Corpus, losses: BlockLosses, training: Training) -> None:
+    """Refuse what `distil` can't learn by; for recipes, before anything is scored. Raises `InputError`."""
+    if training.steps:
+        check_task(subject, losses.task, data)
 
 
 def choose_direction(subject: Transformer, direction: str = "forward") -> str:
-    """How predictions are compared (`objectives.prediction_loss`): of numbers by "mse" in place of the default."""
-    return "mse" if direction == "forward" and tells_numbers(subject) else direction
+    """How predictions are compared (`objectives.prediction_loss`): by the model's own way in place of the default.
+
+    Raises `InputError` for a direction that compares something else than the model tells.
+    """
+    own = own_direction(subject)
+    if direction == "forward":
+        return own or direction
+    if own and direction not in (own, "mse"):
+        raise InputError(
+            f"direction={direction} compares classes, and this model tells {OWN_DIRECTIONS[own]}: use {own}"
+        )
+    if direction == "binary" and not own:
+        raise InputError(
+            f"direction=binary compares {OWN_DIRECTIONS['binary']}, and this model tells none: leave direction out"
+        )
+    return direction
 
 
 @torch.no_grad()
 def held_out(
     student: Transformer, teacher: Transformer, batches: Sequence[Batch], *, relational: bool = False
 ) -> float:
-    """`objectives.held_out`; of models that tell numbers their mean squared distance."""
-    if not tells_numbers(teacher):
+    """`objectives.held_out`; of models that tell no classes the distance that they learn by (`choose_direction`)."""
+    direction = choose_direction(teacher)
+    if direction == "forward":
         return objectives.held_out(
             student.forward, teacher=teacher.forward, output=teacher.output, batches=batches, relational=relational
         )
     far = (
         objectives.distance(student.forward(batch).prediction, teacher.forward(batch).prediction, batch,
-                            output=teacher.output, direction="mse")
+                            output=teacher.output, direction=direction)
         for batch in batches
     )  # fmt: skip
     return float(sum(far)) / len(batches)
@@ -233,7 +276,7 @@ def distil(
     """
     if not training.steps:
         return None
-    check_task(subject, losses.task)
+    check_recovery(subject, data, losses, training)
     train, held = data.split(seed=seed)
     decoder, batch = subject.kind == "decoder", training.whole("batch")
     if blocks is None:
@@ -244,17 +287,13 @@ def distil(
         token=(0.5 if decoder else 1.0) if losses.token is None else losses.token, blocks=blocks, fused=True,
         direction=choose_direction(subject),
     )  # fmt: skip
-
-    def sequences(corpus: Corpus, batch: int, seed: int) -> texts.Batches:
-        return texts.batches(
-            corpus, subject.tokenizer, packed=subject.joins_texts, batch=batch, length=train_length, seed=seed
-        )
-
-    judged = sequences(held, min(16, batch), seed).take(16) if training.validates else []
+    sequences = partial(make_batches, subject, length=train_length)
+    judged = sequences(held, batch=min(16, batch), seed=seed).take(16) if training.validates else []
     evaluate = partial(held_out, student, subject, judged)
     return train_student(
-        student, subject, sequences(train, batch, seed + 1), objective, training.default(schedule="linear", warmup=0.1),
-        length=train_length, checkpoint=folder, seed=seed, evaluate=evaluate,
+        student, subject, sequences(train, batch=batch, seed=seed + 1), objective,
+        training.default(schedule="linear", warmup=0.1), length=train_length, checkpoint=folder, seed=seed,
+        evaluate=evaluate,
     )  # fmt: skip
 
 

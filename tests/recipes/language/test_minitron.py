@@ -139,6 +139,13 @@ def test_candidates_are_the_shapes_of_the_least_estimated_loss(tmp_path, monkeyp
     assert not asked
 
 
+@pytest.mark.parametrize("train_batch", [1, 2])
+def test_relations_are_judged_among_three_texts_however_few_are_trained_on(tmp_path, train_batch):
+    how = {"shape": "channels=24", "candidates": 1, "short_steps": 0, "train_batch": train_batch, "steps": 1}
+    (found,) = results(tmp_path, "params=90%", kind="bert", **how, training="validation=0.1")
+    assert found.recovery.steps == 1
+
+
 def test_an_encoder_of_bare_states_is_cut_in_width_and_learns_through_a_projection(tmp_path):
     (cut,) = results(tmp_path / "cut", "params=90%", kind="bert", shape="channels=24")
     (taught,) = results(tmp_path / "taught", "params=90%", kind="bert", shape="channels=24", steps=40, lr=1e-2)

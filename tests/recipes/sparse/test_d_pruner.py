@@ -427,6 +427,26 @@ def test_a_dry_run_scores_nothing(tmp_path):
     assert not (tmp_path / "a" / "work" / "dual.json").exists()
 
 
+def test_general_text_is_read_by_the_column_of_the_data_and_by_a_dry_run_too(tmp_path):
+    """It was read by the column "text" whatever --text said, and a dry run let a file pass that is not there."""
+    tiny.folder("llama", tmp_path / "llama")
+    for name, lines in (("domain", DOMAIN), ("general", OPEN)):
+        rows = [json.dumps({"body": line, "text": "the same"}) for line in lines]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    seen = []
+
+    def run(out, **how):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(d_pruner, "hold_out", lambda corpus, seed: seen.append(corpus) or (corpus, {}))
+            executor.run("d_pruner", tmp_path / "llama", tmp_path / "domain.jsonl", "weights=50%", tmp_path / out,
+                         text="body", **QUICK, by="general", **how)  # fmt: skip
+
+    run("out", general=str(tmp_path / "general.jsonl"))
+    assert seen[0].texts == OPEN
+    with pytest.raises(InputError, match=r"nowhere.txt does not exist"):
+        run("dry", general="nowhere.txt", dry_run=True)
+
+
 def test_few_texts_are_told(tmp_path, general):
     (found,) = results(tmp_path / "a", "weights=50%", general=general, samples=5000, general_samples=5000)
     assert any("fewer than the 5000 asked for" in note for note in found.notes)

@@ -334,6 +334,18 @@ def test_vocabularies_may_differ_by_padding_in_every_direction(direction):
         losses.mse(wide, theirs)
 
 
+def test_labels_of_which_several_hold_are_compared_each_by_itself():
+    torch.manual_seed(0)
+    batch, (ours, theirs) = padded(BATCH, [torch.randn(2, 3), torch.randn(2, 3)])
+    p, q = torch.distributions.Bernoulli(logits=theirs[:2] / 2), torch.distributions.Bernoulli(logits=ours[:2] / 2)
+    wanted = 4 * torch.distributions.kl_divergence(p, q).sum() / 2
+    for sent, (mine, yours) in ((batch, (ours, theirs)), (BATCH, (ours[:2], theirs[:2]))):
+        found = objectives.distance(mine, yours, sent, output="logits", direction="binary", temperature=2.0)
+        torch.testing.assert_close(found, wanted)
+    moved = objectives.distance(theirs + 7, theirs, batch, output="logits", direction="binary")
+    assert moved > 1, "all labels moved as one: softmax sees nothing of it"
+
+
 def test_unknown_direction_is_refused():
     with pytest.raises(UnsupportedError, match="sideways"):
         objectives.distance(torch.zeros(2, 4, 6), torch.zeros(2, 4, 6), BATCH, output="logits", direction="sideways")

@@ -159,6 +159,53 @@ def test_numbers_are_held_against_labels_that_are_numbers(count):
     assert before["label_pearson"].samples == (48 if count == 60 else 9)
 
 
+def test_several_numbers_of_a_text_are_numbers_and_take_no_label():
+    """They were compared as classes: a student whose numbers were all off by 7 had a loyalty of 1."""
+    one, other = (
+        secateur.open_subject(tiny.classifier("abc", seed, "regression").eval(), tokenizer=tiny.tokenizer())
+        for seed in range(2)
+    )
+    rows = [{"text": text, "label": 0.5} for text in tiny.sentences(40)]
+    corpus = Language().fit_data(texts.read(rows), one)
+    assert corpus.labels is corpus.numbers is None
+    place = latency.Environment(1, 16, 1)
+    moved = one.copy()
+    moved.model.classifier.bias.data += 7
+    before, after, both = Language().compare(one, moved, corpus, place)
+    assert before == after == {}
+    assert both["rmse"].value == pytest.approx(7, rel=1e-4)
+    assert both["pearson"].value > 0.99
+    assert set(Language().compare(one, other, corpus, place)[2]) == {
+        "spearman",
+        "cosine",
+        "pearson",
+        "rank_loyalty",
+        "rmse",
+    }
+    pair = (secateur.open_subject(tiny.classifier("ab", 0, "regression"), tokenizer=tiny.tokenizer()), one)
+    assert set(Language().compare(*pair, corpus, place)[2]) == {"spearman", "cosine"}
+
+
+def test_labels_of_which_several_hold_agree_each_by_itself():
+    """A student that says yes to every label had a label loyalty of 1, by the likeliest of them."""
+    kind = "multi_label_classification"
+    one = secateur.open_subject(tiny.classifier("abc", 0, kind).eval(), tokenizer=tiny.tokenizer())
+    rows = [{"text": text, "label": "a"} for text in tiny.sentences(40)]
+    corpus = Language().fit_data(texts.read(rows), one)
+    assert corpus.labels is None
+    one.model.classifier.bias.data -= 7
+    yes = one.copy()
+    yes.model.classifier.bias.data += 14
+    place = latency.Environment(1, 16, 1)
+    before, after, both = Language().compare(one, yes, corpus, place)
+    assert before == after == {}
+    assert both["label_loyalty"].value == 0
+    assert both["probability_loyalty"].value < 0.1
+    assert Language().compare(one, one, corpus, place)[2]["label_loyalty"].value == 1
+    exclusive = secateur.open_subject(tiny.classifier("abc"), tokenizer=tiny.tokenizer())
+    assert "label_loyalty" not in Language().compare(one, exclusive, corpus, place)[2]
+
+
 def test_which_labels_a_model_of_numbers_takes():
     config = tiny.model("bert").config
     model = BertForSequenceClassification(type(config)(**{**config.to_dict(), "num_labels": 1})).eval()

@@ -87,13 +87,12 @@ def test_weights_are_read_from_a_file_of_that_network(of_networks, tmp_path):
         models.load_weights(nn.Linear(2, 2), tmp_path)
 
 
-def test_what_tells_of_whole_texts_and_what_of_masked_tokens(of_networks):
+def test_what_tells_of_whole_texts_(of_networks):
     kinds = {
         "causal": open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()),
         "masked": open_subject(BertForMaskedLM(tiny.model("bert").config), tokenizer=tiny.tokenizer()),
         "classes": open_subject(tiny.classifier(), tokenizer=tiny.tokenizer()),
     }
-    assert [name for name, one in kinds.items() if models.gives_masked(one)] == ["masked"]
     assert [name for name, one in kinds.items() if models.gives_rows(one)] == ["classes"]
     assert not models.gives_rows(of_networks()[0])
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 from secateur.errors import InputError
 from secateur.runs.distilling import training, trial
+from secateur.subjects import open_subject
 
 
 def test_options_of_classes_are_refused_where_one_number_is_told(of_networks, plain):
@@ -23,6 +25,35 @@ def test_options_of_classes_are_refused_where_one_number_is_told(of_networks, pl
     with pytest.raises(InputError, match="leave task out"):
         trial.check_number(replace(setup, settings=replace(plain, direction="mse", task=1.0), names=("one",)), student)
     trial.check_number(*reversed(of_networks()))
+
+
+def test_several_numbers_of_a_text_are_no_classes(of_texts, plain):
+    """A student was taught by divergences of softmax, which numbers all off by 7 do not change."""
+    _, setup = of_texts()
+    setup = replace(setup, names=("one",))
+    student = open_subject(tiny.classifier("abc", problem="regression"), tokenizer=tiny.tokenizer())
+    with pytest.raises(InputError, match="the student tells numbers: use --direction mse"):
+        trial.check_number(setup, student)
+    by_square = replace(plain, direction="mse")
+    trial.check_number(replace(setup, settings=by_square), student)
+    with pytest.raises(InputError, match="leave task out"):
+        trial.check_number(replace(setup, settings=replace(by_square, task=1.0)), student)
+
+
+def test_labels_of_which_several_hold_are_no_classes(of_texts, plain):
+    _, setup = of_texts()
+    model = tiny.classifier("abc", problem="multi_label_classification")
+    student = open_subject(model, tokenizer=tiny.tokenizer())
+    with pytest.raises(InputError, match="the student tells labels of which several may hold: use --direction binary"):
+        trial.check_number(setup, student)
+    each = replace(plain, direction="binary")
+    with pytest.raises(InputError, match="name one teacher"):
+        trial.check_number(replace(setup, settings=each), student)
+    trial.check_number(replace(setup, settings=each, names=("one",)), student)
+    with pytest.raises(InputError, match="leave task out"):
+        trial.check_number(replace(setup, settings=replace(each, task=1.0), names=("one",)), student)
+    with pytest.raises(InputError, match="the student is none: leave direction out"):
+        trial.check_number(replace(setup, settings=each), setup.teachers[0])
 
 
 def test_the_first_loss_is_asked_for_in_each_link(of_networks, plain, monkeypatch):

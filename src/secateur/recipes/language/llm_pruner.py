@@ -17,7 +17,6 @@ from torch import Tensor
 from secateur._utils import plugins
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
-from secateur.data import masking, texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
 from secateur.methods import distillation, timing
@@ -126,6 +125,7 @@ def llm_pruner(
     by next-token prediction (task=1, logit=0).
     """
     refuse_patterns("llm_pruner", budgets, "heads, neurons and channels")
+    distillation.check_recovery(subject, data, losses, training)
     axes, units = choose_units(subject, axes, first, last, batch=batch, length=length)
     if scope != "local" or {first, last} != {0}:
         subject.check_unequal()
@@ -212,12 +212,7 @@ def sequences(subject: Transformer, data: Corpus, samples: int, *, length: int, 
 
     Raises `InputError` for a model whose loss needs labels that the data has not.
     """
-    packed = subject.joins_texts
-    one_by_one = texts.batches(data, subject.tokenizer, packed=packed, batch=1, length=length, seed=seed)
-    batches: Sequence[Batch] = one_by_one.take(samples)
-    if type(subject.model).__name__.endswith("MaskedLM"):
-        batches = masking.Masked(batches, subject.tokenizer, seed=seed)[: len(batches)]
-    return batches
+    return distillation.make_batches(subject, data, batch=1, length=length, seed=seed).take(samples)
 
 
 def score_units(
@@ -250,7 +245,7 @@ def score_vectors(
     subject: Transformer, vectors: Slices, batches: Sequence[Batch], importance: Importance
 ) -> dict[str, Tensor]:
     """Importance of every row or column of `vectors`, by the gradients of the model's own loss."""
-    no_loss = subject.output != "logits" or "labels" not in batches[0] or distillation.tells_numbers(subject)
+    no_loss = subject.output != "logits" or "labels" not in batches[0] or distillation.own_direction(subject)
     if not subject.causal and no_loss:
         raise InputError(
             "llm_pruner scores by the gradient of a loss, and this model has none on these data: give a language "

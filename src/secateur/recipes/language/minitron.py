@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from secateur._utils import plugins
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InputError
 from secateur.methods import calibration, distillation
@@ -94,7 +93,8 @@ class StateLosses(Losses):
     hidden: bool | None = None
     """Hidden-state loss; by default where a quarter of the layers or more went."""
     direction: str = "forward"
-    """forward or reverse KL, js, mse or cosine on the logits; mse where the model tells a number."""
+    """forward or reverse KL, js, mse or cosine on the logits; mse where the model tells numbers, and binary (KL of each
+    label) where several labels may hold."""
 
 
 def minitron(
@@ -172,6 +172,7 @@ def minitron(
     measures it; small models want larger learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected
     before it teaches, not meanwhile, which the report finds on par.
     """
+    distillation.check_task(subject, losses.task, data)
     check(subject, budgets, axes, losses, cache=cache, correction_steps=correction_steps)
     whole = subject.units(batch=batch, length=length).cost()
     limits = {budget: budget.absolute(whole) for budget in budgets}
@@ -192,15 +193,16 @@ def minitron(
 
     first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained
     train, held = data.split(seed=seed)
-    packed, train_batch = subject.joins_texts, training.whole("batch")
-    make = partial(texts.batches, tokenizer=subject.tokenizer, packed=packed, length=length)
+    train_batch = training.whole("batch")
+    make = partial(distillation.make_batches, subject, length=length)
     stream = make(train, batch=train_batch, seed=seed + 1)
     samples = calibration.make_feed(subject, train, length=length, seed=seed).sequences(ranking.calibration)
-    judged = make(held, batch=min(16, train_batch), seed=seed).take(16)
     # Embeddings and states may change their width: a projection lifts them in training, their relations judge them.
     lifted = subject.output != "logits" and (
         "channels" in axes or any("channels" in part for part in parse_list(shape))
     )
+    # Of fewer than three texts there are none.
+    judged = make(held, batch=max(3 if lifted else 1, min(16, train_batch)), seed=seed).take(16)
     fit = partial(distillation.train_student, length=length, seed=seed)
 
     teacher, beside = subject, list[Spent]()
@@ -287,7 +289,7 @@ def check(
     known = ("layers", *WIDTHS)
     if not axes or not set(axes) <= set(known):
         raise InputError(f"axes={','.join(axes)}: give one or more of {', '.join(known)}")
-    distillation.check_task(subject, losses.task)
+    distillation.choose_direction(subject, losses.direction)
     if correction_steps and not subject.causal:
         raise InputError("correction_steps trains on the next token: leave it out, this is no language model")
     if cache and (not subject.causal or losses.hidden or losses.direction != "forward"):

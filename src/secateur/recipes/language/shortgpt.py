@@ -93,6 +93,7 @@ def shortgpt(
     the original teaches, too. Padding enters no mean.
     """
     refuse_patterns("shortgpt", budgets, "layers")
+    distillation.check_recovery(subject, data, losses, training)
     train, _ = data.split(seed=seed)
     units = subject.units("layers", batch=batch, length=length)
     if select_by == "short-retrain":

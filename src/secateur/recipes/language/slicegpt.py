@@ -99,6 +99,7 @@ def slicegpt(
     has it.
     """
     refuse_patterns("slicegpt", budgets, "channels")
+    distillation.check_recovery(subject, data, losses, training)
     if losses.token != 0:
         raise InputError("token compares states in one basis, and slicing turns them: set token=0")
     timed = any("latency" in budget for budget in budgets)

@@ -120,6 +120,7 @@ def ziplm(
     GPT-2) are known at second hand; 200 trials, (0, 1, 1) or (0.5, 1, 0.5), and 5e-4 are this project's choice.
     """
     refuse_patterns("ziplm", budgets)
+    distillation.check_recovery(subject, data, losses, training)
     subject.check_unequal()
     train, _ = data.split(seed=seed)
     feed = make_feed(subject, train, length=train_length, seed=seed)

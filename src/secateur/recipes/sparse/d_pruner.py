@@ -101,8 +101,9 @@ def d_pruner(
         data: texts of the domain: prompts with their answers and explanations, or running text.
         budgets: weights=50% (of the matrices of the blocks; embeddings, norms, head and routers stay), or pattern=2:4.
         run: where scores and checkpoints go.
-        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on. A
-            part is held out, and what both models make of it is told beside the domain's perplexity.
+        general: open-domain texts (a file, a folder of them or hub:owner/name), such as the model was trained on; of a
+            table, in the column that the texts of `data` are in. A part is held out, and what both models make of it is
+            told beside the domain's perplexity.
         by: what the masks are taken from: dual, or general for G alone.
         scope: what is compared: row, block (of columns), matrix, layer or global.
         block: columns of a block; 0 cuts every matrix into 32 blocks.
@@ -126,13 +127,14 @@ def d_pruner(
     the copy descends in float32. Exactly int(n share) of n weights that are compared stay. The paper trains on up to
     five passes, in fp16, with sequences of up to 1024 tokens, and 2048 for G.
     """
-    weight, batch = dual_score.weight, min(training.whole("batch"), samples)
+    weight, batch, column = dual_score.weight, min(training.whole("batch"), samples), run.settings.get("text", "text")
     check(subject, training, descends=batch if by == "dual" and not scores else 0,
           general_needed=not (general or scores or dry_run) and (by == "general" or weight > 0))  # fmt: skip
     width = partial(block_width, block=block)
     targets = {str(budget): blockwise.follow_budget(subject, budget, "d_pruner", scope, width) for budget in budgets}
     notes: tuple[str, ...] = ()
-    corpus, judged = hold_out(texts.read(general), seed) if general and not dry_run else (None, {})
+    # A dry run reads it, too: it refuses what the run would.
+    corpus, judged = hold_out(texts.read(general, column=column), seed) if general else (None, {})
     read: Read | None = None  # of magnitudes, if None
     if scores:
         read = open_earlier(Path(scores), by, subject)
@@ -166,7 +168,7 @@ def d_pruner(
         share, pattern = targets[str(budget)]
         student = subject.copy()
         prune(student, run.folder(f"blocks-{budget}"), read, share, pattern, scope=scope, block=block)
-        yield blockwise.make_result(subject, student, budget, notes=notes, judged=judged)
+        yield blockwise.make_result(subject, student, budget, notes=notes, judged={} if dry_run else judged)
         del student  # or it would be held beside the next one
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_labels
 from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.recover.distillation import losses, maps
 from secateur.recover.training import compose, dense
@@ -121,7 +122,9 @@ def prediction_loss(
     Per real token of [B, S, V], per sequence of [B, C], per pixel of [B, h, w, C] that counts in the batch's masks
     (`dense.align`); divergences times temperature squared (`losses` says why). `direction`: "forward" or "reverse" KL,
     either with a `skew` (`losses.kl`), "js" (Jensen-Shannon), "mse" or "cosine"; of one number (C = 1) "mse" alone
-    tells anything. Of pixels also "channel-wise", per image (`maps.channel_wise`). With `buckets` = (k, n), forward KL
+    tells anything. "binary" is of labels that do not exclude one another: forward KL of the yes and no of each
+    (``sigmoid(z / temperature)``), summed over the C of them, which is that of all together. Of pixels
+    also "channel-wise", per image (`maps.channel_wise`). With `buckets` = (k, n), forward KL
     is of k tokens one by one and of the others in n buckets (`losses.bucketed_kl`). Raises `InputError` for another
     direction there, and for other numbers of classes; vocabularies may differ by padding (`losses.kl`).
     """
@@ -149,6 +152,10 @@ def prediction_loss(
     if direction in ("forward", "reverse"):
         near = losses.kl(student, teacher, mask, temperature=temperature, direction=direction, skew=skew)
         return temperature**2 * near / divide
+    if direction == "binary":
+        each = None if mask is None else mask[..., None].expand(student.shape)
+        near = losses.kl(of_labels(student), of_labels(teacher), each, temperature=temperature)
+        return temperature**2 * near / divide
     if direction == "js":
         return temperature**2 * losses.jensen_shannon(student, teacher, mask, temperature=temperature) / divide
     if direction == "mse":
@@ -157,7 +164,7 @@ def prediction_loss(
         return losses.cosine(student, teacher, mask, shared=True) / divide
     if direction == "channel-wise":
         raise UnsupportedError("direction channel-wise is of classes of pixels, and the models tell none")
-    raise UnsupportedError(f"direction {direction!r} is not one of forward, reverse, js, mse, cosine")
+    raise UnsupportedError(f"direction {direction!r} is not one of forward, reverse, js, binary, mse, cosine")
 
 
 def _check_widths(student: Tensor, teacher: Tensor) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from secateur._utils import devices, distributed, modes, plugins
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_labels
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import labels as labelling
 from secateur.data import masking, texts
@@ -25,6 +26,7 @@ from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import generation, latency, loyalty, quality, size, sparsity, statistics
 from secateur.measure.statistics import Values
 from secateur.methods import indices, timing
+from secateur.methods.predictions import tells_labels, tells_masked, tells_numbers
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import keywords, memory_plan, sources
@@ -38,7 +40,7 @@ from secateur.vocabulary import Budget, Figure, Training, Units
 
 __all__ = [
     "TOKENS", "Language", "Model", "TextBackend", "check_documents", "check_tokens", "classifies", "classifies_tokens",
-    "held_batches", "per_batch", "stored_bytes", "tells_number",
+    "held_batches", "per_batch", "stored_bytes",
 ]  # fmt: skip
 
 TOKENS = 64
@@ -254,8 +256,10 @@ class Language(TextBackend[Transformer]):
             return data.words_labelled(config.label2id, config.num_labels)
         if data.tagged is not None:  # it reads the words as one text
             data = replace(data, tagged=None, classes=(), flaw="")
-        if tells_number(subject):
-            return _with_numbers(data)
+        if tells_labels(subject):  # a text has one label here, which says nothing of the others
+            return replace(data, labels=None, classes=(), numbers=None, flaw="")
+        if tells_numbers(subject):
+            return _with_numbers(data, config.num_labels)
         return data.labelled(config.label2id, config.num_labels) if classifies(subject) else data
 
     def environment(
@@ -335,7 +339,8 @@ class Language(TextBackend[Transformer]):
         Perplexity of language models; accuracy of labelled classifiers and, on masked tokens, of masked language
         models; accuracy and macro F1 of labelled words; correlations of one number per text with labels that are
         numbers; fidelity of embeddings and states; and the student's loyalty wherever both give logits of as many
-        classes, of texts or of tokens, labelled or not, or one number per text.
+        classes, of texts or of tokens, labelled or not, or as many numbers per text. Where several labels of a text may
+        hold, each is a prediction of its own, yes or no.
 
         Raises `InputError` for two models of different tokenizers.
         """
@@ -356,9 +361,10 @@ class Language(TextBackend[Transformer]):
         if not read:
             raise DataError(f"{held_out.name} holds no text that the tokenizer finds a token in: give others")
         both = _fidelity((original, student), read)
-        if tells_number(original) and tells_number(student):
+        if _tell_numbers(original, student):
             ours, theirs = (_numbers(subject, read) for subject in (student, original))
-            return _correlations(theirs, read), _correlations(ours, read), both | loyalty.numbers(ours, theirs)
+            first, second = (_correlations(numbers.flatten().tolist(), read) for numbers in (theirs, ours))
+            return first, second, both | loyalty.numbers(ours.numpy(), theirs.numpy())
         if _predict_masked(original, student):
             before, after = quality.accuracies(pair, masking.Masked(batches, original.tokenizer), watch=tally.add)
             return {"accuracy": before}, {"accuracy": after}, both | tally.figures()
@@ -368,6 +374,8 @@ class Language(TextBackend[Transformer]):
             return first, second, both | tally.figures()
         if not _as_many_classes(original, student):
             return {}, {}, both
+        if tells_labels(original):
+            return {}, {}, both | _label_loyalty(pair, read)
         with torch.inference_mode():
             for batch in map(_with_tokens, read):
                 tally.add([forward(batch).prediction for forward in pair], batch)
@@ -429,11 +437,6 @@ def classifies(subject: Transformer) -> bool:
     return type(subject.model).__name__.endswith("ForSequenceClassification")
 
 
-def tells_number(subject: Transformer) -> bool:
-    """Whether the model gives one number per text, as for a regression or a ranking, and no classes."""
-    return classifies(subject) and int(subject.model.config.num_labels) == 1
-
-
 def classifies_tokens(subject: Transformer) -> bool:
     """Whether the model gives a class for each token, so that labels of words are its task."""
     return type(subject.model).__name__.endswith("ForTokenClassification")
@@ -474,8 +477,13 @@ def check_documents(subject: Transformer) -> None:
         )
 
 
-def _with_numbers(corpus: texts.Corpus) -> texts.Corpus:
-    """The texts with numbers for labels, as a model of one number tells them; names tell it nothing."""
+def _with_numbers(corpus: texts.Corpus, outputs: int) -> texts.Corpus:
+    """The texts with numbers for labels, as a model of one number tells them; names tell it nothing.
+
+    A text has one label, which is none for a model of several numbers.
+    """
+    if outputs > 1:
+        return replace(corpus, labels=None, classes=(), numbers=None, flaw="")
     if corpus.flaw and corpus.numbers is None:
         raise DataError(corpus.flaw)
     numbers = corpus.numbers
@@ -493,16 +501,20 @@ def stored_bytes(subject: Transformer) -> float:
 
 
 def _as_many_classes(*subjects: Transformer) -> bool:
-    """Whether all give logits, of texts or of tokens, and of the same number of classes, more than one."""
-    numbers = {int(one.model.config.num_labels) for one in subjects}
-    return all(one.output == "logits" for one in subjects) and len(numbers) == 1 and numbers != {1}
+    """Whether all give logits, of texts or of tokens, of the same number of classes, more than one, or of labels."""
+    kinds = {(int(one.model.config.num_labels), tells_labels(one)) for one in subjects}
+    return all(one.output == "logits" for one in subjects) and len(kinds) == 1 and kinds != {(1, False)}
+
+
+def _tell_numbers(*subjects: Transformer) -> bool:
+    """Whether all tell numbers of each text, and as many."""
+    counts = {int(one.model.config.num_labels) for one in subjects}
+    return all(classifies(one) and tells_numbers(one) for one in subjects) and len(counts) == 1
 
 
 def _predict_masked(*subjects: Transformer) -> bool:
     """Whether all tell masked tokens, and their tokenizer has a mask."""
-    return all(type(one.model).__name__.endswith("ForMaskedLM") for one in subjects) and (
-        subjects[0].tokenizer.mask_token_id is not None
-    )
+    return all(tells_masked(one) for one in subjects) and (subjects[0].tokenizer.mask_token_id is not None)
 
 
 def held_batches(held_out: texts.Corpus, tokenizer: Tokenizer, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
@@ -522,10 +534,18 @@ def held_batches(held_out: texts.Corpus, tokenizer: Tokenizer, *, packed: bool, 
 
 
 @torch.inference_mode()
-def _numbers(subject: Transformer, batches: Sequence[Batch]) -> Values:
-    """[n]: what the model tells of each text."""
-    told = [subject.forward(_with_tokens(batch)).prediction.float().cpu() for batch in batches]
-    return torch.cat(told).flatten().tolist()
+def _numbers(subject: Transformer, batches: Sequence[Batch]) -> Tensor:
+    """[n, C]: what the model tells of each text."""
+    return torch.cat([subject.forward(_with_tokens(batch)).prediction.float().cpu() for batch in batches])
+
+
+@torch.inference_mode()
+def _label_loyalty(pair: Sequence[Callable[[Batch], Output]], batches: Sequence[Batch]) -> Row:
+    """Loyalty in each label of each text, where several labels of a text may hold."""
+    tally = loyalty.Tally()
+    for batch in map(_with_tokens, batches):
+        tally.add([of_labels(forward(batch).prediction) for forward in pair], {})
+    return tally.figures()
 
 
 def _correlations(told: Values, batches: Sequence[Batch]) -> Row:

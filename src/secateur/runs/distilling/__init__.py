@@ -123,8 +123,8 @@ def distill(
         length: tokens per sequence.
         temperature: T of both predictions' softmax; their divergence is multiplied by T^2 (Hinton et al. 2015), but
             on-policy.
-        direction: forward or reverse KL, js, mse or cosine on the logits; of classes of pixels also channel-wise, KL
-            over the places of each class; none for `task` alone.
+        direction: forward or reverse KL, js, mse or cosine on the logits; binary, KL of each label, where several may
+            hold; of classes of pixels also channel-wise, KL over the places of each class; none for `task` alone.
         task: weight of an added cross-entropy on the next token, on labels, or on masked tokens.
         skew: skewed KL (DistiLLM): share of one prediction in the mixture that the other is compared with; 0: plain KL.
         buckets: (K, N): forward KL over the teacher's K likeliest classes or tokens one by one, and over the others in

@@ -15,11 +15,11 @@ from secateur._utils.batches import Batch
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty
 from secateur.measure.latency import Environment
+from secateur.methods.predictions import tells_labels, tells_numbers
 from secateur.recover.distillation import ensembles, teachers
 from secateur.recover.training import objectives
 from secateur.runs import backends
 from secateur.runs.backends import AnyBackend, Row, Source
-from secateur.runs.backends.language import tells_number
 from secateur.runs.distilling.models import Learner, as_transformer, check_classes, check_output, gives_tokens
 from secateur.runs.distilling.setup import Answer, Ask, class_logits, predict
 from secateur.subjects import Traced, Transformer
@@ -96,17 +96,18 @@ def check_models(
 
 
 def average_models(backend: AnyBackend, subjects: Sequence[Learner], environment: Environment) -> Learner | None:
-    """The averaged ensemble of models, as a subject: the mean of their probabilities, or of one number each.
+    """The averaged ensemble of models, as a subject: the mean of their probabilities, or of their numbers.
 
-    None where they tell neither: embeddings, states and boxes have no mean.
+    None where they tell neither: embeddings, states and boxes have no mean, nor has it a meaning of labels of which
+    several may hold.
     """
     first = subjects[0]
     width: int | None = None
     if isinstance(first, Transformer):
-        if first.output != "logits":
+        if first.output != "logits" or tells_labels(first):
             return None
         asked = [teachers.live(subject.model, subject.forward) for subject in subjects]
-        number = tells_number(first)
+        number = tells_numbers(first)
         if gives_tokens(first):
             width = min(int(as_transformer(subject).model.config.vocab_size) for subject in subjects)
     else:
@@ -139,7 +140,7 @@ def measure_ensemble(
 
 
 def _mean(asked: Sequence[Ask], batch: Batch, *, hidden: bool = False) -> Answer:
-    """The mean of the one number that each of them tells."""
+    """The mean of the numbers that each of them tells."""
     if hidden:
         raise UnsupportedError("hidden states of several models have no mean")
     return Answer(loyalty.average([ask(batch).prediction.float() for ask in asked]))

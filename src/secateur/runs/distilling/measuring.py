@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from secateur._utils.batches import Batch
+from secateur._utils.outputs import of_labels
 from secateur._utils.rundir import Run
 from secateur.errors import DataError, MeasurementError, UnsupportedError
 from secateur.measure import loyalty, quality, statistics
+from secateur.methods.predictions import tells_labels, tells_numbers
 from secateur.recover.distillation import losses
 from secateur.recover.quantization import packed
 from secateur.recover.training import objectives
@@ -208,11 +210,12 @@ def _compare_rows(
         theirs = torch.cat([ask(batch).prediction.cpu() for batch in batches])[read]
         if student.output == "embedding":
             found.append(quality.fidelity(theirs, ours))
-        elif ours.shape[-1] == 1:
-            found.append(loyalty.numbers(*(one.float().flatten().tolist() for one in (ours, theirs))))
+        elif tells_numbers(student):
+            found.append(loyalty.numbers(ours.float().numpy(), theirs.float().numpy()))
         else:
             tally = loyalty.Tally()
-            tally.add((theirs, ours), {})
+            pair = theirs, ours
+            tally.add([of_labels(one) for one in pair] if tells_labels(student) else pair, {})
             found.append(tally.figures())
     return found
 

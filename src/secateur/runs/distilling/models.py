@@ -15,6 +15,7 @@ from torch import nn
 from secateur._utils import devices, distributed
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.methods.predictions import tells_labels, tells_masked
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import packed, quantise
 from secateur.runs import backends
@@ -28,8 +29,7 @@ from secateur.subjects.transformer import low_rank, quantised
 
 __all__ = [
     "Learner", "Model", "as_transformer", "check_chain", "check_classes", "check_kind", "check_output",
-    "check_packing", "gives_masked",
-    "gives_rows", "gives_tokens", "load_weights", "open_student", "open_teacher",
+    "check_packing", "gives_rows", "gives_tokens", "load_weights", "open_student", "open_teacher",
 ]  # fmt: skip
 
 Model: TypeAlias = str | Path | nn.Module | Transformer | Traced
@@ -117,14 +117,9 @@ def gives_rows(subject: Learner) -> bool:
     return isinstance(subject, Transformer) and (subject.output == "embedding" or classifies(subject))
 
 
-def gives_masked(subject: Transformer) -> bool:
-    """Whether it predicts tokens that are hidden from it."""
-    return type(subject.model).__name__.endswith("ForMaskedLM")
-
-
 def gives_tokens(subject: Learner) -> bool:
     """Whether it predicts tokens, next or masked."""
-    return isinstance(subject, Transformer) and (subject.causal or gives_masked(subject))
+    return isinstance(subject, Transformer) and (subject.causal or tells_masked(subject))
 
 
 def check_kind(settings: Settings, student: Learner, several: bool, data: Data = None) -> None:
@@ -279,6 +274,12 @@ def check_classes(student: Transformer, teacher: Transformer, us: str, them: str
     if ours.num_labels != theirs.num_labels:
         raise InputError(
             f"{us} has {ours.num_labels} classes and {them} {theirs.num_labels}: use models of the same ones"
+        )
+    if tells_labels(student) != tells_labels(teacher):
+        more, less = (us, them) if tells_labels(student) else (them, us)
+        raise InputError(
+            f"{more} tells labels of which several may hold, and {less} classes of which one does (problem_type in "
+            "config.json): use models of the same kind"
         )
     given = [{number: str(label) for number, label in one.id2label.items()} for one in (ours, theirs)]
     if any(label.startswith("LABEL_") for labels in given for label in labels.values()):

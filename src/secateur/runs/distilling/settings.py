@@ -30,7 +30,7 @@ __all__ = [
 
 BETA = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 """Directions of on-policy distillation, as the beta of its divergence."""
-_DIRECTIONS = ("forward", "reverse", "js", "mse", "cosine", "channel-wise", "none")
+_DIRECTIONS = ("forward", "reverse", "js", "binary", "mse", "cosine", "channel-wise", "none")
 _VALIDATION = 0.1
 """Share of what is learned from that `patience` judges by, unless told otherwise."""
 _SERVED = 20

@@ -15,11 +15,12 @@ from secateur.data import examples, masking, texts
 from secateur.data.batches import hold_out
 from secateur.errors import UnsupportedError
 from secateur.measure import latency
+from secateur.methods.predictions import tells_masked
 from secateur.recover.distillation import alignment, ensembles
 from secateur.recover.distillation import teachers as teaching
 from secateur.recover.training import dense, objectives
 from secateur.runs.backends import AnyBackend
-from secateur.runs.distilling.models import Learner, gives_masked, gives_rows, gives_tokens
+from secateur.runs.distilling.models import Learner, gives_rows, gives_tokens
 from secateur.runs.distilling.settings import Settings
 from secateur.subjects import Traced, Transformer
 from secateur.vocabulary import Training
@@ -135,7 +136,7 @@ def make_batches(settings: Settings, student: Learner, train: Any, teachers: Seq
         return examples.batches(train, **size)
     packed = student.causal and not settings.align
     plain = texts.batches(train, student.tokenizer, packed=packed, length=settings.length, **size)
-    batches = masking.Masked(plain, student.tokenizer, seed=settings.seed) if gives_masked(student) else plain
+    batches = masking.Masked(plain, student.tokenizer, seed=settings.seed) if tells_masked(student) else plain
     if not settings.align:
         return batches
     others = {reading_name(number): teacher.tokenizer for number, teacher in enumerate(teachers)}

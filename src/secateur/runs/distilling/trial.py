@@ -11,7 +11,7 @@ from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.plugins import line
 from secateur.errors import InputError, SecateurError
-from secateur.runs.backends.language import tells_number
+from secateur.methods.distillation import OWN_DIRECTIONS, own_direction
 from secateur.runs.distilling import caches, training
 from secateur.runs.distilling.models import Learner
 from secateur.runs.distilling.setup import Setup, reading_name
@@ -25,21 +25,30 @@ _WRITTEN = 4
 
 
 def check_number(setup: Setup, student: Learner) -> None:
-    """Refuse options about classes where the student tells one number."""
+    """Refuse options about classes where the student tells numbers, or labels of which several may hold.
+
+    Refused is also what compares such labels, where the student tells none.
+    """
     settings = setup.settings
     if isinstance(student, Transformer):
-        one = tells_number(student)
+        own = own_direction(student)
     else:
-        one = setup.ask(student)(setup.batches[0]).prediction.shape[-1] == 1
+        own = "mse" if setup.ask(student)(setup.batches[0]).prediction.shape[-1] == 1 else ""
+    if settings.direction == "binary" and not own:
+        raise InputError(
+            "direction binary is of classifiers of texts with the problem_type multi_label_classification, and the "
+            "student is none: leave direction out"
+        )
+    told = OWN_DIRECTIONS.get(own, "")
     wrong = {
-        f"direction {settings.direction} compares classes, and the student tells one number: use --direction mse":
-            settings.direction != "mse",
-        "task is cross-entropy of classes, and the student tells one number: leave task out": settings.task,
-        "teachers are averaged or chosen by their classes, and these tell one number each: name one teacher":
+        f"direction {settings.direction} compares classes, and the student tells {told}: use --direction {own}":
+            settings.direction not in (own, "mse"),
+        f"task is cross-entropy of classes, and the student tells {told}: leave task out": settings.task,
+        f"teachers are averaged or chosen by their classes, and these tell {told}: name one teacher":
             len(setup.names) > 1,
     }  # fmt: skip
     for words, holds in wrong.items():
-        if one and holds:
+        if own and holds:
             raise InputError(words)
 
 
