@@ -61,8 +61,9 @@ WIDE = {
     "subjects/transformer/test_export.py::test_onnx_generates_like_pytorch": {"gemma2"},
     # conformance/test_recipes.py runs these recipes, too, and the flags in all pages are checked as they stand.
     "test_docs.py::test_code_blocks_run": {
-        "docs/recipes/dp4tl.md", "docs/recipes/gpusq_vit.md", "docs/recipes/kd_data_pruning.md",
-        "docs/recipes/nd_loss.md", "docs/recipes/rethinking_pruning_value.md",
+        "docs/recipes/d_pruner.md", "docs/recipes/dp4tl.md", "docs/recipes/gpusq_vit.md",
+        "docs/recipes/ignore_top_k.md", "docs/recipes/kd_data_pruning.md", "docs/recipes/nd_loss.md",
+        "docs/recipes/pat.md", "docs/recipes/rethinking_pruning_value.md",
     },
     "test_kill.py::test_ctrl_c_in_every_stage": {"minitron"},
     "test_kill.py::test_killed_at_ten_random_moments": {"minitron"},
@@ -78,7 +79,7 @@ WIDE = {
     # Its networks train as those of kd_data_pruning do, by one loop.
     "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},
     "test_training_options.py::test_the_model_of_a_budget_is_gone_when_the_next_one_is_made": {
-        "magnitude", "owl", "sparsegpt", "wanda",
+        "ast", "magnitude", "owl", "sparsegpt", "wanda",
     },
 }  # fmt: skip
 """Test -> its cases."""

@@ -634,8 +634,8 @@ def test_one_number_per_text_is_learned_by_its_square(tmp_path):
         )  # fmt: skip
 
     for how, words in [
-        ({}, "direction forward compares classes, and the student tells one number: use --direction mse"),
-        ({"direction": "mse", "task": 1.0}, "task is cross-entropy of classes, and the student tells one number"),
+        ({}, "direction forward compares classes, and the student tells numbers: use --direction mse"),
+        ({"direction": "mse", "task": 1.0}, "task is cross-entropy of classes, and the student tells numbers"),
         ({"direction": "mse", "teachers": [tmp_path / "teacher"] * 2}, "name one teacher"),
     ]:
         with pytest.raises(InputError, match=words) as caught:
