@@ -57,6 +57,20 @@ def test_moments_are_symmetric_whenever_they_are_looked_at(width):
     torch.testing.assert_close(merged, found)
 
 
+def test_an_expert_without_tokens_is_one_that_got_its_share():
+    """Not all that its layer read, beside which the norms of the others would be small."""
+    rows = torch.randn(9, 4)
+    found = {name: hessian.Moments(diagonal=True) for name in ("a", "b", "c", "other")}
+    found["a"].add(rows[:6])
+    found["b"].add(rows[6:])
+    found["other"].add(rows)
+    given, starved = hessian.pool_starved(found, dict.fromkeys("abc", "experts") | {"other": "other"})
+    assert starved == ["c"]
+    torch.testing.assert_close(given["c"].squares("c"), rows.square().sum(0) / 3)
+    torch.testing.assert_close(given["b"].squares("b"), rows[6:].square().sum(0))
+    torch.testing.assert_close(given["other"].squares("other"), rows.square().sum(0))
+
+
 def test_bad_data_is_refused_by_name():
     model, data = Block(), batches()
     with pytest.raises(DataError, match="no batches"):

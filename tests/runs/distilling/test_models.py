@@ -97,6 +97,17 @@ def test_what_tells_of_whole_texts_(of_networks):
     assert not models.gives_rows(of_networks()[0])
 
 
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_numbers_and_labels_are_not_taught_as_classes(kind):
+    """As by a folder whose config lost its problem_type."""
+    own, plain = (open_subject(tiny.classifier("abc"), tokenizer=tiny.tokenizer()) for _ in range(2))
+    own.model.config.problem_type = kind
+    models.check_classes(own, own, "the student", "teacher")
+    for pair in ((own, plain), (plain, own)):
+        with pytest.raises(InputError, match="classes of which one holds.*problem_type in config.json"):
+            models.check_classes(*pair, "the student", "teacher")
+
+
 def test_options_that_a_kind_of_student_can_not_follow_are_refused(of_networks, plain):
     student, _ = of_networks()
     models.check_kind(plain, student, True)

@@ -172,8 +172,9 @@ def test_experts_of_llama_4_lose_weights_and_stay_as_they_are_otherwise(tmp_path
     subject = open_subject(transformers.Llama4ForCausalLM(config).eval())
     assert not isinstance(subject, Moe)
     assert "is not told which experts each token passes" in subject.family.whole["experts"]
-    batch = {"input_ids": torch.randint(0, 40, (2, 12))}
-    seen: list[Tensor] = []
+    batch = {"input_ids": torch.randint(0, 40, (2, 12)), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+    batch["attention_mask"][0, 7:] = 0
+    real, seen = batch["attention_mask"].flatten().bool(), list[Tensor]()
     for block in blocks.visit(subject, [batch], tmp_path, store=False):
         experts = [m for m in block.matrices.values() if m.expert is not None]
         assert len(experts) == 8
@@ -182,7 +183,7 @@ def test_experts_of_llama_4_lose_weights_and_stay_as_they_are_otherwise(tmp_path
         hook.remove()
         for matrix in experts[:4]:  # the first matrices of each expert
             own = seen[-1].view(4, -1, 32)[matrix.expert or 0]
-            sent = own[own.abs().sum(-1) > 0]
+            sent = own[(own.abs().sum(-1) > 0) & real]
             assert found[matrix.name].rows == len(sent)
             if len(sent):
                 torch.testing.assert_close(found[matrix.name].value(""), 2 * sent.T @ sent / len(sent))

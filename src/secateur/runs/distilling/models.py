@@ -15,7 +15,8 @@ from torch import nn
 from secateur._utils import devices, distributed
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.methods.predictions import tells_labels, tells_masked
+from secateur.methods.distillation import OWN_DIRECTIONS, own_direction
+from secateur.methods.predictions import tells_masked
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import packed, quantise
 from secateur.runs import backends
@@ -275,11 +276,11 @@ def check_classes(student: Transformer, teacher: Transformer, us: str, them: str
         raise InputError(
             f"{us} has {ours.num_labels} classes and {them} {theirs.num_labels}: use models of the same ones"
         )
-    if tells_labels(student) != tells_labels(teacher):
-        more, less = (us, them) if tells_labels(student) else (them, us)
+    kinds = [own_direction(one) for one in (student, teacher)]
+    if kinds[0] != kinds[1]:
+        first, second = (OWN_DIRECTIONS.get(kind, "classes of which one holds") for kind in kinds)
         raise InputError(
-            f"{more} tells labels of which several may hold, and {less} classes of which one does (problem_type in "
-            "config.json): use models of the same kind"
+            f"{us} tells {first}, and {them} {second} (problem_type in config.json): use models of the same kind"
         )
     given = [{number: str(label) for number, label in one.id2label.items()} for one in (ours, theirs)]
     if any(label.startswith("LABEL_") for labels in given for label in labels.values()):

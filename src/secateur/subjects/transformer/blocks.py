@@ -560,9 +560,9 @@ def count(subject: Blocks) -> int:
             first = owners.setdefault(key, f"{path}.{name}") if parameter.numel() else ""
             if first and not first.startswith(f"{path}."):
                 raise InputError(f"{first} and {path}.{name} share their weights: give each block its own, as a copy")
-            if parameter.ndim > 2 and id(parameter) not in known:
+            if parameter.ndim > 1 and id(parameter) not in known:
                 others[f"{path}.{name}"] = parameter.numel()
-    if sum(others.values()) > whole / 10:
+    if sum(others.values()) > whole / 2:  # routers and small tables of mixers stay, too
         raise UnsupportedError(
             f"{max(others, key=others.__getitem__)} is no matrix, and experts are not known in this form: "
             f"{100 * sum(others.values()) / (whole + sum(others.values())):.0f} % of the weights of all blocks would "
