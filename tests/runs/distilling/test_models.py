@@ -104,7 +104,7 @@ def test_numbers_and_labels_are_not_taught_as_classes(kind):
     own.model.config.problem_type = kind
     models.check_classes(own, own, "the student", "teacher")
     for pair in ((own, plain), (plain, own)):
-        with pytest.raises(InputError, match="classes of which one holds.*problem_type in config.json"):
+        with pytest.raises(InputError, match=r"classes of which one holds.*problem_type in config\.json"):
             models.check_classes(*pair, "the student", "teacher")
 
 

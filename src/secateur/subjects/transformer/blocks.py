@@ -548,8 +548,8 @@ def count(subject: Blocks) -> int:
     """How many weights the matrices of all blocks have.
 
     Raises `InputError` where two blocks share weights: what is pruned in one would change the other, and no file of
-    ours can say that they are one; `UnsupportedError` where experts are stored in a way that is not known, so that most
-    weights would stay whole without a word.
+    ours can say that they are one; `UnsupportedError` where experts or attention are stored in a way that is not known,
+    so that a third of the weights or more would stay whole without a word.
     """
     owners: dict[int, str] = {}
     found = matrices(subject.model, subject.layers()).values()
@@ -564,7 +564,7 @@ def count(subject: Blocks) -> int:
                 others[f"{path}.{name}"] = parameter.numel()
     if sum(others.values()) > whole / 2:  # routers and small tables of mixers stay, too
         raise UnsupportedError(
-            f"{max(others, key=others.__getitem__)} is no matrix, and experts are not known in this form: "
+            f"{max(others, key=others.__getitem__)} is in no form in which single weights are pruned: "
             f"{100 * sum(others.values()) / (whole + sum(others.values())):.0f} % of the weights of all blocks would "
             "stay whole; secateur prune cuts any network"
         )
