@@ -26,6 +26,7 @@ from secateur.data import masking, texts
 from secateur.data.texts import Corpus
 from secateur.errors import InputError
 from secateur.measure import latency, loyalty, quality, size
+from secateur.methods.predictions import tells_masked
 from secateur.recover.distillation import alignment, ensembles, losses, teachers
 from secateur.recover.training import loop, objectives
 from secateur.recover.training.compose import Parts
@@ -197,11 +198,6 @@ def check(subject: Transformer, factors: Sequence[float], foreign: Foreign, batc
         raise InputError(f"factors={list(factors)}: give three numbers of at least 0, one above (soft, masked, hidden)")
     if foreign == "sentences" and factors[2] and batch < 3:  # of two texts each is the other's only neighbour
         raise InputError(f"train_batch={batch}: foreign=sentences compares the texts of a batch: give at least 3")
-
-
-def tells_masked(subject: Transformer) -> bool:
-    """Whether it tells masked tokens."""
-    return type(subject.model).__name__.endswith("ForMaskedLM")
 
 
 def gather_teachers(
