@@ -2,10 +2,11 @@
 
 Each class is built with a tiny configuration and random weights and saved. A process with secateur opens the folder,
 which derives the family, takes 25 % of the heads and neurons of each layer out by magnitude (of the layers, where
-neither can go), and saves the result. A process in which secateur can't be imported loads that with transformers' auto
-class, compares the logits, and generates eight tokens with the cache. No class is known by name. Writes
-docs/evidence/families.md and docs/evidence/benchmarks/families.json; with names or kinds it does so with --write, and
-the rows of other classes stay.
+neither can go), and saves the result. A process in which secateur can't be imported loads that with transformers'
+auto class, compares the logits, and generates eight tokens with the cache. Of those that read texts alone, half of the
+single weights go, too, by Wanda, for which every matrix of every block has to have read something. No class is known by
+name. Writes docs/evidence/families.md and docs/evidence/benchmarks/families.json; with names or kinds it does so with
+--write, and the rows of other classes stay.
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ KINDS = {
 GOALS = {"decoder": 0.90, "encoder": 0.85, "seq2seq": 0.75, "image-text": 0.75, "audio": 0.75}
 
 CUT = ("heads", "neurons", "expert_neurons", "shared_neurons")
+READERS = ("decoder", "encoder", "seq2seq")
+"""Kinds of which single weights go, too: what they read is texts alone."""
+HALF, LEAST = 0.5, 0.4
+"""Of the single weights in matrices goes, and of all that layers hold: routers, convolutions and tables stay."""
+WORDS = 40
+"""Of the tokenizer of tiny models, which have 61 tokens or more."""
 
 
 # ------------------------------------------------------------------------------------------------- tiny models
@@ -317,6 +324,8 @@ def make(row: Mapping[str, str], folder: Path, tell: Tell) -> dict[str, Any]:
     except Exception as error:
         return {"status": "does not run after the cut", "why": describe(error)}
     save_file({name: value.contiguous().clone() for name, value in expected.items()}, folder / "expected.safetensors")
+    if row["kind"] in READERS:
+        tell(thin(folder / "original"))
     return {"status": "cut"}
 
 
@@ -369,6 +378,40 @@ def cut(folder: Path, tell: Tell) -> tuple[Any, dict[str, Any]]:
     for name, (count, _) in receipt.removed.items():
         gone[units[name].kind] += count
     return small, {"cut": {kind: gone[kind] for kind in (*CUT, "layers") if gone[kind]}}
+
+
+def thin(folder: Path) -> dict[str, Any]:
+    """How many of the single weights stay where half of them are to go by Wanda, or why they can't, as `thinned`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    import secateur
+    from secateur.data import texts
+    from secateur.errors import SecateurError
+
+    sys.path.append(str(ROOT))
+    from claims._lab.calling import prune
+
+    base = Tokenizer(models.WordLevel({f"w{number}": number for number in range(WORDS)}, unk_token="w0"))
+    base.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=base, unk_token="w0", pad_token="w1", eos_token="w2")
+    tokenizer.save_pretrained(folder)
+    sentences = [
+        " ".join(f"w{3 + (first * 7 + step * step) % (WORDS - 3)}" for step in range(24)) for first in range(32)
+    ]
+    try:
+        subject = secateur.open_subject(folder)
+        result = prune("wanda", subject, texts.read(sentences), f"weights={HALF:.0%}", samples=32, length=16)
+    except SecateurError as error:
+        return {"thinned": describe(error)}
+    except Exception as error:
+        return {"thinned": f"crashed: {describe(error)}"}
+    zeros = total = 0
+    for path in subject.layers():  # counted here, whatever the receipt says
+        for parameter in result.subject.model.get_submodule(path).parameters():
+            if parameter.dim() > 1:
+                zeros, total = zeros + int((parameter == 0).sum()), total + parameter.numel()
+    return {"thinned": zeros / total}
 
 
 def choose_layers(subject: Any, units: Any) -> dict[str, Any]:
@@ -563,6 +606,18 @@ def is_built(row: Mapping[str, Any]) -> bool:
     return "params" in row
 
 
+def is_thinned(row: Mapping[str, Any]) -> bool:
+    """Whether half of the single weights went, as zeros in the tensors say."""
+    share = row.get("thinned")
+    return isinstance(share, float) and share >= LEAST
+
+
+def describe_thinned(row: Mapping[str, Any]) -> str:
+    """Why it is not half of the single weights that went."""
+    share = row.get("thinned", "not tried")
+    return f"{share:.0%} are zeros" if isinstance(share, float) else share.replace("|", "/")
+
+
 def reason(row: Mapping[str, Any]) -> str:
     """Why a class failed, without names of classes and numbers, so that equal reasons are equal."""
     text = row.get("why", "").replace("|", "/")
@@ -585,8 +640,9 @@ def describe_units(row: Mapping[str, Any]) -> str:
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each kind."""
     lines = [
-        "| kind | classes | built here | derived | cut and equal | share | goal | heads and neurons | median seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| kind | classes | built here | derived | cut and equal | share | goal | heads and neurons | half by Wanda | "
+        "median seconds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for kind, goal in GOALS.items():
         mine = [row for row in rows if row["kind"] == kind]
@@ -599,7 +655,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         lines.append(
             f"| {kind} | {len(mine)} | {len(built)} | {sum('units' in row for row in built)} | "
             f"{len(done)} | {len(done) / len(built):.0%} | {goal:.0%} | "
-            f"{len(both)} | {seconds:.1f} |"
+            f"{len(both)} | {sum(map(is_thinned, done)) if kind in READERS else ''} | {seconds:.1f} |"
         )
     return lines
 
@@ -633,6 +689,8 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "import secateur. *Cut and equal*: logits and eight tokens generated with the cache are those of the cut",
             "in memory, and those generated without the cache. *Heads and neurons*: of these, both were cut;",
             "elsewhere one of them stays whole, or both, as in state-space models: there 25 % of the layers go.",
+            "*Half by Wanda*: of a copy from the folder, `wanda` zeroed half of the single weights, and zeros are",
+            f"{LEAST:.0%} or more of all that matrices in layers hold.",
             "Shares are of the classes whose tiny model could be built and run.",
             "Of models of several parts the one that reads texts is cut, or the first that a refusal names,",
             "and they get tokens alone: there heads stay whole where its config can't say what is left of them.",
@@ -644,6 +702,15 @@ def page(rows: Sequence[Mapping[str, Any]], command: str, about: str) -> str:
             "| classes | reason | which |",
             "| ---: | --- | --- |",
             *(f"| {len(models)} | {why} | {', '.join(models)} |" for why, models in listed),
+            "",
+            "## Not half by Wanda",
+            "",
+            *(
+                f"- {row['model']} ({describe_thinned(row)})"
+                for row in rows
+                if row["status"] == "done"
+                if row["kind"] in READERS and not is_thinned(row)
+            ),
             "",
             "## Not built",
             "",

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BloomConfig,
     BloomForCausalLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     FalconConfig,
     FalconForCausalLM,
     Gemma3ForCausalLM,
@@ -70,6 +72,12 @@ MODELS = {
         )
     ),
 }
+DEBERTA = {
+    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "max_position_embeddings": 32, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pad_token_id": 0,
+}  # fmt: skip
+TOLD = {"deberta": lambda: DebertaV2ForMaskedLM(DebertaV2Config(**DEBERTA))}
+"""Say by an annotation alone how much a block gives."""
 
 
 def test_a_model_spread_over_devices_keeps_what_brings_its_inputs_along():
@@ -101,9 +109,32 @@ def test_a_stand_in_for_a_block_is_its_states_or_the_first_of_a_tuple():
     assert (type(entering), len(calls)) == (torch.Tensor, 3)
 
 
+def test_what_a_block_gives_beside_its_states_may_go_nowhere(monkeypatch):
+    """DeBERTa's blocks give the weights of their attention, too, which the model passes on to no block."""
+    one, batch = subject("deberta"), batches(1)[0]
+    assert len(blocks.record_calls(one, batch)[1]) == 3
+    first, second, _ = (one.model.get_submodule(path) for path in one.layers())
+
+    def hand_over(**_):
+        states, more = first(torch.ones(2, 9, 16))
+        second(states, more)
+
+    monkeypatch.setattr(one.model.base_model, "forward", hand_over)
+    with pytest.raises(UnsupportedError, match="hand over more than their states"):
+        blocks.record_calls(one, batch)
+
+
+def test_states_that_change_between_blocks_are_refused():
+    """The largest DeBERTas convolve what their first block gives, which no block would do when run one by one."""
+    torch.manual_seed(0)
+    one = open_subject(DebertaV2ForMaskedLM(DebertaV2Config(**DEBERTA, conv_kernel_size=3)).eval())
+    with pytest.raises(UnsupportedError, match="changes states between its blocks"):
+        blocks.record_calls(one, batches(1)[0])
+
+
 def subject(name="llama", seed=0):
     torch.manual_seed(seed)
-    return open_subject(MODELS[name]().eval())
+    return open_subject((MODELS | TOLD)[name]().eval())
 
 
 def batches(count=3, padded=False):
@@ -118,7 +149,7 @@ def batches(count=3, padded=False):
     return found
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *TOLD])
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 def test_blocks_in_turn_give_what_the_model_gives(name, padded, tmp_path):
     """Masks, rotary embeddings of each kind of layer and positions are the model's own."""

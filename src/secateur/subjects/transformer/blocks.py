@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 from rich.console import Console
@@ -445,7 +445,12 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
     entering: list[Tensor] = []
 
     def noting(hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
-        entering.append(hidden)
+        if any(one is _MORE for one in (*args, *kwargs.values())):
+            raise UnsupportedError(_HANDED)
+        if not entering:
+            entering.append(hidden)
+        elif not _is_same(hidden, entering[0]):
+            raise UnsupportedError("this model changes states between its blocks: they can't be run one by one")
         noted.append((args, kwargs))
         return hidden
 
@@ -455,11 +460,24 @@ def record_calls(subject: Blocks, batch: Mapping[str, Tensor]) -> tuple[Tensor, 
     return entering[0], noted
 
 
+def _is_same(states: Tensor, first: Tensor) -> bool:
+    """Whether a model handed states on as a block gave them, on another device or not."""
+    return states.data_ptr() == first.data_ptr() or torch.equal(states.to(first.device), first)
+
+
+_HANDED = "blocks of this model hand over more than their states: they can't be run one by one"
+_MORE = object()
+"""In place of what a block gives beside its states, by its class; a model may pass it on to no other block."""
+
+
 class _Either(Tensor):
     """The states that a block gives, for models that take them as such and for those that take the first of a tuple.
 
     Which of the two a block's own forward pass gives can't be told without its weights, which may not be there.
     """
+
+    more = 0
+    """How many more its class says that it gives."""
 
     # What is computed from it is a plain tensor.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -468,8 +486,10 @@ class _Either(Tensor):
         plain: Tensor = self.as_subclass(Tensor)
         return plain if isinstance(place, int) and place == 0 else plain[place]  # type: ignore[index]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        raise UnsupportedError("blocks of this model hand over more than their states: they can't be run one by one")
+    def __iter__(self) -> Iterator[Any]:
+        if not self.more:  # it is not known for how many places it is unpacked
+            raise UnsupportedError(_HANDED)
+        return iter([self.as_subclass(Tensor), *[_MORE] * self.more])
 
 
 @contextmanager
@@ -479,11 +499,13 @@ def _replace_blocks(subject: Blocks, forward: Callable[..., Tensor]) -> Iterator
     # Accelerate sets a forward of the instance, which brings inputs to the block's device: it has to come back.
     replaced = [vars(module).get("forward") for module in modules]
 
-    def take(hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return forward(hidden_states, *args, **kwargs).as_subclass(_Either)
+    def take(more: int, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        found = forward(hidden_states, *args, **kwargs).as_subclass(_Either)
+        found.more = more
+        return found
 
     for module in modules:
-        module.forward = take
+        module.forward = partial(take, _count_more(type(module).forward))
     try:
         yield
     finally:
@@ -491,6 +513,15 @@ def _replace_blocks(subject: Blocks, forward: Callable[..., Tensor]) -> Iterator
             del module.forward
             if own is not None:
                 module.forward = own
+
+
+def _count_more(forward: Callable[..., object]) -> int:
+    """What a block gives beside its states, by its annotation: of DeBERTa's, the weights of its attention."""
+    with suppress(NameError, TypeError):  # as names that are there for type checkers alone
+        given = get_type_hints(forward).get("return")
+        places = get_args(given) if get_origin(given) is tuple else ()
+        return 0 if Ellipsis in places else max(0, len(places) - 1)
+    return 0
 
 
 def run_ends(subject: Blocks, batch: Mapping[str, Tensor], hidden: Tensor) -> Any:
