@@ -75,6 +75,7 @@ MODELS = {
 DEBERTA = {
     "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
     "max_position_embeddings": 32, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "pad_token_id": 0,
+    "share_att_key": True,
 }  # fmt: skip
 TOLD = {"deberta": lambda: DebertaV2ForMaskedLM(DebertaV2Config(**DEBERTA))}
 """Say by an annotation alone how much a block gives."""
@@ -112,6 +113,7 @@ def test_a_stand_in_for_a_block_is_its_states_or_the_first_of_a_tuple():
 def test_what_a_block_gives_beside_its_states_may_go_nowhere(monkeypatch):
     """DeBERTa's blocks give the weights of their attention, too, which the model passes on to no block."""
     one, batch = subject("deberta"), batches(1)[0]
+    assert "layers" not in one.layout.whole  # two ways of looking at places are none of two layers
     assert len(blocks.record_calls(one, batch)[1]) == 3
     first, second, _ = (one.model.get_submodule(path) for path in one.layers())
 

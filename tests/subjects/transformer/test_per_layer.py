@@ -24,7 +24,13 @@ def test_lists_follow_their_layers(name: str, value: list[object], expected: lis
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("time_step_limit", [0.0, 1.0]), ("eos_token_ids", [1, 2]), ("mlp_multipliers", [1.0, 2.0]), ("hidden_size", 2)],
+    [
+        ("time_step_limit", [0.0, 1.0]),
+        ("eos_token_ids", [1, 2]),
+        ("mlp_multipliers", [1.0, 2.0]),
+        ("hidden_size", 2),
+        ("pos_att_type", ["p2c", "c2p"]),
+    ],
 )
 def test_others_stay(name: str, value: object) -> None:
     assert take_layers({name: value}, [1], 2) == {}

@@ -486,7 +486,7 @@ class _Either(Tensor):
         plain: Tensor = self.as_subclass(Tensor)
         return plain if isinstance(place, int) and place == 0 else plain[place]  # type: ignore[index]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[object]:
         if not self.more:  # it is not known for how many places it is unpacked
             raise UnsupportedError(_HANDED)
         return iter([self.as_subclass(Tensor), *[_MORE] * self.more])

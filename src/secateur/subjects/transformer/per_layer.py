@@ -15,6 +15,7 @@ CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_
 """What configs call the number of experts that a token passes."""
 
 _TOKENS = re.compile(r"token_ids?$")
+_KINDS = re.compile(r"layer|block|types$|pattern")
 _NUMBERS = re.compile(r"layer|idx|indices|indexes")
 
 
@@ -71,7 +72,9 @@ def _find_apart(model_type: str) -> frozenset[str]:
 
 
 def _may_go_by_layer(name: str, value: Sequence[object]) -> bool:
-    """Two numbers may as well be the ends of a range, and identifiers those of tokens."""
+    """Two numbers may as well be the ends of a range, identifiers those of tokens, and names what each layer has."""
+    if isinstance(value[0], str):  # DeBERTa's `pos_att_type` names two ways in which every layer looks at places
+        return bool(_KINDS.search(name))
     return not name.endswith(("_id", "_ids")) and ("layer" in name or not isinstance(value[0], float))
 
 
