@@ -1,4 +1,7 @@
-"""Surveys by Ray Data are those of one process, whatever the kind of file; and what can't be read is told in a line."""
+"""Surveys by Ray Data are those of one process, whatever the kind of file; and what can't be read is told in a line.
+
+Ray's workers import this module for `letters`, so that on top it imports nothing that takes seconds: no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from secateur.data import ray_data, texts
 from secateur.data.shelf import CHUNK
 from secateur.data.survey import survey
 from secateur.errors import DataError, InputError
-from secateur.runs import data
 
 ray = pytest.importorskip("ray")
 pyarrow = pytest.importorskip("pyarrow")
@@ -103,6 +105,8 @@ def test_a_data_set_with_columns_of_its_own_names():
 
 
 def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path):
+    from secateur.runs import data
+
     path = written(tmp_path / "rows.jsonl", ROWS)
     how = {"score": "length", "dry_run": True, "deduplicate": "exact"}
     (ours,), (plain,) = (data.prune_data(path, "words=20%", "", ray=one, **how) for one in (True, False))
@@ -184,7 +188,8 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address, monkeypatch, tm
 
 
 def test_a_model_reads_what_ray_passed_over(tmp_path):
-    import tiny  # here, since Ray's workers import this module for `letters`
+    import tiny
+    from secateur.runs import data
 
     path, model = written(tmp_path / "rows.jsonl", ROWS[:1200]), str(tmp_path / "model")
     tiny.classifier("bca").save_pretrained(model)
