@@ -25,10 +25,11 @@ ROWS = [{"text": f"Text {i % 997}" + " word" * (i % 5), "label": "bca"[i % 3]} f
 
 @pytest.fixture(scope="module", autouse=True)
 def running():
-    """One Ray for the module: it takes seconds to start."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    """One Ray for the module, as a survey starts and ends it: that takes seconds. Order is left to each survey."""
+    with ray_data._running():
+        ray.data.DataContext.get_current().execution_options.preserve_order = False
+        yield
+    assert not ray.is_initialized()
 
 
 def letters(some):
@@ -105,6 +106,7 @@ def test_a_data_set_with_columns_of_its_own_names():
 
 
 def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path):
+    from secateur import cli
     from secateur.runs import data
 
     path = written(tmp_path / "rows.jsonl", ROWS)
@@ -112,7 +114,8 @@ def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path
     (ours,), (plain,) = (data.prune_data(path, "words=20%", "", ray=one, **how) for one in (True, False))
     assert np.array_equal(ours.subject.kept, plain.subject.kept)
     assert ours.cut == plain.cut
-    data.prune_data(path, "words=20%", tmp_path / "out", ray=True, score="length")
+    asked = ["prune-data", str(path), "--ray", "--score", "length", "--budget", "words=20%"]
+    assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
     kept = type(ours.subject).load(texts.read(path), tmp_path / "out" / "words=20%")
     assert len(kept) == len(np.load(tmp_path / "out" / "words=20%" / "index.npz")["kept"])
 
