@@ -8,11 +8,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from torch import nn
 
 from secateur.reports import charts
 from secateur.runs import measuring
+from secateur.subjects.network import files
 from wide import is_wide
 
 collect_ignore = [] if "SECATEUR_GPU" in os.environ else ["gpu"]
@@ -43,12 +46,38 @@ def ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def charted() -> None:
+    """Pages have their charts: for tests that look at one."""
+
+
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports of runs whose tests look at something else have no charts in them."""
-    if not set(DRAWING) & set(request.path.parts):
-        monkeypatch.setattr(charts, "quality", lambda results, name: "")
-        monkeypatch.setattr(charts, "losses", lambda recovery, name: "")
+    """Reports of runs, and pages of studies, whose tests look at something else have no charts in them."""
+    if not set(DRAWING) & set(request.path.parts) and "charted" not in request.fixturenames:
+        for kind in ("quality", "losses", "curves", "scatter", "heat"):
+            monkeypatch.setattr(charts, kind, lambda *given, **how: "")
+
+
+class _Echo(nn.Module):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+
+@pytest.fixture
+def programs() -> None:
+    """Saved networks have their torch.export programs beside them: for tests that look at one."""
+
+
+@pytest.fixture(autouse=True)
+def unexported(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no test looks at the program of a network, one that gives back its inputs takes its place.
+
+    The folder opens as it does with its own, whose export takes up to two seconds.
+    """
+    if "programs" not in request.fixturenames:
+        write = files.write_program
+        monkeypatch.setattr(files, "write_program", lambda folder, model, example: write(folder, _Echo(), example))
 
 
 @pytest.hookimpl(tryfirst=True)

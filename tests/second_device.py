@@ -187,17 +187,24 @@ def _card(tensor: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- operators
 
 
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.layout, torch.memory_format})
+"""Types of arguments that are the same on every device; most are of these."""
+
+
 def _map(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)([_map(part, change) for part in value]) if type(value) in (list, tuple) else value
-    return change(value)
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is list or kind is tuple:
+        return kind([_map(part, change) for part in value])
+    return value if isinstance(value, list | tuple) else change(value)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
     if isinstance(value, list | tuple):
         for part in value:
             yield from _leaves(part)
-    else:
+    elif type(value) not in _PLAIN:
         yield value
 
 
@@ -235,21 +242,21 @@ def _run(operator: Any, *args: Any, **kwargs: Any) -> Any:
             return torch.device("cpu")
         return value
 
-    expected = [argument.type.kind() for argument in operator._schema.arguments]
-    args = tuple(
-        torch.scalar_tensor(value, dtype=_NUMBERS[type(value)]) if kind == "TensorType" and type(value) in _NUMBERS
-        else value for kind, value in zip(expected, args, strict=False)
-    )  # fmt: skip
+    for place, value in enumerate(args):
+        if type(value) in _NUMBERS and operator._schema.arguments[place].type.kind() == "TensorType":
+            args = (*args[:place], torch.scalar_tensor(value, dtype=_NUMBERS[type(value)]), *args[place + 1 :])
     lent = _map(args, lend), {key: _map(value, lend) for key, value in kwargs.items()}
-    before = {key: _shape_of(view) for key, (_, view) in hosts.items()}
+    may_resize = operator._schema.is_mutable
+    before = {key: _shape_of(view) for key, (_, view) in hosts.items()} if may_resize else {}
     with torch._C._AutoDispatchBelowAutograd():
         if base == "aten::histc" and not lent[0][0].is_floating_point():  # as a GPU counts whole numbers
             result = operator(lent[0][0].float(), *lent[0][1:], **lent[1]).to(lent[0][0].dtype)
         else:
             result = operator(*lent[0], **lent[1])
-    for key, (tensor, view) in hosts.items():
+    for key, shape in before.items():
+        tensor, view = hosts[key]
         storage = view.untyped_storage()
-        if before[key] != _shape_of(view):  # resized
+        if shape != _shape_of(view):  # resized
             _set(tensor, _storage(storage), view.storage_offset(), view.shape, view.stride())
 
     def give_back(value: Any) -> Any:

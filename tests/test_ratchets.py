@@ -78,9 +78,13 @@ def code_lines(file: Path) -> int:
     return len(lines - documentation)
 
 
-def imports_of(file: Path) -> set[str]:
+MODULES = frozenset(map(name_of, SOURCES))
+
+
+@functools.cache
+def imports_of(file: Path) -> frozenset[str]:
     """The package's modules that a file imports, without "secateur."."""
-    modules, found = {name_of(other) for other in SOURCES}, set[str]()
+    found = set[str]()
     for node in ast.walk(tree_of(file)):
         names = []
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "secateur":
@@ -88,8 +92,8 @@ def imports_of(file: Path) -> set[str]:
             names = [f"{module}.{alias.name}".removeprefix(".") for alias in node.names] + [module]
         elif isinstance(node, ast.Import):
             names = [alias.name.removeprefix("secateur.") for alias in node.names]
-        found |= modules.intersection(names)
-    return found - {""}
+        found |= MODULES.intersection(names)
+    return frozenset(found - {""})
 
 
 def test_a_recipe_is_300_lines_at_most() -> None:

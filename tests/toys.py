@@ -65,18 +65,29 @@ def language(kind: str = "llama", budget: str = "params=75%", **options: Any) ->
     return toy
 
 
+@functools.cache
+def _classifier(vit: bool) -> Traced:
+    data, model = nets.data(240), nets.vit() if vit else nets.vgg()
+    vision.fit(model, data, epochs=12, batch=24, **({"optimizer": "adamw", "lr": 2e-3, "warmup": 0.1} if vit else {}))
+    return open_traced(model, data.inputs[:2])
+
+
 def classifier(budget: str = "channels=60%", *, vit: bool = False, **options: Any) -> Toy:
     """A small network of convolutions, or a vision transformer, that tells four classes of images."""
-    data, held_out, model = nets.data(240), nets.data(200, seed=5), nets.vit() if vit else nets.vgg()
-    vision.fit(model, data, epochs=12, batch=24, **({"optimizer": "adamw", "lr": 2e-3, "warmup": 0.1} if vit else {}))
+    data, held_out = nets.data(240), nets.data(200, seed=5)
     return {
-        "subject": open_traced(model, data.inputs[:2]),
+        "subject": _classifier(vit).copy(),
         "data": data,
         "budget": budget,
         "options": options,
         "quality": lambda small: vision.accuracy(small.model, held_out),
         "output": functools.partial(_outputs, inputs=data.inputs[:8]),
     }
+
+
+@functools.cache
+def _detector() -> Traced:
+    return detectors.open_detector(yolo.tiny(), yolo.squares(32).inputs[:1])
 
 
 def detector(**options: Any) -> Toy:
@@ -88,7 +99,7 @@ def detector(**options: Any) -> Toy:
         return -float(small.model.eval().loss(held_out.batch()))
 
     return {
-        "subject": detectors.open_detector(yolo.tiny(), data.inputs[:1]),
+        "subject": _detector().copy(),
         "data": data,
         "budget": "channels=60%",
         "options": options,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ class Row:
             return "undecided"
         return judge(self.difference.figure, self.better, self.margin)
 
-    @property
+    @cached_property
     def stale(self) -> bool:
-        """Whether the code that the figures depend on has changed since."""
+        """Whether the code that the figures depend on has changed since; looked at once."""
         return self.digest is None or self.digest != ran.digest(self.recipe, self.claim)
 
 

@@ -12,7 +12,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from claims import ROOT
 
@@ -140,11 +140,11 @@ def _read(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     path = _path(name)
     assert path is not None, name
     text = path.read_text("utf-8")
-    tree = ast.parse(text)
+    nodes = list(ast.walk(ast.parse(text)))
     dropped: set[int] = set()
-    unused = {id(node) for block in ast.walk(tree) if _is_for_types(block) for node in ast.walk(block)}
+    unused = {id(node) for block in nodes if _is_for_types(block) for node in ast.walk(block)}
     imported: list[tuple[str, str]] = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             dropped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         elif isinstance(node, ast.Constant) and name.startswith("claims.") and node.value in _recipes():
@@ -187,9 +187,9 @@ def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
     def visit(body: Sequence[ast.stmt], inside: str) -> None:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                functions[inside + node.name] = _code(functions.get(inside + node.name), _without_words(node))
+                functions[inside + node.name] = _code(functions.get(inside + node.name), node)
             elif isinstance(node, ast.ClassDef):
-                rest = [part for part in _without_words(node).body if not isinstance(part, _BLOCKS)]
+                rest = [part for part in node.body if not isinstance(part, _BLOCKS)]
                 constants[node.name] = _code(None, *node.bases, *node.keywords, *node.decorator_list, *rest)
                 visit(node.body, f"{inside}{node.name}.")
             elif isinstance(node, ast.Assign | ast.AnnAssign) and not inside:
@@ -201,7 +201,7 @@ def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
             ):
                 constants[""] = _code(constants.get(""), node)
 
-    visit(ast.parse(path.read_text("utf-8")).body, "")
+    visit(_without_words(ast.parse(path.read_text("utf-8"))).body, "")
     return functions, constants
 
 
@@ -218,16 +218,13 @@ def _code(before: _Code | None, *nodes: ast.AST) -> _Code:
     return _Code(text + "".join(map(ast.dump, nodes)), known | uses)
 
 
-T = TypeVar("T", bound=ast.stmt)
-
-
-def _without_words(node: T) -> T:
-    """The same function or class, its docstrings and those of its fields and of what stands inside it left out."""
-    for block in ast.walk(node):
+def _without_words(tree: ast.Module) -> ast.Module:
+    """The same file, the docstrings of its functions, its classes and their fields left out."""
+    for block in ast.walk(tree):
         if isinstance(block, _BLOCKS):
             kept = [part for part in block.body if not _is_words(part)]
             block.body = kept or [ast.Pass()]
-    return node
+    return tree
 
 
 def _is_words(node: ast.stmt) -> bool:

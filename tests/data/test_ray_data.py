@@ -1,4 +1,7 @@
-"""Surveys by Ray Data are those of one process, whatever the kind of file; and what can't be read is told in a line."""
+"""Surveys by Ray Data are those of one process, whatever the kind of file; and what can't be read is told in a line.
+
+Ray's workers import this module for `letters`, so that on top it imports nothing that takes seconds: no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from secateur.data import ray_data, texts
 from secateur.data.shelf import CHUNK
 from secateur.data.survey import survey
 from secateur.errors import DataError, InputError
-from secateur.runs import data
 
 ray = pytest.importorskip("ray")
 pyarrow = pytest.importorskip("pyarrow")
@@ -23,10 +25,11 @@ ROWS = [{"text": f"Text {i % 997}" + " word" * (i % 5), "label": "bca"[i % 3]} f
 
 @pytest.fixture(scope="module", autouse=True)
 def running():
-    """One Ray for the module: it takes seconds to start."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    """One Ray for the module, as a survey starts and ends it: that takes seconds. Order is left to each survey."""
+    with ray_data._running():
+        ray.data.DataContext.get_current().execution_options.preserve_order = False
+        yield
+    assert not ray.is_initialized()
 
 
 def letters(some):
@@ -103,12 +106,16 @@ def test_a_data_set_with_columns_of_its_own_names():
 
 
 def test_a_training_set_is_cut_and_its_index_fits_the_corpus_read_whole(tmp_path):
+    from secateur import cli
+    from secateur.runs import data
+
     path = written(tmp_path / "rows.jsonl", ROWS)
     how = {"score": "length", "dry_run": True, "deduplicate": "exact"}
     (ours,), (plain,) = (data.prune_data(path, "words=20%", "", ray=one, **how) for one in (True, False))
     assert np.array_equal(ours.subject.kept, plain.subject.kept)
     assert ours.cut == plain.cut
-    data.prune_data(path, "words=20%", tmp_path / "out", ray=True, score="length")
+    asked = ["prune-data", str(path), "--ray", "--score", "length", "--budget", "words=20%"]
+    assert cli.main([*asked, "--out", str(tmp_path / "out")]) == 0
     kept = type(ours.subject).load(texts.read(path), tmp_path / "out" / "words=20%")
     assert len(kept) == len(np.load(tmp_path / "out" / "words=20%" / "index.npz")["kept"])
 
@@ -184,7 +191,8 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address, monkeypatch, tm
 
 
 def test_a_model_reads_what_ray_passed_over(tmp_path):
-    import tiny  # here, since Ray's workers import this module for `letters`
+    import tiny
+    from secateur.runs import data
 
     path, model = written(tmp_path / "rows.jsonl", ROWS[:1200]), str(tmp_path / "model")
     tiny.classifier("bca").save_pretrained(model)

@@ -109,6 +109,7 @@ def test_refusals_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_program_runs_without_secateur(tmp_path: Path) -> None:
     for name in ("residual", "grouped queries"):
         small = halved(*nets.make(name))
@@ -118,6 +119,7 @@ def test_a_program_runs_without_secateur(tmp_path: Path) -> None:
     run_without_secateur(PROGRAM, tmp_path)
 
 
+@pytest.mark.usefixtures("programs")
 def test_files_name_no_folder_of_this_machine(tmp_path: Path) -> None:
     """Both formats note down where each operator was called from, unless that is taken out."""
     small = halved(*nets.make("residual"))
@@ -129,6 +131,7 @@ def test_files_name_no_folder_of_this_machine(tmp_path: Path) -> None:
     assert not any(here in part for part in [*parts, (tmp_path / "small.onnx").read_bytes()])
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from formats.quantised import IMAGES, made, rand
 from secateur.formats import onnx_files
 
 
+@pytest.mark.usefixtures("programs")
 @pytest.mark.parametrize("bits", [4, 8])
 def test_onnx_says_where_it_rounds_and_holds_integers(tmp_path, bits):
     onnx = pytest.importorskip("onnx")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import HubertConfig, HubertModel
 
@@ -77,10 +78,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def weights(folder: str) -> dict[str, torch.Tensor]:
-    program = torch.export.load(f"{folder}/model.pt2")
-    return dict(program.state_dict)
+    return load_file(f"{folder}/model.safetensors")
 
 
+@pytest.mark.usefixtures("programs")
 def test_the_command_cuts_what_the_three_lines_cut(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["prune", "net.py:build", *SHAPE, "--budget", "channels=50%", "--out", "small"]
     assert cli.main(asked) == 0
@@ -90,7 +91,7 @@ def test_the_command_cuts_what_the_three_lines_cut(place: Path, capsys: pytest.C
     assert "verdict: met" in shown
     model = plugins.network("net.py:build")[0]
     small, cut = secateur.prune(model, torch.rand(2, 1, 8, 8), "channels=50%")
-    found = weights("small")
+    found = torch.export.load("small/model.pt2").state_dict
     assert found.keys() == small.state_dict().keys()
     assert all(torch.equal(tensor, found[name]) for name, tensor in small.state_dict().items())
     again = reload_traced("small", model, torch.rand(2, 1, 8, 8))

@@ -743,6 +743,7 @@ def of_nets(nets, student="thin", teacher="wide", out="out", data="data.npz", **
     return secateur.distill(f"{nets}/nets.py:{student}", teachers, nets / data, nets / out, **options)
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_network_of_any_kind_learns_by_examples(nets):
     row = of_nets(nets, temperature=2.0)
     assert loyal(row)[1] > loyal(row)[0] + 0.1
@@ -751,6 +752,7 @@ def test_a_network_of_any_kind_learns_by_examples(nets):
     assert program(torch.zeros(2, 8)).shape == (2, 3)
 
 
+@pytest.mark.usefixtures("programs")
 def test_held_out_data_of_ones_own_is_what_a_student_is_measured_on(nets, monkeypatch):
     held = examples.read(nets / "data.npz").take(range(0, 400, 2))
     few = examples.read(nets / "data.npz").take(range(40))

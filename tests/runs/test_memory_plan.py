@@ -197,7 +197,7 @@ def test_an_original_that_is_not_asked_is_held_and_takes_no_pass(tmp_path: Path)
 
 
 def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
-    folder = save_llama(tmp_path / "Small", 64, 2, weights=False)
+    folder = save_llama(tmp_path / "Small", 64, 1, weights=False)
 
     @functools.cache
     def plan(training: str, device: str = "cpu", model: Path = folder) -> float:
@@ -228,7 +228,7 @@ def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
     for bits, scales in ((8, 0.02), (4, 5 / 32 / 4)):
         saved = plan("lora=2") - plan(f"lora=2,lora_bits={bits}")
         assert saved == pytest.approx((0.75 - scales) * floats, rel=0.05), "a byte each in place of four, and scales"
-    deep = save_llama(tmp_path / "Deep", 64, 3, weights=False)
+    deep = save_llama(tmp_path / "Deep", 64, 2, weights=False)
     more = memory_plan.estimate(deep, share=1.0).params - params
     assert growth("checkpointing=true") < 0.3 * growth(""), "of a block, its input alone"
     assert plan("precision=fp32", "cuda") > plan("", "cuda"), "bfloat16 is a card's default"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from secateur.score import naming
 
@@ -14,6 +13,8 @@ TEXTS = st.lists(st.lists(st.sampled_from("abcde"), max_size=6), min_size=1, max
 
 @given(TEXTS.filter(lambda texts: any(texts)), TEXTS)
 def test_it_is_scikit_learns(texts, questions):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     known = {term for text in texts for term in text}
     questions = [[term for term in question if term in known] for question in questions]
     theirs = TfidfVectorizer(analyzer=lambda text: text)

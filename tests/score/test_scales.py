@@ -11,30 +11,33 @@ from secateur.errors import UnsupportedError
 from secateur.score import scales
 from secateur.subjects.network import detectors
 
-SUBJECT = detectors.open_detector(yolo.tiny(), torch.rand(1, 3, 64, 64))
+
+@pytest.fixture(scope="module")
+def subject():
+    return detectors.open_detector(yolo.tiny(), torch.rand(1, 3, 64, 64))
 
 
-def test_a_unit_has_the_scales_of_every_norm_that_goes_with_it():
-    found = scales.members(SUBJECT.model, SUBJECT.slices())
+def test_a_unit_has_the_scales_of_every_norm_that_goes_with_it(subject):
+    found = scales.members(subject.model, subject.slices())
     alone = found["stem.conv.channels"]
     assert list(alone) == ["stem.bn"]
-    assert torch.equal(alone["stem.bn"], SUBJECT.model.stem.bn.weight.detach().abs())
+    assert torch.equal(alone["stem.bn"], subject.model.stem.bn.weight.detach().abs())
     joined = found["stage3.1.cv1.conv.channels"]
-    block = SUBJECT.model.stage3[1]
+    block = subject.model.stage3[1]
     assert set(joined) == {"stage3.1.cv1.bn", "stage3.1.m.0.cv2.bn"}, "a shortcut joins them"
     assert torch.equal(joined["stage3.1.m.0.cv2.bn"], block.m[0].cv2.bn.weight.detach().abs())
     halves = block.cv1.bn.weight.detach().abs().view(2, -1)
     assert torch.allclose(joined["stage3.1.cv1.bn"], halves.mean(0)), "a split goes in step: the mean of both halves"
 
 
-def test_what_is_pushed_is_what_may_go():
-    slices = SUBJECT.slices()
-    found = scales.prunable(SUBJECT.model, slices)
-    norms = [one for one in SUBJECT.model.modules() if isinstance(one, nn.BatchNorm2d)]
+def test_what_is_pushed_is_what_may_go(subject):
+    slices = subject.slices()
+    found = scales.prunable(subject.model, slices)
+    norms = [one for one in subject.model.modules() if isinstance(one, nn.BatchNorm2d)]
     assert sum(int(inside.sum()) for _, inside in found) == sum(len(one.weight) for one in norms)
     only = {"stem.conv.channels": slices["stem.conv.channels"]}
-    ((gamma, inside),) = scales.prunable(SUBJECT.model, only)
-    assert gamma is SUBJECT.model.stem.bn.weight
+    ((gamma, inside),) = scales.prunable(subject.model, only)
+    assert gamma is subject.model.stem.bn.weight
     assert bool(inside.all())
 
 

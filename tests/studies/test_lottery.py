@@ -111,6 +111,7 @@ def answered(root, **more):
     return executor.study("lottery", nets.opened(nets.vgg()), nets.data(), root, **how)
 
 
+@pytest.mark.usefixtures("charted")
 def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
     sheet = answered(tmp_path, judged=nets.data(seed=1))
     (table,) = sheet.tables

@@ -53,6 +53,7 @@ def checkpoints(folder, *names, depth=1):
     return str(folder)
 
 
+@pytest.mark.usefixtures("charted")
 def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
     sheet = answered(tmp_path)
     assert sheet.headline.startswith("advice against the usual training (epochs 1.5): ")

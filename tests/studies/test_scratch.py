@@ -24,6 +24,7 @@ def answered(root, *budgets, **more):
     )
 
 
+@pytest.mark.usefixtures("charted")
 def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
     sheet = answered(tmp_path / "s")
     (table,) = sheet.tables

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from secateur.recipes import find
 from secateur.runs import executor
 from secateur.subjects.delta.delta import Delta, open_delta
 from secateur.vocabulary import Budget
+from strangers import run_without_secateur
 
 
 def run(tmp_path, budget="update=92%", **options):
@@ -62,13 +61,12 @@ def test_the_command_writes_an_ordinary_checkpoint_and_says_what_it_keeps(pair, 
     assert "verdict: met" in said
     assert "note: quality" not in said
     code = (
-        "import sys; sys.modules['secateur'] = None\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"AutoTokenizer.from_pretrained({str(out)!r})\n"
         f"state = AutoModelForCausalLM.from_pretrained({str(out)!r}).state_dict()\n"
         "print(sum(float(tensor.double().sum()) for tensor in state.values()))"
     )
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    told = run_without_secateur(code, tmp_path)
     small, _ = open_delta(before, after).cut(_selection(before, after))
     wanted = sum(float(small.tensor(name).double().sum()) for name in small.before.outlines())
     assert float(told) == pytest.approx(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from functools import partial
@@ -32,9 +33,17 @@ from secateur.runs import executor, keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Result, Selection
 
-DATA = texts.read(list(readers.sentences()[:200]))
-HELD = texts.read(list(readers.sentences()[300:340]))
 QUICK = {"length": 24, "train_batch": 8, "steps": 3, "lr": 3e-3}
+
+
+@functools.cache
+def brown() -> texts.Corpus:
+    return texts.read(list(readers.sentences()[:200]))
+
+
+@functools.cache
+def held() -> texts.Corpus:
+    return texts.read(list(readers.sentences()[300:340]))
 
 
 def bert(tokenizer=None, *, layers=4, width=32, seed=0, head=True, positions=64) -> Transformer:
@@ -69,11 +78,11 @@ def folders(tmp_path_factory):
     return {name: str(root / name) for name in made}
 
 
-def results(root, *budgets, subject=None, data=DATA, **options) -> list[Result]:
+def results(root, *budgets, subject=None, data=None, **options) -> list[Result]:
     with Run.open(root, {}) as run:
         wanted = [Budget.parse(budget) for budget in budgets or ("layers=50%",)]
         how = keywords.check_options(recipe.romanian_distilberts, {**QUICK, **options})
-        return list(recipe.romanian_distilberts(subject or bert(), data, wanted, run, **how))
+        return list(recipe.romanian_distilberts(subject or bert(), data or brown(), wanted, run, **how))
 
 
 def lesson(student, found, batch, *, factors=(5.0, 2.0, 1.0), temperature=2.0, **how):
@@ -83,7 +92,7 @@ def lesson(student, found, batch, *, factors=(5.0, 2.0, 1.0), temperature=2.0, *
 
 
 def stream(subject, found):
-    return recipe.masked_batches(subject, found, DATA, 8, 24, seed=0, share=0.15, smoothing=0.7)
+    return recipe.masked_batches(subject, found, brown(), 8, 24, seed=0, share=0.15, smoothing=0.7)
 
 
 def test_layers_that_stay_are_the_teachers_bit_for_bit(tmp_path):
@@ -326,21 +335,21 @@ def test_too_few_texts_to_compare_are_refused_before_a_teacher_is_opened(tmp_pat
 def test_loyalty_is_to_each_teacher_of_the_vocabulary_and_to_their_mean(folders):
     teacher = bert()
     found = recipe.gather_teachers(teacher, [folders["same"]], (), "words", 24)
-    told = recipe.describe_loyalty(teacher, found, HELD, 8, 24)
+    told = recipe.describe_loyalty(teacher, found, held(), 8, 24)
     assert told["original"].startswith("label loyalty 1 [1, 1], probability loyalty 1 [1, 1]")
     assert not told["teacher1"].startswith("label loyalty 1 ")
-    assert recipe.describe_loyalty(teacher, found[:1], DATA, 8, 24) == {}
-    assert list(recipe.describe_loyalty(teacher, found[1:], DATA, 8, 24)) == ["teacher1"]
+    assert recipe.describe_loyalty(teacher, found[:1], brown(), 8, 24) == {}
+    assert list(recipe.describe_loyalty(teacher, found[1:], brown(), 8, 24)) == ["teacher1"]
 
 
 @pytest.mark.parametrize("foreign", ["words", "tokens", "sentences"])
 def test_loyalty_is_to_teachers_of_another_vocabulary_too(folders, foreign):
     others = [folders["foreign"], folders["same"]]
     found = recipe.gather_teachers(bert(), others, (), foreign, 24)
-    told = recipe.describe_loyalty(bert(), found, HELD, 8, 24)
+    told = recipe.describe_loyalty(bert(), found, held(), 8, 24)
     assert list(told) == ["original", "teacher1", "teacher2", "ensemble"]
     assert told["teacher1"].startswith("label loyalty 0")
-    without = recipe.describe_loyalty(bert(), [one for one in found if not one.foreign], HELD, 8, 24)
+    without = recipe.describe_loyalty(bert(), [one for one in found if not one.foreign], held(), 8, 24)
     assert without == {name: text for name, text in told.items() if name != "teacher1"}
 
 
@@ -350,22 +359,22 @@ def test_loyalty_over_shared_tokens_is_that_of_one_vocabulary_where_all_are_shar
     teacher = bert()
     student, _ = teacher.cut(Selection({"layers": np.array([True, True, True, False])}))
     same, foreign = (recipe.Teacher(f"{one}", teacher, 0.5, foreign=one) for one in (False, True))
-    told = recipe.describe_loyalty(student, [same, foreign], HELD, 8, 24)
+    told = recipe.describe_loyalty(student, [same, foreign], held(), 8, 24)
     ours, theirs = ([float(n) for n in re.findall(r"loyalty ([0-9.]+)", told[name])] for name in ("False", "True"))
     assert theirs == pytest.approx(ours, abs=0.02)  # special tokens are not shared
     assert 0.05 < ours[0] < 0.95
-    assert recipe.describe_loyalty(teacher, [foreign], HELD, 8, 24)["True"].startswith("label loyalty 1 [1, 1]")
+    assert recipe.describe_loyalty(teacher, [foreign], held(), 8, 24)["True"].startswith("label loyalty 1 [1, 1]")
 
 
 def test_teachers_that_share_nothing_to_tell_are_left_out_of_loyalty(folders, monkeypatch):
     found = recipe.gather_teachers(bert(), [folders["states"], folders["bpe"]], (), "words", 24)
-    assert list(recipe.describe_loyalty(bert(), found, HELD, 8, 24)) == ["original", "teacher2"]
+    assert list(recipe.describe_loyalty(bert(), found, held(), 8, 24)) == ["original", "teacher2"]
 
     def none(*tokenizers):
         raise InputError("the vocabularies share 0 tokens")
 
     monkeypatch.setattr(recipe.alignment, "shared_vocabulary", none)
-    assert list(recipe.describe_loyalty(bert(), found, HELD, 8, 24)) == ["original"]
+    assert list(recipe.describe_loyalty(bert(), found, held(), 8, 24)) == ["original"]
 
 
 def test_a_teacher_without_a_head_is_compared_by_words(folders):
@@ -455,7 +464,12 @@ def test_other_families_of_masked_language_models_are_halved(tmp_path, kind):
 def test_from_a_folder_to_a_model_that_loads_as_its_teacher_does(tmp_path):
     bert().save(tmp_path / "teacher")
     (row,) = executor.run(
-        "romanian_distilberts", str(tmp_path / "teacher"), list(DATA.texts), "layers=50%", tmp_path / "small", **QUICK
+        "romanian_distilberts",
+        str(tmp_path / "teacher"),
+        list(brown().texts),
+        "layers=50%",
+        tmp_path / "small",
+        **QUICK,
     )
     assert row.verdict == "met"
     assert 0 < row.measured["label_loyalty"].value < 1

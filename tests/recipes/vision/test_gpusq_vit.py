@@ -120,6 +120,7 @@ def test_accuracy_is_kept_and_the_receipt_counts(eight):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("programs")
 def test_a_saved_result_is_small_and_loads_with_equal_outputs_where_secateur_is_not(eight, tmp_path):
     found, images = eight[1].subject, HELD_OUT.inputs[:16]
     found.save(tmp_path, program=True)
@@ -388,6 +389,7 @@ def test_attention_in_one_matrix_is_pruned_and_quantised_too(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("programs")
 def test_a_run_judges_saves_and_exports_the_result(tmp_path):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

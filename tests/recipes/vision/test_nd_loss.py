@@ -485,23 +485,32 @@ def test_a_distillation_head_that_nothing_would_train_is_refused(tmp_path, optio
 
 # ------------------------------------------------------------------------------------------ detectors of two stages
 
-SCENES, UNSEEN = scenes(24, size=64, stop=8000), scenes(6, size=64, start=8000, seed=1)
 FEW = {"batch": 8, "epochs": 2.0, "warmup": 1.0, "lr": 0.01}
+
+
+@functools.cache
+def shown() -> Examples:
+    return scenes(24, size=64, stop=8000)
+
+
+@functools.cache
+def unseen() -> Examples:
+    return scenes(6, size=64, start=8000, seed=1)
 
 
 @functools.cache
 def detector() -> Traced:
     """A Faster R-CNN that has seen its scenes for some steps."""
     net = detectors.adapt(vision_models.rcnn(8, 32))
-    feed = examples.batches(SCENES, batch=8, seed=0)
+    feed = examples.batches(shown(), batch=8, seed=0)
     loop.train(
         net, feed, detecting.press(net.loss), steps=30, lr=5e-3, seed=0, count=examples.count, progress=False, clip=None
     )
-    return detectors.open_detector(net.eval(), SCENES.inputs[:1])
+    return detectors.open_detector(net.eval(), shown().inputs[:1])
 
 
-def boxed(root, budget="params=70%", data=SCENES, **options):
-    (found,) = nets.run(nd_loss, root, detector(), data, [budget], **{**FEW, **options})
+def boxed(root, budget="params=70%", **options):
+    (found,) = nets.run(nd_loss, root, detector(), shown(), [budget], **{**FEW, **options})
     return found
 
 
@@ -517,7 +526,7 @@ def test_means_of_regions_are_those_of_the_classes_and_of_the_background(detecte
     assert found.means.shape == (11, 32)
     sums, counts = torch.zeros(11, 32, dtype=torch.float64), torch.zeros(11, dtype=torch.int64)
     torch.manual_seed(0)
-    for part in SCENES.in_order(8):
+    for part in shown().in_order(8):
         with torch.no_grad():
             seen = detector().model.sample_regions(part)
         for feature, label in zip(seen.features, seen.labels.tolist(), strict=True):
@@ -538,8 +547,9 @@ def test_a_detector_is_narrowed_up_to_the_feature_of_its_regions(detected, tmp_p
     assert "of the training regions the nearest mean is right" in found.notes[0]
     found.subject.save(tmp_path / "saved")
     fresh = detectors.adapt(vision_models.rcnn(8, 32, seed=5))
-    again = reload_traced(tmp_path / "saved", fresh, SCENES.inputs[:2])
-    for one, other in zip(again.model.detect(UNSEEN.inputs), found.subject.model.detect(UNSEEN.inputs), strict=True):
+    again = reload_traced(tmp_path / "saved", fresh, shown().inputs[:2])
+    both = (subject.model.detect(unseen().inputs) for subject in (again, found.subject))
+    for one, other in zip(*both, strict=True):
         assert torch.equal(one["boxes"], other["boxes"])
 
 
@@ -550,7 +560,7 @@ def test_a_detector_is_narrowed_up_to_the_feature_of_its_regions(detected, tmp_p
 def test_hosts_and_variants_teach_detectors_too(tmp_path, detected, options):
     found = boxed(tmp_path / "run", **options, epochs=1.0, warmup=0.0)
     assert all(loss == loss for _, loss in found.recovery.losses)
-    assert len(found.subject.model.detect(UNSEEN.inputs)) == 6
+    assert len(found.subject.model.detect(unseen().inputs)) == 6
     names = {name for name in found.subject.model.state_dict() if "detector." not in name}
     assert not names, "nothing of projector or review"
 
@@ -558,7 +568,7 @@ def test_hosts_and_variants_teach_detectors_too(tmp_path, detected, options):
 def test_without_host_and_nd_a_detector_learns_by_its_own_loss(tmp_path):
     found = boxed(tmp_path / "run", host="none", nd=0.0)
     small, *_ = module.narrow(detector(), Budget.parse("params=70%"), [detector().model.reader])
-    feed = examples.batches(SCENES, batch=8, seed=0)
+    feed = examples.batches(shown(), batch=8, seed=0)
     plain = loop.train(
         small.model, feed, detecting.press(small.model.loss), steps=6, lr=0.01, seed=0, count=examples.count,
         optimizer="sgd", warmup=0.0, weight_decay=5e-4, precision="fp32", clip=None, progress=False,

@@ -386,6 +386,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("programs")
 @pytest.mark.parametrize("budget", ["channels=50%", "segments=50%"])
 def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budget: str) -> None:
     out = place / "small"

@@ -85,6 +85,7 @@ def place(tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_network_is_cut_measured_saved_and_loads_without_secateur(place):
     out = place / "small"
     (row,) = executor.run(snips, f"{place}/model.py:build", place / "data.npz", "channels=50%", out)

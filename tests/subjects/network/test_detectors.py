@@ -329,6 +329,7 @@ print(sum(p.numel() for p in theirs.parameters()))
 """
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_cut_ultralytics_model_is_read_again_by_another_process(tmp_path: Path) -> None:
     """No YAML says what a cut left, so it stands in the folder, or in a checkpoint of Ultralytics' own form."""
     tasks = pytest.importorskip("ultralytics.nn.tasks")

@@ -16,6 +16,7 @@ from secateur.subjects.network.traced import open_traced, reload_traced
 from subjects import nets
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_cut_can_be_cut_again_and_reloaded(tmp_path: Path) -> None:
     model, inputs = nets.make("residual")
     subject = open_traced(model, inputs)
@@ -36,6 +37,7 @@ def test_a_cut_can_be_cut_again_and_reloaded(tmp_path: Path) -> None:
         reload_traced(tmp_path / "nothing", model, inputs)
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_folder_holds_what_was_stored(tmp_path: Path) -> None:
     model, inputs = nets.make("mlp")
     files.write(tmp_path / "deep" / "folder", files.Stored(model, History((), 12.0, "net.py:build")))

@@ -125,6 +125,7 @@ def test_sub_layers_of_a_network_of_tokens():
         assert torch.allclose(small.model(x), model.head((model.embed(x) + model.place).mean(1)), atol=1e-6)
 
 
+@pytest.mark.usefixtures("programs")
 def test_a_smaller_network_is_exported_saved_and_reloaded(subject, branches, tmp_path):
     small, _ = branches.cut(Selection({"branches": np.array([True, False, True])}))
     small.save(tmp_path, program=True)

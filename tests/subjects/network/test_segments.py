@@ -104,6 +104,7 @@ def test_reasons_of_what_stays() -> None:
     torch.testing.assert_close(small.forward(), subject.silence(without(subject, "c", "e")).forward())
 
 
+@pytest.mark.usefixtures("programs")
 @pytest.mark.parametrize(
     "names", [("a1.0..a1.1",), ("a2.0.0..a2.2.1",), ("b1.0..b1.1", "a2.0.0..a2.2.1"), ("up.0..up.1", "a1.0..a1.1")]
 )
