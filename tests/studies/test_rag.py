@@ -7,7 +7,7 @@ import json
 import pytest
 
 from chat_server import say, served
-from secateur.errors import InputError
+from secateur.errors import InputError, ServerError
 from secateur.runs.questions import read
 from secateur.studies import executor, rag
 
@@ -64,6 +64,31 @@ def test_a_reader_answers_by_what_is_left(questions, tmp_path):
     assert item["answer"] == "In summer, perhaps."
     assert item["f1"] == pytest.approx(2 * 2 / 6)
     assert any(table.title.startswith("What a reader answers") for table in found.sheet().tables)
+
+
+def test_a_text_that_the_reader_refuses_is_told_and_a_reader_that_refuses_all_is_an_error(questions, tmp_path):
+    """A server with a small context refused "nothing cut", and the study ended there, each time."""
+
+    def answer(body, headers):
+        if len(body["messages"][0]["content"]) > most:
+            return say({"error": {"message": "maximum context length"}}, status=400)
+        return say({"choices": [{"message": {"content": "in summer"}, "finish_reason": "stop"}], "usage": {}})
+
+    data, most = read(questions), 500
+    with served(answer) as url:
+        asked = {**QUICK, "reader": url, "reader_name": "small"}
+        found = rag.rag(None, data, tmp_path / "run", **asked)
+        most = 0
+        with pytest.raises(ServerError, match="400"):
+            rag.rag(None, data, tmp_path / "other", **asked)
+    whole = found.items[rag.WHOLE][""]
+    assert [("maximum context" in item.get("refused", ""), item["kept"]) for item in whole] == [
+        (True, True), (True, True), (False, True),
+    ]  # fmt: skip
+    assert found.items["htmlrag"]["words=20"][0]["f1"] > whole[0]["f1"] == 0
+    assert found.sheet().notes == [
+        f"The reader refused 2 of 3 texts of {rag.WHOLE}, which counts as no answer: items.jsonl says why"
+    ]
 
 
 @pytest.mark.parametrize(

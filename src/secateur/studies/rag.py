@@ -18,6 +18,7 @@ import yaml
 from annotated_types import Ge
 
 from secateur import recipes as catalogue
+from secateur._utils.http import RefusedError
 from secateur._utils.rundir import Run
 from secateur.clients import chat
 from secateur.errors import InputError, SecateurError
@@ -173,7 +174,8 @@ SPENDING = (
 """What stands below the table of costs."""
 
 Item = Mapping[str, Any]
-"""What became of a question: kept, cost, seconds; of a reader's answer exact_match and f1; error where it failed."""
+"""What became of a question: kept, cost, seconds; of a reader's answer exact_match and f1; error where it failed,
+refused where the reader refused the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +207,21 @@ class Compared:
     def sheet(self) -> Sheet:
         """Tables and figures; every item in a line of its own."""
         tables = [self._recalls(), *self._leads(), self._spending(), *self._reader(), *self._lost()]
-        figures, failed = dict[str, dict[str, Any]](), dict[str, int]()
+        figures, notes = dict[str, dict[str, Any]](), list[str]()
         for name, by in self.items.items():
             figures[name] = {
                 budget: {"recall": asdict(self.recall(name, budget)), "cost": self._mean_cost(name, budget)}
                 for budget in by
             }
-            failed[name] = sum("error" in item for items in by.values() for item in items)
-        notes = [f"{name} failed {count} times: items.jsonl says why" for name, count in failed.items() if count]
+            failed, refused = (
+                sum(what in item for items in by.values() for item in items) for what in ("error", "refused")
+            )
+            notes += [f"{name} failed {failed} times: items.jsonl says why"] * bool(failed)
+            if refused:
+                many = f"{refused} of {sum(map(len, by.values()))}"
+                notes.append(
+                    f"The reader refused {many} texts of {name}, which counts as no answer: items.jsonl says why"
+                )
         return Sheet("rag", self._headline(), tables, {"recall": figures}, notes, items=list(self._lines()))
 
     def _lines(self) -> Iterator[Item]:
@@ -450,12 +459,26 @@ def _answer(
                 **({"error": error} if error else {}),
             }
             if reader is not None:
-                reply = chat.ask_text(reader, READER.format(text=text, question=question.question), most=64)
-                said = reply.strip().partition("\n")[0]
-                item |= {
-                    "answer": said,
-                    "exact_match": answers.exact_match(said, question.answers),
-                    "f1": answers.token_f1(said, question.answers),
-                }
+                item |= _ask(reader, text, question)
             found[str(budget)].append(item)
     return found
+
+
+def _ask(reader: chat.LanguageModel, text: str, question: Question) -> Item:
+    """What a reader answers by a text, and how right that is; no answer, and why, where it refuses the text.
+
+    Raises what it says where it refuses the question without a text, too.
+    """
+    ask = partial(chat.ask_text, reader, most=64)
+    try:
+        reply, why = ask(READER.format(text=text, question=question.question)), ""
+    except (InputError, RefusedError) as refused:  # longer than it reads, mostly
+        ask(READER.format(text="", question=question.question))
+        reply, why = "", " ".join(str(refused).split())
+    said = reply.strip().partition("\n")[0]
+    return {
+        "answer": said,
+        "exact_match": answers.exact_match(said, question.answers),
+        "f1": answers.token_f1(said, question.answers),
+        **({"refused": why} if why else {}),
+    }
