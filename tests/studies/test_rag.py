@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -86,8 +87,12 @@ def test_a_text_that_the_reader_refuses_is_told_and_a_reader_that_refuses_all_is
         (True, True), (True, True), (False, True),
     ]  # fmt: skip
     assert found.items["htmlrag"]["words=20"][0]["f1"] > whole[0]["f1"] == 0
+    told = " ".join(" ".join(row) for table in found.sheet().tables for row in table.rows)
+    ends = [float(end) for pair in re.findall(r"\[(\S+) to (\S+)\]", told.replace("−", "-")) for end in pair]
+    assert len(ends) > 20, "intervals"
+    assert -100 <= min(ends) < max(ends) <= 100, "of few questions Student's went beyond what a share can be"
     assert found.sheet().notes == [
-        f"The reader refused 2 of 3 texts of {rag.WHOLE}, which counts as no answer: items.jsonl says why"
+        f"The reader refused 2 of 3 texts of {rag.WHOLE}: they count as not answered (items.jsonl)"
     ]
 
 
@@ -102,6 +107,7 @@ def test_a_text_that_the_reader_refuses_is_told_and_a_reader_that_refuses_all_is
         ({"recipes": ("ziplm",)}, "ziplm does not prune what a model reads"),
         ({"settings": ("htmlrag.wide",)}, "was not understood: give RECIPE.OPTION=VALUE"),
         ({"settings": ("htmlrag.wide=0.5",)}, "wide"),
+        ({"settings": ("htmlrga.wide=3",)}, "'htmlrga.wide=3' is of no recipe that is run here: of htmlrag"),
         ({"words": (0,)}, "sizes of chunks"),
     ],
 )

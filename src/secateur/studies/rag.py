@@ -151,17 +151,23 @@ def _recipe(name: str, graph: str, options: Mapping[str, object]) -> Pipeline:
     return Pipeline(name, cut, ours=True, html=isinstance(trial.reader, reading.Pages))
 
 
-def _recipe_options(name: str, shared: Mapping[str, object], settings: Sequence[str]) -> dict[str, object]:
-    """What of `shared` a recipe takes, where it was given, and its own settings, "htmlrag.wide=3"."""
+def _recipe_options(name: str, shared: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """What of `shared` a recipe takes, where it was given, and its `own` settings."""
     known = keywords.names(catalogue.find(name))
-    found = {key: value for key, value in shared.items() if value and key in known}
+    return {key: value for key, value in shared.items() if value and key in known} | dict(own)
+
+
+def _read_settings(settings: Sequence[str], recipes: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Recipe -> its own settings, of "htmlrag.wide=3". Raises `InputError` for one of a recipe that is not run."""
+    found = dict[str, dict[str, object]]()
     for setting in settings:
-        recipe, _, rest = setting.partition(".")
+        name, _, rest = setting.partition(".")
         key, equals, value = rest.partition("=")
         if not key or not equals:
             raise InputError(f"setting {setting!r} was not understood: give RECIPE.OPTION=VALUE, htmlrag.wide=3")
-        if recipe == name:
-            found[key.replace("-", "_")] = yaml.safe_load(value)
+        if name not in recipes:
+            raise InputError(f"setting {setting!r} is of no recipe that is run here: of {', '.join(recipes) or 'none'}")
+        found.setdefault(name, {})[key.replace("-", "_")] = yaml.safe_load(value)
     return found
 
 
@@ -172,6 +178,9 @@ SPENDING = (
     "pipeline is not read again."
 )
 """What stands below the table of costs."""
+
+READING = "Exact match, with Wilson's interval, and F1 of words, with that of a bootstrap, as SQuAD counts them."
+"""What stands below the table of a reader's answers."""
 
 Item = Mapping[str, Any]
 """What became of a question: kept, cost, seconds; of a reader's answer exact_match and f1; error where it failed,
@@ -199,10 +208,10 @@ class Compared:
         return max(rivals, key=lambda name: self.recall(name, budget).value)
 
     def lead(self, recipe: str, budget: str) -> Figure:
-        """A recipe's recall minus that of the best rival, paired over questions."""
+        """A recipe's recall minus that of the best rival, paired over questions, with the interval of a bootstrap."""
         pair = (recipe, self.best_rival(budget))
         ours, rival = ([float(item["kept"]) for item in self.items[name][budget]] for name in pair)
-        return statistics.paired_difference(ours, rival)
+        return statistics.paired_bootstrap(ours, rival)
 
     def sheet(self) -> Sheet:
         """Tables and figures; every item in a line of its own."""
@@ -219,9 +228,7 @@ class Compared:
             notes += [f"{name} failed {failed} times: items.jsonl says why"] * bool(failed)
             if refused:
                 many = f"{refused} of {sum(map(len, by.values()))}"
-                notes.append(
-                    f"The reader refused {many} texts of {name}, which counts as no answer: items.jsonl says why"
-                )
+                notes.append(f"The reader refused {many} texts of {name}: they count as not answered (items.jsonl)")
         return Sheet("rag", self._headline(), tables, {"recall": figures}, notes, items=list(self._lines()))
 
     def _lines(self) -> Iterator[Item]:
@@ -250,7 +257,7 @@ class Compared:
         for budget in self.budgets:
             leads = (percent(self.lead(name, budget), signed=True) for name in self.recipes)
             rows.append([budget, self.best_rival(budget), *leads])
-        words = "Paired over questions. The rival is the best on these very questions, which favours it."
+        words = "Bootstrapped pairs of a question. The rival is the best on these very questions, which favours it."
         return [Table("Ahead of the best rival, percentage points", rows, words)]
 
     def _headline(self) -> str:
@@ -290,11 +297,11 @@ class Compared:
             cells = list[str]()
             for budget in self.budgets:
                 items = by.get(budget, by.get("", ()))
-                cells += [
-                    percent(statistics.mean_interval([item[key] for item in items])) for key in ("exact_match", "f1")
-                ]
+                exact, alike = ([item[key] for item in items] for key in ("exact_match", "f1"))
+                cells.append(percent(statistics.proportion(int(sum(exact)), len(exact))))
+                cells.append(percent(statistics.bootstrap(lambda shares: float(shares.mean()), alike)))
             rows.append([name, *cells])
-        return [Table("What a reader answers, %", rows, "Exact match and F1 of words, as SQuAD counts them.")]
+        return [Table("What a reader answers, %", rows, READING)]
 
     def _lost(self) -> list[Table]:
         """Questions whose answer some pipeline loses and another keeps, at the first budget."""
@@ -352,7 +359,8 @@ def rag(
     """
     limits, measure, count = _measure(budgets, embedder, tokenizer)
     shared = {"embedder": embedder, "tokenizer": tokenizer, "model": pruner, "device": device}
-    ours = [_recipe(name, graph, _recipe_options(name, shared, settings)) for name in recipes]
+    own = _read_settings(settings, recipes)
+    ours = [_recipe(name, graph, _recipe_options(name, shared, own.get(name, {}))) for name in recipes]
     rivals = _rivals(Encoding(embedder, device=device).open_embedder(), count, words, letters)
     ask = chat.open_model(reader, reader_name, device=device) if reader else None
     items: dict[str, dict[str, list[Item]]] = {}
@@ -398,10 +406,12 @@ def plan(
     words: Sequence[int],
     letters: int,
     reader: str,
+    settings: Sequence[str] = (),
     **others: object,
 ) -> dict[str, int]:
     """How many cuts `rag` will make; budgets and names that it would refuse are refused here."""
     limits, _, _ = _measure(budgets, embedder, tokenizer)
+    _read_settings(settings, recipes)
     for name in recipes:
         reading.of_document_recipe(name)
     if not all(size > 0 for size in words):
