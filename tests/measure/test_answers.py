@@ -24,6 +24,33 @@ def test_a_text_holds_an_answer_whatever_its_blanks_and_letters():
 
 
 @pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("中国的首都是北京。", "北京"), ("富士山は3776メートルです。", "3776メートル"), ("高さは3776メートル", "3776"),
+        ("กรุงเทพมหานครเป็นเมืองหลวง", "เมือง"), ("수도는 서울이다", "서울"), ("I don’t know", "don't"),
+        ("Cafe\u0301s", "Cafés"), ("IDs 100–999 are", "100-999"), ("２０２４年", "2024"), ("of 1914–1918", "1918"),
+        ("in 1914-1918", "1914"),
+        ("Paris—the capital", "Paris"), ("a 30-day limit", "30"), ("born 12.05.2024", "2024"), ("f(1,2,3)", "2"),
+        ("It was 1907.", "1907"), ("1907, 300 men", "1907"), ("1.5.", "1.5"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_held_whatever_its_script_and_its_quotes_and_dashes(text, answer):
+    assert answers.holds(text, [answer])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("version 1.5", "5"), ("version 1.5", "1"), ("It costs 1,300 euros", "300"), ("It costs 1,300 euros", "1"),
+        ("0.30", "30"), ("x-terminal-emulator", "x"), ("x-terminal", "terminal"), ("covid-19", "19"), ("−5 or -5", "5"),
+        ("1.5.2", "1.5"), ("知っているnow", "no"), ("13776メートル", "3776メートル"),
+    ],
+)  # fmt: skip
+def test_no_answer_is_held_within_a_word_or_a_number(text, answer):
+    assert not answers.holds(text, [answer])
+
+
+@pytest.mark.parametrize(
     ("given", "right", "exact", "f1"),
     [
         ("The Eiffel Tower!", ["eiffel tower"], 1.0, 1.0),

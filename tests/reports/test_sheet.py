@@ -47,6 +47,12 @@ def test_the_page_says_all_and_runs_nothing():
     assert "<svg" not in sheet.render(Sheet("ridge", "no chart", []))
 
 
+def test_numbers_are_of_one_line_and_words_are_not():
+    page = sheet.render(Sheet("rag", "lost", [Table("", [["a", "b", "c"], ["x", "−3.5", "first words, htmlrag"]])]))
+    assert '<span class="num">−3.5</span>' in page
+    assert '<span class="words">first words, htmlrag</span>' in page
+
+
 def test_it_looks_like_a_report():
     style = re.compile(r"<style>(.*?)</style>", re.DOTALL)
     (ours,), (theirs,) = (style.findall(page) for page in (sheet.render(ONE), report.render(samples.result())))

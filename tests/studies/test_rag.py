@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from chat_server import say, served
-from secateur.errors import InputError
+from secateur.errors import InputError, ServerError
 from secateur.runs.questions import read
 from secateur.studies import executor, rag
 
@@ -66,6 +67,35 @@ def test_a_reader_answers_by_what_is_left(questions, tmp_path):
     assert any(table.title.startswith("What a reader answers") for table in found.sheet().tables)
 
 
+def test_a_text_that_the_reader_refuses_is_told_and_a_reader_that_refuses_all_is_an_error(questions, tmp_path):
+    """A server with a small context refused "nothing cut", and the study ended there, each time."""
+
+    def answer(body, headers):
+        if len(body["messages"][0]["content"]) > most:
+            return say({"error": {"message": "maximum context length"}}, status=400)
+        return say({"choices": [{"message": {"content": "in summer"}, "finish_reason": "stop"}], "usage": {}})
+
+    data, most = read(questions), 500
+    with served(answer) as url:
+        asked = {**QUICK, "reader": url, "reader_name": "small"}
+        found = rag.rag(None, data, tmp_path / "run", **asked)
+        most = 0
+        with pytest.raises(ServerError, match="400"):
+            rag.rag(None, data, tmp_path / "other", **asked)
+    whole = found.items[rag.WHOLE][""]
+    assert [("maximum context" in item.get("refused", ""), item["kept"]) for item in whole] == [
+        (True, True), (True, True), (False, True),
+    ]  # fmt: skip
+    assert found.items["htmlrag"]["words=20"][0]["f1"] > whole[0]["f1"] == 0
+    told = " ".join(" ".join(row) for table in found.sheet().tables for row in table.rows)
+    ends = [float(end) for pair in re.findall(r"\[(\S+) to (\S+)\]", told.replace("−", "-")) for end in pair]
+    assert len(ends) > 20, "intervals"
+    assert -100 <= min(ends) < max(ends) <= 100, "of few questions Student's went beyond what a share can be"
+    assert found.sheet().notes == [
+        f"The reader refused 2 of 3 texts of {rag.WHOLE}: they count as not answered (items.jsonl)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -77,6 +107,7 @@ def test_a_reader_answers_by_what_is_left(questions, tmp_path):
         ({"recipes": ("ziplm",)}, "ziplm does not prune what a model reads"),
         ({"settings": ("htmlrag.wide",)}, "was not understood: give RECIPE.OPTION=VALUE"),
         ({"settings": ("htmlrag.wide=0.5",)}, "wide"),
+        ({"settings": ("htmlrga.wide=3",)}, "'htmlrga.wide=3' is of no recipe that is run here: of htmlrag"),
         ({"words": (0,)}, "sizes of chunks"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
@@ -18,21 +19,49 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+_TOGETHER = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf"
+    "\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Letters of scripts that write words, or a word and its particle, without blanks between: no end of a word shows."""
+_SPACED = rf"[^\W{_TOGETHER}]"
+_DASHES, _QUOTES, _DOUBLE = "-\u2010\u2012\u2013\u2014\u2212", "'\u2018\u2019\u02bc", '"\u201c\u201d\u201e'
+_ALIKE = {sign: f"[{signs}]" for signs in (_DASHES, _QUOTES, _DOUBLE) for sign in signs}
+
+
 def holds(text: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in the text, letter by letter, and not within a word or a number.
 
-    Blanks and upper case say nothing, nor do breaks between the words of an answer.
+    Blanks and upper case say nothing, nor do breaks between the words of an answer, nor the form of letters (Unicode's
+    NFKC), quotes and dashes. A hyphen joins words, but not the ends of a range: 1918 stands in 1914-1918. Where a
+    script has no blanks between words, an answer may begin and end anywhere.
     """
-    return any(answer.strip() and _pattern(answer).search(text) for answer in answers)
+    whole = unicodedata.normalize("NFKC", text)
+    given = (unicodedata.normalize("NFKC", answer) for answer in answers)
+    return any(answer.strip() and _pattern(answer).search(whole) for answer in given)
 
 
 @lru_cache(maxsize=4096)
 def _pattern(answer: str) -> re.Pattern[str]:
     parts = re.findall(r"\w+|[^\w\s]", answer)
-    inner = r"\s*".join(map(re.escape, parts))
-    before = r"(?<![\w-])" if re.match(r"\w|-", parts[0]) else ""
-    after = r"(?!\w)" if re.match(r"\w", parts[-1][-1]) else ""
-    return re.compile(before + inner + after, re.IGNORECASE)
+    inner = r"\s*".join(_ALIKE.get(part, re.escape(part)) for part in parts)
+    return re.compile(_begin(parts[0]) + inner + _end(parts[-1]), re.IGNORECASE)
+
+
+def _begin(part: str) -> str:
+    """What must not stand before an answer that begins with this."""
+    if part[0].isdecimal():
+        group = r"(?<!\d,)" if re.match(r"\d{3}(?!\d)", part) else ""
+        date = r"(?:(?<!\d\.)|(?<=\d\.\d\d\.)(?=\d{4}(?!\d)))"  # 12.05.2024
+        return rf"(?<!{_SPACED})(?:(?<![-\u2010\u2212])|(?<=\d[-\u2010\u2212])){date}{group}"
+    return rf"(?<!{_SPACED})(?<![-\u2010])" if re.match(rf"{_SPACED}|-", part) else ""
+
+
+def _end(part: str) -> str:
+    """What must not stand behind an answer that ends with this."""
+    if part[-1].isdecimal():
+        return rf"(?!{_SPACED})(?!\.\d)(?!,\d{{3}}(?!\d))"
+    return rf"(?!{_SPACED})(?![-\u2010]\w)" if re.match(_SPACED, part[-1]) else ""
 
 
 def normalise(answer: str) -> str:

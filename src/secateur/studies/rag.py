@@ -18,6 +18,7 @@ import yaml
 from annotated_types import Ge
 
 from secateur import recipes as catalogue
+from secateur._utils.http import RefusedError
 from secateur._utils.rundir import Run
 from secateur.clients import chat
 from secateur.errors import InputError, SecateurError
@@ -150,17 +151,23 @@ def _recipe(name: str, graph: str, options: Mapping[str, object]) -> Pipeline:
     return Pipeline(name, cut, ours=True, html=isinstance(trial.reader, reading.Pages))
 
 
-def _recipe_options(name: str, shared: Mapping[str, object], settings: Sequence[str]) -> dict[str, object]:
-    """What of `shared` a recipe takes, where it was given, and its own settings, "htmlrag.wide=3"."""
+def _recipe_options(name: str, shared: Mapping[str, object], own: Mapping[str, object]) -> dict[str, object]:
+    """What of `shared` a recipe takes, where it was given, and its `own` settings."""
     known = keywords.names(catalogue.find(name))
-    found = {key: value for key, value in shared.items() if value and key in known}
+    return {key: value for key, value in shared.items() if value and key in known} | dict(own)
+
+
+def _read_settings(settings: Sequence[str], recipes: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Recipe -> its own settings, of "htmlrag.wide=3". Raises `InputError` for one of a recipe that is not run."""
+    found = dict[str, dict[str, object]]()
     for setting in settings:
-        recipe, _, rest = setting.partition(".")
+        name, _, rest = setting.partition(".")
         key, equals, value = rest.partition("=")
         if not key or not equals:
             raise InputError(f"setting {setting!r} was not understood: give RECIPE.OPTION=VALUE, htmlrag.wide=3")
-        if recipe == name:
-            found[key.replace("-", "_")] = yaml.safe_load(value)
+        if name not in recipes:
+            raise InputError(f"setting {setting!r} is of no recipe that is run here: of {', '.join(recipes) or 'none'}")
+        found.setdefault(name, {})[key.replace("-", "_")] = yaml.safe_load(value)
     return found
 
 
@@ -172,8 +179,12 @@ SPENDING = (
 )
 """What stands below the table of costs."""
 
+READING = "Exact match, with Wilson's interval, and F1 of words, with that of a bootstrap, as SQuAD counts them."
+"""What stands below the table of a reader's answers."""
+
 Item = Mapping[str, Any]
-"""What became of a question: kept, cost, seconds; of a reader's answer exact_match and f1; error where it failed."""
+"""What became of a question: kept, cost, seconds; of a reader's answer exact_match and f1; error where it failed,
+refused where the reader refused the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,22 +208,27 @@ class Compared:
         return max(rivals, key=lambda name: self.recall(name, budget).value)
 
     def lead(self, recipe: str, budget: str) -> Figure:
-        """A recipe's recall minus that of the best rival, paired over questions."""
+        """A recipe's recall minus that of the best rival, paired over questions, with the interval of a bootstrap."""
         pair = (recipe, self.best_rival(budget))
         ours, rival = ([float(item["kept"]) for item in self.items[name][budget]] for name in pair)
-        return statistics.paired_difference(ours, rival)
+        return statistics.paired_bootstrap(ours, rival)
 
     def sheet(self) -> Sheet:
         """Tables and figures; every item in a line of its own."""
         tables = [self._recalls(), *self._leads(), self._spending(), *self._reader(), *self._lost()]
-        figures, failed = dict[str, dict[str, Any]](), dict[str, int]()
+        figures, notes = dict[str, dict[str, Any]](), list[str]()
         for name, by in self.items.items():
             figures[name] = {
                 budget: {"recall": asdict(self.recall(name, budget)), "cost": self._mean_cost(name, budget)}
                 for budget in by
             }
-            failed[name] = sum("error" in item for items in by.values() for item in items)
-        notes = [f"{name} failed {count} times: items.jsonl says why" for name, count in failed.items() if count]
+            failed, refused = (
+                sum(what in item for items in by.values() for item in items) for what in ("error", "refused")
+            )
+            notes += [f"{name} failed {failed} times: items.jsonl says why"] * bool(failed)
+            if refused:
+                many = f"{refused} of {sum(map(len, by.values()))}"
+                notes.append(f"The reader refused {many} texts of {name}: they count as not answered (items.jsonl)")
         return Sheet("rag", self._headline(), tables, {"recall": figures}, notes, items=list(self._lines()))
 
     def _lines(self) -> Iterator[Item]:
@@ -241,7 +257,7 @@ class Compared:
         for budget in self.budgets:
             leads = (percent(self.lead(name, budget), signed=True) for name in self.recipes)
             rows.append([budget, self.best_rival(budget), *leads])
-        words = "Paired over questions. The rival is the best on these very questions, which favours it."
+        words = "Bootstrapped pairs of a question. The rival is the best on these very questions, which favours it."
         return [Table("Ahead of the best rival, percentage points", rows, words)]
 
     def _headline(self) -> str:
@@ -281,11 +297,11 @@ class Compared:
             cells = list[str]()
             for budget in self.budgets:
                 items = by.get(budget, by.get("", ()))
-                cells += [
-                    percent(statistics.mean_interval([item[key] for item in items])) for key in ("exact_match", "f1")
-                ]
+                exact, alike = ([item[key] for item in items] for key in ("exact_match", "f1"))
+                cells.append(percent(statistics.proportion(int(sum(exact)), len(exact))))
+                cells.append(percent(statistics.bootstrap(lambda shares: float(shares.mean()), alike)))
             rows.append([name, *cells])
-        return [Table("What a reader answers, %", rows, "Exact match and F1 of words, as SQuAD counts them.")]
+        return [Table("What a reader answers, %", rows, READING)]
 
     def _lost(self) -> list[Table]:
         """Questions whose answer some pipeline loses and another keeps, at the first budget."""
@@ -343,7 +359,8 @@ def rag(
     """
     limits, measure, count = _measure(budgets, embedder, tokenizer)
     shared = {"embedder": embedder, "tokenizer": tokenizer, "model": pruner, "device": device}
-    ours = [_recipe(name, graph, _recipe_options(name, shared, settings)) for name in recipes]
+    own = _read_settings(settings, recipes)
+    ours = [_recipe(name, graph, _recipe_options(name, shared, own.get(name, {}))) for name in recipes]
     rivals = _rivals(Encoding(embedder, device=device).open_embedder(), count, words, letters)
     ask = chat.open_model(reader, reader_name, device=device) if reader else None
     items: dict[str, dict[str, list[Item]]] = {}
@@ -389,10 +406,12 @@ def plan(
     words: Sequence[int],
     letters: int,
     reader: str,
+    settings: Sequence[str] = (),
     **others: object,
 ) -> dict[str, int]:
     """How many cuts `rag` will make; budgets and names that it would refuse are refused here."""
     limits, _, _ = _measure(budgets, embedder, tokenizer)
+    _read_settings(settings, recipes)
     for name in recipes:
         reading.of_document_recipe(name)
     if not all(size > 0 for size in words):
@@ -450,12 +469,26 @@ def _answer(
                 **({"error": error} if error else {}),
             }
             if reader is not None:
-                reply = chat.ask_text(reader, READER.format(text=text, question=question.question), most=64)
-                said = reply.strip().partition("\n")[0]
-                item |= {
-                    "answer": said,
-                    "exact_match": answers.exact_match(said, question.answers),
-                    "f1": answers.token_f1(said, question.answers),
-                }
+                item |= _ask(reader, text, question)
             found[str(budget)].append(item)
     return found
+
+
+def _ask(reader: chat.LanguageModel, text: str, question: Question) -> Item:
+    """What a reader answers by a text, and how right that is; no answer, and why, where it refuses the text.
+
+    Raises what it says where it refuses the question without a text, too.
+    """
+    ask = partial(chat.ask_text, reader, most=64)
+    try:
+        reply, why = ask(READER.format(text=text, question=question.question)), ""
+    except (InputError, RefusedError) as refused:  # longer than it reads, mostly
+        ask(READER.format(text="", question=question.question))
+        reply, why = "", " ".join(str(refused).split())
+    said = reply.strip().partition("\n")[0]
+    return {
+        "answer": said,
+        "exact_match": answers.exact_match(said, question.answers),
+        "f1": answers.token_f1(said, question.answers),
+        **({"refused": why} if why else {}),
+    }

@@ -85,6 +85,12 @@ def test_what_a_text_is(text, kind, tmp_path):
     assert reading.kind_of(Pages().read_document(tmp_path / "a.md")) == "markdown"
 
 
+def test_files_that_are_text_by_name_are_no_markdown(tmp_path):
+    for name in ("a.txt", "a.rst"):
+        (tmp_path / name).write_text("# a\n\n- b\n- <p>c</p>\n\n~~~\nd")
+        assert reading.kind_of(Pages().read_document(tmp_path / name)) == "text"
+
+
 @pytest.mark.parametrize(
     "source",
     ["“é”".encode("cp1252"), "“é”".encode("utf-16"), "“é”".encode("utf-8-sig"), "“é”".encode()],

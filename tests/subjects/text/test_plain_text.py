@@ -158,6 +158,53 @@ def test_signs_of_markdown():
     assert plain_text.count_signs("- one\n- two") == 2
 
 
+SIGNS = "=-~^\"'`#*+.:_"
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_an_underlined_line_is_a_heading_whatever_the_sign(sign):
+    """Headings underlined by ~ were read as the fences of code, and half of a text was cut with it."""
+    text = (
+        f"Trees\n{6 * sign}\n\nMuch is said.\n\nApple\n{5 * sign}\nPruned in winter.\n\nPear\n{4 * sign}\n\nIn March."
+    )
+    assert plain_text.count_signs(text) == 0
+    page = open_page(text, kind="text", block=1)
+    assert page.to_text() == text
+    assert [page.path(i)[-1].rstrip("0123456789") for i in range(6)] == ["h", "p"] * 3
+    assert page.companions(3) == [2]
+    assert left_of(page, "winter") == f"Apple\n{5 * sign}\nPruned in winter."
+
+
+def test_headings_stand_under_those_of_signs_that_came_before():
+    text = "====\nBook\n====\n\nPart\n----\n\nOne\n~~~\n\nText one.\n\nTwo\n~~~\n\nText two.\n\nLast\n----\n\nThe end."
+    page = open_page(text, kind="text", block=1)
+    assert [page.path(i)[-1][:2] for i in range(len(page.blocks))] == ["h1", "h2", "h3", "p0", "h3", "p1", "h2", "p2"]
+    assert left_of(page, "two.") == "====\nBook\n====\n\nPart\n----\n\nTwo\n~~~\n\nText two."
+    assert left_of(page, "end.") == "====\nBook\n====\n\nLast\n----\n\nThe end."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-----", "a\n\n-----\n\nb", "one\nlast of it\n----------", "A long line of many words\n---", ">>> go\n...",
+     "  a\n  =", "===  ===\na    b\n===  ===\n1    2\n===  ==="],
+)  # fmt: skip
+def test_a_line_of_signs_below_no_line_of_its_length_is_no_underline(text):
+    page = open_page(text, kind="text", block=1)
+    assert not any(page.path(i)[-1].startswith("h") for i in range(len(page.blocks)))
+    assert page.to_text() == text.strip()
+    assert plain_text.count_signs(text) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "signs"),
+    [("Run\n```\ngo\n```", 1), ("It runs:\n~~~\ncode\n~~~", 2), ("~~~\nx\n~~~", 1), ("a|b\n---|---", 1),
+     ("# a\n\nb\n-", 1), ("Apple\n^^^^^\n\n- one\n- two", 0), ("Apple\n-----\n\n- one\n- two", 2),
+     ("Apple\r\n~~~~~\r\n\r\n- a\r\n- b", 0)],
+)  # fmt: skip
+def test_underlines_are_told_from_fences(text, signs):
+    assert plain_text.count_signs(text) == signs
+
+
 MANUAL = """CUT(1)               Manual
 
 NAME

@@ -153,11 +153,15 @@ class _Plain(str):
     """Text that is known to be no HTML."""
 
 
+class _Text(_Plain):
+    """Text that is known to be neither HTML nor Markdown."""
+
+
 class _Markdown(_Plain):
     """Text that is known to be Markdown."""
 
 
-_KINDS = {".txt": _Plain, ".rst": _Plain, ".md": _Markdown, ".markdown": _Markdown}
+_KINDS = {".txt": _Text, ".rst": _Text, ".md": _Markdown, ".markdown": _Markdown}
 """What files are by the ends of their names; others are HTML."""
 
 
@@ -171,7 +175,7 @@ def kind_of(text: str) -> Literal["html", "text", "markdown"]:
 
     Tags in code, between backticks or in a fence, say nothing.
     """
-    signs = 0 if isinstance(text, _Html) else plain_text.count_signs(text)
+    signs = 0 if isinstance(text, _Html | _Text) else plain_text.count_signs(text)
     if isinstance(text, _Markdown):
         return "markdown"
     if isinstance(text, _Html):

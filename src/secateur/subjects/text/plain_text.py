@@ -6,7 +6,7 @@ What stays of them is written as it stood there, and not as HTML: a reader pays 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from secateur.errors import MissingExtraError
@@ -21,7 +21,10 @@ __all__ = ["count_signs", "read_markdown", "read_text", "write_source"]
 
 _HEADING = re.compile(r"^ {0,3}#{1,6} +\S", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
-_DELIMITER = re.compile(r"^ {0,3}\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$", re.MULTILINE)
+_DELIMITER = re.compile(
+    r"^ {0,3}(?=[^\n|]*\|)\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$", re.MULTILINE
+)
+_UNDERLINE = re.compile(r"""^([-=~^"'`#*+.:_])\1{2,}[ \t\r]*$""", re.MULTILINE)
 _ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _BREAK = re.compile(r"\r\n?")
 _WORD = re.compile(r"[^\W_]+")
@@ -39,25 +42,55 @@ _CLOSE = {"li", "td", "th"}
 
 
 def count_signs(text: str) -> int:
-    """How many lines say that a text is Markdown: headings, code, tables, and items where there are several."""
+    """How many lines say that a text is Markdown: headings, code, tables, and items where there are several.
+
+    An underline is none, and no fence. Where more headings are underlined by what underlines none in Markdown, such as
+    ~, than there are fences, nothing is: there such a line would begin or end code.
+    """
+    underlines = list(_find_underlines(text))
+    fences = len(_FENCE.findall(text)) - sum(_FENCE.match(line) is not None for line in underlines)
+    if sum(line[0] not in "-=" for line in underlines) > fences:
+        return 0
     items = len(_ITEM.findall(text))
-    return sum(len(sign.findall(text)) for sign in (_HEADING, _FENCE, _DELIMITER)) + (items if items > 1 else 0)
+    return fences + sum(len(sign.findall(text)) for sign in (_HEADING, _DELIMITER)) + (items if items > 1 else 0)
+
+
+def _find_underlines(text: str) -> Iterator[str]:
+    """The underlines of headings: of lines that begin a paragraph, but for such a line above them."""
+    for found in _UNDERLINE.finditer(text):
+        line, (begin, title) = found[0].rstrip(), _read_line_before(text, found.start())
+        if _is_underline(title, line):
+            begin, above = _read_line_before(text, begin)
+            if not above or (above == line and not _read_line_before(text, begin)[1]):
+                yield line
+
+
+def _read_line_before(text: str, place: int) -> tuple[int, str]:
+    """Where the line before the one that begins at a place begins, and what it says."""
+    begin = text.rfind("\n", 0, max(0, place - 1)) + 1
+    return begin, text[begin : max(0, place - 1)].rstrip()
 
 
 def read_text(text: str) -> Tree:
-    """The paragraphs of a text, which stand between blank lines, and what their indentation says of them.
+    """The paragraphs of a text, which stand between blank lines, and what underlines and indentation say of them.
 
-    As in a manual page or the help of a command: a short line is the term (dt) of what stands deeper below it (dd), and
-    a paragraph that ends in a colon leads into what stands deeper, or into the next paragraph or items.
+    A line that is underlined, by whatever sign, is a heading (h1 to h6), as in reStructuredText: the first sign is that
+    of the highest, the next one that of those below. As in a manual page or the help of a command, a short line is the
+    term (dt) of what stands deeper below it (dd), and a paragraph that ends in a colon leads into what stands deeper,
+    or into the next paragraph or items.
     """
-    builder, pieces = _Builder(), _split_terms(_BREAK.sub("\n", whole(text)).replace("\0", "\ufffd"))
+    builder, pieces = _Builder(), _split_pieces(_BREAK.sub("\n", whole(text)).replace("\0", "\ufffd"))
     builder.open("section")
-    opened = list[_Opened]()
-    for (indent, piece), (following, _) in zip(pieces, [*pieces[1:], (-1, "")], strict=False):
-        while opened and _is_over(opened[-1], indent, piece):
+    opened, levels = list[_Opened](), list[str]()
+    for (indent, piece, style), (following, _, _) in zip(pieces, [*pieces[1:], _Piece(-1, "")], strict=False):
+        while opened and (style or _is_over(opened[-1], indent, piece)):
             opened.pop()
             builder.close()
             builder.close()
+        if style:
+            levels += [] if style in levels else [style]
+            builder.add(f"h{min(6, 1 + levels.index(style))}", piece)
+            continue
         if opened and opened[-1].first < 0:
             opened[-1] = opened[-1]._replace(first=indent)
         inside = len(opened) < _DEEPEST
@@ -75,6 +108,14 @@ def read_text(text: str) -> Tree:
     return builder.tree()
 
 
+class _Piece(NamedTuple):
+    """A paragraph, term or heading; style: of a heading its underline's sign, twice where a line stands above, too."""
+
+    indent: int
+    text: str
+    style: str = ""
+
+
 class _Opened(NamedTuple):
     """What is open in a text: the indentation of the term or line that leads to it, and of the first that is in it."""
 
@@ -89,15 +130,19 @@ def _is_over(opened: _Opened, indent: int, piece: str) -> bool:
     return opened.indent > indent
 
 
-def _split_terms(text: str) -> list[tuple[int, str]]:
-    """(indentation, text) of each paragraph, and of each term that stands right above what it is the term of.
+def _split_pieces(text: str) -> list[_Piece]:
+    """Each paragraph and heading, and each term that stands right above what it is the term of.
 
-    What stands right below a term begins with a line break and keeps its indentation. Where the first line of a
-    paragraph is the one that stands deeper, indentation is one of prose, and says nothing.
+    What stands right below a term or a heading begins with a line break and keeps its indentation. Where the first line
+    of a paragraph is the one that stands deeper, indentation is one of prose, and says nothing.
     """
-    found, prose = list[tuple[int, str]](), False
+    found, prose = list[_Piece](), False
     for part in _PARAGRAPH.split(text):
-        lines, first = part.rstrip().strip("\n").split("\n"), True
+        lines, at = part.rstrip().strip("\n").split("\n"), 0
+        while heading := _read_heading(lines[at : at + 3], at == 0):
+            found.append(heading)
+            at += heading.text.strip("\n").count("\n") + 1
+        lines, first = lines[at:], at == 0
         while any(line.strip() for line in lines):
             depths = [len(line) - len(line.lstrip()) for line in (line.expandtabs() for line in lines)]
             prose |= first and len(lines) > 1 and depths[0] > max(depths[1:])
@@ -105,9 +150,29 @@ def _split_terms(text: str) -> list[tuple[int, str]]:
             if term == 1 < len(lines) and not _breaks_early(lines):
                 term = len(lines)
             piece = "\n".join(lines[:term])
-            found.append((min(depths[:term]), piece.strip() if first else f"\n{piece}"))
+            found.append(_Piece(min(depths[:term]), piece.strip() if first else f"\n{piece}"))
             lines, first = lines[term:], False
-    return [(0, piece) for _, piece in found] if prose else found
+    return [piece._replace(indent=0) for piece in found] if prose else found
+
+
+def _read_heading(lines: Sequence[str], first: bool) -> _Piece | None:
+    """The heading that lines begin with: a line that is underlined, perhaps with the same line above it."""
+    over = len(lines) > 2 and lines[0].rstrip() == lines[2].rstrip() and _UNDERLINE.fullmatch(lines[0]) is not None
+    title, line = lines[over : over + 2] if len(lines) > over + 1 else ("", "")
+    if not _is_underline(title.strip() if over else title, line):
+        return None
+    piece = "\n".join(lines[: over + 2])
+    return _Piece(0, piece if first else f"\n{piece}", line[0] * (1 + over))
+
+
+def _is_underline(title: str, line: str) -> bool:
+    """Whether a line underlines the one above it: one sign all over, about as long as that is, which is not indented.
+
+    As docutils has it an underline may be too short if it has four signs; here it is half as long then.
+    """
+    long, enough = len(line.rstrip()), len(title.rstrip())
+    titled = _UNDERLINE.fullmatch(line) and title[:1].strip() and _WORD.search(title)
+    return bool(titled) and (long >= enough or long >= max(4, enough / 2))
 
 
 def _is_term(piece: str) -> bool:
