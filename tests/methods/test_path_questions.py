@@ -8,6 +8,7 @@ from secateur.methods.path_questions import (
     order_topics,
     read_question,
     split_indicator,
+    suits_kind,
 )  # fmt: skip
 
 
@@ -36,6 +37,18 @@ def test_what_is_asked_for_and_what_is_described_are_phrases_where_nothing_else_
         ("In which city is the seat of the firm that makes gout?", ["makes", "seat"]), ("What is gout?", []),
     ):  # fmt: skip
         assert find_phrases(text, "gout", ["gout"]) == wanted
+
+
+def test_a_time_is_a_number_alone_or_with_what_times_are_told_by():
+    when = read_question("When was Rosetta 2 built?", ["r"], ["Rosetta 2"], "")
+    who = read_question("Who built Rosetta 2?", ["r"], ["Rosetta 2"], "")
+    for name in ("2004", "2 March 2004", "2004-03-02T07:17:00Z", "c. 300 BC", "the 19th century", "1990s", "Q3 2004"):
+        assert suits_kind(when, f"Rosetta 2 -[built]-> {name}")
+        assert not suits_kind(who, f"Rosetta 2 -[built]-> {name}")
+    for name in ("Ariane 5", "433 Eros", "67P/Churyumov-Gerasimenko", "H-IIA", "Ruth"):
+        assert not suits_kind(when, f"{name} <-[built in 2004]- Rosetta 2")
+        assert suits_kind(who, f"{name} <-[built in 2004]- Rosetta 2")
+    assert suits_kind(when, "Rosetta 2 -[built]-> {Ruth, 2004}")
 
 
 def test_an_indicator_is_entities_and_relations_in_turn():

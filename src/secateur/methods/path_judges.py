@@ -28,7 +28,7 @@ TOPICS = 6
 TRIES = 3
 """How often a language model is asked for the same list."""
 OTHER_KIND = 0.8
-"""What a path counts that names no number where a time is asked for, or one where a person or a place is."""
+"""What a path counts that names no time where one is asked for, or nothing else where a person or a place is."""
 WARM = 0.4
 """Temperature of all but verdicts."""
 
@@ -114,13 +114,22 @@ class SimilarityJudge:
     def decide(self, question: PathQuestion, texts: Sequence[str], whole: Sequence[Piece]) -> tuple[bool, str]:
         """Whether the paths answer the question, and the answer; `whole`: those of them that hold all topics.
 
-        Without a language model, whether a path holds all topics, and a relation for each phrase.
+        Without a language model, whether one of `find_sufficient` is there; what it answers stands on the path.
         """
-        for piece in whole:
+        return bool(self.find_sufficient(question, whole)), ""
+
+    def find_sufficient(self, question: PathQuestion, whole: Sequence[Piece]) -> list[int]:
+        """The places of the paths that have a relation for each phrase and may name what is asked for, the best first.
+
+        It asks no language model.
+        """
+        found = list[int]()
+        for place in SimilarityJudge.choose(self, question, whole):
+            piece = whole[place]
             alike = self.similarity.compare(question.phrases, piece.relations)
-            if not question.phrases or all(value >= self.enough for value in align(alike)):
-                return True, ""
-        return False, ""
+            spoken = not question.phrases or all(value >= self.enough for value in align(alike))
+            found += [place] if spoken and path_questions.suits_kind(question, piece.text) else []
+        return found
 
     def guess(self, question: PathQuestion, texts: Sequence[str]) -> str:
         """The best answer that there is, though the paths do not suffice; empty without a language model."""

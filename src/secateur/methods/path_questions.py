@@ -113,19 +113,35 @@ def with_phrases(question: PathQuestion) -> PathQuestion:
 
 _TIME = re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century)\b", re.IGNORECASE)
 _NO_TIME = re.compile(r"\b(?:who|whom|where)\b", re.IGNORECASE)
+_STEP = re.compile(r" <?-\[.*?\]->? ")
+"""What stands between two places of a path in words."""
+_IN_TIMES = frozenset(
+    "january february march april may june july august september october november december jan feb mar apr jun jul aug "
+    "sep sept oct nov dec monday tuesday wednesday thursday friday saturday sunday spring summer autumn winter st nd rd "
+    "th s century centuries early mid late about around before after since until to and of the in c ca circa ad bc ce "
+    "bce t z am pm utc gmt q".split()
+)
+"""What the name of a time may hold beside its number."""
 
 
 def suits_kind(question: PathQuestion, text: str) -> bool:
-    """Whether a path in words may name what is asked for: a time has a digit, and a person or a place has none.
+    """Whether a path in words may name what is asked for: a time where one is, else something that is none.
 
-    Topics do not count. Where neither is asked for any path may.
+    A time is a number, alone or with what times are told by: 2004 and the 19th century, not Ariane 5. Topics do not
+    count. Where neither a time nor a person or a place is asked for any path may.
     """
-    time = bool(_TIME.match(question.text.strip()))
-    if not time and not _NO_TIME.match(question.text.strip()):
+    asked = question.text.strip()
+    time = bool(_TIME.match(asked))
+    if not time and not _NO_TIME.match(asked):
         return True
-    for name in question.names:
-        text = text.replace(name, "")
-    return any(sign.isdigit() for sign in text) == time
+    places = [place.strip("{}").split(", ") for place in _STEP.split(text)]
+    kinds = {_is_time(name) for name in itertools.chain(*places) if name not in question.names}
+    return time in kinds or not (time or kinds)
+
+
+def _is_time(name: str) -> bool:
+    parts = re.findall(r"\d+|[^\W\d_]+", name.casefold())
+    return any(part.isdigit() for part in parts) and all(part.isdigit() or part in _IN_TIMES for part in parts)
 
 
 def order_topics(question: PathQuestion, topics: Sequence[str]) -> PathQuestion:
