@@ -79,6 +79,15 @@ def test_a_guess_on_a_path_that_was_found_takes_no_place():
     assert len(lines) == len(set(lines)) == found["paths_kept"] == 2
 
 
+def test_a_guess_leads_to_no_path_that_comes_back_over_a_topic():
+    facts = [(rover, "landed on", "Mars") for rover in ("Curiosity", "Perseverance")]
+    question = "Is it Curiosity that reached Mars and Ingenuity?"
+    here = graph([*facts, ("Perseverance", "carried", "Ingenuity")])
+    result, _, rows = told(here, question, topics=["Mars", "Ingenuity"])
+    assert result.subject.to_text() == "Mars <-[landed on]- Perseverance -[carried]-> Ingenuity"
+    assert len(rows) == 1
+
+
 def test_a_path_through_both_topics_answers():
     result, found, rows = told(graph(MEDICINE), QUESTION)
     assert result.subject.to_text().split("\n")[0] == "asthma <-[treats]- salbutamol -[causes]-> tremor"

@@ -383,7 +383,8 @@ def lead_through(
         parts.append(best_of(search, paths, each) if each and len(paths) > each else paths)
     chained = walks.chain_paths(parts, most=most, liking=liking)
     search.note_bound(chained.whole)
-    return list(chained.paths)
+    # Out to a guess and back over what it came from says no more than the way without it.
+    return [path for path in chained.paths if walks.is_simple_between(path, search.question.topics)]
 
 
 def grow(search: PathSearch, paths: Sequence[Path]) -> list[Path]:
