@@ -115,8 +115,9 @@ def paths_over_graph(
     phrase does. A name that the question writes small is no topic where it says what kind of thing is asked for.
     Where more than `most` paths begin alike in length, those go on whose relations are most like
     the question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
-    most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
-    most like the question.
+    most similar edges. Paths lead from thing to thing: what a graph says of one in words or numbers (RDF literals, as
+    most of its dates are) is on none of them. Without a language model the supplement looks up the three entities on
+    paths whose names are most like the question.
     """
     counts, similarity = (
         encoding.counts(),
