@@ -31,6 +31,15 @@ def test_without_a_language_model_paths_are_chosen_by_the_alignment_of_relations
     assert alone.propose(question, [], ["x", "tremor", "y", "asthma"])[0][0] in ("asthma", "tremor")
 
 
+def test_a_relation_that_names_what_is_asked_for_answers_and_a_longer_path_does_not():
+    question = read_question("Which currency is used in Chad?", ["c"], ["Chad"], "")
+    pieces = [Piece("", relations) for relations in (("borders", "currency"), ("borders",), ("currency",), ("used",))]
+    alone = open_judge(Judging(), Similarity(None), 0.5, 0)
+    assert alone.choose(question, pieces)[:2] == [2, 3]
+    assert alone.find_sufficient(question, pieces) == [2, 3]
+    assert alone.find_sufficient(read_question("What is used in Chad?", ["c"], ["Chad"], ""), pieces) == [3]
+
+
 @pytest.mark.parametrize(
     ("asked", "best"),
     [

@@ -5,9 +5,11 @@ from __future__ import annotations
 from secateur.methods.path_questions import (
     find_phrases,
     find_position,
+    is_common_noun,
     order_topics,
     read_question,
     split_indicator,
+    suits_kind,
 )  # fmt: skip
 
 
@@ -36,6 +38,37 @@ def test_what_is_asked_for_and_what_is_described_are_phrases_where_nothing_else_
         ("In which city is the seat of the firm that makes gout?", ["makes", "seat"]), ("What is gout?", []),
     ):  # fmt: skip
         assert find_phrases(text, "gout", ["gout"]) == wanted
+
+
+def test_what_is_asked_for_is_kept_beside_the_phrases():
+    for text, phrases, kinds in (
+        ("Which currency is used in Chad?", ("used",), ("currency",)), ("Which currency has Chad?", ("currency",), ()),
+        ("What is the firm that sells Chad?", ("sells",), ("firm",)), ("Who used Chad?", ("used",), ()),
+    ):  # fmt: skip
+        question = read_question(text, ["c"], ["Chad"], "")
+        assert (question.phrases, question.kinds) == (phrases, kinds)
+
+
+def test_a_common_noun_is_no_name():
+    for text, common in (
+        ("Which moon did Huygens land on?", True), ("What is the moon of Neptune?", True), ("Who saw moon?", False),
+        ("What is the Moon of Neptune?", False), ("Who landed on the moon?", False),
+    ):  # fmt: skip
+        start = text.lower().index("moon")
+        assert is_common_noun(text, start, start + 4, "Moon") == common
+        assert not is_common_noun(text, start, start + 4, "moon")
+
+
+def test_a_time_is_a_number_alone_or_with_what_times_are_told_by():
+    when = read_question("When was Rosetta 2 built?", ["r"], ["Rosetta 2"], "")
+    who = read_question("Who built Rosetta 2?", ["r"], ["Rosetta 2"], "")
+    for name in ("2004", "2 March 2004", "2004-03-02T07:17:00Z", "c. 300 BC", "the 19th century", "1990s", "Q3 2004"):
+        assert suits_kind(when, f"Rosetta 2 -[built]-> {name}")
+        assert not suits_kind(who, f"Rosetta 2 -[built]-> {name}")
+    for name in ("Ariane 5", "433 Eros", "67P/Churyumov-Gerasimenko", "H-IIA", "Ruth"):
+        assert not suits_kind(when, f"{name} <-[built in 2004]- Rosetta 2")
+        assert suits_kind(who, f"{name} <-[built in 2004]- Rosetta 2")
+    assert suits_kind(when, "Rosetta 2 -[built]-> {Ruth, 2004}")
 
 
 def test_an_indicator_is_entities_and_relations_in_turn():

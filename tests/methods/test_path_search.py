@@ -54,6 +54,22 @@ def test_the_best_path_answers_with_what_stands_between_the_topics():
     assert record["told"]["names"] == ["asthma", "tremor"]
 
 
+def test_of_the_best_paths_one_that_suffices_answers():
+    facts = [("Rosetta", "launched_on", "Ariane 5"), ("Rosetta", "orbited", "Eros"), ("Rosetta", "launched_in", "2004")]
+    here, similarity = graph(*facts), Similarity(None)
+    judge = open_judge(Judging(), similarity, 0.5, 0)
+    paths = [Path((iri(near), iri(far)), (Step(f"urn:r:{relation}", True),)) for near, relation, far in facts]
+    for asked, answer in (
+        ("When was Rosetta launched?", "2004"), ("What was Rosetta launched on?", "Ariane 5"),
+        ("What has Rosetta orbited?", "Eros"), ("Who sold Rosetta?", ""),
+    ):  # fmt: skip
+        question = judge.read(asked, [iri("Rosetta")], ["Rosetta"], "")
+        around = Surroundings(here, question.topics)
+        made = PathSearch(here, question, judge, similarity, around, {}, [], Widths(), Exploring(), range(1, 4), True)
+        made.decide(walks.cluster_paths(paths), "topics", 1)
+        assert (made.sufficient, made.answer) == (bool(answer), answer)
+
+
 def test_a_branch_is_told_with_the_entities_of_all_paths_that_have_it():
     made = search()
     paths = [

@@ -28,7 +28,7 @@ TOPICS = 6
 TRIES = 3
 """How often a language model is asked for the same list."""
 OTHER_KIND = 0.8
-"""What a path counts that names no number where a time is asked for, or one where a person or a place is."""
+"""What a path counts that names no time where one is asked for, or nothing else where a person or a place is."""
 WARM = 0.4
 """Temperature of all but verdicts."""
 
@@ -87,7 +87,7 @@ class SimilarityJudge:
         """The places of the best, the best first: by how well their relations and the question's phrases align."""
         relations = list(dict.fromkeys(relation for piece in pieces for relation in piece.relations))
         phrases = question.phrases or (question.text,)
-        alike = self.similarity.compare(phrases, relations)
+        alike = self._compare(question, phrases, relations)
         column = {relation: number for number, relation in enumerate(relations)}
         scores = []
         for piece in pieces:
@@ -114,13 +114,36 @@ class SimilarityJudge:
     def decide(self, question: PathQuestion, texts: Sequence[str], whole: Sequence[Piece]) -> tuple[bool, str]:
         """Whether the paths answer the question, and the answer; `whole`: those of them that hold all topics.
 
-        Without a language model, whether a path holds all topics, and a relation for each phrase.
+        Without a language model, whether one of `find_sufficient` is there; what it answers stands on the path.
         """
-        for piece in whole:
-            alike = self.similarity.compare(question.phrases, piece.relations)
-            if not question.phrases or all(value >= self.enough for value in align(alike)):
-                return True, ""
-        return False, ""
+        return bool(self.find_sufficient(question, whole)), ""
+
+    def find_sufficient(self, question: PathQuestion, whole: Sequence[Piece]) -> list[int]:
+        """The places of the paths that have a relation for each phrase and may name what is asked for, the best first.
+
+        A path that is longer than what the question speaks of says something else. It asks no language model.
+        """
+        found = list[int]()
+        for place in SimilarityJudge.choose(self, question, whole):
+            piece = whole[place]
+            alike = self._compare(question, question.phrases, piece.relations)
+            spoken = not question.phrases or all(value >= self.enough for value in align(alike))
+            spoken = spoken and len(piece.relations) <= question.steps
+            found += [place] if spoken and path_questions.suits_kind(question, piece.text) else []
+        return found
+
+    def _compare(self, question: PathQuestion, phrases: Sequence[str], relations: Sequence[str]) -> np.ndarray:
+        """[phrases, relations]: how alike they are.
+
+        A relation that names a kind the question asks for may be what any phrase speaks of: "which currency is used".
+        """
+        alike = self.similarity.compare(phrases, relations)
+        if not question.kinds or not len(phrases):
+            return alike
+        terms, said = self.similarity.terms, [set(self.similarity.terms(relation)) for relation in relations]
+        named = np.array([[bool(of) and of <= some for some in said] for of in map(set, map(terms, question.kinds))])
+        kinds = self.similarity.compare(question.kinds, relations)
+        return np.asarray(np.maximum(alike, np.where(named, kinds, 0.0).max(0)))
 
     def guess(self, question: PathQuestion, texts: Sequence[str]) -> str:
         """The best answer that there is, though the paths do not suffice; empty without a language model."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from secateur.retrieval.words import COMMON
 
 __all__ = [
-    "PathQuestion", "find_phrases", "find_position", "order_topics", "read_question", "split_indicator", "suits_kind",
-    "with_phrases",
+    "PathQuestion", "find_phrases", "find_position", "is_common_noun", "order_topics", "read_question",
+    "split_indicator", "suits_kind", "with_phrases",
 ]  # fmt: skip
 
 _FUNCTION = (
@@ -39,8 +39,8 @@ class PathQuestion:
 
     topics: nodes, in the order in which a path is to lead through them; names of these, and a part of the question for
     each. lengths: steps that each part seems to speak of. indicator: what paths are compared with. steps: how many it
-    has (D). phrases: what the question says of each step, in the order of the path. others: what else the indicator
-    names.
+    has (D). phrases: what the question says of each step, in the order of the path. kinds: of what is asked for or
+    described, where phrases say more than these. others: what else the indicator names.
     """
 
     text: str
@@ -51,6 +51,7 @@ class PathQuestion:
     indicator: str = ""
     steps: int = 1
     phrases: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
 
     @property
@@ -76,7 +77,7 @@ def read_question(text: str, nodes: Sequence[str], names: Sequence[str], indicat
         links = []
     others = tuple(name for name in links[::2] if name.casefold() not in folded and not OPEN.match(name))
     steps = (len(links) - 1) // 2 if links else 0
-    return with_phrases(PathQuestion(text, topics, known, parts, (), chain, steps, (), others))
+    return with_phrases(PathQuestion(text, topics, known, parts, (), chain, steps, (), (), others))
 
 
 def split_indicator(indicator: str) -> list[str]:
@@ -100,32 +101,52 @@ def with_phrases(question: PathQuestion) -> PathQuestion:
     A path from one topic to the next has the phrases of the one, then those of the other backwards. A part without any
     speaks of the same as the one before it: "directed both A and B".
     """
-    each = list[list[str]]()
+    each, kinds = list[list[str]](), dict[str, None]()
     for part, name in zip(question.parts, question.names, strict=True):
-        each.append(find_phrases(part, name, question.names) or (each[-1] if each else []))
+        phrases, some = _read_phrases(part, name, question.names)
+        kinds |= dict.fromkeys(some if phrases else ())
+        each.append(phrases or some or (each[-1] if each else []))
     each = [phrases or next((other for other in each if other), []) for phrases in each]
     along = list(each[0]) if len(each) == 1 else []
     for near, far in itertools.pairwise(each):
         along += [*near, *reversed(far)]
     lengths = tuple(max(1, len(phrases)) for phrases in each)
-    return replace(question, phrases=tuple(along), lengths=lengths, steps=question.steps or max(1, len(along)))
+    steps = question.steps or max(1, len(along))
+    return replace(question, phrases=tuple(along), kinds=tuple(kinds), lengths=lengths, steps=steps)
 
 
 _TIME = re.compile(r"\bwhen\b|\b(?:what|which) (?:year|date|day|month|century)\b", re.IGNORECASE)
 _NO_TIME = re.compile(r"\b(?:who|whom|where)\b", re.IGNORECASE)
+_STEP = re.compile(r" <?-\[.*?\]->? ")
+"""What stands between two places of a path in words."""
+_TOLD = (
+    "january february march april may june july august september october november december jan feb mar apr jun jul aug "
+    "sep sept oct nov dec monday tuesday wednesday thursday friday saturday sunday spring summer autumn winter st nd "
+    "rd th s century centuries early mid late about around before after since until to and of the in c ca circa ad bc "
+    "ce bce t z am pm utc gmt q"
+)
+_IN_TIMES = frozenset(_TOLD.split())
+"""What the name of a time may hold beside its number."""
 
 
 def suits_kind(question: PathQuestion, text: str) -> bool:
-    """Whether a path in words may name what is asked for: a time has a digit, and a person or a place has none.
+    """Whether a path in words may name what is asked for: a time where one is, else something that is none.
 
-    Topics do not count. Where neither is asked for any path may.
+    A time is a number, alone or with what times are told by: 2004 and the 19th century, not Ariane 5. Topics do not
+    count. Where neither a time nor a person or a place is asked for any path may.
     """
-    time = bool(_TIME.match(question.text.strip()))
-    if not time and not _NO_TIME.match(question.text.strip()):
+    asked = question.text.strip()
+    time = bool(_TIME.match(asked))
+    if not time and not _NO_TIME.match(asked):
         return True
-    for name in question.names:
-        text = text.replace(name, "")
-    return any(sign.isdigit() for sign in text) == time
+    places = [place.strip("{}").split(", ") for place in _STEP.split(text)]
+    kinds = {_is_time(name) for name in itertools.chain(*places) if name not in question.names}
+    return time in kinds or not (time or kinds)
+
+
+def _is_time(name: str) -> bool:
+    parts = re.findall(r"\d+|[^\W\d_]+", name.casefold())
+    return any(part.isdigit() for part in parts) and all(part.isdigit() or part in _IN_TIMES for part in parts)
 
 
 def order_topics(question: PathQuestion, topics: Sequence[str]) -> PathQuestion:
@@ -141,6 +162,12 @@ def find_phrases(text: str, topic: str, names: Sequence[str]) -> list[str]:
     What it asks for at its start is none, "which drug treats" asks for a drug, and neither is the kind of what is
     described, "the company that makes"; unless it says nothing else. "Of" binds closer than what stands behind a name.
     """
+    phrases, kinds = _read_phrases(text, topic, names)
+    return phrases or kinds
+
+
+def _read_phrases(text: str, topic: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What `find_phrases` finds, and the kinds of what is asked for or described."""
     for name in sorted(names, key=len, reverse=True):
         text = re.sub(re.escape(name), " ¦ " if name == topic else " , ", text, flags=re.IGNORECASE)
     words = [*re.findall(r"[^\W_]+(?:['’-][^\W_]+)*|[,;.?!:¦]", text.casefold()), "."]
@@ -163,7 +190,19 @@ def find_phrases(text: str, topic: str, names: Sequence[str]) -> list[str]:
         if run:
             (kinds if number <= asked else phrases).append((far, " ".join(run)))
         run, before = [], word
-    return [phrase for _, phrase in sorted(phrases or kinds, key=lambda pair: pair[0])]
+    near, beside = (sorted(some, key=lambda pair: pair[0]) for some in (phrases, kinds))
+    return [phrase for _, phrase in near], [kind for _, kind in beside]
+
+
+def is_common_noun(text: str, start: int, end: int, name: str) -> bool:
+    """Whether a text means a kind of thing at a place where it holds a name: the moon of Neptune is not the Moon.
+
+    It is so where the text has small letters, the name has not, and it is asked for, "which moon", or described.
+    """
+    if text[start:end] != name.lower() or name == name.lower():
+        return False
+    before, after = text[:start].lower().split()[-1:], text[end:].lower().split()[:1]
+    return bool(ASKING & set(before) or (_ARTICLES & set(before) and (_DESCRIBING | {"of"}) & set(after)))
 
 
 def _end_of_asking(words: Sequence[str]) -> int:

@@ -206,7 +206,10 @@ class PathSearch:
             texts = self.judge.shorten(self.question, texts, names)
         self.summary = texts
         self.sufficient, answer = self.judge.decide(self.question, texts, whole)
-        self.answer = answer or self._name_answer(best[0]) if self.sufficient else ""
+        if self.sufficient and not answer:
+            found = [complete[place] for place in self.judge.find_sufficient(self.question, whole)]
+            answer = self._name_answer([*found, *best][0])
+        self.answer = answer if self.sufficient else ""
         return self.sufficient
 
     def conclude(self, best: Sequence[Cluster], force: bool) -> None:

@@ -79,6 +79,22 @@ def test_a_guess_on_a_path_that_was_found_takes_no_place():
     assert len(lines) == len(set(lines)) == found["paths_kept"] == 2
 
 
+def test_a_kind_that_the_graph_has_a_name_for_is_no_topic():
+    here = graph([("Triton", "is moon of", "Neptune"), ("Luna 9", "landed on", "Moon")])
+    _, found, _ = told(here, "What is the moon of Neptune?")
+    assert (found["answer"], found["names"]) == ("Triton", ["Neptune"])
+    assert told(here, "What landed on the moon?")[1]["answer"] == "Luna 9"
+
+
+def test_a_guess_leads_to_no_path_that_comes_back_over_a_topic():
+    facts = [(rover, "landed on", "Mars") for rover in ("Curiosity", "Perseverance")]
+    question = "Is it Curiosity that reached Mars and Ingenuity?"
+    here = graph([*facts, ("Perseverance", "carried", "Ingenuity")])
+    result, _, rows = told(here, question, topics=["Mars", "Ingenuity"])
+    assert result.subject.to_text() == "Mars <-[landed on]- Perseverance -[carried]-> Ingenuity"
+    assert len(rows) == 1
+
+
 def test_a_path_through_both_topics_answers():
     result, found, rows = told(graph(MEDICINE), QUESTION)
     assert result.subject.to_text().split("\n")[0] == "asthma <-[treats]- salbutamol -[causes]-> tremor"

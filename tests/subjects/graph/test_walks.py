@@ -246,6 +246,15 @@ def test_a_chain_of_too_many_keeps_the_shortest():
     assert (found.paths, found.whole) == ((Path(("a", "b", "c"), step * 2, (0, 1, 2)),), False)
 
 
+def test_no_node_stands_twice_between_two_ends_whatever_else_is_led_through():
+    steps = (Step("r", True),) * 4
+    there_and_back = Path(("a", "x", "a", "y", "b"), steps, (0, 1, 4))
+    assert not walks.is_simple_between(there_and_back, ["a", "b"])
+    assert walks.is_simple_between(there_and_back._replace(nodes=("a", "x", "z", "y", "b")), ["a", "b"])
+    # What three topics have in common stands between the first two and between the last.
+    assert walks.is_simple_between(Path(("a", "x", "b", "x", "c"), steps, (0, 2, 4)), ["a", "b", "c"])
+
+
 def test_topics_that_do_not_meet_stand_in_groups():
     around = Surroundings(graph([("a", "r", "b"), ("c", "r", "d")]), [X + part for part in "abcd"])
     around.reach(1)

@@ -17,7 +17,7 @@ from secateur.methods.asking import Record
 from secateur.methods.fitting import fit_to_limits
 from secateur.methods.linking import NOTHING, Linking, correct, find_spans, link_topics
 from secateur.methods.path_judges import TOPICS, Judging, SimilarityJudge, open_judge
-from secateur.methods.path_questions import find_phrases, find_position, order_topics
+from secateur.methods.path_questions import find_phrases, find_position, is_common_noun, order_topics
 from secateur.methods.path_search import Exploring, Hops, PathSearch, Widths
 from secateur.methods.similarity import Matching, Similarity
 from secateur.retrieval.encoders import Count, Encoding
@@ -78,7 +78,8 @@ def paths_over_graph(
 
         s = (1 / hops + 1 / phrases) max over alignments of sum of cos(r, p),
 
-    and paths suffice where one holds all topics and each phrase has its relation there, with a cosine of `enough`.
+    and paths suffice where one holds all topics and each phrase has its relation there, with a cosine of `enough`; that
+    one answers. It is no longer than D.
 
     Args:
         subject: the graph; it stays as it is.
@@ -109,11 +110,14 @@ def paths_over_graph(
     without end for a list that it can read; none of these is kept. D is the number of steps of the indicator, as in
     the code; of more than two topics, those from one to the next. Branches of paths with the same relations are one,
     as the paths are; where one hop more makes whole paths of all branches, they stay short, or the judge would read as
-    much as without them. Without a language model a path counts less that names no number where a time is asked for.
+    much as without them. Without a language model a path counts less that names no time where one is asked for, and
+    does not suffice; and a relation that names the kind of what is asked for, "which currency is used", says what any
+    phrase does. A name that the question writes small is no topic where it says what kind of thing is asked for.
     Where more than `most` paths begin alike in length, those go on whose relations are most like
     the question. A thing without a name is called by the end of its IRI. A round of the third phase looks at the `wide`
-    most similar edges. Without a language model the supplement looks up the three entities on paths whose names are
-    most like the question.
+    most similar edges. Paths lead from thing to thing: what a graph says of one in words or numbers (RDF literals, as
+    most of its dates are) is on none of them. Without a language model the supplement looks up the three entities on
+    paths whose names are most like the question.
     """
     counts, similarity = (
         encoding.counts(),
@@ -177,7 +181,9 @@ def link(
         names, lost = graphs.find_names(graph, [question], lookup=linking.lookup)
         notes += lost
         spans, spelt = find_spans(graph, names, question, similarity.embed, linking)
-        nodes, notes = [found[0] for _, _, found in spans], notes + [spelling.note for spelling in spelt]
+        called = graph.names(found[0] for _, _, found in spans)
+        proper = [span for span in spans if not is_common_noun(question, *span[:2], called[span[2][0]])]
+        nodes, notes = [found[0] for _, _, found in proper or spans], notes + [spelling.note for spelling in spelt]
         question = correct(question, spelt)
         if not nodes and similarity.embed:
             phrases = find_phrases(question, "", ()) or [question]
@@ -383,7 +389,8 @@ def lead_through(
         parts.append(best_of(search, paths, each) if each and len(paths) > each else paths)
     chained = walks.chain_paths(parts, most=most, liking=liking)
     search.note_bound(chained.whole)
-    return list(chained.paths)
+    # Out to a guess and back over what it came from says no more than the way without it.
+    return [path for path in chained.paths if walks.is_simple_between(path, search.question.topics)]
 
 
 def grow(search: PathSearch, paths: Sequence[Path]) -> list[Path]:

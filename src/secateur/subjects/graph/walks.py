@@ -7,10 +7,11 @@ much of it comes as numbers, relation -> how much it is liked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import NamedTuple
 
 from secateur.errors import ServerError
@@ -29,6 +30,7 @@ __all__ = [
     "facts_of",
     "find_paths",
     "grow_paths",
+    "is_simple_between",
     "join_paths",
     "verbalise",
 ]
@@ -359,6 +361,13 @@ def chain_paths(
         both.sort(key=lambda path: (len(path.steps), *_rank(path, liking)))
         whole, found = whole and len(both) <= most, both[:most]
     return Found(tuple(found), whole)
+
+
+def is_simple_between(path: Path, ends: Collection[str]) -> bool:
+    """Whether no node stands twice between two of these ends, through whatever else the path was to lead."""
+    places = [stop for stop in path.stops if path.nodes[stop] in ends]
+    parts = (path.nodes[near : far + 1] for near, far in pairwise(places))
+    return all(len(set(part)) == len(part) for part in parts)
 
 
 def join_paths(first: Path, second: Path) -> Path:
