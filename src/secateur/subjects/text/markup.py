@@ -85,6 +85,8 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
+_BLANK = {" ", "\n"}
+"""What is left of blanks, by `_one_blank`."""
 _BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
 _NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
 """Of an attribute that can be written: a page may name one `"><script>`."""
@@ -215,7 +217,7 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
 
     attributes: "*" asks for all of them, but those whose names can't be written; how many columns and rows a cell takes
-    always stays. hidden: keep what the page hides by
+    always stays. Blanks that tags in a line part are one, as those of a text are. hidden: keep what the page hides by
     its own markup (`hidden`, `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the
     tree says how many words were left out. The text of a picture (`alt`) stands in its place.
     """
@@ -225,17 +227,24 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
     tag, text, parent, end = [ROOT], [""], [-1], [0]
     parser = LexborHTMLParser(nesting.limit_nesting(source))
     node, above, spaced, unseen = parser.root, [0], 0, 0
+    ends_blank = False  # whether the line ends in a blank, which is one with those that follow it behind tags in a line
     hides = not hidden and _MAY_HIDE.search(source) is not None
     while node is not None:
         name = node.tag
         down = False
         if name == "-text":
             said = node.text_content or ""
-            tag.append("")
-            text.append(said if spaced else _BLANKS.sub(_one_blank, said))
-            parent.append(above[-1])
-            end.append(len(tag))
+            if not spaced:
+                said = _BLANKS.sub(_one_blank, said)
+                said = said[ends_blank and said[:1] in _BLANK :]
+            if said:
+                tag.append("")
+                text.append(said)
+                parent.append(above[-1])
+                end.append(len(tag))
+                ends_blank = not spaced and said[-1] in _BLANK
         elif name in _BREAKS:
+            ends_blank = False
             tag.append("")
             text.append("\n")
             parent.append(above[-1])
@@ -257,6 +266,7 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
             parent.append(above[-1])
             end.append(0)
             down = node.child is not None
+            ends_blank &= original_tag(tag[-1]) not in BLOCKS
             if down:
                 spaced += tag[-1] in _SPACED
                 above.append(len(tag) - 1)
@@ -271,6 +281,7 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
                 node = None
                 break
             spaced -= tag[above[-1]] in _SPACED
+            ends_blank &= original_tag(tag[above[-1]]) not in BLOCKS
             end[above.pop()] = len(tag)
         node = node.next if node is not None else None
     for left in above:
