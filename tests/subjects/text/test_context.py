@@ -53,6 +53,10 @@ def with_companions(page: Page, word: str) -> str:
             "<table><tr><th>code</th><th>what</th></tr><tr><td>7</td><td><p>gives</p><p>x</p></td></tr></table><p>o</p>",
             "code what 7 gives",
         ),
+        ("<table><tr><td><p>f()</p><p>gives</p><p>x</p></td></tr><tr><td><p>g()</p><p>o</p></table>", "f() gives"),
+        ("<table><tr><td>f()<p>x</p><ul><li>a</li><li>gives</li></ul></td></tr><tr><td>g()</table>", "f() gives"),
+        ("<table><tr><td><p>x</p><h2>A</h2><p>gives</p></td></tr></table>", "A gives"),
+        (f"<table><tr><td><p>{'word ' * 60}</p><p>gives</p></td></tr></table>", "gives"),
     ],
 )  # fmt: skip
 def test_nothing_is_cut_from_what_gives_it_meaning(source, left):
@@ -65,6 +69,7 @@ def test_nothing_is_cut_from_what_gives_it_meaning(source, left):
         ("<dl><dt>names</dt><dt>-s</dt><dd><p>a</p><p>b</p></dd><dd>c</dd><dt>-v</dt><dd>d</dd></dl>", "a b c"),
         ("<p>names these:</p><ul><li>a</li><li>b</li></ul><p>o</p>", "a b"),
         ("<p>names these.</p><ul><li>a</li><li>b</li></ul><p>o</p>", ""),
+        ("<table><tr><td><p>names</p><p>a</p><pre>b</pre><td><p>o</p><p>o</p></table>", "a b"),
         (f"<p>It {'is ' * 40}long. It names these:</p><pre>a b</pre><p>o</p>", "a b"),
         ("<h1>A</h1><h2>names</h2><p>a</p><ul><li>b</li></ul><h3>C</h3><p>c</p><h2>D</h2><p>d</p>", "a b"),
         ("<div><h2>names</h2><p>a</p></div><p>o</p>", "a"),

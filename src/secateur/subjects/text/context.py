@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 
-from secateur.subjects.text.lines import SENTENCE
+from secateur.subjects.text.lines import BLOCKS, SENTENCE
 from secateur.subjects.text.tree import Tree
 
 __all__ = ["ENDS_HEADINGS", "LED", "Contexts", "count_rows", "find_previous", "leads", "mend_rows"]
@@ -26,6 +26,8 @@ _OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}
 _NAMED_BY = {"figure": "figcaption", "details": "summary", "fieldset": "legend", "table": "caption"}
 _TERMS = 16
 """How many terms of one definition count, the nearest first: a page may have thousands before each."""
+_SHORT = 256
+"""Letters of a line up to which it names what is beside or below it in a table; what is longer tells of something."""
 _ROWS = re.compile(r' rowspan="([0-9]{1,5})"')
 _SPANNING = 16
 """How many rows with cells that go on into a row count, the nearest of them."""
@@ -38,6 +40,8 @@ class Contexts:
         self.tree = tree
         self._heads, self._above = _find_headings(tree, owners)
         self._before = find_previous(tree)
+        self._letters = tree.before([0 if tag else len(text) for tag, text in zip(tree.tag, tree.text, strict=True)])
+        self._outlines = tree.before([int(tag == "table" or tag in _HEADINGS) for tag in tree.tag])
         self._found = dict[int, list[int]]()
         self._rows, self._names = dict[int, list[int]](), dict[int, list[int]]()
         self._spanning = dict[int, dict[int, list[int]]]()
@@ -53,7 +57,8 @@ class Contexts:
         """The range of nodes that a node leads to, (0, 0) for none: those right under it.
 
         Of a heading what comes before the next one; of a term the definitions behind it; of a caption, summary or
-        legend what it names; of the line, or its last sentence, that ends in a colon the list, table or code behind it.
+        legend what it names; of the name that a row's first cell begins with what else is in the cell; of the line,
+        or its last sentence, that ends in a colon the list, table or code behind it.
         """
         tree, above = self.tree, self.tree.parent[node]
         if node <= 0:
@@ -64,6 +69,8 @@ class Contexts:
             return above + 1, tree.end[above]
         if tree.tag[node] == "dt":
             return self._find_definitions(node)
+        if self._find_name(above) == node:
+            return tree.end[node], tree.end[above]
         line = above if tree.tag[node] == SENTENCE and tree.end[above] == tree.end[node] else node
         following = tree.end[line]
         led = following < tree.end[tree.parent[line]] and tree.tag[following] in LED and leads(tree, line)
@@ -105,7 +112,7 @@ class Contexts:
     def _find_beside(self, child: int, above: int) -> list[int]:
         """What a node stands under among its siblings."""
         tree, tag = self.tree, self.tree.tag[child]
-        found = list[int]()
+        found = [name for name in [self._find_name(above)] if name not in (0, child)]
         if tag == "dd":
             found += self._terms[child]
         elif tag in ("td", "th") and tree.tag[above] == "tr":
@@ -126,6 +133,22 @@ class Contexts:
             if following < len(tree) and tree.tag[following] in LED and self._before[following] == above:
                 found += [last for last in [_last_sentence(tree, above)] if leads(tree, above) and last != child]
         return found
+
+    def _find_name(self, cell: int) -> int:
+        """The short line that the first cell of a row begins with, if blocks follow it in the cell; 0 for none.
+
+        Tables of functions have it: a name, and below it what it does. A cell with headings or tables is a layout.
+        """
+        tree, line = self.tree, cell + 1
+        if tree.tag[cell] not in ("td", "th") or tree.tag[cell - 1] != "tr" or tree.end[cell] == line:
+            return 0
+        alone = tree.tag[line] not in BLOCKS or tree.end[line] == tree.end[cell]
+        if alone or not self._is_short(line) or self._outlines[tree.end[cell]] > self._outlines[line]:
+            return 0
+        return 0 if any(tag in BLOCKS for tag in tree.tag[line + 1 : tree.end[line]]) else line
+
+    def _is_short(self, node: int) -> bool:
+        return 0 < self._letters[self.tree.end[node]] - self._letters[node] <= _SHORT
 
     def _find_rows(self, child: int, above: int) -> list[int]:
         """The rows of heads above a row: two at most that begin its table, and the last one before it."""

@@ -393,8 +393,9 @@ class Page:
     def companions(self, index: int) -> list[int]:
         """The blocks without which a block would lose its meaning.
 
-        The headings above it; of a definition its terms; of a cell or row the heads and caption of its table; of an
-        item the item and the sentence that it stands under; of code, a list or a table the sentence that leads into it.
+        The headings above it; of a definition its terms; of a cell or row the heads and caption of its table; of what
+        stands in a row's first cell the name that the cell begins with; of an item the item
+        and the sentence that it stands under; of code, a list or a table the sentence that leads into it.
         """
         if index not in self._companions:
             found = set[int]()
