@@ -149,6 +149,30 @@ def test_a_row_keeps_the_cell_that_goes_on_into_it_and_that_cell_its_rows():
     assert alone.html() == "<table><tbody><tr><td>kind<td>one<tr><td>other<td>four</table>"
 
 
+@pytest.mark.parametrize(
+    ("rows", "left"),
+    [
+        ("<tr><th>code<th>name<tr><td colspan=2>A<tr><td>1<td>o<tr><td colspan=2>B<tr><td>2<td>gives<tr><td colspan=2>C"
+         "<tr><td>3<td>o", "code name B 2 gives"),
+        ("<tr><td colspan=9>A<tr><td>1<td>o<tr><td colspan=9>B<tr><td>2<td>o<tr><td>3<td>gives", "B 3 gives"),
+        ("<tr><th>code<th>name<tr><th colspan=2>A<tr><td>1<td>o<tr><th colspan=2>B<tr><td>2<td>gives<tr><td>3<td>o",
+         "code name B 2 gives"),
+        ("<thead><tr><th>code<th>name<tbody><tr><th scope=rowgroup>A<td><tr><td>1<td>o<tbody><tr><th scope=rowgroup>B"
+         "<td><tr><td>2<td>gives", "code name B 2 gives"),
+        ("<tr><th colspan=2>codes<tr><th>code<th>name<tr><th colspan=2>A<tr><td>1<td>o<tr><th colspan=2>B<tr><td>2<td>"
+         "gives", "codes code name B 2 gives"),
+        ("<tr><th>code<th>name<tr><td>1<td>o<tr><td colspan=2>tells of 1<tr><td>2<td>gives<tr><td colspan=2>tells of 2",
+         "code name 2 gives"),
+        (f"<tr><td colspan=2>A<tr><td>1<td>o<tr><td colspan=2>{'word ' * 60}<tr><td>2<td>gives", "A 2 gives"),
+        ("<tr><td>A<tr><td>gives<tr><td>o", "gives"),
+        ("<thead><tr><th>code<th>name<tr><th>gives<th>o", "code name gives o"),
+        ("<tr><td colspan=2>A<tr><td>1<td>o<tr><td colspan=2>gives<tr><td>2<td>o", "gives"),
+    ],
+)  # fmt: skip
+def test_a_row_across_all_columns_heads_the_rows_until_the_next_one(rows, left):
+    assert with_companions(open_page(f"<table>{rows}</table>", block=1), "gives") == left
+
+
 def test_a_cell_of_a_hundred_rows_takes_those_that_are_left():
     rows = "".join(f"<tr>{'<th rowspan=100>fruit' * (not i)}<td>n{i}" for i in range(100))
     page = open_page(f"<table>{rows}</table>", block=1, numbered=False)

@@ -28,7 +28,7 @@ _TERMS = 16
 """How many terms of one definition count, the nearest first: a page may have thousands before each."""
 _SHORT = 256
 """Letters of a line up to which it names what is beside or below it in a table; what is longer tells of something."""
-_ROWS = re.compile(r' rowspan="([0-9]{1,5})"')
+_COLUMNS, _ROWS = re.compile(r' colspan="([0-9]{1,5})"'), re.compile(r' rowspan="([0-9]{1,5})"')
 _SPANNING = 16
 """How many rows with cells that go on into a row count, the nearest of them."""
 
@@ -44,6 +44,7 @@ class Contexts:
         self._outlines = tree.before([int(tag == "table" or tag in _HEADINGS) for tag in tree.tag])
         self._found = dict[int, list[int]]()
         self._rows, self._names = dict[int, list[int]](), dict[int, list[int]]()
+        self._groups = dict[int, list[int]]()
         self._spanning = dict[int, dict[int, list[int]]]()
         self._terms = _find_terms(tree, self._before)
 
@@ -119,6 +120,7 @@ class Contexts:
             found += [above + 1] if above + 1 != child and tree.end[above + 1] > above + 2 else []
         elif tag in ("tr", "tbody", "thead", "tfoot"):
             found += [*self._find_rows(child, above), *self._find_spanning(child, above)]
+            found += self._find_group(child, above) if tag == "tr" else []
         elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
             found += [above + 1] if above + 1 != child else []
         if tree.tag[above] in _NAMED_BY:
@@ -151,17 +153,54 @@ class Contexts:
         return 0 < self._letters[self.tree.end[node]] - self._letters[node] <= _SHORT
 
     def _find_rows(self, child: int, above: int) -> list[int]:
-        """The rows of heads above a row: two at most that begin its table, and the last one before it."""
+        """The rows of heads above a row, of no group: two at most that begin its table, and the last one before it."""
         if above not in self._rows:
-            rows = list[int]()
+            rows, groups = list[int](), set(self._find_groups(above))
             for other in self.tree.children(above):
                 inner = self.tree.children(other) if self.tree.tag[other] in ("thead", "tbody") else [other]
-                rows += [row for row in inner if self._is_of_heads(row)]
+                rows += [row for row in inner if self._is_of_heads(row) and row not in groups]
             self._rows[above] = rows
         rows = self._rows[above]
         before = bisect_left(rows, child)  # without a list of them: a table may be all heads
         begin = 2 if len(rows) > 1 and rows[1] == self.tree.end[rows[0]] else 1
         return [*rows[: min(begin, before)], *rows[max(0, before - 1) : before]]
+
+    def _find_group(self, row: int, above: int) -> list[int]:
+        """The last row before a row that heads a group; none for one that does so itself, or is a foot."""
+        groups = self._find_groups(above) if self.tree.tag[above] != "tfoot" else []
+        before = bisect_left(groups, row)
+        return groups[max(0, before - 1) : before] if groups[before : before + 1] != [row] else []
+
+    def _find_groups(self, above: int) -> list[int]:
+        """The rows of a table that head those below them. above: the table, or a part of it.
+
+        A row of heads that begins the table is of all of it. Where such a row ends a table that begins with another,
+        they tell of what is above them.
+        """
+        tree = self.tree
+        table = tree.parent[above] if tree.tag[above] in ("tbody", "thead", "tfoot") else above
+        if table not in self._groups:
+            parts = tree.children(table)
+            inner = [row for part in parts for row in (tree.children(part) if tree.tag[part] == "tbody" else [part])]
+            rows = [row for row in inner if tree.tag[row] == "tr"]
+            found = self._find_lone(rows)
+            if found and self._is_of_heads(found[0]) and "tr" not in tree.tag[table : found[0]]:
+                found = found[1:]
+            first = next((row for row in rows if not self._is_of_heads(row)), 0)
+            self._groups[table] = [] if found[-1:] == rows[-1:] and first not in found else found
+        return self._groups[table]
+
+    def _find_lone(self, rows: Sequence[int]) -> list[int]:
+        """The rows of a table with several columns that say something short in one cell: a head, or one across all."""
+        tree, lone = self.tree, dict[int, int]()  # row -> its one cell that says something
+        for row in filter(self._is_short, rows):
+            cells = [cell for cell in tree.children(row) if self._letters[tree.end[cell]] > self._letters[cell]]
+            if len(cells) == 1:
+                lone[row] = cells[0]
+        widths = [sum(_count_columns(tree, cell) for cell in tree.children(row)) for row in rows] if lone else []
+        columns = max(widths, default=1)
+        wide = [row for row, cell in lone.items() if tree.tag[cell] == "th" or _count_columns(tree, cell) >= columns]
+        return wide if columns > 1 else []
 
     def _find_spanning(self, child: int, above: int) -> list[int]:
         """The rows before a row with a cell that goes on into it."""
@@ -181,6 +220,12 @@ class Contexts:
         cells = self.tree.children(node) if self.tree.tag[node] == "tr" else []
         tags = {self.tree.tag[cell] for cell in cells if self.tree.end[cell] > cell + 1}
         return "th" in tags and "td" not in tags
+
+
+def _count_columns(tree: Tree, cell: int) -> int:
+    """How many columns a cell takes."""
+    found = _COLUMNS.search(tree.text[cell])
+    return int(found[1]) if found else 1
 
 
 def count_rows(tree: Tree, cell: int) -> int:
