@@ -185,6 +185,37 @@ def test_a_cell_of_a_hundred_rows_takes_those_that_are_left():
     assert 'rowspan="0"' in open_ended.cut(Selection({"page": keep}))[0].html()
 
 
+@pytest.mark.parametrize(
+    ("source", "left"),
+    [
+        ("<ol><li>a<li>b<li>gives<li>c<li>gives it", '<ol><li value="3">gives<li value="5">gives it</ol>'),
+        ("<ol><li>a<li>gives<li>gives it", '<ol><li value="2">gives<li>gives it</ol>'),
+        ("<ol start=7 type=a><li>gives<li value=12>a<li>gives it",
+         '<ol start="7" type="a"><li>gives<li value="13">gives it</ol>'),
+        ("<ol><li>a<li>gives<li value=12>gives it", '<ol><li value="2">gives<li value="12">gives it</ol>'),
+        ("<ol start=x type=disc><li>gives<li value=' +12px'>gives it<li>a",
+         '<ol><li>gives<li value="12">gives it</ol>'),
+        ("<ol reversed><li>a<li>gives<li>b", '<ol reversed=""><li value="2">gives</ol>'),
+        ("<ol><li>a<ol><li>b<li>gives</ol><li>gives it",
+         '<ol><li>a<ol><li value="2">gives</ol><li>gives it</ol>'),
+        ("<ol><li><li>gives<li>a", '<ol><li value="2">gives</ol>'),
+        ("<ul><li>a<li>gives", "<ul><li>gives</ul>"),
+    ],
+)  # fmt: skip
+def test_an_item_keeps_its_number(source, left):
+    page = open_page(source, block=1, numbered=False)
+    keep = page.complete(np.array(["gives" in page.text(i) for i in range(len(page.blocks))]))
+    smaller = page.cut(Selection({"page": keep}))[0]
+    assert smaller.html() == page.draft(keep)[0] == left
+    assert smaller.cut(Selection({}))[0].html() == left
+
+
+def test_an_item_of_markdown_has_its_number_in_its_text():
+    page = open_page(["7. a\n8. gives\n9. b\n", "<p>o</p>"], kind=["markdown", "html"], block=1, numbered=False)
+    keep = np.array(["gives" in page.text(i) for i in range(len(page.blocks))])
+    assert page.cut(Selection({"page": keep}))[0].html() == "<ol><li>8. gives</ol>"
+
+
 def test_a_cell_that_goes_leaves_an_empty_one():
     cells = [f"<td>{' '.join(f'w{i}' for i in range(cell * 99, cell * 99 + 99))}</td>" for cell in range(3)]
     page = open_page(f"<table><tr>{''.join(cells)}</tr></table>", block=20)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from secateur.subjects.text.lines import BLOCKS, SENTENCE
 from secateur.subjects.text.tree import Tree
 
-__all__ = ["ENDS_HEADINGS", "LED", "Contexts", "count_rows", "find_previous", "leads", "mend_rows"]
+__all__ = [
+    "ENDS_HEADINGS",
+    "LED",
+    "Contexts",
+    "count_rows",
+    "find_previous",
+    "leads",
+    "mend_items",
+    "mend_rows",
+    "number_items",
+]
 
 LED = {"ul", "ol", "menu", "dl", "table", "pre", "blockquote", "figure"}
 """What a sentence before it may lead into, with a colon at its end."""
@@ -29,6 +39,7 @@ _TERMS = 16
 _SHORT = 256
 """Letters of a line up to which it names what is beside or below it in a table; what is longer tells of something."""
 _COLUMNS, _ROWS = re.compile(r' colspan="([0-9]{1,5})"'), re.compile(r' rowspan="([0-9]{1,5})"')
+_START, _VALUE = re.compile(r' start="(-?[0-9]{1,9})"'), re.compile(r' value="(-?[0-9]{1,9})"')
 _SPANNING = 16
 """How many rows with cells that go on into a row count, the nearest of them."""
 
@@ -255,6 +266,34 @@ def mend_rows(tree: Tree, old: Tree, nodes: Sequence[int]) -> Tree:
             stay = before[min(begin + count_rows(old, nodes[node]), len(before) - 1)] - before[begin]
             texts[node] = _ROWS.sub(f' rowspan="{stay}"' if stay > 1 else "", texts[node])
     return replace(tree, text=texts)
+
+
+def number_items(tree: Tree) -> dict[int, int]:
+    """The number of each item of the ordered lists, by HTML's rule (4.4.8)."""
+    found = dict[int, int]()
+    for node in (node for node, tag in enumerate(tree.tag) if tag == "ol"):
+        items = [child for child in tree.children(node) if tree.tag[child] == "li"]
+        step, start = -1 if ' reversed="' in tree.text[node] else 1, _START.search(tree.text[node])
+        number = int(start[1]) if start else len(items) if step < 0 else 1
+        for item in items:
+            value = _VALUE.search(tree.text[item])
+            found[item] = number = int(value[1]) if value else number
+            number += step
+    return found
+
+
+def mend_items(tree: Tree, numbers: Mapping[int, int], nodes: Sequence[int]) -> Tree:
+    """The tree in which each item has the number that it had: the first behind a gap says it.
+
+    numbers: those of the items of the tree that it is left of. nodes: which node of it each was.
+    """
+    texts, shifts = list(tree.text), dict[int, int]()  # shifts: of a list, by how much its last item had another number
+    for item, number in number_items(tree).items():
+        shift, above = numbers.get(nodes[item], number) - number, tree.parent[item]
+        if shift != shifts.get(above, 0):
+            texts[item] = f'{_VALUE.sub("", texts[item])} value="{number + shift}"'
+        shifts[above] = shift
+    return replace(tree, text=texts) if shifts else tree
 
 
 def _find_terms(tree: Tree, before: Sequence[int]) -> dict[int, list[int]]:

@@ -71,6 +71,13 @@ _SPANS = ("colspan", "rowspan")
 _MANY = re.compile(r"[ \t\n\f\r]*\+?0*([0-9]{1,5})")
 """How many columns or rows a cell takes, by HTML's rule for numbers (2.3.4.2): what is behind the digits is nothing."""
 
+_INTEGER = re.compile(r"[ \t\n\f\r]*\+?(-?[0-9]{1,9})")
+_NUMBERING = {
+    "ol": {"start": _INTEGER, "reversed": re.compile(r"()"), "type": re.compile(r"([aAiI])\Z")},
+    "li": {"value": _INTEGER},
+}
+"""Attributes that say which numbers the items of a list have, and what of their values does."""
+
 _SPACED = {"pre", "textarea"}
 
 PLAIN = PHRASES - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo", "ruby", "rb", "rp", "rt", "rtc"}
@@ -217,9 +224,10 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
 
     attributes: "*" asks for all of them, but those whose names can't be written; how many columns and rows a cell takes
-    always stays. Blanks that tags in a line part are one, as those of a text are. hidden: keep what the page hides by
-    its own markup (`hidden`, `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the
-    tree says how many words were left out. The text of a picture (`alt`) stands in its place.
+    always stays, and how a list numbers its items. hidden: keep what the page hides by its own markup (`hidden`,
+    `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the tree says how many words
+    were left out. Blanks on both sides of a tag in a line are one, as within a text. The text of a picture (`alt`)
+    stands in its place.
     """
     if isinstance(source, bytes):
         source = decode(source)
@@ -258,10 +266,10 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
             end.append(len(tag))
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
             tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
-            given = node.attributes if attributes or name in _CELLS else {}
+            given = node.attributes if attributes or name in _CELLS or name in _NUMBERING else {}
             stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else [*attributes]
-            spans = _read_spans(given) if name in _CELLS else {}
-            given, stay = {**given, **spans}, [key for key in stay if key not in _SPANS] + [*spans]
+            spans = _read_spans(given) if name in _CELLS else _read_numbering(name, given)
+            given, stay = {**given, **spans}, [key for key in stay if key not in (*_SPANS, *spans)] + [*spans]
             text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
             parent.append(above[-1])
             end.append(0)
@@ -297,6 +305,13 @@ def _read_spans(attributes: Mapping[str, str | None]) -> dict[str, str]:
     found = {key: _MANY.match(attributes.get(key) or "") for key in _SPANS}
     counts = {key: str(int(match[1])) for key, match in found.items() if match}
     return {key: count for key, count in counts.items() if count not in ("1", "0" if key == "colspan" else "1")}
+
+
+def _read_numbering(tag: str, attributes: Mapping[str, str | None]) -> dict[str, str]:
+    """How a list numbers its items, where it does not count from 1 in figures; and the number that an item gives."""
+    patterns = _NUMBERING.get(tag, {})
+    found = {key: pattern.match(attributes[key] or "") for key, pattern in patterns.items() if key in attributes}
+    return {key: match[1] for key, match in found.items() if match}
 
 
 def _is_hidden(tag: str, attributes: Mapping[str, str | None]) -> bool:
