@@ -53,6 +53,10 @@ def with_companions(page: Page, word: str) -> str:
             "<table><tr><th>code</th><th>what</th></tr><tr><td>7</td><td><p>gives</p><p>x</p></td></tr></table><p>o</p>",
             "code what 7 gives",
         ),
+        ("<table><tr><td><p>f()</p><p>gives</p><p>x</p></td></tr><tr><td><p>g()</p><p>o</p></table>", "f() gives"),
+        ("<table><tr><td>f()<p>x</p><ul><li>a</li><li>gives</li></ul></td></tr><tr><td>g()</table>", "f() gives"),
+        ("<table><tr><td><p>x</p><h2>A</h2><p>gives</p></td></tr></table>", "A gives"),
+        (f"<table><tr><td><p>{'word ' * 60}</p><p>gives</p></td></tr></table>", "gives"),
     ],
 )  # fmt: skip
 def test_nothing_is_cut_from_what_gives_it_meaning(source, left):
@@ -65,6 +69,7 @@ def test_nothing_is_cut_from_what_gives_it_meaning(source, left):
         ("<dl><dt>names</dt><dt>-s</dt><dd><p>a</p><p>b</p></dd><dd>c</dd><dt>-v</dt><dd>d</dd></dl>", "a b c"),
         ("<p>names these:</p><ul><li>a</li><li>b</li></ul><p>o</p>", "a b"),
         ("<p>names these.</p><ul><li>a</li><li>b</li></ul><p>o</p>", ""),
+        ("<table><tr><td><p>names</p><p>a</p><pre>b</pre><td><p>o</p><p>o</p></table>", "a b"),
         (f"<p>It {'is ' * 40}long. It names these:</p><pre>a b</pre><p>o</p>", "a b"),
         ("<h1>A</h1><h2>names</h2><p>a</p><ul><li>b</li></ul><h3>C</h3><p>c</p><h2>D</h2><p>d</p>", "a b"),
         ("<div><h2>names</h2><p>a</p></div><p>o</p>", "a"),
@@ -144,6 +149,30 @@ def test_a_row_keeps_the_cell_that_goes_on_into_it_and_that_cell_its_rows():
     assert alone.html() == "<table><tbody><tr><td>kind<td>one<tr><td>other<td>four</table>"
 
 
+@pytest.mark.parametrize(
+    ("rows", "left"),
+    [
+        ("<tr><th>code<th>name<tr><td colspan=2>A<tr><td>1<td>o<tr><td colspan=2>B<tr><td>2<td>gives<tr><td colspan=2>C"
+         "<tr><td>3<td>o", "code name B 2 gives"),
+        ("<tr><td colspan=9>A<tr><td>1<td>o<tr><td colspan=9>B<tr><td>2<td>o<tr><td>3<td>gives", "B 3 gives"),
+        ("<tr><th>code<th>name<tr><th colspan=2>A<tr><td>1<td>o<tr><th colspan=2>B<tr><td>2<td>gives<tr><td>3<td>o",
+         "code name B 2 gives"),
+        ("<thead><tr><th>code<th>name<tbody><tr><th scope=rowgroup>A<td><tr><td>1<td>o<tbody><tr><th scope=rowgroup>B"
+         "<td><tr><td>2<td>gives", "code name B 2 gives"),
+        ("<tr><th colspan=2>codes<tr><th>code<th>name<tr><th colspan=2>A<tr><td>1<td>o<tr><th colspan=2>B<tr><td>2<td>"
+         "gives", "codes code name B 2 gives"),
+        ("<tr><th>code<th>name<tr><td>1<td>o<tr><td colspan=2>tells of 1<tr><td>2<td>gives<tr><td colspan=2>tells of 2",
+         "code name 2 gives"),
+        (f"<tr><td colspan=2>A<tr><td>1<td>o<tr><td colspan=2>{'word ' * 60}<tr><td>2<td>gives", "A 2 gives"),
+        ("<tr><td>A<tr><td>gives<tr><td>o", "gives"),
+        ("<thead><tr><th>code<th>name<tr><th>gives<th>o", "code name gives o"),
+        ("<tr><td colspan=2>A<tr><td>1<td>o<tr><td colspan=2>gives<tr><td>2<td>o", "gives"),
+    ],
+)  # fmt: skip
+def test_a_row_across_all_columns_heads_the_rows_until_the_next_one(rows, left):
+    assert with_companions(open_page(f"<table>{rows}</table>", block=1), "gives") == left
+
+
 def test_a_cell_of_a_hundred_rows_takes_those_that_are_left():
     rows = "".join(f"<tr>{'<th rowspan=100>fruit' * (not i)}<td>n{i}" for i in range(100))
     page = open_page(f"<table>{rows}</table>", block=1, numbered=False)
@@ -154,6 +183,37 @@ def test_a_cell_of_a_hundred_rows_takes_those_that_are_left():
     open_ended = open_page(f"<table>{rows.replace('100', '0')}</table>", block=1, numbered=False)
     assert open_ended.companions(99) == [0]
     assert 'rowspan="0"' in open_ended.cut(Selection({"page": keep}))[0].html()
+
+
+@pytest.mark.parametrize(
+    ("source", "left"),
+    [
+        ("<ol><li>a<li>b<li>gives<li>c<li>gives it", '<ol><li value="3">gives<li value="5">gives it</ol>'),
+        ("<ol><li>a<li>gives<li>gives it", '<ol><li value="2">gives<li>gives it</ol>'),
+        ("<ol start=7 type=a><li>gives<li value=12>a<li>gives it",
+         '<ol start="7" type="a"><li>gives<li value="13">gives it</ol>'),
+        ("<ol><li>a<li>gives<li value=12>gives it", '<ol><li value="2">gives<li value="12">gives it</ol>'),
+        ("<ol start=x type=disc><li>gives<li value=' +12px'>gives it<li>a",
+         '<ol><li>gives<li value="12">gives it</ol>'),
+        ("<ol reversed><li>a<li>gives<li>b", '<ol reversed=""><li value="2">gives</ol>'),
+        ("<ol><li>a<ol><li>b<li>gives</ol><li>gives it",
+         '<ol><li>a<ol><li value="2">gives</ol><li>gives it</ol>'),
+        ("<ol><li><li>gives<li>a", '<ol><li value="2">gives</ol>'),
+        ("<ul><li>a<li>gives", "<ul><li>gives</ul>"),
+    ],
+)  # fmt: skip
+def test_an_item_keeps_its_number(source, left):
+    page = open_page(source, block=1, numbered=False)
+    keep = page.complete(np.array(["gives" in page.text(i) for i in range(len(page.blocks))]))
+    smaller = page.cut(Selection({"page": keep}))[0]
+    assert smaller.html() == page.draft(keep)[0] == left
+    assert smaller.cut(Selection({}))[0].html() == left
+
+
+def test_an_item_of_markdown_has_its_number_in_its_text():
+    page = open_page(["7. a\n8. gives\n9. b\n", "<p>o</p>"], kind=["markdown", "html"], block=1, numbered=False)
+    keep = np.array(["gives" in page.text(i) for i in range(len(page.blocks))])
+    assert page.cut(Selection({"page": keep}))[0].html() == "<ol><li>8. gives</ol>"
 
 
 def test_a_cell_that_goes_leaves_an_empty_one():

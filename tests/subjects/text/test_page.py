@@ -196,6 +196,30 @@ def test_tags_of_looks_go_and_their_text_stays_where_it_is():
     assert open_page("<p>a <b>c</b></p>", plain=()).html() == "<p>a <b>c</b></p>"
 
 
+@pytest.mark.parametrize(
+    "never",
+    [
+        'never be started if\n<a href="x"><code>\n  it</code></a> is',
+        "never be started if\n<!-- so -->\nit is",
+        "never be started if\n<span>\n</span>\nit is",
+        "never be started if\n<i hidden>o</i>\n<b>\n it\n</b>\nis",
+    ],
+)
+def test_blanks_around_a_tag_in_a_line_end_no_sentence(never):
+    page = open_page(f"<p>Slots are copied now. It must {never} enabled there. Water is wet.</p>", block=1).refine(0)
+    assert [page.text(i) for i in range(len(page.blocks))] == [
+        "Slots are copied now.",
+        "It must never be started if it is enabled there.",
+        "Water is wet.",
+    ]
+
+
+def test_blanks_stay_where_lines_and_code_part_them():
+    page = open_page("<div>a <p> b </p> c<pre> d <i> e</i>\n\n f</pre> g</div>", plain=())
+    texts = [text for tag, text in zip(page.tree.tag, page.tree.text, strict=True) if not tag]
+    assert texts == ["a ", " b ", " c", " d ", " e", "\n\n f", " g"]
+
+
 def test_a_page_may_be_written_without_numbers():
     page = open_page(source(), block=8, numbered=False)
     assert "<div0>" not in page.html()

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from secateur.subjects.text.lines import SENTENCE
+from secateur.subjects.text.lines import BLOCKS, SENTENCE
 from secateur.subjects.text.tree import Tree
 
-__all__ = ["ENDS_HEADINGS", "LED", "Contexts", "count_rows", "find_previous", "leads", "mend_rows"]
+__all__ = [
+    "ENDS_HEADINGS",
+    "LED",
+    "Contexts",
+    "count_rows",
+    "find_previous",
+    "leads",
+    "mend_items",
+    "mend_rows",
+    "number_items",
+]
 
 LED = {"ul", "ol", "menu", "dl", "table", "pre", "blockquote", "figure"}
 """What a sentence before it may lead into, with a colon at its end."""
@@ -26,7 +36,10 @@ _OUTLINE = {"article", "aside", "blockquote", "document", "nav", "section"}
 _NAMED_BY = {"figure": "figcaption", "details": "summary", "fieldset": "legend", "table": "caption"}
 _TERMS = 16
 """How many terms of one definition count, the nearest first: a page may have thousands before each."""
-_ROWS = re.compile(r' rowspan="([0-9]{1,5})"')
+_SHORT = 256
+"""Letters of a line up to which it names what is beside or below it in a table; what is longer tells of something."""
+_COLUMNS, _ROWS = re.compile(r' colspan="([0-9]{1,5})"'), re.compile(r' rowspan="([0-9]{1,5})"')
+_START, _VALUE = re.compile(r' start="(-?[0-9]{1,9})"'), re.compile(r' value="(-?[0-9]{1,9})"')
 _SPANNING = 16
 """How many rows with cells that go on into a row count, the nearest of them."""
 
@@ -38,8 +51,11 @@ class Contexts:
         self.tree = tree
         self._heads, self._above = _find_headings(tree, owners)
         self._before = find_previous(tree)
+        self._letters = tree.before([0 if tag else len(text) for tag, text in zip(tree.tag, tree.text, strict=True)])
+        self._outlines = tree.before([int(tag == "table" or tag in _HEADINGS) for tag in tree.tag])
         self._found = dict[int, list[int]]()
         self._rows, self._names = dict[int, list[int]](), dict[int, list[int]]()
+        self._groups = dict[int, list[int]]()
         self._spanning = dict[int, dict[int, list[int]]]()
         self._terms = _find_terms(tree, self._before)
 
@@ -53,7 +69,8 @@ class Contexts:
         """The range of nodes that a node leads to, (0, 0) for none: those right under it.
 
         Of a heading what comes before the next one; of a term the definitions behind it; of a caption, summary or
-        legend what it names; of the line, or its last sentence, that ends in a colon the list, table or code behind it.
+        legend what it names; of the name that a row's first cell begins with what else is in the cell; of the line,
+        or its last sentence, that ends in a colon the list, table or code behind it.
         """
         tree, above = self.tree, self.tree.parent[node]
         if node <= 0:
@@ -64,6 +81,8 @@ class Contexts:
             return above + 1, tree.end[above]
         if tree.tag[node] == "dt":
             return self._find_definitions(node)
+        if self._find_name(above) == node:
+            return tree.end[node], tree.end[above]
         line = above if tree.tag[node] == SENTENCE and tree.end[above] == tree.end[node] else node
         following = tree.end[line]
         led = following < tree.end[tree.parent[line]] and tree.tag[following] in LED and leads(tree, line)
@@ -105,13 +124,14 @@ class Contexts:
     def _find_beside(self, child: int, above: int) -> list[int]:
         """What a node stands under among its siblings."""
         tree, tag = self.tree, self.tree.tag[child]
-        found = list[int]()
+        found = [name for name in [self._find_name(above)] if name not in (0, child)]
         if tag == "dd":
             found += self._terms[child]
         elif tag in ("td", "th") and tree.tag[above] == "tr":
             found += [above + 1] if above + 1 != child and tree.end[above + 1] > above + 2 else []
         elif tag in ("tr", "tbody", "thead", "tfoot"):
             found += [*self._find_rows(child, above), *self._find_spanning(child, above)]
+            found += self._find_group(child, above) if tag == "tr" else []
         elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
             found += [above + 1] if above + 1 != child else []
         if tree.tag[above] in _NAMED_BY:
@@ -127,18 +147,71 @@ class Contexts:
                 found += [last for last in [_last_sentence(tree, above)] if leads(tree, above) and last != child]
         return found
 
+    def _find_name(self, cell: int) -> int:
+        """The short line that the first cell of a row begins with, if blocks follow it in the cell; 0 for none.
+
+        Tables of functions have it: a name, and below it what it does. A cell with headings or tables is a layout.
+        """
+        tree, line = self.tree, cell + 1
+        if tree.tag[cell] not in ("td", "th") or tree.tag[cell - 1] != "tr" or tree.end[cell] == line:
+            return 0
+        alone = tree.tag[line] not in BLOCKS or tree.end[line] == tree.end[cell]
+        if alone or not self._is_short(line) or self._outlines[tree.end[cell]] > self._outlines[line]:
+            return 0
+        return 0 if any(tag in BLOCKS for tag in tree.tag[line + 1 : tree.end[line]]) else line
+
+    def _is_short(self, node: int) -> bool:
+        return 0 < self._letters[self.tree.end[node]] - self._letters[node] <= _SHORT
+
     def _find_rows(self, child: int, above: int) -> list[int]:
-        """The rows of heads above a row: two at most that begin its table, and the last one before it."""
+        """The rows of heads above a row, of no group: two at most that begin its table, and the last one before it."""
         if above not in self._rows:
-            rows = list[int]()
+            rows, groups = list[int](), set(self._find_groups(above))
             for other in self.tree.children(above):
                 inner = self.tree.children(other) if self.tree.tag[other] in ("thead", "tbody") else [other]
-                rows += [row for row in inner if self._is_of_heads(row)]
+                rows += [row for row in inner if self._is_of_heads(row) and row not in groups]
             self._rows[above] = rows
         rows = self._rows[above]
         before = bisect_left(rows, child)  # without a list of them: a table may be all heads
         begin = 2 if len(rows) > 1 and rows[1] == self.tree.end[rows[0]] else 1
         return [*rows[: min(begin, before)], *rows[max(0, before - 1) : before]]
+
+    def _find_group(self, row: int, above: int) -> list[int]:
+        """The last row before a row that heads a group; none for one that does so itself, or is a foot."""
+        groups = self._find_groups(above) if self.tree.tag[above] != "tfoot" else []
+        before = bisect_left(groups, row)
+        return groups[max(0, before - 1) : before] if groups[before : before + 1] != [row] else []
+
+    def _find_groups(self, above: int) -> list[int]:
+        """The rows of a table that head those below them. above: the table, or a part of it.
+
+        A row of heads that begins the table is of all of it. Where such a row ends a table that begins with another,
+        they tell of what is above them.
+        """
+        tree = self.tree
+        table = tree.parent[above] if tree.tag[above] in ("tbody", "thead", "tfoot") else above
+        if table not in self._groups:
+            parts = tree.children(table)
+            inner = [row for part in parts for row in (tree.children(part) if tree.tag[part] == "tbody" else [part])]
+            rows = [row for row in inner if tree.tag[row] == "tr"]
+            found = self._find_lone(rows)
+            if found and self._is_of_heads(found[0]) and "tr" not in tree.tag[table : found[0]]:
+                found = found[1:]
+            first = next((row for row in rows if not self._is_of_heads(row)), 0)
+            self._groups[table] = [] if found[-1:] == rows[-1:] and first not in found else found
+        return self._groups[table]
+
+    def _find_lone(self, rows: Sequence[int]) -> list[int]:
+        """The rows of a table with several columns that say something short in one cell: a head, or one across all."""
+        tree, lone = self.tree, dict[int, int]()  # row -> its one cell that says something
+        for row in filter(self._is_short, rows):
+            cells = [cell for cell in tree.children(row) if self._letters[tree.end[cell]] > self._letters[cell]]
+            if len(cells) == 1:
+                lone[row] = cells[0]
+        widths = [sum(_count_columns(tree, cell) for cell in tree.children(row)) for row in rows] if lone else []
+        columns = max(widths, default=1)
+        wide = [row for row, cell in lone.items() if tree.tag[cell] == "th" or _count_columns(tree, cell) >= columns]
+        return wide if columns > 1 else []
 
     def _find_spanning(self, child: int, above: int) -> list[int]:
         """The rows before a row with a cell that goes on into it."""
@@ -158,6 +231,12 @@ class Contexts:
         cells = self.tree.children(node) if self.tree.tag[node] == "tr" else []
         tags = {self.tree.tag[cell] for cell in cells if self.tree.end[cell] > cell + 1}
         return "th" in tags and "td" not in tags
+
+
+def _count_columns(tree: Tree, cell: int) -> int:
+    """How many columns a cell takes."""
+    found = _COLUMNS.search(tree.text[cell])
+    return int(found[1]) if found else 1
 
 
 def count_rows(tree: Tree, cell: int) -> int:
@@ -187,6 +266,34 @@ def mend_rows(tree: Tree, old: Tree, nodes: Sequence[int]) -> Tree:
             stay = before[min(begin + count_rows(old, nodes[node]), len(before) - 1)] - before[begin]
             texts[node] = _ROWS.sub(f' rowspan="{stay}"' if stay > 1 else "", texts[node])
     return replace(tree, text=texts)
+
+
+def number_items(tree: Tree) -> dict[int, int]:
+    """The number of each item of the ordered lists, by HTML's rule (4.4.8)."""
+    found = dict[int, int]()
+    for node in (node for node, tag in enumerate(tree.tag) if tag == "ol"):
+        items = [child for child in tree.children(node) if tree.tag[child] == "li"]
+        step, start = -1 if ' reversed="' in tree.text[node] else 1, _START.search(tree.text[node])
+        number = int(start[1]) if start else len(items) if step < 0 else 1
+        for item in items:
+            value = _VALUE.search(tree.text[item])
+            found[item] = number = int(value[1]) if value else number
+            number += step
+    return found
+
+
+def mend_items(tree: Tree, numbers: Mapping[int, int], nodes: Sequence[int]) -> Tree:
+    """The tree in which each item has the number that it had: the first behind a gap says it.
+
+    numbers: those of the items of the tree that it is left of. nodes: which node of it each was.
+    """
+    texts, shifts = list(tree.text), dict[int, int]()  # shifts: of a list, by how much its last item had another number
+    for item, number in number_items(tree).items():
+        shift, above = numbers.get(nodes[item], number) - number, tree.parent[item]
+        if shift != shifts.get(above, 0):
+            texts[item] = f'{_VALUE.sub("", texts[item])} value="{number + shift}"'
+        shifts[above] = shift
+    return replace(tree, text=texts) if shifts else tree
 
 
 def _find_terms(tree: Tree, before: Sequence[int]) -> dict[int, list[int]]:

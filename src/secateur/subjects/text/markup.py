@@ -71,6 +71,13 @@ _SPANS = ("colspan", "rowspan")
 _MANY = re.compile(r"[ \t\n\f\r]*\+?0*([0-9]{1,5})")
 """How many columns or rows a cell takes, by HTML's rule for numbers (2.3.4.2): what is behind the digits is nothing."""
 
+_INTEGER = re.compile(r"[ \t\n\f\r]*\+?(-?[0-9]{1,9})")
+_NUMBERING = {
+    "ol": {"start": _INTEGER, "reversed": re.compile(r"()"), "type": re.compile(r"([aAiI])\Z")},
+    "li": {"value": _INTEGER},
+}
+"""Attributes that say which numbers the items of a list have, and what of their values does."""
+
 _SPACED = {"pre", "textarea"}
 
 PLAIN = PHRASES - {"", "sub", "sup", "del", "ins", "s", "strike", "q", "bdo", "ruby", "rb", "rp", "rt", "rtc"}
@@ -85,6 +92,8 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _TERM = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _BLANKS = re.compile(r"[ \t\n\r\f]+")
+_BLANK = {" ", "\n"}
+"""What is left of blanks, by `_one_blank`."""
 _BLANK_LINES = re.compile(r"[ \t\r\f]*\n(?:[ \t\r\f]*\n)+")
 _NAME = re.compile(r"[^\s\"'<>/=\x00-\x1f]+")
 """Of an attribute that can be written: a page may name one `"><script>`."""
@@ -215,9 +224,10 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
     """One document, without what is never seen: scripts, styles, comments, and attributes but those asked for.
 
     attributes: "*" asks for all of them, but those whose names can't be written; how many columns and rows a cell takes
-    always stays. hidden: keep what the page hides by
-    its own markup (`hidden`, `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the
-    tree says how many words were left out. The text of a picture (`alt`) stands in its place.
+    always stays, and how a list numbers its items. hidden: keep what the page hides by its own markup (`hidden`,
+    `aria-hidden="true"`, a style of `display: none` or `visibility: hidden`); without, the tree says how many words
+    were left out. Blanks on both sides of a tag in a line are one, as within a text. The text of a picture (`alt`)
+    stands in its place.
     """
     if isinstance(source, bytes):
         source = decode(source)
@@ -225,17 +235,24 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
     tag, text, parent, end = [ROOT], [""], [-1], [0]
     parser = LexborHTMLParser(nesting.limit_nesting(source))
     node, above, spaced, unseen = parser.root, [0], 0, 0
+    ends_blank = False  # whether the line ends in a blank, which is one with those that follow it behind tags in a line
     hides = not hidden and _MAY_HIDE.search(source) is not None
     while node is not None:
         name = node.tag
         down = False
         if name == "-text":
             said = node.text_content or ""
-            tag.append("")
-            text.append(said if spaced else _BLANKS.sub(_one_blank, said))
-            parent.append(above[-1])
-            end.append(len(tag))
+            if not spaced:
+                said = _BLANKS.sub(_one_blank, said)
+                said = said[ends_blank and said[:1] in _BLANK :]
+            if said:
+                tag.append("")
+                text.append(said)
+                parent.append(above[-1])
+                end.append(len(tag))
+                ends_blank = not spaced and said[-1] in _BLANK
         elif name in _BREAKS:
+            ends_blank = False
             tag.append("")
             text.append("\n")
             parent.append(above[-1])
@@ -249,14 +266,15 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
             end.append(len(tag))
         elif name and name[0] not in "-#!" and name not in _UNSEEN:
             tag.append("desc" if name in _RAW and _has_tags(node) else _LITERAL.get(name, name))
-            given = node.attributes if attributes or name in _CELLS else {}
+            given = node.attributes if attributes or name in _CELLS or name in _NUMBERING else {}
             stay = [key for key in given if _NAME.fullmatch(key)] if "*" in attributes else [*attributes]
-            spans = _read_spans(given) if name in _CELLS else {}
-            given, stay = {**given, **spans}, [key for key in stay if key not in _SPANS] + [*spans]
+            spans = _read_spans(given) if name in _CELLS else _read_numbering(name, given)
+            given, stay = {**given, **spans}, [key for key in stay if key not in (*_SPANS, *spans)] + [*spans]
             text.append("".join(f' {key}="{html.escape(given[key] or "")}"' for key in stay if key in given))
             parent.append(above[-1])
             end.append(0)
             down = node.child is not None
+            ends_blank &= original_tag(tag[-1]) not in BLOCKS
             if down:
                 spaced += tag[-1] in _SPACED
                 above.append(len(tag) - 1)
@@ -271,6 +289,7 @@ def parse(source: str | bytes, attributes: Collection[str] = (), *, hidden: bool
                 node = None
                 break
             spaced -= tag[above[-1]] in _SPACED
+            ends_blank &= original_tag(tag[above[-1]]) not in BLOCKS
             end[above.pop()] = len(tag)
         node = node.next if node is not None else None
     for left in above:
@@ -286,6 +305,13 @@ def _read_spans(attributes: Mapping[str, str | None]) -> dict[str, str]:
     found = {key: _MANY.match(attributes.get(key) or "") for key in _SPANS}
     counts = {key: str(int(match[1])) for key, match in found.items() if match}
     return {key: count for key, count in counts.items() if count not in ("1", "0" if key == "colspan" else "1")}
+
+
+def _read_numbering(tag: str, attributes: Mapping[str, str | None]) -> dict[str, str]:
+    """How a list numbers its items, where it does not count from 1 in figures; and the number that an item gives."""
+    patterns = _NUMBERING.get(tag, {})
+    found = {key: pattern.match(attributes[key] or "") for key, pattern in patterns.items() if key in attributes}
+    return {key: match[1] for key, match in found.items() if match}
 
 
 def _is_hidden(tag: str, attributes: Mapping[str, str | None]) -> bool:

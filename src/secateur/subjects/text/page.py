@@ -20,7 +20,7 @@ import numpy as np
 from secateur._utils.disk import atomic_write
 from secateur.errors import DataError, InputError
 from secateur.subjects.text import lines, markup, plain_text
-from secateur.subjects.text.context import LED, Contexts, find_previous, leads, mend_rows
+from secateur.subjects.text.context import LED, Contexts, find_previous, leads, mend_items, mend_rows, number_items
 from secateur.subjects.text.passage import sentences
 from secateur.subjects.text.tree import Tree, prune_tree
 from secateur.vocabulary import Cut, Selection, Site, Units
@@ -103,7 +103,9 @@ def open_page(
         protected, names = {*protected, markup.DOCUMENT}, list(tree.tag)
         for index, node in enumerate(tree.children(0)):
             names[node] = f"{markup.DOCUMENT}{index}"
+    numbers = _number_items(tree, owners, kinds)
     tree, nodes = markup.clean(tree, protected)
+    tree = mend_items(tree, numbers, nodes)
     names, owners = names and [names[node] for node in nodes], [owners[node] for node in nodes]
     return Page(
         tree, block=block, protected=protected, names=names, numbered=numbered, owners=owners, kinds=kinds,
@@ -220,7 +222,8 @@ class Page:
         self._inline = lines.find_inline(self.tree, self._texts)
         self._boxes = [tag in lines.BOXES for tag in self.tree.tag]
         self._fine, self._said = fine, dict[int, str]()
-        self.__dict__.pop("_contexts", None)  # those of another tree
+        for name in ("_contexts", "_numbers"):  # those of another tree
+            self.__dict__.pop(name, None)
         self._split_blocks()
 
     def _split_blocks(self) -> None:
@@ -390,11 +393,16 @@ class Page:
     def _contexts(self) -> Contexts:
         return Contexts(self.tree, self._owners)
 
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return _number_items(self.tree, self._owners, self._kinds)
+
     def companions(self, index: int) -> list[int]:
         """The blocks without which a block would lose its meaning.
 
-        The headings above it; of a definition its terms; of a cell or row the heads and caption of its table; of an
-        item the item and the sentence that it stands under; of code, a list or a table the sentence that leads into it.
+        The headings above it; of a definition its terms; of a cell or row the heads and caption of its table; of what
+        stands in a row's first cell the name that the cell begins with; of an item the item
+        and the sentence that it stands under; of code, a list or a table the sentence that leads into it.
         """
         if index not in self._companions:
             found = set[int]()
@@ -530,7 +538,8 @@ class Page:
         whole = tree
         tree, kept = prune_tree(tree, gone, boxes)
         tree, nodes = markup.clean(tree, self.protected)
-        return mend_rows(tree, whole, [kept[node] for node in nodes]), kept, nodes
+        origin = [kept[node] for node in nodes]
+        return mend_items(mend_rows(tree, whole, origin), self._numbers, origin), kept, nodes
 
     def _clean(self, tree: Tree, stays: Sequence[int], gone: Sequence[bool]) -> Page:
         """A page of what is left of this one's tree; `stays` are the nodes it is left of."""
@@ -556,6 +565,11 @@ def _box(tree: Tree, names: Sequence[str], owners: Sequence[int], boxed: Tree, n
     called = [tag if tag in lines.BOXES and tree.tag[old] != tag else names[old]
               for tag, old in zip(boxed.tag, nodes, strict=True)]  # fmt: skip
     return boxed, called, [owners[old] for old in nodes], list(nodes)
+
+
+def _number_items(tree: Tree, owners: Sequence[int], kinds: Sequence[Kind]) -> dict[int, int]:
+    """`number_items` of the documents that are HTML: in Markdown, the text of an item holds its number."""
+    return {item: number for item, number in number_items(tree).items() if kinds[owners[item]] == "html"}
 
 
 def _count_words(tree: Tree) -> list[int]:
