@@ -121,7 +121,8 @@ def load(
         store: opened for writing, or in memory.
         columns: of a table, the columns of subject, predicate and object: their names in its header. Without it,
             they are found by their names there (subject or head, predicate or relation, object or tail; or those of a
-            table of edges: source and target, src and dst, node1, label and node2, :START_ID, :TYPE and :END_ID); a table without a header has three columns in this order.
+            table of edges: source and target, src and dst, node1, label and node2, :START_ID, :TYPE and :END_ID); a
+            table without a header has three columns in this order.
         progress: told bytes that were read since it was last told.
 
     Blank nodes of RDF become IRIs behind `stores.BLANK`, so that paths lead through them; one without a label gets
