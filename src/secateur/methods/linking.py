@@ -11,7 +11,7 @@ from annotated_types import Ge
 
 from secateur.clients import chat
 from secateur.clients.stores import is_usable
-from secateur.errors import BudgetError, SecateurError
+from secateur.errors import SecateurError
 from secateur.methods import graphs
 from secateur.methods.asking import Record, Spending, list_in
 from secateur.methods.similarity import Similarity
@@ -52,6 +52,8 @@ Span = tuple[int, int, list[str]]
 """Where a name starts and ends in a question, and the nodes that it may mean, the best first."""
 
 NOTHING = "nothing in the graph was found for the question"
+TRIES, WARM = 3, 0.4
+"""How often a language model is asked for names until they can be read, and the temperature but for the first time."""
 LONGEST = 6
 """Words of a part of a question that is compared with names."""
 PARTS = 512
@@ -146,21 +148,23 @@ EXTRACTION = (
 def list_names(
     question: str, model: chat.LanguageModel, kinds: Sequence[str], seed: int
 ) -> tuple[list[str] | None, Record]:
-    """The names that a language model finds in the question, none where it gives no list; and the record of it.
+    """The names that a language model finds in the question, and the record of it.
 
-    None where it may not be asked any more.
+    What can't be read is asked for anew, `TRIES` times in all. None where there is no list then, where the model is
+    down, or may not be asked any more: names are to be found without it.
     """
-    spending, notes = Spending(model), list[str]()
-    names: list[str] | None = []
+    spending, request = Spending(model), EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
+    names, failure = None, "its answer is no list of names"
     try:
-        request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
-        listed = list_in(chat.ask_text(model, request, most=256, temperature=0.0, seed=seed))
-        names = listed or []
-        notes += [] if listed is not None else ["the language model's answer is no list of names"]
-    except BudgetError as error:
-        names, notes = None, [f"names were found without the language model: {error}"]
+        for attempt in range(TRIES):
+            # The same question at temperature 0 has the same answer.
+            warmth = WARM if attempt else 0.0
+            names = list_in(chat.ask_text(model, request, most=256, temperature=warmth, seed=seed + attempt))
+            if names is not None:
+                break
     except SecateurError as error:
-        notes.append(f"the language model was of no use: {error}")
+        failure = str(error)
+    notes = [f"names were found without the language model: {failure}"] if names is None else []
     return names, {"llm_calls": spending.calls, "llm_tokens": spending.tokens, "notes": notes}
 
 
