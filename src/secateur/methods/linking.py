@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -262,7 +262,7 @@ def _say_terms(graph: KnowledgeGraph, spans: Sequence[Span]) -> set[str]:
     }
 
 
-def _is_said(graph: KnowledgeGraph, said: Set[str], text: str) -> bool:
+def _is_said(graph: KnowledgeGraph, said: set[str], text: str) -> bool:
     """Whether all terms of `text` are of `said`, so that it is no name: an issue is no tissue, a currency no Euro."""
     return said.issuperset(_words(graph)(text))
 
