@@ -325,7 +325,10 @@ def test_movielens():
     assert row[0].text == "91631"
 
 
-@pytest.mark.parametrize("head", ["source,target,relation", "from,to,edge", "Source,Target,Relationship"])
+@pytest.mark.parametrize("head", [
+    "source,target,relation", "from,to,edge", "Source,Target,Relationship", "src,dst,label", "src,dst,relation",
+    "Src,Dst,type", "src,dst,edge", ":START_ID,:END_ID,:TYPE", ":START_ID(Person),:END_ID(Moon space),:TYPE",
+])  # fmt: skip
 def test_a_table_of_edges_is_understood(tmp_path, head):
     """Its header was a fact, and its third column an object: a wrong graph, without a word."""
     found = loaded(tmp_path / "edges.csv", f"{head}\naspirin,heart attack,treats\n")
@@ -344,8 +347,17 @@ def test_a_source_beside_a_subject_is_where_a_fact_is_from(tmp_path):
         ("person,company,relation", "names relation and no subject and object"),
         ("subject,verb,object", "names subject, object and no predicate"),
         ("source,target,weight", "names source, target and no predicate"),
+        ("src,dst,weight", "names src, dst and no predicate"),
+        (":START_ID,:END_ID,since:int", "names START_ID, END_ID and no predicate"),
+        ("node1,node2,weight", "names node1, node2 and no predicate"),
+        ("src,x,y", "names src and no subject and predicate and object"),
     ],
 )
 def test_a_header_that_is_known_in_part_is_refused(tmp_path, head, told):
     with pytest.raises(DataError, match=f"line 1 {told}: call the columns subject, predicate and object"):
         loaded(tmp_path / "a.csv", f"{head}\nx,y,z\n")
+
+
+def test_the_header_of_a_table_of_kgtk_is_no_fact(tmp_path):
+    found = loaded(tmp_path / "a.tsv", "node1\tlabel\tnode2\nCassini\tORBITED\tSaturn\n")
+    assert facts(found) == {("Cassini", "ORBITED", "Saturn")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+import networkx
 import numpy as np
 import pytest
 
@@ -165,6 +166,16 @@ def test_a_retriever_of_a_graph_in_a_pipeline_that_was_written_down(recipe, tmp_
     assert found[0].meta["secateur"]["recipe"] == recipe
     alone = pipeline.get_component("facts")
     assert asyncio.run(alone.run_async("What treats asthma?"))["documents"] == found
+
+
+def test_a_graph_in_memory_is_not_written_down(tmp_path):
+    (tmp_path / "graph.csv").write_text(fact_graph.CSV)
+    pipeline = Pipeline()
+    pipeline.add_component("facts", SecateurGraphRetriever(networkx.DiGraph([("a", "b")]), "words=12"))
+    with pytest.raises(InputError, match="graph is a DiGraph in memory, and can't be written down: give its file"):
+        pipeline.dumps()
+    written = SecateurGraphRetriever(tmp_path / "graph.csv", "words=12").to_dict()
+    assert written["init_parameters"]["graph"] == str(tmp_path / "graph.csv")
 
 
 def test_passages_in_the_order_of_their_scores_with_their_titles():

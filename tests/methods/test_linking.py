@@ -111,3 +111,36 @@ def test_a_thing_without_a_name_is_called_by_its_iri():
         "urn:x:high_fever",
         "urn:x:flu",
     ]
+
+
+NEAR = {
+    "Euro": (1, 0, 0, 0), "currency": (0.8, 0.6, 0, 0), "English": (0, 1, 0, 0), "languages": (0.1, 0.7, 0.7, 0),
+    "Laos": (0, 0, 1, 0.1), "Peru": (0, 0, 1, -0.1), "country": (0, 0, 1, 0),
+    "currency of the country": (0.8, 0, 0.6, 0), "tongue": (0, 0.8, 0.6, 0), "hypertension": (0, 0, 0, 1),
+    "high blood pressure": (0, 0, 0.3, 0.9), "the common": (0.9, 0, 0, 0.1), "high": (0, 0.5, 0.5, 0),
+    "blood": (0, 0.5, 0.5, 0), "pressure": (0, 0.5, 0.5, 0),
+}  # fmt: skip
+
+
+def by_meaning(texts):
+    return [NEAR.get(text, (0, 0, 0, 0)) for text in texts]
+
+
+@pytest.mark.parametrize(("question", "found"), [
+    ("Chad has a currency?", ["Chad"]),  # Euro is one, says a fact of it
+    ("Chad speaks languages?", ["Chad"]),  # as Chad has
+    ("Chad lies in a country?", ["Chad"]),  # as near to Laos as to Peru
+    ("Chad pays in the currency of the country?", ["Chad"]),  # made of both
+    ("Which tongue is spoken in Chad?", ["Chad"]),  # what is asked for
+    ("What is the common of Chad?", ["Chad"]),  # no name starts so
+    ("Has Chad a tongue?", ["Chad", "English"]),
+    ("Is high blood pressure common in Chad?", ["hypertension", "Chad"]),
+    ("A country?", ["Laos"]),  # nothing else is named
+])  # fmt: skip
+def test_words_for_kinds_and_relations_name_nothing_that_they_are_near_to(question, found):
+    here = graph(
+        ("Togo", "currency", "Euro"), ("Chad", "languages", "French"), ("Togo", "speaks", "English"),
+        ("Laos", "borders", "Peru"), ("hypertension", "affects", "heart"),
+    )  # fmt: skip
+    nodes, _ = link_question(here, question, by_meaning, NodeLinking(least=0.6))
+    assert nodes == [f"urn:x:{name}" for name in found]

@@ -243,10 +243,19 @@ def test_the_parts_of_a_text_that_may_be_names():
         ("vitamin C", "vitamin D"),
         ("1984 Summer Olympics", "1988 Summer Olympics"),
         ("World War II", "World War I"),
+        ("Voyager 1 2", "Voyager 12"),
+        ("in action", "inaction"),
     ],
 )
 def test_another_thing_is_no_misspelt_one(asked, known):
     assert Names([("urn:e:one", known)]).spelt_alike([asked]) == [[]]
+
+
+@pytest.mark.parametrize(("asked", "known"), [
+    ("Hayabusa 2", "Hayabusa2"), ("Voyager2", "Voyager 2"), ("RTX4090", "RTX 4090"), ("Ariane5", "Ariane 5"),
+])  # fmt: skip
+def test_a_number_may_stand_apart_from_its_word_or_not(asked, known):
+    assert [match.name for match in Names([("urn:e:one", known)]).spelt_alike([asked])[0]] == [known]
 
 
 def test_a_letter_of_a_long_word_may_be_wrong():

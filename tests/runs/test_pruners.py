@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import fact_graph
 import keeper
 import tiny
 from runs.pages import ASKED, PARTS
@@ -147,6 +148,16 @@ def test_a_precision_is_that_of_the_embedder_which_all_threads_share(recipe, gra
         prune_context(recipe, read, question, "words=12", embedder=str(tmp_path / "bert"), precision="fp8")
     with pytest.raises(InputError, match="precision=bfloat16: there is no embedder"):
         prune_context(recipe, read, question, "words=12", precision="bfloat16")
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_where_nothing_of_a_graph_stays_a_warning_says_why(tmp_path, strict):
+    (tmp_path / "graph.csv").write_text(fact_graph.CSV)
+    ask = GraphPruner("kg_rag", str(tmp_path / "graph.csv"), "words=1", strict=strict)
+    with pytest.warns(UserWarning, match="kg_rag kept nothing for the question: .* longer than the whole budget"):
+        assert ask.prune("What treats asthma?") == []
+    with pytest.warns(UserWarning, match="kg_rag kept nothing for the question: nothing in the graph was found"):
+        assert ask.prune("Who wrote it?") == []
 
 
 def test_titles_are_texts_of_the_metadata():

@@ -69,9 +69,19 @@ _COLUMNS = {
     "object kind": ("object kind", "tail kind", "object type", "tail type"),
 }
 """What a column says, and what it may be called: letter case aside, underscores as spaces, without RecBole's types."""
-_ENDS = (("source", "target"), ("from", "to"))
-"""What subject and object are called where neither has such a name: a table of edges. Else a source is where a fact is
-from."""
+_ENDS = {
+    ("source", "target"): ("label",),
+    ("from", "to"): ("label",),
+    ("src", "dst"): ("label", "type"),
+    ("node1", "node2"): ("label",),
+    ("start id", "end id"): ("type",),
+}
+"""What subject and object are called where neither has such a name: a table of edges, such as KGTK's (node1) and
+Neo4j's (:START_ID); and what the predicate is called there, too. Else a source is where a fact is from."""
+_SURE = frozenset({"src", "dst", "node1", "node2", "start id", "end id"})
+"""Those that name a column wherever they stand in a first line."""
+_NEO4J = re.compile(r":([A-Z][A-Z_]+)(?:\(.*\))?")
+"""A column that is named by its type alone, and the space of its identifiers: :START_ID(Person)."""
 
 
 def list_files(source: Path) -> list[Path]:
@@ -110,8 +120,9 @@ def load(
         source: see the top of this module.
         store: opened for writing, or in memory.
         columns: of a table, the columns of subject, predicate and object: their names in its header. Without it,
-            they are found by their names there (subject or head, predicate or relation, object or tail; or source and
-            target); a table without a header has three columns in this order.
+            they are found by their names there (subject or head, predicate or relation, object or tail; or those of a
+            table of edges: source and target, src and dst, node1, label and node2, :START_ID, :TYPE and :END_ID); a
+            table without a header has three columns in this order.
         progress: told bytes that were read since it was last told.
 
     Blank nodes of RDF become IRIs behind `stores.BLANK`, so that paths lead through them; one without a label gets
@@ -449,9 +460,15 @@ def _fold(head: str) -> str:
     return " ".join(head.casefold().replace("_", " ").split())
 
 
+def _head(field: str) -> str:
+    """The name of a column without the type behind it, RecBole's `head_id:token`; a type of Neo4j that has no name."""
+    alone = _NEO4J.fullmatch(field)
+    return alone[1] if alone else field.partition(":")[0].strip()
+
+
 def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str, int], dict[int, str]]:
     """What stands in which column of a table, and the names of those of what else is known; nothing without header."""
-    heads = [field.partition(":")[0].strip() for field in first.fields]
+    heads = [_head(field) for field in first.fields]
     if columns:
         missing = [name for name in columns if name not in heads and name not in first.fields]
         if missing:
@@ -466,10 +483,13 @@ def _header(path: Path, first: _Line, columns: Sequence[str]) -> tuple[dict[str,
             places[part] = place
     three = ("subject", "predicate", "object")
     folds = [_fold(head) for head in heads]
-    for ends in _ENDS:
+    for ends, between in _ENDS.items():
         if not {"subject", "object"} & places.keys() and all(folds.count(end) == 1 for end in ends):
             places |= {"subject": folds.index(ends[0]), "object": folds.index(ends[1])}
-    named_so = [heads[place] for place in places.values() if len(heads[place]) > 1]
+            said = [folds.index(name) for name in between if name in folds]
+            places |= {"predicate": said[0]} if said and "predicate" not in places else {}
+    sure = {place for place, fold in enumerate(folds) if fold in _SURE}
+    named_so = [heads[place] for place in dict.fromkeys([*places.values(), *sorted(sure)]) if len(heads[place]) > 1]
     if not set(three) <= places.keys():
         if named_so:
             lacking = " and ".join(part for part in three if part not in places)

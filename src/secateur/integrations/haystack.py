@@ -15,6 +15,7 @@ import asyncio
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from secateur.errors import InputError, MissingExtraError
 from secateur.integrations.pruner_settings import (
@@ -179,8 +180,13 @@ class SecateurGraphRetriever:
         return await asyncio.to_thread(self.run, query)
 
     def to_dict(self) -> dict[str, object]:
-        """For a pipeline that is written down."""
-        return dict(default_to_dict(self, **_write_options(self._settings())))
+        """For a pipeline that is written down. Raises `InputError` for a graph in memory, which can't be."""
+        if not isinstance(self.graph, str | Path):
+            kind = type(self.graph).__name__
+            raise InputError(
+                f"graph is a {kind} in memory, and can't be written down: give its file, folder or address"
+            )
+        return dict(default_to_dict(self, **_write_options({**self._settings(), "graph": str(self.graph)})))
 
     @classmethod
     def from_dict(cls, data: dict[str, object]) -> SecateurGraphRetriever:

@@ -33,7 +33,7 @@ _WORDS = 16
 """Words of a text that names are to hold, at most."""
 _HOLDING = 100
 """Names that hold a word, at most."""
-_FORM = "1"
+_FORM = "2"
 """Of what is made of a file: another one makes it anew."""
 
 

@@ -11,12 +11,12 @@ from annotated_types import Ge
 
 from secateur.clients import chat
 from secateur.clients.stores import is_usable
-from secateur.errors import BudgetError, SecateurError
+from secateur.errors import SecateurError
 from secateur.methods import graphs
 from secateur.methods.asking import Record, Spending, list_in
 from secateur.methods.similarity import Similarity
 from secateur.retrieval.encoders import Embed
-from secateur.retrieval.names import Names
+from secateur.retrieval.names import Match, Names
 from secateur.retrieval.words import COMMON, Words, stop_words
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
@@ -52,6 +52,8 @@ Span = tuple[int, int, list[str]]
 """Where a name starts and ends in a question, and the nodes that it may mean, the best first."""
 
 NOTHING = "nothing in the graph was found for the question"
+TRIES, WARM = 3, 0.4
+"""How often a language model is asked for names until they can be read, and the temperature but for the first time."""
 LONGEST = 6
 """Words of a part of a question that is compared with names."""
 PARTS = 512
@@ -60,6 +62,12 @@ SPELT = 0.8
 """How like a name a part of a question is spelt, at least; see `Names.spelt_alike`."""
 HOMONYMS, BESIDE = 20, 30
 """Things of one name that are told apart by the question, and facts of each that are looked at."""
+RELATED = 256
+"""Facts of a thing, in each direction, by which it is known how it is related to others."""
+LEAD = 0.03
+"""Cosine by which the name that a part of a question is nearest to is ahead of those of other things."""
+_ASKING = re.compile(r"\b(?:which|what)\s+$", re.IGNORECASE)
+"""Behind this stands the kind of thing that is asked for, as in "Which language is spoken", and no name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,21 +148,23 @@ EXTRACTION = (
 def list_names(
     question: str, model: chat.LanguageModel, kinds: Sequence[str], seed: int
 ) -> tuple[list[str] | None, Record]:
-    """The names that a language model finds in the question, none where it gives no list; and the record of it.
+    """The names that a language model finds in the question, and the record of it.
 
-    None where it may not be asked any more.
+    What can't be read is asked for anew, `TRIES` times in all. None where there is no list then, where the model is
+    down, or may not be asked any more: names are to be found without it.
     """
-    spending, notes = Spending(model), list[str]()
-    names: list[str] | None = []
+    spending, request = Spending(model), EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
+    names, failure = None, "its answer is no list of names"
     try:
-        request = EXTRACTION.format(kinds=", ".join(kinds) or "things", question=question)
-        listed = list_in(chat.ask_text(model, request, most=256, temperature=0.0, seed=seed))
-        names = listed or []
-        notes += [] if listed is not None else ["the language model's answer is no list of names"]
-    except BudgetError as error:
-        names, notes = None, [f"names were found without the language model: {error}"]
+        for attempt in range(TRIES):
+            # The same question at temperature 0 has the same answer.
+            warmth = WARM if attempt else 0.0
+            names = list_in(chat.ask_text(model, request, most=256, temperature=warmth, seed=seed + attempt))
+            if names is not None:
+                break
     except SecateurError as error:
-        notes.append(f"the language model was of no use: {error}")
+        failure = str(error)
+    notes = [f"names were found without the language model: {failure}"] if names is None else []
     return names, {"llm_calls": spending.calls, "llm_tokens": spending.tokens, "notes": notes}
 
 
@@ -181,6 +191,10 @@ def link_question(
 ) -> tuple[list[str], Record]:
     """The nodes that a question names, in the order of their names in it; the nearest to all of it where there is none.
 
+    A part that an encoder finds near a name is none where it says what a thing is or does and not which: where its
+    terms are those of a relation or kind of what it would lead to, or of what is named; where it stands behind "which";
+    and, if the question names something else, where names of several things are about as near.
+
     The record holds entities (names in the question), fallback (whether the nearest stand in) and notes; and, where
     names were spelt otherwise than in the graph, the question with their names there.
     """
@@ -190,11 +204,17 @@ def link_question(
     if embed is not None:
         parts = [(start, end) for start, end in _parts(question, graph) if _is_free(spans, start, end)][:PARTS]
         texts = [question[start:end] for start, end in parts]
-        matches = names.nearest(texts, embed, linking.nearest, linking.least)
+        matches = names.nearest(texts, embed, linking.nearest + 1, linking.least)
         close = [(-near[0].score, *part, near) for part, near in zip(parts, matches, strict=True) if near]
+        named, said = bool(spans), _say_terms(graph, spans) if close else set[str]()
         for _, start, end, near in sorted(close):
-            if _is_free(spans, start, end):
-                spans.append((start, end, [match.node for match in near]))
+            text, span = question[start:end], (start, end, [match.node for match in near[: linking.nearest]])
+            if named and _is_torn(near):
+                said |= _terms_alone(graph, text)
+            elif not _is_free(spans, start, end) or _ASKING.search(question[:start]):
+                continue
+            elif not _is_said(graph, said | _say_terms(graph, [span]), text):
+                spans.append(span)
     linked = [(question[start:end], nodes) for start, end, nodes in sorted(spans)]
     found, record = _record(
         names, question, linked, [*notes, *(spelling.note for spelling in spellings)], embed, linking
@@ -215,7 +235,7 @@ def find_spans(
     spans: list[Span] = [
         (mention.start, mention.end, rank_homonyms(graph, question, mention.nodes, embed)) for mention in found
     ]
-    parts = [(start, end) for start, end in _parts(question, graph, inner=True) if _is_free(spans, start, end)][:PARTS]
+    parts = [(start, end) for start, end in _parts(question, graph) if _is_free(spans, start, end)][:PARTS]
     texts = [question[start:end] for start, end in parts]
     matches = names.spelt_alike(texts, max(linking.least, SPELT))
     close = [
@@ -223,20 +243,34 @@ def find_spans(
         for (start, end), near in zip(parts, matches, strict=True)
         if near
     ]
-    otherwise = list[Spelling]()
+    otherwise, said = list[Spelling](), _say_terms(graph, spans) if close else set[str]()
     for _, _, start, end, near in sorted(close):
-        if _is_free(spans, start, end) and not _is_relation(graph, spans, question[start:end]):
+        if _is_free(spans, start, end) and not _is_said(graph, said, question[start:end]):
             spans.append((start, end, rank_homonyms(graph, question, [match.node for match in near], embed)))
+            said |= _say_terms(graph, spans[-1:])
             otherwise.append(Spelling(question[start:end], near[0].name))
     return sorted(spans), otherwise
 
 
-def _is_relation(graph: KnowledgeGraph, spans: Sequence[Span], text: str) -> bool:
-    """Whether the words of `text` stand in what relates the things of `spans` to others: an issue is no tissue then."""
-    facts = graph.around({node for _, _, nodes in spans for node in nodes[:HOMONYMS]})
-    said = graph.names({fact.predicate for fact in facts}).values()
-    terms = Words(graph.language.partition("-")[0])
-    return set(terms(text)) <= {term for name in said for term in terms(name)}
+def _say_terms(graph: KnowledgeGraph, spans: Sequence[Span]) -> set[str]:
+    """The terms of what relates the things of `spans` to others, and of their kinds."""
+    nodes = {node for _, _, found in spans for node in found[:HOMONYMS]}
+    relations = {fact.predicate for fact in graph.around(nodes, literals=True, most=RELATED, noted=False)}
+    terms = _words(graph)
+    return {
+        term for said in (graph.names(relations), graph.kinds(nodes)) for name in said.values() for term in terms(name)
+    }
+
+
+def _is_said(graph: KnowledgeGraph, said: set[str], text: str) -> bool:
+    """Whether all terms of `text` are of `said`, so that it is no name: an issue is no tissue, a currency no Euro."""
+    return said.issuperset(_words(graph)(text))
+
+
+def _is_torn(near: Sequence[Match]) -> bool:
+    """Whether a thing of another name is as near, or nearly so: "country" is a word for both, and names neither."""
+    first, *others = near
+    return any(match.name != first.name and first.score - match.score < LEAD for match in others)
 
 
 def correct(question: str, spellings: Sequence[Spelling]) -> str:
@@ -307,18 +341,27 @@ def _common(graph: KnowledgeGraph) -> frozenset[str]:
     return COMMON | stop_words(graph.language.partition("-")[0])
 
 
+def _terms_alone(graph: KnowledgeGraph, text: str) -> set[str]:
+    """The term of a text of one term; nothing of another text, whose terms may each be of a name."""
+    terms = _words(graph)(text)
+    return set(terms) if len(terms) == 1 else set()
+
+
+def _words(graph: KnowledgeGraph) -> Words:
+    return Words(graph.language.partition("-")[0])
+
+
 def _is_free(spans: Sequence[Span], start: int, end: int) -> bool:
     return not any(start < right and left < end for left, right, _ in spans)
 
 
-def _parts(question: str, graph: KnowledgeGraph, inner: bool = False) -> Iterator[tuple[int, int]]:
-    """Where runs of words start and end that are not common words alone; `inner`: that neither start nor end so."""
+def _parts(question: str, graph: KnowledgeGraph) -> Iterator[tuple[int, int]]:
+    """Where runs of words start and end of which neither the first nor the last is a common word."""
     words, common = list(re.finditer(r"[^\W_](?:[\w'-]*\w)?", question))[:PARTS], _common(graph)
     for first in range(len(words)):
         for last in range(first, min(first + LONGEST, len(words))):
             run = [word[0].lower() for word in words[first : last + 1]]
-            plain = (run[0] in common or run[-1] in common) if inner else common.issuperset(run)
-            if not plain:
+            if run[0] not in common and run[-1] not in common:
                 yield words[first].start(), words[last].end()
 
 

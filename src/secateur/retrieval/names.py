@@ -64,6 +64,8 @@ class Mention(NamedTuple):
     end: int
 
 
+_BESIDE_NUMBER = re.compile(r" (?=\d)|(?<=\d) ")
+"""Blanks that a number may have beside it, or not: Hayabusa2, Hayabusa 2."""
 _ROMAN = re.compile(r"[ivxlcdm]+$")
 _OPPOSITE = (
     ("hyper", "hypo"), ("pre", "post"), ("inter", "intra"), ("macro", "micro"), ("endo", "exo"), ("sub", "super"),
@@ -381,6 +383,8 @@ def _may_be_misspelt(text: str, name: str) -> bool:
         return False
     ours, theirs = text.split(), name.split()
     if len(ours) != len(theirs):  # a blank too many, or too few
+        if _BESIDE_NUMBER.sub("", text) == _BESIDE_NUMBER.sub("", name):
+            return True
         return [word for word in ours if len(word) <= 3] == [word for word in theirs if len(word) <= 3]
     return all(
         one == other or (min(len(one), len(other)) > 3 and not _are_opposite(one, other) and not _ROMAN.match(other))

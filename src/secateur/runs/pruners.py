@@ -189,7 +189,8 @@ class GraphPruner:
     Args:
         recipe, budget, options: as for `secateur.prune_context`; limits on servers (run_calls) are of all questions.
         graph: as `secateur.open_graph` takes it.
-        strict: raise what goes wrong with a question; otherwise it is warned of, and nothing stays.
+        strict: raise what goes wrong with a question; otherwise it is warned of, and nothing stays. Where nothing went
+            wrong and yet nothing stays, a warning says why.
         warm: open graph and models now; otherwise on the first call, or by `warm_up`.
     """
 
@@ -231,6 +232,9 @@ class GraphPruner:
                 raise
             warnings.warn(f"{self.recipe} found nothing: {explain(error)}", stacklevel=2)
             return []
+        if not cast(Facts, result.subject).lines and told.get("notes"):  # there is nothing that could carry its notes
+            reasons = "; ".join(str(note) for note in cast(Sequence[object], told["notes"]))
+            warnings.warn(f"{self.recipe} kept nothing for the question: {reasons}", stacklevel=2)
         rows = {row["text"]: row for site in trace.values() for row in site if row["kept"]}
         about = {"recipe": self.recipe, "kept": len(rows), "of": sum(map(len, trace.values())), **_notes(told)}
         found = list[Kept]()

@@ -518,10 +518,27 @@ def test_a_language_model_says_what_the_question_names(reply):
 
 @pytest.mark.parametrize(
     "reply",
-    ["", "I think flu.", '{"entities": "flu"}', '{"entities": [1]}', "[" * 5000, "{" * 50_000, '{"entities": []}', "{}",
-     "[]", ServerError("down"), json.dumps({"entities": ["zzzz qqqq"] * 3})],
+    ["", "I think flu.", '{"entities": "flu"}', '{"entities": [1]}', "[" * 5000, "{" * 50_000, "{}", "[]",
+     ServerError("down")],
 )  # fmt: skip
-def test_nonsense_counts_as_nothing_found(reply):
+@pytest.mark.parametrize("embed", ["", bag])
+def test_where_a_language_model_gives_no_names_they_are_found_without_it(reply, embed):
+    model = Scripted(reply)
+    _, _, told = one(medicine(), QUESTION, embedder=embed, llm=model)
+    assert (told["entities"], told["nodes"], told["fallback"]) == (["asthma"], ["urn:x:asthma"], False)
+    assert "names were found without the language model" in told["notes"][0]
+    assert told["llm_calls"] == len(model.asked) == (1 if isinstance(reply, ServerError) else 3)
+    assert [temperature for _, _, temperature, _ in model.asked[:2]] == [0.0, 0.4][: len(model.asked)]
+
+
+def test_a_language_model_that_gives_no_names_is_asked_anew():
+    told = one(medicine(), "What about flu?", llm=Scripted("Well, flu.", '{"entities": ["asthma"]}'))[2]
+    assert (told["entities"], told["llm_calls"]) == (["asthma"], 2)
+    assert not any("without the language model" in note for note in told["notes"])
+
+
+@pytest.mark.parametrize("reply", ['{"entities": []}', json.dumps({"entities": ["zzzz qqqq"] * 3})])
+def test_a_list_that_names_nothing_counts_as_nothing_found(reply):
     result, trace, told = one(medicine(), QUESTION, "words=50", embedder=bag, llm=Scripted(reply))
     assert told["fallback"] is True
     assert len(trace) == 5
@@ -609,7 +626,7 @@ def test_a_server_is_asked_by_its_address():
 def test_a_real_language_model_that_knows_nothing_is_no_harm():
     model = Local(tiny.model("llama"), tiny.tokenizer())
     result, _, told = one(medicine(), QUESTION, "words=40", embedder=bag, llm=model, answer=True)
-    assert told["fallback"] is True
+    assert (told["entities"], told["fallback"]) == (["asthma"], False)
     assert result.cut.after["words"] <= 40
 
 

@@ -442,3 +442,14 @@ def test_statements_are_no_things():
     graph = KnowledgeGraph(store())
     assert "urn:e:said" not in dict(graph.things())
     assert "urn:e:said" not in graph.within([ITALY], 5).hops
+
+
+@pytest.mark.parametrize("name", [
+    "http://xmlns.com/foaf/0.1/name", "http://schema.org/name", "https://schema.org/name",
+    "http://purl.org/dc/terms/title", "http://purl.org/dc/elements/1.1/title",
+])  # fmt: skip
+def test_what_vocabularies_in_use_call_a_name_is_one(name):
+    here = KnowledgeGraph(store(f'INSERT DATA {{ <urn:e:p17> <{name}> "Clyde Tombaugh" ; <urn:r:born_in> <urn:e:x> }}'))
+    assert here.names(["urn:e:p17"]) == {"urn:e:p17": "Clyde Tombaugh"}
+    assert here.find_named(["clyde tombaugh"], how="folded") == [("urn:e:p17", "Clyde Tombaugh")]
+    assert here.around(["urn:e:p17"], literals=True) == [Fact("urn:e:p17", "urn:r:born_in", "urn:e:x")]

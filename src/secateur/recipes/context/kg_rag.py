@@ -143,8 +143,8 @@ def kg_rag(
         dry_run: as a run; nothing is kept.
 
     Nothing found, or no fact above both thresholds, or none that fits, gives an empty result, and `told-...` in the run
-    says why. A language model that is down, or answers nonsense, counts as one that found nothing; where a limit on it
-    is reached, names are found without it. A graph that does not answer raises `ServerError`.
+    says why. Where a language model is down, a limit on it is reached, or it gives no list of names three times, names
+    are found without it. A graph that does not answer raises `ServerError`.
 
     Departures: BM25 has a share in s (`terms`), since a small encoder hardly tells names of one sort apart; more of the
     facts that answer stay with both than with either; the floor is of the cosine, or the best fact by its words would
@@ -156,7 +156,9 @@ def kg_rag(
     list,
     where the released code joins them and splits them at ". ", so that names with a full stop break. Facts are cut by
     the budget in tokens too, not by their number alone. What the paper's prompt says of medical advice is left out, as
-    are the renaming of two sources and the descriptions that name proteins of one graph.
+    are the renaming of two sources and the descriptions that name proteins of one graph. An answer without a list of
+    names counts as one without names there, and the nearest nodes stand in; here it is asked for anew, and then the
+    names of the graph decide.
     """
     if (answering.answer or answering.choices) and not answering.llm:
         raise InputError("an answer needs a language model: give one (--llm)")

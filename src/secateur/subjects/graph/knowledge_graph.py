@@ -34,7 +34,11 @@ NAMES = (
     "http://www.w3.org/2000/01/rdf-schema#label",
     "http://www.w3.org/2004/02/skos/core#prefLabel",
     "http://schema.org/name",
+    "https://schema.org/name",
     "http://rdf.freebase.com/ns/type.object.name",
+    "http://xmlns.com/foaf/0.1/name",
+    "http://purl.org/dc/terms/title",
+    "http://purl.org/dc/elements/1.1/title",
 )
 """What gives a thing its name, the first that is there."""
 ALIAS = "http://www.w3.org/2004/02/skos/core#altLabel"
