@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secateur.errors import InputError, MissingExtraError
 
-__all__ = ["COMMON", "Words", "count_documents", "stop_words"]
+__all__ = ["COMMON", "Words", "count_documents", "is_known", "stop_words"]
 
 _COMMON = (
     "a about all also an and any are as at be been but by can could did do does for from had has have he her his how i "
@@ -25,9 +25,16 @@ COMMON = frozenset(_COMMON.split())
 _LISTS = {
     "en": "EN_PLUS", "da": "DANISH", "de": "GERMAN", "es": "SPANISH", "fr": "FRENCH", "it": "ITALIAN", "ko": "KOREAN",
     "nb": "NORWEGIAN", "nl": "DUTCH", "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH",
-    "tr": "TURKISH",
+    "tr": "TURKISH", "eng": "EN_PLUS", "dan": "DANISH", "deu": "GERMAN", "ger": "GERMAN", "spa": "SPANISH",
+    "fra": "FRENCH", "fre": "FRENCH", "ita": "ITALIAN", "nld": "DUTCH", "dut": "DUTCH", "nor": "NORWEGIAN",
+    "por": "PORTUGUESE", "rus": "RUSSIAN", "swe": "SWEDISH", "tur": "TURKISH",
 }  # fmt: skip
 """Language -> its list of stop words in bm25s; that of Chinese is of words, and letters are compared."""
+_CODES = {
+    "dan": "da", "deu": "de", "dut": "nl", "eng": "en", "fra": "fr", "fre": "fr", "ger": "de", "ita": "it", "kor": "ko",
+    "nld": "nl", "nno": "nn", "nob": "nb", "nor": "no", "por": "pt", "rus": "ru", "spa": "es", "swe": "sv", "tur": "tr",
+}  # fmt: skip
+"""Codes of three letters -> those of two, of the languages whose stop words are known."""
 _STEMMERS = {"nb": "no", "nn": "no"}
 """Languages that Snowball knows by another code."""
 
@@ -53,7 +60,7 @@ class Words:
 
     Args:
         language: code such as en or de. Of a language without a stemmer, or without a list of stop words, words are
-            compared as they stand, or all of them.
+            compared as they stand, or all of them; where there is neither, it is warned.
 
     Raises `InputError` for what is no code, `MissingExtraError` without bm25s, whose stop words these are. Without
     PyStemmer a short rule takes endings of English alone, which is warned of.
@@ -92,6 +99,12 @@ class Words:
         return found or every
 
 
+def is_known(language: str) -> bool:
+    """Whether stop words or endings of a language are known; `InputError` for what is no code of one."""
+    code = _check_language(language)
+    return code in _LISTS or _stemmer(code) is not str
+
+
 @functools.lru_cache(maxsize=16)
 def stop_words(language: str) -> frozenset[str]:
     """The words of a language that say nothing of what a text is about; none of a language without a list."""
@@ -122,7 +135,7 @@ def _check_language(language: str) -> str:
     code = language.strip().casefold().replace("_", "-").partition("-")[0]
     if not re.fullmatch(r"[a-z]{2,3}", code):
         raise InputError(f"language={language!r}: give the code of a language, such as en or de")
-    return code
+    return _CODES.get(code, code)
 
 
 @functools.lru_cache(maxsize=16)
@@ -141,6 +154,12 @@ def _stemmer(language: str) -> Callable[[str], str]:
     try:
         Stemmer.Stemmer(code)
     except KeyError:
+        if language not in _LISTS:
+            warnings.warn(
+                f"language={language}: neither stop words nor endings of it are known, and all words are compared as "
+                "they stand",
+                stacklevel=3,
+            )
         return str
     own = threading.local()  # a stemmer is not to be used by two threads at once
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
     """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
 
     Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what
-    is no list of texts, or of `prior`, what a retriever scored, no list of numbers.
+    is no list of texts, or of `prior`, what a retriever scored, no list of numbers; null, as NaN, ranks last.
     """
     found = dict[str, Any]()
     for name in _OWN:
@@ -126,10 +127,10 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
             continue
         if name == "prior":
             scores = row[name]
-            if not isinstance(scores, list) or not all(isinstance(score, int | float) for score in scores):
+            if not isinstance(scores, list) or not all(isinstance(score, int | float | None) for score in scores):
                 raise DataError("this line has a prior that is no list of numbers: give a score for each document")
             try:
-                found[name] = [float(score) for score in scores]
+                found[name] = [math.nan if score is None else float(score) for score in scores]
             except OverflowError as error:  # JSON has integers of any length
                 raise DataError("this line has a prior with a number above 1e308: give smaller scores") from error
             continue
