@@ -30,11 +30,6 @@ _LISTS = {
     "por": "PORTUGUESE", "rus": "RUSSIAN", "swe": "SWEDISH", "tur": "TURKISH",
 }  # fmt: skip
 """Language -> its list of stop words in bm25s; that of Chinese is of words, and letters are compared."""
-_CODES = {
-    "dan": "da", "deu": "de", "dut": "nl", "eng": "en", "fra": "fr", "fre": "fr", "ger": "de", "ita": "it", "kor": "ko",
-    "nld": "nl", "nno": "nn", "nob": "nb", "nor": "no", "por": "pt", "rus": "ru", "spa": "es", "swe": "sv", "tur": "tr",
-}  # fmt: skip
-"""Codes of three letters -> those of two, of the languages whose stop words are known."""
 _STEMMERS = {"nb": "no", "nn": "no"}
 """Languages that Snowball knows by another code."""
 
@@ -60,7 +55,7 @@ class Words:
 
     Args:
         language: code such as en or de. Of a language without a stemmer, or without a list of stop words, words are
-            compared as they stand, or all of them; where there is neither, it is warned.
+            compared as they stand, or all of them.
 
     Raises `InputError` for what is no code, `MissingExtraError` without bm25s, whose stop words these are. Without
     PyStemmer a short rule takes endings of English alone, which is warned of.
@@ -135,7 +130,7 @@ def _check_language(language: str) -> str:
     code = language.strip().casefold().replace("_", "-").partition("-")[0]
     if not re.fullmatch(r"[a-z]{2,3}", code):
         raise InputError(f"language={language!r}: give the code of a language, such as en or de")
-    return _CODES.get(code, code)
+    return code
 
 
 @functools.lru_cache(maxsize=16)
@@ -154,12 +149,6 @@ def _stemmer(language: str) -> Callable[[str], str]:
     try:
         Stemmer.Stemmer(code)
     except KeyError:
-        if language not in _LISTS:
-            warnings.warn(
-                f"language={language}: neither stop words nor endings of it are known, and all words are compared as "
-                "they stand",
-                stacklevel=3,
-            )
         return str
     own = threading.local()  # a stemmer is not to be used by two threads at once
 

@@ -12,7 +12,7 @@ from secateur import recipes
 from secateur.errors import DataError, InputError
 from secateur.runs.backends import Backend, of_recipe
 from secateur.subjects import Page, Passages, open_page, open_passages
-from secateur.subjects.text import markup, plain_text
+from secateur.subjects.text import lines, markup, plain_text
 from secateur.vocabulary import Subject
 
 __all__ = [
@@ -169,12 +169,17 @@ _KINDS = {".txt": _Text, ".rst": _Text, ".md": _Markdown, ".markdown": _Markdown
 _CODE = re.compile(r"(?<!`)`+[^`\n]+`+")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 _PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
+_VERBATIM = re.compile(r"</?(?:pre|script|style|textarea)\b", re.IGNORECASE)
+_SPANNING = re.compile(r"\s*<([a-z][a-z0-9]*)\b.*</\1\s*>\s*", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?[a-z]", re.IGNORECASE)
+_ROW = re.compile(r"^ {0,3}\|.*\|[ \t\r]*$", re.MULTILINE)
 
 
 def kind_of(text: str) -> Literal["html", "text", "markdown"]:
-    """What a text is: HTML where it has tags of it, and not more signs of Markdown; Markdown by its signs.
+    """What a text is: HTML where it has tags of it and begins as a page, or has no sign of Markdown; Markdown by these.
 
-    Tags in code, between backticks or in a fence, say nothing.
+    Tags in code, between backticks or in a fence, say nothing. Lists alone, and headings, fences and tables in what one
+    block of HTML spans, are to be more than the closing tags; what has tags between backticks is no HTML.
     """
     signs = 0 if isinstance(text, _Html | _Text) else plain_text.count_signs(text)
     if isinstance(text, _Markdown):
@@ -183,9 +188,27 @@ def kind_of(text: str) -> Literal["html", "text", "markdown"]:
         return "html"
     if not isinstance(text, _Plain):
         bare = _drop_code(text)
-        if markup.is_html(bare) and (_PAGE.search(bare[:2000]) or signs <= bare.count("</")):
+        if markup.is_html(bare) and (_begins_page(bare) or (signs <= bare.count("</") and not _is_mixed(text))):
             return "html"
     return "markdown" if signs else "text"
+
+
+def _begins_page(bare: str) -> bool:
+    """Whether a text without code has the head of a page, and no sign of Markdown before it."""
+    found = _PAGE.search(bare[:2000])
+    return found is not None and not plain_text.count_signs(bare[: found.start()], items=False)
+
+
+def _is_mixed(text: str) -> bool:
+    """Whether a text with tags is no HTML all the same: by a heading, fence, row of a table, or tags in backticks.
+
+    What stands in a `pre` or script is no sign, and of what a block of HTML spans only the last is one.
+    """
+    shown, spanning = "\n".join(_VERBATIM.split(text)[::2]), _SPANNING.fullmatch(text)
+    if any(map(_TAG.search, _CODE.findall(shown))):
+        return True
+    spans = spanning is not None and spanning[1].lower() in lines.BLOCKS
+    return not spans and (plain_text.count_signs(shown, items=False) > 0 or _ROW.search(shown) is not None)
 
 
 def _drop_code(text: str) -> str:
