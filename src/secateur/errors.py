@@ -116,7 +116,7 @@ class MendedWarning(UserWarning):
 
 
 class DataWarning(UserWarning):
-    """A part of the data is passed over, or cut; no error, and one line for users of the command line."""
+    """Some of the data is passed over, cut, or not understood; no error, and one line for users of the command line."""
 
 
 class TrainingWarning(UserWarning):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, DataWarning, InputError
 from secateur.methods import similarity
 from secateur.methods.similarity import Matching, Similarity
 from secateur.score import naming, relevance
@@ -122,3 +122,9 @@ def test_a_corpus_counts_beside_the_texts(tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache" / "frequencies").glob("*.json"))) == 3
     with pytest.raises(DataError, match="is not there"):
         Similarity(None, matching=Matching(corpus=str(tmp_path / "none")))
+
+
+def test_a_language_of_which_nothing_is_known_is_told():
+    pytest.importorskip("Stemmer")
+    with pytest.warns(DataWarning, match="language=xx: neither stop words nor endings of it are known"):
+        Matching(language="xx")

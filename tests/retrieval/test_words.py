@@ -46,6 +46,12 @@ def test_what_is_no_language_is_refused():
         Words("english!")
 
 
+def test_of_which_languages_something_is_known():
+    pytest.importorskip("Stemmer")
+    assert [words.is_known(code) for code in ("de", "deu", "fi", "ko", "xx", "ja")] == [True] * 4 + [False] * 2
+    assert Words("deu")("Die Hunde") == Words("ger")("Hund") == Words("de")("Hund")
+
+
 def test_without_a_stemmer_it_is_said(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "Stemmer", None)
     words._stemmer.cache_clear()

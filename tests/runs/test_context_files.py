@@ -79,6 +79,18 @@ def test_fields_of_texts_and_passages_and_traces(tmp_path):
     assert [row.get("pruned_passages") for row in found] == [None, ["", "About town2."], None]
 
 
+def test_what_an_earlier_run_wrote_of_a_line_is_written_anew_or_left_out(tmp_path):
+    """Failed lines that were given again had their old error beside the new text."""
+    old = {"pruned": "", "error": "the embedder was down", "told": {"a": 1}, "trace": {}, "tokens_after": 9, "id": 7}
+    asked = [{"question": "b?", "html": "<p>a</p><p>b</p>"}, {"html": "<p>a</p>"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({**old, **row}) + "\n" for row in asked))
+    assert secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=1") == (2, 1)
+    good, bad = lines(tmp_path / "out.jsonl")
+    assert good == {"id": 7, **asked[0], "pruned": "<p>b", "words_before": 2, "words_after": 1}
+    assert bad == {"id": 7, **asked[1], "pruned": "", "error": bad["error"]}
+    assert "question" in bad["error"]
+
+
 def test_lines_that_can_not_be_pruned_say_why_and_the_others_go_on(tmp_path):
     bad = ["no json", "[1]", '{"question": "a"}', '{"html": "<p>a</p>"}', '{"question": 3, "html": "<p>a</p>"}',
            '{"question": "a", "html": [1]}', "[" * 100_000, '{"question": "a", "html": "<p>a b c</p>"}']  # fmt: skip

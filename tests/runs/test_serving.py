@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -94,6 +95,29 @@ def test_an_embedder_by_name_serves_and_reads_questions_with_their_prompt(tmp_pa
     expected = [secateur.prune_context("htmlrag", row["html"], q, "words=3", embedder=folder).text for q in questions]
     assert [answer["text"] for answer in found] == expected
     assert {f"{prompt} {text}" for prompt in ("ask", "read") for text in questions} <= heard
+
+
+def test_who_breaks_off_while_sending_is_no_error_of_the_service():
+    """Dozens of lines of traceback stood in the log."""
+    app = serving.open_app(serving.Service("htmlrag", "words=6"))
+    sent, told = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}]), []
+
+    async def receive():
+        return next(sent)
+
+    async def send(message):
+        told.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/prune", "query_string": b"", "headers": []}
+    asyncio.run(app(scope, receive, send))
+    assert told[0]["status"] == 400
+    assert TestClient(app).get("/health").json()["failed"] == 1
+
+
+def test_a_document_that_a_retriever_gave_no_score_ranks_last(client):
+    row = {"question": "When are trees pruned?", "html": ["<p>Trees are pruned early.", "<p>Trees are pruned late."]}
+    for prior, left in (([None, -9], "<p>Trees are pruned late."), ([-9, None], "<p>Trees are pruned early.")):
+        assert client.post("/prune", json={**row, "prior": prior, "budget": "words=4"}).json()["text"] == left
 
 
 def test_who_comes_when_all_are_busy_is_turned_away():

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,10 @@ import numpy as np
 from annotated_types import Ge
 
 from secateur._utils.disk import atomic_write, cache_folder
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, DataWarning, InputError
 from secateur.retrieval import encoders
 from secateur.retrieval.encoders import Embed
-from secateur.retrieval.words import Words, count_documents
+from secateur.retrieval.words import Words, count_documents, is_known
 from secateur.score import relevance
 from secateur.subjects.text import markup
 
@@ -49,6 +50,16 @@ class Matching:
     ranking is joined with the others."""
     trust: Annotated[float, Ge(0)] = 0.5
     """What the ranking of `prior` counts, where each of the others counts 1."""
+
+    def __post_init__(self) -> None:
+        """Warn of a language of which nothing is known."""
+        if not is_known(self.language):
+            warnings.warn(
+                f"language={self.language}: neither stop words nor endings of it are known, and all words are compared "
+                "as they stand",
+                DataWarning,
+                stacklevel=3,
+            )
 
     def check_prior(self, documents: int) -> None:
         """Raise `InputError` where a retriever's scores are more than the documents: they would be of others."""

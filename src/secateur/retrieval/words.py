@@ -12,7 +12,7 @@ from pathlib import Path
 
 from secateur.errors import InputError, MissingExtraError
 
-__all__ = ["COMMON", "Words", "count_documents", "stop_words"]
+__all__ = ["COMMON", "Words", "count_documents", "is_known", "stop_words"]
 
 _COMMON = (
     "a about all also an and any are as at be been but by can could did do does for from had has have he her his how i "
@@ -25,7 +25,9 @@ COMMON = frozenset(_COMMON.split())
 _LISTS = {
     "en": "EN_PLUS", "da": "DANISH", "de": "GERMAN", "es": "SPANISH", "fr": "FRENCH", "it": "ITALIAN", "ko": "KOREAN",
     "nb": "NORWEGIAN", "nl": "DUTCH", "no": "NORWEGIAN", "pt": "PORTUGUESE", "ru": "RUSSIAN", "sv": "SWEDISH",
-    "tr": "TURKISH",
+    "tr": "TURKISH", "eng": "EN_PLUS", "dan": "DANISH", "deu": "GERMAN", "ger": "GERMAN", "spa": "SPANISH",
+    "fra": "FRENCH", "fre": "FRENCH", "ita": "ITALIAN", "nld": "DUTCH", "dut": "DUTCH", "nor": "NORWEGIAN",
+    "por": "PORTUGUESE", "rus": "RUSSIAN", "swe": "SWEDISH", "tur": "TURKISH",
 }  # fmt: skip
 """Language -> its list of stop words in bm25s; that of Chinese is of words, and letters are compared."""
 _STEMMERS = {"nb": "no", "nn": "no"}
@@ -90,6 +92,12 @@ class Words:
                 if folded not in self.stop or (word.isupper() and len(word) > 1 and not loud):
                     found.append(every[-1])
         return found or every
+
+
+def is_known(language: str) -> bool:
+    """Whether stop words or endings of a language are known; `InputError` for what is no code of one."""
+    code = _check_language(language)
+    return code in _LISTS or _stemmer(code) is not str
 
 
 @functools.lru_cache(maxsize=16)

@@ -32,6 +32,9 @@ from secateur.vocabulary import Budget
 
 __all__ = ["Line", "estimate_file", "parse_line", "prune_file", "prune_row", "read_lines"]
 
+_WRITTEN = {"pruned", "pruned_passages", "error", "told", "trace", "tokens_before", "tokens_after", "words_before",
+            "words_after"}  # fmt: skip
+"""What a line that comes out says of its own run; what an earlier one wrote under these names is left out."""
 _WANTED = "each is to be an object with question and html, text or passages"
 Line: TypeAlias = tuple[str, str]
 """Where a thing to prune stands, and its JSON."""
@@ -283,7 +286,7 @@ def _prune_line(job: Job, graph: str, trace: bool, strict: bool, ledger: Path | 
     """The line of the answer, and whether it failed."""
     row: dict[str, Any] = {}
     try:
-        row = parse_line(line[1])
+        row = {name: value for name, value in parse_line(line[1]).items() if name not in _WRITTEN}
         pruned = prune_row(job, graph, row, job.servers.meter(ledger), Path(line[0]))
     except Exception as error:
         if is_disk_full(error):  # no other line can be written either

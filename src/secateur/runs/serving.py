@@ -81,13 +81,19 @@ def open_app(service: Service, *, workers: int = 4, waiting: int = 64, largest: 
     pool = ThreadPoolExecutor(workers, "prune")
 
     async def read(request: Request) -> bytes | None:
-        """The body; None where it is too large, which is seen before all of it has come."""
-        parts, size = list[bytes](), 0
-        async for part in request.stream():
-            size += len(part)
+        """The body; None where it is too large, which is seen before all of it has come.
+
+        Raises `ConnectionAbortedError` where the client breaks off.
+        """
+        parts, size, more = list[bytes](), 0, True
+        while more:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionAbortedError("the request ended before all of it had come: send it again")
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > largest:
                 return None
-            parts.append(part)
         return b"".join(parts)
 
     def refuse(status: int, line: str, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -95,7 +101,11 @@ def open_app(service: Service, *, workers: int = 4, waiting: int = 64, largest: 
 
     @app.post("/prune")
     async def prune(request: Request) -> JSONResponse:
-        body = await read(request)
+        try:
+            body = await read(request)
+        except ConnectionAbortedError as error:
+            counts.failed += 1
+            return refuse(400, str(error))
         if body is None:
             return refuse(413, f"a request holds at most {largest} bytes: send fewer documents")
         if counts.in_work >= workers + waiting:

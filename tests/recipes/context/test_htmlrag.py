@@ -258,6 +258,60 @@ def test_of_what_does_not_fit_the_best_sentences_stay():
         assert result.cut.after["words"] <= limit
 
 
+LONG, MORE = " ".join(["long"] * 20), " ".join(["too"] * 9)
+LISTED = open_page(
+    f"<h2>Plums</h2><p>Opal is red.</p><h2>Trees</h2><p>{LONG}, which follow:</p><ul><li>Opal: 1</li></ul>"
+    f"<h2>Care</h2><p>Water the trees.</p><p>{MORE} as well</p>",
+    block=1,
+    numbered=False,
+)
+RANKED = np.array([1, 4, 6, 7, 3, 0, 2, 5])
+"""What Opal is, its list, what the trees need, and the long lines; heads at the end."""
+
+
+def within(limit):
+    return lambda page, keep, times: times * page.draft(keep)[1] <= limit
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"),
+    [
+        (4, "Plums Opal is red."),
+        (8, "Plums Opal is red. Trees Opal: 1"),
+        (14, "Plums Opal is red. Trees Opal: 1 Care Water the trees."),
+        (27, f"Plums Opal is red. Trees Opal: 1 Care Water the trees. {MORE} as well"),
+        (29, f"Plums Opal is red. Trees {LONG}, which follow: Opal: 1"),
+        (34, f"Plums Opal is red. Trees {LONG}, which follow: Opal: 1 Care Water the trees."),
+    ],
+)  # fmt: skip
+def test_a_long_companion_leaves_its_room_to_the_next_blocks_where_it_does_not_fit(limit, left):
+    """It ended the page: of 256 tokens 72 were spent."""
+    fits = within(limit)
+    keep = module.keep_fitting(LISTED, RANKED, module.count_fitting(LISTED, RANKED, fits), fits)
+    assert " ".join(LISTED.text(i) for i in np.flatnonzero(keep)) == left
+
+
+def test_what_stays_is_the_beginning_of_the_ranking_and_a_larger_limit_takes_none_from_the_blocks_that_stood_whole():
+    stood = 0
+    for limit in range(1, 60):
+        fits = within(limit)
+        many = module.count_fitting(LISTED, RANKED, fits)
+        keep = module.keep_fitting(LISTED, RANKED, many, fits)
+        assert many >= stood
+        assert LISTED.complete(np.isin(np.arange(8), RANKED[:many]))[~keep].sum() == 0
+        assert fits(LISTED, keep, 1) or keep[RANKED[0]]
+        stood = many
+    assert keep.all()
+
+
+def test_a_long_line_over_a_list_does_not_end_the_page():
+    """Of 20 words 6 were spent: the list's sentence did not fit, and neither the list nor anything else came."""
+    lead = "Plums " + "that are told apart by colour, by height, by " * 5 + "the month in which they ripen:"
+    page = open_page(f"<p>Opal ripens in July.</p><p>{lead}</p><ul><li>Opal: red</li></ul>", numbered=False)
+    (result,) = run(page, "When does Opal ripen?", "words=20")
+    assert result.subject.text() == "Opal ripens in July. Opal: red"
+
+
 def test_what_was_hidden_is_noted():
     page, memory = open_page("<p>seen</p><p hidden>no one</p>", numbered=False), Transient()
     (result,) = run(page, "seen?", "words=5", into=memory)

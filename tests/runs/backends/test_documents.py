@@ -77,6 +77,14 @@ def test_paragraphs_are_those_between_blank_lines():
      ("Start a line with <br> or <p>, end it with </p> .", "text"), ("Map<String, List<Button>>, List<Input>", "text"),
      ("# a\n\n```html\n<!doctype html>\n<html><body><p>b</p></body></html>\n```\n\nc", "markdown"),
      ("# a\n\nIt begins with `<html>`, ends with ``</html>``.", "markdown"), ("a<br>b", "html"),
+     ('### a\n<a id="a"></a>\n\nRun `a <b> <c>` with `--d=<e>`.', "markdown"), ("# a<a name=b></a>\n\nb", "markdown"),
+     ("<details>\n\nSet `-a <n>`.\n\n</details>", "text"),
+     ("<h1 align=center>a</h1>\n\n## b\n\nc", "markdown"), ("a<b>c</b>\n\n```ts\nd<e>\n```", "markdown"),
+     ("| <a id=b>b</a> | c <d> |", "text"),
+     ("<b>a</b> `b <p>`", "text"), ("<h2>a</h2>\n<p>b</p>\n<pre>\n# c\n</pre>", "html"),
+     ("- <b>a</b>\n- b", "markdown"),
+     ("<div>\n# a\n<p>b</p>\n</div>", "html"), ("# a\n\nIt begins with <html>, <b>so</b>.", "markdown"),
+     ("<h2>a</h2>\n<script>\nx = `<p>`\n</script>", "html"),
      ("a <b>\nc</b>", "html"), ("~~~\n<p>a</p>\n```\n<p>b</p>", "markdown")],
 )  # fmt: skip
 def test_what_a_text_is(text, kind, tmp_path):

@@ -85,7 +85,7 @@ def htmlrag(
     1. coarse: blocks of about `block` words are ranked by how alike their text and the question are to the embedder,
        or by BM25; the best stay as long as what is left fits into `wide` times the budget, each with its companions
        (`Page.companions`: headings, terms of definitions, heads of tables, sentences that lead into lists and code),
-       and of the first that does not fit the best sentences;
+       and of the first that does not fit the best sentences; from there on each with its nearest companions;
     2. fine, with a path model: what is left is split anew, into blocks of about `fine` words. The path of each is read
        as text, "<html><body><div1><p0>"; all paths make a tree of tokens, and a path's score is the sum of
        log P(token | prompt, the tokens before), P over what some path goes on with. The worst leave until what is left
@@ -132,7 +132,7 @@ def htmlrag(
     (`markup.PLAIN`: a, b, code, em) always go, and what they hold stays. A `pre`, and a tag with a line of text and
     nothing else, is never split into blocks. Since block sizes follow the budget, a larger one does not always keep
     all that a smaller one does (of 100 neighbouring pairs 3 did not); with `block` given, blocks are the same for
-    all.
+    all, and a larger one may spend on companions of a better block what a smaller one had left for the next.
     """
     subject = subject.show_hidden() if hidden else subject
     notes = () if hidden or not subject.hidden else (HIDDEN.format(subject.hidden),)
@@ -177,15 +177,16 @@ READ = "read"
 Rate = Callable[[Page, Sequence[int] | None], np.ndarray]
 """(page, numbers of some blocks, or None for all) -> their scores."""
 Counts = Mapping[str, Count]
+Fits = Callable[[Page, np.ndarray, int], bool]
+"""(page, booleans [blocks], times) -> whether these blocks alone, written as they will be, fit so often."""
 Row = dict[str, Any]
 """What a trace tells of a block: path, score, text, costs, and whether it is kept."""
 
 
 def cost(page: Page, counts: Counts) -> dict[str, float]:
     """Measure -> what the page takes, written as it is; in `READ`, as the path model reads it."""
-    words = float(markup.words(page.text()))
     numbered = {READ: page.html(numbered=True)} if READ in counts else {}
-    return {"words": words} | {
+    return {"words": float(markup.words(page.text()))} | {
         name: float(count([numbered.get(name) or page.to_text()])[0]) for name, count in counts.items()
     }
 
@@ -201,67 +202,79 @@ def reduce_page(
 ) -> tuple[Page, list[Row]]:
     """The page within `limit`, and what became of each block; `name` is that of the scores in the run.
 
-    The best blocks stay, each with its companions, and of the next one the best sentences.
+    The best blocks stay, each with its companions, and of the first that does not fit so the best sentences; from
+    there on a block stays with the nearest of its companions, up to the first that does not fit alone.
     """
     page = page.split(block or suit_block(limit, cost(page, counts)))
+
+    def fits(page: Page, keep: np.ndarray, times: int) -> bool:
+        return is_within(limit, cost_kept(page, keep, counts), times)
+
     while True:
         told = run.json(f"{name}-{page.block}", partial(trace_blocks, page, counts, rate))
         order = page.rank([row["score"] for row in told])
-        many = count_fitting(page, order, limit, counts)
+        many = count_fitting(page, order, fits)
         if many < len(order) and (many or not page.block):
             page, told, order = refine_block(page, told, order, many, counts, rate, run, f"{name}-{page.block}-{many}")
-            many = count_fitting(page, order, limit, counts, many)
-        begins = not many and len(order) > 0 and not page.block  # not even the best sentence fits
-        if many or begins or not len(order):
-            keep = keep_beginning(page, int(order[0]), limit, counts) if begins else keep_first(page, order, many)
+            many += count_fitting(page, order[many:], fits, keep_first(page, order, many))
+        if many or not page.block or not len(order):
+            keep = keep_fitting(page, order, many, fits)
             smaller, _ = page.cut(Selection({"page": keep}))
             told = [{**row, "kept": bool(stays)} for row, stays in zip(told, keep, strict=True)]
-            return first_words(smaller, limit, counts) if begins else smaller, told
+            # With none of them not even the best sentence fits.
+            return smaller if many else first_words(smaller, limit, counts), told
         page = page.split(page.block // 2)
 
 
-def keep_first(page: Page, order: np.ndarray, many: int) -> np.ndarray:
-    """[blocks] booleans: the first of `order` and their companions."""
-    keep = np.zeros(len(order), bool)
-    keep[order[:many]] = True
-    return page.complete(keep)
+def keep_first(page: Page, order: np.ndarray, many: int, kept: np.ndarray | Literal[False] = False) -> np.ndarray:
+    """[blocks] booleans: the first of `order` and their companions, beside those of `kept`."""
+    return page.complete(np.isin(np.arange(len(page.blocks)), order[:many])) | kept
 
 
-def keep_beginning(page: Page, index: int, limit: Mapping[str, float], counts: Counts) -> np.ndarray:
-    """[blocks] booleans: a block that does not fit with all its companions, and as many of these as there is room for.
+def keep_fitting(page: Page, order: np.ndarray, many: int, fits: Fits) -> np.ndarray:
+    """[blocks] booleans: the first `many`, with all their companions, and of the others as many as there is room for.
 
-    The nearest come first, beside the whole block or, where only its first words will fit, in half of the limit.
+    Of these one that does not fit with all its companions stays with the nearest, and one that does not fit alone is
+    the end: what stays is the beginning of `order`. Where not even the first fits, it stays all the same.
     """
-
-    def fits(times: int) -> bool:
-        spent = cost_kept(page, keep, counts)
-        return all(times * spent[name] <= most for name, most in limit.items())
-
-    keep = np.zeros(len(page.blocks), bool)
-    keep[index] = True
-    whole = keep[index] = fits(1)
-    for other in reversed(page.companions(index)):
-        keep[other] = True
-        keep[other] = fits(1 if whole else 2)
-    keep[index] = True
+    keep = keep_first(page, order, many)
+    while many < len(order):
+        more = keep_nearest(page, int(order[many]), keep, fits)
+        if keep.any() and not more[order[many]]:
+            break
+        more[order[many]] = True
+        order = order[many + 1 :]
+        many = count_fitting(page, order, fits, more)
+        keep = keep_first(page, order, many, more)
     return keep
 
 
-def count_fitting(page: Page, order: np.ndarray, limit: Mapping[str, float], counts: Counts, known: int = 0) -> int:
-    """How many of the blocks, the best first, fit into the limit with their companions, written as they will be.
+def keep_nearest(page: Page, index: int, kept: np.ndarray, fits: Fits) -> np.ndarray:
+    """[blocks] booleans: those of `kept`, a block if it fits, and as many of its companions as there is room for.
 
-    known: so many are known to fit.
+    The nearest come first, beside the whole block or, where only its first words will fit, in half of the limit.
     """
+    keep = kept.copy()
+    for other in [index, *reversed(page.companions(index))]:
+        if not keep[other]:
+            keep[other] = True
+            keep[other] = fits(page, keep, 1 if keep[index] else 2)
+    return keep
 
-    def fits(many: int) -> bool:
-        spent = cost_kept(page, keep_first(page, order, many), counts)
-        return all(spent[name] <= most for name, most in limit.items())
 
-    low, step, high = known, 1, len(order) + 1  # `low` fit, `high` do not
+def count_fitting(page: Page, order: np.ndarray, fits: Fits, kept: np.ndarray | Literal[False] = False) -> int:
+    """How many of the blocks, the best first, fit with their companions, beside those of `kept`."""
+    low, step, high = 0, 1, len(order) + 1  # `low` fit, `high` do not
     while low + 1 < high:
         many = min(low + step, (low + high) // 2)
-        low, step, high = (many, 2 * step, high) if fits(many) else (low, 1, many)
+        enough = fits(page, keep_first(page, order, many, kept), 1)
+        low, step, high = (many, 2 * step, high) if enough else (low, 1, many)
     return low
+
+
+def is_within(limit: Mapping[str, float], spent: Mapping[str, float], times: int = 1) -> bool:
+    """Whether what is spent fits so many times into the limit."""
+    return all(times * spent[name] <= most for name, most in limit.items())
 
 
 def cost_kept(page: Page, keep: np.ndarray, counts: Counts) -> dict[str, float]:
@@ -283,19 +296,15 @@ def refine_block(
     rows = run.json(name, partial(trace_blocks, finer, counts, rate, parts.tolist()))
     best = parts[np.argsort([-row["score"] for row in rows], kind="stable")]
     others = np.where(order > index, order + more, order)
-    return (
-        finer,
-        [*told[:index], *rows, *told[index + 1 :]],
-        np.concatenate([others[:place], best, others[place + 1 :]]),
-    )
+    ranked = np.concatenate([others[:place], best, others[place + 1 :]])
+    return finer, [*told[:index], *rows, *told[index + 1 :]], ranked
 
 
 def first_words(page: Page, limit: Mapping[str, float], counts: Counts) -> Page:
     """As many of the page's first words as fit, or letters where not even one word does."""
 
     def within(head: Page) -> bool:
-        spent = cost(head, counts)
-        return all(spent[name] <= most for name, most in limit.items())
+        return is_within(limit, cost(head, counts))
 
     for letters in (False, True):
         most = (len(page.text()) if letters else markup.words(page.text())) + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from secateur import recipes
 from secateur.errors import DataError, InputError
 from secateur.runs.backends import Backend, of_recipe
 from secateur.subjects import Page, Passages, open_page, open_passages
-from secateur.subjects.text import markup, plain_text
+from secateur.subjects.text import lines, markup, plain_text
 from secateur.vocabulary import Subject
 
 __all__ = [
@@ -118,7 +119,7 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
     """The options that a row brings for its own question, of those of the recipe, with what the run says: `known`.
 
     Where no language model is asked, nobody chooses, and the choices of a row say nothing. Raises `DataError` for what
-    is no list of texts, or of `prior`, what a retriever scored, no list of numbers.
+    is no list of texts, or of `prior`, what a retriever scored, no list of numbers; null, as NaN, ranks last.
     """
     found = dict[str, Any]()
     for name in _OWN:
@@ -126,10 +127,10 @@ def row_options(row: Mapping[str, object], known: Mapping[str, object]) -> dict[
             continue
         if name == "prior":
             scores = row[name]
-            if not isinstance(scores, list) or not all(isinstance(score, int | float) for score in scores):
+            if not isinstance(scores, list) or not all(isinstance(score, int | float | None) for score in scores):
                 raise DataError("this line has a prior that is no list of numbers: give a score for each document")
             try:
-                found[name] = [float(score) for score in scores]
+                found[name] = [math.nan if score is None else float(score) for score in scores]
             except OverflowError as error:  # JSON has integers of any length
                 raise DataError("this line has a prior with a number above 1e308: give smaller scores") from error
             continue
@@ -168,12 +169,17 @@ _KINDS = {".txt": _Text, ".rst": _Text, ".md": _Markdown, ".markdown": _Markdown
 _CODE = re.compile(r"(?<!`)`+[^`\n]+`+")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 _PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
+_VERBATIM = re.compile(r"</?(?:pre|script|style|textarea)\b", re.IGNORECASE)
+_SPANNING = re.compile(r"\s*<([a-z][a-z0-9]*)\b.*</\1\s*>\s*", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?[a-z]", re.IGNORECASE)
+_ROW = re.compile(r"^ {0,3}\|.*\|[ \t\r]*$", re.MULTILINE)
 
 
 def kind_of(text: str) -> Literal["html", "text", "markdown"]:
-    """What a text is: HTML where it has tags of it, and not more signs of Markdown; Markdown by its signs.
+    """What a text is: HTML where it has tags of it and begins as a page, or has no sign of Markdown; Markdown by these.
 
-    Tags in code, between backticks or in a fence, say nothing.
+    Tags in code, between backticks or in a fence, say nothing. Lists alone, and headings, fences and tables in what one
+    block of HTML spans, are to be more than the closing tags; what has tags between backticks is no HTML.
     """
     signs = 0 if isinstance(text, _Html | _Text) else plain_text.count_signs(text)
     if isinstance(text, _Markdown):
@@ -182,9 +188,27 @@ def kind_of(text: str) -> Literal["html", "text", "markdown"]:
         return "html"
     if not isinstance(text, _Plain):
         bare = _drop_code(text)
-        if markup.is_html(bare) and (_PAGE.search(bare[:2000]) or signs <= bare.count("</")):
+        if markup.is_html(bare) and (_begins_page(bare) or (signs <= bare.count("</") and not _is_mixed(text))):
             return "html"
     return "markdown" if signs else "text"
+
+
+def _begins_page(bare: str) -> bool:
+    """Whether a text without code has the head of a page, and no sign of Markdown before it."""
+    found = _PAGE.search(bare[:2000])
+    return found is not None and not plain_text.count_signs(bare[: found.start()], items=False)
+
+
+def _is_mixed(text: str) -> bool:
+    """Whether a text with tags is no HTML all the same: by a heading, fence, row of a table, or tags in backticks.
+
+    What stands in a `pre` or script is no sign, and of what a block of HTML spans only the last is one.
+    """
+    shown, spanning = "\n".join(_VERBATIM.split(text)[::2]), _SPANNING.fullmatch(text)
+    if any(map(_TAG.search, _CODE.findall(shown))):
+        return True
+    spans = spanning is not None and spanning[1].lower() in lines.BLOCKS
+    return not spans and (plain_text.count_signs(shown, items=False) > 0 or _ROW.search(shown) is not None)
 
 
 def _drop_code(text: str) -> str:

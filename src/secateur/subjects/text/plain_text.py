@@ -41,18 +41,18 @@ _CLOSE = {"li", "td", "th"}
 """What stands in a line right below the last."""
 
 
-def count_signs(text: str) -> int:
+def count_signs(text: str, *, items: bool = True) -> int:
     """How many lines say that a text is Markdown: headings, code, tables, and items where there are several.
 
     An underline is none, and no fence. Where more headings are underlined by what underlines none in Markdown, such as
-    ~, than there are fences, nothing is: there such a line would begin or end code.
+    ~, than there are fences, nothing is: there such a line would begin or end code. items: whether those count.
     """
     underlines = list(_find_underlines(text))
     fences = len(_FENCE.findall(text)) - sum(_FENCE.match(line) is not None for line in underlines)
     if sum(line[0] not in "-=" for line in underlines) > fences:
         return 0
-    items = len(_ITEM.findall(text))
-    return fences + sum(len(sign.findall(text)) for sign in (_HEADING, _DELIMITER)) + (items if items > 1 else 0)
+    listed = len(_ITEM.findall(text)) if items else 0
+    return fences + sum(len(sign.findall(text)) for sign in (_HEADING, _DELIMITER)) + (listed if listed > 1 else 0)
 
 
 def _find_underlines(text: str) -> Iterator[str]:
