@@ -224,3 +224,11 @@ def test_a_cell_that_goes_leaves_an_empty_one():
         f"<table><tr>{cells[0]}<td></td>{cells[2]}</table>".replace("</td>", "")
     )
     assert not page.cut(Selection({"page": np.array([False] * 3)}))[0].html()
+
+
+def test_the_first_paragraph_of_what_is_said_of_a_term_leads_to_no_list_further_on():
+    """Of texts that is a whole section: a list in it paid for the first paragraph, whatever that was about."""
+    source = "Term\n    First paragraph.\n\n    Second one:\n\n    - an item\n\n    - another"
+    page = open_page(source, kind="text", block=1)
+    item = next(i for i, block in enumerate(page.blocks) if "another" in page.text(i))
+    assert "First paragraph." not in [page.text(i) for i in page.companions(item)]

@@ -246,6 +246,50 @@ def test_what_stands_deeper_belongs_to_the_line_above_it():
     assert page.to_text().split() == MANUAL.split()
 
 
+HELP = """OPTIONS
+       -e     Treat warnings as errors and stop at the first of them, so that
+              a build which must be clean ends early.
+
+              The status is then 3.
+
+       O_EXCL Make it anew: it
+              must not be there.
+
+              Links are not followed.
+
+  -f, --file FILE       use FILE
+
+                        more than once
+"""
+
+
+def test_a_term_may_stand_in_the_line_of_what_is_said_of_it():
+    """Of manual pages and helps a later paragraph lost its option, which stands in the first line of the first one."""
+    page = open_page(HELP, kind="text", block=1)
+    assert [text for text in texts(page) if text in {"-e", "O_EXCL", "-f, --file FILE"}] == [
+        "-e", "O_EXCL", "-f, --file FILE"
+    ]  # fmt: skip
+    assert left_of(page, "status") == "OPTIONS\n       -e\n\nThe status is then 3."
+    assert left_of(page, "Links") == "OPTIONS\n\nO_EXCL\n\nLinks are not followed."
+    assert left_of(page, "more than once") == "OPTIONS\n\n-f, --file FILE\n\nmore than once"
+    assert left_of(page, "use FILE").endswith("-f, --file FILE       use FILE")
+    assert page.to_text().startswith("OPTIONS\n       -e     Treat warnings as errors and stop")
+    assert page.to_text().split() == HELP.split()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "Smith, J. and B. Doe\n    wrote this.\n\n    More.",
+        "It is all  one line of prose\nthat goes on.\n\nMore.",
+        "1. An item  of several\n   lines.\n\n   More.",
+    ],
+)
+def test_a_paragraph_that_hangs_by_chance_has_no_term(source):
+    page = open_page(source, kind="text", block=1)
+    assert "dt" not in page.tree.tag
+
+
 @pytest.mark.parametrize(
     ("source", "companions"),
     [

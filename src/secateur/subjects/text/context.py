@@ -133,7 +133,8 @@ class Contexts:
             found += [*self._find_rows(child, above), *self._find_spanning(child, above)]
             found += self._find_group(child, above) if tag == "tr" else []
         elif tag in ("ul", "ol", "menu") and tree.tag[above] in ("li", "dd"):
-            found += [above + 1] if above + 1 != child else []
+            # What a text says of a term may be a whole section, whose first paragraph leads to no list further on.
+            found += [above + 1] if child == tree.end[above + 1] else []
         if tree.tag[above] in _NAMED_BY:
             name = _NAMED_BY[tree.tag[above]]
             if above not in self._names:

@@ -29,6 +29,8 @@ _ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _BREAK = re.compile(r"\r\n?")
 _WORD = re.compile(r"[^\W_]+")
 _PARAGRAPH = re.compile(r"\n(?:[ \t]*\n)+")
+_TAG = 7
+"""Columns that a manual page leaves for a term and the blank behind it."""
 _TERM, _DEEPEST = 16, 6
 """Words of a term, and how many terms and leads of a text stand in one another: a text may go deeper with each line."""
 _SENTENCE = re.compile(r"(?:[^.]\.|[!?,;\u3002])$")
@@ -76,8 +78,8 @@ def read_text(text: str) -> Tree:
 
     A line that is underlined, by whatever sign, is a heading (h1 to h6), as in reStructuredText: the first sign is that
     of the highest, the next one that of those below. As in a manual page or the help of a command, a short line is the
-    term (dt) of what stands deeper below it (dd), and a paragraph that ends in a colon leads into what stands deeper,
-    or into the next paragraph or items.
+    term (dt) of what stands deeper below it (dd), as are the words before the column in which the rest of a paragraph
+    stands; and a paragraph that ends in a colon leads into what stands deeper, or into the next paragraph or items.
     """
     builder, pieces = _Builder(), _split_pieces(_BREAK.sub("\n", whole(text)).replace("\0", "\ufffd"))
     builder.open("section")
@@ -137,15 +139,21 @@ def _split_pieces(text: str) -> list[_Piece]:
     of a paragraph is the one that stands deeper, indentation is one of prose, and says nothing.
     """
     found, prose = list[_Piece](), False
-    for part in _PARAGRAPH.split(text):
-        lines, at = part.rstrip().strip("\n").split("\n"), 0
+    parts = [part.rstrip().strip("\n").split("\n") for part in _PARAGRAPH.split(text)]
+    for lines, behind in zip(parts, [*parts[1:], [""]], strict=True):
+        at = 0
         while heading := _read_heading(lines[at : at + 3], at == 0):
             found.append(heading)
             at += heading.text.strip("\n").count("\n") + 1
         lines, first = lines[at:], at == 0
         while any(line.strip() for line in lines):
-            depths = [len(line) - len(line.lstrip()) for line in (line.expandtabs() for line in lines)]
+            depths = list(map(_find_depth, lines))
             prose |= first and len(lines) > 1 and depths[0] > max(depths[1:])
+            if hanging := _find_hanging(lines, depths[1:] or [_find_depth(behind[0])]):
+                name = lines[0][:hanging].rstrip()
+                found.append(_Piece(depths[0], name.strip() if first else f"\n{name}"))
+                found.append(_Piece(hanging, "\n".join([lines[0][len(name) :], *lines[1:]])))
+                break
             term = 1 if min(depths[1:], default=0) > depths[0] and _is_term(lines[0]) else len(lines)
             if term == 1 < len(lines) and not _breaks_early(lines):
                 term = len(lines)
@@ -153,6 +161,25 @@ def _split_pieces(text: str) -> list[_Piece]:
             found.append(_Piece(min(depths[:term]), piece.strip() if first else f"\n{piece}"))
             lines, first = lines[term:], False
     return [piece._replace(indent=0) for piece in found] if prose else found
+
+
+def _find_depth(line: str) -> int:
+    line = line.expandtabs()
+    return len(line) - len(line.lstrip())
+
+
+def _find_hanging(lines: Sequence[str], deeper: Sequence[int]) -> int:
+    """The column at which a paragraph's first line goes on as all that is `deeper` does, behind a term; 0 for none.
+
+    One blank alone parts from what is said of it a term as long as manual pages leave room for, indented as theirs are:
+    others may end there by chance.
+    """
+    line, column = lines[0], min(deeper)
+    name, rest = line[:column], line[column:]
+    if "\t" in line or not name.strip() or not name.endswith(" ") or rest[:1].strip() == "":
+        return 0
+    tight = len(name.strip()) == _TAG - 1 and name[:1] == " " and " " not in name.strip()
+    return column if _is_term(name) and (name.endswith("  ") or tight) else 0
 
 
 def _read_heading(lines: Sequence[str], first: bool) -> _Piece | None:
@@ -306,7 +333,8 @@ def write_source(tree: Tree, nodes: Sequence[int] | None = None) -> str:
                 owner = tree.parent[owner]
             if parts and owner != last:
                 parts[-1] = parts[-1].rstrip()
-                joined = tree.text[node].startswith("\n")  # right below the line before
+                # Right below the line before, or in the term's own.
+                joined = tree.text[node][0] == "\n" or (tree.text[node][0] == " " and tree.tag[last] == "dt")
                 parts.append("" if joined else "\n" if {tree.tag[owner], tree.tag[last]} <= _CLOSE else "\n\n")
             parts.append(tree.text[node])
             last = owner
