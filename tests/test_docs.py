@@ -378,7 +378,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     build = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
-        env={**os.environ, "SIGNATURE_LENGTH": "10000"},
+        env={**os.environ, "SIGNATURE_LENGTH": "10000", "SITE_SEARCH": "false"},
         capture_output=True,
         text=True,
     )
