@@ -36,7 +36,7 @@ prove, PROVED = pat.prove, set[str]()
 
 
 def toy(folder):
-    return toys.language("llama", "params=75%", **QUICK | {"steps": 60, "train_batch": 16, "lr": 3e-3})
+    return toys.language("llama", "params=75%", **QUICK | {"steps": 24, "train_batch": 16, "lr": 3e-3})
 
 
 @functools.cache

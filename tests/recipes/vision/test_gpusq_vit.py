@@ -410,5 +410,5 @@ def test_a_run_judges_saves_and_exports_the_result(tmp_path):
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.classifier(
-        "pattern=2:4", vit=True, epochs=3, quantise_epochs=2, batch=24, lr=1e-3, quantise_lr=2e-4, least=8
+        "pattern=2:4", vit=True, epochs=1, quantise_epochs=1, batch=24, lr=1e-3, quantise_lr=2e-4, least=8
     )

@@ -601,4 +601,4 @@ def test_a_detector_of_ones_own_is_distilled(tmp_path):
 
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
-    return toys.classifier(epochs=6, batch=24)
+    return toys.classifier(epochs=3, batch=24)
