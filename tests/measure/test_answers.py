@@ -31,6 +31,7 @@ def test_a_text_holds_an_answer_whatever_its_blanks_and_letters():
         ("Cafe\u0301s", "Cafés"), ("IDs 100–999 are", "100-999"), ("２０２４年", "2024"), ("of 1914–1918", "1918"),
         ("in 1914-1918", "1914"),
         ("Paris—the capital", "Paris"), ("a 30-day limit", "30"), ("born 12.05.2024", "2024"), ("f(1,2,3)", "2"),
+        ("am 12.5.2024", "2024"), ("10² m", "10²"),
         ("It was 1907.", "1907"), ("1907, 300 men", "1907"), ("1.5.", "1.5"),
     ],
 )  # fmt: skip
@@ -43,7 +44,7 @@ def test_an_answer_is_held_whatever_its_script_and_its_quotes_and_dashes(text, a
     [
         ("version 1.5", "5"), ("version 1.5", "1"), ("It costs 1,300 euros", "300"), ("It costs 1,300 euros", "1"),
         ("0.30", "30"), ("x-terminal-emulator", "x"), ("x-terminal", "terminal"), ("covid-19", "19"), ("−5 or -5", "5"),
-        ("1.5.2", "1.5"), ("知っているnow", "no"), ("13776メートル", "3776メートル"),
+        ("1.5.2", "1.5"), ("10² m", "102"), ("x₁", "x1"), ("知っているnow", "no"), ("13776メートル", "3776メートル"),
     ],
 )  # fmt: skip
 def test_no_answer_is_held_within_a_word_or_a_number(text, answer):

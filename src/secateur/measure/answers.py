@@ -25,6 +25,7 @@ _TOGETHER = (
 )
 """Letters of scripts that write words, or a word and its particle, without blanks between: no end of a word shows."""
 _SPACED = rf"[^\W{_TOGETHER}]"
+_FORM = re.compile("<(?!super|sub|fraction)")
 _DASHES, _QUOTES, _DOUBLE = "-\u2010\u2012\u2013\u2014\u2212", "'\u2018\u2019\u02bc", '"\u201c\u201d\u201e'
 _ALIKE = {sign: f"[{signs}]" for signs in (_DASHES, _QUOTES, _DOUBLE) for sign in signs}
 
@@ -33,12 +34,21 @@ def holds(text: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in the text, letter by letter, and not within a word or a number.
 
     Blanks and upper case say nothing, nor do breaks between the words of an answer, nor the form of letters (Unicode's
-    NFKC), quotes and dashes. A hyphen joins words, but not the ends of a range: 1918 stands in 1914-1918. Where a
-    script has no blanks between words, an answer may begin and end anywhere.
+    NFKC, but for raised ones and fractions), quotes and dashes. A hyphen joins words, but not the ends of a range: 1918
+    stands in 1914-1918. Where a script has no blanks between words, an answer may begin and end anywhere.
     """
-    whole = unicodedata.normalize("NFKC", text)
-    given = (unicodedata.normalize("NFKC", answer) for answer in answers)
+    whole, given = _normalise_letters(text), map(_normalise_letters, answers)
     return any(answer.strip() and _pattern(answer).search(whole) for answer in given)
+
+
+def _normalise_letters(text: str) -> str:
+    """Letters in their plain form; raised and lowered ones stay, or 10\u00b2 were 102."""
+    if text.isascii():
+        return text
+    return "".join(
+        unicodedata.normalize("NFKC", letter) if _FORM.match(unicodedata.decomposition(letter)) else letter
+        for letter in unicodedata.normalize("NFC", text)
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -52,7 +62,7 @@ def _begin(part: str) -> str:
     """What must not stand before an answer that begins with this."""
     if part[0].isdecimal():
         group = r"(?<!\d,)" if re.match(r"\d{3}(?!\d)", part) else ""
-        date = r"(?:(?<!\d\.)|(?<=\d\.\d\d\.)(?=\d{4}(?!\d)))"  # 12.05.2024
+        date = r"(?:(?<!\d\.)|(?:(?<=\d\.\d\d\.)|(?<=\d\.\d\.))(?=\d{4}(?!\d)))"  # 12.05.2024, 1.5.2024
         return rf"(?<!{_SPACED})(?:(?<![-\u2010\u2212])|(?<=\d[-\u2010\u2212])){date}{group}"
     return rf"(?<!{_SPACED})(?<![-\u2010])" if re.match(rf"{_SPACED}|-", part) else ""
 

@@ -85,6 +85,7 @@ def test_paragraphs_are_those_between_blank_lines():
      ("- <b>a</b>\n- b", "markdown"),
      ("<div>\n# a\n<p>b</p>\n</div>", "html"), ("# a\n\nIt begins with <html>, <b>so</b>.", "markdown"),
      ("<h2>a</h2>\n<script>\nx = `<p>`\n</script>", "html"),
+     ("Name\n----\n\nput <head> before <a>b</a>", "text"), ("Name\n----\n\n<html><p>b</p></html>", "text"),
      ("a <b>\nc</b>", "html"), ("~~~\n<p>a</p>\n```\n<p>b</p>", "markdown")],
 )  # fmt: skip
 def test_what_a_text_is(text, kind, tmp_path):

@@ -199,7 +199,8 @@ def test_a_line_of_signs_below_no_line_of_its_length_is_no_underline(text):
     ("text", "signs"),
     [("Run\n```\ngo\n```", 1), ("It runs:\n~~~\ncode\n~~~", 2), ("~~~\nx\n~~~", 1), ("a|b\n---|---", 1),
      ("# a\n\nb\n-", 1), ("Apple\n^^^^^\n\n- one\n- two", 0), ("Apple\n-----\n\n- one\n- two", 2),
-     ("Apple\r\n~~~~~\r\n\r\n- a\r\n- b", 0)],
+     ("Apple\r\n~~~~~\r\n\r\n- a\r\n- b", 0), ("# a\n\nNote well\n*********\n\n## b", 2),
+     ("Note well\n_________\n\n| a | b |\n|---|---|", 1), ("a\n" + "-" * 5 + "  " * 10_000 + "x|", 0)],
 )  # fmt: skip
 def test_underlines_are_told_from_fences(text, signs):
     assert plain_text.count_signs(text) == signs

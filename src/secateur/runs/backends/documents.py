@@ -196,7 +196,7 @@ def kind_of(text: str) -> Literal["html", "text", "markdown"]:
 def _begins_page(bare: str) -> bool:
     """Whether a text without code has the head of a page, and no sign of Markdown before it."""
     found = _PAGE.search(bare[:2000])
-    return found is not None and not plain_text.count_signs(bare[: found.start()], items=False)
+    return found is not None and not _has_structure(bare[: found.start()])
 
 
 def _is_mixed(text: str) -> bool:
@@ -208,7 +208,12 @@ def _is_mixed(text: str) -> bool:
     if any(map(_TAG.search, _CODE.findall(shown))):
         return True
     spans = spanning is not None and spanning[1].lower() in lines.BLOCKS
-    return not spans and (plain_text.count_signs(shown, items=False) > 0 or _ROW.search(shown) is not None)
+    return not spans and (_has_structure(shown) or _ROW.search(shown) is not None)
+
+
+def _has_structure(text: str) -> bool:
+    """Whether a heading, by a sign before it or a line below it, a fence or the head of a table is in a text."""
+    return plain_text.count_signs(text, items=False) > 0 or any(plain_text.find_underlines(text))
 
 
 def _drop_code(text: str) -> str:

@@ -17,12 +17,12 @@ from secateur.subjects.text.tree import Tree
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-__all__ = ["count_signs", "read_markdown", "read_text", "write_source"]
+__all__ = ["count_signs", "find_underlines", "read_markdown", "read_text", "write_source"]
 
 _HEADING = re.compile(r"^ {0,3}#{1,6} +\S", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(?:```|~~~)", re.MULTILINE)
 _DELIMITER = re.compile(
-    r"^ {0,3}(?=[^\n|]*\|)\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?[ \t]*$", re.MULTILINE
+    r"^ {0,3}(?=[^\n|]*\|)\|?[ \t]*:?-{3,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*(?:\|[ \t]*)?$", re.MULTILINE
 )
 _UNDERLINE = re.compile(r"""^([-=~^"'`#*+.:_])\1{2,}[ \t\r]*$""", re.MULTILINE)
 _ITEM = re.compile(r"^ {0,3}(?:[-*+]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
@@ -47,17 +47,19 @@ def count_signs(text: str, *, items: bool = True) -> int:
     """How many lines say that a text is Markdown: headings, code, tables, and items where there are several.
 
     An underline is none, and no fence. Where more headings are underlined by what underlines none in Markdown, such as
-    ~, than there are fences, nothing is: there such a line would begin or end code. items: whether those count.
+    ~, than there are signs but items, nothing is one: there such a line would begin or end code. items: whether those
+    count.
     """
-    underlines = list(_find_underlines(text))
-    fences = len(_FENCE.findall(text)) - sum(_FENCE.match(line) is not None for line in underlines)
-    if sum(line[0] not in "-=" for line in underlines) > fences:
+    underlines = list(find_underlines(text))
+    signs = sum(len(sign.findall(text)) for sign in (_HEADING, _FENCE, _DELIMITER))
+    signs -= sum(_FENCE.match(line) is not None for line in underlines)
+    if sum(line[0] not in "-=" for line in underlines) > signs:
         return 0
     listed = len(_ITEM.findall(text)) if items else 0
-    return fences + sum(len(sign.findall(text)) for sign in (_HEADING, _DELIMITER)) + (listed if listed > 1 else 0)
+    return signs + (listed if listed > 1 else 0)
 
 
-def _find_underlines(text: str) -> Iterator[str]:
+def find_underlines(text: str) -> Iterator[str]:
     """The underlines of headings: of lines that begin a paragraph, but for such a line above them."""
     for found in _UNDERLINE.finditer(text):
         line, (begin, title) = found[0].rstrip(), _read_line_before(text, found.start())
