@@ -94,7 +94,7 @@ def main(system: str, name: str, file: Path) -> None:
             claim.figures(claim.seeds[0])
     sys.settrace(None)
     threading.settrace(None)  # type: ignore[arg-type]
-    write(file, names(seen))
+    write(file, names(seen.copy()))  # threads that still run go on adding to it
 
 
 if __name__ == "__main__":
