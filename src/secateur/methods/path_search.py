@@ -128,9 +128,11 @@ class PathSearch:
         """Branches of paths in words, or whole paths: with the entities of all paths that have them."""
         topics, blocks, pieces = self.question.topics, [path.blocks for path in paths], list[Piece]()
         for branch in map(tuple, branches):
-            begins = whole or branch[0] == topics[:1]
-            ends = whole or not begins or (len(topics) > 1 and branch[-1] == topics[-1:])
             size, held = len(branch), list[tuple[tuple[str, ...], ...]]()
+            first, last = (any(own[part] == branch for own in blocks) for part in (slice(size), slice(-size, None)))
+            # Topics that are not joined are no ends of paths: one may begin at another than the first.
+            begins = whole or (first and (branch[0] == topics[:1] or not last))
+            ends = whole or not begins or (len(topics) > 1 and branch[-1] == topics[-1:])
             for path, own in zip(paths, blocks, strict=True):
                 if begins and own[:size] == branch:
                     held.append(path.nodes[: size // 2 + 1])

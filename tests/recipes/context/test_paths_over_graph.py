@@ -537,6 +537,16 @@ def test_whatever_the_graph_and_the_question_facts_are_true_and_budgets_hold(fac
         assert {tuple(part.removeprefix(X) for part in fact[:3]) for fact in line.facts} <= set(facts)
 
 
+def test_a_branch_may_begin_at_another_topic_than_the_first():
+    """Of three topics one stood alone; no path begins there, and branches of those of the others were of no path."""
+    facts = [
+        ("a", "r", "b"), ("a", "r", "c"), ("a", "r", "g"), ("a", "r", "h"), ("b", "r", "e"), ("b", "r", "f"),
+        ("b", "r", "h"), ("c", "r", "h"), ("c", "s", "e"), ("e", "r", "f"), ("g", "r", "a"),
+    ]  # fmt: skip
+    result, _, _ = told(graph(facts), "?", "words=9", topics=[X + topic for topic in "dfg"])
+    assert result.subject.lines
+
+
 # ------------------------------------------------------------------------------------------------------ over HTTP
 
 
