@@ -91,6 +91,15 @@ def test_what_an_earlier_run_wrote_of_a_line_is_written_anew_or_left_out(tmp_pat
     assert "question" in bad["error"]
 
 
+def test_fields_of_ones_own_stay_whatever_they_are_called(tmp_path):
+    """A line that did not come out of a run lost its `trace` and `told`."""
+    own = {"question": "Which fruit?", "text": "Apples are fruit.", "trace": "id-7", "told": "by mail"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(own) + "\n")
+    assert secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "out.jsonl", "words=9") == (1, 0)
+    (found,) = lines(tmp_path / "out.jsonl")
+    assert found.items() >= own.items()
+
+
 def test_lines_that_can_not_be_pruned_say_why_and_the_others_go_on(tmp_path):
     bad = ["no json", "[1]", '{"question": "a"}', '{"html": "<p>a</p>"}', '{"question": 3, "html": "<p>a</p>"}',
            '{"question": "a", "html": [1]}', "[" * 100_000, '{"question": "a", "html": "<p>a b c</p>"}']  # fmt: skip

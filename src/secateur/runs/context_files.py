@@ -286,7 +286,9 @@ def _prune_line(job: Job, graph: str, trace: bool, strict: bool, ledger: Path | 
     """The line of the answer, and whether it failed."""
     row: dict[str, Any] = {}
     try:
-        row = {name: value for name, value in parse_line(line[1]).items() if name not in _WRITTEN}
+        row = parse_line(line[1])
+        if "pruned" in row:  # a line that came out, not one whose own fields have such names
+            row = {name: value for name, value in row.items() if name not in _WRITTEN}
         pruned = prune_row(job, graph, row, job.servers.meter(ledger), Path(line[0]))
     except Exception as error:
         if is_disk_full(error):  # no other line can be written either
