@@ -5,8 +5,8 @@
 
 Models of 2 to 5 million parameters are trained on Brown and kept under .cache/claims. Each recipe and its random arm
 cut to one budget of parameters and train as many steps against the original. Figures are the loss on held-out text in
-nats per token (of masked tokens for a masked language model). Prints them, and with its
-own steps and seeds writes docs/evidence/benchmarks/derived.json after each model; rows of others stay.
+nats per token (of masked tokens for a masked language model). Prints them, and with its own steps and seeds writes
+docs/evidence/benchmarks/derived.{json,md} after each model; rows of others stay.
 """
 
 from __future__ import annotations
@@ -129,6 +129,24 @@ def held_out(subject: Transformer) -> float:
     return sum(float(loss(subject, batches[number])) for number in range(len(batches))) / len(batches)
 
 
+def guess(subject: Transformer) -> float:
+    """The held-out loss of who knows nothing but how often each token occurs in the texts of training."""
+    size = subject.model.get_output_embeddings().weight.shape[0]
+    seen, held = (
+        torch.cat([targets(subject, batches[number]) for number in range(most)])
+        for batches, most in ((make_batches(subject, held=False), 500), (make_batches(subject, held=True), HELD))
+    )
+    counts = 1.0 + torch.bincount(seen, minlength=size)
+    return -float((counts / counts.sum()).log()[held].mean())
+
+
+def targets(subject: Transformer, batch: Mapping[str, Tensor]) -> Tensor:
+    """The tokens that are to be predicted."""
+    if not subject.causal:
+        return batch["labels"][batch["labels"] != -100]
+    return batch["input_ids"][:, 1:][batch["attention_mask"][:, 1:] != 0]
+
+
 def cut_at_random(subject: Transformer, budget: str, steps: int, seed: int) -> Transformer:
     """As many units of every layer gone as the budget asks for, chosen at random, and ZipLM's training."""
     units = subject.units(*[kind for kind in ("kv_groups", "heads", "neurons") if has_kind(subject, kind)][:2])
@@ -166,6 +184,31 @@ def run_arm(arm: str, subject: Transformer, budget: str, steps: int, seed: int) 
 ARMS = ("ziplm", "ziplm, random", "minitron", "minitron, random")
 
 
+def make_table(options: Mapping[str, int], rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The figures as Markdown: losses as mean and range over the seeds, and the share of the parameters left."""
+    lines = [
+        "# Families that nobody wrote a table for",
+        "",
+        f"Models trained {options['train']:,} steps on Brown, cut once to the budget and distilled {options['steps']}.",
+        f"Held-out loss in nats: the mean of {options['seeds']} seeds, the lowest and the highest; then the share of",
+        "parameters that is left. Guess: the loss of who knows nothing but how often each token occurs.",
+        "",
+        "| | parameters | budget | guess | original | " + " | ".join(ARMS) + " |",
+        "| --- | ---: | --- | ---: | ---: |" + " ---: |" * len(ARMS),
+    ]
+    for name, row in rows.items():
+        cells = [name, f"{row['params'] / 1e6:.1f}M", row["budget"], f"{row['guess']:.3f}", f"{row['original']:.3f}"]
+        for arm in ARMS:
+            if isinstance(found := row[arm], str):
+                cells.append(f"refused: {found}")
+                continue
+            losses = found["losses"]
+            spread = f"{sum(losses) / len(losses):.3f} [{min(losses):.3f} to {max(losses):.3f}]"
+            cells.append(f"{spread}, {found['share']:.1%}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=list(MODELS))
@@ -182,8 +225,10 @@ def main() -> None:
         subject = train_model(name, options.train)
         params = subject.units().cost()["params"]
         budget = BUDGETS.get(name, USUAL)
-        row: dict[str, Any] = {"params": params, "budget": budget, "original": held_out(subject)}
-        print(f"{name}: {params / 1e6:.1f}M parameters, loss {row['original']:.3f}; {budget}", flush=True)
+        row: dict[str, Any] = {"params": params, "budget": budget}
+        row |= {"guess": guess(subject), "original": held_out(subject)}
+        figures = f"loss {row['original']:.3f}, of a guess {row['guess']:.3f}"
+        print(f"{name}: {params / 1e6:.1f}M parameters, {figures}; {budget}", flush=True)
         for arm in ARMS:
             found = list[float]()
             try:
@@ -200,6 +245,7 @@ def main() -> None:
         rows[name] = row
         if kept:
             OUT.write_text(json.dumps({"options": how, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+            OUT.with_suffix(".md").write_text(make_table(how, rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
