@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -179,6 +180,12 @@ def taught(made: PreTrainedModel, steps: int = 200, seed: int = 0) -> PreTrained
         made(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
         optimizer.step()
     return made.eval()
+
+
+@functools.cache
+def fluent(kind: str) -> PreTrainedModel:
+    """`taught(model(kind))`, one for all tests that only read it."""
+    return taught(model(kind))
 
 
 def folder(kind: str, path: Path, *, sentence: bool = False) -> Path:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
 
 import small_vision as vision
 import tiny
@@ -33,15 +32,10 @@ from secateur.vocabulary import Budget, Result
 Toy = dict[str, Any]
 
 
-@functools.cache
-def _taught(kind: str) -> PreTrainedModel:
-    return tiny.taught(tiny.model(kind))
-
-
 def language(kind: str = "llama", budget: str = "params=75%", **options: Any) -> Toy:
     """A language model of 64 words, taught where it writes, with the words' chains as data."""
     taught = kind in ("llama", "mixtral")
-    model = _taught(kind) if taught else tiny.model(kind) if kind == "masked" else tiny.uneven(tiny.model(kind))
+    model = tiny.fluent(kind) if taught else tiny.model(kind) if kind == "masked" else tiny.uneven(tiny.model(kind))
     subject = open_subject(model, tokenizer=tiny.tokenizer())
     held_out = texts.read(tiny.chains(200, 1))
     packed = texts.batches(held_out, subject.tokenizer, packed=taught, batch=8, length=16)

@@ -20,15 +20,26 @@ WIDE = {
     },
     # The others read as one process does, too, each by its reader.
     "data/test_ray_data.py::test_a_file_is_told_of_as_by_one_process": {".txt"},
+    # Each number of processes stays with one of the two sizes.
+    "data/test_feeding.py::test_each_batch_is_what_it_was_when_it_came": {"1-8", "2-24", "3-8", "9-24"},
     # Operators of torch's exporter; cut and written as the others.
     "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {"grouped", "spectrum"},
     "formats/test_qdq.py::test_onnx_says_where_it_rounds_and_holds_integers": {"4"},
+    # Each way stays with one of the two budgets, and each recipe with both.
+    "methods/test_protection.py::test_what_is_protected_stays_and_the_budget_counts_it": {
+        "magnitude-how0-pattern=2:4", "magnitude-how1-weights=50%", "sparsegpt-how4-pattern=2:4",
+        "sparsegpt-how5-weights=50%", "wanda-how2-weights=50%", "wanda-how3-pattern=2:4",
+    },
     # One loop calls whatever score there is; each score has a test of its own.
     "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
         "forgetting", "grand",
     },
     # "memory" is the sum of the two.
     "recipes/language/test_minitron.py::test_budgets_of_other_measures_are_kept": {"bytes=80%", "kv_cache=60%"},
+    # The losses that classifiers are taught by in the test above them; those with layers of their own stay.
+    "recipes/vision/test_nd_loss.py::test_hosts_and_variants_teach_detectors_too": {
+        "{'host': 'dist'}", "{'host': 'dkd'}", "{'variant': 'direction'}", "{'variant': 'norm'}",
+    },
     # Each of the two ways stays with one pattern that is not the other's.
     "recipes/sparse/test_owl.py::test_a_run_holds_each_block_to_the_n_that_it_got": {
         "memory-pattern=4:8", "streamed-pattern=2:4", "streamed-pattern=4:8",
@@ -100,8 +111,8 @@ WIDE = {
     "test_second_device.py::test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices": {
         "ast", "minitron", "slicegpt", "slimmoe",
     },
-    # The test of all recipes trains it on the card.
-    "test_second_device.py::test_a_subject_on_the_cpu_is_trained_on_the_card_and_comes_back": {"gpusq_vit"},
+    # The test of all recipes trains them on the card.
+    "test_second_device.py::test_a_subject_on_the_cpu_is_trained_on_the_card_and_comes_back": {"gpusq_vit", "otov3"},
     # One table of scores is asked; each score has a test of its own.
     "test_second_device.py::test_examples_are_scored_by_a_network_on_the_card": {"forgetting", "grand"},
     # Those of language models lie on two devices in the test above; nd_loss comes back from the card in others.
@@ -112,10 +123,10 @@ WIDE = {
     # Read, counted and timed as a Llama.
     "test_second_device.py::test_transformers_are_measured_on_the_card_as_on_the_cpu": {"gpt2"},
     "test_second_device.py::test_networks_are_measured_on_the_card_as_on_the_cpu": {"boxes"},
-    # llm_pruner and slicegpt heal by the one call that shortgpt heals by, and ziplm learns as minitron does; what they
+    # llm_pruner, shortgpt and slicegpt heal and ziplm learns by the function by which minitron learns; what they
     # calibrate is shared out as in test_together.py. Of detectors yolov8_cwd stays.
     "test_several_processes.py::test_two_processes_train_as_one_with_the_same_global_batch": {
-        "llm_pruner", "slicegpt", "yolov4_group_sad", "ziplm",
+        "llm_pruner", "shortgpt", "slicegpt", "yolov4_group_sad", "ziplm",
     },
     # Its networks train as those of kd_data_pruning do, by one loop.
     "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from commands import SMALL, secateur_each
+from commands import SMALL, forked
 
 
 @pytest.fixture(scope="session")
@@ -18,9 +18,10 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.folder("llama", root / "llama")
     tiny.model("llama", 7).save_pretrained(root / "other")
     tiny.tokenizer().save_pretrained(root / "other")
-    run = f"run ziplm llama --budget params=80% --data texts.txt --out small {' '.join(SMALL)}"
-    done, exported = secateur_each(root, run, "export small --to decilm --out deci")
+    how = ["--budget", "params=80%", "--data", "texts.txt", "--out", "small", *SMALL]
+    done = forked(root, "run", "ziplm", "llama", *how)
     assert done.code == 0, done.stderr
     (root / "printed").write_text(done.stdout)
+    exported = forked(root, "export", "small", "--to", "decilm", "--out", "deci")
     assert (exported.code, exported.stderr) == (0, "")
     return root

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 
@@ -18,9 +16,8 @@ from secateur.methods.tasks import Item, Task
 PROMPTS = ["a b c", "b", "d e f g a b", "c d", "g"]
 
 
-@functools.cache
 def model():
-    return tiny.taught(tiny.model("llama"))
+    return tiny.fluent("llama")
 
 
 def local(batch=32):

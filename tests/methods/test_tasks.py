@@ -211,7 +211,7 @@ def test_a_judge_that_breaks_down_loses_no_answer(tmp_path):
 
 
 def test_the_original_finds_its_own_words_likely(tmp_path):
-    subject = open_subject(tiny.taught(tiny.model("llama")), tokenizer=tiny.tokenizer())
+    subject = open_subject(tiny.fluent("llama"), tokenizer=tiny.tokenizer())
     item = tasks.Item("0", tiny.chains(1)[0].rsplit(" ", 3)[0], ())
     own = Local(subject.model, subject.tokenizer).write([item.prompt], tasks.Writing(most=4))[0].text
     judge = tasks.judge_by_likelihood(subject)
@@ -267,7 +267,7 @@ def test_texts_to_sum_up_have_their_length_for_a_group(tmp_path):
 
 def test_exported_tasks_run_in_lm_eval(tmp_path):
     pytest.importorskip("lm_eval")
-    model, words = tiny.taught(tiny.model("llama")), tiny.tokenizer()
+    model, words = tiny.fluent("llama"), tiny.tokenizer()
     prompts = [text.rsplit(" ", 2)[0] for text in tiny.chains(4)]
     said = [one.text.strip() or "x" for one in Local(model, words).write(prompts, tasks.Writing(most=1))]
     rows = [{"question": p, "answer": a, "prompt": "{question}"} for p, a in zip(prompts, said, strict=True)]

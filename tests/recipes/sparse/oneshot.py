@@ -28,7 +28,7 @@ RECIPES = {
 
 @functools.cache
 def taught():
-    return open_subject(tiny.taught(tiny.model("llama")), tokenizer=tiny.tokenizer())
+    return open_subject(tiny.fluent("llama"), tokenizer=tiny.tokenizer())
 
 
 @functools.cache

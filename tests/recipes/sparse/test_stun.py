@@ -30,7 +30,7 @@ QUICK = {"seen": 16, "samples": 12, "length": 16}
 
 @functools.cache
 def taught() -> Moe:
-    return open_subject(tiny.taught(tiny.model("mixtral")), tokenizer=tiny.tokenizer())
+    return open_subject(tiny.fluent("mixtral"), tokenizer=tiny.tokenizer())
 
 
 @functools.cache
