@@ -46,8 +46,6 @@ OUT = Path(__file__).resolve().parents[1] / "docs" / "evidence" / "benchmarks" /
 BUDGETS = {"gpt-oss": "params=85%"}
 """Of models whose experts ZipLM leaves whole, so that less can't be met."""
 USUAL = "params=70%"
-LONGER = {"ModernBERT": 4, "T5": 4}
-"""Times the usual steps that an original is trained: one of seven tokens is told, or copying is learnt late."""
 LENGTH, BATCH = 64, 16
 HELD = 24
 """Batches of held-out text."""
@@ -188,12 +186,10 @@ ARMS = ("ziplm", "ziplm, random", "minitron", "minitron, random")
 
 def make_table(options: Mapping[str, int], rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The figures as Markdown: losses as mean and range over the seeds, and the share of the parameters left."""
-    longer = ", ".join(f"{name} {options['train'] * times:,}" for name, times in LONGER.items())
     lines = [
         "# Families that nobody wrote a table for",
         "",
-        f"Models trained {options['train']:,} steps on Brown ({longer}), cut once to the",
-        f"budget and distilled {options['steps']}.",
+        f"Models trained {options['train']:,} steps on Brown, cut once to the budget and distilled {options['steps']}.",
         f"Held-out loss in nats: the mean of {options['seeds']} seeds, the lowest and the highest; then the share of",
         "parameters that is left. Guess: the loss of who knows nothing but how often each token occurs.",
         "",
@@ -226,7 +222,7 @@ def main() -> None:
     before = json.loads(OUT.read_text("utf-8")) if OUT.exists() else {}
     rows: dict[str, Any] = before["rows"] if before.get("options") == how else {}
     for name in options.only:
-        subject = train_model(name, options.train * LONGER.get(name, 1))
+        subject = train_model(name, options.train)
         params = subject.units().cost()["params"]
         budget = BUDGETS.get(name, USUAL)
         row: dict[str, Any] = {"params": params, "budget": budget}
