@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -257,7 +257,7 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
     """
     every = list_kinds(model)
     depth = 3 if family.has_encoder else min(_DEPTH, len(every))
-    deep = copy_small(model, range(depth))
+    deep = copy_small(model, range(depth) if family.has_encoder else _choose_deep(every, depth))
     subject, kinds = make_subject(deep, family), list_kinds(deep)
     whole = dict.fromkeys(range(len(kinds)), subject)
     if family.caches_by_encoder:  # beside a decoder that is as deep, none of the encoder's layers can go
@@ -276,6 +276,15 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
         return replace(family, first_stays=next(iter(failed.values())))
     why = next(iter(failed.values()), "the loss of none of them can be tried on a small copy")
     return replace(family, whole={**family.whole, "layers": why})
+
+
+def _choose_deep(kinds: Sequence[tuple[str, ...]], depth: int) -> Sequence[int]:
+    """The first of the layers of these kinds, but two of each kind that stands further back alone, `depth` of them."""
+    late = sorted(
+        layer for kind in set(kinds[depth:]) - set(kinds[:depth])
+        for layer in [place for place, other in enumerate(kinds) if other == kind][:2]
+    )[: depth - 2]  # fmt: skip
+    return [*range(depth - len(late)), *late]
 
 
 def prove(tiny: PreTrainedModel, family: Family) -> Family:

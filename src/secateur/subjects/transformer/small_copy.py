@@ -72,6 +72,7 @@ _PER_HEAD = re.compile(r"head_?(dim|size)$|d_head$")
 _WORDS = {"n", "num", "heads", "head", "d", "dim", "size", "headdim"}
 _LENGTH = re.compile(r"position|length|window|context|seq|vocab")
 _LAYERS = re.compile(r"^(num_)?(hidden_|encoder_|decoder_)?layers$|^(encoder|decoder)_num_(hidden_)?layers$")
+_SHARED = re.compile(r"_shared_layers$")
 _SIDE = re.compile(r"^(num_)?(encoder|decoder)_(attention_)?heads$")
 
 
@@ -202,6 +203,8 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
             continue
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
+        elif isinstance(value, int) and _SHARED.search(name):  # the last ones, which read keys and values of others
+            data[name] = sum(layer >= count - value for layer in layers)
         elif isinstance(value, int) and _LENGTH.search(name):
             same = name.endswith("vocab_size") and value == vocabulary  # a decoder may have one of its own
             data[name] = VOCABULARY if same else min(value, 64)
@@ -219,7 +222,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
             if value not in sizes:
                 sizes[value] = next(fresh)
             data[name] = sizes[value]
-        elif isinstance(value, list) and "conv" in name and _SIZE.search(name):  # of convolutions that read a sound
+        elif isinstance(value, list) and _SIZE.search(name) and all(type(size) is int for size in value):
             for size in {size for size in value if size > 8} - sizes.keys():
                 sizes[size] = next(fresh)
             data[name] = [sizes.get(size, size) for size in value]
