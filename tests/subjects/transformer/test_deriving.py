@@ -342,6 +342,17 @@ def test_the_loss_of_layers_is_tried_on_kinds_that_stand_far_back_too(monkeypatc
     assert "ffn" not in whole
 
 
+def test_a_list_with_an_entry_for_each_head_leaves_layers_and_neurons_free() -> None:
+    """StableLM may have a norm for each head: a small copy has fewer of them."""
+    torch.manual_seed(0)
+    config = transformers.StableLmConfig(
+        **SMALL | {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 6}, qk_layernorm=True
+    )
+    subject = open_subject(transformers.StableLmForCausalLM(config).eval())
+    assert subject.family.whole["heads"] == "the rows of its attention's linears can't be told apart by heads"
+    assert find_change(subject, {"layers": np.arange(3) != 1, "layers.0.neurons": np.arange(48) < 40}) < 1e-5
+
+
 def test_what_depends_on_the_number_of_layers_is_kept_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def note(model: PreTrainedModel) -> families.Family:
         return replace(families.FAMILIES["llama"], notes=str(model.config.num_hidden_layers))

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from secateur.subjects.network.checks import check_branches
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer.cutting import BLOCKS
-from secateur.subjects.transformer.families import Family, find
+from secateur.subjects.transformer.families import Axes, Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.per_layer import get_setting
@@ -173,9 +174,38 @@ def _derive(model: PreTrainedModel) -> Family:
         except SecateurError as error:
             raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
         family = read_family(small, groups)
+    family = _extend_lists(family, model)
     family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
-    family = prove(small, replace(family, whole={**family.whole, **_keep_idle(traced, small, family)}))
+    whole = {**family.whole, **_keep_idle(traced, small, family)}
+    family = prove(small, replace(family, whole=whole))
     return family if "layers" in family.whole else _prove_depth(model, family)
+
+
+def _extend_lists(family: Family, model: PreTrainedModel) -> Family:
+    """`family` with what lists inside the layers of `model` hold beyond those of a small copy, such as a norm per head.
+
+    Only what lies along no units: an entry may else have units of its own.
+    """
+    layout, unknown = Layout(model, family), set[str]()
+    for name, _ in model.named_parameters():
+        place = layout.place(name)
+        if place.layer is not None and place.axes is None:
+            unknown |= {place.module, f"{place.module}.{place.leaf}"}
+
+    def extend(table: Mapping[str, Axes]) -> dict[str, Axes]:
+        entries = dict[str, set[Axes]]()
+        for name, axes in table.items():
+            entries.setdefault(_leave_numbers_open(name), set()).add(axes)
+        alike = {name: axes.pop() for name, axes in entries.items() if len(axes) == 1}
+        found = {name: alike.get(_leave_numbers_open(name), ("units",)) for name in sorted(unknown)}
+        return {**table, **{name: axes for name, axes in found.items() if {"", "channels"}.issuperset(axes)}}
+
+    blocks = tuple(replace(block, tensors=extend(block.tensors)) for block in family.blocks)
+    return replace(family, blocks=blocks, layer=extend(family.layer))
+
+
+def _leave_numbers_open(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 @contextmanager
