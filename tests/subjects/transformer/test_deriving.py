@@ -353,6 +353,17 @@ def test_a_list_with_an_entry_for_each_head_leaves_layers_and_neurons_free() -> 
     assert find_change(subject, {"layers": np.arange(3) != 1, "layers.0.neurons": np.arange(48) < 40}) < 1e-5
 
 
+def test_weights_that_layers_share_keep_their_units() -> None:
+    """The FFN of Zamba 2 stands in several layers: what goes in one of them would go in all."""
+    config = transformers.Zamba2Config(
+        hidden_size=48, num_attention_heads=6, n_mamba_heads=6, num_hidden_layers=4, use_shared_attention_adapter=True,
+        layers_block_type=["linear_attention", "hybrid"] * 2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.Zamba2ForCausalLM(config)
+    assert derive(model).whole["neurons"].endswith("share their weights")
+
+
 def test_what_depends_on_the_number_of_layers_is_kept_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def note(model: PreTrainedModel) -> families.Family:
         return replace(families.FAMILIES["llama"], notes=str(model.config.num_hidden_layers))

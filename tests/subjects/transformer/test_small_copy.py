@@ -119,3 +119,17 @@ def test_lists_by_layer_shrink_and_a_layer_finds_the_keys_that_it_shares() -> No
     shares = [not any("k_proj" in tensor for tensor in kind) for kind in small_copy.list_kinds(copied)]
     assert shares == [False, False, False, False, True]
     assert bool(small_copy.run_model(copied, small_copy.make_tokens()).logits.isfinite().all())
+
+
+def test_a_size_that_the_class_works_out_stays_as_many_times_the_other() -> None:
+    """An attention of Zamba 2 reads the states beside the embeddings: twice the hidden size, which no one can give."""
+    config = transformers.Zamba2Config(
+        hidden_size=48, num_attention_heads=6, n_mamba_heads=6, num_hidden_layers=4,
+        layers_block_type=["linear_attention", "hybrid"] * 2,
+    )  # fmt: skip
+    small = shrink_config(config)
+    assert (config.attention_hidden_size, small.attention_hidden_size) == (96, 64)
+    assert small.attention_head_dim == 2 * small.hidden_size // small.num_attention_heads
+    with torch.device("meta"):
+        model = transformers.Zamba2ForCausalLM(config)
+    assert bool(small_copy.run_model(copy_small(model), small_copy.make_tokens()).logits.isfinite().all())

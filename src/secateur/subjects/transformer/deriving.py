@@ -176,7 +176,7 @@ def _derive(model: PreTrainedModel) -> Family:
         family = read_family(small, groups)
     family = _extend_lists(family, model)
     family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
-    whole = {**family.whole, **_keep_idle(traced, small, family)}
+    whole = {**family.whole, **_keep_shared(model, family), **_keep_idle(traced, small, family)}
     family = prove(small, replace(family, whole=whole))
     return family if "layers" in family.whole else _prove_depth(model, family)
 
@@ -315,6 +315,21 @@ def _choose_deep(kinds: Sequence[tuple[str, ...]], depth: int) -> Sequence[int]:
         for layer in [place for place, other in enumerate(kinds) if other == kind][:2]
     )[: depth - 2]  # fmt: skip
     return [*range(depth - len(late)), *late]
+
+
+def _keep_shared(model: PreTrainedModel, family: Family) -> dict[str, str]:
+    """Axis -> why it stays whole: of weights that layers share, what goes in one of them would go in all."""
+    layout, found, first = Layout(model, family), dict[str, str](), dict[int, tuple[str, int]]()
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        place = layout.place(name)
+        if place.layer is None:
+            continue
+        named, layer = first.setdefault(id(tensor), (name, place.layer))
+        if layer != place.layer:
+            parts = {part.partition("*")[0] for axis in place.axes or () for part in axis.split("+")}
+            axes = {"heads" if part in ("kv", "cross") else part for part in parts} - {"", "channels"}
+            found |= dict.fromkeys(axes - found.keys(), f"{named} and {name} share their weights")
+    return found
 
 
 def prove(tiny: PreTrainedModel, family: Family) -> Family:
