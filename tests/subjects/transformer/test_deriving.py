@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from secateur.subjects import Moe, Transformer, open_subject
 from secateur.subjects.transformer import blocks, deriving, families, layout, shapes
 from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
+from secateur.subjects.transformer.small_copy import copy_small
 from secateur.vocabulary import Selection
 from subjects.hybrids import HYBRIDS, make_hybrid
 
@@ -320,6 +322,46 @@ def test_layers_of_which_none_could_be_tried_stay() -> None:
     with torch.device("meta"):
         model = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(num_hidden_layers=1))
     assert derive(model).whole == {"layers": "the loss of none of them can be tried on a small copy"}
+
+
+def test_the_loss_of_layers_is_tried_on_kinds_that_stand_far_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Gemma 3n's last layers have no keys of their own: the loss of those that they read must be seen."""
+
+    def note(model: PreTrainedModel, layers: Sequence[int] = ()) -> PreTrainedModel:
+        chosen.append(list(layers))
+        return copy_small(model, layers)
+
+    chosen = list[list[int]]()
+    monkeypatch.setattr(deriving, "copy_small", note)
+    config = transformers.Gemma3nTextConfig(num_hidden_layers=30, num_kv_shared_layers=10)
+    with torch.device("meta"):
+        model = transformers.Gemma3nForCausalLM(config)
+    whole = derive(model).whole
+    assert chosen == [[], [0, 1, 2, 3, 4, 5, 20, 21]]
+    assert "layers" in whole
+    assert "ffn" not in whole
+
+
+def test_a_list_with_an_entry_for_each_head_leaves_layers_and_neurons_free() -> None:
+    """StableLM may have a norm for each head: a small copy has fewer of them."""
+    torch.manual_seed(0)
+    config = transformers.StableLmConfig(
+        **SMALL | {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 6}, qk_layernorm=True
+    )
+    subject = open_subject(transformers.StableLmForCausalLM(config).eval())
+    assert subject.family.whole["heads"] == "the rows of its attention's linears can't be told apart by heads"
+    assert find_change(subject, {"layers": np.arange(3) != 1, "layers.0.neurons": np.arange(48) < 40}) < 1e-5
+
+
+def test_weights_that_layers_share_keep_their_units() -> None:
+    """The FFN of Zamba 2 stands in several layers: what goes in one of them would go in all."""
+    config = transformers.Zamba2Config(
+        hidden_size=48, num_attention_heads=6, n_mamba_heads=6, num_hidden_layers=4, use_shared_attention_adapter=True,
+        layers_block_type=["linear_attention", "hybrid"] * 2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.Zamba2ForCausalLM(config)
+    assert derive(model).whole["neurons"].endswith("share their weights")
 
 
 def test_what_depends_on_the_number_of_layers_is_kept_by_it(monkeypatch: pytest.MonkeyPatch) -> None:

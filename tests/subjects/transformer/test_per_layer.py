@@ -12,6 +12,7 @@ from secateur.subjects.transformer.per_layer import take_layers
     [
         ("layer_types", ["a", "b", "c", "d"], ["b", "d"]),
         ("no_rope_layers", [1, 1, 0, 1], [1, 1]),
+        ("activation_sparsity_pattern", [0.9, 0.9, 0.0, 0.0], [0.9, 0.0]),
         ("attn_layer_indices", [0, 3], [1]),
         ("full_attn_idxs", [0, 1, 2, 3], [0, 1]),
         ("mlp_only_layers", [], []),
@@ -41,5 +42,6 @@ def test_a_list_of_convolutions_stays_however_many_layers_there_are() -> None:
     said = {"model_type": "wav2vec2", "conv_dim": [16, 24], "conv_stride": (5, 2), "tdnn_dim": [8, 8]}
     assert take_layers(said, [1], 2) == {}
     assert take_layers({"model_type": "qwen2", "layer_types": ["a", "b"]}, [1], 2) == {"layer_types": ["b"]}
+    assert take_layers({"model_type": "falcon_h1", "ssm_multipliers": [1.0] * 5}, [1, 3], 5) == {}
     pattern = {"model_type": "recurrent_gemma", "block_types": ["a", "b", "c"]}
     assert take_layers(pattern, [1, 2], 3) == {"block_types": ["b", "c"]}

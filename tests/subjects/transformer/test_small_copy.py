@@ -97,3 +97,39 @@ def test_sections_of_a_head_add_up_to_half_a_small_one() -> None:
     ropes = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [16, 24, 24]}
     config = transformers.Qwen2VLTextConfig(hidden_size=1024, num_attention_heads=8, rope_parameters=ropes)
     assert shrink_config(config).rope_parameters["mrope_section"] == [2, 1, 1]
+
+
+def test_lists_by_layer_shrink_and_a_layer_finds_the_keys_that_it_shares() -> None:
+    """Gemma 3n's last layers read keys and values of earlier ones, and every layer states its width and sparsity."""
+    config = transformers.Gemma3nTextConfig(
+        num_hidden_layers=6,
+        layer_types=["sliding_attention", "full_attention", "full_attention"] * 2,
+        intermediate_size=[96, 96, 48, 48, 48, 48],
+        activation_sparsity_pattern=[0.9, 0.9, 0.0, 0.0, 0.0, 0.0],
+        num_kv_shared_layers=2,
+    )
+    small = shrink_config(config, [0, 1, 4])
+    assert small.activation_sparsity_pattern == [0.9, 0.9, 0.0]
+    wide, narrow = small.intermediate_size[0], small.intermediate_size[2]
+    assert small.intermediate_size == [wide, wide, narrow]
+    assert wide != narrow
+    with torch.device("meta"):
+        model = transformers.Gemma3nForCausalLM(config)
+    copied = copy_small(model)
+    shares = [not any("k_proj" in tensor for tensor in kind) for kind in small_copy.list_kinds(copied)]
+    assert shares == [False, False, False, False, True]
+    assert bool(small_copy.run_model(copied, small_copy.make_tokens()).logits.isfinite().all())
+
+
+def test_a_size_that_the_class_works_out_stays_as_many_times_the_other() -> None:
+    """An attention of Zamba 2 reads the states beside the embeddings: twice the hidden size, which no one can give."""
+    config = transformers.Zamba2Config(
+        hidden_size=48, num_attention_heads=6, n_mamba_heads=6, num_hidden_layers=4,
+        layers_block_type=["linear_attention", "hybrid"] * 2,
+    )  # fmt: skip
+    small = shrink_config(config)
+    assert (config.attention_hidden_size, small.attention_hidden_size) == (96, 64)
+    assert small.attention_head_dim == 2 * small.hidden_size // small.num_attention_heads
+    with torch.device("meta"):
+        model = transformers.Zamba2ForCausalLM(config)
+    assert bool(small_copy.run_model(copy_small(model), small_copy.make_tokens()).logits.isfinite().all())

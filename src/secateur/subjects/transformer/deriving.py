@@ -10,8 +10,9 @@ import hashlib
 import inspect
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -32,7 +33,7 @@ from secateur.subjects.network.checks import check_branches
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer.cutting import BLOCKS
-from secateur.subjects.transformer.families import Family, find
+from secateur.subjects.transformer.families import Axes, Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.per_layer import get_setting
@@ -173,9 +174,38 @@ def _derive(model: PreTrainedModel) -> Family:
         except SecateurError as error:
             raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
         family = read_family(small, groups)
+    family = _extend_lists(family, model)
     family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
-    family = prove(small, replace(family, whole={**family.whole, **_keep_idle(traced, small, family)}))
+    whole = {**family.whole, **_keep_shared(model, family), **_keep_idle(traced, small, family)}
+    family = prove(small, replace(family, whole=whole))
     return family if "layers" in family.whole else _prove_depth(model, family)
+
+
+def _extend_lists(family: Family, model: PreTrainedModel) -> Family:
+    """`family` with what lists inside the layers of `model` hold beyond those of a small copy, such as a norm per head.
+
+    Only what lies along no units: an entry may else have units of its own.
+    """
+    layout, unknown = Layout(model, family), set[str]()
+    for name, _ in model.named_parameters():
+        place = layout.place(name)
+        if place.layer is not None and place.axes is None:
+            unknown |= {place.module, f"{place.module}.{place.leaf}"}
+
+    def extend(table: Mapping[str, Axes]) -> dict[str, Axes]:
+        entries = dict[str, set[Axes]]()
+        for name, axes in table.items():
+            entries.setdefault(_leave_numbers_open(name), set()).add(axes)
+        alike = {name: axes.pop() for name, axes in entries.items() if len(axes) == 1}
+        found = {name: alike.get(_leave_numbers_open(name), ("units",)) for name in sorted(unknown)}
+        return {**table, **{name: axes for name, axes in found.items() if {"", "channels"}.issuperset(axes)}}
+
+    blocks = tuple(replace(block, tensors=extend(block.tensors)) for block in family.blocks)
+    return replace(family, blocks=blocks, layer=extend(family.layer))
+
+
+def _leave_numbers_open(name: str) -> str:
+    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 @contextmanager
@@ -257,7 +287,7 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
     """
     every = list_kinds(model)
     depth = 3 if family.has_encoder else min(_DEPTH, len(every))
-    deep = copy_small(model, range(depth))
+    deep = copy_small(model, range(depth) if family.has_encoder else _choose_deep(every, depth))
     subject, kinds = make_subject(deep, family), list_kinds(deep)
     whole = dict.fromkeys(range(len(kinds)), subject)
     if family.caches_by_encoder:  # beside a decoder that is as deep, none of the encoder's layers can go
@@ -276,6 +306,30 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
         return replace(family, first_stays=next(iter(failed.values())))
     why = next(iter(failed.values()), "the loss of none of them can be tried on a small copy")
     return replace(family, whole={**family.whole, "layers": why})
+
+
+def _choose_deep(kinds: Sequence[tuple[str, ...]], depth: int) -> Sequence[int]:
+    """The first of the layers of these kinds, but two of each kind that stands further back alone, `depth` of them."""
+    late = sorted(
+        layer for kind in set(kinds[depth:]) - set(kinds[:depth])
+        for layer in [place for place, other in enumerate(kinds) if other == kind][:2]
+    )[: depth - 2]  # fmt: skip
+    return [*range(depth - len(late)), *late]
+
+
+def _keep_shared(model: PreTrainedModel, family: Family) -> dict[str, str]:
+    """Axis -> why it stays whole: of weights that layers share, what goes in one of them would go in all."""
+    layout, found, first = Layout(model, family), dict[str, str](), dict[int, tuple[str, int]]()
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        place = layout.place(name)
+        if place.layer is None:
+            continue
+        named, layer = first.setdefault(id(tensor), (name, place.layer))
+        if layer != place.layer:
+            parts = {part.partition("*")[0] for axis in place.axes or () for part in axis.split("+")}
+            axes = {"heads" if part in ("kv", "cross") else part for part in parts} - {"", "channels"}
+            found |= dict.fromkeys(axes - found.keys(), f"{named} and {name} share their weights")
+    return found
 
 
 def prove(tiny: PreTrainedModel, family: Family) -> Family:

@@ -75,7 +75,8 @@ def _may_go_by_layer(name: str, value: Sequence[object]) -> bool:
     """Two numbers may as well be the ends of a range, identifiers those of tokens, and names what each layer has."""
     if isinstance(value[0], str):  # DeBERTa's `pos_att_type` names two ways in which every layer looks at places
         return bool(_KINDS.search(name))
-    return not name.endswith(("_id", "_ids")) and ("layer" in name or not isinstance(value[0], float))
+    may_be_range = isinstance(value[0], float) and len(value) == 2
+    return not name.endswith(("_id", "_ids")) and ("layer" in name or not may_be_range)
 
 
 def _is_pattern(name: str, value: Sequence[object], count: int) -> bool:

@@ -72,6 +72,7 @@ _PER_HEAD = re.compile(r"head_?(dim|size)$|d_head$")
 _WORDS = {"n", "num", "heads", "head", "d", "dim", "size", "headdim"}
 _LENGTH = re.compile(r"position|length|window|context|seq|vocab")
 _LAYERS = re.compile(r"^(num_)?(hidden_|encoder_|decoder_)?layers$|^(encoder|decoder)_num_(hidden_)?layers$")
+_SHARED = re.compile(r"_shared_layers$")
 _SIDE = re.compile(r"^(num_)?(encoder|decoder)_(attention_)?heads$")
 
 
@@ -191,17 +192,20 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         data, hidden, set(names.values()) | {native.get("num_key_value_heads", "num_key_value_heads")}
     )
     data |= take_layers(data, [min(layer, count - 1) for layer in layers], count)
+    derived = _list_derived(config) - set(names.values())
     vocabulary = data.get("vocab_size")
     groups = data.get("n_group")
     several = 2 * EXPERTS if isinstance(groups, int) and groups > 1 else EXPERTS  # half of them do for every group
     for name, value in data.items():
-        if isinstance(value, bool) or name in names.values() or name in inner or "kernel" in name:
+        if isinstance(value, bool) or name in names.values() or name in inner.keys() | derived or "kernel" in name:
             continue
         if isinstance(value, int) and (_LAYERS.search(name) or _SIDE.search(name)):
             data[name] = len(layers) if _LAYERS.search(name) else HEADS
             continue
         if isinstance(value, int) and _WINDOW.search(name):
             data[name] = min(value, _SEEN)
+        elif isinstance(value, int) and _SHARED.search(name):  # the last ones, which read keys and values of others
+            data[name] = sum(layer >= count - value for layer in layers)
         elif isinstance(value, int) and _LENGTH.search(name):
             same = name.endswith("vocab_size") and value == vocabulary  # a decoder may have one of its own
             data[name] = VOCABULARY if same else min(value, 64)
@@ -219,11 +223,11 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
             if value not in sizes:
                 sizes[value] = next(fresh)
             data[name] = sizes[value]
-        elif isinstance(value, list) and "conv" in name and _SIZE.search(name):  # of convolutions that read a sound
+        elif isinstance(value, list) and _SIZE.search(name) and all(type(size) is int for size in value):
             for size in {size for size in value if size > 8} - sizes.keys():
                 sizes[size] = next(fresh)
             data[name] = [sizes.get(size, size) for size in value]
-    data |= inner
+    data = {name: value for name, value in data.items() if name not in derived} | inner
     wide = stated if isinstance(stated, int) else hidden // heads if heads else 0
     data |= {"rope_parameters": _shrink_ropes(data["rope_parameters"], wide)} if data.get("rope_parameters") else {}
     data |= {names["hidden_size"]: small, "vocab_size": VOCABULARY}
@@ -231,7 +235,7 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         data[names["num_hidden_layers"]] = len(layers)
     if heads:
         data[names["num_attention_heads"]] = HEADS
-    if isinstance(stated, int):  # it may be as large as other sizes
+    if isinstance(stated, int) and head_dim not in derived:  # it may be as large as other sizes
         data[head_dim] = HEAD_DIM
     if kv is not None:
         data[native.get("num_key_value_heads", "num_key_value_heads")] = small_kv
@@ -244,6 +248,16 @@ def shrink_config(config: PretrainedConfig, layers: Sequence[int] = (0, 1)) -> P
         raise UnsupportedError(f"{type(config).__name__} refuses small sizes ({describe_error(error)})") from error
     result._attn_implementation = "eager"
     return result
+
+
+def _list_derived(config: PretrainedConfig) -> set[str]:
+    """The sizes that are no parameters of a class: it works them out from others, as twice the hidden size."""
+    data, taken = _list_plainly(config), inspect.signature(type(config)).parameters
+    sizes = {name for name, value in data.items() if type(value) is int and _SIZE.search(name)} - taken.keys()
+    if not sizes:
+        return sizes
+    without = type(config).from_dict({name: value for name, value in data.items() if name not in sizes}).to_dict()
+    return {name for name in sizes if without.get(name) == data[name]}
 
 
 def _say_sections(model: PreTrainedModel) -> PretrainedConfig:
