@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -33,7 +33,7 @@ from secateur.subjects.network.checks import check_branches
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer.cutting import BLOCKS
-from secateur.subjects.transformer.families import Axes, Family, find
+from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.per_layer import get_setting
@@ -192,8 +192,8 @@ def _extend_lists(family: Family, model: PreTrainedModel) -> Family:
         if place.layer is not None and place.axes is None:
             unknown |= {place.module, f"{place.module}.{place.leaf}"}
 
-    def extend(table: Mapping[str, Axes]) -> dict[str, Axes]:
-        entries = dict[str, set[Axes]]()
+    def extend(table: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        entries = dict[str, set[tuple[str, ...]]]()
         for name, axes in table.items():
             entries.setdefault(_leave_numbers_open(name), set()).add(axes)
         alike = {name: axes.pop() for name, axes in entries.items() if len(axes) == 1}
@@ -308,7 +308,7 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
     return replace(family, whole={**family.whole, "layers": why})
 
 
-def _choose_deep(kinds: Sequence[tuple[str, ...]], depth: int) -> Sequence[int]:
+def _choose_deep(kinds: list[tuple[str, ...]], depth: int) -> list[int]:
     """The first of the layers of these kinds, but two of each kind that stands further back alone, `depth` of them."""
     late = sorted(
         layer for kind in set(kinds[depth:]) - set(kinds[:depth])
