@@ -5,6 +5,8 @@ import importlib
 import pytest
 
 from secateur import cli, recipes
+from secateur.cli.command import Command, _with_switches
+from secateur.errors import UnsupportedError
 
 COMMANDS = {name: importlib.import_module(f"secateur.cli.{file}").COMMAND for name, file in cli.COMMANDS.items()}
 
@@ -21,6 +23,20 @@ def test_each_flag_is_a_parameter_that_is_explained(name):
     assert set(flags) == parameters - set(command.without) | more
     assert [flag for flag in flags.values() if not flag.help()] == []
     assert "config" in flags or name in ("list", "show")
+
+
+def test_an_error_that_speaks_to_python_names_the_flags_of_its_options(monkeypatch, capsys):
+    def refuse(self, typed):
+        raise UnsupportedError(
+            "layers keep equally many: give uniform=True; overwrite=True (--overwrite), f(uniform=True)"
+        )
+
+    monkeypatch.setattr(Command, "run", refuse)
+    assert cli.main(["run", "stun", "model"]) == 2
+    assert "equally many: give --uniform; overwrite=True (--overwrite), f(uniform=True)" in capsys.readouterr().err
+    assert _with_switches("give even=False, or hidden=True (--hidden)", COMMANDS["prune"].flags()).startswith(
+        "give --no-even,"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import typer
 from secateur import recipes
 from secateur._utils import distributed, hub
 from secateur.cli.flags import Flag, extra
-from secateur.errors import InputError
+from secateur.errors import InputError, SecateurError
 from secateur.recipes import Option
 from secateur.vocabulary import Budget
 
@@ -96,7 +96,11 @@ class Command:
 
         def call(**typed: Any) -> None:
             given = {flag.option.name: (flag, typed[flag.option.name]) for flag in flags}
-            self.run({name: flag.value(text) for name, (flag, text) in given.items() if text not in (None, [])})
+            try:
+                self.run({name: flag.value(text) for name, (flag, text) in given.items() if text not in (None, [])})
+            except SecateurError as error:
+                error.args = (_with_switches(str(error), flags),)
+                raise
 
         parameters = [flag.parameter() for flag in flags]
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -162,6 +166,18 @@ class Command:
         flags = {flag.option.name: flag for flag in self.flags()}
         given = configs.read(config, name, function, typed, more=lambda _: flags, key=next(iter(self.arguments)))
         return {key: flags[key].value(value) if isinstance(value, str) else value for key, value in given.items()}
+
+
+def _with_switches(text: str, flags: Sequence[Flag]) -> str:
+    """An error that speaks to Python, with --name in place of name=True, and --no-name of name=False.
+
+    What names the flag as well, "name=True (--name)", stays.
+    """
+    for flag in flags:
+        if flag.is_switch:
+            for value, words in ((True, flag.words), (False, f"--no-{flag.words[2:]}")):
+                text = re.sub(rf"(?<![\w(]){flag.option.name}={value}\b(?! \(--)", words, text)
+    return text
 
 
 def _in_flags(text: str, words: Mapping[str, str]) -> str:

@@ -36,12 +36,17 @@ class Flag:
     panel: str | None = None
     also: str = ""
 
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is on or off, and takes no value."""
+        return self.option.annotation in ("bool", "bool | None")
+
     def parameter(self) -> inspect.Parameter:
         """As a parameter that typer reads. One that is not given is None: the function's own default holds then."""
         annotation, words = self.option.annotation, self.words
         kind: Any = list[str] if self.again or values.is_list(annotation) else str
         metavar: str | None = self.metavar or values.describe_kind(annotation)
-        if annotation in ("bool", "bool | None"):
+        if self.is_switch:
             kind, metavar = bool, None
             words += f"/--no-{words[2:]}" if self.panel or self.option.default is not False else ""
         info: Any = typer.Argument(help=self.help(), metavar=self.metavar or None)

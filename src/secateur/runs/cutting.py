@@ -93,7 +93,10 @@ def prune(
     for budget in budgets:
         cutting = partial(_cut_described, choose) if plain and alike else choose
         selection, small, cut = cutting(whole, budget)
-        yield Result(str(budget), small, cut, dict(selection.spent), notes=() if data is not None else (_UNMEASURED,))
+        notes: tuple[str, ...] = () if data is not None else (_UNMEASURED,)
+        if pretrained.lacks_map(small, history(small.model).built_by):
+            notes += (_UNMAPPED,)
+        yield Result(str(budget), small, cut, dict(selection.spent), notes=notes)
 
 
 def configured(path: str | Path, given: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -172,6 +175,10 @@ def _is_balanced(selection: Selection, plain: Selection) -> bool:
 
 
 _UNMEASURED = "quality was not measured: no data was given"
+_UNMAPPED = (
+    "the result has no cut_map.json, for no table of its class tells what stays: adapters of the original can't be "
+    "translated to it"
+)
 
 
 def _make_score(

@@ -78,6 +78,9 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     capsys.readouterr()
     for name in ("LICENSE", "COPYING", "USE_POLICY.md"):
         assert (small / name).read_text() == "as it is"
+    card = (small / "README.md").read_text()
+    assert "library_name: transformers" in card
+    assert '.from_pretrained("small")' in card
     assert (small / "cut_map.json").exists() == (kind != "sound"), "the result's own, by units of its class"
     assert kind == "sound" or Origin.read(small).name == str(tmp_path / "model")
     assert (small / "preprocessor_config.json").is_file() == (kind == "pixels")

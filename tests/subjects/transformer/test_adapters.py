@@ -318,7 +318,7 @@ def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> N
         translate_adapter(tmp_path / "adapter", llama / "small", tmp_path / "fit")
     make("gpt2").save(tmp_path / "plain")
     (tmp_path / "plain/cut_map.json").unlink()
-    with pytest.raises(InputError, match=r"carries no cut_map.json, .* run its recipe again"):
+    with pytest.raises(InputError, match=r"carries no cut_map.json, .* cut the base by a recipe .*, or adapt"):
         translate_adapter(llama / "adapter", tmp_path / "plain", tmp_path / "fit")
     assert not (tmp_path / "fit").exists()
 

@@ -215,3 +215,11 @@ def test_a_decoder_alone_has_numbers_of_its_own(tmp_path: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     torch.testing.assert_close(loaded(**tokens).logits, small.forward(tokens).prediction)
     assert "channels" in subject.layout.whole  # those of the cross-attentions, which never run, are as many
+
+
+def test_heads_of_other_sizes_in_encoder_and_decoder_are_refused():
+    """Counted by one size, the encoder's would be cut across."""
+    config = transformers.BartConfig(**BART | {"encoder_attention_heads": 2, "decoder_attention_heads": 8})
+    told = "has 2 heads of 16 numbers each and its decoder 8 of 4, .* secateur prune cuts it"
+    with pytest.raises(UnsupportedError, match=told):
+        open_subject(transformers.BartForConditionalGeneration(config))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from transformers import BartConfig, BartForConditionalGeneration
 
 import tiny
 from secateur.errors import InputError, UnsupportedError
@@ -82,6 +83,19 @@ def test_layers_that_differ_have_no_one_shape(llama):
     uneven, _ = llama.cut(Selection({"layers.0.neurons": np.arange(shapes.sizes(llama)["neurons"]) < 8}))
     with pytest.raises(UnsupportedError, match="differ"):
         shapes.sizes(uneven)
+
+
+def test_which_widths_of_an_encoder_and_its_decoder_differ_is_said():
+    """It is the uncut model, so to start from that is no help."""
+    sizes = {"d_model": 48, "vocab_size": 64, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 32}
+    sizes |= {"encoder_ffn_dim": 96, "decoder_ffn_dim": 80}
+    subject = open_subject(BartForConditionalGeneration(BartConfig(**sizes)))
+    told = (
+        r"differ in neurons \(96 in model.encoder.layers.0, 80 in model.decoder.layers.0\), so no one shape describes "
+        "it: .* take secateur prune, or a recipe that cuts each layer by itself, such as llm_pruner"
+    )
+    with pytest.raises(UnsupportedError, match=told):
+        shapes.sizes(subject)
 
 
 def test_which_widths_a_config_can_say(llama):

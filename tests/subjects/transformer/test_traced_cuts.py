@@ -11,12 +11,21 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    AutoModelForCausalLM,
+    Llama4TextConfig,
+    MiniCPM3Config,
+    Qwen3_5TextConfig,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 import secateur
 import tiny
 from secateur import cli
+from secateur.errors import ModelError
 from secateur.subjects import load, open_subject
+from secateur.subjects.network import pretrained
 from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import cutting, loading, traced_cuts
 from secateur.subjects.transformer.origin import Origin
@@ -75,7 +84,7 @@ def test_a_result_whose_layers_have_widths_of_their_own_is_cut_again_as_a_networ
     assert widths[1] < min(widths[0], widths[2], 96)
 
 
-def test_what_is_no_whole_unit_or_more_than_a_slice_has_no_map(tmp_path: Path) -> None:
+def test_what_is_no_whole_unit_stands_in_the_map_by_tensors_and_more_than_a_slice_has_none(tmp_path: Path) -> None:
     base = tiny.folder("qwen3", tmp_path / "base")
     whole = open_network(base)
     units = whole.units()
@@ -87,9 +96,79 @@ def test_what_is_no_whole_unit_or_more_than_a_slice_has_no_map(tmp_path: Path) -
     assert '"neurons": "8-127"' in known
     tensors = {key: dict(dims) for key, dims in plan.tensors.items()}
     tensors["model.layers.0.self_attn.o_proj.weight"] = {1: list(range(63))}  # seven eighths of a head
-    for odd in (replace(plan, tensors=tensors), replace(plan, biases=("model.layers.0.mlp.down_proj",))):
-        cut._plans = (odd,)
-        assert traced_cuts.describe_cut(cut, str(base)) is None
+    cut._plans = (replace(plan, tensors=tensors),)
+    known = json.loads(traced_cuts.describe_cut(cut, str(base)) or "")
+    assert known["parts"]["0"]["heads"] == "0-7"
+    assert known["tensors"] == {"model.layers.0.self_attn.o_proj.weight": {"1": "0-62"}}
+    cut._plans = (replace(plan, biases=("model.layers.0.mlp.down_proj",)),)
+    assert traced_cuts.describe_cut(cut, str(base)) is None
+
+
+_COMMON = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "head_dim": 8,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "pad_token_id": 0,
+}  # fmt: skip
+_LATENT = {"q_lora_rank": 40, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+_STATES = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2}
+_BEYOND = {
+    "channels": (
+        Qwen3_5TextConfig(**_COMMON, **_STATES, layer_types=["linear_attention", "full_attention"]),
+        ["out_proj.channels"],
+        set(),
+    ),
+    "experts": (
+        Llama4TextConfig(**_COMMON, num_local_experts=4, intermediate_size_mlp=56, moe_layers=[1]),
+        ["1.feed_forward.experts.channels", "1.feed_forward.shared_expert.gate_proj.channels"],
+        {"model.layers.1.feed_forward.experts.gate_up_proj", "model.layers.1.feed_forward.experts.down_proj"},
+    ),
+    "ranks": (
+        MiniCPM3Config(**{**_COMMON, **_LATENT}),
+        ["q_a_proj.channels"],
+        {f"model.layers.{n}.self_attn.q_{m}.weight" for n in (0, 1) for m in ("a_proj", "a_layernorm", "b_proj")},
+    ),
+}
+"""Of which recipes cut less than a network: config, sites that are cut, tensors that are no units of their tables."""
+
+
+@pytest.mark.parametrize("kind", _BEYOND)
+def test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translated(kind: str, tmp_path: Path) -> None:
+    config, sites, tensors = _BEYOND[kind]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    merged = adapt(tmp_path / "base", tmp_path / "adapter")
+    merged.save_pretrained(tmp_path / "merged")
+    places = [tmp_path / "base", tmp_path / "merged"]
+    for turn, size in enumerate((24, 8)):  # the second time of the result
+        wholes = [open_network(place) for place in places]
+        units = wholes[0].units()
+        names = [name for name in units.sites if name.endswith(tuple(sites))]
+        keep = {name: np.arange(units[name].count)[::-1] % units[name].count < size for name in names}
+        cuts = [whole.cut(Selection(keep))[0] for whole in wholes]
+        old, places = places, [tmp_path / f"{name}{turn}" for name in ("small", "wanted")]
+        for cut, place, original in zip(cuts, places, old, strict=True):
+            pretrained.save(cut, place, str(original))
+        assert not pretrained.lacks_map(cuts[0], str(old[0]))
+        said = json.loads((places[0] / "cut_map.json").read_text())
+        assert (said["base"]["name"], set(said.get("tensors", ()))) == (str(tmp_path / "base"), tensors)
+        _, notes = secateur.translate_adapter(tmp_path / "adapter", places[0], tmp_path / f"fit{turn}")
+        assert notes == ()
+        fit = peft.PeftModel.from_pretrained(load(places[0]), str(tmp_path / f"fit{turn}")).merge_and_unload().eval()
+        ids = torch.arange(10, 26).reshape(2, 8)
+        with torch.no_grad():
+            ours, theirs, bare = (model(input_ids=ids).logits for model in (fit, load(places[1]), load(places[0])))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert float((bare - theirs).abs().max()) > 0.01
+    if kind != "ranks":
+        return
+    table = json.loads((places[0] / "cut_map.json").read_text())
+    for text, message in (({}, r"q_a_proj of \[8, 32\], and its cut_map.json says \[40, 32\]"), ([], "is damaged")):
+        (places[0] / "cut_map.json").write_text(json.dumps(table | {"tensors": text}))
+        with pytest.raises(ModelError, match=message):
+            secateur.translate_adapter(tmp_path / "adapter", places[0], tmp_path / "none")
+    table = json.loads((old[0] / "cut_map.json").read_text())
+    del table["tensors"]  # as a recipe writes it
+    (old[0] / "cut_map.json").write_text(json.dumps(table))
+    assert pretrained.lacks_map(cuts[0], str(old[0]))
 
 
 def test_a_class_whose_tensors_have_other_names_than_the_table_s_has_no_map(tmp_path: Path) -> None:

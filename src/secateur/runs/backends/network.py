@@ -256,7 +256,11 @@ class Network(Backend[Traced, Examples, Arguments]):
         return is_saved(folder)
 
     def load_line(self, folder: Path, name: str) -> str:
-        """The lines of Python that load the program in `folder`, which the reader knows as `name`."""
+        """The lines of Python that load what stands in `folder`, which the reader knows as `name`: see `save`."""
+        if (folder / "config.json").is_file():
+            from secateur.runs.backends.language import Language  # which loads transformers
+
+            return Language().load_line(folder, name)
         return f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()'
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "draw_input",
     "has_experts",
     "is_pretrained",
+    "lacks_map",
     "make_inputs",
     "open_pretrained",
     "reads_texts",
@@ -219,6 +220,15 @@ def save(subject: Traced, folder: Path, original: str) -> None:
     copy_beside(loading.locate(original), folder)
     if found is not None:
         atomic_write(folder / saving.MAP, found)
+
+
+def lacks_map(subject: Traced, original: str) -> bool:
+    """Whether `save` writes a folder without the map of what was cut from `original`."""
+    if not (is_pretrained(original) and describes(subject.model)):
+        return False  # no folder of transformers
+    from secateur.subjects.transformer import traced_cuts  # which loads transformers
+
+    return not traced_cuts.has_map(subject, original)
 
 
 def copy_beside(home: Path, folder: Path, *, tokenizer: bool = True) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,12 +29,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from secateur._utils import checkpoints, hub
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.subjects.transformer import cutting, loading, low_rank, saving
+from secateur.subjects.transformer import cutting, files, loading, low_rank, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.layout import Layout, Place
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.subject import Transformer
+from secateur.subjects.transformer.traced_cuts import Rest, read_rest
 
 __all__ = ["Settings", "read_factors", "translate_adapter"]
 
@@ -253,6 +254,11 @@ def _check_map(layout: Layout, kept: Kept, ratio: float) -> None:
 
 # ------------------------------------------------------------------------------------------------------ translation
 
+_Axis = tuple[int, str]
+"""(dimension of a tensor of the base, kind of units along it)."""
+_RANK = (-1, "")
+"""The dimension of a factor that is none of the base's."""
+
 
 @dataclass
 class _Module:
@@ -271,6 +277,12 @@ class _Module:
     alpha: float = 0.0
     scale: float = 0.0
 
+    @property
+    def stored(self) -> tuple[_Axis, _Axis]:
+        """Outputs and inputs of the weight as it is stored."""
+        rows, columns = (1, 0) if self.turned else (0, 1)
+        return (rows, self.axes[0]), (columns, self.axes[1])
+
 
 @dataclass
 class _Translation:
@@ -287,7 +299,8 @@ class _Translation:
         found = Origin.read(self.small)
         if found is None:
             raise InputError(
-                f"{self.name} carries no {saving.MAP}, so nothing tells what was cut: run its recipe again"
+                f"{self.name} carries no {saving.MAP}, so nothing tells what was cut: cut the base by a recipe of the "
+                "family language (secateur list), whose results have one, or adapt the result itself"
             )
         if found.part:
             raise UnsupportedError(
@@ -309,6 +322,10 @@ class _Translation:
     @cached_property
     def layout(self) -> Layout:
         return _outline(self.origin, self.kept, self.small)
+
+    @cached_property
+    def rest(self) -> Rest:
+        return read_rest(self.small) or {}
 
     @cached_property
     def weights(self) -> Path | None:
@@ -363,7 +380,9 @@ class _Translation:
         values, gains = self._correct_whole({name: whole[name] for name in names}), self._correct_factors(stays)
         found = dict[str, Tensor]()
         for path, module in stays.items():
-            for name, tensor in self._slice(module, gains[path]).items():
+            factors = self._slice(module, gains[path])
+            self._check_fit(module, factors)
+            for name, tensor in factors.items():
                 found[f"{low_rank.PREFIX}{module.new}.{name}"] = tensor.to(module.factors[name].dtype).contiguous()
         inside = {module.new for module in stays.values()}
         for name, new in names.items():
@@ -494,8 +513,8 @@ class _Translation:
         values = dict[str, Tensor]()
         for name, tensor in whole.items():
             place = self.layout.place(self._inner(name))
-            value = cutting.slice_tensor(self.layout, tensor, place.axes or (), place.layer, self.kept)
-            values[name] = value.float().clone()
+            axes = enumerate(place.axes or ("",) * tensor.dim())
+            values[name] = self._cut(tensor, place, self._rename(name) or "", axes).float().clone()
         return self._correct({name: self._inner(name) for name in whole}, values)
 
     def _correct_factors(self, modules: Mapping[str, _Module]) -> dict[str, Tensor]:
@@ -519,13 +538,28 @@ class _Translation:
 
     def _cut_factors(self, module: _Module) -> dict[str, Tensor]:
         """The factors of a module, and its magnitudes, without the rows and columns that went."""
-        rows, columns = module.axes
-        kinds: dict[str, tuple[str, ...]] = {"lora_A.weight": ("", columns), "lora_embedding_A": ("", columns)}
-        kinds |= {"lora_B.weight": (rows, ""), "lora_embedding_B": (rows, "")}
+        rows, columns = module.stored
+        kinds: dict[str, tuple[_Axis, ...]] = {"lora_A.weight": (_RANK, columns), "lora_embedding_A": (_RANK, columns)}
+        kinds |= {"lora_B.weight": (rows, _RANK), "lora_embedding_B": (rows, _RANK)}
         return {
-            name: cutting.slice_tensor(self.layout, factor, kinds.get(name, (rows,)), module.place.layer, self.kept)
+            name: self._cut(factor, module.place, f"{module.new}.weight", kinds.get(name, (rows,)))
             for name, factor in module.factors.items()
         }
+
+    def _cut(self, tensor: Tensor, place: Place, new: str, axes: Iterable[_Axis]) -> Tensor:
+        """What stays of `tensor`, whose dimensions are these of the base's tensor at `place`, in the result `new`."""
+        for dim, (stored, axis) in enumerate(axes):
+            index = self.rest.get(new, {}).get(stored)
+            if index is None:
+                tensor = cutting.slice_tensor(self.layout, tensor, ("",) * dim + (axis,), place.layer, self.kept)
+            elif index.numel() and int(index.max()) >= tensor.shape[dim]:
+                raise ModelError(
+                    f"{self.small / saving.MAP} is damaged (it names index {int(index.max())} of the "
+                    f"{tensor.shape[dim]} of {new}): cut the model again"
+                )
+            else:
+                tensor = tensor.index_select(dim, index.to(tensor.device))
+        return tensor
 
     def _slice(self, module: _Module, gain: Tensor) -> dict[str, Tensor]:
         """The factors of a module as the result's, `gain` [out]: what its outputs were multiplied by."""
@@ -539,6 +573,22 @@ class _Translation:
             found[name] = found[name].float() * growth
         return found
 
+    def _check_fit(self, module: _Module, factors: Mapping[str, Tensor]) -> None:
+        """Refuse factors that are not as large as the result's weight, where its file has that by its name."""
+        A, B = _pick_factors(factors).values()
+        wanted, bare = [len(B), A.shape[1]], self._inner(f"{module.new}.weight").removeprefix(self.layout.prefix)
+        stored = self._result_shapes.get(f"{self.layout.prefix}{bare}", self._result_shapes.get(bare))
+        shape = stored[::-1] if stored and module.turned else stored
+        if shape and shape != wanted:
+            raise ModelError(
+                f"{self.name} has {module.new} of {shape}, and its {saving.MAP} says {wanted}: a recipe notes whole "
+                "units alone, where secateur prune had cut others before; adapt the result itself"
+            )
+
+    @cached_property
+    def _result_shapes(self) -> dict[str, list[int]]:
+        return files.read_shapes(files.find_tensors(self.small))
+
     def _growth(self, module: _Module, found: Mapping[str, Tensor]) -> Tensor:
         """[out]: |V'| / |V| by rows, of the merged weights after and before columns went."""
         if self.weights is None:
@@ -551,7 +601,7 @@ class _Translation:
             A, B = (factor.double() for factor in _pick_factors(factors).values())
             weight = self._weight(subject, f"{path}.weight").double()
             norms.append(((weight.T if module.turned else weight) + module.scale * B @ A).norm(dim=1))
-        before = cutting.slice_tensor(self.layout, norms[0], module.axes[:1], module.place.layer, self.kept)
+        before = self._cut(norms[0], module.place, f"{module.new}.weight", module.stored[:1])
         growth: Tensor = norms[1] / before.clamp_min(torch.finfo(torch.float32).tiny)
         return growth.float()
 
@@ -614,6 +664,10 @@ class _Translation:
         """Whether the weights of the result are others than those that the cut took from the base."""
         dense, result = self._dense.layout, self._result.model.state_dict()
         state = cutting.slice_state(dense, self.kept)
+        for name, tensor in dense.model.state_dict().items():
+            if (new := cutting.new_name(dense, name, dense.place(name), self.kept)) in self.rest:
+                axes = enumerate(dense.place(name).axes or ("",) * tensor.dim())
+                state[new] = self._cut(tensor, dense.place(name), new, axes)
         cutting.correct(dense, state, self.kept, self.origin.norm_ratio, self.kept.layers)
         if state.keys() != result.keys():
             return True

@@ -12,9 +12,12 @@ from transformers import PreTrainedModel
 
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
+from secateur.errors import UnsupportedError
+from secateur.subjects.transformer import saving
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
+from secateur.subjects.transformer.per_layer import get_setting
 from secateur.subjects.transformer.small_copy import make_source
 from secateur.subjects.transformer.subject import Output, Transformer, find_states, record_states
 from secateur.vocabulary import Term
@@ -25,12 +28,14 @@ __all__ = ["EncoderDecoder"]
 class EncoderDecoder(Transformer):
     """A decoder of text and the encoder whose output its cross-attentions read; layers of both are counted on.
 
-    A text [B, S] is what the encoder reads and what the decoder writes, teacher-forced.
+    A text [B, S] is what the encoder reads and what the decoder writes, teacher-forced. Raises `UnsupportedError` where
+    heads of the two have other sizes.
     """
 
     kind = "decoder"
 
     def __init__(self, model: PreTrainedModel, family: Family, **options: Any) -> None:
+        _check_heads(model, family)
         super().__init__(model, family, **options)
         if model.can_generate():  # a class may call itself its base model
             self.output = "logits"
@@ -127,3 +132,20 @@ class EncoderDecoder(Transformer):
 
 def _without_states(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Call:
     return (args[1:], dict(kwargs)) if args else ((), {key: kwargs[key] for key in kwargs if key != "hidden_states"})
+
+
+def _check_heads(model: PreTrainedModel, family: Family) -> None:
+    """Refuse a model whose encoder and decoder share one width out among other numbers of heads.
+
+    Heads are counted by the size of one, which is the same for all layers (`Layout.head_dim`).
+    """
+    config = model.config
+    if get_setting(config, "head_dim") or saving.has_stacks(config):  # the second: of our own, with what layers have
+        return
+    first, last = (int(get_setting(config, stack.heads) or 1) for stack in (family.stacks[0], family.stacks[-1]))
+    if first != last:
+        width = config.hidden_size
+        raise UnsupportedError(
+            f"the encoder of {type(model).__name__} has {first} heads of {width // first} numbers each and its decoder "
+            f"{last} of {width // last}, and heads of one size are counted here: secateur prune cuts it as any network"
+        )

@@ -19,6 +19,7 @@ __all__ = [
     "WHOLE",
     "find_tensors",
     "list_tensors",
+    "read_shapes",
     "read_tensors",
     "replace_file",
     "update_config",
@@ -82,6 +83,13 @@ def read_tensors(places: Mapping[str, Path]) -> Iterator[tuple[str, Tensor]]:
         opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(places.values())}
         for name, file in places.items():
             yield name, opened[file].get_tensor(name)
+
+
+def read_shapes(places: Mapping[str, Path]) -> dict[str, list[int]]:
+    """Name -> shape of tensors whose files are known, by the heads of the files alone."""
+    with ExitStack() as stack:
+        opened = {file: stack.enter_context(safe_open(file, "pt")) for file in set(places.values())}
+        return {name: list(opened[file].get_slice(name).get_shape()) for name, file in places.items()}
 
 
 def replace_file(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -34,15 +34,35 @@ def sizes(subject: Transformer) -> dict[str, int]:
     neurons = {width.neurons for width in widths if width.neurons}
     mixtures = {(width.experts, width.expert_neurons, width.shared_neurons) for width in widths if width.experts}
     if not complete or len(heads) > 1 or len(neurons) > 1 or len(mixtures) > 1:
-        raise UnsupportedError(
-            "the layers of this model differ, so no one shape describes it: start from the uncut model"
-        )
+        raise UnsupportedError(_explain_differences(subject))
     found = {"layers": len(widths)}
     if heads:
         found["heads"] = max(heads)[0]
     if neurons and not mixtures:
         found["neurons"] = max(neurons)
     return found | {"channels": subject.hidden_size}
+
+
+def _explain_differences(subject: Transformer) -> str:
+    """Which widths differ, with the first layer of each, and what takes such a model."""
+    first: dict[str, dict[int, str]] = {}
+    for path, width in zip(subject.layers(), subject.widths(), strict=True):
+        counts = {"heads": width.heads, "cross-attention heads": width.cross, "neurons": width.neurons}
+        counts |= {"KV heads": width.kv if width.has_groups else 0, "experts": width.experts}
+        counts |= {"neurons per expert": width.expert_neurons, "shared neurons": width.shared_neurons}
+        for kind, count in counts.items():
+            if count:
+                first.setdefault(kind, {}).setdefault(count, path)
+    told = [
+        f"{kind} ({', '.join(f'{count} in {path}' for count, path in list(places.items())[:3])})"
+        for kind, places in first.items()
+        if len(places) > 1
+    ]
+    return (
+        f"the layers of this model differ in {' and '.join(told[:2]) or 'their sub-blocks'}, so no one shape describes "
+        "it: start from the uncut model if it was cut, else take secateur prune, or a recipe that cuts each layer by "
+        "itself, such as llm_pruner"
+    )
 
 
 def removable_layers(units: Units) -> list[int]:
