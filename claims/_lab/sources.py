@@ -42,7 +42,7 @@ def of_functions(module: str, names: Iterable[str]) -> str:
     """SHA-256, 16 digits, of functions named `file:name`, and of the constants and classes whose names they use.
 
     Constants and classes are looked for by name in the files that these stand in, and in those that they import, as far
-    as `module` reaches. Of the files where functions stand, also where they import what is used from, and what else
+    as `module` reaches. Of the files where functions stand, also where they import what these use from, and what else
     runs on import. Words and layout do not count. What stands nowhere any more counts as empty. Not noticed: a method
     that overrides one of them from now on, a function that registers itself in its place.
     """
@@ -68,7 +68,8 @@ def of_functions(module: str, names: Iterable[str]) -> str:
             break
         found |= more
     for file in ran & modules.keys():
-        pairs = sorted(pair for pair in _read(modules[file])[1] if pair[1] in used)
+        own = set[str]().union(*(code.uses for name, code in found.items() if name.partition(":")[0] == file))
+        pairs = sorted(pair for pair in _read(modules[file])[1] if pair[1] in own)
         found[f"{file}: imports"] = _Code(repr(pairs), frozenset())
     total = hashlib.sha256("".join(f"{name}\0{code.text}\0" for name, code in sorted(found.items())).encode())
     return total.hexdigest()[:16]

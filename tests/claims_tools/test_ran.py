@@ -60,7 +60,8 @@ def test_what_ran_counts_with_the_constants_and_classes_that_it_names(package):
         assert package(**changed) != first, changed
     for same in ({"top": TOP.replace("ords", "ording")}, {"top": TOP.replace("return other()", "return None")},
                  {"low": LOW.replace("UNUSED = 5", "UNUSED = 6")}, {"top": TOP.replace("inner(x)", "inner( x )")},
-                 {"top": f"NEW = 1\n\n{TOP}\ndef new():\n    return NEW\n"}):  # fmt: skip
+                 {"top": f"NEW = 1\n\n{TOP}\ndef new():\n    return NEW\n"},
+                 {"low": f"from math import SCALE\n{LOW}"}):  # fmt: skip
         assert package(**same) == first, same
     assert package(top=TOP.replace("def run", "def walk")) != first
     assert (
