@@ -96,6 +96,7 @@ class Output:
     softcap: float | None = None
 
 
+
 class Transformer:
     """A transformers model with what belongs to it, as something to prune. Use `open_subject` to make one."""
 
@@ -201,6 +202,20 @@ class Transformer:
     def layers(self) -> list[str]:
         """Module paths of the layers."""
         return self.layout.layers()
+
+    def needed_layers(self) -> dict[tuple[int, ...], str]:
+        """Layers of which one must stay -> why; see `costs.find_needed`."""
+        return costs.find_needed(self.layout)
+
+    def describe_needed(self, stays: Iterable[bool]) -> list[str]:
+        """Notes on layers that are the last of several of which one must stay, where `stays` [layers] are kept."""
+        notes, kept = [], list(stays)
+        for layers, why in self.needed_layers().items():
+            left = [layer for layer in layers if kept[layer]]
+            if len(left) == 1 < len(layers):
+                several = ", ".join(map(str, layers))
+                notes.append(f"layers.{left[0]} is the last of {several}, of which one stays: {why}")
+        return notes
 
     def norms(self) -> list[str]:
         """Module paths of every norm over the residual channels."""
