@@ -95,6 +95,12 @@ class Output:
     head: nn.Module | None = None
     softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        """Of layers that give lists, the states are the first (OpenAI GPT)."""
+        self.hidden = tuple(
+            states[0] if isinstance(states, list) else states  # type: ignore[unreachable]
+            for states in self.hidden
+        )
 
 
 class Transformer:
