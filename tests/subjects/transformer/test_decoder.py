@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from secateur.errors import UnsupportedError
 from secateur.subjects import open_subject
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Selection
 from subjects.tiny import (
     DECODERS,
@@ -73,3 +76,10 @@ def test_layers_that_give_lists_are_cut_and_their_states_read() -> None:
         output, silenced = small.forward(batch, hidden=True), subject.silence(selection).forward(batch)
     assert [states.shape for states in output.hidden] == [(2, 5, 16)] * 3
     torch.testing.assert_close(output.prediction, silenced.prediction)
+
+
+def test_layers_that_give_lists_run_by_themselves(tmp_path: Path) -> None:
+    config = OpenAIGPTConfig(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    subject = open_subject(OpenAIGPTLMHeadModel(config).eval())
+    for block in blocks.visit(subject, [subject.example(2, 5)], tmp_path, store=False):
+        assert [block.run(*each).shape for each in block.inputs()] == [(2, 5, 16)]
