@@ -101,7 +101,7 @@ def test_kv_cache_sees_a_sliding_window():
 
 def test_kv_cache_of_an_encoder_is_refused(batch):
     config = BertConfig(vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=1, num_attention_heads=H)
-    with pytest.raises(UnsupportedError, match="only decoders"):
+    with pytest.raises(UnsupportedError, match="no KV cache: only decoders"):
         size.kv_cache_bytes(BertModel(config), batch)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 import tiny
 from secateur.errors import BudgetError, InfeasibleError, InputError, ModelError, UnsupportedError
 from secateur.methods import elastic
+from secateur.recipes.language.nemotron_elastic import shuffle_layers
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Selection
 from subjects.hybrids import make_hybrid
@@ -471,3 +472,16 @@ def test_a_folder_of_another_version_is_told_apart(written, tmp_path):
     (tmp_path / "copy" / elastic.FILE).write_text(json.dumps({**data, "version": 2}))
     with pytest.raises(UnsupportedError, match="is of version 2, not 1: update secateur"):
         elastic.read(tmp_path / "copy")
+
+
+def test_an_order_of_layers_leaves_one_with_an_attention():
+    hybrid = open_subject(make_hybrid("Bamba", vocab_size=64))
+    scores = {(1,): 0.1, (3,): 0.2, (0,): 0.3, (2,): 0.4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            elastic.ablation, "normalized_mse",
+            lambda whole, without, batches, sets: torch.tensor([scores[gone[-1:]] for gone in sets]),
+        )  # fmt: skip
+        assert [layer for layer, _ in elastic.rank_layers(hybrid, [], 3)] == [1, 0, 2]
+    for seed in range(4):
+        assert len({layer for layer, _ in shuffle_layers(hybrid, 4, seed)} & {1, 3}) == 1

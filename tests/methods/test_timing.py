@@ -19,6 +19,7 @@ from secateur.recipes.language import llm_pruner
 from secateur.select import levels
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Budget, Figure, Selection
+from subjects.hybrids import make_hybrid
 
 
 def subject(kind: str = "bert") -> Transformer:
@@ -282,6 +283,8 @@ def test_layers_share_the_time_that_the_whole_model_takes_beyond_half_of_them(mo
     table = timing.time_layers(start, 1, 8)
     assert table["layers"] == {"0": 0.0, "4": pytest.approx(0.08)}
     assert table["rest"]["0"] == pytest.approx(0.01)
+    hybrid = open_subject(make_hybrid("Bamba", vocab_size=64))  # the half keeps an attention, by which caches count
+    assert timing.time_layers(hybrid, 1, 8)["layers"] == {"0": 0.0, "4": pytest.approx(0.08)}
 
 
 def test_a_choice_within_a_latency_is_corrected_by_the_clock_and_kept(tmp_path, monkeypatch):

@@ -138,6 +138,14 @@ def test_evened_sites_keep_equally_many_and_as_many_as_fit(problem, copies, shar
         })  # fmt: skip
 
 
+def test_of_units_of_which_one_must_stay_the_best_does():
+    units = Units({"a": Site("a", 5, {"units": np.ones(5)}, fixed=np.arange(5) == 4)})
+    scores = {"a": np.array([0.1, 0.3, 0.3, 0.2, 0.0])}
+    best = ranking.fix_best(units, scores, "a", [(0, 3), (1, 2), (0, 4)])
+    assert best["a"].fixed.tolist() == [False, True, False, True, True]
+    assert ranking.fix_best(units, scores, "a", []) is units
+
+
 def ranking_levels(units, scores, name):
     """The selections of one site, largest first, as shares of it ask for them."""
     site = units[name]

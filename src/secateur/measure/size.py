@@ -149,7 +149,9 @@ def kv_cache_bytes(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     cache = getattr(outputs, "past_key_values", None) if cache is None else cache
     held = {(t.data_ptr(), tuple(t.shape)): t.numel() * t.element_size() for t in _tensors(cache)}
     if not held:
-        raise UnsupportedError(f"{type(model).__name__} returned no KV cache: only decoders keep one")
+        raise UnsupportedError(
+            f"{type(model).__name__} returns no KV cache: only decoders keep one, and some within their modules"
+        )
     return float(sum(held.values()))
 
 

@@ -344,7 +344,10 @@ def removable_layers(subject: Transformer) -> list[int]:
 
 
 def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], count: int) -> list[tuple[int, float]]:
-    """(layer, its score) of `count` layers, the least important first: `ablation.list_in_order` by normalised MSE."""
+    """(layer, its score) of `count` layers, the least important first: `ablation.list_in_order` by normalised MSE.
+
+    Of layers of which one must stay, the one that is missed most is none of them.
+    """
     removable, layers = removable_layers(subject), len(subject.layers())
     masks = nested.Nested({}, [nested.Gate(path, "layers", index) for index, path in enumerate(subject.layers())])
 
@@ -364,8 +367,14 @@ def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], c
         masks.shares = {"layers": stays}
         return read(batch)
 
+    lose = partial(ablation.normalized_mse, whole, without, _part_batches(subject, batches))
+    needed = [set(members) for members in subject.needed_layers()]
+
+    def score(sets: Sequence[tuple[int, ...]]) -> Tensor:
+        barred = [any(members.issubset(gone) for members in needed) for gone in sets]
+        return lose(sets).masked_fill(torch.tensor(barred), torch.inf)
+
     with masks.on(subject.model), evaluating(subject.model):
-        score = partial(ablation.normalized_mse, whole, without, _part_batches(subject, batches))
         return ablation.list_in_order(score, removable, min(count, len(removable) - (len(removable) == layers)))
 
 

@@ -258,11 +258,13 @@ def _thin_out(counts: Sequence[int]) -> list[int]:
 def time_layers(subject: Transformer, batch: int, length: int) -> levels.Table:
     """Seconds of all layers at every number of them, each taking as long as any other, and of the rest.
 
-    From the whole model and one without every second of its layers, timed in turns. A model of one layer has none to
-    spare: all its time is the rest.
+    From the whole model and one without every second of its layers, as far as these can go, timed in turns. A model of
+    one layer has none to spare: all its time is the rest.
     """
     count = len(subject.layers())
     stays = np.arange(count) % 2 == 0
+    for members in subject.needed_layers():
+        stays[members[0]] |= not stays[list(members)].any()
     half = subject.cut(Selection({"layers": stays}))[0]
     example = subject.example(batch, length)
     times = latency.time_interleaved(

@@ -200,6 +200,7 @@ def run(
     place = replace(place, phase=flags.get("environment") or environment or place.phase)
     place = replace(place, timer=flags.get("timer") or timer or place.timer)
     backend.check_clock(subject, place)
+    _check_measured(backend.find_unmeasured(subject), budgets)
     # Baselines, which are functions, cut as the recipe beside them did, whatever its clock was.
     elsewhere = {name for name in ("environment", "timer") if timed[name] not in (None, "prefill", "eager")}
     elsewhere -= flags.keys()
@@ -315,6 +316,16 @@ def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, 
             f"{name} gives layers shapes of their own, which can't be saved within the model that {part} is a part of: "
             f"{advice}take a recipe that keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
         )
+
+
+def _check_measured(unmeasured: Mapping[str, str], budgets: Sequence[Budget]) -> None:
+    """Refuse budgets of measures, each with the reason, that no result could be held to."""
+    for budget in budgets:
+        for limit in budget.limits:
+            if limit.measure in unmeasured:
+                raise UnsupportedError(
+                    f"{limit} can't be measured: {unmeasured[limit.measure]}; give a budget of params, bytes or flops"
+                )
 
 
 def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] | None) -> list[Evidence]:

@@ -91,6 +91,7 @@ class Reference:
         backend, environment, notes = self.backend, self.environment, list[str]()
         example = backend.make_example(self.original, environment)
         before, after = backend.sizes(self.original, example), backend.sizes(student, example)
+        notes += _note_unmeasured(backend, self.original, student)
         measured: Row = {}
         original, student = (backend.place(subject, environment) for subject in (self.original, student))
         with environment.active():
@@ -221,6 +222,18 @@ class Reference:
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality of {name}: {error}")
         return rows, notes
+
+
+def _note_unmeasured(backend: AnyBackend, *subjects: object) -> list[str]:
+    """Which figures are missing of any of the subjects and why, a line for each reason."""
+    reasons = dict[str, str]()
+    for subject in subjects:
+        reasons = {**backend.find_unmeasured(subject), **reasons}
+    notes = []
+    for why in dict.fromkeys(reasons.values()):
+        labels = [display.measure(measure).label for measure, reason in reasons.items() if reason == why]
+        notes.append(f"{', '.join(labels)}: not measured: {why}")
+    return notes
 
 
 def _at_this_pace(predicted: Mapping[str, float], now: float) -> dict[str, float]:
@@ -456,6 +469,7 @@ def measure(
         with _evaluating(subject, *others):
             rows |= ensembles.measure_ensemble(backend, subject, others, corpus, here)
     if not others:
+        rows.notes += tuple(_note_unmeasured(backend, subject))
         with _evaluating(subject):
             rows["model"] = _alone(backend, subject, corpus, place)
     rows["model"] = rows["model"] | run_tasks(subject)

@@ -18,7 +18,7 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalE
 from secateur.select.arrays import as_numpy, mask_like
 from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units, write_enough
 
-__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "even_out", "fewest", "threshold"]
+__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "even_out", "fewest", "fix_best", "threshold"]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
 Scope = Literal["global", "kind", "local"] | Mapping[str, str]
@@ -50,6 +50,22 @@ def by_counts(units: Units, scores: Scores, counts: Mapping[str, int]) -> Select
             )
         keep[name] = mask_like(chain.step >= states[0], scores[name])
     return Selection(keep, _in_numpy(units).cost({name: as_numpy(mask, bool) for name, mask in keep.items()}))
+
+
+def fix_best(units: Units, scores: Scores, name: str, needed: Collection[Sequence[int]]) -> Units:
+    """`units` where the best of each `needed` set of units of the site `name` is fixed: one of each set must stay.
+
+    By rank it is the last of its set to leave in any case, so that no other selection is lost.
+    """
+    if not needed:
+        return units
+    site = units[name]
+    column = _scores_of(site, scores)
+    fixed = np.zeros(site.count, bool) if site.fixed is None else as_numpy(site.fixed, bool).copy()
+    for members in map(list, needed):
+        if not fixed[members].any():
+            fixed[members[int(np.argmax(column[members]))]] = True
+    return replace(units, sites={**units.sites, name: replace(site, fixed=fixed)})
 
 
 def by_shares(units: Units, scores: Scores, shares: Mapping[str, float]) -> dict[str, np.ndarray]:

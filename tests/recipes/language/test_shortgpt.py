@@ -214,6 +214,22 @@ def test_layers_of_several_kinds(tmp_path, monkeypatch):
     assert found.predicted == found.subject.units(batch=1, length=16).cost()
 
 
+def test_the_best_of_the_layers_with_an_attention_stays(tmp_path, monkeypatch):
+    """Both of them go first by score, and the cache needs one."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    hybrid = open_subject(make_hybrid("Bamba", vocab_size=64), tokenizer=tiny.tokenizer())
+    distances = np.zeros((5, 5), dtype=np.float32)
+    distances[range(4), range(1, 5)] = [0.4, 0.1, 0.5, 0.2]
+    monkeypatch.setattr(shortgpt.similarity, "distances", lambda *_, **__: torch.from_numpy(distances))
+    (found,) = results(tmp_path / "run", "params=60%", model=hybrid)
+    assert found.subject.layer_index == (2, 3)
+    assert "layers.3 is the last of 1, 3, of which one stays: the cache counts tokens by an attention" in found.notes
+    distances[0, 2:], distances[1, 3:], distances[2, 4] = [0.1, 0.1, 1.0], [0.1, 0.1], 0.3  # 0 to 2, and then 1 to 3
+    (found,) = results(tmp_path / "angular", "params=45%", model=hybrid, rule="angular")
+    assert len(found.subject.layer_index) == 1
+    assert {1, 3} & {*found.subject.layer_index}
+
+
 def idle_attention(made: Transformer) -> Transformer:
     """The model, of which the layer with an attention now adds next to nothing."""
     with torch.no_grad():

@@ -14,17 +14,20 @@ from transformers import (
     BertForTokenClassification,
     BertModel,
     LlamaForCausalLM,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
 )
 
 import secateur
 import tiny
 from secateur.data import texts
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, InputError, UnsupportedError
 from secateur.measure import latency, loyalty
 from secateur.recover.quantization import quantise
 from secateur.runs import executor, measuring
 from secateur.runs.backends import language
 from secateur.runs.backends.language import Language
+from secateur.vocabulary import Figure
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
@@ -349,3 +352,26 @@ def test_labels_of_words_are_for_those_that_classify_tokens_and_of_their_classes
     rows[3]["ner_tags"] = rows[3]["ner_tags"][1:]
     with pytest.raises(DataError, match=r"row 4 has \d+ words in 'tokens' and \d+ labels in 'ner_tags'"):
         measuring.measure(one, data=rows, batch=1, length=16)
+
+
+def test_what_is_cached_out_of_sight_is_not_measured_and_refused_only_as_a_budget(tmp_path, monkeypatch):
+    config = RecurrentGemmaConfig(
+        vocab_size=64, hidden_size=16, lru_width=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, attention_window_size=8, block_types=["recurrent", "attention"],
+    )  # fmt: skip
+    subject = secateur.open_subject(RecurrentGemmaForCausalLM(config).eval(), tokenizer=tiny.tokenizer())
+    texts = tiny.sentences(60)
+    why = "RecurrentGemmaForCausalLM returns no KV cache"
+    for budget in ("kv_cache=50%", "params=65%,memory=70%"):
+        limit = budget.rpartition(",")[2]
+        with pytest.raises(UnsupportedError, match=f"^{limit} can't be measured: {why}.*give a budget of params"):
+            executor.run("shortgpt", subject, texts, budget, tmp_path / "out")
+    with pytest.raises(UnsupportedError, match=f"environment=decode can't be timed: {why}"):
+        measuring.measure(subject, environment="decode", length=16)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **__: latency.Comparison(*[Figure(1.0)] * 3))
+    (row,) = executor.run("magnitude", subject, texts, "weights=50%", tmp_path / "out", batch=1, length=8)
+    assert row.verdict == "met"
+    assert not {"kv_cache", "memory"} & {*row.before, *row.after}
+    assert [note for note in row.cut.notes if why in note and note.startswith("KV cache, Memory: not measured: ")]
+    assert any(why in note for note in measuring.measure(subject, batch=1, length=8).notes)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from secateur.errors import UnsupportedError
+from secateur.subjects import open_subject
+from secateur.subjects.transformer import blocks
 from secateur.vocabulary import Selection
 from subjects.tiny import (
     DECODERS,
@@ -60,3 +65,21 @@ def test_heads_go_evenly_from_their_groups(name: str) -> None:
     assert config.num_attention_heads == config.num_key_value_heads == 2
     assert not config.is_heterogeneous
     assert cut.head_dim == subject.head_dim
+
+
+def test_layers_that_give_lists_are_cut_and_their_states_read() -> None:
+    config = OpenAIGPTConfig(vocab_size=64, n_embd=16, n_layer=3, n_head=2, n_positions=32)
+    subject = open_subject(OpenAIGPTLMHeadModel(config).eval())
+    selection = Selection({"layers": without(3, 1)})
+    small, batch = subject.cut(selection)[0], subject.example(2, 5)
+    with torch.no_grad():
+        output, silenced = small.forward(batch, hidden=True), subject.silence(selection).forward(batch)
+    assert [states.shape for states in output.hidden] == [(2, 5, 16)] * 3
+    torch.testing.assert_close(output.prediction, silenced.prediction)
+
+
+def test_layers_that_give_lists_run_by_themselves(tmp_path: Path) -> None:
+    config = OpenAIGPTConfig(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_positions=32)
+    subject = open_subject(OpenAIGPTLMHeadModel(config).eval())
+    for block in blocks.visit(subject, [subject.example(2, 5)], tmp_path, store=False):
+        assert [block.run(*each).shape for each in block.inputs()] == [(2, 5, 16)]

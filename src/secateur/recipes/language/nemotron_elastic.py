@@ -201,6 +201,7 @@ def nemotron_elastic(
         notes = [", ".join(f"{axis} {size}" for axis, size in model.describe(chosen).items())]
         notes += [text for axis in chosen_axes.values() for text in axis.dropped]
         notes += [f"{axis} stay whole: {why}" for axis, why in whole.items()]
+        notes += subject.describe_needed([layer in student.layer_index for layer in subject.layer_index])
         yield Result(str(budget), student, cut, model.cost(chosen), records.together(*recoveries), tuple(notes))
 
 
@@ -246,7 +247,11 @@ def shuffle_layers(subject: Transformer, count: int, seed: int) -> list[tuple[in
     """`elastic.rank_layers` by chance."""
     draw = torch.Generator().manual_seed(seed)
     removable = elastic.removable_layers(subject)
-    return [(removable[place], 0.0) for place in torch.randperm(len(removable), generator=draw).tolist()][:count]
+    order = [removable[place] for place in torch.randperm(len(removable), generator=draw).tolist()]
+    for members in subject.needed_layers():
+        if set(members) <= set(order):  # one must stay
+            order.remove(max(members, key=order.index))
+    return [(layer, 0.0) for layer in order[:count]]
 
 
 def draw_scores(subject: Transformer, sites: Collection[str], seed: int) -> dict[str, Tensor]:

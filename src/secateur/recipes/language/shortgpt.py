@@ -6,7 +6,7 @@ Layers" (arXiv 2403.17887).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal
@@ -111,7 +111,7 @@ def shortgpt(
             return {"distances": similarity.distances(lambda item: states(item).hidden, items, how, last=last)}
 
     distances = None if rule == "deepest" else run.tensors("distances", compare_states)["distances"].numpy()
-    choose = partial(keep_layers, rule=rule, distances=distances)
+    choose = partial(keep_layers, rule=rule, distances=distances, needed=[*subject.needed_layers()])
     chosen = {
         budget: timing.select_in_time(run, subject, units, table, budget, choose, batch=batch, length=length)
         for budget in budgets
@@ -124,6 +124,7 @@ def shortgpt(
             )  # fmt: skip
             notes = (*notes, note)
         student, cut = subject.cut(selection)
+        notes = (*notes, *subject.describe_needed(np.asarray(selection.keep["layers"])))
         recovery = None if dry_run else distillation.distil(
             subject, student, data, run.folder(f"train-{budget}"), seed=seed, train_length=train_length,
             blocks=pair_layers(selection), losses=losses, training=training,
@@ -146,17 +147,22 @@ def check_short(units: Units, training: Training) -> None:
 
 
 def keep_layers(
-    units: Units, budget: Budget, *, rule: Rule, distances: NDArray[np.float32] | None
+    units: Units,
+    budget: Budget,
+    *,
+    rule: Rule,
+    distances: NDArray[np.float32] | None,
+    needed: Collection[Sequence[int]] = (),
 ) -> Mapping[str, NDArray[np.bool_]]:
     """Which layers stay within an absolute budget: {"layers": [L] booleans}.
 
     distances [L + 1, L + 1]: of the states before layer i and before layer j, as `similarity.distances` gives them;
-    None for the rule deepest.
+    None for the rule deepest. needed: sets of layers, of each of which one stays.
     Raises `InfeasibleError`, with what is reachable, where one layer alone costs more.
     """
     count = units["layers"].count
     worth = {"layers": np.zeros(count) if distances is None else np.diagonal(distances, 1)}
-    influential = ranking.by_budget(units, worth, budget).keep
+    influential = ranking.by_budget(ranking.fix_best(units, worth, "layers", needed), worth, budget).keep
     if rule == "influence":
         return influential
     for gone in range(count):
@@ -165,6 +171,8 @@ def keep_layers(
             firsts = sorted(range(count - gone + 1), key=distances.diagonal(gone).__getitem__)
         for first in firsts:
             keep = {"layers": (np.arange(count) < first) | (np.arange(count) >= first + gone)}
+            if not all(keep["layers"][list(members)].any() for members in needed):
+                continue
             cost = units.cost(keep)
             if all(cost[limit.measure] <= limit.value for limit in budget.limits):
                 return keep

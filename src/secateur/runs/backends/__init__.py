@@ -185,6 +185,10 @@ class Backend(Protocol[S, D, B]):
         costs = cast(Subject, subject).units().cost()
         return {name: Figure(cost, unit="B" if name == "bytes" else "") for name, cost in costs.items()}
 
+    def find_unmeasured(self, subject: S) -> Mapping[str, str]:
+        """Measure -> why `sizes` can't tell it of this subject, of those that it tells of others of its kind."""
+        return {}
+
     def costs(self, subject: S, environment: Environment) -> Mapping[str, float]:
         """What the subject itself says that it costs in the environment, of measures that depend on it."""
         return {}

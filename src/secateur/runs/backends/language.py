@@ -49,6 +49,9 @@ TOKENS = 64
 _WRITE = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq", "AutoModelForImageTextToText")
 """Automatic classes of models whose names end otherwise."""
 
+_WITH_CACHE = ("kv_cache", "state_cache", "memory", "served_memory")
+"""Measures that caches count in."""
+
 _SAME = 1e-4
 """How far apart outputs may be that should be the same but for rounding, relative to their size."""
 
@@ -282,6 +285,8 @@ class Language(TextBackend[Transformer]):
     def check_clock(self, subject: Transformer, environment: latency.Environment) -> None:
         """Refuse decoding without a cache, and a runtime that can't run the model."""
         timing.check_place(subject, environment)
+        if environment.phase == "decode" and (why := self.find_unmeasured(subject).get("kv_cache")):
+            raise UnsupportedError(f"environment=decode can't be timed: {why}; take environment=prefill")
 
     def make_run(self, subject: Transformer, environment: latency.Environment) -> Callable[[], object]:
         """A pass over whole sequences, or one step of decoding, by the environment's timer."""
@@ -300,7 +305,8 @@ class Language(TextBackend[Transformer]):
     def sizes(self, subject: Transformer, batch: Batch) -> Row:
         """Parameters, zeros, bytes of the weights as saved and as packed, FLOPs of `batch`, a decoder's KV cache.
 
-        The modules that a sentence-transformers folder has after its transformer count, for they are saved with it.
+        What `find_unmeasured` tells of is left out. The modules that a sentence-transformers folder has after its
+        transformer count, for they are saved with it.
         """
         weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
         bits = None if subject.stored is None else subject.stored.bits
@@ -313,6 +319,8 @@ class Language(TextBackend[Transformer]):
         }
         if isinstance(subject, Moe):
             row["active_params"] = Figure(subject.active_params())
+        if self.find_unmeasured(subject):
+            return row
         if subject.kind == "decoder":
             cache = size.kv_cache_bytes(subject.model, subject.arguments(batch))
             row["kv_cache"] = Figure(cache, unit="B")
@@ -326,6 +334,19 @@ class Language(TextBackend[Transformer]):
         else:
             row["memory"] = row["bytes"]
         return row
+
+    def find_unmeasured(self, subject: Transformer) -> dict[str, str]:
+        """What caches count in, of a decoder that hands none back, such as one that keeps it in its own modules."""
+        if subject.kind != "decoder":
+            return {}
+        with torch.random.fork_rng(devices=[]):  # what comes after draws as if nothing had been looked at
+            example = subject.example(1, 1)
+        try:
+            size.kv_cache_bytes(subject.model, subject.arguments(example))
+        except UnsupportedError as error:
+            costs = subject.units().cost()
+            return {measure: str(error) for measure in _WITH_CACHE if measure in costs}
+        return {}
 
     def costs(self, subject: Transformer, environment: latency.Environment) -> dict[str, float]:
         """FLOPs of a batch of the size that is timed, and what a decoder caches of it."""

@@ -273,7 +273,7 @@ class Block:
     def _forward(self, states: Tensor, call: Call) -> Tensor:
         args, kwargs = call
         out = self.module(devices.move(states, self.module), *args, **kwargs)
-        result: Tensor = out[0] if isinstance(out, tuple) else out
+        result: Tensor = out[0] if isinstance(out, tuple | list) else out
         return result
 
 

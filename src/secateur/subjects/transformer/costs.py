@@ -14,7 +14,7 @@ import torch
 from secateur.subjects.transformer.layout import Layout, Place, Widths
 from secateur.vocabulary import Site, Term, Units
 
-__all__ = ["PROFILES", "Profile", "Source", "find_lasting", "serve", "sites", "state_terms", "terms"]
+__all__ = ["PROFILES", "Profile", "Source", "find_lasting", "find_needed", "serve", "sites", "state_terms", "terms"]
 
 _COUNTED = ("neurons", "experts", "expert_neurons", "shared_neurons", "state_heads")
 _STATES = ("state_heads", "state_channels")
@@ -67,6 +67,18 @@ def find_lasting(layout: Layout) -> dict[int, str]:
             )
         if count == 1 and len(layout.counts) > 1:
             found[start] = "it is a whole stack"
+    return found
+
+
+def find_needed(layout: Layout) -> dict[tuple[int, ...], str]:
+    """Layers of which one must stay -> why; alone where no other will do, as `find_lasting` has them."""
+    found: dict[tuple[int, ...], str] = {(layer,): why for layer, why in find_lasting(layout).items()}
+    attends = tuple(index for index in range(len(layout.widths)) if "attention" in layout.blocks(index))
+    if 1 < len(attends) < len(layout.widths):
+        found[attends] = "the cache counts tokens by an attention"
+    for start, count in zip(layout.starts, layout.counts, strict=True):
+        if count > 1 and len(layout.counts) > 1:
+            found[tuple(range(start, start + count))] = "a stack can't go whole"
     return found
 
 

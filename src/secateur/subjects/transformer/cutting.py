@@ -790,7 +790,7 @@ class _BarredRouter(nn.Module):
 
 
 class _Bypass(nn.Module):
-    """A layer that passes its input on, in the form in which it gives its output: alone, or first of a tuple."""
+    """A layer that passes its input on, in the form of its own output: alone, or first of a tuple or a list."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -805,7 +805,7 @@ class _Bypass(nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> object:
         out = self.layer(hidden_states, *args, **kwargs)
-        return (hidden_states, *out[1:]) if isinstance(out, tuple) else hidden_states
+        return type(out)((hidden_states, *out[1:])) if isinstance(out, tuple | list) else hidden_states
 
 
 class _RescaledNorm(nn.Module):

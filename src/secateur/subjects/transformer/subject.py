@@ -95,6 +95,13 @@ class Output:
     head: nn.Module | None = None
     softcap: float | None = None
 
+    def __post_init__(self) -> None:
+        """Of layers that give lists, the states are the first (OpenAI GPT)."""
+        self.hidden = tuple(
+            states[0] if isinstance(states, list) else states  # type: ignore[unreachable]
+            for states in self.hidden
+        )
+
 
 class Transformer:
     """A transformers model with what belongs to it, as something to prune. Use `open_subject` to make one."""
@@ -201,6 +208,20 @@ class Transformer:
     def layers(self) -> list[str]:
         """Module paths of the layers."""
         return self.layout.layers()
+
+    def needed_layers(self) -> dict[tuple[int, ...], str]:
+        """Layers of which one must stay -> why; see `costs.find_needed`."""
+        return costs.find_needed(self.layout)
+
+    def describe_needed(self, stays: Iterable[bool]) -> list[str]:
+        """Notes on layers that are the last of several of which one must stay, where `stays` [layers] are kept."""
+        notes, kept = [], list(stays)
+        for layers, why in self.needed_layers().items():
+            left = [layer for layer in layers if kept[layer]]
+            if len(left) == 1 < len(layers):
+                several = ", ".join(map(str, layers))
+                notes.append(f"layers.{left[0]} is the last of {several}, of which one stays: {why}")
+        return notes
 
     def norms(self) -> list[str]:
         """Module paths of every norm over the residual channels."""
