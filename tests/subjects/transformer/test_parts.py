@@ -207,7 +207,7 @@ def test_what_can_not_be_asked_of_a_part_is_said_in_a_line(tmp_path: Path, capsy
         ),
         (("run", "llm_pruner", str(bare), *rest, "--first", "0", "--last", "0"), "holds no .txt"),  # what is read next
         (("run", "stun", str(bare), *rest, "--budget", "weights=50%"), "holds no .txt"),  # it has no experts
-        (("run", "stun", str(mixed), *rest), "stun gives layers shapes of their own, .* say uniform=True, or take"),
+        (("run", "stun", str(mixed), *rest), "stun gives layers shapes of their own, .* say --uniform, or take"),
         (("run", "stun", str(mixed), *rest, "--uniform"), "holds no .txt"),
         (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
         (("run", "shortgpt", str(bare), *rest, "--device", "auto"), "splits a model that is cut whole, not its"),
