@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 import tiny
@@ -485,3 +487,15 @@ def test_an_order_of_layers_leaves_one_with_an_attention():
         assert [layer for layer, _ in elastic.rank_layers(hybrid, [], 3)] == [1, 0, 2]
     for seed in range(4):
         assert len({layer for layer, _ in shuffle_layers(hybrid, 4, seed)} & {1, 3}) == 1
+
+
+def test_an_order_of_layers_leaves_one_of_each_stack():
+    sizes = {"encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "d_model": 16, "vocab_size": 64}
+    subject = open_subject(transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes)))
+    order = elastic.rank_layers(subject, [subject.example(2, 4)], 5)
+    gone = {layer for layer, _ in order}
+    assert len(order) == 4
+    assert not {0, 1, 2} <= gone
+    assert not {3, 4, 5} <= gone
+    assert all(math.isfinite(loss) for _, loss in order)

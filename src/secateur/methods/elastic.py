@@ -375,7 +375,8 @@ def rank_layers(subject: Transformer, batches: Sequence[Mapping[str, Tensor]], c
         return lose(sets).masked_fill(torch.tensor(barred), torch.inf)
 
     with masks.on(subject.model), evaluating(subject.model):
-        return ablation.list_in_order(score, removable, min(count, len(removable) - (len(removable) == layers)))
+        order = ablation.list_in_order(score, removable, min(count, len(removable) - (len(removable) == layers)))
+    return [(layer, loss) for layer, loss in order if loss != math.inf]  # where none but barred ones were left
 
 
 # ------------------------------------------------------------------------------------------------------------- masks
