@@ -107,6 +107,35 @@ def test_rows_without_a_text_are_told_by_their_columns(tmp_path):
         assert not texts.wordless(tmp_path / name, "text")
 
 
+def test_parts_of_a_folder_are_told_apart(tmp_path):
+    """The layout of a snapshot of the Hub: what is there to measure on is never learned from."""
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation-00000-of-00001"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    with pytest.warns(DataWarning, match=r"by their names, train \(2\), validation \(1\), test \(1\): train is read"):
+        read = texts.read(tmp_path)
+    assert list(read.texts) == ["train-00000-of-00002", "train-00001-of-00002"]
+    held = texts.find_held_out(tmp_path)
+    with pytest.warns(DataWarning, match="validation is read"):
+        assert list(texts.read(held).texts) == ["validation-00000-of-00001"]
+    with pytest.warns(DataWarning, match="test is read"):
+        named = texts.read(f"{tmp_path}:test")
+    assert (list(named.texts), named.name) == (["test-00000-of-00001"], f"{tmp_path.name}:test")
+    assert texts.find_held_out(f"{tmp_path}:train") is None
+
+
+@pytest.mark.filterwarnings("error::secateur.errors.DataWarning")
+def test_a_folder_without_parts_and_a_file_are_whole(tmp_path):
+    for name in ("a", "latest", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert list(texts.read(tmp_path).texts) == ["a", "latest", "test"]
+    assert list(texts.read(tmp_path / "test.txt").texts) == ["test"]
+    for source in (tmp_path, tmp_path / "test.txt", "owner/name", ["one", "two"]):
+        assert texts.find_held_out(source) is None
+    with pytest.raises(DataError, match=r"test\.txt:test does not exist: give a \.txt"):
+        texts.files(tmp_path / "test.txt:test")
+
+
 def test_a_folder_in_the_order_of_its_paths(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.jsonl").write_text('{"text": "3"}\n')

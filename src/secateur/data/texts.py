@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+import secateur.data.parts as parts_of
 from secateur._utils import hashes
 from secateur._utils.computed import Computed
 from secateur.data import chats
@@ -40,6 +41,7 @@ __all__ = [
     "Row",
     "batches",
     "files",
+    "find_held_out",
     "in_order",
     "json_lines",
     "labelled",
@@ -217,7 +219,8 @@ def read(
     """Read texts.
 
     A `.txt` file holds one text per line, `.jsonl` and `.parquet` hold one per row in `column` (and perhaps a class
-    in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
+    in `label`), a folder holds such files at any depth, taken in the order of their paths; where their names tell
+    parts those of train, or with FOLDER:test of another (`files`). `owner/name`, or
     `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
     otherwise or the split does, as `hub:name::train[:5000]`, or `train[:]` for all. Blank texts are passed over. A row
     without `column` but with a `prompt` and an `answer` is the one and, on a line of its own, the other; one with a
@@ -322,7 +325,7 @@ def _read_item(one: Any, number: int, column: str, label: str) -> Row:
 
 def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
     path = Path(source)
-    if path.exists():
+    if path.exists() or parts_of.split_name(path)[0].is_dir():
         return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files(path))
     text = str(source)
     if text.startswith("hub:") or (
@@ -333,13 +336,34 @@ def _open(source: str | Path, column: str, label: str, limit: int | None) -> tup
 
 
 def files(path: Path) -> list[Path]:
-    """The files of texts in a folder, in order, or the file that `path` is. Raises `DataError` for none of either."""
-    if not path.exists():
+    """The files of texts in a folder, in order, or the file that `path` is.
+
+    Of a folder whose files are of several parts (`parts.part_of`), those of train, or of the part that `path` names:
+    FOLDER:test. Warns (`DataWarning`) which part that is.
+
+    Raises `DataError` where there is no file of texts, or none of that part.
+    """
+    folder, _ = parts_of.split_name(path)
+    if not folder.is_dir() and not path.exists():
         raise DataError(f"{path} does not exist: give a {', '.join(SUFFIXES)} file, or a folder of them")
-    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+    found = _list_files(folder) if folder.is_dir() else [path]
     if not found:
-        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
-    return found
+        raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
+    chosen, notes = parts_of.choose(path, found)
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=1)
+    return chosen
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
+def find_held_out(source: object) -> Path | None:
+    """The part of a folder of texts that is there to measure on, as `read` takes it; None where it has none."""
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    return parts_of.find_held_out(Path(source), _list_files(Path(source)))
 
 
 def wordless(path: Path, column: str) -> bool:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import examples, labels, masks, transforms
+from secateur.data import examples, labels, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
@@ -77,6 +77,7 @@ def read(
     data: Data,
     held_out: Data = None,
     *,
+    alone: bool = False,
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
@@ -88,7 +89,8 @@ def read(
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
-    held_out may stand beside the data: a folder `val/` beside `train/`, or that split of a table.
+    held_out may stand beside the data: a folder `val/` beside `train/`, that split of a table, or such a part of a
+    folder of texts. alone: it is not looked for, since `data` is what is measured on.
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
     transform, size, workers: how images become inputs; see `examples.with_transform`.
@@ -104,8 +106,8 @@ def read(
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
         if completion_only or packing != "blocks":
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
-    if held_out is None and isinstance(backend, Network):  # val/ beside train/
-        held_out = examples.find_held_out(data)
+    if held_out is None and not alone:
+        held_out = _find_held_out(backend, data)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
         corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)
@@ -116,6 +118,13 @@ def read(
         how: dict[str, Any] = {"completion_only": completion_only, "packing": packing}
         corpus, apart = (None if part is None else _with_packing(part, **how) for part in (corpus, apart))
     return corpus, apart
+
+
+def _find_held_out(backend: AnyBackend, data: Data) -> Data:
+    """What stands beside the data to measure on; None where nothing does."""
+    if isinstance(backend, Network):
+        return examples.find_held_out(data)
+    return texts.find_held_out(data) if backend.noun == "texts" else None
 
 
 def _as_declared(data: Dataset, transform: object, size: object, workers: int | None) -> Dataset:
