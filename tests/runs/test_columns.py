@@ -173,6 +173,16 @@ def test_an_index_reads_the_columns_that_it_was_made_by(place: Path) -> None:
         Network().read("arrays/examples=50%", label="stars")
 
 
+def test_splits_in_a_dict_are_texts_to_learn_from_and_to_measure_on() -> None:
+    splits_of = {"train": {"text": ["one", "two"]}, "validation": [{"text": "three"}]}
+    with pytest.warns(DataWarning, match="quality is measured on validation"):
+        found = splits.read(Language(), splits_of)
+    assert [list(part.texts) for part in found if isinstance(part, texts.Corpus)] == [["one", "two"], ["three"]]
+    _, named = splits.read(Language(), splits_of, {"text": ["four"]})
+    assert isinstance(named, texts.Corpus)
+    assert list(named.texts) == ["four"]
+
+
 @pytest.mark.parametrize("backend", [Language(), OnDisk()])
 def test_texts_in_parts_are_judged_on_those_that_are_there_for_it(tmp_path: Path, backend: Language | OnDisk) -> None:
     for name in ("train", "dev", "test"):

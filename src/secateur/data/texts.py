@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,7 @@ __all__ = [
     "opened",
     "outside",
     "read",
+    "take_rows",
     "whole",
     "windows",
     "wordless",
@@ -226,7 +227,7 @@ def read(
     without `column` but with a `prompt` and an `answer` is the one and, on a line of its own, the other; one with a
     list of words, in `tokens` or `words`, is those words, which may have a class each, in `label`, `ner_tags` or
     `labels`; one with messages, in `column`, `messages` or `conversations`, or with a `prompt` and a `completion`, is a
-    chat (`chats.find_chat`).
+    chat (`chats.find_chat`). Of a dict `take_rows` gives what is read.
 
     Raises:
         DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
@@ -359,11 +360,56 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
 
 
-def find_held_out(source: object) -> Path | None:
-    """The part of a folder of texts that is there to measure on, as `read` takes it; None where it has none."""
+def find_held_out(source: object) -> Any:
+    """The part of a folder of texts, or of splits in a dict, that is there to measure on; None where there is none.
+
+    Warns (`DataWarning`) which split that is.
+    """
+    if _has_splits(source):
+        named: dict[str | None, str] = {}
+        for name in source:
+            named.setdefault(parts_of.part_of(Path(name)), name)
+        held = named.get("validation", named.get("test"))
+        if held is None:
+            return None
+        warnings.warn(f"of the splits {', '.join(source)} quality is measured on {held}", DataWarning, stacklevel=1)
+        return source[held]
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return None
     return parts_of.find_held_out(Path(source), _list_files(Path(source)))
+
+
+def take_rows(source: Any) -> Any:
+    """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows; other sources stay as they are.
+
+    Warns (`DataWarning`) which split that is, where there are others.
+
+    Raises `DataError` for splits without train, and for columns that are no lists of one length.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    if _has_splits(source):
+        if "train" not in source:
+            raise DataError(f"the data has the splits {', '.join(source)} and no train: give one of them")
+        if len(source) > 1:
+            warnings.warn(f"of the splits {', '.join(source)} train is read", DataWarning, stacklevel=1)
+        return take_rows(source["train"])
+    odd = next((name for name, one in source.items() if isinstance(one, str) or not isinstance(one, Iterable)), None)
+    if odd is not None:
+        raise DataError(
+            f"the data is a dict with {short(source[odd])} in {odd!r}: give a list there, or a list of dicts"
+        )
+    columns = {name: list(column) for name, column in source.items()}
+    sizes = {name: len(column) for name, column in columns.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise DataError(f"the data's columns are of several lengths, {shown}: give one value for each text")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _has_splits(source: object) -> TypeGuard[Mapping[str, Any]]:
+    known = type(source).__name__ in ("DatasetDict", "IterableDatasetDict")
+    return known or (isinstance(source, Mapping) and "train" in source)
 
 
 def wordless(path: Path, column: str) -> bool:

@@ -108,6 +108,8 @@ def read(
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
     if held_out is None and not alone:
         held_out = _find_held_out(backend, data)
+    if backend.noun == "texts":
+        data, held_out = texts.take_rows(data), texts.take_rows(held_out)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
         corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)

@@ -84,6 +84,7 @@ def read_rows(
     if indices.is_index(data):
         return sources.read_index(data, shelf=shelf)  # type: ignore[no-any-return]
     columns: dict[str, Any] = {"column": text, "label": label}
+    data = texts.take_rows(data)
     if ray or ray_data.is_dataset(data):
         place = shelf or Path(tempfile.gettempdir())
         return ray_data.survey(data, counts=counts, shelf=place if held else None, **columns)
