@@ -380,7 +380,7 @@ def find_held_out(source: object) -> Any:
 
 
 def take_rows(source: Any) -> Any:
-    """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows; other sources stay as they are.
+    """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows; others stay as they are.
 
     Warns (`DataWarning`) which split that is, where there are others.
 
