@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,8 @@ _PROMPTED = ("prompt", "answer")
 _SLICE = re.compile(r"(.*)\[:(\d*)\]")
 """A split of the hub and how many of its texts are read, as `datasets` writes it: train[:5000], or train[:] for all."""
 Row = tuple[str, Any]
+Handed: TypeAlias = Any
+"""What a user gives as texts, of whatever library it is."""
 Packing = Literal["blocks", "documents"]
 
 
@@ -360,7 +362,7 @@ def _list_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
 
 
-def find_held_out(source: object) -> Any:
+def find_held_out(source: Handed) -> Handed:
     """The part of a folder of texts, or of splits in a dict, that is there to measure on; None where there is none.
 
     Warns (`DataWarning`) which split that is.
@@ -379,7 +381,7 @@ def find_held_out(source: object) -> Any:
     return parts_of.find_held_out(Path(source), _list_files(Path(source)))
 
 
-def take_rows(source: Any) -> Any:
+def take_rows(source: Handed) -> Handed:
     """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows; others stay as they are.
 
     Warns (`DataWarning`) which split that is, where there are others.
@@ -407,7 +409,7 @@ def take_rows(source: Any) -> Any:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _has_splits(source: object) -> TypeGuard[Mapping[str, Any]]:
+def _has_splits(source: Handed) -> TypeGuard[Mapping[str, Handed]]:
     known = type(source).__name__ in ("DatasetDict", "IterableDatasetDict")
     return known or (isinstance(source, Mapping) and "train" in source)
 
