@@ -107,6 +107,78 @@ def test_rows_without_a_text_are_told_by_their_columns(tmp_path):
         assert not texts.wordless(tmp_path / name, "text")
 
 
+def test_of_a_dict_its_train_split_or_its_rows_are_read():
+    datasets = pytest.importorskip("datasets")
+    columns = {"text": ["one", "two"], "label": [0, 1]}
+    other = {"text": ["three"], "label": [1]}
+    table, held = datasets.Dataset.from_dict(columns), datasets.Dataset.from_dict(other)
+    streams = {"train": table.to_iterable_dataset(), "test": held.to_iterable_dataset()}
+    for splits in (
+        datasets.DatasetDict(train=table, test=table, validation=held),
+        datasets.IterableDatasetDict(streams),
+        {"train": columns, "dev": other},
+    ):
+        with pytest.warns(DataWarning, match="of the splits train, .* train is read"):
+            read = texts.read(texts.take_rows(splits))
+        assert (list(read.texts), read.labels) == (["one", "two"], [0, 1])
+        with pytest.warns(DataWarning, match="quality is measured on (validation|test|dev)$"):
+            found = texts.find_held_out(splits)
+        assert list(texts.read(texts.take_rows(found)).texts) == ["three"]
+    assert texts.take_rows(columns) == [{"text": "one", "label": 0}, {"text": "two", "label": 1}]
+    assert texts.find_held_out({"train": columns}) is None
+    for plain in (["one"], "owner/name", None):
+        assert texts.take_rows(plain) is plain
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"text": "one"}, "a dict with 'one' in 'text': give a list there, or a list of dicts"),
+        ({"text": ["one"], "label": 1}, "a dict with 1 in 'label'"),
+        ({"text": ["one"], "label": [1, 2]}, "of several lengths, text 1, label 2: give one value for each text"),
+    ],
+)
+def test_a_dict_that_holds_no_columns_is_refused(source, words):
+    with pytest.raises(DataError, match=words):
+        texts.take_rows(source)
+
+
+def test_splits_without_train_are_refused():
+    datasets = pytest.importorskip("datasets")
+    splits = datasets.DatasetDict(dev=datasets.Dataset.from_dict({"text": ["one"]}))
+    with pytest.raises(DataError, match="the splits dev and no train: give one of them"):
+        texts.take_rows(splits)
+
+
+def test_parts_of_a_folder_are_told_apart(tmp_path):
+    """The layout of a snapshot of the Hub: what is there to measure on is never learned from."""
+    (tmp_path / "data").mkdir()
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001", "validation-00000-of-00001"):
+        (tmp_path / "data" / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    with pytest.warns(DataWarning, match=r"by their names, train \(2\), validation \(1\), test \(1\): train is read"):
+        read = texts.read(tmp_path)
+    assert list(read.texts) == ["train-00000-of-00002", "train-00001-of-00002"]
+    held = texts.find_held_out(tmp_path)
+    with pytest.warns(DataWarning, match="validation is read"):
+        assert list(texts.read(held).texts) == ["validation-00000-of-00001"]
+    with pytest.warns(DataWarning, match="test is read"):
+        named = texts.read(f"{tmp_path}:test")
+    assert (list(named.texts), named.name) == (["test-00000-of-00001"], f"{tmp_path.name}:test")
+    assert texts.find_held_out(f"{tmp_path}:train") is None
+
+
+@pytest.mark.filterwarnings("error::secateur.errors.DataWarning")
+def test_a_folder_without_parts_and_a_file_are_whole(tmp_path):
+    for name in ("a", "latest", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert list(texts.read(tmp_path).texts) == ["a", "latest", "test"]
+    assert list(texts.read(tmp_path / "test.txt").texts) == ["test"]
+    for source in (tmp_path, tmp_path / "test.txt", "owner/name", ["one", "two"]):
+        assert texts.find_held_out(source) is None
+    with pytest.raises(DataError, match=r"test\.txt:test does not exist: give a \.txt"):
+        texts.files(tmp_path / "test.txt:test")
+
+
 def test_a_folder_in_the_order_of_its_paths(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "c.jsonl").write_text('{"text": "3"}\n')

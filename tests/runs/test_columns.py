@@ -12,7 +12,7 @@ import yaml
 import tiny
 from secateur import cli
 from secateur.data import texts
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, DataWarning, InputError
 from secateur.reports import evidence
 from secateur.runs import splits
 from secateur.runs.backends.language import Language
@@ -171,6 +171,32 @@ def test_an_index_reads_the_columns_that_it_was_made_by(place: Path) -> None:
     assert cli.main(["prune-data", "data.npz", "--budget", "examples=50%", "--out", "arrays"]) == 0
     with pytest.raises(DataError, match="is of data read with label='label', not 'stars': leave label out"):
         Network().read("arrays/examples=50%", label="stars")
+
+
+def test_splits_in_a_dict_are_texts_to_learn_from_and_to_measure_on() -> None:
+    splits_of = {"train": {"text": ["one", "two"]}, "validation": [{"text": "three"}]}
+    with pytest.warns(DataWarning, match="quality is measured on validation"):
+        found = splits.read(Language(), splits_of)
+    assert [list(part.texts) for part in found if isinstance(part, texts.Corpus)] == [["one", "two"], ["three"]]
+    _, named = splits.read(Language(), splits_of, {"text": ["four"]})
+    assert isinstance(named, texts.Corpus)
+    assert list(named.texts) == ["four"]
+
+
+@pytest.mark.parametrize("backend", [Language(), OnDisk()])
+def test_texts_in_parts_are_judged_on_those_that_are_there_for_it(tmp_path: Path, backend: Language | OnDisk) -> None:
+    for name in ("train", "dev", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"of {name}\n" * 3)
+    with pytest.warns(DataWarning, match="train is read"):
+        found = splits.read(backend, tmp_path)
+    assert [set(part.texts) for part in found if isinstance(part, texts.Corpus)] == [{"of train"}, {"of dev"}]
+    with pytest.warns(DataWarning, match="test is read"):
+        _, named = splits.read(backend, tmp_path, f"{tmp_path}:test")
+    assert isinstance(named, texts.Corpus)
+    assert set(named.texts) == {"of test"}
+    with pytest.warns(DataWarning, match="train is read"):
+        assert splits.read(backend, tmp_path, alone=True)[1] is None
+    assert splits.read(backend, tmp_path / "train.txt")[1] is None
 
 
 def test_both_are_read_alike_and_what_is_read_already_stays(place: Path) -> None:

@@ -10,18 +10,23 @@ import torch
 from PIL import Image
 from torch import nn
 
+import tiny
 import vision_models
 from pictures import class_folder, mask_folder
-from secateur.data import examples, masks
+from secateur.data import examples, masks, texts
 from secateur.data.examples import Examples
+from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError
 from secateur.runs import splits
+from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
+from secateur.subjects import Transformer, open_subject
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Figure
 
 DATA = Examples(torch.arange(40.0).reshape(20, 2), torch.arange(20) % 3, classes=("a", "b", "c"), name="data")
+LABELS = ["a"] * 90 + ["b"] * 5 + ["c"] * 5
 JUDGED = Examples(torch.arange(40.0, 48.0).reshape(4, 2), torch.arange(4) % 3, name="judged")
 
 
@@ -56,6 +61,43 @@ def test_images_that_only_begin_alike_are_no_copies(tmp_path):
     assert (train.keys() == held.keys()).all()
     assert splits.copies_note(train, held, "examples") == ""
     assert splits.copies_note(train, same, "examples").startswith("1 of 1 held-out examples are in the training part")
+
+
+@pytest.fixture(scope="module")
+def teller() -> Transformer:
+    return open_subject(tiny.classifier("abc"), tokenizer=tiny.tokenizer())
+
+
+def test_texts_are_held_out_by_class_for_a_model_that_tells_classes(teller, tmp_path):
+    rare = texts.read([{"text": line, "label": kind} for line, kind in zip(tiny.sentences(100), LABELS, strict=True)])
+    new = splits.follow_record(rare, tmp_path, overwrite=False)
+    found = splits.split(Language(), new, None, teller, seed=0)
+    assert sorted(found.held.labels) == [0] * 4 + [1, 2]
+    assert found.digests["split"] == "by class"
+    (tmp_path / "run.yaml").write_text("recipe: magnitude\n")
+    old = splits.split(Language(), splits.follow_record(rare, tmp_path, overwrite=False), None, teller, seed=0)
+    assert list(old.held.texts) == list(rare.split(seed=0)[1].texts)
+    assert "split" not in old.digests
+
+
+def test_texts_of_a_model_without_classes_are_drawn_without_regard_to_labels(tmp_path):
+    plain = texts.read(tiny.sentences(100))
+    assert splits.follow_record(plain, tmp_path, overwrite=False) is plain
+    rows = texts.read([{"text": line, "label": kind} for line, kind in zip(plain.texts, LABELS, strict=True)])
+    llama = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    for data in (plain, splits.follow_record(rows, tmp_path, overwrite=False)):
+        found = splits.split(Language(), data, None, llama, seed=0)
+        assert list(found.held.texts) == list(plain.split(seed=0)[1].texts)
+        assert found.digests == {"data_sha256": data.digest}
+
+
+def test_classes_without_a_held_out_text_are_told_of(teller):
+    names, held = Language().class_names(teller), Corpus(["one", "two"], [0, 2])
+    assert names == ("a", "b", "c")
+    told = splits.missing_classes_note(held, {"accuracy": Figure(0.5)}, names)
+    assert told == ["1 of 3 classes have no held-out text: b"]
+    assert splits.missing_classes_note(replace(held, labels=[0, 1]), {"perplexity": Figure(2.0)}, names) == []
+    assert splits.missing_classes_note(replace(held, labels=None), {"accuracy": Figure(0.5)}, names) == []
 
 
 def test_a_split_by_class_is_asked_for():

@@ -14,11 +14,12 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+import secateur.data.parts as parts_of
 from secateur._utils import hashes
 from secateur._utils.computed import Computed
 from secateur.data import chats
@@ -40,6 +41,7 @@ __all__ = [
     "Row",
     "batches",
     "files",
+    "find_held_out",
     "in_order",
     "json_lines",
     "labelled",
@@ -47,6 +49,7 @@ __all__ = [
     "opened",
     "outside",
     "read",
+    "take_rows",
     "whole",
     "windows",
     "wordless",
@@ -62,6 +65,8 @@ _PROMPTED = ("prompt", "answer")
 _SLICE = re.compile(r"(.*)\[:(\d*)\]")
 """A split of the hub and how many of its texts are read, as `datasets` writes it: train[:5000], or train[:] for all."""
 Row = tuple[str, Any]
+Handed: TypeAlias = Any
+"""What a user gives as texts, of whatever library it is."""
 Packing = Literal["blocks", "documents"]
 
 
@@ -217,13 +222,14 @@ def read(
     """Read texts.
 
     A `.txt` file holds one text per line, `.jsonl` and `.parquet` hold one per row in `column` (and perhaps a class
-    in `label`), a folder holds such files at any depth, taken in the order of their paths. `owner/name`, or
+    in `label`), a folder holds such files at any depth, taken in the order of their paths; where their names tell
+    parts those of train, or with FOLDER:test of another (`files`). `owner/name`, or
     `hub:name[:configuration[:split]]`, streams a data set of the hub, its first 100,000 texts unless `limit` says
     otherwise or the split does, as `hub:name::train[:5000]`, or `train[:]` for all. Blank texts are passed over. A row
     without `column` but with a `prompt` and an `answer` is the one and, on a line of its own, the other; one with a
     list of words, in `tokens` or `words`, is those words, which may have a class each, in `label`, `ner_tags` or
     `labels`; one with messages, in `column`, `messages` or `conversations`, or with a `prompt` and a `completion`, is a
-    chat (`chats.find_chat`).
+    chat (`chats.find_chat`). Of a dict `take_rows` gives what is read.
 
     Raises:
         DataError: missing, empty, of an unknown kind, without `column`, or not UTF-8 (names file and byte,
@@ -322,7 +328,7 @@ def _read_item(one: Any, number: int, column: str, label: str) -> Row:
 
 def _open(source: str | Path, column: str, label: str, limit: int | None) -> tuple[str, Iterator[Row]]:
     path = Path(source)
-    if path.exists():
+    if path.exists() or parts_of.split_name(path)[0].is_dir():
         return path.name, itertools.chain.from_iterable(_rows(file, column, label) for file in files(path))
     text = str(source)
     if text.startswith("hub:") or (
@@ -333,13 +339,79 @@ def _open(source: str | Path, column: str, label: str, limit: int | None) -> tup
 
 
 def files(path: Path) -> list[Path]:
-    """The files of texts in a folder, in order, or the file that `path` is. Raises `DataError` for none of either."""
-    if not path.exists():
+    """The files of texts in a folder, in order, or the file that `path` is.
+
+    Of a folder whose files are of several parts (`parts.part_of`), those of train, or of the part that `path` names:
+    FOLDER:test. Warns (`DataWarning`) which part that is.
+
+    Raises `DataError` where there is no file of texts, or none of that part.
+    """
+    folder, _ = parts_of.split_name(path)
+    if not folder.is_dir() and not path.exists():
         raise DataError(f"{path} does not exist: give a {', '.join(SUFFIXES)} file, or a folder of them")
-    found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if path.is_dir() else [path]
+    found = _list_files(folder) if folder.is_dir() else [path]
     if not found:
-        raise DataError(f"{path} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
-    return found
+        raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
+    chosen, notes = parts_of.choose(path, found)
+    for note in notes:
+        warnings.warn(note, DataWarning, stacklevel=1)
+    return chosen
+
+
+def _list_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+
+
+def find_held_out(source: Handed) -> Handed:
+    """The part of a folder of texts, or of splits in a dict, that is there to measure on; None where there is none.
+
+    Warns (`DataWarning`) which split that is.
+    """
+    if _has_splits(source):
+        named: dict[str | None, str] = {}
+        for name in source:
+            named.setdefault(parts_of.part_of(Path(name)), name)
+        held = named.get("validation", named.get("test"))
+        if held is None:
+            return None
+        warnings.warn(f"of the splits {', '.join(source)} quality is measured on {held}", DataWarning, stacklevel=1)
+        return source[held]
+    if not isinstance(source, str | Path) or not Path(source).is_dir():
+        return None
+    return parts_of.find_held_out(Path(source), _list_files(Path(source)))
+
+
+def take_rows(source: Handed) -> Handed:
+    """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows; others stay as they are.
+
+    Warns (`DataWarning`) which split that is, where there are others.
+
+    Raises `DataError` for splits without train, and for columns that are no lists of one length.
+    """
+    if not isinstance(source, Mapping):
+        return source
+    if _has_splits(source):
+        if "train" not in source:
+            raise DataError(f"the data has the splits {', '.join(source)} and no train: give one of them")
+        if len(source) > 1:
+            warnings.warn(f"of the splits {', '.join(source)} train is read", DataWarning, stacklevel=1)
+        return take_rows(source["train"])
+    odd = next((name for name, one in source.items() if isinstance(one, str) or not isinstance(one, Iterable)), None)
+    if odd is not None:
+        raise DataError(
+            f"the data is a dict with {short(source[odd])} in {odd!r}: give a list there, or a list of dicts"
+        )
+    columns = {name: list(column) for name, column in source.items()}
+    sizes = {name: len(column) for name, column in columns.items()}
+    if len(set(sizes.values())) > 1:
+        shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise DataError(f"the data's columns are of several lengths, {shown}: give one value for each text")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _has_splits(source: Handed) -> TypeGuard[Mapping[str, Handed]]:
+    known = type(source).__name__ in ("DatasetDict", "IterableDatasetDict")
+    return known or (isinstance(source, Mapping) and "train" in source)
 
 
 def wordless(path: Path, column: str) -> bool:

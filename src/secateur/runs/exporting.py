@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils.disk import writing
+from secateur.data import texts
 from secateur.errors import InputError, NumericalError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.measure import sparsity
@@ -308,7 +309,7 @@ def _check_outputs(to: str, wanted: Tensor, quick: Tensor, kept: int, bound: flo
 def _describe_quality(original: Transformer, student: Transformer, data: Data) -> str:
     """What is measured of both on `data`, in one line."""
     backend = Language()
-    corpus = backend.fit_data(backend.read(data), original)
+    corpus = backend.fit_data(backend.read(texts.take_rows(data)), original)
     environment = backend.environment(original, None, None, None)
     before, after, both = backend.compare(original, student, corpus, environment)
     figures = [

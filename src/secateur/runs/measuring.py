@@ -114,10 +114,13 @@ class Reference:
             try:
                 ours, theirs, both = backend.compare(original, student, self.held_out, environment)
                 before, after, measured = {**before, **ours}, {**after, **theirs}, {**measured, **both}
-                notes += splits.box_size_notes(self.held_out, ours) + splits.missing_classes_note(self.held_out, ours)
+                notes += splits.box_size_notes(self.held_out, ours) + self._missing_classes(ours)
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
+
+    def _missing_classes(self, figures: Row) -> list[str]:
+        return splits.missing_classes_note(self.held_out, figures, self.backend.class_names(self.original))
 
     def describe(self, student: Subject) -> Details | None:
         """What the report shows beside the figures: classes and samples of networks; None where there is nothing."""
@@ -438,7 +441,7 @@ def measure(
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
     corpus, _ = splits.read(
-        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+        backend, data, alone=True, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,
     )  # fmt: skip
     others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self, get_args
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import examples, labels, masks, transforms
+from secateur.data import examples, labels, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
@@ -23,13 +23,15 @@ from secateur.runs.backends.network import Network
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Dataset", "Parts", "box_size_notes", "columns", "copies_note", "follow_record", "missing_classes_note",
-    "names_of", "range_note", "read", "reading_notes", "split",
+    "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "follow_record",
+    "missing_classes_note", "names_of", "range_note", "read", "reading_notes", "split",
 ]  # fmt: skip
 
 _SHOWN = 3
 _USUAL = 20.0
 """Normalised images stay far below it."""
+_HELD_TEXTS = 0.05
+"""The share of texts that is held out."""
 _SPLIT = "split"
 """The setting that says how parts are drawn; 0.1.0 had none."""
 
@@ -59,10 +61,16 @@ class Dataset(Protocol):
 
 
 @dataclass(frozen=True)
+class Stratified(Corpus):
+    """Texts with classes, of each of which a share is held out for a model that tells classes."""
+
+
+@dataclass(frozen=True)
 class Parts:
     """Of data that fits a model: `train` is learned from, and quality is measured on `held`.
 
-    digests: of what was given, by the names under which settings have them; notes: of what was left out or renumbered
+    digests: of what was given, by the names under which settings have them, and whether texts were drawn by class;
+    notes: of what was left out or renumbered
     when the data was read, of examples that are in both, and of numbers that no network was trained on.
     """
 
@@ -77,6 +85,7 @@ def read(
     data: Data,
     held_out: Data = None,
     *,
+    alone: bool = False,
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
@@ -88,7 +97,8 @@ def read(
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
 
-    held_out may stand beside the data: a folder `val/` beside `train/`, or that split of a table.
+    held_out may stand beside the data: a folder `val/` beside `train/`, that split of a table, or such a part of a
+    folder of texts. alone: it is not looked for, since `data` is what is measured on.
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
     transform, size, workers: how images become inputs; see `examples.with_transform`.
@@ -104,8 +114,10 @@ def read(
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
         if completion_only or packing != "blocks":
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
-    if held_out is None and isinstance(backend, Network):  # val/ beside train/
-        held_out = examples.find_held_out(data)
+    if held_out is None and not alone:
+        held_out = _find_held_out(backend, data)
+    if backend.noun == "texts":
+        data, held_out = texts.take_rows(data), texts.take_rows(held_out)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
         corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)
@@ -118,6 +130,13 @@ def read(
     return corpus, apart
 
 
+def _find_held_out(backend: AnyBackend, data: Data) -> Data:
+    """What stands beside the data to measure on; None where nothing does."""
+    if isinstance(backend, Network):
+        return examples.find_held_out(data)
+    return texts.find_held_out(data) if backend.noun == "texts" else None
+
+
 def _as_declared(data: Dataset, transform: object, size: object, workers: int | None) -> Dataset:
     if not isinstance(data, Examples):
         raise InputError(f"{data.name} holds no images: leave transform, size and workers out")
@@ -127,15 +146,18 @@ def _as_declared(data: Dataset, transform: object, size: object, workers: int | 
 def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dataset | None:
     """The data as a new run has it, whose parts are drawn class by class; as 0.1.0 had it where it began the run `out`.
 
-    0.1.0 drew held-out examples without regard to classes, and had images of one size in memory, by whose numbers it
-    knows them again.
+    0.1.0 drew held-out examples and texts without regard to classes, and had images of one size in memory, by whose
+    numbers it knows them again.
     """
-    if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
+    if data is None or getattr(data, "labels", None) is None:
         return data
     record = Path(out) / "run.yaml"
-    if overwrite or not record.is_file() or _SPLIT in read_record(record):
-        return replace(data, stratified=True)
-    return replace(data, inputs=data.inputs[:])
+    new = overwrite or not record.is_file() or _SPLIT in read_record(record)
+    if isinstance(data, Corpus):
+        return Stratified(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if new else data
+    if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
+        return data
+    return replace(data, stratified=True) if new else replace(data, inputs=data.inputs[:])
 
 
 def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
@@ -164,16 +186,18 @@ def box_size_notes(held_out: object, figures: Collection[str]) -> list[str]:
     return [detection.describe_sizes(held_out.sizes, held_out.inputs.shape)]
 
 
-def missing_classes_note(held_out: object, before: Mapping[str, Figure]) -> list[str]:
-    """What is to be said of accuracies: which classes nobody measured."""
-    if not isinstance(held_out, Examples) or held_out.labels is None or "accuracy" not in before:
+def missing_classes_note(held_out: object, before: Mapping[str, Figure], names: Sequence[str] = ()) -> list[str]:
+    """What is to be said of accuracies: which classes nobody measured. names: of the model's classes, for texts."""
+    if not isinstance(held_out, Examples | Corpus) or held_out.labels is None or "accuracy" not in before:
         return []
-    counts = torch.bincount(held_out.labels)
-    missing = [name for number, name in enumerate(held_out.classes) if number >= len(counts) or not counts[number]]
+    names = held_out.classes if isinstance(held_out, Examples) else names
+    counts = torch.bincount(torch.as_tensor(held_out.labels))
+    missing = [name for number, name in enumerate(names) if number >= len(counts) or not counts[number]]
     if not missing:
         return []
     shown = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
-    return [f"{len(missing)} of {len(held_out.classes)} classes have no held-out example: {shown}"]
+    noun = "example" if isinstance(held_out, Examples) else "text"
+    return [f"{len(missing)} of {len(names)} classes have no held-out {noun}: {shown}"]
 
 
 def range_note(data: Dataset, sample: int = 64) -> str:
@@ -226,19 +250,29 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
     if held_out is not None:
         held_out = _with_classes_of(data, held_out)
         _check_alike(data, held_out)
+    new = isinstance(data, Stratified)
     data = backend.fit_data(data, subject)
+    by_class = new and getattr(data, "labels", None) is not None and bool(backend.class_names(subject))
     odd = range_note(data)
     if held_out is None:
         if len(data) < 3:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
-        train, held = data.split(seed=seed)
+        train, held = _split_by_class(data, seed) if by_class and isinstance(data, Corpus) else data.split(seed=seed)
         notes = filter(None, (copies_note(train, held, backend.noun), odd))
-        return Parts(train, held, {"data_sha256": data.digest}, (*reading_notes(data), *notes))
+        drawn = {_SPLIT: "by class"} if by_class else {}
+        return Parts(train, held, {"data_sha256": data.digest, **drawn}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
     notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))
     return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
+
+
+def _split_by_class(data: Corpus, seed: int) -> tuple[Corpus, Corpus]:
+    """(train, held out) of texts, as `Corpus.split`, the share of each class and at least one of each that has two."""
+    kinds = Examples(torch.zeros(len(data), 1), torch.as_tensor(data.labels), name=data.name)
+    rest, held = kinds.parts(_HELD_TEXTS, seed=seed, stratified=True)
+    return data.take(rest), data.take(held, f"the held-out part of {data.name}")
 
 
 def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:

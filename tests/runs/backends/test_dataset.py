@@ -24,6 +24,12 @@ def test_a_set_is_opened_cut_and_saved_as_an_index_which_is_opened_again(tmp_pat
     assert len(ExampleSet.load(dataset.read_rows(tmp_path / "data.npz"), tmp_path / "index")) == 2
 
 
+def test_of_a_dict_its_train_split_or_its_rows_are_read():
+    columns = {"text": ["one", "two"]}
+    for data in (columns, {"train": columns, "test": {"text": ["three"]}}):
+        assert list(dataset.read_rows(data, held=True).texts) == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("name", "texts"),
     [("rows.txt", True), ("rows.jsonl", True), ("rows.csv", False), ("data.npz", False), ("hub:owner/name", True),

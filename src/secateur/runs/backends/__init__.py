@@ -201,6 +201,10 @@ class Backend(Protocol[S, D, B]):
         """Measure of `compare` -> what always giving the commonest answer reaches, where that is known."""
         return {}
 
+    def class_names(self, subject: S) -> tuple[str, ...]:
+        """Names of the classes that the subject tells texts by, in order of their numbers; none for other subjects."""
+        return ()
+
     def run_tasks(
         self, subject: S, tasks: Sequence[str], folder: str | Path | None = None, limit: int | None = None
     ) -> Row:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from secateur.data import box_files, examples, ray_data, tables, texts
+from secateur.data import parts as parts_of
 from secateur.data.examples import Examples
 from secateur.data.survey import Survey, survey
 from secateur.data.tables import Table
@@ -83,6 +84,7 @@ def read_rows(
     if indices.is_index(data):
         return sources.read_index(data, shelf=shelf)  # type: ignore[no-any-return]
     columns: dict[str, Any] = {"column": text, "label": label}
+    data = texts.take_rows(data)
     if ray or ray_data.is_dataset(data):
         place = shelf or Path(tempfile.gettempdir())
         return ray_data.survey(data, counts=counts, shelf=place if held else None, **columns)
@@ -109,7 +111,7 @@ def holds_texts(data: Data, text: str) -> bool:
     """Whether `data` is texts alone; rows without any are a table, unless `text` was to name a column of theirs."""
     if not isinstance(data, str | Path):
         return isinstance(data, Iterable) and not tables.is_table(data)
-    path, name = Path(data), str(data)
+    path, name = parts_of.split_name(Path(data))[0], str(data)
     if path.is_dir():
         if box_files.holds_boxes(path):  # YOLO's labels and VOC's lists of images are .txt files
             return False

@@ -413,6 +413,11 @@ class Language(TextBackend[Transformer]):
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
 
+    def class_names(self, subject: Transformer) -> tuple[str, ...]:
+        """Those of a classifier of texts, by its config."""
+        names = subject.model.config.id2label if classifies(subject) else {}
+        return tuple(str(names[number]) for number in sorted(names))
+
     def chance(self, held_out: texts.Corpus) -> dict[str, float]:
         """The share of the commonest class of the texts."""
         labelled = held_out.labels is not None and held_out.classes and held_out.tagged is None

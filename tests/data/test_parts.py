@@ -1,0 +1,60 @@
+"""Parts of data sets by the names of their files."""
+
+from pathlib import Path
+
+import pytest
+
+from secateur.data import parts
+from secateur.errors import DataError
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("train-00000-of-00001.parquet", "train"),
+        ("train.jsonl", "train"),
+        ("train2017.tar", "train"),
+        ("imagenet1k-validation-00.tar", "validation"),
+        ("val-000.tar", "validation"),
+        ("dev.jsonl", "validation"),
+        ("valid/x.jsonl", "validation"),
+        ("Test/train.jsonl", "test"),
+        ("squad_test.jsonl", "test"),
+        ("training.jsonl", None),
+        ("latest.jsonl", None),
+        ("tests/x.txt", None),
+        ("data-000.tar", None),
+    ],
+)
+def test_a_part_is_a_whole_word_of_the_name_or_a_folder(name, part):
+    assert parts.part_of(Path(name)) == part
+
+
+def test_parts_are_told_apart_beside_train_alone():
+    root = Path("test")
+    train, other, val, test = files = [root / name for name in ("train.txt", "more.txt", "dev.txt", "test.txt")]
+    assert parts.tell_apart(files) == {"train": [train, other], "validation": [val], "test": [test]}
+    assert parts.find_held_out(root, files) == Path("test:validation")
+    assert parts.find_held_out(root, [train, test]) == Path("test:test")
+    assert parts.find_held_out(Path("test:train"), files) is None
+    for alike in ([other, test], [train, other], [test], []):
+        assert parts.tell_apart(alike) == {}
+        assert parts.find_held_out(root, alike) is None
+
+
+def test_the_part_that_is_read_is_told():
+    files = [Path("x/train-0.txt"), Path("x/train-1.txt"), Path("x/test.txt")]
+    note = "x holds files of several parts by their names, train (2), test (1): train is read"
+    assert parts.choose(Path("x"), files) == (files[:2], (note,))
+    assert parts.choose(Path("x:test"), files)[0] == files[2:]
+    assert parts.choose(Path("x"), files[:2]) == (files[:2], ())
+    with pytest.raises(DataError, match="x holds no files of a part validation: it has train, test; give those"):
+        parts.choose(Path("x:dev"), files)
+
+
+def test_a_part_is_asked_for_after_a_colon(tmp_path):
+    assert parts.split_name(tmp_path / "data:val") == (tmp_path / "data", "validation")
+    assert parts.split_name(tmp_path / "data:extra") == (tmp_path / "data:extra", None)
+    assert parts.split_name(Path(".:test")) == (Path(), "test")
+    (tmp_path / "a:test").mkdir()
+    assert parts.split_name(tmp_path / "a:test") == (tmp_path / "a:test", None)
