@@ -29,6 +29,7 @@ def table(folder, named=True):
 
 
 def shards(folder, json_labels=False):
+    folder.mkdir(exist_ok=True)
     for number in range(2):
         with tarfile.open(folder / f"data-{number:03}.tar", "w") as tar:
             for place in range(3):
@@ -109,6 +110,31 @@ def test_shards(tmp_path, json_labels):
     (tmp_path / "data-000.tar").write_bytes(b"no tar")
     with pytest.raises(DataError, match=r"data-000\.tar can't be read as \.tar"):
         examples.read(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "tar"])
+def test_parts_that_files_are_named_for_are_never_merged(tmp_path, ending):
+    folder = tmp_path / "data"
+    shards(folder)
+    if ending == "parquet":
+        rows = table(tmp_path / "x")
+        for name, file in (("train-00000-of-00001", "data-000.tar"), ("test-00000-of-00001", "data-001.tar")):
+            rows.select(range(3)).to_parquet(folder / f"{name}.parquet")
+            (folder / file).unlink()
+    else:
+        (folder / "data-000.tar").rename(folder / "train-000.tar")
+        (folder / "data-001.tar").rename(folder / "test-000.tar")
+    held = image_sources.find_held_out(folder)
+    assert str(held) == f"{folder}:test"
+    for source, part in ((folder, "train"), (held, "test"), (f"{folder}:test", "test")):
+        data = examples.read(source)
+        assert len(data) == 3
+        assert data.notes == (f"data holds files of several parts by their names, train (1), test (1): {part} is read",)
+    assert image_sources.find_held_out(held) is None
+    with pytest.raises(DataError, match="no files of a part validation"):
+        examples.read(f"{folder}:val")
+    (alone,) = folder.glob(f"test*.{ending}")
+    assert len(examples.read(alone)) == 3, "a file that was named is read"
 
 
 class Pairs(Dataset):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from secateur.data import parts
+from secateur.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -31,18 +32,29 @@ def test_a_part_is_a_whole_word_of_the_name_or_a_folder(name, part):
 
 def test_parts_are_told_apart_beside_train_alone():
     root = Path("test")
-    train, other, val, test = (root / name for name in ("train.txt", "more.txt", "dev.txt", "test.txt"))
-    found = parts.tell_apart([train, other, val, test], root)
-    assert found == {"train": [train, other], "validation": [val], "test": [test]}
-    assert parts.find_held_out(found) == "validation"
-    assert parts.find_held_out(parts.tell_apart([train, test], root)) == "test"
-    assert parts.tell_apart([other, test], root) == {}
-    assert parts.tell_apart([train, other], root) == {}
-    assert parts.find_held_out({}) is None
+    train, other, val, test = files = [root / name for name in ("train.txt", "more.txt", "dev.txt", "test.txt")]
+    assert parts.tell_apart(files) == {"train": [train, other], "validation": [val], "test": [test]}
+    assert parts.find_held_out(root, files) == Path("test:validation")
+    assert parts.find_held_out(root, [train, test]) == Path("test:test")
+    assert parts.find_held_out(Path("test:train"), files) is None
+    for alike in ([other, test], [train, other], [test], []):
+        assert parts.tell_apart(alike) == {}
+        assert parts.find_held_out(root, alike) is None
+
+
+def test_the_part_that_is_read_is_told():
+    files = [Path("x/train-0.txt"), Path("x/train-1.txt"), Path("x/test.txt")]
+    note = "x holds files of several parts by their names, train (2), test (1): train is read"
+    assert parts.choose(Path("x"), files) == (files[:2], (note,))
+    assert parts.choose(Path("x:test"), files)[0] == files[2:]
+    assert parts.choose(Path("x"), files[:2]) == (files[:2], ())
+    with pytest.raises(DataError, match="x holds no files of a part validation: it has train, test; give those"):
+        parts.choose(Path("x:dev"), files)
 
 
 def test_a_part_is_asked_for_after_a_colon(tmp_path):
     assert parts.split_name(tmp_path / "data:val") == (tmp_path / "data", "validation")
     assert parts.split_name(tmp_path / "data:extra") == (tmp_path / "data:extra", None)
+    assert parts.split_name(Path(".:test")) == (Path(), "test")
     (tmp_path / "a:test").mkdir()
     assert parts.split_name(tmp_path / "a:test") == (tmp_path / "a:test", None)

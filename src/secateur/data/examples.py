@@ -369,7 +369,7 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
     - a folder with `images/` and `masks/`, a class for each pixel, see `masks.find_pair`;
     - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
-      the Hub as `owner/name`;
+      the Hub as `owner/name`; of files whose names say train, val or test those of train, or with `folder:test` others;
     - `file.py:function` or `package.module:function`, which gives one of the following:
     - `Examples`, (inputs, labels), a table of `datasets`, a data set or a `DataLoader` of torch, or any iterable, of
       (image, label).
@@ -423,7 +423,7 @@ _HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
 
 def _of_images(found: image_sources.Classified) -> Examples:
     kinds = None if found.labels is None else torch.from_numpy(found.labels)
-    return Examples(found.images, kinds, (), found.classes, found.name)
+    return Examples(found.images, kinds, (), found.classes, found.name, notes=found.notes)
 
 
 def _from_object(found: Data, label: str, source: str = "") -> Examples:

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -27,6 +27,7 @@ from torch import Tensor
 from secateur._utils.disk import guard
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
+from secateur.data import parts as parts_of
 from secateur.data import transforms
 from secateur.data.images import Encoded, Files, Images, Source, decode, is_image, naming
 from secateur.data.labels import Labels
@@ -50,12 +51,13 @@ _ARRAY = b"\x93secateur-array\n"
 
 @dataclass(frozen=True)
 class Classified:
-    """Images, the class of each if they have any, and the names of the classes."""
+    """Images, the class of each if they have any, the names of the classes, and notes for the run's evidence."""
 
     images: Images
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     name: str = "images"
+    notes: tuple[str, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- folders
@@ -85,13 +87,18 @@ def _class_folders(path: Path) -> list[Path]:
 def find_held_out(source: Data) -> Data:
     """The part of `source` that is there to measure on: `val/` beside `train/`, or that split of a `datasets` dict.
 
-    A folder counts where both hold folders of images; None where there is no such part.
+    A folder counts where both hold folders of images, or where names of shards or tables tell parts; see `parts`. None
+    where there is no such part.
     """
     if type(source).__name__ == "DatasetDict" or (isinstance(source, Mapping) and _TRAIN in source):
         return next((source[name] for name in _HELD if name in source), None)
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
+    if not isinstance(source, str | Path):
         return None
     path = Path(source)
+    if files := _parquet(path) or (_expand(path) if is_shards(path) else []):
+        return parts_of.find_held_out(path, files)
+    if not path.is_dir():
+        return None
     if (path / "dataset_dict.json").is_file():
         return next((path / name for name in _HELD if (path / name / "dataset_info.json").is_file()), None)
     train = path / _TRAIN
@@ -136,19 +143,19 @@ def is_shards(source: object) -> bool:
     """Whether it is a .tar file, a pattern such as data-{000..009}.tar or data-*.tar, or a folder of such files."""
     if not isinstance(source, str | Path):
         return False
-    path = Path(source)
-    return str(source).endswith(".tar") or (path.is_dir() and any(path.glob("*.tar")))
+    path, _ = parts_of.split_name(Path(source))
+    return path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
 
 
 def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classified:
     """WebDataset shards: in each .tar, files of one name with several endings are an example: NAME.jpg and NAME.cls.
 
     A class is in NAME.cls (a number or a name), in NAME.txt, or in NAME.json under `label`. Their index takes a pass
-    over the files' headers.
+    over the files' headers. Of shards whose names tell parts, those of train are read; see `parts.choose`.
 
     Raises `DataError` for a shard that can't be read, or that holds no image.
     """
-    paths = _expand(source)
+    paths, notes = parts_of.choose(Path(source), _expand(source))
     members, names, kinds = array("q"), list[str](), Labels()
     for number, path in enumerate(paths):
         for key, parts in _samples(path):
@@ -162,21 +169,22 @@ def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classifie
         raise DataError(f"{source} holds no images: give .tar files of NAME.jpg with NAME.cls beside each")
     images = Images(Shards(paths, np.array(members, np.int64).reshape(-1, 3), names))
     images.keys()
-    return _name_classes(images, kinds, Path(source).name, "cls")
+    return replace(_name_classes(images, kinds, Path(source).name, "cls"), notes=notes)
 
 
 def _expand(source: str | Path) -> list[Path]:
-    """The .tar files that a name, a pattern or a folder stands for."""
-    text = str(source)
+    """The .tar files that a name, a pattern or a folder stands for, of all its parts."""
+    path, _ = parts_of.split_name(Path(source))
+    text = str(path)
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
     if braces:
         first, last = braces.groups()
         found = [Path(f"{text[: braces.start()]}{number:0{len(first)}}{text[braces.end() :]}")
                  for number in range(int(first), int(last) + 1)]  # fmt: skip
-    elif Path(source).is_dir():
-        found = sorted(Path(source).glob("*.tar"))
+    elif path.is_dir():
+        found = sorted(path.glob("*.tar"))
     else:
-        found = [Path(one) for one in sorted(glob.glob(text))] or [Path(source)]
+        found = [Path(one) for one in sorted(glob.glob(text))] or [path]
     missing = next((path for path in found if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"there is no shard {missing}: give .tar files, such as data-*.tar or data-{{000..009}}.tar")
@@ -258,8 +266,7 @@ def is_table(source: object) -> bool:
     if isinstance(source, str | Path):
         path = Path(source)
         saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        parquet = (path.suffix == ".parquet" and path.is_file()) or (path.is_dir() and any(path.glob("*.parquet")))
-        return saved or parquet
+        return saved or bool(_parquet(path))
     return type(source).__module__.partition(".")[0] == "datasets"
 
 
@@ -273,16 +280,21 @@ def _datasets() -> Any:
 
 def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     """The images and classes of a table: of `datasets`, of a folder of `save_to_disk`, of parquet; of several splits
-    `train`. One that is streamed is passed over once, and kept in the temporary folder as it is encoded.
+    `train`, and so of files that are named for parts, see `parts.choose`. One that is streamed is passed over once, and
+    kept in the temporary folder as it is encoded.
 
     label: the column of classes. Raises `DataError` for a table without a column of images.
     """
     datasets, name = _datasets(), Path(source).name if isinstance(source, str | Path) else "the table"
-    rows = _open_table(source, datasets) if isinstance(source, str | Path) else source
+    rows, notes = _open_table(Path(source), datasets) if isinstance(source, str | Path) else (source, ())
     if isinstance(rows, dict):
         if _TRAIN not in rows:
             raise DataError(f"{name} has the splits {', '.join(rows)} and no train: give one of them")
         rows = rows[_TRAIN]
+    return replace(_read_rows(rows, label, name, datasets), notes=notes)
+
+
+def _read_rows(rows: Any, label: str, name: str, datasets: Any) -> Classified:
     features = rows.features or {}
     column = next((one for one, kind in features.items() if isinstance(kind, datasets.Image)), None)
     column = column or next((one for one in _IMAGE_COLUMNS if one in features), None)
@@ -307,13 +319,19 @@ def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     return _name_classes(images, values, name, kinds or "", names)
 
 
-def _open_table(source: str | Path, datasets: Any) -> Any:
-    path = Path(source)
+def _parquet(source: Path) -> list[Path]:
+    """The file of parquet that `source` is, or those in the folder, of all its parts; none where it has none."""
+    path, _ = parts_of.split_name(source)
+    return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+
+
+def _open_table(path: Path, datasets: Any) -> tuple[Any, tuple[str, ...]]:
+    """(its rows, or a dict of splits, a note where files of several parts stand there)."""
+    files, notes = parts_of.choose(path, _parquet(path))
     try:
-        if path.is_dir() and not any(path.glob("*.parquet")):
-            return datasets.load_from_disk(str(path))
-        files = [str(file) for file in sorted(path.glob("*.parquet"))] if path.is_dir() else [str(path)]
-        return datasets.Dataset.from_parquet(files)
+        if not files:
+            return datasets.load_from_disk(str(path)), ()
+        return datasets.Dataset.from_parquet([str(file) for file in files]), notes
     except Exception as error:  # the library raises many kinds
         raise DataError(f"{path} can't be read as a table: {line(error)}") from error
 

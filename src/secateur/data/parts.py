@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-__all__ = ["Part", "describe", "find_held_out", "part_of", "split_name", "tell_apart"]
+from secateur.errors import DataError
+
+__all__ = ["Part", "choose", "find_held_out", "part_of", "split_name", "tell_apart"]
 
 Part: TypeAlias = Literal["train", "validation", "test"]
 
@@ -28,13 +31,15 @@ def part_of(path: Path) -> Part | None:
     return next((_WORDS[word] for word in words if word in _WORDS), None)
 
 
-def tell_apart(files: Sequence[Path], root: Path) -> dict[Part, list[Path]]:
+def tell_apart(files: Sequence[Path]) -> dict[Part, list[Path]]:
     """part -> its files, in their order, train first; empty where no other part is beside train.
 
-    Files that no part is named for are read with train. Without a train part nothing is told apart: a text on a test
-    may be called so.
+    Of their paths that counts which lies below the folder that all of them share.
+    Files that name no part are read with train. Without a train part nothing is told apart: a text on a test may be
+    called so.
     """
     found: dict[Part, list[Path]] = {"train": [], "validation": [], "test": []}
+    root = os.path.commonpath([file.parent for file in files]) if files else ""
     named = [part_of(file.relative_to(root)) for file in files]
     for file, part in zip(files, named, strict=True):
         found[part or "train"].append(file)
@@ -42,21 +47,35 @@ def tell_apart(files: Sequence[Path], root: Path) -> dict[Part, list[Path]]:
     return parts if "train" in named and len(parts) > 1 else {}
 
 
-def find_held_out(parts: Mapping[Part, Sequence[Path]]) -> Part | None:
-    """The part to measure on: validation, else test; None where neither is kept apart."""
-    held: tuple[Part, Part] = ("validation", "test")
-    return next((part for part in held if part in parts), None)
+def find_held_out(source: Path, files: Sequence[Path]) -> Path | None:
+    """What names the part of `source` to measure on, of its `files`: validation, else test; None where it has neither.
+
+    None as well for a `source` that names a part.
+    """
+    there = {} if split_name(source)[1] else tell_apart(files)
+    return next((Path(f"{source}:{part}") for part in ("validation", "test") if part in there), None)
 
 
 def split_name(source: Path) -> tuple[Path, Part | None]:
     """(`source` without a part after a colon, that part): `data:test` is the test part of the folder `data`."""
     name, colon, word = source.name.rpartition(":")
     if colon and name and word in _WORDS and not source.exists():
-        return source.with_name(name), _WORDS[word]
+        return source.parent / name, _WORDS[word]
     return source, None
 
 
-def describe(name: str, parts: Mapping[Part, Sequence[Path]], part: Part) -> str:
-    """A line for evidence: which of several parts is read."""
-    there = ", ".join(f"{one} ({len(files)})" for one, files in parts.items())
-    return f"{name} holds files of several parts by their names, {there}: {part} is read; {name}:PART gives another"
+def choose(source: Path, files: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """(of the files of `source` those to be read, a line for evidence where they are of several parts).
+
+    Those are of the part that it names after a colon, else of train. Raises `DataError` for a part that is not there.
+    """
+    whole, part = split_name(source)
+    there = tell_apart(files)
+    if not there and part is None:
+        return list(files), ()
+    if part is not None and part not in there:
+        raise DataError(f"{whole} holds no files of a part {part}: it has {', '.join(there) or 'no parts'}; give those")
+    read = part or "train"
+    counts = ", ".join(f"{one} ({len(those)})" for one, those in there.items())
+    note = f"{whole.name} holds files of several parts by their names, {counts}: {read} is read"
+    return there[read], (note,)
