@@ -275,6 +275,23 @@ def test_labels_are_what_a_data_set_gives(monkeypatch):
     assert examples.read(Targets()).labels.tolist() == [5, 6] * 3, "no image is read for its label"
 
 
+def test_arrays_of_16_bits_are_shares_of_their_largest():
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 3, 20, 20), dtype=np.uint16)
+    kinds, shares = [0, 1] * 3, torch.from_numpy(deep.astype(np.float32)) / 65535
+    last = np.ascontiguousarray(deep.transpose(0, 2, 3, 1))
+    for images in (deep, last, torch.from_numpy(deep)):
+        assert torch.equal(examples.read((images, kinds)).inputs, shares)
+    for images in (deep, last):
+        assert torch.equal(examples.read(list(zip(images, kinds, strict=True))).inputs[:], shares)
+        assert torch.equal(examples.read(zip(images, kinds, strict=True)).inputs[:], shares)
+    grey = examples.read(list(zip(deep[:, 0], kinds, strict=True)))
+    assert torch.equal(grey.inputs[:], shares[:, :1])
+    tokens = examples.read((deep[:, 0, 0], kinds))
+    assert tokens.inputs.dtype == torch.int64, "rows of 16 bits may be tokens"
+    small = (last >> 8).astype(np.uint8)
+    assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
+
+
 class Drawn(Pairs):
     def __getitem__(self, place):
         return torch.rand(3, 8, 8), place % 2

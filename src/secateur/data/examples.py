@@ -375,7 +375,8 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
       (image, label).
 
     label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
-    float32 between 0 and 1. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
+    float32 between 0 and 1, and so do handed images of 16 bits; handed images of either, [H, W, C], get their channels
+    first. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
@@ -436,7 +437,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
-        return Examples(_number(inputs, name), _whole(kinds, name), name=name)
+        return Examples(_number(_shares(inputs), name), _whole(kinds, name), name=name)
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
@@ -527,6 +528,21 @@ def _number(values: Any, name: str) -> Tensor:
     if inputs.dtype == torch.uint8:
         return inputs.float() / 255.0
     return inputs.float() if inputs.is_floating_point() else inputs.long()
+
+
+def _shares(values: Data) -> Data:
+    """Images of bytes or 16 bits, [N, H, W], [N, C, H, W] or [N, H, W, C], as float32 with the channels first, 0 to 1.
+
+    Other values are given back: 16 bits in fewer dimensions may be numbers of tokens.
+    """
+    kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
+    if kind not in ("uint8", "uint16") or values.ndim not in (3, 4):
+        return values
+    images = torch.as_tensor(values)
+    channels = image_sources.CHANNELS
+    if images.ndim == 4 and images.shape[-1] in channels and images.shape[1] not in channels:
+        images = images.permute(0, 3, 1, 2)
+    return images.float().contiguous() / image_sources.LARGEST[images.dtype]
 
 
 def _arrays(path: Path, label: str) -> Examples:

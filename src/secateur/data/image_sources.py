@@ -36,7 +36,7 @@ from secateur.data.transforms import Picture
 from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
-    "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table",
+    "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table",
     "read_folder", "read_hub", "read_pairs", "read_shards", "read_table",
 ]  # fmt: skip
 
@@ -46,6 +46,9 @@ Data: TypeAlias = Any
 _TRAIN, _HELD = "train", ("val", "valid", "validation", "dev", "test")
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
+"""Of numbers by which images are stored, what stands for 1."""
+CHANNELS = (1, 3, 4)
 _TEXTS = "; texts, in a list, are for recipes on language models (secateur list)"
 _ARRAY = b"\x93secateur-array\n"
 """How an image begins that is kept as numbers: then kind and shape as a line of JSON."""
@@ -535,7 +538,7 @@ def _label(value: object) -> object:
 
 
 def _picture(value: object, name: str) -> Picture:
-    """An image as `transforms.Picture`; float tensors and arrays are inputs as they are."""
+    """An image as `transforms.Picture`: 16 bits as shares of 65,535; float tensors and arrays as they are."""
     if isinstance(value, Image.Image):
         if value.mode in ("RGB", "L"):
             return value.convert("RGB")
@@ -543,7 +546,8 @@ def _picture(value: object, name: str) -> Picture:
         value.save(buffer, "TIFF" if value.mode in ("F", "I") or value.mode.startswith("I;") else "PNG")
         return decode(buffer.getvalue(), name)
     if isinstance(value, np.ndarray):
-        channels_last = value.ndim == 3 and value.dtype == np.uint8 and value.shape[-1] in (1, 3, 4)
+        whole = value.dtype in (np.uint8, np.uint16)
+        channels_last = value.ndim == 3 and whole and value.shape[-1] in CHANNELS
         tensor = torch.from_numpy(np.ascontiguousarray(value))
         value = tensor.permute(2, 0, 1) if channels_last else tensor
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
@@ -556,7 +560,10 @@ def _picture(value: object, name: str) -> Picture:
     values = values[None] if values.dim() == 2 else values
     if values.dtype == torch.uint8 and len(values) in (3, 4):
         return Image.fromarray(values[:3].permute(1, 2, 0).contiguous().numpy())
-    return values.float() / 255.0 if values.dtype == torch.uint8 else values.float().contiguous()
+    if values.dtype == torch.uint16 and len(values) == 4:  # as of bytes, transparency is left out
+        values = values[:3]
+    largest = LARGEST.get(values.dtype)
+    return values.float().contiguous() if largest is None else values.float() / largest
 
 
 class _Spooled(Encoded):
