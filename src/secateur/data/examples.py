@@ -650,7 +650,10 @@ class Batches(Computed["dict[str, Any]"]):
         return [self._move(index, batch) for index, batch in enumerate(found)]
 
     def hold_out(self, share: float) -> tuple[Batches, Batches]:
-        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented).
+
+        The share is of each class where the examples are `stratified`, as those of runs are.
+        """
         others, held = self.places_apart(share)
         rest = Batches(self.data.take(others), batch=self.batch, seed=self.seed, augment=self.augment)
         even = math.ceil(len(held) / math.ceil(len(held) / self.batch))  # few are left after the last whole batch
@@ -661,6 +664,8 @@ class Batches(Computed["dict[str, Any]"]):
         count = len(self.data)
         if count < 2:
             raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
+        if self.data.stratified:
+            return self.data.parts(share, seed=self.seed)
         order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         held = min(count - 1, max(1, round(share * count)))
         return order[held:], order[:held]
