@@ -275,7 +275,7 @@ def test_labels_are_what_a_data_set_gives(monkeypatch):
     assert examples.read(Targets()).labels.tolist() == [5, 6] * 3, "no image is read for its label"
 
 
-def test_arrays_of_16_bits_are_shares_of_their_largest():
+def test_arrays_of_16_bits_are_shares_of_their_largest(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (6, 3, 20, 20), dtype=np.uint16)
     kinds, shares = [0, 1] * 3, torch.from_numpy(deep.astype(np.float32)) / 65535
     last = np.ascontiguousarray(deep.transpose(0, 2, 3, 1))
@@ -288,6 +288,8 @@ def test_arrays_of_16_bits_are_shares_of_their_largest():
     assert torch.equal(grey.inputs[:], shares[:, :1])
     tokens = examples.read((deep[:, 0, 0], kinds))
     assert tokens.inputs.dtype == torch.int64, "rows of 16 bits may be tokens"
+    np.savez(tmp_path / "deep.npz", inputs=last, labels=kinds)
+    assert torch.equal(examples.read(tmp_path / "deep.npz").inputs, shares)
     small = (last >> 8).astype(np.uint8)
     assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
 

@@ -375,8 +375,8 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
       (image, label).
 
     label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
-    float32 between 0 and 1, and so do handed images of 16 bits; handed images of either, [H, W, C], get their channels
-    first. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
+    float32 between 0 and 1, and so do images of 16 bits; of either, [N, H, W, C] get their channels first. Images stay
+    where they are, see `images.Images`; they become inputs by `with_transform`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
@@ -558,7 +558,7 @@ def _arrays(path: Path, label: str) -> Examples:
         ) from error
     if "inputs" not in found:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
-    inputs = _number(found["inputs"], path.name)
+    inputs = _number(_shares(found["inputs"]), path.name)
     labels.check(label, found, str(path), what="array")
     column = "labels" if label == labels.DEFAULT and "labels" in found else label
     classes = _whole(found[column], path.name) if column in found else None
