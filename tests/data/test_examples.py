@@ -439,3 +439,14 @@ def test_training_sees_images_with_boxes_augmented_and_measuring_does_not(tmp_pa
     first, same = (next(iter(data.in_order(2))) for data in (plain, moved))
     assert torch.equal(first["inputs"], same["inputs"])
     assert plain.digest == moved.digest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_validates_has_examples_of_each_class(seed):
+    rare = Examples(torch.arange(40.0)[:, None], torch.tensor([0] * 36 + [1] * 4), stratified=True)
+    made = examples.batches(rare, batch=8, seed=seed)
+    rest, held = made.hold_out(0.1)
+    assert sorted(held.data.labels.tolist()) == [0] * 4 + [1]
+    assert sorted([*rest.data.inputs[:, 0].tolist(), *held.data.inputs[:, 0].tolist()]) == list(range(40))
+    for places, part in zip(made.places_apart(0.1), (rest, held), strict=True):
+        assert torch.equal(rare.take(places).inputs, part.data.inputs)

@@ -10,8 +10,20 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)  # fmt: skip
 
 from pictures import class_folder, draw
 from secateur.data import examples, image_sources
@@ -29,6 +41,7 @@ def table(folder, named=True):
 
 
 def shards(folder, json_labels=False):
+    folder.mkdir(exist_ok=True)
     for number in range(2):
         with tarfile.open(folder / f"data-{number:03}.tar", "w") as tar:
             for place in range(3):
@@ -111,6 +124,31 @@ def test_shards(tmp_path, json_labels):
         examples.read(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["parquet", "tar"])
+def test_parts_that_files_are_named_for_are_never_merged(tmp_path, ending):
+    folder = tmp_path / "data"
+    shards(folder)
+    if ending == "parquet":
+        rows = table(tmp_path / "x")
+        for name, file in (("train-00000-of-00001", "data-000.tar"), ("test-00000-of-00001", "data-001.tar")):
+            rows.select(range(3)).to_parquet(folder / f"{name}.parquet")
+            (folder / file).unlink()
+    else:
+        (folder / "data-000.tar").rename(folder / "train-000.tar")
+        (folder / "data-001.tar").rename(folder / "test-000.tar")
+    held = image_sources.find_held_out(folder)
+    assert str(held) == f"{folder}:test"
+    for source, part in ((folder, "train"), (held, "test"), (f"{folder}:test", "test")):
+        data = examples.read(source)
+        assert len(data) == 3
+        assert data.notes == (f"data holds files of several parts by their names, train (1), test (1): {part} is read",)
+    assert image_sources.find_held_out(held) is None
+    with pytest.raises(DataError, match="no files of a part validation"):
+        examples.read(f"{folder}:val")
+    (alone,) = folder.glob(f"test*.{ending}")
+    assert len(examples.read(alone)) == 3, "a file that was named is read"
+
+
 class Pairs(Dataset):
     classes = ("a", "b")
 
@@ -129,6 +167,17 @@ class Stream(IterableDataset):
         return (Pairs()[place] for place in range(6))
 
 
+class SizedStream(Stream):
+    def __len__(self):
+        return 6
+
+
+class Rows(Pairs):
+    def __getitem__(self, place):
+        image, label = super().__getitem__(place)
+        return {"pixel_values": torch.from_numpy(np.array(image.resize((20, 20)))).permute(2, 0, 1), "labels": label}
+
+
 def arrays():
     return torch.rand(6, 3, 20, 20), torch.arange(6) % 2
 
@@ -141,6 +190,15 @@ def arrays():
         (DataLoader(TensorDataset(*arrays()), batch_size=4, shuffle=True), ()),
         (DataLoader(TensorDataset(*arrays()), batch_size=4, collate_fn=torch.utils.data.default_convert), None),
         (Stream(), ()),
+        (SizedStream(), ()),
+        (DataLoader(SizedStream(), batch_size=None), ()),
+        (DataLoader(TensorDataset(*arrays()), batch_size=None), ()),
+        (Rows(), ("a", "b")),
+        (DataLoader(Rows(), batch_size=4), ("a", "b")),
+        (DataLoader(Rows(), batch_size=4, collate_fn=lambda rows: torch.utils.data.default_collate(rows)), ()),
+        (zip(*(part.split(4) for part in arrays()), strict=True), ()),
+        (list(zip(*(part.split(4) for part in arrays()), strict=True)), ()),
+        (DataLoader(SizedStream(), 2, collate_fn=lambda pairs: tuple(zip(*pairs, strict=True))), ()),
         ([(np.full((20, 20 + n, 3), 40 * n, np.uint8), "ab"[n % 2]) for n in range(6)], ("a", "b")),
         ((pair for pair in [Pairs()[n] for n in range(6)]), ()),
         (iter([(np.full((3, 20, 20), n / 6, np.float32), n % 2) for n in range(6)]), ()),
@@ -161,6 +219,79 @@ def test_tensors_are_inputs_as_they_are():
     plain = examples.read((inputs.numpy(), kinds.tolist()))
     assert torch.equal(plain.inputs, inputs)
     assert plain.labels.tolist() == kinds.tolist()
+
+
+@pytest.mark.parametrize(
+    ("how", "places"),
+    [
+        ({"sampler": SubsetRandomSampler([5, 1, 3])}, [1, 3, 5]),
+        ({"sampler": SubsetRandomSampler(range(6)), "batch_size": 2}, [0, 1, 2, 3, 4, 5]),
+        ({"batch_sampler": BatchSampler(SubsetRandomSampler([4, 0]), 2, drop_last=False)}, [0, 4]),
+        ({"batch_sampler": [[0, 2], [5]]}, [0, 2, 5]),
+        ({"sampler": SequentialSampler(range(2)), "batch_size": None}, [0, 1]),
+        ({"shuffle": True}, [0, 1, 2, 3, 4, 5]),
+        ({"sampler": DistributedSampler(range(6), num_replicas=2, rank=0)}, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_loader_gives_what_its_sampler_is_restricted_to(how, places):
+    inputs, kinds = arrays()
+    state = torch.random.get_rng_state()
+    data = examples.read(DataLoader(TensorDataset(inputs, kinds), **how))
+    assert torch.equal(data.inputs[:], inputs[places])
+    assert torch.equal(data.labels, kinds[places])
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_loader_that_draws_examples_again_is_refused():
+    loader = DataLoader(TensorDataset(*arrays()), sampler=WeightedRandomSampler([1.0] * 5 + [50.0], 20))
+    with pytest.raises(DataError, match=r"draws examples more than once \(WeightedRandomSampler\).*give its data set"):
+        examples.read(loader)
+
+
+class Targets(torchvision.datasets.CIFAR10):
+    """As of torchvision, without a download."""
+
+    def __init__(self, **transforms):
+        torchvision.datasets.VisionDataset.__init__(self, "", **transforms)
+        self.data, self.targets = np.random.default_rng(0).integers(0, 255, (6, 8, 8, 3), np.uint8), [5, 6] * 3
+        self.classes = list("abcdefgh")
+
+
+class Changed(Targets):
+    def __getitem__(self, place):
+        image, label = super().__getitem__(place)
+        return image, label - 5
+
+
+def test_labels_are_what_a_data_set_gives(monkeypatch):
+    for changed in (Targets(target_transform=lambda label: label - 5), Changed()):
+        data = examples.read(changed)
+        assert data.labels.tolist() == [0, 1] * 3
+        assert data.classes == (), "names are of the labels before"
+    part = examples.read(Subset(Targets(), [1, 2, 3]))
+    assert part.labels.tolist() == [6, 5, 6]
+    assert part.classes == tuple("abcdefgh")
+    monkeypatch.setattr(image_sources.Items, "item", lambda self, place: (self.items[0][0], 5))
+    assert examples.read(Targets()).labels.tolist() == [5, 6] * 3, "no image is read for its label"
+
+
+def test_arrays_of_16_bits_are_shares_of_their_largest(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 3, 20, 20), dtype=np.uint16)
+    kinds, shares = [0, 1] * 3, torch.from_numpy(deep.astype(np.float32)) / 65535
+    last = np.ascontiguousarray(deep.transpose(0, 2, 3, 1))
+    for images in (deep, last, torch.from_numpy(deep)):
+        assert torch.equal(examples.read((images, kinds)).inputs, shares)
+    for images in (deep, last):
+        assert torch.equal(examples.read(list(zip(images, kinds, strict=True))).inputs[:], shares)
+        assert torch.equal(examples.read(zip(images, kinds, strict=True)).inputs[:], shares)
+    grey = examples.read(list(zip(deep[:, 0], kinds, strict=True)))
+    assert torch.equal(grey.inputs[:], shares[:, :1])
+    tokens = examples.read((deep[:, 0, 0], kinds))
+    assert tokens.inputs.dtype == torch.int64, "rows of 16 bits may be tokens"
+    np.savez(tmp_path / "deep.npz", inputs=last, labels=kinds)
+    assert torch.equal(examples.read(tmp_path / "deep.npz").inputs, shares)
+    small = (last >> 8).astype(np.uint8)
+    assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
 
 
 class Drawn(Pairs):
@@ -185,6 +316,10 @@ class Broken(Pairs):
         (7, "data is of int: give a path, Examples"),
         (Broken(), "item 0 of the data can't be read: OSError: gone"),
         (["no pair"] and iter(["no pair"]), r"item 0 of the data is str: expected a pair \(image, label\)"),
+        ([(np.zeros((3, 4, 4)), 1, 7)], r"item 0 of the data is tuple of 3: expected a pair \(image, label\)"),
+        (DataLoader(["a", "b"]), r"is str: expected a pair .*; texts, in a list, are for recipes on language models"),
+        ([{"x": 1, "y": 2}], "item 0 of the data has x, y and no image: call it `image`, its class `label`"),
+        ([(torch.zeros(2, 3, 4, 4), 1)], "item 0 of the data is a batch of 2 images: give a label for each"),
         (iter([]), "the data holds no example"),
         ([("a", 1)], "item 0 of the data is str: give PIL images"),
         ([(np.zeros((3, 4, 4)), 0.5), (np.zeros((3, 4, 4)), 1)], "has the label 0.5"),

@@ -13,7 +13,7 @@ from torch import nn
 import tiny
 import vision_models
 from pictures import class_folder, mask_folder
-from secateur.data import examples, masks, texts
+from secateur.data import examples, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError
@@ -176,6 +176,10 @@ def test_a_class_of_one_example_is_learned_from_and_told_of():
 def test_images_beyond_the_usual_range_are_told_of(scale, told):
     data = Examples(torch.rand(5, 3, 4, 4) * scale, name="photos")
     assert ("inputs of photos go from" in splits.range_note(data)) == told
+    pairs = replace(examples.read([(image, 0) for image in data.inputs]), name="photos")
+    assert ("inputs of photos go from" in splits.range_note(pairs)) == told
+    normalised = pairs.inputs.with_transform(transforms.PRESETS["imagenet"])
+    assert not splits.range_note(replace(pairs, inputs=normalised))
 
 
 def test_val_beside_train_is_what_is_measured_on(tmp_path):

@@ -369,13 +369,14 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
     - images with boxes, of COCO, YOLO or Pascal VOC, see `box_files.read`;
     - a folder with `images/` and `masks/`, a class for each pixel, see `masks.find_pair`;
     - WebDataset shards, `data-{000..009}.tar`; a table of `datasets` with a column of images, saved, in parquet, or on
-      the Hub as `owner/name`;
+      the Hub as `owner/name`; of files whose names say train, val or test those of train, or with `folder:test` others;
     - `file.py:function` or `package.module:function`, which gives one of the following:
     - `Examples`, (inputs, labels), a table of `datasets`, a data set or a `DataLoader` of torch, or any iterable, of
       (image, label).
 
     label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
-    float32 between 0 and 1. Images stay where they are, see `images.Images`; they become inputs by `with_transform`.
+    float32 between 0 and 1, and so do images of 16 bits; of either, [N, H, W, C] get their channels first. Images stay
+    where they are, see `images.Images`; they become inputs by `with_transform`.
 
     Raises `DataError` for what is missing, empty, damaged, or of another form, and for a `label` that is not there.
     """
@@ -423,7 +424,7 @@ _HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
 
 def _of_images(found: image_sources.Classified) -> Examples:
     kinds = None if found.labels is None else torch.from_numpy(found.labels)
-    return Examples(found.images, kinds, (), found.classes, found.name)
+    return Examples(found.images, kinds, (), found.classes, found.name, notes=found.notes)
 
 
 def _from_object(found: Data, label: str, source: str = "") -> Examples:
@@ -436,7 +437,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
-        return Examples(_number(inputs, name), _whole(kinds, name), name=name)
+        return Examples(_number(_shares(inputs), name), _whole(kinds, name), name=name)
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
@@ -529,6 +530,21 @@ def _number(values: Any, name: str) -> Tensor:
     return inputs.float() if inputs.is_floating_point() else inputs.long()
 
 
+def _shares(values: Data) -> Data:
+    """Images of bytes or 16 bits, [N, H, W], [N, C, H, W] or [N, H, W, C], as float32 with the channels first, 0 to 1.
+
+    Other values are given back: 16 bits in fewer dimensions may be numbers of tokens.
+    """
+    kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
+    if kind not in ("uint8", "uint16") or values.ndim not in (3, 4):
+        return values
+    images = torch.as_tensor(values)
+    channels = image_sources.CHANNELS
+    if images.ndim == 4 and images.shape[-1] in channels and images.shape[1] not in channels:
+        images = images.permute(0, 3, 1, 2)
+    return images.float().contiguous() / image_sources.LARGEST[images.dtype]
+
+
 def _arrays(path: Path, label: str) -> Examples:
     if not zipfile.is_zipfile(path):
         what = "no archive, or one that was cut short" if path.stat().st_size else "empty"
@@ -542,7 +558,7 @@ def _arrays(path: Path, label: str) -> Examples:
         ) from error
     if "inputs" not in found:
         raise DataError(f"{path} has no array `inputs` (it has {', '.join(found) or 'none'}): call it that")
-    inputs = _number(found["inputs"], path.name)
+    inputs = _number(_shares(found["inputs"]), path.name)
     labels.check(label, found, str(path), what="array")
     column = "labels" if label == labels.DEFAULT and "labels" in found else label
     classes = _whole(found[column], path.name) if column in found else None
@@ -634,7 +650,10 @@ class Batches(Computed["dict[str, Any]"]):
         return [self._move(index, batch) for index, batch in enumerate(found)]
 
     def hold_out(self, share: float) -> tuple[Batches, Batches]:
-        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented)."""
+        """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented).
+
+        The share is of each class where the examples are `stratified`, as those of runs are.
+        """
         others, held = self.places_apart(share)
         rest = Batches(self.data.take(others), batch=self.batch, seed=self.seed, augment=self.augment)
         even = math.ceil(len(held) / math.ceil(len(held) / self.batch))  # few are left after the last whole batch
@@ -645,6 +664,8 @@ class Batches(Computed["dict[str, Any]"]):
         count = len(self.data)
         if count < 2:
             raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
+        if self.data.stratified:
+            return self.data.parts(share, seed=self.seed)
         order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         held = min(count - 1, max(1, round(share * count)))
         return order[held:], order[:held]

@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -23,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils import data as loading
 
 from secateur._utils.disk import guard
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
+from secateur.data import parts as parts_of
 from secateur.data import transforms
 from secateur.data.images import Encoded, Files, Images, Source, decode, is_image, naming
 from secateur.data.labels import Labels
@@ -34,8 +36,8 @@ from secateur.data.transforms import Picture
 from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
-    "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub",
-    "read_pairs", "read_shards", "read_table",
+    "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table",
+    "read_folder", "read_hub", "read_pairs", "read_shards", "read_table",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -44,18 +46,23 @@ Data: TypeAlias = Any
 _TRAIN, _HELD = "train", ("val", "valid", "validation", "dev", "test")
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
+"""Of numbers by which images are stored, what stands for 1."""
+CHANNELS = (1, 3, 4)
+_TEXTS = "; texts, in a list, are for recipes on language models (secateur list)"
 _ARRAY = b"\x93secateur-array\n"
 """How an image begins that is kept as numbers: then kind and shape as a line of JSON."""
 
 
 @dataclass(frozen=True)
 class Classified:
-    """Images, the class of each if they have any, and the names of the classes."""
+    """Images, the class of each if they have any, the names of the classes, and notes for the run's evidence."""
 
     images: Images
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     name: str = "images"
+    notes: tuple[str, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- folders
@@ -85,13 +92,18 @@ def _class_folders(path: Path) -> list[Path]:
 def find_held_out(source: Data) -> Data:
     """The part of `source` that is there to measure on: `val/` beside `train/`, or that split of a `datasets` dict.
 
-    A folder counts where both hold folders of images; None where there is no such part.
+    A folder counts where both hold folders of images, or where names of shards or tables tell parts; see `parts`. None
+    where there is no such part.
     """
     if type(source).__name__ == "DatasetDict" or (isinstance(source, Mapping) and _TRAIN in source):
         return next((source[name] for name in _HELD if name in source), None)
-    if not isinstance(source, str | Path) or not Path(source).is_dir():
+    if not isinstance(source, str | Path):
         return None
     path = Path(source)
+    if files := _parquet(path) or (_expand(path) if is_shards(path) else []):
+        return parts_of.find_held_out(path, files)
+    if not path.is_dir():
+        return None
     if (path / "dataset_dict.json").is_file():
         return next((path / name for name in _HELD if (path / name / "dataset_info.json").is_file()), None)
     train = path / _TRAIN
@@ -136,19 +148,19 @@ def is_shards(source: object) -> bool:
     """Whether it is a .tar file, a pattern such as data-{000..009}.tar or data-*.tar, or a folder of such files."""
     if not isinstance(source, str | Path):
         return False
-    path = Path(source)
-    return str(source).endswith(".tar") or (path.is_dir() and any(path.glob("*.tar")))
+    path, _ = parts_of.split_name(Path(source))
+    return path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar")))
 
 
 def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classified:
     """WebDataset shards: in each .tar, files of one name with several endings are an example: NAME.jpg and NAME.cls.
 
     A class is in NAME.cls (a number or a name), in NAME.txt, or in NAME.json under `label`. Their index takes a pass
-    over the files' headers.
+    over the files' headers. Of shards whose names tell parts, those of train are read; see `parts.choose`.
 
     Raises `DataError` for a shard that can't be read, or that holds no image.
     """
-    paths = _expand(source)
+    paths, notes = parts_of.choose(Path(source), _expand(source))
     members, names, kinds = array("q"), list[str](), Labels()
     for number, path in enumerate(paths):
         for key, parts in _samples(path):
@@ -162,21 +174,22 @@ def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classifie
         raise DataError(f"{source} holds no images: give .tar files of NAME.jpg with NAME.cls beside each")
     images = Images(Shards(paths, np.array(members, np.int64).reshape(-1, 3), names))
     images.keys()
-    return _name_classes(images, kinds, Path(source).name, "cls")
+    return replace(_name_classes(images, kinds, Path(source).name, "cls"), notes=notes)
 
 
 def _expand(source: str | Path) -> list[Path]:
-    """The .tar files that a name, a pattern or a folder stands for."""
-    text = str(source)
+    """The .tar files that a name, a pattern or a folder stands for, of all its parts."""
+    path, _ = parts_of.split_name(Path(source))
+    text = str(path)
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", text)
     if braces:
         first, last = braces.groups()
         found = [Path(f"{text[: braces.start()]}{number:0{len(first)}}{text[braces.end() :]}")
                  for number in range(int(first), int(last) + 1)]  # fmt: skip
-    elif Path(source).is_dir():
-        found = sorted(Path(source).glob("*.tar"))
+    elif path.is_dir():
+        found = sorted(path.glob("*.tar"))
     else:
-        found = [Path(one) for one in sorted(glob.glob(text))] or [Path(source)]
+        found = [Path(one) for one in sorted(glob.glob(text))] or [path]
     missing = next((path for path in found if not path.is_file()), None)
     if missing is not None:
         raise DataError(f"there is no shard {missing}: give .tar files, such as data-*.tar or data-{{000..009}}.tar")
@@ -258,8 +271,7 @@ def is_table(source: object) -> bool:
     if isinstance(source, str | Path):
         path = Path(source)
         saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
-        parquet = (path.suffix == ".parquet" and path.is_file()) or (path.is_dir() and any(path.glob("*.parquet")))
-        return saved or parquet
+        return saved or bool(_parquet(path))
     return type(source).__module__.partition(".")[0] == "datasets"
 
 
@@ -273,16 +285,21 @@ def _datasets() -> Any:
 
 def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     """The images and classes of a table: of `datasets`, of a folder of `save_to_disk`, of parquet; of several splits
-    `train`. One that is streamed is passed over once, and kept in the temporary folder as it is encoded.
+    `train`, and so of files that are named for parts, see `parts.choose`. One that is streamed is passed over once, and
+    kept in the temporary folder as it is encoded.
 
     label: the column of classes. Raises `DataError` for a table without a column of images.
     """
     datasets, name = _datasets(), Path(source).name if isinstance(source, str | Path) else "the table"
-    rows = _open_table(source, datasets) if isinstance(source, str | Path) else source
+    rows, notes = _open_table(Path(source), datasets) if isinstance(source, str | Path) else (source, ())
     if isinstance(rows, dict):
         if _TRAIN not in rows:
             raise DataError(f"{name} has the splits {', '.join(rows)} and no train: give one of them")
         rows = rows[_TRAIN]
+    return replace(_read_rows(rows, label, name, datasets), notes=notes)
+
+
+def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     features = rows.features or {}
     column = next((one for one, kind in features.items() if isinstance(kind, datasets.Image)), None)
     column = column or next((one for one in _IMAGE_COLUMNS if one in features), None)
@@ -307,13 +324,19 @@ def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     return _name_classes(images, values, name, kinds or "", names)
 
 
-def _open_table(source: str | Path, datasets: Any) -> Any:
-    path = Path(source)
+def _parquet(source: Path) -> list[Path]:
+    """The file of parquet that `source` is, or those in the folder, of all its parts; none where it has none."""
+    path, _ = parts_of.split_name(source)
+    return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+
+
+def _open_table(path: Path, datasets: Data) -> tuple[Data, tuple[str, ...]]:
+    """(its rows, or a dict of splits, a note where files of several parts stand there)."""
+    files, notes = parts_of.choose(path, _parquet(path))
     try:
-        if path.is_dir() and not any(path.glob("*.parquet")):
-            return datasets.load_from_disk(str(path))
-        files = [str(file) for file in sorted(path.glob("*.parquet"))] if path.is_dir() else [str(path)]
-        return datasets.Dataset.from_parquet(files)
+        if not files:
+            return datasets.load_from_disk(str(path)), ()
+        return datasets.Dataset.from_parquet([str(file) for file in files]), notes
     except Exception as error:  # the library raises many kinds
         raise DataError(f"{path} can't be read as a table: {line(error)}") from error
 
@@ -334,7 +357,7 @@ def read_hub(name: str, label: str = labels_of.DEFAULT) -> Classified:
 
 
 class Items(Source):
-    """Images in a sequence of Python's: of arrays, tensors or PIL images, or of (image, label).
+    """Images in a sequence of Python's: of arrays, tensors or PIL images, of (image, label), or of dicts of both.
 
     Each is read under a seed of its own, so that a data set that augments gives the same image again.
     """
@@ -347,7 +370,11 @@ class Items(Source):
 
     def open(self, place: int) -> Picture:
         """The image."""
-        return _picture(_first(self.item(place)), self.name(place))
+        return _picture(self.pair(place)[0], self.name(place))
+
+    def pair(self, place: int) -> tuple[Data, Data]:
+        """(image, its label or None)."""
+        return _pair(self.item(place), self.name(place))
 
     def item(self, place: int) -> Data:
         """What the sequence holds."""
@@ -376,57 +403,142 @@ class Items(Source):
 def read_pairs(source: Data, name: str) -> Classified:
     """A data set or a loader of torch, or any iterable, of (image, label): arrays, tensors or PIL images.
 
-    A data set with a length is read where it is; of a `DataLoader` over one, its data set, in an order and batches of
+    Dicts of both count as well, as {"pixel_values", "labels"}, and batches of either. A data set with a length is read
+    where it is; of a `DataLoader` over one, the examples that its sampler is restricted to, in an order and batches of
     our own. What can only be passed over is kept in the temporary folder.
 
-    Raises `DataError` for what gives no such pairs.
+    Raises `DataError` for what gives no such pairs, and for a loader that draws examples more than once.
     """
-    loader = isinstance(source, torch.utils.data.DataLoader)
-    if loader:
-        plain = source.collate_fn is torch.utils.data.default_collate
-        sized = hasattr(source.dataset, "__getitem__") and hasattr(source.dataset, "__len__")
-        if not (plain and sized):
-            return _spool((pair for batch in source for pair in _unbatch(batch, name)), name)
-        source = source.dataset
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__") and not isinstance(source, Mapping):
+    if isinstance(source, loading.DataLoader):
+        batched = source.batch_sampler is not None
+        plain = source.collate_fn is loading.default_collate or (
+            not batched and source.collate_fn is loading.default_convert
+        )
+        if not (plain and _has_places(source.dataset)):
+            return _spool(_unbatch(source, name, batched=batched), name)
+        source = _restrict(source, name)
+    if _has_places(source):
         if not len(source):
             raise DataError(f"{name} holds no example: give at least one")
         items = Items(source, name)
-        first = items.item(0)
-        kinds = Labels()
-        if isinstance(first, tuple | list) and len(first) == 2:
-            known = getattr(source, "targets", None)
-            known = known if known is not None and len(known) == len(source) else None
-            for place in range(len(source)):
-                kinds.add(_label(known[place] if known is not None else items.item(place)[1]))
-        images = Images(items)
+        image, label = items.pair(0)
+        if _is_batch(image):
+            return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
         items.open(0)
-        classes = tuple(map(str, getattr(source, "classes", None) or ()))
-        return _name_classes(images, kinds, name, "the second of each pair", classes)
+        kinds, classes = _read_labels(items) if label is not None else (Labels(), _whole_of(source)[0])
+        return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
         raise DataError(
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
             "iterable of (image, label)"
         )
-    return _spool(source, name)
+    return _spool(_unbatch(source, name), name)
 
 
-def _unbatch(batch: Data, name: str) -> Iterator[tuple[object, object]]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2 or len(batch[0]) != len(batch[1]):
-        raise DataError(f"{name} gives batches of {type(batch).__name__}: expected (images [B, ...], labels [B])")
-    yield from zip(batch[0], batch[1], strict=True)
+def _has_places(source: Data) -> bool:
+    """Whether each of its items can be had by its place."""
+    passed_over = isinstance(source, loading.IterableDataset | Mapping)
+    return not passed_over and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
-def _first(item: object) -> object:
-    return item[0] if isinstance(item, tuple | list) else item
+def _restrict(loader: Data, name: str) -> Data:
+    """The data set of a loader; where its sampler draws from some of the examples alone, these, in their order."""
+    data, batches = loader.dataset, loader.batch_sampler
+    own = batches is not None and type(batches) is not loading.BatchSampler
+    sampler = batches if own else getattr(batches, "sampler", loader.sampler)
+    if isinstance(sampler, loading.DistributedSampler):  # each process gets its share of the batches from us
+        return data
+    if isinstance(sampler, loading.RandomSampler) and not sampler.replacement and sampler.num_samples >= len(data):
+        return data
+    drawn = set[int]()
+    with transforms.seed_generators([0]):
+        for draw in sampler:
+            for place in map(int, draw if own else (draw,)):
+                if place in drawn:
+                    raise DataError(
+                        f"the loader of {name} draws examples more than once ({type(sampler).__name__}), and here each "
+                        "counts once: give its data set, or a torch.utils.data.Subset of it"
+                    )
+                drawn.add(place)
+    return data if len(drawn) == len(data) else loading.Subset(data, sorted(drawn))
+
+
+def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
+    """(the label of each, the names of the classes).
+
+    Data sets of torchvision that change no label have them in `targets`, so that no image is read. Names are those of
+    the `targets`, and none are known where what the items give is something else.
+    """
+    names, whole, places = _whole_of(items.items)
+    targets = getattr(whole, "targets", None)
+    if targets is None or len(targets) != len(whole):
+        return Labels(_label(items.pair(place)[1]) for place in range(len(items))), names
+    kept = [_label(targets[int(place)]) for place in places]
+    if _gives_targets(items.items):
+        return Labels(kept), names
+    found = [_label(items.pair(place)[1]) for place in range(len(items))]
+    return Labels(found), names if found == kept else ()
+
+
+def _whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
+    """(names of its classes, the data set that `data` is a `Subset` of, or is, and the places of its items there)."""
+    places: Sequence[int] = range(len(data))
+    while isinstance(data, loading.Subset):
+        places = [data.indices[place] for place in places]
+        data = data.dataset
+    return tuple(map(str, getattr(data, "classes", None) or ())), data, places
+
+
+def _gives_targets(data: Data) -> bool:
+    """Whether the label of each item is the one in `targets`, whatever code of a user's own might change."""
+    if type(data) is loading.Subset:
+        return _gives_targets(data.dataset)
+    joint = getattr(data, "transforms", None)
+    changes = (getattr(data, "target_transform", None), getattr(joint, "target_transform", joint))
+    return type(data).__getitem__.__module__.startswith("torchvision.") and changes == (None, None)
+
+
+def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> Iterator[tuple[object, object]]:
+    """(image, label) of each item, and of each example of items that are batches; `batched`: all of them are."""
+    for number, item in enumerate(source):
+        if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
+            raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
+        image, label = _pair(item, f"item {number} of {name}")
+        if not batched and not _is_batch(image):
+            yield image, label
+            continue
+        labels = [None] * len(image) if label is None else label
+        if (not isinstance(labels, list | tuple) and not getattr(labels, "ndim", 0)) or len(image) != len(labels):
+            raise DataError(f"item {number} of {name} is a batch of {len(image)} images: give a label for each")
+        yield from zip(image, labels, strict=True)
+
+
+def _is_batch(image: object) -> bool:
+    """Whether it is several images, [B, C, H, W]."""
+    return getattr(image, "ndim", 0) == 4
+
+
+def _pair(item: object, where: str) -> tuple[Data, Data]:
+    """(image, label) of an item, or (images, labels) of a batch; None for a label that is not there."""
+    if isinstance(item, Mapping):
+        image = next((name for name in _IMAGE_COLUMNS if name in item), None)
+        if image is None:
+            raise DataError(f"{where} has {', '.join(map(str, item))} and no image: call it `image`, its class `label`")
+        return item[image], next((item[name] for name in _LABEL_COLUMNS if name in item), None)
+    if isinstance(item, Image.Image | Tensor | np.ndarray):
+        return item, None
+    if isinstance(item, tuple | list) and len(item) in (1, 2):
+        return item[0], item[1] if len(item) == 2 else None
+    what = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
+    raise DataError(f"{where} is {what}: expected a pair (image, label){_TEXTS if isinstance(item, str) else ''}")
 
 
 def _label(value: object) -> object:
-    return value.item() if isinstance(value, Tensor | np.generic | np.ndarray) and value.ndim == 0 else value
+    return value.tolist() if isinstance(value, Tensor | np.generic | np.ndarray) else value
 
 
 def _picture(value: object, name: str) -> Picture:
-    """An image as `transforms.Picture`; float tensors and arrays are inputs as they are."""
+    """An image as `transforms.Picture`: 16 bits as shares of 65,535; float tensors and arrays as they are."""
     if isinstance(value, Image.Image):
         if value.mode in ("RGB", "L"):
             return value.convert("RGB")
@@ -434,17 +546,24 @@ def _picture(value: object, name: str) -> Picture:
         value.save(buffer, "TIFF" if value.mode in ("F", "I") or value.mode.startswith("I;") else "PNG")
         return decode(buffer.getvalue(), name)
     if isinstance(value, np.ndarray):
-        channels_last = value.ndim == 3 and value.dtype == np.uint8 and value.shape[-1] in (1, 3, 4)
+        whole = value.dtype in (np.uint8, np.uint16)
+        channels_last = value.ndim == 3 and whole and value.shape[-1] in CHANNELS
         tensor = torch.from_numpy(np.ascontiguousarray(value))
         value = tensor.permute(2, 0, 1) if channels_last else tensor
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
-        raise DataError(f"{name} is {type(value).__name__}{shape}: give PIL images, or arrays [C, H, W] or [H, W, 3]")
+        raise DataError(
+            f"{name} is {type(value).__name__}{shape}: give PIL images, or arrays [C, H, W] or [H, W, 3]"
+            + (_TEXTS if isinstance(value, str) else "")
+        )
     values = value.as_subclass(Tensor).detach()
     values = values[None] if values.dim() == 2 else values
     if values.dtype == torch.uint8 and len(values) in (3, 4):
         return Image.fromarray(values[:3].permute(1, 2, 0).contiguous().numpy())
-    return values.float() / 255.0 if values.dtype == torch.uint8 else values.float().contiguous()
+    if values.dtype == torch.uint16 and len(values) == 4:  # as of bytes, transparency is left out
+        values = values[:3]
+    largest = LARGEST.get(values.dtype)
+    return values.float().contiguous() if largest is None else values.float() / largest
 
 
 class _Spooled(Encoded):
@@ -506,14 +625,12 @@ class _Spooled(Encoded):
         return self.fetch(place, 0, self.length(place))
 
 
-def _spool(pairs: Iterable[object], name: str, names: tuple[str, ...] = ()) -> Classified:
+def _spool(pairs: Iterable[tuple[object, object]], name: str, names: tuple[str, ...] = ()) -> Classified:
     """Pass over (image, label) once, and keep them."""
     source, kinds = _Spooled(name), Labels()
-    for number, pair in enumerate(pairs):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DataError(f"item {number} of {name} is {type(pair).__name__}: expected a pair (image, label)")
-        source.add(pair[0])
-        kinds.add(_label(pair[1]))
+    for image, label in pairs:
+        source.add(image)
+        kinds.add(_label(label))
     if not len(source):
         raise DataError(f"{name} holds no example: give at least one")
     source.end()

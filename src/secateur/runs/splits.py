@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SHOWN = 3
+_FEW = 4
 _USUAL = 20.0
 """Normalised images stay far below it."""
 _HELD_TEXTS = 0.05
@@ -201,15 +202,22 @@ def missing_classes_note(held_out: object, before: Mapping[str, Figure], names: 
 
 
 def range_note(data: Dataset, sample: int = 64) -> str:
-    """A line on images in arrays whose numbers no network was trained on, such as 0 to 255; "" where they are usual."""
-    if not isinstance(data, Examples) or isinstance(data.inputs, Images) or not data.inputs.is_floating_point():
+    """A line on images whose numbers no network was trained on, such as 0 to 255; "" where they are usual.
+
+    Of those that are read one by one, a few are looked at, and only where nothing normalises them.
+    """
+    if not isinstance(data, Examples) or not data.inputs.is_floating_point():
         return ""
+    if isinstance(data.inputs, Images):
+        if data.inputs.normalisation != ((), ()):
+            return ""
+        sample = _FEW
     some = data.inputs[:sample]
     if some.dim() != 4 or some.shape[1] not in (1, 3) or float(some.abs().max()) <= _USUAL:
         return ""
     return (
         f"inputs of {data.name} go from {float(some.min()):g} to {float(some.max()):g}: networks of images are trained "
-        "on 0 to 1, or on what is normalised from that; bytes (uint8) are scaled by themselves"
+        "on 0 to 1, or on what is normalised from that; bytes and 16 bits (uint8, uint16) are scaled by themselves"
     )
 
 
