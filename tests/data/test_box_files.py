@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -176,6 +177,16 @@ def test_yolo_reads_the_texts_beside_the_images_and_tells_its_held_out_part(tmp_
         assert held == tmp_path / "set" / "data.yaml:val"
         assert box_files.read(held).files[0] == tmp_path / "set" / "images" / "val" / "one.jpg"
         assert box_files.find_held_out(held) is None
+
+
+@pytest.mark.parametrize("source", ["data.yaml", "."])
+def test_yolo_is_read_from_inside_its_folder(tmp_path, monkeypatch, source):
+    yolo(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    data = box_files.read(Path(source))
+    assert data.name == "set:train"
+    assert data.targets[0]["labels"].tolist() == [1, 0]
+    assert box_files.read(box_files.find_held_out(Path(source))).name == "set:val"
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def _read_yolo(file: Path, part: str) -> Annotated:
         raise DataError(f"{file} says nc: {settings['nc']}, and names {len(classes)} classes: mend one of them")
     points = "kpt_shape" in settings
     rows = [_yolo_row(image, len(classes), file, points) for image in _yolo_images(file, settings, part)]
-    return collect(rows, classes, file, ids=range(len(classes)), name=f"{file.parent.name}:{part}")
+    return collect(rows, classes, file, ids=range(len(classes)), name=f"{file.absolute().parent.name}:{part}")
 
 
 def _yolo_images(file: Path, settings: Mapping[str, object], part: str) -> list[Path]:
@@ -259,8 +259,10 @@ def _yolo_images(file: Path, settings: Mapping[str, object], part: str) -> list[
 
 def _yolo_row(image: Path, classes: int, file: Path, points: bool) -> Annotation:
     """points: whether key points stand behind each box."""
-    head, folder, tail = image.as_posix().rpartition("/images/")
-    text = (Path(f"{head}/labels/{tail}") if folder else image).with_suffix(".txt")
+    folders = list(image.parts[:-1])
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    text = Path(*folders, image.name).with_suffix(".txt")
     row = Annotation(image, relative=True, said_in=text)
     lines = text.read_text("utf-8", "replace").splitlines() if text.is_file() else []
     for number, line in enumerate(lines, 1):
