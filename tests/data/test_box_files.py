@@ -83,6 +83,24 @@ def test_exports_with_a_file_for_each_part_are_read(tmp_path):
     assert box_files.find_held_out(tmp_path) == tmp_path / "valid" / "_annotations.coco.json"
 
 
+@pytest.mark.parametrize(
+    ("above", "used", "classes"),
+    [
+        ("pets", (1, 2), ("cat", "dog")),
+        ("pets", (0, 2), ("pets", "cat", "dog")),
+        ("none", (1, 2), ("pets", "cat", "dog")),
+    ],
+)
+def test_the_head_of_all_categories_is_a_class_where_a_box_has_it(tmp_path, above, used, classes):
+    pair(tmp_path)
+    said = coco(boxes=[(1, kind, [5, 5, 20, 10]) for kind in used], names={0: "pets", 1: "cat", 2: "dog"})
+    for one in said["categories"]:
+        one["supercategory"] = above if one["id"] else "none"
+    data = box_files.read(write(tmp_path / "_annotations.coco.json", said))
+    assert data.classes == classes
+    assert [data.ids[label] for label in data.targets[0]["labels"]] == list(used)
+
+
 def test_captions_alone_are_no_boxes_and_two_files_that_nothing_tells_apart_are_refused(tmp_path):
     pair(tmp_path)
     write(tmp_path / "captions.json", {"images": [], "annotations": [{"image_id": 1, "caption": "a cat"}]})

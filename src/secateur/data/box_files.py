@@ -139,6 +139,8 @@ def _read_coco(file: Path) -> Annotated:
         kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
         pictures = [(int(one["id"]), str(one["file_name"]), _size_of(one)) for one in data["images"]]
         annotations = data["annotations"]
+        if _heads_the_others(data["categories"]) and all(int(one["category_id"]) for one in annotations):
+            del kinds[0]
         ids = sorted(kinds)
         number = {kind: index for index, kind in enumerate(ids)}
         find = _Finder(file)
@@ -163,6 +165,16 @@ def _read_coco(file: Path) -> Annotated:
         ) from error
     name = file.parent.parent.name if file.parent.name == "annotations" else file.parent.name
     return collect(list(rows.values()), [kinds[one] for one in ids], file, ids=ids, name=name)
+
+
+def _heads_the_others(categories: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the category 0 is what all others are kinds of, as in Roboflow's exports: where no box has it, no class.
+
+    torchvision's detectors have a background as their class 0, and are built for the others.
+    """
+    first = [one["name"] for one in categories if one["id"] == 0]
+    above = [one.get("supercategory") for one in categories if one["id"] != 0]
+    return bool(above) and len(first) == 1 and set(above) == set(first)
 
 
 def _size_of(image: Mapping[str, int | None]) -> tuple[int, int] | None:
