@@ -303,6 +303,34 @@ def test_vocs_layout_with_its_parts(tmp_path):
         box_files.read(root)
 
 
+def voc(root, **classes):
+    for name, (kind, part) in classes.items():
+        picture(root / "JPEGImages" / f"{name}.jpg")
+        write(root / "Annotations" / f"{name}.xml", xml(thing(kind), name=f"{name}.jpg"))
+        with write_list(root, part).open("a") as names:
+            names.write(f"{name}\n")
+    return root
+
+
+def write_list(root, part):
+    file = root / "ImageSets" / "Main" / f"{part}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def test_vocs_parts_number_the_classes_of_both(tmp_path):
+    root = voc(tmp_path / "voc", a=("dog", "train"), b=("cat", "train"), c=("dog", "val"), d=("emu", "val"))
+    write(root / "Annotations" / "e.xml", xml(thing("ox"), name="e.jpg"))  # of no part
+    train, held = box_files.read(root), box_files.read(box_files.find_held_out(root))
+    assert train.classes == held.classes == ("cat", "dog", "emu")
+    assert [target["labels"].tolist() for target in held.targets] == [[1], [2]]
+
+
+def test_voc_is_read_from_inside_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(voc(tmp_path / "voc", a=("dog", "train"), b=("cat", "val")))
+    assert box_files.find_held_out(Path()) == tmp_path / "voc:val"
+
+
 def test_xml_beside_images_as_tools_write_it(tmp_path):
     picture(tmp_path / "one.png")
     write(tmp_path / "one.xml", xml(thing(), size=(0, 0), name="C:\\\\shots\\\\other.jpg"))

@@ -64,7 +64,8 @@ def find_held_out(source: Path) -> Path | None:
         trained = [one for one in files if _part_named(whole, one) == "train"]
         return held[0] if len(held) == 1 and len(trained) == 1 else None
     if _voc_files(whole) and all((whole / "ImageSets" / "Main" / f"{one}.txt").is_file() for one in _PARTS):
-        return whole.with_name(f"{whole.name}:val")
+        named = whole if whole.name not in ("", "..") else whole.resolve()
+        return named.with_name(f"{named.name}:val")
     return None
 
 
@@ -315,25 +316,31 @@ def _read_voc(folder: Path, part: str) -> Annotated:
     """An XML for each image; of `ImageSets/Main` the part that is asked for, else train, or trainval, or all.
 
     Pixels count from 1 to the last that is inside. Objects that are marked as difficult are kept apart, like crowds.
-    Classes are numbered in the order of the alphabet.
+    Classes are numbered in the order of the alphabet, with those of the other part: one may lack some.
     """
-    files = _voc_files(folder)
+    files, others = _voc_files(folder), list[Path]()
     lists = [folder / "ImageSets" / "Main" / f"{one}.txt" for one in ([part] if part else ["train", "trainval"])]
     chosen = next((one for one in lists if one.is_file()), None)
     if part and chosen is None:
         raise DataError(f"{folder} has no {lists[0].relative_to(folder)}, which would say what is in {part}")
     if chosen is not None:
-        names = [line.split()[0] for line in chosen.read_text("utf-8").splitlines() if line.split()]
-        by_stem = {file.stem: file for file in files}
+        by_stem, names = {file.stem: file for file in files}, _voc_names(chosen)
         lost = [name for name in names if name not in by_stem]
         if lost:
             raise DataError(f"{chosen} names {lost[0]}, and there is no {lost[0]}.xml in {files[0].parent}")
         files = [by_stem[name] for name in names]
+        parts = [file for one in _PARTS if (file := chosen.with_name(f"{one}.txt")).is_file() and file != chosen]
+        others = [by_stem[name] for one in parts for name in _voc_names(one) if name in by_stem]
     read = [_voc_row(file, folder) for file in files]
-    classes = sorted({name for _, names in read for name in names})
+    classes = sorted({name for _, names in (*read, *(_voc_row(file, folder) for file in others)) for name in names})
     for row, names in read:
         row.labels = [classes.index(name) for name in names]
     return collect([row for row, _ in read], classes, folder, name=folder.name + (f":{part}" if part else ""))
+
+
+def _voc_names(file: Path) -> list[str]:
+    """The images that a list of `ImageSets/Main` names."""
+    return [line.split()[0] for line in file.read_text("utf-8").splitlines() if line.split()]
 
 
 def _voc_row(file: Path, folder: Path) -> tuple[Annotation, list[str]]:
