@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -80,6 +81,24 @@ def test_exports_with_a_file_for_each_part_are_read(tmp_path):
         write(tmp_path / part / "_annotations.coco.json", coco())
     assert box_files.read(tmp_path).files[0] == tmp_path / "train" / "one.jpg"
     assert box_files.find_held_out(tmp_path) == tmp_path / "valid" / "_annotations.coco.json"
+
+
+@pytest.mark.parametrize(
+    ("above", "used", "classes"),
+    [
+        ("pets", (1, 2), ("cat", "dog")),
+        ("pets", (0, 2), ("pets", "cat", "dog")),
+        ("none", (1, 2), ("pets", "cat", "dog")),
+    ],
+)
+def test_the_head_of_all_categories_is_a_class_where_a_box_has_it(tmp_path, above, used, classes):
+    pair(tmp_path)
+    said = coco(boxes=[(1, kind, [5, 5, 20, 10]) for kind in used], names={0: "pets", 1: "cat", 2: "dog"})
+    for one in said["categories"]:
+        one["supercategory"] = above if one["id"] else "none"
+    data = box_files.read(write(tmp_path / "_annotations.coco.json", said))
+    assert data.classes == classes
+    assert [data.ids[label] for label in data.targets[0]["labels"]] == list(used)
 
 
 def test_captions_alone_are_no_boxes_and_two_files_that_nothing_tells_apart_are_refused(tmp_path):
@@ -178,6 +197,16 @@ def test_yolo_reads_the_texts_beside_the_images_and_tells_its_held_out_part(tmp_
         assert box_files.find_held_out(held) is None
 
 
+@pytest.mark.parametrize("source", ["data.yaml", "."])
+def test_yolo_is_read_from_inside_its_folder(tmp_path, monkeypatch, source):
+    yolo(tmp_path / "set")
+    monkeypatch.chdir(tmp_path / "set")
+    data = box_files.read(Path(source))
+    assert data.name == "set:train"
+    assert data.targets[0]["labels"].tolist() == [1, 0]
+    assert box_files.read(box_files.find_held_out(Path(source))).name == "set:val"
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -272,6 +301,34 @@ def test_vocs_layout_with_its_parts(tmp_path):
     write(root / "ImageSets" / "Main" / "train.txt", "c\n")
     with pytest.raises(DataError, match=r"train\.txt names c, and there is no c\.xml"):
         box_files.read(root)
+
+
+def voc(root, **classes):
+    for name, (kind, part) in classes.items():
+        picture(root / "JPEGImages" / f"{name}.jpg")
+        write(root / "Annotations" / f"{name}.xml", xml(thing(kind), name=f"{name}.jpg"))
+        with write_list(root, part).open("a") as names:
+            names.write(f"{name}\n")
+    return root
+
+
+def write_list(root, part):
+    file = root / "ImageSets" / "Main" / f"{part}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def test_vocs_parts_number_the_classes_of_both(tmp_path):
+    root = voc(tmp_path / "voc", a=("dog", "train"), b=("cat", "train"), c=("dog", "val"), d=("emu", "val"))
+    write(root / "Annotations" / "e.xml", xml(thing("ox"), name="e.jpg"))  # of no part
+    train, held = box_files.read(root), box_files.read(box_files.find_held_out(root))
+    assert train.classes == held.classes == ("cat", "dog", "emu")
+    assert [target["labels"].tolist() for target in held.targets] == [[1], [2]]
+
+
+def test_voc_is_read_from_inside_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(voc(tmp_path / "voc", a=("dog", "train"), b=("cat", "val")))
+    assert box_files.find_held_out(Path()) == tmp_path / "voc:val"
 
 
 def test_xml_beside_images_as_tools_write_it(tmp_path):

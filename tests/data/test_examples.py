@@ -390,6 +390,19 @@ def test_augmentation_is_drawn_anew_and_repeats():
     assert torch.equal(feed[3]["inputs"], examples.batches(data, batch=4, augment=noise)[3]["inputs"])
 
 
+def test_a_limit_holds_for_every_pass_over_whatever_is_taken():
+    data = Examples(torch.arange(6.0)[:, None], torch.tensor([0, 1] * 3))
+    assert examples.limit(data, None) is data
+    limited = examples.limit(data, 2)
+    assert limited.digest == data.digest
+    assert [len(part["inputs"]) for part in limited.in_order(256)] == [2, 2, 2]
+    assert [len(part["inputs"]) for part in limited.in_order(1)] == [1] * 6
+    train, _ = limited.split(seed=0)
+    assert len(next(iter(train.in_order(256)))["inputs"]) == 2
+    assert len(next(iter(examples.limit_as(data, train).in_order(256)))["inputs"]) == 2
+    assert examples.limit_as(data, data) is data
+
+
 def test_batches_in_order_hold_each_example_once():
     data = Examples(torch.arange(5.0)[:, None], labels=torch.arange(5))
     parts = list(data.in_order(2))

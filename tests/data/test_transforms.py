@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from secateur.data import transforms
+from secateur.data import images, transforms
 from secateur.errors import InputError
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
@@ -81,6 +83,91 @@ def test_a_preprocessor_of_transformers(tmp_path, kind):
     model = nn.Identity()
     model.config = type("Config", (), {"_name_or_path": str(tmp_path)})()
     assert transforms.of_model(model) == found
+
+
+COLOURS = Image.fromarray(np.linspace(0, 255, 36, dtype=np.uint8).reshape(3, 4, 3)).resize(
+    (90, 60), Image.Resampling.BICUBIC
+)
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}, "do_center_crop": True}
+SQUARE = {"size": {"height": 24, "width": 24}}
+OF_TRANSFORMERS = {
+    "blue first": ("MobileViT", CROPPED | {"resample": 2}),
+    "a mean of channels from blue to red": ("MobileViT", CROPPED | IMAGENET | {"do_flip_channel_order": False}),
+    "divided twice": ("EfficientNet", SQUARE | IMAGENET | {"resample": 2}),
+    "divided once": ("EfficientNet", SQUARE | IMAGENET | {"include_top": False, "resample": 0}),
+    "from -1 to 1": ("EfficientNet", SQUARE | {"rescale_factor": 1 / 127.5, "rescale_offset": True,
+                                               "do_normalize": False, "include_top": False}),
+    "resized to more than it says": ("Levit", CROPPED | IMAGENET | {"size": {"shortest_edge": 32}}),
+    "cropped below 384": ("ConvNext", IMAGENET | {"size": {"shortest_edge": 32}, "crop_pct": 0.8}),
+    "by the class's own crop": ("ConvNext", IMAGENET | {"size": 32}),
+    "squashed from 384 on": ("ConvNext", IMAGENET | {"size": {"shortest_edge": 384}, "crop_pct": 0.8}),
+    "a crop of what was squashed": ("DeiT", IMAGENET | {"size": 36, "crop_size": 32}),
+    "PoolFormer's crop": ("PoolFormer", CROPPED | IMAGENET | {"size": {"shortest_edge": 32}, "crop_pct": 0.8}),
+    "from 0 to 255": ("ViT", SQUARE | {"do_rescale": False, "do_normalize": False}),
+    "normalised from 0 to 255": ("ViT", SQUARE | {"do_rescale": False, "image_mean": [127] * 3, "image_std": [50] * 3}),
+    "by another factor": ("ViT", SQUARE | IMAGENET | {"rescale_factor": 1 / 127.5}),
+    "as large as they are": ("ViT", IMAGENET | {"do_resize": False}),
+    "nothing said": ("CLIP", {}),
+    "segmentation": ("Segformer", SQUARE | IMAGENET | {"do_reduce_labels": True}),
+    "DINOv3": ("DINOv3ViT", SQUARE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OF_TRANSFORMERS)
+def test_a_preprocessor_gives_what_the_processor_of_transformers_gives(tmp_path, case):
+    import transformers
+
+    kind, config = OF_TRANSFORMERS[case]
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**config)
+    expected = processor(COLOURS, return_tensors="pt")["pixel_values"][0].float()
+    for said in (config, processor.to_dict()):
+        said = said | {"image_processor_type": f"{kind}ImageProcessorFast"}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+        found = transforms.read(str(tmp_path))(COLOURS)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().mean() < 0.004 * (expected.max() - expected.min())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"image_processor_type": "PerceiverImageProcessor"}, "PerceiverImageProcessor has steps of its own"),
+        (SQUARE | {"do_pad": True}, "do_pad is a step that is not known here"),
+        (
+            {"size": {"shortest_edge": 800, "longest_edge": 1333}},
+            "size is {'shortest_edge': 800, 'longest_edge': 1333}",
+        ),
+        ({"size": {"shortest_edge": 32}}, "give no fixed part of every image"),
+        (CROPPED | {"size": {"shortest_edge": 24}}, "give no fixed part of every image"),
+        (CROPPED | {"do_resize": False}, "it crops images that it does not resize"),
+        ({}, "it has no size"),
+    ],
+)
+def test_a_preprocessor_that_no_transform_follows_is_refused_in_a_line(tmp_path, config, words):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=re.escape(words)) as refused:
+        transforms.read(str(tmp_path))
+    assert "say how images become inputs, such as --transform imagenet" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_a_user_declared_stands_beside_a_preprocessor_that_is_not_followed(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text('{"do_pad": true}')
+    COLOURS.save(tmp_path / "one.png")
+    model = nn.Identity()
+    model.config = type("Config", (), {"_name_or_path": str(tmp_path)})()
+    said = images.Images(images.Files([tmp_path / "one.png"]), transform=transforms.PRESETS["cifar"])
+    assert images.declare(said, model) is said
+
+
+def test_blue_first_changes_no_mask_and_no_key_of_another_transform():
+    plain = transforms.PRESETS["cifar"]
+    swapped = dataclasses.replace(plain, bgr=True)
+    assert json.loads(swapped.key) == [*json.loads(plain.key), "bgr"]
+    assert not dataclasses.replace(transforms.PRESETS["none"], bgr=True).identity
+    mask = torch.arange(32 * 32).reshape(32, 32) % 5
+    assert torch.equal(swapped.move_mask(mask, 255), plain.move_mask(mask, 255))
 
 
 OWN = """

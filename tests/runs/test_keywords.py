@@ -153,3 +153,10 @@ def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given()
     def frugal(subject, data, budgets, run, *, steps: int = 0, samples: int = 8): ...
 
     assert keywords.quicken(frugal, (), keywords.QUICK) == {}  # what takes no time as it is, stays
+
+
+def test_a_batch_is_another_where_it_is_not_the_functions_own():
+    otov3, curve = find("otov3"), find("kd_data_pruning")
+    assert keywords.another_batch({"batch": 8}, otov3) == 8
+    assert keywords.another_batch({"batch": keywords.defaults(otov3)["batch"]}, otov3) is None
+    assert keywords.another_batch({}, curve) is None

@@ -148,6 +148,19 @@ def test_held_out_classes_are_numbered_as_those_of_the_data():
     assert found.held.classes == ("a", "b", "c")
 
 
+def test_held_out_boxes_of_fewer_classes_are_numbered_as_those_of_the_data():
+    def scenes(names, *labels):
+        target = {"boxes": torch.tensor([[0.0, 0, 4, 4]] * len(labels)), "labels": torch.tensor(labels)}
+        return Examples(torch.rand(1, 3, 8, 8), None, (target,), names, "scenes", ids=tuple(range(1, len(names) + 1)))
+
+    data = scenes(("cat", "cow", "dog"), 0, 1, 2)
+    judged = splits._with_classes_of(data, scenes(("cow", "dog"), 1, 0))
+    assert judged.targets[0]["labels"].tolist() == [2, 1]
+    assert (judged.classes, judged.ids) == (data.classes, data.ids)
+    strange = scenes(("cat", "emu"), 1)
+    assert splits._with_classes_of(data, strange) is strange
+
+
 def test_parts_of_a_new_run_hold_every_class_and_those_of_an_old_one_are_as_they_were(tmp_path):
     rare = Examples(torch.arange(80.0).reshape(40, 2), torch.tensor([*[0] * 30, *[1] * 8, 2, 2]))
     new = splits.follow_record(rare, tmp_path, overwrite=False)

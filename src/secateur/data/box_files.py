@@ -64,7 +64,8 @@ def find_held_out(source: Path) -> Path | None:
         trained = [one for one in files if _part_named(whole, one) == "train"]
         return held[0] if len(held) == 1 and len(trained) == 1 else None
     if _voc_files(whole) and all((whole / "ImageSets" / "Main" / f"{one}.txt").is_file() for one in _PARTS):
-        return whole.with_name(f"{whole.name}:val")
+        named = whole if whole.name not in ("", "..") else whole.resolve()
+        return named.with_name(f"{named.name}:val")
     return None
 
 
@@ -139,6 +140,8 @@ def _read_coco(file: Path) -> Annotated:
         kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
         pictures = [(int(one["id"]), str(one["file_name"]), _size_of(one)) for one in data["images"]]
         annotations = data["annotations"]
+        if _heads_the_others(data["categories"]) and all(int(one["category_id"]) for one in annotations):
+            del kinds[0]
         ids = sorted(kinds)
         number = {kind: index for index, kind in enumerate(ids)}
         find = _Finder(file)
@@ -163,6 +166,16 @@ def _read_coco(file: Path) -> Annotated:
         ) from error
     name = file.parent.parent.name if file.parent.name == "annotations" else file.parent.name
     return collect(list(rows.values()), [kinds[one] for one in ids], file, ids=ids, name=name)
+
+
+def _heads_the_others(categories: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the category 0 is what all others are kinds of, as in Roboflow's exports: where no box has it, no class.
+
+    torchvision's detectors have a background as their class 0, and are built for the others.
+    """
+    first = [one["name"] for one in categories if one["id"] == 0]
+    above = [one.get("supercategory") for one in categories if one["id"] != 0]
+    return bool(above) and len(first) == 1 and set(above) == set(first)
 
 
 def _size_of(image: Mapping[str, int | None]) -> tuple[int, int] | None:
@@ -229,7 +242,7 @@ def _read_yolo(file: Path, part: str) -> Annotated:
         raise DataError(f"{file} says nc: {settings['nc']}, and names {len(classes)} classes: mend one of them")
     points = "kpt_shape" in settings
     rows = [_yolo_row(image, len(classes), file, points) for image in _yolo_images(file, settings, part)]
-    return collect(rows, classes, file, ids=range(len(classes)), name=f"{file.parent.name}:{part}")
+    return collect(rows, classes, file, ids=range(len(classes)), name=f"{file.absolute().parent.name}:{part}")
 
 
 def _yolo_images(file: Path, settings: Mapping[str, object], part: str) -> list[Path]:
@@ -259,8 +272,10 @@ def _yolo_images(file: Path, settings: Mapping[str, object], part: str) -> list[
 
 def _yolo_row(image: Path, classes: int, file: Path, points: bool) -> Annotation:
     """points: whether key points stand behind each box."""
-    head, folder, tail = image.as_posix().rpartition("/images/")
-    text = (Path(f"{head}/labels/{tail}") if folder else image).with_suffix(".txt")
+    folders = list(image.parts[:-1])
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    text = Path(*folders, image.name).with_suffix(".txt")
     row = Annotation(image, relative=True, said_in=text)
     lines = text.read_text("utf-8", "replace").splitlines() if text.is_file() else []
     for number, line in enumerate(lines, 1):
@@ -301,25 +316,31 @@ def _read_voc(folder: Path, part: str) -> Annotated:
     """An XML for each image; of `ImageSets/Main` the part that is asked for, else train, or trainval, or all.
 
     Pixels count from 1 to the last that is inside. Objects that are marked as difficult are kept apart, like crowds.
-    Classes are numbered in the order of the alphabet.
+    Classes are numbered in the order of the alphabet, with those of the other part: one may lack some.
     """
-    files = _voc_files(folder)
+    files, others = _voc_files(folder), list[Path]()
     lists = [folder / "ImageSets" / "Main" / f"{one}.txt" for one in ([part] if part else ["train", "trainval"])]
     chosen = next((one for one in lists if one.is_file()), None)
     if part and chosen is None:
         raise DataError(f"{folder} has no {lists[0].relative_to(folder)}, which would say what is in {part}")
     if chosen is not None:
-        names = [line.split()[0] for line in chosen.read_text("utf-8").splitlines() if line.split()]
-        by_stem = {file.stem: file for file in files}
+        by_stem, names = {file.stem: file for file in files}, _voc_names(chosen)
         lost = [name for name in names if name not in by_stem]
         if lost:
             raise DataError(f"{chosen} names {lost[0]}, and there is no {lost[0]}.xml in {files[0].parent}")
         files = [by_stem[name] for name in names]
+        parts = [file for one in _PARTS if (file := chosen.with_name(f"{one}.txt")).is_file() and file != chosen]
+        others = [by_stem[name] for one in parts for name in _voc_names(one) if name in by_stem]
     read = [_voc_row(file, folder) for file in files]
-    classes = sorted({name for _, names in read for name in names})
+    classes = sorted({name for _, names in (*read, *(_voc_row(file, folder) for file in others)) for name in names})
     for row, names in read:
         row.labels = [classes.index(name) for name in names]
     return collect([row for row, _ in read], classes, folder, name=folder.name + (f":{part}" if part else ""))
+
+
+def _voc_names(file: Path) -> list[str]:
+    """The images that a list of `ImageSets/Main` names."""
+    return [line.split()[0] for line in file.read_text("utf-8").splitlines() if line.split()]
 
 
 def _voc_row(file: Path, folder: Path) -> tuple[Annotation, list[str]]:

@@ -31,6 +31,7 @@ __all__ = [
     "fit_images",
     "letterbox",
     "place_in",
+    "renumber",
 ]
 
 GREY = 114
@@ -138,6 +139,14 @@ def collect(
         tuple(classes),
         tuple(ids),
         notes,
+    )
+
+
+def renumber(targets: Sequence[Mapping[str, Tensor]], numbers: Tensor) -> tuple[dict[str, Tensor], ...]:
+    """Targets with label i as `numbers[i]`, of boxes and of crowds."""
+    return tuple(
+        {name: numbers[value] if name.endswith("labels") else value for name, value in target.items()}
+        for target in targets
     )
 
 

@@ -7,7 +7,7 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,8 +29,8 @@ from secateur.data.masks import Masks
 from secateur.errors import DataError, InputError
 
 __all__ = [
-    "Augment", "Batches", "Examples", "Ordered", "batches", "count", "find_held_out", "letterbox", "read", "sides",
-    "with_transform",
+    "Augment", "Batches", "Examples", "Limited", "Ordered", "batches", "count", "find_held_out", "letterbox", "limit",
+    "limit_as", "read", "sides", "with_transform",
 ]  # fmt: skip
 
 Batch: TypeAlias = dict[str, Any]
@@ -444,6 +444,30 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
             "iterable of (image, label)"
         )
     return _of_images(image_sources.read_pairs(found, name))
+
+
+@dataclass(frozen=True, eq=False)
+class Limited(Examples):
+    """Examples that go through a network `most` at a time, where a pass without gradients would take more."""
+
+    most: int = 1
+
+    def in_order(self, batch: int) -> Iterator[Batch]:
+        """As of any examples, in batches of `most` at most."""
+        return super().in_order(min(batch, self.most))
+
+
+def limit(data: Examples, most: int | None) -> Examples:
+    """The examples, and whatever is taken of them, with passes of `most` at most; None for passes as they are."""
+    if most is None:
+        return data
+    own = {one.name: getattr(data, one.name) for one in fields(Examples)}
+    return Limited(**own, most=most)
+
+
+def limit_as(data: Examples, other: Examples) -> Examples:
+    """The examples with passes as large as those of `other`."""
+    return limit(data, other.most if isinstance(other, Limited) else None)
 
 
 def find_held_out(source: Any) -> Any:

@@ -269,9 +269,10 @@ def declare(images: Images, model: object, sides: Sequence[int] | None = None, n
 
     Raises `DataError` for images of unequal sizes, of which nobody says how they become inputs.
     """
-    said, own = images.transform, transforms.of_model(model)
+    said = images.transform
     if said is not None and said.name:
         return images
+    own = transforms.of_model(model)
     if said is not None:  # a size alone
         plain = replace(said, name="size")
         return images.with_transform((own or plain).with_size(said.size, said.channels))

@@ -44,10 +44,11 @@ class Transform:
 
     name: as it was declared, for records. size: (H, W) of the inputs; None leaves images as large as they are.
     channels: 3, or 1 for greyscale. upscale: sides of the resized image over those of the centre crop, at least 1.
-    squash: resize to the size itself, whatever that does to the proportions. mean, std: of the channels between 0 and
-    1; none for no normalisation. interpolation: bilinear, bicubic, ... augment: in training "crop" takes a random part
-    of the image and flips it, "shift" moves it by an eighth and flips it, "" does as in evaluation. steps: a user's
-    own, (training, evaluation), in place of all that. source: a digest of the file that these come from.
+    squash: resize without regard to the proportions. bgr: blue comes first and red last. mean, std: of the channels
+    between 0 and 1, in their order; none for no normalisation. interpolation: bilinear, bicubic, ... augment: in
+    training "crop" takes a random part of the image and flips it, "shift" moves it by an eighth and flips it, "" does
+    as in evaluation. steps: a user's own, (training, evaluation), in place of all that. source: a digest of the file
+    that these come from.
     """
 
     name: str = "none"
@@ -59,6 +60,7 @@ class Transform:
     std: tuple[float, ...] = ()
     interpolation: str = "bilinear"
     augment: str = ""
+    bgr: bool = False
     steps: tuple[Step, Step] | None = field(default=None, compare=False)
     source: str = ""
 
@@ -70,14 +72,16 @@ class Transform:
     @property
     def identity(self) -> bool:
         """Whether images stay as large as they are, with values between 0 and 1."""
-        return self.size is None and not self.mean and self.steps is None and self.channels == 3
+        plain = not self.mean and not self.bgr and self.channels == 3
+        return plain and self.size is None and self.steps is None
 
     @property
     def key(self) -> str:
         """What tells the inputs that are measured from those of another transform."""
         shown = [] if self.steps is None else [_show_function(self.steps[1])]
         fixed = (self.size, self.channels, self.upscale, self.squash, self.mean, self.std, self.interpolation)
-        return json.dumps([self.source, *shown] if self.steps else list(fixed))
+        order = ["bgr"] if self.bgr else []
+        return json.dumps([self.source, *shown] if self.steps else [*fixed, *order])
 
     def as_measured(self) -> Transform:
         """The same that in training does as in evaluation."""
@@ -86,7 +90,7 @@ class Transform:
     def with_size(self, size: tuple[int, int] | None, channels: int = 3) -> Transform:
         """The same with inputs of another size; of one channel the normalisation is that of the first colour."""
         mean, std = (self.mean, self.std) if channels == 3 else (self.mean[:1], self.std[:1])
-        return replace(self, size=size, channels=channels, mean=mean, std=std)
+        return replace(self, size=size, channels=channels, mean=mean, std=std, bgr=self.bgr and channels == 3)
 
     def __call__(self, picture: Picture, *, training: bool = False) -> Tensor:
         """One input; in training it is drawn from the global generators, see `seed_generators`."""
@@ -134,12 +138,16 @@ def _compose(transform: Transform, training: bool) -> Step:
         steps += [v2.RandomResizedCrop(size, **how), v2.RandomHorizontalFlip()]
     else:
         if size and transform.squash:
-            steps.append(v2.Resize(size, **how))
+            steps += [v2.Resize([int(side * transform.upscale + 1e-6) for side in size], **how), v2.CenterCrop(size)]
         elif size:
             steps += [_Cover(size, transform.upscale, how, v2), v2.CenterCrop(size)]
         if training and transform.augment:
             steps += [_Shift(v2), v2.RandomHorizontalFlip()]
     steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    if transform.bgr:
+        from torchvision import tv_tensors
+
+        steps.append(v2.Lambda(lambda picture: v2.functional.permute_channels(picture, [2, 1, 0]), tv_tensors.Image))
     if transform.mean:
         steps.append(v2.Normalize(list(transform.mean), list(transform.std)))
     return cast(Step, v2.Compose(steps))
@@ -306,28 +314,113 @@ def _of_timm(config: Config) -> Transform:
     )  # fmt: skip
 
 
-_PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_PILLOW = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+_PROCESSORS = {
+    "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "DINOv3ViT", "DeiT", "EfficientNet", "Levit",
+    "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Pvt", "Segformer", "Siglip", "ViT",
+}  # fmt: skip
+"""Kinds of transformers' image processors whose inputs a `Transform` gives."""
+
+_OF_PROCESSORS: Config = {
+    "size": None, "crop_size": None, "crop_pct": None, "resample": 2, "rescale_factor": 1 / 255,
+    "rescale_offset": False, "include_top": False, "image_mean": None, "image_std": None, "default_to_square": True,
+    "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True,
+    "do_flip_channel_order": False,
+}  # fmt: skip
+"""What of a preprocessor_config.json changes an input, and what holds where neither the file nor its class says it."""
+
+_NO_STEPS = {"do_convert_rgb", "do_reduce_labels", "do_resize_and_center_crop"}
+"""What changes no input here; the last is PoolFormer's word of old."""
 
 
 def _of_processor(path: Path, name: str) -> Transform:
-    """What a preprocessor_config.json of transformers says."""
+    """What a preprocessor_config.json of transformers says, or its class where the file leaves something out.
+
+    Raises `InputError` for a processor that does what no `Transform` does.
+    """
+    _torchvision()
     try:
-        config = json.loads(path.read_text("utf-8"))
-        sides = _sides(config.get("crop_size") if config.get("do_center_crop") else config.get("size"))
-        first = _sides(config.get("size")) or sides
-        upscale = min(first) / min(sides) if config.get("do_center_crop") and first and sides else 1.0
-        if "crop_pct" in config and sides:  # ConvNeXt's
-            upscale = 1 / float(config["crop_pct"]) if min(sides) < 384 else 1.0
-        normal = config.get("do_normalize", True)
+        config, kind = _complete(json.loads(path.read_text("utf-8")))
+        size, upscale, squash = _sides_of(config, kind)
+        mean, std = _colours_of(config)
         return Transform(
-            name, sides, upscale=max(1.0, upscale),
-            squash=not config.get("do_center_crop") and "crop_pct" not in config,
-            mean=tuple(config.get("image_mean") or ()) if normal else (),
-            std=tuple(config.get("image_std") or ()) if normal else (),
-            interpolation=_PILLOW.get(int(config.get("resample") or 2), "bilinear"), augment="crop",
+            name, size, upscale=upscale, squash=squash, mean=mean, std=std, bgr=bool(config["do_flip_channel_order"]),
+            interpolation=_PILLOW[int(config["resample"])], augment="crop",
         )  # fmt: skip
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path} says nothing that can be used ({plugins.line(error)}): give --size") from error
+        raise InputError(
+            f"{path} can't be followed ({plugins.line(error)}): say how images become inputs, such as --transform "
+            "imagenet, or --transform file.py:function"
+        ) from error
+
+
+def _complete(config: Config) -> tuple[Config, str]:
+    """(The settings of `_OF_PROCESSORS`, kind of the processor). Raises `ValueError` for steps that are not known."""
+    import transformers
+
+    said = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
+    kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", said)
+    known = getattr(transformers, f"{kind}ImageProcessor", None) if kind else None
+    if known is not None and kind not in _PROCESSORS:
+        raise ValueError(f"{said} has steps of its own")
+    strange = sorted(
+        name for name, value in config.items()
+        if value and name.startswith("do_") and name not in _OF_PROCESSORS and name not in _NO_STEPS
+    )  # fmt: skip
+    if strange:
+        raise ValueError(f"{strange[0]} is a step that is not known here")
+    settings = {}
+    for name, usual in _OF_PROCESSORS.items():
+        value = config.get(name)
+        settings[name] = getattr(known, name, usual) if value is None else value
+    return settings, kind
+
+
+def _sides_of(config: Config, kind: str) -> tuple[tuple[int, int] | None, float, bool]:
+    """(size, upscale, squash) of a `Transform` with a processor's sides. Raises `ValueError` for sides of another form.
+
+    Three kinds resize in ways of their own: LeViT to more than it says, ConvNeXt and PoolFormer by `crop_pct`.
+    """
+    crop = _sides(config["crop_size"]) if config["do_center_crop"] else None
+    if not config["do_resize"]:
+        if crop:
+            raise ValueError("it crops images that it does not resize")
+        return None, 1.0, False
+    size, percent = config["size"], config["crop_pct"]
+    if isinstance(size, Mapping) and size.keys() - {"height", "width"} not in (set(), {"shortest_edge"}):
+        raise ValueError(f"size is {size}")
+    sides = _sides(size)
+    if sides is None:
+        raise ValueError("it has no size")
+    in_proportion = "shortest_edge" in size if isinstance(size, Mapping) else not config["default_to_square"]
+    if kind == "Levit" and in_proportion:
+        sides = (int(_UPSCALE * sides[0]),) * 2
+    elif percent and kind != "PoolFormer" and sides[0] >= 384:  # ConvNeXt's crop
+        in_proportion = False
+    elif percent:
+        crop = crop or sides
+        sides, in_proportion = (int(sides[0] / percent), int(sides[1] / percent)), True
+    if crop is None and not in_proportion:
+        return sides, 1.0, True
+    if crop is None or crop[0] > sides[0] or crop[0] * sides[1] != crop[1] * sides[0]:
+        raise ValueError(f"size {size} and crop_size {config['crop_size']} give no fixed part of every image")
+    return crop, sides[0] / crop[0], not in_proportion
+
+
+def _colours_of(config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of channels between 0 and 1 that do what a processor does with values from 0 to 255."""
+    scale = 255.0 * (float(config["rescale_factor"]) if config["do_rescale"] else 1.0)
+    offset = 1.0 if config["do_rescale"] and config["rescale_offset"] else 0.0
+    mean, std = np.zeros(3), np.ones(3)
+    if config["do_normalize"] and config["image_mean"] is not None:
+        mean, std = mean + config["image_mean"], std * config["image_std"]
+    if config["include_top"]:  # EfficientNet's divides once more
+        std = std * config["image_std"]
+    mean, std = (mean + offset) / scale, std / scale
+    if np.allclose(mean, 0) and np.allclose(std, 1):
+        return (), ()
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _sides(value: object) -> tuple[int, int] | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from secateur.data import boxes
 from secateur.data.examples import Examples
 from secateur.errors import DataError
 from secateur.subjects.network import detectors
@@ -114,12 +115,8 @@ def _renumber(data: Examples, numbers: Sequence[int], known: Classes, names: Seq
     if all(number in (-1, label) for label, number in enumerate(numbers)):
         return replace(data, ids=())
     table = torch.tensor(numbers, dtype=torch.long)
-    targets = tuple(_move_labels(target, table) for target in data.targets)
+    targets = boxes.renumber(data.targets, table)
     shown = ", ".join(f"{name} {number}" for name, number in pairs[:_SHOWN])
     more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
     note = f"classes of {data.name} have the detector's own numbers, {how}: {shown}{more}"
     return replace(data, targets=targets, classes=tuple(names), ids=(), notes=(*data.notes, note))
-
-
-def _move_labels(target: Mapping[str, torch.Tensor], table: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {name: table[value] if name.endswith("labels") else value for name, value in target.items()}

@@ -26,6 +26,7 @@ from secateur import recipes
 from secateur._utils import distributed, modes, plugins
 from secateur._utils.disk import guard
 from secateur._utils.rundir import Run, read_record
+from secateur.data import examples
 from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
@@ -192,6 +193,8 @@ def run(
     backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
+    if isinstance(parts.train, examples.Examples):  # what fits into memory at a step need not at a larger pass
+        parts = replace(parts, train=examples.limit(parts.train, keywords.another_batch(flags, function)))
     notes = list(parts.notes)
     look = "a quick look" if quick else "a dry run"
     notes += [f"{look}, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []

@@ -25,6 +25,7 @@ __all__ = [
     "QUICK_PAIRS",
     "SAME",
     "add_adapters",
+    "another_batch",
     "call",
     "check_counts",
     "check_options",
@@ -109,6 +110,13 @@ def add_adapters(training: Training, flags: Mapping[str, object]) -> Training:
 def defaults(function: Callable[..., object]) -> dict[str, Any]:
     """All options by name, as flags and run.yaml have them, and their defaults."""
     return flat(function, {name: parameter.default for name, parameter in of(function).items()})
+
+
+def another_batch(flags: Mapping[str, object], *functions: Callable[..., object]) -> int | None:
+    """The examples per step among `flags`; None where it is what the first of the functions that has one would take."""
+    own = next((known["batch"] for one in functions if "batch" in (known := defaults(one))), None)
+    batch = flags.get("batch", own)
+    return batch if isinstance(batch, int) and batch != own else None
 
 
 def names(function: Callable[..., object]) -> list[str]:

@@ -205,6 +205,8 @@ def _pixels(data: Examples, place: int) -> Pixels | None:
     if transform is not None and len(transform.mean) == len(values):
         mean, std = (torch.tensor(row)[:, None, None] for row in (transform.mean, transform.std))
         values = values * std + mean
+    if transform is not None and transform.bgr:
+        values = values.flip(0)
     low, high = float(values.min()), float(values.max())
     if low < -0.01 or high > 1.01:  # normalised by whoever made the array
         values = (values - low) / max(high - low, 1e-12)

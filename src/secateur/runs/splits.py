@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import examples, labels, masks, texts, transforms
+from secateur.data import boxes, examples, labels, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
@@ -332,7 +332,15 @@ def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     if data.masks is not None and judged.masks is not None:
         notes = tuple(note for note in judged.notes if masks.BINARY not in note or data.masks.binary)
         return replace(judged, masks=judged.masks.follow(data.masks), notes=notes)
-    return judged.numbered_as(data)
+    return _boxes_numbered_as(data, judged) if judged.targets else judged.numbered_as(data)
+
+
+def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
+    """Boxes with the labels that `data` has for their classes; as they are where that does not name all of theirs."""
+    if not judged.classes or judged.classes == data.classes or not set(judged.classes) <= set(data.classes):
+        return judged
+    numbers = torch.tensor([data.classes.index(name) for name in judged.classes])
+    return replace(judged, targets=boxes.renumber(judged.targets, numbers), classes=data.classes, ids=data.ids)
 
 
 def _check_alike(data: Dataset, judged: Dataset) -> None:

@@ -87,8 +87,9 @@ def curve(
         options: of `kd_data_pruning`.
     """
     wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
-    sets = STUDY["sets"].split()
-    recorded = {name: value for name, value in keywords.flat(_recipe(), chosen).items() if name not in sets}
+    sets, flags = STUDY["sets"].split(), keywords.flat(_recipe(), chosen)
+    recorded = {name: value for name, value in flags.items() if name not in sets}
+    data = examples.limit(data, keywords.another_batch(flags, _recipe()))
     found = dict[Cell, dict[str, float]]()
     apart = examples.read(judged) if judged else None
     about = {"data": data.digest, "judged": apart.digest if apart else ""}
@@ -220,7 +221,7 @@ def _check_options(rules: Sequence[str], options: Mapping[str, object]) -> dict[
 
 def _parts(data: Examples, judged: Examples | None, seed: int) -> tuple[Examples, Examples]:
     """(what is learned from, what is judged on) under a seed."""
-    train, held = data.split(seed=seed) if judged is None else (data, judged)
+    train, held = data.split(seed=seed) if judged is None else (data, examples.limit_as(judged, data))
     if held.labels is None:
         raise DataError(f"{held.name} has no classes to judge by: give labels")
     return train, held

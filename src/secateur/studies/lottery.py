@@ -155,6 +155,8 @@ def lottery(
     _check(lrs, seeds, **how)
     apart = examples.read(judged) if judged else None
     about = {"model": Network().digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
+    most = keywords.another_batch({"batch": training.batch}, lottery)
+    data, apart = examples.limit(data, most), examples.limit(apart, most) if apart else None
     trials = [Trial(seed, lr) for seed in dict.fromkeys(seeds) for lr in dict.fromkeys(lrs)]
     found: dict[Trial, list[float]] = {}
     for trial in progress(trials):

@@ -20,6 +20,7 @@ import toys
 import trainings
 from recipes.vision import nets
 from secateur._utils.rundir import Run
+from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError
 from secateur.recipes.data import dp4tl as module
@@ -307,6 +308,12 @@ def test_classes_to_judge_on_are_numbered_by_the_names_of_the_target(files, tmp_
     replace(target(), classes=("cat", "eel")).save(tmp_path / "other.npz")
     with pytest.raises(DataError, match=r"other\.npz numbers the classes cat, eel, learned\.npz bird, cat, dog"):
         module.read_targets(source(), str(tmp_path / "learned.npz"), str(tmp_path / "other.npz"), 0, labelled=True)
+
+
+def test_targets_go_through_a_network_as_many_at_a_time_as_the_source(tmp_path):
+    target().save(tmp_path / "target.npz")
+    parts = module.read_targets(examples.limit(source(), 5), str(tmp_path / "target.npz"), "", 0, labelled=True)
+    assert [part.most for part in parts] == [5, 5]
 
 
 def test_a_surrogate_of_other_classes_is_refused_before_it_is_trained(tmp_path, files, monkeypatch):

@@ -233,6 +233,16 @@ def test_a_dry_run_says_what_would_go_and_trains_nothing(tmp_path, monkeypatch) 
     assert "erased: " in result.cut.notes[0]
 
 
+def test_networks_are_compared_on_batches_that_the_examples_allow() -> None:
+    start, data, seen = subject(), bars(), []
+    start.model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    whole = recipe.compare_outputs(start, start.copy(), data, 20)
+    assert seen == [20, 20]
+    seen.clear()
+    assert recipe.compare_outputs(start, start.copy(), examples.limit(data, 8), 20) == whole
+    assert seen == [8, 8, 8, 8, 4, 4]
+
+
 def test_a_killed_run_resumes_and_repeats(tmp_path, monkeypatch) -> None:
     budget = "segments=50%,channels=60%"
     whole = quick(tmp_path / "whole", budget)
@@ -384,6 +394,16 @@ def test_a_run_ends_with_a_program_that_needs_nothing_of_ours(place: Path, budge
     program = torch.export.load(out / "model.pt2")
     assert sum(p.numel() for p in program.parameters()) == row.predicted["params"]
     assert row.verdict == "met"
+
+
+def test_passes_of_a_run_are_no_larger_than_the_batch_that_was_asked_for(place: Path, monkeypatch) -> None:
+    real, seen = examples.batches, list[Examples]()
+    monkeypatch.setattr(examples, "batches", lambda data, **how: seen.append(data) or real(data, **how))
+    for how in ({}, {"batch": 64}, {"training": "batch=8"}):
+        executor.run(
+            "otov3", f"{place}/model.py:build", place / "data.npz", "channels=50%", place / "dry", dry_run=True, **how
+        )
+    assert [getattr(data, "most", None) for data in seen] == [None, None, 8]
 
 
 def toy(_):

@@ -243,9 +243,9 @@ def read_targets(source: Examples, target: str, judged: str, seed: int, *, label
 def read_as(source: Examples, path: str) -> Examples:
     """The examples at `path`, or those that an index there keeps; images become inputs as those of `source` do."""
     found = indices.open_index(path, read_all).data if indices.is_index(path) else examples.read(path)
-    if not (isinstance(found.inputs, Images) and isinstance(source.inputs, Images)):
-        return found
-    return replace(found, inputs=found.inputs.with_transform(source.inputs.transform, source.inputs.workers))
+    if isinstance(found.inputs, Images) and isinstance(source.inputs, Images):
+        found = replace(found, inputs=found.inputs.with_transform(source.inputs.transform, source.inputs.workers))
+    return examples.limit_as(found, source)
 
 
 def read_all(source: str, *, text: str, label: str) -> Examples:
