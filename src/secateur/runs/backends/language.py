@@ -413,10 +413,9 @@ class Language(TextBackend[Transformer]):
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
 
-    def chance(self, held_out: texts.Corpus) -> dict[str, float]:
-        """The share of the commonest class of the texts."""
-        labelled = held_out.labels is not None and held_out.classes and held_out.tagged is None
-        return commonest_share(held_out.labels or ()) if labelled else {}
+    def chance(self, subject: Transformer, held_out: texts.Corpus) -> dict[str, float]:
+        """The share of the commonest class of the texts, where the model gives one class per text."""
+        return commonest_share(held_out.labels or ()) if classifies(subject) else {}
 
     def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
