@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from secateur._utils import distributed
 from secateur._utils.modes import evaluating
+from secateur._utils.rundir import say_what_takes_long
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency, memory, sparsity
@@ -102,7 +103,8 @@ class Reference:
                 clock = {**CLOCK, "lasting": longer * CLOCK["lasting"], "enough": longer * CLOCK["enough"]}
                 clock |= {} if self.pairs is None else {"pairs": self.pairs, "lasting": 0.0}
                 clock |= {"resolution": max(0.1, CLOCK.get("resolution", 0.0))} if self.coarse else {}
-                times = latency.compare(first, second, device=environment.device, **clock)
+                with say_what_takes_long("time beside the original"):
+                    times = latency.compare(first, second, device=environment.device, **clock)
                 measured["speedup"] = times.speedup
                 before |= _times(times.before, environment)
                 after |= _times(times.after, environment)
