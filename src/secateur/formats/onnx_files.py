@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.fx.node import map_aggregate
+from torch.fx.node import Argument, map_aggregate
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from secateur._utils.outputs import leaves
@@ -231,7 +231,7 @@ def _widen(program: ExportedProgram) -> nn.Module | None:
     """The program's module with float32 in place of half precision; None where there is none."""
     model, halves = program.module(), 0
 
-    def widen(argument: Any) -> Any:
+    def widen(argument: Argument) -> Argument:
         nonlocal halves
         halves += argument in _HALF if isinstance(argument, torch.dtype) else 0
         return torch.float32 if isinstance(argument, torch.dtype) and argument in _HALF else argument
