@@ -156,6 +156,36 @@ def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
     assert not (tmp_path / "other").exists()
 
 
+class Casting(nn.Module):
+    """A network that computes a part of itself in bfloat16: with weights of it, or by autocast."""
+
+    def __init__(self, auto: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.auto = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5), auto
+        self.second.to(torch.float32 if auto else torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.auto):
+            return self.second(self.first(x).relu().mean((2, 3)).to(torch.bfloat16)).float()
+
+
+@pytest.mark.usefixtures("programs")
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_network_that_casts_to_half_precision_is_a_file_in_float32(tmp_path: Path, auto: bool) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    x = torch.randn(2, 3, 8, 8)
+    small = halved(Casting(auto), x)
+    (note,) = small.export_onnx(tmp_path / "small.onnx")
+    assert "computes in float32 what the network casts to half precision" in note
+    small.save(tmp_path / "saved", program=True)
+    onnx_files.write_program(onnx_files.load_program(tmp_path / "saved"), tmp_path / "saved.onnx")
+    for file in ("small.onnx", "saved.onnx"):
+        session = runtime.InferenceSession(str(tmp_path / file))
+        assert [one.type for one in session.get_inputs()] == ["tensor(float)"]
+        (found,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), small.forward(), atol=2e-2, rtol=2e-2)
+
+
 class Segmenter(nn.Module):
     """Convolutions and a resize to the size of the input: free of height and width."""
 

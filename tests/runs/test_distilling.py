@@ -862,7 +862,7 @@ def test_loyalty_is_to_the_teachers_that_are_asked(nets, how):
     alone = [of_nets(nets, teacher=one, out=one, steps=4) for one in ("wide", "thin")]
     found, *others = map(loyal, (both, *alone))
     assert others[0] != others[1]
-    to_each = both.settings["notes"]
+    to_each = [line for line in both.settings["notes"] if line.startswith("to the teacher")]
     assert [line.split()[3].rsplit(":", 1)[1] for line in to_each] == ["wide", "thin"]
     if how.get("shares") == [0, 1]:
         assert str(both.measured.get("probability_loyalty", both.after["probability_loyalty"])) in to_each[1]

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 import secateur
 import tiny
 from secateur import cli
+from secateur._utils import rundir
 from secateur.errors import InfeasibleError, InputError, MeasurementError, NumericalError, UnsupportedError
 from secateur.measure import latency
 from secateur.reports import evidence
@@ -347,6 +348,15 @@ def test_how_long_results_are_timed(monkeypatch):
         with pytest.raises(MeasurementError, match="enough"):
             usual.evidence(Result(budget, subject, None, {}), {}, [Budget.parse(budget)])
     assert looked == [3, 1]
+
+
+def test_timing_that_takes_long_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(rundir, "_LATE", 0.0)
+    same = latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **how: same)
+    subject = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    measuring.Reference(Language(), subject, latency.Environment(1, 8)).compare(subject)
+    assert "time beside the original: done, 0 s\n" in capsys.readouterr().err
 
 
 def test_a_noisy_clock_leaves_the_other_figures(places, monkeypatch, capsys):

@@ -36,7 +36,10 @@ from secateur.errors import InfeasibleError, InputError, RunError, UnsupportedEr
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Run", "Transient", "lock_folder", "plain", "read_matching_record", "read_record", "read_tensors"]
+__all__ = [
+    "Run", "Transient", "lock_folder", "plain", "read_matching_record", "read_record", "read_tensors",
+    "say_what_takes_long",
+]  # fmt: skip
 
 _DIGEST = "_sha256"
 _LATE = 10.0
@@ -76,6 +79,10 @@ def _say_what_takes_long(name: str) -> Iterator[None]:
         timer.cancel()
     if (took := time.monotonic() - start) >= _LATE:
         print(f"{name}: done, {took:.0f} s", file=sys.stderr, flush=True)
+
+
+say_what_takes_long = _say_what_takes_long
+"""The same for what is computed without a run directory, or kept in none."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
+from torch.fx.node import Argument, map_aggregate
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from secateur._utils.outputs import leaves
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TOLERANCE", "check", "check_installed", "load_program", "open_session", "program", "write", "write_module",
-    "write_program",
+    "write_program", "write_widened",
 ]  # fmt: skip
 
 TOLERANCE = 1e-4
@@ -37,6 +38,13 @@ _EDGES = 0.01
 
 _FLOATS = "session.disable_quant_qdq"
 """The option of onnxruntime by which layers between roundings compute in floats, as PyTorch does."""
+
+_HALF = (torch.float16, torch.bfloat16)
+
+_WIDENED = (
+    "the ONNX file computes in float32 what the network casts to half precision, which onnxruntime can't: its outputs "
+    "differ from the network's by that rounding"
+)
 
 _ONE_SHAPE = "the ONNX file takes inputs of the shapes of the example only"
 
@@ -201,6 +209,48 @@ def _write_flat(flat: _Flat, names: list[str], path: Path) -> tuple[str, ...]:
     return (_ONE_SHAPE, *_check_module(path, flat, names, [one]))
 
 
+def write_widened(make: Callable[[], ExportedProgram], path: Path, error: Exception) -> tuple[str, ...]:
+    """Export the program that `make` gives in float32, where it computes in half precision; returns notes.
+
+    error: that of exporting it as it is, which is raised where nothing in it is of half precision. The file is checked
+    against the program in float32.
+    """
+    model = None
+    with contextlib.suppress(Exception):
+        program = make()
+        model = _widen(program)
+    if model is None:
+        raise error
+    check_installed()
+    path.unlink(missing_ok=True)
+    args, kwargs = tree_map_only(Tensor, _as_float, program.example_inputs)
+    return (_WIDENED, *_write_flat(_Flat(model, args, kwargs), _names(model, args, kwargs), path))
+
+
+def _widen(program: ExportedProgram) -> nn.Module | None:
+    """The program's module with float32 in place of half precision; None where there is none."""
+    model, halves = program.module(), 0
+
+    def widen(argument: Argument) -> Argument:
+        nonlocal halves
+        halves += argument in _HALF if isinstance(argument, torch.dtype) else 0
+        return torch.float32 if isinstance(argument, torch.dtype) and argument in _HALF else argument
+
+    for module in model.modules():  # of autocast, too, which has graphs of its own
+        if isinstance(module, GraphModule):
+            for node in module.graph.nodes:
+                node.args, node.kwargs = map_aggregate(node.args, widen), map_aggregate(node.kwargs, widen)
+            module.recompile()
+    for tensor in (*model.parameters(), *model.buffers()):
+        halves += tensor.dtype in _HALF
+        tensor.data = _as_float(tensor.data)
+    return model if halves else None
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in _HALF else tensor
+
+
 def program(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> ExportedProgram:
     """A torch.export program of a module in evaluation mode, for any batch, height and width where the module lets it.
 
@@ -235,8 +285,18 @@ def _without_paths(program: ExportedProgram) -> ExportedProgram:
 
 
 def write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
-    """Export a torch.export program, with the inputs it was made with, and check it; returns notes."""
+    """Export a torch.export program, with the inputs it was made with, and check it; returns notes.
+
+    What it computes in half precision is in float32 in the file where onnxruntime can't run it otherwise.
+    """
     check_installed()
+    try:
+        return _write_program(program, path)
+    except Exception as error:
+        return write_widened(lambda: program, path, error)
+
+
+def _write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     args, kwargs = program.example_inputs
     flat = _Flat(program.module(), args, kwargs)
     names = _names(flat.model, args, kwargs)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from secateur._utils import distributed, modes, plugins
 from secateur._utils.disk import guard
 from secateur._utils.rundir import Run, read_record
 from secateur.data import examples
-from secateur.errors import DataError, InputError, MeasurementError, RunError, UnsupportedError
+from secateur.errors import InputError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
 from secateur.recover.training import lora
@@ -256,11 +255,7 @@ def run(
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))
         return _collect(previews, on_result)
-    with suppress(DataError, MeasurementError):  # which are told where it is measured
-        if warning := reference.describe_guessing():
-            notes.append(warning)
-            if distributed.index() == 0:
-                print(f"warning: {warning}", file=sys.stderr)
+    notes += reference.warn_of_guessing()
     job = replace(job, notes=tuple(notes))
     older = {**keywords.defaults(function), **hashes}
     record = open_run(out, settings, about, overwrite=overwrite, shared=True, defaults=older)

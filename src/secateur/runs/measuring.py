@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -12,7 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from secateur._utils import distributed
 from secateur._utils.modes import evaluating
+from secateur._utils.rundir import say_what_takes_long
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency, memory, sparsity
@@ -100,7 +103,8 @@ class Reference:
                 clock = {**CLOCK, "lasting": longer * CLOCK["lasting"], "enough": longer * CLOCK["enough"]}
                 clock |= {} if self.pairs is None else {"pairs": self.pairs, "lasting": 0.0}
                 clock |= {"resolution": max(0.1, CLOCK.get("resolution", 0.0))} if self.coarse else {}
-                times = latency.compare(first, second, device=environment.device, **clock)
+                with say_what_takes_long("time beside the original"):
+                    times = latency.compare(first, second, device=environment.device, **clock)
                 measured["speedup"] = times.speedup
                 before |= _times(times.before, environment)
                 after |= _times(times.after, environment)
@@ -174,12 +178,23 @@ class Reference:
 
     def _chance(self, figures: Collection[str]) -> dict[str, float]:
         """What guessing reaches in the figures that were measured."""
-        known = {} if self.held_out is None else self.backend.chance(self.held_out)
+        known = {} if self.held_out is None else self.backend.chance(self.original, self.held_out)
         return {name: value for name, value in known.items() if name in figures}
 
-    def describe_guessing(self) -> str:
-        """That the original does no better than guessing, on a few of the held-out examples; "" where it does."""
-        chance = {} if self.held_out is None else self.backend.chance(self.held_out)
+    def warn_of_guessing(self, original: str = "the original") -> list[str]:
+        """That the original does no better than guessing, on a few of the held-out examples; [] where it does.
+
+        original: what it is called. The first process prints that, too; what can't be measured is not told here.
+        """
+        warning = ""
+        with suppress(DataError, MeasurementError, UnsupportedError):
+            warning = self._describe_guessing(original)
+        if warning and distributed.index() == 0:
+            print(f"warning: {warning}", file=sys.stderr)
+        return [warning] if warning else []
+
+    def _describe_guessing(self, original: str) -> str:
+        chance = {} if self.held_out is None else self.backend.chance(self.original, self.held_out)
         if not chance:
             return ""
         few = self.held_out.take(range(min(len(self.held_out), _FEW)))
@@ -187,7 +202,7 @@ class Reference:
         for name, guess in chance.items():
             if name in figures and figures[name].value <= guess + 0.02:
                 return (
-                    f"the original has {display.measure(name).label.lower()} {figures[name].value:.3g} on "
+                    f"{original} has {display.measure(name).label.lower()} {figures[name].value:.3g} on "
                     f"{len(few)} held-out examples, no better than guessing ({guess:.3g}): check its weights, its "
                     "preprocessing and the order of its classes before what it teaches is trusted"
                 )

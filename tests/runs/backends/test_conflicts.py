@@ -55,7 +55,7 @@ def test_a_table_becomes_prompts_that_the_model_knows_and_is_judged_by_them(monk
     items = conflicts.encode(replace(data, items=behind), subject.tokenizer)
     assert again["instructed/context_rate"] == conflicts.rates(student, items)["context_rate"]
     assert both == {}
-    assert backend.chance(data) == {}
+    assert backend.chance(subject, data) == {}
     sizes = [backend.sizes(one, one.example(1, 8))["heads"].value for one in (subject, student)]
     assert sizes == [12, 10]
     words = backend.fit_data(texts.read([one.prompt for one in data.items]), subject)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,6 +112,21 @@ def test_loyalty_stands_beside_what_else_is_told_of_predictions(kind):
         batches = language.held_batches(corpus, one.tokenizer, packed=False, length=16)
         told = [torch.cat([model.forward(batch).prediction for batch in batches]) for model in (other, one)]
         assert both["label_loyalty"] == loyalty.label(*told)
+
+
+def test_guessing_is_known_of_what_classifies_texts_and_of_nothing_else():
+    corpus = texts.Corpus(tiny.sentences(4), [0, 1, 1, 1])
+    named = replace(corpus, classes=("cold", "warm"))
+    makers = {BertForSequenceClassification: {"accuracy": 0.75}, BertForMaskedLM: {}}
+    for maker, known in makers.items():
+        config = type(tiny.model("bert").config)(
+            **{**tiny.model("bert").config.to_dict(), "id2label": {0: "cold", 1: "warm"},
+               "label2id": {"cold": 0, "warm": 1}}
+        )  # fmt: skip
+        subject = secateur.open_subject(maker(config), tokenizer=tiny.tokenizer())
+        for data in (corpus, named):
+            assert Language().chance(subject, Language().fit_data(data, subject)) == known
+        assert Language().chance(subject, replace(corpus, labels=None)) == {}
 
 
 def test_classes_of_another_number_have_no_loyalty_and_numbers_have_three_figures():

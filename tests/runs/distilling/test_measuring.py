@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
+from secateur.data.examples import Examples
 from secateur.errors import DataError
 from secateur.measure import loyalty
 from secateur.runs.distilling import measuring
@@ -42,6 +44,20 @@ def test_an_aligned_teacher_that_is_the_student_is_not_apart_from_it(of_texts, p
     alike = second["shared_probability_loyalty"]
     assert alike.samples == len(twin.held) > 1  # texts are the sample, of several tokens each
     assert 0 < alike.low < alike.value < alike.high < 1
+
+
+def test_a_teacher_that_only_guesses_is_said_and_one_that_knows_is_not(of_networks, capsys):
+    _, setup = of_networks()
+    wrong, right = (teacher.model for teacher in setup.teachers)
+    wrong.load_state_dict({name: -one if name[0] == "2" else one for name, one in right.state_dict().items()})
+    inputs = torch.randn(60, 4)
+    setup = replace(setup, held=Examples(inputs, right(inputs).argmax(-1), name="some"))
+    (warning,) = measuring.warn_of_guessing(setup)
+    assert warning.startswith("teacher 1 has accuracy ")
+    assert "no better than guessing" in warning
+    assert capsys.readouterr().err == f"warning: {warning}\n"
+    (warning,) = measuring.warn_of_guessing(replace(setup, teachers=setup.teachers[:1]))
+    assert warning.startswith("the teacher has accuracy ")
 
 
 def test_data_that_tells_no_quality_is_refused_and_models_that_have_none_yet_are_not(of_texts, of_networks, plain):

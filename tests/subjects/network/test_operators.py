@@ -7,7 +7,9 @@ from secateur.subjects.network.operators import (
     base_name,
     dimensions,
     is_view,
+    name_of,
     names,
+    qualify,
     results_of,
     tensors_in,
 )
@@ -18,6 +20,7 @@ aten = torch.ops.aten
 def test_names_and_dimensions_of_operators():
     assert names("add  mul") == {"add", "mul"}
     assert [base_name(name) for name in ("add", "add_", "__and__")] == ["add", "add", "__and__"]
+    assert (name_of(aten.add_.Tensor), qualify("mylib", "add_")) == ("add_", "mylib::add_")
     assert is_view(aten.view.default)
     assert not is_view(aten.add.Tensor)
     assert dimensions(None, 3) == dimensions([], 3) == [0, 1, 2]

@@ -149,3 +149,28 @@ def test_a_rule_of_ones_own_for_an_unknown_operator(monkeypatch: pytest.MonkeyPa
     assert secateur.prune(Own(), torch.randn(2, 4)).cut.removed == {"first.channels": (4, 8)}
     secateur.rule("secateur_test::squash", lambda flow, call: flow.labels(call.args[0]))
     assert secateur.prune(Own(), torch.randn(2, 4)).cut.removed == {"first.channels": (4, 8)}
+
+
+def test_an_operator_that_is_named_as_one_of_torchs_has_neither_its_rule_nor_gives_it_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @torch.library.custom_op("secateur_test::mean", mutates_args=())
+    def mean(x: Tensor) -> Tensor:
+        return x - x.mean(-1, keepdim=True) / 2
+
+    class Own(nn.Module):
+        def __init__(self, own: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.own = nn.Conv2d(3, 8, 1), nn.Linear(8, 3), own
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.second((mean(x) if self.own else x).mean((2, 3)))
+
+    monkeypatch.setattr(rules, "RULES", rules.RULES.copy())
+    monkeypatch.setattr(labelling, "RULES", rules.RULES)
+    with pytest.raises(UnsupportedError, match="secateur_test::mean is not known to the analysis"):
+        secateur.prune(Own(True), torch.randn(2, 3, 4, 4))
+    secateur.rule("secateur_test::mean", "spatial")
+    for own in (True, False):
+        assert secateur.prune(Own(own), torch.randn(2, 3, 4, 4)).cut.removed == {"first.channels": (4, 8)}

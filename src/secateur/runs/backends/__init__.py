@@ -197,7 +197,7 @@ class Backend(Protocol[S, D, B]):
         """(before, after, both): quality of each, and of the two together."""
         return {}, {}, {}
 
-    def chance(self, held_out: D) -> dict[str, float]:
+    def chance(self, subject: S, held_out: D) -> dict[str, float]:
         """Measure of `compare` -> what always giving the commonest answer reaches, where that is known."""
         return {}
 

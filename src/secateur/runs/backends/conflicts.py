@@ -62,7 +62,7 @@ class ConflictPrompts(Language):
             data = conflicts.build(data, subject.tokenizer)
         return conflicts.keep_known(subject, data)
 
-    def chance(self, held_out: Conflicts | Corpus) -> dict[str, float]:
+    def chance(self, subject: Transformer, held_out: Conflicts | Corpus) -> dict[str, float]:
         """Nothing: no source is the right one."""
         return {}
 

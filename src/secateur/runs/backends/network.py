@@ -228,7 +228,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         tally.add(outputs, {})
         return {}, {}, both | tally.figures()
 
-    def chance(self, held_out: Examples) -> dict[str, float]:
+    def chance(self, subject: Traced, held_out: Examples) -> dict[str, float]:
         """The share of the commonest class; of pixels in a sample of the masks."""
         if held_out.per_pixel:
             counts = _count_pixels(held_out)

@@ -237,6 +237,7 @@ def distill(
     trial.check_number(setup, learner)
     notes += parts.notes
     trial.try_losses(setup, learner, between)
+    notes += measuring.warn_of_guessing(setup)
     notes += [f"trained by {distributed.count()} processes"] if distributed.count() > 1 else []
     if dry_run:
         measuring.measure_before(setup, learner, None)

@@ -22,10 +22,11 @@ from secateur.runs.backends import Row
 from secateur.runs.distilling import caches, ensembles
 from secateur.runs.distilling.models import Learner, as_transformer, gives_rows
 from secateur.runs.distilling.setup import Ask, Setup, make_batches
+from secateur.runs.measuring import Reference
 from secateur.subjects import Transformer
 from secateur.vocabulary import Evidence, Figure
 
-__all__ = ["describe", "loyalty_notes", "measure_before", "measure_student", "verdict"]
+__all__ = ["describe", "loyalty_notes", "measure_before", "measure_student", "verdict", "warn_of_guessing"]
 
 _NEARER = (
     "shared_kl", "shared_probability_loyalty", "shared_label_loyalty", "served_label_loyalty", "probability_loyalty",
@@ -36,6 +37,15 @@ _LESS = ("perplexity", "shared_kl", "rmse")
 """Of these, less is nearer."""
 _BATCHES = 24
 """Held-out batches on which aligned teachers are compared."""
+
+
+def warn_of_guessing(setup: Setup) -> list[str]:
+    """A warning of each teacher that does no better than guessing on held-out data, which is printed, too."""
+    warnings = list[str]()
+    for number, teacher in enumerate(setup.teachers, 1):
+        name = "the teacher" if len(setup.teachers) == 1 else f"teacher {number}"
+        warnings += Reference(setup.backend, teacher, setup.environment, setup.held).warn_of_guessing(name)
+    return warnings
 
 
 def measure_before(setup: Setup, student: Learner, run: Run | None) -> tuple[Row, Row, str]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur._utils.outputs import leaves
 from secateur.subjects.network.absent import form
-from secateur.subjects.network.operators import Arguments, Keywords, is_view, tensors_in
+from secateur.subjects.network.operators import Arguments, Keywords, is_view, name_of, tensors_in
 from secateur.subjects.network.recording import Example, running, tensors_of
 
 __all__ = ["SUMS", "Call", "Graph", "Vertex", "channels_along", "record"]
@@ -232,7 +232,7 @@ class _Recorder(TorchDispatchMode):
                     setattr(one, _MADE, frozenset(parameters))
             return out
         place = len(self.graph.vertices)
-        name = func.overloadpacket.__name__
+        name = name_of(func)
         self.graph.vertices.append(
             Vertex(
                 name,

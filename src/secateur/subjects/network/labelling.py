@@ -9,7 +9,16 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from secateur.subjects.network.labels import NOTHING, Flow
-from secateur.subjects.network.operators import Arguments, Call, Keywords, base_name, names, results_of, tensors_in
+from secateur.subjects.network.operators import (
+    Arguments,
+    Call,
+    Keywords,
+    base_name,
+    name_of,
+    names,
+    results_of,
+    tensors_in,
+)
 from secateur.subjects.network.rules import MOVES, RECURRENT, RULES, SAME, pass_elementwise
 
 __all__ = ["apply"]
@@ -47,7 +56,7 @@ _FACTS: dict[int, _Facts] = {}
 
 
 def _facts(func: OpOverload) -> _Facts:
-    name = func.overloadpacket.__name__
+    name = name_of(func)
     base, pointwise = base_name(name), torch.Tag.pointwise in func.tags
     return _Facts(name, base, pointwise)
 

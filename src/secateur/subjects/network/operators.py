@@ -18,7 +18,9 @@ __all__ = [
     "base_name",
     "dimensions",
     "is_view",
+    "name_of",
     "names",
+    "qualify",
     "results_of",
     "tensors_in",
 ]
@@ -41,6 +43,23 @@ class EagerMode(TorchDispatchMode):
 def names(text: str) -> frozenset[str]:
     """The words of `text`."""
     return frozenset(text.split())
+
+
+_KNOWN = names("aten torchvision")
+"""Namespaces of the operators that are known here by their bare names."""
+
+
+def qualify(namespace: str, name: str) -> str:
+    """What an operator is called here: its bare name where torch or torchvision has it, else "namespace::name".
+
+    So `mylib::mean` is not taken for torch's own.
+    """
+    return name if namespace in _KNOWN else f"{namespace}::{name}"
+
+
+def name_of(func: OpOverload) -> str:
+    """The name of a dispatched operator, as `qualify` gives it."""
+    return qualify(func.namespace, func.overloadpacket.__name__)
 
 
 def base_name(name: str) -> str:

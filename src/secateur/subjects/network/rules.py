@@ -26,7 +26,7 @@ from secateur.subjects.network.labels import (
     pad_rank,
     varying,
 )
-from secateur.subjects.network.operators import Call, base_name, dimensions, names
+from secateur.subjects.network.operators import Call, base_name, dimensions, names, qualify
 
 __all__ = ["MOVES", "RECURRENT", "RULES", "SAME", "Rule", "pass_elementwise", "rule"]
 
@@ -34,6 +34,7 @@ Result = Labels | list[Labels]
 Rule = Callable[[Flow, Call], Result]
 
 RULES: dict[str, Rule] = {}
+"""By `qualify` of `operators`: bare names are torch's and torchvision's, those of other libraries have a namespace."""
 
 RECURRENT = "belongs to a recurrent layer, whose state goes on from step to step"
 """Why the gates and states of such layers stay."""
@@ -63,7 +64,8 @@ def rule(operator: str, does: Literal["elementwise", "spatial"] | Rule) -> None:
     `InputError` for an operator that is not registered.
     """
     namespace, _, name = operator.rpartition("::")
-    packet = getattr(getattr(torch.ops, namespace or "aten"), name, None)
+    namespace = namespace or "aten"
+    packet = getattr(getattr(torch.ops, namespace), name, None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         raise InputError(
             f"{operator!r} is no operator of torch: write namespace::name, as in torch.library.custom_op, and import "
@@ -71,7 +73,7 @@ def rule(operator: str, does: Literal["elementwise", "spatial"] | Rule) -> None:
         )
     if not callable(does) and does not in _KINDS:
         raise InputError(f"does={does!r}: give {' or '.join(map(repr, _KINDS))}, or a rule (flow, call) -> labels")
-    RULES[base_name(name)] = does if callable(does) else _KINDS[does]
+    RULES[base_name(qualify(namespace, name))] = does if callable(does) else _KINDS[does]
 
 
 # ---------------------------------------------------------------------------------------------- one element at a time

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from secateur.subjects.network.labels import Flow, pad_rank, varying
-from secateur.subjects.network.operators import Arguments, Keywords, dimensions, is_view, names, tensors_in
+from secateur.subjects.network.operators import Arguments, Keywords, dimensions, is_view, name_of, names, tensors_in
 
 __all__ = ["call", "leave_raw", "raw", "silence"]
 
@@ -56,7 +56,7 @@ def silence(flow: Flow, kept: Tensor, func: OpOverload, args: Arguments, out: ob
             for value in tensors_in(out):
                 setattr(value, _RAW, True)
         return
-    name = func.overloadpacket.__name__
+    name = name_of(func)
     silent = name.removesuffix("_") in _ZERO_FOR_ZERO or _adds_alike(flow, name, args, out) or _clips(name, args)
     if silent and not any(raw(value) for value in tensors_in(args)):
         return
@@ -95,7 +95,7 @@ def _clips(name: str, args: Arguments) -> bool:
 
 def call(flow: Flow, kept: Tensor, func: OpOverload, args: Arguments, kwargs: Keywords) -> Any:
     """The operator itself, or where it looks at many channels at once, what it gives for those that are kept."""
-    name = func.overloadpacket.__name__
+    name = name_of(func)
     if not is_view(func) and any(raw(value) for value in tensors_in(args)):
         args = _zero_raw(flow, kept, func, name, args)
     special = _SPECIAL.get(name)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -572,16 +572,20 @@ class Traced:
         """Write the network as an ONNX file, in evaluation mode and float32; returns notes.
 
         Inputs are named as the arguments of its `forward`. They take any batch where the network lets them; a note
-        says where not. The file is run under onnxruntime beside the network before it is put in place. Raises
-        `MissingExtraError` without the `onnx` extra, `UnsupportedError` for what ONNX can't hold, `NumericalError`
-        where outputs differ by more than 1e-4.
+        says where not, and where the network itself casts to half precision. The file is run under onnxruntime
+        beside the network before it is put in place. Raises `MissingExtraError` without the `onnx` extra,
+        `UnsupportedError` for what ONNX can't hold, `NumericalError` where outputs differ by more than 1e-4.
         """
         file = Path(file)
         file.parent.mkdir(parents=True, exist_ok=True)
         args, kwargs = self.inputs.fresh()
         model = twin(self.model, share=True).eval()
         with writing(file) as place:
-            return onnx_files.write_module(model, args, kwargs, place)
+            try:
+                return onnx_files.write_module(model, args, kwargs, place)
+            except Exception as error:  # a network that casts to half precision itself can't run in float32
+                whole = twin(self.model).cpu().eval()
+                return onnx_files.write_widened(partial(onnx_files.program, whole, args, kwargs), place, error)
 
 
 def open_traced(
