@@ -413,21 +413,14 @@ class Language(TextBackend[Transformer]):
         if subject.kind != "decoder" or subject.tokenizer is None:
             raise InputError("lm-eval tasks need a language model with its tokenizer")
 
-<<<<<<< HEAD
     def class_names(self, subject: Transformer) -> tuple[str, ...]:
         """Those of a classifier of texts, by its config."""
         names = subject.model.config.id2label if classifies(subject) else {}
         return tuple(str(names[number]) for number in sorted(names))
 
-    def chance(self, held_out: texts.Corpus) -> dict[str, float]:
-        """The share of the commonest class of the texts."""
-        labelled = held_out.labels is not None and held_out.classes and held_out.tagged is None
-        return commonest_share(held_out.labels or ()) if labelled else {}
-=======
     def chance(self, subject: Transformer, held_out: texts.Corpus) -> dict[str, float]:
         """The share of the commonest class of the texts, where the model gives one class per text."""
         return commonest_share(held_out.labels or ()) if classifies(subject) else {}
->>>>>>> fix29d
 
     def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
