@@ -289,6 +289,13 @@ def test_an_adapter_that_does_not_fit_is_refused(case: str, llama: Path, tmp_pat
     assert not (tmp_path / "fit").exists()
 
 
+def test_another_base_is_refused_with_the_right_one_at_hand_too(llama: Path, tmp_path: Path) -> None:
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(llama / "other")})
+    with pytest.raises(InputError, match=OTHER.replace("{other}", str(llama / "other"))):
+        translate_adapter(adapter, llama / "small", tmp_path / "fit", base=llama / "base")
+    assert not (tmp_path / "fit").exists()
+
+
 def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"other are not those that .*small was cut from .* give --base that model"):
         translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=llama / "other")

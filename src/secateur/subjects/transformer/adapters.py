@@ -329,25 +329,28 @@ class _Translation:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The folder of the base, if its weights are at hand and the same as those that were cut."""
-        said = self.settings.base_model_name_or_path
+        """The folder of the base, if its weights are at hand and the same as those that were cut.
+
+        Raises `InputError` where the folder that the user names holds others, or that which the adapter names.
+        """
+        said, found = self.settings.base_model_name_or_path, list[Path]()
         for source in (self.base, said, self.origin.name):
             if not source or (source is not self.base and not (Path(source) / "config.json").is_file()):
                 continue
             folder = loading.locate(source)
             if self.origin.sha256 is None or hash_folder(folder) == self.origin.sha256:
-                return folder
-            if source is self.base:
+                found.append(folder)
+            elif source is self.base:
                 raise InputError(
                     f"the weights of {source} are not those that {self.name} was cut from ({self._cut_from}): give "
                     "--base that model"
                 )
-            if source == said:
+            elif source == said:
                 raise InputError(
                     f"{self.folder} is an adapter of {said}, whose weights are not those that {self.name} was cut from "
                     f"({self._cut_from}): translate an adapter of that model"
                 )
-        return None
+        return next(iter(found), None)
 
     @property
     def _cut_from(self) -> str:
