@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import secateur
-from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
+from secateur.errors import DataWarning, InputError, ModelError, SecateurError, UnsupportedError
+from secateur.runs.exporting import export
 from secateur.subjects import Transformer, load, open_subject
 from secateur.subjects.transformer.adapters import translate_adapter
 from secateur.vocabulary import Selection
@@ -172,6 +174,25 @@ def test_what_is_not_exact_is_said(llama: Path, tmp_path: Path) -> None:
             tmp_path / "never",
         )
     assert not (tmp_path / "never").exists()
+
+
+def test_adapters_of_a_quantised_start_and_of_its_floats_fit_what_was_cut_from_it(llama: Path, tmp_path: Path) -> None:
+    for name in ("base", "other"):
+        export(llama / name, "int8", tmp_path / f"{name}-int8")
+    with pytest.warns(DataWarning, match="were quantised"):
+        small, _ = open_subject(tmp_path / "base-int8").cut(Selection({"layers": without(3, 1)}))
+    small.save(tmp_path / "small")
+    floats, integers = llama / "base", tmp_path / "base-int8"
+    for said, base in [(floats, None), (floats, integers), (integers, None), (integers, floats), (integers, integers)]:
+        adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(said)})
+        fit = tmp_path / f"{said.name} {base and base.name}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            _, notes = translate_adapter(adapter, tmp_path / "small", fit, base=base)
+        assert any("changed after the cut" in note for note in notes) == (said == floats), "by rounding"
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "other-int8")})
+    with pytest.raises(InputError, match=OTHER.replace("{other}", str(tmp_path / "other-int8"))):
+        translate_adapter(adapter, tmp_path / "small", tmp_path / "never")
 
 
 OTHER = "adapter of {other}, whose weights are not those that .*small was cut from"

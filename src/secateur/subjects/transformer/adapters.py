@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from secateur._utils import checkpoints, hub
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.subjects.transformer import cutting, files, loading, low_rank, saving
+from secateur.subjects.transformer import cutting, files, loading, low_rank, quantised, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.layout import Layout, Place
@@ -89,7 +89,8 @@ def translate_adapter(
     LoRA's and DoRA's factors are sliced by the map that the result carries: the same as merging the adapter into the
     dense model and cutting that. What the adapter had on layers and sub-blocks that went goes as well. The new folder
     is loaded by peft: `PeftModel.from_pretrained(model, out)`. No adapter of another base is taken: the weights of the
-    folder that it names, or else the name, must be those of the result's base.
+    folder that it names, or else the name, must be those of the result's base, or of what `secateur export` made of it
+    in integers.
 
     Args:
         adapter: the folder that peft saved: adapter_config.json and adapter_model.safetensors.
@@ -329,16 +330,17 @@ class _Translation:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The folder of the base, if its weights are at hand and the same as those that were cut.
+        """The folder of the base, if its weights are at hand: those that were cut, or integers that stand for them.
 
         Raises `InputError` where the folder that the user names holds others, or that which the adapter names.
         """
         said, found = self.settings.base_model_name_or_path, list[Path]()
-        for source in (self.base, said, self.origin.name):
+        for source in (said, self.base, self.origin.name):
             if not source or (source is not self.base and not (Path(source) / "config.json").is_file()):
                 continue
             folder = loading.locate(source)
-            if self.origin.sha256 is None or hash_folder(folder) == self.origin.sha256:
+            wanted = self.origin.sha256
+            if wanted is None or wanted in (quantised.read_source(folder), hash_folder(folder)):
                 found.append(folder)
             elif source is self.base:
                 raise InputError(
