@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaForQuestionAnswering
 
 import secateur
 from secateur.errors import DataWarning, InputError, ModelError, SecateurError, UnsupportedError
@@ -109,6 +110,28 @@ def test_a_translated_adapter_equals_the_merged_model_cut(
 def test_what_else_an_adapter_holds_is_cut_too(family: str, options: dict[str, Any], tmp_path: Path) -> None:
     subject, merged = prepare(family, tmp_path, **options)
     compare(tmp_path / "base", merged, selections(subject)["mixed again"], tmp_path / "adapter", tmp_path / "cut")
+
+
+def test_an_adapter_of_a_class_that_calls_the_model_otherwise_is_cut_too(tmp_path: Path) -> None:
+    make("llama").model.base_model.save_pretrained(tmp_path / "base")
+    dense = LlamaForQuestionAnswering.from_pretrained(tmp_path / "base")
+    options = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["qa_outputs"]}
+    model = peft.get_peft_model(dense, peft.LoraConfig(r=3, init_lora_weights=False, **options))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    merged = model.merge_and_unload()
+    keep = {"layers": without(3, 1), "channels": without(48, *range(8))}
+    open_subject(tmp_path / "base").cut(Selection(keep))[0].save(tmp_path / "small")
+    fit, notes = translate_adapter(tmp_path / "adapter", tmp_path / "small", tmp_path / "fit")
+    assert not any("calls the model" in note for note in notes)
+    small = peft.PeftModel.from_pretrained(LlamaForQuestionAnswering.from_pretrained(tmp_path / "small"), str(fit))
+    fitted, (wanted, _) = small.merge_and_unload(), open_subject(merged.transformer).cut(Selection(keep))
+    ours, batch = open_subject(fitted.transformer), wanted.example(2, 9)
+    assert torch.equal(fitted.qa_outputs.weight, merged.qa_outputs.weight[:, 8:])
+    torch.testing.assert_close(run(ours, batch), run(wanted, batch), rtol=1e-5, atol=1e-5)
+    make("llama").cut(Selection(keep))[0].save(tmp_path / "generating")
+    unnamed = edit(tmp_path / "adapter", tmp_path / "unnamed", {"base_model_name_or_path": None})
+    notes = translate_adapter(unnamed, tmp_path / "generating", tmp_path / "again")[1]
+    assert any("calls the model transformer, and" in note for note in notes), "no weights are found by that name"
 
 
 def test_the_map_leads_through_repeated_cuts_to_the_dense_model(tmp_path: Path) -> None:
@@ -322,8 +345,13 @@ def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> N
         translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=llama / "other")
     with pytest.raises(InputError, match="is there already"):
         translate_adapter(llama / "adapter", llama / "small", llama / "base")
-    with pytest.raises(ModelError, match=r"holds no adapter_config.json"):
+    with pytest.raises(ModelError, match=r"holds no adapter_config.json: give the folder of an adapter"):
         translate_adapter(llama / "base", llama / "small", tmp_path / "fit")
+    edit(llama / "adapter", tmp_path / "named").rename(tmp_path / "mine")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "mine").rename(tmp_path / "named/mine")
+    with pytest.raises(ModelError, match=r"named holds no adapter_config.json: give .*named/mine, which does"):
+        translate_adapter(tmp_path / "named", llama / "small", tmp_path / "fit")
     held = json.loads((llama / "adapter/adapter_config.json").read_text())
     bare = tmp_path / "bare"
     bare.mkdir()
