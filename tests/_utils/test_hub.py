@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from hub_server import TOKEN, hub_server
@@ -16,7 +18,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # a storage of its own protocol
     texts = {"README.md": "---\nlicense: mit\n---\n# x", "model.safetensors": "1234", "run.yaml": "model: /x"}
-    for name, text in (texts | {"work/scores.npz": "", "evidence.json": "{}", "1_Pooling/config.json": "{}"}).items():
+    texts |= {"work/scores.npz": "", "evidence.json": "{}", "report.html": "", "1_Pooling/config.json": "{}"}
+    for name, text in texts.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -30,6 +33,18 @@ def test_a_model_is_pushed_without_what_is_of_the_run(folder, monkeypatch, publi
     assert server.visibility == {"me/small": "public" if public else "private"}
     assert set(server.files) == {"README.md", "model.safetensors", "1_Pooling/config.json"}
     assert server.files["model.safetensors"] == b"1234"
+
+
+def test_names_of_models_here_are_found(tmp_path):
+    assert hub.list_names(tmp_path) == {}
+    for name, held in {"/a/b": True, "small": True, "me/small": False, "": False}.items():
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+        (tmp_path / "cut_map.json").write_text(json.dumps({"base": {"name": name}}))
+        wanted = {"adapter_config.json": name, "cut_map.json": name} if held else {}
+        assert hub.list_names(tmp_path) == wanted
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    (tmp_path / "cut_map.json").write_text('{"base": []}')
+    assert hub.list_names(tmp_path) == {}
 
 
 def test_a_hub_that_refuses_or_is_not_there_is_told_in_a_line(folder, monkeypatch):

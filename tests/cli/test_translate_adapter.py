@@ -4,6 +4,7 @@ import peft
 import pytest
 
 from commands import forked
+from hub_server import TOKEN, hub_server
 from secateur.subjects import load
 
 
@@ -24,6 +25,20 @@ def test_an_adapter_is_translated_and_what_is_not_exact_is_said(places, adapter)
     assert done.stdout.endswith("fit\n")
     fit = peft.PeftModel.from_pretrained(load(places / "small"), str(places / "fit"))
     assert any("lora_A" in name for name, _ in fit.named_parameters())
+
+
+def test_a_pushed_adapter_says_that_it_names_a_folder_here(places, adapter, monkeypatch):
+    for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with hub_server() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.root)
+        words = ["translate-adapter", "adapter", "--to", "small", "--out", "shared", "--push-to-hub", "me/shared"]
+        done = forked(places, *words)
+        assert done.code == 0, done.stderr
+        assert "note: adapter_config.json goes along and names small: give its Hub id" in done.stdout
+        assert done.stdout.endswith(f"pushed  {server.root}/me/shared\n")
+    assert set(server.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,33 @@ def test_a_card_says_which_part_was_cut_and_what_the_whole_is_for(tmp_path):
     assert [result.task_type for result in card.data.eval_results] == ["text-generation"]
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("SecateurLlamaForCausalLM", "text-generation"),
+        ("GPT2LMHeadModel", "text-generation"),
+        ("Gemma3ForConditionalGeneration", "image-text-to-text"),
+        ("WhisperForConditionalGeneration", "automatic-speech-recognition"),
+        ("Wav2Vec2ForCTC", "automatic-speech-recognition"),
+        ("ViTForImageClassification", "image-classification"),
+        ("SegformerForSemanticSegmentation", "image-segmentation"),
+        ("ASTForAudioClassification", "audio-classification"),
+        ("CLIPModel", "zero-shot-image-classification"),
+        ("ViTModel", "image-feature-extraction"),
+        ("BertModel", "feature-extraction"),
+        ("NobodysModel", None),
+    ],
+)
+def test_a_card_tells_the_task_by_the_automatic_class_that_makes_the_model(name, task, tmp_path):
+    base, small = tmp_path / "base", tmp_path / "small"
+    small.mkdir()
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({"architectures": [name]}))
+    row = Evidence("prune", "params=50%")
+    write_card(small, row, "import torch", name="out", tag="pruned", title="thin", origin="Cut.", base=base)
+    assert ModelCard.load(small / "README.md").data.pipeline_tag == task
+
+
 @pytest.mark.parametrize(("source", "named"), [("somebody/base", "somebody/base"), ("folder/of/mine", None)])
 def test_a_folder_here_is_no_base_on_the_hub(source, named, tmp_path):
     row = Evidence("distill", "5 steps", settings={"student": source})

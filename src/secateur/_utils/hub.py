@@ -7,12 +7,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from secateur._utils.disk import read_object
 from secateur.errors import InputError, ServerError
 
-__all__ = ["check_id", "is_id", "push", "read_card"]
+__all__ = ["check_id", "is_id", "list_names", "push", "read_card"]
 
-_LEFT = ["work/*", ".*", "run.yaml", "evidence.json"]
+_LEFT = ["work/*", ".*", "run.yaml", "evidence.json", "report.html"]
 """What of a run directory is no part of its model, and tells of the machine it was made on."""
+_NAMED = {"adapter_config.json": ("base_model_name_or_path",), "cut_map.json": ("base", "name")}
+"""Files of a model's folder that name another model -> the keys under which they do."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -44,6 +47,18 @@ def check_id(repo_id: str) -> None:
         raise InputError(f"{repo_id!r} is no name of a repository on the Hub: give OWNER/NAME") from error
     if not get_token():
         raise InputError(f"pushing to {repo_id} needs a token of the Hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def list_names(folder: Path) -> dict[str, str]:
+    """File of `folder` -> the model that it names, where that is no id of the Hub: a place on this machine."""
+    found = dict[str, str]()
+    for file, keys in _NAMED.items():
+        name: object = read_object(folder / file)
+        for key in keys:
+            name = name.get(key) if isinstance(name, Mapping) else None
+        if isinstance(name, str) and name and not is_id(name):
+            found[file] = name
+    return found
 
 
 def push(folder: Path, repo_id: str, *, public: bool = False) -> str:

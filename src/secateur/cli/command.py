@@ -151,7 +151,10 @@ class Command:
         except typer.Exit as stop:  # a budget that was missed has a model all the same
             place, missed = None, stop
         if repository and not typed.get("dry_run") and distributed.index() == 0:
-            print(f"pushed  {hub.push(Path(place or typed['out']), repository, public=public)}")
+            folder = Path(place or typed["out"])
+            for file, name in hub.list_names(folder).items():
+                print(f"note: {file} goes along and names {name}: give its Hub id where others should not read that")
+            print(f"pushed  {hub.push(folder, repository, public=public)}")
         if missed is not None:
             raise missed
 

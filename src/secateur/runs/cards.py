@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,40 @@ from secateur.vocabulary import Evidence
 
 __all__ = ["write_card", "write_export_card", "write_size_card", "write_whole_card"]
 
+_STATES = "feature-extraction"
 _TASKS = {
-    "ForCausalLM|LMHeadModel": "text-generation",
-    "ForMaskedLM": "fill-mask",
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-    "Model": "feature-extraction",
-}
-"""How transformers' classes of texts end -> the Hub's name of the task."""
-_LOADED = {
-    "AutoModelForImageTextToText": "image-text-to-text",
-    "AutoModelForMultimodalLM": "any-to-any",
     "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+    "AutoModelForImageTextToText": "image-text-to-text",
+    "AutoModelForDocumentQuestionAnswering": "document-question-answering",
+    "AutoModelForVisualQuestionAnswering": "visual-question-answering",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForTableQuestionAnswering": "table-question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSemanticSegmentation": "image-segmentation",
+    "AutoModelForInstanceSegmentation": "image-segmentation",
+    "AutoModelForUniversalSegmentation": "image-segmentation",
+    "AutoModelForImageSegmentation": "image-segmentation",
+    "AutoModelForObjectDetection": "object-detection",
+    "AutoModelForZeroShotObjectDetection": "zero-shot-object-detection",
+    "AutoModelForZeroShotImageClassification": "zero-shot-image-classification",
+    "AutoModelForDepthEstimation": "depth-estimation",
+    "AutoModelForImageToImage": "image-to-image",
+    "AutoModelForKeypointDetection": "keypoint-detection",
+    "AutoModelForMaskGeneration": "mask-generation",
+    "AutoModelForVideoClassification": "video-classification",
+    "AutoModelForAudioClassification": "audio-classification",
+    "AutoModelForCTC": "automatic-speech-recognition",
+    "AutoModelForTextToWaveform": "text-to-audio",
+    "AutoModelForTextToSpectrogram": "text-to-audio",
+    "AutoModelForMultimodalLM": "any-to-any",
+    "AutoModel": _STATES,
 }
-"""Automatic classes of several kinds of inputs, which no name of a class tells -> the Hub's name of the task."""
+"""transformers' automatic class -> the Hub's name of the task; of a class that several make, the first holds."""
 _HUB = "hub:"
 """How data sets of the Hub are named."""
 _COPIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
@@ -46,7 +65,7 @@ def write_card(
     """
     known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", tag]}
     source, part = str(row.settings.get("model", row.settings.get("student", ""))), row.settings.get("part")
-    told: dict[str, object] = {"pipeline_tag": next((task for kind, task in _LOADED.items() if kind in load), None)}
+    told: dict[str, object] = {"pipeline_tag": _find_task(folder) or (_find_task(base) if base else None)}
     told |= dict(hub.read_card(base)) if base else {}
     if part is not None:
         origin += f" Of the model its part `{part}` was cut, by itself: the figures are of that. The rest is as it was."
@@ -216,5 +235,13 @@ def _find_task(folder: Path) -> str | None:
     if (folder / "modules.json").is_file():
         return "sentence-similarity"
     named = read_object(folder / "config.json").get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else ""
-    return next((task for ends, task in _TASKS.items() if re.search(f"({ends})$", architecture)), None)
+    if not (isinstance(named, list) and named):
+        return None
+    from secateur.subjects.transformer import saving  # which loads transformers
+
+    kind = saving.original_class(str(named[0]))
+    if kind is None:
+        return None
+    made = (task for automatic, task in _TASKS.items() if kind.__name__ in saving.list_made(automatic))
+    task = next(made, None)
+    return f"image-{task}" if task == _STATES and kind.main_input_name == "pixel_values" else task

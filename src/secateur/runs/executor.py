@@ -37,11 +37,12 @@ from secateur.runs.backends import AnyBackend, Data, Source
 from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
 from secateur.subjects.network import pretrained
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "hash_files", "inspect", "keep_details", "open_run", "options", "parse_budgets",
-    "publish_evidence", "report", "run",
+    "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "open_run", "options",
+    "parse_budgets", "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
@@ -273,8 +274,13 @@ def run(
         return _collect(job.execute(directory, about), on_result)
 
 
-def _find_home(subject: object) -> Path | None:
-    """The folder that a subject was opened from, or the model that it is a part of; None of one in memory."""
+def find_home(subject: object) -> Path | None:
+    """The folder that a subject was opened from, or the model that it is a part of; None of one in memory.
+
+    Of a network what it was first cut from, where that is a model of transformers.
+    """
+    if isinstance(subject, Traced):
+        return pretrained.find_home(subject)
     home: Path | None = getattr(getattr(subject, "whole", None), "folder", None) or getattr(subject, "folder", None)
     return home
 
@@ -449,7 +455,7 @@ class _Job:
         write_card(
             folder, row, backend.load_line(folder, name), name=name, tag="pruned", title=f"{base} cut to {row.target}",
             origin=f"Cut from {base} by secateur's recipe `{row.recipe}`{training}.",
-            base=_find_home(self.reference.original),
+            base=find_home(self.reference.original),
         )  # fmt: skip
 
     def _write_others(self, directory: Run, settings: Mapping[str, object]) -> None:
@@ -459,7 +465,7 @@ class _Job:
                 name = str(Path(directory.root.resolve().name, folder.name))
                 write_whole_card(
                     folder, str(settings["model"]), self.function.__name__,
-                    self.reference.backend.load_line(folder, name), name=name, base=_find_home(self.reference.original),
+                    self.reference.backend.load_line(folder, name), name=name, base=find_home(self.reference.original),
                 )  # fmt: skip
 
     def _results(self, directory: Run) -> Iterator[Result]:

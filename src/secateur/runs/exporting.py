@@ -29,6 +29,8 @@ from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import blocks, dequantising, gguf_export, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
+from secateur.subjects.transformer.loading import locate
+from secateur.subjects.transformer.origin import hash_folder
 from secateur.subjects.transformer.streamed import Streamed
 
 __all__ = ["FORMS", "QUANTISED", "export", "write"]
@@ -76,6 +78,8 @@ def export(
     subject = _open(folder, to, stream=stream)
     with writing(target) as temporary:
         notes = write(subject, temporary, to, data)
+        if "int" in to and not Path(folder).is_file():  # a GGUF file is no base that adapters name
+            quantised.record_source(temporary, hash_folder(locate(folder)))
         source = getattr(subject, "folder", None) or Path(folder)
         write_export_card(temporary, str(folder), source, to, notes, _load_line(temporary, to, target.name))
     return target, notes

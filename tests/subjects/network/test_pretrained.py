@@ -69,6 +69,7 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
     model.save_pretrained(tmp_path / "model")
     for name in ("LICENSE", "COPYING", "USE_POLICY.md"):
         (tmp_path / "model" / name).write_text("as it is")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n")
     (tmp_path / "model" / "cut_map.json").write_text("{}")  # by which adapters of an earlier original are cut
     if kind == "pixels":
         ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
@@ -80,6 +81,8 @@ def test_a_folder_comes_back_as_a_plain_folder(kind: str, tmp_path: Path, capsys
         assert (small / name).read_text() == "as it is"
     card = (small / "README.md").read_text()
     assert "library_name: transformers" in card
+    assert "license: mit" in card
+    assert "language:\n- en" in card
     assert '.from_pretrained("small")' in card
     assert (small / "cut_map.json").exists() == (kind != "sound"), "the result's own, by units of its class"
     assert kind == "sound" or Origin.read(small).name == str(tmp_path / "model")

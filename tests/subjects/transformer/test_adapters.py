@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaForQuestionAnswering
 
 import secateur
-from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
+from secateur.errors import DataWarning, InputError, ModelError, SecateurError, UnsupportedError
+from secateur.runs.exporting import export
 from secateur.subjects import Transformer, load, open_subject
 from secateur.subjects.transformer.adapters import translate_adapter
 from secateur.vocabulary import Selection
@@ -109,6 +112,28 @@ def test_what_else_an_adapter_holds_is_cut_too(family: str, options: dict[str, A
     compare(tmp_path / "base", merged, selections(subject)["mixed again"], tmp_path / "adapter", tmp_path / "cut")
 
 
+def test_an_adapter_of_a_class_that_calls_the_model_otherwise_is_cut_too(tmp_path: Path) -> None:
+    make("llama").model.base_model.save_pretrained(tmp_path / "base")
+    dense = LlamaForQuestionAnswering.from_pretrained(tmp_path / "base")
+    options = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["qa_outputs"]}
+    model = peft.get_peft_model(dense, peft.LoraConfig(r=3, init_lora_weights=False, **options))
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    merged = model.merge_and_unload()
+    keep = {"layers": without(3, 1), "channels": without(48, *range(8))}
+    open_subject(tmp_path / "base").cut(Selection(keep))[0].save(tmp_path / "small")
+    fit, notes = translate_adapter(tmp_path / "adapter", tmp_path / "small", tmp_path / "fit")
+    assert not any("calls the model" in note for note in notes)
+    small = peft.PeftModel.from_pretrained(LlamaForQuestionAnswering.from_pretrained(tmp_path / "small"), str(fit))
+    fitted, (wanted, _) = small.merge_and_unload(), open_subject(merged.transformer).cut(Selection(keep))
+    ours, batch = open_subject(fitted.transformer), wanted.example(2, 9)
+    assert torch.equal(fitted.qa_outputs.weight, merged.qa_outputs.weight[:, 8:])
+    torch.testing.assert_close(run(ours, batch), run(wanted, batch), rtol=1e-5, atol=1e-5)
+    make("llama").cut(Selection(keep))[0].save(tmp_path / "generating")
+    unnamed = edit(tmp_path / "adapter", tmp_path / "unnamed", {"base_model_name_or_path": None})
+    notes = translate_adapter(unnamed, tmp_path / "generating", tmp_path / "again")[1]
+    assert any("calls the model transformer, and" in note for note in notes), "no weights are found by that name"
+
+
 def test_the_map_leads_through_repeated_cuts_to_the_dense_model(tmp_path: Path) -> None:
     _, merged = prepare("qwen3", tmp_path, use_dora=True)
     first = {"layers": without(3, 1), "channels": without(48, *range(8)), "layers.0.kv_groups": without(2, 0)}
@@ -172,6 +197,25 @@ def test_what_is_not_exact_is_said(llama: Path, tmp_path: Path) -> None:
             tmp_path / "never",
         )
     assert not (tmp_path / "never").exists()
+
+
+def test_adapters_of_a_quantised_start_and_of_its_floats_fit_what_was_cut_from_it(llama: Path, tmp_path: Path) -> None:
+    for name in ("base", "other"):
+        export(llama / name, "int8", tmp_path / f"{name}-int8")
+    with pytest.warns(DataWarning, match="were quantised"):
+        small, _ = open_subject(tmp_path / "base-int8").cut(Selection({"layers": without(3, 1)}))
+    small.save(tmp_path / "small")
+    floats, integers = llama / "base", tmp_path / "base-int8"
+    for said, base in [(floats, None), (floats, integers), (integers, None), (integers, floats), (integers, integers)]:
+        adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(said)})
+        fit = tmp_path / f"{said.name} {base and base.name}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            _, notes = translate_adapter(adapter, tmp_path / "small", fit, base=base)
+        assert any("changed after the cut" in note for note in notes) == (said == floats), "by rounding"
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "other-int8")})
+    with pytest.raises(InputError, match=OTHER.replace("{other}", str(tmp_path / "other-int8"))):
+        translate_adapter(adapter, tmp_path / "small", tmp_path / "never")
 
 
 OTHER = "adapter of {other}, whose weights are not those that .*small was cut from"
@@ -289,13 +333,25 @@ def test_an_adapter_that_does_not_fit_is_refused(case: str, llama: Path, tmp_pat
     assert not (tmp_path / "fit").exists()
 
 
+def test_another_base_is_refused_with_the_right_one_at_hand_too(llama: Path, tmp_path: Path) -> None:
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(llama / "other")})
+    with pytest.raises(InputError, match=OTHER.replace("{other}", str(llama / "other"))):
+        translate_adapter(adapter, llama / "small", tmp_path / "fit", base=llama / "base")
+    assert not (tmp_path / "fit").exists()
+
+
 def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"other are not those that .*small was cut from .* give --base that model"):
         translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=llama / "other")
     with pytest.raises(InputError, match="is there already"):
         translate_adapter(llama / "adapter", llama / "small", llama / "base")
-    with pytest.raises(ModelError, match=r"holds no adapter_config.json"):
+    with pytest.raises(ModelError, match=r"holds no adapter_config.json: give the folder of an adapter"):
         translate_adapter(llama / "base", llama / "small", tmp_path / "fit")
+    edit(llama / "adapter", tmp_path / "named").rename(tmp_path / "mine")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "mine").rename(tmp_path / "named/mine")
+    with pytest.raises(ModelError, match=r"named holds no adapter_config.json: give .*named/mine, which does"):
+        translate_adapter(tmp_path / "named", llama / "small", tmp_path / "fit")
     held = json.loads((llama / "adapter/adapter_config.json").read_text())
     bare = tmp_path / "bare"
     bare.mkdir()

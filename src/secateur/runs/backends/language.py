@@ -34,7 +34,7 @@ from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
-from secateur.subjects.transformer import costs, dequantising, low_rank, parts
+from secateur.subjects.transformer import costs, dequantising, low_rank, parts, saving
 from secateur.subjects.transformer.subject import Output, Stored, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
@@ -127,7 +127,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             task = re.search(r"For[A-Z]\w*$", architecture)
             automatic = f"AutoModel{task[0]}" if task else "AutoModel"
             named = architecture.removeprefix("Secateur")
-            writes = (name for name in _WRITE if named in str(_names_of(name).get(config.get("model_type"))))
+            writes = (name for name in _WRITE if named in saving.list_made(name))
             automatic = automatic if hasattr(transformers, automatic) else next(writes, "AutoModel")
             library, call = "transformers", f"{automatic}.from_pretrained"
         imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
@@ -442,12 +442,6 @@ def _list_lasting(subject: Transformer) -> list[dict[str, Sequence[str]]]:
     found = [{"axes": [axis], "reason": why} for axis, why in layout.whole.items() if axis in kinds]
     if "layers" not in layout.whole:
         found += [{"axes": names, "reason": why} for why, names in layers.items()]
-    return found
-
-
-def _names_of(automatic: str) -> Mapping[str, object]:
-    """Model type -> the names of the classes that an automatic class makes of it."""
-    found: Mapping[str, object] = getattr(transformers, automatic)._model_mapping._model_mapping
     return found
 
 

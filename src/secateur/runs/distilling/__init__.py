@@ -36,7 +36,7 @@ from secateur.runs.distilling.settings import (
     read_training,
 )
 from secateur.runs.distilling.setup import Setup, make_batches
-from secateur.runs.executor import keep_details, open_run, publish_evidence
+from secateur.runs.executor import find_home, keep_details, open_run, publish_evidence
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Evidence, Figure, Recovery
 
@@ -375,5 +375,5 @@ def _save(setup: Setup, student: Learner, row: Evidence, run: Run, folder: Path)
     write_card(
         folder, row, setup.backend.load_line(folder, name), name=name, tag="distilled",
         title=f"{source} taught by {above}", origin=f"Distilled from {above} by secateur, in {steps} steps.",
-        base=getattr(student, "folder", None),
+        base=find_home(student),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from secateur._utils import checkpoints, plugins
 from secateur._utils.disk import atomic_write
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "copy_beside",
     "describes",
     "draw_input",
+    "find_home",
     "has_experts",
     "is_pretrained",
     "lacks_map",
@@ -73,6 +75,16 @@ def reads_texts(source: str | Path) -> bool:
     named = said.get("architectures") if isinstance(said, Mapping) else None
     known = [saving.original_class(str(name)) for name in named or []]
     return next((kind.main_input_name == "input_ids" for kind in known if kind is not None), True)
+
+
+def find_home(subject: Traced) -> Path | None:
+    """The folder of transformers that a network was opened from, or first cut from; None of another, or one gone."""
+    from secateur.subjects.transformer import loading  # which loads transformers
+
+    original = history(subject.model).built_by
+    with suppress(ModelError):
+        return loading.locate(original) if is_pretrained(original) else None
+    return None
 
 
 def has_experts(source: object) -> bool:

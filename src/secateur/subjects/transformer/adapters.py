@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,7 +30,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from secateur._utils import checkpoints, hub
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, UnsupportedError
-from secateur.subjects.transformer import cutting, files, loading, low_rank, saving
+from secateur.subjects.transformer import cutting, files, loading, low_rank, quantised, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.layout import Layout, Place
@@ -89,7 +90,8 @@ def translate_adapter(
     LoRA's and DoRA's factors are sliced by the map that the result carries: the same as merging the adapter into the
     dense model and cutting that. What the adapter had on layers and sub-blocks that went goes as well. The new folder
     is loaded by peft: `PeftModel.from_pretrained(model, out)`. No adapter of another base is taken: the weights of the
-    folder that it names, or else the name, must be those of the result's base.
+    folder that it names, or else the name, must be those of the result's base, or of what `secateur export` made of it
+    in integers.
 
     Args:
         adapter: the folder that peft saved: adapter_config.json and adapter_model.safetensors.
@@ -144,7 +146,9 @@ class Settings(BaseModel):
         """Of an adapter's folder. Raises `InputError` for what is none, `UnsupportedError` for another kind."""
         place = folder / low_rank.CONFIG
         if not place.is_file():
-            raise ModelError(f"{folder} holds no {low_rank.CONFIG}: give the folder of an adapter that peft saved")
+            inside = next((file.parent for file in sorted(folder.glob(f"*/{low_rank.CONFIG}"))), None)
+            what = f"{inside}, which does" if inside else "the folder of an adapter that peft saved"
+            raise ModelError(f"{folder} holds no {low_rank.CONFIG}: give {what}")
         data = checkpoints.read_json(place)
         if not isinstance(data, dict):
             raise ModelError(f"{place} is damaged: it holds no settings")
@@ -329,25 +333,29 @@ class _Translation:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The folder of the base, if its weights are at hand and the same as those that were cut."""
-        said = self.settings.base_model_name_or_path
-        for source in (self.base, said, self.origin.name):
+        """The folder of the base, if its weights are at hand: those that were cut, or integers that stand for them.
+
+        Raises `InputError` where the folder that the user names holds others, or that which the adapter names.
+        """
+        said, found = self.settings.base_model_name_or_path, list[Path]()
+        for source in (said, self.base, self.origin.name):
             if not source or (source is not self.base and not (Path(source) / "config.json").is_file()):
                 continue
             folder = loading.locate(source)
-            if self.origin.sha256 is None or hash_folder(folder) == self.origin.sha256:
-                return folder
-            if source is self.base:
+            wanted = self.origin.sha256
+            if wanted is None or wanted in (quantised.read_source(folder), hash_folder(folder)):
+                found.append(folder)
+            elif source is self.base:
                 raise InputError(
                     f"the weights of {source} are not those that {self.name} was cut from ({self._cut_from}): give "
                     "--base that model"
                 )
-            if source == said:
+            elif source == said:
                 raise InputError(
                     f"{self.folder} is an adapter of {said}, whose weights are not those that {self.name} was cut from "
                     f"({self._cut_from}): translate an adapter of that model"
                 )
-        return None
+        return next(iter(found), None)
 
     @property
     def _cut_from(self) -> str:
@@ -390,15 +398,30 @@ class _Translation:
             key = f"{path}.base_layer.{leaf}" if path in inside else new
             found[f"{low_rank.PREFIX}{key}"] = values[name].to(whole[name].dtype).contiguous()
         gone = sorted({*modules, *whole} - {*stays, *names})
-        return found, self._describe(list(stays.values()), names), self._notes(count, gone)
+        return found, self._describe(list(stays.values()), names), self._notes(count, gone, {*modules, *whole})
 
     # ------------------------------------------------------------------------------------------------ names and shapes
 
     def _inner(self, path: str) -> str:
         """A path in the adapter's model as the base's layout has it: one may have a head, and the other not."""
-        bare = path.removeprefix(f"{self.layout.model.base_model_prefix}.")
-        inside = path != bare or bare.startswith(f"{self.layout.family.layers}.")
-        return f"{self.layout.prefix}{bare}" if inside else path
+        own, layers = f"{self.layout.model.base_model_prefix}.", f"{self.layout.family.layers}."
+        if path.startswith((own, layers)):
+            return f"{self.layout.prefix}{path.removeprefix(own)}"
+        other = self._find_prefix(path)
+        return f"{self.layout.prefix}{path.removeprefix(f'{other}.')}" if other else path
+
+    def _find_prefix(self, path: str) -> str:
+        """What a class beside the base's calls the model, where a path begins so and goes on inside; else empty."""
+        first, _, bare = path.partition(".")
+        known = first in self._prefixes and first != self.layout.model.base_model_prefix
+        inside = bare.startswith(f"{self.layout.family.layers}.") or f"{self.layout.prefix}{bare}" in self._names
+        return first if known and inside else ""
+
+    @cached_property
+    def _prefixes(self) -> set[str]:
+        """What the classes beside the base's call the model below their heads: Llama's for answers `transformer`."""
+        module = sys.modules[saving.plain_class(type(self.layout.model)).__module__]
+        return {getattr(kind, "base_model_prefix", "") for kind in vars(module).values()}
 
     def _rename(self, name: str) -> str | None:
         """What a tensor of the adapter's model is called in the result's; None where it was cut away."""
@@ -513,9 +536,14 @@ class _Translation:
         values = dict[str, Tensor]()
         for name, tensor in whole.items():
             place = self.layout.place(self._inner(name))
-            axes = enumerate(place.axes or ("",) * tensor.dim())
-            values[name] = self._cut(tensor, place, self._rename(name) or "", axes).float().clone()
+            axes = place.axes or (("", "channels") if self._is_head(name, tensor) else ("",) * tensor.dim())
+            values[name] = self._cut(tensor, place, self._rename(name) or "", enumerate(axes)).float().clone()
         return self._correct({name: self._inner(name) for name in whole}, values)
+
+    def _is_head(self, name: str, tensor: Tensor) -> bool:
+        """Whether a tensor that was saved whole is a head [labels, channels] that the base has not."""
+        width = self.layout.hidden_size
+        return self._inner(name) not in self._names and tensor.dim() == 2 and tensor.shape[1] == width != len(tensor)
 
     def _correct_factors(self, modules: Mapping[str, _Module]) -> dict[str, Tensor]:
         """By what the cut multiplied each output of a module with factors, beside slicing it: [out] for each."""
@@ -640,9 +668,15 @@ class _Translation:
                 data["modules_to_save"] = sorted(saved)
         return data
 
-    def _notes(self, count: int, gone: Sequence[str]) -> tuple[str, ...]:
-        """What the reader has to know of the result."""
+    def _notes(self, count: int, gone: Sequence[str], paths: Iterable[str]) -> tuple[str, ...]:
+        """What the reader has to know of the result; `paths`: all that the adapter is on."""
         notes = []
+        other = max(map(self._find_prefix, paths))
+        if other and self.layout.prefix:
+            notes.append(
+                f"the adapter's class calls the model {other}, and {self.name} calls it {self.layout.prefix[:-1]}: see "
+                "that the class loads its weights, for transformers' from_pretrained draws new ones there"
+            )
         if gone:
             shown = ", ".join(gone[:3]) + (", ..." if len(gone) > 3 else "")
             notes.append(f"{len(gone)} of {count} modules of the adapter went with what was cut away: {shown}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel, TorchAoConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers import AutoHfQuantizer
 
+from secateur._utils import checkpoints
+from secateur._utils.disk import read_object
 from secateur.errors import MissingExtraError, ModelError, NumericalError
 from secateur.subjects.transformer import files, saving
 from secateur.subjects.transformer.subject import Transformer
@@ -21,10 +24,21 @@ from secateur.subjects.transformer.subject import Transformer
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
-__all__ = ["Integers", "find_weights", "pack", "require_library", "save_int8", "with_model"]
+__all__ = [
+    "Integers",
+    "find_weights",
+    "pack",
+    "read_source",
+    "record_source",
+    "require_library",
+    "save_int8",
+    "with_model",
+]
 
 Integers: TypeAlias = Callable[[Tensor], Any]
 """Gives a matrix as torchao's tensor of integers, as `quantise.integers` does."""
+_SOURCE = "rounded_from"
+"""The key of a map that says which weights were rounded to what stands beside it."""
 
 
 def with_model(subject: Transformer, model: PreTrainedModel) -> Transformer:
@@ -107,6 +121,17 @@ def pack(
 def require_library() -> None:
     """Raise `MissingExtraError` where compressed-tensors is not installed."""
     _compressed_tensors()
+
+
+def record_source(folder: Path, sha256: str) -> None:
+    """Say in the map of the integers in `folder` which weights they stand for, by their hash (`origin.hash_folder`)."""
+    data = checkpoints.read_json(folder / saving.MAP)
+    (folder / saving.MAP).write_text(json.dumps({**data, _SOURCE: sha256}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_source(folder: Path) -> object:
+    """The hash of the weights that the integers in `folder` stand for; None where nothing says it."""
+    return read_object(folder / saving.MAP).get(_SOURCE)
 
 
 def _reindex(folder: Path) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "classes",
     "has_stacks",
     "is_sliced",
+    "list_made",
     "mark_config",
     "module_source",
     "needs_module",
@@ -158,6 +159,12 @@ def mark_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """`config` naming the modelling file that has to travel with it."""
     config.auto_map = {auto: f"{_MODULE}.{_PREFIX}{model.__name__}" for auto, model in classes(config).items()}
     return config
+
+
+def list_made(automatic: str) -> set[str]:
+    """Names of the classes that an automatic class of transformers makes; none of them is loaded."""
+    names = getattr(transformers, automatic)._model_mapping._model_mapping.values()
+    return {name for each in names for name in ([each] if isinstance(each, str) else each)}
 
 
 def module_source(config: PreTrainedConfig, family: Family) -> str:
