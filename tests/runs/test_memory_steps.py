@@ -94,7 +94,7 @@ def test_a_machine_has_memory() -> None:
 
 
 def test_what_can_not_be_planned_has_no_line() -> None:
-    inputs = ((torch.ones(2, 3),), {})
+    inputs: memory_steps.Arguments = ((torch.ones(2, 3),), {})
     assert not memory_steps.describe_planned(lambda: memory_steps.plan_network(Looking(3, 3), inputs, Training()))
     line = memory_steps.describe_planned(lambda: {"weights": 10.0, "training": 2.0**60})
     assert line.startswith("peak memory: weights 10")

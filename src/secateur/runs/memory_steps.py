@@ -25,8 +25,8 @@ from secateur.subjects.network.shrinking import twin
 from secateur.vocabulary import Training
 
 __all__ = [
-    "HEAP", "Step", "add_heap", "available", "bytes_at_once", "bytes_beside", "describe", "describe_planned",
-    "find_peak", "forward_passes", "plan_network", "plan_step",
+    "HEAP", "Arguments", "Step", "add_heap", "available", "bytes_at_once", "bytes_beside", "describe",
+    "describe_planned", "find_peak", "forward_passes", "plan_network", "plan_step",
 ]  # fmt: skip
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
