@@ -15,6 +15,7 @@ def test_distill_prints_what_it_did_and_what_it_would_take(places):
     assert (done.code, done.stderr) == (0, "")
     assert "seconds per step" in done.stdout
     assert "verdict: dry run" in done.stdout
+    assert "note: peak memory: weights" in done.stdout
     both = ["--from", "llama=0.7", "--from", "other=0.3"]
     done = forked(places, "distill", "other", *both, "--out", "taught", *TAUGHT)
     assert done.code == 0, done.stderr

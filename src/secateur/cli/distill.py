@@ -22,15 +22,15 @@ def execute(given: dict[str, Any]) -> None:
     row = distilling.distill(**configs.options(distilling.distill, given))
     print_first(row)
     distributed.end()
-    if row.verdict == "dry run":
-        return
     notes = list(row.settings.get("notes", ()))
     if why := row.settings.get("not_measured"):
         notes.append(f"quality: {why}")
-    lines = [f"note: {note}" for note in notes]
-    if distributed.index() == 0:
-        print_lines(*lines, "", f"result  {given['out']}", f"report  {Path(given['out']) / 'report.html'}")
-    if not row.verdict.startswith("met"):
+    lines, dry = [f"note: {note}" for note in notes], row.verdict == "dry run"
+    if not dry:
+        lines += ["", f"result  {given['out']}", f"report  {Path(given['out']) / 'report.html'}"]
+    if lines and distributed.index() == 0:
+        print_lines(*lines)
+    if not dry and not row.verdict.startswith("met"):
         raise typer.Exit(1)
 
 

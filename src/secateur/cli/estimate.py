@@ -24,7 +24,7 @@ _STAGES = {
 def execute(given: dict[str, Any]) -> None:
     """Say what memory scoring, cutting and training a language model take, before any of it."""
     from secateur.reports import display, evidence
-    from secateur.runs import memory_plan
+    from secateur.runs import memory_plan, memory_steps
 
     as_json = given.pop("as_json", False)
     plan = memory_plan.estimate(**given)
@@ -32,7 +32,7 @@ def execute(given: dict[str, Any]) -> None:
         print(json.dumps(asdict(plan), indent=1))
         return
     device = given.get("device", "cpu")
-    have = memory_plan.available(device)
+    have = memory_steps.available(device)
     rows = [["Stage", "Peak memory", f"Fits {device}"]]
     for name, value in plan.stages().items():
         rows.append([_STAGES[name], display.number("memory", value), "yes" if value <= have else "no"])

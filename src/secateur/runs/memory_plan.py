@@ -6,14 +6,11 @@ of any architecture are counted and not guessed; weights, moments of the optimis
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,28 +22,18 @@ from secateur.formats import expert_tensors
 from secateur.measure import memory
 from secateur.recover.quantization import quantise
 from secateur.recover.training import objectives
-from secateur.recover.training.recomputing import recomputing
-from secateur.reports import display
-from secateur.runs import keywords
+from secateur.runs import keywords, memory_steps
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
 from secateur.subjects.transformer import parts
 from secateur.subjects.transformer.loading import check_outline, open_outline
 from secateur.vocabulary import Training
 
-__all__ = ["SCORED", "MemoryPlan", "available", "describe", "estimate", "outline", "plan_memory"]
+__all__ = [
+    "SCORED", "MemoryPlan", "adapt", "describe", "estimate", "outline", "plan_memory",
+    "with_even_experts",
+]  # fmt: skip
 
-_WORDS = {
-    "weights": "weights",
-    "score": "scoring",
-    "gradients": "scoring by gradients",
-    "cut": "cutting",
-    "training": "training",
-}
-HEAP = {"score": 0.12, "training": 0.28}
-"""Stage -> what a process takes on a CPU beyond its tensors, as a share of them, and at most a gibibyte: freed
-activations leave holes in the heap, but tensors above 32 MiB go back at once. Measured on Llamas of 8 to 24 million
-parameters."""
 SCORED = 16
 """Sequences of a batch that recipes score on."""
 
@@ -74,16 +61,6 @@ class MemoryPlan:
     def stages(self) -> dict[str, float]:
         """Stage -> bytes."""
         return {name: getattr(self, name) for name in ("weights", "score", "gradients", "cut", "training")}
-
-
-def available(device: str | torch.device = "cpu") -> float:
-    """Bytes that the device has: of a card all its memory, else the machine's, or this container's limit."""
-    if torch.device(device).type == "cuda":
-        return float(torch.cuda.get_device_properties(torch.device(device)).total_memory)
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.is_file() and os.access(limit, os.R_OK) else "max"
-    whole = float(psutil.virtual_memory().total)
-    return whole if text == "max" else min(whole, float(text))
 
 
 def estimate(
@@ -168,18 +145,18 @@ def _plan_memory(
     asks: bool,
 ) -> MemoryPlan:
     with memory.simulate() as ledger:
-        subject = _with_even_experts(make())
+        subject = with_even_experts(make())
         params, weights = _count(subject.model)
         own = [*subject.model.parameters(), *subject.model.buffers()]
-        score = _peak(ledger, own, lambda: _forward(subject, SCORED, length))
-        gradients = _peak(ledger, own, lambda: _score_by_gradients(subject, length))
+        score = memory_steps.find_peak(ledger, own, lambda: _forward(subject, SCORED, length))
+        gradients = memory_steps.find_peak(ledger, own, lambda: _score_by_gradients(subject, length))
     with memory.simulate() as ledger:
-        teacher, student = _with_even_experts(make()), _with_even_experts(make())
+        teacher, student = with_even_experts(make()), with_even_experts(make())
         if how.lora or how.dora:
-            _adapt(student.model, how.lora or how.whole("dora"), dora=how.dora is not None, bits=how.adapter_bits)
+            adapt(student.model, how.lora or how.whole("dora"), dora=how.dora is not None, bits=how.adapter_bits)
         _widen(student.model)
         trained = [parameter for parameter in student.model.parameters() if parameter.requires_grad]
-        beside = _bytes_beside(how)
+        beside = memory_steps.bytes_beside(how)
         state = [torch.zeros(round(beside * parameter.numel()), dtype=torch.uint8) for parameter in trained]
         held = [
             *student.model.parameters(),
@@ -188,40 +165,20 @@ def _plan_memory(
             *teacher.model.buffers(),
             *state,
         ]
-        with _forward_passes(student.model, how, torch.device(device)):
-            training = _peak(ledger, held, lambda: _train(student, teacher if asks else None, batch, length))
+        with memory_steps.forward_passes(student.model, how, torch.device(device)):
+            training = memory_steps.find_peak(
+                ledger, held, lambda: _train(student, teacher if asks else None, batch, length)
+            )
         learned = sum(parameter.numel() for parameter in trained)
         frozen = _count(student.model)[1] - 4.0 * learned  # bytes of weights beside which adapters are trained
     kept = frozen + (8.0 + beside) * learned  # float32 weights and gradients, and what stands beside them
-    # torch's AdamW updates all tensors at once on a card, for which it takes as much again as the weights.
-    at_once = 4.0 * learned if torch.device(device).type == "cuda" and (how.optimizer or "adamw") == "adamw" else 0.0
+    at_once = memory_steps.bytes_at_once(how, device) * learned
     left = share if asks else 1.0  # what asks no teacher is tuned whole, and cut behind that
     step = weights + (kept + at_once) * left
     training = max(training - (1.0 - left) * kept, step)
-    if torch.device(device).type == "cpu":
-        score += min(HEAP["score"] * score, 2.0**30)
-        training += min(HEAP["training"] * training, 2.0**30)
+    score = memory_steps.add_heap("score", score, device)
+    training = memory_steps.add_heap("training", training, device)
     return MemoryPlan(name, params, weights, score, gradients, weights * (1.0 + share), training)
-
-
-def _bytes_beside(how: Training) -> float:
-    """Bytes for each trained number beside its weight and gradient: moments of the optimiser, averaged weights."""
-    sgd = 0.0 if how.momentum == 0 else 4.0
-    moments = {"sgd": sgd, "adamw8bit": 2.0 + 8.0 / 256}  # a scale for each block of 256, of both moments
-    return moments.get(how.optimizer or "adamw", 8.0) + (4.0 if how.ema else 0.0)
-
-
-@contextmanager
-def _forward_passes(student: nn.Module, how: Training, device: torch.device) -> Iterator[None]:
-    """Within the block, passes run as in the loop: in its number type, activations kept or not."""
-    precision = how.precision or "auto"
-    narrow = torch.float16 if precision == "fp16" else torch.bfloat16
-    enabled = precision in ("bf16", "fp16") or (precision == "auto" and device.type == "cuda")
-    with (
-        recomputing(student) if how.checkpointing else nullcontext(),
-        torch.autocast("cpu", narrow, enabled=enabled),
-    ):
-        yield
 
 
 def outline(subject: Transformer) -> Transformer:
@@ -239,11 +196,7 @@ def outline(subject: Transformer) -> Transformer:
 
 def describe(plan: MemoryPlan, device: str = "cpu") -> str:
     """A line on the plan beside what the device has."""
-    have = available(device)
-    parts = [f"{_WORDS[name]} {display.number('memory', value)}" for name, value in plan.stages().items()]
-    over = [_WORDS[name] for name, value in plan.stages().items() if value > have]
-    verdict = f"too little for {', '.join(over)}" if over else "enough for each"
-    return f"peak memory: {', '.join(parts)}; {device} has {display.number('memory', have)}, {verdict}"
+    return memory_steps.describe(plan.stages(), device)
 
 
 def _count(model: nn.Module) -> tuple[float, float]:
@@ -263,7 +216,7 @@ def _widen(model: nn.Module) -> None:
             module.register_parameter(name, wide[parameter])
 
 
-def _adapt(model: PreTrainedModel, rank: int, *, dora: bool, bits: int = 0) -> None:
+def adapt(model: PreTrainedModel, rank: int, *, dora: bool, bits: int = 0) -> None:
     """What `lora.adapt` adds, in place, and nothing else trained: peft itself can't move tensors without memory.
 
     Weights in integers of either number of bits take a byte in memory, and a scale beside each row or group.
@@ -322,14 +275,6 @@ class _Adapter:
         return (self.lengths / lengths * total).to(out.dtype)
 
 
-def _peak(ledger: memory.Ledger, held: list[Tensor], run: Callable[[], object]) -> float:
-    """The most that is alive during `run`, beside `held`."""
-    ledger.hold(held)
-    ledger.highest = ledger.held
-    run()
-    return float(ledger.highest)
-
-
 def _batch(subject: Transformer, batch: int, length: int) -> dict[str, Tensor]:
     tokens = torch.zeros(batch, length, dtype=torch.long)
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
@@ -360,7 +305,7 @@ def _train(student: Transformer, teacher: Transformer | None, batch: int, length
     loss.backward()
 
 
-def _with_even_experts(subject: Transformer) -> Transformer:
+def with_even_experts(subject: Transformer) -> Transformer:
     """`subject`, where experts run as one of them on the rows of all: without values, no token can choose."""
     if isinstance(subject, Moe):
         for mixture in subject.mixtures().values():

@@ -161,6 +161,7 @@ def test_held_out_data_of_ones_own_is_all_that_quality_is_measured_on(apart):
     few = examples.read(apart / "data.npz").take([0, 1])  # none of them has to be held out
     (row,) = executor.run(snips, model, few, "channels=50%", apart / "few", held_out=few.take([1]), dry_run=True)
     assert any("1 of 1 held-out examples are in the data, too" in note for note in row.cut.notes)
+    assert any(note.startswith("peak memory: weights") and ", training " in note for note in row.cut.notes)
 
 
 def test_a_run_resumes_on_the_held_out_data_that_it_had(apart):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -10,8 +13,55 @@ from torch import nn
 
 import tiny
 from secateur.errors import InputError
+from secateur.runs.backends.network import Network
 from secateur.runs.distilling import training, trial
 from secateur.subjects import open_subject
+
+MEASURE = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+from dataclasses import replace
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+import tiny
+from runs.distilling.conftest import PLAIN
+from secateur.data import texts
+from secateur.measure import memory
+from secateur.runs import memory_steps
+from secateur.runs.backends.language import Language
+from secateur.runs.distilling import training, trial
+from secateur.runs.distilling.setup import Setup, make_batches
+from secateur.subjects import open_subject
+
+def make(hidden):
+    config = LlamaConfig(
+        vocab_size=8192, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, max_position_embeddings=512, bos_token_id=5, eos_token_id=6, pad_token_id=0,
+    )
+    return open_subject(LlamaForCausalLM(config), tokenizer=tiny.tokenizer())
+
+student, teacher = make(256), make(384)
+settings = replace(PLAIN, length=96, task=0.5)
+data = texts.read(tiny.chains(400))
+items = make_batches(settings, student, data, [teacher])
+place = Language().environment(student, settings.batch, settings.length, None)
+setup = Setup(Language(), settings, ("one",), [teacher], data, data, items, place)
+described = list()
+memory_steps.describe = lambda stages, device: described.append(stages) or "line"
+assert trial.describe_memory(setup, student, [])
+trial.try_losses(setup, student, [])  # what a first call allocates
+found = memory.peak(lambda: training.train_student(setup, student, [teacher], None, "", 3))
+print(json.dumps({"measured": described[0]["weights"] + found.extra, "planned": described[0]["training"]}))
+"""
+
+
+@pytest.mark.memory
+def test_the_plan_is_within_15_percent_of_a_fresh_process() -> None:
+    command = [sys.executable, "-c", MEASURE, json.dumps(sys.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
 
 
 def test_options_of_classes_are_refused_where_one_number_is_told(of_networks, plain):
@@ -131,3 +181,25 @@ def test_a_plan_trains_a_copy_for_one_step(of_networks, plain):
     assert found.predicted["seconds"] == pytest.approx(50 * found.predicted["seconds per step"])
     assert found.settings["teachers"] == ["one", "two"]
     assert found.verdict == "dry run"
+
+
+def test_a_plan_says_the_memory_of_training(of_networks, of_texts, plain):
+    """Of several teachers, which are held all the time, and of a chain the link that takes most."""
+
+    def say(setup, student, between=()):
+        found = trial.describe_memory(setup, student, between)
+        assert found.startswith("peak memory: weights "), found
+        return found
+
+    student, setup = of_networks(plain)
+    state = student.model[2].weight.clone()
+    alone = say(setup, student)
+    assert " weights 612" in alone  # of all three
+    assert torch.equal(student.model[2].weight, state)
+    assert student.model[2].weight.grad is None
+    wide = Network().open(nn.Sequential(nn.Linear(4, 600), nn.ReLU(), nn.Linear(600, 3)), None, setup.train)
+    assert say(setup, student, [wide]) != alone
+    student, setup = of_texts(plain)
+    assert say(setup, student) != say(replace(setup, settings=replace(plain, training={"lora": 2})), student)
+    for unknown in ({"on_policy": 0.5}, {"bits": 8}):
+        assert not trial.describe_memory(replace(setup, settings=replace(plain, **unknown)), student, [])

@@ -27,7 +27,7 @@ from secateur.measure import detection, latency, loyalty, quality, segmentation,
 from secateur.methods import indices
 from secateur.methods.detector_classes import match_classes, need_boxes
 from secateur.recover.training.objectives import logits as logits_of
-from secateur.runs import sources
+from secateur.runs import memory_steps, sources
 from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import detectors, pretrained
@@ -35,7 +35,7 @@ from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
 from secateur.subjects.network.shrinking import history, remember, twin
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
-from secateur.vocabulary import Figure
+from secateur.vocabulary import Budget, Figure, Training
 
 __all__ = ["Joint", "Network", "run_network"]
 
@@ -165,6 +165,24 @@ class Network(Backend[Traced, Examples, Arguments]):
         """The network in eval mode on `batch`: (args, kwargs), a batch of examples, or one tensor."""
         subject.model.eval()
         return run_network(subject, batch)
+
+    def describe_memory(
+        self,
+        subject: Traced,
+        budgets: Sequence[Budget],
+        options: Mapping[str, object],
+        environment: latency.Environment,
+    ) -> str:
+        """Peak memory of scoring and training the whole network on batches of this size; "" where it can't be planned.
+
+        Cutting is what a dry run does itself.
+        """
+        given = options.get("training")
+        how = Training().merge(given if isinstance(given, str) else "")
+        inputs = self.make_example(subject, replace(environment, device="cpu"))
+        return memory_steps.describe_planned(
+            partial(memory_steps.plan_network, subject.model, inputs, how, environment.device), environment.device
+        )
 
     def matrices(self, subject: Traced) -> dict[str, Tensor]:
         """Name -> weights [d_out, d_in] of its linears and convolutions."""

@@ -172,7 +172,8 @@ def distill(
         completion_only: of chats, learn and measure the assistant's answers alone, and not what they answer.
         packing: how texts fill the sequences that a language model learns from: "blocks", one after another, or
             "documents", whole ones of which none sees another.
-        dry_run: print what would be trained, and an estimate of its time from one step; nothing is written.
+        dry_run: print what would be trained, the memory that takes, and an estimate of its time from one step; nothing
+            is written.
         overwrite: start anew where `out` holds another run.
 
     Raises:
@@ -241,6 +242,8 @@ def distill(
     notes += [f"trained by {distributed.count()} processes"] if distributed.count() > 1 else []
     if dry_run:
         measuring.measure_before(setup, learner, None)
+        need = distributed.by_first(partial(trial.describe_memory, setup, learner, between))
+        notes += [need] if need else []
         row = distributed.by_first(partial(trial.plan, setup, learner))
         return replace(row, settings={**row.settings, "notes": notes})
     settings = {

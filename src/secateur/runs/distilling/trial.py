@@ -1,24 +1,28 @@
-"""One trial step before anything is measured or written: whether the loss is finite, and the time of a step."""
+"""One trial step before anything is measured or written: whether the loss is finite, its memory and its time."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur._utils.plugins import line
 from secateur.errors import InputError, SecateurError
 from secateur.methods.distillation import OWN_DIRECTIONS, own_direction
+from secateur.recover.training import loop
+from secateur.runs import memory_plan, memory_steps
 from secateur.runs.distilling import caches, training
 from secateur.runs.distilling.models import Learner
 from secateur.runs.distilling.setup import Setup, reading_name
 from secateur.subjects import Transformer
-from secateur.vocabulary import Evidence
+from secateur.vocabulary import Evidence, Training
 
-__all__ = ["check_number", "plan", "try_losses"]
+__all__ = ["check_number", "describe_memory", "plan", "try_losses"]
 
 _WRITTEN = 4
 """Tokens that a student is let write on trial."""
@@ -113,12 +117,75 @@ def _try_rollouts(setup: Setup, learner: Learner, above: Sequence[Learner]) -> N
                 raise InputError(f"what {name} writes can't be scored by its teacher: the loss is {float(loss)}")
 
 
+def describe_memory(setup: Setup, student: Learner, between: Sequence[Learner]) -> str:
+    """Peak memory of training, of the link of the chain that takes most, with all models held; "" where it is unknown.
+
+    That is so of what a student writes itself, of rounded weights, and of teachers on devices of their own.
+    """
+    if setup.settings.on_policy or setup.settings.bits or setup.apart:
+        return ""
+    device = devices.find_device(student.model)
+    if device.type == "cpu":
+        with loop.place_for_training(nn.Identity()) as device:
+            pass
+
+    def find() -> dict[str, float]:
+        everyone, above, peaks = (*setup.teachers, *between, student), tuple(setup.teachers), list[float]()
+        for learner in (*between, student):
+            peaks.append(_plan_link(setup if above else _alone(setup), learner, above, everyone, str(device)))
+            above = (learner,)
+        held = (tensor for one in everyone for tensor in (*one.model.parameters(), *one.model.buffers()))
+        return {
+            "weights": float(sum(tensor.numel() * tensor.element_size() for tensor in held)),
+            "training": max(peaks),
+        }
+
+    return memory_steps.describe_planned(find, str(device))
+
+
+def _plan_link(
+    setup: Setup, learner: Learner, above: Sequence[Learner], everyone: Sequence[Learner], device: str
+) -> float:
+    """Bytes at the highest point of training `learner` on what those `above` say of the first batch."""
+    how = Training(**setup.settings.training)
+    first, totals = setup.batches[0], setup.count(setup.batches[0])
+    if setup.settings.warm_up:
+        first = {**first, "done": 0.0}
+    others = [one for one in everyone if one is not learner]
+
+    def step(module: nn.Module, rest: Sequence[nn.Module]) -> Tensor:
+        pairs = [(one, _with_model(one, copied)) for one, copied in zip(others, rest, strict=True)]
+        teachers = [copied for one, copied in pairs if any(one is teacher for teacher in above)]
+        blank, student = replace(setup, teachers=teachers), _with_model(learner, module)
+        asked = blank.join(student, teachers, setup.settings.temperature) if teachers else None
+        loss: Tensor = training.make_objective(blank, student, teachers, asked).loss(first, totals)[0]
+        return loss
+
+    def adapt(model: nn.Module) -> None:
+        memory_plan.adapt(model, how.lora or how.whole("dora"), dora=how.dora is not None, bits=how.adapter_bits)
+
+    models = [one.model for one in others]
+    adapted = adapt if how.lora or how.dora else None
+    return memory_steps.plan_step(learner.model, models, step, how, device, adapted)
+
+
+def _with_model(subject: Learner, model: nn.Module) -> Learner:
+    """The same subject of another model, in which experts are used evenly: see `memory_plan`."""
+    result = copy.copy(subject)
+    result.model = model
+    return memory_plan.with_even_experts(result) if isinstance(result, Transformer) else result
+
+
+def _alone(setup: Setup) -> Setup:
+    """The same without a server, which is not asked: the student learns the task."""
+    return replace(setup, settings=replace(setup.settings, task=1.0, server="", cache=0, on_policy=0.0))
+
+
 def plan(setup: Setup, student: Learner) -> Evidence:
     """What would be trained, and how long that takes, by one step of a copy."""
     settings, above = setup.settings, tuple(setup.teachers)
     if not above:  # a server is not asked: the student's own time
-        alone = replace(setup, settings=replace(settings, task=1.0, server="", cache=0, on_policy=0.0))
-        one = training.train_student(alone, student.copy(), (), None, "", 1, settings.bits)
+        one = training.train_student(_alone(setup), student.copy(), (), None, "", 1, settings.bits)
     else:
         one = training.train_student(setup, student.copy(), above, None, "", 1, settings.bits)
     trained = sum(p.numel() for p in student.model.parameters() if p.requires_grad)

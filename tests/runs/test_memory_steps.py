@@ -1,0 +1,101 @@
+"""Peak memory of passes and of training of a network that is there, against what a fresh process takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.runs import memory_steps
+from secateur.vocabulary import Training
+
+MEASURE = """
+import copy, json, sys
+import torch, torchvision
+from torch.nn.functional import kl_div
+from secateur.measure import memory
+from secateur.recover.training import loop
+from secateur.runs import memory_steps
+from secateur.vocabulary import Training
+
+name, batch, stage, optimizer = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.manual_seed(0)
+model = getattr(torchvision.models, name)(weights=None, num_classes=10).eval()
+inputs = torch.randn(batch, 3, 96, 96)
+
+def score():
+    with torch.no_grad():
+        return model(inputs)
+
+def training():
+    student = copy.deepcopy(model)
+    def objective(item, totals):
+        ours = student(item["inputs"])
+        with torch.no_grad():
+            theirs = model(item["inputs"])
+        return kl_div(ours.log_softmax(1), theirs.softmax(1), reduction="batchmean"), {}
+    loop.train(student, [{"inputs": inputs}], objective, Training(steps=3, lr=1e-3, optimizer=optimizer),
+               frozen=[model], count=lambda item: {"examples": batch}, progress=False)
+
+with torch.no_grad():
+    model(inputs[:1])  # what a first call allocates
+found = memory.peak({"score": score, "training": training}[stage])
+plan = memory_steps.plan_network(model, ((inputs,), {}), Training(optimizer=optimizer))
+print(json.dumps({"measured": plan["weights"] + inputs.numel() * 4 + found.extra, "planned": plan[stage]}))
+"""
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("stage", ["score", "training"])
+@pytest.mark.parametrize(("name", "batch", "optimizer"), [("resnet18", 16, "adamw"), ("mobilenet_v2", 16, "sgd")])
+def test_the_plan_is_within_15_percent_of_a_fresh_process(name: str, batch: int, optimizer: str, stage: str) -> None:
+    command = [sys.executable, "-c", MEASURE, name, str(batch), stage, optimizer]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
+
+
+class Looking(nn.Linear):
+    """A network that goes by all values of its input, which has none."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.tensor(x.numpy().round()))
+
+
+def test_what_is_trained_counts_and_the_network_stays() -> None:
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10)).train()
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+
+    def plan(training: str = "", rows: int = 4, device: str = "cpu") -> dict[str, float]:
+        return memory_steps.plan_network(model, ((torch.randn(rows, 64),), {}), Training().merge(training), device)
+
+    def grow(training: str) -> float:
+        return (plan(training)["training"] - plain["training"]) / (1.0 + memory_steps.HEAP["step"]) / numbers
+
+    plain = plan()
+    assert plain["weights"] == 4 * numbers < plain["score"] < plain["gradients"] < plain["training"]
+    # The original, the student, two moments, and the gradients of this step and of the one before.
+    assert plain["training"] / (1.0 + memory_steps.HEAP["step"]) > 6 * plain["weights"]
+    assert grow("ema=0.9") == pytest.approx(4.0)
+    assert grow("optimizer=sgd") == pytest.approx(-4.0)
+    assert plan(rows=512)["training"] - plain["training"] > 508 * 256 * 4
+    assert plan("precision=fp32", device="cuda")["training"] < plain["training"], "no heap beside it"
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_machine_has_memory() -> None:
+    assert memory_steps.available() > 2**28
+
+
+def test_what_can_not_be_planned_has_no_line() -> None:
+    inputs: memory_steps.Arguments = ((torch.ones(2, 3),), {})
+    assert not memory_steps.describe_planned(lambda: memory_steps.plan_network(Looking(3, 3), inputs, Training()))
+    line = memory_steps.describe_planned(lambda: {"weights": 10.0, "training": 2.0**60})
+    assert line.startswith("peak memory: weights 10")
+    assert line.endswith("too little for training")
