@@ -164,9 +164,13 @@ class Transformer:
 
     def _repr_html_(self) -> str:
         count = sum(parameter.numel() for parameter in self.model.parameters())
-        rows = [("Parameters", f"{count:,}"), ("Channels", f"{self.hidden_size:,}"), ("Layers", f"{len(self.layers())}")]
-        for field, label in _UNITS_OF_LAYERS.items():
-            counts = [getattr(widths, field) for widths in self.widths()]
+        rows = [
+            ("Parameters", f"{count:,}"),
+            ("Channels", f"{self.hidden_size:,}"),
+            ("Layers", f"{len(self.layers())}"),
+        ]
+        for name, label in _UNITS_OF_LAYERS.items():
+            counts = [getattr(widths, name) for widths in self.widths()]
             fewest, most = min(counts, default=0), max(counts, default=0)
             if most:
                 rows.append((label, f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"))
