@@ -35,6 +35,7 @@ __all__ = [
     "Term",
     "Training",
     "Units",
+    "html_table",
     "parse_list",
     "write_enough",
 ]
@@ -479,11 +480,11 @@ class Cut:
     def _repr_html_(self) -> str:
         rows = [(name, f"{cost:,.0f}", f"{self.after[name]:,.0f}") for name, cost in self.before.items()
                 if name in self.after]  # fmt: skip
-        return _html_table(f"Cut: {self.describe()}", ("Measure", "Before", "After"), rows)
+        return html_table(f"Cut: {self.describe()}", ("Measure", "Before", "After"), rows)
 
 
-def _html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table for notebooks."""
+def html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table for notebooks; what stands in it is escaped."""
     lines = [f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows]
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
     return f"<table><caption>{html.escape(title)}</caption><tr>{head}</tr>{''.join(lines)}</table>"
@@ -750,7 +751,7 @@ class Evidence:
             after = self.measured.get(name) or self.after.get(name)
             rows.append((name, str(self.before.get(name, "")), predicted, "" if after is None else str(after)))
         title = f"{self.recipe}, {self.target}: {self.verdict or 'not judged'}"
-        return _html_table(title, ("Measure", "Before", "Predicted", "Measured"), rows)
+        return html_table(title, ("Measure", "Before", "Predicted", "Measured"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -44,6 +44,20 @@ def test_every_score_cuts_and_leaves_the_model_as_it_was(name: str) -> None:
     assert small(IMAGE).shape == (2, 3)
 
 
+def test_the_pair_shows_itself_in_a_line_and_in_tables() -> None:
+    """It printed the whole tree of modules."""
+    result = prune(residual(), IMAGE, "channels=50%")
+    count = sum(parameter.numel() for parameter in result.model.parameters())
+    assert repr(result) == f"Pruned({result.subject!r}, {result.cut!r})"
+    assert repr(result.subject).endswith(f", {count:,} parameters)")
+    shown = result._repr_html_()
+    assert shown.startswith("<table><caption>Traced: ")
+    assert f"<td>Parameters</td><td>{count:,}</td>" in shown
+    assert "<td>Cuts</td><td>1</td>" in shown
+    assert "<caption>Cut: " in shown
+    assert "Difference" not in open_traced(residual(), IMAGE)._repr_html_()
+
+
 @pytest.mark.parametrize("name", sorted({*NAMES, *GRADIENTS} - {"random", "cosine", "geometric_median"}))
 def test_the_best_cut_is_found_where_one_channel_of_each_site_is_idle(name: str) -> None:
     model = planted()

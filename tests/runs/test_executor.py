@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -494,6 +495,8 @@ def test_folders_that_are_names_of_the_package_work_as_both():
     assert "ziplm" in secateur.recipes.cards()
     with pytest.raises(ModelError, match="no model at"):
         secateur.measure("nowhere/at/all/models")
+    assert inspect.signature(secateur.measure) == inspect.signature(measuring.measure)
+    assert inspect.getdoc(secateur.measure) == inspect.getdoc(measuring.measure)
 
 
 @pytest.mark.parametrize("budget", [0.5, None])

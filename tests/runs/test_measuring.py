@@ -398,3 +398,15 @@ def test_predicted_work_is_of_the_batch_that_is_measured(stream, places, tmp_pat
     assert {"flops", "kv_cache", "memory", "params"} <= row.predicted.keys()
     for name in row.predicted.keys() & row.after.keys():
         assert row.predicted[name] == pytest.approx(row.after[name].value), name
+
+
+def test_figures_show_themselves_in_a_line_and_in_a_table():
+    """They printed a dictionary of dictionaries of records."""
+    figures = measuring.Figures({"model": {"params": Figure(2e6)}, "both": {"speedup": Figure(2.0, 1.9, 2.1, "x")}})
+    figures.notes = ("time: a < b",)
+    said = repr(figures).replace("\u00a0", " ")
+    assert said == "Figures(model: params 2.00 M; both: speedup 2.00× [1.90 to 2.10]; note: time: a < b)"
+    shown = figures._repr_html_().replace("\u00a0", " ")
+    assert "<th>Measure</th><th>model</th><th>both</th>" in shown
+    assert "<td>Parameters</td><td>2.00 M</td><td>–</td>" in shown
+    assert shown.endswith("<p>note: time: a &lt; b</p>")

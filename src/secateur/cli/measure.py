@@ -16,7 +16,7 @@ __all__ = ["execute"]
 
 def execute(given: dict[str, Any]) -> None:
     """Measure size, time, memory and quality of a model, alone or against others."""
-    from secateur.reports import display, evidence
+    from secateur.reports import evidence
     from secateur.runs import backends, measuring
 
     as_json = given.pop("as_json", False)
@@ -28,9 +28,7 @@ def execute(given: dict[str, Any]) -> None:
         plain |= {"notes": list(figures.notes)} if figures.notes else {}
         print(json.dumps(plain, indent=1))
         return
-    names = display.order(name for part in figures.values() for name in part)
-    rows = [["Measure", *figures]]
-    rows += [[display.measure(n).label, *(display.text(n, part.get(n)) for part in figures.values())] for n in names]
+    rows = [["Measure", *figures], *figures.rows()]
     usual = backends.of_source(next(iter(given.get("against", ())), given["model"]))
     length = given.get("length") or usual.length
     title = f"batch {given.get('batch') or usual.batch}" + (f" x {length} tokens" if length else "")

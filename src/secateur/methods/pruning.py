@@ -68,6 +68,12 @@ class Pruned(tuple[nn.Module, Cut]):
         result.subject = subject
         return result
 
+    def __repr__(self) -> str:
+        return f"Pruned({self.subject!r}, {self.cut!r})"
+
+    def _repr_html_(self) -> str:
+        return self.subject._repr_html_() + self.cut._repr_html_()
+
     @property
     def model(self) -> nn.Module:
         """The smaller network, which may be trained in place; `subject` speaks of the same one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -25,7 +26,7 @@ from secateur.reports.details import Details
 from secateur.runs import backends, keywords, splits
 from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.subjects.network.opening import is_saved
-from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject
+from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject, html_table
 
 __all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "measure", "with_threads"]
 
@@ -365,6 +366,22 @@ class Figures(dict[str, Row]):
     """Part -> figures, and as `notes` what could not be measured and why."""
 
     notes: tuple[str, ...] = ()
+
+    def rows(self) -> list[list[str]]:
+        """A table as people read it: a measure in each row, behind its label what it is of each part."""
+        names = display.order(name for row in self.values() for name in row)
+        return [[display.measure(n).label, *(display.text(n, row.get(n)) for row in self.values())] for n in names]
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{part}: {', '.join(f'{name} {display.text(name, row[name])}' for name in display.order(row))}"
+            for part, row in self.items()
+        ]
+        return f"Figures({'; '.join([*parts, *(f'note: {note}' for note in self.notes)])})"
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>note: {html.escape(note)}</p>" for note in self.notes)
+        return html_table("Measured", ("Measure", *self), self.rows()) + notes
 
 
 def measure(

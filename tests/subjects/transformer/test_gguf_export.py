@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import (
     AutoTokenizer,
     LlamaForCausalLM,
+    MistralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
@@ -174,6 +176,24 @@ def test_linear_positions_are_written_as_a_setting(tmp_path, kind):
         with torch.no_grad():
             wanted = small.model(ids[None]).logits[0]
         torch.testing.assert_close(run_deci(tmp_path / "model.gguf", ids), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        (MistralForCausalLM, {"sliding_window": 4}, "its llama sees all of a text, and 2 of this model's 2 layers see"),
+        (MistralForCausalLM, {"sliding_window": 512}, ""),
+        (Qwen2ForCausalLM, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, "qwen2 .* 1 of"),
+        (Qwen2ForCausalLM, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}, ""),
+    ],
+)
+def test_a_window_that_llama_cpp_has_not_is_said(tmp_path, kind, settings, said):
+    shape = dict(vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    config = kind.config_class(**shape, num_key_value_heads=2, max_position_embeddings=512, **settings)
+    notes = [note for note in to_gguf(open_subject(kind(config)), tmp_path) if "more than 4 tokens" in note]
+    assert len(notes) == bool(said)
+    assert all(re.search(said, note) for note in notes)
+    assert not any("sliding_window" in key for key in fields(tmp_path / "model.gguf"))
 
 
 def pieces_tokenizer(**parts: object) -> PreTrainedTokenizerFast:

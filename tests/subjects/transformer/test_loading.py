@@ -52,6 +52,21 @@ def test_missing_paths(source: str) -> None:
     refused(source, ModelError, "expected a folder with config.json")
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"num_key_value_heads": 7}, "config.json gives other sizes than the weights have"),
+        ({"hidden_act": "nope"}, "transformers has no activation 'nope': correct it in config.json"),
+        ({"num_attention_heads": 5}, "hidden size (48) is not a multiple of the number of attention heads (5)"),
+    ],
+)
+def test_settings_that_do_not_fit_the_weights_are_named(folder: Path, setting: dict[str, object], words: str) -> None:
+    """transformers names its own option, a bare word, or nothing at all."""
+    said = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**said, **setting}))
+    refused(folder, ModelError, words)
+
+
 def test_a_file_is_no_folder(folder: Path) -> None:
     refused(folder / "model.safetensors", ModelError, "is a file")
 

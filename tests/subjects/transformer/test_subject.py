@@ -164,3 +164,13 @@ def test_flops_per_token_are_those_of_a_sequence(name: str) -> None:
     counted = flops(subject, subject.example(1, LENGTH))
     # transformers 5.15 makes the angles of rotary positions by a matrix product, which is counted.
     assert subject.flops_per_token(LENGTH) * LENGTH == pytest.approx(counted, rel=2e-4)
+
+
+def test_a_notebook_shows_a_subject_as_a_table() -> None:
+    subject = make("llama")
+    small, _ = subject.cut(Selection({"layers.1.neurons": without(40, *range(8))}))
+    shown = small._repr_html_()
+    assert shown.startswith("<table><caption>Decoder: SecateurLlamaForCausalLM</caption>")
+    for label, value in (("Layers", "3"), ("Channels", "48"), ("Neurons of a layer", "32 to 40")):
+        assert f"<td>{label}</td><td>{value}</td>" in shown
+    assert "Experts" not in shown

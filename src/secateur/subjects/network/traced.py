@@ -35,7 +35,7 @@ from secateur.subjects.network.labels import within
 from secateur.subjects.network.proof import FAINT, Fault, Silenced, differences, silence
 from secateur.subjects.network.recording import Example, Run, evaluate, record, tensors_of
 from secateur.subjects.network.shrinking import Plan, history, plan, remember, shrink, twin
-from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units
+from secateur.vocabulary import Cut, Notes, Selection, Site, Term, Units, html_table
 
 __all__ = ["CutError", "Traced", "open_traced", "reload_traced"]
 
@@ -90,6 +90,13 @@ class Traced:
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self._model.parameters())
         return f"Traced({type(self._model).__name__}, {count:,} parameters)"
+
+    def _repr_html_(self) -> str:
+        count = sum(parameter.numel() for parameter in self._model.parameters())
+        rows = [("Parameters", f"{count:,}"), ("Cuts", f"{len(self._plans)}")]
+        if self._plans:
+            rows.append(("Difference from the silenced original", f"{self.error:.2g}"))
+        return html_table(f"Traced: {type(self._model).__name__}", ("What", "How much"), rows)
 
     @property
     def model(self) -> nn.Module:

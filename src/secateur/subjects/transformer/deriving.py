@@ -67,7 +67,7 @@ _known: dict[str, Family] = {}
 
 
 def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -> Family:
-    """The family of a model class: written by hand, or derived once and kept.
+    """The family of a model class: the table written by hand where there is one, else derived once and kept.
 
     Raises `UnsupportedError` where no table fits it.
     """

@@ -56,7 +56,8 @@ def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     `NumericalError` where one differs. A tokenizer of bytes or of SentencePiece's kind goes along with its merges,
     special tokens and chat template; a note says where another is left out. Where layers have widths of their own, one
     without an FFN gets one of 32 neurons that are zero, which changes no output: llama.cpp skips the attention of a
-    layer that has none.
+    layer that has none. A sliding window is not written, for llama.cpp has none in these architectures: a note says
+    from which length on texts come out otherwise.
 
     Raises:
         MissingExtraError: gguf is not installed.
@@ -67,7 +68,7 @@ def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     kind = _choose(subject)
     folder = Path(folder)
     writer = gguf.GGUFWriter(folder / "model.gguf", kind)
-    notes = [*_write_shape(writer, subject), *_write_tokenizer(writer, subject)]
+    notes = [*_write_shape(writer, subject), *_note_window(subject, kind), *_write_tokenizer(writer, subject)]
     tensors = dict(_name_tensors(subject, kind))
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensor in tensors.items():
@@ -130,14 +131,26 @@ def _write_shape(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...]:
         writer.add_rope_scaling_factor(float(rope["factor"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    if getattr(config, "sliding_window", None):
-        writer.add_sliding_window(config.sliding_window)
     bare = [str(index) for index, width in enumerate(widths) if not width.neurons]
     if not bare:
         return ()
     return (
         f"layers {', '.join(bare)} have no FFN and got one of {_EMPTY} neurons that are zero: llama.cpp skips the "
         "attention of a layer that has none",
+    )
+
+
+def _note_window(subject: Transformer, kind: str) -> tuple[str, ...]:
+    """That longer texts come out otherwise, where layers see no further back than a window; nothing where none does."""
+    config = subject.model.config
+    window, layers = getattr(config, "sliding_window", None), len(subject.widths())
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    sliding = kinds.count("sliding_attention")
+    if not window or not sliding or window >= config.max_position_embeddings:
+        return ()
+    return (
+        f"texts of more than {window:,} tokens come out otherwise in llama.cpp: its {kind} sees all of a text, and "
+        f"{sliding} of this model's {layers} layers see the last {window:,} tokens",
     )
 
 

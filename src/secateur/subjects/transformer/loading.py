@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -508,6 +509,11 @@ def _module(entry: dict[str, Any], folder: Path) -> nn.Module:
 
 
 def _line(error: BaseException) -> str:
-    """An outside error on one line."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+    """An outside error on one line; in words of ours where its own name nothing."""
+    text = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    if "ignore_mismatched_sizes" in text[0]:
+        return "config.json gives other sizes than the weights have, as the report above says of each: correct it"
+    where = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if isinstance(error, KeyError) and where[-1:] == ["transformers.activations"]:
+        return f"transformers has no activation {error}: correct it in config.json"
+    return " ".join(text[: 2 if text[0].endswith(":") else 1])[:200]

@@ -31,7 +31,7 @@ from secateur.subjects.transformer.layout import Layout, Widths
 from secateur.subjects.transformer.origin import Origin
 from secateur.subjects.transformer.small_copy import make_source, reads_texts
 from secateur.subjects.transformer.sources import measure_source
-from secateur.vocabulary import Cut, Selection, Term, Units
+from secateur.vocabulary import Cut, Selection, Term, Units, html_table
 
 if TYPE_CHECKING:
     from secateur.subjects.transformer.parts import Whole
@@ -54,6 +54,17 @@ AXES = (
     "state_channels",
     "channels",
 )
+
+_UNITS_OF_LAYERS = {
+    "heads": "Heads of a layer",
+    "kv": "Key/value heads of a layer",
+    "cross": "Heads of a cross-attention",
+    "neurons": "Neurons of a layer",
+    "experts": "Experts of a layer",
+    "expert_neurons": "Neurons of an expert",
+    "shared_neurons": "Neurons of a shared expert",
+}
+"""Field of `Widths` -> what a notebook calls it."""
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
@@ -150,6 +161,20 @@ class Transformer:
         count = sum(parameter.numel() for parameter in self.model.parameters())
         name, layers = type(self.model).__name__, len(self.layers())
         return f"{type(self).__name__}({name}, {layers} layers, {self.hidden_size} channels, {count:,} parameters)"
+
+    def _repr_html_(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        rows = [
+            ("Parameters", f"{count:,}"),
+            ("Channels", f"{self.hidden_size:,}"),
+            ("Layers", f"{len(self.layers())}"),
+        ]
+        for name, label in _UNITS_OF_LAYERS.items():
+            counts = [getattr(widths, name) for widths in self.widths()]
+            fewest, most = min(counts, default=0), max(counts, default=0)
+            if most:
+                rows.append((label, f"{most:,}" if fewest == most else f"{fewest:,} to {most:,}"))
+        return html_table(f"{type(self).__name__}: {type(self.model).__name__}", ("What", "How many"), rows)
 
     # ------------------------------------------------------------------------------------------- structure
 
