@@ -10,8 +10,11 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
     T5Config,
@@ -29,7 +32,8 @@ from secateur.errors import InputError
 from secateur.methods import pruning
 from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
-from secateur.subjects.network import opening, pretrained
+from secateur.subjects.network import files, opening, pretrained
+from secateur.subjects.network.recording import Example
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
@@ -118,6 +122,28 @@ def test_a_model_of_text_and_image_is_given_both() -> None:
     model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
     assert set(pretrained.make_inputs(model)) == {"input_ids", "pixel_values"}
     assert set(pretrained.make_inputs(MODELS["texts"]())) == {"input_ids", "use_cache"}
+
+
+def test_a_model_of_several_parts_is_run_without_a_cache_and_kept_as_a_program(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, vision = LlamaConfig(**SMALL, **sizes), CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=60))
+    inputs = pretrained.make_inputs(model.eval())
+    assert inputs["use_cache"] is False
+    files.write_program(tmp_path, model, Example.of(inputs))
+    assert (tmp_path / "model.pt2").is_file()
+
+
+def test_what_torch_can_not_export_is_kept_without_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    MODELS["pixels"]().save_pretrained(tmp_path / "model")
+    subject = opening.open_network(tmp_path / "model")
+    monkeypatch.setattr(pretrained, "describes", lambda model: False)
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: tmp_path.missing)
+    Network().save(subject, tmp_path / "small")
+    assert not (tmp_path / "small" / "model.pt2").exists()
+    assert Network().load_line(tmp_path / "small", "small") == 'import secateur\n\nmodel = secateur.load("small")'
+    assert type(secateur.load(tmp_path / "small")) is ViTForImageClassification
 
 
 def test_sounds_are_drawn_in_the_layout_that_the_class_takes() -> None:

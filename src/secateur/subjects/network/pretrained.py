@@ -147,7 +147,11 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
     known = [name for name in inspect.signature(model.forward).parameters if name in (_IDS, *_DRAWN) and name != main]
     if known and not _runs(model, inputs | rest):
         inputs |= {name: tokens if name == _IDS else draw_input(model, name, draw) for name in known}
-    return inputs | rest
+    inputs |= rest
+    if "use_cache" not in inputs and getattr(config.get_text_config(), "use_cache", False):
+        without = inputs | {"use_cache": False}  # a model of several, whose language model would return its cache
+        inputs = without if _runs(model, without) else inputs
+    return inputs
 
 
 def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator, batch: int = 2) -> Tensor:
