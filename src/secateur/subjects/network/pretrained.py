@@ -55,11 +55,12 @@ _BINS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_proj
 
 
 def is_pretrained(source: object) -> bool:
-    """Whether it names a folder with a config of transformers, or a Hub id, owner/name."""
+    """Whether it names a folder with a config of transformers, a GGUF file that is there, or a Hub id, owner/name."""
     if not isinstance(source, str | Path) or not str(source) or plugins.names_function(source):
         return False
     hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not Path(source).parent.exists()
-    return (Path(source) / "config.json").is_file() or bool(hub)
+    file = str(source).endswith(".gguf") and Path(source).expanduser().is_file()
+    return (Path(source) / "config.json").is_file() or file or bool(hub)
 
 
 def reads_texts(source: str | Path) -> bool:
@@ -107,6 +108,8 @@ def open_pretrained(source: str | Path) -> PreTrainedModel:
     """
     from secateur.subjects.transformer import loading  # which loads transformers
 
+    if loading.is_gguf(source):
+        return loading.read_any(source)
     home = loading.locate(source)
     if any((place / "modules.json").is_file() for place in (home, Path(source))):
         raise UnsupportedError(
@@ -221,7 +224,7 @@ def save(subject: Traced, folder: Path, original: str) -> None:
     if saving.needs_module(model.config):
         saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)
     model.save_pretrained(folder)
-    copy_beside(loading.locate(original), folder)
+    loading.copy_files(original, folder)
     if found is not None:
         atomic_write(folder / saving.MAP, found)
 
