@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -63,6 +65,15 @@ kind = getattr(transformers, AutoConfig.from_pretrained("small").architectures[0
 model, report = kind.from_pretrained("small", output_loading_info=True)
 assert not any(report.values()), report
 torch.save(model.eval()(**torch.load("inputs.pt")).logits, "logits.pt")
+"""
+
+TRUSTED = """
+import os, torch
+os.environ["HF_MODULES_CACHE"] = os.getcwd()
+from transformers import AutoModelForSeq2SeqLM
+model = AutoModelForSeq2SeqLM.from_pretrained("small", trust_remote_code=True).eval()
+assert model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=3).shape[1] > 1
+torch.save(model(**torch.load("inputs.pt")).logits, "logits.pt")
 """
 
 
@@ -183,7 +194,10 @@ def test_what_no_config_describes_is_kept_as_a_network_and_comes_back(tmp_path: 
     torch.manual_seed(0)
     MODELS["pixels"]().save_pretrained(tmp_path / "model")
     shares = "vit.layers.0.mlp.*=50%"
+    for name in ("LICENSE", "preprocessor_config.json"):
+        (tmp_path / "model" / name).write_text("{}")
     secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small", shares=shares)
+    assert {"LICENSE", "preprocessor_config.json"} <= {path.name for path in (tmp_path / "small").iterdir()}
     assert json.loads((tmp_path / "small" / "cut.json").read_text())["built_by"] == str(tmp_path / "model")
     assert not (tmp_path / "small" / "config.json").exists()
     assert secateur.load(tmp_path / "small") is not None
@@ -213,6 +227,30 @@ def test_a_text_model_of_unequal_layers_is_compared_with_its_folder(tmp_path: Pa
     secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small", even=False)
     rows = measuring.measure(tmp_path / "small", tmp_path / "model", batch=2, pairs=6)
     assert rows["model"]["params"].value < rows["against"]["params"].value
+
+
+def test_what_no_config_describes_loads_by_a_modelling_file_where_whole_units_stay(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "max_position_embeddings": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    marks = {"decoder_start_token_id": 2, "forced_eos_token_id": 2}
+    model = BartForConditionalGeneration(BartConfig(**SMALL, **sizes, **heads, **marks)).eval()
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "LICENSE").write_text("as it is")
+    traced = opening.open_network(tmp_path / "model")
+    ours = next(name for name in traced.units().sites if "encoder.layers.0.fc1" in name)
+    cut, _ = traced.cut(Selection({ours: np.arange(24) < 16}, {}))
+    Network().save(cut, tmp_path / "small")
+    assert (tmp_path / "small" / "LICENSE").read_text() == "as it is"
+    assert "trust_remote_code=True" in Network().load_line(tmp_path / "small", "small")
+    assert Origin.read(tmp_path / "small").name == str(tmp_path / "model")
+    torch.save(inputs := pretrained.make_inputs(model), tmp_path / "inputs.pt")
+    run_without_secateur(TRUSTED, tmp_path)
+    with torch.no_grad():
+        wanted = secateur.load(tmp_path / "small")(**inputs).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), wanted)
+    subject = opening.open_network(tmp_path / "small")
+    torch.testing.assert_close(subject.forward().logits, wanted)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

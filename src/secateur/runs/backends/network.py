@@ -243,17 +243,18 @@ class Network(Backend[Traced, Examples, Arguments]):
         return inspection.inspect(source, **options)
 
     def save(self, subject: Traced, folder: Path) -> None:
-        """Weights, what was cut, and a torch.export program that needs nothing of ours; a plain folder of transformers
-        where it came from one, and its config describes it. Of one that came from there, no program where none can be.
+        """Weights, what was cut, and a torch.export program that needs nothing of ours; a folder of transformers where
+        it came from one, and its config or a modelling file describes it. Else what came from there has its tokenizer,
+        processor and licence beside it, and no program where none can be made.
         """
         original = history(subject.model).built_by
-        if pretrained.is_pretrained(original) and pretrained.describes(subject.model):
-            pretrained.save(subject, folder, original)
-        else:
-            subject.save(folder)
-            # One of transformers opens from its original's folder, whatever torch.export has against its code.
-            with suppress(Exception) if pretrained.is_pretrained(original) else nullcontext():
-                write_program(folder, subject.model, subject.inputs)
+        known = pretrained.is_pretrained(original)
+        if known and pretrained.save(subject, folder, original):
+            return
+        subject.save(folder)
+        # One of transformers opens from its original's folder, whatever torch.export has against its code.
+        with suppress(Exception) if known else nullcontext():
+            write_program(folder, subject.model, subject.inputs)
 
     def saved_in(self, folder: Path) -> bool:
         """Whether the folder says what was cut, and has no config of a transformers model."""

@@ -31,6 +31,7 @@ __all__ = [
     "draw_input",
     "has_experts",
     "is_pretrained",
+    "is_rebuilt",
     "lacks_map",
     "make_inputs",
     "open_pretrained",
@@ -210,23 +211,39 @@ def describes(model: nn.Module) -> bool:
     return shapes == own
 
 
-def save(subject: Traced, folder: Path, original: str) -> None:
+def is_rebuilt(subject: Traced, original: str) -> bool:
+    """Whether `save` writes, with a modelling file, what no config describes by itself."""
+    from secateur.subjects.transformer import traced_cuts  # which loads transformers
+
+    return traced_cuts.rebuild(subject, original) is not None
+
+
+def save(subject: Traced, folder: Path, original: str) -> bool:
     """Write a model that its config describes, and beside it what the folder at `original` has beside its weights.
 
     And where its class fits a table of the transformers, the map of what was cut, by which adapters are translated; a
-    result whose layers have widths of their own has its modelling file beside it again.
+    result whose layers have widths of their own has its modelling file beside it (again). Of what can't be told so,
+    only what lies beside the weights is written: returns whether the model is there.
     """
     from secateur.subjects.transformer import loading, saving, traced_cuts  # which load transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     model = cast("PreTrainedModel", subject.model)
     found = traced_cuts.describe_cut(subject, original)  # before the files that it speaks of are overwritten
-    if saving.needs_module(model.config):
-        saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)
-    model.save_pretrained(folder)
+    if not describes(model):
+        rebuilt = traced_cuts.rebuild(subject, original)
+        if rebuilt is None:
+            loading.copy_files(original, folder)
+            return False
+        rebuilt.save(folder)
+    else:
+        if saving.needs_module(model.config):
+            saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)
+        model.save_pretrained(folder)
     loading.copy_files(original, folder)
     if found is not None:
         atomic_write(folder / saving.MAP, found)
+    return True
 
 
 def lacks_map(subject: Traced, original: str) -> bool:
