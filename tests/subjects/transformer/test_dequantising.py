@@ -117,6 +117,9 @@ def test_what_prune_and_estimate_open_are_the_floats_too(kind, tmp_path, recwarn
     else:
         wanted = (write_int8 if kind == "int8" else write_int4)(subject, place)
     assert pretrained.is_pretrained(place)
+    weights = place if kind == "gguf" else next(place.glob("*.safetensors"))
+    told = f"takes {weights.stat().st_size / 1e6:.3g} MB as it is stored, quantised or packed: sizes before the cut"
+    assert (told in pretrained.describe_stored(place)) == (kind != "gguf"), "this GGUF file holds floats"
     outline = loading.open_outline(place)
     loading.check_outline(place)
     assert outline.model.num_parameters() == subject.model.num_parameters()
@@ -131,6 +134,7 @@ def test_what_prune_and_estimate_open_are_the_floats_too(kind, tmp_path, recwarn
     assert (tmp_path / "small" / "tokenizer.json").exists() == (kind == "gguf")
     with torch.no_grad():
         torch.testing.assert_close(secateur.load(tmp_path / "small")(ids).logits, small.model(ids).logits)
+    assert not pretrained.describe_stored(tmp_path / "small")
     assert "quantization" not in (tmp_path / "small" / "config.json").read_text()
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "copy_beside",
+    "describe_stored",
     "describes",
     "draw_input",
     "has_experts",
@@ -118,6 +119,23 @@ def open_pretrained(source: str | Path) -> PreTrainedModel:
             "use a recipe that keeps them, such as `secateur run magnitude` or `secateur run ziplm` (secateur list)"
         )
     return loading.read_any(source)
+
+
+def describe_stored(source: object) -> str:
+    """What sizes of a model are that was opened from quantised or packed weights; "" where they were floats."""
+    if not is_pretrained(source):
+        return ""
+    from secateur.subjects.transformer import loading  # which loads transformers
+
+    size = 0.0
+    with suppress(ModelError):  # a name that another kind of subject has of its own
+        size = loading.count_stored(cast("str | Path", source))
+    if not size:
+        return ""
+    return (
+        f"{source} takes {size / 1e6:.3g} MB as it is stored, quantised or packed: sizes before the cut, and budgets "
+        "of bytes, are those of the floating point that it was opened as; export the result again to have it small"
+    )
 
 
 def takes_tokens(model: nn.Module) -> bool:

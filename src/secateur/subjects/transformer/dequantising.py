@@ -27,6 +27,7 @@ __all__ = [
     "ask_for_floats",
     "count_bytes",
     "finish",
+    "has_floats",
     "has_integers",
     "make_floats",
     "name_method",
@@ -194,6 +195,12 @@ def read_gguf(
     if bits is not None and not quantised:
         _warn_of_floats(file, "GGUF", model.dtype)
     return model.eval(), tokenizer, bits
+
+
+def has_floats(file: Path) -> bool:
+    """Whether the matrices of a GGUF file are floating point. Raises as `read_gguf` does."""
+    with _reading(file):
+        return _read_types(file)[1] is None
 
 
 def read_gguf_config(file: Path) -> PretrainedConfig:

@@ -47,6 +47,7 @@ __all__ = [
     "Folders",
     "check_outline",
     "copy_files",
+    "count_stored",
     "is_gguf",
     "load",
     "locate",
@@ -141,6 +142,16 @@ def _open_gguf(
 def is_gguf(source: object) -> bool:
     """Whether it names a GGUF file that is there."""
     return isinstance(source, str | Path) and str(source).endswith(".gguf") and Path(source).expanduser().is_file()
+
+
+def count_stored(source: str | Path) -> float:
+    """Bytes of the weights at `source` where they are stored quantised or packed; 0 for floating point."""
+    if is_gguf(source):
+        file = Path(source).expanduser()
+        return 0.0 if dequantising.has_floats(file) else float(file.stat().st_size)
+    root = locate(source)
+    packed = {"quantization_config", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys()
+    return float(sum(path.stat().st_size for path in root.glob("*.safetensors"))) if packed else 0.0
 
 
 def _lies_alone(file: Path) -> bool:
