@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from secateur import cli
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
@@ -234,3 +236,31 @@ def test_images_of_any_size_where_the_network_takes_them(
             torch.testing.assert_close(torch.from_numpy(answer), model(other).detach(), rtol=1e-4, atol=1e-4)
     if free:
         torch.testing.assert_close(program.module()(other), model(other))
+
+
+@dataclass
+class Answer(ModelOutput):
+    """As models of transformers answer."""
+
+    logits: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+
+
+class Answering(nn.Module):
+    """A network that gives states beside what it is about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Answer:
+        states = self.first(x).relu()
+        return Answer(logits=self.second(states), encoder_last_hidden_state=states)
+
+
+def test_a_program_that_gives_states_beside_its_output_is_written_with_the_output_alone(tmp_path: Path) -> None:
+    model, x = Answering().eval(), torch.rand(2, 4)
+    program = onnx_files.program(model, (x,), {})
+    onnx_files.write_program(program, tmp_path / "small.onnx")
+    (found,) = onnx_files.open_session(tmp_path / "small.onnx").run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), model(x).logits)

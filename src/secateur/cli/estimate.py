@@ -45,7 +45,7 @@ COMMAND = Command(
     execute,
     ["secateur.runs.memory_plan.estimate"],
     arguments=("model",),
-    help={"model": "a folder with a config.json, with weights or without, the file itself, or a Hub id."},
+    help={"model": "a folder with a config.json, with weights or without, the file itself, a GGUF file, or a Hub id."},
     more=[AS_JSON],
     needed={"MODEL": "model"},
     example="secateur estimate MODEL --share 50%",

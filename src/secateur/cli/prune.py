@@ -36,7 +36,7 @@ COMMAND = Command(
     words={"inputs": "--input"},
     help={
         "model": "file.py:function, or package.module:function, that builds any network, a folder or Hub id of "
-        "transformers, or the folder of a cut one.",
+        "transformers, a GGUF file, or the folder of a cut one.",
         "budget": BUDGET.format("channels=50%, params=, bytes=, flops=", "network"),
         "data": "examples for scores that look at them, and for quality.",
         "inputs": SHAPE,

@@ -302,6 +302,9 @@ def _write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     names = _names(flat.model, args, kwargs)
     with torch.no_grad():
         outputs = flat(*flat.tensors)
+        every = tree_leaves(flat.model(*args, **kwargs))
+    if len(outputs) < len(every):  # states and caches beside what it is about, which the file would give, too
+        return _write_flat(flat, names, path)
     options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs)), "name_axes": True}
     if not program.range_constraints:
         write(program, path, **options)

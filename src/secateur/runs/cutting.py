@@ -120,6 +120,11 @@ _UNDESCRIBED = (
     "its config can't say what is left, though sites of one kind and size keep equally many units: the result is no "
     "plain folder, and secateur.load opens it; --no-even (even=False) lets each site keep its own number"
 )
+_REBUILT = (
+    "its config alone can't say what is left, though sites of one kind and size keep equally many units: a modelling "
+    "file travels with the result, and from_pretrained loads it with trust_remote_code=True; --no-even (even=False) "
+    "lets each site keep its own number"
+)
 _REASON = "stays whole, so that the config says what is left"
 
 
@@ -162,7 +167,8 @@ def _cut_described(choose: _Choose, whole: Traced, budget: Budget) -> tuple[Sele
             note = f"{said} stay whole, so that the config says what is left: --no-even (even=False) cuts them as well"
             return selection, small, replace(cut, notes=(*cut.notes, note))
     selection, small, cut = plain
-    return selection, small, replace(cut, notes=(*cut.notes, _UNDESCRIBED))
+    rebuilt = pretrained.is_rebuilt(small, history(small.model).built_by)
+    return selection, small, replace(cut, notes=(*cut.notes, _REBUILT if rebuilt else _UNDESCRIBED))
 
 
 def _is_balanced(selection: Selection, plain: Selection) -> bool:

@@ -247,6 +247,7 @@ def run(
         **({} if after is None else {"after": backends.name_source(after)}),
         **({} if workers is None else {"workers": workers}),
     }
+    notes += filter(None, [pretrained.describe_stored(model)])
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
     first = quick or dry_run

@@ -76,7 +76,7 @@ def estimate(
     """What scoring, cutting and training the model at `model` take, from its config.json: no weights are read.
 
     Args:
-        model: a folder that holds a config.json, with weights or without, the file itself, or a Hub id.
+        model: a folder that holds a config.json, with weights or without, the file itself, a GGUF file, or a Hub id.
         share: of the parameters that stay.
         batch: sequences of a training step's micro-batch.
         length: tokens per sequence.

@@ -10,8 +10,13 @@ import pytest
 import torch
 import transformers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     SiglipConfig,
     SiglipModel,
     T5Config,
@@ -29,7 +34,8 @@ from secateur.errors import InputError
 from secateur.methods import pruning
 from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
-from secateur.subjects.network import opening, pretrained
+from secateur.subjects.network import files, opening, pretrained
+from secateur.subjects.network.recording import Example
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
@@ -59,6 +65,15 @@ kind = getattr(transformers, AutoConfig.from_pretrained("small").architectures[0
 model, report = kind.from_pretrained("small", output_loading_info=True)
 assert not any(report.values()), report
 torch.save(model.eval()(**torch.load("inputs.pt")).logits, "logits.pt")
+"""
+
+TRUSTED = """
+import os, torch
+os.environ["HF_MODULES_CACHE"] = os.getcwd()
+from transformers import AutoModelForSeq2SeqLM
+model = AutoModelForSeq2SeqLM.from_pretrained("small", trust_remote_code=True).eval()
+assert model.generate(torch.tensor([[3, 4, 5]]), max_new_tokens=3).shape[1] > 1
+torch.save(model(**torch.load("inputs.pt")).logits, "logits.pt")
 """
 
 
@@ -123,6 +138,28 @@ def test_a_model_of_text_and_image_is_given_both() -> None:
     assert set(pretrained.make_inputs(MODELS["texts"]())) == {"input_ids", "use_cache"}
 
 
+def test_a_model_of_several_parts_is_run_without_a_cache_and_kept_as_a_program(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, vision = LlamaConfig(**SMALL, **sizes), CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    model = LlavaForConditionalGeneration(LlavaConfig(text_config=text, vision_config=vision, image_token_index=60))
+    inputs = pretrained.make_inputs(model.eval())
+    assert inputs["use_cache"] is False
+    files.write_program(tmp_path, model, Example.of(inputs))
+    assert (tmp_path / "model.pt2").is_file()
+
+
+def test_what_torch_can_not_export_is_kept_without_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    MODELS["pixels"]().save_pretrained(tmp_path / "model")
+    subject = opening.open_network(tmp_path / "model")
+    monkeypatch.setattr(pretrained, "describes", lambda model: False)
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: tmp_path.missing)
+    Network().save(subject, tmp_path / "small")
+    assert not (tmp_path / "small" / "model.pt2").exists()
+    assert Network().load_line(tmp_path / "small", "small") == 'import secateur\n\nmodel = secateur.load("small")'
+    assert type(secateur.load(tmp_path / "small")) is ViTForImageClassification
+
+
 def test_sounds_are_drawn_in_the_layout_that_the_class_takes() -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     patches = {"max_length": 24, "num_mel_bins": 8, "patch_size": 8, "frequency_stride": 8, "time_stride": 8}
@@ -160,7 +197,10 @@ def test_what_no_config_describes_is_kept_as_a_network_and_comes_back(tmp_path: 
     torch.manual_seed(0)
     MODELS["pixels"]().save_pretrained(tmp_path / "model")
     shares = "vit.layers.0.mlp.*=50%"
+    for name in ("LICENSE", "preprocessor_config.json"):
+        (tmp_path / "model" / name).write_text("{}")
     secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small", shares=shares)
+    assert {"LICENSE", "preprocessor_config.json"} <= {path.name for path in (tmp_path / "small").iterdir()}
     assert json.loads((tmp_path / "small" / "cut.json").read_text())["built_by"] == str(tmp_path / "model")
     assert not (tmp_path / "small" / "config.json").exists()
     assert secateur.load(tmp_path / "small") is not None
@@ -190,6 +230,30 @@ def test_a_text_model_of_unequal_layers_is_compared_with_its_folder(tmp_path: Pa
     secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small", even=False)
     rows = measuring.measure(tmp_path / "small", tmp_path / "model", batch=2, pairs=6)
     assert rows["model"]["params"].value < rows["against"]["params"].value
+
+
+def test_what_no_config_describes_loads_by_a_modelling_file_where_whole_units_stay(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "max_position_embeddings": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24}
+    marks = {"decoder_start_token_id": 2, "forced_eos_token_id": 2}
+    model = BartForConditionalGeneration(BartConfig(**SMALL, **sizes, **heads, **marks)).eval()
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "LICENSE").write_text("as it is")
+    traced = opening.open_network(tmp_path / "model")
+    ours = next(name for name in traced.units().sites if "encoder.layers.0.fc1" in name)
+    cut, _ = traced.cut(Selection({ours: np.arange(24) < 16}, {}))
+    Network().save(cut, tmp_path / "small")
+    assert (tmp_path / "small" / "LICENSE").read_text() == "as it is"
+    assert "trust_remote_code=True" in Network().load_line(tmp_path / "small", "small")
+    assert Origin.read(tmp_path / "small").name == str(tmp_path / "model")
+    torch.save(inputs := pretrained.make_inputs(model), tmp_path / "inputs.pt")
+    run_without_secateur(TRUSTED, tmp_path)
+    with torch.no_grad():
+        wanted = secateur.load(tmp_path / "small")(**inputs).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), wanted)
+    subject = opening.open_network(tmp_path / "small")
+    torch.testing.assert_close(subject.forward().logits, wanted)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

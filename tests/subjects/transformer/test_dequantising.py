@@ -13,13 +13,17 @@ from safetensors.torch import load_file, save_file
 
 import secateur
 from secateur.errors import DataWarning, ModelError, UnsupportedError
+from secateur.methods import pruning
 from secateur.recover.quantization import quantise
 from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import costs, dequantising, quantised
-from secateur.vocabulary import Selection
+from secateur.subjects.network import opening, pretrained
+from secateur.subjects.transformer import costs, dequantising, gguf_export, loading, packing, quantised
+from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
 from subjects.tiny import without
+from subjects.transformer.test_gguf_export import bytes_tokenizer
 from subjects.transformer.test_quantised import wide
 
 pytest.importorskip("torchao", reason="the extra `quantise`")
@@ -94,6 +98,44 @@ def test_a_quantised_folder_is_cut_and_loads_again_as_a_plain_one(write, tmp_pat
     found = torch.load(tmp_path / "logits.pt", weights_only=True)
     with torch.no_grad():
         torch.testing.assert_close(found, small.model(torch.tensor([[3, 4, 5, 6]])).logits)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "packed", "gguf"])
+def test_what_prune_and_estimate_open_are_the_floats_too(kind, tmp_path, recwarn):
+    subject = wide()
+    place, wanted = tmp_path / "packed", subject
+    if kind == "gguf":
+        pytest.importorskip("gguf", reason="the extra `gguf`")
+        subject.tokenizer = bytes_tokenizer()
+        subject.model.resize_token_embeddings(len(subject.tokenizer))
+        gguf_export.to_gguf(subject, place)
+        place /= "model.gguf"
+    elif kind == "packed":
+        for layer in subject.model.model.layers:
+            layer.mlp.down_proj.weight.data[:, ::2] = 0
+        packing.save_packed(subject, place)
+    else:
+        wanted = (write_int8 if kind == "int8" else write_int4)(subject, place)
+    assert pretrained.is_pretrained(place)
+    weights = place if kind == "gguf" else next(place.glob("*.safetensors"))
+    told = f"takes {weights.stat().st_size / 1e6:.3g} MB as it is stored, quantised or packed: sizes before the cut"
+    assert (told in pretrained.describe_stored(place)) == (kind != "gguf"), "this GGUF file holds floats"
+    outline = loading.open_outline(place)
+    loading.check_outline(place)
+    assert outline.model.num_parameters() == subject.model.num_parameters()
+    traced = opening.open_network(place)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(traced.model(ids).logits, wanted.model(ids).logits, atol=2e-5, rtol=1e-4)
+    how = {"rate": pruning.make_scorer("magnitude"), "scope": "local", "multiple": None, "even": True}
+    _, small, _ = pruning.prune_subject(traced, Budget.parse("params=85%"), **how)
+    assert pretrained.describes(small.model)
+    Network().save(small, tmp_path / "small")
+    assert (tmp_path / "small" / "tokenizer.json").exists() == (kind == "gguf")
+    with torch.no_grad():
+        torch.testing.assert_close(secateur.load(tmp_path / "small")(ids).logits, small.model(ids).logits)
+    assert not pretrained.describe_stored(tmp_path / "small")
+    assert "quantization" not in (tmp_path / "small" / "config.json").read_text()
 
 
 def test_a_quantised_model_in_memory_becomes_floats_in_a_copy_that_shares_the_rest():

@@ -236,6 +236,16 @@ def test_a_run_on_a_part_leaves_the_whole_model_and_its_card_says_which_part(tmp
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.text_config.num_hidden_layers == 2
 
 
+def test_each_of_two_parts_of_one_class_has_its_own_config() -> None:
+    small = transformers.BertConfig(**SMALL, vocab_size=64)
+    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(small, small)
+    model = transformers.EncoderDecoderModel(config)
+    assert {name: setting for name, (_, setting) in list_parts(model).items()} == {
+        "encoder": "encoder",
+        "decoder": "decoder",
+    }
+
+
 def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
     model = make()
     assert list(list_parts(model)) == ["language_model"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import detectors, pretrained
 from secateur.subjects.network.detectors import Detector
+from secateur.subjects.network.files import write_program
 from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
 from secateur.subjects.network.shrinking import history, remember, twin
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
@@ -260,14 +261,18 @@ class Network(Backend[Traced, Examples, Arguments]):
         return inspection.inspect(source, **options)
 
     def save(self, subject: Traced, folder: Path) -> None:
-        """Weights, what was cut, and a torch.export program that needs nothing of ours; a plain folder of transformers
-        where it came from one, and its config describes it.
+        """Weights, what was cut, and a torch.export program that needs nothing of ours; a folder of transformers where
+        it came from one, and its config or a modelling file describes it. Else what came from there has its tokenizer,
+        processor and licence beside it, and no program where none can be made.
         """
         original = history(subject.model).built_by
-        if pretrained.is_pretrained(original) and pretrained.describes(subject.model):
-            pretrained.save(subject, folder, original)
-        else:
-            subject.save(folder, program=True)
+        known = pretrained.is_pretrained(original)
+        if known and pretrained.save(subject, folder, original):
+            return
+        subject.save(folder)
+        # One of transformers opens from its original's folder, whatever torch.export has against its code.
+        with suppress(Exception) if known else nullcontext():
+            write_program(folder, subject.model, subject.inputs)
 
     def saved_in(self, folder: Path) -> bool:
         """Whether the folder says what was cut, and has no config of a transformers model."""
@@ -279,6 +284,8 @@ class Network(Backend[Traced, Examples, Arguments]):
             from secateur.runs.backends.language import Language  # which loads transformers
 
             return Language().load_line(folder, name)
+        if not (folder / "model.pt2").is_file():
+            return f'import secateur\n\nmodel = secateur.load("{name}")'
         return f'import torch\n\nmodel = torch.export.load("{name}/model.pt2").module()'
 
 

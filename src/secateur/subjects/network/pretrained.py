@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "copy_beside",
+    "describe_stored",
     "describes",
     "draw_input",
     "find_home",
     "has_experts",
     "is_pretrained",
+    "is_rebuilt",
     "lacks_map",
     "make_inputs",
     "open_pretrained",
@@ -57,11 +59,12 @@ _BINS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_proj
 
 
 def is_pretrained(source: object) -> bool:
-    """Whether it names a folder with a config of transformers, or a Hub id, owner/name."""
+    """Whether it names a folder with a config of transformers, a GGUF file that is there, or a Hub id, owner/name."""
     if not isinstance(source, str | Path) or not str(source) or plugins.names_function(source):
         return False
     hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not Path(source).parent.exists()
-    return (Path(source) / "config.json").is_file() or bool(hub)
+    file = str(source).endswith(".gguf") and Path(source).expanduser().is_file()
+    return (Path(source) / "config.json").is_file() or file or bool(hub)
 
 
 def reads_texts(source: str | Path) -> bool:
@@ -119,6 +122,8 @@ def open_pretrained(source: str | Path) -> PreTrainedModel:
     """
     from secateur.subjects.transformer import loading  # which loads transformers
 
+    if loading.is_gguf(source):
+        return loading.read_any(source)
     home = loading.locate(source)
     if any((place / "modules.json").is_file() for place in (home, Path(source))):
         raise UnsupportedError(
@@ -126,6 +131,23 @@ def open_pretrained(source: str | Path) -> PreTrainedModel:
             "use a recipe that keeps them, such as `secateur run magnitude` or `secateur run ziplm` (secateur list)"
         )
     return loading.read_any(source)
+
+
+def describe_stored(source: object) -> str:
+    """What sizes of a model are that was opened from quantised or packed weights; "" where they were floats."""
+    if not is_pretrained(source):
+        return ""
+    from secateur.subjects.transformer import loading  # which loads transformers
+
+    size = 0.0
+    with suppress(ModelError):  # a name that another kind of subject has of its own
+        size = loading.count_stored(cast("str | Path", source))
+    if not size:
+        return ""
+    return (
+        f"{source} takes {size / 1e6:.3g} MB as it is stored, quantised or packed: sizes before the cut, and budgets "
+        "of bytes, are those of the floating point that it was opened as; export the result again to have it small"
+    )
 
 
 def takes_tokens(model: nn.Module) -> bool:
@@ -159,7 +181,11 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
     known = [name for name in inspect.signature(model.forward).parameters if name in (_IDS, *_DRAWN) and name != main]
     if known and not _runs(model, inputs | rest):
         inputs |= {name: tokens if name == _IDS else draw_input(model, name, draw) for name in known}
-    return inputs | rest
+    inputs |= rest
+    if "use_cache" not in inputs and getattr(config.get_text_config(), "use_cache", False):
+        without = inputs | {"use_cache": False}  # a model of several, whose language model would return its cache
+        inputs = without if _runs(model, without) else inputs
+    return inputs
 
 
 def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator, batch: int = 2) -> Tensor:
@@ -215,23 +241,39 @@ def describes(model: nn.Module) -> bool:
     return shapes == own
 
 
-def save(subject: Traced, folder: Path, original: str) -> None:
+def is_rebuilt(subject: Traced, original: str) -> bool:
+    """Whether `save` writes, with a modelling file, what no config describes by itself."""
+    from secateur.subjects.transformer import traced_cuts  # which loads transformers
+
+    return traced_cuts.rebuild(subject, original) is not None
+
+
+def save(subject: Traced, folder: Path, original: str) -> bool:
     """Write a model that its config describes, and beside it what the folder at `original` has beside its weights.
 
     And where its class fits a table of the transformers, the map of what was cut, by which adapters are translated; a
-    result whose layers have widths of their own has its modelling file beside it again.
+    result whose layers have widths of their own has its modelling file beside it (again). Of what can't be told so,
+    only what lies beside the weights is written: returns whether the model is there.
     """
     from secateur.subjects.transformer import loading, saving, traced_cuts  # which load transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     model = cast("PreTrainedModel", subject.model)
     found = traced_cuts.describe_cut(subject, original)  # before the files that it speaks of are overwritten
-    if saving.needs_module(model.config):
-        saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)
-    model.save_pretrained(folder)
-    copy_beside(loading.locate(original), folder)
+    if not describes(model):
+        rebuilt = traced_cuts.rebuild(subject, original)
+        if rebuilt is None:
+            loading.copy_files(original, folder)
+            return False
+        rebuilt.save(folder)
+    else:
+        if saving.needs_module(model.config):
+            saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)
+        model.save_pretrained(folder)
+    loading.copy_files(original, folder)
     if found is not None:
         atomic_write(folder / saving.MAP, found)
+    return True
 
 
 def lacks_map(subject: Traced, original: str) -> bool:

@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ __all__ = [
     "ask_for_floats",
     "count_bytes",
     "finish",
+    "has_floats",
     "has_integers",
     "make_floats",
     "name_method",
     "read_gguf",
+    "read_gguf_config",
+    "read_gguf_tokenizer",
     "refuse",
     "refuse_twice",
     "refuse_unwritable",
@@ -154,9 +158,10 @@ def _make_plain(model: PreTrainedModel) -> None:
         (model.config, "quantization_config"),
         (model, "hf_quantizer"),
         (model, "quantization_method"),
+        (model, "_weight_conversions"),  # of integers as they were read, which can't be undone: as transformers does
+        (model, "is_quantized"),  # which others lack; told apart by it, no config would describe a cut
     ):
         vars(holder).pop(leaf, None)
-    model.is_quantized = False
 
 
 def _warn_of_floats(place: Path, name: str, dtype: torch.dtype) -> None:
@@ -179,27 +184,59 @@ def read_gguf(
 
     Raises `ModelError` for a file that it can't read, `MissingExtraError` without the gguf library.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise MissingExtraError(f"{file} needs gguf: pip install 'secateur[gguf]'")
-    how: dict[str, object] = {"gguf_file": file.name}
-    try:
+    with _reading(file):
         stored, bits = _read_types(file)
         dtype = stored if dtype is None else dtype
-        config, width = AutoConfig.from_pretrained(file.parent, **how), _read_head_dim(file)
-        if width and not hasattr(config, "kv_lora_rank"):
-            config.head_dim = width  # which transformers does not read of every architecture
         more = {} if dtype is None else {"dtype": dtype}
-        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, **how, **more)
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, **how)
+        config = _read_config(file)
+        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, gguf_file=file.name, **more)
+    tokenizer = read_gguf_tokenizer(file)
+    _make_plain(model)
+    if bits is not None and not quantised:
+        _warn_of_floats(file, "GGUF", model.dtype)
+    return model.eval(), tokenizer, bits
+
+
+def has_floats(file: Path) -> bool:
+    """Whether the matrices of a GGUF file are floating point. Raises as `read_gguf` does."""
+    with _reading(file):
+        return _read_types(file)[1] is None
+
+
+def read_gguf_config(file: Path) -> PretrainedConfig:
+    """The configuration of what `read_gguf` makes of a file, with its number type. Raises as that does."""
+    with _reading(file):
+        config = _read_config(file)
+        config.dtype = _read_types(file)[0] or torch.float32
+    return config
+
+
+def read_gguf_tokenizer(file: Path) -> Tokenizer:
+    """The tokenizer in a GGUF file. Raises as `read_gguf` does."""
+    with _reading(file):
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return tokenizer
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    if importlib.util.find_spec("gguf") is None:
+        raise MissingExtraError(f"{file} needs gguf: pip install 'secateur[gguf]'")
+    try:
+        yield
     except Exception as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:200]
         raise ModelError(
             f"{file} can't be read as a GGUF language model ({line}): give its folder of safetensors"
         ) from error
-    _make_plain(model)
-    if bits is not None and not quantised:
-        _warn_of_floats(file, "GGUF", model.dtype)
-    return model.eval(), tokenizer, bits
+
+
+def _read_config(file: Path) -> PretrainedConfig:
+    config: PretrainedConfig
+    config, width = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), _read_head_dim(file)
+    if width and not hasattr(config, "kv_lora_rank"):
+        config.head_dim = width  # which transformers does not read of every architecture
+    return config
 
 
 def _read_head_dim(file: Path) -> int:

@@ -34,6 +34,7 @@ from secateur._utils.modes import move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
+from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import dequantising, files, low_rank, packing, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
@@ -46,6 +47,9 @@ from secateur.subjects.transformer.subject import Stored, Transformer
 __all__ = [
     "Folders",
     "check_outline",
+    "copy_files",
+    "count_stored",
+    "is_gguf",
     "load",
     "locate",
     "make_empty",
@@ -131,10 +135,44 @@ def _open_gguf(
     subject = open_subject(model, tokenizer=tokenizer or own)
     if bits is not None and quantised:
         subject.stored = Stored(bits, float(file.stat().st_size))
-    others = {path for pattern in ("*.gguf", "*.safetensors", "config.json") for path in file.parent.glob(pattern)}
-    if others == {file}:
+    if _lies_alone(file):
         subject.folder = file.parent
     return subject
+
+
+def is_gguf(source: object) -> bool:
+    """Whether it names a GGUF file that is there."""
+    return isinstance(source, str | Path) and str(source).endswith(".gguf") and Path(source).expanduser().is_file()
+
+
+def count_stored(source: str | Path) -> float:
+    """Bytes of the weights at `source` where they are stored quantised or packed; 0 for floating point."""
+    if is_gguf(source):
+        file = Path(source).expanduser()
+        return 0.0 if dequantising.has_floats(file) else float(file.stat().st_size)
+    root = locate(source)
+    packed = {"quantization_config", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys()
+    return float(sum(path.stat().st_size for path in root.glob("*.safetensors"))) if packed else 0.0
+
+
+def _lies_alone(file: Path) -> bool:
+    """Whether no other model lies beside it."""
+    others = {path for pattern in ("*.gguf", "*.safetensors", "config.json") for path in file.parent.glob(pattern)}
+    return others == {file}
+
+
+def copy_files(source: str | Path, folder: Path) -> None:
+    """Copy to `folder`, unless they are there, files that travel with the weights of the model at `source`.
+
+    The tokenizer of a GGUF file is written, and what lies beside the file copied if no other model does.
+    """
+    if not is_gguf(source):
+        copy_beside(locate(source), folder)
+        return
+    file = Path(source).expanduser()
+    dequantising.read_gguf_tokenizer(file).save_pretrained(folder)
+    if _lies_alone(file):
+        copy_beside(file.parent, folder)
 
 
 class Folders(Mapping[str, Transformer]):
@@ -187,22 +225,20 @@ def check_outline(source: str | Path) -> None:
 
     Raises `UnsupportedError` for a model that reads no texts, and as `open_outline` does.
     """
-    folder = _find_config(source)
-    named = _read_config(folder, trust_remote_code=False)[1]
+    config, named = _outline(source)
     if not reads_texts(named):
         raise UnsupportedError(f"{named.__name__} reads {named.main_input_name}: estimate plans models of texts alone")
-    _config(folder, trust_remote_code=False)
+    find_family(named, config)
 
 
 def open_outline(source: str | Path) -> Transformer:
     """The subject that the configuration at `source` describes, with weights that were never filled.
 
-    A folder that holds a config.json, with or without weights, the file itself, or a Hub id. Within
+    A folder that holds a config.json, with or without weights, the file itself, a GGUF file, or a Hub id. Within
     `measure.memory.simulate` it takes no memory. Raises `ModelError` as `open_subject` does.
     """
-    folder = _find_config(source)
-    config, family, named = _config(folder, trust_remote_code=False)
-    dequantising.refuse(folder, config)
+    config, named = _outline(source)
+    family = find_family(named, config)
     return make_subject(make_empty(saving.architecture(named, config, family), config), family)
 
 
@@ -221,18 +257,32 @@ def make_empty(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrai
 
 def outline_any(source: str | Path) -> PreTrainedModel:
     """The model that the configuration at `source` describes, of any class that transformers has, on device meta."""
-    folder = _find_config(source)
-    config, named = _read_config(folder, trust_remote_code=False)
-    dequantising.refuse(folder, config)
+    config, named = _outline(source)
     with torch.device("meta"):
         return make_empty(named, config)
 
 
+def _outline(source: str | Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """The configuration at `source` as it is once its weights are floats, and transformers' class for it."""
+    if is_gguf(source):
+        config = dequantising.read_gguf_config(Path(source).expanduser())
+        return config, AutoModelForCausalLM._model_mapping[type(config)]
+    folder = _find_config(source)
+    config, named = _read_config(folder, trust_remote_code=False)
+    if packing.is_packed(config.to_dict()):
+        config = unpacking.plain(config)
+    elif dequantising.ask_for_floats(folder, config):
+        del config.quantization_config
+    return config, named
+
+
 def read_config(source: str | Path) -> PretrainedConfig:
-    """The configuration at `source`, with the defaults of its class: of a folder, a config.json, or a Hub id.
+    """The configuration at `source`, with the defaults of its class: of a folder, a config.json, a GGUF, or a Hub id.
 
     Of the last, what lies in the cache where the Hub can't be reached. Raises `ModelError` for none.
     """
+    if is_gguf(source):
+        return dequantising.read_gguf_config(Path(source).expanduser())
     return _open_config(_find_config(source), trust_remote_code=False)
 
 
@@ -260,28 +310,36 @@ def load(path: str | Path) -> PreTrainedModel:
 
 
 def read_any(source: str | Path) -> PreTrainedModel:
-    """The model at `source`, a folder or a Hub id, of any class that transformers has: no family is looked for.
+    """The model at `source`, a folder, a GGUF file or a Hub id, of any class of transformers: no family is looked for.
 
-    Raises `ModelError` as `open_subject` does.
+    Quantised and packed weights become floats, as `open_subject` has it. Raises `ModelError` as that does.
     """
+    if is_gguf(source):
+        model = dequantising.read_gguf(Path(source).expanduser())[0]
+        _check_finite(model)
+        return model
     root = locate(source)
-    if {"per_layer_config", "secateur"} & checkpoints.read_json(root / "config.json").keys():
-        return load(root)
+    if {"per_layer_config", "secateur", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys():
+        model = _read(root, False, None, "floats")[0]
+        low_rank.restore(model, root / low_rank.FOLDER)
+        return model
     config = _open_config(root, trust_remote_code=False)
-    dequantising.refuse(root, config)
+    _ready(root, config, dense=True)
+    undone = dequantising.ask_for_floats(root, config)
     known = (saving.original_class(name) for name in config.architectures or [])
     kind = next((one for one in known if one), None)
     if kind is None:
         _refuse_part(root, config)
         kind = AutoModel
     try:
-        model: PreTrainedModel
         model, report = kind.from_pretrained(root, config=config, use_safetensors=True, output_loading_info=True)
     except Exception as error:
         raise ModelError(f"the weights of {root} can't be loaded as {kind.__name__} ({_line(error)})") from error
     if report["missing_keys"]:
         lacking = report["missing_keys"]
         raise ModelError(f"the weights of {root} lack {min(lacking)} ({len(lacking)} are missing): fetch them again")
+    if undone:
+        dequantising.finish(model, root, undone)
     _check_finite(model)
     return model.eval()
 

@@ -131,7 +131,9 @@ def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
             or any(path.startswith(f"{p}.") for p, _ in found.values())
         ):
             continue
-        setting = next((name for name in settings if type(getattr(model.config, name)) is type(module.config)), "")
+        alike = [name for name in settings if type(getattr(model.config, name)) is type(module.config)]
+        alike.sort(key=lambda name: getattr(model.config, name) is not module.config)  # two parts may share a class
+        setting = next(iter(alike), "")
         if setting:
             found[path.rpartition(".")[2]] = (path, setting)
     modules = {name: model.get_submodule(path) for name, (path, _) in found.items()}

@@ -11,21 +11,26 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from secateur._utils import checkpoints, ranges
 from secateur.errors import ModelError, UnsupportedError
+from secateur.subjects.network.proof import TOLERANCE, differences
 from secateur.subjects.network.shrinking import Plan
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import cutting, loading, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.layout import Layout
+from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Rest", "describe_cut", "has_map", "read_rest"]
+__all__ = ["Rest", "describe_cut", "has_map", "read_rest", "rebuild"]
 
 Rest = dict[str, dict[int, Tensor]]
 """Tensor of the result -> dimension -> indices of the base's that stay, where they are not those of whole units."""
@@ -64,6 +69,33 @@ def has_map(subject: Traced, original: str) -> bool:
         return False
 
 
+def rebuild(subject: Traced, original: str) -> Transformer | None:
+    """The model cut from the folder or Hub id `original` as one whose layers have widths of their own.
+
+    It shares the weights, and is saved with a modelling file. None where whole units don't say all that stays, where no
+    modelling file is written for its class, or where that, built so, gives other outputs on the example inputs.
+    """
+    try:
+        layout = loading.open_outline(original).layout
+        places = _compose(subject.plans)
+        if places is None:
+            return None
+        kept, rest = _find_kept(layout, places)
+        if rest or saving.plain_class(type(layout.model)) not in saving.classes(layout.model.config).values():
+            return None
+        config, _ = cutting.correct(layout, {}, kept, _norm_ratio(subject, layout, kept), kept.layers)
+        network = cast(PreTrainedModel, subject.model)
+        if network.can_generate():
+            layout.model.generation_config = network.generation_config
+        model = cutting.build(layout, config, network.state_dict(), kept).eval()
+        if differences(Traced(model, subject.inputs).forward(), subject.forward()) > TOLERANCE:
+            return None
+        home = None if loading.is_gguf(original) else loading.locate(original)
+        return make_subject(model, layout.family, folder=home)
+    except Exception:  # as in `describe_cut`
+        return None
+
+
 def read_rest(folder: Path) -> Rest | None:
     """What the map in `folder` says beside units; None for a recipe's. Raises `ModelError` where it is damaged."""
     said = checkpoints.read_json(folder / saving.MAP).get(_REST)
@@ -95,9 +127,14 @@ def _find_cut(subject: Traced, original: str) -> tuple[Layout, Origin, Rest | No
         if not _is_told(layout, before, rest):
             return None
         joined = None if before is None else _join(before, places, rest)
-    exact = kept.channels is not None and any(plan.scaled for plan in subject.plans)
-    ratio = layout.hidden_size / len(kept.channels) if exact and kept.channels is not None else 1.0
-    return layout, origin.cut(kept, ratio), joined
+    return layout, origin.cut(kept, _norm_ratio(subject, layout, kept)), joined
+
+
+def _norm_ratio(subject: Traced, layout: Layout, kept: Kept) -> float:
+    """D / d where norms were made exact for d of D channels, else 1."""
+    if kept.channels is None or not any(plan.scaled for plan in subject.plans):
+        return 1.0
+    return layout.hidden_size / len(kept.channels)
 
 
 def _compose(plans: tuple[Plan, ...]) -> _Places | None:
