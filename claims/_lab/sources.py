@@ -41,28 +41,31 @@ def digest(*modules: str) -> str:
 def of_functions(module: str, names: Iterable[str]) -> str:
     """SHA-256, 16 digits, of functions named `file:name`, and of the constants and classes whose names they use.
 
-    Constants and classes are looked for by name in the files that these stand in, and in those that they import, as far
-    as `module` reaches. Of the files where functions stand, also where they import what these use from, and what else
-    runs on import. Words and layout do not count. What stands nowhere any more counts as empty. Not noticed: a method
-    that overrides one of them from now on, a function that registers itself in its place.
+    Constants and classes are looked for by name in the file of what uses them and, unless they are private, in those
+    that it imports, as far as `module` reaches. Of the files where functions stand, also where they import what these
+    use from, and what else runs on import. Words and layout do not count. What stands nowhere any more counts as empty.
+    Not noticed: a method that overrides one of them from now on, a function that registers itself in its place.
     """
     asked = [name for name in names if ROOT / name.partition(":")[0] not in map(_path, LEFT_OUT)]
     modules = {path.relative_to(ROOT).as_posix(): name for name, path in files(module).items()}
     places = {*modules, *(name.partition(":")[0] for name in asked)}
     known = {file: _definitions(ROOT / file) for file in places if (ROOT / file).is_file()}
     found = {name: known.get(name.partition(":")[0], _NOTHING)[0].get(name.partition(":")[2], _GONE) for name in asked}
-    leads = {file: {_find(*pair) for pair in _read(name)[1]} for file, name in modules.items()}
-    owners = {part for name in asked for part in name.partition(":")[2].split(".")[:-1]}
+    homes = {name: file for file, name in modules.items()}
+    reached = {
+        file: {file, *(homes[place] for place in (_find(*pair) for pair in _read(name)[1]) if place in homes)}
+        for file, name in modules.items()
+    }
+    owners = [(name.partition(":")[0], part) for name in asked for part in name.partition(":")[2].split(".")[:-1]]
     while True:
-        used = owners.union(*(code.uses for code in found.values()))
+        used = {*owners, *((name.partition(":")[0], word) for name, code in found.items() for word in code.uses)}
         ran = {name.partition(":")[0] for name in found}
-        imported = set[str]().union(*(leads.get(file, ()) for file in ran))
-        within = ran | {file for file, name in modules.items() if name in imported}
+        wanted = used | {(file, "") for file in ran}
+        wanted |= {(file, word) for user, word in used if word[:1] != "_" for file in reached.get(user, ())}
         more = {
-            f"{file}:{name}": code
-            for file in within & known.keys()
-            for name, code in known[file][1].items()
-            if (name in used or (not name and file in ran)) and f"{file}:{name}" not in found
+            f"{file}:{word}": known[file][1][word]
+            for file, word in wanted
+            if word in known.get(file, _NOTHING)[1] and f"{file}:{word}" not in found
         }
         if not more:
             break

@@ -27,7 +27,22 @@ class Top(Base):
     def rest(self):
         return other()
 '''
-LOW = "import math\n\nRATE = 1\nUNUSED = 5\n\nclass Base:\n    kind = 'a'\n\ndef other():\n    return UNUSED\n"
+FAR = "SCALE = 7\n"
+LOW = """import math
+
+RATE = 1
+UNUSED = 5
+
+class Base:
+    kind = 'a'
+
+def other():
+    return UNUSED
+
+def rarely():
+    from secateur import far
+    return far
+"""
 
 
 @pytest.fixture
@@ -38,8 +53,8 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "PLACES", {"secateur": tmp_path / "src"})
     (tmp_path / "src" / "secateur").mkdir(parents=True)
 
-    def write(top=TOP, low=LOW):
-        for name, text in {"__init__": "", "top": top, "low": low}.items():
+    def write(top=TOP, low=LOW, far=FAR):
+        for name, text in {"__init__": "", "top": top, "low": low, "far": far}.items():
             (tmp_path / "src" / "secateur" / f"{name}.py").write_text(text)
         sources.forget()
 
@@ -56,12 +71,14 @@ def test_what_ran_counts_with_the_constants_and_classes_that_it_names(package):
     for changed in ({"top": TOP.replace("SCALE = 2", "SCALE = 3")}, {"top": TOP.replace("y * SCALE", "y + SCALE")},
                     {"low": LOW.replace("RATE = 1", "RATE = 2")}, {"low": LOW.replace("'a'", "'b'")},
                     {"top": TOP.replace("int = 3", "int = 4")}, {"top": f"{TOP}\nRATE = other()\n"},
-                    {"top": f"{TOP}\nif other():\n    SCALE += 1\n"}):  # fmt: skip
+                    {"top": f"{TOP}\nif other():\n    SCALE += 1\n"},
+                    {"top": f"from secateur.far import SCALE\n{TOP}".replace("SCALE = 2", "")}):  # fmt: skip
         assert package(**changed) != first, changed
     for same in ({"top": TOP.replace("ords", "ording")}, {"top": TOP.replace("return other()", "return None")},
                  {"low": LOW.replace("UNUSED = 5", "UNUSED = 6")}, {"top": TOP.replace("inner(x)", "inner( x )")},
                  {"top": f"NEW = 1\n\n{TOP}\ndef new():\n    return NEW\n"},
-                 {"low": f"from math import SCALE\n{LOW}"}):  # fmt: skip
+                 {"low": f"from math import SCALE\n{LOW}"},
+                 {"far": FAR.replace("7", "8")}):  # fmt: skip
         assert package(**same) == first, same
     assert package(top=TOP.replace("def run", "def walk")) != first
     assert (
