@@ -51,6 +51,17 @@ def test_a_folder_of_photographs_is_cut_judged_and_resumed(here):
     assert (again["transform"], again["size"], again["workers"]) == ("imagenet", 16, 1)
 
 
+def test_the_record_of_a_run_names_the_held_out_folder_so_that_it_repeats(here):
+    for part in ("train", "val"):
+        class_folder(here / "apart" / part, 8)
+    executor.run(cutting.prune, "net.py:build", "apart", "channels=50%", "half", size=16)
+    again = cutting.configured(here / "half" / "run.yaml", {"out": "again"})
+    assert again["held_out"] == "apart/val"
+    executor.run(cutting.prune, **again)
+    first, second = (yaml.safe_load((here / out / "run.yaml").read_text()) for out in ("half", "again"))
+    assert first == second
+
+
 def test_a_folder_of_unequal_images_without_a_word_is_refused_before_anything_is_written(here):
     with pytest.raises(DataError, match="photos holds images of unequal sizes"):
         cut()

@@ -198,11 +198,12 @@ def test_images_beyond_the_usual_range_are_told_of(scale, told):
 def test_val_beside_train_is_what_is_measured_on(tmp_path):
     class_folder(tmp_path / "train", 6)
     class_folder(tmp_path / "val", 4)
-    data, held = splits.read(Network(), tmp_path, size=16, workers=0)
+    data, held = splits.read(Network(), tmp_path, splits.find_held_out(Network(), tmp_path), size=16, workers=0)
     assert (len(data), len(held)) == (6, 4)
     assert held.inputs.shape == (4, 3, 16, 16)
     assert held.inputs.workers == 0
-    own, other = splits.read(Network(), tmp_path, tmp_path / "train", size=16)
+    given = splits.find_held_out(Network(), tmp_path, tmp_path / "train")
+    own, other = splits.read(Network(), tmp_path, given, size=16)
     assert (len(own), len(other)) == (6, 6)
 
 
@@ -229,7 +230,8 @@ def test_what_255_is_in_masks_is_decided_once_by_what_is_learned_from(tmp_path, 
     mask_folder(tmp_path, 4, held=2)
     for part in ("train", "val"):
         grey_white(tmp_path / part / "masks", white in (part, "both"))
-    data, apart = splits.read(Network(), tmp_path, transform="none", size=24, workers=0)
+    beside = splits.find_held_out(Network(), tmp_path)
+    data, apart = splits.read(Network(), tmp_path, beside, transform="none", size=24, workers=0)
     subject = Network().open(vision_models.fcn(4, classes=2), None, data)
     if white == "train":
         with pytest.raises(DataError, match=r"holds the value 1, and masks .* hold 0 and 255 alone"):

@@ -23,7 +23,7 @@ from secateur.runs.backends.network import Network
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "follow_record",
+    "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "find_held_out", "follow_record",
     "missing_classes_note", "names_of", "range_note", "read", "reading_notes", "split",
 ]  # fmt: skip
 
@@ -86,7 +86,6 @@ def read(
     data: Data,
     held_out: Data = None,
     *,
-    alone: bool = False,
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
@@ -97,9 +96,6 @@ def read(
     packing: Packing = "blocks",
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
-
-    held_out may stand beside the data: a folder `val/` beside `train/`, that split of a table, or such a part of a
-    folder of texts. alone: it is not looked for, since `data` is what is measured on.
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
     transform, size, workers: how images become inputs; see `examples.with_transform`.
@@ -115,8 +111,6 @@ def read(
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
         if completion_only or packing != "blocks":
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
-    if held_out is None and not alone:
-        held_out = _find_held_out(backend, data)
     if backend.noun == "texts":
         data, held_out = texts.take_rows(data), texts.take_rows(held_out)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
@@ -131,8 +125,13 @@ def read(
     return corpus, apart
 
 
-def _find_held_out(backend: AnyBackend, data: Data) -> Data:
-    """What stands beside the data to measure on; None where nothing does."""
+def find_held_out(backend: AnyBackend, data: Data, held_out: Data = None) -> Data:
+    """`held_out`, or if that is None what stands beside the data to measure on; None where nothing does.
+
+    That is a folder `val/` beside `train/`, that split of a table, or such a part of a folder of texts.
+    """
+    if held_out is not None:
+        return held_out
     if isinstance(backend, Network):
         return examples.find_held_out(data)
     return texts.find_held_out(data) if backend.noun == "texts" else None
