@@ -40,7 +40,7 @@ def test_a_folder_of_photographs_is_cut_judged_and_resumed(here):
     record = yaml.safe_load((here / "half" / "run.yaml").read_text())
     assert record["transform"] == "imagenet"
     assert record["size"] == 16
-    assert record["split"] == "by class"
+    assert record["split"] == "by class, what validates too"
     assert record["class_names"] == ["a", "b"]
     assert record["workers"] == 1
     before = (here / "half" / "evidence.json").read_bytes()

@@ -35,6 +35,9 @@ _HELD_TEXTS = 0.05
 """The share of texts that is held out."""
 _SPLIT = "split"
 """The setting that says how parts are drawn; 0.1.0 had none."""
+_BY_CLASS = "by class"
+_ALL_BY_CLASS = "by class, what validates too"
+"""Of images: before, what validates training was drawn without regard to classes."""
 
 
 class Dataset(Protocol):
@@ -144,20 +147,23 @@ def _as_declared(data: Dataset, transform: object, size: object, workers: int | 
 
 
 def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dataset | None:
-    """The data as a new run has it, whose parts are drawn class by class; as 0.1.0 had it where it began the run `out`.
+    """The data as a new run has it, whose parts are drawn class by class; as it was where the run `out` has begun.
 
-    0.1.0 drew held-out examples and texts without regard to classes, and had images of one size in memory, by whose
-    numbers it knows them again.
+    What validates training by images was not drawn so at first. 0.1.0 drew held-out examples and texts without regard
+    to classes, and had images of one size in memory, by whose numbers it knows them again.
     """
     if data is None or getattr(data, "labels", None) is None:
         return data
     record = Path(out) / "run.yaml"
-    new = overwrite or not record.is_file() or _SPLIT in read_record(record)
+    drawn = _ALL_BY_CLASS if overwrite or not record.is_file() else read_record(record).get(_SPLIT)
     if isinstance(data, Corpus):
-        return Stratified(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if new else data
+        return Stratified(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if drawn else data
     if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
         return data
-    return replace(data, stratified=True) if new else replace(data, inputs=data.inputs[:])
+    if drawn is None:
+        return replace(data, inputs=data.inputs[:])
+    data = replace(data, stratified=True)
+    return data if drawn == _ALL_BY_CLASS else examples.validate_plainly(data)
 
 
 def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
@@ -245,7 +251,8 @@ def columns(
     if size is not None:
         found["size"] = size if isinstance(size, int) else str(size)
     if isinstance(data, Examples) and data.stratified:
-        found[_SPLIT] = "by class"
+        plainly = isinstance(data, examples.Limited) and data.plainly
+        found[_SPLIT] = _BY_CLASS if plainly else _ALL_BY_CLASS
     return found
 
 
@@ -267,7 +274,7 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = _split_by_class(data, seed) if by_class and isinstance(data, Corpus) else data.split(seed=seed)
         notes = filter(None, (copies_note(train, held, backend.noun), odd))
-        drawn = {_SPLIT: "by class"} if by_class else {}
+        drawn = {_SPLIT: _BY_CLASS} if by_class else {}
         return Parts(train, held, {"data_sha256": data.digest, **drawn}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
