@@ -688,7 +688,7 @@ class Batches(Computed["dict[str, Any]"]):
         """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented).
 
         The share is of each class where the examples are `stratified`, as those of runs are, unless `validate_plainly`
-        has made them.
+        has made them, or one of each class would be more than twice the share.
         """
         others, held = self.places_apart(share)
         rest = Batches(self.data.take(others), batch=self.batch, seed=self.seed, augment=self.augment)
@@ -700,10 +700,12 @@ class Batches(Computed["dict[str, Any]"]):
         count = len(self.data)
         if count < 2:
             raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
-        if self.data.stratified and not (isinstance(self.data, Limited) and self.data.plainly):
-            return self.data.parts(share, seed=self.seed)
-        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         held = min(count - 1, max(1, round(share * count)))
+        if self.data.stratified and not (isinstance(self.data, Limited) and self.data.plainly):
+            others, of_each = self.data.parts(share, seed=self.seed)
+            if len(of_each) <= 2 * held:
+                return others, of_each
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         return order[held:], order[:held]
 
 
