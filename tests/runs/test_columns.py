@@ -197,6 +197,21 @@ def test_texts_in_parts_are_judged_on_those_that_are_there_for_it(tmp_path: Path
     assert splits.find_held_out(backend, tmp_path / "train.txt") is None
 
 
+@pytest.mark.filterwarnings("ignore:part:secateur.errors.DataWarning")
+@pytest.mark.parametrize(("suffix", "words"), [
+    ("txt", "part:test holds lines of text, which have no columns, so label='stars' says nothing"),
+    ("jsonl", "part:test has no column 'stars': it has text, label"),
+])  # fmt: skip
+def test_columns_that_a_part_of_a_folder_lacks_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
+    (tmp_path / "part").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "part" / f"{part}.{suffix}").write_text('{"text": "one", "label": 1}')
+    for given in ((f"{tmp_path}/part:test", None), (["one"], f"{tmp_path}/part:test")):
+        with pytest.raises(DataError, match=words):
+            splits.read(Language(), *given, label="stars")
+        assert splits.read(Language(), *given)[0]
+
+
 @pytest.mark.filterwarnings("ignore:tx:secateur.errors.DataWarning")
 def test_the_record_of_a_run_on_texts_in_parts_repeats_it(place: Path) -> None:
     (place / "w" / "tx").mkdir(parents=True)

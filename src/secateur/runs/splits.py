@@ -115,6 +115,8 @@ def read(
         if completion_only or packing != "blocks":
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
     if backend.noun == "texts":
+        for source in (data, held_out):
+            texts.check_part(source, text, label)
         data, held_out = texts.take_rows(data), texts.take_rows(held_out)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
