@@ -463,3 +463,9 @@ def test_what_validates_has_examples_of_each_class(seed):
     assert sorted([*rest.data.inputs[:, 0].tolist(), *held.data.inputs[:, 0].tolist()]) == list(range(40))
     for places, part in zip(made.places_apart(0.1), (rest, held), strict=True):
         assert torch.equal(rare.take(places).inputs, part.data.inputs)
+
+
+def test_what_validates_stays_near_its_share_where_classes_are_many():
+    pairs = Examples(torch.arange(40.0)[:, None], torch.arange(40) // 2, stratified=True)
+    rest, held = examples.batches(pairs, batch=8).hold_out(0.1)
+    assert (len(rest.data), len(held.data)) == (36, 4)

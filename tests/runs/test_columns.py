@@ -176,9 +176,9 @@ def test_an_index_reads_the_columns_that_it_was_made_by(place: Path) -> None:
 def test_splits_in_a_dict_are_texts_to_learn_from_and_to_measure_on() -> None:
     splits_of = {"train": {"text": ["one", "two"]}, "validation": [{"text": "three"}]}
     with pytest.warns(DataWarning, match="quality is measured on validation"):
-        found = splits.read(Language(), splits_of)
+        found = splits.read(Language(), splits_of, splits.find_held_out(Language(), splits_of))
     assert [list(part.texts) for part in found if isinstance(part, texts.Corpus)] == [["one", "two"], ["three"]]
-    _, named = splits.read(Language(), splits_of, {"text": ["four"]})
+    _, named = splits.read(Language(), splits_of, splits.find_held_out(Language(), splits_of, {"text": ["four"]}))
     assert isinstance(named, texts.Corpus)
     assert list(named.texts) == ["four"]
 
@@ -188,15 +188,41 @@ def test_texts_in_parts_are_judged_on_those_that_are_there_for_it(tmp_path: Path
     for name in ("train", "dev", "test"):
         (tmp_path / f"{name}.txt").write_text(f"of {name}\n" * 3)
     with pytest.warns(DataWarning, match="train is read"):
-        found = splits.read(backend, tmp_path)
+        found = splits.read(backend, tmp_path, splits.find_held_out(backend, tmp_path))
     assert [set(part.texts) for part in found if isinstance(part, texts.Corpus)] == [{"of train"}, {"of dev"}]
     with pytest.warns(DataWarning, match="test is read"):
         _, named = splits.read(backend, tmp_path, f"{tmp_path}:test")
     assert isinstance(named, texts.Corpus)
     assert set(named.texts) == {"of test"}
-    with pytest.warns(DataWarning, match="train is read"):
-        assert splits.read(backend, tmp_path, alone=True)[1] is None
-    assert splits.read(backend, tmp_path / "train.txt")[1] is None
+    assert splits.find_held_out(backend, tmp_path / "train.txt") is None
+
+
+@pytest.mark.filterwarnings("ignore:part:secateur.errors.DataWarning")
+@pytest.mark.parametrize(("suffix", "words"), [
+    ("txt", "part:test holds lines of text, which have no columns, so label='stars' says nothing"),
+    ("jsonl", "part:test has no column 'stars': it has text, label"),
+])  # fmt: skip
+def test_columns_that_a_part_of_a_folder_lacks_are_refused(tmp_path: Path, suffix: str, words: str) -> None:
+    (tmp_path / "part").mkdir()
+    for part in ("train", "test"):
+        (tmp_path / "part" / f"{part}.{suffix}").write_text('{"text": "one", "label": 1}')
+    for given in ((f"{tmp_path}/part:test", None), (["one"], f"{tmp_path}/part:test")):
+        with pytest.raises(DataError, match=words):
+            splits.read(Language(), *given, label="stars")
+        assert splits.read(Language(), *given)[0]
+
+
+@pytest.mark.filterwarnings("ignore:tx:secateur.errors.DataWarning")
+def test_the_record_of_a_run_on_texts_in_parts_repeats_it(place: Path) -> None:
+    (place / "w" / "tx").mkdir(parents=True)
+    for part in ("train", "test"):
+        (place / "w" / "tx" / f"{part}.txt").write_text("\n".join(tiny.sentences(20, seed=len(part))))
+    how = ["--data", "w/tx", "--budget", "weights=50%", "--batch", "2", "--length", "8"]
+    assert cli.main(["run", "magnitude", "llama", *how, "--out", "judged"]) == 0
+    record = yaml.safe_load((place / "judged" / "run.yaml").read_text())
+    assert record["held_out"] == "w/tx:test"
+    assert texts.read(record["held_out"]).digest == record["held_out_sha256"]
+    assert cli.main(["run", "--config", "judged/run.yaml", "--out", "again", "--dry-run"]) == 0
 
 
 def test_both_are_read_alike_and_what_is_read_already_stays(place: Path) -> None:

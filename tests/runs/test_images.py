@@ -40,7 +40,7 @@ def test_a_folder_of_photographs_is_cut_judged_and_resumed(here):
     record = yaml.safe_load((here / "half" / "run.yaml").read_text())
     assert record["transform"] == "imagenet"
     assert record["size"] == 16
-    assert record["split"] == "by class"
+    assert record["split"] == "by class, what validates too"
     assert record["class_names"] == ["a", "b"]
     assert record["workers"] == 1
     before = (here / "half" / "evidence.json").read_bytes()
@@ -49,6 +49,17 @@ def test_a_folder_of_photographs_is_cut_judged_and_resumed(here):
     assert "class_names" in json.dumps(json.loads(before))
     again = cutting.configured(here / "half" / "run.yaml", {"out": "again"})
     assert (again["transform"], again["size"], again["workers"]) == ("imagenet", 16, 1)
+
+
+def test_the_record_of_a_run_names_the_held_out_folder_so_that_it_repeats(here):
+    for part in ("train", "val"):
+        class_folder(here / "apart" / part, 8)
+    executor.run(cutting.prune, "net.py:build", "apart", "channels=50%", "half", size=16)
+    again = cutting.configured(here / "half" / "run.yaml", {"out": "again"})
+    assert again["held_out"] == "apart/val"
+    executor.run(cutting.prune, **again)
+    first, second = (yaml.safe_load((here / out / "run.yaml").read_text()) for out in ("half", "again"))
+    assert first == second
 
 
 def test_a_folder_of_unequal_images_without_a_word_is_refused_before_anything_is_written(here):

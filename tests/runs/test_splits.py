@@ -166,14 +166,28 @@ def test_parts_of_a_new_run_hold_every_class_and_those_of_an_old_one_are_as_they
     new = splits.follow_record(rare, tmp_path, overwrite=False)
     held = parted(new).held
     assert sorted(set(held.labels.tolist())) == [0, 1, 2]
-    assert splits.columns("text", "label", data=new) == {"split": "by class"}
+    assert splits.columns("text", "label", data=new) == {"split": "by class, what validates too"}
     (tmp_path / "run.yaml").write_text("recipe: prune\n")
     old = splits.follow_record(rare, tmp_path, overwrite=False)
     assert torch.equal(parted(old).held.inputs, parted(rare).held.inputs)
     assert splits.columns("text", "label", data=old) == {}
     assert splits.follow_record(rare, tmp_path, overwrite=True).stratified
+    (tmp_path / "run.yaml").write_text("split: by class, what validates too\n")
+    again = splits.follow_record(rare, tmp_path, overwrite=False)
+    for made, follows in ((new, again), (old, rare)):
+        part, same = (examples.batches(data, batch=4).hold_out(0.1)[1].data for data in (made, follows))
+        assert torch.equal(part.inputs, same.inputs)
+
+
+def test_a_run_begun_before_what_validates_was_drawn_by_class_keeps_that_part(tmp_path):
+    rare = Examples(torch.arange(80.0).reshape(40, 2), torch.tensor([*[0] * 30, *[1] * 8, 2, 2]))
     (tmp_path / "run.yaml").write_text("split: by class\n")
-    assert splits.follow_record(rare, tmp_path, overwrite=False).stratified
+    found = splits.follow_record(rare, tmp_path, overwrite=False)
+    assert splits.columns("text", "label", data=found) == {"split": "by class"}
+    assert sorted(set(parted(found).held.labels.tolist())) == [0, 1, 2]
+    for data in (found, examples.limit(found, 8)):
+        before, now = (examples.batches(one, batch=4, seed=2).hold_out(0.1)[1] for one in (rare, data))
+        assert torch.equal(before.data.inputs, now.data.inputs)
 
 
 def test_a_class_of_one_example_is_learned_from_and_told_of():
@@ -198,11 +212,12 @@ def test_images_beyond_the_usual_range_are_told_of(scale, told):
 def test_val_beside_train_is_what_is_measured_on(tmp_path):
     class_folder(tmp_path / "train", 6)
     class_folder(tmp_path / "val", 4)
-    data, held = splits.read(Network(), tmp_path, size=16, workers=0)
+    data, held = splits.read(Network(), tmp_path, splits.find_held_out(Network(), tmp_path), size=16, workers=0)
     assert (len(data), len(held)) == (6, 4)
     assert held.inputs.shape == (4, 3, 16, 16)
     assert held.inputs.workers == 0
-    own, other = splits.read(Network(), tmp_path, tmp_path / "train", size=16)
+    given = splits.find_held_out(Network(), tmp_path, tmp_path / "train")
+    own, other = splits.read(Network(), tmp_path, given, size=16)
     assert (len(own), len(other)) == (6, 6)
 
 
@@ -229,7 +244,8 @@ def test_what_255_is_in_masks_is_decided_once_by_what_is_learned_from(tmp_path, 
     mask_folder(tmp_path, 4, held=2)
     for part in ("train", "val"):
         grey_white(tmp_path / part / "masks", white in (part, "both"))
-    data, apart = splits.read(Network(), tmp_path, transform="none", size=24, workers=0)
+    beside = splits.find_held_out(Network(), tmp_path)
+    data, apart = splits.read(Network(), tmp_path, beside, transform="none", size=24, workers=0)
     subject = Network().open(vision_models.fcn(4, classes=2), None, data)
     if white == "train":
         with pytest.raises(DataError, match=r"holds the value 1, and masks .* hold 0 and 255 alone"):

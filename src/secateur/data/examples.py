@@ -30,7 +30,7 @@ from secateur.errors import DataError, InputError
 
 __all__ = [
     "Augment", "Batches", "Examples", "Limited", "Ordered", "batches", "count", "find_held_out", "letterbox", "limit",
-    "limit_as", "read", "sides", "with_transform",
+    "limit_as", "read", "sides", "validate_plainly", "with_transform",
 ]  # fmt: skip
 
 Batch: TypeAlias = dict[str, Any]
@@ -448,21 +448,32 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
 
 @dataclass(frozen=True, eq=False)
 class Limited(Examples):
-    """Examples that go through a network `most` at a time, where a pass without gradients would take more."""
+    """Examples that go through a network `most` at a time, where a pass without gradients would take more.
 
-    most: int = 1
+    plainly: what validates training is drawn from them without regard to classes, stratified or not.
+    """
+
+    most: int | None = None
+    plainly: bool = False
 
     def in_order(self, batch: int) -> Iterator[Batch]:
         """As of any examples, in batches of `most` at most."""
-        return super().in_order(min(batch, self.most))
+        return super().in_order(batch if self.most is None else min(batch, self.most))
 
 
 def limit(data: Examples, most: int | None) -> Examples:
     """The examples, and whatever is taken of them, with passes of `most` at most; None for passes as they are."""
-    if most is None:
-        return data
+    return data if most is None else replace(_as_limited(data), most=most)
+
+
+def validate_plainly(data: Examples) -> Examples:
+    """The examples of a run begun before what validates was drawn by class: it goes on with the part it has."""
+    return replace(_as_limited(data), plainly=True)
+
+
+def _as_limited(data: Examples) -> Limited:
     own = {one.name: getattr(data, one.name) for one in fields(Examples)}
-    return Limited(**own, most=most)
+    return data if isinstance(data, Limited) else Limited(**own)
 
 
 def limit_as(data: Examples, other: Examples) -> Examples:
@@ -676,7 +687,8 @@ class Batches(Computed["dict[str, Any]"]):
     def hold_out(self, share: float) -> tuple[Batches, Batches]:
         """(batches of the other examples, those of a share of the examples, drawn by the seed and not augmented).
 
-        The share is of each class where the examples are `stratified`, as those of runs are.
+        The share is of each class where the examples are `stratified`, as those of runs are, unless `validate_plainly`
+        has made them, or one of each class would be more than twice the share.
         """
         others, held = self.places_apart(share)
         rest = Batches(self.data.take(others), batch=self.batch, seed=self.seed, augment=self.augment)
@@ -688,10 +700,12 @@ class Batches(Computed["dict[str, Any]"]):
         count = len(self.data)
         if count < 2:
             raise DataError(f"{self.data.name} holds {count} example: none can be held out for validation")
-        if self.data.stratified:
-            return self.data.parts(share, seed=self.seed)
-        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         held = min(count - 1, max(1, round(share * count)))
+        if self.data.stratified and not (isinstance(self.data, Limited) and self.data.plainly):
+            others, of_each = self.data.parts(share, seed=self.seed)
+            if len(of_each) <= 2 * held:
+                return others, of_each
+        order = np.random.default_rng([self.seed, 2**32 - 1]).permutation(count)
         return order[held:], order[:held]
 
 

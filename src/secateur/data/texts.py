@@ -40,6 +40,7 @@ __all__ = [
     "Packing",
     "Row",
     "batches",
+    "check_part",
     "files",
     "find_held_out",
     "in_order",
@@ -379,6 +380,19 @@ def find_held_out(source: Handed) -> Handed:
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return None
     return parts_of.find_held_out(Path(source), _list_files(Path(source)))
+
+
+def check_part(source: Handed, column: str, label: str) -> None:
+    """Raise `DataError` for columns that were named and that the files of a part, FOLDER:test, do not have."""
+    folder, part = parts_of.split_name(Path(source)) if isinstance(source, str | Path) else (Path(), None)
+    if part is None or not folder.is_dir():
+        return
+    chosen, _ = parts_of.choose(Path(source), _list_files(folder))
+    name = Path(source).name
+    if all(file.suffix == ".txt" for file in chosen):
+        labelling.unnamed(f"{name} holds lines of text, which have no columns", text=column, label=label)
+    elif names := dict.fromkeys(one for file in chosen for one in _columns(file)):
+        labelling.check(label, names, name)
 
 
 def take_rows(source: Handed) -> Handed:

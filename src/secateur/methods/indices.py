@@ -88,7 +88,7 @@ def _load(data: Data, index: Path, recorded: Mapping[str, object]) -> ExampleSet
         seed = recorded.get("seed")
         if not isinstance(data, Examples) or not isinstance(seed, int) or "recipe" not in recorded:
             raise
-        train = data.split(seed=seed, stratified=recorded.get("split") == "by class")[0]
+        train = data.split(seed=seed, stratified="split" in recorded)[0]
         with suppress(DataError):
             return ExampleSet.load(train, index)
         raise

@@ -181,6 +181,7 @@ def run(
         raise InputError(f"{function.__name__} needs data: give some")
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and this recipe works on {backend.family}: leave them out")
+    held_out = splits.find_held_out(backend, data, held_out)
     corpus, apart = splits.read(
         backend, data, held_out, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,

@@ -473,7 +473,7 @@ def measure(
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
     corpus, _ = splits.read(
-        backend, data, alone=True, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,
     )  # fmt: skip
     others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]

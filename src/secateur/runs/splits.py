@@ -23,7 +23,7 @@ from secateur.runs.backends.network import Network
 from secateur.vocabulary import Figure
 
 __all__ = [
-    "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "follow_record",
+    "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "find_held_out", "follow_record",
     "missing_classes_note", "names_of", "range_note", "read", "reading_notes", "split",
 ]  # fmt: skip
 
@@ -35,6 +35,9 @@ _HELD_TEXTS = 0.05
 """The share of texts that is held out."""
 _SPLIT = "split"
 """The setting that says how parts are drawn; 0.1.0 had none."""
+_BY_CLASS = "by class"
+_ALL_BY_CLASS = "by class, what validates too"
+"""Of images: before, what validates training was drawn without regard to classes."""
 
 
 class Dataset(Protocol):
@@ -86,7 +89,6 @@ def read(
     data: Data,
     held_out: Data = None,
     *,
-    alone: bool = False,
     text: str = "text",
     label: str = "label",
     sizes: str | Sequence[float | str] | None = None,
@@ -97,9 +99,6 @@ def read(
     packing: Packing = "blocks",
 ) -> tuple[Dataset | None, Dataset | None]:
     """`data` and `held_out`, read by the same columns; None for either that was not given.
-
-    held_out may stand beside the data: a folder `val/` beside `train/`, that split of a table, or such a part of a
-    folder of texts. alone: it is not looked for, since `data` is what is measured on.
 
     sizes: by which boxes are small, medium or large in the place of the data's own; see `examples.sides`.
     transform, size, workers: how images become inputs; see `examples.with_transform`.
@@ -115,9 +114,9 @@ def read(
             raise InputError("sizes are of the boxes in data, and no data is given: leave sizes out")
         if completion_only or packing != "blocks":
             raise InputError("completion_only and packing are of texts in data, and no data is given: leave them out")
-    if held_out is None and not alone:
-        held_out = _find_held_out(backend, data)
     if backend.noun == "texts":
+        for source in (data, held_out):
+            texts.check_part(source, text, label)
         data, held_out = texts.take_rows(data), texts.take_rows(held_out)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
@@ -131,8 +130,13 @@ def read(
     return corpus, apart
 
 
-def _find_held_out(backend: AnyBackend, data: Data) -> Data:
-    """What stands beside the data to measure on; None where nothing does."""
+def find_held_out(backend: AnyBackend, data: Data, held_out: Data = None) -> Data:
+    """`held_out`, or if that is None what stands beside the data to measure on; None where nothing does.
+
+    That is a folder `val/` beside `train/`, that split of a table, or such a part of a folder of texts.
+    """
+    if held_out is not None:
+        return held_out
     if isinstance(backend, Network):
         return examples.find_held_out(data)
     return texts.find_held_out(data) if backend.noun == "texts" else None
@@ -145,20 +149,23 @@ def _as_declared(data: Dataset, transform: object, size: object, workers: int | 
 
 
 def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dataset | None:
-    """The data as a new run has it, whose parts are drawn class by class; as 0.1.0 had it where it began the run `out`.
+    """The data as a new run has it, whose parts are drawn class by class; as it was where the run `out` has begun.
 
-    0.1.0 drew held-out examples and texts without regard to classes, and had images of one size in memory, by whose
-    numbers it knows them again.
+    What validates training by images was not drawn so at first. 0.1.0 drew held-out examples and texts without regard
+    to classes, and had images of one size in memory, by whose numbers it knows them again.
     """
     if data is None or getattr(data, "labels", None) is None:
         return data
     record = Path(out) / "run.yaml"
-    new = overwrite or not record.is_file() or _SPLIT in read_record(record)
+    drawn = _ALL_BY_CLASS if overwrite or not record.is_file() else read_record(record).get(_SPLIT)
     if isinstance(data, Corpus):
-        return Stratified(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if new else data
+        return Stratified(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if drawn else data
     if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
         return data
-    return replace(data, stratified=True) if new else replace(data, inputs=data.inputs[:])
+    if drawn is None:
+        return replace(data, inputs=data.inputs[:])
+    data = replace(data, stratified=True)
+    return data if drawn == _ALL_BY_CLASS else examples.validate_plainly(data)
 
 
 def _with_packing(data: Dataset, *, completion_only: bool, packing: Packing) -> Dataset:
@@ -246,7 +253,8 @@ def columns(
     if size is not None:
         found["size"] = size if isinstance(size, int) else str(size)
     if isinstance(data, Examples) and data.stratified:
-        found[_SPLIT] = "by class"
+        plainly = isinstance(data, examples.Limited) and data.plainly
+        found[_SPLIT] = _BY_CLASS if plainly else _ALL_BY_CLASS
     return found
 
 
@@ -268,7 +276,7 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         train, held = _split_by_class(data, seed) if by_class and isinstance(data, Corpus) else data.split(seed=seed)
         notes = filter(None, (copies_note(train, held, backend.noun), odd))
-        drawn = {_SPLIT: "by class"} if by_class else {}
+        drawn = {_SPLIT: _BY_CLASS} if by_class else {}
         return Parts(train, held, {"data_sha256": data.digest, **drawn}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}

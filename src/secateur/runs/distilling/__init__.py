@@ -199,6 +199,7 @@ def distill(
         folder = Path(cache_at) if cache_at else Path(out).with_name(f"{Path(out).name}-answers")
         data, notes = answer_tasks(backend, sources, data, folder, chosen, teacher_device or device, dry_run=dry_run)
         completion_only = True
+    held_out = splits.find_held_out(backend, data, held_out)
     corpus, apart = splits.read(
         backend, data, held_out, text=text, label=label, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,
