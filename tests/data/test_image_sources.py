@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 from torch.utils.data import (
     BatchSampler,
@@ -178,6 +179,10 @@ class Rows(Pairs):
         return {"pixel_values": torch.from_numpy(np.array(image.resize((20, 20)))).permute(2, 0, 1), "labels": label}
 
 
+def shard(sampler):
+    return BatchSamplerShard(BatchSampler(sampler, 1, drop_last=False), 2)
+
+
 def arrays():
     return torch.rand(6, 3, 20, 20), torch.arange(6) % 2
 
@@ -231,6 +236,8 @@ def test_tensors_are_inputs_as_they_are():
         ({"sampler": SequentialSampler(range(2)), "batch_size": None}, [0, 1]),
         ({"shuffle": True}, [0, 1, 2, 3, 4, 5]),
         ({"sampler": DistributedSampler(range(6), num_replicas=2, rank=0)}, [0, 1, 2, 3, 4, 5]),
+        ({"batch_sampler": shard(SequentialSampler(range(6)))}, [0, 1, 2, 3, 4, 5]),
+        ({"batch_sampler": shard(SubsetRandomSampler([4, 0, 2, 5]))}, [0, 2, 4, 5]),
     ],
 )
 def test_a_loader_gives_what_its_sampler_is_restricted_to(how, places):

@@ -444,6 +444,8 @@ def _has_places(source: Data) -> bool:
 def _restrict(loader: Data, name: str) -> Data:
     """The data set of a loader; where its sampler draws from some of the examples alone, these, in their order."""
     data, batches = loader.dataset, loader.batch_sampler
+    while type(batches).__name__ == "BatchSamplerShard":  # of Accelerate: a process's share, as DistributedSampler's
+        batches = batches.batch_sampler
     own = batches is not None and type(batches) is not loading.BatchSampler
     sampler = batches if own else getattr(batches, "sampler", loader.sampler)
     if isinstance(sampler, loading.DistributedSampler):  # each process gets its share of the batches from us
