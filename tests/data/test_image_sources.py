@@ -19,6 +19,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
@@ -247,6 +248,23 @@ def test_a_loader_gives_what_its_sampler_is_restricted_to(how, places):
     assert torch.equal(data.inputs[:], inputs[places])
     assert torch.equal(data.labels, kinds[places])
     assert torch.equal(torch.random.get_rng_state(), state)
+    note = f"of the 6 examples of the data {len(places)} are read, those that its loader's sampler draws"
+    assert data.notes == (() if len(places) == 6 else (note,))
+
+
+class Shuffled(BatchSampler):
+    """One of a user's own."""
+
+
+def test_a_remainder_that_a_batch_sampler_drops_is_read_and_told():
+    inputs, kinds = arrays()
+    whole = Shuffled(RandomSampler(range(6)), 4, drop_last=True)
+    data = examples.read(DataLoader(TensorDataset(inputs, kinds), batch_sampler=whole))
+    assert torch.equal(data.inputs[:], inputs)
+    assert data.notes == ("all 6 examples of the data are read, with those that its loader drops of a last batch",)
+    part = Shuffled(SubsetRandomSampler([0, 1, 4, 5]), 4, drop_last=True)
+    data = examples.read(DataLoader(TensorDataset(inputs, kinds), batch_sampler=part))
+    assert torch.equal(data.inputs[:], inputs[[0, 1, 4, 5]])
 
 
 def test_a_loader_that_draws_examples_again_is_refused():
