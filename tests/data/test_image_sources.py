@@ -293,6 +293,9 @@ def test_labels_are_what_a_data_set_gives(monkeypatch):
         data = examples.read(changed)
         assert data.labels.tolist() == [0, 1] * 3
         assert data.classes == (), "names are of the labels before"
+    columns = Targets()
+    columns.targets = torch.tensor(columns.targets)[:, None]
+    assert examples.read(columns).labels.tolist() == [5, 6] * 3, "an array of one element is that element"
     part = examples.read(Subset(Targets(), [1, 2, 3]))
     assert part.labels.tolist() == [6, 5, 6]
     assert part.classes == tuple("abcdefgh")

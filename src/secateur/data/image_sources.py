@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import re
 import tarfile
@@ -555,7 +556,10 @@ def _pair(item: object, where: str) -> tuple[Data, Data]:
 
 
 def _label(value: object) -> object:
-    return value.tolist() if isinstance(value, Tensor | np.generic | np.ndarray) else value
+    """The label in Python's own numbers; of an array of one element, that element."""
+    if not isinstance(value, Tensor | np.generic | np.ndarray):
+        return value
+    return value.item() if math.prod(value.shape) == 1 else value.tolist()
 
 
 def _picture(value: object, name: str) -> Picture:
