@@ -218,6 +218,19 @@ def test_pairs_of_python(source, classes):
     check(examples.read(source), classes=classes)
 
 
+@pytest.mark.parametrize("form", [list, iter, lambda batches: DataLoader(batches, batch_size=None)])
+def test_batches_of_grey_images_and_lists_of_images_are_batches(form):
+    grey, kinds = torch.rand(8, 20, 30), torch.arange(8) % 2
+    data = examples.read(form(list(zip(grey.split(5), kinds.split(5), strict=True))))
+    assert torch.equal(data.inputs[:], grey[:, None])
+    assert data.labels.tolist() == kinds.tolist()
+    pairs = [Pairs()[place] for place in range(6)]
+    batches = [tuple(map(list, zip(*pairs[start : start + 3], strict=True))) for start in (0, 3)]
+    assert examples.read(form(batches)).labels.tolist() == [0, 1] * 3
+    with pytest.raises(DataError):
+        examples.read(form([(torch.rand(3, 20, 30), torch.tensor([0, 1, 0]))]))
+
+
 def test_tensors_are_inputs_as_they_are():
     inputs, kinds = arrays()
     data = examples.read(TensorDataset(inputs, kinds))

@@ -436,7 +436,7 @@ def _read_places(source: Data, name: str) -> Classified:
         raise DataError(f"{name} holds no example: give at least one")
     items = Items(source, name)
     image, label = items.pair(0)
-    if _is_batch(image):
+    if _is_batch(image, label):
         return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
     items.open(0)
     kinds, classes = _read_labels(items) if label is not None else (Labels(), _whole_of(source)[0])
@@ -526,7 +526,8 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = _pair(item, f"item {number} of {name}")
-        if not batched and not _is_batch(image):
+        batched = batched or _is_batch(image, label)  # after a batch, one of three grey images is one as well
+        if not batched:
             yield image, label
             continue
         labels = [None] * len(image) if label is None else label
@@ -535,9 +536,17 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         yield from zip(image, labels, strict=True)
 
 
-def _is_batch(image: object) -> bool:
-    """Whether it is several images, [B, C, H, W]."""
-    return getattr(image, "ndim", 0) == 4
+def _is_batch(image: Data, label: Data) -> bool:
+    """Whether it is several images: [B, C, H, W], a list of images, or [B, H, W] with B labels.
+
+    What may be one image with channels is one, though it has as many labels: these may tell of each class whether it
+    is there.
+    """
+    if isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4:
+        return True
+    several = isinstance(label, list | tuple) or getattr(label, "ndim", 0) == 1
+    grey = getattr(image, "ndim", 0) == 3 and not {image.shape[0], image.shape[-1]} & set(CHANNELS)
+    return grey and several and len(label) == len(image)
 
 
 def _pair(item: object, where: str) -> tuple[Data, Data]:
