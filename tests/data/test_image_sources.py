@@ -30,7 +30,7 @@ from torch.utils.data import (
 from pictures import class_folder, draw
 from secateur.data import examples, image_sources
 from secateur.data.images import Images
-from secateur.errors import DataError
+from secateur.errors import DataError, DataWarning
 
 
 def table(folder, named=True):
@@ -332,7 +332,12 @@ def test_arrays_of_16_bits_are_shares_of_their_largest(tmp_path):
     np.savez(tmp_path / "deep.npz", inputs=last, labels=kinds)
     assert torch.equal(examples.read(tmp_path / "deep.npz").inputs, shares)
     small = (last >> 8).astype(np.uint8)
-    assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
+    with pytest.warns(
+        DataWarning, match=r"of shape \[6, 20, 20, 3\] are read as \[N, H, W, C\] and become \[6, 3, 20, 20\]"
+    ):
+        assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
+    clips = examples.read((deep[:, :, None], kinds))
+    assert torch.equal(clips.inputs, shares[:, :, None]), "of any shape, as bytes are"
 
 
 class Drawn(Pairs):
