@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 from torch.utils.data import (
     BatchSampler,
@@ -18,6 +19,7 @@ from torch.utils.data import (
     Dataset,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
     SequentialSampler,
     Subset,
     SubsetRandomSampler,
@@ -28,7 +30,7 @@ from torch.utils.data import (
 from pictures import class_folder, draw
 from secateur.data import examples, image_sources
 from secateur.data.images import Images
-from secateur.errors import DataError
+from secateur.errors import DataError, DataWarning
 
 
 def table(folder, named=True):
@@ -178,6 +180,10 @@ class Rows(Pairs):
         return {"pixel_values": torch.from_numpy(np.array(image.resize((20, 20)))).permute(2, 0, 1), "labels": label}
 
 
+def shard(sampler):
+    return BatchSamplerShard(BatchSampler(sampler, 1, drop_last=False), 2)
+
+
 def arrays():
     return torch.rand(6, 3, 20, 20), torch.arange(6) % 2
 
@@ -212,6 +218,19 @@ def test_pairs_of_python(source, classes):
     check(examples.read(source), classes=classes)
 
 
+@pytest.mark.parametrize("form", [list, iter, lambda batches: DataLoader(batches, batch_size=None)])
+def test_batches_of_grey_images_and_lists_of_images_are_batches(form):
+    grey, kinds = torch.rand(8, 20, 30), torch.arange(8) % 2
+    data = examples.read(form(list(zip(grey.split(5), kinds.split(5), strict=True))))
+    assert torch.equal(data.inputs[:], grey[:, None])
+    assert data.labels.tolist() == kinds.tolist()
+    pairs = [Pairs()[place] for place in range(6)]
+    batches = [tuple(map(list, zip(*pairs[start : start + 3], strict=True))) for start in (0, 3)]
+    assert examples.read(form(batches)).labels.tolist() == [0, 1] * 3
+    with pytest.raises(DataError):
+        examples.read(form([(torch.rand(3, 20, 30), torch.tensor([0, 1, 0]))]))
+
+
 def test_tensors_are_inputs_as_they_are():
     inputs, kinds = arrays()
     data = examples.read(TensorDataset(inputs, kinds))
@@ -231,6 +250,8 @@ def test_tensors_are_inputs_as_they_are():
         ({"sampler": SequentialSampler(range(2)), "batch_size": None}, [0, 1]),
         ({"shuffle": True}, [0, 1, 2, 3, 4, 5]),
         ({"sampler": DistributedSampler(range(6), num_replicas=2, rank=0)}, [0, 1, 2, 3, 4, 5]),
+        ({"batch_sampler": shard(SequentialSampler(range(6)))}, [0, 1, 2, 3, 4, 5]),
+        ({"batch_sampler": shard(SubsetRandomSampler([4, 0, 2, 5]))}, [0, 2, 4, 5]),
     ],
 )
 def test_a_loader_gives_what_its_sampler_is_restricted_to(how, places):
@@ -240,6 +261,23 @@ def test_a_loader_gives_what_its_sampler_is_restricted_to(how, places):
     assert torch.equal(data.inputs[:], inputs[places])
     assert torch.equal(data.labels, kinds[places])
     assert torch.equal(torch.random.get_rng_state(), state)
+    note = f"of the 6 examples of the data {len(places)} are read, those that its loader's sampler draws"
+    assert data.notes == (() if len(places) == 6 else (note,))
+
+
+class Shuffled(BatchSampler):
+    """One of a user's own."""
+
+
+def test_a_remainder_that_a_batch_sampler_drops_is_read_and_told():
+    inputs, kinds = arrays()
+    whole = Shuffled(RandomSampler(range(6)), 4, drop_last=True)
+    data = examples.read(DataLoader(TensorDataset(inputs, kinds), batch_sampler=whole))
+    assert torch.equal(data.inputs[:], inputs)
+    assert data.notes == ("all 6 examples of the data are read, with those that its loader drops of a last batch",)
+    part = Shuffled(SubsetRandomSampler([0, 1, 4, 5]), 4, drop_last=True)
+    data = examples.read(DataLoader(TensorDataset(inputs, kinds), batch_sampler=part))
+    assert torch.equal(data.inputs[:], inputs[[0, 1, 4, 5]])
 
 
 def test_a_loader_that_draws_examples_again_is_refused():
@@ -268,6 +306,9 @@ def test_labels_are_what_a_data_set_gives(monkeypatch):
         data = examples.read(changed)
         assert data.labels.tolist() == [0, 1] * 3
         assert data.classes == (), "names are of the labels before"
+    columns = Targets()
+    columns.targets = torch.tensor(columns.targets)[:, None]
+    assert examples.read(columns).labels.tolist() == [5, 6] * 3, "an array of one element is that element"
     part = examples.read(Subset(Targets(), [1, 2, 3]))
     assert part.labels.tolist() == [6, 5, 6]
     assert part.classes == tuple("abcdefgh")
@@ -291,7 +332,12 @@ def test_arrays_of_16_bits_are_shares_of_their_largest(tmp_path):
     np.savez(tmp_path / "deep.npz", inputs=last, labels=kinds)
     assert torch.equal(examples.read(tmp_path / "deep.npz").inputs, shares)
     small = (last >> 8).astype(np.uint8)
-    assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
+    with pytest.warns(
+        DataWarning, match=r"of shape \[6, 20, 20, 3\] are read as \[N, H, W, C\] and become \[6, 3, 20, 20\]"
+    ):
+        assert examples.read((small, kinds)).inputs.shape == (6, 3, 20, 20)
+    clips = examples.read((deep[:, :, None], kinds))
+    assert torch.equal(clips.inputs, shares[:, :, None]), "of any shape, as bytes are"
 
 
 class Drawn(Pairs):

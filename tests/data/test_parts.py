@@ -24,9 +24,19 @@ from secateur.errors import DataError
         ("latest.jsonl", None),
         ("tests/x.txt", None),
         ("data-000.tar", None),
+        ("val_0.tar", "validation"),
+        ("my_data_test.jsonl", "test"),
+        ("wiki.train.tokens", "train"),
+        ("imagenet-val-00-of-64.tar.gz", "validation"),
+        ("train-clean.jsonl", "train"),
+        ("how to train a dog.txt", None),
+        ("dev diary.txt", None),
+        ("a talk-test.txt", None),
+        ("how-to-train-a-dog.txt", None),
+        ("test\u00e9.txt", None),
     ],
 )
-def test_a_part_is_a_whole_word_of_the_name_or_a_folder(name, part):
+def test_a_part_is_a_word_at_an_end_of_the_name_or_a_folder(name, part):
     assert parts.part_of(Path(name)) == part
 
 

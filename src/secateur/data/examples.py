@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,7 +27,7 @@ from secateur.data.boxes import Annotated, Augmentation
 from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.data.masks import Masks
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, DataWarning, InputError
 
 __all__ = [
     "Augment", "Batches", "Examples", "Limited", "Ordered", "batches", "count", "find_held_out", "letterbox", "limit",
@@ -566,17 +567,20 @@ def _number(values: Any, name: str) -> Tensor:
 
 
 def _shares(values: Data) -> Data:
-    """Images of bytes or 16 bits, [N, H, W], [N, C, H, W] or [N, H, W, C], as float32 with the channels first, 0 to 1.
+    """Bytes or 16 bits in three dimensions or more as float32, 0 to 1; [N, H, W, C] with the channels first, and told.
 
     Other values are given back: 16 bits in fewer dimensions may be numbers of tokens.
     """
     kind = str(getattr(values, "dtype", "")).removeprefix("torch.")
-    if kind not in ("uint8", "uint16") or values.ndim not in (3, 4):
+    if kind not in ("uint8", "uint16") or values.ndim < 3:
         return values
     images = torch.as_tensor(values)
     channels = image_sources.CHANNELS
     if images.ndim == 4 and images.shape[-1] in channels and images.shape[1] not in channels:
+        shape = list(images.shape)
         images = images.permute(0, 3, 1, 2)
+        told = f"inputs of shape {shape} are read as [N, H, W, C] and become {list(images.shape)}, [N, C, H, W]"
+        warnings.warn(f"{told}: give other arrays as float32", DataWarning, stacklevel=1)
     return images.float().contiguous() / image_sources.LARGEST[images.dtype]
 
 

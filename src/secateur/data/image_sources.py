@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import glob
 import json
+import math
 import os
 import re
 import tarfile
@@ -15,6 +16,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
+from operator import length_hint
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -405,7 +407,7 @@ def read_pairs(source: Data, name: str) -> Classified:
 
     Dicts of both count as well, as {"pixel_values", "labels"}, and batches of either. A data set with a length is read
     where it is; of a `DataLoader` over one, the examples that its sampler is restricted to, in an order and batches of
-    our own. What can only be passed over is kept in the temporary folder.
+    our own; a note says where these are not all. What can only be passed over is kept in the temporary folder.
 
     Raises `DataError` for what gives no such pairs, and for a loader that draws examples more than once.
     """
@@ -416,17 +418,10 @@ def read_pairs(source: Data, name: str) -> Classified:
         )
         if not (plain and _has_places(source.dataset)):
             return _spool(_unbatch(source, name, batched=batched), name)
-        source = _restrict(source, name)
+        source, notes = _restrict(source, name)
+        return replace(_read_places(source, name), notes=notes)
     if _has_places(source):
-        if not len(source):
-            raise DataError(f"{name} holds no example: give at least one")
-        items = Items(source, name)
-        image, label = items.pair(0)
-        if _is_batch(image):
-            return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
-        items.open(0)
-        kinds, classes = _read_labels(items) if label is not None else (Labels(), _whole_of(source)[0])
-        return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
+        return _read_places(source, name)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
         raise DataError(
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
@@ -435,32 +430,59 @@ def read_pairs(source: Data, name: str) -> Classified:
     return _spool(_unbatch(source, name), name)
 
 
+def _read_places(source: Data, name: str) -> Classified:
+    """A data set each of whose items can be had by its place."""
+    if not len(source):
+        raise DataError(f"{name} holds no example: give at least one")
+    items = Items(source, name)
+    image, label = items.pair(0)
+    if _is_batch(image, label):
+        return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
+    items.open(0)
+    kinds, classes = _read_labels(items) if label is not None else (Labels(), _whole_of(source)[0])
+    return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
+
+
 def _has_places(source: Data) -> bool:
     """Whether each of its items can be had by its place."""
     passed_over = isinstance(source, loading.IterableDataset | Mapping)
     return not passed_over and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
-def _restrict(loader: Data, name: str) -> Data:
-    """The data set of a loader; where its sampler draws from some of the examples alone, these, in their order."""
+def _restrict(loader: Data, name: str) -> tuple[Data, tuple[str, ...]]:
+    """(the data set of a loader, or those of its examples that its sampler draws from, in their order; notes).
+
+    What a batch sampler with `drop_last` leaves of its last batch is among them.
+    """
     data, batches = loader.dataset, loader.batch_sampler
+    while type(batches).__name__ == "BatchSamplerShard":  # of Accelerate: a process's share, as DistributedSampler's
+        batches = batches.batch_sampler
     own = batches is not None and type(batches) is not loading.BatchSampler
     sampler = batches if own else getattr(batches, "sampler", loader.sampler)
     if isinstance(sampler, loading.DistributedSampler):  # each process gets its share of the batches from us
-        return data
+        return data, ()
     if isinstance(sampler, loading.RandomSampler) and not sampler.replacement and sampler.num_samples >= len(data):
-        return data
-    drawn = set[int]()
+        return data, ()
+    drawn, largest = set[int](), 0
     with transforms.seed_generators([0]):
         for draw in sampler:
-            for place in map(int, draw if own else (draw,)):
+            places = [int(place) for place in (draw if own else (draw,))]
+            largest = max(largest, len(places))
+            for place in places:
                 if place in drawn:
                     raise DataError(
                         f"the loader of {name} draws examples more than once ({type(sampler).__name__}), and here each "
                         "counts once: give its data set, or a torch.utils.data.Subset of it"
                     )
                 drawn.add(place)
-    return data if len(drawn) == len(data) else loading.Subset(data, sorted(drawn))
+    missing = len(data) - len(drawn)
+    if not missing:
+        return data, ()
+    whole = length_hint(getattr(sampler, "sampler", data)) == len(data)
+    if own and getattr(sampler, "drop_last", False) and whole and missing < largest:
+        return data, (f"all {len(data)} examples of {name} are read, with those that its loader drops of a last batch",)
+    note = f"of the {len(data)} examples of {name} {len(drawn)} are read, those that its loader's sampler draws"
+    return loading.Subset(data, sorted(drawn)), (note,)
 
 
 def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
@@ -504,7 +526,8 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = _pair(item, f"item {number} of {name}")
-        if not batched and not _is_batch(image):
+        batched = batched or _is_batch(image, label)  # after a batch, one of three grey images is one as well
+        if not batched:
             yield image, label
             continue
         labels = [None] * len(image) if label is None else label
@@ -513,9 +536,17 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         yield from zip(image, labels, strict=True)
 
 
-def _is_batch(image: object) -> bool:
-    """Whether it is several images, [B, C, H, W]."""
-    return getattr(image, "ndim", 0) == 4
+def _is_batch(image: Data, label: Data) -> bool:
+    """Whether it is several images: [B, C, H, W], a list of images, or [B, H, W] with B labels.
+
+    What may be one image with channels is one, though it has as many labels: these may tell of each class whether it
+    is there.
+    """
+    if isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4:
+        return True
+    several = isinstance(label, list | tuple) or getattr(label, "ndim", 0) == 1
+    grey = getattr(image, "ndim", 0) == 3 and not {image.shape[0], image.shape[-1]} & set(CHANNELS)
+    return grey and several and len(label) == len(image)
 
 
 def _pair(item: object, where: str) -> tuple[Data, Data]:
@@ -534,7 +565,10 @@ def _pair(item: object, where: str) -> tuple[Data, Data]:
 
 
 def _label(value: object) -> object:
-    return value.tolist() if isinstance(value, Tensor | np.generic | np.ndarray) else value
+    """The label in Python's own numbers; of an array of one element, that element."""
+    if not isinstance(value, Tensor | np.generic | np.ndarray):
+        return value
+    return value.item() if math.prod(value.shape) == 1 else value.tolist()
 
 
 def _picture(value: object, name: str) -> Picture:

@@ -20,14 +20,23 @@ _PART_WORDS: dict[str, DataPart] = {
 }  # fmt: skip
 
 
+_WORD = "|".join(_PART_WORDS)
+_NAMED = re.compile(
+    rf"(?P<start>{_WORD})(?![^-_.\d])"  # train-00000-of-00001.parquet
+    rf"|.*[-_.\d](?P<end>{_WORD})(?:[-_.\d]+(?:of[-_.\d]+)?)?(?:\.[a-z]\w*)*$"  # imagenet-val-00.tar
+)
+
+
 def part_of(path: Path) -> DataPart | None:
     """Which part a file belongs to: `train-00000-of-00001.parquet`, `imagenet-val-00.tar`, `test/x.jsonl`.
 
-    A folder counts that is called so, and any whole word of the file's name; the first decides. None where neither
-    says. path: below the folder of the data, since what lies above it says nothing of its parts.
+    A folder counts that is called so; then the word that the file's name begins with, or ends with before numbers and
+    endings. `-`, `_`, `.` and digits bound it, and a name with blanks is a title, which says nothing. The first
+    decides; None where none says. path: below the folder of the data, since what lies above says nothing of its parts.
     """
-    *folders, name = path.parts
-    words = [*(folder.lower() for folder in folders), *re.split(r"[^a-z]+", name.lower())]
+    *folders, name = (part.lower() for part in path.parts)
+    found = None if re.search(r"\s", name) else _NAMED.match(name)
+    words = [*folders, *((found["start"] or found["end"],) if found else ())]
     return next((_PART_WORDS[word] for word in words if word in _PART_WORDS), None)
 
 
