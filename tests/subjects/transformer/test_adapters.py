@@ -340,6 +340,29 @@ def test_another_base_is_refused_with_the_right_one_at_hand_too(llama: Path, tmp
     assert not (tmp_path / "fit").exists()
 
 
+def test_a_folder_without_weights_that_can_be_read_leaves_the_word_to_base(llama: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((llama / "base/config.json").read_text())
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(bare)})
+    with pytest.raises(InputError, match="is an adapter of .*bare, and .* or give --base its folder"):
+        translate_adapter(adapter, llama / "small", tmp_path / "never")
+    folder, notes = translate_adapter(adapter, llama / "small", tmp_path / "fit", base=llama / "base")
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not any("at hand" in note for note in notes)
+
+
+def test_a_base_in_another_number_type_is_refused_by_that(llama: Path, tmp_path: Path) -> None:
+    half = open_subject(llama / "base", dtype="bfloat16")
+    half.save(tmp_path / "half")
+    words = "that model in float32, for weights are told apart by number type too, and these are bfloat16"
+    with pytest.raises(InputError, match=f"give --base {words}"):
+        translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=tmp_path / "half")
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "half")})
+    with pytest.raises(InputError, match=f"translate an adapter of {words}"):
+        translate_adapter(adapter, llama / "small", tmp_path / "fit")
+
+
 def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"other are not those that .*small was cut from .* give --base that model"):
         translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=llama / "other")
