@@ -705,8 +705,8 @@ class _Translation:
             )
         elif self._differs():
             notes.append(
-                "the result's own weights were changed after the cut, by training or by the recipe: the adapter is "
-                "a start and not exact"
+                f"the result's own weights are others than a cut of {self.weights} has, by training, by the recipe or "
+                "by rounding to integers: the adapter is a start and not exact"
             )
         return tuple(notes)
 
