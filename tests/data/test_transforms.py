@@ -111,6 +111,7 @@ OF_TRANSFORMERS = {
     "nothing said": ("CLIP", {}),
     "segmentation": ("Segformer", SQUARE | IMAGENET | {"do_reduce_labels": True}),
     "DINOv3": ("DINOv3ViT", SQUARE),
+    "squashed to a multiple": ("DPT", SQUARE | IMAGENET | {"keep_aspect_ratio": False, "ensure_multiple_of": 8}),
 }  # fmt: skip
 
 
@@ -141,6 +142,8 @@ def test_a_preprocessor_gives_what_the_processor_of_transformers_gives(tmp_path,
         ({"size": {"shortest_edge": 32}}, "give no fixed part of every image"),
         (CROPPED | {"size": {"shortest_edge": 24}}, "give no fixed part of every image"),
         (CROPPED | {"do_resize": False}, "it crops images that it does not resize"),
+        ({"image_processor_type": "DPTImageProcessor", "keep_aspect_ratio": True}, "sides follow those of each image"),
+        (SQUARE | {"ensure_multiple_of": 7}, "sides follow those of each image"),
         ({}, "it has no size"),
     ],
 )
@@ -159,6 +162,20 @@ def test_what_a_user_declared_stands_beside_a_preprocessor_that_is_not_followed(
     model.config = type("Config", (), {"_name_or_path": str(tmp_path)})()
     said = images.Images(images.Files([tmp_path / "one.png"]), transform=transforms.PRESETS["cifar"])
     assert images.declare(said, model) is said
+
+
+@pytest.mark.parametrize("kind", ["Perceiver", "Vilt"])
+def test_a_size_is_enough_for_a_preprocessor_that_is_not_followed(tmp_path, kind):
+    config = {"image_processor_type": f"{kind}ImageProcessor", "image_mean": [0.4] * 3, "image_std": [0.2] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    COLOURS.save(tmp_path / "one.png")
+    model = nn.Identity()
+    model.config = type("Config", (), {"_name_or_path": str(tmp_path)})()
+    read = images.Images(images.Files([tmp_path / "one.png"]))
+    with pytest.raises(InputError, match="steps of its own"):
+        images.declare(read, model)
+    found = images.declare(read.with_transform(transforms.Transform("", (20, 24))), model).transform
+    assert (found.size, found.mean, found.std) == ((20, 24), (0.4,) * 3, (0.2,) * 3)
 
 
 def test_blue_first_changes_no_mask_and_no_key_of_another_transform():

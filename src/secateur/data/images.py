@@ -272,7 +272,7 @@ def declare(images: Images, model: object, sides: Sequence[int] | None = None, n
     said = images.transform
     if said is not None and said.name:
         return images
-    own = transforms.of_model(model)
+    own = transforms.of_model(model, sized=said is not None)
     if said is not None:  # a size alone
         plain = replace(said, name="size")
         return images.with_transform((own or plain).with_size(said.size, said.channels))

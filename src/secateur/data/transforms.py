@@ -317,7 +317,7 @@ def _of_timm(config: Config) -> Transform:
 _PILLOW = {0: "nearest-exact", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 _PROCESSORS = {
-    "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "DINOv3ViT", "DeiT", "EfficientNet", "Levit",
+    "Beit", "Bit", "Blip", "CLIP", "ChineseCLIP", "ConvNext", "DINOv3ViT", "DPT", "DeiT", "EfficientNet", "Levit",
     "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Pvt", "Segformer", "Siglip", "ViT",
 }  # fmt: skip
 """Kinds of transformers' image processors whose inputs a `Transform` gives."""
@@ -326,7 +326,7 @@ _OF_PROCESSORS: Config = {
     "size": None, "crop_size": None, "crop_pct": None, "resample": 2, "rescale_factor": 1 / 255,
     "rescale_offset": False, "include_top": False, "image_mean": None, "image_std": None, "default_to_square": True,
     "do_resize": True, "do_center_crop": False, "do_rescale": True, "do_normalize": True,
-    "do_flip_channel_order": False,
+    "do_flip_channel_order": False, "keep_aspect_ratio": False, "ensure_multiple_of": 1,
 }  # fmt: skip
 """What of a preprocessor_config.json changes an input, and what holds where neither the file nor its class says it."""
 
@@ -334,15 +334,24 @@ _NO_STEPS = {"do_convert_rgb", "do_reduce_labels", "do_resize_and_center_crop"}
 """What changes no input here; the last is PoolFormer's word of old."""
 
 
-def _of_processor(path: Path, name: str) -> Transform:
+def _of_processor(path: Path, name: str, *, sized: bool = False) -> Transform:
     """What a preprocessor_config.json of transformers says, or its class where the file leaves something out.
+
+    sized: the user says the size; of a processor that does more than a `Transform`, the colours alone are followed.
 
     Raises `InputError` for a processor that does what no `Transform` does.
     """
     _torchvision()
     try:
-        config, kind = _complete(json.loads(path.read_text("utf-8")))
-        size, upscale, squash = _sides_of(config, kind)
+        said = json.loads(path.read_text("utf-8"))
+        config, kind = _complete(said)
+        try:
+            _check_steps(said, kind)
+            size, upscale, squash = _sides_of(config, kind)
+        except ValueError:
+            if not sized:
+                raise
+            size, upscale, squash = None, _UPSCALE, False
         mean, std = _colours_of(config)
         return Transform(
             name, size, upscale=upscale, squash=squash, mean=mean, std=std, bgr=bool(config["do_flip_channel_order"]),
@@ -356,25 +365,31 @@ def _of_processor(path: Path, name: str) -> Transform:
 
 
 def _complete(config: Config) -> tuple[Config, str]:
-    """(The settings of `_OF_PROCESSORS`, kind of the processor). Raises `ValueError` for steps that are not known."""
+    """(The settings of `_OF_PROCESSORS`, kind of the processor)."""
     import transformers
 
     said = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "")
     kind = re.sub(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", said)
     known = getattr(transformers, f"{kind}ImageProcessor", None) if kind else None
-    if known is not None and kind not in _PROCESSORS:
-        raise ValueError(f"{said} has steps of its own")
+    settings = {}
+    for name, usual in _OF_PROCESSORS.items():
+        value = config.get(name)
+        settings[name] = getattr(known, name, usual) if value is None else value
+    return settings, kind
+
+
+def _check_steps(config: Config, kind: str) -> None:
+    """Raise `ValueError` for steps that no `Transform` has."""
+    import transformers
+
+    if kind and kind not in _PROCESSORS and hasattr(transformers, f"{kind}ImageProcessor"):
+        raise ValueError(f"{kind}ImageProcessor has steps of its own")
     strange = sorted(
         name for name, value in config.items()
         if value and name.startswith("do_") and name not in _OF_PROCESSORS and name not in _NO_STEPS
     )  # fmt: skip
     if strange:
         raise ValueError(f"{strange[0]} is a step that is not known here")
-    settings = {}
-    for name, usual in _OF_PROCESSORS.items():
-        value = config.get(name)
-        settings[name] = getattr(known, name, usual) if value is None else value
-    return settings, kind
 
 
 def _sides_of(config: Config, kind: str) -> tuple[tuple[int, int] | None, float, bool]:
@@ -393,6 +408,8 @@ def _sides_of(config: Config, kind: str) -> tuple[tuple[int, int] | None, float,
     sides = _sides(size)
     if sides is None:
         raise ValueError("it has no size")
+    if config["keep_aspect_ratio"] or any(side % config["ensure_multiple_of"] for side in sides):  # DPT's
+        raise ValueError("its sides follow those of each image")
     in_proportion = "shortest_edge" in size if isinstance(size, Mapping) else not config["default_to_square"]
     if kind == "Levit" and in_proportion:
         sides = (int(_UPSCALE * sides[0]),) * 2
@@ -433,8 +450,12 @@ def _sides(value: object) -> tuple[int, int] | None:
     return (int(str(value)), int(str(value)))
 
 
-def of_model(module: object) -> Transform | None:
-    """What a model records of its own preprocessing: timm's `pretrained_cfg`, or the folder of a transformers model."""
+def of_model(module: object, *, sized: bool = False) -> Transform | None:
+    """What a model records of its own preprocessing: timm's `pretrained_cfg`, or the folder of a transformers model.
+
+    sized: the user says the size, so that of a processor which no `Transform` follows the colours are enough. Raises
+    `InputError` for one that can't be followed.
+    """
     for part in module.modules() if isinstance(module, nn.Module) else ():
         config = getattr(part, "pretrained_cfg", None)
         if isinstance(config, Mapping) and config.get("mean") and config.get("std"):
@@ -442,7 +463,7 @@ def of_model(module: object) -> Transform | None:
         folder = getattr(getattr(part, "config", None), "_name_or_path", "")
         path = Path(str(folder)) / "preprocessor_config.json"
         if folder and path.is_file():
-            return _of_processor(path, str(folder))
+            return _of_processor(path, str(folder), sized=sized)
     return None
 
 

@@ -183,7 +183,7 @@ def test_what_is_not_exact_is_said(llama: Path, tmp_path: Path) -> None:
     trained.save(tmp_path / "trained")
     _, notes = translate_adapter(unnamed, tmp_path / "trained", tmp_path / "fit")
     assert "which base it is" in notes[1]
-    assert "weights were changed after the cut" in notes[2]
+    assert f"are others than a cut of {llama / 'base'} has, by training, by the recipe or by rounding" in notes[2]
     text = (tmp_path / "trained/cut_map.json").read_text()
     (tmp_path / "trained/cut_map.json").write_text(text.replace(str(llama / "base"), "somebody/base"))
     named = edit(llama / "adapter", tmp_path / "named", {"base_model_name_or_path": "somebody/base"})
@@ -212,7 +212,11 @@ def test_adapters_of_a_quantised_start_and_of_its_floats_fit_what_was_cut_from_i
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)
             _, notes = translate_adapter(adapter, tmp_path / "small", fit, base=base)
-        assert any("changed after the cut" in note for note in notes) == (said == floats), "by rounding"
+        assert any(f"a cut of {floats} has" in note for note in notes) == (said == floats), "by rounding"
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(integers)})
+    with pytest.warns(DataWarning, match="were quantised"):
+        _, notes = translate_adapter(adapter, llama / "small", tmp_path / "of floats", base=floats)
+    assert any(f"a cut of {integers} has" in note and "rounding to integers" in note for note in notes)
     adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "other-int8")})
     with pytest.raises(InputError, match=OTHER.replace("{other}", str(tmp_path / "other-int8"))):
         translate_adapter(adapter, tmp_path / "small", tmp_path / "never")
@@ -338,6 +342,29 @@ def test_another_base_is_refused_with_the_right_one_at_hand_too(llama: Path, tmp
     with pytest.raises(InputError, match=OTHER.replace("{other}", str(llama / "other"))):
         translate_adapter(adapter, llama / "small", tmp_path / "fit", base=llama / "base")
     assert not (tmp_path / "fit").exists()
+
+
+def test_a_folder_without_weights_that_can_be_read_leaves_the_word_to_base(llama: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text((llama / "base/config.json").read_text())
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(bare)})
+    with pytest.raises(InputError, match=r"is an adapter of .*bare, and .* or give --base its folder"):
+        translate_adapter(adapter, llama / "small", tmp_path / "never")
+    folder, notes = translate_adapter(adapter, llama / "small", tmp_path / "fit", base=llama / "base")
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert not any("at hand" in note for note in notes)
+
+
+def test_a_base_in_another_number_type_is_refused_by_that(llama: Path, tmp_path: Path) -> None:
+    half = open_subject(llama / "base", dtype="bfloat16")
+    half.save(tmp_path / "half")
+    words = "that model in float32, for weights are told apart by number type too, and these are bfloat16"
+    with pytest.raises(InputError, match=f"give --base {words}"):
+        translate_adapter(llama / "adapter", llama / "small", tmp_path / "fit", base=tmp_path / "half")
+    adapter = edit(llama / "adapter", tmp_path / "adapter", {"base_model_name_or_path": str(tmp_path / "half")})
+    with pytest.raises(InputError, match=f"translate an adapter of {words}"):
+        translate_adapter(adapter, llama / "small", tmp_path / "fit")
 
 
 def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> None:

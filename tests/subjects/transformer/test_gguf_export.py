@@ -26,6 +26,7 @@ import secateur
 import tiny
 from secateur.errors import DataWarning, InputError, ModelError, UnsupportedError
 from secateur.subjects import Transformer, open_subject
+from secateur.subjects.transformer import loading
 from secateur.subjects.transformer.gguf_export import to_gguf
 from secateur.subjects.transformer.subject import Stored
 from secateur.vocabulary import Selection
@@ -366,3 +367,16 @@ def test_a_gguf_file_is_a_start(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"no such thing")
     with pytest.raises(ModelError, match=r"bad.gguf can't be read as a GGUF language model"):
         open_subject(tmp_path / "bad.gguf")
+
+
+def test_a_file_of_no_causal_language_model_is_refused_by_its_outline_too(tmp_path):
+    file = tmp_path / "t5.gguf"
+    writer = gguf.GGUFWriter(file, "t5")
+    writer.add_tensor("token_embd.weight", np.zeros((8, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    for read in (loading.open_outline, loading.outline_any):
+        with pytest.raises(ModelError, match=r"t5.gguf can't be read as a GGUF language model \(.* no causal .* of t5"):
+            read(file)

@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from secateur._utils import checkpoints, hub
 from secateur._utils.disk import writing
-from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.subjects.transformer import cutting, files, loading, low_rank, quantised, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.deriving import find_family
@@ -333,29 +333,45 @@ class _Translation:
 
     @cached_property
     def weights(self) -> Path | None:
-        """The folder of the base, if its weights are at hand: those that were cut, or integers that stand for them.
+        """The folder of the base, if its weights are at hand: those that were cut, or integers that stand for them."""
+        return next(iter(self._bases.values()), None)
+
+    @cached_property
+    def _bases(self) -> dict[str, Path]:
+        """The folders with the base's weights, by what named them; that which the adapter names comes first.
 
         Raises `InputError` where the folder that the user names holds others, or that which the adapter names.
         """
-        said, found = self.settings.base_model_name_or_path, list[Path]()
+        said, found = self.settings.base_model_name_or_path, dict[str, Path]()
         for source in (said, self.base, self.origin.name):
             if not source or (source is not self.base and not (Path(source) / "config.json").is_file()):
                 continue
-            folder = loading.locate(source)
+            try:
+                folder = loading.locate(source)
+            except SecateurError:  # a config alone, or a pickle: weights that can't be looked at are not at hand
+                if source is self.base:
+                    raise
+                continue
             wanted = self.origin.sha256
             if wanted is None or wanted in (quantised.read_source(folder), hash_folder(folder)):
-                found.append(folder)
+                found[str(source)] = folder
             elif source is self.base:
                 raise InputError(
                     f"the weights of {source} are not those that {self.name} was cut from ({self._cut_from}): give "
-                    "--base that model"
+                    f"--base that model{self._tell_type(folder)}"
                 )
             elif source == said:
                 raise InputError(
                     f"{self.folder} is an adapter of {said}, whose weights are not those that {self.name} was cut from "
-                    f"({self._cut_from}): translate an adapter of that model"
+                    f"({self._cut_from}): translate an adapter of that model{self._tell_type(folder)}"
                 )
-        return next(iter(found), None)
+        return found
+
+    def _tell_type(self, folder: Path) -> str:
+        """In which number type the base was cut, where the weights in `folder` have another; else empty."""
+        configs = (self.origin.config, checkpoints.read_json(folder / "config.json"))
+        cut, own = (str(one.get("dtype") or one.get("torch_dtype") or "float32") for one in configs)
+        return "" if cut == own else f" in {cut}, for weights are told apart by number type too, and these are {own}"
 
     @property
     def _cut_from(self) -> str:
@@ -363,8 +379,8 @@ class _Translation:
 
     def check_base(self) -> None:
         """Refuse an adapter of another base: by the weights of the folder it names, else by its name."""
-        said, weights = self.settings.base_model_name_or_path, self.weights
-        if not said or (weights is not None and (Path(said) / "config.json").is_file()):
+        said = self.settings.base_model_name_or_path
+        if not said or said in self._bases:
             return
         names = [self.origin.name, *([] if self.base is None else [str(self.base)])]
         renamed = self.base is not None and not all(map(hub.is_id, (said, self.origin.name)))
@@ -689,8 +705,8 @@ class _Translation:
             )
         elif self._differs():
             notes.append(
-                "the result's own weights were changed after the cut, by training or by the recipe: the adapter is "
-                "a start and not exact"
+                f"the result's own weights are others than a cut of {self.weights} has, by training, by the recipe or "
+                "by rounding to integers: the adapter is a start and not exact"
             )
         return tuple(notes)
 

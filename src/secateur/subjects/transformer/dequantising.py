@@ -33,6 +33,7 @@ __all__ = [
     "name_method",
     "read_gguf",
     "read_gguf_config",
+    "read_gguf_outline",
     "read_gguf_tokenizer",
     "refuse",
     "refuse_twice",
@@ -209,6 +210,16 @@ def read_gguf_config(file: Path) -> PretrainedConfig:
         config = _read_config(file)
         config.dtype = _read_types(file)[0] or torch.float32
     return config
+
+
+def read_gguf_outline(file: Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """`read_gguf_config` of a file, and transformers' class for the language model. Raises as that does."""
+    config = read_gguf_config(file)
+    with _reading(file):
+        kind = AutoModelForCausalLM._model_mapping.get(type(config), None)
+        if kind is None:
+            raise ValueError(f"transformers has no causal language model of {config.model_type}")
+    return config, kind
 
 
 def read_gguf_tokenizer(file: Path) -> Tokenizer:

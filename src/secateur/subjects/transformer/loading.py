@@ -265,8 +265,7 @@ def outline_any(source: str | Path) -> PreTrainedModel:
 def _outline(source: str | Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     """The configuration at `source` as it is once its weights are floats, and transformers' class for it."""
     if is_gguf(source):
-        config = dequantising.read_gguf_config(Path(source).expanduser())
-        return config, AutoModelForCausalLM._model_mapping[type(config)]
+        return dequantising.read_gguf_outline(Path(source).expanduser())
     folder = _find_config(source)
     config, named = _read_config(folder, trust_remote_code=False)
     if packing.is_packed(config.to_dict()):
