@@ -580,7 +580,7 @@ def _shares(values: Data) -> Data:
         shape = list(images.shape)
         images = images.permute(0, 3, 1, 2)
         told = f"inputs of shape {shape} are read as [N, H, W, C] and become {list(images.shape)}, [N, C, H, W]"
-        warnings.warn(f"{told}: give other arrays as float32", DataWarning, stacklevel=1)
+        warnings.warn(f"{told}: give what is no such image as float32", DataWarning, stacklevel=1)
     return images.float().contiguous() / image_sources.LARGEST[images.dtype]
 
 
