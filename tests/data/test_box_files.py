@@ -99,6 +99,7 @@ def test_the_head_of_all_categories_is_a_class_where_a_box_has_it(tmp_path, abov
     data = box_files.read(write(tmp_path / "_annotations.coco.json", said))
     assert data.classes == classes
     assert [data.ids[label] for label in data.targets[0]["labels"]] == list(used)
+    assert any("pets, is no class" in note for note in data.notes) == ("pets" not in classes)
 
 
 def test_captions_alone_are_no_boxes_and_two_files_that_nothing_tells_apart_are_refused(tmp_path):

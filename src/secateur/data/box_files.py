@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -135,13 +136,17 @@ def _load_json(file: Path) -> Any:
 
 def _read_coco(file: Path) -> Annotated:
     """Images, annotations with bbox (x, y, width, height) and categories; ids in gaps and in any order."""
-    data = _load_json(file)
+    data, notes = _load_json(file), list[str]()
     try:
         kinds = {int(one["id"]): str(one["name"]) for one in data["categories"]}
         pictures = [(int(one["id"]), str(one["file_name"]), _size_of(one)) for one in data["images"]]
         annotations = data["annotations"]
         if _heads_the_others(data["categories"]) and all(int(one["category_id"]) for one in annotations):
-            del kinds[0]
+            notes.append(
+                f"the category 0 of {file}, {kinds.pop(0)}, is no class: no box has it, and all others are kinds of "
+                "it; a detector that counts it as a class says so in its attribute `categories`, a list with the "
+                "background"
+            )
         ids = sorted(kinds)
         number = {kind: index for index, kind in enumerate(ids)}
         find = _Finder(file)
@@ -165,7 +170,8 @@ def _read_coco(file: Path) -> Annotated:
             "and categories"
         ) from error
     name = file.parent.parent.name if file.parent.name == "annotations" else file.parent.name
-    return collect(list(rows.values()), [kinds[one] for one in ids], file, ids=ids, name=name)
+    found = collect(list(rows.values()), [kinds[one] for one in ids], file, ids=ids, name=name)
+    return replace(found, notes=(*found.notes, *notes))
 
 
 def _heads_the_others(categories: Sequence[Mapping[str, object]]) -> bool:
