@@ -208,8 +208,8 @@ def make_table(options: Mapping[str, int], rows: Mapping[str, Mapping[str, Any]]
     lines = [
         "# Families that nobody wrote a table for",
         "",
-        f"Models trained {options['train']:,} steps on Brown ({' and '.join(PRETRAINING)} as those published were: 30 % of",
-        f"64 texts masked, and by Adafactor), cut once to the budget and distilled {options['steps']} steps.",
+        f"Models trained {options['train']:,} steps on Brown ({' and '.join(PRETRAINING)} as those published:",
+        f"30 % of 64 texts masked, and by Adafactor), cut once to the budget and distilled {options['steps']} steps.",
         f"Held-out loss in nats: the mean of {options['seeds']} seeds, the lowest and the highest; then the share of",
         "parameters that is left. Guess: the loss of who knows nothing but how often each token occurs.",
         "",
