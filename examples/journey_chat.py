@@ -3,8 +3,8 @@
     python examples/journey_chat.py [FOLDER]
 
 Sentences come from the Brown corpus where npm is there, else from Python's own prose: each chat asks what a sentence
-is like. A small model of Qwen3's architecture learns to answer, is made smaller by the command that a user would type,
-and answers in a process that knows nothing of secateur. Takes some four minutes on two cores.
+is like. A model of Qwen3's architecture and 20 million parameters learns to answer, is made smaller by the command that
+a user would type, and answers in a process that knows nothing of secateur. Takes some four minutes on two cores.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def make_tokenizer(rows: list[dict[str, Any]]) -> Any:
 
 
 def teach(tokenizer: Any, data: Path, folder: Path) -> None:
-    """A Qwen3 of three million parameters that learns the answers: the model that a user would already have."""
+    """A Qwen3 of twenty million parameters that learns the answers: the model that a user would already have."""
     from dataclasses import replace
 
     import torch
@@ -97,15 +97,15 @@ def teach(tokenizer: Any, data: Path, folder: Path) -> None:
 
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=48, tie_word_embeddings=True, max_position_embeddings=512,
+        vocab_size=len(tokenizer), hidden_size=384, intermediate_size=1280, num_hidden_layers=10, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=64, tie_word_embeddings=True, max_position_embeddings=512,
         bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     subject = open_subject(Qwen3ForCausalLM(config), tokenizer=tokenizer)
     corpus = replace(texts.read(data), completion_only=True, packing="documents")
     batches = texts.batches(corpus, tokenizer, packed=True, batch=BATCH, length=LENGTH)
     objective = objectives.distil(subject.forward, None, output="logits", task=1.0, fused=True)
-    record = loop.train(subject.model, batches, objective, steps=STEPS, lr=2e-3, warmup=0.1)
+    record = loop.train(subject.model, batches, objective, steps=STEPS, lr=1e-3, warmup=0.1)
     count = sum(parameter.numel() for parameter in subject.model.parameters())
     print(f"    {count / 1e6:.1f} million parameters, loss {record.losses[0][1]:.2f} -> {record.losses[-1][1]:.2f}")
     subject.save(folder)
