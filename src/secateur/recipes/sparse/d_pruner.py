@@ -41,6 +41,7 @@ CARD = {
     "recovers": "none: the weights that stay are those of the original",
     "extra": "",
     "family": "sparse",
+    "offloaded": "by=general",
 }
 
 Scope = Literal["row", "block", "matrix", "layer", "global"]

@@ -45,6 +45,7 @@ CARD = {
     "recovers": "logit distillation from the original, in stages of decreasing size",
     "extra": "",
     "family": "sparse",
+    "offloaded": "steps=0, score=activation|soft|saliency|random",
 }
 
 Items = Sequence[Mapping[str, Tensor]]

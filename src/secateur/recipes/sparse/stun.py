@@ -39,6 +39,7 @@ CARD = {
     "extra": "",
     "family": "sparse",
     "parts": "experts: uniform=True",
+    "offloaded": "no",
 }
 
 Distance = Literal["router", "together", "mixed"]
