@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from secateur._utils import devices
 from secateur._utils.batches import Batch
+from secateur.measure import latency
 from secateur.runs.backends import Row
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.streamed import Matrices
 from secateur.subjects import Transformer
 from secateur.subjects.transformer.offloaded import Offloaded
+from secateur.vocabulary import Budget
 
 __all__ = ["OffloadedLanguage"]
 
@@ -32,6 +36,24 @@ class OffloadedLanguage(Language):
             tensor = weights[name]
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+    def environment(
+        self, subject: Transformer, batch: int | None, length: int | None, threads: int | None,
+        device: str | None = None,
+    ) -> latency.Environment:  # fmt: skip
+        """The model is measured where Accelerate runs it."""
+        place = super().environment(subject, batch, length, threads, device)
+        return replace(place, device=str(devices.find_device(subject.model)))
+
+    def describe_memory(
+        self,
+        subject: Transformer,
+        budgets: Sequence[Budget],
+        options: Mapping[str, object],
+        environment: latency.Environment,
+    ) -> str:
+        """Nothing: plans are of models that are in memory as a whole."""
+        return ""
 
     def sizes(self, subject: Transformer, batch: Batch) -> Row:
         """See `Language.sizes`."""
