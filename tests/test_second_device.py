@@ -381,9 +381,15 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     assert backend.digest(split) == backend.digest(whole)
     for name, matrix in backend.matrices(split).items():
         assert torch.equal(matrix.cpu(), backend.matrices(whole)[name]), name
-    with pytest.raises(UnsupportedError, match=r"is offloaded, 20 of its 39 .* give its folder with stream"):
-        prune("wanda", split, budget="weights=50%")
-    with pytest.raises(UnsupportedError, match=r"is offloaded, .* use a recipe that can stream"):
+    for recipe, budget in (("magnitude", "weights=50%"), ("shortgpt", "params=70%")):
+        here, there = (
+            prune(recipe, one, budget=budget, out=tmp_path / f"{recipe}-{name}")[0]
+            for one, name in ((whole, "here"), (split, "there"))
+        )
+        assert there.cut.removed == here.cut.removed
+        assert there.after["params"].value == here.after["params"].value
+    assert {tensor.device.type for tensor in split.model.parameters()} == {"card", "meta"}, "it stays where it is"
+    with pytest.raises(UnsupportedError, match=r"is offloaded, 20 of its 39 .* that works block by block"):
         prune("minitron", split, budget="params=50%")
     halves = open_subject(dispatch(tiny.model("llama"), places, main_device="cpu"), tokenizer=tiny.tokenizer())
     scattered = copy.deepcopy(whole.model)

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from secateur import recipes
+from secateur.runs import keywords
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "secateur"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -131,7 +134,7 @@ def listed() -> object:
 def test_a_recipe_opens_with_its_card(file: Path) -> None:
     card = literal(file, "CARD")
     assert isinstance(card, dict), f"{name_of(file)} has no literal CARD"
-    assert set(card) - {"parts"} == CARD_KEYS
+    assert set(card) - {"parts", "offloaded"} == CARD_KEYS
     assert all(isinstance(value, str) for value in card.values())
     assert all(card[key] for key in CARD_KEYS - {"extra"})
     assert card["family"] == file.parent.name
@@ -141,6 +144,9 @@ def test_a_recipe_opens_with_its_card(file: Path) -> None:
     needed = dict(pair.split("=") for pair in parts.split(", ") if pair != "no")
     arguments = next(node.args for node in tree_of(file).body if getattr(node, "name", "") == file.stem)
     assert set(needed) <= {argument.arg for argument in arguments.kwonlyargs}, "options by which it cuts a part"
+    told = card.get("offloaded", "no")
+    flags = {} if told == "no" else keywords.defaults(recipes.find(file.stem))
+    assert {pair.split("=")[0] for pair in told.split(", ") if pair != "no"} <= set(flags), "options for the offloaded"
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["find_device", "find_offloaded", "free_memory", "is_fixed", "is_out_of_memory", "move", "seed"]
+__all__ = [
+    "find_device", "find_hooks", "find_offloaded", "free_memory", "is_fixed", "is_offloaded", "is_out_of_memory",
+    "move", "seed",
+]  # fmt: skip
 
 T = TypeVar("T")
 
@@ -50,6 +53,17 @@ def find_offloaded(model: nn.Module) -> dict[str, Tensor]:
             if parameter.is_meta and leaf in stored:
                 values[f"{path}.{leaf}" if path else leaf] = stored[leaf]
     return values
+
+
+def find_hooks(module: nn.Module) -> list[Any]:
+    """Accelerate's hooks on a module that bring it weights when it runs, or have been told not to for a while."""
+    hook = getattr(module, "_hf_hook", None)
+    return [one for one in getattr(hook, "hooks", (hook,)) if getattr(one, "weights_map", None) is not None]
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether Accelerate keeps weights of the model elsewhere than on a device, and brings them when a module runs."""
+    return any(hook.offload for module in model.modules() for hook in find_hooks(module))
 
 
 def free_memory(device: torch.device) -> int | None:

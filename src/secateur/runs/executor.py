@@ -191,7 +191,10 @@ def run(
     source = source if after is None else backend.open_pair(source, after)
     subject = backend.make_floats(backend.open(source, device, corpus, inputs))
     lora.check(how, getattr(subject, "model", None))
-    backend.check_place(subject, function.__name__, by_blocks=backends.works_by_blocks(function))
+    backend = backends.of_subject(subject, backend)
+    by_blocks, card = backends.works_by_blocks(function), recipes.cards().get(function.__name__, {})
+    lacking = _describe_options(card.get("offloaded", "" if by_blocks else None), flags)
+    backend.check_place(subject, function.__name__, by_blocks=by_blocks, lacking=lacking)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     if isinstance(parts.train, examples.Examples):  # what fits into memory at a step need not at a larger pass
@@ -314,14 +317,23 @@ def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, 
     told = recipes.cards().get(name, {}).get("parts", "")
     if told.startswith("experts: "):
         told = told.removeprefix("experts: ") if pretrained.has_experts(model) else ""
-    pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
-    wrong = any(str(flags.get(key)) != value for key, _, value in pairs)
-    if told == "no" or wrong:
+    if _describe_options(told, flags) != "":
         advice = "" if told == "no" else f"say {told}, or "
         raise UnsupportedError(
             f"{name} gives layers shapes of their own, which can't be saved within the model that {part} is a part of: "
             f"{advice}take a recipe that keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
         )
+
+
+def _describe_options(told: str | None, flags: Mapping[str, object]) -> str | None:
+    """What a card tells of options, such as "first=0, score=weight|random", where some are others; "" where none is.
+
+    None where it says no.
+    """
+    if told is None or told == "no":
+        return None
+    pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
+    return "" if all(str(flags.get(key)) in values.split("|") for key, _, values in pairs) else told
 
 
 def _check_measured(unmeasured: Mapping[str, str], budgets: Sequence[Budget]) -> None:

@@ -479,6 +479,7 @@ def measure(
     others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
     subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus, inputs)
+    backend = backends.of_subject(subject, backend)
     corpus = None if corpus is None else backend.fit_data(corpus, subject)
     here = backend.environment(subject, batch, length, threads)
     place = backend.environment(subject, batch, length, threads, device)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from secateur._utils.modes import evaluating
@@ -86,7 +87,8 @@ def activation(
 
         def note(one: nn.Module, args: tuple[Any, ...], kwargs: Any, site: str = site) -> None:
             states, chosen = (*args, *kwargs.values())[:2]
-            look(site, one, states, chosen)
+            with align_module_device(one):
+                look(site, one, states, chosen)
 
         hooks.append(module.register_forward_pre_hook(note, with_kwargs=True))
     try:
@@ -111,8 +113,9 @@ def weight(layers: Layers) -> dict[str, Tensor]:
     """Site -> float32 [E I]: the norm of all weights of a neuron, its row of W1 (and W3) and its column of W2."""
     found = {}
     for site, module in layers.items():
-        squares = expert_tensors.matrix(module, _OUT).detach().float().square().sum(1)
-        rows = expert_tensors.matrix(module, expert_tensors.find_first(module)).detach().float().square().sum(-1)
+        with align_module_device(module):  # which brings what is offloaded
+            squares = expert_tensors.matrix(module, _OUT).detach().float().square().sum(1)
+            rows = expert_tensors.matrix(module, expert_tensors.find_first(module)).detach().float().square().sum(-1)
         squares.index_add_(1, expert_tensors.neurons_of_rows(module).to(rows.device), rows)
         found[site] = finite(site, squares.sqrt().flatten().cpu())
     return found

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import cpu_offload
 from torch import nn
 
 import secateur
-from secateur.errors import InputError, ModelError
+from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.network.opening import build_network, is_saved, load_saved, open_network, open_saved
 from secateur.subjects.network.traced import open_traced, reload_traced
 from subjects import nets
@@ -162,3 +163,9 @@ def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="NaN"):
         small.save(tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+def test_an_offloaded_network_is_refused_before_it_is_traced() -> None:
+    net = cpu_offload(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), "cpu")
+    with pytest.raises(UnsupportedError, match=r"Sequential is offloaded, .*: open it without device_map"):
+        secateur.prune(net, torch.ones(2, 3))

@@ -35,6 +35,7 @@ CARD = {
     "recovers": "nothing by default; on request, training against the original",
     "extra": "",
     "family": "language",
+    "offloaded": "steps=0",
 }
 
 Rule = Literal["influence", "angular", "deepest"]

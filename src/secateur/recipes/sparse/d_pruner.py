@@ -39,9 +39,9 @@ CARD = {
     "paper": "https://arxiv.org/abs/2405.06275",
     "cuts": "single weights of the linears inside the blocks, in any share or n of m",
     "recovers": "none: the weights that stay are those of the original",
-    "extra": "",
-    "family": "sparse",
-}
+    "extra": "", "family": "sparse",
+    "offloaded": "by=general",
+}  # fmt: skip
 
 Scope = Literal["row", "block", "matrix", "layer", "global"]
 Read = Callable[[str], Tensor]

@@ -43,9 +43,9 @@ CARD = {
     "paper": "https://arxiv.org/abs/2506.18349",
     "cuts": "FFN neurons inside every expert, all experts and the router kept; KV groups, shared and dense FFNs",
     "recovers": "logit distillation from the original, in stages of decreasing size",
-    "extra": "",
-    "family": "sparse",
-}
+    "extra": "", "family": "sparse",
+    "offloaded": "steps=0, score=activation|soft|saliency|random",
+}  # fmt: skip
 
 Items = Sequence[Mapping[str, Tensor]]
 Counts = dict[str, int]

@@ -36,10 +36,10 @@ CARD = {
     "paper": "https://arxiv.org/abs/2409.06211",
     "cuts": "experts that behave like others (without experts: neurons), then single weights of what stays, to zeros",
     "recovers": "nothing is trained; experts may become the mean of those that they stand for",
-    "extra": "",
-    "family": "sparse",
+    "extra": "", "family": "sparse",
     "parts": "experts: uniform=True",
-}
+    "offloaded": "no",
+}  # fmt: skip
 
 Distance = Literal["router", "together", "mixed"]
 Rule = Literal["clusters", "usage", "soft", "saliency", "random"]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
-    "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "resolve", "works_by_blocks",
+    "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "of_subject", "resolve", "works_by_blocks",
 ]  # fmt: skip
 
 Row: TypeAlias = dict[str, Figure]
@@ -146,8 +146,12 @@ class Backend(Protocol[S, D, B]):
         """Refuse options that the subject can't follow."""
         return None
 
-    def check_place(self, subject: S, recipe: str, *, by_blocks: bool) -> None:
-        """Refuse a subject that is not where the recipe can work on it; `by_blocks`: it takes a part at a time."""
+    def check_place(self, subject: S, recipe: str, *, by_blocks: bool, lacking: str | None = None) -> None:
+        """Refuse a subject that is not where the recipe can work on it.
+
+        by_blocks: it takes a part at a time. lacking: what options it needs for a subject that is not in memory as a
+        whole; "" where it needs no others, None where it can't work on such a one.
+        """
         return None
 
     def describe_memory(
@@ -303,6 +307,12 @@ def of_source(source: Source) -> AnyBackend:
         if backend.takes(source):
             return backend
     return resolve(_LANGUAGE)
+
+
+def of_subject(subject: object, backend: AnyBackend) -> AnyBackend:
+    """The `backend` that opened a subject, or the narrower one of that family which the subject itself names."""
+    own = of_source(subject)
+    return own if isinstance(own, type(backend)) else backend
 
 
 def of_folder(folder: Path) -> AnyBackend | None:

@@ -35,6 +35,7 @@ from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
 from secateur.subjects.transformer import costs, dequantising, low_rank, parts, saving
+from secateur.subjects.transformer.offloaded import Offloaded
 from secateur.subjects.transformer.subject import Output, Stored, positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
@@ -178,15 +179,25 @@ class Language(TextBackend[Transformer]):
             raise InputError(f"part={part} is of a model that is opened here: give its folder, its Hub id or the model")
         return parts.open_part(source, part)
 
-    def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool) -> None:
-        """Refuse models that are offloaded, or split by another hand than Accelerate's, or in several processes."""
+    def check_place(self, subject: Transformer, recipe: str, *, by_blocks: bool, lacking: str | None = None) -> None:
+        """Refuse models that are offloaded, or split by another hand than Accelerate's, or in several processes.
+
+        Raises `UnsupportedError`.
+        """
         model, weights = type(subject.model).__name__, list(subject.model.parameters())
         away = sum(weight.is_meta for weight in weights)
-        if away:
-            rest = "give its folder with stream (--stream)" if by_blocks else "use a recipe that can stream"
+        if away and isinstance(subject, Offloaded):
+            if lacking == "":
+                return
+            own = f"say {lacking}, " if lacking else ""
             raise UnsupportedError(
-                f"{model} is offloaded, {away} of its {len(weights)} parameters are not in memory: open it without "
-                f"device_map, or {rest}"
+                f"{model} is offloaded, {away} of its {len(weights)} parameters are not in memory, and {recipe} needs "
+                f"all of them at once, as training and gradients do: {own}open it without device_map where memory "
+                "holds it, or take a recipe that works block by block, such as wanda"
+            )
+        if away:
+            raise UnsupportedError(
+                f"{model} has no values in {away} of its {len(weights)} parameters (device meta): load its weights"
             )
         places = sorted({str(weight.device) for weight in weights})
         if len(places) < 2 or by_blocks:

@@ -26,7 +26,7 @@ from secateur.subjects.transformer import blocks
 from secateur.subjects.transformer.subject import Output
 from secateur.vocabulary import Figure
 
-__all__ = ["Model", "OnDisk"]
+__all__ = ["Matrices", "Model", "OnDisk"]
 
 Model: TypeAlias = str | Path | Streamed
 Data: TypeAlias = str | Path | Sequence[str] | texts.Corpus
@@ -92,7 +92,7 @@ class OnDisk(TextBackend[Streamed]):
 
     def matrices(self, subject: Streamed) -> Mapping[str, Tensor]:
         """Name -> weights [d_out, d_in] of the blocks' matrices."""
-        return _Matrices(subject)
+        return Matrices(subject)
 
     def costs(self, subject: Streamed, environment: latency.Environment) -> dict[str, float]:
         """FLOPs of a batch of the size that is measured, and what is cached of it, of a mixture of experts.
@@ -141,10 +141,10 @@ class OnDisk(TextBackend[Streamed]):
         return {"perplexity": before}, {"perplexity": after}, tally.figures()
 
 
-class _Matrices(Mapping[str, Tensor]):
+class Matrices(Mapping[str, Tensor]):
     """Name -> weights [d_out, d_in] of the blocks' matrices, read when they are asked for, a block at a time."""
 
-    def __init__(self, subject: Streamed) -> None:
+    def __init__(self, subject: blocks.Blocks) -> None:
         self.subject, self.path = subject, ""
         self.held: dict[str, Tensor] = {}
         self.places = {name: path for path in subject.layers() for name in matrices_of(subject.model, [path])}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from secateur._utils import modes, plugins, rundir
-from secateur.errors import InputError, ModelError, SecateurError
+from secateur._utils import devices, modes, plugins, rundir
+from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.subjects.network import detectors, files, pretrained
 from secateur.subjects.network.recording import Example
@@ -48,6 +48,11 @@ def open_network(source: NetworkSource, inputs: object = None, first: First | No
         found = source
     else:
         module, example = build_network(source, inputs, first)
+        if devices.is_offloaded(module):
+            raise UnsupportedError(
+                f"{type(module).__name__} is offloaded, and a network is analysed and proved as a whole: open it "
+                "without device_map, or cut it as a language model by secateur.run, with shortgpt or wanda"
+            )
         found = Traced(module, Example.of(example))
     modes.forget_passes(found.model)
     return found

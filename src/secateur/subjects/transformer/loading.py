@@ -28,7 +28,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from secateur._utils import checkpoints
+from secateur._utils import checkpoints, devices
 from secateur._utils.finite import all_finite
 from secateur._utils.modes import move_to_device
 from secateur._utils.tokenizers import Tokenizer
@@ -183,7 +183,7 @@ class Folders(Mapping[str, Transformer]):
 
     def __getitem__(self, name: str) -> Transformer:
         subject = open_subject(self._folders[name], tokenizer=self._like.tokenizer)
-        move_to_device(subject.model, str(self._like.model.device))
+        move_to_device(subject.model, str(devices.find_device(self._like.model)))
         return subject
 
     def __iter__(self) -> Iterator[str]:

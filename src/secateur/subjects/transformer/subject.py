@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -122,6 +122,16 @@ class Transformer:
     """In how many bytes each number is to be served: then there is a cost in served_memory, too."""
 
     kind: Literal["encoder", "decoder"]
+
+    def __new__(cls, model: PreTrainedModel | None = None, *_: object, **__: object) -> Self:
+        """Of a model that Accelerate has offloaded, the form of this class that reads its weights module by module."""
+        kind: Any = cls
+        if model is not None and devices.is_offloaded(model):
+            from secateur.subjects.transformer.offloaded import form_of  # which derives from this class
+
+            kind = form_of(kind)
+        made: Self = super().__new__(kind)
+        return made
 
     def __init__(
         self,

@@ -1,0 +1,87 @@
+"""Offloaded models in runs: what needs a part of them at a time goes as in memory, all else is refused up front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import secateur
+import tiny
+from secateur.errors import UnsupportedError
+from secateur.runs.backends import of_source
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.offloaded import OffloadedLanguage
+from secateur.subjects import Transformer, open_subject
+from subjects.transformer.test_offloaded import describe, to_disk
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transformer, Transformer]:
+    """(a Llama in memory, the same offloaded)."""
+    model = tiny.model("llama")
+    away = to_disk(model, tmp_path_factory.mktemp("away"))
+    return open_subject(model, tokenizer=tiny.tokenizer()), open_subject(away, tokenizer=tiny.tokenizer())
+
+
+def test_it_is_told_by_the_same_hash_and_looked_at_block_by_block(pair: tuple[Transformer, Transformer]) -> None:
+    whole, subject = pair
+    backend = of_source(subject)
+    assert type(backend) is OffloadedLanguage
+    assert backend.digest(subject) == Language().digest(whole) == backend.digest(whole)
+    assert backend.environment(subject, 2, 8, None).device == "cpu"
+    assert backend.describe_memory(subject, [], {}, backend.environment(subject, 2, 8, None)) == ""
+    expected = Language().matrices(whole)
+    found = backend.matrices(subject)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], matrix) for name, matrix in expected.items())
+
+
+def test_a_run_leaves_a_folder_that_loads_with_and_without_a_device_map(
+    pair: tuple[Transformer, Transformer], tmp_path: Path
+) -> None:
+    whole, subject = pair
+    before = describe(subject.model)
+    how = {"data": tiny.chains(400), "budget": "params=70%", "samples": 4, "train_length": 16}
+    rows = [
+        secateur.run("shortgpt", one, out=tmp_path / name, **how)[0] for one, name in ((whole, "a"), (subject, "b"))
+    ]
+    assert rows[0].after["params"].value == rows[1].after["params"].value < rows[1].before["params"].value
+    assert rows[0].after["perplexity"].value == rows[1].after["perplexity"].value
+    assert len(list((tmp_path / "b").glob("model-*.safetensors"))) > 1
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    away = AutoModelForCausalLM.from_pretrained(tmp_path / "b", device_map={"": "disk"})
+    batch = whole.example(2, 7)
+    for model in (plain, away):
+        assert torch.equal(model(**batch).logits, expected(**batch).logits)
+    assert describe(subject.model) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "told"),
+    [
+        ("minitron", {}, "and minitron needs all of them at once, as training and gradients do: open it without"),
+        ("shortgpt", {"steps": 10}, "as training and gradients do: say steps=0, open it without device_map where"),
+        ("d_pruner", {}, "say by=general, open it without device_map where memory holds it, or take a recipe that"),
+        ("stun", {}, "and stun needs all of them at once"),
+    ],
+)
+def test_what_trains_or_needs_gradients_is_refused_up_front(
+    recipe: str, options: dict[str, object], told: str, pair: tuple[Transformer, Transformer], tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedError, match=f"is offloaded, 39 of its 39 parameters are not in memory, .*{told}"):
+        secateur.run(recipe, pair[1], tiny.chains(60), "weights=50%", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_experts_are_scored_and_cut_where_they_are_brought(tmp_path: Path) -> None:
+    whole = open_subject(tiny.mixture(), tokenizer=tiny.tokenizer())
+    subject = open_subject(to_disk(whole.model, tmp_path / "away"), tokenizer=tiny.tokenizer())
+    options = {"length": 16, "calibration": 4, "steps": 0, "stages": "1", "score": "activation"}
+    for one, name in ((whole, "inside"), (subject, "outside")):
+        secateur.run("slimmoe", one, tiny.chains(60), "params=70%", tmp_path / name, **options)
+    found, expected = (open_subject(tmp_path / name).model.state_dict() for name in ("outside", "inside"))
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
