@@ -245,6 +245,7 @@ def _reading(file: Path) -> Iterator[None]:
         ) from error
 
 
+_Settings = dict[str, Any]
 _UNREAD = {
     "expert_feed_forward_length": "moe_intermediate_size",
     "attn_logit_softcapping": "attn_logit_softcapping",
@@ -279,13 +280,13 @@ def _read_config(file: Path) -> PretrainedConfig:
     return config
 
 
-def _read_rope(file: Path, said: Mapping[str, Any], config: PretrainedConfig) -> dict[str, Any]:
+def _read_rope(file: Path, said: _Settings, config: PretrainedConfig) -> _Settings:
     """How rotary positions reach further, by a GGUF file; with a warning where that can't be told."""
     import gguf
 
     base, kind = config.rope_parameters["rope_theta"], said.get("rope.scaling.type", "none")
     factors = next((one.data for one in gguf.GGUFReader(file).tensors if one.name == "rope_freqs.weight"), None)
-    found: dict[str, Any] = {}
+    found = _Settings()
     if factors is not None:
         found = _fit_llama3(np.array(factors, np.float64), base)
     elif kind == "linear":
@@ -300,7 +301,7 @@ def _read_rope(file: Path, said: Mapping[str, Any], config: PretrainedConfig) ->
     return found
 
 
-def _fit_llama3(factors: NDArray[np.float64], base: float) -> dict[str, Any]:
+def _fit_llama3(factors: NDArray[np.float64], base: float) -> _Settings:
     """What makes these factors [head size / 2] of frequencies, with the bounds 1 and 4 of all Llama 3; else nothing."""
     most, count = float(factors.max()), len(factors)
     waves = 2 * np.pi * base ** (np.arange(count) / count)
@@ -316,7 +317,7 @@ def _fit_llama3(factors: NDArray[np.float64], base: float) -> dict[str, Any]:
     return {"rope_type": "llama3", "factor": most, **bounds}
 
 
-def _read_settings(file: Path) -> dict[str, Any]:
+def _read_settings(file: Path) -> _Settings:
     """What a GGUF file says of its architecture, by names without that of the architecture."""
     import gguf
 
