@@ -34,6 +34,8 @@ def test_an_error_that_speaks_to_python_names_the_flags_of_its_options(monkeypat
     monkeypatch.setattr(Command, "run", refuse)
     assert cli.main(["run", "stun", "model"]) == 2
     assert "equally many: give --uniform; overwrite=True (--overwrite), f(uniform=True)" in capsys.readouterr().err
+    trust = _with_switches("it is not run unasked: pass trust_remote_code=True if you trust it", [])
+    assert trust.startswith("it is not run unasked: no command runs it; take auto_map out of its config.json")
     assert _with_switches("give even=False, or hidden=True (--hidden)", COMMANDS["prune"].flags()).startswith(
         "give --no-even,"
     )

@@ -33,6 +33,11 @@ _PUSH = (
     extra("push_to_hub", "str", "upload the model to this repository of the Hub.", metavar="OWNER/NAME"),
     extra("public", "bool", "a new repository is for everybody; private if not given."),
 )
+_TRUST = (
+    "pass trust_remote_code=True if you trust it",
+    "no command runs it; take auto_map out of its config.json to have transformers' own class of that type",
+)
+"""An error's advice to Python, and to who types a command."""
 _METAVARS = {"budget": "MEASURE=AMOUNT", "sizes": "LOW,HIGH", "config": "FILE"}
 
 
@@ -174,13 +179,13 @@ class Command:
 def _with_switches(text: str, flags: Sequence[Flag]) -> str:
     """An error that speaks to Python, with --name in place of name=True, and --no-name of name=False.
 
-    What names the flag as well, "name=True (--name)", stays.
+    What names the flag as well, "name=True (--name)", stays. What no command has a flag for is said in other words.
     """
     for flag in flags:
         if flag.is_switch:
             for value, words in ((True, flag.words), (False, f"--no-{flag.words[2:]}")):
                 text = re.sub(rf"(?<![\w(]){flag.option.name}={value}\b(?! \(--)", words, text)
-    return text
+    return text.replace(*_TRUST)
 
 
 def _in_flags(text: str, words: Mapping[str, str]) -> str:

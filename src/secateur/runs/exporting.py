@@ -48,7 +48,7 @@ def export(
 ) -> tuple[Path, tuple[str, ...]]:
     """Write the model or network in `folder` in another form, checked against its own output.
 
-    - onnx: any model or network; gguf: Llama- and Qwen-shaped models, for llama.cpp
+    - onnx: any model or network; gguf: language models of architectures that llama.cpp has, for it
     - decilm: Llama-shaped models, for inference engines
     - packed: without the zeros of its matrices, equal bit for bit; masks: what is not zero, one bit for each weight
     - int8, int4: weights of the blocks' matrices quantised, zeros kept; `QUANTISED` says how near outputs

@@ -36,6 +36,7 @@ from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import files, opening, pretrained
 from secateur.subjects.network.recording import Example
+from secateur.subjects.transformer import reshaped
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
@@ -153,6 +154,7 @@ def test_what_torch_can_not_export_is_kept_without_a_program(tmp_path: Path, mon
     MODELS["pixels"]().save_pretrained(tmp_path / "model")
     subject = opening.open_network(tmp_path / "model")
     monkeypatch.setattr(pretrained, "describes", lambda model: False)
+    monkeypatch.setattr(reshaped, "build", lambda subject: None)
     monkeypatch.setattr(torch.export, "export", lambda *_, **__: tmp_path.missing)
     Network().save(subject, tmp_path / "small")
     assert not (tmp_path / "small" / "model.pt2").exists()
@@ -193,7 +195,8 @@ def test_a_config_does_not_go_before_the_network() -> None:
     assert not cutting._is_balanced(thin, wide)
 
 
-def test_what_no_config_describes_is_kept_as_a_network_and_comes_back(tmp_path: Path) -> None:
+def test_what_no_config_and_no_file_describes_is_kept_as_a_network(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reshaped, "build", lambda subject: None)
     torch.manual_seed(0)
     MODELS["pixels"]().save_pretrained(tmp_path / "model")
     shares = "vit.layers.0.mlp.*=50%"
@@ -219,6 +222,7 @@ def test_a_cut_that_was_evened_for_a_config_says_so(tmp_path: Path, monkeypatch:
     told = f"by scores alone {len(moved)} of {len(own.keep)} would keep other numbers"
     assert [told in " ".join(one.notes) for one in (cut, plain)] == [True, False]
     monkeypatch.setattr(pretrained, "describes", lambda model: False)
+    monkeypatch.setattr(reshaped, "build", lambda subject: None)
     (row,) = secateur.run(cutting.prune, tmp_path / "model", None, "params=75%", out=tmp_path / "small")
     assert row.cut is not None
     assert any("the result is no plain folder, and secateur.load opens it" in note for note in row.cut.notes)

@@ -13,13 +13,18 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma2ForCausalLM,
     LlamaForCausalLM,
     MistralForCausalLM,
+    MixtralForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
+    SmolLM3ForCausalLM,
 )
 
 import secateur
@@ -195,6 +200,140 @@ def test_a_window_that_llama_cpp_has_not_is_said(tmp_path, kind, settings, said)
     assert len(notes) == bool(said)
     assert all(re.search(said, note) for note in notes)
     assert not any("sliding_window" in key for key in fields(tmp_path / "model.gguf"))
+
+
+def small_model(kind: type, layers: int = 2, **settings: object) -> PreTrainedModel:
+    """A model of a class, every weight drawn: norms and biases, too."""
+    shape = dict(vocab_size=290, hidden_size=32, intermediate_size=24, num_attention_heads=4, num_key_value_heads=2)
+    shape |= dict(max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    shape |= dict(num_hidden_layers=layers, attn_implementation="eager")
+    torch.manual_seed(0)
+    model = kind(kind.config_class(**shape | settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model.eval()
+
+
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8, "norm_topk_prob": True}
+CAPPED = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 6}
+
+
+def equal_logits(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
+    ids = torch.arange(3, 21).reshape(2, 9)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Qwen3MoeForCausalLM, EXPERTS | {"moe_intermediate_size": 768}),
+        (Gemma2ForCausalLM, {"head_dim": 256, "num_attention_heads": 1, "num_key_value_heads": 1}),
+    ],
+)
+def test_experts_and_capped_logits_are_read_back_by_transformers_alone(tmp_path, kind, settings):
+    """Which takes the defaults of a class for what it does not read: so these have them."""
+    model = small_model(kind, **settings)
+    assert to_gguf(open_subject(model), tmp_path)[0].startswith("GGUF can't hold its tokenizer")
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", attn_implementation="eager")
+    assert type(read) is kind
+    equal_logits(model, read.eval())
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (Qwen3MoeForCausalLM, EXPERTS | {"moe_intermediate_size": 16}),
+        (Gemma2ForCausalLM, CAPPED | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0}),
+        (Gemma2ForCausalLM, CAPPED | {"query_pre_attn_scalar": 12}),
+    ],
+)
+def test_other_sizes_and_scales_than_the_defaults_are_read_back_here(tmp_path, kind, settings):
+    subject = open_subject(small_model(kind, **settings), tokenizer=bytes_tokenizer())
+    small, _ = subject.cut(Selection({"channels": without(32, *range(8))}))
+    to_gguf(small, tmp_path)
+    read = open_subject(tmp_path / "model.gguf").model
+    read.set_attn_implementation("eager")
+    equal_logits(small.model, read)
+
+
+def read_gguf(path: Path) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+    """What a file says, and its tensors as floats."""
+    tensors = gguf.GGUFReader(path).tensors
+    return fields(path), {
+        one.name: torch.from_numpy(np.array(gguf.dequantize(one.data, one.tensor_type))) for one in tensors
+    }
+
+
+def test_a_mixture_in_the_architecture_of_llama_has_its_experts_apart(tmp_path):
+    model = small_model(MixtralForCausalLM, num_local_experts=4, num_experts_per_tok=2).to(torch.bfloat16)
+    small, _ = open_subject(model).cut(Selection({f"layers.{layer}.experts": without(4, 1) for layer in range(2)}))
+    to_gguf(small, tmp_path)
+    said, read = read_gguf(tmp_path / "model.gguf")
+    assert said["general.architecture"] == "llama"
+    counts = ("feed_forward_length", "expert_count", "expert_used_count")
+    assert [said[f"llama.{name}"] for name in counts] == [24, 3, 2]
+    experts = small.model.model.layers[1].mlp.experts
+    both = torch.cat([read["blk.1.ffn_gate_exps.weight"], read["blk.1.ffn_up_exps.weight"]], dim=1)
+    torch.testing.assert_close(both, experts.gate_up_proj.float(), atol=0, rtol=0)
+    torch.testing.assert_close(read["blk.1.ffn_down_exps.weight"], experts.down_proj.float(), atol=0, rtol=0)
+    gate = next(one for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors if "ffn_gate_inp" in one.name)
+    assert gate.tensor_type == gguf.GGMLQuantizationType.F32
+    assert read.keys() == {
+        "token_embd.weight", "output.weight", "output_norm.weight",
+        *(f"blk.{layer}.{part}.weight" for layer in range(2) for part in (
+            "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate_inp", "ffn_gate_exps",
+            "ffn_up_exps", "ffn_down_exps")),
+    }  # fmt: skip
+
+
+def test_layers_without_positions_stand_where_llama_cpp_has_them_or_are_refused(tmp_path):
+    model = small_model(SmolLM3ForCausalLM, layers=4)
+    to_gguf(open_subject(model), tmp_path)
+    said, read = read_gguf(tmp_path / "model.gguf")
+    assert (said["general.architecture"], said["smollm3.feed_forward_length"]) == ("smollm3", 24)
+    rows = model.model.layers[0].self_attn.q_proj.weight.reshape(4, 2, 4, 32).transpose(1, 2).reshape(32, 32)
+    torch.testing.assert_close(read["blk.0.attn_q.weight"], rows, atol=0, rtol=0)
+    model.config.no_rope_layers = [1, 1, 0, 1]  # as after a cut of a layer
+    with pytest.raises(UnsupportedError, match="has each 4th layer without positions, and the model layers 2:"):
+        to_gguf(open_subject(model), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        (LlamaForCausalLM, {"hidden_act": "gelu"}, "llama has silu in its FFN, and the model has gelu: out"),
+        (Gemma2ForCausalLM, CAPPED | {"hidden_activation": "gelu"}, "gemma2 has gelu_pytorch_tanh in its FFN"),
+        (Gemma2ForCausalLM, CAPPED | {"final_logit_softcapping": None}, "gemma2 caps logits, and the model does not"),
+        (Gemma2ForCausalLM, CAPPED | {"use_bidirectional_attention": True}, "sees what comes before a token alone"),
+        (Qwen3ForCausalLM, {"attention_bias": True}, r"qwen3 has no place for model.layers.0.self_attn.q_proj.bias"),
+        (Qwen3MoeForCausalLM, EXPERTS | {"norm_topk_prob": False}, "shares of the chosen experts sum to 1, and the"),
+        (Qwen3MoeForCausalLM, EXPERTS | {"mlp_only_layers": [0]}, "without experts and biases, and this is a Qwen3Moe"),
+    ],
+)  # fmt: skip
+def test_what_llama_cpp_computes_otherwise_is_refused(tmp_path, kind, settings, words):
+    with pytest.raises(UnsupportedError, match=words):
+        to_gguf(open_subject(small_model(kind, **settings)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_window_of_every_second_layer_is_written_and_another_order_is_said(tmp_path):
+    model = small_model(Gemma2ForCausalLM, **CAPPED)
+    assert not any("more than" in note for note in to_gguf(open_subject(model), tmp_path / "all"))
+    assert fields(tmp_path / "all/model.gguf")["gemma2.attention.sliding_window"] == 6
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    (note,) = [note for note in to_gguf(open_subject(model), tmp_path / "odd") if "more than 6 tokens" in note]
+    assert "its gemma2 sees all of a text in each 2nd layer alone, and 1 of this model's 2 layers see" in note
+
+
+@pytest.mark.parametrize("scaling", [LLAMA3, LINEAR])
+def test_positions_that_reach_further_are_read_back_here(tmp_path, scaling):
+    model = small_model(LlamaForCausalLM, rope_parameters={"rope_theta": 1e3, **scaling})
+    to_gguf(open_subject(model, tokenizer=bytes_tokenizer()), tmp_path)
+    read = open_subject(tmp_path / "model.gguf").model
+    assert {name: read.config.rope_parameters[name] for name in scaling} == pytest.approx(scaling)
+    equal_logits(model, read)
 
 
 def pieces_tokenizer(**parts: object) -> PreTrainedTokenizerFast:

@@ -24,11 +24,12 @@ import secateur
 import tiny
 from secateur import cli
 from secateur.errors import ModelError
+from secateur.runs import cutting as pruning
 from secateur.subjects import load, open_subject
 from secateur.subjects.network import pretrained
 from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import cutting, loading, traced_cuts
-from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 from subjects.transformer.test_adapters import adapt
@@ -190,6 +191,22 @@ def test_what_a_class_has_against_being_read_is_no_error(tmp_path: Path, monkeyp
     cut, _ = whole.cut(Selection({name: np.arange(units[name].count) >= 8}))
     monkeypatch.setattr(loading, "open_outline", lambda source: {}["of a list where a number was to be"])
     assert traced_cuts.describe_cut(cut, str(base)) is None
+
+
+@pytest.mark.parametrize("source", ["model.gguf", ""])
+def test_a_cut_of_a_gguf_file_has_the_map_of_a_cut_of_its_folder(source: str, tmp_path: Path) -> None:
+    """The base is known by the weights: those of floats are the same in either."""
+    pytest.importorskip("gguf", reason="the extra `gguf`")
+    from subjects.transformer.test_gguf_export import start as write
+
+    write(tmp_path / "start", torch.float32).model.save_pretrained(tmp_path / "base")
+    start = tmp_path / "start" / source
+    secateur.run(pruning.prune, start, None, "params=70%", out=tmp_path / "small")
+    origin = Origin.read(tmp_path / "small")
+    assert origin is not None
+    assert (origin.name, origin.sha256) == (str(start), hash_folder(tmp_path / "base"))
+    assert origin.kept is not None
+    assert all(len(parts["neurons"]) < 128 for parts in origin.kept.parts.values())
 
 
 def test_a_class_that_fits_no_table_has_no_map(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -77,6 +76,11 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
     def check_config(self, source: Model, recipe: str) -> None:
         """Refuse folders of models that read sounds or images: recipes on language models calibrate on texts."""
         if isinstance(source, str | Path) and pretrained.is_pretrained(source) and not pretrained.reads_texts(source):
+            if saving.is_reshaped(json.loads((Path(source) / "config.json").read_text("utf-8"))):
+                raise UnsupportedError(
+                    f"{source} was cut as a network and in no whole units, and {recipe} goes by layers, heads and "
+                    "neurons: take `secateur prune`, or the model as it was before"
+                )
             raise UnsupportedError(
                 f"{source} reads sounds or images, and {recipe} works on texts: take a recipe on networks and give it "
                 "inputs and classes as data=FILE.npz, such as rethinking_pruning_value, or `secateur prune`, without "
@@ -121,21 +125,24 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         """The lines of Python that load the model in `folder`, which the reader knows as `name`."""
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         flag = ", trust_remote_code=True" if "auto_map" in config else ""
-        architecture = "".join(config.get("architectures") or []).replace("LMHeadModel", "ForCausalLM")
         if (folder / "modules.json").exists():
             library, call = "sentence_transformers", "SentenceTransformer"
         else:
-            task = re.search(r"For[A-Z]\w*$", architecture)
-            automatic = f"AutoModel{task[0]}" if task else "AutoModel"
-            named = architecture.removeprefix("Secateur")
-            writes = (name for name in _WRITE if named in saving.list_made(name))
-            automatic = automatic if hasattr(transformers, automatic) else next(writes, "AutoModel")
+            automatic = _choose_automatic("".join(config.get("architectures") or []).removeprefix("Secateur"))
             library, call = "transformers", f"{automatic}.from_pretrained"
         imports, model = f"from {library} import {call.split('.')[0]}", f'{call}("{name}"{flag})'
         if low_rank.has_branches(folder / low_rank.FOLDER):
             imports += "\nfrom peft import PeftModel"
             model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
         return f"{imports}\n\nmodel = {model}"
+
+
+def _choose_automatic(architecture: str) -> str:
+    """The automatic class of transformers that makes a class: the one that its name tells, or else of another task."""
+    task = re.search(r"For[A-Z]\w*$", architecture.replace("LMHeadModel", "ForCausalLM"))
+    made_by = saving.list_automatic(architecture)
+    likely = (f"AutoModel{task[0]}" if task else "AutoModel", *_WRITE, *made_by)
+    return next((name for name in likely if name in made_by), "AutoModel")
 
 
 def _serve(subject: Transformer, batch: Batch) -> float:

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,16 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.subjects.network.operators import Arguments, Keywords
 
-__all__ = ["Change", "behind", "config_changes", "holders", "read", "write"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Change", "behind", "config_changes", "holders", "list_own", "read", "write"]
 
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
+
+Own = dict[str, Any]
+"""What a model has otherwise than its class builds, see `list_own`."""
 
 _LAYERS = "per_layer_config"
 """Where configs of transformers say what single layers have otherwise."""
@@ -109,6 +115,46 @@ def behind(model: nn.Module, paths: Iterable[str] | None = None) -> list[str]:
             "and secateur.load opens them"
         )
     return notes
+
+
+def list_own(model: PreTrainedModel, kind: type[PreTrainedModel]) -> Own | None:
+    """What `model` has otherwise than its class, `kind`, builds from the model's config; None where modules differ.
+
+    "shapes" of parameters and buffers by name; "numbers" of modules as (module, attribute, value); "buffers" that no
+    file would hold, and whose values are others.
+    """
+    own = ("secateur", "auto_map")
+    data = {name: value for name, value in model.config.to_dict().items() if name not in own}
+    state = torch.random.get_rng_state()
+    try:
+        built = kind(type(model.config).from_dict(data))
+    finally:
+        torch.random.set_rng_state(state)
+    shapes, theirs = _shapes_by_name(model), _shapes_by_name(built)
+    numbers, set_by = _numbers(model), _numbers(built)
+    inner = ({key: one for key, one in each.items() if key[0] and not key[1]} for each in (numbers, set_by))
+    if next(inner) != next(inner) or not theirs.keys() <= shapes.keys():
+        return None
+    buffers, made = dict(model.named_buffers()), dict(built.named_buffers())
+    return {
+        "shapes": {name: list(shape) for name, shape in shapes.items() if theirs.get(name) != shape},
+        "numbers": [(*key, one) for key, one in numbers.items() if key[1] and key in set_by and set_by[key] != one],
+        "buffers": [
+            name
+            for path, module in model.named_modules()
+            for leaf in module._non_persistent_buffers_set
+            if (name := f"{path}.{leaf}".removeprefix(".")) in buffers and not _same(buffers[name], made.get(name))
+        ],
+    }
+
+
+def _shapes_by_name(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """`_shapes`, a tensor that stands in several modules under each of its names."""
+    return _shapes(model) | {name: tuple(one.shape) for name, one in model.named_parameters(remove_duplicate=False)}
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.equal(one.cpu(), other.to(one.dtype))
 
 
 class _Search:

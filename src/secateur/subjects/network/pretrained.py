@@ -31,6 +31,7 @@ __all__ = [
     "describe_stored",
     "describes",
     "draw_input",
+    "find_gguf",
     "find_home",
     "has_experts",
     "is_pretrained",
@@ -51,6 +52,8 @@ _BESIDE = (
     "*processor_config.json", "feature_extractor*.json", "chat_template*", "*.jinja",
     "LICEN[SC]E*", "NOTICE*", "COPYING*", "USE_POLICY*",
 )  # fmt: skip
+_MODELS = ("*.gguf", "*.safetensors", "config.json")
+"""Files of which a folder has one where a model lies in it."""
 _TOKENS = 12
 _IDS, _DRAWN = "input_ids", ("pixel_values", "input_values", "input_features")
 """Names of inputs in transformers: ids of tokens, and images, samples of sound and frames."""
@@ -63,18 +66,31 @@ def is_pretrained(source: object) -> bool:
     if not isinstance(source, str | Path) or not str(source) or plugins.names_function(source):
         return False
     hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not Path(source).parent.exists()
-    file = str(source).endswith(".gguf") and Path(source).expanduser().is_file()
-    return (Path(source) / "config.json").is_file() or file or bool(hub)
+    return (Path(source) / "config.json").is_file() or find_gguf(source) is not None or bool(hub)
+
+
+def find_gguf(source: str | Path) -> Path | None:
+    """The GGUF file that it names: the file itself, or the only one in a folder that holds no other model."""
+    place = Path(source).expanduser()
+    if place.is_dir():
+        there = [path for pattern in _MODELS for path in place.glob(pattern)]
+        place = there[0] if len(there) == 1 else place
+    return place if place.suffix == ".gguf" and place.is_file() else None
 
 
 def reads_texts(source: str | Path) -> bool:
-    """Whether the class that a folder's config names takes token ids; of what is not there, or names none, yes."""
+    """Whether the class that a folder's config names takes token ids; of what is not there, or names none, yes.
+
+    Of one whose tensors have sizes of their own (`transformer.reshaped`), no: it is a network to every command.
+    """
     file = Path(source) / "config.json"
     if not file.is_file():
         return True
     from secateur.subjects.transformer import saving  # which load transformers
 
     said = checkpoints.read_json(file)
+    if isinstance(said, Mapping) and saving.is_reshaped(said):
+        return False
     named = said.get("architectures") if isinstance(said, Mapping) else None
     known = [saving.original_class(str(name)) for name in named or []]
     return next((kind.main_input_name == "input_ids" for kind in known if kind is not None), True)
@@ -122,7 +138,7 @@ def open_pretrained(source: str | Path) -> PreTrainedModel:
     """
     from secateur.subjects.transformer import loading  # which loads transformers
 
-    if loading.is_gguf(source):
+    if find_gguf(source) is not None:
         return loading.read_any(source)
     home = loading.locate(source)
     if any((place / "modules.json").is_file() for place in (home, Path(source))):
@@ -243,29 +259,34 @@ def describes(model: nn.Module) -> bool:
 
 def is_rebuilt(subject: Traced, original: str) -> bool:
     """Whether `save` writes, with a modelling file, what no config describes by itself."""
-    from secateur.subjects.transformer import traced_cuts  # which loads transformers
+    from secateur.subjects.transformer import reshaped, traced_cuts  # which load transformers
 
-    return traced_cuts.rebuild(subject, original) is not None
+    return traced_cuts.rebuild(subject, original) is not None or reshaped.build(subject) is not None
 
 
 def save(subject: Traced, folder: Path, original: str) -> bool:
     """Write a model that its config describes, and beside it what the folder at `original` has beside its weights.
 
     And where its class fits a table of the transformers, the map of what was cut, by which adapters are translated; a
-    result whose layers have widths of their own has its modelling file beside it (again). Of what can't be told so,
-    only what lies beside the weights is written: returns whether the model is there.
+    result whose layers, or single tensors, have sizes of their own has its modelling file beside it (again). Of what
+    can't be told so, only what lies beside the weights is written: returns whether the model is there.
     """
-    from secateur.subjects.transformer import loading, saving, traced_cuts  # which load transformers
+    from secateur.subjects.transformer import loading, reshaped, saving, traced_cuts  # which load transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     model = cast("PreTrainedModel", subject.model)
     found = traced_cuts.describe_cut(subject, original)  # before the files that it speaks of are overwritten
-    if not describes(model):
+    if not describes(model) or saving.is_reshaped(model.config):
         rebuilt = traced_cuts.rebuild(subject, original)
-        if rebuilt is None:
+        own = reshaped.build(subject) if rebuilt is None else None
+        if rebuilt is not None:
+            rebuilt.save(folder)
+        elif own is not None:
+            reshaped.save(own, folder)
+            found = None  # recipes and adapters do not open it
+        else:
             loading.copy_files(original, folder)
             return False
-        rebuilt.save(folder)
     else:
         if saving.needs_module(model.config):
             saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -26,6 +28,7 @@ from secateur.subjects.transformer import files
 __all__ = [
     "ask_for_floats",
     "count_bytes",
+    "find_query_size",
     "finish",
     "has_floats",
     "has_integers",
@@ -242,20 +245,85 @@ def _reading(file: Path) -> Iterator[None]:
         ) from error
 
 
+_Settings = dict[str, Any]
+_UNREAD = {
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+"""What GGUF says behind the architecture's name and transformers does not read -> the config's field."""
+_BY_STATES = (("gemma2", 46), ("gemma3_text", 62))
+"""(model type, layers) of the models of 27B, of which llama.cpp takes hidden size / heads for the size of a head."""
+
+
+def find_query_size(config: PretrainedConfig, head_dim: int) -> int:
+    """By the root of what llama.cpp divides queries: no file says it, so it goes by the architecture and its layers."""
+    if (config.model_type, config.num_hidden_layers) in _BY_STATES:
+        return int(config.hidden_size // config.num_attention_heads)
+    return head_dim
+
+
 def _read_config(file: Path) -> PretrainedConfig:
+    """transformers' reading of a file, with what it leaves at the defaults of a class."""
     config: PretrainedConfig
-    config, width = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), _read_head_dim(file)
+    config, said = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), _read_settings(file)
+    width = said.get("attention.key_length")
     if width and not hasattr(config, "kv_lora_rank"):
         config.head_dim = width  # which transformers does not read of every architecture
+    if width and hasattr(config, "query_pre_attn_scalar"):
+        config.query_pre_attn_scalar = find_query_size(config, width)  # for which a file has no field
+    for key, field in _UNREAD.items():
+        if key in said and hasattr(config, field):
+            setattr(config, field, said[key])
+    if getattr(config, "rope_parameters", None):
+        config.rope_parameters = {**config.rope_parameters, **_read_rope(file, said, config)}
     return config
 
 
-def _read_head_dim(file: Path) -> int:
-    """Numbers of each head by a GGUF file; 0 where it does not say."""
+def _read_rope(file: Path, said: _Settings, config: PretrainedConfig) -> _Settings:
+    """How rotary positions reach further, by a GGUF file; with a warning where that can't be told."""
     import gguf
 
-    fields = gguf.GGUFReader(file).fields.items()
-    return next((int(one.contents()) for name, one in fields if name.endswith(".attention.key_length")), 0)
+    base, kind = config.rope_parameters["rope_theta"], said.get("rope.scaling.type", "none")
+    factors = next((one.data for one in gguf.GGUFReader(file).tensors if one.name == "rope_freqs.weight"), None)
+    found = _Settings()
+    if factors is not None:
+        found = _fit_llama3(np.array(factors, np.float64), base)
+    elif kind == "linear":
+        found = {"rope_type": "linear", "factor": float(said["rope.scaling.factor"])}
+    if not found and (factors is not None or kind != "none"):
+        warnings.warn(
+            f"rotary positions of {file} reach further in a way that is not read from GGUF "
+            f"({'by factors' if factors is not None else kind}): long texts come out otherwise; give its folder",
+            DataWarning,
+            stacklevel=1,
+        )
+    return found
+
+
+def _fit_llama3(factors: NDArray[np.float64], base: float) -> _Settings:
+    """What makes these factors [head size / 2] of frequencies, with the bounds 1 and 4 of all Llama 3; else nothing."""
+    most, count = float(factors.max()), len(factors)
+    waves = 2 * np.pi * base ** (np.arange(count) / count)
+    shares = (1 / factors - 1 / most) / (1 - 1 / most) if most > 1 else np.ones(count)
+    between = (shares > 1e-3) & (shares < 1 - 1e-3)
+    if not between.any():
+        return {}
+    length = float(np.mean((3 * shares + 1)[between] * waves[between]))
+    smooth = ((round(length) / waves - 1) / 3).clip(0, 1)
+    if not np.allclose(1 / factors, (1 - smooth) / most + smooth, rtol=1e-3):
+        return {}
+    bounds = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": round(length)}
+    return {"rope_type": "llama3", "factor": most, **bounds}
+
+
+def _read_settings(file: Path) -> _Settings:
+    """What a GGUF file says of its architecture, by names without that of the architecture."""
+    import gguf
+
+    fields = gguf.GGUFReader(file).fields
+    kind = str(fields["general.architecture"].contents()) + "."
+    return {name.removeprefix(kind): one.contents() for name, one in fields.items() if name.startswith(kind)}
 
 
 def _read_types(file: Path) -> tuple[torch.dtype | None, int | None]:

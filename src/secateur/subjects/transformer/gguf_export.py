@@ -1,14 +1,19 @@
-"""GGUF, the file of llama.cpp: Llama-shaped decoders, of layers alike or each of its own widths."""
+"""GGUF, the file of llama.cpp: decoders of layers alike, and Llama-shaped ones of layers with widths of their own.
+
+What llama.cpp computes whatever a file says (activations, scales, which layers see a window) is in `_FORMS`. Source:
+its loaders and graphs, src/models of github.com/ggml-org/llama.cpp.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +21,8 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
-from secateur.subjects.transformer import low_rank, saving
+from secateur.formats import expert_tensors
+from secateur.subjects.transformer import dequantising, low_rank, saving
 from secateur.subjects.transformer.subject import Transformer
 
 if TYPE_CHECKING:
@@ -27,8 +33,38 @@ __all__ = ["to_gguf"]
 _Table = Mapping[str, Any]
 """What stands in tokenizer.json."""
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Model type -> the architecture of GGUF that holds it."""
+
+class _Form(NamedTuple):
+    """An architecture of GGUF, and what llama.cpp computes of it whatever a file says."""
+
+    name: str
+    activations: tuple[str, ...] = ("silu", "swish")
+    """transformers' names of the one function of its FFN."""
+    ropes: tuple[str, ...] = ("default", "linear")
+    pairs: bool = False
+    """Whether rotary positions turn numbers side by side, not half a head apart."""
+    biases: str = r"(?!)"
+    """Pattern of the biases that it has."""
+    unturned: int = 0
+    """Of each so many layers the last has no positions; 0: all have."""
+    whole: int = 0
+    """Of each so many layers the last sees all of a text, and the others a window; 0: all see all."""
+
+
+_LLAMA = _Form("llama", ropes=("default", "linear", "llama3"), pairs=True, biases="")
+_FORMS = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "mixtral": _LLAMA,
+    "qwen2": _Form("qwen2", biases=r"\.[qkv]_proj\.bias$"),
+    "qwen3": _Form("qwen3"),
+    "qwen3_moe": _Form("qwen3moe"),
+    "gemma2": _Form("gemma2", ("gelu_pytorch_tanh", "gelu_new"), whole=2),
+    "smollm3": _Form("smollm3", pairs=True, unturned=4),
+}
+"""Model type -> the architecture that holds it."""
+_CAPS = {"attn_logit_softcapping": "attention scores", "final_logit_softcapping": "logits"}
+"""Setting of what a tanh keeps within bounds, where a class has it."""
 _UNEVEN = "deci"
 """The architecture whose layers have widths of their own, or no attention or FFN: Llama-shaped (Nemotron-NAS)."""
 _EMPTY = 32
@@ -56,20 +92,22 @@ def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     `NumericalError` where one differs. A tokenizer of bytes or of SentencePiece's kind goes along with its merges,
     special tokens and chat template; a note says where another is left out. Where layers have widths of their own, one
     without an FFN gets one of 32 neurons that are zero, which changes no output: llama.cpp skips the attention of a
-    layer that has none. A sliding window is not written, for llama.cpp has none in these architectures: a note says
-    from which length on texts come out otherwise.
+    layer that has none. Norms that multiply by 1 + weight are written so; where queries are scaled otherwise than
+    llama.cpp scales them, their weights make up for it, in 32 bits. Which layers see a window, a file can't say: a note
+    says from which length on texts come out otherwise, where the model's are not llama.cpp's.
 
     Raises:
         MissingExtraError: gguf is not installed.
-        UnsupportedError: the model is of a family that is not written here, its widths fit no architecture, its layer 0
-            has no attention, or its tokenizer has bytes to fall back on and is not of SentencePiece's kind.
+        UnsupportedError: the model is of a family that is not written here, it computes what llama.cpp does not
+            (another activation, biases, shares of experts that don't sum to 1), its widths fit no architecture, its
+            layer 0 has no attention, or its tokenizer has bytes to fall back on and is not of SentencePiece's kind.
     """
     gguf = _library()
-    kind = _choose(subject)
+    form = _choose(subject)
     folder = Path(folder)
-    writer = gguf.GGUFWriter(folder / "model.gguf", kind)
-    notes = [*_write_shape(writer, subject), *_note_window(subject, kind), *_write_tokenizer(writer, subject)]
-    tensors = dict(_name_tensors(subject, kind))
+    writer = gguf.GGUFWriter(folder / "model.gguf", form.name)
+    notes = [*_write_shape(writer, subject, form), *_note_window(subject, form), *_write_tokenizer(writer, subject)]
+    tensors = dict(_name_tensors(subject, form))
     folder.mkdir(parents=True, exist_ok=True)
     for name, tensor in tensors.items():
         writer.add_tensor(name, *_as_stored(tensor))
@@ -81,42 +119,87 @@ def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _choose(subject: Transformer) -> str:
+def _choose(subject: Transformer) -> _Form:
     """The architecture that can hold the model."""
     config, name = subject.model.config, saving.plain_class(type(subject.model)).__name__
-    kind = _ARCHITECTURES.get(config.model_type)
-    if kind is None or not subject.causal:
-        known = ", ".join(_ARCHITECTURES)
+    form = _FORMS.get(config.model_type)
+    if form is None or not subject.causal:
+        known = ", ".join(_FORMS)
         raise UnsupportedError(f"a {name} can't be written as GGUF here: language models of {known} can")
     if saving.is_sliced(config) or low_rank.find_branches(subject.model):
         raise UnsupportedError("GGUF has no linears on residual connections and no branches: export without them")
     rope = config.rope_parameters or {}
-    if rope.get("rope_type", "default") not in ("default", "linear", *(("llama3",) if kind == "llama" else ())):
+    if rope.get("rope_type", "default") not in form.ropes:
         raise UnsupportedError(
             "GGUF is written here for plain and linear rotary positions, and for llama3's in models of llama and "
             f"mistral, and those of this {name} are {rope}: extend its context by one of these, or by none"
         )
+    wrong = _find_difference(subject, form)
+    if wrong:
+        raise UnsupportedError(f"{wrong}: outputs of llama.cpp would differ, so this {name} can't be written as GGUF")
     widths = subject.widths()
-    if all(width == widths[0] for width in widths) and widths[0].heads and widths[0].neurons:
-        return kind
-    if kind != "llama" or getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+    if all(width == widths[0] for width in widths) and widths[0].heads and widths[0].ffn:
+        return form
+    if form is not _LLAMA or any(width.experts for width in widths) or _list_biases(subject):
         raise UnsupportedError(
-            f"layers of unequal widths are in GGUF Llama-shaped and without biases, and this is a {name}: cut all "
-            "layers alike"
+            f"layers of unequal widths are in GGUF Llama-shaped, without experts and biases, and this is a {name}: cut "
+            "all layers alike"
         )
     if not widths[0].heads:
         raise UnsupportedError("llama.cpp takes the sizes of heads from layer 0: keep unit 0 of the attention site")
-    return _UNEVEN
+    return form._replace(name=_UNEVEN)
 
 
-def _write_shape(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...]:
+def _find_difference(subject: Transformer, form: _Form) -> str:
+    """What the model computes otherwise than llama.cpp does, whatever the file says; "" where nothing is known."""
+    config, kind, layers = subject.model.config, form.name, len(subject.widths())
+    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    if activation not in form.activations:
+        return f"llama.cpp's {kind} has {form.activations[0]} in its FFN, and the model has {activation}"
+    odd = [name for name in _list_biases(subject) if not re.search(form.biases, name)]
+    if odd:
+        return f"llama.cpp's {kind} has no place for {odd[0]}"
+    if not getattr(config, "is_causal", True) or getattr(config, "use_bidirectional_attention", False):
+        return f"llama.cpp's {kind} sees what comes before a token alone, and the model what follows it too"
+    if not getattr(config, "norm_topk_prob", True):
+        return f"llama.cpp's {kind} makes the shares of the chosen experts sum to 1, and the model does not"
+    uncapped = [what for setting, what in _CAPS.items() if getattr(config, setting, 1.0) is None]
+    if uncapped:
+        return f"llama.cpp's {kind} caps {uncapped[0]}, and the model does not"
+    turned = [bool(one) for one in getattr(config, "no_rope_layers", None) or [True] * layers]
+    if turned[:layers] != [not form.unturned or (layer + 1) % form.unturned != 0 for layer in range(layers)]:
+        bare = ", ".join(str(layer) for layer in range(layers) if not turned[layer]) or "none"
+        every = f"each {form.unturned}th layer" if form.unturned else "no layer"
+        return f"llama.cpp's {kind} has {every} without positions, and the model layers {bare}"
+    if _scale_queries(subject) != 1 and any(".q_norm." in name for name in subject.model.state_dict()):
+        return f"llama.cpp's {kind} divides normed queries by the root of a head's size, and the model does not"
+    return ""
+
+
+def _list_biases(subject: Transformer) -> list[str]:
+    return [name for name in subject.model.state_dict() if name.endswith(".bias")]
+
+
+def _scale_queries(subject: Transformer) -> float:
+    """By what queries have to be multiplied, so that the scale of llama.cpp gives the model's."""
+    scales = (getattr(module, "scaling", None) for module in subject.model.modules() if hasattr(module, "q_proj"))
+    ours = next((one for one in scales if one), subject.head_dim**-0.5)
+    factor = float(ours) * math.sqrt(dequantising.find_query_size(subject.model.config, subject.head_dim))
+    return 1.0 if math.isclose(factor, 1.0, rel_tol=1e-6) else factor
+
+
+def _write_shape(writer: GGUFWriter, subject: Transformer, form: _Form) -> tuple[str, ...]:
     """The sizes and settings; returns a note where a layer gets an FFN that it has not."""
     config, widths = subject.model.config, subject.widths()
+    dense = getattr(config, "moe_intermediate_size", None) and config.intermediate_size  # not that of experts
     writer.add_block_count(len(widths))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(subject.hidden_size)
     for add, counts in (
-        (writer.add_feed_forward_length, [width.neurons or _EMPTY for width in widths]),
+        (
+            writer.add_feed_forward_length,
+            [width.neurons or dense or width.expert_neurons or _EMPTY for width in widths],
+        ),
         (writer.add_head_count, [width.heads for width in widths]),
         (writer.add_head_count_kv, [width.kv for width in widths]),
     ):
@@ -129,9 +212,18 @@ def _write_shape(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...]:
     if rope.get("rope_type") == "linear":
         writer.add_rope_scaling_type(_library().RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(rope["factor"]))
+    if widths[0].experts:
+        writer.add_expert_count(widths[0].experts)
+        writer.add_expert_used_count(subject.layout.chosen)
+        writer.add_expert_feed_forward_length(widths[0].expert_neurons)
+    if hasattr(config, "final_logit_softcapping"):
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if form.whole:
+        writer.add_sliding_window(config.sliding_window or config.max_position_embeddings)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
-    bare = [str(index) for index, width in enumerate(widths) if not width.neurons]
+    bare = [str(index) for index, width in enumerate(widths) if not width.ffn]
     if not bare:
         return ()
     return (
@@ -140,39 +232,47 @@ def _write_shape(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...]:
     )
 
 
-def _note_window(subject: Transformer, kind: str) -> tuple[str, ...]:
-    """That longer texts come out otherwise, where layers see no further back than a window; nothing where none does."""
+def _note_window(subject: Transformer, form: _Form) -> tuple[str, ...]:
+    """That longer texts come out otherwise, where other layers see a window than in llama.cpp; nothing where none."""
     config = subject.model.config
     window, layers = getattr(config, "sliding_window", None), len(subject.widths())
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    sliding = kinds.count("sliding_attention")
-    if not window or not sliding or window >= config.max_position_embeddings:
+    sliding = [kind == "sliding_attention" for kind in kinds[:layers]]
+    theirs = [bool(form.whole) and (layer + 1) % form.whole != 0 for layer in range(layers)]
+    if not window or sliding == theirs or window >= config.max_position_embeddings:
         return ()
+    sees = f"sees all of a text in each {form.whole}nd layer alone" if form.whole else "sees all of a text"
     return (
-        f"texts of more than {window:,} tokens come out otherwise in llama.cpp: its {kind} sees all of a text, and "
-        f"{sliding} of this model's {layers} layers see the last {window:,} tokens",
+        f"texts of more than {window:,} tokens come out otherwise in llama.cpp: its {form.name} {sees}, and "
+        f"{sum(sliding)} of this model's {layers} layers see the last {window:,} tokens",
     )
 
 
-def _name_tensors(subject: Transformer, kind: str) -> Iterator[tuple[str, Tensor]]:
+def _name_tensors(subject: Transformer, form: _Form) -> Iterator[tuple[str, Tensor]]:
     """GGUF's names and the tensors, as llama.cpp wants them."""
     gguf = _library()
     config, widths = subject.model.config, subject.widths()
-    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == kind)
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == form.name)
     names = gguf.get_tensor_name_map(number, len(widths))
-    for name, tensor in subject.model.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
+    offset, scale = subject.family.norm_offset, _scale_queries(subject)
+    norms = {f"{path}.weight" for path in subject.layout.norms()}
+    for name, tensor in _split_experts(subject):
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if found is None:
-            raise UnsupportedError(f"GGUF's {kind} has no place for {name}")
+            raise UnsupportedError(f"GGUF's {form.name} has no place for {name}")
         place = subject.layout.place(name)
-        if kind in ("llama", _UNEVEN) and place.layer is not None and re.search(r"\.[qk]_proj\.", name):
+        if form.pairs and place.layer is not None and re.search(r"\.[qk]_proj\.", name):
             width = widths[place.layer]
             tensor = _interleave(tensor, width.heads if ".q_proj." in name else width.kv)
+        if scale != 1 and ".q_proj." in name:
+            tensor = tensor.float() * scale
+        if offset and name in norms:
+            tensor = tensor.float() + offset
+        if "ffn_gate_inp" in found:  # which llama.cpp's own converter keeps exact
+            tensor = tensor.float()
         yield found, tensor
     for layer, width in enumerate(widths):
-        if not width.neurons:
+        if not width.ffn:
             yield f"blk.{layer}.ffn_norm.weight", torch.ones(subject.hidden_size)
             empty = torch.zeros(_EMPTY, subject.hidden_size, dtype=subject.model.dtype)
             yield f"blk.{layer}.ffn_gate.weight", empty
@@ -183,6 +283,32 @@ def _name_tensors(subject: Transformer, kind: str) -> Iterator[tuple[str, Tensor
         scaled, _ = ROPE_INIT_FUNCTIONS[rope["rope_type"]](config, torch.device("cpu"))
         powers = torch.arange(0, subject.head_dim, 2).float() / subject.head_dim
         yield "rope_freqs.weight", float(rope["rope_theta"]) ** -powers / scaled
+
+
+def _split_experts(subject: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """All tensors by name, a head's that is the embeddings' left out; of all experts of a layer, gate and up apart."""
+    model = subject.model
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and head.weight is table.weight
+    packed = {
+        f"{path}.{leaf}": module
+        for path, module in model.named_modules()
+        if expert_tensors.is_packed(module)
+        for leaf, _ in module.named_parameters(recurse=False)
+    }
+    for name, tensor in model.state_dict().items():
+        if tied and name == "lm_head.weight":
+            continue
+        if name not in packed:
+            yield name, tensor
+            continue
+        path, _, leaf = name.rpartition(".")
+        whole = expert_tensors.matrix(packed[name], leaf, tensor)
+        if leaf != "gate_up_proj":
+            yield f"{name}.weight", whole
+            continue
+        for part, rows in zip(("gate_proj", "up_proj"), whole.chunk(2, dim=1), strict=True):
+            yield f"{path}.{part}.weight", rows
 
 
 def _interleave(tensor: Tensor, heads: int) -> Tensor:

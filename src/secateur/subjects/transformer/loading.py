@@ -34,12 +34,12 @@ from secateur._utils.modes import move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
-from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import dequantising, files, low_rank, packing, saving
+from secateur.subjects.network.pretrained import copy_beside, find_gguf
+from secateur.subjects.transformer import dequantising, files, low_rank, packing, reshaped, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
-from secateur.subjects.transformer.origin import Origin
+from secateur.subjects.transformer.origin import Origin, hash_model
 from secateur.subjects.transformer.small_copy import reads_texts
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.subjects.transformer.subject import Stored, Transformer
@@ -49,7 +49,7 @@ __all__ = [
     "check_outline",
     "copy_files",
     "count_stored",
-    "is_gguf",
+    "hash_gguf",
     "load",
     "locate",
     "make_empty",
@@ -140,15 +140,15 @@ def _open_gguf(
     return subject
 
 
-def is_gguf(source: object) -> bool:
-    """Whether it names a GGUF file that is there."""
-    return isinstance(source, str | Path) and str(source).endswith(".gguf") and Path(source).expanduser().is_file()
+def hash_gguf(file: Path) -> str | None:
+    """`hash_model` of what a GGUF file opens as: that of a folder of the same floats, where it holds floats."""
+    return hash_model(dequantising.read_gguf(file, quantised=True)[0])
 
 
 def count_stored(source: str | Path) -> float:
     """Bytes of the weights at `source` where they are stored quantised or packed; 0 for floating point."""
-    if is_gguf(source):
-        file = Path(source).expanduser()
+    file = find_gguf(source)
+    if file is not None:
         return 0.0 if dequantising.has_floats(file) else float(file.stat().st_size)
     root = locate(source)
     packed = {"quantization_config", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys()
@@ -157,8 +157,7 @@ def count_stored(source: str | Path) -> float:
 
 def _lies_alone(file: Path) -> bool:
     """Whether no other model lies beside it."""
-    others = {path for pattern in ("*.gguf", "*.safetensors", "config.json") for path in file.parent.glob(pattern)}
-    return others == {file}
+    return find_gguf(file.parent) == file
 
 
 def copy_files(source: str | Path, folder: Path) -> None:
@@ -166,10 +165,10 @@ def copy_files(source: str | Path, folder: Path) -> None:
 
     The tokenizer of a GGUF file is written, and what lies beside the file copied if no other model does.
     """
-    if not is_gguf(source):
+    file = find_gguf(source)
+    if file is None:
         copy_beside(locate(source), folder)
         return
-    file = Path(source).expanduser()
     dequantising.read_gguf_tokenizer(file).save_pretrained(folder)
     if _lies_alone(file):
         copy_beside(file.parent, folder)
@@ -264,8 +263,8 @@ def outline_any(source: str | Path) -> PreTrainedModel:
 
 def _outline(source: str | Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
     """The configuration at `source` as it is once its weights are floats, and transformers' class for it."""
-    if is_gguf(source):
-        return dequantising.read_gguf_outline(Path(source).expanduser())
+    if (file := find_gguf(source)) is not None:
+        return dequantising.read_gguf_outline(file)
     folder = _find_config(source)
     config, named = _read_config(folder, trust_remote_code=False)
     if packing.is_packed(config.to_dict()):
@@ -280,8 +279,8 @@ def read_config(source: str | Path) -> PretrainedConfig:
 
     Of the last, what lies in the cache where the Hub can't be reached. Raises `ModelError` for none.
     """
-    if is_gguf(source):
-        return dequantising.read_gguf_config(Path(source).expanduser())
+    if (file := find_gguf(source)) is not None:
+        return dequantising.read_gguf_config(file)
     return _open_config(_find_config(source), trust_remote_code=False)
 
 
@@ -296,13 +295,22 @@ def _find_config(source: str | Path) -> Path:
 def locate(source: str | Path) -> Path:
     """The folder in which the transformer at `source` stands, a folder or a Hub id. Raises `ModelError` for none."""
     root, _ = _layout(_local(source))
-    _check_folder(root, trust_remote_code=False)
+    _check_folder(root, trust_remote_code=_is_reshaped(root))
     return root
+
+
+def _is_reshaped(root: Path) -> bool:
+    """Whether a modelling file of ours lies there, of a network in no whole units, which is not run but done again."""
+    file = root / "config.json"
+    said = checkpoints.read_json(file) if file.is_file() else None
+    return isinstance(said, Mapping) and saving.is_reshaped(said)
 
 
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root = locate(path)
+    if _is_reshaped(root):
+        return read_any(root)
     model = _read(root, False, None, "as stored")[0]
     low_rank.restore(model, root / low_rank.FOLDER)
     return model
@@ -313,12 +321,13 @@ def read_any(source: str | Path) -> PreTrainedModel:
 
     Quantised and packed weights become floats, as `open_subject` has it. Raises `ModelError` as that does.
     """
-    if is_gguf(source):
-        model = dequantising.read_gguf(Path(source).expanduser())[0]
+    if (file := find_gguf(source)) is not None:
+        model = dequantising.read_gguf(file)[0]
         _check_finite(model)
         return model
     root = locate(source)
-    if {"per_layer_config", "secateur", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys():
+    said = checkpoints.read_json(root / "config.json")
+    if {"per_layer_config", "secateur", unpacking.KEY} & said.keys() and not saving.is_reshaped(said):
         model = _read(root, False, None, "floats")[0]
         low_rank.restore(model, root / low_rank.FOLDER)
         return model
@@ -330,6 +339,8 @@ def read_any(source: str | Path) -> PreTrainedModel:
     if kind is None:
         _refuse_part(root, config)
         kind = AutoModel
+    else:
+        kind = reshaped.choose_class(kind, config)
     try:
         model, report = kind.from_pretrained(root, config=config, use_safetensors=True, output_loading_info=True)
     except Exception as error:

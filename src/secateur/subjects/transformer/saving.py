@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
 from secateur.errors import UnsupportedError
@@ -33,16 +34,21 @@ __all__ = [
     "architecture",
     "classes",
     "has_stacks",
+    "is_reshaped",
     "is_sliced",
+    "list_automatic",
     "list_made",
     "mark_config",
+    "mark_form",
     "module_source",
+    "name_form",
     "needs_module",
     "original_class",
     "plain_class",
     "quiet_progress",
     "save",
     "write_module",
+    "write_source",
 ]
 
 MAP = "cut_map.json"
@@ -127,6 +133,12 @@ def has_stacks(config: PreTrainedConfig | Mapping[str, object]) -> bool:
     return isinstance(said, Mapping) and "layers" in said
 
 
+def is_reshaped(config: PreTrainedConfig | Mapping[str, object]) -> bool:
+    """Whether a config, or a config.json, names shapes of single tensors: of a network cut in no whole units."""
+    said = config.get("secateur") if isinstance(config, Mapping) else getattr(config, "secateur", None)
+    return isinstance(said, Mapping) and "shapes" in said
+
+
 def needs_module(config: PreTrainedConfig) -> bool:
     """Whether transformers' own class can't build the model, so that a modelling file travels with its weights."""
     ours = config.is_heterogeneous and config.allow_global_per_layer_attribute_access  # some classes have own ones
@@ -161,9 +173,26 @@ def mark_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def name_form(model: type[PreTrainedModel]) -> str:
+    """What the form of a class of transformers is called that stands in a modelling file."""
+    return _PREFIX + model.__name__
+
+
+def mark_form(config: PreTrainedConfig, model: type[PreTrainedModel]) -> bool:
+    """Let `config` name that form to all automatic classes, of any task, that make `model`; whether one does."""
+    config.auto_map = {name: f"{_MODULE}.{name_form(model)}" for name in list_automatic(model.__name__)}
+    return bool(config.auto_map)
+
+
+def list_automatic(architecture: str) -> list[str]:
+    """The automatic classes of transformers, of any task, that make the class of this name."""
+    known = (name for name in dir(modeling_auto) if name.startswith("AutoModel"))
+    return [name for name in known if architecture in list_made(name)]
+
+
 def list_made(automatic: str) -> set[str]:
     """Names of the classes that an automatic class of transformers makes; none of them is loaded."""
-    names = getattr(transformers, automatic)._model_mapping._model_mapping.values()
+    names = getattr(modeling_auto, automatic)._model_mapping._model_mapping.values()
     return {name for each in names for name in ([each] if isinstance(each, str) else each)}
 
 
@@ -188,6 +217,11 @@ def write_module(config: PreTrainedConfig, family: Family, folder: Path) -> None
     """Write the modelling file into `folder`, where the weights need one."""
     if needs_module(config):
         (folder / f"{_MODULE}.py").write_text(module_source(config, family), encoding="utf-8")
+
+
+def write_source(source: str, folder: Path) -> None:
+    """Write the modelling file of another form into `folder`."""
+    (folder / f"{_MODULE}.py").write_text(source, encoding="utf-8")
 
 
 def save(subject: Transformer, folder: Path, card: str | None = None, state: dict[str, Tensor] | None = None) -> None:

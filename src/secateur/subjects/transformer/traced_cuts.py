@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from secateur._utils import checkpoints, ranges
 from secateur.errors import ModelError, UnsupportedError
+from secateur.subjects.network.pretrained import find_gguf
 from secateur.subjects.network.proof import TOLERANCE, differences
 from secateur.subjects.network.shrinking import Plan
 from secateur.subjects.network.traced import Traced
@@ -52,6 +53,8 @@ def describe_cut(subject: Traced, original: str) -> str | None:
         if found is None:
             return None
         layout, origin, rest = found
+        if (file := find_gguf(original)) is not None:
+            origin = replace(origin, sha256=loading.hash_gguf(file))
         text = origin.describe(layout)
     except Exception:
         return None
@@ -78,7 +81,7 @@ def rebuild(subject: Traced, original: str) -> Transformer | None:
     try:
         layout = loading.open_outline(original).layout
         places = _compose(subject.plans)
-        if places is None:
+        if places is None or saving.is_reshaped(layout.model.config):
             return None
         kept, rest = _find_kept(layout, places)
         if rest or saving.plain_class(type(layout.model)) not in saving.classes(layout.model.config).values():
@@ -90,7 +93,7 @@ def rebuild(subject: Traced, original: str) -> Transformer | None:
         model = cutting.build(layout, config, network.state_dict(), kept).eval()
         if differences(Traced(model, subject.inputs).forward(), subject.forward()) > TOLERANCE:
             return None
-        home = None if loading.is_gguf(original) else loading.locate(original)
+        home = None if find_gguf(original) else loading.locate(original)
         return make_subject(model, layout.family, folder=home)
     except Exception:  # as in `describe_cut`
         return None
@@ -114,12 +117,15 @@ def read_rest(folder: Path) -> Rest | None:
 
 def _find_cut(subject: Traced, original: str) -> tuple[Layout, Origin, Rest | None] | None:
     """(the original, where the result comes from, what stays beside units: None where that is not known)."""
-    folder = loading.locate(original)
-    layout = loading.open_outline(folder).layout
+    layout = loading.open_outline(original).layout
     places = _compose(subject.plans)
-    if places is None:
+    if places is None or saving.is_reshaped(layout.model.config):
         return None
     kept, rest = _find_kept(layout, places)
+    ratio, file = _norm_ratio(subject, layout, kept), find_gguf(original)
+    if file is not None:  # which holds no map
+        return layout, Origin.of_model(layout.model, original, file).cut(kept, ratio), rest
+    folder = loading.locate(original)
     origin = Origin.find(layout.model, layout, folder, original)
     joined: Rest | None = rest
     if origin.kept is not None:  # the original was cut itself
@@ -127,7 +133,7 @@ def _find_cut(subject: Traced, original: str) -> tuple[Layout, Origin, Rest | No
         if not _is_told(layout, before, rest):
             return None
         joined = None if before is None else _join(before, places, rest)
-    return layout, origin.cut(kept, _norm_ratio(subject, layout, kept)), joined
+    return layout, origin.cut(kept, ratio), joined
 
 
 def _norm_ratio(subject: Traced, layout: Layout, kept: Kept) -> float:
