@@ -506,6 +506,18 @@ def test_heads_of_a_mixer_are_cut_again() -> None:
     assert [width.state_heads for width in smaller.widths()] == [16, 0, 16]
 
 
+def test_what_goes_with_a_channel_of_a_short_convolution_is_its_slices() -> None:
+    """By them a cut of the model as any network is told as one of these units."""
+    slices = open_subject(make_hybrid("Lfm2")).slices()["layers.0.state_heads"]
+    every = torch.arange(32)
+    found = {(tuple(weight.shape), dim): [] for weight, dim, _ in slices}
+    for weight, dim, unit in slices:
+        found[tuple(weight.shape), dim].append(unit[unit >= 0])
+    parts = {((96, 32), 0): 3, ((32, 1, 3), 0): 1, ((32, 32), 1): 1}
+    assert {place: len(units) for place, units in found.items()} == parts
+    assert all(torch.equal(unit, every) for units in found.values() for unit in units)
+
+
 def test_states_of_other_counts_in_their_groups_are_refused() -> None:
     subject = open_subject(make_hybrid("NemotronH"))
     heads = np.arange(8) < 3

@@ -301,9 +301,10 @@ class Layout:
     def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
         """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
 
-        Of channels, heads, groups of keys and values with their query heads, neurons, and experts as a whole. Neurons
-        inside packed experts are no slices: they stand along two dimensions at once. A fused projection has one entry
-        for each of its parts; the linear back into the residual stream is a sub-block's last.
+        Of channels, heads, groups of keys and values with their query heads, neurons, heads of mixers that share
+        nothing, and experts as a whole. Neurons inside packed experts are no slices: they stand along two dimensions at
+        once. A fused projection has one entry for each of its parts; the linear back into the residual stream is a
+        sub-block's last.
         """
         found: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
         outputs = {block.out for block in self.family.blocks}
@@ -326,9 +327,12 @@ class Layout:
         """Site -> (units, numbers of each), of the sites whose units stand along one part of an axis."""
         if part == "channels":
             return {"channels": (self.hidden_size, 1)}
-        if layer is None or not part or part.startswith(("expert_neurons", "state_")):
+        if layer is None or not part or part.startswith("expert_neurons"):
             return {}
         width, name = self.widths[layer], f"layers.{layer}"
+        if part.startswith("state_"):  # a norm may run over heads that share B and C, which no slices say
+            block = int(part.partition("*")[2] or width.state_channels)
+            return {} if width.state_fixed else {f"{name}.state_heads": (width.state_heads, block)}
         if part == "heads" or part.startswith("heads*"):  # a number for each, as of a sink, or their rows
             inside = width.heads // width.kv if width.kv else 1
             block = 1 if part == "heads" else self.head_dim * int(part.removeprefix("heads*") or 1)
