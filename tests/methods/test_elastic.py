@@ -335,6 +335,20 @@ def test_a_size_is_searched_once_and_anew_when_the_router_has_learned(monkeypatc
     assert len(calls) == 2
 
 
+@torch.no_grad()
+def test_heads_of_mixers_that_share_nothing_are_ranked_masked_and_sliced():
+    subject = open_subject(make_hybrid("Lfm2"))
+    axes, batch = elastic.find_axes(subject, ("state_heads",), choices="state_heads=0.5"), subject.example(2, 9)
+    scores = elastic.score_widths(subject, [batch], axes)
+    assert scores.keys() == {"layers.0.state_heads", "layers.2.state_heads"}
+    model = elastic.make(subject, scores, axes, "params", SHARES, hidden=16)
+    with model.masks.on(model.subject.model):
+        model.mask({"state_heads": [1]})
+        masked = model.subject.forward(batch).prediction
+    sliced = model.cut({"state_heads": [1]})[0].forward(batch).prediction
+    assert float((masked - sliced).abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("text", ["weights=nan", "weights=inf", "weights=2,weights=3", "weights", "cache=-1", "x=1"])
 def test_bytes_of_a_profile_are_finite_numbers_given_once(text):
     with pytest.raises(InputError, match="give bf16, fp8, fp4, or bytes of each number"):

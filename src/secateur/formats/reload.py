@@ -170,8 +170,8 @@ def resize(model: Any, family: Table) -> None:
     weight; an axis is "", "channels", "neurons", "heads" (one number per query head), "heads*" (head_dim numbers for
     each; "heads*3" three times as many), "kv*" (the same per key/value head), "experts", "expert_neurons" (and
     "expert_neurons*2", two numbers for each) and "shared_neurons" of a mixture, "cross*" (the same per head of a
-    cross-attention), "state_heads", "state_heads*" and "state_fixed" of a mixer's states, or several of them joined by
-    "+".
+    cross-attention), "state_heads", "state_heads*", "state_heads*n" and "state_fixed" of a mixer, or several of them
+    joined by "+".
     """
     experts, states = family["experts"], family.get("states")
     lists = [model.base_model.get_submodule(path) for path in family["stacks"]]
@@ -235,11 +235,41 @@ def _size(part: str, sizes: dict[str, int]) -> int:
     return sizes[name + star] * int(times or 1)
 
 
+def _resize_heads(layer: nn.Module, block: Table, states: Table, heads: int) -> None:
+    """Give a mixer so many heads, which share nothing: what it has of each it has as often as there are heads."""
+    names: dict[str, Any] = dict(layer.named_modules())
+    owner, _, leaf = states["counter"].rpartition(".")
+    old = getattr(names[owner], leaf)
+    for name, axes in block["tensors"].items():
+        owner, _, leaf = (f"{name}.weight" if name in names else name).rpartition(".")
+        shape = getattr(names[owner], leaf).shape
+        wanted = [
+            size * heads // old if "state_heads" in axis else size for axis, size in zip(axes, shape, strict=True)
+        ]
+        _reshape_mixer(layer, name, wanted)
+    for path in states["counts"]:
+        owner, _, leaf = path.rpartition(".")
+        setattr(names[owner], leaf, getattr(names[owner], leaf) * heads // old)
+
+
+def _reshape_mixer(layer: nn.Module, name: str, wanted: list[int]) -> None:
+    """Fresh numbers of a shape for a tensor of a mixer, whose convolutions have a group for each row."""
+    _reshape(layer, name, wanted, False)
+    module = dict(layer.named_modules()).get(name)
+    if isinstance(module, nn.Conv1d):
+        module.in_channels = module.out_channels = module.groups = wanted[0]
+        if module.bias is not None:
+            module.bias = nn.Parameter(module.bias.new_zeros(wanted[0]))
+
+
 def _resize_states(layer: nn.Module, block: Table, states: Table, heads: int, channels: int) -> None:
     """Give a mixer so many heads, with so many channels each; what groups share stays as it is."""
+    if not states["norm"] and not any("state_fixed" in axes[0] for axes in block["tensors"].values() if axes):
+        _resize_heads(layer, block, states, heads)
+        return
     mixer: Any = layer.get_submodule(states["module"])
     names: dict[str, Any] = dict(layer.named_modules())
-    leaf = states["log_decay"].rpartition(".")[2]
+    leaf = states["counter"].rpartition(".")[2]
     old = len(getattr(mixer, leaf))
     wide = names[block["out"]].weight.shape[1]
     sizes = {"channels": names[block["out"]].weight.shape[0], "state_heads": heads, "state_heads*": heads * channels}
@@ -255,12 +285,7 @@ def _resize_states(layer: nn.Module, block: Table, states: Table, heads: int, ch
             sum(sizes[part] for part in axis.split("+")) if axis else size
             for axis, size in zip(axes, shape, strict=True)
         ]
-        _reshape(layer, name, wanted, False)
-        module = names.get(name)
-        if isinstance(module, nn.Conv1d):
-            module.in_channels = module.out_channels = module.groups = wanted[0]
-            if module.bias is not None:
-                module.bias = nn.Parameter(module.bias.new_zeros(wanted[0]))
+        _reshape_mixer(layer, name, wanted)
     rows = heads * channels
     counts = {"num_heads": heads, "head_dim": channels, "intermediate_size": rows}
     counts["conv_dim"] = rows + sizes["state_fixed"]

@@ -299,9 +299,15 @@ def score_widths(
 
 
 def _tap_states(subject: Transformer) -> dict[str, activation.Tap]:
-    """ "states L" -> where the input linear of the mixer of layer L gives its output."""
+    """ "states L" -> where the input linear of the mixer of layer L gives its output.
+
+    Of heads that share nothing it is what their output linear reads, as of the heads of an attention.
+    """
     layout, found = subject.layout, dict[str, activation.Tap]()
     for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
+        if width.state_heads and not width.state_fixed:
+            found[f"states {index}"] = activation.Tap(f"{path}.{layout.blocks(index)['mixer'].out}", "input")
+            continue
         for name, axes in layout.blocks(index)["mixer"].tensors.items() if width.state_heads else ():
             if axes[0].startswith("state_heads*+state_heads*"):
                 found[f"states {index}"] = activation.Tap(f"{path}.{name}", "output")
@@ -309,11 +315,13 @@ def _tap_states(subject: Transformer) -> dict[str, activation.Tap]:
 
 
 def _score_states(subject: Transformer, index: int, rows: Tensor, axes: Mapping[str, Axis]) -> dict[str, Tensor]:
-    """Site -> scores of the states of a layer; rows: magnitudes of what its input linear gives, z before x."""
+    """Site -> scores of the states of a layer; rows: magnitudes at its tap, those of an input linear z before x."""
     width, places = subject.widths()[index], [f"layers.{index}.{kind}" for kind in ("state_heads", "state_channels")]
     wide = width.state_heads * width.state_channels
     narrow = axes["state_channels"].counts.get(places[1]) if "state_channels" in axes else None
-    scores = activation.state_scores(rows[wide : 2 * wide], width.state_heads, narrow[-1] if narrow else None)
+    scores = activation.state_scores(
+        rows[wide : 2 * wide] if width.state_fixed else rows, width.state_heads, narrow[-1] if narrow else None
+    )
     return {
         site: score for site, score in zip(places, scores, strict=True)
         if any(site in axis.counts for axis in axes.values())

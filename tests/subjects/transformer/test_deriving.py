@@ -459,6 +459,65 @@ def test_heads_and_channels_of_mamba_2_are_cut_as_silenced(layers: tuple[int, ..
     torch.testing.assert_close(last, prediction[:, -1], rtol=1e-3, atol=1e-4)
 
 
+SHARES_NOTHING: dict[str, dict[str, Any]] = {
+    "Qwen3_5": {"linear_num_key_heads": 4, "linear_num_value_heads": 8},  # key heads, each with its value heads
+    "Qwen3Next": {"linear_num_key_heads": 4, "linear_num_value_heads": 4},
+    "Lfm2": {},  # channels of a short convolution
+    "RecurrentGemma": {},  # blocks of an RG-LRU
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "alike"), [("Qwen3_5", True), ("Qwen3Next", False), ("Lfm2", False), ("RecurrentGemma", True)]
+)
+def test_heads_of_mixers_that_share_nothing_are_cut_as_silenced(name: str, alike: bool, tmp_path: Path) -> None:
+    subject = open_subject(make_hybrid(name, **SHARES_NOTHING[name]))
+    assert "state_heads" not in {site.kind for site in subject.units().free()}  # only by name
+    sites = [site for site in subject.units("state_heads").sites.values() if site.kind == "state_heads"]
+    assert {site.count for site in sites} == {32 if name == "Lfm2" else 4}
+    cut = sites if alike else sites[:1]
+    selection, tokens = Selection({site.name: np.arange(site.count) % 2 == 1 for site in cut}), subject.example(2, 9)
+    small, receipt = subject.cut(selection)
+    for measure in ("params", "bytes"):
+        assert subject.units().cost(selection.keep)[measure] == receipt.after[measure] == small.units().cost()[measure]
+    prediction = small.forward(tokens).prediction
+    torch.testing.assert_close(prediction, subject.silence(selection).forward(tokens).prediction, rtol=1e-4, atol=1e-5)
+    small.save(tmp_path / "small")
+    plain = alike and name.startswith("Qwen")
+    assert plain != (tmp_path / "small" / "modeling_secateur.py").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=not plain)
+    torch.testing.assert_close(loaded(**tokens).logits, prediction, rtol=0, atol=0)
+    assert open_subject(tmp_path / "small").widths() == small.widths()
+    ids, settings = tokens["input_ids"], {"max_new_tokens": 4, "do_sample": False}
+    cached, anew = (loaded.generate(ids, use_cache=use_cache, **settings) for use_cache in (True, False))
+    assert torch.equal(cached, anew)
+    if name != "RecurrentGemma":  # which hands no cache back
+        cost = small.units(batch=2, length=9).cost()
+        assert size.kv_cache_bytes(small.model, tokens) == cost["kv_cache"] + cost["state_cache"]
+
+
+def test_heads_of_a_mixer_are_cut_again() -> None:
+    """What an earlier cut has left, and the config can't say by one number, stays said of each layer."""
+    subject = open_subject(make_hybrid("Lfm2"))
+    half = {f"layers.{layer}.state_heads": np.arange(32) < 16 for layer in (0, 2)}
+    small = subject.cut(Selection(half))[0]
+    neurons = {f"layers.{layer}.neurons": np.arange(256) < 128 for layer in range(3)}
+    smaller = small.cut(Selection(neurons))[0]
+    assert [width.state_heads for width in smaller.widths()] == [16, 0, 16]
+
+
+def test_what_goes_with_a_channel_of_a_short_convolution_is_its_slices() -> None:
+    """By them a cut of the model as any network is told as one of these units."""
+    slices = open_subject(make_hybrid("Lfm2")).slices()["layers.0.state_heads"]
+    every = torch.arange(32)
+    found = {(tuple(weight.shape), dim): [] for weight, dim, _ in slices}
+    for weight, dim, unit in slices:
+        found[tuple(weight.shape), dim].append(unit[unit >= 0])
+    parts = {((96, 32), 0): 3, ((32, 1, 3), 0): 1, ((32, 32), 1): 1}
+    assert {place: len(units) for place, units in found.items()} == parts
+    assert all(torch.equal(unit, every) for units in found.values() for unit in units)
+
+
 def test_states_of_other_counts_in_their_groups_are_refused() -> None:
     subject = open_subject(make_hybrid("NemotronH"))
     heads = np.arange(8) < 3

@@ -128,8 +128,9 @@ def _states(layout: Layout, index: int, width: Widths, multiple: int) -> dict[st
     owner = ("mixer", np.full(width.state_heads, index))
     every = ("mixer", np.full(width.state_channels, index))
     least = min(multiple, width.state_channels)
+    step = multiple if width.state_channels == 1 and width.state_heads >= multiple else 1
     return {
-        heads: Site(heads, width.state_heads, group=group, owner=owner, minimum=groups),
+        heads: Site(heads, width.state_heads, group=group, owner=owner, minimum=max(groups, step), multiple=step),
         channels: Site(channels, width.state_channels, owner=every, multiple=multiple, minimum=least),
     }
 
@@ -219,19 +220,22 @@ def terms(
 
 
 def state_terms(layout: Layout, batch: int, size: float) -> Iterator[Term]:
-    """Bytes that the states of Mamba-2 take while text is written, `size` for each number.
+    """Bytes that the states of mixers take while text is written, `size` for each number.
 
     B (H C N + K (H C + F)) of a layer: H heads of C channels with N numbers each, and the last K inputs of the
-    convolution over these and the F rows that groups share.
+    convolution over these and the F rows that groups share, or that all heads have together.
     """
     for index, width in enumerate(layout.widths):
         if not width.state_heads:
             continue
-        numbers, taps = layout.state_sizes(index)
+        numbers, taps, rows = layout.state_sizes(index)
         units = (("layers", index), ("mixer", index))
         inside = tuple(f"layers.{index}.{kind}" for kind in _STATES)
         yield Term("state_cache", batch * size * (numbers + taps), inside, units=units)
-        yield Term("state_cache", batch * size * taps * width.state_fixed, units=units)
+        if width.state_fixed:
+            yield Term("state_cache", batch * size * taps * width.state_fixed, units=units)
+        elif rows:
+            yield Term("state_cache", batch * size * taps * rows / width.state_heads, inside[:1], units=units)
 
 
 def serve(units: Units, profile: Profile, itemsize: int, batch: int, length: int) -> Units:
@@ -263,6 +267,8 @@ def _monomials(layout: Layout, place: Place, shape: torch.Size) -> Iterator[tupl
             return layout.widths[place.layer].state_fixed, "", ""
         if name == "state_heads*":
             return 1, f"layers.{place.layer}.state_heads", f"layers.{place.layer}.state_channels"
+        if name.startswith("state_heads*"):
+            return int(name.partition("*")[2]), f"layers.{place.layer}.state_heads", ""
         if name in _COUNTED:
             return 1, f"layers.{place.layer}.{name}", ""
         if name == "cross*":

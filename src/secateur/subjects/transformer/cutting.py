@@ -247,8 +247,9 @@ def _positions(layout: Layout, axis: str, layer: int | None, stays: Kept) -> Ten
     for part in axis.split("+"):
         name, star, times = part.partition("*")
         if name == "state_heads" and star:
-            block = width.state_channels
-            pieces.append((offset + parts[name][:, None] * block + parts["state_channels"]).flatten())
+            block = int(times or width.state_channels)
+            inside = torch.arange(block) if times else parts["state_channels"]
+            pieces.append((offset + parts[name][:, None] * block + inside).flatten())
             offset += width.state_heads * block
             continue
         wide = 1 if name == "expert_neurons" else layout.head_dim
@@ -341,6 +342,7 @@ def new_config(
 
     blocks = [layout.blocks(index) for index in layers]
     data, plain = _say_widths(layout, blocks, widths, channels, data, native)
+    plain = plain and _says_states(layout, widths, layers)
     if plain and own:
         data["per_layer_config"] = own
     if not plain:
@@ -350,6 +352,7 @@ def new_config(
             index: own.get(index, {}) | _overrides(width, kinds, has_kv, family, native)
             for index, (width, kinds) in enumerate(zip(widths, blocks, strict=True))
         }
+    _say_beside(layout, data, plain)
     config = type(old).from_dict(data)
     config._attn_implementation = old._attn_implementation
     config._experts_implementation = getattr(old, "_experts_implementation", None)
@@ -473,6 +476,31 @@ def _say_widths(
     if attends and not derived and (family.states_head_dim or not plain):
         data["head_dim"] = layout.head_dim
     return data, plain
+
+
+def _says_states(layout: Layout, widths: list[Widths], layers: list[int]) -> bool:
+    """Whether the class gives mixers as many heads by its config; layers: those that stay."""
+    states = layout.family.states
+    if states is None or states.says_heads:
+        return True
+    pairs = zip(widths, layers, strict=True)
+    whole = all(width.state_heads in (0, layout.widths[layer].state_heads) for width, layer in pairs)
+    return whole and states.heads not in layout.model.config.to_dict()  # where an earlier cut has said it
+
+
+def _say_beside(layout: Layout, data: _Settings, plain: bool) -> None:
+    """Write into `data` what each head of a mixer has several of, and leave out what unequal layers alone must say."""
+    states = layout.family.states
+    if states is None:
+        return
+    if states.beside:
+        old = layout.model.config
+        each = getattr(old, states.beside) // getattr(old, states.heads)
+        for one in (data, *(data.get("per_layer_config") or {}).values()):
+            if states.heads in one:
+                one[states.beside] = each * one[states.heads]
+    for name in ("state_heads", "state_channels") if plain else ():
+        data.pop(name, None)
 
 
 def _is_whole(whole: Widths, width: Widths, kinds: Collection[str]) -> bool:

@@ -13,7 +13,8 @@ An axis is written as
     "heads"      query heads, one number each
     "kv*"        key/value heads, `head_dim` rows each (the query heads themselves where there are no groups)
     "cross*"     heads of a cross-attention, `head_dim` rows each
-    "state_heads"   heads of the states of a mixer (Mamba-2), one number each; "state_heads*": all channels of each
+    "state_heads"   heads of the states of a mixer (Mamba-2), one number each; "state_heads*": all channels of each;
+                 "state_heads*n": as many numbers each as the tensor has, the same in all such parts
     "state_fixed"   what its groups of heads share (B and C), which stays whole
     "experts"    the experts of a mixture
     "expert_neurons", "shared_neurons"  the FFN neurons of each expert, and of the expert that every token passes
@@ -87,18 +88,26 @@ class Experts:
 
 @dataclass(frozen=True)
 class States:
-    """The states of mixers whose heads, in groups that share B and C, have a decay of their own (Mamba-2).
+    """The heads of mixers: with a decay of their own, in groups that share B and C (Mamba-2), or which share nothing.
 
-    Names are relative to the layer. heads, channels: the config's number of heads, and of the channels of each.
+    Those that share nothing are what `mixer_heads` finds: key heads of a gated delta rule with their value heads,
+    blocks of an RG-LRU, channels of a short convolution. Names are relative to the layer. heads, channels: the config's
+    number of heads, and of the channels of each; names of our own where the class knows none.
     """
 
     module: str
-    log_decay: str
-    """The tensor with one number for each head."""
+    counter: str
+    """The tensor with one number for each head, or the attribute of a module that counts them."""
     norm: str
     """The norm over all channels of all heads, or of each group; "" where there is none."""
     heads: str
     channels: str
+    says_heads: bool = True
+    """The class reads the number of heads from its config."""
+    beside: str = ""
+    """The config's number of what each head has several of, value heads of a key head; "" where there is none."""
+    counts: tuple[str, ...] = ()
+    """Attributes of modules that are a number of times that of heads which share nothing."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Widths:
     cross: int = 0
     """Heads of the cross-attention."""
     state_heads: int = 0
-    """Heads of a mixer's states; 0 where they can't be told, so that the mixer stays whole or goes."""
+    """Heads of a mixer; 0 where they can't be told, so that the mixer stays whole or goes."""
     state_channels: int = 0
     """Of each of them."""
     state_fixed: int = 0
@@ -110,27 +110,35 @@ class Layout:
         if states is None:
             return {}
         modules = self._modules(layer)
-        owner, _, leaf = states.log_decay.rpartition(".")
-        heads = len(getattr(modules[owner], leaf))
+        owner, _, leaf = states.counter.rpartition(".")
+        counted = getattr(modules[owner], leaf)
+        heads = counted if isinstance(counted, int) else len(counted)
         block = self.blocks(layer)["mixer"]
         wide = modules[block.out].get_parameter("weight").shape[1]
         rows = sum(
             modules[name].get_parameter("weight").shape[0]
             for name, axes in block.tensors.items() if axes[0] == "state_heads*+state_fixed"
         )  # fmt: skip
-        return {"state_heads": heads, "state_channels": wide // heads, "state_fixed": rows - wide}
+        return {"state_heads": heads, "state_channels": wide // heads, "state_fixed": max(rows - wide, 0)}
 
-    def state_sizes(self, layer: int) -> tuple[int, int]:
-        """(numbers of a state per channel, taps of the convolution) of a mixer: what it caches of each."""
-        width, block = self.widths[layer], self.blocks(layer)["mixer"]
-        name = next(name for name, axes in block.tensors.items() if axes[0] == "state_heads*+state_fixed")
-        taps = self._modules(layer)[name].get_parameter("weight").shape[-1]
-        return width.state_fixed // (2 * self.state_groups(layer)), int(taps)
+    def state_sizes(self, layer: int) -> tuple[int, int, int]:
+        """(numbers of a state per channel, taps of its convolutions, their rows beside channels) of a mixer: its cache.
+
+        Rows beside channels are B and C, or keys and queries, of a group or a head: twice the numbers of a state.
+        """
+        width, modules = self.widths[layer], self._modules(layer)
+        convolved = [modules[name] for name in self.blocks(layer)["mixer"].tensors if name in modules]
+        shapes = [one.get_parameter("weight").shape for one in convolved if isinstance(one, nn.Conv1d)]
+        rows = max(sum(shape[0] for shape in shapes) - width.state_heads * width.state_channels, 0)
+        owners = self.state_groups(layer) if width.state_fixed else width.state_heads
+        return rows // (2 * owners), int(max((shape[-1] for shape in shapes), default=0)), int(rows)
 
     def state_groups(self, layer: int) -> int:
-        """Groups of heads of a mixer's states, which share B and C."""
+        """Groups of heads of a mixer's states, which share B and C; 1 where heads share nothing."""
         states = self.family.states
-        return 1 if states is None else int(getattr(self._modules(layer)[states.module], "n_groups", 1))
+        if states is None or not self.widths[layer].state_fixed:
+            return 1
+        return int(getattr(self._modules(layer)[states.module], "n_groups", 1))
 
     def _count_in_stack(self, layer: int, there: Collection[str]) -> Widths:
         """Units by the tensors of a layer, for the config may say those of another stack."""
@@ -293,9 +301,10 @@ class Layout:
     def slices(self) -> dict[str, list[tuple[Tensor, int, Tensor]]]:
         """Site -> (parameter, dimension, unit of each index or -1): every slice that goes with a unit.
 
-        Of channels, heads, groups of keys and values with their query heads, neurons, and experts as a whole. Neurons
-        inside packed experts are no slices: they stand along two dimensions at once. A fused projection has one entry
-        for each of its parts; the linear back into the residual stream is a sub-block's last.
+        Of channels, heads, groups of keys and values with their query heads, neurons, heads of mixers that share
+        nothing, and experts as a whole. Neurons inside packed experts are no slices: they stand along two dimensions at
+        once. A fused projection has one entry for each of its parts; the linear back into the residual stream is a
+        sub-block's last.
         """
         found: dict[str, list[tuple[Tensor, int, Tensor]]] = {}
         outputs = {block.out for block in self.family.blocks}
@@ -318,9 +327,12 @@ class Layout:
         """Site -> (units, numbers of each), of the sites whose units stand along one part of an axis."""
         if part == "channels":
             return {"channels": (self.hidden_size, 1)}
-        if layer is None or not part or part.startswith(("expert_neurons", "state_")):
+        if layer is None or not part or part.startswith("expert_neurons"):
             return {}
         width, name = self.widths[layer], f"layers.{layer}"
+        if part.startswith("state_"):  # a norm may run over heads that share B and C, which no slices say
+            block = int(part.partition("*")[2] or width.state_channels)
+            return {} if width.state_fixed else {f"{name}.state_heads": (width.state_heads, block)}
         if part == "heads" or part.startswith("heads*"):  # a number for each, as of a sink, or their rows
             inside = width.heads // width.kv if width.kv else 1
             block = 1 if part == "heads" else self.head_dim * int(part.removeprefix("heads*") or 1)
@@ -336,9 +348,29 @@ class Layout:
     def _layer_tables(self) -> list[dict[str, dict[str, Axes]]]:
         """For each layer: kind of sub-block, "" last -> its tensors."""
         return [
-            {kind: self._list_tensors(block) for kind, block in blocks.items()} | {"": self._rest}
-            for blocks in self._blocks
+            {kind: self._list_tensors(block) for kind, block in blocks.items()}
+            | ({"mixer": self._list_states(layer)} if self.family.states and "mixer" in blocks else {})
+            | {"": self._rest}
+            for layer, blocks in enumerate(self._blocks)
         ]
+
+    def _list_states(self, layer: int) -> dict[str, Axes]:
+        """The tensors of a mixer, "state_heads*n" with the numbers that each head has there."""
+        width, modules = self.widths[layer], self._modules(layer)
+
+        def resolve(name: str, dim: int, axis: str) -> str:
+            parts = axis.split("+")
+            if "state_heads*n" not in parts or not width.state_heads:
+                return axis
+            owner, _, leaf = (f"{name}.weight" if name in modules else name).rpartition(".")
+            size = getattr(modules[owner], leaf).shape[dim] // width.state_heads
+            each = (size - parts.count("state_heads*") * width.state_channels) // parts.count("state_heads*n")
+            return axis.replace("*n", f"*{each}")
+
+        return {
+            name: tuple(resolve(name, dim, axis) for dim, axis in enumerate(axes))
+            for name, axes in self._list_tensors(self.blocks(layer)["mixer"]).items()
+        }
 
     @cached_property
     def _rest(self) -> dict[str, Axes]:

@@ -29,6 +29,7 @@ __all__ = [
     "copy_small",
     "describe_error",
     "draw_apart",
+    "draw_model",
     "find_stacks",
     "has_encoder",
     "is_causal",
@@ -326,22 +327,28 @@ def copy_small(model: PreTrainedModel, layers: Sequence[int] = ()) -> PreTrained
     """
     chosen = layers or _choose_layers(model)
     config = shrink_config(_say_sections(model), chosen)
-    with draw_apart():
-        try:
-            small_model: PreTrainedModel = type(model)(config).float().eval()
-        except Exception as error:
-            raise UnsupportedError(
-                f"{type(model).__name__} can't be built with small sizes ({describe_error(error)})"
-            ) from error
-        with torch.no_grad():  # norms of one and biases of zero hide what they do
-            for parameter in small_model.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
+    try:
+        small_model = draw_model(type(model), config)
+    except Exception as error:
+        raise UnsupportedError(
+            f"{type(model).__name__} can't be built with small sizes ({describe_error(error)})"
+        ) from error
     if getattr(model, "pooler", small_model) is None:
         small_model.pooler = None
     lacks = set() if layers else _outline(model) ^ _outline(small_model)
     if lacks:
         raise UnsupportedError(f"a small copy of {type(model).__name__} has other tensors: {min(lacks)} is not in both")
     return small_model
+
+
+def draw_model(architecture: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+    """A model with random weights, none of them 0 or 1: norms of one and biases of zero hide what they do."""
+    with draw_apart():
+        model: PreTrainedModel = architecture(config).float().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from secateur.formats import expert_tensors
 from secateur.subjects.network.groups import Group, Groups
 from secateur.subjects.transformer.blocks import Call
 from secateur.subjects.transformer.families import Axes, Block, Experts, Family, Kind, Stack, States
+from secateur.subjects.transformer.mixer_heads import Heads, read_heads
 from secateur.subjects.transformer.per_layer import get_setting, list_own, take_layers
 from secateur.subjects.transformer.small_copy import (
     DENSE,
@@ -104,6 +105,8 @@ class _Reading:
         self.dense = ""
         """The output linear of a plain FFN."""
         self.states: States | None = None
+        self.heads = dict[str, Heads | None]()
+        """Mixer, relative to its layer -> its heads; None where they are not told."""
         self.whole = dict[str, str]()
         """Axis that stays whole -> why."""
         self.left = set[str]()
@@ -463,6 +466,8 @@ class _Reading:
             tensors = {name: self._read_axes(start, name, {}) for name in inside}
             if not attends:
                 tensors = self._read_states(start, path, out, tensors)
+            if not attends and not any("state" in axis for axes in tensors.values() for axis in axes):
+                tensors = self._read_heads(start, path, out, tensors)
             yield Block("attention" if attends else "mixer", path, out, tensors)
 
     def _read_states(self, start: str, path: str, out: str, tensors: dict[str, Axes]) -> dict[str, Axes]:
@@ -503,6 +508,31 @@ class _Reading:
             self.whole |= {"state_heads": why, "state_channels": why}
             return tensors
         self.states = States(path, decay, norm, count, each)
+        return read
+
+    def _read_heads(self, start: str, path: str, out: str, tensors: dict[str, Axes]) -> dict[str, Axes]:
+        """The tensors of a mixer whose heads share nothing with these axes; else as they are.
+
+        Of all layers that have such a mixer; see `mixer_heads`.
+        """
+        if self.states is not None and self.states.module != path:
+            return tensors
+        if path not in self.heads:
+            self.heads[path] = read_heads(self.tiny, start, path, out)
+        found = self.heads[path]
+        if found is None:
+            return tensors
+        read = dict(tensors)
+        for name, axes in tensors.items():
+            dim, sizes = found.axes.get(name, (0, ""))
+            if sizes:
+                if axes[dim]:
+                    return tensors
+                read[name] = (*axes[:dim], sizes, *axes[dim + 1 :])
+        if not found.axes.keys() <= read.keys():
+            return tensors
+        self.states = found.states
+        self.whole.setdefault("state_channels", "each head of its mixers stays or goes with all of them")
         return read
 
     def _find_state_setting(self, decay: str, out: str, times: int) -> str:
