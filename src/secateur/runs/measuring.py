@@ -29,7 +29,7 @@ from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.subjects.network.opening import is_saved
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject, html_table
 
-__all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "measure", "with_threads"]
+__all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "choose_judges", "measure", "with_threads"]
 
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""

@@ -34,7 +34,7 @@ def limits_of_cut(
 def refuse_idle(budgets: Sequence[Budget], whole: Mapping[str, float]) -> None:
     """Raise `InfeasibleError` for a budget by which nothing has to go; a latency that is not timed asks something."""
     for budget in budgets:
-        limits = _known(budget, whole).absolute(whole)
+        limits = _find_timed(budget, whole).absolute(whole)
         if len(limits) == len(budget.limits) and all(limit >= whole[measure] for measure, limit in limits.items()):
             raise InfeasibleError(describe_idle(budget))
 
@@ -52,7 +52,7 @@ def refuse_unreachable(
     A latency waits until it is timed, that is among the costs of the `whole`. hint: what lowers the least.
     """
     for budget in budgets:
-        for measure, limit in _known(budget, whole).absolute(whole).items():
+        for measure, limit in _find_timed(budget, whole).absolute(whole).items():
             if least[measure] > limit:
                 raise InfeasibleError(
                     f"budget {budget.brief()} can't be met: {measure} can go down to "
@@ -72,7 +72,7 @@ def write_reachable(measure: str, least: float, whole: float) -> str:
     return f"{measure}={write_enough(100.0 * least / whole)}% or more"
 
 
-def _known(budget: Budget, whole: Mapping[str, float]) -> Budget:
+def _find_timed(budget: Budget, whole: Mapping[str, float]) -> Budget:
     return Budget(tuple(limit for limit in budget.limits if limit.measure in whole or limit.measure != "latency"))
 
 

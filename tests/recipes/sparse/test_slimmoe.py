@@ -326,7 +326,7 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
             run(subject, data, tmp_path / str(next(places)), budget, **options)
         assert "\n" not in str(caught.value)
 
-    low = r"can't be met by thinner experts: params can go down to .*; ask for params=\d+\.\d+% or more, or cut kv"
+    low = r"can't be met: params can go down to .*; ask for params=\d+\.\d+% or more, or cut kv"
     refused(InfeasibleError, low, "params=5%")
     refused(InfeasibleError, "the last of the stages, 90.0% of the width, leaves .* params", stages="95%,90%")
     refused(InputError, "stages='half' is neither", stages="half")

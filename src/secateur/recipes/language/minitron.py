@@ -345,8 +345,7 @@ def scores(
     """Site -> [count]: heads, neurons and channels; the channels' score is summed over all norms."""
     if how == "random":
         return random.scores(subject.units(*width_axes(subject)), seed=seed)
-    readers = subject.consumers(read=how != "magnitude")
-    consumers = {site: at for site, at in readers.items() if not site.endswith("kv_groups")}
+    consumers = {site: at for site, at in subject.consumers().items() if not site.endswith("kv_groups")}
     if how == "magnitude":
         table = subject.model.get_input_embeddings().weight
         return magnitude.groups(subject.model, consumers) | {"channels": magnitude.norm(table)}

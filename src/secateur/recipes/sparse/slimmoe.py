@@ -33,11 +33,11 @@ from secateur.recover.sparsity import merging
 from secateur.recover.training import objectives, records
 from secateur.score import activation, experts, gradient, magnitude, random, routing
 from secateur.select import allocate, clusters, ranking
-from secateur.select.limits import describe_idle, write_reachable
+from secateur.select.limits import describe_idle, refuse_unreachable
 from secateur.subjects import Moe
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.loading import Folders
-from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list, write_enough
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -313,13 +313,7 @@ def stage_shares(
                 cost,
             )
         return many
-    for measure, least in excess(0.0):
-        raise InfeasibleError(
-            f"budget {budget} can't be met by thinner experts: {measure} can go down to "
-            f"{write_enough(least)}, the limit is {limits[measure]:.6g}; ask for "
-            f"{write_reachable(measure, least, whole[measure])}, or cut kv_groups, shared or dense as well",
-            least,
-        )
+    refuse_unreachable([budget], whole, limits | dict(excess(0.0)), "cut kv_groups, shared or dense as well")
     finest = max(site.count for site in units.free())
     low, high = 0, finest
     while low < high:
