@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from secateur.data import parts
+from pictures import draw
+from secateur.data import image_sources, masks, parts
 from secateur.errors import DataError
 
 
@@ -68,3 +69,15 @@ def test_a_part_is_asked_for_after_a_colon(tmp_path):
     assert parts.split_name(Path(".:test")) == (Path(), "test")
     (tmp_path / "a:test").mkdir()
     assert parts.split_name(tmp_path / "a:test") == (tmp_path / "a:test", None)
+
+
+@pytest.mark.parametrize("name", parts.HELD_OUT)
+def test_parts_to_measure_on_are_called_alike_wherever_they_are_looked_for(tmp_path, name):
+    assert parts.part_of(Path(name, "x.jsonl")) not in (None, "train")
+    assert parts.part_of(Path(f"{name}.jsonl")) == parts.part_of(Path(f"imagenet-{name}-00.tar"))
+    for part in ("train", name):
+        draw(tmp_path / "classes" / part / "a" / "1.png")
+        draw(tmp_path / "pixels" / part / "images" / "1.png")
+        draw(tmp_path / "pixels" / part / "masks" / "1.png", mode="L")
+    assert image_sources.find_held_out(tmp_path / "classes") == tmp_path / "classes" / name
+    assert masks.find_held_out(tmp_path / "pixels") == tmp_path / "pixels" / name

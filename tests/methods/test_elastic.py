@@ -79,6 +79,8 @@ def sizes(model: elastic.Elastic, count: int) -> list[dict[str, list[int]]]:
 @torch.no_grad()
 def test_masked_is_sliced_and_costs_what_it_says(name):
     model = make_elastic(name)
+    # In float32 two experts may be as good as each other but for rounding, and it is chance which of them is asked.
+    model.subject.model.double().set_experts_implementation("eager")
     batch = model.subject.example(2, 9)
     whole = model.subject.forward(batch).prediction
     for chosen in sizes(model, 3):

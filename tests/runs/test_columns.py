@@ -14,11 +14,12 @@ from secateur import cli
 from secateur.data import texts
 from secateur.errors import DataError, DataWarning, InputError
 from secateur.reports import evidence
-from secateur.runs import splits
+from secateur.runs import executor, splits
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
 from secateur.runs.backends.streamed import OnDisk
 from secateur.studies import baselines
+from secateur.subjects import open_subject
 
 BUILD = """
 from torch import nn
@@ -195,6 +196,25 @@ def test_texts_in_parts_are_judged_on_those_that_are_there_for_it(tmp_path: Path
     assert isinstance(named, texts.Corpus)
     assert set(named.texts) == {"of test"}
     assert splits.find_held_out(backend, tmp_path / "train.txt") is None
+
+
+@pytest.mark.filterwarnings("ignore::secateur.errors.DataWarning")
+def test_what_is_said_of_texts_is_among_the_notes_of_the_run(tmp_path: Path) -> None:
+    subject = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    lines = [{"text": line} for line in [*tiny.sentences(40), " "]]
+    (tmp_path / "texts").mkdir()
+    for part in ("train", "dev"):
+        (tmp_path / "texts" / f"{part}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    how = dict(samples=8, train_length=4, batch=1, length=4)
+    for number in range(2):  # whatever was said before
+        (row,) = executor.run(
+            "shortgpt", subject, tmp_path / "texts", "params=90%", tmp_path / str(number), dry_run=bool(number), **how
+        )
+        notes = "\n".join(row.cut.notes)
+        assert "texts holds files of several parts by their names, train (1), validation (1): train is read" in notes
+        assert "1 texts of texts are blank and are passed over" in notes
+        assert "texts of texts are longer than 4 tokens and are cut there" in notes
+        assert len(set(row.cut.notes)) == len(row.cut.notes)
 
 
 @pytest.mark.filterwarnings("ignore:part:secateur.errors.DataWarning")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from secateur.runs import memory_steps
-from secateur.vocabulary import Training
+from secateur.vocabulary import Budget, Training
 
 MEASURE = """
 import copy, json, sys
@@ -60,6 +60,36 @@ def test_the_plan_is_within_15_percent_of_a_fresh_process(name: str, batch: int,
     assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
 
 
+CUT = """
+import json, sys
+import torch, torchvision
+from secateur.measure import memory
+from secateur.runs import memory_steps
+from secateur.score import magnitude
+from secateur.select import ranking
+from secateur.subjects import open_traced
+from secateur.vocabulary import Training
+
+torch.manual_seed(0)
+model = getattr(torchvision.models, sys.argv[1])(weights=None, num_classes=10).eval()
+inputs = torch.randn(1, 3, 96, 96)
+subject = open_traced(model, inputs)
+selection = ranking.by_budget(subject.units(), magnitude.coupled_norm(subject.slices()), "params=50%")
+found = memory.peak(lambda: subject.cut(selection))
+plan = memory_steps.plan_network(model, ((inputs,), {}), Training(), share=0.5)
+print(json.dumps({"measured": plan["weights"] + found.extra, "planned": plan["cut"]}))
+"""
+
+
+@pytest.mark.memory
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "resnet50"])
+def test_the_plan_of_a_cut_is_within_15_percent_of_a_fresh_process(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", CUT, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
+
+
 class Looking(nn.Linear):
     """A network that goes by all values of its input, which has none."""
 
@@ -77,16 +107,27 @@ def test_what_is_trained_counts_and_the_network_stays() -> None:
     def grow(training: str) -> float:
         return (plan(training)["training"] - plain["training"]) / (1.0 + memory_steps.HEAP["step"]) / numbers
 
+    half = memory_steps.plan_network(model, ((torch.randn(4, 64),), {}), Training(), share=0.5)
     plain = plan()
+    spared = (plain["cut"] - half["cut"]) / (1.0 + memory_steps.HEAP["cut"])
+    assert spared == pytest.approx(2 * numbers)
     assert plain["weights"] == 4 * numbers < plain["score"] < plain["gradients"] < plain["training"]
-    # The original, the student, two moments, and the gradients of this step and of the one before.
-    assert plain["training"] / (1.0 + memory_steps.HEAP["step"]) > 6 * plain["weights"]
+    # The original, the student, two moments, and the gradients: those of the step before are gone by then.
+    assert 5 * plain["weights"] < plain["training"] / (1.0 + memory_steps.HEAP["step"]) < 6 * plain["weights"]
     assert grow("ema=0.9") == pytest.approx(4.0)
     assert grow("optimizer=sgd") == pytest.approx(-4.0)
     assert plan(rows=512)["training"] - plain["training"] > 508 * 256 * 4
-    assert plan("precision=fp32", device="cuda")["training"] < plain["training"], "no heap beside it"
+    card, here = (plan("optimizer=sgd,precision=fp32", device=device) for device in ("cuda", "cpu"))
+    assert card["training"] < here["training"], "no heap beside it"
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_share_is_that_of_the_largest_budget_of_parameters() -> None:
+    budgets = [Budget.parse(text) for text in ("params=20,channels=10%", "params=40%")]
+    assert memory_steps.find_share(budgets, 100.0) == 0.4
+    assert memory_steps.find_share([Budget.parse("channels=10%")], 100.0) == 1.0
+    assert memory_steps.find_share([Budget.parse("params=300")], 100.0) == 1.0
 
 
 def test_a_machine_has_memory() -> None:

@@ -8,9 +8,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import tiny
+from pictures import class_folder
 from recipes.vision import nets
+from secateur import cli
 from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods.control import LACKS
@@ -68,6 +71,27 @@ def test_arms_are_measured_on_what_the_run_was(place):
         with pytest.raises(InputError, match=f"the result channels=50% was measured on {told}"):
             scratch_baseline.add(place / folder, *how[1:3], "E", chance=False, held_out=held_out)
     assert evidence.read(place / "out")[0].baselines == row.baselines
+
+
+def test_arms_read_as_the_run_did_where_the_held_out_part_stands_beside_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef build():\n    torch.manual_seed(0)\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, 2), nn.ReLU(),\n"
+        "                         nn.Flatten(), nn.Linear(72, 2))\n"
+    )
+    for part, count in (("train", 16), ("val", 8)):
+        class_folder(tmp_path / "photos" / part, count)
+    how = ["--size", "16", "--workers", "0", "--epochs", "1", "--batch", "8", "--lr", "0.05", "--scratch", "none"]
+    asked = ["run", "rethinking_pruning_value", "net.py:build", "--data", "photos", "--budget", "channels=50%"]
+    assert cli.main([*asked, *how, "--out", "out", "--scratch-baseline", "E"]) == 0
+    (row,) = evidence.read(tmp_path / "out")
+    assert row.settings["held_out"] == "photos/val"
+    assert set(row.baselines) == {"scratch-E", "random units"}
+    assert row.baselines["scratch-E"]["accuracy"].samples == row.after["accuracy"].samples == 8
+    arm = yaml.safe_load((tmp_path / "out/scratch/scratch-E-channels=50%/run.yaml").read_text())
+    assert arm["size"] == 16
+    assert arm["held_out_sha256"] == row.settings["held_out_sha256"]
 
 
 @pytest.mark.parametrize("arm", ["scratch-E", "scratch-B", "random units"])

@@ -11,6 +11,7 @@ import pytest
 
 import tiny
 from recipes.vision import nets
+from rows import watch_rows
 from runs.test_candidates import heads, network
 from secateur.errors import InputError, MeasurementError, NumericalError, RunError
 from secateur.methods import retraining
@@ -98,6 +99,13 @@ def test_a_dry_run_counts(place):
     plain = ask(place / "dry", dry_run=True, score=[])
     assert plain.headline == "dry run: 16 candidates, 16 short retrainings, 32 retrainings"
     assert not (place / "dry").exists()
+
+
+def test_no_pass_has_more_examples_than_a_step_however_many_there_are(tmp_path):
+    how = {"layers": ["1"], "repeats": 1, "epochs": 1, "train_batch": 16, "score": ["taylor"], "stack": 4}
+    with watch_rows() as rows:
+        ask(tmp_path, **how, proxies=["short", "kl", "trace"], judged=nets.data(50, seed=1))
+    assert max(rows) == 16
 
 
 def test_a_folder_of_transformers_is_asked_for_its_heads_and_convolutions_are_not_stacked(tmp_path):

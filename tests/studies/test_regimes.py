@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from recipes.vision import nets
+from rows import watch_rows
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, RunError, UnsupportedError
 from secateur.methods import siblings
@@ -291,6 +292,14 @@ def test_passes_over_the_training_set_run_where_training_runs(tmp_path, monkeypa
         monkeypatch.setattr(regimes, name, watched(name))
     answered(tmp_path, epochs=0.5, temperatures=(0.25, 0.5), densities=(0.5,))
     assert outside == [("share_wrong", False), ("compare", False)] * 2
+
+
+def test_no_pass_has_more_examples_than_a_step_however_many_there_are(tmp_path):
+    with watch_rows() as rows:
+        answered(
+            tmp_path, epochs=0.5, temperatures=(0.25, 0.5), densities=(0.5,), batch=10, judged=nets.data(30, seed=1)
+        )
+    assert max(rows) == 10
 
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):

@@ -1,23 +1,49 @@
-"""Progress bars of loops that say nothing themselves."""
+"""Progress bars on stderr: on a terminal, and among the outputs of a notebook's cell."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-__all__ = ["show_bar"]
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+__all__ = ["are_shown", "in_notebook", "make_bar", "show_bar"]
 
 T = TypeVar("T")
 
 
-def show_bar(items: Iterable[T], title: str) -> Iterable[T]:
-    """`items`, and meanwhile a bar that goes away again; nothing at all where there is no terminal and no notebook.
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel: Jupyter's, or one that is built on it, such as Colab's."""
+    find_shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
+    return any(kind.__name__ == "ZMQInteractiveShell" for kind in type(find_shell()).__mro__)
 
-    There a bar of rich would leave an empty line behind.
+
+def are_shown() -> bool:
+    """Whether somebody sees a bar."""
+    return sys.stderr.isatty() or in_notebook()
+
+
+def make_bar(*columns: ProgressColumn, transient: bool = False) -> Progress:
+    """A bar for a `with` block, of rich's usual columns unless some are given; nothing at all where nobody sees it.
+
+    transient: it goes away in the end.
     """
-    from rich import get_console
-    from rich.progress import track
+    from rich.console import Console
+    from rich.progress import Progress
 
-    console = get_console()
-    shown = console.is_terminal or console.is_jupyter
-    return track(items, title, transient=True, disable=not shown)
+    if in_notebook():
+        from secateur._utils.cells import CellProgress
+
+        return CellProgress(*columns, transient=transient, auto_refresh=False)
+    return Progress(*columns, console=Console(stderr=True), transient=transient, disable=not sys.stderr.isatty())
+
+
+def show_bar(items: Iterable[T], title: str) -> Iterable[T]:
+    """`items`, and meanwhile a bar that goes away again; nothing at all where nobody sees it."""
+    if not are_shown():
+        yield from items
+        return
+    with make_bar(transient=True) as bar:
+        yield from bar.track(items, description=title)

@@ -45,7 +45,7 @@ __all__ = [
 Data: TypeAlias = Any
 """What a user gives, of whatever library it is."""
 
-_TRAIN, _HELD = "train", ("val", "valid", "validation", "dev", "test")
+_TRAIN = "train"
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
@@ -98,7 +98,7 @@ def find_held_out(source: Data) -> Data:
     where there is no such part.
     """
     if type(source).__name__ == "DatasetDict" or (isinstance(source, Mapping) and _TRAIN in source):
-        return next((source[name] for name in _HELD if name in source), None)
+        return next((source[name] for name in parts_of.HELD_OUT if name in source), None)
     if not isinstance(source, str | Path):
         return None
     path = Path(source)
@@ -107,11 +107,11 @@ def find_held_out(source: Data) -> Data:
     if not path.is_dir():
         return None
     if (path / "dataset_dict.json").is_file():
-        return next((path / name for name in _HELD if (path / name / "dataset_info.json").is_file()), None)
+        return next((path / name for name in parts_of.HELD_OUT if (path / name / "dataset_info.json").is_file()), None)
     train = path / _TRAIN
     if not train.is_dir() or any(is_image(file) for file in train.iterdir()):
         return None
-    inner = next((path / name for name in _HELD if (path / name).is_dir()), None)
+    inner = next((path / name for name in parts_of.HELD_OUT if (path / name).is_dir()), None)
     return inner if inner is not None and _class_folders(inner) and _class_folders(train) else None
 
 

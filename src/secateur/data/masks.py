@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from secateur.data import parts as parts_of
 from secateur.data import transforms
 from secateur.data.images import Files, Images, Places, is_image, naming
 from secateur.errors import DataError
@@ -33,7 +34,6 @@ _ENDS = ("", "_mask", "-mask", "_label", "_seg")
 """What a mask's name has after its image's."""
 _LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif"})
 _NAMES = ("classes.txt", "labels.txt")
-_HELD = ("val", "valid", "validation", "dev", "test")
 _SAMPLE = 200
 """Masks that are looked into before any is asked for."""
 _VOID = 255
@@ -185,9 +185,9 @@ def find_held_out(path: Path) -> Path | None:
     if pair is None or "train" not in (pair[0].name, pair[0].parent.name):
         return None
     if pair[0].name == "train":
-        parts = [pair[0].with_name(name) for name in _HELD]
+        parts = [pair[0].with_name(name) for name in parts_of.HELD_OUT]
     else:
-        parts = [pair[0].parent.with_name(name) for name in _HELD]
+        parts = [pair[0].parent.with_name(name) for name in parts_of.HELD_OUT]
     return next((part for part in parts if part.is_dir() and find_pair(part) is not None), None)
 
 

@@ -10,15 +10,16 @@ from typing import Literal, TypeAlias
 
 from secateur.errors import DataError
 
-__all__ = ["DataPart", "choose", "find_held_out", "part_of", "split_name", "tell_apart"]
+__all__ = ["HELD_OUT", "DataPart", "choose", "find_held_out", "part_of", "split_name", "tell_apart"]
 
 DataPart: TypeAlias = Literal["train", "validation", "test"]
 
 _PART_WORDS: dict[str, DataPart] = {
-    "train": "train", "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "train": "train", "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test",
 }  # fmt: skip
-
+HELD_OUT = tuple(word for word, part in _PART_WORDS.items() if part != "train")
+"""Names of parts to measure on, the first of which that is there is taken."""
 
 _WORD = "|".join(_PART_WORDS)
 _NAMED = re.compile(

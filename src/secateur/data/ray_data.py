@@ -7,13 +7,13 @@ import logging
 import os
 import re
 import socket
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from secateur._utils import bars
 from secateur.data import labels, texts
 from secateur.data.shelf import CHUNK
 from secateur.data.survey import Count, Survey, Surveyed, batched, gathered, told
@@ -183,7 +183,7 @@ def _running() -> Iterator[Any]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # what fails is raised, and told in a line
-    context.execution_options.preserve_order, context.enable_progress_bars = True, sys.stderr.isatty()
+    context.execution_options.preserve_order, context.enable_progress_bars = True, bars.are_shown()
     try:
         yield ray
     finally:

@@ -9,7 +9,6 @@ import json
 import math
 import re
 import sys
-import warnings
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +21,13 @@ from numpy.typing import NDArray
 import secateur.data.parts as parts_of
 from secateur._utils import hashes
 from secateur._utils.computed import Computed
+from secateur._utils.noting import note
 from secateur.data import chats
 from secateur.data import labels as labelling
 from secateur.data.chats import Chat, Spans, Tokenizer
 from secateur.data.labels import DEFAULT, IGNORED, Labelled, Labels, Tagged, short
 from secateur.data.shelf import Shelf, Texts
-from secateur.errors import DataError, DataWarning, InputError, MissingExtraError, UnsupportedError
+from secateur.errors import DataError, InputError, MissingExtraError, UnsupportedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,6 +179,8 @@ class Corpus:
         if self.form != "chat":
             return self
         written, spans, template = chats.render(self.texts, tokenizer, self.name, spans=self.completion_only)
+        if not template:
+            note(f"prompts of {self.name} run on into their completions, for the tokenizer has no chat template")
         return replace(
             self, texts=written, digest=_digest(written, None), answers=spans if self.completion_only else None,
             form="rendered" if template else "text", labels=None, numbers=None, classes=(), flaw="",
@@ -306,7 +308,7 @@ def _skip_blanks(rows: Iterable[Row], name: str) -> Iterator[Row]:
         else:
             blank += 1
     if blank:
-        warnings.warn(f"{blank} texts of {name} are blank and are passed over", DataWarning, stacklevel=1)
+        note(f"{blank} texts of {name} are blank and are passed over")
 
 
 def _read_handed_rows(source: Iterable[Any], column: str, label: str) -> Iterator[Row]:
@@ -354,8 +356,8 @@ def files(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{folder} holds no {', '.join(SUFFIXES)} file: give a folder with texts")
     chosen, notes = parts_of.choose(path, found)
-    for note in notes:
-        warnings.warn(note, DataWarning, stacklevel=1)
+    for line in notes:
+        note(line)
     return chosen
 
 
@@ -375,7 +377,7 @@ def find_held_out(source: Handed) -> Handed:
         held = named.get("validation", named.get("test"))
         if held is None:
             return None
-        warnings.warn(f"of the splits {', '.join(source)} quality is measured on {held}", DataWarning, stacklevel=1)
+        note(f"of the splits {', '.join(source)} quality is measured on {held}")
         return source[held]
     if not isinstance(source, str | Path) or not Path(source).is_dir():
         return None
@@ -408,7 +410,7 @@ def take_rows(source: Handed) -> Handed:
         if "train" not in source:
             raise DataError(f"the data has the splits {', '.join(source)} and no train: give one of them")
         if len(source) > 1:
-            warnings.warn(f"of the splits {', '.join(source)} train is read", DataWarning, stacklevel=1)
+            note(f"of the splits {', '.join(source)} train is read")
         return take_rows(source["train"])
     odd = next((name for name, one in source.items() if isinstance(one, str) or not isinstance(one, Iterable)), None)
     if odd is not None:
@@ -544,11 +546,10 @@ def _hub(name: str, column: str, label: str, limit: int | None) -> Iterator[Row]
                 labelling.check(label, row, f"data set {identifier}")
             if number == most:
                 if sliced is None and limit is None:
-                    warnings.warn(
+                    note(
                         f"data set {identifier} goes on after {most:,} texts, which are what is read: name another "
-                        f"number as hub:{identifier}:{configuration}:{split or 'train'}[:500000], or [:] for all",
-                        DataWarning, stacklevel=1,
-                    )  # fmt: skip
+                        f"number as hub:{identifier}:{configuration}:{split or 'train'}[:500000], or [:] for all"
+                    )
                 return
             yield _row(row, column, label, f"data set {identifier}")
     except DataError:
@@ -871,7 +872,7 @@ def batches(corpus: Corpus, tokenizer: Tokenizer, *, packed: bool, batch: int, l
         )
     if cut:
         line = f"{cut} of {len(corpus)} texts of {corpus.name} are longer than {length} tokens and are cut there"
-        warnings.warn(f"{line}: a larger length takes more of them", DataWarning, stacklevel=1)
+        note(f"{line}: a larger length takes more of them")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
     labels = None if packed or corpus.labels is None else np.asarray(corpus.labels, np.int64)
     return Batches(

@@ -11,13 +11,12 @@ import gc
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from secateur._utils import http
+from secateur._utils import bars, http
 from secateur._utils.disk import cache_folder, guard, writing
 from secateur.clients.stores import Embedded, Endpoint, Store, one_line
 from secateur.data import networkx_facts, triples
@@ -164,12 +163,11 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _show_progress(source: Path, found: Sequence[Path]) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal where it takes more than two seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    """A bar where it takes more than two seconds and somebody sees it."""
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(f"loading {source.name}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+    bar = bars.make_bar(*columns, transient=True)
     task, began = bar.add_task("", total=sum(path.stat().st_size for path in found)), time.monotonic()
 
     def advance(count: int) -> None:

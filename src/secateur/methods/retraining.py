@@ -136,12 +136,16 @@ class ImageTask:
 
 @dataclass(frozen=True, eq=False)
 class TextTask:
-    """Texts with classes, of a transformers model; `length`: tokens of a text, of which the rest is cut."""
+    """Texts with classes, of a transformers model.
+
+    length: tokens of a text, of which the rest is cut. rows: texts that are judged together.
+    """
 
     train: Corpus
     judged: Corpus
     tokenizer: Tokenizer
     length: int
+    rows: int = 32
 
     def ask(self, model: nn.Module, batch: Batch) -> Tensor:
         """Logits [B, C]."""
@@ -163,8 +167,8 @@ class TextTask:
     def _batches(self, corpus: Corpus) -> Iterator[Batch]:
         assert corpus.labels is not None
         order = sorted(range(len(corpus)), key=lambda place: len(corpus.texts[place]))
-        for start in range(0, len(order), _FEW_ROWS):
-            places = order[start : start + _FEW_ROWS]
+        for start in range(0, len(order), self.rows):
+            places = order[start : start + self.rows]
             read = self.tokenizer(
                 [corpus.texts[place] for place in places],
                 truncation=True,
@@ -176,8 +180,8 @@ class TextTask:
             yield {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"], "labels": labels}
 
 
-_ROWS, _FEW_ROWS = 256, 32
-"""Examples, and texts, that are judged together."""
+_ROWS = 256
+"""Examples that are judged together, unless passes over them are limited."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,8 +94,9 @@ class TextPart:
         def objective(batch: Batch, totals: Mapping[str, int]) -> tuple[Tensor, Parts]:
             return objectives.task_loss(view.forward(batch).prediction, batch, totals, causal=causal), {}
 
-        feed = self.feed(training.whole("batch"), seed)
-        evaluate = None if judged is None else (lambda: judged.wrong(model))
+        batch = training.whole("batch")
+        feed = self.feed(batch, seed)
+        evaluate = None if judged is None else (lambda: judged.wrong(model, batch))
         return train_epochs(
             model, feed, objective, training, seed=seed, count=objectives.count, closed=closed, step_end=step_end,
             evaluate=evaluate, folder=folder,
@@ -124,8 +125,11 @@ class TextPart:
         return torch.cat(found)
 
     def in_order(self, batch: int) -> Iterator[Batch]:
-        """All once: blocks of tokens of a causal model, else text by text; `batch` rows, or as many as fit if 0."""
-        batch = batch or max(1, min(_ROWS, _TOKENS // self.length))
+        """All once: blocks of tokens of a causal model, else text by text; `batch` rows, or fewer where they are many.
+
+        batch: 0 for as many as fit.
+        """
+        batch = min(batch or _ROWS, _ROWS, max(1, _TOKENS // self.length))
         if not self.subject.causal:
             yield from texts.in_order(self.corpus, self.subject.tokenizer, batch=batch, length=self.length)
             return

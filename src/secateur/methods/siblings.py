@@ -192,7 +192,7 @@ def compare(
     outputs = []
     for state in (first, second):
         shell.load_state_dict(state)
-        outputs.append(few.outputs(shell) if isinstance(few, TextPart) else _outputs(shell, few, batch))
+        outputs.append(few.outputs(shell, batch) if isinstance(few, TextPart) else _outputs(shell, few, batch))
     alike = float(cka(*outputs))
     return Pair(tuple(path_errors(shell, first, second, data, points=points, batch=batch)), alike)
 
@@ -209,7 +209,7 @@ def path_errors(
     if isinstance(data, TextPart):
         for step in range(points):
             shell.load_state_dict(blend(first, second, step, points - 1))
-            errors.append(data.wrong(shell))
+            errors.append(data.wrong(shell, batch))
         return errors
     size = math.ceil(len(data) / math.ceil(len(data) / batch))
     # A batch norm learns nothing from one value per channel.
@@ -253,9 +253,11 @@ def learn(
     )
 
 
-def share_wrong(model: nn.Module, part: Learned) -> float:
-    """Share that a model gets wrong."""
-    return part.wrong(model) if isinstance(part, TextPart) else 1.0 - float(mark_correct(model, part).mean())
+def share_wrong(model: nn.Module, part: Learned, batch: int) -> float:
+    """Share that a model gets wrong, of `batch` at a time."""
+    if isinstance(part, TextPart):
+        return part.wrong(model, batch)
+    return 1.0 - float(mark_correct(model, part, batch).mean())
 
 
 def feed(part: Learned, batch: int, seed: int) -> Feed:

@@ -21,6 +21,7 @@ import numpy as np
 from secateur._utils import devices, rundir
 from secateur._utils.batches import Batch
 from secateur._utils.disk import atomic_write
+from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
@@ -278,8 +279,12 @@ def choice(setting: Setting, name: str, scores: Mapping[str, np.ndarray]) -> Can
 # ------------------------------------------------------------------------------------------------------------- tasks
 
 
-def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: int, seed: int) -> Classifying:
+def make_task(
+    subject: Classifier, data: Part, judged: str | Part, *, length: int, seed: int, batch: int = 64
+) -> Classifying:
     """What candidates learn and are judged on: `judged`, or a fifth of the data under the seed.
+
+    batch: of training. No more are judged together, for a stack of candidates is as large as such a batch allows.
 
     Raises `DataError` for data without classes, `UnsupportedError` for a model of texts that gives none.
     """
@@ -298,10 +303,11 @@ def make_task(subject: Classifier, data: Part, judged: str | Part, *, length: in
         if part.labels is None or getattr(part, "per_pixel", False):
             raise DataError(f"{part.name} has no classes: give labels, for candidates are judged by them")
     if isinstance(subject, Traced):
-        return ImageTask(cast(Examples, train), cast(Examples, held))
+        learned, judges = (examples.limit(cast(Examples, part), batch) for part in (train, held))
+        return ImageTask(learned, judges)
     backend.check(subject, {"length": length})
     _check_padding(cast("Transformer", subject))
-    return TextTask(cast(Corpus, train), cast(Corpus, held), cast("Transformer", subject).tokenizer, length)
+    return TextTask(cast(Corpus, train), cast(Corpus, held), cast("Transformer", subject).tokenizer, length, batch)
 
 
 def _check_padding(subject: Transformer) -> None:

@@ -16,9 +16,9 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
+from secateur._utils import bars
 from secateur._utils import workers as helpers
 from secateur._utils.disk import atomic_write, guard, is_disk_full
 from secateur.clients.chat import Ledger, Meter
@@ -402,9 +402,8 @@ def _map_processes(
 
 @contextmanager
 def _bar(count: int | None, done: int) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal; what it yields, called, says that one more is done."""
+    """A bar where somebody sees it; what it yields, called, says that one more is done."""
     columns = (TextColumn("pruning"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown = sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as progress:
+    with bars.make_bar(*columns, transient=True) as progress:
         task = progress.add_task("", total=count, completed=done)
         yield partial(progress.advance, task)

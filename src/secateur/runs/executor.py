@@ -24,6 +24,7 @@ import torch
 from secateur import recipes
 from secateur._utils import distributed, modes, plugins
 from secateur._utils.disk import guard
+from secateur._utils.noting import keep_notes
 from secateur._utils.rundir import Run, read_record
 from secateur.data import examples
 from secateur.errors import InputError, RunError, UnsupportedError
@@ -53,6 +54,7 @@ _DETAILS = Path("work", "report-details.json")
 # ----------------------------------------------------------------------------------------------------- running
 
 
+@keep_notes()
 def run(
     recipe: str | Recipe,
     model: Source,

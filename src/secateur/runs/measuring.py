@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from secateur._utils import distributed
 from secateur._utils.modes import evaluating
+from secateur._utils.noting import list_notes
 from secateur._utils.rundir import say_what_takes_long
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, MeasurementError, UnsupportedError
@@ -28,7 +29,7 @@ from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.subjects.network.opening import is_saved
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject, html_table
 
-__all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "measure", "with_threads"]
+__all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "choose_judges", "measure", "with_threads"]
 
 TOLERANCE = 0.07
 """How far below the asked-for speedup a measured one may lie and still count as met."""
@@ -71,6 +72,19 @@ def check_judges(row: Evidence, held_out: Data | None, arm: Evidence | None = No
         return
     part, named = "a part of the data: leave held_out out", f"{row.settings.get('held_out')}: give that as held_out"
     raise InputError(f"the result {row.target} was measured on {part if digest is None else named}")
+
+
+def choose_judges(row: Evidence, backend: AnyBackend, data: Data, held_out: Data | None) -> Data | None:
+    """What an arm beside the run's result is measured on: `held_out`, or what stands beside the data, if the run was.
+
+    Raises `InputError` as `check_judges`.
+    """
+    beside = splits.find_held_out(backend, data) if held_out is None else None
+    if isinstance(beside, str | Path) and str(beside) != row.settings.get("held_out"):
+        beside = None
+    chosen = held_out if beside is None else beside
+    check_judges(row, chosen)
+    return chosen
 
 
 @dataclass(frozen=True)
@@ -169,7 +183,9 @@ class Reference:
             after=after,
             baselines=rivals,
             stages=stages,
-            cut=replace(result.cut, notes=(*result.cut.notes, *result.notes, *notes)),
+            cut=replace(
+                result.cut, notes=tuple(dict.fromkeys([*result.cut.notes, *result.notes, *list_notes(), *notes]))
+            ),
             recovery=result.recovery,
             environment={**describe_machine(), "measured_at": str(self.environment)},
             settings={**settings, **({"chance": chance} if (chance := self._chance(after)) else {})},

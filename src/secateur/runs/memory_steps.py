@@ -22,11 +22,11 @@ from secateur.reports import display
 from secateur.score import gradient
 from secateur.subjects.network.recording import tensors_of
 from secateur.subjects.network.shrinking import twin
-from secateur.vocabulary import Training
+from secateur.vocabulary import Budget, Training
 
 __all__ = [
     "HEAP", "Arguments", "Step", "add_heap", "available", "bytes_at_once", "bytes_beside", "describe",
-    "describe_planned", "find_peak", "forward_passes", "plan_network", "plan_step",
+    "describe_planned", "find_peak", "find_share", "forward_passes", "plan_network", "plan_step",
 ]  # fmt: skip
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
@@ -41,11 +41,11 @@ _WORDS = {
     "cut": "cutting",
     "training": "training",
 }
-HEAP = {"score": 0.12, "training": 0.28, "step": 0.18}
+HEAP = {"score": 0.12, "cut": 0.18, "training": 0.28, "step": 0.18}
 """Stage -> what a process takes on a CPU beyond its tensors, as a share of them, and at most a gibibyte: freed
 activations leave holes in the heap, but tensors above 32 MiB go back at once. Measured on Llamas of 8 to 24 million
-parameters; "step", of `plan_step`, which counts the gradients of the step before for itself, on ResNet-18, MobileNetV2
-and a Llama of 8 million."""
+parameters; "step", of `plan_step`, on ResNet-18, MobileNetV2 and a Llama of 8 million; "cut", of networks, where slices
+of weights are copied on the way, too, on ResNets of 11 to 24 million and MobileNetV2."""
 
 
 def available(device: str | torch.device = "cpu") -> float:
@@ -75,11 +75,27 @@ def describe_planned(plan: Callable[[], Mapping[str, float]], device: str = "cpu
         return ""
 
 
-def plan_network(model: nn.Module, inputs: Arguments, training: Training, device: str = "cpu") -> dict[str, float]:
+def find_share(budgets: Sequence[Budget], whole: float) -> float:
+    """Of `whole` parameters the share that stays by the largest of the budgets; 1 where none of them limits these."""
+    limits = [limit.absolute(whole) for budget in budgets for limit in budget.limits if limit.measure == "params"]
+    return min(1.0, max(limits, default=whole) / whole)
+
+
+def plan_network(
+    model: nn.Module,
+    inputs: Arguments,
+    training: Training,
+    device: str = "cpu",
+    *,
+    example: Arguments | None = None,
+    share: float = 1.0,
+) -> dict[str, float]:
     """Stage -> bytes at its highest point, for a network and what it is called with.
 
-    score: a forward pass. gradients: the same with those of a loss, reduced one by one. training: a copy of the whole
-    network learns from the answers of the original: what is cut before takes less.
+    score: a forward pass. gradients: the same with those of a loss, reduced one by one. cut: the original, the network
+    that is cut from it, of which a `share` of the parameters stays, and the passes on the `example` that prove the cut,
+    `inputs` unless given. training: a copy of the whole network learns from the answers of the original: what is cut
+    before takes less.
     """
     with memory.simulate() as ledger:
         network, (args, kwargs) = _outline(model), _without_values(inputs)
@@ -93,6 +109,9 @@ def plan_network(model: nn.Module, inputs: Arguments, training: Training, device
         weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
         by_one = gradient.reduce_gradients(loss, network, [None], weights, lambda weight, value: None)
         gradients = find_peak(ledger, own, lambda: list(by_one))
+        args, kwargs = _without_values(inputs if example is None else example)
+        with torch.no_grad():
+            proof = find_peak(ledger, own, lambda: network(*args, **kwargs))
 
     def learn(student: nn.Module, others: Sequence[nn.Module]) -> Tensor:
         args, kwargs = _without_values(inputs)
@@ -106,6 +125,7 @@ def plan_network(model: nn.Module, inputs: Arguments, training: Training, device
         "weights": whole,
         "score": add_heap("score", score, device),
         "gradients": gradients,
+        "cut": add_heap("cut", proof + share * whole, device),
         "training": plan_step(model, [model], learn, training, device),
     }
 
@@ -122,8 +142,8 @@ def plan_step(
 
     adapt: adds to the copy what is trained in place of its weights.
 
-    Those are the weights, the moments of the optimiser, an average where there is one, the activations of `step`, its
-    gradients, and those of the step before, which the loop holds until it has the next.
+    Those are the weights, the moments of the optimiser, an average where there is one, the activations of `step`, and
+    its gradients.
     """
     with memory.simulate() as ledger:
         copied, *beside = [_outline(module) for module in (student, *others)]
@@ -131,10 +151,9 @@ def plan_step(
             adapt(copied)
         numbers = sum(parameter.numel() for parameter in copied.parameters() if parameter.requires_grad)
         kept = [torch.zeros(round(bytes_beside(training) * numbers), dtype=torch.uint8)]
-        before = torch.zeros(numbers)
         held = [*kept, *(tensor for module in (copied, *beside) for tensor in tensors_of(module).values())]
         with forward_passes(copied, training, torch.device(device)):
-            peak = find_peak(ledger, [*held, before], lambda: step(copied, beside).backward())
+            peak = find_peak(ledger, held, lambda: step(copied, beside).backward())
         total = sum(tensor.untyped_storage().nbytes() for tensor in held)
     peak = max(peak, total + 4.0 * numbers + bytes_at_once(training, device) * numbers)
     return add_heap("step", peak, device)

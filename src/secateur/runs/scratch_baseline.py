@@ -61,7 +61,8 @@ def add(
     own options unless given), detectors by AdamW for all epochs of the run, those before the cut too; language models
     just as the run's students were, by distillation from the original, for the run's steps and for steps F(dense) /
     F(cut). Their models stay in `out/scratch`; `evidence.json` and `report.html` are written anew, and `out/scratch.md`
-    has the verdicts. All is measured on what the run was: on `held_out`, if that was given.
+    has the verdicts. All is measured on what the run was: on `held_out`, if that was given, or on what stands beside
+    the data.
 
     Returns the rows; their notes say that scratch lacks the original's own training (`LACKS`).
     """
@@ -72,9 +73,9 @@ def add(
     rows = []
     for row in evidence.read(out):
         assert row.cut is not None
-        measuring.check_judges(row, held_out)
+        judges = measuring.choose_judges(row, backends.of_source(model), data, held_out)
         places = ("seed", "batch", "length", "threads", "device")
-        read = ("text", "label", "sizes", "completion_only", "packing")
+        read = ("text", "label", "sizes", "transform", "size", "completion_only", "packing")
         shared = {name: row.settings[name] for name in (*places, *read) if name in row.settings}
         place = Path(out) / row.target if (Path(out) / row.target).is_dir() else Path(out)
         generate, options = _arm_of(row, place, epochs, lr, cap)
@@ -83,14 +84,14 @@ def add(
             try:
                 (arm,) = executor.run(
                     generate, model, data, row.target, Path(out) / "scratch" / f"{name}-{row.target}",
-                    held_out=held_out, **shared, arm=name, **options,
+                    held_out=judges, **shared, arm=name, **options,
                 )  # fmt: skip
             except SecateurError as error:
                 if name != "random units":
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
-            measuring.check_judges(row, held_out, arm)
+            measuring.check_judges(row, judges, arm)
             beside[name] = {**arm.after, **arm.measured}
         kept = [note for note in row.cut.notes if note not in notes]
         rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from secateur.errors import BudgetError, InfeasibleError, InputError
-from secateur.vocabulary import Budget, write_enough
+from secateur.vocabulary import Budget, Limit, write_enough
 
-__all__ = ["limits_of_cut", "limits_of_text"]
+__all__ = [
+    "describe_idle", "limits_of_cut", "limits_of_text", "refuse_idle", "refuse_unreachable", "write_reachable",
+]  # fmt: skip
 
 
 def limits_of_cut(
@@ -22,18 +25,55 @@ def limits_of_cut(
     if budget.pattern or not budget.limits:
         raise BudgetError(f"budget {budget.brief()}: no pattern is made here; limit one of {', '.join(sorted(whole))}")
     limits = budget.absolute(whole)
-    if all(limit >= whole[measure] for measure, limit in limits.items()):
-        raise InfeasibleError(
-            f"budget {budget.brief()} would change nothing: all of the model fits in it; ask for less"
-        )
-    for measure, limit in limits.items():
-        if least is not None and least[measure] > limit:
-            raise InfeasibleError(
-                f"budget {budget.brief()} can't be met: {measure} can go down to "
-                f"{write_enough(least[measure])}, the limit is {limit:.6g}; allow more{f', or {hint}' if hint else ''}",
-                least[measure],
-            )
+    refuse_idle([budget], whole)
+    if least is not None:
+        refuse_unreachable([budget], whole, least, hint)
     return limits
+
+
+def refuse_idle(budgets: Sequence[Budget], whole: Mapping[str, float]) -> None:
+    """Raise `InfeasibleError` for a budget by which nothing has to go; a latency that is not timed asks something."""
+    for budget in budgets:
+        limits = _find_timed(budget, whole).absolute(whole)
+        if len(limits) == len(budget.limits) and all(limit >= whole[measure] for measure, limit in limits.items()):
+            raise InfeasibleError(describe_idle(budget))
+
+
+def describe_idle(budget: Budget) -> str:
+    """What is said of a budget by which nothing has to go."""
+    return f"budget {budget.brief()} would change nothing: all of the model fits in it; ask for less"
+
+
+def refuse_unreachable(
+    budgets: Sequence[Budget], whole: Mapping[str, float], least: Mapping[str, float], hint: str = ""
+) -> None:
+    """Raise `InfeasibleError`, with a budget that can be met, for one that the `least` costs are above.
+
+    A latency waits until it is timed, that is among the costs of the `whole`. hint: what lowers the least.
+    """
+    for budget in budgets:
+        for measure, limit in _find_timed(budget, whole).absolute(whole).items():
+            if least[measure] > limit:
+                raise InfeasibleError(
+                    f"budget {budget.brief()} can't be met: {measure} can go down to "
+                    f"{write_enough(least[measure])}, the limit is {limit:.6g}; ask for "
+                    f"{write_reachable(measure, least[measure], whole[measure])}{f', or {hint}' if hint else ''}",
+                    least[measure],
+                )
+
+
+def write_reachable(measure: str, least: float, whole: float) -> str:
+    """The nearest budget that can be met, as it is typed: rounded to the side on which it is."""
+    if measure == "latency":
+        factor = math.floor(100.0 * whole / least) / 100.0
+        return f"at most speedup={factor:g}x" if factor > 1.0 else "a budget in another measure"
+    if least > whole:  # which has no share
+        return f"{Limit(measure, math.ceil(least))} or more"
+    return f"{measure}={write_enough(100.0 * least / whole)}% or more"
+
+
+def _find_timed(budget: Budget, whole: Mapping[str, float]) -> Budget:
+    return Budget(tuple(limit for limit in budget.limits if limit.measure in whole or limit.measure != "latency"))
 
 
 def limits_of_text(budget: Budget, whole: Mapping[str, float], what: str) -> dict[str, float]:

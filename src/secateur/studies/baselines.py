@@ -21,7 +21,7 @@ from secateur.data.texts import Corpus
 from secateur.methods import distillation, timing
 from secateur.methods.timing import Clock
 from secateur.reports import display, evidence
-from secateur.runs import executor, keywords, measuring
+from secateur.runs import backends, executor, keywords, measuring
 from secateur.runs.backends import Data, Source
 from secateur.score import magnitude as norms
 from secateur.select import allocate, levels, ranking
@@ -90,7 +90,8 @@ def magnitude(
         grid = allocate.grid(kinds["neurons"]) if "neurons" in kinds else []
         table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length, clock))
     fixed = table["rest"]["0"] if table else 0.0
-    columns = norms.groups(subject.model, {s: at for s, at in subject.consumers().items() if not units[s].frozen})
+    readers = {site: at for site, at in subject.consumers(read=False).items() if not units[site].frozen}
+    columns = norms.groups(subject.model, readers)
     scores = {site: column.numpy() for site, column in columns.items()}
     for budget in budgets:
 
@@ -119,7 +120,7 @@ def add(
     rows = []
     baselines: tuple[Callable[..., Iterator[Result]], ...] = (every_second_layer, magnitude)
     for row in evidence.read(out):
-        measuring.check_judges(row, held_out)
+        judges = measuring.choose_judges(row, backends.of_source(model), data, held_out)
         names = ["seed", "batch", "length", "environment", "timer", "threads", "device"]
         names += ["text", "label", "completion_only", "packing"]
         shared = {name: row.settings[name] for name in names if name in row.settings}
@@ -128,12 +129,12 @@ def add(
         table = Path(out) / "work" / "latency.json"
         for baseline in baselines:
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
-            how, arm = {**shared, "recovery": recovery, "held_out": held_out}, baseline
+            how, arm = {**shared, "recovery": recovery, "held_out": judges}, baseline
             if baseline is magnitude:
                 how |= {name: row.settings[name] for name in _CLOCK if name in row.settings}
                 arm = _with_table(arm, table) if row.recipe == "ziplm" and table.exists() else arm
             (found,) = executor.run(arm, model, data, row.target, place, **how)
-            measuring.check_judges(row, held_out, found)
+            measuring.check_judges(row, judges, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(_note_gaps(replace(row, baselines=beside)))
     executor.publish_evidence(Path(out), rows)

@@ -423,7 +423,7 @@ def oracle(
             which gain nothing by it; fewer where memory holds no more.
         processes: in which candidates are trained that can't be stacked.
         epochs: of a retraining.
-        train_batch: examples per step.
+        train_batch: examples per step, and at most in any other pass.
         lr: learning rate; SGD in milestones for networks, AdamW for texts.
         weight_decay: of matrices and kernels.
 
@@ -431,9 +431,9 @@ def oracle(
     scores with other names; `DataError` without classes.
     """
     how = _settle(subject, proxies, short, last, seed, stack, processes, training)
-    task = drawing.make_task(subject, data, judged, length=length, seed=seed)
-    settings = drawing.parse_settings(subject, layers, ratios, axis)
     batch = how.training.whole("batch")
+    task = drawing.make_task(subject, data, judged, length=length, seed=seed, batch=batch)
+    settings = drawing.parse_settings(subject, layers, ratios, axis)
     scores = {name: drawing.choose(subject, task, name, settings, batch=batch, seed=seed) for name in score}
     whats = ["cut", *(["short"] if how.short else []), *(f"full {repeat}" for repeat in range(1, repeats + 1))]
     stores = []
@@ -522,9 +522,9 @@ def plan(
 ) -> dict[str, int]:
     """How many candidates `oracle` will cut and retrain; what it would refuse is refused here."""
     how = _settle(subject, proxies, short, last, seed, stack, processes, training)
-    task = drawing.make_task(subject, data, judged, length=length, seed=seed)
-    settings = drawing.parse_settings(subject, layers, ratios, axis)
     batch = how.training.whole("batch")
+    task = drawing.make_task(subject, data, judged, length=length, seed=seed, batch=batch)
+    settings = drawing.parse_settings(subject, layers, ratios, axis)
     scores = {name: drawing.choose(subject, task, name, settings, batch=batch, seed=seed) for name in score}
     many = sum(len(drawing.draw(one, candidates, scores, around=around, seed=seed)) for one in settings)
     return {"candidates": many, "short retrainings": many if how.short else 0, "retrainings": many * repeats}

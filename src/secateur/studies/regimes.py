@@ -19,6 +19,7 @@ from torch import Tensor
 
 from secateur._utils import plugins, rundir, storage
 from secateur._utils.rundir import Run
+from secateur.data import examples
 from secateur.data.batches import count_steps
 from secateur.data.examples import Augment, Examples
 from secateur.data.texts import Corpus
@@ -154,7 +155,7 @@ def regimes(
         barrier: siblings whose mc is below minus this are not connected.
         similar: CKA from which on connected siblings are alike; halfway on the map (0.95 with `follow`) if 0.
         epochs: of the dense training, decays at 50 % and 75 %.
-        batch: examples per step.
+        batch: examples per step, and at most in any other pass.
         lr: first learning rate.
         weight_decay: of matrices and kernels.
         optimizer: "sgd"; for temperatures other than epochs also another.
@@ -253,16 +254,22 @@ class _Work:
     """Trainings and measurements, each kept in the run directory of its seed."""
 
     def __init__(self, subject: Classifier, data: Part, folder: Path, settings: Settings) -> None:
-        self.subject, self.data, self.folder, self.settings = subject, data, folder, settings
+        self.subject, self.folder, self.settings = subject, folder, settings
         self.backend = of_source(subject)
+        self.batch = settings.retraining.whole("batch")
+        self.data = self._limit(data)
         self.apart: Part | None = None
         if settings.judged:
-            self.apart = self.backend.fit_data(self.backend.read(settings.judged), subject)
+            self.apart = self._limit(self.backend.fit_data(self.backend.read(settings.judged), subject))
         if settings.augment and not isinstance(data, Examples):
             raise InputError("augment changes inputs of networks, and these are texts: leave it out")
         self.moved: Augment | None = plugins.function(settings.augment) if settings.augment else None
         self.notes = [SEEN] if settings.files else []
         self._dense: dict[str, dict[int, float]] = {}
+
+    def _limit(self, part: Part) -> Part:
+        """The same in passes of no more than a batch of the retraining; those of texts are short in any case."""
+        return examples.limit(part, self.batch) if isinstance(part, Examples) else part
 
     def check(self) -> None:
         """Refuse parts without classes, too few texts, densities that leave a layer empty, and other checkpoints."""
@@ -343,7 +350,7 @@ class _Work:
                 def judge() -> float:
                     model = self._restore(self._dense_state(run, trial.seed, temperature, train)).model
                     with loop.place_for_training(model):
-                        return share_wrong(model, held)
+                        return share_wrong(model, held, self.batch)
 
                 self._dense[temperature][trial.seed] = run.json(f"dense-error-{name}", judge)
 
@@ -424,7 +431,7 @@ class _Work:
         few = self.sample(train, trial.seed)
         pairs = itertools.combinations(states, 2)
         with loop.place_for_training(dense.model):
-            found = [compare(dense.model, *pair, few, points=settings.points) for pair in pairs]
+            found = [compare(dense.model, *pair, few, points=settings.points, batch=self.batch) for pair in pairs]
         shutil.rmtree(place, ignore_errors=True)  # their answers are known
         return {
             "density": masks.share(closed),

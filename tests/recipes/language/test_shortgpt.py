@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,10 +180,18 @@ def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
     assert found.predicted["speedup"] == pytest.approx(44 / 24)
 
 
-def test_what_no_number_of_layers_meets_is_refused(tmp_path):
+def test_what_no_number_of_layers_meets_is_refused_before_anything_is_compared(tmp_path, monkeypatch):
+    whole = results(tmp_path / "whole", "params=90%", rule="deepest")[0].cut.before["params"]
+    monkeypatch.setattr(shortgpt.similarity, "distances", lambda *_, **__: pytest.fail("compared"))
     for rule in ("influence", "angular", "deepest"):
-        with pytest.raises(InfeasibleError, match="params"):
+        with pytest.raises(InfeasibleError, match=r"^budget params=1% can't be met: .*; ask for params=") as found:
             results(tmp_path / rule, "params=1%", rule=rule)
+    told = re.search(r"params=[\d.]+%(?= or more$)", str(found.value))
+    (met,) = results(tmp_path / "met", told[0], rule="deepest")
+    assert met.cut.after["params"] == found.value.reachable < whole
+    monkeypatch.setattr(shortgpt.timing, "time_layers", lambda *_: {"layers": {"0": 0, "4": 3}, "rest": {"0": 1}})
+    with pytest.raises(InfeasibleError, match=r"speedup=9x can't be met: .*; ask for at most speedup=2\.28x$"):
+        results(tmp_path / "slow", "speedup=9x")
     with pytest.raises(BudgetError, match=r"shortgpt can't meet pattern=2:4: it cuts layers"):
         results(tmp_path / "d", "pattern=2:4")
 

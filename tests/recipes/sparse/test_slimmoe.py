@@ -326,7 +326,8 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
             run(subject, data, tmp_path / str(next(places)), budget, **options)
         assert "\n" not in str(caught.value)
 
-    refused(InfeasibleError, "can't be met by thinner experts: params can go down to", "params=5%")
+    low = r"can't be met: params can go down to .*; ask for params=\d+\.\d+% or more, or cut kv"
+    refused(InfeasibleError, low, "params=5%")
     refused(InfeasibleError, "the last of the stages, 90.0% of the width, leaves .* params", stages="95%,90%")
     refused(InputError, "stages='half' is neither", stages="half")
     refused(InputError, "each must be below the one before", stages="20%,50%")
@@ -339,7 +340,10 @@ def test_what_can_not_be_is_refused_in_one_line(subject: Moe, data: texts.Corpus
         run(open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer()), data, tmp_path / "llama")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("second", "error"), [("pattern=2:4", BudgetError), ("params=5%", InfeasibleError)])
+@pytest.mark.parametrize(
+    ("second", "error"),
+    [("pattern=2:4", BudgetError), ("params=5%", InfeasibleError), ("params=100%", InfeasibleError)],
+)
 def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(
     subject: Moe,
     data: texts.Corpus,
@@ -349,6 +353,7 @@ def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(
     error: type[Exception],
 ) -> None:
     monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(recipe.experts, "remember_likeliest", lambda *_, **__: pytest.fail("looked"))
     budgets = [Budget.parse(budget) for budget in ("params=70%", second)]
     with Run.open(tmp_path, {}) as opened, pytest.raises(error):
         list(slimmoe(subject, data, budgets, opened, **keywords.check_options(slimmoe, {**QUICK, "steps": 4})))

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -383,6 +384,21 @@ def test_trackers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPat
         loop.train(nn.Linear(1, 1), Batches(), push(None), steps=1, lr=0.1, trackers=["wandb"])
     with pytest.raises(InputError, match="Accelerate knows aim"):
         loop.check_trackers(["wanbd"])
+
+
+@pytest.mark.parametrize("clip", [None, 1e-6])
+def test_gradients_of_a_step_are_gone_before_the_next_has_its_own(clip):
+    student, made, alive = nn.Linear(2, 2), [], []
+    for parameter in student.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda one: made.append(weakref.ref(one.grad)))
+
+    def objective(batch, totals):
+        alive.append(sum(gradient() is not None for gradient in made))
+        return student(torch.ones(2)).sum() / totals["tokens"], {}
+
+    loop.train(student, Batches(2), objective, steps=3, lr=1e-3, clip=clip)
+    assert len(made) == 6
+    assert alive == [0, 0, 0]
 
 
 def test_clipping_limits_the_gradient_and_decay_spares_biases():

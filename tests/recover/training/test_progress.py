@@ -1,10 +1,11 @@
-"""What training tells: lines where there is no terminal, a bar where there is one."""
+"""What training tells: a bar on a terminal and in a notebook, lines elsewhere."""
 
 import io
 import sys
 
 import pytest
 
+from cells import stand_in
 from secateur.recover.training import progress
 
 
@@ -41,3 +42,15 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         bar.note("evaluation 3")
     assert "training: evaluation" in sys.stderr.getvalue()
     assert "1/2" in sys.stderr.getvalue()
+
+
+def test_a_notebook_gets_a_bar_and_no_lines(monkeypatch, capsys):
+    outputs = stand_in(monkeypatch)
+    with progress.show_progress(True, "training", 2, 0) as bar:
+        bar.show(1.5, "9 tokens/s")
+        bar.show(1.25, "9 tokens/s")
+    (looks,) = outputs
+    assert "training" in looks[-1]
+    assert "2/2" in looks[-1]
+    assert "loss 1.25" in looks[-1]
+    assert capsys.readouterr().err == ""

@@ -25,7 +25,7 @@ from secateur.methods.distillation import BlockLosses
 from secateur.recover.training import objectives
 from secateur.score import gradient, magnitude, random
 from secateur.score.slices import Slices
-from secateur.select import allocate, levels, ranking
+from secateur.select import allocate, levels, limits, ranking
 from secateur.subjects import Transformer
 from secateur.vocabulary import Array, Budget, Result, Training, Units
 
@@ -127,6 +127,8 @@ def llm_pruner(
     refuse_patterns("llm_pruner", budgets, "heads, neurons and channels")
     distillation.check_recovery(subject, data, losses, training)
     axes, units = choose_units(subject, axes, first, last, batch=batch, length=length)
+    limits.refuse_idle(budgets, units.cost())
+    refuse_unreachable(budgets, units)
     if scope != "local" or {first, last} != {0}:
         subject.check_unequal()
     if losses.token != 0 and "channels" in axes:
@@ -137,6 +139,7 @@ def llm_pruner(
     table = None
     if any("latency" in budget for budget in budgets):
         table = run.json("latency", partial(time_units, subject, axes, batch, length), alone=True)
+        refuse_unreachable(budgets, levels.with_latency(units, table, table["rest"]["0"]))
 
     def rank() -> Mapping[str, Tensor]:
         batches = sequences(subject, train, importance.samples, length=train_length, seed=seed)
@@ -188,6 +191,11 @@ def choose_units(
         for name, site in units.sites.items()
     }
     return there, replace(units, sites=sites)
+
+
+def refuse_unreachable(budgets: Sequence[Budget], units: Units) -> None:
+    """Refuse budgets that the fewest of these units don't meet; of a latency where units have their seconds."""
+    limits.refuse_unreachable(budgets, units.cost(), ranking.fewest(units).spent, "cut more axes or layers")
 
 
 def time_units(subject: Transformer, axes: Sequence[str], batch: int, length: int) -> levels.Table:

@@ -24,7 +24,7 @@ from secateur.methods import calibration, distillation, timing
 from secateur.methods.budgets import refuse_patterns
 from secateur.methods.distillation import BlockLosses
 from secateur.score import similarity
-from secateur.select import ranking
+from secateur.select import levels, limits, ranking
 from secateur.subjects import Transformer
 from secateur.vocabulary import Budget, Result, Selection, Training, Units
 
@@ -100,9 +100,12 @@ def shortgpt(
     if select_by == "short-retrain":
         check_short(units, training)
     last = (tokens or ("last" if rule == "angular" else "all")) == "last"
+    needed = [*subject.needed_layers()]
+    refuse_unreachable(budgets, units, needed)
     table = None
     if any("latency" in budget for budget in budgets):
         table = run.json("latency", partial(timing.time_layers, subject, batch, length), alone=True)
+        refuse_unreachable(budgets, units, needed, table)
 
     def compare_states() -> dict[str, Tensor]:
         how = similarity.angular_distance if rule == "angular" else similarity.block_influence
@@ -112,7 +115,7 @@ def shortgpt(
             return {"distances": similarity.distances(lambda item: states(item).hidden, items, how, last=last)}
 
     distances = None if rule == "deepest" else run.tensors("distances", compare_states)["distances"].numpy()
-    choose = partial(keep_layers, rule=rule, distances=distances, needed=[*subject.needed_layers()])
+    choose = partial(keep_layers, rule=rule, distances=distances, needed=needed)
     chosen = {
         budget: timing.select_in_time(run, subject, units, table, budget, choose, batch=batch, length=length)
         for budget in budgets
@@ -145,6 +148,15 @@ def check_short(units: Units, training: Training) -> None:
     without = [units.cost({"layers": keep}) for keep in ~np.eye(units["layers"].count, dtype=bool)]
     if any(not np.allclose([cost[measure] for cost in without], without[0][measure]) for measure in without[0]):
         raise InputError("select_by=short-retrain: layers cost unlike amounts here, so that cuts do too: leave it out")
+
+
+def refuse_unreachable(
+    budgets: Sequence[Budget], units: Units, needed: Collection[Sequence[int]], table: levels.Table | None = None
+) -> None:
+    """Refuse budgets that the fewest layers don't meet, before states are compared; of a latency with its `table`."""
+    timed = levels.with_latency(units, table, table["rest"]["0"] if table else 0.0)
+    stays = ranking.fix_best(timed, {"layers": np.zeros(units["layers"].count)}, "layers", needed)
+    limits.refuse_unreachable(budgets, timed.cost(), ranking.fewest(stays).spent)
 
 
 def keep_layers(

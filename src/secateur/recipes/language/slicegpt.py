@@ -17,17 +17,18 @@ from torch import Tensor
 from secateur._utils.rundir import Run
 from secateur.data import texts
 from secateur.data.texts import Corpus
-from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.measure import latency
 from secateur.methods import distillation, timing
 from secateur.methods.budgets import refuse_patterns
 from secateur.methods.distillation import BlockLosses
 from secateur.score import principal
 from secateur.select import levels
+from secateur.select.limits import refuse_unreachable
 from secateur.subjects import Transformer
 from secateur.subjects.transformer.blocks import Call, record_calls
 from secateur.subjects.transformer.rotated import Rotated, fold_norms
-from secateur.vocabulary import Budget, Cut, Result, Training, write_enough
+from secateur.vocabulary import Budget, Cut, Result, Training
 
 CARD = {
     "title": "SliceGPT: Compress Large Language Models by Deleting Rows and Columns",
@@ -106,17 +107,19 @@ def slicegpt(
     if timed and widths == "variance":
         raise UnsupportedError("a latency is predicted for one width at all points: set widths=constant")
     folded = fold_norms(subject)
+    price = partial(folded.price, batch=batch, length=length)
+    original = subject.units(batch=batch, length=length).cost()
+    refuse_unreachable(budgets, original, price(grow(folded.stream, multiple, None)[0]), "a smaller multiple")
     train, _ = data.split(seed=seed)
     windows, notes = texts.windows(train, subject.tokenizer, samples, train_length, seed=seed, together=True)
     turn = partial(rotate, folded, windows, rotation=rotation, seed=seed)
-    price = partial(folded.price, batch=batch, length=length)
     shares: Tensor | None = None
     if widths == "variance":
         shares = run.tensors("variance", lambda: {"shares": turn(folded.stream)[1]})["shares"]
     table = None
     if timed:
         table = run.json("latency", partial(time_widths, subject, folded, multiple, batch, length), alone=True)
-    dense = subject.units(batch=batch, length=length).cost() | ({"latency": table["whole"]["0"]} if table else {})
+    dense = original | ({"latency": table["whole"]["0"]} if table else {})
     ladder = grow(folded.stream, multiple, shares)
 
     def measure(kept: Widths, lasting: float) -> float:
@@ -259,14 +262,7 @@ def choose_widths(
         return found
 
     def solve(fixed: float) -> Widths:
-        least = cost(ladder[0], fixed)
-        for name, limit in limits.items():
-            if least[name] > limit:
-                raise InfeasibleError(
-                    f"budget {budget.brief()} can't be met: with {max(ladder[0])} channels {name} is "
-                    f"{write_enough(least[name])}, the limit is {limit:.6g}",
-                    least[name],
-                )
+        refuse_unreachable([budget], dense, cost(ladder[0], fixed), "a smaller multiple")
         low, high = 0, len(ladder) - 1
         while low < high:
             middle = (low + high + 1) // 2

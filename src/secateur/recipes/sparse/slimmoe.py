@@ -33,10 +33,11 @@ from secateur.recover.sparsity import merging
 from secateur.recover.training import objectives, records
 from secateur.score import activation, experts, gradient, magnitude, random, routing
 from secateur.select import allocate, clusters, ranking
+from secateur.select.limits import describe_idle, refuse_unreachable
 from secateur.subjects import Moe
 from secateur.subjects.transformer import shapes
 from secateur.subjects.transformer.loading import Folders
-from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list, write_enough
+from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, Units, parse_list
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
@@ -151,6 +152,9 @@ def slimmoe(
             raise BudgetError(f"budget {budget}: slimmoe makes widths, such as params=50% or active_params=60%")
         shares = stage_shares(wanted, budget, partial(plan, subject, last=True))
         idle = find_idle(shares, partial(plan, subject, last=False))
+        units, counts = plan(subject, share=shares[-1], last=True)
+        if all(units[name].count == count for name, count in counts.items()):
+            raise InfeasibleError(describe_idle(budget))
         parts, peaks = split_steps(tokens, steps, len(shares), idle), rates.by_stage(training, len(shares))
         numbered = enumerate(zip(shares, parts, peaks, strict=True), 1)
         orders[budget] = {stage: how for stage, how in numbered if stage not in idle}
@@ -291,7 +295,8 @@ def stage_shares(
     the original left to learn the rest from it.
     """
     units, _ = plan(share=1.0)
-    limits = budget.absolute(units.cost())
+    whole = units.cost()
+    limits = budget.absolute(whole)
 
     def excess(share: float) -> list[tuple[str, float]]:
         units, counts = plan(share=share)
@@ -308,12 +313,7 @@ def stage_shares(
                 cost,
             )
         return many
-    for measure, least in excess(0.0):
-        raise InfeasibleError(
-            f"budget {budget} can't be met by thinner experts: {measure} can go down to "
-            f"{write_enough(least)}, the limit is {limits[measure]:.6g}; cut kv_groups, shared or dense as well",
-            least,
-        )
+    refuse_unreachable([budget], whole, limits | dict(excess(0.0)), "cut kv_groups, shared or dense as well")
     finest = max(site.count for site in units.free())
     low, high = 0, finest
     while low < high:

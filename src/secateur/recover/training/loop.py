@@ -157,7 +157,7 @@ def train(
         evaluate: what `patience` is about; lower is better. Where `patience` or `validation` asks for an evaluation and
             this is None, it is the objective's mean on a part that `batches.hold_out(share)` gives. With those it is
             asked each epoch, or ten times in a training of less than two.
-        progress: a bar on stderr when that is a terminal, else a line each minute, at each evaluation and at the end.
+        progress: a bar on a terminal and in a notebook, else a line each minute, at each evaluation and at the end.
         title: what the bar and the trackers call this run.
         flops_per_token: training FLOPs per token, the teacher's forward pass included, for `Recovery.flops`.
         settings: fields of `training`, in place of those that it has.
@@ -312,9 +312,9 @@ def train(
                     learn(indices, micro, totals)
             if share > 1:
                 _average_buffers(modules)
-            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-            # The one time in a step that the host waits for the device.
-            norm, *numbers = _read([norm_of(gradients), *values, *(part for _, part in parts)])
+            # No name holds the gradients, which would stand beside those of the next step. Reading is the one time in a
+            # step that the host waits for the device.
+            norm, *numbers = _read([norm_of(_gradients(trained)), *values, *(part for _, part in parts)])
             named = [(name, number) for (name, _), number in zip(parts, numbers[len(values) :], strict=True)]
             loss, shown = _add_up(numbers[: len(values)], named)
             _must_be_finite("loss", loss, state.step, path)
@@ -327,8 +327,7 @@ def train(
             if clip is not None and norm > clip:
                 factor *= clip / norm
             if factor != 1.0:
-                for gradient in gradients:
-                    gradient.mul_(factor)
+                _scale_gradients(trained, factor)
             rate = rate_at(state.step)
             set_rate(updater, rate)
             if math.isfinite(norm):  # else float16 was too narrow, and the next step has a smaller scale
@@ -470,6 +469,15 @@ def _average_buffers(modules: Sequence[nn.Module]) -> None:
         mean = distributed.total(torch.cat([buffer.reshape(-1) for buffer in buffers])) / distributed.count()
         for buffer, part in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
+
+
+def _gradients(trained: Sequence[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in trained if parameter.grad is not None]
+
+
+def _scale_gradients(trained: Sequence[Tensor], factor: float) -> None:
+    for gradient in _gradients(trained):
+        gradient.mul_(factor)
 
 
 def _share_gradients(trained: Sequence[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What training tells meanwhile: a bar on a terminal, else a line now and then."""
+"""What training tells meanwhile: a bar on a terminal and in a notebook, else a line now and then."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from secateur._utils import bars
 
 __all__ = ["LINE_EVERY", "Bar", "Lines", "show_progress"]
 
 LINE_EVERY = 60.0
-"""Seconds between lines where there is no terminal."""
+"""Seconds between lines where no bar is seen."""
 
 
 class Lines:
-    """What training says: lines on stderr, or nothing at all unless `wanted`; `Bar` says it in a terminal."""
+    """What training says: lines on stderr, or nothing at all unless `wanted`; `Bar` draws it."""
 
     def __init__(self, wanted: bool, title: str, steps: int, done: int) -> None:
         self._wanted, self._title, self._steps, self._step = wanted, title, steps, done
@@ -56,8 +57,8 @@ class Bar(Lines):
 
 @contextlib.contextmanager
 def show_progress(wanted: bool, title: str, steps: int, done: int) -> Iterator[Lines]:
-    """What tells of training: a bar on a terminal, else lines."""
-    if not wanted or not sys.stderr.isatty():
+    """What tells of training: a bar on a terminal and in a notebook, else lines."""
+    if not wanted or not bars.are_shown():
         yield Lines(wanted and bool(title), title, steps, done)  # one step on trial has none
         return
     columns = (
@@ -67,5 +68,5 @@ def show_progress(wanted: bool, title: str, steps: int, done: int) -> Iterator[L
         TextColumn("loss {task.fields[loss]:.4g}  {task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as shown:
+    with bars.make_bar(*columns) as shown:
         yield Bar(shown, title, steps, done)

@@ -28,7 +28,7 @@ from secateur.methods import indices, timing
 from secateur.methods.predictions import tells_labels, tells_masked, tells_numbers
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
-from secateur.runs import keywords, memory_plan, sources
+from secateur.runs import keywords, memory_plan, memory_steps, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
@@ -226,14 +226,12 @@ class Language(TextBackend[Transformer]):
 
         A recipe that has adapters of its own, and no weight for the original's logits, tunes on a task without asking.
         """
-        whole = subject.units().cost()["params"]
-        limits = [limit for budget in budgets for limit in budget.limits if limit.measure == "params"]
-        share = max((limit.absolute(whole) / whole for limit in limits), default=1.0)
+        share = memory_steps.find_share(budgets, subject.units().cost()["params"])
         batch, length, training = (options.get(name) for name in ("train_batch", "train_length", "training"))
         how = Training().merge(training if isinstance(training, str) else "")
         try:
             plan = memory_plan.plan_memory(
-                partial(memory_plan.outline, subject), type(subject.model).__name__, share=min(1.0, share),
+                partial(memory_plan.outline, subject), type(subject.model).__name__, share=share,
                 batch=batch if isinstance(batch, int) else 16,
                 length=length if isinstance(length, int) else environment.length or TOKENS,
                 device=environment.device, training=keywords.add_adapters(how, options),

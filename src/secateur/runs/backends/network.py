@@ -174,16 +174,21 @@ class Network(Backend[Traced, Examples, Arguments]):
         options: Mapping[str, object],
         environment: latency.Environment,
     ) -> str:
-        """Peak memory of scoring and training the whole network on batches of this size; "" where it can't be planned.
+        """Peak memory of scoring, cutting and training the whole network on batches of this size.
 
-        Cutting is what a dry run does itself.
+        Cutting is to the largest of the budgets. "" where it can't be planned.
         """
         given = options.get("training")
         how = Training().merge(given if isinstance(given, str) else "")
         inputs = self.make_example(subject, replace(environment, device="cpu"))
+        share = memory_steps.find_share(budgets, float(sum(weight.numel() for weight in subject.model.parameters())))
         return memory_steps.describe_planned(
-            partial(memory_steps.plan_network, subject.model, inputs, how, environment.device), environment.device
-        )
+            partial(
+                memory_steps.plan_network, subject.model, inputs, how, environment.device,
+                example=subject.inputs.fresh(), share=share,
+            ),
+            environment.device,
+        )  # fmt: skip
 
     def matrices(self, subject: Traced) -> dict[str, Tensor]:
         """Name -> weights [d_out, d_in] of its linears and convolutions."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from secateur._utils import distributed
+from secateur._utils.noting import keep_notes, list_notes
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
 from secateur.recover.distillation.assistants import chain
@@ -43,6 +44,7 @@ from secateur.vocabulary import Evidence, Figure, Recovery
 __all__ = ["configured", "distill"]
 
 
+@keep_notes()
 def distill(
     student: Model,
     teachers: Model | Sequence[Model],
@@ -246,7 +248,7 @@ def distill(
         need = distributed.by_first(partial(trial.describe_memory, setup, learner, between))
         notes += [need] if need else []
         row = distributed.by_first(partial(trial.plan, setup, learner))
-        return replace(row, settings={**row.settings, "notes": notes})
+        return replace(row, settings={**row.settings, "notes": [*notes, *list_notes()]})
     settings = {
         "recipe": "distill",
         **{
@@ -345,7 +347,7 @@ def _judge(
         settings={
             **settings,
             **({"not_measured": why} if why else {}),
-            "notes": [*notes, *([] if why else measuring.loyalty_notes(setup, trained))],
+            "notes": [*notes, *list_notes(), *([] if why else measuring.loyalty_notes(setup, trained))],
             **({"assistants": [asdict(record) for record in records[:-1]]} if records[1:] else {}),
         },
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,12 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from secateur._utils import allocator, devices, distributed
+from secateur._utils import allocator, bars, devices, distributed
 from secateur._utils.disk import atomic_write
 from secateur._utils.finite import require_finite
 from secateur._utils.modes import evaluating
@@ -332,9 +329,8 @@ def visit(
             current.write(entering)
     masks = [batch.get("attention_mask") for batch in mine]
     masks = [None if mask is None or bool(mask.all()) else mask.bool() for mask in masks]
-    shown = sys.stderr.isatty() and number == 0
-    console = Console(stderr=True)
-    for index in track(range(start, len(paths)), title, console=console, disable=not shown, transient=True):
+    indices = range(start, len(paths))
+    for index in bars.show_bar(indices, title) if number == 0 else indices:
         path = paths[index]
         if index in begins and index > start:
             inside.clear()

@@ -30,7 +30,8 @@ class Encoder(Transformer):
             output.hidden = tuple(states.transpose(0, 1) for states in output.hidden)
         return output
 
-    def consumers(self) -> dict[str, Consumer]:
-        """See `Transformer.consumers`. Raises `UnsupportedError` for layers that pass states on as [S, B, d]."""
-        refuse_tokens_first(self)
-        return super().consumers()
+    def consumers(self, *, read: bool = True) -> dict[str, Consumer]:
+        """See `Transformer.consumers`. Raises `UnsupportedError` where layers pass on what is `read` as [S, B, d]."""
+        if read:
+            refuse_tokens_first(self)
+        return super().consumers(read=read)

@@ -7,7 +7,6 @@ import json
 import logging
 import pprint
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging as transformers_logging
 
+from secateur._utils import bars
 from secateur.errors import UnsupportedError
 from secateur.formats import reload, sliced
 from secateur.subjects.network.pretrained import copy_beside
@@ -83,7 +83,7 @@ _LONG = 2 * 2**30
 def quiet_progress(size: int) -> Iterator[None]:
     """Without transformers' progress bars, unless `size` bytes take a while and somebody looks."""
     shown = transformers_logging.is_progress_bar_enabled()
-    if shown and not (size > _LONG and sys.stderr.isatty()):
+    if shown and not (size > _LONG and bars.are_shown()):
         transformers_logging.disable_progress_bar()
     try:
         yield

@@ -285,8 +285,12 @@ class Transformer:
             found += [f"{path}.{block.out}" for kind, block in layout.blocks(index).items() if there(kind)]
         return found
 
-    def consumers(self) -> dict[str, Consumer]:
-        """Site name -> the linear whose input columns are the site's units."""
+    def consumers(self, *, read: bool = True) -> dict[str, Consumer]:
+        """Site name -> the linear whose input columns are the site's units.
+
+        read: whether what flows into them is looked at, which some classes don't tell apart by texts; else it is their
+        weights alone.
+        """
         result = {}
         layout, conv1d = self.layout, self.family.conv1d
         for index, (path, width) in enumerate(zip(layout.layers(), layout.widths, strict=True)):
