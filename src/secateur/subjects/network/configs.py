@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from secateur.subjects.network.operators import Arguments, Keywords
 
-__all__ = ["Change", "behind", "config_changes", "holders", "read", "write"]
+__all__ = ["Change", "behind", "config_changes", "find_differences", "holders", "read", "write"]
 
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
@@ -94,6 +94,24 @@ def config_changes(
         start = f"{path}." if path else ""
         numbers += [((start + one).rstrip("."), name, new) for one, name, new in search.left]
     return changes, numbers, lost
+
+
+def find_differences(
+    built: nn.Module, model: nn.Module
+) -> tuple[dict[str, tuple[int, ...]], dict[tuple[str, str], object]] | None:
+    """(tensor -> shape, (module, attribute) -> number) of `model` that `built` has otherwise.
+
+    None where more differs than that: the class of a module inside, or what there is.
+    """
+    (before, old), (after, new) = ((_shapes(one), _numbers(one)) for one in (built, model))
+    if before.keys() != after.keys() or old.keys() != new.keys():
+        return None
+    if any(old[path, ""] is not new[path, ""] for path, name in new if path and not name):
+        return None
+    return (
+        {name: shape for name, shape in after.items() if shape != before[name]},
+        {key: value for key, value in new.items() if key[1] and value != old[key]},
+    )
 
 
 def behind(model: nn.Module, paths: Iterable[str] | None = None) -> list[str]:

@@ -243,9 +243,9 @@ def describes(model: nn.Module) -> bool:
 
 def is_rebuilt(subject: Traced, original: str) -> bool:
     """Whether `save` writes, with a modelling file, what no config describes by itself."""
-    from secateur.subjects.transformer import traced_cuts  # which loads transformers
+    from secateur.subjects.transformer import narrowing, traced_cuts  # which load transformers
 
-    return traced_cuts.rebuild(subject, original) is not None
+    return traced_cuts.rebuild(subject, original) is not None or narrowing.list_layers(subject.model) is not None
 
 
 def save(subject: Traced, folder: Path, original: str) -> bool:
@@ -255,17 +255,18 @@ def save(subject: Traced, folder: Path, original: str) -> bool:
     result whose layers have widths of their own has its modelling file beside it (again). Of what can't be told so,
     only what lies beside the weights is written: returns whether the model is there.
     """
-    from secateur.subjects.transformer import loading, saving, traced_cuts  # which load transformers
+    from secateur.subjects.transformer import loading, narrowing, saving, traced_cuts  # which load transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     model = cast("PreTrainedModel", subject.model)
     found = traced_cuts.describe_cut(subject, original)  # before the files that it speaks of are overwritten
     if not describes(model):
         rebuilt = traced_cuts.rebuild(subject, original)
-        if rebuilt is None:
+        if rebuilt is not None:
+            rebuilt.save(folder)
+        elif not narrowing.save(model, folder):
             loading.copy_files(original, folder)
             return False
-        rebuilt.save(folder)
     else:
         if saving.needs_module(model.config):
             saving.write_module(saving.mark_config(model.config), loading.open_outline(original).family, folder)

@@ -35,7 +35,7 @@ from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import dequantising, files, low_rank, packing, saving
+from secateur.subjects.transformer import dequantising, files, low_rank, narrowing, packing, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
@@ -259,7 +259,7 @@ def outline_any(source: str | Path) -> PreTrainedModel:
     """The model that the configuration at `source` describes, of any class that transformers has, on device meta."""
     config, named = _outline(source)
     with torch.device("meta"):
-        return make_empty(named, config)
+        return make_empty(narrowing.narrowed_class(named) if narrowing.is_narrowed(config) else named, config)
 
 
 def _outline(source: str | Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
@@ -303,6 +303,8 @@ def locate(source: str | Path) -> Path:
 def load(path: str | Path) -> PreTrainedModel:
     """A saved model, plain or heterogeneous, without running code from its folder."""
     root = locate(path)
+    if narrowing.is_narrowed(checkpoints.read_json(root / "config.json")):
+        return read_any(root)
     model = _read(root, False, None, "as stored")[0]
     low_rank.restore(model, root / low_rank.FOLDER)
     return model
@@ -318,7 +320,9 @@ def read_any(source: str | Path) -> PreTrainedModel:
         _check_finite(model)
         return model
     root = locate(source)
-    if {"per_layer_config", "secateur", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys():
+    said = checkpoints.read_json(root / "config.json")
+    narrow = narrowing.is_narrowed(said)
+    if {"per_layer_config", "secateur", unpacking.KEY} & said.keys() and not narrow:
         model = _read(root, False, None, "floats")[0]
         low_rank.restore(model, root / low_rank.FOLDER)
         return model
@@ -330,6 +334,7 @@ def read_any(source: str | Path) -> PreTrainedModel:
     if kind is None:
         _refuse_part(root, config)
         kind = AutoModel
+    kind = narrowing.narrowed_class(kind) if narrow else kind
     try:
         model, report = kind.from_pretrained(root, config=config, use_safetensors=True, output_loading_info=True)
     except Exception as error:
